@@ -1,0 +1,36 @@
+"""Many language models, one place to ask: the cheapest one that is good enough, and never a byte where it must not go."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workflow_composer.hookspecs import hookimpl
+    from workflow_composer.orchestrator import ModelOrchestrator
+    from workflow_composer.strategy import StrategyConfig
+    from workflow_composer.types import LLMRequest, LLMResponse, Plan, Tier
+
+__all__ = ["LLMRequest", "LLMResponse", "ModelOrchestrator", "Plan", "StrategyConfig", "Tier", "hookimpl"]
+__version__ = "0.1.0"
+
+# Names are imported when they are first used (PEP 562), so that `import workflow_composer` costs next to nothing.
+_HOMES = {
+    "LLMRequest": "types",
+    "LLMResponse": "types",
+    "ModelOrchestrator": "orchestrator",
+    "Plan": "types",
+    "StrategyConfig": "strategy",
+    "Tier": "types",
+    "hookimpl": "hookspecs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,1 @@
+"""Plan execution: fallback, escalation, retries, circuit breakers."""

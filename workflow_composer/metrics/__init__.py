@@ -1,0 +1,1 @@
+"""One line per request, and what can be read from many of them."""

@@ -1,0 +1,1 @@
+"""One way of routing per file; each turns a request into a `Plan`."""

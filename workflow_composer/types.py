@@ -1,0 +1,352 @@
+"""The values that flow between layers.
+
+Read from top to bottom, this file follows one request: a caller makes an `LLMRequest`; a router turns it, with what
+`ResourceStatus` tells, into a `Plan`; the executor makes one `ModelCall` per attempt; a backend returns a `Completion`;
+and the caller gets an `LLMResponse` that says what happened. All are immutable.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Protocol
+
+Message = Mapping[str, Any]
+"""One chat message in OpenAI's form: ``{"role": "user", "content": "..."}``."""
+
+EMPTY: Mapping[str, Any] = MappingProxyType({})
+ANY_TASK = "*"
+
+
+def new_request_id() -> str:
+    """A fresh identifier, unique across processes."""
+    return "req-" + uuid.uuid4().hex[:24]
+
+
+# --------------------------------------------------------------------------------------------------------- the request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LLMRequest:
+    """What a caller asks. Times in seconds.
+
+    ``task_type`` selects the route in the profile. ``model`` names a role, tier or catalogue model instead and leaves the
+    router no choice. Every field that is not None reaches the model unchanged or raises `Unsupported`; ``extra`` holds
+    fields that only some servers know and is passed through as it is.
+    """
+
+    messages: tuple[Message, ...]
+    task_type: str = ANY_TASK
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: str | tuple[str, ...] | None = None
+    seed: int | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = None
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    tool_choice: str | Mapping[str, Any] | None = None
+    response_format: Mapping[str, Any] | None = None
+    extra: Mapping[str, Any] = EMPTY
+    timeout: float | None = None
+    metadata: Mapping[str, Any] = EMPTY
+    request_id: str = field(default_factory=new_request_id)
+
+    @classmethod
+    def of(cls, prompt: str | Sequence[Message], *, system: str | None = None, **fields: Any) -> LLMRequest:
+        """Make a request from a question or from a list of messages; ``system`` is put in front."""
+        messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
+        if system is not None:
+            messages = ({"role": "system", "content": system}, *messages)
+        return cls(messages=messages, **fields)
+
+    @property
+    def query_length(self) -> int:
+        """Characters of text in all messages."""
+        return sum(len(text) for message in self.messages for text in texts(message))
+
+
+def texts(message: Message) -> tuple[str, ...]:
+    """The text parts of a message, whether its content is a string or a list of parts."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return (content,)
+    if not isinstance(content, (list, tuple)):
+        return ()
+    return tuple(part["text"] for part in content if isinstance(part, Mapping) and isinstance(part.get("text"), str))
+
+
+# ------------------------------------------------------------------------------------------------------------ the plan
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One model that could answer. ``name`` is its key among the profile's backends; ``local`` where its bytes stay."""
+
+    name: str
+    local: bool
+    context_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a tier's answer is taken. ``confidence`` is None where nothing is known: unknown is not confident."""
+
+    accepted: bool
+    confidence: float | None = None
+    reason: str = ""
+
+
+class Acceptance(Protocol):
+    """Decides whether a tier's samples answer the request."""
+
+    def __call__(self, samples: Sequence[Sample]) -> Verdict: ...
+
+
+class AlwaysAccept:
+    """Take whatever comes."""
+
+    _verdict = Verdict(accepted=True, reason="always accepted")
+
+    def __call__(self, samples: Sequence[Sample]) -> Verdict:
+        """Accept; the confidence stays unknown."""
+        return self._verdict
+
+    def __repr__(self) -> str:
+        return "always"
+
+
+ALWAYS = AlwaysAccept()
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """Candidates in order of preference: the next is asked only while calls fail (fallback).
+
+    ``samples`` answers are drawn from the one that works, at ``temperature`` (None: the request's own).
+    """
+
+    candidates: tuple[Candidate, ...]
+    name: str = ""
+    samples: int = 1
+    temperature: float | None = None
+    accept: Acceptance = ALWAYS
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Tiers in order of strength: the next is asked only while the answer is not accepted (escalation).
+
+    ``reason`` tells a person why; ``left_out`` what could have served but may not or cannot, each with its reason.
+    """
+
+    tiers: tuple[Tier, ...]
+    router: str = ""
+    reason: str = ""
+    left_out: tuple[str, ...] = ()
+
+
+# ------------------------------------------------------------------------------------------------------------ the call
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds to connect, to the first token (of a stream), and in total for one call."""
+
+    connect: float = 2.0
+    first_token: float = 60.0
+    total: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """What a backend is asked to do: one request, so many samples at this temperature, in this time."""
+
+    request: LLMRequest
+    samples: int = 1
+    temperature: float | None = None
+    timeouts: Timeouts = Timeouts()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One generated token, its log-probability (nats), and the most likely alternatives, best first."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One answer. ``logprobs`` is None where the backend returned none."""
+
+    text: str
+    finish_reason: str | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one call, or of several added up; prompt tokens count once per call, whatever the number of samples."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens
+        )
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a backend returns: ``samples`` answers by ``model`` (the name the server gives)."""
+
+    samples: tuple[Sample, ...]
+    usage: Usage
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a streamed answer. The last one of a stream may carry only ``usage``."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    usage: Usage | None = None
+    model: str | None = None
+
+    @property
+    def carries_content(self) -> bool:
+        """Whether a client would notice it."""
+        return bool(self.text or self.tool_calls or self.finish_reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """One vector per input text, in order."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    model: str
+    usage: Usage = Usage()
+    candidate: str = ""
+    cost: float = 0.0
+
+
+# ---------------------------------------------------------------------------------------------------------- the answer
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One call that was made: which candidate, in which tier, how it ended and what it cost (dollars)."""
+
+    tier: int
+    candidate: int
+    name: str
+    local: bool
+    latency_ms: float
+    usage: Usage = Usage()
+    cost: float = 0.0
+    error: str | None = None
+    error_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingDecision:
+    """What was decided and what ran. ``fallback_depth`` counts candidates that failed within the deciding tier;
+    ``tier`` counts escalations: 0 is the first."""
+
+    strategy: str
+    router: str
+    candidate: str
+    model: str
+    local: bool
+    tier: int
+    fallback_depth: int
+    task_type: str
+    reason: str
+
+    @property
+    def escalated(self) -> bool:
+        """Whether an earlier tier's answer was not accepted."""
+        return self.tier > 0
+
+
+@dataclass(frozen=True, slots=True)
+class LLMResponse:
+    """The answer, and everything that led to it. ``cost`` (dollars) includes failed attempts and rejected tiers.
+
+    ``confidence`` is None where it is unknown. ``accepted`` is False where the last tier's answer was taken although its
+    rule did not accept it.
+    """
+
+    text: str
+    decision: RoutingDecision
+    samples: tuple[Sample, ...]
+    usage: Usage
+    cost: float
+    attempts: tuple[Attempt, ...]
+    request_id: str
+    latency_ms: float
+    overhead_ms: float
+    confidence: float | None = None
+    accepted: bool = True
+
+    @property
+    def model(self) -> str:
+        """The model that gave the answer."""
+        return self.decision.model
+
+    @property
+    def tool_calls(self) -> tuple[Mapping[str, Any], ...]:
+        """Tool calls of the answer, in OpenAI's form."""
+        return self.samples[0].tool_calls if self.samples else ()
+
+
+# ------------------------------------------------------------------------------------------------------- the resources
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointStatus:
+    """What a probe of one local server found. ``detail`` explains in words, also where all is well."""
+
+    name: str
+    url: str
+    healthy: bool
+    models: tuple[str, ...] = ()
+    latency_ms: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceStatus:
+    """What is there to work with. ``probed_at`` is None where no probe has been made yet and endpoints are unknown."""
+
+    endpoints: Mapping[str, EndpointStatus] = EMPTY
+    cloud_apis: Mapping[str, bool] = EMPTY
+    slurm_available: bool = False
+    embedded_available: bool = False
+    probed_at: float | None = None
+
+    @property
+    def vllm_endpoints(self) -> Mapping[str, bool]:
+        """Endpoint name -> healthy."""
+        return {name: status.healthy for name, status in self.endpoints.items()}
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since the probe."""
+        return None if self.probed_at is None else time.time() - self.probed_at
