@@ -111,9 +111,7 @@ class ModelError(WorkflowComposerError):
     retryable: ClassVar[bool] = False
     fallback: ClassVar[bool] = True
 
-    def __init__(
-        self, message: str, *, hint: str = "", status: int | None = None, retry_after: float | None = None
-    ) -> None:
+    def __init__(self, message: str, *, hint: str = "", status: int | None = None, retry_after: float | None = None) -> None:
         super().__init__(message, hint=hint)
         self.status = status
         self.retry_after = retry_after

@@ -104,7 +104,9 @@ class Verdict:
 class Acceptance(Protocol):
     """Decides whether a tier's samples answer the request."""
 
-    def __call__(self, samples: Sequence[Sample]) -> Verdict: ...
+    def __call__(self, samples: Sequence[Sample]) -> Verdict:
+        """Judge the samples of one tier, best known first."""
+        ...
 
 
 class AlwaysAccept:
@@ -199,9 +201,7 @@ class Usage:
     completion_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens
-        )
+        return Usage(self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens)
 
     @property
     def total_tokens(self) -> int:
@@ -267,7 +267,8 @@ class Attempt:
 @dataclass(frozen=True, slots=True)
 class RoutingDecision:
     """What was decided and what ran. ``fallback_depth`` counts candidates that failed within the deciding tier;
-    ``tier`` counts escalations: 0 is the first."""
+    ``tier`` counts escalations: 0 is the first.
+    """
 
     strategy: str
     router: str

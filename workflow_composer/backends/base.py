@@ -6,7 +6,7 @@ errors to the tree in `workflow_composer.errors`, and honours every field of a r
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -41,8 +41,10 @@ class Backend(Protocol):
         """Return ``call.samples`` answers."""
         ...
 
-    def stream(self, call: ModelCall) -> AsyncIterator[Chunk]:
-        """Yield one answer piece by piece; an async generator, so that closing it stops the work."""
+    def stream(self, call: ModelCall) -> AsyncGenerator[Chunk, None]:
+        """Yield one answer piece by piece. Closing the generator stops the work.
+
+        The last piece but one names a ``finish_reason``; ``usage`` comes with it or after it, where it is known."""
         ...
 
     async def embed(self, texts: Sequence[str], *, timeout: float) -> Embeddings:

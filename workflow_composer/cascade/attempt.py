@@ -1,0 +1,177 @@
+"""Attempts: the record of what was tried for a request, one metered call, and the way through a tier's candidates."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol, Self
+
+from workflow_composer.cascade.endpoint import Endpoint
+from workflow_composer.cascade.retry import Deadline, RetryPolicy
+from workflow_composer.errors import AllCandidatesFailed, CircuitOpen, ContextOverflow, ModelError
+from workflow_composer.types import Attempt, Candidate, LLMRequest, Plan, Tier, Usage, Verdict
+
+
+class Observer(Protocol):
+    """Told when a request takes another way than planned. Must be quick and must not raise."""
+
+    def on_fallback(self, request: LLMRequest, failed: Attempt, candidate: Candidate) -> None:
+        """``failed`` was the last attempt at the candidate given up; ``candidate`` is next."""
+
+    def on_escalation(self, request: LLMRequest, plan: Plan, tier: int, verdict: Verdict) -> None:
+        """Tier ``tier`` is not accepted and the next one is asked."""
+
+
+@dataclass(slots=True, eq=False)
+class Trace:
+    """What happened to one request so far. The caller keeps it, so that it is there also when the run fails.
+
+    ``waited`` counts the seconds spent in models and in pauses between calls: all that is not the orchestrator's own work.
+    """
+
+    deadline: Deadline
+    attempts: list[Attempt] = field(default_factory=list)
+    waited: float = 0.0
+
+    @property
+    def cost(self) -> float:
+        """Dollars for all attempts, failed and rejected ones included."""
+        return sum(attempt.cost for attempt in self.attempts)
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of all attempts."""
+        return sum((attempt.usage for attempt in self.attempts), Usage())
+
+
+class MeteredCall:
+    """One call to one endpoint: admitted by its breaker, timed, priced, and recorded in the trace however it ends."""
+
+    __slots__ = ("_endpoint", "_gpu", "_probe", "_started", "_walk", "usage")
+
+    def __init__(self, endpoint: Endpoint, walk: Walk) -> None:
+        self._endpoint = endpoint
+        self._walk = walk
+        self.usage = Usage()
+
+    def __enter__(self) -> Self:
+        self._started = time.perf_counter()
+        try:
+            self._probe = self._endpoint.breaker.admit()
+        except CircuitOpen as error:
+            self._record(0.0, 0.0, error)
+            raise
+        self._gpu = self._endpoint.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        gpu_seconds = self._endpoint.stop(self._gpu)
+        seconds = time.perf_counter() - self._started
+        self._walk.trace.waited += seconds
+        breaker = self._endpoint.breaker
+        if error is None:
+            breaker.succeed()
+        elif isinstance(error, ModelError):
+            breaker.fail(error, probe=self._probe)
+        else:
+            breaker.release(probe=self._probe)
+        self._record(seconds, gpu_seconds, error)
+
+    def _record(self, seconds: float, gpu_seconds: float, error: BaseException | None) -> None:
+        walk, candidate = self._walk, self._endpoint.candidate
+        walk.trace.attempts.append(
+            Attempt(
+                walk.tier_index,
+                walk.position,
+                candidate.name,
+                candidate.local,
+                seconds * 1000.0,
+                self.usage,
+                self._endpoint.cost(self.usage, gpu_seconds),
+                None if error is None else str(error) or "cancelled",
+                None if error is None else type(error).__name__,
+            )
+        )
+
+
+class Walk:
+    """The way through one tier's candidates.
+
+    `next` gives the candidate to call; after a failed call `failed` decides what `next` will give: the same one again
+    (after a pause), the one behind it, or nothing.
+    """
+
+    def __init__(
+        self,
+        tier_index: int,
+        tier: Tier,
+        request: LLMRequest,
+        trace: Trace,
+        *,
+        retry: RetryPolicy,
+        patience: float,
+        observer: Observer | None = None,
+    ) -> None:
+        self.tier_index = tier_index
+        self.request = request
+        self.trace = trace
+        self.position = 0
+        self._candidates = tier.candidates
+        self._retry = retry
+        self._patience = patience
+        self._observer = observer
+        self._tried = 0
+        self._too_short = -1
+        self._first_attempt = len(trace.attempts)
+
+    def next(self) -> Candidate | None:
+        """The candidate to call now; None when there is no other or no time."""
+        if self.position >= len(self._candidates) or self.trace.deadline.over:
+            return None
+        self._tried += 1
+        return self._candidates[self.position]
+
+    async def failed(self, error: ModelError) -> None:
+        """Take note that the call failed; returns when the next may be made. Raises ``error`` where none may be."""
+        if not error.fallback:
+            raise error
+        if isinstance(error, ContextOverflow):
+            self._too_short = max(self._too_short, self._candidates[self.position].context_length or 0)
+        following = self._following()
+        pause = self._retry.pause(
+            error,
+            self._tried,
+            others_left=following < len(self._candidates),
+            time_left=min(self.trace.deadline.left, self._patience),
+        )
+        if pause is not None:
+            await self._wait(pause)
+            return
+        self.position, self._tried = following, 0
+        if self._observer is not None and following < len(self._candidates) and not self.trace.deadline.over:
+            self._observer.on_fallback(self.request, self.trace.attempts[-1], self._candidates[following])
+
+    def _following(self) -> int:
+        """The next position whose model is not known to be too short for the prompt."""
+        for position in range(self.position + 1, len(self._candidates)):
+            length = self._candidates[position].context_length
+            if length is None or length > self._too_short:
+                return position
+        return len(self._candidates)
+
+    async def _wait(self, seconds: float) -> None:
+        started = time.perf_counter()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self.trace.waited += time.perf_counter() - started
+
+    def exhausted(self) -> AllCandidatesFailed:
+        """The error for a tier in which nothing could answer."""
+        attempts = self.trace.attempts[self._first_attempt :]
+        plural = "" if len(attempts) == 1 else "s"
+        return AllCandidatesFailed(f"no model could answer after {len(attempts)} attempt{plural}", attempts=attempts)
