@@ -1,0 +1,101 @@
+"""What a call costs, in dollars: by tokens where a provider bills tokens, by GPU time where the GPU is one's own.
+
+A GPU that serves many calls at once is paid once. `GpuMeter` therefore shares each second among the calls in flight in
+that second (processor sharing), so that what the calls are charged adds up to the time the GPU was busy, whatever their
+interleaving.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from workflow_composer.types import Usage
+
+if TYPE_CHECKING:
+    from workflow_composer.strategy import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Dollars per million prompt tokens, per million completion tokens, and per hour of the GPU that serves the model.
+
+    >>> price = Price(input_per_million=0.15, output_per_million=0.60)
+    >>> round(price.cost_of_tokens(Usage(prompt_tokens=2_000, completion_tokens=500)), 6)
+    0.0006
+    """
+
+    input_per_million: float = 0.0
+    output_per_million: float = 0.0
+    gpu_hour: float = 0.0
+
+    @classmethod
+    def of(cls, spec: ModelSpec, *, default: float | None = None) -> Price:
+        """The price in a profile's entry; ``default`` (dollars per million tokens, in and out alike) where it has none."""
+        own = (spec.input_price, spec.output_price, spec.gpu_hour_price)
+        if default is not None and all(part is None for part in own):
+            return cls(default, default)
+        return cls(*(part or 0.0 for part in own))
+
+    def cost_of_tokens(self, usage: Usage) -> float:
+        """Dollars for these tokens."""
+        return (usage.prompt_tokens * self.input_per_million + usage.completion_tokens * self.output_per_million) / 1e6
+
+    def cost_of_gpu(self, seconds: float) -> float:
+        """Dollars for so many seconds of the whole GPU, as `GpuMeter.stop` returns them."""
+        return seconds * self.gpu_hour / 3600.0
+
+
+class GpuMeter:
+    """Shares the busy time of one endpoint among the calls in flight; O(1) per call, thread-safe.
+
+    A virtual clock advances by ``dt / in_flight``; a call's share is how far that clock moved while the call ran. Over
+    any set of calls that have all ended, the shares add up to the seconds in which at least one was in flight.
+
+    >>> seconds = iter([0.0, 2.0, 6.0, 7.0])
+    >>> meter = GpuMeter(clock=lambda: next(seconds))
+    >>> first = meter.start()                    # alone from 0 to 2
+    >>> second = meter.start()                   # both from 2 to 6
+    >>> meter.stop(first), meter.stop(second)    # alone again from 6 to 7
+    (4.0, 3.0)
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._in_flight = 0
+        self._virtual = 0.0
+        self._now = 0.0
+
+    @property
+    def in_flight(self) -> int:
+        """Calls started and not yet stopped."""
+        return self._in_flight
+
+    def start(self) -> float:
+        """Begin a call; the token belongs in `stop`, which must follow exactly once, also where the call fails."""
+        with self._lock:
+            self._advance()
+            self._in_flight += 1
+            return self._virtual
+
+    def stop(self, token: float) -> float:
+        """End the call; return its share of the endpoint's busy time, in seconds. Raises ValueError if none runs."""
+        with self._lock:
+            if not self._in_flight:
+                raise ValueError("stop() without start(): no call is in flight")
+            self._advance()
+            self._in_flight -= 1
+            return self._virtual - token
+
+    def _advance(self) -> None:
+        now = self._clock()
+        if self._in_flight:
+            self._virtual += (now - self._now) / self._in_flight
+        else:
+            # No token is out, so the clock may start anew: it stays small and its differences exact.
+            self._virtual = 0.0
+        self._now = now
