@@ -85,11 +85,16 @@ def texts(message: Message) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One model that could answer. ``name`` is its key among the profile's backends; ``local`` where its bytes stay."""
+    """One model that could answer.
+
+    ``name`` is its key among the profile's models; ``local`` says whether its bytes stay on the profile's own machines;
+    ``endpoint`` names the role of the server behind it, where there is one.
+    """
 
     name: str
     local: bool
     context_length: int | None = None
+    endpoint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

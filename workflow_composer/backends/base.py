@@ -44,7 +44,8 @@ class Backend(Protocol):
     def stream(self, call: ModelCall) -> AsyncGenerator[Chunk, None]:
         """Yield one answer piece by piece. Closing the generator stops the work.
 
-        The last piece but one names a ``finish_reason``; ``usage`` comes with it or after it, where it is known."""
+        The last piece but one names a ``finish_reason``; ``usage`` comes with it or after it, where it is known.
+        """
         ...
 
     async def embed(self, texts: Sequence[str], *, timeout: float) -> Embeddings:

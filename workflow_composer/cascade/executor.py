@@ -18,6 +18,7 @@ from workflow_composer.errors import (
     AllCandidatesFailed,
     CallTimeout,
     DeadlineExceeded,
+    LocalModelUnavailable,
     ModelError,
     ServerFailed,
     WorkflowComposerError,
@@ -49,7 +50,10 @@ class Outcome:
 
 
 class PlanExecutor:
-    """Runs plans against the endpoints of one snapshot. Streams are run by `workflow_composer.cascade.streaming`."""
+    """Runs plans against the endpoints of one snapshot. Streams are run by `workflow_composer.cascade.streaming`.
+
+    ``local_only`` says that the profile forbids the cloud; it makes the last error say that nothing was sent elsewhere.
+    """
 
     def __init__(
         self,
@@ -58,11 +62,13 @@ class PlanExecutor:
         retry: RetryPolicy | None = None,
         timeouts: Timeouts | None = None,
         observer: Observer | None = None,
+        local_only: bool = False,
     ) -> None:
         self.endpoints = endpoints
         self.timeouts = timeouts or Timeouts()
         self.observer = observer
         self._retry = retry or RetryPolicy()
+        self._local_only = local_only
 
     async def run(self, plan: Plan, request: LLMRequest, trace: Trace) -> Outcome:
         """Run ``plan`` to an answer.
@@ -170,7 +176,10 @@ class PlanExecutor:
         """The error for the whole request, with all its attempts."""
         if trace.deadline.over:
             return DeadlineExceeded("the request's time is over", attempts=trace.attempts, hint="allow it more time")
-        return AllCandidatesFailed(error.message, attempts=trace.attempts, hint=error.hint)
+        if self._local_only:
+            hint = "the profile forbids the cloud, so nothing was sent elsewhere; see which servers are up: status"
+            return LocalModelUnavailable(error.message, attempts=trace.attempts, hint=hint)
+        return AllCandidatesFailed(error.message, attempts=trace.attempts, hint="see which servers are up: status")
 
 
 def within(call: ModelCall, limit: float) -> ModelCall:

@@ -1,0 +1,70 @@
+"""The package's own routers and backends, registered through the same hooks as everyone else's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from workflow_composer.hookspecs import RegisterBackend, RouterFactory, hookimpl
+from workflow_composer.plugins import BUILTIN, PluginHost
+
+ROUTERS = {
+    "t4_model": "workflow_composer.routers.t4_model:T4ModelRouter",
+    "provider": "workflow_composer.routers.provider:ProviderRouter",
+    "cascading_provider": "workflow_composer.routers.cascading_provider:CascadingProviderRouter",
+}
+BACKENDS = {
+    "vllm": "workflow_composer.backends.openai_compatible:OpenAICompatibleBackend",
+    "openai": "workflow_composer.backends.openai_compatible:OpenAICompatibleBackend",
+    "embedded": "workflow_composer.backends.embedded:EmbeddedBackend",
+    "replay": "workflow_composer.backends.replay:ReplayBackend",
+    "fake": "workflow_composer.backends.fake:FakeBackend.of_spec",
+}
+
+
+class _Lazy:
+    """A factory that imports what it makes when it is first used."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+
+    def _load(self) -> Any:
+        module, _, path = self._place.partition(":")
+        found: Any = import_module(module)
+        for name in path.split("."):
+            found = getattr(found, name)
+        return found
+
+    def __call__(self, *args: Any) -> Any:
+        return self._load()(*args)
+
+    @property
+    def Settings(self) -> Any:  # noqa: N802  # the name it has on routers
+        """The router's settings model."""
+        return self._load().Settings
+
+
+class BuiltinPlugin:
+    """What the package itself provides."""
+
+    @hookimpl
+    def register_routers(self, register: Callable[[str, RouterFactory], None]) -> None:
+        """Register the routers of `workflow_composer.routers`."""
+        for name, place in ROUTERS.items():
+            register(name, _Lazy(place))
+
+    @hookimpl
+    def register_backends(self, register: RegisterBackend) -> None:
+        """Register the backends of `workflow_composer.backends`."""
+        for name, place in BACKENDS.items():
+            register(name, _Lazy(place))
+
+
+def plugin_host(*, discover: bool = True, on_broken: Callable[[str, str], None] | None = None) -> PluginHost:
+    """A host with the package's own parts and, unless told otherwise, every installed plugin."""
+    host = PluginHost(on_broken=on_broken)
+    host.add(BuiltinPlugin(), name=BUILTIN)
+    if discover:
+        host.discover()
+    return host

@@ -1,0 +1,114 @@
+"""What is written down about a request: its metric, its decision log where debugging is on, and word to the plugins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from workflow_composer.cascade.attempt import Trace
+from workflow_composer.metrics.record import RoutingMetric
+from workflow_composer.plugins import PluginHost
+from workflow_composer.strategy import StrategyConfig
+from workflow_composer.types import Attempt, Candidate, LLMRequest, LLMResponse, Plan, Verdict, texts
+
+DEBUG_VARIABLE = "BIOPIPELINES_DEBUG_ROUTING"
+
+
+def debug_wanted(environ: Mapping[str, str]) -> bool:
+    """Whether the environment asks for full decision logs."""
+    return environ.get(DEBUG_VARIABLE, "").strip().lower() in {"1", "true", "yes", "on"}
+
+
+class Narrator:
+    """Writes to the log (standard error). Decisions only where debugging is on: they may quote prompts."""
+
+    def broken_plugin(self, plugin: str, reason: str) -> None:
+        """A hook of a plugin failed; the request went on."""
+        _log().warning("plugin failed", plugin=plugin, reason=reason)
+
+    def decision(self, metric: RoutingMetric, plan: Plan | None, attempts: list[Attempt]) -> None:
+        """The whole decision about one request."""
+        _log().info(
+            "routed",
+            request_id=metric.request_id,
+            strategy=metric.strategy,
+            task=metric.task_type,
+            plan=None if plan is None else describe(plan),
+            reason=None if plan is None else plan.reason,
+            left_out=[] if plan is None else list(plan.left_out),
+            attempts=[f"{a.name}: {a.error_type or 'ok'} in {a.latency_ms:.0f} ms" for a in attempts],
+            success=metric.success,
+            cost=metric.cost,
+            overhead_ms=metric.overhead_ms,
+        )
+
+
+class PluginObserver:
+    """Passes the executor's events on to the plugins that have a hook for them."""
+
+    def __init__(self, plugins: PluginHost) -> None:
+        self._plugins = plugins
+
+    def on_fallback(self, request: LLMRequest, failed: Attempt, candidate: Candidate) -> None:
+        """Another candidate is asked."""
+        self._plugins.notify("on_fallback", request=request, failed=failed, candidate=candidate)
+
+    def on_escalation(self, request: LLMRequest, plan: Plan, tier: int, verdict: Verdict) -> None:
+        """The next tier is asked."""
+        self._plugins.notify("on_escalation", request=request, plan=plan, tier=tier, verdict=verdict)
+
+
+def describe(plan: Plan) -> str:
+    """A plan on one line: tiers joined by ``=>`` (escalation), candidates by ``->`` (fallback)."""
+    return " => ".join(
+        " -> ".join(candidate.name for candidate in tier.candidates) + (f" x{tier.samples}" if tier.samples > 1 else "")
+        for tier in plan.tiers
+    )
+
+
+def metric_of(
+    config: StrategyConfig,
+    request: LLMRequest,
+    trace: Trace,
+    seconds: float,
+    *,
+    plan: Plan | None,
+    response: LLMResponse | None,
+    error: BaseException | None,
+    debug: bool,
+    model: str = "",
+) -> RoutingMetric:
+    """The line about one request, answered or not; with the prompt's text only where debugging is on."""
+    usage = trace.usage
+    last = trace.attempts[-1] if trace.attempts else None
+    decision = response.decision if response else None
+    return RoutingMetric(
+        timestamp=datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds"),
+        request_id=request.request_id,
+        strategy=config.profile_name,
+        router=plan.router if plan else "",
+        task_type=request.task_type,
+        query_length=request.query_length,
+        model_used=decision.model if decision else model,
+        candidate=decision.candidate if decision else (last.name if last else ""),
+        tier=decision.tier if decision else (last.tier if last else 0),
+        fallback_depth=decision.fallback_depth if decision else (last.candidate if last else 0),
+        escalated=decision.escalated if decision else bool(last and last.tier),
+        latency_ms=seconds * 1000.0,
+        overhead_ms=max(0.0, seconds - trace.waited) * 1000.0,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cost=trace.cost,
+        success=error is None,
+        error=None if error is None else type(error).__name__,
+        attempts=len(trace.attempts),
+        prompt="\n".join(text for message in request.messages for text in texts(message)) if debug else None,
+    )
+
+
+def _log() -> Any:
+    import structlog
+
+    return structlog.get_logger("workflow_composer")

@@ -1,0 +1,392 @@
+"""ModelOrchestrator: one place to send every request to. Start reading here.
+
+It composes the parts and decides nothing itself. A request flows like this::
+
+    active  = self._active               one read of one immutable snapshot (profile, routers, endpoints)
+    plan    = active.plan(request)       the first router that has a plan
+    outcome = active.executor.run(plan)  fallback, escalation, retries, deadlines
+    metric  = one line                   what was decided, what ran, what it cost; then the plugins hear of it
+
+Switching the strategy builds a complete new snapshot, publishes it by one assignment, and retires the old one, which closes
+when its last request ends. No request sees half of each.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from workflow_composer.builtin import plugin_host
+from workflow_composer.cascade.attempt import Trace
+from workflow_composer.cascade.executor import Outcome
+from workflow_composer.cascade.retry import Deadline
+from workflow_composer.cascade.streaming import StreamRun
+from workflow_composer.detection import STRATEGY_VARIABLE, detect_strategy
+from workflow_composer.errors import WorkflowComposerError
+from workflow_composer.metrics.sink import MetricsSink, default_sink
+from workflow_composer.observation import Narrator, PluginObserver, debug_wanted, metric_of
+from workflow_composer.plugins import PluginHost
+from workflow_composer.resources import ResourceDetector, unprobed
+from workflow_composer.responses import ResponseStream, SyncResponseStream
+from workflow_composer.runner import LoopThread
+from workflow_composer.snapshot import Snapshot, build
+from workflow_composer.strategy import StrategyConfig
+from workflow_composer.types import (
+    Chunk,
+    Embeddings,
+    LLMRequest,
+    LLMResponse,
+    Message,
+    Plan,
+    ResourceStatus,
+    RoutingDecision,
+)
+
+Prompt = str | Sequence[Message] | LLMRequest
+
+
+@dataclass(frozen=True, slots=True)
+class OrchestratorStatus:
+    """What is active and what is reachable. ``chosen_by`` is "argument", "environment", "detection" or "switch"."""
+
+    strategy: str
+    source: str
+    chosen_by: str
+    allow_cloud: bool
+    debug: bool
+    resources: ResourceStatus
+    routers: tuple[str, ...]
+    models: tuple[str, ...]
+    broken_plugins: tuple[str, ...]
+
+
+class ModelOrchestrator:
+    """Sends each request to the cheapest model that is good enough, under the active strategy.
+
+    Args:
+        strategy: a profile's name, path or `StrategyConfig`. None: the environment's ``BIOPIPELINES_STRATEGY``, else
+            detection (healthy local servers, cloud keys, the embedded engine), which may take two seconds.
+        plugins: a `PluginHost`; None: the package's own parts and every installed plugin.
+        metrics: where the line about each request goes; None: ``logs/routing_metrics.jsonl``.
+        environ: environment variables; None: the process's own.
+
+    Raises `ConfigError` where the profile is wrong, `NoStrategy` where none is named and none can be detected.
+
+    The methods whose names begin with ``a`` are the implementation; the others run them on a thread of the orchestrator's
+    own. Both kinds may be used from any thread or event loop. Close it, or use it as a context manager.
+
+    >>> with ModelOrchestrator("development") as orchestrator:  # doctest: +SKIP
+    ...     orchestrator.generate("What is 12 + 7?").text
+    '12 + 7 = 19. #### 19'
+    """
+
+    def __init__(
+        self,
+        strategy: str | Path | StrategyConfig | None = None,
+        *,
+        plugins: PluginHost | None = None,
+        metrics: MetricsSink | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self._environ = os.environ if environ is None else environ
+        self._narrator = Narrator()
+        self._debug = debug_wanted(self._environ)
+        self._metrics = metrics if metrics is not None else default_sink(self._environ)
+        self._thread = LoopThread()
+        self._publishing = threading.Lock()
+        self.plugins = plugins or plugin_host(on_broken=self._narrator.broken_plugin)
+        config, self._chosen_by = self._choose(strategy)
+        self._active = self._build(config)
+
+    @property
+    def strategy(self) -> str:
+        """The active profile's name."""
+        return self._active.config.profile_name
+
+    @property
+    def config(self) -> StrategyConfig:
+        """The active profile."""
+        return self._active.config
+
+    # ----------------------------------------------------------------------------------------------------- requests
+
+    async def agenerate(self, prompt: Prompt, **fields: Any) -> LLMResponse:
+        """Answer a question, a list of messages or an `LLMRequest`; ``fields`` are those of `LLMRequest`, and ``system``.
+
+        Raises `RoutingError` where no router has a plan, `AllCandidatesFailed` (with every attempt) where no model
+        answered, and a `ModelError` that no other model could mend as it is.
+        """
+        active = self._acquire()
+        try:
+            return await self._answer(active, self._request(active, prompt, fields))
+        finally:
+            await active.release()
+
+    async def _answer(self, active: Snapshot, request: LLMRequest, plan: Plan | None = None) -> LLMResponse:
+        """Run one request to its answer, and write it down however it ends. Routers call it with a plan of their own."""
+        started = time.perf_counter()
+        trace = Trace(Deadline(request.timeout))
+        try:
+            plan = plan or active.plan(request)
+            outcome = await active.executor.run(plan, request, trace)
+        except BaseException as error:
+            self._note(active, request, trace, started, plan=plan, error=error)
+            raise
+        return self._finish(active, request, plan, outcome, trace, started)
+
+    def astream(self, prompt: Prompt, **fields: Any) -> ResponseStream:
+        """Stream an answer: ``async for chunk in (stream := orchestrator.astream(...)): ...``.
+
+        ``stream.response`` is the `LLMResponse` once the last chunk has come. Leave early by ``await stream.aclose()`` or
+        with ``async with``; that stops the work at the server. Raises what `agenerate` raises, until the first chunk; after
+        it `StreamInterrupted`.
+        """
+        return ResponseStream(lambda stream: self._chunks(stream, prompt, fields))
+
+    async def _chunks(
+        self, stream: ResponseStream, prompt: Prompt, fields: Mapping[str, Any]
+    ) -> AsyncGenerator[Chunk, None]:
+        active = self._acquire()
+        try:
+            request = self._request(active, prompt, fields)
+            started = time.perf_counter()
+            trace = Trace(Deadline(request.timeout))
+            plan: Plan | None = None
+            try:
+                plan = active.plan(request)
+                run = StreamRun(active.executor, plan, request, trace)
+                async with aclosing(run.chunks()) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+                assert run.outcome is not None  # a stream that ends without an error has one
+            except BaseException as error:
+                self._note(active, request, trace, started, plan=plan, error=error)
+                raise
+            stream.response = self._finish(active, request, plan, run.outcome, trace, started)
+        finally:
+            await active.release()
+
+    async def aembed(
+        self, texts: Sequence[str], *, model: str | None = None, task_type: str = "embeddings", timeout: float | None = None
+    ) -> Embeddings:
+        """One vector per text, from the first model that the plan names and from no other: vectors of two models cannot
+        be compared, so there is no fallback. Raises as `agenerate`.
+        """
+        active = self._acquire()
+        try:
+            request = self._request(active, "\n".join(texts), {"model": model, "task_type": task_type, "timeout": timeout})
+            started = time.perf_counter()
+            trace = Trace(Deadline(request.timeout))
+            plan: Plan | None = None
+            try:
+                plan = active.plan(request)
+                found = await active.executor.embed(plan.tiers[0].candidates[0], texts, request, trace)
+            except BaseException as error:
+                self._note(active, request, trace, started, plan=plan, error=error)
+                raise
+            self._note(active, request, trace, started, plan=plan, model=found.model)
+            return found
+        finally:
+            await active.release()
+
+    def plan(self, prompt: Prompt, **fields: Any) -> Plan:
+        """The plan that a request would follow; nothing is sent."""
+        active = self._active
+        return active.plan(self._request(active, prompt, fields))
+
+    # ----------------------------------------------------------------------------------------------------- strategies
+
+    async def aswitch_strategy(self, strategy: str | Path | StrategyConfig) -> None:
+        """Make another profile the active one. Raises `ConfigError` where it is wrong; the old one then goes on serving.
+
+        Requests under way end under the old profile; its connections close with the last of them.
+        """
+        new = self._build(self._load(strategy))
+        with self._publishing:
+            old, self._active, self._chosen_by = self._active, new, "switch"
+        await old.retire()
+        self.plugins.notify("on_strategy_switch", old=old.config.to_dict(), new=new.config.to_dict())
+
+    async def astatus(self, *, probe: bool = True) -> OrchestratorStatus:
+        """What is active, and (with ``probe``, in about two seconds at the most) what is reachable; never raises for that.
+
+        Routers see the outcome of the probe from then on.
+        """
+        active = self._acquire()
+        try:
+            if probe:
+                detector = ResourceDetector(active.config, environ=self._environ, egress=active.egress)
+                active.resources = await detector.detect()
+            return OrchestratorStatus(
+                strategy=active.config.profile_name,
+                source=str(active.config.source or ""),
+                chosen_by=self._chosen_by,
+                allow_cloud=active.config.allow_cloud,
+                debug=self._debug or active.config.debug_routing,
+                resources=active.resources,
+                routers=tuple(spec.name for spec in active.config.routers),
+                models=tuple(active.endpoints),
+                broken_plugins=tuple(f"{info.name}: {info.detail}" for info in self.plugins.broken),
+            )
+        finally:
+            await active.release()
+
+    async def aclose(self) -> None:
+        """Close every backend once its last request has ended, and the metrics."""
+        await self._active.retire()
+        self._metrics.close()
+
+    # ---------------------------------------------------------------------------------------- the synchronous facade
+
+    def generate(self, prompt: Prompt, **fields: Any) -> LLMResponse:
+        """`agenerate`, for callers without an event loop."""
+        return self._thread.run(self.agenerate(prompt, **fields))
+
+    def stream(self, prompt: Prompt, **fields: Any) -> SyncResponseStream:
+        """`astream`, for callers without an event loop: ``for chunk in (stream := orchestrator.stream(...)): ...``."""
+        return SyncResponseStream(self._thread, self.astream(prompt, **fields))
+
+    def embed(self, texts: Sequence[str], **fields: Any) -> Embeddings:
+        """`aembed`, for callers without an event loop."""
+        return self._thread.run(self.aembed(texts, **fields))
+
+    def switch_strategy(self, strategy: str | Path | StrategyConfig) -> None:
+        """`aswitch_strategy`, for callers without an event loop."""
+        self._thread.run(self.aswitch_strategy(strategy))
+
+    def status(self, *, probe: bool = True) -> OrchestratorStatus:
+        """`astatus`, for callers without an event loop."""
+        return self._thread.run(self.astatus(probe=probe))
+
+    def close(self) -> None:
+        """`aclose`, for callers without an event loop; ends the orchestrator's thread too."""
+        self._thread.run(self.aclose())
+        self._thread.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+        self._thread.stop()
+
+    # --------------------------------------------------------------------------------------------------------- parts
+
+    def _acquire(self) -> Snapshot:
+        """The active snapshot, counted as used. A second read is needed only if it closed between the two steps."""
+        while not (active := self._active).acquire():
+            if active is self._active:
+                raise WorkflowComposerError("the orchestrator is closed")
+        return active
+
+    def _request(self, active: Snapshot, prompt: Prompt, fields: Mapping[str, Any]) -> LLMRequest:
+        if isinstance(prompt, LLMRequest):
+            request = replace(prompt, **fields) if fields else prompt
+        else:
+            request = LLMRequest.of(prompt, **fields)
+        if self.plugins.implements("before_route"):
+            request = self.plugins.before_route(request, active.config.profile_name)
+        return request
+
+    def _choose(self, strategy: str | Path | StrategyConfig | None) -> tuple[StrategyConfig, str]:
+        if strategy is not None:
+            return self._load(strategy), "argument"
+        if named := self._environ.get(STRATEGY_VARIABLE, "").strip():
+            return self._load(named), "environment"
+        try:
+            return self._load(self._thread.run(detect_strategy(self._environ))), "detection"
+        except BaseException:
+            self._thread.stop()
+            raise
+
+    def _load(self, strategy: str | Path | StrategyConfig) -> StrategyConfig:
+        if isinstance(strategy, StrategyConfig):
+            return strategy
+        return StrategyConfig.load(strategy, environ=self._environ)
+
+    def _build(self, config: StrategyConfig) -> Snapshot:
+        return build(
+            config,
+            self.plugins.registry,
+            self._environ,
+            execute=lambda active, plan, request: self._answer(active, request, plan),
+            resources=unprobed(config, self._environ),
+            observer=PluginObserver(self.plugins),
+        )
+
+    def _finish(
+        self, active: Snapshot, request: LLMRequest, plan: Plan, outcome: Outcome, trace: Trace, started: float
+    ) -> LLMResponse:
+        seconds = time.perf_counter() - started
+        candidate = outcome.candidate
+        response = LLMResponse(
+            text=outcome.samples[0].text,
+            decision=RoutingDecision(
+                strategy=active.config.profile_name,
+                router=plan.router,
+                candidate=candidate.name,
+                model=outcome.model,
+                local=candidate.local,
+                tier=outcome.tier,
+                fallback_depth=outcome.fallback_depth,
+                task_type=request.task_type,
+                reason=plan.reason,
+            ),
+            samples=outcome.samples,
+            usage=trace.usage,
+            cost=trace.cost,
+            attempts=tuple(trace.attempts),
+            request_id=request.request_id,
+            latency_ms=seconds * 1000.0,
+            overhead_ms=max(0.0, seconds - trace.waited) * 1000.0,
+            confidence=outcome.verdict.confidence,
+            accepted=outcome.verdict.accepted,
+        )
+        self._note(active, request, trace, started, plan=plan, response=response)
+        if self.plugins.implements("after_answer"):
+            self.plugins.notify("after_answer", request=request, response=response)
+        return response
+
+    def _note(
+        self,
+        active: Snapshot,
+        request: LLMRequest,
+        trace: Trace,
+        started: float,
+        *,
+        plan: Plan | None,
+        response: LLMResponse | None = None,
+        error: BaseException | None = None,
+        model: str = "",
+    ) -> None:
+        """Write the request's metric, and the whole decision where debugging is on."""
+        debug = self._debug or active.config.debug_routing
+        metric = metric_of(
+            active.config,
+            request,
+            trace,
+            time.perf_counter() - started,
+            plan=plan,
+            response=response,
+            error=error,
+            model=model,
+            debug=debug,
+        )
+        self._metrics.write(metric)
+        if debug:
+            self._narrator.decision(metric, plan, trace.attempts)

@@ -1,0 +1,224 @@
+"""The plugin host: discovers plugins, validates them, and keeps what they provide. Others never meet pluggy's objects.
+
+What is provided is published as one immutable `Registry` by one assignment, so that a reader sees all of a change or none.
+Order plays no part: names are unique, and a name that two plugins claim is an error naming both.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from types import MappingProxyType
+from typing import Any, Literal
+
+import pluggy
+
+from workflow_composer import hookspecs
+from workflow_composer.errors import PluginError, WorkflowComposerError
+from workflow_composer.types import LLMRequest
+
+BLOCK_VARIABLE = "WORKFLOW_COMPOSER_BLOCK_PLUGINS"
+"""Names of plugins not to load, separated by commas; ``*`` blocks every installed one."""
+
+BUILTIN = "workflow_composer"
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
+_KINDS = ("routers", "backends", "batch_strategies", "commands")
+
+
+@dataclass(frozen=True, slots=True)
+class Provided:
+    """Something a plugin registered: its name, what it is (a factory, a command), and which plugin brought it."""
+
+    name: str
+    value: Any
+    plugin: str
+
+
+@dataclass(frozen=True, slots=True)
+class PluginInfo:
+    """A plugin that was found. ``detail`` says why where ``status`` is not "loaded"; ``provides`` lists "kind:name"."""
+
+    name: str
+    status: Literal["loaded", "blocked", "broken"]
+    distribution: str = ""
+    version: str = ""
+    detail: str = ""
+    provides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """Everything that plugins provide, by kind and name."""
+
+    routers: Mapping[str, Provided] = field(default_factory=dict)
+    backends: Mapping[str, Provided] = field(default_factory=dict)
+    batch_strategies: Mapping[str, Provided] = field(default_factory=dict)
+    commands: Mapping[str, Provided] = field(default_factory=dict)
+
+
+class PluginHost:
+    """Holds plugins. ``on_broken`` is told (plugin name, reason) when a hook of a plugin fails at run time."""
+
+    def __init__(self, *, on_broken: Callable[[str, str], None] | None = None) -> None:
+        self._manager = pluggy.PluginManager("workflow_composer")
+        self._manager.add_hookspecs(hookspecs)
+        self._lock = threading.Lock()
+        self._infos: dict[str, PluginInfo] = {}
+        self._registry = Registry()
+        self._on_broken = on_broken
+
+    # ------------------------------------------------------------------------------------------------ what is there
+
+    @property
+    def plugins(self) -> tuple[PluginInfo, ...]:
+        """All plugins found, by name; the package's own parts come first."""
+        return tuple(sorted(self._infos.values(), key=lambda info: (info.name != BUILTIN, info.name)))
+
+    @property
+    def registry(self) -> Registry:
+        """What is provided now: one consistent picture."""
+        return self._registry
+
+    @property
+    def broken(self) -> tuple[PluginInfo, ...]:
+        """Plugins that were skipped because they do not work."""
+        return tuple(info for info in self.plugins if info.status == "broken")
+
+    # ------------------------------------------------------------------------------------------------ adding, removing
+
+    def discover(self, entry_points: Iterable[metadata.EntryPoint] | None = None, blocked: str | None = None) -> None:
+        """Load installed plugins. One that cannot be loaded is recorded as broken and skipped.
+
+        ``blocked`` overrides the environment's ``WORKFLOW_COMPOSER_BLOCK_PLUGINS``. Raises `PluginError` on a name clash.
+        """
+        found = metadata.entry_points(group=hookspecs.ENTRY_POINT_GROUP) if entry_points is None else entry_points
+        listed = os.environ.get(BLOCK_VARIABLE, "") if blocked is None else blocked
+        names = {part.strip() for part in listed.split(",") if part.strip()}
+        for entry in sorted(found, key=lambda e: e.name):
+            distribution = entry.dist.name if entry.dist else ""
+            version = entry.dist.version if entry.dist else ""
+            if entry.name in names or "*" in names:
+                self._infos[entry.name] = PluginInfo(
+                    entry.name, "blocked", distribution, version, f"blocked by {BLOCK_VARIABLE}"
+                )
+                continue
+            if entry.name in self._infos:
+                first = self._infos[entry.name].distribution or "the package"
+                raise PluginError(
+                    f"two plugins are named {entry.name!r}: one from {first}, one from {distribution or entry.value}",
+                    hint="uninstall one of them",
+                )
+            try:
+                self._load(entry.load(), entry.name, distribution, version)
+            except PluginError:
+                raise
+            except Exception as error:  # noqa: BLE001  # whatever a foreign module raises must not keep us from starting
+                self._infos[entry.name] = PluginInfo(
+                    entry.name, "broken", distribution, version, f"{type(error).__name__}: {error}"
+                )
+
+    def add(self, plugin: object, *, name: str) -> None:
+        """Add a plugin by hand. Raises `PluginError` where it is invalid, or provides a name that is taken."""
+        if name in self._infos:
+            raise PluginError(f"a plugin named {name!r} is there already", hint="remove it first")
+        try:
+            self._load(plugin, name, "", "")
+        except pluggy.PluginValidationError as error:
+            raise PluginError(f"plugin {name!r} is invalid: {error}") from error
+
+    def remove(self, name: str) -> None:
+        """Remove a plugin and everything it provides. Raises `PluginError` where there is none of that name."""
+        with self._lock:
+            if self._manager.unregister(name=name) is None:
+                raise PluginError(f"no plugin is named {name!r}")
+            del self._infos[name]
+            self._registry = self._collect()
+
+    def _load(self, plugin: object, name: str, distribution: str, version: str) -> None:
+        with self._lock:
+            self._manager.register(plugin, name)
+            try:
+                self._manager.check_pending()
+                registry = self._collect()
+            except BaseException:
+                self._manager.unregister(name=name)
+                raise
+            self._registry = registry
+            provides = tuple(
+                f"{kind.removesuffix('s')}:{item.name}"
+                for kind in _KINDS
+                for item in getattr(registry, kind).values()
+                if item.plugin == name
+            )
+            self._infos[name] = PluginInfo(name, "loaded", distribution, version, provides=provides)
+
+    def _collect(self) -> Registry:
+        """Ask every plugin what it provides. Raises `PluginError` on a clash."""
+        kinds = {kind: self._collect_kind(kind) for kind in _KINDS}
+        return Registry(**kinds)
+
+    def _collect_kind(self, kind: str) -> Mapping[str, Provided]:
+        found: dict[str, Provided] = {}
+
+        def registrar(plugin: str) -> Callable[..., None]:
+            def register(name: Any, value: Any = None) -> None:
+                if kind == "commands":
+                    name, value = getattr(name, "name", None), name
+                if not isinstance(name, str) or not _NAME.fullmatch(name):
+                    raise PluginError(f"plugin {plugin!r} registers {kind} under {name!r}, which is no valid name")
+                if not callable(value):
+                    raise PluginError(
+                        f"plugin {plugin!r} registers {name!r} among {kind}, but what it gives is not callable"
+                    )
+                if name in found:
+                    raise PluginError(
+                        f"{name!r} among {kind} is provided by both {found[name].plugin!r} and {plugin!r}",
+                        hint=f"block one of them: {BLOCK_VARIABLE}={plugin}",
+                    )
+                found[name] = Provided(name, value, plugin)
+
+            return register
+
+        for plugin, function, arguments in self._implementations(f"register_{kind}"):
+            function(**({"register": registrar(plugin)} if "register" in arguments else {}))
+        return MappingProxyType(found)
+
+    # ------------------------------------------------------------------------------------------------------- calling
+
+    def implements(self, hook: str) -> bool:
+        """Whether any plugin has this hook; callers on the hot path ask once and leave the rest out."""
+        return bool(getattr(self._manager.hook, hook).get_hookimpls())
+
+    def before_route(self, request: LLMRequest, strategy: str) -> LLMRequest:
+        """Pass the request through every plugin's `before_route`, in the order of the plugins' names."""
+        for plugin, function, arguments in self._implementations("before_route"):
+            values = {"request": request, "strategy": strategy}
+            try:
+                changed = function(**{name: values[name] for name in arguments})
+            except WorkflowComposerError:
+                raise
+            except Exception as error:
+                raise PluginError(f"before_route of plugin {plugin!r} failed: {type(error).__name__}: {error}") from error
+            if changed is not None and not isinstance(changed, LLMRequest):
+                raise PluginError(f"before_route of plugin {plugin!r} returned {type(changed).__name__}, not an LLMRequest")
+            request = changed or request
+        return request
+
+    def notify(self, hook: str, **values: Any) -> None:
+        """Tell every plugin. One that raises is reported to ``on_broken``; the request goes on."""
+        for plugin, function, arguments in self._implementations(hook):
+            try:
+                function(**{name: values[name] for name in arguments})
+            except Exception as error:  # noqa: BLE001  # an onlooker's fault must not become the caller's
+                if self._on_broken is not None:
+                    self._on_broken(plugin, f"{hook} failed: {type(error).__name__}: {error}")
+
+    def _implementations(self, hook: str) -> list[tuple[str, Callable[..., Any], tuple[str, ...]]]:
+        """(plugin, function, argument names), the package's own first, then by plugin name."""
+        found = getattr(self._manager.hook, hook).get_hookimpls()
+        ordered = sorted(found, key=lambda impl: (impl.plugin_name != BUILTIN, impl.plugin_name))
+        return [(impl.plugin_name, impl.function, tuple(impl.argnames)) for impl in ordered]

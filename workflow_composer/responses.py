@@ -1,0 +1,71 @@
+"""An answer on its way: streams, for callers with an event loop and without."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from types import TracebackType
+from typing import Self
+
+from workflow_composer.runner import LoopThread
+from workflow_composer.types import Chunk, LLMResponse
+
+
+class ResponseStream:
+    """Chunks of one answer, to be iterated over once. ``response`` is set when the last one has come."""
+
+    def __init__(self, start: Callable[[ResponseStream], AsyncGenerator[Chunk, None]]) -> None:
+        self.response: LLMResponse | None = None
+        self._chunks = start(self)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        return await anext(self._chunks)
+
+    async def aclose(self) -> None:
+        """Stop the work at the server; does nothing after the end."""
+        await self._chunks.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class SyncResponseStream:
+    """The same for callers without an event loop."""
+
+    def __init__(self, thread: LoopThread, stream: ResponseStream) -> None:
+        self._thread = thread
+        self._stream = stream
+
+    @property
+    def response(self) -> LLMResponse | None:
+        """The whole answer, when the last chunk has come."""
+        return self._stream.response
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Chunk:
+        chunk = self._thread.run(self._following())
+        if chunk is None:
+            raise StopIteration
+        return chunk
+
+    async def _following(self) -> Chunk | None:
+        return await anext(self._stream, None)
+
+    def close(self) -> None:
+        """Stop the work at the server; does nothing after the end."""
+        self._thread.run(self._stream.aclose())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

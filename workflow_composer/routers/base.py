@@ -1,0 +1,101 @@
+"""What every router is, and what it may use.
+
+A router turns a request into a `Plan`; it decides and does no I/O to models. The orchestrator asks the profile's routers in
+order and takes the first plan.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from workflow_composer.errors import LocalModelUnavailable, RoutingError
+from workflow_composer.types import Candidate, LLMRequest, LLMResponse, Plan, ResourceStatus, Tier
+
+if TYPE_CHECKING:
+    from workflow_composer.strategy import StrategyConfig
+
+
+class RouterSettings(BaseModel):
+    """Base of a router's settings in a profile: declared once, checked, frozen. A router without any uses this one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RouterContext:
+    """What a router may use: the profile, its candidates by name, what is known of the resources, and the executor.
+
+    ``candidates(target)`` gives the models that a role, tier, catalogue model or ``cloud`` stands for, best first, and
+    raises `RoutingError` for an unknown name.
+    """
+
+    config: StrategyConfig
+    candidates: Callable[[str], tuple[Candidate, ...]]
+    resources: Callable[[], ResourceStatus]
+    execute: Callable[[Plan, LLMRequest], Awaitable[LLMResponse]]
+
+
+class Router(ABC):
+    """Base class of routers. ``Settings`` is the model of its keys in a profile.
+
+    Two routers never compare equal, also where their settings do: each is registered, ordered and retired by identity.
+    """
+
+    name: ClassVar[str] = ""
+    Settings: ClassVar[type[RouterSettings]] = RouterSettings
+
+    def __init__(self, context: RouterContext, settings: Mapping[str, Any] | None = None) -> None:
+        self.context = context
+        self.settings = self.Settings.model_validate(dict(settings or {}))
+
+    @abstractmethod
+    def plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
+        """The plan for this request, or None to leave it to the next router. Quick; no I/O to models."""
+
+    async def route(self, request: LLMRequest) -> LLMResponse:
+        """Plan and run. Raises `RoutingError` where this router has no plan, and what running raises."""
+        plan = self.plan(request, self.context.resources())
+        if plan is None:
+            raise RoutingError(f"router {self.name!r} has no plan for task {request.task_type!r}")
+        return await self.context.execute(plan, request)
+
+    # ------------------------------------------------------------------------------------------ for routers to build on
+
+    def target(self, request: LLMRequest) -> str | None:
+        """What the caller named, else where the profile sends the task; None where it sends it nowhere."""
+        return request.model or self.context.config.route_of(request.task_type)
+
+    def usable(self, candidates: Iterable[Candidate], resources: ResourceStatus) -> tuple[list[Candidate], list[str]]:
+        """Candidates that may be asked, each once; and why the others may not.
+
+        Governance is enforced where bytes leave; leaving cloud models out here as well gives a better error.
+        """
+        kept: dict[str, Candidate] = {}
+        left_out: dict[str, str] = {}
+        for candidate in candidates:
+            if not candidate.local and not self.context.config.allow_cloud:
+                left_out[candidate.name] = f"{candidate.name}: the profile forbids the cloud"
+            elif not candidate.local and resources.cloud_apis.get(candidate.name) is False:
+                left_out[candidate.name] = f"{candidate.name}: its key is not set"
+            else:
+                kept.setdefault(candidate.name, candidate)
+        return list(kept.values()), list(left_out.values())
+
+    def single_tier(self, kept: list[Candidate], left_out: list[str], reason: str) -> Plan:
+        """A plan of one tier; raises where nothing is left to ask."""
+        if kept:
+            return Plan((Tier(tuple(kept)),), self.name, reason, tuple(left_out))
+        what = f"{reason}; nothing is left to ask ({'; '.join(left_out) or 'no model is configured'})"
+        if not self.context.config.allow_cloud:
+            raise LocalModelUnavailable(what, hint="route the task to a local model")
+        raise RoutingError(what, hint="set the key of a cloud model, or route the task elsewhere")
+
+
+def described(request: LLMRequest, target: str) -> str:
+    """Why this target: for a plan's reason."""
+    return f"the caller named {target}" if request.model else f"task {request.task_type} is routed to {target}"

@@ -1,0 +1,25 @@
+"""The provider router: exactly the model that was named, so that a failure is seen and not papered over."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from workflow_composer.routers.base import Router, described
+from workflow_composer.types import LLMRequest, Plan, ResourceStatus
+
+
+class ProviderRouter(Router):
+    """One tier, one candidate: the model that the caller named, else the first usable one the task is routed to.
+
+    It has no plan for a task that the profile routes nowhere.
+    """
+
+    name: ClassVar[str] = "provider"
+
+    def plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
+        """Name the one model."""
+        target = self.target(request)
+        if target is None:
+            return None
+        kept, left_out = self.usable(self.context.candidates(target), resources)
+        return self.single_tier(kept[:1], left_out, described(request, target))

@@ -1,0 +1,218 @@
+"""One active strategy: everything that answers requests under one profile, built completely before anyone sees it.
+
+A snapshot is immutable but for two things: the count of requests that use it, and what is known of the resources. It is
+retired when another takes over, and closes its backends when its last request ends.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from workflow_composer.backends.base import BackendContext
+from workflow_composer.backends.egress import EgressPolicy
+from workflow_composer.backends.pricing import GpuMeter, Price
+from workflow_composer.cascade.attempt import Observer
+from workflow_composer.cascade.breaker import CircuitBreaker
+from workflow_composer.cascade.endpoint import Endpoint
+from workflow_composer.cascade.executor import PlanExecutor
+from workflow_composer.cascade.retry import RetryPolicy
+from workflow_composer.errors import ConfigError, ProfileError, RoutingError, WorkflowComposerError
+from workflow_composer.names import nearest
+from workflow_composer.plugins import Provided, Registry
+from workflow_composer.routers.base import Router, RouterContext
+from workflow_composer.strategy import ModelSpec, StrategyConfig
+from workflow_composer.types import Candidate, LLMRequest, LLMResponse, Plan, ResourceStatus, Timeouts
+
+Execute = Callable[["Snapshot", Plan, LLMRequest], Awaitable[LLMResponse]]
+
+
+class Snapshot:
+    """Profile, endpoints, executor and routers that belong together. Used between `acquire` and `release`."""
+
+    def __init__(
+        self,
+        config: StrategyConfig,
+        egress: EgressPolicy,
+        endpoints: Mapping[str, Endpoint],
+        executor: PlanExecutor,
+        resources: ResourceStatus,
+    ) -> None:
+        self.config = config
+        self.egress = egress
+        self.endpoints = endpoints
+        self.executor = executor
+        self.routers: tuple[Router, ...] = ()
+        self.resources = resources
+        self._candidates: dict[str, tuple[Candidate, ...]] = {}
+        self._lock = threading.Lock()
+        self._users = 0
+        self._retired = False
+        self._closed = False
+
+    # ----------------------------------------------------------------------------------------------------- routing
+
+    def candidates(self, target: str) -> tuple[Candidate, ...]:
+        """The models that a name stands for, best first. Raises `RoutingError` for a name that the profile does not know."""
+        found = self._candidates.get(target)
+        if found is None:
+            specs = self.config.resolve(target)
+            found = self._candidates[target] = tuple(self.endpoints[spec.name].candidate for spec in specs)
+        return found
+
+    def plan(self, request: LLMRequest) -> Plan:
+        """The first router's plan. Raises `RoutingError` where none has one."""
+        resources = self.resources
+        for router in self.routers:
+            plan = router.plan(request, resources)
+            if plan is not None:
+                return plan
+        raise self._no_plan(request)
+
+    def _no_plan(self, request: LLMRequest) -> RoutingError:
+        where = f"strategy {self.config.profile_name!r}"
+        names = ", ".join(router.name for router in self.routers)
+        if request.model is not None:
+            return RoutingError(f"no router of {where} ({names}) has a plan for model {request.model!r}")
+        known = sorted(self.config.task_routing)
+        return RoutingError(
+            f"no router of {where} ({names}) has a plan for task {request.task_type!r}",
+            hint=nearest(request.task_type, known) or f"tasks: {', '.join(known) or 'none'}",
+        )
+
+    # ---------------------------------------------------------------------------------------------------- life and end
+
+    def acquire(self) -> bool:
+        """Count one more request in; False where the snapshot is already closed and another must be read."""
+        with self._lock:
+            if self._closed:
+                return False
+            self._users += 1
+            return True
+
+    async def release(self) -> None:
+        """Count a request out; the last one of a retired snapshot closes it."""
+        with self._lock:
+            self._users -= 1
+        await self._close_if_unused()
+
+    async def retire(self) -> None:
+        """Let no new request in once the last one has ended; closes at once where none runs."""
+        with self._lock:
+            self._retired = True
+        await self._close_if_unused()
+
+    async def _close_if_unused(self) -> None:
+        if not self._retired:
+            return
+        with self._lock:
+            if self._users or self._closed:
+                return
+            self._closed = True
+        for endpoint in self.endpoints.values():
+            await endpoint.backend.close()
+
+
+def build(
+    config: StrategyConfig,
+    registry: Registry,
+    environ: Mapping[str, str],
+    *,
+    execute: Execute,
+    resources: ResourceStatus,
+    observer: Observer | None = None,
+) -> Snapshot:
+    """Build a snapshot from a profile; does no I/O. Raises `ConfigError` where the profile asks for what is not there."""
+    egress = EgressPolicy.of(config)
+    endpoints = _endpoints(config, registry, BackendContext(config, egress, environ))
+    executor = PlanExecutor(
+        endpoints,
+        retry=RetryPolicy(config.retries.attempts, config.retries.base_delay, config.retries.max_delay),
+        timeouts=Timeouts(config.timeouts.connect, config.timeouts.first_token, config.timeouts.total),
+        observer=observer,
+        local_only=not config.allow_cloud,
+    )
+    snapshot = Snapshot(config, egress, endpoints, executor, resources)
+    context = RouterContext(
+        config,
+        snapshot.candidates,
+        lambda: snapshot.resources,
+        lambda plan, request: execute(snapshot, plan, request),
+    )
+    snapshot.routers = tuple(_router(config, registry, index, context) for index in range(len(config.routers)))
+    return snapshot
+
+
+def _endpoints(config: StrategyConfig, registry: Registry, context: BackendContext) -> dict[str, Endpoint]:
+    made: dict[str, Endpoint] = {}
+    # Models behind one server share its health and its GPU; the others have each their own.
+    breakers: dict[str, CircuitBreaker] = {}
+    meters: dict[str, GpuMeter] = {}
+    for name, spec in config.backend_specs().items():
+        provided = _provided(registry.backends, spec.backend, config, ("models", name, "backend"), "backend")
+        try:
+            backend = provided.value(spec, context)
+        except WorkflowComposerError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"{config.where('models', name)}: backend {spec.backend!r} of plugin {provided.plugin!r} cannot be made: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if not backend.local and not config.allow_cloud:
+            where = config.where("models", name)
+            raise ProfileError([f"{where}: backend {spec.backend!r} sends data out, and the profile has allow_cloud: false"])
+        server = _server(spec)
+        breaker = breakers.setdefault(
+            server, CircuitBreaker(name, failures=config.circuit_breaker.failures, cooldown=config.circuit_breaker.cooldown)
+        )
+        candidate = Candidate(name, backend.local, spec.context_length, spec.endpoint)
+        made[name] = Endpoint(candidate, backend, Price.of(spec), breaker, meters.setdefault(server, GpuMeter()))
+    return made
+
+
+def _server(spec: ModelSpec) -> str:
+    return spec.base_url or f"{spec.backend}:{spec.path or spec.name}"
+
+
+def _router(config: StrategyConfig, registry: Registry, index: int, context: RouterContext) -> Router:
+    spec = config.routers[index]
+    provided = _provided(registry.routers, spec.name, config, ("routers", index), "router")
+    try:
+        router = provided.value(context, spec.settings)
+    except ValidationError as error:
+        raise ProfileError(
+            [
+                f"{config.where('routers', index, spec.name, *fault['loc'])}: {fault['msg']}"
+                f"{_did_you_mean(provided, fault['loc'], fault['type'])}"
+                for fault in error.errors(include_url=False, include_input=False)
+            ]
+        ) from None
+    if not isinstance(router, Router):
+        raise ConfigError(f"router {spec.name!r} of plugin {provided.plugin!r} is a {type(router).__name__}, not a Router")
+    return router
+
+
+def _did_you_mean(provided: Provided, place: tuple[int | str, ...], kind: str) -> str:
+    settings: Any = getattr(provided.value, "Settings", None)
+    if kind != "extra_forbidden" or settings is None or not place:
+        return ""
+    keys = sorted(settings.model_fields)
+    return f"; allowed: {', '.join(keys) or 'no settings'}{nearest(str(place[-1]), keys, prefix='; ')}"
+
+
+def _provided(
+    offered: Mapping[str, Provided], name: str, config: StrategyConfig, key: tuple[str | int, ...], kind: str
+) -> Provided:
+    if name in offered:
+        return offered[name]
+    raise ProfileError(
+        [
+            f"{config.where(*key)}: no {kind} is called {name!r}; there are {', '.join(sorted(offered))}"
+            f"{nearest(name, offered, prefix='; ')}"
+        ],
+        hint="a plugin may be missing or blocked: see `plugins`",
+    )
