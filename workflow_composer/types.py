@@ -51,9 +51,9 @@ class LLMRequest:
     tools: tuple[Mapping[str, Any], ...] | None = None
     tool_choice: str | Mapping[str, Any] | None = None
     response_format: Mapping[str, Any] | None = None
-    extra: Mapping[str, Any] = EMPTY
+    extra: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     timeout: float | None = None
-    metadata: Mapping[str, Any] = EMPTY
+    metadata: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     request_id: str = field(default_factory=new_request_id)
 
     @classmethod
@@ -341,8 +341,8 @@ class EndpointStatus:
 class ResourceStatus:
     """What is there to work with. ``probed_at`` is None where no probe has been made yet and endpoints are unknown."""
 
-    endpoints: Mapping[str, EndpointStatus] = EMPTY
-    cloud_apis: Mapping[str, bool] = EMPTY
+    endpoints: Mapping[str, EndpointStatus] = field(default_factory=lambda: EMPTY)
+    cloud_apis: Mapping[str, bool] = field(default_factory=lambda: EMPTY)
     slurm_available: bool = False
     embedded_available: bool = False
     probed_at: float | None = None
