@@ -1,0 +1,275 @@
+"""A small OpenAI-compatible server on the loopback interface, for tests and benchmarks.
+
+It runs in a thread of its own, answers what it is told to (`StubServer.script`) and something sensible otherwise, and keeps
+a record of requests and of clients that hung up before their answer was complete::
+
+    with StubServer() as server:
+        server.script(Reply.error(429, "slow down", headers={"Retry-After": "2"}))
+        ...  # the first chat request gets 429, later ones an answer
+        assert server.requests[0].json["model"] == "stub-model"
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+MODEL = "stub-model"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a client sent."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+    connection: int
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What to answer. Times in seconds.
+
+    ``delay`` passes before the status line; ``hang`` lets it never come. With ``events`` the answer is a stream: ``first``
+    passes before the first event and ``gap`` before each other one. ``die_after``: the connection is cut after so many
+    events, or in the middle of the body.
+    """
+
+    status: int = 200
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    delay: float = 0.0
+    hang: bool = False
+    events: tuple[bytes, ...] | None = None
+    first: float = 0.0
+    gap: float = 0.0
+    die_after: int | None = None
+    done: bool = True
+
+    @classmethod
+    def of(cls, value: Any, **options: Any) -> Self:
+        """Answer with JSON."""
+        return cls(body=json.dumps(value).encode(), **options)
+
+    @classmethod
+    def chat(cls, *texts: str, model: str = MODEL, finish: str = "stop", **options: Any) -> Self:
+        """Answer with one choice per text."""
+        choices = [
+            {"index": i, "message": {"role": "assistant", "content": text}, "finish_reason": finish, "logprobs": None}
+            for i, text in enumerate(texts)
+        ]
+        usage = {"prompt_tokens": 5, "completion_tokens": 3 * len(texts), "total_tokens": 5 + 3 * len(texts)}
+        return cls.of(
+            {"id": "c", "object": "chat.completion", "model": model, "choices": choices, "usage": usage}, **options
+        )
+
+    @classmethod
+    def stream(cls, *texts: str, usage: bool = True, finish: str | None = "stop", **options: Any) -> Self:
+        """Answer with a stream: the role, one event per text, the end, and the usage."""
+        deltas: list[tuple[dict[str, Any], str | None]] = [({"role": "assistant", "content": ""}, None)]
+        deltas += [({"content": text}, None) for text in texts]
+        if finish is not None:
+            deltas.append(({}, finish))
+        events = [_chunk([{"index": 0, "delta": delta, "finish_reason": end}]) for delta, end in deltas]
+        if usage:
+            events.append(_chunk([], usage={"prompt_tokens": 5, "completion_tokens": len(texts), "total_tokens": 0}))
+        return cls(events=tuple(events), **options)
+
+    @classmethod
+    def error(cls, status: int, message: str = "no", *, code: Any = None, kind: str = "error", **options: Any) -> Self:
+        """Answer with an error in OpenAI's form."""
+        return cls.of({"error": {"message": message, "type": kind, "param": None, "code": code}}, status=status, **options)
+
+    @classmethod
+    def redirect(cls, location: str, status: int = 307) -> Self:
+        """Answer with a redirect."""
+        return cls(status=status, headers={"Location": location})
+
+
+Handler = Callable[[Request], Reply]
+
+
+class StubServer:
+    """Listens from construction on; a context manager that stops it."""
+
+    def __init__(self, *, models: Iterable[str] = (MODEL,), host: str = "127.0.0.1", port: int = 0) -> None:
+        self.models = list(models)
+        self.requests: list[Request] = []
+        self.connections = 0
+        self.disconnects = 0
+        self._script: deque[Reply | Handler] = deque()
+        self._changed = threading.Condition()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="stub-server", daemon=True)
+        self._thread.start()
+        started = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, host, port), self._loop)
+        self._server = started.result(10)
+        self.host, self.port = self._server.sockets[0].getsockname()[:2]
+
+    @property
+    def url(self) -> str:
+        """The API's address, with ``/v1``."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}/v1"
+
+    def script(self, *replies: Reply | Handler) -> None:
+        """Give these answers to the next POST requests, in order."""
+        self._script.extend(replies)
+
+    def wait_for(self, condition: Callable[[Self], bool], seconds: float = 10.0) -> bool:
+        """Wait until a condition on the record holds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: condition(self), seconds)
+
+    def close(self) -> None:
+        """Stop listening and cut every connection."""
+        if not self._loop.is_closed():
+            asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(10)
+            self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def _stop(self) -> None:
+        self._server.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with self._changed:
+            self.connections += 1
+            connection = self.connections
+        try:
+            while (request := await _read(reader, connection)) is not None:
+                with self._changed:
+                    self.requests.append(request)
+                    self._changed.notify_all()
+                if not await self._answer(self._reply(request), reader, writer):
+                    break
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.transport.abort()
+
+    def _reply(self, request: Request) -> Reply:
+        if request.method == "POST" and self._script:
+            scripted = self._script.popleft()
+            return scripted(request) if callable(scripted) else scripted
+        if request.path.endswith("/models"):
+            return Reply.of({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
+        if request.path.endswith("/embeddings"):
+            texts = request.json["input"]
+            rows = [{"index": i, "embedding": [float(len(text)), 1.0]} for i, text in enumerate(texts)]
+            return Reply.of({"model": MODEL, "data": rows, "usage": {"prompt_tokens": len(texts), "total_tokens": 0}})
+        if request.path.endswith("/chat/completions"):
+            if request.json.get("stream"):
+                return Reply.stream("an ", "answer")
+            return Reply.chat(*["an answer"] * request.json.get("n", 1), model=request.json["model"])
+        return Reply.error(404, "no such path")
+
+    async def _answer(self, reply: Reply, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Write a reply; return whether the connection lives on."""
+        if not await self._pause(float("inf") if reply.hang else reply.delay, reader):
+            return False
+        if reply.events is not None:
+            return await self._stream(reply, reader, writer)
+        head = {"Content-Type": "application/json", "Content-Length": str(len(reply.body)), **reply.headers}
+        body = reply.body if reply.die_after is None else reply.body[: len(reply.body) // 2]
+        writer.write(_head(reply.status, head) + body)
+        await writer.drain()
+        return reply.die_after is None
+
+    async def _stream(self, reply: Reply, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked", **reply.headers}
+        writer.write(_head(reply.status, head))
+        for number, event in enumerate([*(reply.events or ()), *([b"[DONE]"] if reply.done else [])]):
+            if number == reply.die_after:
+                await writer.drain()
+                return False
+            if not await self._pause(reply.gap if number else reply.first, reader):
+                return False
+            data = b"data: " + event + b"\n\n"
+            writer.write(b"%x\r\n%s\r\n" % (len(data), data))
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+        return True
+
+    async def _pause(self, seconds: float, reader: asyncio.StreamReader) -> bool:
+        """Wait; return whether the client is still there."""
+        if seconds <= 0:
+            return True
+        left = asyncio.ensure_future(reader.read(1))
+        try:
+            await asyncio.wait({left}, timeout=None if seconds == float("inf") else seconds)
+            if not left.done():
+                return True
+            with self._changed:
+                self.disconnects += 1
+                self._changed.notify_all()
+            return False
+        finally:
+            left.cancel()
+            await asyncio.gather(left, return_exceptions=True)
+
+
+def silent_sockets(count: int) -> list[Any]:
+    """Sockets that listen and never answer; the caller closes them."""
+    import socket
+
+    sockets = []
+    for _ in range(count):
+        sock = socket.socket()
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(8)
+        sockets.append(sock)
+    return sockets
+
+
+def _chunk(choices: list[dict[str, Any]], **more: Any) -> bytes:
+    return json.dumps(
+        {
+            "id": "c",
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+            "model": MODEL,
+            "choices": choices,
+            **more,
+        }
+    ).encode()
+
+
+def _head(status: int, headers: Mapping[str, str]) -> bytes:
+    lines = [f"HTTP/1.1 {status} Status", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+async def _read(reader: asyncio.StreamReader, connection: int) -> Request | None:
+    try:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        first, *lines = head.split("\r\n")
+        method, path, _ = first.split(" ", 2)
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+    except (asyncio.IncompleteReadError, ValueError):
+        return None
+    return Request(method, path, headers, body, connection)

@@ -1,0 +1,193 @@
+"""Where bytes may go: the profile's rule, and the one HTTP client that obeys it.
+
+A router that plans a cloud call by mistake, a backend with a wrong address, a server that redirects, a proxy named in the
+environment: each of them ends here, before a byte has left. Every client of the package comes from `http_client`, whose
+transport (`workflow_composer.backends.transport`) asks the `EgressPolicy` for each request and again for each connection.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from workflow_composer.errors import EgressDenied
+from workflow_composer.types import Timeouts
+
+if TYPE_CHECKING:
+    import httpx2
+
+    from workflow_composer.strategy import StrategyConfig
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Endpoint = tuple[str, int]
+"""Host in canonical form, and port."""
+
+Resolve = Callable[[str, int], Iterable[str]]
+"""Host and port -> addresses; blocks, and raises OSError where there is none."""
+
+OPENAI_URL = "https://api.openai.com/v1"
+
+# Not `ipaddress.is_private`: that also covers documentation, benchmarking and 6to4 ranges, which are routed like any other.
+NEAR: tuple[Network, ...] = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "0.0.0.0/32",  # "this host"
+        "127.0.0.0/8",
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "169.254.0.0/16",  # link-local
+        "100.64.0.0/10",  # shared address space (carrier-grade NAT, overlay networks)
+        "::/128",
+        "::1/128",
+        "fe80::/10",  # link-local
+        "fc00::/7",  # unique local
+    )
+)
+
+_NUMERIC_HOST = re.compile(r"[0-9a-fx.]+")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class EgressPolicy:
+    """The hosts that a profile lets bytes travel to.
+
+    ``local``: the profile's own servers. ``networks``: address ranges that count as near besides loopback, private,
+    link-local, shared and unique local ones. ``cloud``: the catalogue's cloud servers, reachable only with ``allow_cloud``.
+    """
+
+    allow_cloud: bool
+    local: frozenset[Endpoint]
+    networks: tuple[Network, ...] = ()
+    cloud: frozenset[Endpoint] = frozenset()
+
+    @classmethod
+    def of(cls, config: StrategyConfig) -> EgressPolicy:
+        """Derive the policy from a profile; raises `EgressDenied` where one of its addresses is no HTTP URL."""
+        local = {endpoint_of(url) for url in config.vllm_endpoints.values()}
+        cloud: set[Endpoint] = set()
+        for spec in config.models.values():
+            url = spec.base_url or (OPENAI_URL if spec.backend == "openai" else None)
+            if url:
+                (local if spec.local else cloud).add(endpoint_of(url))
+        networks = tuple(ipaddress.ip_network(network) for network in config.local_networks)
+        return cls(config.allow_cloud, frozenset(local), networks, frozenset(cloud))
+
+    def check(self, url: str | httpx2.URL) -> None:
+        """Return if bytes may go to ``url``; raise `EgressDenied` if not. Looks nothing up."""
+        self.check_endpoint(*endpoint_of(url))
+
+    def check_endpoint(self, host: str, port: int) -> None:
+        """`check` for a host, in any spelling, and a port."""
+        endpoint = (canonical_host(host), port)
+        if endpoint in self.local:
+            address = literal_address(host)
+            if address is not None and not self.admits(address):
+                raise self.far(host, port, str(address))
+        elif not (self.allow_cloud and endpoint in self.cloud):
+            raise self._foreign(endpoint)
+
+    def is_local(self, host: str, port: int) -> bool:
+        """Whether this is one of the profile's own servers."""
+        return (canonical_host(host), port) in self.local
+
+    def admits(self, address: Address) -> bool:
+        """Whether a local endpoint may have this address."""
+        if self.allow_cloud:
+            return True
+        address = _unmapped(address)
+        return any(address in network for network in (*NEAR, *self.networks))
+
+    def far(self, host: str, port: int, address: str) -> EgressDenied:
+        """The error for a local endpoint whose address is out in the world."""
+        return EgressDenied(
+            f"{_shown(host, port)} has the address {address}, out in the world, and the profile keeps data local",
+            hint="if the network is yours, add it to local_networks",
+        )
+
+    def _foreign(self, endpoint: Endpoint) -> EgressDenied:
+        if self.allow_cloud:
+            return EgressDenied(
+                f"{_shown(*endpoint)} is none of the profile's servers",
+                hint="redirects and addresses outside of the catalogue are not followed; add a model with this base_url",
+            )
+        return EgressDenied(
+            f"{_shown(*endpoint)} is none of the profile's local endpoints, and the profile keeps data local",
+            hint="add the server to vllm_endpoints, or use a profile with allow_cloud: true",
+        )
+
+
+def endpoint_of(url: str | httpx2.URL) -> Endpoint:
+    """Host and port of an HTTP URL, read by the same parser that sends the request. Raises `EgressDenied`."""
+    import httpx2
+
+    try:
+        parsed = httpx2.URL(url)
+    except (httpx2.InvalidURL, TypeError):
+        parsed = httpx2.URL()
+    if parsed.scheme not in _DEFAULT_PORTS or not parsed.raw_host:
+        raise EgressDenied("not an HTTP address", hint="write http://host:port/v1 or https://host/v1")
+    return canonical_host(parsed.raw_host.decode("ascii")), parsed.port or _DEFAULT_PORTS[parsed.scheme]
+
+
+def canonical_host(host: str) -> str:
+    """One spelling per host: lower case, no trailing dot, addresses in their usual form (``0x7f.1`` -> ``127.0.0.1``)."""
+    host = host.lower().removesuffix(".")
+    address = literal_address(host)
+    return host if address is None else str(address)
+
+
+def literal_address(host: str) -> Address | None:
+    """The address that ``host`` spells, in any form that the system's resolver takes for one; None for a name."""
+    try:
+        return _unmapped(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    if not _NUMERIC_HOST.fullmatch(host.lower()):
+        return None
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(host))
+    except OSError:
+        return None
+
+
+def http_client(
+    policy: EgressPolicy,
+    *,
+    timeouts: Timeouts | None = None,
+    environ: Mapping[str, str] | None = None,
+    resolve: Resolve | None = None,
+    keepalive: float = 4.0,
+) -> httpx2.AsyncClient:
+    """Make an HTTP client that reaches the policy's hosts and no other, for use in one event loop.
+
+    Proxies named in ``environ`` (default: the process's) serve cloud hosts where the policy allows the cloud, and nothing
+    else. Redirects are not followed: they would carry prompt and key to wherever a server says. Only the connect timeout
+    applies here; callers bound the rest. ``keepalive``: seconds before an idle connection is closed; uvicorn, on which
+    vLLM stands, closes after 5, and a request sent at that moment is lost. ``resolve`` replaces the system's resolver.
+    """
+    import httpx2
+
+    from workflow_composer.backends.transport import GuardedTransport
+
+    transport = GuardedTransport(
+        policy, environ=os.environ if environ is None else environ, resolve=resolve, keepalive=keepalive
+    )
+    options: dict[str, Any] = {"trust_env": False, "follow_redirects": False}
+    timeout = httpx2.Timeout(None, connect=(timeouts or Timeouts()).connect)
+    return httpx2.AsyncClient(transport=transport, timeout=timeout, **options)
+
+
+def _unmapped(address: Address) -> Address:
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

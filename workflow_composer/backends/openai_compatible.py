@@ -1,0 +1,247 @@
+"""Models behind OpenAI's HTTP API: vLLM servers of one's own, and the cloud APIs that speak the same language.
+
+The ``openai`` client builds and sends requests; its transport is the package's own (`egress`), its retries are off (the
+executor's task), and its response models are left aside (`openai_wire`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from workflow_composer.backends import openai_wire
+from workflow_composer.backends.base import BackendContext
+from workflow_composer.backends.openai_http import OpenAIServer, Secrets
+from workflow_composer.backends.probe import probe
+from workflow_composer.errors import (
+    AuthenticationFailed,
+    BadRequest,
+    CallTimeout,
+    ServerFailed,
+    ServerUnreachable,
+    Unsupported,
+)
+from workflow_composer.types import Chunk, Completion, Embeddings, EndpointStatus, LLMRequest, ModelCall, Timeouts, Usage
+
+if TYPE_CHECKING:
+    import httpx2
+
+    from workflow_composer.strategy import ModelSpec
+
+T = TypeVar("T")
+
+_ONE_AT_A_TIME = frozenset({"api.anthropic.com", "api.deepseek.com"})
+"""Hosts that give one answer per call, whatever ``n`` says (Anthropic: "must be exactly 1"; DeepSeek has no ``n``)."""
+
+_IGNORED = {"api.anthropic.com": ("seed", "logprobs", "top_logprobs", "response_format")}
+"""Fields that a host documents as ignored: https://docs.anthropic.com/en/api/openai-sdk"""
+
+_DRAIN = 0.2
+"""Seconds to wait behind a stream's last event for its end, so that the connection can be used again."""
+
+
+class OpenAICompatibleBackend:
+    """One model of one OpenAI-compatible server."""
+
+    def __init__(self, spec: ModelSpec, context: BackendContext) -> None:
+        self.name: str = spec.name
+        self.local: bool = spec.local
+        self._model = spec.model
+        self._server = OpenAIServer(spec, context)
+        self._several = self._server.host not in _ONE_AT_A_TIME
+        self._ignored = _IGNORED.get(self._server.host, ())
+        self._stream_usage = True
+
+    async def complete(self, call: ModelCall) -> Completion:
+        """Return ``call.samples`` answers."""
+        self._refuse_ignored(call.request)
+        async with self._limit(call.timeouts.total, "the whole answer"):
+            return await self._sample(call)
+
+    async def stream(self, call: ModelCall) -> AsyncGenerator[Chunk, None]:
+        """Yield one answer piece by piece; the last piece may carry only the usage."""
+        self._refuse_ignored(call.request)
+        clock = _Clock(call.timeouts)
+        async with self._limit_by(clock):
+            response = await self._open_stream(call)
+        finished = False
+        try:
+            async with aclosing(self._events(response, clock, Secrets(call.request))) as events:
+                async for data in events:
+                    chunk = self._server.understood(openai_wire.chunk_of, data)
+                    clock.started = clock.started or openai_wire.shows_work(data)
+                    if chunk is not None:
+                        finished = finished or chunk.finish_reason is not None
+                        yield chunk
+        finally:
+            await response.aclose()
+        if not finished:
+            raise ServerUnreachable(f"{self._server.label.name}: the stream ended within the answer")
+
+    async def embed(self, texts: Sequence[str], *, timeout: float) -> Embeddings:
+        """Return one vector per text."""
+        if not texts:
+            return Embeddings((), self._model or self.name)
+        body: dict[str, Any] = {"input": list(texts), "encoding_format": "float"}
+        async with self._limit(timeout, "the vectors"):
+            response = await self._server.send("/embeddings", body, texts)
+        data = self._server.json(response, texts)
+        return self._server.understood(
+            lambda found: openai_wire.embeddings_of(found, count=len(texts), model=body["model"]), data
+        )
+
+    async def health(self, *, timeout: float) -> EndpointStatus:
+        """Say whether the server answers and, if it is local, serves the model. Never raises."""
+        label = self._server.label
+        try:
+            key = self._server.key()
+        except AuthenticationFailed as error:
+            return EndpointStatus(self.name, label.url, healthy=False, detail=str(error))
+        # Cloud lists leave out aliases and fine-tuned models that can be called all the same.
+        expected = self._model if self.local else None
+        client = await self._server.client()
+        return await probe(client, self.name, self._server.url, limit=timeout, key=key, model=expected)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._server.close()
+
+    # ------------------------------------------------------------------------------------------------- several samples
+
+    async def _sample(self, call: ModelCall) -> Completion:
+        if call.samples > 1 and not self._several:
+            return await self._draw_singly(call, call.samples)
+        try:
+            first = await self._draw(call, samples=call.samples)
+        except BadRequest:
+            if call.samples == 1:
+                raise
+            # Perhaps it is only `n` that the server refuses. If not, the single calls end in the same error.
+            found = await self._draw_singly(call, call.samples)
+            self._several = False
+            return found
+        missing = call.samples - len(first.samples)
+        if missing <= 0:
+            return Completion(first.samples[: call.samples], first.usage, first.model)
+        self._several = False
+        rest = await self._draw_singly(call, missing, start=len(first.samples))
+        return Completion(first.samples + rest.samples, first.usage + rest.usage, first.model)
+
+    async def _draw_singly(self, call: ModelCall, count: int, *, start: int = 0) -> Completion:
+        parts = await _together(self._draw(call, draw=start + number) for number in range(count))
+        usage = sum((part.usage for part in parts), Usage())
+        return Completion(tuple(part.samples[0] for part in parts), usage, parts[0].model)
+
+    async def _draw(self, call: ModelCall, *, samples: int = 1, draw: int = 0) -> Completion:
+        body = openai_wire.chat_body(call, samples=samples, draw=draw)
+        secrets = Secrets(call.request)
+        response = await self._server.send("/chat/completions", body, secrets, timeouts=call.timeouts)
+        data = self._server.json(response, secrets)
+        return self._server.understood(lambda found: openai_wire.completion_of(found, model=body["model"]), data)
+
+    # ------------------------------------------------------------------------------------------------------ the stream
+
+    async def _open_stream(self, call: ModelCall) -> httpx2.Response:
+        secrets = Secrets(call.request)
+        body = {**openai_wire.chat_body(call), "stream": True}
+        path = "/chat/completions"
+        if self._stream_usage:
+            asking = {**body, "stream_options": {"include_usage": True}}
+            try:
+                return await self._server.send(path, asking, secrets, timeouts=call.timeouts, stream=True)
+            except BadRequest as error:
+                if "stream_options" not in error.message:
+                    raise
+                self._stream_usage = False
+        return await self._server.send(path, body, secrets, timeouts=call.timeouts, stream=True)
+
+    async def _events(
+        self, response: httpx2.Response, clock: _Clock, secrets: Secrets
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        if "event-stream" not in response.headers.get("content-type", ""):
+            raise ServerFailed(f"{self._server.label.name}: answers a streaming request without a stream")
+        decoder = openai_wire.EventDecoder()
+        parts = aiter(response.aiter_bytes())
+        while True:
+            async with self._limit_by(clock), self._server.errors(secrets):
+                part = await anext(parts, b"")
+            for event in decoder.feed(part) if part else decoder.end():
+                if event.startswith(b"[DONE]"):
+                    await _drain(parts)
+                    return
+                data = self._server.understood(json.loads, event)
+                self._server.raise_reported(data, secrets)
+                yield data
+            if not part:
+                return
+
+    # ------------------------------------------------------------------------------------------------------ the limits
+
+    @asynccontextmanager
+    async def _limit(self, seconds: float, what: str) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError:
+            raise self._late(f"{what} took longer than {seconds:g} s (total)") from None
+
+    @asynccontextmanager
+    async def _limit_by(self, clock: _Clock) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout_at(clock.deadline):
+                yield
+        except TimeoutError:
+            raise self._late(clock.reason) from None
+
+    def _late(self, reason: str) -> CallTimeout:
+        hint = "raise the profile's timeouts, or look at the server's load"
+        return CallTimeout(f"{self._server.label.name}: {reason}", hint=hint)
+
+    def _refuse_ignored(self, request: LLMRequest) -> None:
+        lost = [name for name in self._ignored if getattr(request, name) not in (None, False)]
+        if lost:
+            reason = f"{self._server.label.name} ignores {', '.join(lost)}"
+            raise Unsupported(reason, hint="leave it out, or route to another model")
+
+
+class _Clock:
+    """When a stream must have shown its first token, and when it must be over; loop time in seconds."""
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        now = asyncio.get_running_loop().time()
+        self._timeouts = timeouts
+        self._first = now + timeouts.first_token
+        self._total = now + timeouts.total
+        self.started = False
+
+    @property
+    def deadline(self) -> float:
+        return self._total if self.started else min(self._first, self._total)
+
+    @property
+    def reason(self) -> str:
+        if self.started or self._total <= self._first:
+            return f"the whole stream took longer than {self._timeouts.total:g} s (total)"
+        return f"no first token within {self._timeouts.first_token:g} s (first_token)"
+
+
+async def _together(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """Results of all, or the first error with the rest cancelled. (A TaskGroup would wrap the error in a group.)"""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+async def _drain(parts: AsyncIterator[bytes]) -> None:
+    with suppress(Exception):  # the answer is complete; all that can be lost is a connection's second use
+        async with asyncio.timeout(_DRAIN):
+            async for _ in parts:
+                pass

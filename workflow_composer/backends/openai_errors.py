@@ -1,0 +1,231 @@
+"""Errors of OpenAI-compatible servers and of the client library, mapped to the package's own: here and nowhere else.
+
+A server's message is worth reading ("temperature must be non-negative") and may repeat what was sent to it: vLLM's
+validation errors quote the request's body, and an error about a key quotes the key. So messages are cut at the quoted body,
+stripped of keys and of every piece of the request's text, and shortened to one line.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import math
+import re
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from workflow_composer.errors import (
+    AuthenticationFailed,
+    BadRequest,
+    CallTimeout,
+    ContextOverflow,
+    EgressDenied,
+    ModelError,
+    ModelNotFound,
+    RateLimited,
+    ServerFailed,
+    ServerUnreachable,
+)
+
+MESSAGE_LENGTH = 300
+"""Characters of a server's message that an error repeats at most."""
+
+_WINDOW = 12
+"""Shortest run of characters, shared by a message and the request, that is taken for a quotation."""
+
+# vLLM, OpenAI and DeepSeek, vLLM's later wordings, Anthropic.
+_OVERFLOW = re.compile(
+    r"context.{0,2}length|context.{0,2}window|context limit|maximum model length|max_model_len|prompt is too long"
+    r"|max_tokens must be at least 1, got -|input is too long|request_too_large",
+    re.IGNORECASE,
+)
+_QUOTA = re.compile(r"insufficient_quota|insufficient balance|credit balance|billing", re.IGNORECASE)
+_KEY = re.compile(r"(?i)bearer\s+[^\s'\",]+|\bsk-[\w*.-]{4,}|api[-_]key[=:]\s*[^\s'\",]+")
+_BODY = re.compile(r"""['"](?:input|body|messages)['"]\s*:.*""", re.DOTALL)
+
+
+class QuotaExhausted(RateLimited):
+    """The account has no credit left: asking again in a moment is of no use, asking another is."""
+
+    retryable = False
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What errors say about a server. ``key_env`` names the variable with its key; the key itself is never here."""
+
+    name: str
+    url: str
+    key_env: str | None = None
+
+    @property
+    def models_hint(self) -> str:
+        """How to see whether the server lives and what it serves."""
+        return f"is the server running? curl {self.url}/models"
+
+
+def from_exception(error: Exception, server: Server, secrets: Iterable[str]) -> Exception:
+    """The package's error for one raised by the ``openai`` client, by httpx, or by the transport.
+
+    ``secrets``: the key and the request's texts, which the message must not repeat.
+    """
+    import httpx2
+    import openai
+
+    if isinstance(error, (ModelError, EgressDenied)):
+        return error
+    if isinstance(error, openai.APIStatusError):
+        return from_reply(error.status_code, error.response.headers, error.body, server, secrets)
+    cause = error.__cause__ if isinstance(error, openai.APIConnectionError) and error.__cause__ else error
+    if isinstance(cause, (httpx2.RequestError, httpx2.InvalidURL, openai.APIConnectionError, OSError)):
+        return _from_connection(cause, server)
+    return ServerFailed(f"{server.name}: the answer cannot be understood: {type(error).__name__}")
+
+
+def _from_connection(cause: BaseException, server: Server) -> ModelError:
+    import httpx2
+
+    name = server.name
+    if isinstance(cause, httpx2.TimeoutException):
+        connecting = isinstance(cause, (httpx2.ConnectTimeout, httpx2.PoolTimeout))
+        late = "no connection in time (connect)" if connecting else "no answer in time"
+        return CallTimeout(f"{name}: {late}", hint=server.models_hint)
+    if isinstance(cause, (httpx2.LocalProtocolError, httpx2.InvalidURL, httpx2.UnsupportedProtocol)):
+        return BadRequest(f"{name}: the request cannot be sent: {type(cause).__name__}", hint="check base_url and key")
+    if isinstance(cause, httpx2.DecodingError):
+        return ServerFailed(f"{name}: the answer cannot be decompressed")
+    connected = not isinstance(cause, (httpx2.ConnectError, httpx2.ProxyError))
+    what = "the connection broke" if connected else "no connection"
+    return ServerUnreachable(f"{name}: {what}: {_reason(cause)}", hint=server.models_hint)
+
+
+def from_reply(status: int, headers: Mapping[str, str], body: object, server: Server, secrets: Iterable[str]) -> ModelError:
+    """The error for an HTTP status of 300 or more."""
+    code, said = _read(body)
+    message = f"{server.name}: {status}"
+    shown = redact(said, secrets)
+    if shown:
+        message += f": {shown}"
+    if 300 <= status < 400:
+        return ModelNotFound(
+            f"{server.name}: {status}: the server redirects, which is not followed",
+            hint=f"give the address it redirects to as base_url; curl -I {server.url}/models",
+            status=status,
+        )
+    return _error_for(status, headers, f"{code} {said}", message, server)
+
+
+def from_stream(event: Mapping[str, Any], server: Server, secrets: Iterable[str]) -> ModelError:
+    """The error for an error object where an answer should be: in a stream, or under status 200."""
+    error = event.get("error", event)
+    code = error.get("code") if isinstance(error, Mapping) else None
+    status = code if isinstance(code, int) and 300 <= code < 600 else 500
+    return from_reply(status, {}, event, server, secrets)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to wait: ``retry-after-ms``, or ``Retry-After`` in seconds or as a date."""
+    for name, scale in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            seconds = float(value) / scale
+        except ValueError:
+            try:
+                seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+            except ValueError:
+                continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    return None
+
+
+def redact(text: str, secrets: Iterable[str]) -> str:
+    """``text`` on one bounded line, without keys and without what it quotes of ``secrets``."""
+    text = _KEY.sub("[key]", _BODY.sub("[request]", text))[: 4 * MESSAGE_LENGTH]
+    hidden = [False] * len(text)
+    for secret in secrets:
+        _hide(text, secret, hidden)
+    kept = "".join("\0" if hide else char for char, hide in zip(text, hidden, strict=True))
+    line = " ".join(re.sub("\0+", "[…]", kept).split())
+    return line if len(line) <= MESSAGE_LENGTH else line[: MESSAGE_LENGTH - 1] + "…"
+
+
+def _hide(text: str, secret: str, hidden: list[bool]) -> None:
+    size = min(_WINDOW, len(secret))
+    if size < 4:  # a shorter text is a word of any message
+        return
+    for start in range(len(text) - size + 1):
+        if text[start : start + size] in secret:
+            hidden[start : start + size] = [True] * size
+
+
+def _error_for(status: int, headers: Mapping[str, str], said: str, message: str, server: Server) -> ModelError:
+    kind, hint = _kind(status, said, server)
+    wait = retry_after(headers) if kind in (RateLimited, ServerFailed) else None
+    return kind(message, hint=hint, status=status, retry_after=wait)
+
+
+def _kind(status: int, said: str, server: Server) -> tuple[type[ModelError], str]:
+    if status == 402 or (status in (400, 403, 429) and _QUOTA.search(said)):
+        return QuotaExhausted, "the account has no credit left; see the provider's billing page"
+    if status == 413 or (status in (400, 422, 500) and _OVERFLOW.search(said)):
+        return ContextOverflow, "shorten the prompt, lower max_tokens, or use a model with a longer context"
+    if status >= 500:
+        return ServerFailed, "see the server's log"
+    return {
+        401: (AuthenticationFailed, _key_hint(server)),
+        403: (AuthenticationFailed, _key_hint(server)),
+        404: (ModelNotFound, f"see what it serves: curl {server.url}/models"),
+        405: (ModelNotFound, f"is this its API's address? curl {server.url}/models"),
+        410: (ModelNotFound, f"see what it serves: curl {server.url}/models"),
+        408: (ServerFailed, "see the server's log"),
+        409: (ServerFailed, "see the server's log"),
+        425: (ServerFailed, "see the server's log"),
+        429: (RateLimited, "lower the concurrency"),
+    }.get(status, (BadRequest, "change the request; no other server is asked"))
+
+
+def _key_hint(server: Server) -> str:
+    if server.key_env is None:
+        return "the server wants a key: name its variable in the model's api_key_env"
+    return f"check the key in {server.key_env}"
+
+
+def _read(body: object) -> tuple[str, str]:
+    """Code (or type) and message of an error body, in the shapes servers give it."""
+    if isinstance(body, str):
+        try:
+            body = json.loads(body)
+        except ValueError:
+            return "", re.sub(r"<[^>]*>", " ", str(body))
+    if isinstance(body, Mapping):
+        error = body.get("error", body)
+        if isinstance(error, Mapping):
+            said = error.get("message") or error.get("detail") or ""
+            return f"{error.get('code')} {error.get('type')}", said if isinstance(said, str) else json.dumps(said)
+        return "", str(error)
+    return "", ""
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).lower()
+    for sign, reason in (
+        ("all connection attempts failed", "refused"),
+        ("refused", "refused"),
+        ("cannot be resolved", "its name is unknown"),
+        ("has no address", "its name has no address"),
+        ("without sending a response", "closed before an answer"),
+        ("incomplete", "closed within the answer"),
+        ("peer closed", "closed within the answer"),
+        ("certificate", "its certificate is not trusted"),
+        ("ssl", "TLS failed"),
+        ("socks", "a SOCKS proxy needs `pip install socksio`"),
+        ("proxy", "the proxy failed"),
+    ):
+        if sign in text:
+            return reason
+    return type(error).__name__

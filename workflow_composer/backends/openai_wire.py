@@ -1,0 +1,199 @@
+"""OpenAI's JSON <-> the package's values. Pure, on plain dictionaries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from workflow_composer.types import Chunk, Completion, Embeddings, LLMRequest, ModelCall, Sample, TokenLogprob, Usage
+
+_PLAIN = ("max_tokens", "top_p", "seed", "top_logprobs", "tool_choice", "response_format", "tools", "stop")
+
+
+class Malformed(ValueError):
+    """The JSON is not what the protocol says."""
+
+
+def chat_body(call: ModelCall, *, samples: int = 1, draw: int = 0) -> dict[str, Any]:
+    """The body of a chat completion request, without model and stream.
+
+    ``draw`` numbers calls that stand in for one call with ``n``: each gets a seed of its own, as vLLM does within ``n``.
+    """
+    request = call.request
+    body: dict[str, Any] = dict(request.extra)
+    body["messages"] = request.messages
+    for name in _PLAIN:
+        value = getattr(request, name)
+        if value is not None:
+            body[name] = value
+    if request.logprobs or request.top_logprobs is not None:
+        body["logprobs"] = True
+    temperature = request.temperature if call.temperature is None else call.temperature
+    if temperature is not None:
+        body["temperature"] = temperature
+    if request.seed is not None and draw:
+        body["seed"] = request.seed + draw
+    if samples > 1:
+        body["n"] = samples
+    return body
+
+
+def encode(body: Mapping[str, Any]) -> bytes:
+    """JSON in UTF-8; raises ValueError or TypeError for what JSON cannot say."""
+    return json.dumps(body, default=_plain, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def completion_of(data: Any, *, model: str) -> Completion:
+    """Read a chat completion. Raises `Malformed`; ``model`` stands in where the server does not name itself."""
+    choices = data.get("choices") if isinstance(data, dict) else None
+    if not choices or not isinstance(choices, list):
+        raise Malformed("no choices")
+    if len(choices) > 1:
+        choices = sorted(choices, key=lambda choice: choice.get("index") or 0)
+    samples = tuple(_sample(choice) for choice in choices)
+    return Completion(samples, usage_of(data.get("usage")), data.get("model") or model)
+
+
+def chunk_of(data: Any) -> Chunk | None:
+    """Read one event of a stream; None where it carries nothing."""
+    if not isinstance(data, dict):
+        raise Malformed("an event that is no object")
+    usage = data.get("usage")
+    choices = data.get("choices")
+    model = data.get("model")
+    if not choices:
+        return Chunk(usage=usage_of(usage), model=model) if usage else None
+    choice = choices[0]
+    delta = choice.get("delta") or {}
+    chunk = Chunk(
+        text=_text(delta.get("content")) or delta.get("refusal") or "",
+        finish_reason=choice.get("finish_reason"),
+        tool_calls=tuple(delta.get("tool_calls") or ()),
+        logprobs=_logprobs(choice.get("logprobs")) or (),
+        usage=usage_of(usage) if usage else None,
+        model=model,
+    )
+    return chunk if chunk.carries_content or chunk.usage or chunk.logprobs else None
+
+
+def shows_work(data: dict[str, Any]) -> bool:
+    """Whether an event carries generated tokens: of the answer, of a tool call, or of reasoning that precedes them."""
+    choices = data.get("choices")
+    if not choices:
+        return False
+    delta = choices[0].get("delta") or {}
+    signs = ("content", "refusal", "tool_calls", "reasoning_content", "reasoning")
+    return bool(choices[0].get("finish_reason") or any(delta.get(sign) for sign in signs))
+
+
+def embeddings_of(data: Any, *, count: int, model: str) -> Embeddings:
+    """Read an embeddings answer of ``count`` vectors. Raises `Malformed`."""
+    rows = data.get("data") if isinstance(data, dict) else None
+    if not isinstance(rows, list) or len(rows) != count:
+        raise Malformed(f"not {count} vectors")
+    rows = sorted(rows, key=lambda row: row.get("index") or 0)
+    vectors = tuple(tuple(map(float, row["embedding"])) for row in rows)
+    return Embeddings(vectors, data.get("model") or model, usage_of(data.get("usage")))
+
+
+def model_ids(data: Any) -> tuple[str, ...]:
+    """Ids of a model list, base models before adapters. Raises `Malformed`."""
+    rows = data.get("data") if isinstance(data, dict) else None
+    if not isinstance(rows, list):
+        raise Malformed("no list of models")
+    rows = sorted((row for row in rows if isinstance(row, dict) and row.get("id")), key=lambda row: bool(row.get("parent")))
+    return tuple(str(row["id"]) for row in rows)
+
+
+def usage_of(usage: Any) -> Usage:
+    """Read token counts; zero where the server gives none."""
+    if not isinstance(usage, dict):
+        return Usage()
+    return Usage(usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)
+
+
+def secrets_of(request: LLMRequest) -> Iterator[str]:
+    """Every text of a request that no error may repeat."""
+    yield from _strings(request.messages)
+    yield from _strings(request.tools)
+    yield from _strings(request.extra)
+
+
+class EventDecoder:
+    """Splits the bytes of a server-sent event stream into the data of its events."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._data: list[bytes] = []
+
+    def feed(self, part: bytes) -> Iterator[bytes]:
+        """Data of the events that ``part`` completes."""
+        *lines, self._rest = (self._rest + part).split(b"\n")
+        for line in (line.removesuffix(b"\r") for line in lines):
+            if line.startswith(b"data:"):
+                self._data.append(line[5:].removeprefix(b" "))
+            elif not line and self._data:
+                event = b"\n".join(self._data)
+                self._data.clear()
+                yield event
+
+    def end(self) -> Iterator[bytes]:
+        """Data of an event that the stream's end completes."""
+        return self.feed(b"\n\n")
+
+
+def _sample(choice: Any) -> Sample:
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict):
+        raise Malformed("a choice without a message")
+    return Sample(
+        text=_text(message.get("content")) or message.get("refusal") or "",
+        finish_reason=choice.get("finish_reason"),
+        tool_calls=tuple(message.get("tool_calls") or ()),
+        logprobs=_logprobs(choice.get("logprobs")),
+    )
+
+
+def _text(content: Any) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise Malformed("content that is no text")
+    return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
+
+
+def _logprobs(found: Any) -> tuple[TokenLogprob, ...] | None:
+    content = found.get("content") if isinstance(found, dict) else None
+    if content is None:
+        return None
+    return tuple(TokenLogprob(token["token"], token["logprob"], _top(token.get("top_logprobs"))) for token in content)
+
+
+def _top(found: Any) -> tuple[tuple[str, float], ...]:
+    # vLLM puts the drawn token first, whatever its rank.
+    if not found:
+        return ()
+    return tuple(sorted(((one["token"], one["logprob"]) for one in found), key=_by_logprob, reverse=True))
+
+
+def _by_logprob(pair: tuple[str, float]) -> float:
+    return pair[1]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key not in ("role", "type"):
+                yield from _strings(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _strings(inner)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

@@ -1,0 +1,66 @@
+"""One resource per event loop, closed in the loop it belongs to.
+
+Connections belong to the loop that opened them: used from another they fail, and closed after its end they warn. A backend
+is used from the loop of the synchronous API, from a server's, and from one per `asyncio.run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+_PATIENCE = 1.0
+"""Seconds to wait for another thread's loop to close what it holds."""
+
+
+class PerLoop(Generic[T]):
+    """Makes a resource at its first use in a loop; closes it on demand, or when that loop shuts down."""
+
+    def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> None:
+        self._make = make
+        self._close = close
+        self._held: dict[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[T, None]]] = {}
+
+    async def get(self) -> T:
+        """The running loop's resource."""
+        loop = asyncio.get_running_loop()
+        held = self._held.get(loop)
+        if held is None:
+            self._forget_closed_loops()
+            guard = self._lifetime(loop)
+            held = self._held[loop] = (await anext(guard), guard)
+        return held[0]
+
+    async def close(self) -> None:
+        """Close the resources of all loops, each in its own; safe to call twice."""
+        here = asyncio.get_running_loop()
+        for loop, (_, guard) in list(self._held.items()):
+            self._held.pop(loop, None)
+            if loop is here:
+                await guard.aclose()
+            elif loop.is_running():
+                ended = asyncio.run_coroutine_threadsafe(_end(guard), loop)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(asyncio.wrap_future(ended), _PATIENCE)
+
+    async def _lifetime(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[T, None]:
+        # A loop ends the async generators that were started in it before it closes (`shutdown_asyncgens`, which
+        # `asyncio.run` calls): the one public hook by which a resource learns of the end of its loop.
+        value = self._make()
+        try:
+            yield value
+        finally:
+            self._held.pop(loop, None)
+            await self._close(value)
+
+    def _forget_closed_loops(self) -> None:
+        for loop in list(self._held):
+            if loop.is_closed():
+                self._held.pop(loop, None)
+
+
+async def _end(guard: AsyncGenerator[T, None]) -> None:
+    await guard.aclose()

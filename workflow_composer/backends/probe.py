@@ -1,0 +1,71 @@
+"""Ask a server what it serves. Plain HTTP: `status` must not load a client library to find that nothing answers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from workflow_composer.backends.openai_wire import Malformed, model_ids
+from workflow_composer.errors import EgressDenied
+from workflow_composer.types import EndpointStatus
+
+if TYPE_CHECKING:
+    import httpx2
+
+
+def api_url(url: str) -> str:
+    """The address below which ``/models`` and ``/chat/completions`` lie; a bare server address gets ``/v1``."""
+    bare = url.rstrip("/")
+    has_path = "/" in bare.partition("://")[2]
+    return bare if has_path else bare + "/v1"
+
+
+async def probe(
+    client: httpx2.AsyncClient, name: str, url: str, *, limit: float, key: str | None = None, model: str | None = None
+) -> EndpointStatus:
+    """Ask for the models below ``url`` (from `api_url`) and wait ``limit`` seconds at most. Never raises.
+
+    ``model``: the id that is expected; a server without it is not healthy.
+    """
+    started = time.perf_counter()
+    models: tuple[str, ...] = ()
+    try:
+        async with asyncio.timeout(limit):
+            response = await client.get(f"{url}/models", headers={"Authorization": f"Bearer {key}"} if key else None)
+        detail = _fault(response)
+        models = () if detail else model_ids(response.json())
+    except EgressDenied as error:
+        detail = str(error)
+    except (Malformed, ValueError):
+        detail = "answers, but not with a list of models; is this an OpenAI-compatible server?"
+    except Exception as error:  # noqa: BLE001 - whatever a dead server does, the others are still to be reported
+        detail = _reason(error, limit)
+    latency = (time.perf_counter() - started) * 1000
+    if not detail and model is not None and model not in models:
+        detail = f"does not serve {model}, but {', '.join(models) or 'nothing'}"
+    if detail:
+        return EndpointStatus(name, url, healthy=False, models=models, detail=detail)
+    served = ", ".join(models) or "no model"
+    return EndpointStatus(name, url, bool(models), models, latency, f"serves {served}; answered in {latency:.0f} ms")
+
+
+def _fault(response: httpx2.Response) -> str:
+    status = response.status_code
+    if status in (401, 403):
+        return f"answers {status}: it wants a key; name its variable in the model's api_key_env"
+    if 300 <= status < 400:
+        return f"answers {status}: it redirects, which is not followed"
+    return f"answers {status} instead of a list of models" if status != 200 else ""
+
+
+def _reason(error: Exception, limit: float) -> str:
+    import httpx2
+
+    if isinstance(error, (TimeoutError, httpx2.TimeoutException)):
+        return f"no answer within {limit:g} s"
+    if "cannot be resolved" in str(error):
+        return "its name is unknown"
+    if isinstance(error, httpx2.ConnectError):
+        return "refuses connections; is it running?"
+    return f"the connection broke: {type(error).__name__}"

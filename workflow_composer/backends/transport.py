@@ -1,0 +1,263 @@
+"""The HTTP transport that asks the `EgressPolicy` before each request and before each connection.
+
+Twice, because a request that may be sent can still end up elsewhere: the name of a local server may resolve to an address
+out in the world. So names are resolved here, the addresses are judged, and the connection is made to a judged address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import anyio
+import httpcore2
+import httpx2
+
+from workflow_composer.backends.egress import EgressPolicy, Resolve, literal_address
+from workflow_composer.errors import EgressDenied
+
+# httpcore's errors have the same names in httpx.
+_ERRORS: dict[type[Exception], type[httpx2.RequestError]] = {
+    getattr(httpcore2, name): getattr(httpx2, name)
+    for name in (
+        "ConnectTimeout",
+        "ReadTimeout",
+        "WriteTimeout",
+        "PoolTimeout",
+        "ConnectError",
+        "ReadError",
+        "WriteError",
+        "ProxyError",
+        "UnsupportedProtocol",
+        "LocalProtocolError",
+        "RemoteProtocolError",
+    )
+}
+_FOREIGN: tuple[type[Exception], ...] = (*_ERRORS, ssl.SSLError, anyio.EndOfStream, OSError)
+
+
+class GuardedTransport(httpx2.AsyncBaseTransport):
+    """Sends what the policy admits and raises `EgressDenied` for the rest. Belongs to one event loop."""
+
+    def __init__(
+        self, policy: EgressPolicy, *, environ: Mapping[str, str], resolve: Resolve | None, keepalive: float
+    ) -> None:
+        self._policy = policy
+        self._environ = environ if policy.allow_cloud else {}
+        self._network = PinnedNetwork(policy, resolve or system_resolve)
+        self._keepalive = keepalive
+        self._pools: dict[tuple[str, str | None], httpcore2.AsyncConnectionPool] = {}
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send one request; raises `EgressDenied` or an `httpx2.RequestError`."""
+        url = request.url
+        self._policy.check(url)
+        pool = self._pool(url)
+        core = httpcore2.Request(
+            method=request.method,
+            url=httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+            headers=request.headers.raw,
+            content=request.stream,
+            extensions=request.extensions,
+        )
+        try:
+            response = await pool.handle_async_request(core)
+        except _FOREIGN as error:
+            raise _translated(error) from error
+        return httpx2.Response(
+            status_code=response.status,
+            headers=response.headers,
+            stream=_Body(response.stream),
+            extensions=response.extensions,
+        )
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        while self._pools:
+            await self._pools.popitem()[1].aclose()
+
+    def _pool(self, url: httpx2.URL) -> httpcore2.AsyncConnectionPool:
+        proxy = self._proxy_for(url)
+        key = (url.scheme, proxy)
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = self._pools[key] = self._make_pool(tls=url.scheme == "https", proxy=proxy)
+        return pool
+
+    def _make_pool(self, *, tls: bool, proxy: str | None) -> httpcore2.AsyncConnectionPool:
+        options: dict[str, Any] = {
+            "ssl_context": _tls() if tls else None,
+            "max_connections": None,  # the executor bounds concurrency; a second queue would hide waiting time
+            "keepalive_expiry": self._keepalive,
+        }
+        if proxy is None:
+            return httpcore2.AsyncConnectionPool(network_backend=self._network, **options)
+        # The request has been checked; where the proxy itself stands is the environment's affair.
+        return httpcore2.AsyncConnectionPool(proxy=_proxy(proxy), **options)
+
+    def _proxy_for(self, url: httpx2.URL) -> str | None:
+        if not self._environ:
+            return None
+        host = url.raw_host.decode("ascii")
+        port = url.port or (443 if url.scheme == "https" else 80)
+        if self._policy.is_local(host, port):
+            return None
+        found = _variable(self._environ, f"{url.scheme}_proxy") or _variable(self._environ, "all_proxy")
+        # typeshed lacks the second parameter of this function, which is older than typeshed.
+        bypass: Any = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]
+        if not found or bypass(f"{host}:{port}", {"no": _variable(self._environ, "no_proxy")}):
+            return None
+        return found if "://" in found else f"http://{found}"
+
+
+class PinnedNetwork(httpcore2.AsyncNetworkBackend):
+    """Opens connections to admitted hosts, at admitted addresses.
+
+    Names of local servers are resolved here, each in a thread of its own: the default executor has few threads, and a
+    hundred names that a dead resolver lets wait would keep the one server that lives from being asked.
+    """
+
+    def __init__(self, policy: EgressPolicy, resolve: Resolve) -> None:
+        self._policy = policy
+        self._resolve = resolve
+        self._sockets = httpcore2.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        """Connect to the first address that answers; raises `EgressDenied` or httpcore's connect errors."""
+        self._policy.check_endpoint(host, port)
+        options: dict[str, Any] = {"local_address": local_address, "socket_options": socket_options}
+        if not self._policy.is_local(host, port):
+            return await self._sockets.connect_tcp(host, port, timeout=timeout, **options)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        addresses = await self._admitted(host, port, timeout)
+        for left in range(len(addresses), 0, -1):
+            address = addresses[-left]
+            share = None if deadline is None else max(0.0, deadline - time.monotonic()) / left
+            try:
+                return await self._sockets.connect_tcp(address, port, timeout=share, **options)
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
+                if left == 1:
+                    raise
+        raise httpcore2.ConnectError(f"{host} has no address")
+
+    async def connect_unix_socket(
+        self,
+        path: str,
+        timeout: float | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        """Refuse: no profile names a socket file, and what listens there may pass bytes on."""
+        raise EgressDenied("connections to socket files are not made")
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait (httpcore's pause between its own attempts, of which there are none)."""
+        await asyncio.sleep(seconds)
+
+    async def _admitted(self, host: str, port: int, limit: float | None) -> list[str]:
+        literal = literal_address(host)
+        if literal is not None:
+            return [host if ":" in host else str(literal)]
+        try:
+            found = await _in_thread(self._resolve, host, port, limit)
+        except TimeoutError:
+            raise httpcore2.ConnectTimeout(f"the name {host} was not resolved in time") from None
+        except OSError as error:
+            raise httpcore2.ConnectError(f"the name {host} cannot be resolved: {error.strerror or error}") from error
+        admitted = [address for address in found if self._policy.admits(ipaddress.ip_address(address))]
+        if found and not admitted:
+            raise self._policy.far(host, port, found[0])
+        return admitted
+
+
+def system_resolve(host: str, port: int) -> list[str]:
+    """Addresses of a host by the system's resolver, in its order of preference."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+
+
+async def _in_thread(resolve: Resolve, host: str, port: int, limit: float | None) -> list[str]:
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[list[str]] = loop.create_future()
+
+    def deliver(found: list[str], error: OSError | None) -> None:
+        if answer.done():
+            return
+        if error is None:
+            answer.set_result(found)
+        else:
+            answer.set_exception(error)
+
+    def work() -> None:
+        found: list[str] = []
+        failure = None
+        try:
+            found = list(resolve(host, port))
+        except OSError as error:
+            failure = error
+        except UnicodeError:  # a label that is empty or too long
+            failure = OSError("not a host name")
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(deliver, found, failure)
+
+    threading.Thread(target=work, name=f"resolve-{host}", daemon=True).start()
+    return await asyncio.wait_for(answer, limit)
+
+
+class _Body(httpx2.AsyncByteStream):
+    """A response's body, with httpcore's errors translated."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async with aclosing(aiter(self._stream)) as parts:
+                async for part in parts:
+                    yield part
+        except _FOREIGN as error:
+            raise _translated(error) from error
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+def _translated(error: Exception) -> httpx2.RequestError:
+    return _ERRORS.get(type(error), httpx2.ConnectError)(str(error))
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    return httpx2.create_ssl_context()
+
+
+def _variable(environ: Mapping[str, str], name: str) -> str:
+    return environ.get(name) or environ.get(name.upper()) or ""
+
+
+def _proxy(url: str) -> httpcore2.Proxy:
+    parsed = httpx2.Proxy(url)
+    if parsed.url.scheme.startswith("socks"):
+        try:
+            import socksio  # type: ignore[import-not-found]  # noqa: F401 - an extra of httpx2
+        except ImportError:
+            raise httpx2.ProxyError("the environment names a SOCKS proxy, which needs `pip install socksio`") from None
+    core = httpcore2.URL(
+        scheme=parsed.url.raw_scheme, host=parsed.url.raw_host, port=parsed.url.port, target=parsed.url.raw_path
+    )
+    return httpcore2.Proxy(core, auth=parsed.raw_auth, headers=parsed.headers.raw)
