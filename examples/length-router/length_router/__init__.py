@@ -1,0 +1,42 @@
+"""A router that looks only at how long the question is."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from workflow_composer import LLMRequest, Plan, hookimpl
+from workflow_composer.routers.base import Router, RouterSettings
+from workflow_composer.types import ResourceStatus
+
+
+class LengthSettings(RouterSettings):
+    """Settings of `LengthRouter`, checked when the profile is loaded."""
+
+    short: str = Field(description="the model, tier or role for short questions")
+    long: str = Field(description="the model, tier or role for long questions")
+    characters: int = Field(200, ge=1, description="a question of more characters is long")
+
+
+class LengthRouter(Router):
+    """One tier, one candidate, by the question's length."""
+
+    name: ClassVar[str] = "length"
+    Settings: ClassVar[type[RouterSettings]] = LengthSettings
+
+    def plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
+        """Short or long; a request that names its model is left to the next router."""
+        if request.model is not None:
+            return None
+        assert isinstance(self.settings, LengthSettings)
+        is_long = request.query_length > self.settings.characters
+        target = self.settings.long if is_long else self.settings.short
+        reason = f"{request.query_length} characters are {'long' if is_long else 'short'}"
+        return self.single_tier(*self.usable(self.context.candidates(target)[:1], resources), reason)
+
+
+@hookimpl
+def register_routers(register) -> None:
+    """Offer the router to profiles, under the name ``length``."""
+    register("length", LengthRouter)
