@@ -1,0 +1,89 @@
+"""Pydantic's findings in the words of a profile: what stands there, and what may."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from workflow_composer.profile_models import ModelSpec
+from workflow_composer.profile_normal import MODEL_KEYS
+from workflow_composer.profile_source import KeyPath, Problems, nearest, one_of, shown
+
+_KINDS = {
+    "string_type": "text; in quotes if YAML reads it as something else",
+    "string_too_short": "text that is not empty",
+    "string_pattern_mismatch": "the name of an environment variable in capitals, such as DEEPSEEK_API_KEY",
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "tuple_type": "a list",
+}
+_BOUNDS = {
+    "greater_than": ("gt", "above"),
+    "greater_than_equal": ("ge", "of at least"),
+    "less_than_equal": ("le", "of at most"),
+}
+
+
+def add_faults(error: ValidationError, model: type[BaseModel], tree: Mapping[str, Any], problems: Problems) -> None:
+    """Report every finding of ``error`` as a line of ``problems``."""
+    for detail in error.errors(include_url=False, include_input=False, include_context=True):
+        path: KeyPath = tuple(part for part in detail["loc"] if part != "[key]")
+        if path in problems.source.faulty:
+            continue
+        if detail["type"] == "extra_forbidden":
+            _unknown_key(path, model, problems)
+        elif detail["type"] == "missing":
+            problems.add(path[:-1] or path, f"the key {path[-1]!r} is missing", _meaning(path, model))
+        else:
+            written = problems.source.written.get(path) if detail["type"] == "string_type" else None
+            problems.add(path, shown(_at(tree, path), path, written), _allowed(detail))
+
+
+def _unknown_key(path: KeyPath, model: type[BaseModel], problems: Problems) -> None:
+    owner = _owner(path, model)
+    keys = (*MODEL_KEYS, "api_key") if owner is ModelSpec else tuple(owner.model_fields)
+    problems.add(path, "unknown key", one_of(keys, limit=20), near=nearest(str(path[-1]), keys))
+
+
+def _meaning(path: KeyPath, model: type[BaseModel]) -> str:
+    field = _owner(path, model).model_fields.get(str(path[-1]))
+    return (field.description or "").rstrip(".").replace("`", "") if field else ""
+
+
+def _owner(path: KeyPath, model: type[BaseModel]) -> type[BaseModel]:
+    """The part of the profile that has, or lacks, the last key of ``path``."""
+    if len(path) < 2:
+        return model
+    return next(iter(_parts(model.model_fields[str(path[0])].annotation)), model)
+
+
+def _parts(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [part for argument in get_args(annotation) for part in _parts(argument)]
+
+
+def _allowed(detail: ErrorDetails) -> str:
+    kind = detail["type"]
+    if kind in _BOUNDS:
+        key, words = _BOUNDS[kind]
+        return f"allowed: a number {words} {detail['ctx'][key]:g}"
+    return f"allowed: {_KINDS[kind]}" if kind in _KINDS else detail["msg"]
+
+
+def _at(tree: Any, path: KeyPath) -> Any:
+    """What stands at ``path`` in the tree as it was read."""
+    for part in path:
+        try:
+            tree = tree[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return tree

@@ -1,0 +1,185 @@
+"""The parts of a profile: each key declared once, with its type, its default and its meaning.
+
+`docs/profiles.md` is generated from these declarations. What one key demands of another is in
+`workflow_composer.profile_checks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WrapValidator, model_validator
+
+LOCAL_BACKENDS = frozenset({"vllm", "embedded", "replay", "fake"})
+"""Backends of the package whose bytes stay on the profile's own machines."""
+
+
+class Expanded(str):
+    """Text of a profile after ``${NAME}`` was filled in; ``source`` is what the profile says, and all that `repr` shows."""
+
+    __slots__ = ("source",)
+    source: str
+
+    def __new__(cls, value: str, source: str) -> Self:
+        """Pair the value with its source."""
+        text = super().__new__(cls, value)
+        text.source = source
+        return text
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # copies keep both parts; str's has one
+        return str(self), self.source
+
+    def __repr__(self) -> str:
+        return repr(self.source)
+
+
+def as_written(value: Any) -> Any:
+    """What the profile says: ``${NAME}`` unexpanded; plain dicts and lists, which any serializer takes."""
+    if isinstance(value, Expanded):
+        return value.source
+    if isinstance(value, Mapping):
+        return {key: as_written(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_written(item) for item in value]
+    return value
+
+
+def frozen(value: Any) -> Any:
+    """A copy that nobody can change: mappings read-only, lists as tuples, at every depth."""
+    if isinstance(value, Mapping):
+        return MappingProxyType({key: frozen(item) for key, item in value.items()})
+    if isinstance(value, (list, tuple)):
+        return tuple(frozen(item) for item in value)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def frozen_mapping(description: str) -> Any:
+    """A field that holds a mapping, empty by default."""
+    return Field(default_factory=lambda: MappingProxyType({}), description=description)
+
+
+Name = Annotated[str, Field(min_length=1)]
+Place = Annotated[str, Field(min_length=1), WrapValidator(lambda v, check: v if isinstance(v, Expanded) else check(v))]
+"""A URL or path, in which ``${NAME}`` may stand."""
+EnvName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
+Names = Annotated[tuple[Name, ...], Field(strict=False)]
+Settings = Annotated[Mapping[str, Any], BeforeValidator(_plain), AfterValidator(frozen)]
+NameToName = Annotated[Mapping[str, Name], BeforeValidator(_plain), AfterValidator(frozen)]
+NameToPlace = Annotated[Mapping[str, Place], BeforeValidator(_plain), AfterValidator(frozen)]
+Seconds = Annotated[float, Field(gt=0, le=86400)]
+Dollars = Annotated[float, Field(ge=0)]
+
+
+class Part(BaseModel):
+    """Base of everything in a profile: strict types, no unknown keys, frozen; errors of pydantic never show a value."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, hide_input_in_errors=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+
+class ModelSpec(Part):
+    """One model of the catalogue (``models``): where it answers and what it costs."""
+
+    name: Name = Field(description="The catalogue's key; not written again.")
+    backend: Name = Field(
+        description="What speaks to it: `vllm` (a server of your own), `openai` (any OpenAI-compatible cloud API), "
+        "`embedded` (in this process), `replay` (recorded answers), `fake` (tests), or a plugin's backend."
+    )
+    model: Name | None = Field(
+        default=None, description="The id the server knows. Default: the catalogue's key; for `vllm`: the server is asked."
+    )
+    endpoint: Name | None = Field(default=None, description="`vllm`: the role of `vllm_endpoints` whose server serves it.")
+    base_url: Place | None = Field(
+        default=None,
+        description="The API's URL, up to and including `/v1`: for `openai`, and for `vllm` without `endpoint`.",
+    )
+    path: Place | None = Field(
+        default=None,
+        description="`embedded`: a shipped checkpoint's name or a directory; `replay`: a JSONL file. Relative to the "
+        "profile's file.",
+    )
+    api_key_env: EnvName | None = Field(
+        default=None, description="The environment variable that holds the key. `api_key: ${NAME}` means the same."
+    )
+    input_price: Dollars | None = Field(default=None, description="Dollars per million prompt tokens.")
+    output_price: Dollars | None = Field(default=None, description="Dollars per million completion tokens.")
+    gpu_hour_price: Dollars | None = Field(
+        default=None, description="Dollars per hour of the GPU that serves it, shared among the calls in flight."
+    )
+    context_length: int | None = Field(
+        default=None, gt=0, le=100_000_000, description="Tokens of prompt and answer together; longer requests go elsewhere."
+    )
+    capabilities: Names = Field(
+        default=(), description="What it is good for, in your own words: `code`, `math`, `embeddings`."
+    )
+
+    @model_validator(mode="after")
+    def _default_model(self) -> Self:
+        if self.model is None and self.backend != "vllm":
+            self.__dict__["model"] = self.name  # frozen for everyone else
+        return self
+
+    @property
+    def local(self) -> bool:
+        """Whether the package knows that its bytes stay on the profile's own machines."""
+        return self.backend in LOCAL_BACKENDS
+
+    @property
+    def priced(self) -> bool:
+        """Whether it has a price of its own."""
+        return any(price is not None for price in (self.input_price, self.output_price, self.gpu_hour_price))
+
+
+class TierSpec(Part):
+    """One step of a cascade (``tiers``), cheap ones first."""
+
+    model: Name = Field(description="A catalogue model or a role.")
+    cost: Dollars | None = Field(
+        default=None,
+        description="Dollars per million tokens, prompt and answer alike: the model's price where it has none of its own. "
+        "Must not fall from one tier to the next.",
+    )
+
+
+class RouterSpec(Part):
+    """One router of the profile (``routers``) and its settings."""
+
+    name: Name = Field(description="The router's name.")
+    settings: Settings = frozen_mapping("Its settings, checked by the router.")
+
+
+class TimeoutSettings(Part):
+    """Seconds that one call may take."""
+
+    connect: Seconds = Field(default=2.0, description="Seconds to connect.")
+    first_token: Seconds = Field(default=60.0, description="Seconds to the first token of a stream.")
+    total: Seconds = Field(default=300.0, description="Seconds for one whole call.")
+
+
+class RetrySettings(Part):
+    """How often one candidate is asked again: exponential backoff with full jitter."""
+
+    attempts: int = Field(default=3, ge=1, le=100, description="Calls to one candidate, the first one included.")
+    base_delay: Seconds = Field(
+        default=0.25, description="Seconds: the upper bound of the first pause; it doubles each time."
+    )
+    max_delay: Seconds = Field(default=8.0, description="Seconds: no pause is longer than this.")
+
+
+class BreakerSettings(Part):
+    """When an endpoint that keeps failing is left alone."""
+
+    failures: int = Field(default=5, ge=1, le=1_000_000, description="Failures in a row that open the breaker.")
+    cooldown: Seconds = Field(default=30.0, description="Seconds until one call is let through as a probe.")
+
+
+Catalogue = Annotated[Mapping[str, ModelSpec], BeforeValidator(_plain), AfterValidator(frozen)]
+Tiers = Annotated[Mapping[str, TierSpec], BeforeValidator(_plain), AfterValidator(frozen)]
+Routers = Annotated[tuple[RouterSpec, ...], Field(strict=False)]

@@ -1,0 +1,249 @@
+"""From what a person may write in a profile to the one form that the models take.
+
+Short forms are spelled out (``fallback`` as a mapping, routers by name, ``api_key``), ``${NAME}`` is filled in, paths become
+absolute, and whatever is faulty here is reported and dropped, so that it is reported once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from workflow_composer.profile_models import Expanded, ModelSpec, Part, RouterSpec, as_written
+from workflow_composer.profile_source import KeyPath, Problems, nearest, one_of, shown
+from workflow_composer.redaction import looks_like_secret
+
+VARIABLE = re.compile(r"\$\{([A-Z_][A-Z0-9_]*)\}")
+MODEL_KEYS = tuple(key for key in ModelSpec.model_fields if key != "name")
+FALLBACK_KEYS = ("primary", "secondary")
+
+_HOST = re.compile(
+    r"(?=.{1,253}$)[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?(?:\.[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?"
+)
+_DROP = object()
+
+
+def as_tree(value: Any) -> Any:
+    """Python values, parts of a profile among them, as the YAML reader would give them."""
+    if isinstance(value, RouterSpec):
+        return {value.name: as_tree(value.settings)} if value.settings else value.name
+    if isinstance(value, Part):
+        given = {key: getattr(value, key) for key in type(value).model_fields if key != "name"}
+        return {key: as_tree(item) for key, item in given.items() if item is not None}
+    if isinstance(value, Mapping):
+        return {key: as_tree(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(as_tree(item) for item in value)
+    return as_written(value)
+
+
+# ------------------------------------------------------------------------------------------------------------- secrets
+
+
+def without_secrets(value: Any, problems: Problems, path: KeyPath = ()) -> Any:
+    """The tree without values and keys that look like a secret, and without ``${NAME}`` where it has no meaning."""
+    if isinstance(value, Mapping):
+        kept = {key: _safe_item(key, item, problems, path) for key, item in value.items()}
+        return {key: item for key, item in kept.items() if item is not _DROP}
+    if isinstance(value, tuple):
+        items = tuple(without_secrets(item, problems, (*path, i)) for i, item in enumerate(value))
+        return _drop(problems, path) if _DROP in items else items
+    if isinstance(value, str):
+        return _safe_text(value, problems, path)
+    return value
+
+
+def _safe_item(key: Any, value: Any, problems: Problems, path: KeyPath) -> Any:
+    here = (*path, key)
+    if not isinstance(key, str):
+        problems.add(path, f"found the key {key!r}, which is not text", "keys are text")
+        return _DROP
+    if looks_like_secret(key):
+        problems.add(here, "this key looks like a secret", "secrets stand in environment variables, never in a profile")
+        return _drop(problems, here)
+    return without_secrets(value, problems, here)
+
+
+def _safe_text(value: str, problems: Problems, path: KeyPath) -> Any:
+    if path[-1:] == ("api_key",):
+        return value  # read, and never repeated, by `_api_key`
+    if looks_like_secret(value):
+        if "://" in value:
+            problems.add(path, "a URL with a password in it", "write the password as ${NAME}")
+        elif path[-1:] == ("api_key_env",):
+            problems.add(path, "a value that looks like the key itself", "the name of the variable that holds it")
+        else:
+            problems.add(path, "a value that looks like a secret", "secrets stand in environment variables")
+        return _drop(problems, path)
+    if "${" in value and not _expands(path) and path != ("description",):
+        problems.add(path, "${NAME} is not filled in here", "it may stand in URLs, paths and api_key")
+        return _drop(problems, path)
+    return value
+
+
+def _expands(path: KeyPath) -> bool:
+    return path[:1] == ("vllm_endpoints",) or (path[:1] == ("models",) and path[2:] in {("base_url",), ("path",)})
+
+
+def _drop(problems: Problems, path: KeyPath) -> Any:
+    problems.source.faulty.add(path)
+    return _DROP
+
+
+# ---------------------------------------------------------------------------------------------------------- short forms
+
+
+class NormalForm:
+    """Turns a tree into the data of `StrategyConfig`. ``environ`` fills in ``${NAME}``."""
+
+    def __init__(self, problems: Problems, environ: Mapping[str, str]) -> None:
+        self.problems = problems
+        self.source = problems.source
+        self.environ = environ
+
+    def of(self, tree: Mapping[str, Any]) -> dict[str, Any]:
+        """The data; parts of the wrong type are left for the models to report."""
+        rules: dict[str, Callable[[Any], Any]] = {
+            "vllm_endpoints": self._endpoints,
+            "models": self._models,
+            "fallback": self._fallback,
+            "routers": self._routers,
+        }
+        return {key: rules[key](value) if key in rules else value for key, value in tree.items()}
+
+    def _endpoints(self, value: Any) -> Any:
+        return self._each(value, self._url, ("vllm_endpoints",))
+
+    def _models(self, value: Any) -> Any:
+        return self._each(value, self._model, ("models",))
+
+    def _each(self, value: Any, rule: Callable[[Any, KeyPath], Any], path: KeyPath) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        results = {key: rule(item, (*path, key)) for key, item in value.items()}
+        return {key: item for key, item in results.items() if item is not _DROP}
+
+    def _model(self, value: Any, path: KeyPath) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        data = {key: self._model_key(key, item, value, (*path, key)) for key, item in value.items()}
+        if "api_key" in data:
+            name = data.pop("api_key")
+            if name is not _DROP:
+                data["api_key_env"] = name
+        return {"name": str(path[-1]), **{key: item for key, item in data.items() if item is not _DROP}}
+
+    def _model_key(self, key: str, value: Any, model: Mapping[str, Any], path: KeyPath) -> Any:
+        if key == "name":
+            self.problems.add(path, "unknown key", f"the model's name is {path[1]!r}; {one_of(MODEL_KEYS)}")
+            return _DROP
+        if key == "api_key":
+            return self._api_key(value, path)
+        if key == "base_url":
+            return self._url(value, path)
+        if key == "path":
+            return self._path(value, path, bare=model.get("backend") == "embedded")
+        return value
+
+    def _api_key(self, value: Any, path: KeyPath) -> Any:
+        match = VARIABLE.fullmatch(value) if isinstance(value, str) else None
+        if match:
+            return match[1]
+        self.problems.add(path, "a key must not stand in a profile", "api_key: ${NAME}, or api_key_env: NAME")
+        return _DROP
+
+    def _fallback(self, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        for key in value:
+            if key not in FALLBACK_KEYS:
+                near = nearest(key, FALLBACK_KEYS)
+                self.problems.add(("fallback", key), "unknown key", one_of(FALLBACK_KEYS), near=near)
+        if "secondary" in value and "primary" not in value and ("fallback", "primary") not in self.source.faulty:
+            self.problems.add(("fallback",), "has a secondary and no primary", "give the primary first")
+        keys = [key for key in FALLBACK_KEYS if key in value]
+        for index, key in enumerate(keys):
+            self.source.same(("fallback", index), ("fallback", key))
+        return tuple(value[key] for key in keys)
+
+    def _routers(self, value: Any) -> Any:
+        if not isinstance(value, tuple):
+            return value
+        specs = [self._router(item, ("routers", index)) for index, item in enumerate(value)]
+        return tuple(spec for spec in specs if spec is not None)
+
+    def _router(self, value: Any, path: KeyPath) -> dict[str, Any] | None:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, Mapping) and len(value) == 1:
+            name, settings = next(iter(value.items()))
+            if settings is None or isinstance(settings, Mapping):
+                return {"name": name, "settings": settings or {}}
+            self.problems.add((*path, name), shown(settings, (*path, name)), "the router's settings are a mapping")
+            return None
+        what = f"found a mapping of {len(value)} keys" if isinstance(value, Mapping) else shown(value)
+        self.problems.add(path, what, "a router is its name, or 'name: {its settings}'")
+        return None
+
+    # -------------------------------------------------------------------------------------------- URLs, paths, variables
+
+    def _expand(self, value: str, path: KeyPath) -> Any:
+        rest = VARIABLE.sub("", value)
+        if "${" in rest:
+            self.problems.add(path, "found '${' that begins no variable", "${NAME}, in capitals, digits and underscores")
+            return _drop(self.problems, path)
+        missing = [name for name in dict.fromkeys(VARIABLE.findall(value)) if not self.environ.get(name)]
+        for name in missing:
+            self.problems.add(path, f"the environment variable {name} is not set", f"set it, or write ${{{name}}} out")
+        if missing:
+            return _drop(self.problems, path)
+        return VARIABLE.sub(lambda match: self.environ[match[1]], value)
+
+    def _url(self, value: Any, path: KeyPath) -> Any:
+        if not isinstance(value, str):
+            return value
+        url = self._expand(value, path)
+        if url is _DROP:
+            return _DROP
+        fault = url_fault(url)
+        if fault is None:
+            return Expanded(url, value) if url != value else url
+        what = "found a URL that is not shown" if "@" in value else shown(value, path)
+        after = " (after ${NAME} was filled in)" if url != value else ""
+        self.problems.add(path, f"{what}; {fault}{after}", "allowed: a URL such as http://localhost:8001/v1")
+        return _drop(self.problems, path)
+
+    def _path(self, value: Any, path: KeyPath, *, bare: bool) -> Any:
+        if not isinstance(value, str) or not value:
+            return value
+        place = self._expand(value, path)
+        if place is _DROP:
+            return _DROP
+        if "\0" in place:
+            self.problems.add(path, "found a path with a NUL character", "a path")
+            return _drop(self.problems, path)
+        if bare and not re.search(r"[/\\]|^\.", place):
+            return Expanded(place, value) if place != value else place  # the name of a shipped checkpoint
+        full = os.path.abspath(self.source.directory / os.path.expanduser(place))  # noqa: PTH100, PTH111  # keeps symlinks; no error without a home
+        return Expanded(full, value)
+
+
+def url_fault(url: str) -> str | None:
+    """Why this cannot be an API's base URL, without repeating it; None where it can."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return "its host or port cannot be read"
+    if not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
+        return "it has a space or another character that URLs do not have"
+    if parts.scheme not in {"http", "https"}:
+        return "it does not begin with http:// or https://"
+    if not host or not (_HOST.fullmatch(host) or ":" in host):
+        return "it names no valid host"
+    if port == 0:
+        return "there is no port 0"
+    return "it has a query or a fragment" if parts.query or parts.fragment or url[-1] in "?#" else None

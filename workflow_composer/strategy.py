@@ -1,0 +1,285 @@
+"""StrategyConfig: a strategy profile, validated and frozen.
+
+A profile (YAML) says which models there are, which task goes to which of them, in which order others take over, and
+whether a byte may leave one's own machines. `StrategyConfig.load` finds it, checks all of it and reports every fault at
+once, each with its file, line and key. ``docs/profiles.md`` lists every key.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
+
+from pydantic import Field, PrivateAttr, ValidationError
+
+from workflow_composer.errors import ProfileNotFound, RoutingError
+from workflow_composer.profile_checks import CLOUD, Checks
+from workflow_composer.profile_faults import add_faults
+from workflow_composer.profile_models import (
+    BreakerSettings,
+    Catalogue,
+    ModelSpec,
+    Name,
+    Names,
+    NameToName,
+    NameToPlace,
+    Part,
+    RetrySettings,
+    Routers,
+    RouterSpec,
+    Tiers,
+    TierSpec,
+    TimeoutSettings,
+    as_written,
+    frozen,
+    frozen_mapping,
+)
+from workflow_composer.profile_normal import NormalForm, as_tree, without_secrets
+from workflow_composer.profile_source import KeyPath, Problems, Source, nearest, read_profile
+from workflow_composer.types import ANY_TASK
+
+__all__ = [
+    "PRESETS",
+    "BreakerSettings",
+    "ModelSpec",
+    "RetrySettings",
+    "RouterSpec",
+    "StrategyConfig",
+    "TierSpec",
+    "TimeoutSettings",
+    "profiles",
+    "search_path",
+]
+
+PRESETS = ("t4_hybrid", "t4_local_only", "cloud_only", "development")
+"""The profiles that come with the package."""
+
+SUFFIXES = (".yaml", ".yml")
+
+
+class StrategyConfig(Part):
+    """A profile. Every mapping in it is read-only and in the order of the file.
+
+    Raises `ProfileError` with every fault where it is made from faulty data, whether from a file or from Python:
+
+    >>> config = StrategyConfig(profile_name="mine", models={"small": {"backend": "embedded", "path": "small"}})
+    >>> config.resolve("small")[0].backend
+    'embedded'
+    """
+
+    profile_name: Name = Field(description="The profile's name, as it appears in metrics and in the status.")
+    description: str = Field(default="", description="What the profile is for.")
+    allow_cloud: bool = Field(
+        default=True,
+        description="Whether a request may leave the profile's own machines. With `false`, any route to the cloud is an "
+        "error when the profile loads, and no connection to another host is opened.",
+    )
+    debug_routing: bool = Field(
+        default=False, description="Explain every decision in the log, and write prompts to the metrics file."
+    )
+    vllm_endpoints: NameToPlace = frozen_mapping("Role -> URL of a model server of your own, up to and including `/v1`.")
+    local_networks: Names = Field(
+        default=(), description="Networks (CIDR) of public addresses that are nevertheless your own machines."
+    )
+    task_routing: NameToName = frozen_mapping(
+        'Task -> a role, model or tier, or `cloud`. The task `"*"` stands for every task that is not listed.'
+    )
+    fallback: Names = Field(
+        default=(),
+        description="Models that take over where the task's own fails, in this order: a list, or the keys `primary` and "
+        "`secondary`.",
+    )
+    models: Catalogue = frozen_mapping("Name -> model: the catalogue.")
+    tiers: Tiers = frozen_mapping("Name -> step of a cascade, cheap first.")
+    routers: Routers = Field(
+        default=(RouterSpec(name="provider"), RouterSpec(name="cascading_provider")),
+        description="Routers, asked in this order; the first that has a plan decides. Each is a name or `name: {settings}`.",
+    )
+    timeouts: TimeoutSettings = Field(default=TimeoutSettings(), description="Seconds that one call may take.")
+    retries: RetrySettings = Field(default=RetrySettings(), description="How often one candidate is asked again.")
+    circuit_breaker: BreakerSettings = Field(
+        default=BreakerSettings(), description="When an endpoint that keeps failing is left alone."
+    )
+
+    _source: Source = PrivateAttr()
+    _specs: Mapping[str, ModelSpec] = PrivateAttr()
+
+    def __init__(self, /, *, _read: tuple[Source, Problems, Mapping[str, str]] | None = None, **data: Any) -> None:
+        source, problems, environ = _read or _in_python()
+        tree = without_secrets(as_tree(data), problems)
+        normal = NormalForm(problems, environ).of(tree)
+        try:
+            super().__init__(**normal)
+        except ValidationError as error:
+            add_faults(error, type(self), tree, problems)
+        Checks(tree, normal, problems).run()
+        problems.raise_if_any()
+        self._source = source
+        self._specs = _callable_specs(self)
+        self.__dict__["models"] = frozen({name: self._specs[name] for name in self.models})
+
+    # ------------------------------------------------------------------------------------------------------------ loading
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str], *, environ: Mapping[str, str] | None = None) -> Self:
+        """Read the file; ``environ`` (default: os.environ) fills in ``${NAME}``.
+
+        Raises `ProfileNotFound` or `ProfileError`.
+        """
+        tree, source, problems = read_profile(Path(path))
+        return cls(_read=(source, problems, os.environ if environ is None else environ), **tree)
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        search: Sequence[Path] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Load a profile by name or by path; ``search`` replaces the folders of `search_path`.
+
+        Raises `ProfileNotFound` or `ProfileError`.
+        """
+        return cls.from_yaml(find(name_or_path, search_path(environ) if search is None else search), environ=environ)
+
+    # ----------------------------------------------------------------------------------------------------------- questions
+
+    @property
+    def source(self) -> str:
+        """The file it came from, as it was named."""
+        return self._source.label
+
+    def where(self, *keypath: str | int) -> str:
+        """``file:line: key.path`` of a key, or of the nearest key above it that the file has: how an error begins.
+
+        >>> StrategyConfig(profile_name="mine").where("routers", 0)
+        '<StrategyConfig>: routers[0]'
+        """
+        path: KeyPath = keypath
+        return self._source.where(path)
+
+    def route_of(self, task: str) -> str | None:
+        """Where the profile sends this task; None where it sends it nowhere."""
+        return self.task_routing.get(task, self.task_routing.get(ANY_TASK))
+
+    def resolve(self, target: str) -> tuple[ModelSpec, ...]:
+        """The models that a role, catalogue model, tier or ``cloud`` stands for, best first.
+
+        Empty only for ``cloud`` where the profile has no cloud model. Raises `RoutingError` for an unknown name.
+        """
+        if target == CLOUD:
+            return self._cloud()
+        name = self.tiers[target].model if target in self.tiers else target
+        if name in self._specs:
+            return (self._specs[name],)
+        for spec in self._specs.values():
+            if name in self.vllm_endpoints and spec.endpoint == name:
+                return (spec,)
+        valid = [*self.vllm_endpoints, *self.models, *self.tiers, CLOUD]
+        near = nearest(target, valid)
+        hint = f"did you mean {near!r}?" if near else f"it has: {', '.join(dict.fromkeys(valid))}"
+        raise RoutingError(f"profile {self.profile_name!r} has no role, model or tier {target!r}", hint=hint)
+
+    def backend_specs(self) -> Mapping[str, ModelSpec]:
+        """Everything that can be called, by name: the catalogue, and each role that no catalogue model claims.
+
+        Complete: the URL of the role is filled in, and the tier's cost where the model has no price of its own.
+        """
+        return self._specs
+
+    def to_dict(self) -> dict[str, Any]:
+        """The profile in plain dicts and lists, defaults included, ``${NAME}`` unexpanded: safe to print, valid to load."""
+        data = {key: as_written(as_tree(getattr(self, key))) for key in type(self).model_fields}
+        for spec in data["models"].values():
+            if "endpoint" in spec:
+                spec.pop("base_url", None)
+        return data
+
+    def _cloud(self) -> tuple[ModelSpec, ...]:
+        named = [spec for target in self.fallback for spec in self.resolve(target) if not spec.local]
+        return tuple(named or (spec for spec in self._specs.values() if not spec.local))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StrategyConfig) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]  # its mappings have none
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self  # nobody can change it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles carry the profile as written; ``${NAME}`` is filled in again where they arrive."""
+        return _revive, (self._source, self.to_dict())
+
+
+def _in_python() -> tuple[Source, Problems, Mapping[str, str]]:
+    """What takes the place of a file for a profile that is made in Python."""
+    source = Source("<StrategyConfig>", Path())
+    return source, Problems(source), os.environ
+
+
+def _revive(source: Source, data: dict[str, Any]) -> StrategyConfig:
+    return StrategyConfig(_read=(source, Problems(source), os.environ), **data)
+
+
+def _callable_specs(config: StrategyConfig) -> Mapping[str, ModelSpec]:
+    """See `StrategyConfig.backend_specs`."""
+    claimed = {spec.endpoint for spec in config.models.values()}
+    roles = {role: ModelSpec(name=role, backend="vllm", endpoint=role) for role in config.vllm_endpoints}
+    specs = dict(config.models) | {role: spec for role, spec in roles.items() if role not in claimed}
+    by_endpoint = {spec.endpoint: name for name, spec in reversed(specs.items())}
+    costs = {by_endpoint.get(t.model, t.model): t.cost for t in config.tiers.values() if t.cost is not None}
+    for name, spec in specs.items():
+        filled: dict[str, Any] = {}
+        if spec.endpoint is not None:
+            filled["base_url"] = config.vllm_endpoints[spec.endpoint]
+        if name in costs and not spec.priced:
+            filled |= {"input_price": costs[name], "output_price": costs[name]}
+        specs[name] = spec.model_copy(update=filled)
+    return MappingProxyType(specs)
+
+
+# ------------------------------------------------------------------------------------------------------------- finding
+
+
+def search_path(environ: Mapping[str, str] | None = None) -> tuple[Path, ...]:
+    """Folders that are searched for a profile's name, in order: the working directory's, the user's, the package's."""
+    environ = os.environ if environ is None else environ
+    home = environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")  # noqa: PTH111  # no error without a home
+    return (Path("config/strategies"), Path(home) / "workflow-composer" / "strategies", shipped())
+
+
+def shipped() -> Path:
+    """The folder of the profiles that come with the package; in a source checkout it lies beside the package."""
+    package = Path(__file__).parent
+    installed = package / "strategies"
+    return installed if installed.is_dir() else package.parent / "config" / "strategies"
+
+
+def profiles(search: Sequence[Path] | None = None) -> dict[str, Path]:
+    """Every profile that can be loaded by name, and its file. The first folder that has a name wins."""
+    found: dict[str, Path] = {}
+    for folder in search_path() if search is None else search:
+        for suffix in SUFFIXES:
+            for path in sorted(folder.glob(f"*{suffix}")):
+                found.setdefault(path.stem, path)
+    return found
+
+
+def find(name_or_path: str | os.PathLike[str], search: Sequence[Path]) -> Path:
+    """The file of a profile. What has a separator or ends in ``.yaml`` or ``.yml`` is a path. Raises `ProfileNotFound`."""
+    name = os.fspath(name_or_path)
+    if not isinstance(name_or_path, str) or name.endswith(SUFFIXES) or "/" in name or os.sep in name:
+        return Path(name)
+    candidates = [folder / f"{name}{suffix}" for folder in search for suffix in SUFFIXES] if name.isprintable() else []
+    for path in candidates:
+        if path.exists():
+            return path
+    near = nearest(name, profiles(search))
+    places = ", ".join(str(folder) for folder in search)
+    hint = f"did you mean {near!r}?" if near else f"there are: {', '.join(sorted(profiles(search))) or 'none'}"
+    raise ProfileNotFound(f"no profile named {name!r} in {places}", hint=hint)
