@@ -7,6 +7,7 @@ transport (`workflow_composer.backends.transport`) asks the `EgressPolicy` for e
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 import re
@@ -30,8 +31,6 @@ Endpoint = tuple[str, int]
 
 Resolve = Callable[[str, int], Iterable[str]]
 """Host and port -> addresses; blocks, and raises OSError where there is none."""
-
-OPENAI_URL = "https://api.openai.com/v1"
 
 # Not `ipaddress.is_private`: that also covers documentation, benchmarking and 6to4 ranges, which are routed like any other.
 NEAR: tuple[Network, ...] = tuple(
@@ -74,9 +73,8 @@ class EgressPolicy:
         local = {endpoint_of(url) for url in config.vllm_endpoints.values()}
         cloud: set[Endpoint] = set()
         for spec in config.models.values():
-            url = spec.base_url or (OPENAI_URL if spec.backend == "openai" else None)
-            if url:
-                (local if spec.local else cloud).add(endpoint_of(url))
+            if spec.base_url:
+                (local if spec.local else cloud).add(endpoint_of(spec.base_url))
         networks = tuple(ipaddress.ip_network(network) for network in config.local_networks)
         return cls(config.allow_cloud, frozenset(local), networks, frozenset(cloud))
 
@@ -129,7 +127,7 @@ def endpoint_of(url: str | httpx2.URL) -> Endpoint:
     import httpx2
 
     try:
-        parsed = httpx2.URL(url)
+        parsed = url if isinstance(url, httpx2.URL) else httpx2.URL(url)
     except (httpx2.InvalidURL, TypeError):
         parsed = httpx2.URL()
     if parsed.scheme not in _DEFAULT_PORTS or not parsed.raw_host:
@@ -137,6 +135,7 @@ def endpoint_of(url: str | httpx2.URL) -> Endpoint:
     return canonical_host(parsed.raw_host.decode("ascii")), parsed.port or _DEFAULT_PORTS[parsed.scheme]
 
 
+@functools.lru_cache(maxsize=4096)
 def canonical_host(host: str) -> str:
     """One spelling per host: lower case, no trailing dot, addresses in their usual form (``0x7f.1`` -> ``127.0.0.1``)."""
     host = host.lower().removesuffix(".")
@@ -144,6 +143,7 @@ def canonical_host(host: str) -> str:
     return host if address is None else str(address)
 
 
+@functools.lru_cache(maxsize=4096)
 def literal_address(host: str) -> Address | None:
     """The address that ``host`` spells, in any form that the system's resolver takes for one; None for a name."""
     try:

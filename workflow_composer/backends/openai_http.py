@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from workflow_composer.backends import openai_errors, openai_wire
 from workflow_composer.backends.base import BackendContext
-from workflow_composer.backends.egress import OPENAI_URL, endpoint_of, http_client
+from workflow_composer.backends.egress import endpoint_of, http_client
 from workflow_composer.backends.openai_errors import Server
 from workflow_composer.backends.per_loop import PerLoop
-from workflow_composer.backends.probe import api_url
+from workflow_composer.backends.probe import api_url, shown_url
 from workflow_composer.errors import AuthenticationFailed, BadRequest, EgressDenied, ModelNotFound, ServerFailed
 from workflow_composer.types import LLMRequest, Timeouts
 
@@ -35,11 +35,10 @@ class OpenAIServer:
     def __init__(self, spec: ModelSpec, context: BackendContext) -> None:
         self._spec = spec
         self._context = context
-        endpoint = context.config.vllm_endpoints.get(spec.endpoint or spec.name)
-        self.url = api_url(spec.base_url or endpoint or OPENAI_URL)
+        self.url = api_url(spec.base_url or "")
         self.host, port = endpoint_of(self.url)
         place = f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
-        self.label = Server(f"{spec.name} at {place}", _without_userinfo(self.url), spec.api_key_env)
+        self.label = Server(f"{spec.name} at {place}", shown_url(self.url), spec.api_key_env)
         self._served: str | None = None
         self._clients: PerLoop[_Clients] = PerLoop(self._make_clients, _Clients.close)
 
@@ -205,9 +204,3 @@ class Secrets:
 
     def __iter__(self) -> Iterator[str]:
         return openai_wire.secrets_of(self._request)
-
-
-def _without_userinfo(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    place, slash, path = rest.partition("/")
-    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"

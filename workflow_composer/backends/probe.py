@@ -21,6 +21,13 @@ def api_url(url: str) -> str:
     return bare if has_path else bare + "/v1"
 
 
+def shown_url(url: str) -> str:
+    """``url`` without user and password."""
+    scheme, _, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
+
+
 async def probe(
     client: httpx2.AsyncClient, name: str, url: str, *, limit: float, key: str | None = None, model: str | None = None
 ) -> EndpointStatus:
@@ -44,6 +51,7 @@ async def probe(
     latency = (time.perf_counter() - started) * 1000
     if not detail and model is not None and model not in models:
         detail = f"does not serve {model}, but {', '.join(models) or 'nothing'}"
+    url = shown_url(url)
     if detail:
         return EndpointStatus(name, url, healthy=False, models=models, detail=detail)
     served = ", ".join(models) or "no model"
