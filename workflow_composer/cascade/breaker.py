@@ -48,12 +48,14 @@ class CircuitBreaker:
 
         Whoever is admitted reports back once, by `succeed`, `fail` or `release`, and says there whether it was the probe.
         """
-        if self._opened_at is None:  # the common case needs no lock: reading one reference is atomic
+        opened_at = self._opened_at
+        if opened_at is None:  # the common case needs no lock: reading one reference is atomic
             return False
         with self._lock:
-            if self._opened_at is None:
+            opened_at = self._opened_at
+            if opened_at is None:
                 return False
-            wait = self._opened_at + self._cooldown - self._clock()
+            wait = opened_at + self._cooldown - self._clock()
             if wait <= 0 and not self._probing:
                 self._probing = True
                 return True
