@@ -126,10 +126,10 @@ class PinnedNetwork(httpcore2.AsyncNetworkBackend):
     hundred names that a dead resolver lets wait would keep the one server that lives from being asked.
     """
 
-    def __init__(self, policy: EgressPolicy, resolve: Resolve) -> None:
+    def __init__(self, policy: EgressPolicy, resolve: Resolve, sockets: httpcore2.AsyncNetworkBackend | None = None) -> None:
         self._policy = policy
         self._resolve = resolve
-        self._sockets = httpcore2.AnyIOBackend()
+        self._sockets = sockets or httpcore2.AnyIOBackend()
 
     async def connect_tcp(
         self,
