@@ -273,7 +273,7 @@ class TestChoosing:
 
     def test_an_argument_is_stronger_than_the_environment(self, make):
         """The most explicit wins."""
-        with ModelOrchestrator("development", metrics=MemorySink(), environ={"BIOPIPELINES_STRATEGY": "no such"}) as o:
+        with ModelOrchestrator("cloud_only", metrics=MemorySink(), environ={"BIOPIPELINES_STRATEGY": "no such"}) as o:
             assert o.status(probe=False).chosen_by == "argument"
 
     def test_a_router_that_does_not_exist_names_place_and_nearest(self, make):
