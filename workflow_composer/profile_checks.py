@@ -10,9 +10,10 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 from urllib.parse import urlsplit
 
+from workflow_composer.names import nearest
 from workflow_composer.profile_models import LOCAL_BACKENDS
 from workflow_composer.profile_normal import FALLBACK_KEYS
-from workflow_composer.profile_source import KeyPath, Problems, nearest, one_of, shown
+from workflow_composer.profile_source import KeyPath, Problems, one_of, shown
 from workflow_composer.types import ANY_TASK
 
 CLOUD = "cloud"
@@ -121,7 +122,7 @@ class Checks:
 
     def _unknown(self, path: KeyPath, name: str, valid: list[str], *, kind: str = "model, role or tier") -> None:
         self.problems.add(
-            path, f"{shown(name, path)}, which is no {kind} of this profile", one_of(valid), near=nearest(name, valid)
+            path, f"{shown(name, path)}, which is no {kind} of this profile", one_of(valid), hint=nearest(name, valid)
         )
 
     def router_names(self) -> None:

@@ -8,9 +8,10 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from workflow_composer.names import nearest
 from workflow_composer.profile_models import ModelSpec
 from workflow_composer.profile_normal import MODEL_KEYS
-from workflow_composer.profile_source import KeyPath, Problems, nearest, one_of, shown
+from workflow_composer.profile_source import KeyPath, Problems, one_of, shown
 
 _KINDS = {
     "string_type": "text; in quotes if YAML reads it as something else",
@@ -49,7 +50,7 @@ def add_faults(error: ValidationError, model: type[BaseModel], tree: Mapping[str
 def _unknown_key(path: KeyPath, model: type[BaseModel], problems: Problems) -> None:
     owner = _owner(path, model)
     keys = (*MODEL_KEYS, "api_key") if owner is ModelSpec else tuple(owner.model_fields)
-    problems.add(path, "unknown key", one_of(keys, limit=20), near=nearest(str(path[-1]), keys))
+    problems.add(path, "unknown key", one_of(keys, limit=20), hint=nearest(str(path[-1]), keys))
 
 
 def _meaning(path: KeyPath, model: type[BaseModel]) -> str:

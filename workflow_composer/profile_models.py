@@ -83,6 +83,9 @@ class Part(BaseModel):
         frozen=True, extra="forbid", strict=True, hide_input_in_errors=True, allow_inf_nan=False, protected_namespaces=()
     )
 
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self.__copy__()  # what is in it is frozen, too, and read-only mappings cannot be copied deeply
+
 
 class ModelSpec(Part):
     """One model of the catalogue (``models``): where it answers and what it costs."""

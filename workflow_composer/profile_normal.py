@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from workflow_composer.names import nearest
 from workflow_composer.profile_models import Expanded, ModelSpec, Part, RouterSpec, as_written
-from workflow_composer.profile_source import KeyPath, Problems, nearest, one_of, shown
+from workflow_composer.profile_source import KeyPath, Problems, one_of, shown
 from workflow_composer.redaction import looks_like_secret
 
 VARIABLE = re.compile(r"\$\{([A-Z_][A-Z0-9_]*)\}")
@@ -152,7 +153,7 @@ class NormalForm:
         match = VARIABLE.fullmatch(value) if isinstance(value, str) else None
         if match:
             return match[1]
-        self.problems.add(path, "a key must not stand in a profile", "api_key: ${NAME}, or api_key_env: NAME")
+        self.problems.add(path, "a key must not stand in a profile", "api_key: ${NAME} in capitals, or api_key_env: NAME")
         return _DROP
 
     def _fallback(self, value: Any) -> Any:
@@ -161,7 +162,7 @@ class NormalForm:
         for key in value:
             if key not in FALLBACK_KEYS:
                 near = nearest(key, FALLBACK_KEYS)
-                self.problems.add(("fallback", key), "unknown key", one_of(FALLBACK_KEYS), near=near)
+                self.problems.add(("fallback", key), "unknown key", one_of(FALLBACK_KEYS), hint=near)
         if "secondary" in value and "primary" not in value and ("fallback", "primary") not in self.source.faulty:
             self.problems.add(("fallback",), "has a secondary and no primary", "give the primary first")
         keys = [key for key in FALLBACK_KEYS if key in value]

@@ -10,7 +10,6 @@ import codecs
 import re
 import stat
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +69,9 @@ class Problems:
         self.source = source
         self._found: list[tuple[int, str]] = []
 
-    def add(self, path: KeyPath, found: str, allowed: str = "", *, near: str | None = None) -> None:
-        """``found`` says what stands there, ``allowed`` what may; ``near`` is the closest valid name."""
-        parts = [found, allowed, f"did you mean {near!r}?" if near else ""]
-        text = scrub("; ".join(part for part in parts if part))
+    def add(self, path: KeyPath, found: str, allowed: str = "", *, hint: str = "") -> None:
+        """``found`` says what stands there, ``allowed`` what may; ``hint`` the nearest valid name."""
+        text = scrub("; ".join(part for part in (found, allowed, hint) if part))
         self._found.append((self.source.line(path) or 0, f"{self.source.where(path)}: {text}"))
 
     def at_line(self, line: int, found: str) -> None:
@@ -122,13 +120,6 @@ def shown(value: object, path: KeyPath = (), written: str | None = None) -> str:
     if written is None:
         return f"found {str(value).lower()[:60]}"
     return f"found {written}, which YAML reads as {'true or false' if isinstance(value, bool) else 'a number'}"
-
-
-def nearest(name: str, names: Any) -> str | None:
-    """The closest of the valid names, if one is close."""
-    lowered = {str(valid).lower(): str(valid) for valid in names}
-    match = get_close_matches(name.lower()[:100], lowered, n=1, cutoff=0.6)
-    return lowered[match[0]] if match else None
 
 
 def one_of(names: Any, limit: int = 12) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Self
 from pydantic import Field, PrivateAttr, ValidationError
 
 from workflow_composer.errors import ProfileNotFound, RoutingError
+from workflow_composer.names import nearest
 from workflow_composer.profile_checks import CLOUD, Checks
 from workflow_composer.profile_faults import add_faults
 from workflow_composer.profile_models import (
@@ -38,7 +39,7 @@ from workflow_composer.profile_models import (
     frozen_mapping,
 )
 from workflow_composer.profile_normal import NormalForm, as_tree, without_secrets
-from workflow_composer.profile_source import KeyPath, Problems, Source, nearest, read_profile
+from workflow_composer.profile_source import KeyPath, Problems, Source, read_profile
 from workflow_composer.types import ANY_TASK
 
 __all__ = [
@@ -180,8 +181,7 @@ class StrategyConfig(Part):
             if name in self.vllm_endpoints and spec.endpoint == name:
                 return (spec,)
         valid = [*self.vllm_endpoints, *self.models, *self.tiers, CLOUD]
-        near = nearest(target, valid)
-        hint = f"did you mean {near!r}?" if near else f"it has: {', '.join(dict.fromkeys(valid))}"
+        hint = nearest(target, valid) or f"it has: {', '.join(dict.fromkeys(valid))}"
         raise RoutingError(f"profile {self.profile_name!r} has no role, model or tier {target!r}", hint=hint)
 
     def backend_specs(self) -> Mapping[str, ModelSpec]:
@@ -207,9 +207,6 @@ class StrategyConfig(Part):
         return isinstance(other, StrategyConfig) and self.__dict__ == other.__dict__
 
     __hash__ = None  # type: ignore[assignment]  # its mappings have none
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        return self  # nobody can change it
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles carry the profile as written; ``${NAME}`` is filled in again where they arrive."""
@@ -253,9 +250,8 @@ def search_path(environ: Mapping[str, str] | None = None) -> tuple[Path, ...]:
     return (Path("config/strategies"), Path(home) / "workflow-composer" / "strategies", shipped())
 
 
-def shipped() -> Path:
+def shipped(package: Path = Path(__file__).parent) -> Path:
     """The folder of the profiles that come with the package; in a source checkout it lies beside the package."""
-    package = Path(__file__).parent
     installed = package / "strategies"
     return installed if installed.is_dir() else package.parent / "config" / "strategies"
 
@@ -279,7 +275,6 @@ def find(name_or_path: str | os.PathLike[str], search: Sequence[Path]) -> Path:
     for path in candidates:
         if path.exists():
             return path
-    near = nearest(name, profiles(search))
     places = ", ".join(str(folder) for folder in search)
-    hint = f"did you mean {near!r}?" if near else f"there are: {', '.join(sorted(profiles(search))) or 'none'}"
+    hint = nearest(name, profiles(search)) or f"there are: {', '.join(sorted(profiles(search))) or 'none'}"
     raise ProfileNotFound(f"no profile named {name!r} in {places}", hint=hint)

@@ -1,0 +1,99 @@
+"""Write the tables of keys in docs/profiles.md from the models that read them.
+
+python scripts/generate_profile_docs.py            rewrite the part between the two markers
+python scripts/generate_profile_docs.py --check    exit with 1 where the file is not up to date
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from workflow_composer.profile_models import BreakerSettings, ModelSpec, RetrySettings, TierSpec, TimeoutSettings
+from workflow_composer.strategy import StrategyConfig
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "profiles.md"
+BEGIN, END = "<!-- keys: generated -->", "<!-- keys: end -->"
+SECTIONS: Mapping[str, type[BaseModel]] = {
+    "The profile": StrategyConfig,
+    "`models.NAME`": ModelSpec,
+    "`tiers.NAME`": TierSpec,
+    "`timeouts`": TimeoutSettings,
+    "`retries`": RetrySettings,
+    "`circuit_breaker`": BreakerSettings,
+}
+SCALARS = {str: "text", bool: "true or false", int: "whole number", float: "number"}
+
+
+def tables() -> str:
+    """One table per part of a profile."""
+    return "\n\n".join(f"### {title}\n\n{_table(model)}" for title, model in SECTIONS.items())
+
+
+def page(text: str) -> str:
+    """The page with its generated part renewed."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}"
+
+
+def _table(model: type[BaseModel]) -> str:
+    rows = [
+        f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {field.description} |"
+        for name, field in model.model_fields.items()
+        if (model, name) != (ModelSpec, "name")
+    ]
+    return "\n".join(["| key | value | default | meaning |", "|---|---|---|---|", *rows])
+
+
+def _type(annotation: Any) -> str:
+    if annotation in SCALARS:
+        return SCALARS[annotation]
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is tuple:
+        return "list"
+    if origin is Mapping or (isinstance(annotation, type) and issubclass(annotation, (BaseModel, Mapping))):
+        return "mapping"
+    if origin is typing.Annotated:
+        return _type(arguments[0])
+    return next(_type(argument) for argument in arguments if argument is not type(None))
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+        return ", ".join(f"`{item.name}`" for item in value)
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, BaseModel):
+        return "see below"
+    return f"`{value:g}`" if isinstance(value, (int, float)) else "none"
+
+
+def main() -> int:
+    """Write or check; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the file is stale")
+    check = parser.parse_args().check
+    old = PAGE.read_text(encoding="utf-8")
+    new = page(old)
+    if new == old:
+        return 0
+    if check:
+        print(f"{PAGE} is not up to date: run python scripts/generate_profile_docs.py", file=sys.stderr)
+        return 1
+    PAGE.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
