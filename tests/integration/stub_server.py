@@ -102,10 +102,11 @@ Handler = Callable[[Request], Reply]
 
 
 class StubServer:
-    """Listens from construction on; a context manager that stops it."""
+    """Listens from construction on; a context manager that stops it. ``listing`` replaces the answer to ``/models``."""
 
     def __init__(self, *, models: Iterable[str] = (MODEL,), host: str = "127.0.0.1", port: int = 0) -> None:
         self.models = list(models)
+        self.listing: Reply | None = None
         self.requests: list[Request] = []
         self.connections = 0
         self.disconnects = 0
@@ -175,7 +176,9 @@ class StubServer:
             scripted = self._script.popleft()
             return scripted(request) if callable(scripted) else scripted
         if request.path.endswith("/models"):
-            return Reply.of({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
+            return self.listing or Reply.of(
+                {"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]}
+            )
         if request.path.endswith("/embeddings"):
             texts = request.json["input"]
             rows = [{"index": i, "embedding": [float(len(text)), 1.0]} for i, text in enumerate(texts)]

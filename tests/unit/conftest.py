@@ -1,20 +1,16 @@
-"""Unit tests may use the stub server of the integration tests: it is a fake with a socket."""
+"""Fixtures that several unit tests share."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
+from tests.integration.stub_server import StubServer
 
 
 @pytest.fixture
-def server() -> Iterator[object]:
-    """A stub server that answers like vLLM unless scripted."""
-    from stub_server import StubServer
-
+def server() -> Iterator[StubServer]:
+    """An OpenAI-compatible server on the loopback interface: a fake with a socket."""
     with StubServer() as stub:
         yield stub

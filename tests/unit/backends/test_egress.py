@@ -11,8 +11,8 @@ import httpcore2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stub_server import Reply, StubServer
 
+from tests.integration.stub_server import Reply, StubServer
 from workflow_composer.backends.egress import EgressPolicy, canonical_host, endpoint_of, http_client
 from workflow_composer.backends.transport import PinnedNetwork
 from workflow_composer.errors import EgressDenied

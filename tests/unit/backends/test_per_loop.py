@@ -1,0 +1,73 @@
+"""Resources that live and die with their event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+
+from tests.integration.stub_backends import call, local_backend
+from workflow_composer.backends.per_loop import PerLoop
+
+
+class Thing:
+    """Remembers the loop in which it was closed."""
+
+    def __init__(self) -> None:
+        self.closed_in: asyncio.AbstractEventLoop | None = None
+
+    async def close(self) -> None:
+        self.closed_in = asyncio.get_running_loop()
+
+
+def test_each_loop_has_its_own_and_closes_it_at_its_end():
+    """`asyncio.run` leaves nothing open, and nothing is kept for a loop that is gone."""
+    held = PerLoop(Thing, Thing.close)
+
+    async def use() -> tuple[Thing, asyncio.AbstractEventLoop]:
+        assert await held.get() is await held.get()
+        return await held.get(), asyncio.get_running_loop()
+
+    first, first_loop = asyncio.run(use())
+    second, second_loop = asyncio.run(use())
+    assert first is not second
+    assert (first.closed_in, second.closed_in) == (first_loop, second_loop)
+    assert held._held == {}
+
+
+def test_closing_reaches_a_loop_that_runs_in_another_thread():
+    """Each resource is closed in its own loop."""
+    held = PerLoop(Thing, Thing.close)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    thing = asyncio.run_coroutine_threadsafe(held.get(), loop).result(5)
+
+    async def close() -> Thing:
+        here = await held.get()
+        await held.close()
+        await held.close()
+        return here
+
+    here = asyncio.run(close())
+    assert thing.closed_in is loop
+    assert here.closed_in is not None
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(5)
+    loop.close()
+
+
+def test_a_backend_used_from_one_loop_after_another_leaves_no_connection_open(server):
+    """Connections that outlive their loop would warn, and warnings fail this test."""
+    backend = local_backend(server.url)
+    for _ in range(3):
+        asyncio.run(backend.complete(call()))
+    asyncio.run(backend.close())
+    gc.collect()
+    assert server.wait_for(lambda stub: stub.connections == 3)
+
+
+def test_a_backend_that_is_never_closed_leaves_no_warning(server):
+    """The end of the loop closes what the program forgot."""
+    asyncio.run(local_backend(server.url).complete(call()))
+    gc.collect()
