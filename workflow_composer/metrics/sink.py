@@ -49,31 +49,39 @@ class JsonlSink:
     def write(self, metric: RoutingMetric) -> None:
         """Append the metric's line."""
         try:
-            self._append(metric.to_json())
-        except (OSError, TypeError, ValueError) as error:
-            if not self._troubled:
-                self._troubled = True
-                reason = (isinstance(error, OSError) and error.strerror) or f"{type(error).__name__}: {error}"
-                self._on_trouble(f"metrics cannot be written to {self.path}: {reason}; requests go on without them")
+            line = metric.to_json()
+            with self._lock:  # so that no thread writes to a descriptor that another has just closed
+                if self._descriptor is None or self._broken_line:
+                    line = self._ready(line)
+                written = os.write(self._descriptor, line)  # type: ignore[arg-type]  # _ready has opened it
+            if written != len(line):
+                self._report("the disk filled up in mid-line")
+        except OSError as error:
+            self._report(error.strerror or str(error))
+        except (TypeError, ValueError) as error:  # a field that is no text or number
+            self._report(f"{type(error).__name__}: {error}")
 
-    def _append(self, line: bytes) -> None:
-        with self._lock:  # so that no thread writes to a descriptor that another has just closed
-            if self._descriptor is None:
-                self._descriptor = self._open()
-            if self._broken_line:
-                line = b"\n" + line
-            written = os.write(self._descriptor, line)
-            self._broken_line = 0 < written < len(line)  # the disk filled up in mid-line
-            if written < len(line):
-                raise OSError(0, "only a part of the line could be written")
+    def _ready(self, line: bytes) -> bytes:
+        """Open the file where it is not; put a line end in front of the line where the file does not end with one."""
+        if self._descriptor is None:
+            self._descriptor = self._open()
+            # A machine that lost power may have left half a line.
+            size = os.fstat(self._descriptor).st_size
+            self._broken_line = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
+        if self._broken_line:
+            self._broken_line = False
+            return b"\n" + line
+        return line
+
+    def _report(self, reason: str) -> None:
+        self._broken_line = True  # perhaps; a blank line does no harm
+        if not self._troubled:
+            self._troubled = True
+            self._on_trouble(f"metrics cannot be written to {self.path}: {reason}; requests go on without them")
 
     def _open(self) -> int:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        # A machine that lost power may have left half a line; the next one must not be glued to it.
-        size = os.fstat(descriptor).st_size
-        self._broken_line = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        return descriptor
+        return os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     def close(self) -> None:
         """Close the file; a metric that comes later opens it again."""

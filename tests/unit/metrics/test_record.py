@@ -1,0 +1,42 @@
+"""The line that is written about a request."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.metrics.examples import metric
+
+
+def test_a_line_holds_every_field_under_its_own_name():
+    """Someone who reads the file finds the fields of the class, whatever else changes."""
+    written = metric(success=False, error="CallTimeout", escalated=True, tier=1, prompt="Why?")
+
+    assert json.loads(written.to_json()) == asdict(written)
+
+
+def test_the_prompt_is_absent_unless_given():
+    """What was asked must not lie about in files that nobody thinks of."""
+    assert "prompt" not in json.loads(metric().to_json())
+
+
+def test_times_are_rounded_to_microseconds_and_costs_are_not():
+    """A cost may be a millionth of a cent; a latency of fifteen digits is noise."""
+    line = json.loads(metric(latency_ms=1.23456789, cost=1.23456789e-9).to_json())
+
+    assert line["latency_ms"] == 1.235
+    assert line["cost"] == 1.23456789e-9
+
+
+@given(st.text(), st.text(), st.floats(0, 1e6))
+def test_any_text_survives(name, prompt, cost):
+    """Quotes, line ends, lone surrogates: one line of JSON, and the same text when it is read."""
+    line = metric(candidate=name, prompt=prompt, cost=cost).to_json()
+
+    assert line.count(b"\n") == 1
+    assert line.endswith(b"\n")
+    found = json.loads(line)
+    assert (found["candidate"], found["prompt"], found["cost"]) == (name, prompt, cost)

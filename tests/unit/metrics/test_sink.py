@@ -1,0 +1,175 @@
+"""Writing metrics: never at the cost of a request."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.unit.metrics.examples import metric
+from workflow_composer.metrics.sink import JsonlSink, MemorySink, NullSink, default_sink
+
+WRITER = """
+import sys
+from dataclasses import replace
+from tests.unit.metrics.examples import metric
+from workflow_composer.metrics.sink import JsonlSink
+path, name, lines = sys.argv[1:]
+sink = JsonlSink(path)
+one = metric(candidate=name, prompt=name * 2000)
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(int(lines)):
+    sink.write(replace(one, query_length=number))
+"""
+
+
+def lines_of(path):
+    """The file's lines, parsed."""
+    return [json.loads(line) for line in path.read_bytes().splitlines() if line]
+
+
+def test_each_metric_is_in_the_file_at_once(tmp_path):
+    """Nothing waits in a buffer that a killed process would take with it."""
+    sink = JsonlSink(tmp_path / "logs" / "metrics.jsonl")
+    sink.write(metric(request_id="req-1"))
+
+    assert [line["request_id"] for line in lines_of(sink.path)] == ["req-1"]
+    sink.close()
+
+
+def test_the_folder_is_made_with_the_first_metric_only(tmp_path):
+    """A command that sends nothing leaves nothing behind."""
+    sink = JsonlSink(tmp_path / "logs" / "metrics.jsonl")
+    sink.close()
+
+    assert not sink.path.parent.exists()
+
+
+def test_processes_that_write_at_once_do_not_mix_their_lines(tmp_path):
+    """Batch jobs, a server and a person at the shell share one file."""
+    path, count = tmp_path / "metrics.jsonl", 400
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path), name, str(count)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for name in "abc"
+    ]
+    for writer in writers:
+        assert writer.stdout.readline() == b"ready\n"
+    for writer in writers:
+        writer.stdin.write(b"go\n")
+        writer.stdin.flush()
+    for writer in writers:
+        writer.communicate(timeout=60)
+        assert writer.returncode == 0
+
+    found = lines_of(path)
+    for name in "abc":
+        mine = [line for line in found if line["candidate"] == name]
+        assert [line["query_length"] for line in mine] == list(range(count))
+        assert all(line["prompt"] == name * 2000 for line in mine)
+
+
+def test_threads_may_write_while_another_closes(tmp_path):
+    """A request that ends after the orchestrator was closed still leaves its line, and in this file only."""
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    threads = [threading.Thread(target=lambda: [sink.write(metric()) for _ in range(200)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        sink.close()
+    for thread in threads:
+        thread.join()
+
+    assert len(lines_of(sink.path)) == 800
+    sink.close()
+
+
+def test_half_a_line_left_by_a_crash_spoils_no_further_line(tmp_path):
+    """The first metric begins on a line of its own."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"timest')
+    sink = JsonlSink(path)
+    sink.write(metric())
+    sink.close()
+
+    assert path.read_bytes().startswith(b'{"timest\n{"timestamp"')
+
+
+def test_a_file_that_cannot_be_written_is_reported_once(tmp_path):
+    """Requests go on; a warning per request would only bury the reason."""
+    troubles = []
+    (tmp_path / "file").touch()
+    sink = JsonlSink(tmp_path / "file" / "metrics.jsonl", on_trouble=troubles.append)
+    for _ in range(3):
+        sink.write(metric())
+
+    (trouble,) = troubles
+    assert "metrics.jsonl: File exists; requests go on" in trouble or "Not a directory" in trouble
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_fails_no_request(tmp_path):
+    """The device that is always full stands for it."""
+    troubles = []
+    sink = JsonlSink("/dev/full", on_trouble=troubles.append)
+    sink.write(metric())
+    sink.write(metric())
+    sink.close()
+
+    assert troubles == ["metrics cannot be written to /dev/full: No space left on device; requests go on without them"]
+
+
+def test_lines_come_back_when_the_trouble_is_over(tmp_path):
+    """Space was made: the metrics go on without a restart."""
+    sink = JsonlSink(tmp_path / "logs" / "metrics.jsonl", on_trouble=lambda _: None)
+    (tmp_path / "logs").touch()
+    sink.write(metric(request_id="lost"))
+    (tmp_path / "logs").unlink()
+    sink.write(metric(request_id="kept"))
+    sink.close()
+
+    assert [line["request_id"] for line in lines_of(sink.path)] == ["kept"]
+
+
+def test_a_metric_with_an_odd_field_is_dropped_with_a_word(tmp_path):
+    """A plugin's router may give anything as its name."""
+    troubles = []
+    sink = JsonlSink(tmp_path / "metrics.jsonl", on_trouble=troubles.append)
+    sink.write(metric(router=None))
+    sink.write(metric())
+    sink.close()
+
+    assert len(lines_of(sink.path)) == 1
+    assert "TypeError" in troubles[0]
+
+
+def test_trouble_goes_to_the_log_by_default(tmp_path, caplog):
+    """Nobody has to ask for it."""
+    (tmp_path / "file").touch()
+    JsonlSink(tmp_path / "file" / "metrics.jsonl").write(metric())
+
+    assert "metrics cannot be written" in caplog.text
+
+
+def test_the_environment_chooses_the_file():
+    """A file, the default under the working directory, or none."""
+    assert str(default_sink({"WORKFLOW_COMPOSER_METRICS": "elsewhere.jsonl"}).path) == "elsewhere.jsonl"
+    assert str(default_sink({}).path) == "logs/routing_metrics.jsonl"
+    assert isinstance(default_sink({"WORKFLOW_COMPOSER_METRICS": "Off"}), NullSink)
+
+
+def test_the_memory_sink_keeps_what_it_is_given():
+    """Tests look at the metrics themselves."""
+    sink = MemorySink()
+    one = metric()
+    sink.write(one)
+    sink.close()
+
+    assert sink.metrics == [one]
+    assert sink.closed

@@ -1,0 +1,220 @@
+"""What many metrics say together: rates, latencies, tokens, costs.
+
+The file is read once, line by line; kept are one number per latency (for exact percentiles) and sums.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from workflow_composer.errors import InputError
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_TEXTS = ("timestamp", "strategy", "task_type", "model_used", "candidate")
+_NUMBERS = ("latency_ms", "overhead_ms", "prompt_tokens", "completion_tokens", "cost", "fallback_depth")
+NO_ANSWER = "(no answer)"
+
+
+def parse_duration(text: str) -> timedelta:
+    """``30m``, ``24h``, ``7d``, ``2w``, ``1.5h``, ``90s``. Raises `InputError` for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", text.strip().lower())
+    if match is None:
+        raise InputError(f"{text!r} is not a length of time", hint="write for example 30m, 24h, 7d or 2w")
+    try:
+        return timedelta(**{_UNITS[match[2]]: float(match[1])})
+    except OverflowError:
+        raise InputError(f"{text!r} is too long a time", hint="leave it out to read everything") from None
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def read_metrics(path: Path) -> Iterator[Mapping[str, Any] | None]:
+    """The file's metrics in order; None for a damaged line. Raises `InputError` where the file cannot be read.
+
+    Damaged is what is not a JSON object with a metric's fields: half a line left by a full disk, bytes that are no UTF-8.
+    """
+    try:
+        with path.open("rb") as lines:
+            for line in lines:
+                if line.strip():
+                    yield _metric(line)
+    except FileNotFoundError:
+        raise InputError(
+            f"there is no metrics file {path}", hint="send a request first, or name another file with --file"
+        ) from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}", hint="name another file with --file") from error
+
+
+def _metric(line: bytes) -> Mapping[str, Any] | None:
+    try:
+        found = json.loads(line)
+        return found if isinstance(found, dict) and _well_formed(found) else None
+    except (ValueError, RecursionError, OverflowError):  # UnicodeDecodeError is a ValueError
+        return None
+
+
+def _well_formed(found: Mapping[str, Any]) -> bool:
+    return (
+        all(isinstance(found.get(name), str) for name in _TEXTS)
+        and all(_is_number(found.get(name)) for name in _NUMBERS)
+        and isinstance(found.get("success"), bool)
+        and isinstance(found.get("escalated"), bool)
+        and _time(found["timestamp"]) is not None
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _time(text: str) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+# ---------------------------------------------------------------------------------------------------------- the numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    """Exact percentiles by nearest rank: the smallest value that at least that share of all values does not exceed."""
+
+    count: int
+    p50: float
+    p95: float
+    p99: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Percentiles | None:
+        """None where there are no values.
+
+        >>> Percentiles.of(range(1, 101))
+        Percentiles(count=100, p50=50, p95=95, p99=99)
+        """
+        ordered = sorted(values)
+        if not ordered:
+            return None
+        ranks = (ordered[(len(ordered) * percent + 99) // 100 - 1] for percent in (50, 95, 99))
+        return cls(len(ordered), *ranks)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over a group of requests; cost in dollars."""
+
+    requests: int = 0
+    errors: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+
+    def add(self, metric: Mapping[str, Any]) -> None:
+        """Count one more request."""
+        self.requests += 1
+        self.errors += not metric["success"]
+        self.prompt_tokens += metric["prompt_tokens"]
+        self.completion_tokens += metric["completion_tokens"]
+        self.cost += metric["cost"]
+
+
+@dataclass(slots=True)
+class Summary:
+    """What the metrics of a period say.
+
+    ``fallbacks`` counts requests that ended at a later candidate of a tier, because calls failed; ``escalations`` those
+    that ended in a later tier, because an answer was not accepted. Latencies are of answered requests. A request's whole
+    cost, rejected tiers included, counts for the model that answered in the end.
+    """
+
+    total: Tally = field(default_factory=Tally)
+    fallbacks: int = 0
+    escalations: int = 0
+    damaged_lines: int = 0
+    first: datetime | None = None
+    last: datetime | None = None
+    by_model: dict[str, Tally] = field(default_factory=dict)
+    by_strategy: dict[str, Tally] = field(default_factory=dict)
+    errors: dict[str, int] = field(default_factory=dict)
+    latencies: dict[str, array[float]] = field(default_factory=dict)
+    overheads: array[float] = field(default_factory=lambda: array("d"))
+
+    def rate(self, count: int) -> float | None:
+        """``count`` as a share of all requests; None where there are none."""
+        return count / self.total.requests if self.total.requests else None
+
+    def add(self, metric: Mapping[str, Any], at: datetime) -> None:
+        """Count one more request."""
+        self.total.add(metric)
+        self.fallbacks += metric["fallback_depth"] > 0
+        self.escalations += metric["escalated"]
+        self.first = at if self.first is None else min(self.first, at)
+        self.last = at if self.last is None else max(self.last, at)
+        self.by_strategy.setdefault(metric["strategy"], Tally()).add(metric)
+        self.by_model.setdefault(metric["model_used"] or NO_ANSWER, Tally()).add(metric)
+        self.overheads.append(metric["overhead_ms"])
+        if metric["success"]:
+            self.latencies.setdefault(metric["task_type"], array("d")).append(metric["latency_ms"])
+        else:
+            kind = str(metric.get("error"))
+            self.errors[kind] = self.errors.get(kind, 0) + 1
+
+    def latency(self) -> dict[str, Percentiles]:
+        """Milliseconds by task, the most frequent task first."""
+        ordered = sorted(self.latencies.items(), key=lambda item: -len(item[1]))
+        return {task: found for task, values in ordered if (found := Percentiles.of(values)) is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and numbers, for JSON; rates between 0 and 1, None where there were no requests."""
+        from dataclasses import asdict
+
+        overhead = Percentiles.of(self.overheads)
+        return {
+            "requests": self.total.requests,
+            "first": self.first.isoformat() if self.first else None,
+            "last": self.last.isoformat() if self.last else None,
+            "damaged_lines": self.damaged_lines,
+            "fallback_rate": self.rate(self.fallbacks),
+            "escalation_rate": self.rate(self.escalations),
+            "error_rate": self.rate(self.total.errors),
+            "errors": dict(sorted(self.errors.items(), key=lambda item: -item[1])),
+            "latency_ms": {task: asdict(found) for task, found in self.latency().items()},
+            "overhead_ms": asdict(overhead) if overhead else None,
+            "prompt_tokens": self.total.prompt_tokens,
+            "completion_tokens": self.total.completion_tokens,
+            "cost": self.total.cost,
+            "by_model": {name: asdict(tally) for name, tally in _by_cost(self.by_model)},
+            "by_strategy": {name: asdict(tally) for name, tally in _by_cost(self.by_strategy)},
+        }
+
+
+def _by_cost(groups: Mapping[str, Tally]) -> list[tuple[str, Tally]]:
+    return sorted(groups.items(), key=lambda item: (-item[1].cost, -item[1].requests))
+
+
+def summarize(path: Path, *, since: timedelta | None = None, now: datetime | None = None) -> Summary:
+    """Summarize a metrics file from ``since`` before ``now`` on (None: all of it). Raises `InputError`."""
+    try:
+        start = None if since is None else (now or datetime.now(UTC)) - since
+    except OverflowError:
+        start = None
+    summary = Summary()
+    for metric in read_metrics(path):
+        at = None if metric is None else _time(metric["timestamp"])
+        if metric is None or at is None:
+            summary.damaged_lines += 1
+        elif start is None or at >= start:
+            summary.add(metric, at)
+    return summary
