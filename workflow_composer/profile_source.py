@@ -195,7 +195,7 @@ def parse(text: str, source: Source, problems: Problems) -> Any:
         node = loader.get_single_node()
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        problems.at_line(line, f"character U+{ord(str(error.character)):04X} is not allowed in YAML")
+        problems.at_line(line, f"character U+{int(error.character):04X} is not allowed in YAML")
         return None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

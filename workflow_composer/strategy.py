@@ -273,7 +273,7 @@ def find(name_or_path: str | os.PathLike[str], search: Sequence[Path]) -> Path:
         return Path(name)
     candidates = [folder / f"{name}{suffix}" for folder in search for suffix in SUFFIXES] if name.isprintable() else []
     for path in candidates:
-        if path.exists():
+        if os.path.exists(path):  # noqa: PTH110  # unlike Path.exists, False for a name too long and a closed folder
             return path
     places = ", ".join(str(folder) for folder in search)
     hint = nearest(name, profiles(search)) or f"there are: {', '.join(sorted(profiles(search))) or 'none'}"
