@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from workflow_composer.errors import WorkflowComposerError
 
@@ -31,11 +31,11 @@ class LoopThread:
                 "a synchronous method was called inside a running event loop, which it would block",
                 hint="await the method whose name begins with a: agenerate, astream, aembed, aswitch_strategy",
             )
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
+        loop, job = self._running_loop(), _Job(coroutine)
         try:
-            return future.result()
+            return asyncio.run_coroutine_threadsafe(job.run(), loop).result()
         except BaseException:
-            future.cancel()
+            loop.call_soon_threadsafe(job.cancel)
             raise
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
@@ -54,6 +54,30 @@ class LoopThread:
         if loop is not None and thread is not None:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
+
+
+class _Job(Generic[T]):
+    """A coroutine that can be cancelled at any moment, also before the caller holds a future to cancel.
+
+    An interrupt may strike between the scheduling and the return of the call that schedules.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self._coroutine = coroutine
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelled = False
+
+    async def run(self) -> T:
+        if self._cancelled:
+            self._coroutine.close()
+            raise asyncio.CancelledError
+        self._task = asyncio.current_task()
+        return await self._coroutine
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        if self._task is not None:
+            self._task.cancel()
 
 
 def _inside_loop() -> bool:
