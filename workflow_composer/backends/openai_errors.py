@@ -54,7 +54,10 @@ class QuotaExhausted(RateLimited):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What errors say about a server. ``key_env`` names the variable with its key; the key itself is never here."""
+    """What errors say about a server; its ``name`` is host and port, since whoever reports an error names the model.
+
+    ``key_env`` names the variable with its key; the key itself is never here.
+    """
 
     name: str
     url: str

@@ -38,7 +38,7 @@ class OpenAIServer:
         self.url = api_url(spec.base_url or "")
         self.host, port = endpoint_of(self.url)
         place = f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
-        self.label = Server(f"{spec.name} at {place}", shown_url(self.url), spec.api_key_env)
+        self.label = Server(place, shown_url(self.url), spec.api_key_env)
         self._served: str | None = None
         self._clients: PerLoop[_Clients] = PerLoop(self._make_clients, _Clients.close)
 
