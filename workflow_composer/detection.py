@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from workflow_composer.errors import NoStrategy
 from workflow_composer.resources import ResourceDetector, embedded_available
@@ -11,13 +11,18 @@ from workflow_composer.strategy import StrategyConfig
 STRATEGY_VARIABLE = "BIOPIPELINES_STRATEGY"
 
 
-async def detect_strategy(environ: Mapping[str, str]) -> str:
+async def detect_strategy(
+    environ: Mapping[str, str],
+    *,
+    hybrid: StrategyConfig | None = None,
+    embedded: Callable[[], bool] = embedded_available,
+) -> str:
     """The name of a shipped profile that can work here; local servers first, since data stays and they are paid for.
 
-    Healthy local servers: ``t4_hybrid``. A cloud key: ``cloud_only``. The embedded engine: ``development``. Otherwise raises
-    `NoStrategy`, which says what to set.
+    Healthy local servers (those of ``hybrid``, the shipped ``t4_hybrid``): ``t4_hybrid``. A cloud key: ``cloud_only``. The
+    embedded engine: ``development``. Otherwise raises `NoStrategy`, which says what to set.
     """
-    hybrid = StrategyConfig.load("t4_hybrid")
+    hybrid = hybrid or StrategyConfig.load("t4_hybrid")
     status = await ResourceDetector(hybrid, environ=environ).detect()
     if any(status.vllm_endpoints.values()):
         return "t4_hybrid"
@@ -25,7 +30,7 @@ async def detect_strategy(environ: Mapping[str, str]) -> str:
     keys = [spec.api_key_env for spec in cloud.models.values() if spec.api_key_env]
     if any(environ.get(key) for key in keys):
         return "cloud_only"
-    if embedded_available():
+    if embedded():
         return "development"
     places = ", ".join(hybrid.vllm_endpoints.values())
     raise NoStrategy(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 from workflow_composer.cascade.attempt import Trace
 from workflow_composer.metrics.record import RoutingMetric
@@ -22,27 +23,45 @@ def debug_wanted(environ: Mapping[str, str]) -> bool:
 
 
 class Narrator:
-    """Writes to the log (standard error). Decisions only where debugging is on: they may quote prompts."""
+    """Writes events to a log: ``stream``, else standard error; to structlog's loggers where the program has configured them."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream
 
     def broken_plugin(self, plugin: str, reason: str) -> None:
         """A hook of a plugin failed; the request went on."""
-        _log().warning("plugin failed", plugin=plugin, reason=reason)
+        self._log().warning("plugin failed", plugin=plugin, reason=reason)
 
     def decision(self, metric: RoutingMetric, plan: Plan | None, attempts: list[Attempt]) -> None:
         """The whole decision about one request."""
-        _log().info(
+        self._log().info(
             "routed",
             request_id=metric.request_id,
             strategy=metric.strategy,
             task=metric.task_type,
             plan=None if plan is None else describe(plan),
             reason=None if plan is None else plan.reason,
-            left_out=[] if plan is None else list(plan.left_out),
-            attempts=[f"{a.name}: {a.error_type or 'ok'} in {a.latency_ms:.0f} ms" for a in attempts],
+            left_out=None if plan is None else "; ".join(plan.left_out) or None,
+            attempts="; ".join(f"{a.name}: {a.error_type or 'ok'} in {a.latency_ms:.0f} ms" for a in attempts),
             success=metric.success,
-            cost=metric.cost,
-            overhead_ms=metric.overhead_ms,
+            cost=f"{metric.cost:.3g}",
+            overhead_ms=f"{metric.overhead_ms:.3f}",
         )
+
+    def _log(self) -> Any:
+        import structlog
+
+        if structlog.is_configured() and self._stream is None:
+            return structlog.get_logger("workflow_composer")
+        stream = self._stream or sys.stderr
+        processors: list[Any] = [
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False, pad_event_to=0)
+            if stream.isatty()
+            else structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False),
+        ]
+        return structlog.wrap_logger(structlog.WriteLogger(stream), processors=processors)
 
 
 class PluginObserver:
@@ -106,9 +125,3 @@ def metric_of(
         attempts=len(trace.attempts),
         prompt="\n".join(text for message in request.messages for text in texts(message)) if debug else None,
     )
-
-
-def _log() -> Any:
-    import structlog
-
-    return structlog.get_logger("workflow_composer")

@@ -21,7 +21,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from workflow_composer.builtin import plugin_host
 from workflow_composer.cascade.attempt import Trace
@@ -76,6 +76,7 @@ class ModelOrchestrator:
         plugins: a `PluginHost`; None: the package's own parts and every installed plugin.
         metrics: where the line about each request goes; None: ``logs/routing_metrics.jsonl``.
         environ: environment variables; None: the process's own.
+        log: where decisions are explained when debugging is on, and broken plugins reported; None: standard error.
 
     Raises `ConfigError` where the profile is wrong, `NoStrategy` where none is named and none can be detected.
 
@@ -94,9 +95,10 @@ class ModelOrchestrator:
         plugins: PluginHost | None = None,
         metrics: MetricsSink | None = None,
         environ: Mapping[str, str] | None = None,
+        log: TextIO | None = None,
     ) -> None:
         self._environ = os.environ if environ is None else environ
-        self._narrator = Narrator()
+        self._narrator = Narrator(log)
         self._debug = debug_wanted(self._environ)
         self._metrics = metrics if metrics is not None else default_sink(self._environ)
         self._thread = LoopThread()

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import io
 import threading
 from dataclasses import replace
 
@@ -14,7 +15,6 @@ from workflow_composer.errors import (
     AllCandidatesFailed,
     ConfigError,
     LocalModelUnavailable,
-    NoStrategy,
     ProfileError,
     RoutingError,
     ServerFailed,
@@ -59,13 +59,15 @@ def make():
     """Make an orchestrator over scripted models; closed at the end of the test."""
     made = []
 
-    def build(config=None, *, hooks=(), environ=None, **scripts):
+    def build(config=None, *, hooks=(), environ=None, log=None, **scripts):
         scripted = Scripted(**scripts)
         host = plugin_host(discover=False)
         host.add(scripted, name="scripted")
         for index, hook in enumerate(hooks):
             host.add(hook, name=f"hook{index}")
-        orchestrator = ModelOrchestrator(config or profile(), plugins=host, metrics=MemorySink(), environ=environ or {})
+        orchestrator = ModelOrchestrator(
+            config or profile(), plugins=host, metrics=MemorySink(), environ=environ or {}, log=log
+        )
         made.append(orchestrator)
         return orchestrator, scripted
 
@@ -111,6 +113,19 @@ class TestOneRequest:
         orchestrator, _ = make(profile(debug_routing=how == "profile"), environ=environ)
         await orchestrator.agenerate("a question")
         assert b"a question" in orchestrator._metrics.metrics[0].to_json()
+
+    async def test_with_debugging_the_decision_is_explained(self, make):
+        """Plan, reason and every attempt, in one line of the log; nothing without debugging."""
+        log = io.StringIO()
+        orchestrator, _ = make(profile(debug_routing=True), log=log, small=[ServerUnreachable("down")])
+        await orchestrator.agenerate("a question")
+        (line,) = log.getvalue().splitlines()
+        assert 'plan="small -> large"' in line
+        assert "small: ServerUnreachable in" in line
+        assert 'reason="task * is routed to small; fallback: large"' in line
+        quiet = io.StringIO()
+        await make(log=quiet)[0].agenerate("a question")
+        assert quiet.getvalue() == ""
 
     async def test_messages_and_requests_are_taken_as_they_are(self, make):
         """A list of messages, a system text and a ready request reach the backend unchanged."""
@@ -323,8 +338,12 @@ class TestSwitching:
 
     async def test_a_hundred_switches_under_load_lose_none_mix_none_and_leak_nothing(self, make):
         """Every response belongs wholly to one profile; no task, thread or open backend stays behind."""
-        models = {name: {"one": {"backend": "scripted"}} if name == "a" else {"two": {"backend": "scripted"}} for name in "ab"}
-        configs = [profile(name, models=models[name], task_routing={"*": next(iter(models[name]))}, fallback=[]) for name in "ab"]
+        models = {
+            name: {"one": {"backend": "scripted"}} if name == "a" else {"two": {"backend": "scripted"}} for name in "ab"
+        }
+        configs = [
+            profile(name, models=models[name], task_routing={"*": next(iter(models[name]))}, fallback=[]) for name in "ab"
+        ]
         orchestrator, scripted = make(configs[0])
         expected = {"a": "answer of one", "b": "answer of two"}
         stop, answered = asyncio.Event(), []
@@ -374,14 +393,3 @@ class TestSwitching:
         assert errors == []
         assert answers == ["answer of small"] * 100
         assert sum(not backend.closed for backend in scripted.made) == 2
-
-
-class TestDetection:
-    def test_nothing_there_says_what_to_set(self):
-        """Only where the embedded engine is missing too; the message names the variable."""
-        from workflow_composer import detection
-
-        if detection.embedded_available():
-            pytest.skip("the embedded engine is installed, so there is always something")
-        with pytest.raises(NoStrategy, match="BIOPIPELINES_STRATEGY"):
-            ModelOrchestrator(metrics=MemorySink(), environ={})
