@@ -7,6 +7,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
+from tests.paths import ROOT
 from workflow_composer import hookspecs
 from workflow_composer.builtin import BACKENDS, ROUTERS, plugin_host
 from workflow_composer.errors import BadRequest, PluginError
@@ -289,3 +290,9 @@ class TestDocumentation:
         host = plugin_host(discover=False)
         host.add(routers("a"), name="aaa")
         assert [info.name for info in host.plugins] == [BUILTIN, "aaa"]
+
+    @pytest.mark.parametrize("hook", HOOKS)
+    def test_the_guide_lists_every_hook_with_its_arguments(self, hook):
+        """docs/plugins.md and the specifications agree."""
+        arguments = ", ".join(inspect.signature(getattr(hookspecs, hook)).parameters)
+        assert f"`{hook}({arguments})`" in (ROOT / "docs" / "plugins.md").read_text()
