@@ -189,9 +189,14 @@ class Checks:
                 self.problems.add(
                     path, f"{cost} is below the {before[1]} of tier {before[0]!r}", "tiers go from cheap to strong"
                 )
-            if of_model.setdefault(tier.get("model"), cost) != cost:
+            if of_model.setdefault(self._behind(tier.get("model")), cost) != cost:
                 self.problems.add(path, f"another tier gives {tier.get('model')!r} another cost", "one cost for one model")
             before = (name, cost)
+
+    def _behind(self, target: Any) -> str:
+        """The catalogue model that a role stands for, or the name itself."""
+        claims = (name for name, model in self.models.items() if model.get("endpoint") == target)
+        return str(target) if isinstance(target, str) and target in self.models else next(claims, str(target))
 
     # -------------------------------------------------------------------------------------------------- where bytes may go
 

@@ -21,7 +21,9 @@ from workflow_composer.redaction import HIDDEN, looks_like_secret, names_a_secre
 KeyPath = tuple[str | int, ...]
 
 LIMIT = 1 << 20
-"""Bytes that a profile may have. Real ones have a few thousand; the parser needs seconds for a megabyte."""
+"""Bytes that a profile may have; real ones have a few thousand."""
+MAX_NODES = 20_000
+"""Keys and values; real profiles have a few hundred. The parser takes about 0.1 ms for each."""
 MAX_DEPTH = 24
 """Levels of nesting; real profiles have four."""
 
@@ -200,10 +202,10 @@ def parse(text: str, source: Source, problems: Problems) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = ", ".join(part for part in (error.context, error.problem) if part)
-        problems.at_line(mark.line + 1 if mark else 1, f"is not YAML: {what}")
+        problems.at_line(mark.line + 1 if mark else 1, f"cannot be read as YAML: {what}")
         return None
     except (RecursionError, ValueError, OverflowError):  # the scanner's own int() and chr() of malformed escapes
-        problems.of_file("is not YAML: an escape or a nesting that cannot be read")
+        problems.of_file("cannot be read as YAML: an escape or a nesting that cannot be read")
         return None
     return None if node is None else _Values(source, problems).of(node, ())
 
@@ -212,16 +214,19 @@ class _Loader(yaml.SafeLoader):
     """Composes nodes; refuses aliases, which could make a small file huge, and deep nesting."""
 
     depth = 0
+    nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """One node; called for each by the composer."""
         if self.check_event(yaml.AliasEvent):
             event = self.get_event()  # type: ignore[no-untyped-call]  # the stubs leave it untyped
             return yaml.ScalarNode("!alias", "", event.start_mark, event.end_mark)
-        if self.depth >= MAX_DEPTH:
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # see above
-            raise yaml.composer.ComposerError(None, None, "nested too deeply", mark)
         self.depth += 1
+        self.nodes += 1
+        if self.depth > MAX_DEPTH or self.nodes > MAX_NODES:
+            what = "nested too deeply" if self.depth > MAX_DEPTH else f"more than {MAX_NODES:,} keys and values"
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # see above
+            raise yaml.composer.ComposerError(None, None, what, mark)
         try:
             return super().compose_node(parent, index)
         finally:

@@ -229,7 +229,8 @@ def _callable_specs(config: StrategyConfig) -> Mapping[str, ModelSpec]:
     roles = {role: ModelSpec(name=role, backend="vllm", endpoint=role) for role in config.vllm_endpoints}
     specs = dict(config.models) | {role: spec for role, spec in roles.items() if role not in claimed}
     by_endpoint = {spec.endpoint: name for name, spec in reversed(specs.items())}
-    costs = {by_endpoint.get(t.model, t.model): t.cost for t in config.tiers.values() if t.cost is not None}
+    behind = {tier.model: tier.model if tier.model in specs else by_endpoint[tier.model] for tier in config.tiers.values()}
+    costs = {behind[tier.model]: tier.cost for tier in config.tiers.values() if tier.cost is not None}
     for name, spec in specs.items():
         filled: dict[str, Any] = {}
         if spec.endpoint is not None:

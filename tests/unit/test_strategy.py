@@ -1,6 +1,7 @@
 """What a valid profile means: each key, names and what they stand for, frozen values, printing and copying."""
 
 import copy
+import doctest
 import pickle
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pydantic
 import pytest
 import yaml
 
+from workflow_composer import strategy
 from workflow_composer.errors import ProfileError, RoutingError
 from workflow_composer.strategy import ModelSpec, RouterSpec, StrategyConfig
 
@@ -53,6 +55,13 @@ def lab(tmp_path):
 def made(**keys):
     """A profile made in Python."""
     return StrategyConfig(profile_name="mine", **keys)
+
+
+def test_examples_in_the_docstrings_run():
+    """What the documentation shows is what happens."""
+    result = doctest.testmod(strategy)
+    assert result.attempted
+    assert not result.failed
 
 
 def test_plain_keys_are_read(lab):

@@ -95,6 +95,7 @@ ONE_FAULT = {
     "tier of a tier": ("tiers: {t: {model: coder}, u: {model: t}}", "3: tiers.u.model: found 't', which is no model or role"),
     "falling costs": ("tiers:\n  a: {model: coder, cost: 2}\n  b: {model: coder2, cost: 1}\nmodels: {coder2: {backend: fake}}", "5: tiers.b.cost: 1 is below the 2 of tier 'a'"),
     "two costs": ("tiers: {a: {model: coder, cost: 1}, b: {model: coder, cost: 2}}", "3: tiers.b.cost: another tier gives 'coder' another cost"),
+    "two costs through a role": ("tiers: {a: {model: coder, cost: 1}, b: {model: c, cost: 2}}\nmodels: {c: {backend: vllm, endpoint: coder}}", "3: tiers.b.cost: another tier gives 'c' another cost"),
     "unknown endpoint": ("models: {m: {backend: vllm, endpoint: codr}}", "3: models.m.endpoint: found 'codr', .*did you mean 'coder'"),
     "model named like a role": ("models: {coder: {backend: fake}}", "3: models.coder: a role is named 'coder' too"),
     "tier named like a role": ("tiers: {coder: {model: m}}\nmodels: {m: {backend: fake}}", "3: tiers.coder: a role is named 'coder' too"),

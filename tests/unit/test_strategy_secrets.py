@@ -61,10 +61,10 @@ def refusal(tmp_path):
         ("sk-a1b2c3d4e5f6", "task_routing: {sk-a1b2c3d4e5f6: a}", "task_routing.<not shown>: this key looks like a secret"),
         ("sk-a1b2c3d4e5f6", "sk-a1b2c3d4e5f6: a", "<not shown>: this key looks like a secret"),
         ("sk-a1b2c3d4e5f6", "a: !sk-a1b2c3d4e5f6 b", "the YAML tag"),
-        ("sk-a1b2c3d4e5f6", "a: &sk-a1b2c3d4e5f6 b\nb: &sk-a1b2c3d4e5f6 c\nc: *sk-a1b2c3d4e5f7", "is not YAML"),
+        ("sk-a1b2c3d4e5f6", "a: &sk-a1b2c3d4e5f6 b\nb: &sk-a1b2c3d4e5f6 c\nc: *sk-a1b2c3d4e5f7", "cannot be read as YAML"),
         (LONG, f"models: {{m: {{backend: replay, path: {LONG}}}}}", "models.m.path: a value that looks like a secret"),
         (HEX, f"models: {{m: {{backend: vllm, base_url: '{HEX}'}}}}", "models.m.base_url: a value that looks like a secret"),
-        (HEX, f"{HEX}: [", "is not YAML"),
+        (HEX, f"{HEX}: [", "cannot be read as YAML"),
     ],
 )
 def test_a_refused_secret_is_not_repeated(refusal, secret, text, place):
