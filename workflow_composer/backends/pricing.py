@@ -33,12 +33,9 @@ class Price:
     gpu_hour: float = 0.0
 
     @classmethod
-    def of(cls, spec: ModelSpec, *, default: float | None = None) -> Price:
-        """The price in a profile's entry; ``default`` (dollars per million tokens, in and out alike) where it has none."""
-        own = (spec.input_price, spec.output_price, spec.gpu_hour_price)
-        if default is not None and all(part is None for part in own):
-            return cls(default, default)
-        return cls(*(part or 0.0 for part in own))
+    def of(cls, spec: ModelSpec) -> Price:
+        """The price in a profile's entry; what it does not name costs nothing."""
+        return cls(spec.input_price or 0.0, spec.output_price or 0.0, spec.gpu_hour_price or 0.0)
 
     def cost_of_tokens(self, usage: Usage) -> float:
         """Dollars for these tokens."""

@@ -132,19 +132,16 @@ def test_an_hour_of_gpu_costs_the_hourly_price():
 
 
 @pytest.mark.parametrize(
-    ("prices", "default", "expected"),
+    ("prices", "expected"),
     [
-        ({}, None, Price(0.0, 0.0, 0.0)),
-        ({"input_price": 1.0, "output_price": 2.0}, None, Price(1.0, 2.0, 0.0)),
-        ({"gpu_hour_price": 0.35}, None, Price(0.0, 0.0, 0.35)),
-        ({}, 0.2, Price(0.2, 0.2, 0.0)),
-        ({"output_price": 2.0}, 0.2, Price(0.0, 2.0, 0.0)),
-        ({"gpu_hour_price": 0.0}, 0.2, Price(0.0, 0.0, 0.0)),
+        ({}, Price(0.0, 0.0, 0.0)),
+        ({"input_price": 1.0, "output_price": 2.0}, Price(1.0, 2.0, 0.0)),
+        ({"gpu_hour_price": 0.35}, Price(0.0, 0.0, 0.35)),
     ],
 )
-def test_the_default_applies_only_where_a_model_has_no_price_at_all(prices, default, expected):
-    """A tier's cost stands in for a missing price; it never completes or overrides the model's own."""
-    assert Price.of(spec(**prices), default=default) == expected
+def test_the_price_comes_from_the_profile(prices, expected):
+    """Each of the three prices is taken from the model's entry; a missing one is zero."""
+    assert Price.of(spec(**prices)) == expected
 
 
 def test_examples_in_the_documentation_run():

@@ -1,0 +1,223 @@
+"""Models in this process: a checkpoint's directory, answered by mistral.rs. No server, no GPU, no key, no network."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import threading
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workflow_composer.backends import embedded_engine
+from workflow_composer.backends.embedded_engine import INSTALL, Checkpoint, Engine, Piece
+from workflow_composer.backends.embedded_request import fields_of
+from workflow_composer.errors import CallTimeout, ModelError, ServerFailed, ServerUnreachable, Unsupported
+from workflow_composer.types import Chunk, Completion, Embeddings, EndpointStatus, ModelCall, Usage
+
+if TYPE_CHECKING:
+    from workflow_composer.backends.base import BackendContext
+    from workflow_composer.strategy import ModelSpec
+
+CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
+_AHEAD = 64
+
+
+class EmbeddedBackend:
+    """One checkpoint behind the embedded engine.
+
+    ``path`` is the name of a shipped checkpoint or a directory with ``config.json``, ``tokenizer.json`` (and its chat
+    template) and ``*.safetensors``. It is loaded on first use and shared by all backends of that directory, so that a
+    switch of the strategy loads nothing twice.
+
+    A temperature that is not set means 0: the most likely token. Above 0, log-probabilities are those of the distribution
+    that was sampled from, that is, after the temperature. Tools, a seed for sampling, and whatever else the engine cannot
+    do raise `Unsupported`. Embedding works where the checkpoint is one of the embedding models that mistral.rs knows.
+    """
+
+    local = True
+
+    def __init__(self, spec: ModelSpec, context: BackendContext) -> None:
+        self.name = spec.name
+        self.directory = _directory(spec.path or spec.model or spec.name)
+        self._model = spec.model or spec.name
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+        self._closed = False
+
+    async def complete(self, call: ModelCall) -> Completion:
+        """Return ``call.samples`` answers, generated side by side."""
+        try:
+            async with asyncio.timeout(call.timeouts.total) as limit:
+                return await self._complete(call)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise self._late(call.timeouts.total, "total") from None
+
+    async def _complete(self, call: ModelCall) -> Completion:
+        engine = await self._ready()
+        fields = fields_of(call, engine)
+        stop, loop = threading.Event(), asyncio.get_running_loop()
+        alternatives = call.request.top_logprobs or 0
+
+        def sample() -> tuple[Any, Usage]:
+            return engine.sample(fields, stop, alternatives=alternatives)
+
+        try:
+            drawn = await asyncio.gather(*(self._submit(loop, engine, sample) for _ in range(call.samples)))
+        finally:
+            # The first error, a cancellation or the time limit ends the others with their next token.
+            stop.set()
+        usage = Usage(drawn[0][1].prompt_tokens, sum(usage.completion_tokens for _, usage in drawn))
+        return Completion(tuple(sample for sample, _ in drawn), usage, self._model)
+
+    async def stream(self, call: ModelCall) -> AsyncGenerator[Chunk, None]:
+        """Yield one answer token by token. Whoever reads slowly holds the reading thread, not the engine."""
+        loop = asyncio.get_running_loop()
+        started, limits = loop.time(), call.timeouts
+        first, total = started + limits.first_token, started + limits.total
+        engine = await self._in_time(self._ready(), min(first, total), limits.first_token, "first_token")
+        fields, alternatives = fields_of(call, engine), call.request.top_logprobs or 0
+        feed = _Feed(loop, engine)
+        try:
+            self._submit(loop, engine, lambda: feed.fill(engine.generate(fields, feed.stop, alternatives=alternatives)))
+            piece = await self._in_time(feed.get(), min(first, total), limits.first_token, "first_token")
+            while piece is not None:
+                yield Chunk(
+                    piece.text,
+                    piece.finish_reason,
+                    logprobs=(piece.logprob,) if piece.logprob else (),
+                    usage=piece.usage,
+                    model=self._model,
+                )
+                if piece.finish_reason is not None:
+                    return
+                piece = await self._in_time(feed.get(), total, limits.total, "total")
+            raise ServerFailed(f"{self.name}: the embedded engine stopped within the answer")
+        finally:
+            feed.close()
+
+    async def embed(self, texts: Sequence[str], *, timeout: float) -> Embeddings:
+        """Return one vector per text. Raises `Unsupported` where the checkpoint writes text instead."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        engine = await self._in_time(self._ready(), deadline, timeout, "total")
+        if engine.checkpoint.embedding is None:
+            raise Unsupported(
+                f"{self.name}: {engine.checkpoint.architecture} in {self.directory.name} has no embeddings",
+                hint="route embeddings to a Qwen3-Embedding or EmbeddingGemma checkpoint, or to a server",
+            )
+        if not texts:
+            return Embeddings((), self._model)
+        job = self._submit(loop, engine, lambda: engine.embed(texts))
+        vectors, tokens = await self._in_time(job, deadline, timeout, "total")
+        return Embeddings(tuple(map(tuple, vectors)), self._model, Usage(tokens))
+
+    async def health(self, *, timeout: float) -> EndpointStatus:
+        """Say whether the checkpoint is there and the engine installed; loads nothing."""
+        url = f"embedded:{self.directory.name}"
+        if self._closed:
+            return EndpointStatus(self.name, url, healthy=False, detail="closed")
+        if importlib.util.find_spec("mistralrs") is None:
+            return EndpointStatus(self.name, url, healthy=False, detail=f"mistral.rs is not installed: {INSTALL}")
+        try:
+            await asyncio.to_thread(Checkpoint.read, self.directory)
+        except ModelError as error:
+            return EndpointStatus(self.name, url, healthy=False, detail=str(error))
+        loaded = self._engine is not None and self._engine.loaded
+        detail = "loaded" if loaded else "is loaded on first use"
+        return EndpointStatus(self.name, url, healthy=True, models=(self._model,), latency_ms=0.0, detail=detail)
+
+    async def close(self) -> None:
+        """Stop what runs; end threads and free memory where no other backend uses the checkpoint."""
+        with self._lock:
+            self._closed, engine, self._engine = True, self._engine, None
+        if engine is not None:
+            await asyncio.to_thread(embedded_engine.release, engine)
+
+    async def _ready(self) -> Engine:
+        with self._lock:
+            if self._closed:
+                raise self._is_closed()
+            if self._engine is None:
+                self._engine = embedded_engine.acquire(self.directory)
+            engine = self._engine
+        if not engine.loaded:
+            await asyncio.to_thread(engine.load)
+        return engine
+
+    def _submit(self, loop: asyncio.AbstractEventLoop, engine: Engine, work: Any) -> asyncio.Future[Any]:
+        try:
+            return loop.run_in_executor(engine.pool, work)
+        except RuntimeError:  # the pool was shut down between _ready and here
+            raise self._is_closed() from None
+
+    async def _in_time(self, work: Any, deadline: float, seconds: float, which: str) -> Any:
+        try:
+            async with asyncio.timeout_at(deadline) as limit:
+                return await work
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise self._late(seconds, which) from None
+
+    def _late(self, seconds: float, which: str) -> CallTimeout:
+        return CallTimeout(f"{self.name}: no answer within {seconds:g} s ({which})", hint="raise the profile's timeouts")
+
+    def _is_closed(self) -> ServerUnreachable:
+        return ServerUnreachable(f"{self.name}: the embedded model is closed")
+
+
+class _Feed:
+    """Brings pieces from the engine's thread to the event loop; at most `_AHEAD` wait, then the thread does."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, engine: Engine) -> None:
+        self.stop = threading.Event()
+        self._loop = loop
+        self._engine = engine
+        self._queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
+        self._room = threading.Semaphore(_AHEAD)
+
+    def fill(self, pieces: Any) -> None:
+        """Called in the engine's thread: pass everything on, an error too, until the reader has stopped."""
+        try:
+            for piece in pieces:
+                if not self._put(piece):
+                    return
+            self._put(None)
+        except ModelError as error:
+            self._put(error)
+        finally:
+            pieces.close()
+
+    async def get(self) -> Piece | None:
+        """The next piece; None at the end. Raises what the engine raised."""
+        item = await self._queue.get()
+        self._room.release()
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def close(self) -> None:
+        """Let the engine's thread go, wherever it stands."""
+        self.stop.set()
+        self._room.release()
+
+    def _put(self, item: Piece | Exception | None) -> bool:
+        while not self._room.acquire(timeout=0.25):
+            if self._engine.stopped:  # at the interpreter's end nobody reads on, and nobody closes
+                return False
+        if self.stop.is_set():
+            return False
+        try:
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
+        except RuntimeError:  # the loop was closed without closing the stream
+            return False
+        return True
+
+
+def _directory(path: str) -> Path:
+    """A bare name is a shipped checkpoint; anything else a directory."""
+    place = Path(path)
+    return CHECKPOINTS / path if path not in {"", ".", ".."} and place.name == path else place.expanduser()
