@@ -176,11 +176,15 @@ class Summary:
         ordered = sorted(self.latencies.items(), key=lambda item: -len(item[1]))
         return {task: found for task, values in ordered if (found := Percentiles.of(values)) is not None}
 
+    def overhead(self) -> Percentiles | None:
+        """Milliseconds that requests took besides waiting for models."""
+        return Percentiles.of(self.overheads)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and numbers, for JSON; rates between 0 and 1, None where there were no requests."""
         from dataclasses import asdict
 
-        overhead = Percentiles.of(self.overheads)
+        overhead = self.overhead()
         return {
             "requests": self.total.requests,
             "first": self.first.isoformat() if self.first else None,

@@ -1,0 +1,15 @@
+#!/usr/bin/env python3
+"""Summarize routing metrics: ``analyze_routing_metrics.py --since 24h [--file logs/routing_metrics.jsonl] [--json]``.
+
+The same as ``python -m workflow_composer metrics``, for cron jobs and habits.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from workflow_composer.cli.main import run
+
+if __name__ == "__main__":
+    sys.exit(run(["metrics", *sys.argv[1:]], name=Path(__file__).name))

@@ -1,0 +1,89 @@
+"""``generate``: answer a prompt, or every row of a file."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+from workflow_composer.cli.options import common_options, examples, strategy_option
+from workflow_composer.cli.state import State
+
+
+def _finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter("is no finite number", context, parameter)
+    return value
+
+
+@click.command(
+    epilog=examples(
+        'generate "What is 12 + 7?"',
+        "generate --task code_generation --max-tokens 500 < prompt.txt",
+        "generate --input questions.jsonl --output answers.jsonl --concurrency 32",
+        "generate --input questions.jsonl.gz --limit 100 --json | jq .text",
+    )
+)
+@click.argument("prompt", required=False)
+@click.option("-i", "--input", "source", type=click.Path(path_type=Path), help="JSONL file of rows (may be gzip).")
+@click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="JSONL file for the answers.")
+@click.option("-t", "--task", "task_type", metavar="TASK", help="Task type, as in the profile's task_routing.")
+@click.option("-m", "--model", metavar="NAME", help="A role, tier or model of the profile, instead of the task's.")
+@click.option("--system", metavar="TEXT", help="System message, put in front.")
+@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Most tokens of an answer.")
+@click.option("--temperature", type=click.FloatRange(min=0), callback=_finite, metavar="T", help="0 is greedy.")
+@click.option("--logprobs", is_flag=True, default=None, help="Give the tokens' log-probabilities, too.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    callback=_finite,
+    metavar="SECONDS",
+    help="Most time for a prompt or row, with retries and all.",
+)
+@click.option(
+    "--concurrency", type=click.IntRange(1, 10_000), default=8, show_default=True, metavar="N", help="Rows in flight."
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows.")
+@strategy_option
+@common_options
+@click.pass_context
+def generate(
+    context: click.Context,
+    /,
+    prompt: str | None,
+    source: Path | None,
+    target: Path | None,
+    concurrency: int,
+    limit: int | None,
+    **fields: Any,
+) -> None:
+    """Answer a prompt, or every row of a file.
+
+    The prompt is the argument, or standard input. On a terminal the answer appears as it is written; with --json it comes
+    at the end, with everything that led to it.
+
+    With --input every row is a JSON object with `question`, `prompt` or `messages`, and if wanted `id`, `task_type`,
+    `model` and `answer`, the right answer, by which answers are graded. The rows of the answer carry `index`, `id`, `text`,
+    `model`, `candidate`, `tier`, `fallback_depth`, `cost`, `tokens`, `latency_ms`, `confidence` and `correct`, or `error`;
+    they are in the order in which they were answered.
+
+    Run the same command again after an interruption: it goes on where it stopped, and tries rows with errors again. The
+    whole input is checked before the first row is sent. Without --output the answers go to standard output. A summary
+    goes to standard error (with --json and --output: as JSON to standard output).
+    """
+    state = context.ensure_object(State)
+    given = {name: value for name, value in fields.items() if value is not None}
+    if source is None:
+        if target is not None or limit is not None:
+            raise click.UsageError("--output and --limit need --input")
+        from workflow_composer.cli.single import answer_prompt
+
+        answer_prompt(state, prompt, given)
+        return
+    if prompt is not None:
+        raise click.UsageError("give a prompt or --input, not both")
+    from workflow_composer.cli.file_run import answer_file
+
+    context.exit(answer_file(state, source, target, given, concurrency=concurrency, limit=limit))

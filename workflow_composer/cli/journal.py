@@ -1,0 +1,220 @@
+"""The output file of a batch: rows are appended as they are answered, and a later run goes on where this one stopped."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import stat
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from workflow_composer.cli.rows import Row
+from workflow_composer.errors import InputError, WorkflowComposerError
+
+_BEGIN = b'{"index":'
+_NO_KEY = 0
+_MOST_ROWS = 1 << 28
+"""Two gigabytes of keys: no index beyond this is believed."""
+
+
+class Journal:
+    """An output file, locked for this process from `open` to `close`.
+
+    Opening reads what an earlier run has left. Rows with errors are dropped, to be tried again; so is a last line that was
+    only half written. Anything else that is no row of such a file is an error, so that no other file is ever overwritten.
+    Each row is one ``write``: a process that is killed loses the rows in flight and none besides.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptors = [descriptor]
+        self._keys = array("Q")
+        self.dropped = 0
+
+    @classmethod
+    def open(cls, path: Path, *, source: Path, each: Callable[[Mapping[str, Any]], None]) -> Self:
+        """Open and lock the file; ``each`` is told every row that stays.
+
+        Raises `InputError` where it is the input itself (``source``), is in use, or holds something else.
+        """
+        path = Path(os.path.realpath(path))
+        if path.exists() and source.exists() and path.samefile(source):
+            raise InputError(f"{path} is both input and output", hint="name another --output")
+        try:
+            journal = cls(path, _locked(path))
+            try:
+                journal._read(each)
+            except BaseException:
+                journal.close()
+                raise
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        return journal
+
+    def close(self) -> None:
+        """Let others have the file."""
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+    def is_done(self, row: Row) -> bool:
+        """Whether the row has its answer. Raises `InputError` where the answer is to another row or other options."""
+        key = self._keys[row.index] if row.index < len(self._keys) else _NO_KEY
+        if key == _NO_KEY:
+            return False
+        if key != _number(row.key):
+            raise InputError(
+                f"{self.path} answers another row {row.index} than the one in line {row.line} of the input: "
+                "the input or the options (task, model, system, temperature, ...) have changed since",
+                hint="name another --output for the new run",
+            )
+        return True
+
+    @property
+    def rows(self) -> int:
+        """One more than the highest index that is answered."""
+        return len(self._keys)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append a row. Raises `WorkflowComposerError` where there is no room; what was written before stays whole."""
+        descriptor, line = self._descriptors[-1], encoded(record)
+        before = os.fstat(descriptor).st_size
+        try:
+            written = os.write(descriptor, line)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        if written < len(line):  # the disk is full now
+            os.ftruncate(descriptor, before)
+            raise _unwritable(self.path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    # ------------------------------------------------------------------------------------------- what was there before
+
+    def _read(self, each: Callable[[Mapping[str, Any]], None]) -> None:
+        for _, record in self._records():
+            if record is None:
+                self.dropped += 1
+            else:
+                self._remember(record)
+                each(record)
+        if self.dropped:
+            self._rewrite()
+
+    def _records(self) -> Iterator[tuple[bytes, Mapping[str, Any] | None]]:
+        """Lines and what they hold; None for those to drop."""
+        with self.path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                record = _record(line)
+                if record is None:
+                    if next(lines, None) is not None or not _half_written(line):
+                        raise InputError(
+                            f"{self.path}:{number}: this is no row that `generate` wrote",
+                            hint="name another --output, or take the line out",
+                        )
+                    yield line, None
+                    return
+                yield line, None if "error" in record or self._has(record["index"]) else record
+
+    def _has(self, index: int) -> bool:
+        return index < len(self._keys) and self._keys[index] != _NO_KEY
+
+    def _remember(self, record: Mapping[str, Any]) -> None:
+        index = record["index"]
+        if index >= len(self._keys):
+            self._keys.extend([_NO_KEY] * (index + 1 - len(self._keys)))
+        self._keys[index] = _number(record["key"])
+
+    def _rewrite(self) -> None:
+        """Put a file without the dropped lines in the place of this one, all at once."""
+        spare = self.path.with_name(self.path.name + ".rewrite")
+        descriptor = os.open(spare, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        self._descriptors.append(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before anyone can see it under its new name
+        self._keys = array("Q")
+        try:
+            with open(descriptor, "wb", closefd=False) as copy:
+                for line, record in self._records():
+                    if record is not None:
+                        self._remember(record)
+                        copy.write(line)
+            os.fsync(descriptor)
+            shutil.copymode(self.path, spare)
+            spare.replace(self.path)
+        except BaseException:
+            spare.unlink(missing_ok=True)
+            raise
+
+
+def encoded(record: Mapping[str, Any]) -> bytes:
+    """A row as a line of JSON, readable where its text can be encoded; NaN and infinities become null."""
+    try:
+        text = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:  # half a surrogate pair: JSON can say it, UTF-8 cannot
+        return json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    except ValueError:
+        plain = json.loads(json.dumps(record), parse_constant=lambda _: None)
+        return json.dumps(plain, separators=(",", ":")).encode() + b"\n"
+
+
+def _locked(path: Path) -> int:
+    """Open the file and lock it; once more where another run has put a new file in its place meanwhile."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            _lock(descriptor, path)
+            current = os.path.samestat(os.fstat(descriptor), os.stat(path))  # noqa: PTH116  # the pair of fstat
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if current:
+            return descriptor
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise InputError(f"{path} is not a regular file", hint="leave --output out to write to standard output")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"another run is writing to {path}", hint="wait for it or stop it; then run this again, and it goes on there"
+        ) from None
+
+
+def _record(line: bytes) -> Mapping[str, Any] | None:
+    """The row that a line holds; None where it is not one."""
+    if not line.startswith(_BEGIN) or not line.endswith(b"\n"):
+        return None
+    try:
+        found = json.loads(line)
+        index, key = found["index"], found["key"]
+        whole = isinstance(index, int) and 0 <= index < _MOST_ROWS and _number(key) != _NO_KEY
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return found if whole else None
+
+
+def _half_written(line: bytes) -> bool:
+    """Whether a last line is what a crash leaves: a row without its end, or the zeros of a block that never came."""
+    return (_BEGIN.startswith(line[: len(_BEGIN)]) and not line.endswith(b"\n")) or not line.strip(b"\0\n")
+
+
+def _number(key: str) -> int:
+    return int(key, 16) or 1
+
+
+def _unwritable(path: Path, error: OSError) -> WorkflowComposerError:
+    kind = InputError if error.errno in (errno.EISDIR, errno.ENOENT, errno.EACCES, errno.EROFS) else WorkflowComposerError
+    hints = {
+        errno.EISDIR: "name a file in it",
+        errno.ENOENT: "make its folder first",
+        errno.ENOLCK: "its file system has no locks; name an --output on another one",
+        errno.EACCES: "allow this user to write it, or name another --output",
+    }
+    again = "make room; then run the same command again, and it goes on where it stopped: nothing is lost"
+    return kind(f"cannot write {path}: {error.strerror or error}", hint=hints.get(error.errno or 0, again))

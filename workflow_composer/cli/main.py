@@ -1,0 +1,117 @@
+"""The one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from workflow_composer.cli.group import cli
+from workflow_composer.cli.interrupt import INTERRUPTED, TERMINATED, Stopped, leave_now
+from workflow_composer.cli.state import State
+from workflow_composer.errors import ProfileError, WorkflowComposerError
+
+INTERNAL = 70
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # print what the terminal's encoding lacks, too
+    code = run(sys.argv[1:], name=None)
+    if code in (INTERRUPTED, TERMINATED):
+        leave_now(code)
+    _flush_or_forget()
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str], state: State | None = None, *, name: str | None = "workflow-composer") -> int:
+    """Run one command; return the exit code. Errors are printed to standard error: one line, and a hint on the next.
+
+    ``name`` is how help texts call the program; None: as it was called.
+    """
+    state = state or State()
+    try:
+        code = cli.main(list(arguments), prog_name=name, standalone_mode=False, obj=state)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except Stopped:
+        click.echo("stopped", err=True)
+        return TERMINATED
+    except SystemExit as end:  # click has met a closed pipe: nobody reads on, so there is nobody to tell
+        return end.code if isinstance(end.code, int) else 1
+    except BaseException as error:  # noqa: BLE001  # this is where every error ends
+        if state.debug or _given("--debug", arguments):
+            _print_traceback(error)
+        if isinstance(error, click.UsageError) and not _wants_json(state, arguments):
+            error.show()
+            return error.exit_code
+        return _report(_explain(error), json=_wants_json(state, arguments))
+    return code if isinstance(code, int) else 0
+
+
+def _explain(error: BaseException) -> dict[str, Any]:
+    """The error as plain data: type, message, hint, exit_code, and what else it knows."""
+    found: dict[str, Any] = {"type": type(error).__name__, "message": str(error), "hint": "", "exit_code": INTERNAL}
+    if isinstance(error, WorkflowComposerError):
+        found |= {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+        if isinstance(error, ProfileError):
+            found["problems"] = list(error.problems)
+        if attempts := getattr(error, "attempts", ()):
+            from dataclasses import asdict
+
+            found["attempts"] = [asdict(attempt) for attempt in attempts]
+    elif isinstance(error, click.ClickException):
+        found |= {"message": error.format_message(), "exit_code": error.exit_code}
+    elif isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        found |= {"message": f"{where}{error.strerror}", "exit_code": 1}
+    else:
+        found["message"] = f"internal error: {type(error).__name__}: {error}"
+        found["hint"] = "this is a fault of the program; run again with --debug to see where"
+    return found
+
+
+def _report(found: dict[str, Any], *, json: bool) -> int:
+    if json:
+        from workflow_composer.cli.output import print_json
+
+        print_json({"error": found}, err=True)
+        return int(found["exit_code"])
+    for line in found.get("problems") or [found["message"]]:
+        click.echo(f"error: {' '.join(line.split())}", err=True)
+    if found["hint"]:
+        click.echo(f"hint: {' '.join(found['hint'].split())}", err=True)
+    return int(found["exit_code"])
+
+
+def _wants_json(state: State, arguments: Sequence[str]) -> bool:
+    return state.json or _given("--json", arguments)
+
+
+def _given(option: str, arguments: Sequence[str]) -> bool:
+    """Whether an option stands on the command line, also where an error kept it from being parsed."""
+    options = list(arguments)
+    return option in (options[: options.index("--")] if "--" in options else options)
+
+
+def _print_traceback(error: BaseException) -> None:
+    import traceback
+
+    click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+
+
+def _flush_or_forget() -> None:
+    """Write out what is buffered; where nobody takes it, keep the interpreter from complaining about that at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

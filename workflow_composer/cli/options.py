@@ -1,0 +1,57 @@
+"""Options that stand before a command's name or behind it, and examples for help texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from workflow_composer.cli.state import State
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def common_options(function: F) -> F:
+    """Let ``--json`` and ``--debug`` stand behind a command's name, too."""
+    for option in reversed((json_option, debug_option)):
+        function = option(function)
+    return function
+
+
+def strategy_option(function: F) -> F:
+    """Let ``--strategy`` stand behind the name of a command that has a use for it."""
+    return click.option(
+        "-s",
+        "--strategy",
+        metavar="NAME|PATH",
+        expose_value=False,
+        callback=_keep("strategy"),
+        help="Strategy profile: a name (see `strategies list`) or a file. Default: $BIOPIPELINES_STRATEGY, else detection.",
+    )(function)
+
+
+def _keep(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    def keep(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+        if value:
+            setattr(context.ensure_object(State), name, value)
+        return value
+
+    return keep
+
+
+def json_option(function: F) -> F:
+    """``--json``."""
+    text = "Print JSON: results to standard output, errors to standard error."
+    return click.option("--json", is_flag=True, expose_value=False, callback=_keep("json"), help=text)(function)
+
+
+def debug_option(function: F) -> F:
+    """``--debug``."""
+    text = "Show the traceback of an error."
+    return click.option("--debug", is_flag=True, expose_value=False, callback=_keep("debug"), help=text)(function)
+
+
+def examples(*lines: str) -> str:
+    """A help text's end: command lines to copy, each without the program's name."""
+    return "\n".join(("\b", "Examples:", *(f"  workflow-composer {line}" for line in lines)))

@@ -1,0 +1,69 @@
+"""Printing: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+
+def print_json(value: Any, *, err: bool = False) -> None:
+    """Print a value as JSON; in ASCII, so that it passes through every terminal and pipe."""
+    click.echo(json.dumps(value, indent=2), err=err)
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
+    """Print a table: drawn on a terminal, plain columns elsewhere."""
+    texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        _draw(headers, texts, title)
+        return
+    if title:
+        click.echo(title)
+    lines = [list(headers), *texts]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _draw(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(printable(title)) if title else None, title_justify="left")
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    Console().print(table)
+
+
+def printable(text: str) -> str:
+    """The text without control characters other than line ends and tabs: a model's words must not command a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
+
+
+def dollars(amount: float) -> str:
+    """An amount with as many places as it needs to be seen.
+
+    >>> dollars(12.5), dollars(0.0123), dollars(0.0000042), dollars(0)
+    ('$12.50', '$0.0123', '$0.0000042', '$0.00')
+    """
+    if amount == 0 or abs(amount) >= 1:
+        return f"${amount:.2f}"
+    places = 2
+    while places < 12 and abs(amount) < 10 ** (1 - places):
+        places += 1
+    return f"${amount:.{places + 1}f}".rstrip("0").ljust(5, "0")
+
+
+def percent(share: float | None) -> str:
+    """A share between 0 and 1 in percent; a dash where it is unknown."""
+    return "-" if share is None else f"{share:.1%}"

@@ -1,0 +1,85 @@
+"""``route``: the plan of a request, without sending it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from workflow_composer.cli.options import common_options, examples, strategy_option
+from workflow_composer.cli.output import print_json
+from workflow_composer.cli.prompt import read_prompt
+from workflow_composer.cli.state import State
+
+if TYPE_CHECKING:
+    from workflow_composer.types import Candidate, Plan, Tier
+
+
+@click.command(
+    epilog=examples('route --task code_generation "Write a parser"', '-s t4_hybrid route --model small "Hello" --json')
+)
+@click.argument("prompt", required=False)
+@click.option("-t", "--task", default="*", metavar="TASK", help="Task type, as in the profile's task_routing.")
+@click.option("-m", "--model", metavar="NAME", help="A role, tier or model of the profile, instead of the task's.")
+@strategy_option
+@common_options
+@click.pass_obj
+def route(state: State, prompt: str | None, task: str, model: str | None) -> None:
+    """Show which models a request would go to, and why; sends nothing.
+
+    Tiers are tried in order while an answer is not accepted (escalation); a tier's models in order while calls fail
+    (fallback). The prompt may also come from standard input.
+    """
+    from workflow_composer.metrics.sink import NullSink
+
+    text = read_prompt(prompt)
+    with state.orchestrator(NullSink()) as orchestrator:
+        strategy = orchestrator.strategy
+        plan = orchestrator.plan(text, task_type=task, model=model)
+    if state.json:
+        print_json({"strategy": strategy, **to_dict(plan)})
+        return
+    click.echo(f"strategy:  {strategy}")
+    click.echo(f"router:    {plan.router}")
+    click.echo(f"reason:    {plan.reason}")
+    for number, tier in enumerate(plan.tiers, 1):
+        click.echo(f"tier {number}:    {_describe(tier)}")
+    for reason in plan.left_out:
+        click.echo(f"left out:  {reason}")
+
+
+def to_dict(plan: Plan) -> dict[str, Any]:
+    """The plan as plain data."""
+    return {
+        "router": plan.router,
+        "reason": plan.reason,
+        "tiers": [
+            {
+                "name": tier.name,
+                "candidates": [
+                    {"name": c.name, "local": c.local, "endpoint": c.endpoint, "context_length": c.context_length}
+                    for c in tier.candidates
+                ],
+                "samples": tier.samples,
+                "temperature": tier.temperature,
+                "accept": repr(tier.accept),
+            }
+            for tier in plan.tiers
+        ],
+        "left_out": list(plan.left_out),
+    }
+
+
+def _describe(tier: Tier) -> str:
+    parts = [", else ".join(_place(candidate) for candidate in tier.candidates)]
+    if tier.name:
+        parts.append(f"tier {tier.name!r}")
+    if tier.samples != 1:
+        parts.append(f"{tier.samples} samples")
+    if tier.temperature is not None:
+        parts.append(f"temperature {tier.temperature:g}")
+    return "; ".join([*parts, f"accept: {tier.accept!r}"])
+
+
+def _place(candidate: Candidate) -> str:
+    return f"{candidate.name} ({'local' if candidate.local else 'cloud'})"

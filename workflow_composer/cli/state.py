@@ -1,0 +1,58 @@
+"""What the common options say, and how commands get an orchestrator."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from workflow_composer.metrics.sink import MetricsSink
+    from workflow_composer.orchestrator import ModelOrchestrator
+
+OpenOrchestrator = Callable[["State", "MetricsSink | None"], "ModelOrchestrator"]
+
+
+def open_orchestrator(state: State, metrics: MetricsSink | None) -> ModelOrchestrator:
+    """The orchestrator of the strategy that was named, or else detected. Raises `ConfigError`, `NoStrategy`."""
+    from workflow_composer.orchestrator import ModelOrchestrator
+
+    log_to_stderr()
+    return ModelOrchestrator(state.strategy, metrics=metrics, environ=state.environ)
+
+
+@dataclass
+class State:
+    """The common options. ``open`` makes an orchestrator; tests put in another one."""
+
+    strategy: str | None = None
+    json: bool = False
+    debug: bool = False
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    open: OpenOrchestrator = open_orchestrator
+
+    @contextmanager
+    def orchestrator(self, metrics: MetricsSink | None = None) -> Iterator[ModelOrchestrator]:
+        """An orchestrator that is closed in the end. After Ctrl-C the process ends soon, even where closing takes long."""
+        orchestrator = self.open(self, metrics)
+        try:
+            yield orchestrator
+        except KeyboardInterrupt:
+            from workflow_composer.cli.interrupt import INTERRUPTED, leave_soon
+
+            leave_soon(INTERRUPTED)
+            raise
+        finally:
+            orchestrator.close()
+
+
+def log_to_stderr() -> None:
+    """Keep standard output for results. Does nothing where the log is configured already."""
+    import sys
+
+    import structlog
+
+    if not structlog.is_configured():
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))

@@ -1,0 +1,115 @@
+"""``status``: the strategy, what is reachable, and the routers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from workflow_composer.cli.options import common_options, examples, strategy_option
+from workflow_composer.cli.output import print_json, print_table
+from workflow_composer.cli.state import State
+
+if TYPE_CHECKING:
+    from workflow_composer.orchestrator import OrchestratorStatus
+
+_CHOSEN_BY = {
+    "argument": "chosen by --strategy",
+    "environment": "chosen by the environment (BIOPIPELINES_STRATEGY)",
+    "detection": "chosen by what was found here",
+}
+
+
+@click.command(epilog=examples("status", "-s t4_hybrid status --json"))
+@click.option("--probe/--no-probe", default=True, show_default=True, help="Ask the servers whether they are up.")
+@strategy_option
+@common_options
+@click.pass_obj
+def status(state: State, probe: bool) -> None:
+    """Show the strategy, what is reachable, and the routers.
+
+    Servers are probed all at once, for at most two seconds; cloud servers are not contacted, only their keys looked for.
+    """
+    with state.orchestrator() as orchestrator:
+        found = orchestrator.status(probe=probe)
+    if state.json:
+        print_json(to_dict(found))
+        return
+    _print_head(found)
+    click.echo(f"models:    {', '.join(found.models)}")
+    resources = found.resources
+    click.echo(f"slurm:     {'available' if resources.slurm_available else 'not available'}")
+    click.echo(f"embedded:  {'available' if resources.embedded_available else 'not installed'}")
+    if resources.endpoints:
+        click.echo()
+        rows = [
+            (e.name, e.url, _health(found, e.healthy), "" if e.latency_ms is None else f"{e.latency_ms:.0f} ms", e.detail)
+            for e in resources.endpoints.values()
+        ]
+        print_table(("server", "url", "state", "latency", "detail"), rows)
+    if resources.cloud_apis:
+        click.echo()
+        keys = [(name, "key set" if ready else "no key") for name, ready in resources.cloud_apis.items()]
+        print_table(("cloud model", "state"), keys)
+    for broken in found.broken_plugins:
+        click.echo(f"broken plugin: {broken}", err=True)
+
+
+def show_short(state: State) -> None:
+    """What stands before the first command of a newcomer: where they are, and what to type next."""
+    with state.orchestrator() as orchestrator:
+        found = orchestrator.status()
+    if state.json:
+        print_json(to_dict(found))
+        return
+    _print_head(found)
+    for name, endpoint in found.resources.endpoints.items():
+        click.echo(f"server:    {name} {_health(found, endpoint.healthy)} ({endpoint.url})")
+    ready = [name for name, key in found.resources.cloud_apis.items() if key]
+    if found.resources.cloud_apis:
+        click.echo(f"cloud:     {', '.join(ready) or 'no key is set'}")
+    call = click.get_current_context().command_path + (f" -s {state.strategy}" if state.strategy else "")
+    click.echo("\nNext:")
+    for line, meaning in (
+        ('generate "your question"', "ask"),
+        ('route "your question"', "see where it would go, and why"),
+        ("generate --input questions.jsonl --output answers.jsonl", "answer a file"),
+        ("strategies list", "see the other strategies"),
+        ("--help", "see everything"),
+    ):
+        click.echo(f"  {call} {line:<58}{meaning}")
+
+
+def to_dict(found: OrchestratorStatus) -> dict[str, Any]:
+    """The status as plain data; times in milliseconds."""
+    from dataclasses import asdict
+
+    resources = found.resources
+    return {
+        "strategy": found.strategy,
+        "source": found.source,
+        "chosen_by": found.chosen_by,
+        "allow_cloud": found.allow_cloud,
+        "debug": found.debug,
+        "routers": list(found.routers),
+        "models": list(found.models),
+        "endpoints": {name: asdict(endpoint) for name, endpoint in resources.endpoints.items()},
+        "cloud_apis": dict(resources.cloud_apis),
+        "slurm_available": resources.slurm_available,
+        "embedded_available": resources.embedded_available,
+        "probed": resources.probed_at is not None,
+        "broken_plugins": list(found.broken_plugins),
+    }
+
+
+def _print_head(found: OrchestratorStatus) -> None:
+    source = f" ({found.source})" if found.source else ""
+    click.echo(f"strategy:  {found.strategy}{source}, {_CHOSEN_BY.get(found.chosen_by, found.chosen_by)}")
+    click.echo(f"data:      {'may go to the cloud' if found.allow_cloud else 'stays on your own machines'}")
+    click.echo(f"routers:   {', then '.join(found.routers)}")
+
+
+def _health(found: OrchestratorStatus, healthy: bool) -> str:
+    if found.resources.probed_at is None:
+        return "not probed"
+    return "up" if healthy else "down"
