@@ -183,7 +183,9 @@ class ModelOrchestrator:
         """
         active = self._acquire()
         try:
-            request = self._request(active, "\n".join(texts), {"model": model, "task_type": task_type, "timeout": timeout})
+            request = self._request(
+                active, "\n".join(texts), {"kind": "embeddings", "model": model, "task_type": task_type, "timeout": timeout}
+            )
             started = time.perf_counter()
             trace = Trace(Deadline(request.timeout))
             plan: Plan | None = None

@@ -169,7 +169,7 @@ def _endpoints(config: StrategyConfig, registry: Registry, context: BackendConte
         breaker = breakers.setdefault(
             server, CircuitBreaker(name, failures=config.circuit_breaker.failures, cooldown=config.circuit_breaker.cooldown)
         )
-        candidate = Candidate(name, backend.local, spec.context_length, spec.endpoint)
+        candidate = Candidate(name, backend.local, spec.context_length, spec.endpoint, tuple(spec.capabilities))
         made[name] = Endpoint(candidate, backend, Price.of(spec), breaker, meters.setdefault(server, GpuMeter()))
     return made
 

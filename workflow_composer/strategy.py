@@ -17,9 +17,9 @@ from pydantic import Field, PrivateAttr, ValidationError
 
 from workflow_composer.errors import ProfileNotFound, RoutingError
 from workflow_composer.names import nearest
-from workflow_composer.profile_checks import CLOUD, Checks
-from workflow_composer.profile_faults import add_faults
-from workflow_composer.profile_models import (
+from workflow_composer.profiles.checks import CLOUD, Checks
+from workflow_composer.profiles.faults import add_faults
+from workflow_composer.profiles.models import (
     BreakerSettings,
     Catalogue,
     ModelSpec,
@@ -38,8 +38,8 @@ from workflow_composer.profile_models import (
     frozen,
     frozen_mapping,
 )
-from workflow_composer.profile_normal import NormalForm, as_tree, without_secrets
-from workflow_composer.profile_source import KeyPath, Problems, Source, read_profile
+from workflow_composer.profiles.normal import NormalForm, as_tree, without_secrets
+from workflow_composer.profiles.source import KeyPath, Problems, Source, read_profile
 from workflow_composer.types import ANY_TASK
 
 __all__ = [
@@ -96,7 +96,7 @@ class StrategyConfig(Part):
     models: Catalogue = frozen_mapping("Name -> model: the catalogue.")
     tiers: Tiers = frozen_mapping("Name -> step of a cascade, cheap first.")
     routers: Routers = Field(
-        default=(RouterSpec(name="provider"), RouterSpec(name="cascading_provider")),
+        default=(RouterSpec(name="cascading_provider"),),
         description="Routers, asked in this order; the first that has a plan decides. Each is a name or `name: {settings}`.",
     )
     timeouts: TimeoutSettings = Field(default=TimeoutSettings(), description="Seconds that one call may take.")

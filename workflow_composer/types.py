@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 Message = Mapping[str, Any]
 """One chat message in OpenAI's form: ``{"role": "user", "content": "..."}``."""
@@ -39,6 +39,7 @@ class LLMRequest:
     """
 
     messages: tuple[Message, ...]
+    kind: Literal["chat", "embeddings"] = "chat"
     task_type: str = ANY_TASK
     model: str | None = None
     max_tokens: int | None = None
@@ -65,6 +66,17 @@ class LLMRequest:
         return cls(messages=messages, **fields)
 
     @property
+    def needs(self) -> frozenset[str]:
+        """The capabilities that a model must have to answer, in the words of a profile's ``capabilities``."""
+        wanted = {
+            "tools": self.tools is not None,
+            "json": self.response_format is not None,
+            "logprobs": self.logprobs or self.top_logprobs is not None,
+            "vision": any(_shows_images(message) for message in self.messages),
+        }
+        return frozenset([self.kind, *(name for name, is_wanted in wanted.items() if is_wanted)])
+
+    @property
     def query_length(self) -> int:
         """Characters of text in all messages."""
         return sum(len(text) for message in self.messages for text in texts(message))
@@ -80,6 +92,13 @@ def texts(message: Message) -> tuple[str, ...]:
     return tuple(part["text"] for part in content if isinstance(part, Mapping) and isinstance(part.get("text"), str))
 
 
+def _shows_images(message: Message) -> bool:
+    content = message.get("content")
+    if not isinstance(content, (list, tuple)):
+        return False
+    return any(isinstance(part, Mapping) and str(part.get("type", "")).startswith("image") for part in content)
+
+
 # ------------------------------------------------------------------------------------------------------------ the plan
 
 
@@ -88,13 +107,14 @@ class Candidate:
     """One model that could answer.
 
     ``name`` is its key among the profile's models; ``local`` says whether its bytes stay on the profile's own machines;
-    ``endpoint`` names the role of the server behind it, where there is one.
+    ``endpoint`` names the role of the server behind it, where there is one. ``capabilities`` is empty where nothing is known.
     """
 
     name: str
     local: bool
     context_length: int | None = None
     endpoint: str | None = None
+    capabilities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ local_networks: [192.0.2.0/24]
 task_routing: {code: coder, hard: strong, talk: cloud, "*": zeta}
 fallback: [far, near]
 models:
-  big-coder: {backend: vllm, endpoint: coder, gpu_hour_price: 0.35, capabilities: [code]}
+  big-coder: {backend: vllm, endpoint: coder, gpu_hour_price: 0.35, capabilities: [chat, tools]}
   near: {backend: openai, base_url: "https://near.example/v1", input_price: 1, output_price: 2.5, context_length: 8000}
   far: {backend: openai, base_url: "https://far.example/v1", model: far-1, api_key_env: FAR_KEY}
   other: {backend: openai, base_url: "https://other.example/v1"}
@@ -81,7 +81,7 @@ def test_model_keys_are_read(lab):
     assert (near.name, near.base_url) == ("near", "https://near.example/v1")
     assert (near.input_price, near.output_price, near.context_length) == (1.0, 2.5, 8000)
     assert (far.model, far.api_key_env) == ("far-1", "FAR_KEY")
-    assert (lab.models["big-coder"].gpu_hour_price, lab.models["big-coder"].capabilities) == (0.35, ("code",))
+    assert (lab.models["big-coder"].gpu_hour_price, lab.models["big-coder"].capabilities) == (0.35, ("chat", "tools"))
 
 
 def test_defaults_hold_where_a_key_is_absent():
@@ -91,7 +91,7 @@ def test_defaults_hold_where_a_key_is_absent():
     assert not config.debug_routing
     assert (config.vllm_endpoints, config.task_routing, config.models, config.tiers) == ({}, {}, {}, {})
     assert (config.fallback, config.local_networks, config.description) == ((), (), "")
-    assert [router.name for router in config.routers] == ["provider", "cascading_provider"]
+    assert [router.name for router in config.routers] == ["cascading_provider"]
     assert (config.timeouts.connect, config.timeouts.first_token, config.timeouts.total) == (2.0, 60.0, 300.0)
     assert (config.retries.attempts, config.retries.base_delay, config.retries.max_delay) == (3, 0.25, 8.0)
     assert (config.circuit_breaker.failures, config.circuit_breaker.cooldown) == (5, 30.0)
@@ -362,7 +362,7 @@ def test_python_data_is_checked_like_a_file():
 
 def test_parts_made_in_python_are_taken():
     """Models and routers may be given as values."""
-    spec = ModelSpec(name="m", backend="replay", path="/a.jsonl", capabilities=["x"])
+    spec = ModelSpec(name="m", backend="replay", path="/a.jsonl", capabilities=["chat"])
     config = made(models={"m": spec}, routers=(RouterSpec(name="provider", settings={"a": 1}), RouterSpec(name="other")))
     assert config.models["m"] == spec
     assert [router.name for router in config.routers] == ["provider", "other"]

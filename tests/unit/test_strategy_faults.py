@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from workflow_composer.errors import ConfigError, ProfileError
-from workflow_composer.profile_faults import _parts
+from workflow_composer.profiles.faults import _parts
 from workflow_composer.strategy import StrategyConfig
 
 HEAD = "profile_name: p\nvllm_endpoints: {coder: 'http://h:1/v1'}\n"

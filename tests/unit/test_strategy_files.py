@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.paths import PROFILES
 from workflow_composer.errors import ConfigError, ProfileError, ProfileNotFound
-from workflow_composer.profile_source import LIMIT
+from workflow_composer.profiles.source import LIMIT
 from workflow_composer.strategy import PRESETS, StrategyConfig, profiles, search_path, shipped
 
 MINIMAL = "profile_name: {}\n"

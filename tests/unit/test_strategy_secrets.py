@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.paths import PROFILES
 from workflow_composer.errors import ProfileError
-from workflow_composer.redaction import looks_like_secret, names_a_secret, scrub
+from workflow_composer.profiles.redaction import looks_like_secret, names_a_secret, scrub
 from workflow_composer.strategy import StrategyConfig
 
 LONG = "q7Zp2LxR9vT4mB8nK1cW6yH3dF5gJ0sA"

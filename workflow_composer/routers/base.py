@@ -70,18 +70,24 @@ class Router(ABC):
         """What the caller named, else where the profile sends the task; None where it sends it nowhere."""
         return request.model or self.context.config.route_of(request.task_type)
 
-    def usable(self, candidates: Iterable[Candidate], resources: ResourceStatus) -> tuple[list[Candidate], list[str]]:
-        """Candidates that may be asked, each once; and why the others may not.
+    def usable(
+        self, candidates: Iterable[Candidate], request: LLMRequest, resources: ResourceStatus
+    ) -> tuple[list[Candidate], list[str]]:
+        """Candidates that may and can be asked, each once; and why the others may not or cannot.
 
         Governance is enforced where bytes leave; leaving cloud models out here as well gives a better error.
         """
         kept: dict[str, Candidate] = {}
         left_out: dict[str, str] = {}
+        needs = request.needs
         for candidate in candidates:
             if not candidate.local and not self.context.config.allow_cloud:
                 left_out[candidate.name] = f"{candidate.name}: the profile forbids the cloud"
             elif not candidate.local and resources.cloud_apis.get(candidate.name) is False:
                 left_out[candidate.name] = f"{candidate.name}: its key is not set"
+            elif candidate.capabilities and not needs.issubset(candidate.capabilities):
+                lacking = ", ".join(sorted(needs.difference(candidate.capabilities)))
+                left_out[candidate.name] = f"{candidate.name}: its capabilities lack {lacking}"
             else:
                 kept.setdefault(candidate.name, candidate)
         return list(kept.values()), list(left_out.values())

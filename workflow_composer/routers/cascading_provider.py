@@ -40,4 +40,4 @@ class CascadingProviderRouter(Router):
             for name in fallback:
                 candidates += self.context.candidates(name)
             reason += f"; fallback: {', '.join(fallback)}" if fallback else ""
-        return self.single_tier(*self.usable(candidates, resources), reason)
+        return self.single_tier(*self.usable(candidates, request, resources), reason)

@@ -21,5 +21,5 @@ class ProviderRouter(Router):
         target = self.target(request)
         if target is None:
             return None
-        kept, left_out = self.usable(self.context.candidates(target), resources)
+        kept, left_out = self.usable(self.context.candidates(target), request, resources)
         return self.single_tier(kept[:1], left_out, described(request, target))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from workflow_composer.routers.base import Router, described
-from workflow_composer.types import LLMRequest, Plan, ResourceStatus, Tier
+from workflow_composer.types import LLMRequest, Plan, ResourceStatus
 
 
 class T4ModelRouter(Router):
@@ -21,7 +21,7 @@ class T4ModelRouter(Router):
         target = self.target(request)
         if target is None:
             return None
-        candidate = self.context.candidates(target)[0]
-        if not candidate.local or candidate.endpoint is None:
+        servers = [found for found in self.context.candidates(target)[:1] if found.local and found.endpoint is not None]
+        if not servers:
             return None
-        return Plan((Tier((candidate,)),), self.name, described(request, target))
+        return self.single_tier(*self.usable(servers, request, resources), described(request, target))

@@ -33,7 +33,7 @@ class LengthRouter(Router):
         is_long = request.query_length > self.settings.characters
         target = self.settings.long if is_long else self.settings.short
         reason = f"{request.query_length} characters are {'long' if is_long else 'short'}"
-        return self.single_tier(*self.usable(self.context.candidates(target)[:1], resources), reason)
+        return self.single_tier(*self.usable(self.context.candidates(target)[:1], request, resources), reason)
 
 
 @hookimpl

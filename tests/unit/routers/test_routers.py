@@ -25,7 +25,9 @@ def context(**changes):
     config = StrategyConfig(profile_name="p", **(FIELDS | changes))
 
     def candidates(target):
-        return tuple(Candidate(s.name, s.local, s.context_length, s.endpoint) for s in config.resolve(target))
+        return tuple(
+            Candidate(s.name, s.local, s.context_length, s.endpoint, s.capabilities) for s in config.resolve(target)
+        )
 
     async def execute(plan, request):
         return plan
@@ -121,11 +123,44 @@ class TestCascadingProvider:
     def test_a_forbidden_cloud_model_is_left_out_even_if_it_is_offered(self):
         """Whatever a name resolves to, the router drops what the profile forbids, and says so."""
         base = context(**LOCAL_FIELDS)
-        leaky = RouterContext(
-            base.config, lambda target: (Candidate("sneaky", local=False),), base.resources, base.execute
-        )
+        leaky = RouterContext(base.config, lambda target: (Candidate("sneaky", local=False),), base.resources, base.execute)
         with pytest.raises(LocalModelUnavailable, match="sneaky: the profile forbids the cloud"):
             plan(CascadingProviderRouter(leaky), "code")
+
+
+class TestCapabilities:
+    IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:x"}}]}]
+
+    @pytest.mark.parametrize(
+        ("lacking", "fields"),
+        [
+            ("tools", {"tools": ({"type": "function"},)}),
+            ("json", {"response_format": {"type": "json_object"}}),
+            ("logprobs", {"logprobs": True}),
+            ("vision", {"messages": IMAGE}),
+            ("embeddings", {"kind": "embeddings"}),
+        ],
+    )
+    def test_a_model_that_lacks_what_the_request_needs_is_left_out(self, lacking, fields):
+        """Where a model's capabilities are listed, they are all it has."""
+        models = {"first": CLOUD | {"capabilities": ["chat"]}, "second": CLOUD | {"capabilities": ["chat", lacking]}}
+        router = CascadingProviderRouter(context(models=models | {"mine": FIELDS["models"]["mine"]}))
+        if lacking == "embeddings":
+            models["second"]["capabilities"] = ["embeddings"]
+        request = LLMRequest(**({"messages": ({"role": "user", "content": "x"},), "task_type": "chat"} | fields))
+        made = router.plan(request, ResourceStatus())
+        assert names(made) == [["second"]]
+        assert made.left_out == (f"first: its capabilities lack {lacking}",) or lacking == "embeddings"
+
+    def test_where_nothing_is_listed_everything_is_tried(self):
+        """A model of unknown capabilities is asked, and says itself what it cannot do."""
+        assert names(plan(ProviderRouter(context()), "sums", logprobs=True)) == [["mine"]]
+
+    def test_a_task_server_that_lacks_a_capability_is_an_error(self):
+        """The T4 router has nowhere else to go, and says why."""
+        models = FIELDS["models"] | {"c": {"backend": "vllm", "endpoint": "coder", "capabilities": ["embeddings"]}}
+        with pytest.raises(RoutingError, match="c: its capabilities lack chat"):
+            plan(T4ModelRouter(context(models=models)), "code")
 
 
 class TestEvery:

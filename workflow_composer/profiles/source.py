@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from workflow_composer.errors import ProfileError, ProfileNotFound
-from workflow_composer.redaction import HIDDEN, looks_like_secret, names_a_secret, scrub
+from workflow_composer.profiles.redaction import HIDDEN, looks_like_secret, names_a_secret, scrub
 
 KeyPath = tuple[str | int, ...]
 

@@ -1,19 +1,23 @@
 """The parts of a profile: each key declared once, with its type, its default and its meaning.
 
 `docs/profiles.md` is generated from these declarations. What one key demands of another is in
-`workflow_composer.profile_checks`.
+`workflow_composer.profiles.checks`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WrapValidator, model_validator
 
 LOCAL_BACKENDS = frozenset({"vllm", "embedded", "replay", "fake"})
 """Backends of the package whose bytes stay on the profile's own machines."""
+
+
+Capability = Literal["chat", "embeddings", "tools", "json", "logprobs", "vision"]
+"""What a request may need of a model: an answer, vectors, tool calls, a response format, log-probabilities, images."""
 
 
 class Expanded(str):
@@ -69,6 +73,7 @@ Place = Annotated[str, Field(min_length=1), WrapValidator(lambda v, check: v if 
 """A URL or path, in which ``${NAME}`` may stand."""
 EnvName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
 Names = Annotated[tuple[Name, ...], Field(strict=False)]
+Capabilities = Annotated[tuple[Capability, ...], Field(strict=False)]
 Settings = Annotated[Mapping[str, Any], BeforeValidator(_plain), AfterValidator(frozen)]
 NameToName = Annotated[Mapping[str, Name], BeforeValidator(_plain), AfterValidator(frozen)]
 NameToPlace = Annotated[Mapping[str, Place], BeforeValidator(_plain), AfterValidator(frozen)]
@@ -119,8 +124,10 @@ class ModelSpec(Part):
     context_length: int | None = Field(
         default=None, gt=0, le=100_000_000, description="Tokens of prompt and answer together; longer requests go elsewhere."
     )
-    capabilities: Names = Field(
-        default=(), description="What it is good for, in your own words: `code`, `math`, `embeddings`."
+    capabilities: Capabilities = Field(
+        default=(),
+        description="What it can do: `chat`, `embeddings`, `tools`, `json`, `logprobs`, `vision`. A request that needs anything "
+        "else goes to another model. Empty: nothing is known, everything is tried.",
     )
 
     @model_validator(mode="after")

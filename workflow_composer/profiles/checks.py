@@ -11,9 +11,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from workflow_composer.names import nearest
-from workflow_composer.profile_models import LOCAL_BACKENDS
-from workflow_composer.profile_normal import FALLBACK_KEYS
-from workflow_composer.profile_source import KeyPath, Problems, one_of, shown
+from workflow_composer.profiles.models import LOCAL_BACKENDS
+from workflow_composer.profiles.normal import FALLBACK_KEYS
+from workflow_composer.profiles.source import KeyPath, Problems, one_of, shown
 from workflow_composer.types import ANY_TASK
 
 CLOUD = "cloud"

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from workflow_composer.names import nearest
-from workflow_composer.profile_models import ModelSpec
-from workflow_composer.profile_normal import MODEL_KEYS
-from workflow_composer.profile_source import KeyPath, Problems, one_of, shown
+from workflow_composer.profiles.models import ModelSpec
+from workflow_composer.profiles.normal import MODEL_KEYS
+from workflow_composer.profiles.source import KeyPath, Problems, one_of, shown
 
 _KINDS = {
     "string_type": "text; in quotes if YAML reads it as something else",
