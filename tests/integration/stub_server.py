@@ -109,6 +109,7 @@ class StubServer:
         self.listing: Reply | None = None
         self.requests: list[Request] = []
         self.connections = 0
+        self.open = 0
         self.disconnects = 0
         self._script: deque[Reply | Handler] = deque()
         self._changed = threading.Condition()
@@ -158,6 +159,7 @@ class StubServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with self._changed:
             self.connections += 1
+            self.open += 1
             connection = self.connections
         try:
             while (request := await _read(reader, connection)) is not None:
@@ -170,6 +172,9 @@ class StubServer:
             pass
         finally:
             writer.transport.abort()
+            with self._changed:
+                self.open -= 1
+                self._changed.notify_all()
 
     def _reply(self, request: Request) -> Reply:
         if request.method == "POST" and self._script:

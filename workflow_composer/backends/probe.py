@@ -49,13 +49,14 @@ async def probe(
     except Exception as error:  # noqa: BLE001 - whatever a dead server does, the others are still to be reported
         detail = _reason(error, limit)
     latency = (time.perf_counter() - started) * 1000
-    if not detail and model is not None and model not in models:
-        detail = f"does not serve {model}, but {', '.join(models) or 'nothing'}"
+    served = ", ".join(models) or "no model"
+    if not detail and (not models or model not in (None, *models)):
+        detail = f"serves {served}" + (f", not {model}" if model else "")
     url = shown_url(url)
     if detail:
         return EndpointStatus(name, url, healthy=False, models=models, detail=detail)
-    served = ", ".join(models) or "no model"
-    return EndpointStatus(name, url, bool(models), models, latency, f"serves {served}; answered in {latency:.0f} ms")
+    detail = f"serves {served}; answered in {latency:.0f} ms"
+    return EndpointStatus(name, url, healthy=True, models=models, latency_ms=latency, detail=detail)
 
 
 def _fault(response: httpx2.Response) -> str:

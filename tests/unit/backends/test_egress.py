@@ -245,23 +245,30 @@ async def test_a_refused_request_looks_nothing_up():
 async def test_dead_names_do_not_keep_a_living_server_waiting():
     """Fifty names that the resolver lets hang leave the fifty-first its own thread."""
     release = threading.Event()
+    asked: list[str] = []
 
     def resolve(host: str, port: int) -> list[str]:
+        asked.append(host)
         if host != "alive":
             release.wait(30)
         return ["127.0.0.1"]
 
     with StubServer() as server:
-        names = [f"dead{number}" for number in range(50)] + ["alive"]
-        policy = EgressPolicy(False, frozenset((name, server.port) for name in names))
+        names = [f"dead{number}" for number in range(50)]
+        policy = EgressPolicy(False, frozenset((name, server.port) for name in [*names, "alive"]))
         async with http_client(policy, resolve=resolve) as client:
-            dead = [asyncio.ensure_future(client.get(f"http://{name}:{server.port}/")) for name in names[:-1]]
-            response = await client.get(f"http://alive:{server.port}/v1/models")
-            assert not any(task.done() for task in dead)
-            for task in dead:
-                task.cancel()
-            await asyncio.gather(*dead, return_exceptions=True)
-    release.set()
+            dead = [asyncio.ensure_future(client.get(f"http://{name}:{server.port}/")) for name in names]
+            try:
+                async with asyncio.timeout(10):
+                    while len(asked) < len(names):  # noqa: ASYNC110 - what is waited for happens in other threads
+                        await asyncio.sleep(0.01)
+                    response = await client.get(f"http://alive:{server.port}/v1/models")
+                assert not any(task.done() for task in dead)
+            finally:
+                release.set()
+                for task in dead:
+                    task.cancel()
+                await asyncio.gather(*dead, return_exceptions=True)
     assert response.status_code == 200
 
 
@@ -301,6 +308,31 @@ async def test_without_the_cloud_a_proxy_is_no_way_out():
             for url in ("http://evil.example/", "https://api.example/"):
                 with pytest.raises(EgressDenied):
                     await client.get(url)
+        assert proxy.connections == 0
+
+
+async def test_with_the_cloud_allowed_a_proxy_serves_no_other_host():
+    """The catalogue holds for proxied requests, too."""
+    with StubServer() as proxy:
+        async with http_client(CLOUD, environ={"all_proxy": proxy.url}) as client:
+            with pytest.raises(EgressDenied):
+                await client.get("http://evil.example/")
+        assert proxy.connections == 0
+
+
+class Careless(EgressPolicy):
+    """A policy that lets every request pass its first check."""
+
+    def check(self, url):
+        pass
+
+
+async def test_a_request_that_passes_the_first_check_by_mistake_is_stopped_at_the_connection():
+    """And finds no proxy to take it."""
+    with StubServer() as proxy:
+        async with http_client(Careless(False, LOCAL.local), environ={"all_proxy": proxy.url}) as client:
+            with pytest.raises(EgressDenied):
+                await client.get("http://evil.example/")
         assert proxy.connections == 0
 
 

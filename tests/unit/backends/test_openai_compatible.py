@@ -279,6 +279,8 @@ async def test_a_server_that_refuses_several_samples_is_asked_singly(server, loc
     """The refusal is not the request's fault; the single calls show."""
     server.script(Reply.error(400, "n must be 1 when using greedy sampling"))
     assert len((await local.complete(call(samples=3))).samples) == 3
+    assert len((await local.complete(call(samples=2))).samples) == 2
+    assert [request.json.get("n") for request in posts(server)] == [3, None, None, None, None, None]
 
 
 async def test_a_request_that_is_bad_by_itself_stays_bad(server, local):
@@ -392,6 +394,14 @@ async def test_a_stream_that_breaks_raises_what_broke_it(server, local, reply, e
     with pytest.raises(error):
         await read()
     assert texts == delivered
+
+
+async def test_an_answer_that_is_no_stream_leaves_no_connection_behind(server, local):
+    """It is not read, so its connection cannot be used again."""
+    server.script(Reply.chat("no stream"))
+    with pytest.raises(ServerFailed, match="without a stream"):
+        await collect(local, call())
+    assert await asyncio.to_thread(server.wait_for, lambda stub: stub.open == 0)
 
 
 # ---------------------------------------------------------------------------------------------------- time, cancellation
@@ -551,7 +561,7 @@ async def test_a_local_server_without_the_model_is_not_healthy(server):
     health = await backend.health(timeout=2)
     await backend.close()
     assert not health.healthy
-    assert "does not serve another, but stub-model" in health.detail
+    assert health.detail == "serves stub-model, not another"
 
 
 async def test_a_cloud_list_may_leave_out_the_model(cloud):

@@ -202,3 +202,9 @@ def test_what_a_message_says_of_its_own_is_kept():
     said = "temperature must be non-negative, got -1.0"
     assert redact(said, ["hi", "What is the capital of France?"]) == said
     assert redact("Invalid value: 'Zanzibar'. Use a dict.", ["Zanzibar"]) == "Invalid value: '[…]'. Use a dict."
+
+
+def test_a_quoted_body_is_cut_whatever_its_escapes():
+    """Text that is quoted with escapes is not recognized as the request's; the quotation is."""
+    said = r"field required, 'loc': ('body', 'n'), 'input': {'messages': [{'content': 'M\u00fcller h\u00e4lt'}]}"
+    assert redact(said, ["M\u00fcller h\u00e4lt"]) == "field required, 'loc': ('body', 'n'), [request]"

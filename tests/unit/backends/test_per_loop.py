@@ -46,11 +46,11 @@ def test_closing_reaches_a_loop_that_runs_in_another_thread():
     async def close() -> Thing:
         here = await held.get()
         await held.close()
+        assert thing.closed_in is loop
         await held.close()
         return here
 
     here = asyncio.run(close())
-    assert thing.closed_in is loop
     assert here.closed_in is not None
     loop.call_soon_threadsafe(loop.stop)
     thread.join(5)
