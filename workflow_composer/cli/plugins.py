@@ -28,7 +28,7 @@ def plugins(state: State) -> None:
     host = plugin_host()
     commands_of(host)  # raises where a command's name clashes with a built-in one
     if state.json:
-        print_json([asdict(info) for info in host.plugins])
+        print_json({"plugins": [asdict(info) for info in host.plugins]})
         return
     rows = [
         (

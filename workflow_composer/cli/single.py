@@ -67,6 +67,7 @@ def to_dict(response: LLMResponse) -> dict[str, Any]:
 
     found: dict[str, Any] = {
         "text": response.text,
+        "model": response.model,
         "decision": {**asdict(response.decision), "escalated": response.decision.escalated},
         "finish_reason": response.samples[0].finish_reason if response.samples else None,
         "tool_calls": [dict(call) for call in response.tool_calls],

@@ -19,7 +19,6 @@ def open_orchestrator(state: State, metrics: MetricsSink | None) -> ModelOrchest
     """The orchestrator of the strategy that was named, or else detected. Raises `ConfigError`, `NoStrategy`."""
     from workflow_composer.orchestrator import ModelOrchestrator
 
-    log_to_stderr()
     return ModelOrchestrator(state.strategy, metrics=metrics, environ=state.environ)
 
 
@@ -46,13 +45,3 @@ class State:
             raise
         finally:
             orchestrator.close()
-
-
-def log_to_stderr() -> None:
-    """Keep standard output for results. Does nothing where the log is configured already."""
-    import sys
-
-    import structlog
-
-    if not structlog.is_configured():
-        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))

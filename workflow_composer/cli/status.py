@@ -40,10 +40,12 @@ def status(state: State, probe: bool) -> None:
     resources = found.resources
     click.echo(f"slurm:     {'available' if resources.slurm_available else 'not available'}")
     click.echo(f"embedded:  {'available' if resources.embedded_available else 'not installed'}")
+    if resources.probed_at is None:
+        click.echo("servers:   not probed")
     if resources.endpoints:
         click.echo()
         rows = [
-            (e.name, e.url, _health(found, e.healthy), "" if e.latency_ms is None else f"{e.latency_ms:.0f} ms", e.detail)
+            (e.name, e.url, _health(e.healthy), "" if e.latency_ms is None else f"{e.latency_ms:.0f} ms", e.detail)
             for e in resources.endpoints.values()
         ]
         print_table(("server", "url", "state", "latency", "detail"), rows)
@@ -64,7 +66,7 @@ def show_short(state: State) -> None:
         return
     _print_head(found)
     for name, endpoint in found.resources.endpoints.items():
-        click.echo(f"server:    {name} {_health(found, endpoint.healthy)} ({endpoint.url})")
+        click.echo(f"server:    {name} {_health(endpoint.healthy)} ({endpoint.url})")
     ready = [name for name, key in found.resources.cloud_apis.items() if key]
     if found.resources.cloud_apis:
         click.echo(f"cloud:     {', '.join(ready) or 'no key is set'}")
@@ -109,7 +111,5 @@ def _print_head(found: OrchestratorStatus) -> None:
     click.echo(f"routers:   {', then '.join(found.routers)}")
 
 
-def _health(found: OrchestratorStatus, healthy: bool) -> str:
-    if found.resources.probed_at is None:
-        return "not probed"
+def _health(healthy: bool) -> str:
     return "up" if healthy else "down"
