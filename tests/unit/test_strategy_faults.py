@@ -109,6 +109,10 @@ ONE_FAULT = {
     "router of two names": ("routers: [{a: {}, b: {}}]", r"3: routers\[0\]: found a mapping of 2 keys"),
     "router of a number": ("routers: [3]", r"3: routers\[0\]: found 3; a router is its name"),
     "settings of a number": ("routers: [{a: 3}]", r"3: routers\[0\].a: found 3; the router's settings are a mapping"),
+    "capability": (
+        "models: {m: {backend: fake, capabilities: [chat, toolz]}}",
+        r"3: models.m.capabilities\[1\]: found 'toolz'; allowed: chat, embeddings, tools, .*; did you mean 'tools'",
+    ),
     "text for routers": ("routers: provider", "3: routers: found 'provider'; allowed: a list"),
     # ------------------------------------------------------------------------------------- what a backend needs and reads
     "vllm without a URL": ("models: {m: {backend: vllm}}", "3: models.m: backend vllm has no endpoint and no base_url"),

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from workflow_composer.names import nearest
-from workflow_composer.profiles.models import ModelSpec
+from workflow_composer.profiles.models import Capability, ModelSpec
 from workflow_composer.profiles.normal import MODEL_KEYS
 from workflow_composer.profiles.source import KeyPath, Problems, one_of, shown
 
@@ -42,6 +42,10 @@ def add_faults(error: ValidationError, model: type[BaseModel], tree: Mapping[str
             _unknown_key(path, model, problems)
         elif detail["type"] == "missing":
             problems.add(path[:-1] or path, f"the key {path[-1]!r} is missing", _meaning(path, model))
+        elif detail["type"] == "literal_error":
+            found = _at(tree, path)
+            allowed = get_args(Capability)
+            problems.add(path, shown(found, path, None), one_of(allowed), hint=nearest(str(found), allowed))
         else:
             written = problems.source.written.get(path) if detail["type"] == "string_type" else None
             problems.add(path, shown(_at(tree, path), path, written), _allowed(detail))
