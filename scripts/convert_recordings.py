@@ -1,0 +1,103 @@
+"""Turn public collections of recorded answers into the form that the replay backend plays (docs/recordings.md).
+
+    python scripts/convert_recordings.py gsm8k --data DIR --output gsm8k.jsonl.gz
+    python scripts/convert_recordings.py qwen-math --data DIR --output math.jsonl.gz
+
+``gsm8k``: one answer each by four systems to the 1,319 test questions of GSM8K (openai/grade-school-math, MIT).
+``qwen-math``: eight sampled answers each to 100 problems of MATH (QwenLM/Qwen2.5-Math, MIT).
+DIR is searched for the file; the collections do not count tokens, so words, numbers and signs are counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+SYSTEMS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+QWEN_MODEL = "Qwen2.5-Math-Instruct"
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+
+Row = dict[str, Any]
+
+
+def count_tokens(text: str) -> int:
+    """Words, numbers and signs: a stand-in where nobody recorded the tokens."""
+    return len(_TOKEN.findall(text))
+
+
+def _row(question: str, model: str, sample: int, answer: str, *, correct: bool) -> Row:
+    return {
+        "question": question,
+        "model": model,
+        "sample": sample,
+        "answer": answer,
+        "correct": correct,
+        "tokens": count_tokens(answer),
+        "prompt_tokens": count_tokens(question),
+    }
+
+
+def gsm8k(source: Row) -> Iterator[Row]:
+    """One question's four solutions."""
+    for system in SYSTEMS:
+        found = source[system]
+        yield _row(source["question"], system, 0, found["solution"], correct=bool(found["is_correct"]))
+
+
+def qwen_math(source: Row) -> Iterator[Row]:
+    """One problem's eight samples."""
+    for sample, (text, right) in enumerate(zip(source["code"], source["score"], strict=True)):
+        yield _row(source["question"], QWEN_MODEL, sample, text, correct=bool(right))
+
+
+FORMATS: dict[str, tuple[str, Callable[[Row], Iterator[Row]]]] = {
+    "gsm8k": ("example_model_solutions.jsonl.gz", gsm8k),
+    "qwen-math": ("math_cot_100.jsonl.gz", qwen_math),
+}
+
+
+def convert(kind: str, data: Path) -> Iterator[Row]:
+    """Every answer of a collection. Raises FileNotFoundError, at once, where its file is not below ``data``."""
+    name, rows_of = FORMATS[kind]
+    places = sorted(data.rglob(name))
+    if not places:
+        raise FileNotFoundError(f"no {name} below {data}")
+    return _rows(places[0], rows_of)
+
+
+def _rows(place: Path, rows_of: Callable[[Row], Iterator[Row]]) -> Iterator[Row]:
+    with gzip.open(place, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            yield from rows_of(json.loads(line))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Convert one collection; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("format", choices=list(FORMATS))
+    parser.add_argument("--data", type=Path, required=True, help="a directory that holds the collection")
+    parser.add_argument("--output", type=Path, required=True, help="the recording: .jsonl or .jsonl.gz")
+    options = parser.parse_args(arguments)
+    count = 0
+    try:
+        rows = convert(options.format, options.data)
+        opener = gzip.open if options.output.suffix == ".gz" else open
+        with opener(options.output, "wt", encoding="utf-8") as output:
+            for row in rows:
+                output.write(json.dumps(row, ensure_ascii=False) + "\n")
+                count += 1
+    except OSError as error:
+        sys.stderr.write(f"convert_recordings: {error}\n")
+        return 2
+    sys.stdout.write(f"{count} answers in {options.output}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
