@@ -60,7 +60,7 @@ class Size:
 
 
 SIZES = {
-    "small": Size(hidden=96, layers=2, heads=3, inner=288, steps=430, batch=128, rate=0.02, seed=1),
+    "small": Size(hidden=96, layers=2, heads=3, inner=288, steps=500, batch=128, rate=0.02, seed=1),
     "medium": Size(hidden=192, layers=3, heads=6, inner=512, steps=420, batch=128, rate=0.02, seed=2),
     "large": Size(hidden=320, layers=4, heads=10, inner=832, steps=700, batch=128, rate=0.015, seed=3),
 }
