@@ -93,7 +93,7 @@ async def measure(requests: int, rounds: int, port: int, folder: Path) -> dict[s
             return await client.chat.completions.create(model="m", messages=messages)
 
         figures: dict[str, list[float]] = {"core": [], "openai": []}
-        for name, call in (("core", core), ("openai", bare)):
+        for call in (core, bare):
             await cpu_microseconds(200, call)
         for _ in range(rounds):
             figures["core"].append(await cpu_microseconds(requests, core))

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812  # its usual name
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
@@ -81,9 +81,7 @@ def build_tokenizer() -> Tokenizer:
     vocabulary = [PAD, END, USER, ASSISTANT, UNKNOWN, "▁", *marks, *digits, *letters]
     vocabulary += ["▁" + piece for piece in [*digits, *letters, *sorted(words - set(letters))]]
     tokenizer = Tokenizer(
-        models.WordPiece(
-            {token: i for i, token in enumerate(vocabulary)}, unk_token=UNKNOWN, continuing_subword_prefix=""
-        )
+        models.WordPiece({token: i for i, token in enumerate(vocabulary)}, unk_token=UNKNOWN, continuing_subword_prefix="")
     )
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -122,9 +120,7 @@ class Attention(nn.Module):
             return y * cos + torch.cat((-second, first), dim=-1) * sin
 
         q, k, v = rotate(split(self.q_proj(x))), rotate(split(self.k_proj(x))), split(self.v_proj(x))
-        out: Tensor = self.o_proj(
-            F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(b, t, c)
-        )
+        out: Tensor = self.o_proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(b, t, c))
         return out
 
 

@@ -23,7 +23,7 @@ def debug_wanted(environ: Mapping[str, str]) -> bool:
 
 
 class Narrator:
-    """Writes events to a log: ``stream``, else standard error; to structlog's loggers where the program has configured them."""
+    """Writes events to ``stream``; else to structlog's loggers, where the program has configured them; else to stderr."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream

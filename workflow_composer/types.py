@@ -107,7 +107,8 @@ class Candidate:
     """One model that could answer.
 
     ``name`` is its key among the profile's models; ``local`` says whether its bytes stay on the profile's own machines;
-    ``endpoint`` names the role of the server behind it, where there is one. ``capabilities`` is empty where nothing is known.
+    ``endpoint`` names the role of the server behind it, where there is one; ``capabilities`` is empty where nothing is
+    known.
     """
 
     name: str

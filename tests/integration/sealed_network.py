@@ -87,7 +87,7 @@ def main(directory: Path) -> dict[str, Any]:
     for name, action in ACTIONS.items():
         try:
             outcome = action()
-        except Exception as error:  # noqa: BLE001 - the outcome is what is reported
+        except Exception as error:
             outcome = f"{type(error).__name__}: {error}"
         report[name] = {"outcome": str(outcome), "packets": wire.packets()}
     return report

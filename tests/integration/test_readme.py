@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -62,7 +63,7 @@ def test_every_command_does_what_the_readme_says(tmp_path):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, copy / name)
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("WORKFLOW_COMPOSER", "BIOPIPELINES", "VIRTUAL_ENV"))}
-    environ["PATH"] = f"{copy}/.venv/bin:{os.path.dirname(sys.executable)}:{environ['PATH']}"
+    environ["PATH"] = f"{copy}/.venv/bin:{Path(sys.executable).parent}:{environ['PATH']}"
     environ |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "COLUMNS": "110", "NO_COLOR": "1"}
     found = steps()
     assert len(found) >= 8

@@ -104,14 +104,15 @@ async def test_cancelling_a_request_makes_the_server_stop_generating(server, pro
 
 
 async def test_samples_logprobs_and_streams_come_through(server, profile):
-    """n samples, log-probabilities with alternatives, and a stream with its usage, from the real server."""
+    """Several samples, log-probabilities with alternatives, and a stream with its usage, from the real server."""
     async with ModelOrchestrator(profile, metrics=MemorySink(), environ={}) as orchestrator:
-        response = await orchestrator.agenerate(QUESTION, task_type="code_generation", temperature=0.0, logprobs=True, top_logprobs=3)
+        fields = {"task_type": "code_generation", "temperature": 0.0}
+        response = await orchestrator.agenerate(QUESTION, logprobs=True, top_logprobs=3, **fields)
         tokens = response.samples[0].logprobs
         assert tokens
         assert all(token.logprob <= 0 and len(token.top) >= 3 for token in tokens)
         assert response.usage.completion_tokens >= len(tokens) - 1
-        stream = orchestrator.astream(QUESTION, task_type="code_generation", temperature=0.0)
+        stream = orchestrator.astream(QUESTION, **fields)
         pieces = [chunk.text async for chunk in stream]
         assert "".join(pieces) == response.text
         assert len([piece for piece in pieces if piece]) > 5

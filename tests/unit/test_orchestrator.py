@@ -233,7 +233,7 @@ class TestGovernance:
 
     def test_a_plugins_cloud_backend_is_refused_when_the_profile_loads(self, make):
         """Whether a plugin's backend sends data out is known only when it is made."""
-        with pytest.raises(ProfileError, match="cloud-a.*allow_cloud: false"):
+        with pytest.raises(ProfileError, match=r"cloud-a.*allow_cloud: false"):
             make(profile(allow_cloud=False, models=self.CLOUD, fallback=[]))
 
     async def test_where_it_is_allowed_the_cloud_takes_over(self, make):

@@ -126,8 +126,8 @@ class ModelSpec(Part):
     )
     capabilities: Capabilities = Field(
         default=(),
-        description="What it can do: `chat`, `embeddings`, `tools`, `json`, `logprobs`, `vision`. A request that needs anything "
-        "else goes to another model. Empty: nothing is known, everything is tried.",
+        description="What it can do: `chat`, `embeddings`, `tools`, `json`, `logprobs`, `vision`. A request that needs "
+        "anything else goes to another model. Empty: nothing is known, everything is tried.",
     )
 
     @model_validator(mode="after")

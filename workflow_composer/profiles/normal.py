@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from workflow_composer.names import nearest
 from workflow_composer.profiles.models import Expanded, ModelSpec, Part, RouterSpec, as_written
-from workflow_composer.profiles.source import KeyPath, Problems, one_of, shown
 from workflow_composer.profiles.redaction import looks_like_secret
+from workflow_composer.profiles.source import KeyPath, Problems, one_of, shown
 
 VARIABLE = re.compile(r"\$\{([A-Z_][A-Z0-9_]*)\}")
 MODEL_KEYS = tuple(key for key in ModelSpec.model_fields if key != "name")

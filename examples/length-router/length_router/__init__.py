@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from pydantic import Field
@@ -37,6 +38,6 @@ class LengthRouter(Router):
 
 
 @hookimpl
-def register_routers(register) -> None:
+def register_routers(register: Callable[..., None]) -> None:
     """Offer the router to profiles, under the name ``length``."""
     register("length", LengthRouter)

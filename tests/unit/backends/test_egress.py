@@ -260,7 +260,7 @@ async def test_dead_names_do_not_keep_a_living_server_waiting():
             dead = [asyncio.ensure_future(client.get(f"http://{name}:{server.port}/")) for name in names]
             try:
                 async with asyncio.timeout(10):
-                    while len(asked) < len(names):  # noqa: ASYNC110 - what is waited for happens in other threads
+                    while len(asked) < len(names):
                         await asyncio.sleep(0.01)
                     response = await client.get(f"http://alive:{server.port}/v1/models")
                 assert not any(task.done() for task in dead)

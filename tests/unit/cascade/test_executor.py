@@ -76,9 +76,8 @@ class TestFallback:
 
     async def test_an_overflow_goes_only_to_a_longer_context(self, bench, fake):
         """Candidates whose context is known to be no longer are passed over."""
-        b = bench(
-            fake("short", ContextOverflow("too long")), fake("same", "x"), fake("long", "4"), lengths={"short": 8, "same": 8, "long": 9}
-        )
+        lengths = {"short": 8, "same": 8, "long": 9}
+        b = bench(fake("short", ContextOverflow("too long")), fake("same", "x"), fake("long", "4"), lengths=lengths)
         outcome = await b.executor.run(one_tier(b), ASK, b.trace)
         assert b.names_tried() == ["short", "long"]
         assert outcome.candidate.name == "long"
@@ -177,7 +176,7 @@ class TestEscalation:
     async def test_a_doubtful_answer_goes_to_the_next_tier(self, bench, fake):
         """Escalation is counted apart from fallback."""
         b = bench(fake("small", "5"), fake("large", "4"))
-        plan = Plan((Tier(b.candidates("small"), accept=accept_only("4")), Tier(b.candidates("large"), accept=accept_only("4"))))
+        plan = Plan(tuple(Tier(b.candidates(name), accept=accept_only("4")) for name in ("small", "large")))
         outcome = await b.executor.run(plan, ASK, b.trace)
         assert (outcome.candidate.name, outcome.tier, outcome.fallback_depth) == ("large", 1, 0)
         assert b.observer.escalations == [(0, "doubtful")]
