@@ -1,0 +1,360 @@
+"""generate: a prompt, and files of them."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import itertools
+import json
+import sys
+
+import pytest
+
+from workflow_composer.backends.fake import Interrupted
+from workflow_composer.errors import CallTimeout, InputError, ServerUnreachable
+from workflow_composer.types import texts
+
+
+class Terminal(io.StringIO):
+    """Standard output that claims to be a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def prompt_of(call):
+    """What a model was asked."""
+    return " ".join(texts(call.request.messages[-1]))
+
+
+def echo(call):
+    """Answer with the prompt."""
+    return prompt_of(call)
+
+
+class TestOnePrompt:
+    def test_the_answer_is_printed(self, command):
+        """And nothing else."""
+        command.script = ("19",)
+
+        done = command("generate", "What is 12 + 7?")
+
+        assert (done.code, done.out, done.err) == (0, "19\n", "")
+
+    @pytest.mark.parametrize("arguments", [[], ["-"]])
+    def test_the_prompt_may_come_by_standard_input(self, command, arguments):
+        """Without its last line end, and without a byte-order mark."""
+        command.script = (echo,)
+
+        assert command("generate", *arguments, stdin="\ufeffgrüße\nzwei\n".encode()).out == "grüße\nzwei\n"
+
+    def test_json_tells_everything(self, command):
+        """The answer, the decision, the attempts, the cost."""
+        command.script = (ServerUnreachable("down"),)
+        found = command("generate", "--json", "hello").json
+
+        assert (found["text"], found["model"]) == ("from far away", "remote")
+        assert found["decision"]["fallback_depth"] == 1
+        assert [a["error_type"] for a in found["attempts"]] == ["ServerUnreachable", None]
+        assert found["usage"]["completion_tokens"] == 3
+        assert found["confidence"] is None
+
+    def test_every_option_reaches_the_model(self, command):
+        """None is decoration."""
+        command("generate", "--system", "Be brief.", "--max-tokens", "7", "--temperature", "0.5", "--logprobs", "hello")
+
+        (call,) = command.made[0].calls
+        assert call.request.messages[0] == {"role": "system", "content": "Be brief."}
+        assert (call.request.max_tokens, call.temperature, call.request.logprobs) == (7, 0.5, True)
+
+    def test_task_and_model_choose_the_route(self, command):
+        """As the profile says."""
+        command.profile = {"task_routing": {"*": "small", "hard": "remote"}}
+
+        assert command("generate", "--task", "hard", "x").out == "from far away\n"
+        assert command("generate", "--model", "remote", "x").out == "from far away\n"
+
+    def test_logprobs_are_shown(self, command):
+        """Token by token; with --json as pairs."""
+        command.script = ("two words",)
+
+        assert "'two'" in command("generate", "--logprobs", "x").out
+        assert command("generate", "--logprobs", "--json", "x").json["logprobs"][0][0] == "two"
+
+    def test_on_a_terminal_the_answer_comes_as_it_is_written(self, command, monkeypatch):
+        """Piece by piece, without what could command the terminal, with a line end."""
+        monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+        command.script = ("one \x1b[2J two",)
+        done = command("generate", "x")
+
+        assert (done.code, terminal.getvalue()) == (0, "one [2J two\n")
+
+    def test_a_stream_that_breaks_keeps_what_came(self, command, monkeypatch):
+        """The error follows on a line of its own; the exit code tells."""
+        monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+        command.script = (Interrupted("half an", ServerUnreachable("the server is gone")),)
+        done = command("generate", "x")
+
+        assert done.code == 5
+        assert terminal.getvalue() == "half an\n"
+        assert done.err.startswith("error: ")
+
+    @pytest.mark.parametrize(
+        ("arguments", "stdin", "message"),
+        [
+            (["generate"], b"", "standard input is empty"),
+            (["generate"], b" \n", "standard input is empty"),
+            (["generate", "  "], None, "the prompt is empty"),
+            (["generate"], b"caf\xe9", "not UTF-8: byte 3 is 0xe9"),
+            (["generate", "caf\udce9"], None, "the prompt is not valid UTF-8"),
+            (["generate"], None, "standard input is closed"),
+            (["generate", "x", "--input", "y"], None, "not both"),
+            (["generate", "x", "--output", "y"], None, "need --input"),
+            (["generate", "x", "--limit", "3"], None, "need --input"),
+            (["generate", "x", "--temperature", "nan"], None, "no finite number"),
+            (["generate", "x", "--max-tokens", "0"], None, "0 is not in the range"),
+            (["generate", "x", "--timeout", "0"], None, "0.0 is not in the range"),
+        ],
+    )
+    def test_wrong_usage_is_told(self, command, arguments, stdin, message):
+        """Before a model is asked."""
+        done = command(*arguments, stdin=stdin)
+
+        assert done.code == 2
+        assert message in done.err
+        assert command.made == []
+
+    def test_at_a_terminal_it_does_not_wait_for_a_prompt(self, command, monkeypatch):
+        """A person who forgot it is told so."""
+        monkeypatch.setattr(command, "stdin", lambda _: monkeypatch.setattr(sys, "stdin", Terminal()))
+
+        assert "give a prompt" in command("generate").err
+
+    def test_a_timeout_ends_the_request(self, command):
+        """It is the request's time, not a call's."""
+        command("generate", "--timeout", "33.5", "x")
+
+        assert command.made[0].calls[0].request.timeout == 33.5
+
+
+class TestFile:
+    def test_every_row_has_its_answer(self, command):
+        """With everything that a study needs."""
+        command.script = (echo,)
+        source = command.write("in.jsonl", {"question": "so #### 4", "answer": "4", "id": "a"}, {"prompt": "b"})
+        done = command("generate", "--input", source, "--output", "out.jsonl")
+
+        assert (done.code, done.out) == (0, "")
+        first, second = sorted(command.read("out.jsonl"), key=lambda r: r["index"])
+        assert first.pop("latency_ms") >= 0
+        assert len(first.pop("key")) == 16
+        assert first == {
+            "index": 0,
+            "id": "a",
+            "text": "so #### 4",
+            "model": "small",
+            "candidate": "small",
+            "tier": 0,
+            "fallback_depth": 0,
+            "cost": 0.006,
+            "tokens": {"prompt": 3, "completion": 3},
+            "confidence": None,
+            "correct": True,
+        }
+        assert "correct" not in second
+        assert "2 rows, 0 errors, accuracy 100.0% of 1, cost $0.008" in done.err
+
+    def test_without_output_the_rows_go_to_standard_output(self, command):
+        """And the summary to standard error, so that a pipe gets rows only."""
+        source = command.write("in.jsonl", {"prompt": "a"}, {"prompt": "b"})
+        done = command("generate", "--input", source, "--json")
+
+        assert sorted(row["index"] for row in done.rows) == [0, 1]
+        assert json.loads(done.err)["rows"] == 2
+
+    def test_the_summary_as_json(self, command):
+        """To standard output, which is free for it."""
+        command.script = ("A: 4",)
+        source = command.write("in.jsonl", {"prompt": "a", "answer": 4}, {"prompt": "b", "answer": 5})
+        found = command("generate", "--input", source, "--output", "out.jsonl", "--json").json
+
+        assert (found["rows"], found["answered"], found["graded"], found["accuracy"]) == (2, 2, 2, 0.5)
+
+    def test_a_row_chooses_its_own_task_and_model(self, command):
+        """Before the options of the run."""
+        rows = [{"prompt": "a", "model": "remote"}, {"prompt": "a", "task_type": "hard"}, {"prompt": "a"}]
+        command.profile = {"task_routing": {"*": "small", "hard": "remote"}}
+        done = command("generate", "--input", command.write("in.jsonl", *rows))
+
+        assert {row["index"]: row["model"] for row in done.rows} == {0: "remote", 1: "remote", 2: "small"}
+
+    def test_messages_are_sent_as_they_are(self, command):
+        """With the system message in front."""
+        messages = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b"},
+            {"role": "user", "content": "c"},
+        ]
+        command("generate", "--system", "s", "--input", command.write("in.jsonl", {"messages": messages}))
+
+        sent = command.made[0].calls[0].request.messages
+        assert [dict(m) for m in sent] == [{"role": "system", "content": "s"}, *messages]
+
+    def test_a_row_that_fails_is_a_row_with_an_error(self, command):
+        """The others are answered; the exit code and the summary tell."""
+        command.script = ("ok", CallTimeout("late"), "ok")
+        command.profile = {"fallback": []}
+        source = command.write("in.jsonl", *({"prompt": p} for p in "abc"))
+        done = command("generate", "--input", source, "--output", "out.jsonl", "--concurrency", "1")
+
+        assert done.code == 1
+        assert "3 rows, 1 errors" in done.err
+        by_index = {row["index"]: row for row in command.read("out.jsonl")}
+        assert by_index[1]["error"]["type"] == "AllCandidatesFailed"
+        assert "late" in by_index[1]["error"]["message"]
+        assert "text" not in by_index[1]
+
+    def test_the_cost_of_failed_attempts_is_in_the_row(self, command):
+        """They were paid for."""
+        command.script = (CallTimeout("late"),)
+        command.profile = {"fallback": [], "models": {"small": {"backend": "scripted", "gpu_hour_price": 1e9}}}
+        done = command("generate", "--input", command.write("in.jsonl", {"prompt": "a"}))
+
+        assert done.rows[0]["cost"] == command.metrics.metrics[0].cost > 0
+
+    def test_running_again_goes_on_where_it_stopped(self, command):
+        """Rows with answers are not sent again; rows with errors are; the numbers are of all rows."""
+        command.script = ("#### 1", CallTimeout("late"), "#### 1")
+        command.profile = {"fallback": []}
+        source = command.write("in.jsonl", *({"prompt": p, "answer": "1"} for p in "abc"))
+        arguments = ("generate", "--input", source, "--output", "out.jsonl", "--concurrency", "1", "--json")
+        assert command(*arguments).code == 1
+        command.script = ("#### 2",)
+        done = command(*arguments)
+
+        assert done.code == 0
+        assert [prompt_of(call) for call in command.made[-2].calls] == ["b"]
+        assert (done.json["rows"], done.json["earlier"], done.json["errors"]) == (3, 2, 0)
+        assert done.json["accuracy"] == pytest.approx(2 / 3)
+        assert sorted(row["index"] for row in command.read("out.jsonl")) == [0, 1, 2]
+
+    def test_a_finished_run_asks_nobody(self, command):
+        """Not even for a strategy."""
+        source = command.write("in.jsonl", {"prompt": "a"})
+        command("generate", "--input", source, "--output", "out.jsonl")
+        made = len(command.orchestrators)
+
+        assert command("generate", "--input", source, "--output", "out.jsonl").code == 0
+        assert len(command.orchestrators) == made
+
+    @pytest.mark.parametrize(
+        ("rows", "options"),
+        [
+            ([{"prompt": "a"}, {"prompt": "changed"}], []),
+            ([{"prompt": "a"}], []),
+            ([{"prompt": "a"}, {"prompt": "b"}], ["--model", "remote"]),
+            ([{"prompt": "a"}, {"prompt": "b"}], ["--temperature", "1"]),
+        ],
+    )
+    def test_a_changed_run_is_not_mixed_with_the_old(self, command, rows, options):
+        """Other rows or other options: an error before anything is sent, and the old answers stay."""
+        command("generate", "--input", command.write("in.jsonl", {"prompt": "a"}, {"prompt": "b"}), "--output", "o.jsonl")
+        old = command.read("o.jsonl")
+        made = len(command.orchestrators)
+        done = command("generate", "--input", command.write("in.jsonl", *rows), "--output", "o.jsonl", *options)
+
+        assert done.code == 2
+        assert "changed since" in done.err
+        assert "another --output" in done.err
+        assert command.read("o.jsonl") == old
+        assert len(command.orchestrators) == made
+
+    def test_rows_may_be_added_to_the_input(self, command):
+        """What is answered stays answered."""
+        arguments = ("generate", "--output", "out.jsonl", "--input")
+        command(*arguments, command.write("in.jsonl", {"prompt": "a"}))
+        done = command(*arguments, command.write("in.jsonl", {"prompt": "a"}, {"prompt": "b"}), "--json")
+
+        assert (done.json["rows"], done.json["earlier"]) == (2, 1)
+
+    def test_the_limit_can_be_raised_and_lowered(self, command):
+        """A trial first, then everything; a lower limit loses nothing."""
+        source = command.write("in.jsonl", *({"prompt": p} for p in "abcd"))
+        arguments = ("generate", "--input", source, "--output", "out.jsonl", "--json", "--limit")
+
+        assert command(*arguments, "2").json["rows"] == 2
+        assert command(*arguments, "4").json["earlier"] == 2
+        assert command(*arguments, "1").json == command(*arguments, "1").json | {"rows": 1, "earlier": 1, "answered": 1}
+        assert len(command.read("out.jsonl")) == 4
+
+    def test_a_fault_anywhere_in_the_input_shows_before_anything_is_paid_for(self, command):
+        """Not after a night of work."""
+        source = command.write("in.jsonl", *([{"prompt": "a"}] * 500), b"{broken\n")
+        done = command("generate", "--input", source, "--output", "out.jsonl")
+
+        assert done.code == 2
+        assert "in.jsonl:501: not valid JSON" in done.err
+        assert command.orchestrators == []
+        assert not (command.folder / "out.jsonl").exists()
+
+    def test_gzip_can_be_read(self, command):
+        """As data sets come."""
+        source = command.write("in.jsonl.gz", gzip.compress(b'{"prompt":"a"}\n'))
+
+        assert command("generate", "--input", source).code == 0
+
+    def test_no_more_rows_are_in_flight_than_asked_for(self, command):
+        """And as many as asked for, where there are enough."""
+        source = command.write("in.jsonl", *({"prompt": str(i)} for i in range(40)))
+        waiting = []
+
+        async def together(call):
+            import asyncio
+
+            waiting.append(call)
+            while len(waiting) < 5:
+                await asyncio.sleep(0)
+            return "x"
+
+        command.script = (together,)
+        command("generate", "--input", source, "--concurrency", "5")
+
+        assert command.made[0].most_in_flight == 5
+
+    def test_the_input_is_read_as_it_is_needed(self, command):
+        """A file of any length takes no more memory than the rows in flight."""
+        import workflow_composer.cli.batch as module
+
+        taken = itertools.count()
+        rows = (module.Row(next(taken), i + 1, f"{i:016x}", "p") for i in range(10_000))
+        most = []
+
+        class Watched:
+            """An orchestrator that stops early."""
+
+            async def __aenter__(self):
+                return self
+
+            async def __aexit__(self, *_):
+                pass
+
+            async def agenerate(self, prompt, **fields):
+                raise InputError("row fails")
+
+        def write(record):
+            most.append(record["index"])
+            if len(most) == 100:
+                raise OSError("stop here")
+
+        with pytest.raises(OSError, match="stop here"):
+            module.Batch(Watched(), module.Tally(10_000), write, lambda _: None).run(rows, 8)
+        assert next(taken) < 300
+
+    def test_a_fault_of_a_backend_is_the_rows_own(self, command):
+        """Whatever it raises."""
+        command.script = (ZeroDivisionError("oops"),)
+        command.profile = {"fallback": []}
+        done = command("generate", "--input", command.write("in.jsonl", {"prompt": "a"}))
+
+        assert done.code == 1
+        assert "oops" in done.rows[0]["error"]["message"]

@@ -1,0 +1,74 @@
+"""How far a batch has come, for log files and for eyes."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+from workflow_composer.cli.batch import Tally
+from workflow_composer.cli.progress import Bar, Lines, describe, progress_for
+
+
+def answered(tally, **fields):
+    """One more row."""
+    tally.add({"index": 0, "cost": 0.5, **fields})
+    return tally
+
+
+def test_a_line_comes_no_more_often_than_every_few_seconds():
+    """A million rows do not fill the log."""
+    now, shown = [0.0], []
+    lines = Lines(interval=5.0, clock=lambda: now[0], show=shown.append)
+    tally = Tally(total=10)
+    with lines:
+        for second in (1, 4.9, 5, 6, 9.9, 10):
+            now[0] = second
+            lines(answered(tally, correct=second < 5))
+
+    assert [line.split(", ")[:3] for line in shown] == [
+        ["3/10 rows", "accuracy 66.7%", "cost $1.50"],
+        ["6/10 rows", "accuracy 33.3%", "cost $3.00"],
+    ]
+    assert all(line.endswith(" s left") for line in shown)
+
+
+def test_errors_and_earlier_rows_are_counted():
+    """Errors cost, too; earlier rows count for the accuracy and not for the pace or the cost."""
+    tally = Tally(total=4)
+    tally.add_earlier({"index": 0, "cost": 9.0, "correct": True})
+    assert (tally.seconds_left, tally.done, tally.accuracy) == (None, 1, 1.0)
+
+    answered(tally, error={"type": "CallTimeout"})
+    assert describe(tally) == "accuracy 100.0%, errors 1, cost $0.50"
+    assert (tally.done, tally.answered, tally.errors, tally.earlier) == (2, 1, 1, 1)
+    assert tally.seconds_left is not None
+
+
+def test_accuracy_is_shown_only_where_rows_have_labels():
+    """Unknown is not zero."""
+    assert describe(answered(Tally(total=1))) == "cost $0.50"
+
+
+def test_a_bar_moves_on_a_terminal():
+    """Rows, accuracy and cost beside it."""
+    screen = io.StringIO()
+    tally = Tally(total=2)
+    with Bar(tally, file=screen, force_terminal=True, width=120, color_system=None, stderr=False) as bar:
+        bar(answered(tally, correct=True))
+        bar(answered(tally, correct=False))
+
+    assert "2/2" in screen.getvalue()
+    assert "accuracy 50.0%, cost $1.00" in screen.getvalue()
+
+
+def test_the_terminal_decides(monkeypatch):
+    """Lines for a log file, a bar for a person."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert isinstance(progress_for(Tally(total=1)), Lines)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert isinstance(progress_for(Tally(total=1)), Bar)
