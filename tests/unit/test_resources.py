@@ -153,7 +153,8 @@ async def test_without_the_cloud_nothing_outside_is_reported(server, monkeypatch
     with StubServer() as proxy:
         for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
             monkeypatch.setenv(variable, proxy.url)
-        status = await detect(profile({"general": server.url}), ENVIRON)
+        models = {"m": {"backend": "plugin", "base_url": proxy.url, "api_key_env": "KEY_A"}}
+        status = await detect(profile({"general": server.url}, models=models), ENVIRON)
         assert status.cloud_apis == {}
         assert status.vllm_endpoints == {"general": True}
         assert proxy.connections == 0

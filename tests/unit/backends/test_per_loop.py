@@ -17,6 +17,7 @@ class Thing:
         self.closed_in: asyncio.AbstractEventLoop | None = None
 
     async def close(self) -> None:
+        await asyncio.sleep(0.05)  # closing takes a while, as TLS does
         self.closed_in = asyncio.get_running_loop()
 
 
@@ -39,7 +40,7 @@ def test_closing_reaches_a_loop_that_runs_in_another_thread():
     """Each resource is closed in its own loop."""
     held = PerLoop(Thing, Thing.close)
     loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     thing = asyncio.run_coroutine_threadsafe(held.get(), loop).result(5)
 
