@@ -54,6 +54,7 @@ class OpenAICompatibleBackend:
         self._several = self._server.host not in _ONE_AT_A_TIME
         self._ignored = _IGNORED.get(self._server.host, ())
         self._stream_usage = True
+        self._new_limit = False
 
     async def complete(self, call: ModelCall) -> Completion:
         """Return ``call.samples`` answers."""
@@ -65,8 +66,9 @@ class OpenAICompatibleBackend:
         """Yield one answer piece by piece; the last piece may carry only the usage."""
         self._refuse_ignored(call.request)
         clock = _Clock(call.timeouts)
+        body = {**openai_wire.chat_body(call), "stream": True, "stream_options": {"include_usage": True}}
         async with self._limit_by(clock):
-            response = await self._open_stream(call)
+            response = await self._chat(call, body, stream=True)
         finished = False
         try:
             async with aclosing(self._events(response, clock, Secrets(call.request))) as events:
@@ -137,26 +139,39 @@ class OpenAICompatibleBackend:
 
     async def _draw(self, call: ModelCall, *, samples: int = 1, draw: int = 0) -> Completion:
         body = openai_wire.chat_body(call, samples=samples, draw=draw)
-        secrets = Secrets(call.request)
-        response = await self._server.send("/chat/completions", body, secrets, timeouts=call.timeouts)
-        data = self._server.json(response, secrets)
+        response = await self._chat(call, body)
+        data = self._server.json(response, Secrets(call.request))
         return self._server.understood(lambda found: openai_wire.completion_of(found, model=body["model"]), data)
 
-    # ------------------------------------------------------------------------------------------------------ the stream
+    # ------------------------------------------------------------------------------------------------------ the dialect
 
-    async def _open_stream(self, call: ModelCall) -> httpx2.Response:
+    async def _chat(self, call: ModelCall, body: dict[str, Any], *, stream: bool = False) -> httpx2.Response:
+        """Send ``body`` in the server's dialect; a refusal that teaches a word of it is not the request's fault."""
         secrets = Secrets(call.request)
-        body = {**openai_wire.chat_body(call), "stream": True}
-        path = "/chat/completions"
-        if self._stream_usage:
-            asking = {**body, "stream_options": {"include_usage": True}}
+        while True:
+            self._translate(body)
             try:
-                return await self._server.send(path, asking, secrets, timeouts=call.timeouts, stream=True)
+                return await self._server.send("/chat/completions", body, secrets, timeouts=call.timeouts, stream=stream)
             except BadRequest as error:
-                if "stream_options" not in error.message:
+                if not self._learned(error.message, body):
                     raise
-                self._stream_usage = False
-        return await self._server.send(path, body, secrets, timeouts=call.timeouts, stream=True)
+
+    def _translate(self, body: dict[str, Any]) -> None:
+        if self._new_limit and "max_tokens" in body:
+            body["max_completion_tokens"] = body.pop("max_tokens")
+        if not self._stream_usage:
+            body.pop("stream_options", None)
+
+    def _learned(self, message: str, body: dict[str, Any]) -> bool:
+        if "max_completion_tokens" in message and "max_tokens" in body:  # OpenAI's reasoning models
+            self._new_limit = True
+            return True
+        if "stream_options" in message and "stream_options" in body:  # servers from before it
+            self._stream_usage = False
+            return True
+        return False
+
+    # ------------------------------------------------------------------------------------------------------ the stream
 
     async def _events(
         self, response: httpx2.Response, clock: _Clock, secrets: Secrets

@@ -41,7 +41,7 @@ _OVERFLOW = re.compile(
     r"|max_tokens must be at least 1, got -|input is too long|request_too_large",
     re.IGNORECASE,
 )
-_QUOTA = re.compile(r"insufficient_quota|insufficient balance|credit balance|billing", re.IGNORECASE)
+_QUOTA = re.compile(r"insufficient_quota|insufficient balance|credit balance is too low|billing_", re.IGNORECASE)
 _KEY = re.compile(r"(?i)bearer\s+[^\s'\",]+|\bsk-[\w*.-]{4,}|api[-_]key[=:]\s*[^\s'\",]+")
 _BODY = re.compile(r"""['"](?:input|body|messages)['"]\s*:.*""", re.DOTALL)
 
@@ -117,7 +117,7 @@ def from_reply(status: int, headers: Mapping[str, str], body: object, server: Se
             hint=f"give the address it redirects to as base_url; curl -I {server.url}/models",
             status=status,
         )
-    return _error_for(status, headers, f"{code} {said}", message, server)
+    return _error_for(status, headers, f"{code} {_BODY.sub('', said)}", message, server)
 
 
 def from_stream(event: Mapping[str, Any], server: Server, secrets: Iterable[str]) -> ModelError:

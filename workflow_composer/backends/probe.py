@@ -49,7 +49,7 @@ async def probe(
     except Exception as error:  # noqa: BLE001 - whatever a dead server does, the others are still to be reported
         detail = _reason(error, limit)
     latency = (time.perf_counter() - started) * 1000
-    served = ", ".join(models) or "no model"
+    served = _listed(models)
     if not detail and (not models or model not in (None, *models)):
         detail = f"serves {served}" + (f", not {model}" if model else "")
     url = shown_url(url)
@@ -57,6 +57,11 @@ async def probe(
         return EndpointStatus(name, url, healthy=False, models=models, detail=detail)
     detail = f"serves {served}; answered in {latency:.0f} ms"
     return EndpointStatus(name, url, healthy=True, models=models, latency_ms=latency, detail=detail)
+
+
+def _listed(models: tuple[str, ...]) -> str:
+    more = f" and {len(models) - 5} more" if len(models) > 5 else ""
+    return (", ".join(models[:5]) or "no model") + more
 
 
 def _fault(response: httpx2.Response) -> str:

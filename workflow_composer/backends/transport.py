@@ -15,10 +15,9 @@ import threading
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
-import anyio
 import httpcore2
 import httpx2
 
@@ -42,7 +41,7 @@ _ERRORS: dict[type[Exception], type[httpx2.RequestError]] = {
         "RemoteProtocolError",
     )
 }
-_FOREIGN: tuple[type[Exception], ...] = (*_ERRORS, ssl.SSLError, anyio.EndOfStream, OSError)
+_FOREIGN: tuple[type[Exception], ...] = (*_ERRORS, ssl.SSLError, OSError)
 
 
 class GuardedTransport(httpx2.AsyncBaseTransport):
@@ -212,7 +211,7 @@ async def _in_thread(resolve: Resolve, host: str, port: int, limit: float | None
             failure = error
         except UnicodeError:  # a label that is empty or too long
             failure = OSError("not a host name")
-        if not loop.is_closed():
+        with suppress(RuntimeError):  # the loop has closed; nobody waits
             loop.call_soon_threadsafe(deliver, found, failure)
 
     threading.Thread(target=work, name=f"resolve-{host}", daemon=True).start()

@@ -358,6 +358,16 @@ async def test_a_server_that_knows_no_stream_options_streams_without(server, loc
     assert ["stream_options" in request.json for request in posts(server)] == [True, False, False]
 
 
+async def test_a_model_that_names_its_limit_otherwise_gets_it_so(server, local):
+    """OpenAI's reasoning models refuse `max_tokens` and name what they want instead; the meaning is the same."""
+    refusal = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    server.script(Reply.error(400, refusal))
+    await local.complete(call(max_tokens=9))
+    await collect(local, call(max_tokens=8))
+    limits = [(request.json.get("max_tokens"), request.json.get("max_completion_tokens")) for request in posts(server)]
+    assert limits == [(9, None), (None, 9), (None, 8)]
+
+
 async def test_events_are_read_however_the_bytes_arrive(server, local):
     """Comments, multi-line data, carriage returns and an end without [DONE]."""
     event = json.dumps(

@@ -55,6 +55,8 @@ async def cloud(server):
         (Reply.error(400, "Your input exceeds the context window of this model."), ContextOverflow),
         (Reply.error(400, ANTHROPIC, kind="invalid_request_error"), ContextOverflow),
         (Reply.error(400, ANTHROPIC_SUM, kind="invalid_request_error"), ContextOverflow),
+        (Reply.error(400, "Your credit balance is too low to access the Anthropic API."), RateLimited),
+        (Reply.error(400, "extra field, 'input': {'content': 'what is a context length?'}"), BadRequest),
         (Reply.error(401, "Incorrect API key provided"), AuthenticationFailed),
         (Reply.error(402, "Insufficient Balance"), RateLimited),
         (Reply.error(403, "Country not supported"), AuthenticationFailed),
