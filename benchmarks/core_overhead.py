@@ -65,6 +65,24 @@ def serve(ports: Queue) -> None:
     asyncio.run(run())
 
 
+def _scripted():
+    """A plugin host with a backend that returns one ready answer, so that no time is spent on making one up."""
+    from workflow_composer import hookimpl
+    from workflow_composer.backends.fake import FakeBackend
+    from workflow_composer.builtin import plugin_host
+    from workflow_composer.types import Completion, Sample, Usage
+
+    class Scripted:
+        @hookimpl
+        def register_backends(self, register):
+            answer = Completion((Sample("4", "stop"),), Usage(9, 1), "stub")
+            register("scripted", lambda spec, context: FakeBackend(answer, name=spec.name, record=False))
+
+    host = plugin_host(discover=False)
+    host.add(Scripted(), name="scripted")
+    return host
+
+
 async def cpu_microseconds(requests: int, call: Callable[[], Awaitable[object]]) -> float:
     """CPU time of this process per call, in microseconds."""
     before = time.process_time()
@@ -80,11 +98,12 @@ async def measure(requests: int, rounds: int, port: int, folder: Path) -> dict[s
     from workflow_composer import ModelOrchestrator, StrategyConfig
     from workflow_composer.metrics.sink import JsonlSink
 
-    config = StrategyConfig(profile_name="bench", models={"m": {"backend": "fake"}}, task_routing={"*": "m"})
+    models = {"m": {"backend": "scripted"}}
+    config = StrategyConfig(profile_name="bench", models=models, task_routing={"*": "m"})
     client = AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
     messages = [{"role": "user", "content": "What is 2 + 2?"}]
     lines = folder / "routing_metrics.jsonl"
-    async with ModelOrchestrator(config, metrics=JsonlSink(lines), environ={}) as orchestrator, client:
+    async with ModelOrchestrator(config, plugins=_scripted(), metrics=JsonlSink(lines), environ={}) as orchestrator, client:
 
         async def core() -> object:
             return await orchestrator.agenerate("What is 2 + 2?")

@@ -27,6 +27,7 @@ BLOCK_VARIABLE = "WORKFLOW_COMPOSER_BLOCK_PLUGINS"
 BUILTIN = "workflow_composer"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _KINDS = ("routers", "backends", "batch_strategies", "commands")
+_HOOKS = tuple(name for name, value in vars(hookspecs).items() if hasattr(value, "workflow_composer_spec"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +53,13 @@ class PluginInfo:
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """Everything that plugins provide, by kind and name."""
+    """Everything that plugins provide, by kind and name; ``hooks`` names the hooks that any of them implements."""
 
     routers: Mapping[str, Provided] = field(default_factory=dict)
     backends: Mapping[str, Provided] = field(default_factory=dict)
     batch_strategies: Mapping[str, Provided] = field(default_factory=dict)
     commands: Mapping[str, Provided] = field(default_factory=dict)
+    hooks: frozenset[str] = frozenset()
 
 
 class PluginHost:
@@ -159,7 +161,8 @@ class PluginHost:
     def _collect(self) -> Registry:
         """Ask every plugin what it provides. Raises `PluginError` on a clash."""
         kinds = {kind: self._collect_kind(kind) for kind in _KINDS}
-        return Registry(**kinds)
+        hooks = self._manager.hook
+        return Registry(**kinds, hooks=frozenset(name for name in _HOOKS if getattr(hooks, name).get_hookimpls()))
 
     def _collect_kind(self, kind: str) -> Mapping[str, Provided]:
         found: dict[str, Provided] = {}
@@ -190,8 +193,8 @@ class PluginHost:
     # ------------------------------------------------------------------------------------------------------- calling
 
     def implements(self, hook: str) -> bool:
-        """Whether any plugin has this hook; callers on the hot path ask once and leave the rest out."""
-        return bool(getattr(self._manager.hook, hook).get_hookimpls())
+        """Whether any plugin has this hook; callers on the hot path ask before they do any work for it."""
+        return hook in self._registry.hooks
 
     def before_route(self, request: LLMRequest, strategy: str) -> LLMRequest:
         """Pass the request through every plugin's `before_route`, in the order of the plugins' names."""

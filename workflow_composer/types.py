@@ -7,8 +7,8 @@ and the caller gets an `LLMResponse` that says what happened. All are immutable.
 
 from __future__ import annotations
 
+import os
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -23,7 +23,7 @@ ANY_TASK = "*"
 
 def new_request_id() -> str:
     """A fresh identifier, unique across processes."""
-    return "req-" + uuid.uuid4().hex[:24]
+    return "req-" + os.urandom(12).hex()
 
 
 # --------------------------------------------------------------------------------------------------------- the request

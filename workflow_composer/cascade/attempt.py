@@ -38,12 +38,14 @@ class Trace:
     @property
     def cost(self) -> float:
         """Dollars for all attempts, failed and rejected ones included."""
-        return sum(attempt.cost for attempt in self.attempts)
+        attempts = self.attempts
+        return attempts[0].cost if len(attempts) == 1 else sum(attempt.cost for attempt in attempts)
 
     @property
     def usage(self) -> Usage:
         """Tokens of all attempts."""
-        return sum((attempt.usage for attempt in self.attempts), Usage())
+        attempts = self.attempts
+        return attempts[0].usage if len(attempts) == 1 else sum((attempt.usage for attempt in attempts), Usage())
 
 
 class MeteredCall:

@@ -79,15 +79,16 @@ class Router(ABC):
         """
         kept: dict[str, Candidate] = {}
         left_out: dict[str, str] = {}
-        needs = request.needs
+        needs: frozenset[str] | None = None
         for candidate in candidates:
             if not candidate.local and not self.context.config.allow_cloud:
                 left_out[candidate.name] = f"{candidate.name}: the profile forbids the cloud"
             elif not candidate.local and resources.cloud_apis.get(candidate.name) is False:
                 left_out[candidate.name] = f"{candidate.name}: its key is not set"
-            elif candidate.capabilities and not needs.issubset(candidate.capabilities):
-                lacking = ", ".join(sorted(needs.difference(candidate.capabilities)))
-                left_out[candidate.name] = f"{candidate.name}: its capabilities lack {lacking}"
+            elif candidate.capabilities and (
+                lacking := (needs := needs or request.needs).difference(candidate.capabilities)
+            ):
+                left_out[candidate.name] = f"{candidate.name}: its capabilities lack {', '.join(sorted(lacking))}"
             else:
                 kept.setdefault(candidate.name, candidate)
         return list(kept.values()), list(left_out.values())
