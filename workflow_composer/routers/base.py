@@ -79,15 +79,12 @@ class Router(ABC):
         """
         kept: dict[str, Candidate] = {}
         left_out: dict[str, str] = {}
-        needs: frozenset[str] | None = None
         for candidate in candidates:
             if not candidate.local and not self.context.config.allow_cloud:
                 left_out[candidate.name] = f"{candidate.name}: the profile forbids the cloud"
             elif not candidate.local and resources.cloud_apis.get(candidate.name) is False:
                 left_out[candidate.name] = f"{candidate.name}: its key is not set"
-            elif candidate.capabilities and (
-                lacking := (needs := needs or request.needs).difference(candidate.capabilities)
-            ):
+            elif candidate.capabilities and (lacking := request.needs.difference(candidate.capabilities)):
                 left_out[candidate.name] = f"{candidate.name}: its capabilities lack {', '.join(sorted(lacking))}"
             else:
                 kept.setdefault(candidate.name, candidate)
