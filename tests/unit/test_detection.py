@@ -19,7 +19,7 @@ DEAD = servers("http://127.0.0.1:9/v1")
 async def test_a_healthy_local_server_comes_first():
     """Also where keys are set: local servers are paid for, and data stays."""
     with StubServer() as stub:
-        found = await detect_strategy({"DEEPSEEK_API_KEY": "x"}, hybrid=servers(f"{stub.url}/v1"), embedded=lambda: True)
+        found = await detect_strategy({"DEEPSEEK_API_KEY": "x"}, hybrid=servers(stub.url), embedded=lambda: True)
     assert found == "t4_hybrid"
 
 
