@@ -116,7 +116,7 @@ class StubServer:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="stub-server", daemon=True)
         self._thread.start()
-        started = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, host, port), self._loop)
+        started = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, host, port, backlog=1024), self._loop)
         self._server = started.result(10)
         self.host, self.port = self._server.sockets[0].getsockname()[:2]
 

@@ -217,8 +217,10 @@ def _read(body: object) -> tuple[str, str]:
 def _reason(error: BaseException) -> str:
     text = str(error).lower()
     for sign, reason in (
-        ("all connection attempts failed", "refused"),
         ("refused", "refused"),
+        ("unreachable", "there is no way to its network"),
+        ("no route", "there is no way to it"),
+        ("reset", "reset by the server"),
         ("cannot be resolved", "its name is unknown"),
         ("has no address", "its name has no address"),
         ("without sending a response", "closed before an answer"),

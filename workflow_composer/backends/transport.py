@@ -21,7 +21,9 @@ from typing import Any
 import httpcore2
 import httpx2
 
+from workflow_composer.backends.connections import Connections
 from workflow_composer.backends.egress import EgressPolicy, Resolve, literal_address
+from workflow_composer.backends.sockets import AsyncioNetwork
 from workflow_composer.errors import EgressDenied
 
 # httpcore's errors have the same names in httpx.
@@ -54,7 +56,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         self._environ = environ if policy.allow_cloud else {}
         self._network = PinnedNetwork(policy, resolve or system_resolve)
         self._keepalive = keepalive
-        self._pools: dict[tuple[str, str | None], httpcore2.AsyncConnectionPool] = {}
+        self._pools: dict[tuple[str, str | None], Connections] = {}
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send one request; raises `EgressDenied` or an `httpx2.RequestError`."""
@@ -69,7 +71,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
             extensions=request.extensions,
         )
         try:
-            response = await pool.handle_async_request(core)
+            response = await pool.send(core)
         except _FOREIGN as error:
             raise _translated(error) from error
         return httpx2.Response(
@@ -82,9 +84,9 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close all connections."""
         while self._pools:
-            await self._pools.popitem()[1].aclose()
+            await self._pools.popitem()[1].close()
 
-    def _pool(self, url: httpx2.URL) -> httpcore2.AsyncConnectionPool:
+    def _pool(self, url: httpx2.URL) -> Connections:
         proxy = self._proxy_for(url)
         key = (url.scheme, proxy)
         pool = self._pools.get(key)
@@ -92,16 +94,16 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
             pool = self._pools[key] = self._make_pool(tls=url.scheme == "https", proxy=proxy)
         return pool
 
-    def _make_pool(self, *, tls: bool, proxy: str | None) -> httpcore2.AsyncConnectionPool:
+    def _make_pool(self, *, tls: bool, proxy: str | None) -> Connections:
         options: dict[str, Any] = {
             "ssl_context": _tls() if tls else None,
-            "max_connections": None,  # the executor bounds concurrency; a second queue would hide waiting time
             "keepalive_expiry": self._keepalive,
         }
         if proxy is None:
-            return httpcore2.AsyncConnectionPool(network_backend=self._network, **options)
-        # The request has been checked; where the proxy itself stands is the environment's affair.
-        return httpcore2.AsyncConnectionPool(proxy=_proxy(proxy), **options)
+            options["network_backend"] = self._network
+        else:  # the request has been checked; where the proxy itself stands is the environment's affair
+            options |= {"proxy": _proxy(proxy), "network_backend": AsyncioNetwork()}
+        return Connections(httpcore2.AsyncConnectionPool(**options).create_connection)
 
     def _proxy_for(self, url: httpx2.URL) -> str | None:
         if not self._environ:
@@ -121,14 +123,14 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
 class PinnedNetwork(httpcore2.AsyncNetworkBackend):
     """Opens connections to admitted hosts, at admitted addresses.
 
-    Names of local servers are resolved here, each in a thread of its own: the default executor has few threads, and a
-    hundred names that a dead resolver lets wait would keep the one server that lives from being asked.
+    Names are resolved here, each in a thread of its own: the default executor has few threads, and a hundred names that a
+    dead resolver lets wait would keep the one server that lives from being asked.
     """
 
     def __init__(self, policy: EgressPolicy, resolve: Resolve, sockets: httpcore2.AsyncNetworkBackend | None = None) -> None:
         self._policy = policy
         self._resolve = resolve
-        self._sockets = sockets or httpcore2.AnyIOBackend()
+        self._sockets = sockets or AsyncioNetwork()
 
     async def connect_tcp(
         self,
@@ -141,8 +143,6 @@ class PinnedNetwork(httpcore2.AsyncNetworkBackend):
         """Connect to the first address that answers; raises `EgressDenied` or httpcore's connect errors."""
         self._policy.check_endpoint(host, port)
         options: dict[str, Any] = {"local_address": local_address, "socket_options": socket_options}
-        if not self._policy.is_local(host, port):
-            return await self._sockets.connect_tcp(host, port, timeout=timeout, **options)
         deadline = None if timeout is None else time.monotonic() + timeout
         addresses = await self._admitted(host, port, timeout)
         for left in range(len(addresses), 0, -1):
@@ -178,6 +178,8 @@ class PinnedNetwork(httpcore2.AsyncNetworkBackend):
             raise httpcore2.ConnectTimeout(f"the name {host} was not resolved in time") from None
         except OSError as error:
             raise httpcore2.ConnectError(f"the name {host} cannot be resolved: {error.strerror or error}") from error
+        if not self._policy.is_local(host, port):
+            return found
         admitted = [address for address in found if self._policy.admits(ipaddress.ip_address(address))]
         if found and not admitted:
             raise self._policy.far(host, port, found[0])
