@@ -96,6 +96,13 @@ def test_the_fleet_stays_small():
     assert sum(weights) < 20_000_000
 
 
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_the_models_share_the_tokenizer_that_other_engines_are_given(file):
+    """vLLM and transformers need it in a directory without a model; it is the same for all three."""
+    for model in MODELS:
+        assert (CHECKPOINTS / model / file).read_bytes() == (CHECKPOINTS / "tokenizer" / file).read_bytes()
+
+
 def test_the_script_measures_what_the_card_shows():
     """A short run prints one row per model, in the card's form."""
     script = ROOT / "scripts" / "evaluate_embedded_fleet.py"
