@@ -98,7 +98,7 @@ def test_the_fleet_stays_small():
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
 def test_the_models_share_the_tokenizer_that_other_engines_are_given(file):
-    """vLLM and transformers need it in a directory without a model; it is the same for all three."""
+    """A directory without a model holds it for vLLM and transformers; it is the same for all three."""
     for model in MODELS:
         assert (CHECKPOINTS / model / file).read_bytes() == (CHECKPOINTS / "tokenizer" / file).read_bytes()
 
