@@ -12,7 +12,9 @@ a record of requests and of clients that hung up before their answer was complet
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import ssl
 import threading
 import time
 from collections import deque
@@ -104,7 +106,15 @@ Handler = Callable[[Request], Reply]
 class StubServer:
     """Listens from construction on; a context manager that stops it. ``listing`` replaces the answer to ``/models``."""
 
-    def __init__(self, *, models: Iterable[str] = (MODEL,), host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        models: Iterable[str] = (MODEL,),
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.scheme = "https" if tls else "http"
         self.models = list(models)
         self.listing: Reply | None = None
         self.requests: list[Request] = []
@@ -116,7 +126,9 @@ class StubServer:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="stub-server", daemon=True)
         self._thread.start()
-        started = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._serve, host, port, backlog=1024), self._loop)
+        started = asyncio.run_coroutine_threadsafe(
+            asyncio.start_server(self._serve, host, port, backlog=1024, ssl=tls), self._loop
+        )
         self._server = started.result(10)
         self.host, self.port = self._server.sockets[0].getsockname()[:2]
 
@@ -124,7 +136,7 @@ class StubServer:
     def url(self) -> str:
         """The API's address, with ``/v1``."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}/v1"
+        return f"{self.scheme}://{host}:{self.port}/v1"
 
     def script(self, *replies: Reply | Handler) -> None:
         """Give these answers to the next POST requests, in order."""
@@ -161,6 +173,7 @@ class StubServer:
             self.connections += 1
             self.open += 1
             connection = self.connections
+            self._changed.notify_all()
         try:
             while (request := await _read(reader, connection)) is not None:
                 with self._changed:
@@ -172,6 +185,8 @@ class StubServer:
             pass
         finally:
             writer.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
             with self._changed:
                 self.open -= 1
                 self._changed.notify_all()
