@@ -21,6 +21,8 @@ from tests.integration.stub_server import Reply, StubServer
 from tests.paths import ROOT
 
 PATIENCE = 60.0
+FOREIGN = ("WORKFLOW_COMPOSER", "BIOPIPELINES", "PYTHONUNBUFFERED")
+"""Variables that would change what is tested."""
 
 
 class Commands:
@@ -42,7 +44,7 @@ class Commands:
     def start(self, *arguments: str, **options: object) -> subprocess.Popen[bytes]:
         """Start a command."""
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        environ = {k: v for k, v in os.environ.items() if not k.startswith(("WORKFLOW_COMPOSER", "BIOPIPELINES"))}
+        environ = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
         process = subprocess.Popen(
             [sys.executable, "-m", "workflow_composer", "-s", "stub.yaml", *arguments],
             cwd=self.folder,
@@ -191,7 +193,7 @@ def test_ctrl_c_ends_a_stream_on_a_terminal_and_keeps_what_was_written(commands)
     assert commands.server.wait_for(lambda s: s.disconnects == 1)
 
 
-@pytest.mark.parametrize("arguments", [("generate", "-i", "in.jsonl"), ("status",), ("--help",)])
+@pytest.mark.parametrize("arguments", [("generate", "-i", "in.jsonl"), ("strategies", "show", "t4_hybrid"), ("--help",)])
 def test_a_closed_pipe_is_quiet(commands, arguments):
     """``| head -0``: nobody reads, nobody is told."""
     commands.rows(50)
@@ -207,7 +209,9 @@ def test_a_closed_pipe_is_quiet(commands, arguments):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("arguments", [("generate", "-i", "in.jsonl"), ("generate", "hello"), ("strategies",)])
+@pytest.mark.parametrize(
+    "arguments", [("generate", "-i", "in.jsonl"), ("generate", "hello"), ("strategies", "show", "t4_hybrid")]
+)
 def test_a_full_disk_behind_standard_output_is_told(commands, arguments):
     """In one line, once."""
     commands.rows(5)

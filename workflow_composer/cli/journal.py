@@ -46,7 +46,7 @@ class Journal:
         if path.exists() and source.exists() and path.samefile(source):
             raise InputError(f"{path} is both input and output", hint="name another --output")
         try:
-            journal = cls(path, _locked(path))
+            journal = cls(path, open_locked(path))
             try:
                 journal._read(each)
             except BaseException:
@@ -160,10 +160,13 @@ def encoded(record: Mapping[str, Any]) -> bytes:
         return json.dumps(plain, separators=(",", ":")).encode() + b"\n"
 
 
-def _locked(path: Path) -> int:
-    """Open the file and lock it; once more where another run has put a new file in its place meanwhile."""
+def open_locked(path: Path, opener: Callable[[Path, int, int], int] = os.open) -> int:
+    """Open the file and lock it; once more where another run has put a new file in its place meanwhile.
+
+    Raises `InputError` where another run holds it or it is no regular file, `OSError` where it cannot be opened.
+    """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        descriptor = opener(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             _lock(descriptor, path)
             current = os.path.samestat(os.fstat(descriptor), os.stat(path))  # noqa: PTH116  # the pair of fstat
