@@ -77,11 +77,13 @@ def from_exception(error: Exception, server: Server, secrets: Iterable[str]) -> 
     import httpx2
     import openai
 
-    if isinstance(error, (ModelError, EgressDenied)):
-        return error
     if isinstance(error, openai.APIStatusError):
         return from_reply(error.status_code, error.response.headers, error.body, server, secrets)
-    cause = error.__cause__ if isinstance(error, openai.APIConnectionError) and error.__cause__ else error
+    cause: BaseException = error
+    if isinstance(error, openai.APIConnectionError):  # early releases wrap whatever a transport raises
+        cause = error.__cause__ or error
+    if isinstance(cause, (ModelError, EgressDenied)):
+        return cause
     if isinstance(cause, (httpx2.RequestError, httpx2.InvalidURL, openai.APIConnectionError, OSError)):
         return _from_connection(cause, server)
     return ServerFailed(f"{server.name}: the answer cannot be understood: {type(error).__name__}")
