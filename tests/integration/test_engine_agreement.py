@@ -44,7 +44,7 @@ async def embedded_answers(model):
 
 def other_answers(engine, model, output):
     """Greedy texts of another engine, in its own Python."""
-    arguments = [engine, CHECKPOINTS / model, CHECKPOINTS / "tokenizer", CHECKPOINTS / "problems.jsonl", COUNT, output]
+    arguments = [engine, CHECKPOINTS / model, CHECKPOINTS / "problems.jsonl", COUNT, output]
     command = [vllm_python(), str(CHILD), *map(str, arguments)]
     environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ, cwd=output.parent)
