@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tests.integration.stub_server import Request, StubServer
 from workflow_composer.backends.base import BackendContext
 from workflow_composer.backends.egress import EgressPolicy
 from workflow_composer.backends.openai_compatible import OpenAICompatibleBackend
 from workflow_composer.strategy import StrategyConfig
-from workflow_composer.types import LLMRequest, ModelCall, Timeouts
+from workflow_composer.types import Chunk, LLMRequest, ModelCall, Timeouts
 
 KEY = "sk-" + "0123456789abcdef" * 2
 PROMPT = "Patient 4711 has a rash on the left arm.\nIs it contagious?"
@@ -39,3 +40,13 @@ def cloud_backend(url: str, environ: Mapping[str, str] | None = None) -> OpenAIC
 def call(*, samples: int = 1, timeouts: Timeouts | None = None, **fields: Any) -> ModelCall:
     """A call with a prompt that must show up nowhere."""
     return ModelCall(LLMRequest.of(PROMPT, **fields), samples=samples, timeouts=timeouts or Timeouts())
+
+
+def posts(server: StubServer) -> list[Request]:
+    """The requests that were more than questions for the model."""
+    return [request for request in server.requests if request.method == "POST"]
+
+
+async def collect(backend: OpenAICompatibleBackend, the_call: ModelCall) -> list[Chunk]:
+    """All pieces of a stream."""
+    return [chunk async for chunk in backend.stream(the_call)]

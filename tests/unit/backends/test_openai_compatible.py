@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-from contextlib import aclosing
 
 import pytest
 
-from tests.integration.stub_backends import KEY, PROMPT, backend_of, call, cloud_backend, local_backend
+from tests.integration.stub_backends import KEY, PROMPT, backend_of, call, cloud_backend, collect, local_backend, posts
 from tests.integration.stub_server import MODEL, Reply, StubServer
 from workflow_composer.backends.base import Backend
 from workflow_composer.backends.egress import EgressPolicy
@@ -21,38 +19,10 @@ from workflow_composer.errors import (
     ModelNotFound,
     RateLimited,
     ServerFailed,
-    ServerUnreachable,
     Unsupported,
 )
 from workflow_composer.strategy import StrategyConfig
-from workflow_composer.types import Chunk, LLMRequest, ModelCall, Sample, Timeouts, TokenLogprob, Usage
-
-
-@pytest.fixture
-async def local(server):
-    """A vLLM model behind the stub server."""
-    backend = local_backend(server.url)
-    yield backend
-    await backend.close()
-
-
-@pytest.fixture
-async def cloud(server):
-    """A cloud model behind the stub server."""
-    backend = cloud_backend(server.url)
-    yield backend
-    await backend.close()
-
-
-def posts(server):
-    """The requests that were more than questions for the model."""
-    return [request for request in server.requests if request.method == "POST"]
-
-
-async def collect(backend, the_call):
-    """All pieces of a stream."""
-    return [chunk async for chunk in backend.stream(the_call)]
-
+from workflow_composer.types import LLMRequest, ModelCall, Sample, TokenLogprob, Usage
 
 # ------------------------------------------------------------------------------------------------------------ the request
 
@@ -325,175 +295,6 @@ async def test_fields_that_a_provider_ignores_are_not_dropped_in_silence(server,
 def proxied(url, server):
     """A cloud model whose provider the stub server stands for, as the environment's proxy."""
     return cloud_backend(url, {"STUB_KEY": KEY, "http_proxy": server.url.removesuffix("/v1")})
-
-
-# -------------------------------------------------------------------------------------------------------------- the stream
-
-
-async def test_a_stream_arrives_piece_by_piece_and_ends_with_its_usage(server, local):
-    """Empty events are left out."""
-    chunks = await collect(local, call())
-    assert chunks == [
-        Chunk("an ", model=MODEL),
-        Chunk("answer", model=MODEL),
-        Chunk(finish_reason="stop", model=MODEL),
-        Chunk(usage=Usage(5, 2), model=MODEL),
-    ]
-    assert posts(server)[0].json["stream_options"] == {"include_usage": True}
-
-
-async def test_the_first_piece_is_there_before_the_last_is_written(server, local):
-    """Nothing waits for the whole."""
-    server.script(Reply.stream("first", "second", gap=0.05, die_after=None))
-    async with aclosing(local.stream(call())) as stream:
-        assert (await anext(stream)).text == "first"
-        assert (await anext(stream)).text == "second"
-
-
-async def test_a_server_that_knows_no_stream_options_streams_without(server, local):
-    """Once it has refused them, it is not asked again."""
-    server.script(Reply.error(400, "Unrecognized request argument supplied: stream_options"), Reply.stream("a", usage=False))
-    assert [chunk.text for chunk in await collect(local, call())] == ["a", ""]
-    await collect(local, call())
-    assert ["stream_options" in request.json for request in posts(server)] == [True, False, False]
-
-
-async def test_a_model_that_names_its_limit_otherwise_gets_it_so(server, local):
-    """OpenAI's reasoning models refuse `max_tokens` and name what they want instead; the meaning is the same."""
-    refusal = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
-    server.script(Reply.error(400, refusal))
-    await local.complete(call(max_tokens=9))
-    await collect(local, call(max_tokens=8))
-    limits = [(request.json.get("max_tokens"), request.json.get("max_completion_tokens")) for request in posts(server)]
-    assert limits == [(9, None), (None, 9), (None, 8)]
-
-
-async def test_events_are_read_however_the_bytes_arrive(server, local):
-    """Comments, multi-line data, carriage returns and an end without [DONE]."""
-    event = json.dumps(
-        {"choices": [{"index": 0, "delta": {"content": "\u00fc"}, "finish_reason": "stop"}]}, ensure_ascii=False
-    )
-    first, second = event[:12], event[12:]
-    body = f": ping\r\n\r\nevent: x\r\ndata: {first}\r\ndata:{second}\r\n\r\n".encode()
-    server.script(Reply(body=body, headers={"Content-Type": "text/event-stream; charset=utf-8"}))
-    assert [chunk.text for chunk in await collect(local, call())] == ["\u00fc"]
-
-
-@pytest.mark.parametrize(
-    ("reply", "error", "delivered"),
-    [
-        (Reply.stream("a", "b", die_after=2), ServerUnreachable, ["a"]),
-        (Reply.stream("a", "b", finish=None), ServerUnreachable, ["a", "b"]),
-        (Reply(events=(b'{"error": {"message": "engine died", "code": 500}}',)), ServerFailed, []),
-        (Reply(events=(b'{"error": {"message": "slow down", "code": 429}}',)), RateLimited, []),
-        (Reply(events=(b"garbage",)), ServerFailed, []),
-        (Reply(events=(b"[]",)), ServerFailed, []),
-        (Reply.chat("no stream"), ServerFailed, []),
-        (Reply.error(503), ServerFailed, []),
-    ],
-)
-async def test_a_stream_that_breaks_raises_what_broke_it(server, local, reply, error, delivered):
-    """After whatever had arrived; a stream without a finish reason is not complete."""
-    server.script(reply)
-    texts: list[str] = []
-
-    async def read():
-        async for chunk in local.stream(call()):
-            texts.extend(filter(None, [chunk.text]))
-
-    with pytest.raises(error):
-        await read()
-    assert texts == delivered
-
-
-async def test_an_answer_that_is_no_stream_leaves_no_connection_behind(server, local):
-    """It is not read, so its connection cannot be used again."""
-    server.script(Reply.chat("no stream"))
-    with pytest.raises(ServerFailed, match="without a stream"):
-        await collect(local, call())
-    assert await asyncio.to_thread(server.wait_for, lambda stub: stub.open == 0)
-
-
-# ---------------------------------------------------------------------------------------------------- time, cancellation
-
-
-async def test_a_silent_stream_runs_into_the_first_token_timeout(server, local):
-    """The role alone is no token; the server sees that nobody waits any longer."""
-    server.script(Reply.stream("late", gap=60.0))
-    with pytest.raises(CallTimeout, match=r"no first token within 0\.3 s"):
-        await collect(local, call(timeouts=Timeouts(first_token=0.3, total=30.0)))
-    assert server.wait_for(lambda stub: stub.disconnects == 1)
-
-
-async def test_a_stream_that_thinks_first_has_started(server, local):
-    """Reasoning shows that the model works."""
-    thinking = json.dumps({"choices": [{"index": 0, "delta": {"reasoning_content": "hm"}}]}).encode()
-    answer = json.dumps({"choices": [{"index": 0, "delta": {"content": "yes"}, "finish_reason": "stop"}]}).encode()
-    server.script(Reply(events=(thinking, answer), gap=1.3))
-    timeouts = Timeouts(first_token=1.0, total=30.0)
-    assert [chunk.text for chunk in await collect(local, call(timeouts=timeouts))] == ["yes"]
-
-
-async def test_a_stream_that_never_ends_runs_into_the_total_timeout(server, local):
-    """However many tokens have arrived."""
-    server.script(Reply.stream(*"abcdefgh", gap=0.2))
-    with pytest.raises(CallTimeout, match=r"longer than 0\.5 s \(total\)"):
-        await collect(local, call(timeouts=Timeouts(total=0.5)))
-    assert server.wait_for(lambda stub: stub.disconnects == 1)
-
-
-async def test_an_answer_that_never_comes_runs_into_the_total_timeout(server, local):
-    """The server sees that nobody waits any longer."""
-    server.script(Reply(hang=True))
-    with pytest.raises(CallTimeout, match=r"longer than 0\.3 s \(total\)"):
-        await local.complete(call(timeouts=Timeouts(first_token=0.1, total=0.3)))
-    assert server.wait_for(lambda stub: stub.disconnects == 1)
-
-
-async def test_a_server_that_accepts_no_connection_runs_into_the_connect_timeout():
-    """The call's own limit applies, and the error says which one it was."""
-    with socket.socket() as full:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        waiting = [socket.socket() for _ in range(4)]
-        for sock in waiting:  # fill the queue of connections that nobody accepts
-            sock.setblocking(False)
-            sock.connect_ex(full.getsockname())
-        backend = local_backend(f"http://127.0.0.1:{full.getsockname()[1]}/v1", model="m")
-        with pytest.raises(CallTimeout, match="connect"):
-            await backend.complete(call(timeouts=Timeouts(connect=0.3)))
-        await backend.close()
-        for sock in waiting:
-            sock.close()
-
-
-async def test_cancelling_a_call_hangs_up(server, local):
-    """The server sees the connection close and can stop generating."""
-    server.script(Reply(hang=True))
-    task = asyncio.ensure_future(local.complete(call()))
-    await asyncio.to_thread(server.wait_for, lambda stub: len(posts(stub)) == 1)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert await asyncio.to_thread(server.wait_for, lambda stub: stub.disconnects == 1)
-    assert (await local.complete(call())).samples[0].text == "an answer"
-
-
-@pytest.mark.parametrize("way", ["cancel", "close"])
-async def test_leaving_a_stream_hangs_up(server, local, way):
-    """Whether its reader is cancelled or just has enough."""
-    server.script(Reply.stream("a", *"b" * 100, gap=0.1))
-    stream = local.stream(call())
-    assert (await anext(stream)).text == "a"
-    if way == "close":
-        await stream.aclose()
-    else:
-        task = asyncio.ensure_future(anext(stream))
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-    assert await asyncio.to_thread(server.wait_for, lambda stub: stub.disconnects == 1)
 
 
 # ------------------------------------------------------------------------------------------------------------- governance

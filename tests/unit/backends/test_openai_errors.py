@@ -9,7 +9,7 @@ import traceback
 
 import pytest
 
-from tests.integration.stub_backends import KEY, PROMPT, call, cloud_backend, local_backend
+from tests.integration.stub_backends import KEY, PROMPT, call, local_backend
 from tests.integration.stub_server import Reply
 from workflow_composer.backends.openai_errors import MESSAGE_LENGTH, redact, retry_after
 from workflow_composer.errors import (
@@ -33,14 +33,6 @@ VLLM_NEW = (
 VLLM_DECODER = "The decoder prompt (length 3000) is longer than the maximum model length of 2048."
 ANTHROPIC = "prompt is too long: 210000 tokens > 200000 maximum"
 ANTHROPIC_SUM = "input length and `max_tokens` exceed context limit: 188240 + 21333 > 200000, decrease input length"
-
-
-@pytest.fixture
-async def cloud(server):
-    """A cloud model behind the stub server."""
-    backend = cloud_backend(server.url)
-    yield backend
-    await backend.close()
 
 
 @pytest.mark.parametrize(
