@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any, Protocol
 
 from workflow_composer.cascade.attempt import Trace
 from workflow_composer.metrics.record import RoutingMetric
@@ -22,10 +22,26 @@ def debug_wanted(environ: Mapping[str, str]) -> bool:
     return environ.get(DEBUG_VARIABLE, "").strip().lower() in {"1", "true", "yes", "on"}
 
 
+class Log(Protocol):
+    """What a log is written to: a text stream, or anything that has these of its methods."""
+
+    def write(self, text: str, /) -> object:
+        """Take a line."""
+        ...
+
+    def flush(self) -> object:
+        """Let it be seen."""
+        ...
+
+    def isatty(self) -> bool:
+        """Whether a person reads along."""
+        ...
+
+
 class Narrator:
     """Writes events to ``stream``; else to structlog's loggers, where the program has configured them; else to stderr."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: Log | None = None) -> None:
         self._stream = stream
 
     def broken_plugin(self, plugin: str, reason: str) -> None:

@@ -21,7 +21,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 from workflow_composer.builtin import plugin_host
 from workflow_composer.cascade.attempt import Trace
@@ -31,7 +31,7 @@ from workflow_composer.cascade.streaming import StreamRun
 from workflow_composer.detection import STRATEGY_VARIABLE, detect_strategy
 from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.metrics.sink import MetricsSink, default_sink
-from workflow_composer.observation import Narrator, PluginObserver, debug_wanted, metric_of
+from workflow_composer.observation import Log, Narrator, PluginObserver, debug_wanted, metric_of
 from workflow_composer.plugins import PluginHost
 from workflow_composer.resources import ResourceDetector, unprobed
 from workflow_composer.responses import ResponseStream, SyncResponseStream
@@ -54,7 +54,9 @@ Prompt = str | Sequence[Message] | LLMRequest
 
 @dataclass(frozen=True, slots=True)
 class OrchestratorStatus:
-    """What is active and what is reachable. ``chosen_by`` is "argument", "environment", "detection" or "switch"."""
+    """What is active and what is reachable. ``chosen_by`` is "argument", "environment", "detection" or "switch";
+    ``in_process`` names the models that the embedded engine runs here.
+    """
 
     strategy: str
     source: str
@@ -64,6 +66,7 @@ class OrchestratorStatus:
     resources: ResourceStatus
     routers: tuple[str, ...]
     models: tuple[str, ...]
+    in_process: tuple[str, ...]
     broken_plugins: tuple[str, ...]
 
 
@@ -95,7 +98,7 @@ class ModelOrchestrator:
         plugins: PluginHost | None = None,
         metrics: MetricsSink | None = None,
         environ: Mapping[str, str] | None = None,
-        log: TextIO | None = None,
+        log: Log | None = None,
     ) -> None:
         self._environ = os.environ if environ is None else environ
         self._narrator = Narrator(log)
@@ -237,6 +240,7 @@ class ModelOrchestrator:
                 resources=active.resources,
                 routers=tuple(spec.name for spec in active.config.routers),
                 models=tuple(active.endpoints),
+                in_process=tuple(name for name, spec in active.config.models.items() if spec.backend == "embedded"),
                 broken_plugins=tuple(f"{info.name}: {info.detail}" for info in self.plugins.broken),
             )
         finally:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from workflow_composer.runner import LoopThread
 from workflow_composer.types import Chunk, LLMResponse
@@ -42,6 +43,7 @@ class SyncResponseStream:
     def __init__(self, thread: LoopThread, stream: ResponseStream) -> None:
         self._thread = thread
         self._stream = stream
+        self._reading: asyncio.Task[Any] | None = None
 
     @property
     def response(self) -> LLMResponse | None:
@@ -58,11 +60,19 @@ class SyncResponseStream:
         return chunk
 
     async def _following(self) -> Chunk | None:
+        self._reading = asyncio.current_task()
         return await anext(self._stream, None)
 
     def close(self) -> None:
         """Stop the work at the server; does nothing after the end."""
-        self._thread.run(self._stream.aclose())
+        self._thread.run(self._closing())
+
+    async def _closing(self) -> None:
+        # After an interrupt the chunk that was awaited may still be under way, and a generator that runs cannot be closed.
+        if self._reading is not None and not self._reading.done():
+            self._reading.cancel()
+            await asyncio.wait({self._reading})
+        await self._stream.aclose()
 
     def __enter__(self) -> Self:
         return self

@@ -7,7 +7,9 @@ import threading
 import pytest
 
 from workflow_composer.errors import WorkflowComposerError
+from workflow_composer.responses import ResponseStream, SyncResponseStream
 from workflow_composer.runner import LoopThread
+from workflow_composer.types import Chunk
 
 
 @pytest.fixture
@@ -68,3 +70,25 @@ def test_stopping_ends_the_thread_and_a_later_run_starts_anew():
     assert thread.run(asyncio.sleep(0, "b")) == "b"
     thread.stop()
     thread.stop()
+
+
+def test_an_interrupted_stream_can_be_closed(thread):
+    """Ctrl-C while a chunk is awaited leaves no generator running that cannot be closed."""
+    began, ended = threading.Event(), threading.Event()
+
+    async def chunks(stream):
+        try:
+            began.set()
+            await asyncio.sleep(60)
+            yield Chunk("late")
+        finally:
+            ended.set()
+
+    def interrupt():
+        began.wait(10)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt), SyncResponseStream(thread, ResponseStream(chunks)) as stream:
+        next(stream)
+    assert ended.wait(10)

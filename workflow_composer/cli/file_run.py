@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from workflow_composer.cli.batch import Batch, Record, Tally
+from workflow_composer.cli.decisions import DecisionLog
 from workflow_composer.cli.interrupt import Stopped
 from workflow_composer.cli.journal import Journal, encoded
 from workflow_composer.cli.output import dollars, percent, print_json
@@ -47,9 +48,10 @@ def _run(
     fields: Mapping[str, Any],
     concurrency: int,
 ) -> None:
+    state.log = log = DecisionLog()
     orchestrator = state.open(state, None)
     try:
-        with progress_for(tally) as progress:
+        with log, progress_for(tally) as progress:
             Batch(orchestrator, tally, write, progress, **fields).run(rows, min(concurrency, tally.total - tally.done))
     except (KeyboardInterrupt, Stopped):
         click.echo(f"{tally.done} of {tally.total} rows done, {dollars(tally.cost)}; {_how_to_go_on(write)}", err=True)

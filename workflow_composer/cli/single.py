@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -41,16 +40,12 @@ def _print_whole(response: LLMResponse, fields: Mapping[str, Any]) -> None:
 
 def _stream(orchestrator: ModelOrchestrator, prompt: str, fields: Mapping[str, Any]) -> None:
     ended = True
-    stream = orchestrator.stream(prompt, **fields)
     try:
-        for chunk in stream:
-            if text := printable(chunk.text):
-                click.echo(text, nl=False)
-                ended = text.endswith("\n")
-    except (OSError, KeyboardInterrupt):
-        with contextlib.suppress(RuntimeError):  # an interrupt while a chunk was awaited: that is being cancelled already
-            stream.close()
-        raise
+        with orchestrator.stream(prompt, **fields) as stream:
+            for chunk in stream:
+                if text := printable(chunk.text):
+                    click.echo(text, nl=False)
+                    ended = text.endswith("\n")
     finally:
         if not ended:
             click.echo()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from workflow_composer.metrics.sink import MetricsSink
+    from workflow_composer.observation import Log
     from workflow_composer.orchestrator import ModelOrchestrator
 
 OpenOrchestrator = Callable[["State", "MetricsSink | None"], "ModelOrchestrator"]
@@ -17,20 +18,22 @@ OpenOrchestrator = Callable[["State", "MetricsSink | None"], "ModelOrchestrator"
 
 def open_orchestrator(state: State, metrics: MetricsSink | None) -> ModelOrchestrator:
     """The orchestrator of the strategy that was named, or else detected. Raises `ConfigError`, `NoStrategy`."""
+    from workflow_composer.observation import Log
     from workflow_composer.orchestrator import ModelOrchestrator
 
-    return ModelOrchestrator(state.strategy, metrics=metrics, environ=state.environ)
+    return ModelOrchestrator(state.strategy, metrics=metrics, environ=state.environ, log=state.log)
 
 
 @dataclass
 class State:
-    """The common options. ``open`` makes an orchestrator; tests put in another one."""
+    """The common options. ``open`` makes an orchestrator; tests put in another one. ``log`` takes explained decisions."""
 
     strategy: str | None = None
     json: bool = False
     debug: bool = False
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     open: OpenOrchestrator = open_orchestrator
+    log: Log | None = None
 
     @contextmanager
     def orchestrator(self, metrics: MetricsSink | None = None) -> Iterator[ModelOrchestrator]:

@@ -67,6 +67,9 @@ def show_short(state: State) -> None:
     _print_head(found)
     for name, endpoint in found.resources.endpoints.items():
         click.echo(f"server:    {name} {_health(endpoint.healthy)} ({endpoint.url})")
+    if found.in_process:
+        engine = "" if found.resources.embedded_available else " (the embedded engine is not installed)"
+        click.echo(f"here:      {', '.join(found.in_process)}{engine}")
     ready = [name for name, key in found.resources.cloud_apis.items() if key]
     if found.resources.cloud_apis:
         click.echo(f"cloud:     {', '.join(ready) or 'no key is set'}")
@@ -95,6 +98,7 @@ def to_dict(found: OrchestratorStatus) -> dict[str, Any]:
         "debug": found.debug,
         "routers": list(found.routers),
         "models": list(found.models),
+        "in_process": list(found.in_process),
         "endpoints": {name: asdict(endpoint) for name, endpoint in resources.endpoints.items()},
         "cloud_apis": dict(resources.cloud_apis),
         "slurm_available": resources.slurm_available,
