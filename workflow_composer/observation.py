@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO, cast
 
 from workflow_composer.cascade.attempt import Trace
 from workflow_composer.metrics.record import RoutingMetric
@@ -77,7 +77,7 @@ class Narrator:
             if stream.isatty()
             else structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False),
         ]
-        return structlog.wrap_logger(structlog.WriteLogger(stream), processors=processors)
+        return structlog.wrap_logger(structlog.WriteLogger(cast(TextIO, stream)), processors=processors)
 
 
 class PluginObserver:

@@ -18,7 +18,6 @@ OpenOrchestrator = Callable[["State", "MetricsSink | None"], "ModelOrchestrator"
 
 def open_orchestrator(state: State, metrics: MetricsSink | None) -> ModelOrchestrator:
     """The orchestrator of the strategy that was named, or else detected. Raises `ConfigError`, `NoStrategy`."""
-    from workflow_composer.observation import Log
     from workflow_composer.orchestrator import ModelOrchestrator
 
     return ModelOrchestrator(state.strategy, metrics=metrics, environ=state.environ, log=state.log)
