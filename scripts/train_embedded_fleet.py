@@ -334,8 +334,8 @@ def save(model: Qwen2, size: Size, tokenizer: Tokenizer, directory: Path) -> Non
     }
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        # transformers 5 gives every qwen2 model the tokenizer of Qwen2, whatever its class says, unless the files claim code of
-        # their own; it does not look for that code, and takes tokenizer.json as it is.
+        # transformers 5 gives every qwen2 model the tokenizer of Qwen2, whatever its class says, unless the files claim code
+        # of their own; it does not look for that code, and takes tokenizer.json as it is.
         "auto_map": {"AutoTokenizer": ["", ""]},
         "model_max_length": CONTEXT,
         "eos_token": END,
