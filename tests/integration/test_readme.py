@@ -67,6 +67,8 @@ def test_every_command_does_what_the_readme_says(tmp_path):
     environ |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "COLUMNS": "110", "NO_COLOR": "1"}
     found = steps()
     assert len(found) >= 8
+    for block in re.findall(r"^```python\n(.*?)^```$", README, re.S | re.M):
+        found.append(Step(f"python - <<'END'\n{block}END", "..."))
     for step in found:
         done = subprocess.run(
             ["bash", "-c", step.command], cwd=copy, capture_output=True, text=True, check=False, env=environ, timeout=600

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+import httpcore2
 import httpx2
 import pytest
 
 from tests.integration.stub_backends import call
 from tests.integration.stub_server import Reply
+from workflow_composer.backends.connections import Connections
 from workflow_composer.backends.egress import EgressPolicy, endpoint_of, http_client
 
 
@@ -44,13 +46,31 @@ async def test_a_connection_that_was_idle_for_too_long_is_not_used_again(server)
 
 
 async def test_idle_connections_beyond_need_are_closed_while_others_work(server):
-    """After a burst their number falls again."""
-    async with client_of(server, keepalive=0.05) as client:
+    """After a burst their number falls again, although one of them is always fresh."""
+    async with client_of(server, keepalive=0.3) as client:
         await asyncio.gather(*(client.get(server.url + "/models") for _ in range(5)))
-        await asyncio.sleep(0.1)
-        for _ in range(6):
-            await client.get(server.url + "/models")
-        assert await asyncio.to_thread(server.wait_for, lambda stub: stub.open == 1)
+        async with asyncio.timeout(20):
+            while server.open > 1:
+                await client.get(server.url + "/models")
+    assert server.connections == 5
+
+
+async def test_a_connection_that_fails_in_any_way_is_closed():
+    """Also one that had been opened when its call was cancelled."""
+
+    class Failing(httpcore2.AsyncConnectionInterface):
+        closed = False
+
+        async def handle_async_request(self, request):
+            raise asyncio.CancelledError
+
+        async def aclose(self):
+            self.closed = True
+
+    connection = Failing()
+    with pytest.raises(asyncio.CancelledError):
+        await Connections(lambda _: connection).send(httpcore2.Request("GET", "http://localhost/"))
+    assert connection.closed
 
 
 async def test_a_broken_connection_is_dropped(server):

@@ -1,0 +1,53 @@
+"""Switching strategies under load, with real connections: none is lost, none stays open."""
+
+import asyncio
+import os
+import threading
+
+from tests.integration.stub_server import StubServer
+from workflow_composer import ModelOrchestrator, StrategyConfig
+from workflow_composer.metrics.sink import MemorySink
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def own_threads():
+    """Threads, but for the event loop's own pool, which is bounded and lives as long as the loop."""
+    return sorted(thread.name for thread in threading.enumerate() if not thread.name.startswith("asyncio_"))
+
+
+def profile(name, url):
+    return StrategyConfig(profile_name=name, vllm_endpoints={name: url}, task_routing={"*": name}, allow_cloud=False)
+
+
+async def test_a_hundred_switches_leave_no_connection_behind():
+    """Sixteen clients ask without a pause; each answer comes from the server of the profile that it names."""
+    with StubServer(models=["at-one"]) as one, StubServer(models=["at-two"]) as two:
+        configs = {"one": profile("one", one.url), "two": profile("two", two.url)}
+        files, threads = open_files(), own_threads()
+        sink, answers, stop = MemorySink(), [], asyncio.Event()
+        async with ModelOrchestrator(configs["one"], metrics=sink, environ={}) as orchestrator:
+
+            async def client():
+                while not stop.is_set():
+                    response = await orchestrator.agenerate("hello")
+                    answers.append((response.decision.strategy, response.decision.candidate))
+
+            clients = [asyncio.ensure_future(client()) for _ in range(16)]
+            for turn in range(100):
+                before = len(answers)
+                await orchestrator.aswitch_strategy(configs[("two", "one")[turn % 2]])
+                while len(answers) < before + 2:
+                    await asyncio.sleep(0.001)
+            stop.set()
+            await asyncio.gather(*clients)
+        assert len(answers) >= 200
+        assert all(strategy == candidate for strategy, candidate in answers)
+        assert {strategy for strategy, _ in answers} == {"one", "two"}
+        assert all(metric.success for metric in sink.metrics)
+        assert one.wait_for(lambda stub: stub.open == 0)
+        assert two.wait_for(lambda stub: stub.open == 0)
+        assert (open_files(), own_threads()) == (files, threads)
+        assert len([task for task in asyncio.all_tasks() if task is not asyncio.current_task()]) == 0
