@@ -72,23 +72,19 @@ class AsyncioStream(httpcore2.AsyncNetworkStream):
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.AsyncNetworkStream:
-        """Go on encrypted. Raises `ConnectError` or `ConnectTimeout`, and the connection is closed."""
-        try:
-            await _limited(
-                lambda: self._writer.start_tls(ssl_context, server_hostname=server_hostname),
-                timeout,
-                httpcore2.ConnectTimeout,
-                httpcore2.ConnectError,
-            )
-        except BaseException:
-            await self.aclose()
-            raise
+        """Go on encrypted. Raises `ConnectError` or `ConnectTimeout`; asyncio has then closed the connection."""
+        await _limited(
+            lambda: self._writer.start_tls(ssl_context, server_hostname=server_hostname),
+            timeout,
+            httpcore2.ConnectTimeout,
+            httpcore2.ConnectError,
+        )
         return self
 
     def get_extra_info(self, info: str) -> Any:
         """What httpcore asks of a connection."""
         if info == "is_readable":
-            return self._reader.at_eof() or self._writer.is_closing() or _is_readable(self.get_extra_info("socket"))
+            return _is_readable(self.get_extra_info("socket"))
         names = {"client_addr": "sockname", "server_addr": "peername"}
         return self._writer.get_extra_info(names.get(info, info))
 
