@@ -1,8 +1,8 @@
 """Switching strategies under load, with real connections: none is lost, none stays open."""
 
 import asyncio
-import os
 import threading
+from pathlib import Path
 
 from tests.integration.stub_server import StubServer
 from workflow_composer import ModelOrchestrator, StrategyConfig
@@ -10,7 +10,7 @@ from workflow_composer.metrics.sink import MemorySink
 
 
 def open_files():
-    return len(os.listdir("/proc/self/fd"))
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def own_threads():
