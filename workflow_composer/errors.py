@@ -17,6 +17,7 @@
     │   ├── AuthenticationFailed     401, 403
     │   ├── ModelNotFound            404
     │   ├── RateLimited              429; may carry ``retry_after``
+    │   │   └── QuotaExhausted       402, or 429 for an account without credit
     │   ├── ServerFailed             5xx, or an answer that is not one
     │   ├── ServerUnreachable        no connection, or it broke
     │   ├── CallTimeout              connect, first token or total time ran out
@@ -143,6 +144,12 @@ class RateLimited(ModelError):
     retryable = True
 
 
+class QuotaExhausted(RateLimited):
+    """The account has no credit left: asking again in a moment is of no use, asking another is."""
+
+    retryable = False
+
+
 class ServerFailed(ModelError):
     """The server failed, or its answer could not be understood."""
 
@@ -178,11 +185,15 @@ class StreamInterrupted(WorkflowComposerError):
 
 
 class AllCandidatesFailed(WorkflowComposerError):
-    """Every attempt failed. ``attempts`` lists them in order, each with its cause; their cost is real."""
+    """Every attempt failed. ``attempts`` lists them in order, each with its cause; their cost is real.
+
+    ``summary`` is the message without the causes.
+    """
 
     exit_code = 5
 
     def __init__(self, message: str, *, attempts: Sequence[Attempt] = (), hint: str = "") -> None:
+        self.summary = message
         self.attempts = tuple(attempts)
         causes = "; ".join(f"{a.name}: {a.error}" for a in self.attempts)
         super().__init__(f"{message}: {causes}" if causes else message, hint=hint)

@@ -24,6 +24,7 @@ from workflow_composer.errors import (
     EgressDenied,
     ModelError,
     ModelNotFound,
+    QuotaExhausted,
     RateLimited,
     ServerFailed,
     ServerUnreachable,
@@ -44,12 +45,6 @@ _OVERFLOW = re.compile(
 _QUOTA = re.compile(r"insufficient_quota|insufficient balance|credit balance is too low|billing_", re.IGNORECASE)
 _KEY = re.compile(r"(?i)bearer\s+[^\s'\",]+|\bsk-[\w*.-]{4,}|api[-_]key[=:]\s*[^\s'\",]+")
 _BODY = re.compile(r"""['"](?:input|body|messages)['"]\s*:.*""", re.DOTALL)
-
-
-class QuotaExhausted(RateLimited):
-    """The account has no credit left: asking again in a moment is of no use, asking another is."""
-
-    retryable = False
 
 
 @dataclass(frozen=True, slots=True)

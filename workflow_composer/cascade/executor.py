@@ -178,8 +178,8 @@ class PlanExecutor:
             return DeadlineExceeded("the request's time is over", attempts=trace.attempts, hint="allow it more time")
         if self._local_only:
             hint = "the profile forbids the cloud, so nothing was sent elsewhere; see which servers are up: status"
-            return LocalModelUnavailable(error.message, attempts=trace.attempts, hint=hint)
-        return AllCandidatesFailed(error.message, attempts=trace.attempts, hint="see which servers are up: status")
+            return LocalModelUnavailable(error.summary, attempts=trace.attempts, hint=hint)
+        return AllCandidatesFailed(error.summary, attempts=trace.attempts, hint="see which servers are up: status")
 
 
 def within(call: ModelCall, limit: float) -> ModelCall:

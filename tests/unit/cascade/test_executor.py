@@ -100,8 +100,9 @@ class TestFallback:
     async def test_where_the_cloud_is_forbidden_the_error_says_that_nothing_was_sent_out(self, bench, fake):
         """A profile without the cloud ends in `LocalModelUnavailable`, whatever failed."""
         b = bench(fake("a", ServerUnreachable("refused")), local_only=True)
-        with pytest.raises(LocalModelUnavailable, match="nothing was sent elsewhere"):
+        with pytest.raises(LocalModelUnavailable, match="nothing was sent elsewhere") as caught:
             await b.executor.run(one_tier(b), ASK, b.trace)
+        assert str(caught.value).count("refused") == 3  # once per attempt
 
     async def test_a_fault_in_a_backends_code_is_a_failed_call(self, bench, fake):
         """A plugin's bug does not keep another candidate from answering, and is named."""
