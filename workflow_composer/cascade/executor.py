@@ -7,21 +7,18 @@ is left, an earlier answer that was not accepted is returned as such; where ther
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from workflow_composer.cascade.attempt import MeteredCall, Observer, Trace, Walk
+from workflow_composer.cascade.attempt import Bounded, MeteredCall, Observer, Trace, Walk
 from workflow_composer.cascade.endpoint import Endpoint
 from workflow_composer.cascade.retry import Deadline, RetryPolicy
 from workflow_composer.errors import (
     AllCandidatesFailed,
-    CallTimeout,
     DeadlineExceeded,
     LocalModelUnavailable,
     ModelError,
     ServerFailed,
-    WorkflowComposerError,
 )
 from workflow_composer.types import (
     Candidate,
@@ -105,15 +102,8 @@ class PlanExecutor:
     async def _attempt(self, endpoint: Endpoint, call: ModelCall, walk: Walk) -> Completion:
         with MeteredCall(endpoint, walk) as metered:
             limit = self.limit(walk.trace.deadline)
-            try:
-                async with asyncio.timeout(limit):
-                    done = await endpoint.backend.complete(within(call, limit))
-            except TimeoutError:
-                raise CallTimeout(f"no complete answer within {limit:.1f} s") from None
-            except WorkflowComposerError:
-                raise
-            except Exception as error:
-                raise broken(endpoint, error) from error
+            async with Bounded(endpoint, limit, f"no complete answer within {limit:.1f} s"):
+                done = await endpoint.backend.complete(within(call, limit))
             metered.usage = done.usage
             if not done.samples:
                 raise ServerFailed("the answer holds no choices")
@@ -127,15 +117,8 @@ class PlanExecutor:
             try:
                 with MeteredCall(endpoint, walk) as metered:
                     limit = self.limit(trace.deadline)
-                    try:
-                        async with asyncio.timeout(limit):
-                            found = await endpoint.backend.embed(texts, timeout=limit)
-                    except TimeoutError:
-                        raise CallTimeout(f"no embeddings within {limit:.1f} s") from None
-                    except WorkflowComposerError:
-                        raise
-                    except Exception as error:
-                        raise broken(endpoint, error) from error
+                    async with Bounded(endpoint, limit, f"no embeddings within {limit:.1f} s"):
+                        found = await endpoint.backend.embed(texts, timeout=limit)
                     metered.usage = found.usage
             except ModelError as error:
                 await walk.failed(error)
@@ -189,9 +172,3 @@ def within(call: ModelCall, limit: float) -> ModelCall:
         return call
     cut = Timeouts(min(times.connect, limit), min(times.first_token, limit), limit)
     return replace(call, timeouts=cut)
-
-
-def broken(endpoint: Endpoint, error: Exception) -> ServerFailed:
-    """A backend raised what it must not: a fault of its code, which should still not keep another from answering."""
-    kind = type(endpoint.backend).__name__
-    return ServerFailed(f"{kind} raised {type(error).__name__}: {error}", hint="this is a fault in the backend's code")

@@ -7,22 +7,19 @@ arrives in one piece once it is accepted.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from workflow_composer.cascade.attempt import MeteredCall, Trace, Walk
+from workflow_composer.cascade.attempt import Bounded, MeteredCall, Trace, Walk
 from workflow_composer.cascade.endpoint import Endpoint
-from workflow_composer.cascade.executor import Outcome, PlanExecutor, broken, within
+from workflow_composer.cascade.executor import Outcome, PlanExecutor, within
 from workflow_composer.errors import (
     AllCandidatesFailed,
-    CallTimeout,
     ModelError,
     ServerFailed,
     StreamInterrupted,
-    WorkflowComposerError,
 )
 from workflow_composer.types import ALWAYS, Chunk, LLMRequest, ModelCall, Plan, Sample, Tier, TokenLogprob, Usage
 
@@ -100,15 +97,8 @@ class StreamRun:
                 while True:
                     whole = limit - (time.monotonic() - started)
                     wait = whole if told.pieces else min(whole, call.timeouts.first_token)
-                    try:
-                        async with asyncio.timeout(wait):
-                            piece = await anext(pieces, None)
-                    except TimeoutError:
-                        raise _late(told, limit, call) from None
-                    except WorkflowComposerError:
-                        raise
-                    except Exception as error:
-                        raise broken(endpoint, error) from error
+                    async with Bounded(endpoint, wait, _late(told, limit, call)):
+                        piece = await anext(pieces, None)
                     if piece is None:
                         break
                     told.hear(piece)
@@ -118,10 +108,10 @@ class StreamRun:
                 raise ServerFailed("the stream stopped before its end")
 
 
-def _late(told: _Told, limit: float, call: ModelCall) -> CallTimeout:
+def _late(told: _Told, limit: float, call: ModelCall) -> str:
     if told.pieces:
-        return CallTimeout(f"the stream did not end within {limit:.1f} s")
-    return CallTimeout(f"no first token within {min(limit, call.timeouts.first_token):.1f} s")
+        return f"the stream did not end within {limit:.1f} s"
+    return f"no first token within {min(limit, call.timeouts.first_token):.1f} s"
 
 
 class _Told:
