@@ -163,7 +163,7 @@ class FakeBackend:
     async def embed(self, texts: Sequence[str], *, timeout: float) -> Embeddings:
         """Return one vector per text."""
         self.embedded.extend(texts)
-        tokens = sum(len(_pieces(text)) for text in texts)
+        tokens = sum(map(_count, texts))
         return Embeddings(tuple(tuple(self._vector(text)) for text in texts), self.model, Usage(tokens), self.name)
 
     async def health(self, *, timeout: float) -> EndpointStatus:
@@ -202,8 +202,8 @@ class FakeBackend:
             return item
         given: Sequence[str | Sample] = (item,) if isinstance(item, (str, Sample)) else item
         samples = tuple(self._sample(given[i % len(given)], call.request) for i in range(call.samples))
-        prompt = sum(len(_pieces(text)) for message in call.request.messages for text in texts(message))
-        return Completion(samples, Usage(prompt, sum(len(_pieces(s.text)) for s in samples)), self.model)
+        prompt = sum(_count(text) for message in call.request.messages for text in texts(message))
+        return Completion(samples, Usage(prompt, sum(_count(sample.text) for sample in samples)), self.model)
 
     def _sample(self, given: str | Sample, request: LLMRequest) -> Sample:
         sample = Sample(given, "stop") if isinstance(given, str) else given
@@ -220,6 +220,11 @@ class FakeBackend:
 def _pieces(text: str) -> list[str]:
     """Words with the space before them; joined they are the text."""
     return _PIECES.findall(text)
+
+
+def _count(text: str) -> int:
+    """How many `_pieces` there are, at a third of the cost."""
+    return len(text.split()) + text[-1:].isspace()
 
 
 def _chunks(sample: Sample) -> list[Chunk]:

@@ -7,6 +7,8 @@ import doctest
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from workflow_composer.backends import fake as module
 from workflow_composer.backends.base import Backend
@@ -137,6 +139,13 @@ async def test_a_stream_closed_early_counts_as_cancelled():
     assert (await anext(stream)).text == "one"
     await stream.aclose()
     assert (backend.cancelled, backend.in_flight) == (1, 0)
+
+
+@given(text=st.text(st.sampled_from("ab \n\t\x1c\xa0\u2003ä"), max_size=12))
+def test_counted_tokens_are_the_streamed_ones(text):
+    """The quick count agrees with the pieces, whatever the white space."""
+    assert module._count(text) == len(module._pieces(text))
+    assert "".join(module._pieces(text)) == text
 
 
 @pytest.mark.parametrize("text", ["", " ", "one", "one two\n three ", "\n\nx"])
