@@ -117,22 +117,29 @@ def metric_of(
 ) -> RoutingMetric:
     """The line about one request, answered or not; with the prompt's text only where debugging is on."""
     usage = trace.usage
-    last = trace.attempts[-1] if trace.attempts else None
-    decision = response.decision if response else None
+    if response is not None:
+        decision = response.decision
+        candidate, tier, depth, model = decision.candidate, decision.tier, decision.fallback_depth, decision.model
+    elif trace.attempts:
+        last = trace.attempts[-1]
+        candidate, tier, depth = last.name, last.tier, last.candidate
+    else:
+        candidate, tier, depth = "", 0, 0
+    overhead = seconds - trace.waited
     return RoutingMetric(
-        timestamp=datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds"),
+        timestamp=_timestamp(),
         request_id=request.request_id,
         strategy=config.profile_name,
-        router=plan.router if plan else "",
+        router=plan.router if plan is not None else "",
         task_type=request.task_type,
         query_length=request.query_length,
-        model_used=decision.model if decision else model,
-        candidate=decision.candidate if decision else (last.name if last else ""),
-        tier=decision.tier if decision else (last.tier if last else 0),
-        fallback_depth=decision.fallback_depth if decision else (last.candidate if last else 0),
-        escalated=decision.escalated if decision else bool(last and last.tier),
+        model_used=model,
+        candidate=candidate,
+        tier=tier,
+        fallback_depth=depth,
+        escalated=tier > 0,
         latency_ms=seconds * 1000.0,
-        overhead_ms=max(0.0, seconds - trace.waited) * 1000.0,
+        overhead_ms=overhead * 1000.0 if overhead > 0.0 else 0.0,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         cost=trace.cost,
@@ -141,3 +148,18 @@ def metric_of(
         attempts=len(trace.attempts),
         prompt="\n".join(text for message in request.messages for text in texts(message)) if debug else None,
     )
+
+
+_second: tuple[int, str] = (0, "")
+
+
+def _timestamp() -> str:
+    """Now, in ISO 8601 to the millisecond, UTC. The part down to the second is made once a second."""
+    global _second  # noqa: PLW0603  # a pair, replaced by one assignment; two threads may both make it
+    now = time.time()
+    whole = int(now)
+    second, text = _second
+    if second != whole:
+        text = datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        _second = (whole, text)
+    return f"{text}.{int((now - whole) * 1000.0):03d}+00:00"

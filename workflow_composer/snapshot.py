@@ -97,17 +97,19 @@ class Snapshot:
         """Count a request out; the last one of a retired snapshot closes it."""
         with self._lock:
             self._users -= 1
-        await self._close_if_unused()
+            unused = self._retired and not self._users
+        if unused:
+            await self._close()
 
     async def retire(self) -> None:
         """Let no new request in once the last one has ended; closes at once where none runs."""
         with self._lock:
             self._retired = True
-        await self._close_if_unused()
+            unused = not self._users
+        if unused:
+            await self._close()
 
-    async def _close_if_unused(self) -> None:
-        if not self._retired:
-            return
+    async def _close(self) -> None:
         with self._lock:
             if self._users or self._closed:
                 return

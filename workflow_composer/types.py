@@ -79,7 +79,11 @@ class LLMRequest:
     @property
     def query_length(self) -> int:
         """Characters of text in all messages."""
-        return sum(len(text) for message in self.messages for text in texts(message))
+        length = 0
+        for message in self.messages:
+            content = message.get("content")
+            length += len(content) if isinstance(content, str) else sum(map(len, texts(message)))
+        return length
 
 
 def texts(message: Message) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The shipped thousand problems through the command line: it finishes, with progress, and the accuracy is the model card's."""
+"""The shipped thousand problems through the command line: it finishes, with progress, as accurate as the model card says."""
 
 import json
 import re

@@ -12,12 +12,9 @@ from workflow_composer.cascade.endpoint import Endpoint
 from workflow_composer.cascade.retry import Deadline, RetryPolicy
 from workflow_composer.errors import (
     AllCandidatesFailed,
-    CallTimeout,
     CircuitOpen,
     ContextOverflow,
     ModelError,
-    ServerFailed,
-    WorkflowComposerError,
 )
 from workflow_composer.types import Attempt, Candidate, LLMRequest, Plan, Tier, Usage, Verdict
 
@@ -106,38 +103,6 @@ class MeteredCall:
                 None if error is None else type(error).__name__,
             )
         )
-
-
-class Bounded:
-    """One await on a backend: it ends in ``seconds`` (else `CallTimeout`), and raises nothing but the package's errors.
-
-    A foreign exception is a fault in the backend's code, which should still not keep another candidate from answering.
-    """
-
-    __slots__ = ("_endpoint", "_late", "_timeout")
-
-    def __init__(self, endpoint: Endpoint, seconds: float, late: str) -> None:
-        self._endpoint = endpoint
-        self._late = late
-        self._timeout = asyncio.timeout(seconds)
-
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            await self._timeout.__aexit__(kind, error, traceback)
-        except TimeoutError:
-            raise CallTimeout(self._late) from None
-        if isinstance(error, TimeoutError):
-            raise CallTimeout(self._late) from error
-        if isinstance(error, Exception) and not isinstance(error, WorkflowComposerError):
-            name = type(self._endpoint.backend).__name__
-            raise ServerFailed(
-                f"{name} raised {type(error).__name__}: {error}", hint="this is a fault in the backend's code"
-            ) from error
 
 
 class Walk:

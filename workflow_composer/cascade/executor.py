@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from workflow_composer.cascade.attempt import Bounded, MeteredCall, Observer, Trace, Walk
+from workflow_composer.cascade.attempt import MeteredCall, Observer, Trace, Walk
+from workflow_composer.cascade.bound import Bounded
 from workflow_composer.cascade.endpoint import Endpoint
 from workflow_composer.cascade.retry import Deadline, RetryPolicy
 from workflow_composer.errors import (
@@ -34,7 +35,7 @@ from workflow_composer.types import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: made for every request, and seen by two functions
 class Outcome:
     """The answer of a run: which candidate in which tier gave it, and what the tier's rule said."""
 
@@ -102,7 +103,7 @@ class PlanExecutor:
     async def _attempt(self, endpoint: Endpoint, call: ModelCall, walk: Walk) -> Completion:
         with MeteredCall(endpoint, walk) as metered:
             limit = self.limit(walk.trace.deadline)
-            async with Bounded(endpoint, limit, f"no complete answer within {limit:.1f} s"):
+            with Bounded(endpoint, limit, "complete answer"):
                 done = await endpoint.backend.complete(within(call, limit))
             metered.usage = done.usage
             if not done.samples:
@@ -117,7 +118,7 @@ class PlanExecutor:
             try:
                 with MeteredCall(endpoint, walk) as metered:
                     limit = self.limit(trace.deadline)
-                    async with Bounded(endpoint, limit, f"no embeddings within {limit:.1f} s"):
+                    with Bounded(endpoint, limit, "embeddings"):
                         found = await endpoint.backend.embed(texts, timeout=limit)
                     metered.usage = found.usage
             except ModelError as error:

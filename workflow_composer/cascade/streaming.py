@@ -12,7 +12,8 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from workflow_composer.cascade.attempt import Bounded, MeteredCall, Trace, Walk
+from workflow_composer.cascade.attempt import MeteredCall, Trace, Walk
+from workflow_composer.cascade.bound import Bounded
 from workflow_composer.cascade.endpoint import Endpoint
 from workflow_composer.cascade.executor import Outcome, PlanExecutor, within
 from workflow_composer.errors import (
@@ -97,7 +98,7 @@ class StreamRun:
                 while True:
                     whole = limit - (time.monotonic() - started)
                     wait = whole if told.pieces else min(whole, call.timeouts.first_token)
-                    async with Bounded(endpoint, wait, _late(told, limit, call)):
+                    with Bounded(endpoint, wait, "end of the stream" if told.pieces else "first token"):
                         piece = await anext(pieces, None)
                     if piece is None:
                         break
@@ -106,12 +107,6 @@ class StreamRun:
                     yield piece
             if told.finish_reason is None:
                 raise ServerFailed("the stream stopped before its end")
-
-
-def _late(told: _Told, limit: float, call: ModelCall) -> str:
-    if told.pieces:
-        return f"the stream did not end within {limit:.1f} s"
-    return f"no first token within {min(limit, call.timeouts.first_token):.1f} s"
 
 
 class _Told:

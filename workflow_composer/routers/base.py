@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from workflow_composer.strategy import StrategyConfig
 
 
+_MOST_PLANS = 1024
+"""Task types come from outside; what is remembered about them has a limit."""
+
+
 class RouterSettings(BaseModel):
     """Base of a router's settings in a profile: declared once, checked, frozen. A router without any uses this one."""
 
@@ -52,6 +56,9 @@ class Router(ABC):
     def __init__(self, context: RouterContext, settings: Mapping[str, Any] | None = None) -> None:
         self.context = context
         self.settings = self.Settings.model_validate(dict(settings or {}))
+        self._plans: dict[tuple[object, ...], Plan | None] = {}
+        self._planned_for: ResourceStatus | None = None
+        self._listed = any(spec.capabilities for spec in context.config.models.values())
 
     @abstractmethod
     def plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
@@ -69,6 +76,20 @@ class Router(ABC):
     def target(self, request: LLMRequest) -> str | None:
         """What the caller named, else where the profile sends the task; None where it sends it nowhere."""
         return request.model or self.context.config.route_of(request.task_type)
+
+    def remembered(
+        self, request: LLMRequest, resources: ResourceStatus, make: Callable[[LLMRequest, ResourceStatus], Plan | None]
+    ) -> Plan | None:
+        """``make(request, resources)``, kept for requests of one model, task and needs while the resources are the same.
+
+        For routers that look at nothing else of a request. Plans are immutable, so one serves many requests.
+        """
+        if resources is not self._planned_for or len(self._plans) >= _MOST_PLANS:
+            self._plans, self._planned_for = {}, resources
+        key = (request.model, request.task_type, request.needs if self._listed else None)
+        if key not in self._plans:
+            self._plans[key] = make(request, resources)
+        return self._plans[key]
 
     def usable(
         self, candidates: Iterable[Candidate], request: LLMRequest, resources: ResourceStatus

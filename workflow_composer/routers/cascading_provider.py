@@ -29,6 +29,9 @@ class CascadingProviderRouter(Router):
 
     def plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
         """Line up the task's models and the fallbacks."""
+        return self.remembered(request, resources, self._plan)
+
+    def _plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
         target = self.target(request)
         if target is None:
             return None

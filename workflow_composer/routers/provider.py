@@ -18,6 +18,9 @@ class ProviderRouter(Router):
 
     def plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
         """Name the one model."""
+        return self.remembered(request, resources, self._plan)
+
+    def _plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
         target = self.target(request)
         if target is None:
             return None

@@ -18,6 +18,9 @@ class T4ModelRouter(Router):
 
     def plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
         """Send the task to its server."""
+        return self.remembered(request, resources, self._plan)
+
+    def _plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
         target = self.target(request)
         if target is None:
             return None

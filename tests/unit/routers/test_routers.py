@@ -163,6 +163,25 @@ class TestCapabilities:
             plan(T4ModelRouter(context(models=models)), "code")
 
 
+class TestRemembering:
+    def test_requests_of_a_kind_share_a_plan_and_others_do_not(self):
+        """Model, task and resources decide; what was learned of the resources is never missed."""
+        router, resources = CascadingProviderRouter(context()), ResourceStatus(cloud_apis={"first": True, "second": True})
+        code = LLMRequest.of("x", task_type="code")
+        first = router.plan(code, resources)
+        assert router.plan(LLMRequest.of("y", task_type="code"), resources) is first
+        assert names(router.plan(LLMRequest.of("x", task_type="chat"), resources)) == [["first", "second"]]
+        assert names(router.plan(LLMRequest.of("x", task_type="code", model="second"), resources)) == [["second"]]
+        assert names(router.plan(code, ResourceStatus(cloud_apis={"first": False}))) == [["coder", "second"]]
+
+    def test_what_is_remembered_has_a_limit(self):
+        """Task types are the callers' words."""
+        router, resources = ProviderRouter(context()), ResourceStatus()
+        for number in range(3000):
+            router.plan(LLMRequest.of("x", task_type=f"t{number}"), resources)
+        assert len(router._plans) <= 1024
+
+
 class TestEvery:
     @pytest.mark.parametrize("router", [T4ModelRouter, ProviderRouter, CascadingProviderRouter])
     async def test_route_runs_the_plan(self, router):
