@@ -54,7 +54,7 @@ async def test_limits_nest_with_those_of_the_caller(bench, fake):
 async def test_after_a_timeout_the_task_goes_on_undisturbed(bench, fake):
     """The cancellation that ended the await does not linger."""
     endpoint = bench(fake("a")).endpoints["a"]
-    with pytest.raises(CallTimeout, match="no answer within 0.0 s"), Bounded(endpoint, 0.01, "answer"):
+    with pytest.raises(CallTimeout, match=r"no answer within 0\.0 s"), Bounded(endpoint, 0.01, "answer"):
         await asyncio.sleep(30)
     assert asyncio.current_task().cancelling() == 0
     await asyncio.sleep(0.02)
