@@ -18,8 +18,9 @@ from workflow_composer.errors import CallTimeout, ServerFailed, WorkflowComposer
 class Bounded:
     """One await on a backend: it raises nothing but the package's errors, and ends within ``seconds``.
 
-    Otherwise that is a `CallTimeout`, which says that there was no ``what`` within that time. A foreign exception is a fault in the backend's code, which should still not keep another candidate from answering.
-    Cancellation is told from lateness as in `asyncio.timeout`.
+    Otherwise that is a `CallTimeout`, which says that there was no ``what`` within that time. A foreign exception is a fault
+    in the backend's code, which should still not keep another candidate from answering. Cancellation is told from lateness
+    as in `asyncio.timeout`.
     """
 
     __slots__ = ("_cancelling", "_endpoint", "_seconds", "_task", "_watch", "_what", "deadline", "expired")
