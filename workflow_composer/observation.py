@@ -116,15 +116,13 @@ def metric_of(
     model: str = "",
 ) -> RoutingMetric:
     """The line about one request, answered or not; with the prompt's text only where debugging is on."""
-    usage = trace.usage
     if response is not None:
-        decision = response.decision
+        decision, usage, cost = response.decision, response.usage, response.cost
         candidate, tier, depth, model = decision.candidate, decision.tier, decision.fallback_depth, decision.model
-    elif trace.attempts:
-        last = trace.attempts[-1]
-        candidate, tier, depth = last.name, last.tier, last.candidate
     else:
-        candidate, tier, depth = "", 0, 0
+        usage, cost = trace.usage, trace.cost
+        last = trace.attempts[-1] if trace.attempts else None
+        candidate, tier, depth = (last.name, last.tier, last.candidate) if last else ("", 0, 0)
     overhead = seconds - trace.waited
     return RoutingMetric(
         timestamp=_timestamp(),
@@ -142,7 +140,7 @@ def metric_of(
         overhead_ms=overhead * 1000.0 if overhead > 0.0 else 0.0,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
-        cost=trace.cost,
+        cost=cost,
         success=error is None,
         error=None if error is None else type(error).__name__,
         attempts=len(trace.attempts),

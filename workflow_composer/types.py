@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
+from workflow_composer.values import quick
+
 Message = Mapping[str, Any]
 """One chat message in OpenAI's form: ``{"role": "user", "content": "..."}``."""
 
@@ -29,6 +31,7 @@ def new_request_id() -> str:
 # --------------------------------------------------------------------------------------------------------- the request
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LLMRequest:
     """What a caller asks. Times in seconds.
@@ -106,6 +109,7 @@ def _shows_images(message: Message) -> bool:
 # ------------------------------------------------------------------------------------------------------------ the plan
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One model that could answer.
@@ -122,6 +126,7 @@ class Candidate:
     capabilities: tuple[str, ...] = ()
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Whether a tier's answer is taken. ``confidence`` is None where nothing is known: unknown is not confident."""
@@ -155,6 +160,7 @@ class AlwaysAccept:
 ALWAYS = AlwaysAccept()
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Tier:
     """Candidates in order of preference: the next is asked only while calls fail (fallback).
@@ -169,6 +175,7 @@ class Tier:
     accept: Acceptance = ALWAYS
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Tiers in order of strength: the next is asked only while the answer is not accepted (escalation).
@@ -194,6 +201,7 @@ class Timeouts:
     total: float = 300.0
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class ModelCall:
     """What a backend is asked to do: one request, so many samples at this temperature, in this time."""
@@ -213,6 +221,7 @@ class TokenLogprob:
     top: tuple[tuple[str, float], ...] = ()
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One answer. ``logprobs`` is None where the backend returned none."""
@@ -223,6 +232,7 @@ class Sample:
     logprobs: tuple[TokenLogprob, ...] | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens of one call, or of several added up; prompt tokens count once per call, whatever the number of samples."""
@@ -239,6 +249,7 @@ class Usage:
         return self.prompt_tokens + self.completion_tokens
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What a backend returns: ``samples`` answers by ``model`` (the name the server gives)."""
@@ -248,6 +259,7 @@ class Completion:
     model: str
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of a streamed answer. The last one of a stream may carry only ``usage``."""
@@ -279,6 +291,7 @@ class Embeddings:
 # ---------------------------------------------------------------------------------------------------------- the answer
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One call that was made: which candidate, in which tier, how it ended and what it cost (dollars)."""
@@ -294,6 +307,7 @@ class Attempt:
     error_type: str | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class RoutingDecision:
     """What was decided and what ran. ``fallback_depth`` counts candidates that failed within the deciding tier;
@@ -316,6 +330,7 @@ class RoutingDecision:
         return self.tier > 0
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class LLMResponse:
     """The answer, and everything that led to it. ``cost`` (dollars) includes failed attempts and rejected tiers.

@@ -46,7 +46,7 @@ def test_a_shipped_profile_explains_itself(name):
     """It begins with what it is for and how it is started; its parts have comments."""
     lines = (PROFILES / f"{name}.yaml").read_text().splitlines()
     assert lines[0].startswith("# ")
-    assert f'ModelOrchestrator(strategy="{name}")' in "\n".join(lines)
+    assert f"python -m workflow_composer -s {name} " in "\n".join(lines)
     assert sum(line.lstrip().startswith("#") for line in lines) >= 9
     assert max(map(len, lines)) <= 125
 

@@ -113,8 +113,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         if self._policy.is_local(host, port):
             return None
         found = _variable(self._environ, f"{url.scheme}_proxy") or _variable(self._environ, "all_proxy")
-        # typeshed lacks the second parameter of this function, which is older than typeshed.
-        bypass: Any = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]
+        bypass: Any = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]  # older than typeshed, and not in it
         if not found or bypass(f"{host}:{port}", {"no": _variable(self._environ, "no_proxy")}):
             return None
         return found if "://" in found else f"http://{found}"
