@@ -124,27 +124,28 @@ def metric_of(
         last = trace.attempts[-1] if trace.attempts else None
         candidate, tier, depth = (last.name, last.tier, last.candidate) if last else ("", 0, 0)
     overhead = seconds - trace.waited
+    # By position: twenty keywords would take longer than everything else here.
     return RoutingMetric(
-        timestamp=_timestamp(),
-        request_id=request.request_id,
-        strategy=config.profile_name,
-        router=plan.router if plan is not None else "",
-        task_type=request.task_type,
-        query_length=request.query_length,
-        model_used=model,
-        candidate=candidate,
-        tier=tier,
-        fallback_depth=depth,
-        escalated=tier > 0,
-        latency_ms=seconds * 1000.0,
-        overhead_ms=overhead * 1000.0 if overhead > 0.0 else 0.0,
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        cost=cost,
-        success=error is None,
-        error=None if error is None else type(error).__name__,
-        attempts=len(trace.attempts),
-        prompt="\n".join(text for message in request.messages for text in texts(message)) if debug else None,
+        _timestamp(),  # timestamp
+        request.request_id,
+        config.profile_name,  # strategy
+        plan.router if plan is not None else "",  # router
+        request.task_type,
+        request.query_length,
+        model,  # model_used
+        candidate,
+        tier,
+        depth,  # fallback_depth
+        tier > 0,  # escalated
+        seconds * 1000.0,  # latency_ms
+        overhead * 1000.0 if overhead > 0.0 else 0.0,  # overhead_ms
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        cost,
+        error is None,  # success
+        None if error is None else type(error).__name__,  # error
+        len(trace.attempts),  # attempts
+        "\n".join(text for message in request.messages for text in texts(message)) if debug else None,  # prompt
     )
 
 

@@ -13,7 +13,7 @@ _LINE = (
 )
 
 
-@dataclass(slots=True, kw_only=True)  # not frozen: that alone would double the time to make one
+@dataclass(slots=True)  # not frozen: that alone would double the time to make one
 class RoutingMetric:
     """One request: what was decided, what ran, what it cost. Times in milliseconds, cost in dollars.
 
