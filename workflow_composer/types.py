@@ -1,8 +1,8 @@
 """The values that flow between layers.
 
 Read from top to bottom, this file follows one request: a caller makes an `LLMRequest`; a router turns it, with what
-`ResourceStatus` tells, into a `Plan`; the executor makes one `ModelCall` per attempt; a backend returns a `Completion`;
-and the caller gets an `LLMResponse` that says what happened. All are immutable.
+`ResourceStatus` tells, into a `Plan` (in `workflow_composer.plan`, offered here too); the executor makes one `ModelCall` per
+attempt; a backend returns a `Completion`; and the caller gets an `LLMResponse` that says what happened. All are immutable.
 """
 
 from __future__ import annotations
@@ -12,9 +12,41 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
+from workflow_composer.plan import ALWAYS, Acceptance, AlwaysAccept, Candidate, Plan, Tier, Verdict, Voting
 from workflow_composer.values import quick
+
+__all__ = [
+    "ALWAYS",
+    "ANY_TASK",
+    "EMPTY",
+    "Acceptance",
+    "AlwaysAccept",
+    "Attempt",
+    "Candidate",
+    "Chunk",
+    "Completion",
+    "Embeddings",
+    "EndpointStatus",
+    "LLMRequest",
+    "LLMResponse",
+    "Message",
+    "ModelCall",
+    "Plan",
+    "ResourceStatus",
+    "RoutingDecision",
+    "Sample",
+    "Tier",
+    "TierResult",
+    "Timeouts",
+    "TokenLogprob",
+    "Usage",
+    "Verdict",
+    "Voting",
+    "new_request_id",
+    "texts",
+]
 
 Message = Mapping[str, Any]
 """One chat message in OpenAI's form: ``{"role": "user", "content": "..."}``."""
@@ -36,9 +68,10 @@ def new_request_id() -> str:
 class LLMRequest:
     """What a caller asks. Times in seconds.
 
-    ``task_type`` selects the route in the profile. ``model`` names a role, tier or catalogue model instead and leaves the
-    router no choice. Every field that is not None reaches the model unchanged or raises `Unsupported`; ``extra`` holds
-    fields that only some servers know and is passed through as it is.
+    ``task_type`` selects the route in the profile. ``model`` names a role, tier, catalogue model or routing string instead
+    and leaves the router no choice. ``budget`` is what the answer may cost (dollars): no tier is started that would
+    probably cost more than is left of it. Every other field that is not None reaches the model unchanged or raises
+    `Unsupported`; ``extra`` holds fields that only some servers know and is passed through as it is.
     """
 
     messages: tuple[Message, ...]
@@ -57,6 +90,7 @@ class LLMRequest:
     response_format: Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     timeout: float | None = None
+    budget: float | None = None
     metadata: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     request_id: str = field(default_factory=new_request_id)
 
@@ -106,89 +140,6 @@ def _shows_images(message: Message) -> bool:
     return any(isinstance(part, Mapping) and str(part.get("type", "")).startswith("image") for part in content)
 
 
-# ------------------------------------------------------------------------------------------------------------ the plan
-
-
-@quick
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One model that could answer.
-
-    ``name`` is its key among the profile's models; ``local`` says whether its bytes stay on the profile's own machines;
-    ``endpoint`` names the role of the server behind it, where there is one; ``capabilities`` is empty where nothing is
-    known.
-    """
-
-    name: str
-    local: bool
-    context_length: int | None = None
-    endpoint: str | None = None
-    capabilities: tuple[str, ...] = ()
-
-
-@quick
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether a tier's answer is taken. ``confidence`` is None where nothing is known: unknown is not confident."""
-
-    accepted: bool
-    confidence: float | None = None
-    reason: str = ""
-
-
-class Acceptance(Protocol):
-    """Decides whether a tier's samples answer the request."""
-
-    def __call__(self, samples: Sequence[Sample]) -> Verdict:
-        """Judge the samples of one tier, best known first."""
-        ...
-
-
-class AlwaysAccept:
-    """Take whatever comes."""
-
-    _verdict = Verdict(accepted=True, reason="always accepted")
-
-    def __call__(self, samples: Sequence[Sample]) -> Verdict:
-        """Accept; the confidence stays unknown."""
-        return self._verdict
-
-    def __repr__(self) -> str:
-        return "always"
-
-
-ALWAYS = AlwaysAccept()
-
-
-@quick
-@dataclass(frozen=True, slots=True)
-class Tier:
-    """Candidates in order of preference: the next is asked only while calls fail (fallback).
-
-    ``samples`` answers are drawn from the one that works, at ``temperature`` (None: the request's own).
-    """
-
-    candidates: tuple[Candidate, ...]
-    name: str = ""
-    samples: int = 1
-    temperature: float | None = None
-    accept: Acceptance = ALWAYS
-
-
-@quick
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Tiers in order of strength: the next is asked only while the answer is not accepted (escalation).
-
-    ``reason`` tells a person why; ``left_out`` what could have served but may not or cannot, each with its reason.
-    """
-
-    tiers: tuple[Tier, ...]
-    router: str = ""
-    reason: str = ""
-    left_out: tuple[str, ...] = ()
-
-
 # ------------------------------------------------------------------------------------------------------------ the call
 
 
@@ -204,12 +155,17 @@ class Timeouts:
 @quick
 @dataclass(frozen=True, slots=True)
 class ModelCall:
-    """What a backend is asked to do: one request, so many samples at this temperature, in this time."""
+    """What a backend is asked to do: one request, so many samples at this temperature, in this time.
+
+    ``first_sample`` is the number of the first of them where earlier calls have drawn others of the same request, so that
+    a seed gives other samples and a recording the next ones.
+    """
 
     request: LLMRequest
     samples: int = 1
     temperature: float | None = None
     timeouts: Timeouts = Timeouts()
+    first_sample: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +265,25 @@ class Attempt:
 
 @quick
 @dataclass(frozen=True, slots=True)
+class TierResult:
+    """What became of one tier: its samples, in the order in which they came, and the verdict on them.
+
+    Empty samples: no candidate answered. ``usage``, ``cost`` (dollars) and ``latency_ms`` include failed attempts.
+    """
+
+    tier: int
+    name: str
+    candidate: str
+    model: str
+    samples: tuple[Sample, ...]
+    verdict: Verdict
+    usage: Usage
+    cost: float
+    latency_ms: float
+
+
+@quick
+@dataclass(frozen=True, slots=True)
 class RoutingDecision:
     """What was decided and what ran. ``fallback_depth`` counts candidates that failed within the deciding tier;
     ``tier`` counts escalations: 0 is the first.
@@ -335,8 +310,8 @@ class RoutingDecision:
 class LLMResponse:
     """The answer, and everything that led to it. ``cost`` (dollars) includes failed attempts and rejected tiers.
 
-    ``confidence`` is None where it is unknown. ``accepted`` is False where the last tier's answer was taken although its
-    rule did not accept it.
+    ``confidence`` is None where it is unknown. ``accepted`` is False where an answer was taken although its tier's rule did
+    not accept it. ``tiers`` are all that ran, with every sample, those of rejected tiers included.
     """
 
     text: str
@@ -350,6 +325,7 @@ class LLMResponse:
     overhead_ms: float
     confidence: float | None = None
     accepted: bool = True
+    tiers: tuple[TierResult, ...] = ()
 
     @property
     def model(self) -> str:

@@ -1,0 +1,1 @@
+"""Batches: data sets through plans, row by row, resumable; and what came of them."""
