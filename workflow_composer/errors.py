@@ -8,6 +8,7 @@
     │   └── ProfileError             names file, line, key, what was found, what is allowed
     ├── PluginError                  a plugin is broken or clashes with another
     ├── InputError                   data given by the caller cannot be read
+    │   └── MarkerError              a routing string is malformed; points at the part
     ├── RoutingError                 no plan can be made for a request
     │   └── NoStrategy               nothing is configured and nothing was detected
     ├── EgressDenied                 the profile forbids sending bytes to that host
@@ -26,7 +27,8 @@
     ├── StreamInterrupted            a stream broke after its first token
     └── AllCandidatesFailed          every attempt failed; lists each with its cause
         ├── LocalModelUnavailable    the same, where the profile forbids the cloud
-        └── DeadlineExceeded         the request's time was over before an answer came
+        ├── DeadlineExceeded         the request's time was over before an answer came
+        └── BudgetExceeded           what the request may cost pays for no tier
 
 A `ModelError` says by two flags what may be done about it: ``retryable`` (the same candidate may succeed in a moment) and
 ``fallback`` (another candidate may succeed now). Errors of client libraries are mapped to these classes in one place per
@@ -84,6 +86,23 @@ class InputError(WorkflowComposerError):
     """Data given by the caller cannot be read; the message names the place."""
 
     exit_code = 2
+
+
+class MarkerError(InputError):
+    """A routing string is malformed: ``marker[start:end]`` is the part at fault."""
+
+    def __init__(self, marker: object, start: int, end: int, reason: str) -> None:
+        self.marker = marker
+        self.start = start
+        self.end = end
+        self.part = marker[start:end] if isinstance(marker, str) else ""
+        where = f"at {_short(self.part)} (character {start + 1}): " if self.part else ""
+        super().__init__(f"routing string {_short(marker)}: {where}{reason}")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:80]}...{text[-20:]}"
 
 
 class RoutingError(WorkflowComposerError):
@@ -205,3 +224,7 @@ class LocalModelUnavailable(AllCandidatesFailed):
 
 class DeadlineExceeded(AllCandidatesFailed):
     """The request's time was over before an answer came."""
+
+
+class BudgetExceeded(AllCandidatesFailed):
+    """What the request may cost would probably not pay for any tier, so none was started."""
