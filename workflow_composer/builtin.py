@@ -1,4 +1,4 @@
-"""The package's own routers and backends, registered through the same hooks as everyone else's."""
+"""The package's own routers, backends and batch strategies, registered through the same hooks as everyone else's."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from workflow_composer.hookspecs import RegisterBackend, RouterFactory, hookimpl
+from workflow_composer.errors import ConfigError
+from workflow_composer.hookspecs import RegisterBackend, RouterFactory, StrategyFactory, hookimpl
 from workflow_composer.plugins import BUILTIN, PluginHost
 
 ROUTERS = {
     "t4_model": "workflow_composer.routers.t4_model:T4ModelRouter",
     "provider": "workflow_composer.routers.provider:ProviderRouter",
+    "cascade": "workflow_composer.routers.cascade:CascadeRouter",
     "cascading_provider": "workflow_composer.routers.cascading_provider:CascadingProviderRouter",
 }
 BACKENDS = {
@@ -21,17 +23,32 @@ BACKENDS = {
     "replay": "workflow_composer.backends.replay:ReplayBackend",
     "fake": "workflow_composer.backends.fake:FakeBackend.of_spec",
 }
+BATCH_STRATEGIES = {
+    "plain": "workflow_composer.batch.strategies:Plain",
+    "majority_vote": "workflow_composer.batch.strategies:MajorityVote",
+    "cascade": "workflow_composer.batch.strategies:Cascade",
+    "adaptive_k_sampling": "workflow_composer.batch.strategies:AdaptiveKSampling",
+    "cost_aware_escalation": "workflow_composer.batch.strategies:CostAwareEscalation",
+    "entropy_aware_escalation": "workflow_composer.batch.strategies:EntropyAwareEscalation",
+}
 
 
 class _Lazy:
-    """A factory that imports what it makes when it is first used."""
+    """A factory that imports what it makes when it is first used; ``extra`` brings the libraries that this needs."""
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, *, extra: str = "") -> None:
         self._place = place
+        self._extra = extra
 
     def _load(self) -> Any:
         module, _, path = self._place.partition(":")
-        found: Any = import_module(module)
+        try:
+            found: Any = import_module(module)
+        except ModuleNotFoundError as error:
+            if not self._extra:
+                raise
+            hint = f"pip install 'workflow-composer[{self._extra}]'"
+            raise ConfigError(f"{error.name} is not installed", hint=hint) from error
         for name in path.split("."):
             found = getattr(found, name)
         return found
@@ -59,6 +76,12 @@ class BuiltinPlugin:
         """Register the backends of `workflow_composer.backends`."""
         for name, place in BACKENDS.items():
             register(name, _Lazy(place))
+
+    @hookimpl
+    def register_batch_strategies(self, register: Callable[[str, StrategyFactory], None]) -> None:
+        """Register the strategies of `workflow_composer.batch.strategies`."""
+        for name, place in BATCH_STRATEGIES.items():
+            register(name, _Lazy(place, extra="batch"))
 
 
 def plugin_host(*, discover: bool = True, on_broken: Callable[[str, str], None] | None = None) -> PluginHost:

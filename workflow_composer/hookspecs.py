@@ -42,6 +42,9 @@ hookimpl = pluggy.HookimplMarker("workflow_composer")
 RouterFactory = Callable[..., Any]
 """``(context: RouterContext, settings: Mapping) -> Router``; a subclass of `Router` is one."""
 
+StrategyFactory = Callable[..., Any]
+"""``() -> BatchStrategy``, or ``(tier: str) -> BatchStrategy`` where users may name a tier: a class with ``routes``."""
+
 
 class RegisterBackend(Protocol):
     """The callback of `register_backends`."""
@@ -87,14 +90,23 @@ def register_backends(register: RegisterBackend) -> None:
 
 
 @hookspec
-def register_batch_strategies(register: Callable[[str, Callable[..., Any]], None]) -> None:
-    """Offer batch strategies: ways to plan a whole data set.
+def register_batch_strategies(register: Callable[[str, StrategyFactory], None]) -> None:
+    """Offer batch strategies: ways to plan a whole data set. ``name`` is the word behind ``--strategies``.
+
+    A strategy's ``routes`` gives one routing string per question of the piece it is handed. ``questions`` has their
+    ``texts`` (an Arrow array), ``lengths``, ``features`` and, with a probe, ``success(tier)`` as columns; ``context`` the
+    tiers, their prices and what the user set (`workflow_composer.batch.strategies`).
 
     >>> from workflow_composer import hookimpl
+    >>> class ShortOnesCheap:
+    ...     '''Short questions are answered by the cheapest tier, the others by the strongest.'''
+    ...     def routes(self, questions, context):
+    ...         cheapest, strongest = context.tiers[0].name, context.tiers[-1].name
+    ...         return [cheapest if length < 200 else strongest for length in questions.lengths]
     >>> class Plugin:
     ...     @hookimpl
     ...     def register_batch_strategies(self, register):
-    ...         register("cheapest_first", lambda rows, config: rows)
+    ...         register("short_ones_cheap", ShortOnesCheap)
     """
 
 

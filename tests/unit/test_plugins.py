@@ -9,7 +9,9 @@ import pytest
 
 from tests.paths import ROOT
 from workflow_composer import hookspecs
-from workflow_composer.builtin import BACKENDS, ROUTERS, plugin_host
+from workflow_composer.batch.planning import plan
+from workflow_composer.batch.strategies import PlanningContext, PlanningTier
+from workflow_composer.builtin import BACKENDS, BATCH_STRATEGIES, ROUTERS, plugin_host
 from workflow_composer.errors import BadRequest, PluginError
 from workflow_composer.hookspecs import hookimpl
 from workflow_composer.plugins import BUILTIN, PluginHost
@@ -47,10 +49,22 @@ class Entry:
 
 class TestRegistration:
     def test_the_packages_own_parts_are_there(self):
-        """Without any plugin, every built-in router and backend is registered."""
+        """Without any plugin, every built-in router, backend and batch strategy is registered."""
         registry = plugin_host(discover=False).registry
         assert set(registry.routers) == set(ROUTERS)
         assert set(registry.backends) == set(BACKENDS)
+        assert set(registry.batch_strategies) == set(BATCH_STRATEGIES)
+
+    def test_an_example_strategy_plans_as_its_docstring_says(self):
+        """The hook's example is a batch strategy that works."""
+        space = {}
+        for example in doctest.DocTestParser().get_examples(inspect.getdoc(hookspecs.register_batch_strategies)):
+            exec(example.source, space)
+        host = PluginHost()
+        host.add(space["Plugin"](), name="example")
+        context = PlanningContext((PlanningTier("small"), PlanningTier("large")))
+        strategy = host.registry.batch_strategies["short_ones_cheap"].value()
+        assert plan([["short", "long" * 50]], strategy, context).frame.route_to.tolist() == ["small", "large"]
 
     def test_what_a_plugin_registers_is_known_by_its_name(self):
         """The registry says who brought it."""
