@@ -247,7 +247,7 @@ def _table(questions: Any, labels: Any | None) -> pa.Table | None:
 
 
 def _blank(texts: Any) -> Any:
-    """Where a text is empty or white space only. The whole of a text is looked at only where the first letters do not tell."""
+    """Where a text is empty or white space only. Whole texts are looked at only where first letters do not tell."""
     import pyarrow.compute as pc
 
     first = pc.utf8_trim_whitespace(pc.utf8_slice_codeunits(texts, 0, 1))
