@@ -1,0 +1,260 @@
+"""The journal of a batch: every finished row is appended, and a later run goes on where this one stopped.
+
+A process that is killed at any moment loses no row that `Journal.append` has returned from, as the system has it by then.
+A machine that loses power may lose what was written since the last `Journal.sync`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import stat
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+from workflow_composer.batch.lines import Head, head_of, header_line, header_of, record_line, whole_lines
+from workflow_composer.batch.records import RowRecord
+from workflow_composer.errors import InputError, WorkflowComposerError
+
+_OPEN, _FAILED, _DONE = 0, 1, 2
+_ROWS = "rows"
+_SHOWN = 24
+
+
+class Journal:
+    """A file of finished rows, locked for this process from `open` to `close`. A context manager.
+
+    Every row is one ``write`` of one line with a checksum. A last line that was only half written is dropped on opening;
+    any other damage is an error. A row with an error is written down too, and is not `is_done`: it is tried again, and the
+    later record counts. One byte per row of the data set is kept in memory.
+    """
+
+    def __init__(self, path: Path, descriptor: int, rows: int) -> None:
+        self.path = path
+        self._descriptor: int | None = descriptor
+        self._state = bytearray(rows)
+        self._size = 0
+        self._broken = False
+        _open_journals().add(self)
+
+    @classmethod
+    def open(
+        cls, path: Path, run: Mapping[str, Any], *, rows: int, each: Callable[[Head], None] = lambda head: None
+    ) -> Self:
+        """Open and lock the file, and read what earlier runs have left; ``each`` is told the head of every record.
+
+        ``run`` (plain data for JSON) and ``rows`` (of the data set) say what the journal is of: digests, settings, version.
+        Raises `InputError` where the file is in use, is damaged, is no journal, or is one of something else.
+        """
+        try:
+            journal = cls(path, _locked(path), rows)
+            try:
+                journal._begin({_ROWS: rows, **run}, each)
+            except BaseException:
+                journal.close()
+                raise
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        return journal
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def rows(self) -> int:
+        """Rows of the data set."""
+        return len(self._state)
+
+    @property
+    def done(self) -> int:
+        """Rows that have their answer."""
+        return self._state.count(_DONE)
+
+    @property
+    def failed(self) -> int:
+        """Rows whose last record is an error."""
+        return self._state.count(_FAILED)
+
+    @property
+    def first_open(self) -> int:
+        """The lowest number of a row that is not done; `rows` where all are."""
+        return next((row for row, state in enumerate(self._state) if state != _DONE), self.rows)
+
+    def is_done(self, row: int) -> bool:
+        """Whether the row has its answer."""
+        return self._state[row] == _DONE
+
+    def append(self, record: RowRecord) -> None:
+        """Write a finished row down.
+
+        Raises `WorkflowComposerError` where there is no room; what was written before stays whole, and no later call
+        writes anything. Raises ValueError for a row that is done or none of the data set's.
+        """
+        if not 0 <= record.row < self.rows or self.is_done(record.row):
+            raise ValueError(f"row {record.row} is done already, or is none of {self.rows}")
+        if self._descriptor is None or self._broken:
+            raise WorkflowComposerError(f"{self.path} is not open any more", hint="run the same command again to go on")
+        self._write(record_line(record))
+        self._state[record.row] = _DONE if record.error is None else _FAILED
+
+    def sync(self) -> None:
+        """Have all that was written put on the disk itself; slow, and safe to call from another thread."""
+        if self._descriptor is not None:
+            try:
+                os.fsync(self._descriptor)
+            except OSError as error:
+                raise _unwritable(self.path, error) from error
+
+    def close(self) -> None:
+        """Let others have the file."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def _begin(self, run: Mapping[str, Any], each: Callable[[Head], None]) -> None:
+        assert self._descriptor is not None
+        with self.path.open("rb") as file:
+            lines = whole_lines(file, self.path)
+            first = next(lines, None)
+            if first is not None:
+                _compare(header_of(first, self.path), run, self.path)
+                self._size = first.end
+            for line in lines:
+                self._remember(head_of(line), line.number, each)
+                self._size = line.end
+        if os.fstat(self._descriptor).st_size > self._size:
+            os.ftruncate(self._descriptor, self._size)
+        if first is None:
+            self._write(header_line(run))
+            _sync_folder(self.path.parent)
+
+    def _remember(self, head: Head, number: int, each: Callable[[Head], None]) -> None:
+        if not 0 <= head.row < self.rows or self.is_done(head.row):
+            raise InputError(
+                f"{self.path}:{number}: row {head.row} is there before, or is none of {self.rows}",
+                hint=f"someone has changed the file; take the line out (sed -i {number}d)",
+            )
+        self._state[head.row] = _DONE if head.error is None else _FAILED
+        each(head)
+
+    def _write(self, line: bytes) -> None:
+        assert self._descriptor is not None
+        try:
+            _write_whole(self._descriptor, line)
+        except OSError as error:
+            self._broken = True
+            with suppress(OSError):  # what is left of the line is dropped when the file is opened again
+                os.ftruncate(self._descriptor, self._size)
+            raise _unwritable(self.path, error) from error
+        self._size += len(line)
+
+
+def fingerprint(parts: Iterable[str]) -> str:
+    """A digest (hex) of texts in their order: of a million rows' routes, for ``run``."""
+    total = hashlib.sha256()
+    for part in parts:
+        text = part.encode(errors="surrogatepass")
+        total.update(b"%d:" % len(text) + text)
+    return total.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------ what it is of
+
+
+def _compare(then: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+    before, after = dict(_flat(then)), dict(_flat(json.loads(json.dumps(now))))
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    if names:
+        told = "; ".join(f"{name} was {_shown(before.get(name))} and is {_shown(after.get(name))}" for name in names)
+        raise InputError(
+            f"{path} is the journal of another run: {told}",
+            hint="name another output folder for this run, or go back to what it was",
+        )
+
+
+def _flat(found: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(found, Mapping) and (found or not name):
+        for key, value in found.items():
+            yield from _flat(value, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, found
+
+
+def _shown(value: Any) -> str:
+    text = "missing" if value is None else repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN // 2] + "…" + text[-_SHOWN // 4 :]
+
+
+# ------------------------------------------------------------------------------------------------------------ the file
+
+
+def _locked(path: Path) -> int:
+    """Open the file and lock it. Raises `InputError` where another run holds it or it is no regular file, and OSError."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    try:
+        _lock(descriptor, path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise InputError(f"{path} is not a regular file", hint="name another output folder")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"another run is writing to {path}", hint="wait for it or stop it; then run this again, and it goes on there"
+        ) from None
+
+
+def _write_whole(descriptor: int, line: bytes) -> None:
+    """One write. Raises OSError where the disk takes only a part of it: it is full then."""
+    if os.write(descriptor, line) < len(line):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@cache
+def _open_journals() -> weakref.WeakSet[Journal]:
+    """Those of this process. A forked worker closes them: it would keep them locked when it outlives this process."""
+    journals: weakref.WeakSet[Journal] = weakref.WeakSet()
+
+    def close() -> None:
+        for journal in list(journals):
+            journal.close()
+
+    os.register_at_fork(after_in_child=close)
+    return journals
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the file's name put on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unwritable(path: Path, error: OSError) -> WorkflowComposerError:
+    kind = InputError if error.errno in (errno.EISDIR, errno.ENOENT, errno.EACCES, errno.EROFS) else WorkflowComposerError
+    hints = {
+        errno.EISDIR: "name another output folder",
+        errno.ENOENT: "make its folder first",
+        errno.ENOLCK: "its file system has no locks; name an output folder on another one",
+        errno.EACCES: "allow this user to write it, or name another output folder",
+    }
+    again = "make room; then run the same command again, and it goes on where it stopped: nothing is lost"
+    return kind(f"cannot write {path}: {error.strerror or error}", hint=hints.get(error.errno or 0, again))
