@@ -186,7 +186,7 @@ class Martingale(StoppingRule):
         behind_its_first = _tally(votes[list(votes).index(leader) + 1 :])
         own = behind_its_first.pop(leader, 0)
         hardest = max(behind_its_first.values(), default=0)
-        return evidence(own, hardest) * self._level * 2 >= 3 ** (list(counts).index(leader) + 1)
+        return evidence(own, hardest) * self._level * 2 >= Fraction(3 ** (list(counts).index(leader) + 1))
 
 
 class Fixed(StoppingRule):

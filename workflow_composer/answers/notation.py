@@ -1,0 +1,199 @@
+r"""How an answer is written, and what that leaves of it: numbers, units, LaTeX, case, space. Pure, in linear time.
+
+A `Notation` is an answer with its dress taken off. ``text`` has no LaTeX wrappers (``$``, ``\(``, ``\text{}``, ``\left``,
+``\,``, degrees), no emphasis, no trailing dots, no needless space and no capitals. ``number`` is its value where it is a
+plain number: with separators of thousands, a sign of currency or percent, a fraction or a mixed number (``1\frac12``), a
+power of ten; and ``unit`` is the word behind it, for what is counted. Percent signs are ignored, as in GSM8K: 5 % is 5.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+_CACHED_LENGTH = 256
+_LONGEST_NUMBER = 400
+
+_SPACES = "\u00a0\u2007\u2009\u202f\u3000~"
+_NOTHING = "\u200b\u2060\ufeff\N{DEGREE SIGN}$"
+_CHARACTERS = str.maketrans(
+    {
+        "\N{MINUS SIGN}": "-",
+        "\N{EN DASH}": "-",
+        "\N{EM DASH}": "-",
+        "\N{DIVISION SLASH}": "/",
+        "\N{FRACTION SLASH}": "/",
+        "\N{MULTIPLICATION SIGN}": r"\times ",
+        "\N{MIDDLE DOT}": r"\cdot ",
+        "\N{GREEK SMALL LETTER PI}": r"\pi ",
+        "\N{INFINITY}": r"\infty ",
+        "\N{LESS-THAN OR EQUAL TO}": r"\le ",
+        "\N{GREATER-THAN OR EQUAL TO}": r"\ge ",
+        "\N{UNION}": r"\cup ",
+        "\N{PLUS-MINUS SIGN}": r"\pm ",
+        "\N{SQUARE ROOT}": r"\sqrt ",
+        "\N{SUPERSCRIPT TWO}": "^2",
+        "\N{SUPERSCRIPT THREE}": "^3",
+    }
+    | dict.fromkeys(_SPACES, " ")
+    | dict.fromkeys(_NOTHING, "")
+)
+_WRAPPER = re.compile(
+    r"\\(?:boxed|fbox|mbox|text(?:bf|it|rm|sf|tt|normal)?|math(?:bf|it|rm|sf|tt)|operatorname|emph)\s?\{([^{}]*)\}"
+)
+_SILENT = re.compile(
+    r"\\[,;:!]|\\(?:left|right|big|Big|bigg|Bigg|displaystyle|limits)(?![a-zA-Z])|(?<!\\)\\[()\[\]]"
+    r"|\^\s?(?:\\circ|\{\s?\\circ\s?\})|\\degree(?![a-zA-Z])"
+)
+_BLANK = re.compile(r"\\(?:q?quad)(?![a-zA-Z])|\\ ")
+_FRACTION = re.compile(r"\\[dtc]?frac\s?(?:\{([^{}]*)\}|(\d))\s?(?:\{([^{}]*)\}|(\d))")
+_DELIMITER = re.compile(r"(?<!\\)\\[()\[\]]")
+_PI = re.compile(r"(?<![a-zA-Z])pi(?![a-zA-Z])")
+_TIGHT = re.compile(r" ?([^\w\s]) ?")
+
+_DECIMAL = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)"
+_CURRENCY = r"(?:[\N{EURO SIGN}\N{POUND SIGN}\N{YEN SIGN}\N{INDIAN RUPEE SIGN}]|usd |eur |gbp |rs\.? )?"
+_POWER = r"(?:e([-+]?\d{1,3})| ?(?:\\times|\\cdot|\*|x) ?10 ?\^ ?\{?([-+]?\d{1,3})\}?)?"
+_NUMBER = re.compile(rf"([-+]?) ?{_CURRENCY} ?({_DECIMAL}){_POWER}(?![\d./^_])", re.ASCII)
+_RATIO = re.compile(
+    rf"([-+]?) ?{_CURRENCY} ?(?:(\d+)(?: \+ | ?(?=\())|(?<![\d)])(?:(\d+) )?)"
+    rf"\(?([-+]?) ?({_DECIMAL})\)? ?/ ?\(?([-+]?) ?({_DECIMAL})\)?(?![\d./^_])",
+    re.ASCII,
+)
+_UNIT = re.compile(r"[^\W\d_]+\.?(?:[ /-][^\W\d_]+\.?){0,5}(?: ?\^ ?\{?[23]\}?)?")
+_PERCENT = re.compile(r" ?(?:\\?%|per ?cent(?:age)?\b)")
+_JOINED_UNITS = re.compile("am|cm|ft|g|hr|hrs|in|kg|km|km/h|kwh|lb|lbs|mg|min|mins|ml|mm|mph|ms|pm|sec")
+_LETTERS_THAT_ARE_UNITS = frozenset("mgshl")
+_MULTIPLES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_NO_UNITS = re.compile(
+    r"\b(?:and|or|to|if|for|than|not|no|of|is|mod|pi|sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|inf|infinity|plus|minus|times"
+    r"|over|divided|squared|cubed|factorial|choose|half|more|less)\b"
+)
+_ES = re.compile(r"(?:ch|sh|x|ss)es\Z")
+
+_SIGNS = re.compile(r"[\\^=<>{}|]")
+_OPERATORS = re.compile(r"[+*/()\[\],_!]|(?:\b[a-z]|\d) ?- ?(?:[a-z]\b|\()|\b[a-z] ?- ?\d")
+_OPERANDS = re.compile(r"\d|\b[a-z]\b")
+_PRODUCT = re.compile(r"\d ?[a-z]\b|\b[a-z]\d|(?:\b|\d)(?:pi|sqrt)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Notation:
+    """An answer without its dress; two answers with the same ``text`` are the same."""
+
+    text: str
+    number: Fraction | None
+    unit: str
+
+    @property
+    def is_mathematical(self) -> bool:
+        """Whether it has LaTeX or algebra in it, so that equal values may be written in ways that differ by more."""
+        text = self.text
+        if self.number is not None or _SIGNS.search(text) or _PRODUCT.search(text):
+            return True
+        return bool(_OPERATORS.search(text) and _OPERANDS.search(text))
+
+
+def notation(answer: str) -> Notation:
+    r"""Take an answer's dress off.
+
+    >>> notation(r"\$1,450.00 \text{ dollars}.")
+    Notation(text='1,450.00 dollars', number=Fraction(1450, 1), unit='dollar')
+    >>> notation(r"$-\dfrac{1}{2}$").number, notation("1 1/2").number, notation(r"5\%").number
+    (Fraction(-1, 2), Fraction(3, 2), Fraction(5, 1))
+    >>> notation("two  Dogs.").text, notation("Tom").is_mathematical, notation("2x").is_mathematical
+    ('two dogs', False, True)
+    """
+    return _cached(answer) if len(answer) <= _CACHED_LENGTH else _undress(answer)
+
+
+def words(answer: str) -> str:
+    """The answer as text: case, space and trailing dots do not count, everything else does."""
+    return " ".join(answer.casefold().split()).rstrip(". ")
+
+
+def formula(answer: str) -> str:
+    r"""The answer as LaTeX in one line, without delimiters, for a parser of mathematics.
+
+    >>> formula("$$x^2 + \\pi$$."), formula("2*pi"), formula("x**2")
+    ('x^2 + \\pi', '2*\\pi', 'x^2')
+    """
+    text = _DELIMITER.sub("", answer.replace("\\$", "")).translate(_CHARACTERS)
+    text = " ".join(text.split()).strip("*`\"' ").rstrip(".,;: \\").replace("**", "^")
+    return text if "\\" in text else _PI.sub(r"\\pi", text)
+
+
+def _undress(answer: str) -> Notation:
+    text = _BLANK.sub(" ", answer.replace("\\$", "").translate(_CHARACTERS))
+    text = _SILENT.sub("", text.replace("{,}", ","))
+    text = _WRAPPER.sub(r" \1 ", text)
+    text = _FRACTION.sub(_as_ratio, text)
+    text = " ".join(text.casefold().split()).strip("*`\"' ").rstrip(".,;: ")
+    number, unit = _number(text) if len(text) <= _LONGEST_NUMBER else (None, "")
+    text = _TIGHT.sub(r"\1", text)
+    if len(text) == 3 and text[0] == "(" and text[2] == ")" and text[1].isalpha():
+        text = text[1]  # a choice among several: (B)
+    return Notation(text, number, unit)
+
+
+_cached = lru_cache(maxsize=8192)(_undress)
+
+
+def _as_ratio(match: re.Match[str]) -> str:
+    above, below = match[1] or match[2] or "", match[3] or match[4] or ""
+    return f"({above})/({below})"
+
+
+def _number(text: str) -> tuple[Fraction | None, str]:
+    """The value of a plain number and its unit, or None."""
+    found = _RATIO.match(text)
+    if found is not None:
+        value = _ratio(found)
+    elif found := _NUMBER.match(text):
+        value = _fraction(found[2]) * Fraction(10) ** int(found[3] or found[4] or 0)
+        value = -value if found[1] == "-" else value
+    else:
+        return None, ""
+    if value is None:
+        return None, ""
+    return _with_unit(value, text[found.end() :])
+
+
+def _ratio(found: re.Match[str]) -> Fraction | None:
+    below = _fraction(found[7])
+    if not below:
+        return None
+    value = _fraction(found[5]) / below
+    if (found[4] == "-") != (found[6] == "-"):
+        value = -value
+    value += int(found[2] or found[3] or 0)
+    return -value if found[1] == "-" else value
+
+
+def _fraction(text: str) -> Fraction:
+    whole, _, decimals = text.replace(",", "").partition(".")
+    return Fraction(int(f"{whole}{decimals}" or "0"), 10 ** len(decimals))
+
+
+def _with_unit(value: Fraction, rest: str) -> tuple[Fraction | None, str]:
+    """Read what stands behind a number: a percent sign, a multiple (million), a unit; after anything else it is none."""
+    if percent := _PERCENT.match(rest):
+        rest = rest[percent.end() :]
+    joined = rest[:1] not in {"", " "}
+    rest = rest.strip("\N{EURO SIGN}\N{POUND SIGN}\N{YEN SIGN} ")
+    first, _, more = rest.partition(" ")
+    if first in _MULTIPLES and not joined:
+        value, rest = value * _MULTIPLES[first], more
+    if not rest:
+        return value, ""
+    is_unit = _JOINED_UNITS.fullmatch(rest) if joined else _UNIT.fullmatch(rest)
+    if not is_unit or _NO_UNITS.search(rest) or (len(first) < 2 and first not in _LETTERS_THAT_ARE_UNITS):
+        return None, ""
+    return value, " ".join(map(_singular, rest.split()))
+
+
+def _singular(word: str) -> str:
+    word = word.rstrip(".")
+    return word[:-2] if _ES.search(word) else word[:-1] if word.endswith("s") and not word.endswith("ss") else word

@@ -1,0 +1,138 @@
+"""The reader: finds the final answers in texts and says which are the same."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from functools import lru_cache
+from threading import Lock
+
+from workflow_composer.answers.extraction import boxed, finder, hashes
+from workflow_composer.answers.form import ANY_FORM, AnswerForm
+from workflow_composer.answers.notation import Notation, formula, notation, words
+from workflow_composer.errors import ConfigError
+
+LONGEST_FORMULA = 2000
+"""Characters; a longer answer is not handed to mathematics, only to the cheap rules."""
+LONGEST_LIMIT = 3600
+_REMEMBERED = 16384
+_LETTERS_OF_A_WORD = 4
+
+
+class Reader:
+    """Reads and compares answers as one `AnswerForm` says. Made by `reader`; may be used from any thread and event loop.
+
+    Two answers are the same where they are written alike, but for case, space and LaTeX's dress (`notation`); or where both
+    are plain numbers of the same value, and not of different units; or, for ``math`` and (where LaTeX or algebra is in
+    them) ``auto``, where math-verify says that they are equal. Sameness is symmetric; it is not transitive in all cases: "5
+    km" and "5 miles" are each the same as "5".
+
+    ``timed_out`` counts the comparisons that were given up, at the form's limit or for want of memory; such answers count
+    as not the same.
+    """
+
+    def __init__(self, form: AnswerForm) -> None:
+        self.form = form
+        self.timed_out = 0
+        self._find = finder(form.extract)
+        self._compare = form.compare
+        self._mathematics = form.compare in {"auto", "math"} and _mathematics_is_installed()
+        self._known: OrderedDict[tuple[str, str], bool] = OrderedDict()
+        self._lock = Lock()
+        if form.compare not in {"auto", "number", "text", "math"}:
+            raise ConfigError(f"there is no way {form.compare!r} to compare answers", hint="known: auto, number, text, math")
+        if form.compare == "math" and not self._mathematics:
+            from workflow_composer.answers.mathematics import MISSING
+
+            raise ConfigError("comparing answers as mathematics needs math-verify", hint=MISSING)
+        if not 0 < form.limit <= LONGEST_LIMIT:
+            raise ConfigError(f"a comparison may take from 0 to {LONGEST_LIMIT} seconds, not {form.limit!r}")
+
+    def read(self, text: str) -> str | None:
+        r"""The final answer as it is written, or None where there is none to be found.
+
+        Takes time linear in the text and never raises.
+
+        >>> reader().read(r"So 9 * 2 = 18. The answer is $\boxed{18}$.")
+        '18'
+        """
+        return self._find(text)
+
+    def same(self, a: str, b: str) -> bool | None:
+        r"""Whether two answers are the same by cheap rules; None where only mathematics can tell (`decide`).
+
+        >>> reader().same("$1,450.00", "1450 dollars"), reader().same(r"\frac12", "0.5"), reader().same("two", "2")
+        (True, True, False)
+        """
+        if a == b:
+            return True
+        if self._compare == "text":
+            return words(a) == words(b)
+        one, other = notation(a), notation(b)
+        if one.text == other.text and one.text:
+            return True
+        if one.number is not None and other.number is not None:
+            return one.number == other.number and (one.unit == other.unit or not one.unit or not other.unit)
+        if not self._mathematics or max(len(a), len(b)) > LONGEST_FORMULA:
+            return False
+        return None if self._may_be_equal(one, other) else False
+
+    async def decide(self, a: str, b: str) -> bool:
+        """Whether two answers are the same, with mathematics where it is needed.
+
+        Raises `ConfigError` where math-verify is needed and does not work.
+        """
+        quick = self.same(a, b)
+        if quick is not None:
+            return quick
+        pair = (formula(a), formula(b))
+        key = pair if pair[0] <= pair[1] else pair[::-1]
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
+        from workflow_composer.answers.mathematics import shared
+
+        found = await asyncio.wrap_future(shared().submit(*key, self.form.limit))
+        with self._lock:
+            self.timed_out += found is None
+            self._known[key] = bool(found)
+            if len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return bool(found)
+
+    async def grade(self, answer: str | None, label: str) -> bool:
+        r"""Whether an answer that was read is what the label says; no answer is never right.
+
+        A label is a bare answer or a worked solution that ends with one, marked by ``####``, ``\boxed{}`` or as this form
+        says.
+        """
+        if answer is None:
+            return False
+        return await self.decide(answer, hashes(label) or boxed(label) or self.read(label) or label.strip())
+
+    def _may_be_equal(self, one: Notation, other: Notation) -> bool:
+        """Whether it is worth asking mathematics: never about two words, which it would take for products of letters."""
+        if self._compare == "auto":
+            return one.is_mathematical and other.is_mathematical
+        return self._compare == "math" and not (_is_wordy(one) and _is_wordy(other))
+
+
+@lru_cache(maxsize=64)
+def reader(form: AnswerForm = ANY_FORM) -> Reader:
+    """The reader for this form, always the same one.
+
+    Raises `ConfigError` for an unknown way to find answers, for a function that cannot be imported, and where the form
+    needs math-verify and it is not installed. Without math-verify, ``auto`` compares LaTeX and algebra as text.
+    """
+    return Reader(form)
+
+
+def _is_wordy(answer: Notation) -> bool:
+    return not answer.is_mathematical and len(answer.text) >= _LETTERS_OF_A_WORD
+
+
+def _mathematics_is_installed() -> bool:
+    from workflow_composer.answers.mathematics import installed
+
+    return installed()
