@@ -17,6 +17,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from workflow_composer.profiles.models import BreakerSettings, ModelSpec, RetrySettings, TierSpec, TimeoutSettings
+from workflow_composer.routers.cascade import CascadeSettings
+from workflow_composer.routers.cascading_provider import CascadingProviderSettings
 from workflow_composer.strategy import StrategyConfig
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "profiles.md"
@@ -28,6 +30,8 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "`timeouts`": TimeoutSettings,
     "`retries`": RetrySettings,
     "`circuit_breaker`": BreakerSettings,
+    "`routers`: `cascade`": CascadeSettings,
+    "`routers`: `cascading_provider`": CascadingProviderSettings,
 }
 SCALARS = {str: "text", bool: "true or false", int: "whole number", float: "number"}
 
@@ -61,6 +65,8 @@ def _type(annotation: Any) -> str:
         return "list"
     if origin is Mapping or (isinstance(annotation, type) and issubclass(annotation, (BaseModel, Mapping))):
         return "mapping"
+    if origin is typing.Literal:
+        return "word"
     if origin is typing.Annotated:
         return _type(arguments[0])
     return next(_type(argument) for argument in arguments if argument is not type(None))
@@ -76,6 +82,10 @@ def _default(field: FieldInfo) -> str:
         return f"`{str(value).lower()}`"
     if isinstance(value, BaseModel):
         return "see below"
+    if isinstance(value, tuple) and value:
+        return ", ".join(f"`{item}`" for item in value)
+    if isinstance(value, str) and value:
+        return f"`{value}`"
     return f"`{value:g}`" if isinstance(value, (int, float)) else "none"
 
 

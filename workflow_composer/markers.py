@@ -136,7 +136,8 @@ def parse_route(text: str, lookup: Lookup = known_tier, *, voting: Voting | None
     steps = _steps(text, start)
     if start == len(VOTE) and len(steps) > 1:
         raise MarkerError(text, *steps[1].place, f"a vote has one tier; a cascade begins with {CASCADE}")
-    voting, notes = voting or Voting(), []
+    voting = voting or Voting()
+    notes: list[str] = []
     tiers = []
     for position, step in enumerate(steps):
         known = lookup(step.name)

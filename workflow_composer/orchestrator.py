@@ -24,8 +24,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from workflow_composer.builtin import plugin_host
+from workflow_composer.cascade.ascent import Outcome
 from workflow_composer.cascade.attempt import Trace
-from workflow_composer.cascade.executor import Outcome
 from workflow_composer.cascade.retry import Deadline
 from workflow_composer.cascade.streaming import StreamRun
 from workflow_composer.detection import STRATEGY_VARIABLE, detect_strategy
@@ -34,7 +34,7 @@ from workflow_composer.metrics.sink import MetricsSink, default_sink
 from workflow_composer.observation import Log, Narrator, PluginObserver, debug_wanted, metric_of
 from workflow_composer.plugins import PluginHost
 from workflow_composer.resources import ResourceDetector, unprobed
-from workflow_composer.responses import ResponseStream, SyncResponseStream
+from workflow_composer.responses import ResponseStream, SyncResponseStream, response_of
 from workflow_composer.runner import LoopThread
 from workflow_composer.snapshot import Snapshot, build
 from workflow_composer.strategy import StrategyConfig
@@ -46,7 +46,6 @@ from workflow_composer.types import (
     Message,
     Plan,
     ResourceStatus,
-    RoutingDecision,
 )
 
 Prompt = str | Sequence[Message] | LLMRequest
@@ -340,31 +339,7 @@ class ModelOrchestrator:
     def _finish(
         self, active: Snapshot, request: LLMRequest, plan: Plan, outcome: Outcome, trace: Trace, started: float
     ) -> LLMResponse:
-        seconds = time.perf_counter() - started
-        candidate = outcome.candidate
-        response = LLMResponse(
-            text=outcome.samples[0].text,
-            decision=RoutingDecision(
-                strategy=active.config.profile_name,
-                router=plan.router,
-                candidate=candidate.name,
-                model=outcome.model,
-                local=candidate.local,
-                tier=outcome.tier,
-                fallback_depth=outcome.fallback_depth,
-                task_type=request.task_type,
-                reason=plan.reason,
-            ),
-            samples=outcome.samples,
-            usage=trace.usage,
-            cost=trace.cost,
-            attempts=tuple(trace.attempts),
-            request_id=request.request_id,
-            latency_ms=seconds * 1000.0,
-            overhead_ms=max(0.0, seconds - trace.waited) * 1000.0,
-            confidence=outcome.verdict.confidence,
-            accepted=outcome.verdict.accepted,
-        )
+        response = response_of(active.config, request, plan, outcome, trace, time.perf_counter() - started)
         self._note(active, request, trace, started, plan=plan, response=response)
         if self.plugins.implements("after_answer"):
             self.plugins.notify("after_answer", request=request, response=response)

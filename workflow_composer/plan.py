@@ -75,7 +75,7 @@ class AlwaysAccept:
 ALWAYS = AlwaysAccept()
 
 
-Measure = Literal["share", "entropy", "posterior", "logprob"]
+Measure = Literal["share", "entropy", "posterior", "logprob", "score"]
 Stopping = Literal["decided", "beta", "window", "sprt", "martingale", "fixed"]
 Drawing = Literal["at_once", "as_needed"]
 
@@ -85,7 +85,8 @@ Drawing = Literal["at_once", "as_needed"]
 class Voting:
     """How the samples of a tier become one answer: a majority vote (self-consistency), and when it is over.
 
-    ``measure`` says what confidence is (`workflow_composer.cascade.confidence`); an answer is accepted from ``target`` on.
+    ``measure`` says what confidence is (`workflow_composer.cascade.confidence`; with ``score`` there is no vote: the sample
+    with the best score is the answer, and its score the confidence). An answer is accepted from ``target`` on.
     ``stopping`` names the rule that may end the vote early (`workflow_composer.cascade.stopping`), ``level`` its own
     parameter. ``explore`` further samples at the most are drawn while more votes could settle it. ``draw``: ``at_once``
     asks for all samples at the same time and cancels what is no longer needed; ``as_needed`` asks for the fewest that could
@@ -127,7 +128,8 @@ class Plan:
     """Tiers in order of strength: the next is asked only while the answer is not accepted (escalation).
 
     ``reason`` tells a person why; ``left_out`` what could have served but may not or cannot, each with its reason;
-    ``notes`` what was changed in what the caller asked for. `str` gives the routing string (`workflow_composer.markers`).
+    ``notes`` what was changed in what the caller asked for; ``budget`` (dollars) holds for requests that name none.
+    `str` gives the routing string (`workflow_composer.markers`).
     """
 
     tiers: tuple[Tier, ...]
@@ -135,6 +137,7 @@ class Plan:
     reason: str = ""
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    budget: float | None = None
 
     def __str__(self) -> str:
         steps = [f"{t.name or t.candidates[0].name}_k{t.samples}_t{t.temperature or 0.0}" for t in self.tiers]

@@ -1,4 +1,4 @@
-"""An answer on its way: streams, for callers with an event loop and without."""
+"""An answer on its way: streams, for callers with an event loop and without; and what a finished run is made into."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import Any, Self
 
+from workflow_composer.cascade.ascent import Outcome
+from workflow_composer.cascade.attempt import Trace
 from workflow_composer.runner import LoopThread
-from workflow_composer.types import Chunk, LLMResponse
+from workflow_composer.strategy import StrategyConfig
+from workflow_composer.types import Chunk, LLMRequest, LLMResponse, Plan, RoutingDecision
 
 
 class ResponseStream:
@@ -79,3 +82,34 @@ class SyncResponseStream:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def response_of(
+    config: StrategyConfig, request: LLMRequest, plan: Plan, outcome: Outcome, trace: Trace, seconds: float
+) -> LLMResponse:
+    """The response that tells of a finished run, which took so many seconds."""
+    candidate, verdict = outcome.candidate, outcome.verdict
+    return LLMResponse(
+        text=outcome.answer.text,
+        decision=RoutingDecision(
+            strategy=config.profile_name,
+            router=plan.router,
+            candidate=candidate.name,
+            model=outcome.model,
+            local=candidate.local,
+            tier=outcome.tier,
+            fallback_depth=outcome.fallback_depth,
+            task_type=request.task_type,
+            reason=plan.reason,
+        ),
+        samples=outcome.answer_first,
+        usage=trace.usage,
+        cost=trace.cost,
+        attempts=tuple(trace.attempts),
+        request_id=request.request_id,
+        latency_ms=seconds * 1000.0,
+        overhead_ms=max(0.0, seconds - trace.waited) * 1000.0,
+        confidence=verdict.confidence,
+        accepted=verdict.accepted,
+        tiers=tuple(trace.tiers),
+    )

@@ -86,7 +86,8 @@ class StrategyConfig(Part):
         default=(), description="Networks (CIDR) of public addresses that are nevertheless your own machines."
     )
     task_routing: NameToName = frozen_mapping(
-        'Task -> a role, model or tier, or `cloud`. The task `"*"` stands for every task that is not listed.'
+        'Task -> a role, model, tier or routing string, `cloud`, or `cascade` (all tiers). The task `"*"` stands for every '
+        "task that is not listed."
     )
     fallback: Names = Field(
         default=(),

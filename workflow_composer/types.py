@@ -180,12 +180,16 @@ class TokenLogprob:
 @quick
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One answer. ``logprobs`` is None where the backend returned none."""
+    """One answer. ``logprobs`` is None where the backend returned none.
+
+    ``score`` is what a gate, a reward model or a judge thinks of it, where the backend has one; more is better.
+    """
 
     text: str
     finish_reason: str | None = None
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None
+    score: float | None = None
 
 
 @quick
@@ -208,11 +212,15 @@ class Usage:
 @quick
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a backend returns: ``samples`` answers by ``model`` (the name the server gives)."""
+    """What a backend returns: ``samples`` answers by ``model`` (the name the server gives).
+
+    ``cost`` is in dollars where the backend knows it; None: it follows from the usage and the profile's prices.
+    """
 
     samples: tuple[Sample, ...]
     usage: Usage
     model: str
+    cost: float | None = None
 
 
 @quick
@@ -311,7 +319,8 @@ class LLMResponse:
     """The answer, and everything that led to it. ``cost`` (dollars) includes failed attempts and rejected tiers.
 
     ``confidence`` is None where it is unknown. ``accepted`` is False where an answer was taken although its tier's rule did
-    not accept it. ``tiers`` are all that ran, with every sample, those of rejected tiers included.
+    not accept it. ``samples`` are the deciding tier's, the answer first; ``tiers`` are all that ran, with every sample,
+    those of rejected tiers included.
     """
 
     text: str

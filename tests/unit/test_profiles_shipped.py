@@ -60,7 +60,7 @@ def test_t4_hybrid_is_four_local_servers_with_the_cloud_behind_them():
     assert config.fallback == ("deepseek-v3", "claude-3.5-sonnet")
     assert [spec.name for spec in config.resolve(config.route_of("orchestration"))] == ["deepseek-v3", "claude-3.5-sonnet"]
     assert config.resolve("coder")[0].name == "Qwen/Qwen2.5-Coder-7B-Instruct-AWQ"
-    assert [router.name for router in config.routers] == ["cascading_provider"]
+    assert [router.name for router in config.routers] == ["cascade", "cascading_provider"]
 
 
 @pytest.mark.parametrize("name", ["t4_hybrid", "t4_local_only"])
@@ -82,7 +82,7 @@ def test_profiles_that_promise_it_never_reach_the_cloud(name):
 
 def test_t4_local_only_uses_the_local_router():
     """Its tasks go to their local server and to no other."""
-    assert [router.name for router in shipped("t4_local_only").routers] == ["t4_model"]
+    assert [router.name for router in shipped("t4_local_only").routers] == ["cascade", "t4_model"]
 
 
 def test_cloud_only_has_no_local_model():

@@ -201,7 +201,8 @@ class FakeBackend:
         if isinstance(item, Completion):
             return item
         given: Sequence[str | Sample] = (item,) if isinstance(item, (str, Sample)) else item
-        samples = tuple(self._sample(given[i % len(given)], call.request) for i in range(call.samples))
+        numbers = range(call.first_sample, call.first_sample + call.samples)
+        samples = tuple(self._sample(given[i % len(given)], call.request) for i in numbers)
         prompt = sum(_count(text) for message in call.request.messages for text in texts(message))
         return Completion(samples, Usage(prompt, sum(_count(sample.text) for sample in samples)), self.model)
 

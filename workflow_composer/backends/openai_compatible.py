@@ -66,7 +66,11 @@ class OpenAICompatibleBackend:
         """Yield one answer piece by piece; the last piece may carry only the usage."""
         self._refuse_ignored(call.request)
         clock = _Clock(call.timeouts)
-        body = {**openai_wire.chat_body(call), "stream": True, "stream_options": {"include_usage": True}}
+        body = {
+            **openai_wire.chat_body(call, draw=call.first_sample),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
         async with self._limit_by(clock):
             response = await self._chat(call, body, stream=True)
         finished = False
@@ -138,7 +142,7 @@ class OpenAICompatibleBackend:
         return Completion(tuple(part.samples[0] for part in parts), usage, parts[0].model)
 
     async def _draw(self, call: ModelCall, *, samples: int = 1, draw: int = 0) -> Completion:
-        body = openai_wire.chat_body(call, samples=samples, draw=draw)
+        body = openai_wire.chat_body(call, samples=samples, draw=call.first_sample + draw)
         response = await self._chat(call, body)
         data = self._server.json(response, Secrets(call.request))
         return self._server.understood(lambda found: openai_wire.completion_of(found, model=body["model"]), data)

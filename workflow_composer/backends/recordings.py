@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import math
 import os
 import tempfile
 import threading
@@ -22,7 +23,10 @@ from workflow_composer.types import TokenLogprob
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """One recorded answer. ``correct`` is None where nobody graded it; ``tokens`` are the answer's."""
+    """One recorded answer. ``correct`` is None where nobody graded it; ``tokens`` are the answer's.
+
+    ``score`` is a gate's or a reward model's, ``cost`` what the answer cost in dollars; None where neither is known.
+    """
 
     question: str
     model: str
@@ -32,6 +36,8 @@ class Recorded:
     tokens: int
     prompt_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] | None = None
+    score: float | None = None
+    cost: float | None = None
 
     @classmethod
     def parse(cls, line: bytes) -> Recorded:
@@ -55,11 +61,19 @@ class Recorded:
             data["tokens"],
             data.get("prompt_tokens") or 0,
             None if logprobs is None else tuple(_token(entry) for entry in logprobs),
+            data.get("score"),
+            data.get("cost"),
         )
 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 32
+
+
+def _is_number(value: Any, least: float = -math.inf) -> bool:
+    return value is None or (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= least
+    )
 
 
 def _is_text(value: Any) -> bool:
@@ -75,6 +89,8 @@ _CHECKS: Mapping[str, Any] = {
     "tokens": (_is_count, "a count"),
     "prompt_tokens": (lambda value: value is None or _is_count(value), "a count"),
     "logprobs": (lambda value: value is None or isinstance(value, list), "a list"),
+    "score": (_is_number, "a number"),
+    "cost": (lambda value: _is_number(value, 0.0), "a number of dollars"),
 }
 
 
@@ -160,6 +176,13 @@ class Recording:
     def models(self) -> Mapping[str, int]:
         """The models in the file, and how many answers each has."""
         return {name: len(index) for name, index in self._models.items()}
+
+    def records(self) -> Iterator[Recorded]:
+        """Every answer, in the order of the file."""
+        with _seekable(self.path) as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield self._record(line, number)
 
     def answers(self, model: str, question: str, count: int) -> list[Recorded]:
         """The first ``count`` answers of a model. Raises `ModelNotFound`, or `BadRequest` where there are too few."""

@@ -23,7 +23,8 @@ class ReplayBackend:
     """One model of a file of recorded answers; see ``docs/recordings.md`` for its form.
 
     ``path`` is the file, ``model`` selects the model in it (default: the entry's name). A call is answered by the text of
-    its last user message: ``samples`` answers are the first so many that were recorded, always the same. What was set
+    its last user message: ``samples`` answers are the first so many that were recorded, in their order, from number
+    ``first_sample`` on, always the same. What was set
     while recording (temperature, length, stop texts, seed) is settled; the call's own values change nothing. Log-
     probabilities are returned where they were recorded, and raise `Unsupported` where they are wanted and were not.
     """
@@ -38,7 +39,7 @@ class ReplayBackend:
         self._closed = False
 
     async def complete(self, call: ModelCall) -> Completion:
-        """Return the first ``call.samples`` recorded answers."""
+        """Return ``call.samples`` recorded answers, from number ``call.first_sample`` on."""
         return self._completion(await self._opened(), call, call.samples)
 
     async def stream(self, call: ModelCall) -> AsyncGenerator[Chunk, None]:
@@ -88,18 +89,19 @@ class ReplayBackend:
         if question is None:
             raise BadRequest(f"{self.name}: there is no user message to look up")
         try:
-            answers = recording.answers(self._model, question, count)
+            answers = recording.answers(self._model, question, call.first_sample + count)[call.first_sample :]
         except (OSError, ValueError) as error:  # the file was truncated or replaced meanwhile
             raise ModelNotFound(f"{self._path}: {error}") from None
         wanted = request.top_logprobs if request.top_logprobs is not None else (0 if request.logprobs else None)
         samples = tuple(self._sample(answer, wanted) for answer in answers)
         usage = Usage(answers[0].prompt_tokens, sum(answer.tokens for answer in answers))
-        return Completion(samples, usage, self._model)
+        costs = [answer.cost for answer in answers if answer.cost is not None]
+        return Completion(samples, usage, self._model, sum(costs) if len(costs) == len(answers) else None)
 
     def _sample(self, answer: Recorded, alternatives: int | None) -> Sample:
         if alternatives is None:
-            return Sample(answer.answer, "stop")
+            return Sample(answer.answer, "stop", score=answer.score)
         if answer.logprobs is None:
             raise Unsupported(f"{self.name}: no log-probabilities were recorded", hint="record them, or do not ask")
         tokens = tuple(type(token)(token.token, token.logprob, token.top[:alternatives]) for token in answer.logprobs)
-        return Sample(answer.answer, "stop", logprobs=tokens)
+        return Sample(answer.answer, "stop", logprobs=tokens, score=answer.score)

@@ -16,7 +16,7 @@ from workflow_composer.errors import (
     ContextOverflow,
     ModelError,
 )
-from workflow_composer.types import Attempt, Candidate, LLMRequest, Plan, Tier, Usage, Verdict
+from workflow_composer.types import Attempt, Candidate, LLMRequest, Plan, Tier, TierResult, Usage, Verdict
 
 
 class Observer(Protocol):
@@ -34,11 +34,34 @@ class Trace:
     """What happened to one request so far. The caller keeps it, so that it is there also when the run fails.
 
     ``waited`` counts the seconds spent in models and in pauses between calls: all that is not the orchestrator's own work.
+    ``tiers`` are those that are done with.
     """
 
     deadline: Deadline
     attempts: list[Attempt] = field(default_factory=list)
     waited: float = 0.0
+    tiers: list[TierResult] = field(default_factory=list)
+    began: float = field(default_factory=time.perf_counter)
+    _waiting: int = 0
+    _since: float = 0.0
+
+    def wait(self, now: float) -> None:
+        """A call or a pause begins; time in which several are under way counts once."""
+        if not self._waiting:
+            self._since = now
+        self._waiting += 1
+
+    def go_on(self, now: float) -> None:
+        """A call or a pause has ended."""
+        self._waiting -= 1
+        if not self._waiting:
+            self.waited += now - self._since
+
+    def tier_seconds(self) -> float:
+        """Seconds since the tier before this one was done with."""
+        now = time.perf_counter()
+        seconds, self.began = now - self.began, now
+        return seconds
 
     @property
     def cost(self) -> float:
@@ -54,14 +77,19 @@ class Trace:
 
 
 class MeteredCall:
-    """One call to one endpoint: admitted by its breaker, timed, priced, and recorded in the trace however it ends."""
+    """One call to one endpoint: admitted by its breaker, timed, priced, and recorded in the trace however it ends.
 
-    __slots__ = ("_endpoint", "_gpu", "_probe", "_started", "_walk", "usage")
+    ``usage`` and ``cost`` are filled in by who makes the call; without a cost the usage is priced.
+    """
 
-    def __init__(self, endpoint: Endpoint, walk: Walk) -> None:
+    __slots__ = ("_endpoint", "_gpu", "_probe", "_samples", "_started", "_walk", "cost", "usage")
+
+    def __init__(self, endpoint: Endpoint, walk: Walk, samples: int = 1) -> None:
         self._endpoint = endpoint
         self._walk = walk
+        self._samples = samples
         self.usage = Usage()
+        self.cost: float | None = None
 
     def __enter__(self) -> Self:
         self._started = time.perf_counter()
@@ -71,17 +99,20 @@ class MeteredCall:
             self._record(0.0, 0.0, error)
             raise
         self._gpu = self._endpoint.start()
+        self._walk.trace.wait(self._started)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         gpu_seconds = self._endpoint.stop(self._gpu)
-        seconds = time.perf_counter() - self._started
-        self._walk.trace.waited += seconds
+        now = time.perf_counter()
+        seconds = now - self._started
+        self._walk.trace.go_on(now)
         breaker = self._endpoint.breaker
         if error is None:
             breaker.succeed()
+            self._endpoint.forecast.learn(self._walk.request, self.usage, self._samples, gpu_seconds)
         elif isinstance(error, ModelError):
             breaker.fail(error, probe=self._probe)
         else:
@@ -98,7 +129,7 @@ class MeteredCall:
                 candidate.local,
                 seconds * 1000.0,
                 self.usage,
-                self._endpoint.cost(self.usage, gpu_seconds),
+                self._endpoint.cost(self.usage, gpu_seconds) if self.cost is None else self.cost,
                 None if error is None else str(error) or "cancelled",
                 None if error is None else type(error).__name__,
             )
@@ -122,11 +153,12 @@ class Walk:
         retry: RetryPolicy,
         patience: float,
         observer: Observer | None = None,
+        position: int = 0,
     ) -> None:
         self.tier_index = tier_index
         self.request = request
         self.trace = trace
-        self.position = 0
+        self.position = position
         self._candidates = tier.candidates
         self._retry = retry
         self._patience = patience
@@ -171,14 +203,15 @@ class Walk:
         return len(self._candidates)
 
     async def _wait(self, seconds: float) -> None:
-        started = time.perf_counter()
+        self.trace.wait(time.perf_counter())
         try:
             await asyncio.sleep(seconds)
         finally:
-            self.trace.waited += time.perf_counter() - started
+            self.trace.go_on(time.perf_counter())
 
-    def exhausted(self) -> AllCandidatesFailed:
+    def exhausted(self, why: str = "") -> AllCandidatesFailed:
         """The error for a tier in which nothing could answer."""
         attempts = self.trace.attempts[self._first_attempt :]
         plural = "" if len(attempts) == 1 else "s"
-        return AllCandidatesFailed(f"no model could answer after {len(attempts)} attempt{plural}", attempts=attempts)
+        what = f"no model could answer after {len(attempts)} attempt{plural}"
+        return AllCandidatesFailed(f"{what}: {why}" if why else what, attempts=attempts)

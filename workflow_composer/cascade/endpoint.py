@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from workflow_composer.backends.base import Backend
 from workflow_composer.backends.pricing import GpuMeter, Price
 from workflow_composer.cascade.breaker import CircuitBreaker
-from workflow_composer.types import Candidate, Usage
+from workflow_composer.cascade.forecast import Forecast
+from workflow_composer.types import Candidate, LLMRequest, Usage
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Endpoint:
-    """A backend, its price, its circuit breaker and, where its price is per GPU-hour, its meter.
+    """A backend, its price, its circuit breaker, its meter (for a price per GPU-hour), and what its answers cost so far.
 
     Models served by one process share breaker and meter.
     """
@@ -22,6 +23,7 @@ class Endpoint:
     price: Price
     breaker: CircuitBreaker
     meter: GpuMeter
+    forecast: Forecast = field(default_factory=Forecast)
 
     def start(self) -> float | None:
         """Start metering a call; the token goes to `stop`. None where time costs nothing."""
@@ -34,3 +36,9 @@ class Endpoint:
     def cost(self, usage: Usage, gpu_seconds: float) -> float:
         """Dollars for a call: its tokens, and its share of the GPU's time."""
         return self.price.cost_of_tokens(usage) + gpu_seconds * (self.price.gpu_hour or 0.0) / 3600.0
+
+    def expected_cost(self, request: LLMRequest, samples: int, calls: int) -> float:
+        """Dollars that ``samples`` answers in so many calls will probably cost; each call pays for the prompt."""
+        expected = self.forecast.expect(request, samples)
+        prompts = Usage(expected.usage.prompt_tokens * (calls - 1))
+        return self.cost(expected.usage + prompts, expected.gpu_seconds)

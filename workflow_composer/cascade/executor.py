@@ -7,13 +7,17 @@ is left, an earlier answer that was not accepted is returned as such; where ther
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from workflow_composer.cascade.ascent import Ascent, Outcome
 from workflow_composer.cascade.attempt import MeteredCall, Observer, Trace, Walk
 from workflow_composer.cascade.bound import Bounded
 from workflow_composer.cascade.endpoint import Endpoint
+from workflow_composer.cascade.polling import GivenUp, Poll
 from workflow_composer.cascade.retry import Deadline, RetryPolicy
+from workflow_composer.cascade.voting import ballot_of
 from workflow_composer.errors import (
     AllCandidatesFailed,
     DeadlineExceeded,
@@ -33,18 +37,6 @@ from workflow_composer.types import (
     Timeouts,
     Verdict,
 )
-
-
-@dataclass(slots=True)  # not frozen: made for every request, and seen by two functions
-class Outcome:
-    """The answer of a run: which candidate in which tier gave it, and what the tier's rule said."""
-
-    samples: tuple[Sample, ...]
-    model: str
-    candidate: Candidate
-    tier: int
-    fallback_depth: int
-    verdict: Verdict
 
 
 class PlanExecutor:
@@ -74,22 +66,32 @@ class PlanExecutor:
         Raises `AllCandidatesFailed` (or `DeadlineExceeded`) when no tier gave one; a `ModelError` that no other candidate
         can mend (a bad request, a wrong key) comes through as it is.
         """
-        best: Outcome | None = None
-        for index, tier in enumerate(plan.tiers):
+        ascent = self.ascent(plan, request, trace)
+        for index, tier in ascent.tiers():
             try:
-                best = await self.run_tier(index, tier, request, trace)
-                verdict = best.verdict
+                ascent.answered(await self.run_tier(index, tier, request, trace, last=ascent.is_last(index)))
             except AllCandidatesFailed as error:
-                verdict = self.after_failed_tier(error, plan, index, trace, answered=best is not None)
-            if verdict.accepted:
-                break
-            self.escalate(request, plan, index, verdict)
-        assert best is not None  # otherwise the last tier's failure was raised
-        return best
+                ascent.failed(index, self.failure(error, trace))
+        return ascent.outcome()
 
-    async def run_tier(self, index: int, tier: Tier, request: LLMRequest, trace: Trace) -> Outcome:
-        """Ask one tier's candidates in order until one answers; raises `AllCandidatesFailed` where none does."""
-        call, walk = self.call(tier, request), self.walk(index, tier, request, trace)
+    async def run_tier(self, index: int, tier: Tier, request: LLMRequest, trace: Trace, *, last: bool = True) -> Outcome:
+        """Ask one tier's candidates in order until one answers; raises `AllCandidatesFailed` where none does.
+
+        A tier that is not the last is given up at its deadline; the votes that have come by then are kept.
+        """
+        if tier.voting is not None:
+            return await self._vote(index, tier, request, trace, last=last)
+        walk = self.walk(index, tier, request, trace)
+        if last or tier.deadline is None:
+            return await self._ask(index, tier, request, walk)
+        try:
+            async with asyncio.timeout(tier.deadline):
+                return await self._ask(index, tier, request, walk)
+        except TimeoutError:
+            raise walk.exhausted(f"the tier was given up after {tier.deadline:g} s") from None
+
+    async def _ask(self, index: int, tier: Tier, request: LLMRequest, walk: Walk) -> Outcome:
+        call = self.call(tier, request)
         while (candidate := walk.next()) is not None:
             try:
                 done = await self._attempt(self.endpoints[candidate.name], call, walk)
@@ -100,12 +102,46 @@ class PlanExecutor:
                 return Outcome(done.samples, done.model, candidate, index, walk.position, verdict)
         raise walk.exhausted()
 
+    async def _vote(self, index: int, tier: Tier, request: LLMRequest, trace: Trace, *, last: bool) -> Outcome:
+        """Fill a ballot by the first candidate that works; one that fails on the way takes its votes with it."""
+        whole = self.walk(index, tier, request, trace)
+        position, candidates, late = 0, tier.candidates, ""
+        while True:
+            ballot = ballot_of(tier, last=last)
+            endpoint = self.endpoints[candidates[position].name]
+            poll = Poll(
+                ballot,
+                position=position,
+                draw=lambda candidate, call, walk: self._attempt(self.endpoints[candidate.name], call, walk),
+                walk=lambda start: self.walk(index, tier, request, trace, position=start, quiet=True),
+                call=lambda samples, first: self.call(tier, request, samples=samples, first=first),
+            )
+            try:
+                async with asyncio.timeout(None if last else tier.deadline):
+                    await poll.run(gently=endpoint.breaker.state != "closed")
+            except TimeoutError:
+                late = f"the tier was given up after {tier.deadline:g} s"
+            except GivenUp as given_up:
+                if given_up.position < len(candidates) and not trace.deadline.over:
+                    position = given_up.position
+                    self._fell_back(request, trace, candidates[position])
+                    continue
+                late = "no further sample could be drawn"
+            if not ballot.samples:
+                raise whole.exhausted(late)
+            verdict = ballot.verdict(cut_short=late)
+            return Outcome(tuple(ballot.samples), poll.model, candidates[position], index, position, verdict)
+
+    def _fell_back(self, request: LLMRequest, trace: Trace, candidate: Candidate) -> None:
+        if self.observer is not None:
+            self.observer.on_fallback(request, trace.attempts[-1], candidate)
+
     async def _attempt(self, endpoint: Endpoint, call: ModelCall, walk: Walk) -> Completion:
-        with MeteredCall(endpoint, walk) as metered:
+        with MeteredCall(endpoint, walk, call.samples) as metered:
             limit = self.limit(walk.trace.deadline)
             with Bounded(endpoint, limit, "complete answer"):
                 done = await endpoint.backend.complete(within(call, limit))
-            metered.usage = done.usage
+            metered.usage, metered.cost = done.usage, done.cost
             if not done.samples:
                 raise ServerFailed("the answer holds no choices")
             return done
@@ -129,32 +165,48 @@ class PlanExecutor:
 
     # ------------------------------------------------------------------------------- shared with the run of a stream
 
-    def call(self, tier: Tier, request: LLMRequest) -> ModelCall:
+    def ascent(self, plan: Plan, request: LLMRequest, trace: Trace) -> Ascent:
+        """The way up the plan's tiers."""
+        return Ascent(plan, request, trace, estimate=self._estimate, observer=self.observer)
+
+    def _estimate(self, tier: Tier, request: LLMRequest) -> float:
+        endpoint = self.endpoints[tier.candidates[0].name]
+        apart = tier.voting is not None and tier.voting.draw == "at_once"
+        return endpoint.expected_cost(request, tier.samples, tier.samples if apart else 1)
+
+    def call(self, tier: Tier, request: LLMRequest, *, samples: int | None = None, first: int = 0) -> ModelCall:
         """What the tier's candidates are asked to do."""
         temperature = request.temperature if tier.temperature is None else tier.temperature
-        return ModelCall(request, tier.samples, temperature, self.timeouts)
+        if tier.voting is not None and tier.voting.measure == "logprob" and not request.logprobs:
+            request = replace(request, logprobs=True)
+        return ModelCall(request, tier.samples if samples is None else samples, temperature, self.timeouts, first)
 
-    def walk(self, index: int, tier: Tier, request: LLMRequest, trace: Trace) -> Walk:
-        """A fresh way through the tier's candidates."""
-        return Walk(index, tier, request, trace, retry=self._retry, patience=self.timeouts.total, observer=self.observer)
+    async def judge(self, tier: Tier, sample: Sample) -> Verdict:
+        """The verdict on a tier's only sample."""
+        if tier.voting is None:
+            return tier.accept((sample,))
+        ballot = ballot_of(tier, last=True)
+        await ballot.add(sample)
+        return ballot.verdict()
+
+    def walk(
+        self, index: int, tier: Tier, request: LLMRequest, trace: Trace, *, position: int = 0, quiet: bool = False
+    ) -> Walk:
+        """A fresh way through the tier's candidates, from ``position`` on; ``quiet``: somebody else tells of fallbacks."""
+        return Walk(
+            index,
+            tier,
+            request,
+            trace,
+            retry=self._retry,
+            patience=self.timeouts.total,
+            observer=None if quiet else self.observer,
+            position=position,
+        )
 
     def limit(self, deadline: Deadline) -> float:
         """Seconds that one call may take."""
         return min(self.timeouts.total, deadline.left)
-
-    def escalate(self, request: LLMRequest, plan: Plan, index: int, verdict: Verdict) -> None:
-        """Tell the observer, where there is a further tier."""
-        if self.observer is not None and index + 1 < len(plan.tiers):
-            self.observer.on_escalation(request, plan, index, verdict)
-
-    def after_failed_tier(
-        self, error: AllCandidatesFailed, plan: Plan, index: int, trace: Trace, *, answered: bool
-    ) -> Verdict:
-        """The verdict on a tier in which nothing answered; raises where that ends the request."""
-        last = index + 1 == len(plan.tiers)
-        if (last or trace.deadline.over) and not answered:
-            raise self.failure(error, trace) from None
-        return Verdict(accepted=last or trace.deadline.over, reason="every candidate failed")
 
     def failure(self, error: AllCandidatesFailed, trace: Trace) -> AllCandidatesFailed:
         """The error for the whole request, with all its attempts."""

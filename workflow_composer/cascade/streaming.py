@@ -12,10 +12,11 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
+from workflow_composer.cascade.ascent import Outcome
 from workflow_composer.cascade.attempt import MeteredCall, Trace, Walk
 from workflow_composer.cascade.bound import Bounded
 from workflow_composer.cascade.endpoint import Endpoint
-from workflow_composer.cascade.executor import Outcome, PlanExecutor, within
+from workflow_composer.cascade.executor import PlanExecutor, within
 from workflow_composer.errors import (
     AllCandidatesFailed,
     ModelError,
@@ -37,26 +38,23 @@ class StreamRun:
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
         """Yield the answer piece by piece. Closing the generator stops the work at the server."""
-        for index, tier in enumerate(self._plan.tiers):
-            last = index + 1 == len(self._plan.tiers)
-            live = tier.samples == 1 and (tier.accept is ALWAYS or last)
+        ascent = self._executor.ascent(self._plan, self._request, self._trace)
+        for index, tier in ascent.tiers():
+            last = ascent.is_last(index)
+            always = tier.voting is None and tier.accept is ALWAYS
             try:
-                if live:
+                if tier.samples == 1 and (always or last):
                     async with aclosing(self._live(index, tier)) as pieces:
                         async for piece in pieces:
                             yield piece
+                    assert self.outcome is not None  # a live tier that ends without an error has answered
+                    ascent.answered(self.outcome)
                     return
-                self.outcome = await self._executor.run_tier(index, tier, self._request, self._trace)
-                verdict = self.outcome.verdict
+                ascent.answered(await self._executor.run_tier(index, tier, self._request, self._trace, last=last))
             except AllCandidatesFailed as error:
-                verdict = self._executor.after_failed_tier(
-                    error, self._plan, index, self._trace, answered=self.outcome is not None
-                )
-            if verdict.accepted:
-                break
-            self._executor.escalate(self._request, self._plan, index, verdict)
-        assert self.outcome is not None  # otherwise the last tier's failure was raised
-        sample = self.outcome.samples[0]
+                ascent.failed(index, self._executor.failure(error, self._trace))
+        self.outcome = ascent.outcome()
+        sample = self.outcome.answer
         yield Chunk(
             sample.text,
             sample.finish_reason or "stop",
@@ -85,7 +83,7 @@ class StreamRun:
                 await walk.failed(error)
             else:
                 sample = told.sample()
-                verdict = tier.accept((sample,))
+                verdict = await self._executor.judge(tier, sample)
                 self.outcome = Outcome((sample,), told.model or candidate.name, candidate, index, walk.position, verdict)
                 return
         raise walk.exhausted()

@@ -6,10 +6,13 @@ The checks work on the tree as it was read and skip what has the wrong type, so 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 from urllib.parse import urlsplit
 
+from workflow_composer.errors import MarkerError
+from workflow_composer.markers import can_name_tier, is_routing_string, parse_route
 from workflow_composer.names import nearest
 from workflow_composer.profiles.models import LOCAL_BACKENDS
 from workflow_composer.profiles.normal import FALLBACK_KEYS
@@ -18,6 +21,9 @@ from workflow_composer.types import ANY_TASK
 
 CLOUD = "cloud"
 """The target that stands for the cloud models of the fallback, or of the catalogue where the fallback has none."""
+
+CASCADE_TARGET = "cascade"
+"""The target that stands for all tiers of the profile, as one cascade."""
 
 CLOUD_BACKEND = "openai"
 
@@ -87,18 +93,49 @@ class Checks:
     def _name(self, section: str, name: str) -> None:
         if not name.strip() or name != name.strip() or not name.isprintable():
             self.problems.add((section, name), "a name that is empty or has spaces around it", "a name")
-        elif section != "task_routing" and name in {CLOUD, ANY_TASK}:
+        elif section != "task_routing" and name in {CLOUD, CASCADE_TARGET, ANY_TASK}:
             self.problems.add((section, name), f"{name!r} has a meaning of its own", "another name")
+        elif section == "tiers" and not can_name_tier(name):
+            self.problems.add(
+                (section, name), f"{name!r} cannot stand in a routing string", "a name without spaces, _k4, _t0.7"
+            )
 
     def routes(self) -> None:
         """Every task is routed to something that can answer."""
         for task, target in _mapping(self.tree, "task_routing").items():
             path = ("task_routing", task)
-            if target == CLOUD:
+            if isinstance(target, str) and (is_routing_string(target) or target == CASCADE_TARGET):
+                self._cascade(path, target)
+            elif target == CLOUD:
                 if self.tree.get("allow_cloud") is not False and not self._cloud_models():
                     self.problems.add(path, "'cloud' stands for no model", "add one of backend: openai to models")
             elif isinstance(target, str) and target not in self.targets:
-                self._unknown(path, target, [*self.targets, CLOUD])
+                self._unknown(path, target, [*self.targets, CLOUD, *([CASCADE_TARGET] if self.tiers else [])])
+
+    def _cascade(self, path: KeyPath, target: str) -> None:
+        """A routing string is well-formed, its tiers exist, and there is a router that follows it."""
+        names = [router["name"] for router in self.data["routers"]] if isinstance(self.data.get("routers"), tuple) else []
+        if CASCADE_TARGET not in names:
+            self.problems.add(
+                path, f"{shown(target, path)}, and no router of the profile follows it", "add cascade to routers"
+            )
+        if target == CASCADE_TARGET and not self.names["tiers"]:
+            self.problems.add(path, "the profile has no tiers", "add tiers")
+        try:
+            parts = self._parts(target)
+        except MarkerError as error:
+            self.problems.add(path, str(error), "such as mv_cascade_small_k4_t0.7_large_k1_t0.0")
+            return
+        for part in parts:
+            if part not in self.targets:
+                self._unknown(path, part, self.targets)
+
+    def _parts(self, target: str) -> list[str]:
+        """What the tiers of a cascade stand for. Raises `MarkerError`."""
+        if target == CASCADE_TARGET:
+            return self.names["tiers"]
+        tiers = parse_route(target).tiers
+        return [tier.name if tier.name in self.targets else tier.candidates[0].name for tier in tiers]
 
     def fallbacks(self) -> None:
         """Every fallback is something that can answer, and stands once."""
@@ -263,6 +300,10 @@ class Checks:
 
     def _is_cloud(self, target: object, *, through_tier: bool = True) -> bool:
         if not isinstance(target, str):
+            return False
+        if through_tier and (is_routing_string(target) or target == CASCADE_TARGET):
+            with suppress(MarkerError):  # reported already
+                return any(self._is_cloud(part) for part in self._parts(target))
             return False
         if through_tier and target in self.tiers:
             return self._is_cloud(self.tiers[target].get("model"), through_tier=False)

@@ -156,6 +156,22 @@ class TierSpec(Part):
         description="Dollars per million tokens, prompt and answer alike: the model's price where it has none of its own. "
         "Must not fall from one tier to the next.",
     )
+    samples: int = Field(
+        default=4, ge=1, le=1024, description="Samples in the cascade of all tiers; the last tier gives one answer."
+    )
+    temperature: float = Field(
+        default=0.7, gt=0, le=2, description="Temperature of several samples, where a routing string names none."
+    )
+    greedy_only: bool = Field(
+        default=False, description="One answer at temperature 0, whatever a routing string says (for want of memory)."
+    )
+    target: float | None = Field(
+        default=None, description="Confidence from which its vote is accepted; none: the router's `target`."
+    )
+    deadline: Seconds | None = Field(default=None, description="Seconds until it is given up for the next tier.")
+    budget: float | None = Field(
+        default=None, gt=0, description="Dollars: it is not started where it would probably cost a request more."
+    )
 
 
 class RouterSpec(Part):

@@ -1,0 +1,141 @@
+"""The way up a plan's tiers: which is started next, what became of each, and whose answer is taken in the end.
+
+Shared by requests and streams. A tier is left when its answer is accepted. One that would probably cost more than is left
+of the budget is not started; a later, cheaper one may be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from workflow_composer.cascade.attempt import Observer, Trace
+from workflow_composer.errors import AllCandidatesFailed, BudgetExceeded
+from workflow_composer.types import Candidate, LLMRequest, Plan, Sample, Tier, TierResult, Usage, Verdict
+
+
+@dataclass(slots=True)  # not frozen: made for every request, and seen by two functions
+class Outcome:
+    """The answer of a tier: which candidate gave it, and what the tier's rule said."""
+
+    samples: tuple[Sample, ...]
+    model: str
+    candidate: Candidate
+    tier: int
+    fallback_depth: int
+    verdict: Verdict
+
+    @property
+    def answer(self) -> Sample:
+        """The sample that is the answer."""
+        return self.samples[self.verdict.choice]
+
+    @property
+    def answer_first(self) -> tuple[Sample, ...]:
+        """All samples, the answer before the others."""
+        choice = self.verdict.choice
+        if choice == 0:
+            return self.samples
+        return (self.samples[choice], *self.samples[:choice], *self.samples[choice + 1 :])
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the tier has an answer; a vote of samples that cannot be read has none."""
+        return bool(self.verdict.votes) or not self.verdict.unreadable
+
+
+class Estimate(Protocol):
+    """Dollars that a tier will probably cost for a request."""
+
+    def __call__(self, tier: Tier, request: LLMRequest, /) -> float:
+        """Estimate."""
+        ...
+
+
+class Ascent:
+    """Iterate over `tiers`, report each by `answered` or `failed`, then take `outcome`."""
+
+    def __init__(
+        self, plan: Plan, request: LLMRequest, trace: Trace, *, estimate: Estimate, observer: Observer | None = None
+    ) -> None:
+        self._plan = plan
+        self._request = request
+        self._trace = trace
+        self._estimate = estimate
+        self._observer = observer
+        self._best: Outcome | None = None
+        self._left: tuple[int, Verdict] | None = None
+        self._accepted = False
+        self._first_attempt = 0
+        self._unpaid = ""
+
+    def tiers(self) -> Iterator[tuple[int, Tier]]:
+        """Number and tier, from the first to the one whose answer is accepted."""
+        for index, tier in enumerate(self._plan.tiers):
+            if self._too_expensive(tier):
+                continue
+            if self._left is not None and self._observer is not None:
+                self._observer.on_escalation(self._request, self._plan, *self._left)
+            self._first_attempt = len(self._trace.attempts)
+            yield index, tier
+            if self._accepted:
+                return
+
+    def is_last(self, index: int) -> bool:
+        """Whether no tier stands behind this one."""
+        return index + 1 == len(self._plan.tiers)
+
+    def answered(self, outcome: Outcome) -> None:
+        """The tier has answered; the later of two answers is the better one, unless it cannot be read."""
+        if self._best is None or outcome.is_readable or not self._best.is_readable:
+            self._best = outcome
+        self._close(outcome.tier, outcome.candidate.name, outcome.model, outcome.samples, outcome.verdict)
+
+    def failed(self, index: int, error: AllCandidatesFailed) -> None:
+        """No candidate of the tier has answered. Raises ``error`` where that ends the request without an answer."""
+        over = self._trace.deadline.over
+        if (over or self.is_last(index)) and self._best is None:
+            raise error
+        self._close(index, "", "", (), Verdict(accepted=False, reason="every candidate failed"))
+        self._accepted = over
+
+    def outcome(self) -> Outcome:
+        """The answer, accepted or not. Raises `BudgetExceeded` where no tier was started."""
+        if self._best is None:
+            raise BudgetExceeded(self._unpaid, attempts=self._trace.attempts, hint="raise the budget, or limit max_tokens")
+        return self._best
+
+    def _close(self, index: int, candidate: str, model: str, samples: tuple[Sample, ...], verdict: Verdict) -> None:
+        attempts = self._trace.attempts[self._first_attempt :]
+        only = attempts[0] if len(attempts) == 1 else None
+        self._trace.tiers.append(
+            TierResult(
+                index,
+                self._plan.tiers[index].name or candidate,
+                candidate,
+                model,
+                samples,
+                verdict,
+                only.usage if only else sum((attempt.usage for attempt in attempts), Usage()),
+                only.cost if only else sum(attempt.cost for attempt in attempts),
+                self._trace.tier_seconds() * 1000.0,
+            )
+        )
+        self._accepted = verdict.accepted
+        self._left = (index, verdict)
+
+    def _too_expensive(self, tier: Tier) -> bool:
+        budget = self._plan.budget if self._request.budget is None else self._request.budget
+        if budget is None and tier.budget is None:
+            return False
+        left = min(
+            float("inf") if budget is None else budget - self._trace.cost,
+            float("inf") if tier.budget is None else tier.budget,
+        )
+        cost = self._estimate(tier, self._request)
+        if cost <= left:
+            return False
+        name = tier.name or tier.candidates[0].name
+        self._unpaid = f"{name} would probably cost ${cost:.3g}, and ${max(left, 0.0):.3g} may be spent"
+        return True

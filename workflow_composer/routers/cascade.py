@@ -1,0 +1,125 @@
+"""The cascade router: routing strings and the profile's own tiers, as plans with votes."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from workflow_composer.answers import reader
+from workflow_composer.answers.form import AnswerForm, Comparison
+from workflow_composer.cascade.stopping import stopping_rule
+from workflow_composer.errors import LocalModelUnavailable, RoutingError
+from workflow_composer.markers import DEFAULT_TIERS, KnownTier, is_routing_string, parse_route
+from workflow_composer.plan import Drawing, Measure, Plan, Stopping, Voting
+from workflow_composer.profiles.checks import CASCADE_TARGET
+from workflow_composer.routers.base import Router, RouterContext, RouterSettings, described
+from workflow_composer.types import Candidate, LLMRequest, ResourceStatus
+
+Extractors = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+
+
+class CascadeSettings(RouterSettings):
+    """Settings of `CascadeRouter`: how votes are drawn, counted and judged. A tier's own settings go before these."""
+
+    measure: Measure = Field("share", description="what confidence is: `share`, `entropy`, `posterior`, `logprob`, `score`")
+    target: float = Field(0.75, description="confidence from which a tier's answer is accepted")
+    stopping: Stopping = Field(
+        "decided", description="the rule that ends a vote early: `decided`, `beta`, `window`, `sprt`, `martingale`, `fixed`"
+    )
+    level: float | None = Field(None, description="the rule's own parameter; its default depends on the rule")
+    draw: Drawing = Field(
+        "at_once",
+        description="`at_once`: all samples at the same time, the rest cancelled once the vote is decided (quickest); "
+        "`as_needed`: in each step the fewest that could decide (cheapest)",
+    )
+    draws: int = Field(1, ge=0, le=16, description="further draws at a tier of an entropy cascade, at the most")
+    extract: Extractors = Field(
+        ("auto",),
+        description="how the final answer is found: `hashes`, `boxed`, `phrase`, `json:FIELD`, `line`, `whole`, "
+        "`python:MODULE:FUNCTION`, `auto`; the first that finds one",
+    )
+    compare: Comparison = Field("auto", description="when answers are the same: `number`, `text`, `math`, `auto`")
+    compare_seconds: float = Field(2.0, gt=0, le=60, description="seconds that one comparison may take")
+    budget: float | None = Field(None, gt=0, description="dollars per request that names no budget of its own")
+
+    def voting(self) -> Voting:
+        """The same, as the plan's tiers carry it. Raises `ConfigError` for a rule or an extractor that cannot be."""
+        form = AnswerForm(self.extract, self.compare, self.compare_seconds)
+        stopping_rule(self.stopping, self.level)
+        reader(form)
+        return Voting(self.measure, self.target, self.stopping, self.level, 0, self.draw, form)
+
+
+class CascadeRouter(Router):
+    """Votes and cascades for requests that name a routing string, or ``cascade`` for the profile's tiers in their order.
+
+    A task may be routed to either. It has no plan for any other request.
+    """
+
+    name: ClassVar[str] = "cascade"
+    Settings: ClassVar[type[RouterSettings]] = CascadeSettings
+
+    def __init__(self, context: RouterContext, settings: object = None) -> None:
+        super().__init__(context, settings)  # type: ignore[arg-type]  # whatever it is, the model checks it
+        assert isinstance(self.settings, CascadeSettings)
+        self._settings = self.settings
+        self._voting = self.settings.voting()
+
+    def plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
+        """The plan of a routing string; None where the request names none. Raises `MarkerError` for a malformed one."""
+        return self.remembered(request, resources, self._plan)
+
+    def _plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
+        target = self.target(request)
+        if target is None or not (is_routing_string(target) or target == CASCADE_TARGET) or request.kind != "chat":
+            return None
+        return self.route_plan(self._whole() if target == CASCADE_TARGET else target, request, resources)
+
+    def route_plan(self, route: str, request: LLMRequest, resources: ResourceStatus) -> Plan:
+        """The plan of a routing string or a model's name, which is then one greedy answer."""
+        left_out: list[str] = []
+
+        def lookup(name: str) -> KnownTier:
+            return self._known(name, request, resources, left_out)
+
+        plan = parse_route(route, lookup, voting=self._voting, draws=self._settings.draws)
+        reason = described(request, route)
+        return Plan(plan.tiers, self.name, reason, tuple(left_out), plan.notes, self._settings.budget)
+
+    def _whole(self) -> str:
+        """The profile's tiers as one routing string, each with its own number of samples; the last answers once."""
+        tiers = self.context.config.tiers
+        if not tiers:
+            raise RoutingError("the profile has no tiers for a cascade", hint="add tiers, or write a routing string")
+        names = list(tiers)
+        steps = [f"{name}_k{tiers[name].samples}" for name in names[:-1]]
+        return "_".join(["mv_cascade", *steps, f"{names[-1]}_k1"])
+
+    def _known(self, name: str, request: LLMRequest, resources: ResourceStatus, left_out: list[str]) -> KnownTier:
+        spec = self.context.config.tiers.get(name)
+        default = DEFAULT_TIERS.get(name)
+        model = default.model if spec is None and default is not None else name
+        candidates = self._usable(name, self.context.candidates(model), request, resources, left_out)
+        if spec is None:
+            return KnownTier(candidates, default is not None and default.greedy_only)
+        return KnownTier(candidates, spec.greedy_only, spec.temperature, spec.target, spec.deadline, spec.budget)
+
+    def _usable(
+        self,
+        name: str,
+        found: tuple[Candidate, ...],
+        request: LLMRequest,
+        resources: ResourceStatus,
+        left_out: list[str],
+    ) -> tuple[Candidate, ...]:
+        kept, reasons = self.usable(found, request, resources)
+        if self._voting.measure == "logprob":
+            kept = [candidate for candidate in kept if not candidate.capabilities or "logprobs" in candidate.capabilities]
+        left_out += reasons
+        if kept:
+            return tuple(kept)
+        what = f"tier {name!r} has nothing left to ask ({'; '.join(reasons) or 'its model gives no log-probabilities'})"
+        if not self.context.config.allow_cloud:
+            raise LocalModelUnavailable(what, hint="name tiers with local models")
+        raise RoutingError(what, hint="set the key of its model, or name other tiers")
