@@ -2,9 +2,12 @@
 
     python scripts/convert_recordings.py gsm8k --data DIR --output gsm8k.jsonl.gz
     python scripts/convert_recordings.py qwen-math --data DIR --output math.jsonl.gz
+    python scripts/convert_recordings.py firstpass-opus --data DIR --output mbpp.jsonl.gz
 
 ``gsm8k``: one answer each by four systems to the 1,319 test questions of GSM8K (openai/grade-school-math, MIT).
-``qwen-math``: eight sampled answers each to 100 problems of MATH (QwenLM/Qwen2.5-Math, MIT).
+``qwen-math``: eight sampled answers each to 100 problems of MATH, scored by a reward model (QwenLM/Qwen2.5-Math, MIT).
+``firstpass-opus``, ``firstpass-sonnet``: 974 coding tasks (MBPP) tried by a cheap and a strong model: what the gate's tests
+gave, and the dollars (dshakes/firstpass, Apache-2.0). The programs themselves are not in the collection.
 DIR is searched for the file; the collections do not count tokens, so words, numbers and signs are counted.
 """
 
@@ -31,7 +34,7 @@ def count_tokens(text: str) -> int:
     return len(_TOKEN.findall(text))
 
 
-def _row(question: str, model: str, sample: int, answer: str, *, correct: bool) -> Row:
+def _row(question: str, model: str, sample: int, answer: str, *, correct: bool, **more: float) -> Row:
     return {
         "question": question,
         "model": model,
@@ -40,6 +43,7 @@ def _row(question: str, model: str, sample: int, answer: str, *, correct: bool) 
         "correct": correct,
         "tokens": count_tokens(answer),
         "prompt_tokens": count_tokens(question),
+        **more,
     }
 
 
@@ -51,14 +55,25 @@ def gsm8k(source: Row) -> Iterator[Row]:
 
 
 def qwen_math(source: Row) -> Iterator[Row]:
-    """One problem's eight samples."""
-    for sample, (text, right) in enumerate(zip(source["code"], source["score"], strict=True)):
-        yield _row(source["question"], QWEN_MODEL, sample, text, correct=bool(right))
+    """One problem's eight samples; the score is the reward model's."""
+    samples = zip(source["code"], source["score"], source["pred_score"], strict=True)
+    for sample, (text, right, (score,)) in enumerate(samples):
+        yield _row(source["question"], QWEN_MODEL, sample, text, correct=bool(right), score=score)
+
+
+def firstpass(source: Row) -> Iterator[Row]:
+    """One task's attempt by each model; the score is the share of the gate's unit tests that pass."""
+    for model, rung in zip(source["ladder"], source["rungs"], strict=True):
+        gate, dollars = rung["gate_score"], rung["cost_usd"]
+        row = _row(source["task_id"], model, 0, "", correct=bool(rung["oracle_correct"]), score=gate, cost=dollars)
+        yield row | {"tokens": 0, "prompt_tokens": 0}
 
 
 FORMATS: dict[str, tuple[str, Callable[[Row], Iterator[Row]]]] = {
     "gsm8k": ("example_model_solutions.jsonl.gz", gsm8k),
     "qwen-math": ("math_cot_100.jsonl.gz", qwen_math),
+    "firstpass-opus": ("mbpp-974-opus.checkpoint.jsonl", firstpass),
+    "firstpass-sonnet": ("mbpp-974-sonnet-k5.checkpoint.jsonl", firstpass),
 }
 
 
@@ -72,7 +87,8 @@ def convert(kind: str, data: Path) -> Iterator[Row]:
 
 
 def _rows(place: Path, rows_of: Callable[[Row], Iterator[Row]]) -> Iterator[Row]:
-    with gzip.open(place, "rt", encoding="utf-8") as lines:
+    opener = gzip.open if place.suffix == ".gz" else open
+    with opener(place, "rt", encoding="utf-8") as lines:
         for line in lines:
             yield from rows_of(json.loads(line))
 

@@ -24,10 +24,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from workflow_composer.builtin import plugin_host
-from workflow_composer.cascade.ascent import Outcome
-from workflow_composer.cascade.attempt import Trace
 from workflow_composer.cascade.retry import Deadline
 from workflow_composer.cascade.streaming import StreamRun
+from workflow_composer.cascade.trace import Outcome, Trace
 from workflow_composer.detection import STRATEGY_VARIABLE, detect_strategy
 from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.metrics.sink import MetricsSink, default_sink

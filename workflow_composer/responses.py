@@ -7,8 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import Any, Self
 
-from workflow_composer.cascade.ascent import Outcome
-from workflow_composer.cascade.attempt import Trace
+from workflow_composer.cascade.trace import Outcome, Trace
 from workflow_composer.runner import LoopThread
 from workflow_composer.strategy import StrategyConfig
 from workflow_composer.types import Chunk, LLMRequest, LLMResponse, Plan, RoutingDecision
@@ -89,8 +88,9 @@ def response_of(
 ) -> LLMResponse:
     """The response that tells of a finished run, which took so many seconds."""
     candidate, verdict = outcome.candidate, outcome.verdict
+    samples = outcome.samples if verdict.choice == 0 else outcome.answer_first
     return LLMResponse(
-        text=outcome.answer.text,
+        text=samples[0].text,
         decision=RoutingDecision(
             strategy=config.profile_name,
             router=plan.router,
@@ -102,7 +102,7 @@ def response_of(
             task_type=request.task_type,
             reason=plan.reason,
         ),
-        samples=outcome.answer_first,
+        samples=samples,
         usage=trace.usage,
         cost=trace.cost,
         attempts=tuple(trace.attempts),
@@ -111,5 +111,5 @@ def response_of(
         overhead_ms=max(0.0, seconds - trace.waited) * 1000.0,
         confidence=verdict.confidence,
         accepted=verdict.accepted,
-        tiers=tuple(trace.tiers),
+        climbed=tuple(trace.tiers),
     )

@@ -319,8 +319,8 @@ class LLMResponse:
     """The answer, and everything that led to it. ``cost`` (dollars) includes failed attempts and rejected tiers.
 
     ``confidence`` is None where it is unknown. ``accepted`` is False where an answer was taken although its tier's rule did
-    not accept it. ``samples`` are the deciding tier's, the answer first; ``tiers`` are all that ran, with every sample,
-    those of rejected tiers included.
+    not accept it. ``samples`` are the deciding tier's, the answer first. ``climbed`` is what `tiers` returns, empty where a
+    single tier without a vote leaves nothing to add.
     """
 
     text: str
@@ -334,7 +334,16 @@ class LLMResponse:
     overhead_ms: float
     confidence: float | None = None
     accepted: bool = True
-    tiers: tuple[TierResult, ...] = ()
+    climbed: tuple[TierResult, ...] = ()
+
+    @property
+    def tiers(self) -> tuple[TierResult, ...]:
+        """All tiers that ran, with every sample, those of rejected tiers included."""
+        if self.climbed:
+            return self.climbed
+        made, verdict = self.decision, Verdict(self.accepted, self.confidence)
+        whole = (self.samples, verdict, self.usage, self.cost, self.latency_ms)
+        return (TierResult(made.tier, made.candidate, made.candidate, made.model, *whole),)
 
     @property
     def model(self) -> str:

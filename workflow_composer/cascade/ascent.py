@@ -7,42 +7,12 @@ of the budget is not started; a later, cheaper one may be.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
-from workflow_composer.cascade.attempt import Observer, Trace
+from workflow_composer.cascade.attempt import Observer
+from workflow_composer.cascade.trace import Outcome, Trace
 from workflow_composer.errors import AllCandidatesFailed, BudgetExceeded
-from workflow_composer.types import Candidate, LLMRequest, Plan, Sample, Tier, TierResult, Usage, Verdict
-
-
-@dataclass(slots=True)  # not frozen: made for every request, and seen by two functions
-class Outcome:
-    """The answer of a tier: which candidate gave it, and what the tier's rule said."""
-
-    samples: tuple[Sample, ...]
-    model: str
-    candidate: Candidate
-    tier: int
-    fallback_depth: int
-    verdict: Verdict
-
-    @property
-    def answer(self) -> Sample:
-        """The sample that is the answer."""
-        return self.samples[self.verdict.choice]
-
-    @property
-    def answer_first(self) -> tuple[Sample, ...]:
-        """All samples, the answer before the others."""
-        choice = self.verdict.choice
-        if choice == 0:
-            return self.samples
-        return (self.samples[choice], *self.samples[:choice], *self.samples[choice + 1 :])
-
-    @property
-    def is_readable(self) -> bool:
-        """Whether the tier has an answer; a vote of samples that cannot be read has none."""
-        return bool(self.verdict.votes) or not self.verdict.unreadable
+from workflow_composer.types import LLMRequest, Plan, Tier, Verdict
 
 
 class Estimate(Protocol):
@@ -67,7 +37,6 @@ class Ascent:
         self._best: Outcome | None = None
         self._left: tuple[int, Verdict] | None = None
         self._accepted = False
-        self._first_attempt = 0
         self._unpaid = ""
 
     def tiers(self) -> Iterator[tuple[int, Tier]]:
@@ -77,7 +46,7 @@ class Ascent:
                 continue
             if self._left is not None and self._observer is not None:
                 self._observer.on_escalation(self._request, self._plan, *self._left)
-            self._first_attempt = len(self._trace.attempts)
+            self._trace.begin_tier()
             yield index, tier
             if self._accepted:
                 return
@@ -90,14 +59,14 @@ class Ascent:
         """The tier has answered; the later of two answers is the better one, unless it cannot be read."""
         if self._best is None or outcome.is_readable or not self._best.is_readable:
             self._best = outcome
-        self._close(outcome.tier, outcome.candidate.name, outcome.model, outcome.samples, outcome.verdict)
+        self._close(outcome.tier, outcome.verdict, outcome)
 
     def failed(self, index: int, error: AllCandidatesFailed) -> None:
         """No candidate of the tier has answered. Raises ``error`` where that ends the request without an answer."""
         over = self._trace.deadline.over
         if (over or self.is_last(index)) and self._best is None:
             raise error
-        self._close(index, "", "", (), Verdict(accepted=False, reason="every candidate failed"))
+        self._close(index, Verdict(accepted=False, reason="every candidate failed"), None)
         self._accepted = over
 
     def outcome(self) -> Outcome:
@@ -106,22 +75,8 @@ class Ascent:
             raise BudgetExceeded(self._unpaid, attempts=self._trace.attempts, hint="raise the budget, or limit max_tokens")
         return self._best
 
-    def _close(self, index: int, candidate: str, model: str, samples: tuple[Sample, ...], verdict: Verdict) -> None:
-        attempts = self._trace.attempts[self._first_attempt :]
-        only = attempts[0] if len(attempts) == 1 else None
-        self._trace.tiers.append(
-            TierResult(
-                index,
-                self._plan.tiers[index].name or candidate,
-                candidate,
-                model,
-                samples,
-                verdict,
-                only.usage if only else sum((attempt.usage for attempt in attempts), Usage()),
-                only.cost if only else sum(attempt.cost for attempt in attempts),
-                self._trace.tier_seconds() * 1000.0,
-            )
-        )
+    def _close(self, index: int, verdict: Verdict, outcome: Outcome | None) -> None:
+        self._trace.close_tier(self._plan.tiers[index], verdict, outcome, index)
         self._accepted = verdict.accepted
         self._left = (index, verdict)
 

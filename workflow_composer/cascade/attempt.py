@@ -1,22 +1,22 @@
-"""Attempts: the record of what was tried for a request, one metered call, and the way through a tier's candidates."""
+"""Attempts: one metered call, and the way through a tier's candidates."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
 
 from workflow_composer.cascade.endpoint import Endpoint
-from workflow_composer.cascade.retry import Deadline, RetryPolicy
+from workflow_composer.cascade.retry import RetryPolicy
+from workflow_composer.cascade.trace import Trace
 from workflow_composer.errors import (
     AllCandidatesFailed,
     CircuitOpen,
     ContextOverflow,
     ModelError,
 )
-from workflow_composer.types import Attempt, Candidate, LLMRequest, Plan, Tier, TierResult, Usage, Verdict
+from workflow_composer.types import Attempt, Candidate, LLMRequest, Plan, Tier, Usage, Verdict
 
 
 class Observer(Protocol):
@@ -27,53 +27,6 @@ class Observer(Protocol):
 
     def on_escalation(self, request: LLMRequest, plan: Plan, tier: int, verdict: Verdict) -> None:
         """Tier ``tier`` is not accepted and the next one is asked."""
-
-
-@dataclass(slots=True, eq=False)
-class Trace:
-    """What happened to one request so far. The caller keeps it, so that it is there also when the run fails.
-
-    ``waited`` counts the seconds spent in models and in pauses between calls: all that is not the orchestrator's own work.
-    ``tiers`` are those that are done with.
-    """
-
-    deadline: Deadline
-    attempts: list[Attempt] = field(default_factory=list)
-    waited: float = 0.0
-    tiers: list[TierResult] = field(default_factory=list)
-    began: float = field(default_factory=time.perf_counter)
-    _waiting: int = 0
-    _since: float = 0.0
-
-    def wait(self, now: float) -> None:
-        """A call or a pause begins; time in which several are under way counts once."""
-        if not self._waiting:
-            self._since = now
-        self._waiting += 1
-
-    def go_on(self, now: float) -> None:
-        """A call or a pause has ended."""
-        self._waiting -= 1
-        if not self._waiting:
-            self.waited += now - self._since
-
-    def tier_seconds(self) -> float:
-        """Seconds since the tier before this one was done with."""
-        now = time.perf_counter()
-        seconds, self.began = now - self.began, now
-        return seconds
-
-    @property
-    def cost(self) -> float:
-        """Dollars for all attempts, failed and rejected ones included."""
-        attempts = self.attempts
-        return attempts[0].cost if len(attempts) == 1 else sum(attempt.cost for attempt in attempts)
-
-    @property
-    def usage(self) -> Usage:
-        """Tokens of all attempts."""
-        attempts = self.attempts
-        return attempts[0].usage if len(attempts) == 1 else sum((attempt.usage for attempt in attempts), Usage())
 
 
 class MeteredCall:

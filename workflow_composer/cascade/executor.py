@@ -11,12 +11,13 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from workflow_composer.cascade.ascent import Ascent, Outcome
-from workflow_composer.cascade.attempt import MeteredCall, Observer, Trace, Walk
+from workflow_composer.cascade.ascent import Ascent
+from workflow_composer.cascade.attempt import MeteredCall, Observer, Walk
 from workflow_composer.cascade.bound import Bounded
 from workflow_composer.cascade.endpoint import Endpoint
 from workflow_composer.cascade.polling import GivenUp, Poll
 from workflow_composer.cascade.retry import Deadline, RetryPolicy
+from workflow_composer.cascade.trace import Outcome, Trace
 from workflow_composer.cascade.voting import ballot_of
 from workflow_composer.errors import (
     AllCandidatesFailed,
@@ -66,6 +67,13 @@ class PlanExecutor:
         Raises `AllCandidatesFailed` (or `DeadlineExceeded`) when no tier gave one; a `ModelError` that no other candidate
         can mend (a bad request, a wrong key) comes through as it is.
         """
+        tiers = plan.tiers
+        if len(tiers) == 1 and tiers[0].voting is None and request.budget is plan.budget is tiers[0].budget is None:
+            # By far the most frequent plan; what only several tiers need would add a tenth to the core's work.
+            try:
+                return await self.run_tier(0, tiers[0], request, trace)
+            except AllCandidatesFailed as error:
+                raise self.failure(error, trace) from None
         ascent = self.ascent(plan, request, trace)
         for index, tier in ascent.tiers():
             try:
@@ -81,26 +89,25 @@ class PlanExecutor:
         """
         if tier.voting is not None:
             return await self._vote(index, tier, request, trace, last=last)
-        walk = self.walk(index, tier, request, trace)
-        if last or tier.deadline is None:
-            return await self._ask(index, tier, request, walk)
-        try:
-            async with asyncio.timeout(tier.deadline):
-                return await self._ask(index, tier, request, walk)
-        except TimeoutError:
-            raise walk.exhausted(f"the tier was given up after {tier.deadline:g} s") from None
-
-    async def _ask(self, index: int, tier: Tier, request: LLMRequest, walk: Walk) -> Outcome:
-        call = self.call(tier, request)
+        if tier.deadline is not None and not last:
+            return await self._run_in_time(index, tier, request, trace, tier.deadline)
+        call, walk = self.call(tier, request), self.walk(index, tier, request, trace)
         while (candidate := walk.next()) is not None:
             try:
                 done = await self._attempt(self.endpoints[candidate.name], call, walk)
             except ModelError as error:
                 await walk.failed(error)
             else:
-                verdict = tier.accept(done.samples)
-                return Outcome(done.samples, done.model, candidate, index, walk.position, verdict)
+                return Outcome(done.samples, done.model, candidate, index, walk.position, tier.accept(done.samples))
         raise walk.exhausted()
+
+    async def _run_in_time(self, index: int, tier: Tier, request: LLMRequest, trace: Trace, seconds: float) -> Outcome:
+        walk = self.walk(index, tier, request, trace)
+        try:
+            async with asyncio.timeout(seconds):
+                return await self.run_tier(index, tier, request, trace, last=True)
+        except TimeoutError:
+            raise walk.exhausted(f"the tier was given up after {seconds:g} s") from None
 
     async def _vote(self, index: int, tier: Tier, request: LLMRequest, trace: Trace, *, last: bool) -> Outcome:
         """Fill a ballot by the first candidate that works; one that fails on the way takes its votes with it."""

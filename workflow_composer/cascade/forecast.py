@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from collections import deque
 from dataclasses import dataclass
 
 from workflow_composer.types import LLMRequest, Usage
@@ -10,8 +10,8 @@ from workflow_composer.types import LLMRequest, Usage
 UNSEEN_ANSWER = 512
 """Tokens of an answer where neither the request limits it nor any answer has been seen."""
 CHARACTERS_PER_TOKEN = 4.0
-_MEMORY = 0.05
-"""Weight of the newest answer in the running means: about the last twenty count."""
+_MEMORY = 20
+"""So many of the last calls count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,35 +23,29 @@ class Expected:
 
 
 class Forecast:
-    """Running means over one endpoint's answers: tokens per character of prompt, tokens per answer, GPU time per token."""
+    """Means over one endpoint's last answers: tokens per character of prompt, tokens per answer, GPU time per token.
+
+    Every call is noted, budgets are rare: so noting is one append, and the means are made when they are asked for.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._per_character = 1.0 / CHARACTERS_PER_TOKEN
-        self._answer: float | None = None
-        self._gpu_per_token = 0.0
+        self._seen: deque[tuple[LLMRequest, Usage, int, float]] = deque(maxlen=_MEMORY)
 
     def learn(self, request: LLMRequest, usage: Usage, samples: int, gpu_seconds: float) -> None:
         """Take note of one call that ended well."""
-        characters = request.query_length
-        with self._lock:
-            if characters and usage.prompt_tokens:
-                self._per_character = _mean(self._per_character, usage.prompt_tokens / characters)
-            if usage.completion_tokens:
-                each = usage.completion_tokens / samples
-                self._answer = each if self._answer is None else _mean(self._answer, each)
-                if gpu_seconds:
-                    own = gpu_seconds / usage.completion_tokens
-                    self._gpu_per_token = _mean(self._gpu_per_token, own) if self._gpu_per_token else own
+        self._seen.append((request, usage, samples, gpu_seconds))
 
     def expect(self, request: LLMRequest, samples: int) -> Expected:
         """What ``samples`` answers to this request will take, in one call. ``max_tokens`` limits what is expected."""
-        answer = UNSEEN_ANSWER if self._answer is None else self._answer
-        if request.max_tokens is not None and (self._answer is None or request.max_tokens < answer):
+        seen = tuple(self._seen)
+        characters = sum(asked.query_length for asked, usage, _, _ in seen if usage.prompt_tokens)
+        prompts = sum(usage.prompt_tokens for _, usage, _, _ in seen)
+        tokens = sum(usage.completion_tokens for _, usage, _, _ in seen)
+        drawn = sum(count for _, usage, count, _ in seen if usage.completion_tokens)
+        answer = tokens / drawn if drawn else UNSEEN_ANSWER
+        if request.max_tokens is not None and (not drawn or request.max_tokens < answer):
             answer = request.max_tokens
-        usage = Usage(round(request.query_length * self._per_character), round(answer * samples))
-        return Expected(usage, usage.completion_tokens * self._gpu_per_token)
-
-
-def _mean(old: float, new: float) -> float:
-    return old + _MEMORY * (new - old)
+        per_character = prompts / characters if characters else 1.0 / CHARACTERS_PER_TOKEN
+        usage = Usage(round(request.query_length * per_character), round(answer * samples))
+        gpu = sum(seconds for _, _, _, seconds in seen)
+        return Expected(usage, usage.completion_tokens * gpu / tokens if tokens else 0.0)

@@ -12,11 +12,11 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from workflow_composer.cascade.ascent import Outcome
-from workflow_composer.cascade.attempt import MeteredCall, Trace, Walk
+from workflow_composer.cascade.attempt import MeteredCall, Walk
 from workflow_composer.cascade.bound import Bounded
 from workflow_composer.cascade.endpoint import Endpoint
 from workflow_composer.cascade.executor import PlanExecutor, within
+from workflow_composer.cascade.trace import Outcome, Trace
 from workflow_composer.errors import (
     AllCandidatesFailed,
     ModelError,

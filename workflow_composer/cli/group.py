@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "generate": "Answer a prompt, or every row of a file.",
+    "execute": "Run data sets through cascades and batch strategies, and compare them.",
     "route": "Show which models a request would go to, and why; sends nothing.",
     "status": "Show the strategy, what is reachable, and the routers.",
     "strategies": "List, show and check strategy profiles.",

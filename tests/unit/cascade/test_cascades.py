@@ -8,9 +8,9 @@ import pytest
 
 from workflow_composer.backends.fake import Delay
 from workflow_composer.backends.pricing import Price
-from workflow_composer.cascade.attempt import Trace
 from workflow_composer.cascade.retry import Deadline
 from workflow_composer.cascade.streaming import StreamRun
+from workflow_composer.cascade.trace import Trace
 from workflow_composer.errors import (
     AllCandidatesFailed,
     BadRequest,

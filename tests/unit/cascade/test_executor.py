@@ -6,8 +6,8 @@ import pytest
 
 from workflow_composer.backends.fake import Delay
 from workflow_composer.backends.pricing import Price
-from workflow_composer.cascade.attempt import Trace
 from workflow_composer.cascade.retry import Deadline, RetryPolicy
+from workflow_composer.cascade.trace import Trace
 from workflow_composer.errors import (
     AllCandidatesFailed,
     AuthenticationFailed,

@@ -1,0 +1,196 @@
+"""Running planned data sets: journals, engine, progress, results and the report."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import signal
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from workflow_composer import __version__
+from workflow_composer.answers import reader
+from workflow_composer.batch.answering import Answering
+from workflow_composer.batch.engine import Job, run
+from workflow_composer.batch.journal import Journal, fingerprint
+from workflow_composer.batch.limiter import Limiter
+from workflow_composer.batch.tally import Tally
+from workflow_composer.cli.batch_progress import progress_for
+from workflow_composer.cli.execution import SOME_FAILED, Options
+from workflow_composer.cli.interrupt import INTERRUPTED, TERMINATED, Stopped, leave_soon
+from workflow_composer.cli.output import dollars, percent, print_json
+from workflow_composer.cli.state import State
+
+if TYPE_CHECKING:
+    from workflow_composer.batch.planning import PlanTable
+    from workflow_composer.batch.replaying import RecordedAnswers
+    from workflow_composer.orchestrator import ModelOrchestrator
+    from workflow_composer.plan import Voting
+    from workflow_composer.strategy import StrategyConfig
+
+JOURNAL = "journal.jsonl"
+
+
+class BatchRun:
+    """Runs every data set through every strategy that was planned for it."""
+
+    def __init__(
+        self,
+        state: State,
+        options: Options,
+        orchestrator: ModelOrchestrator,
+        recorded: RecordedAnswers | None,
+        limit: int | None,
+    ) -> None:
+        self._state = state
+        self._options = options
+        self._orchestrator = orchestrator
+        self._recorded = recorded
+        self._limit = limit
+        self._voting = _voting_of(orchestrator.config)
+        self._answering = Answering(
+            orchestrator.agenerate,
+            reader(self._voting.form),
+            fields=options.fields,
+            recorded=None if recorded is None else recorded.right,
+            keep_texts=options.texts,
+        )
+
+    def run(self, planned: Mapping[str, tuple[Any, Mapping[str, PlanTable]]]) -> int:
+        """Run, write results and reports, sum up; the exit code. Raises `KeyboardInterrupt` or `Stopped`."""
+        summaries: list[dict[str, Any]] = []
+        for name, (rows, tables) in planned.items():
+            folder = self._options.output / name
+            runs = {strategy: folder / slug(strategy) for strategy in tables}
+            for strategy, table in tables.items():
+                tally = self.answer(rows, table, runs[strategy], label=f"{name}, {strategy}")
+                summaries.append(self._summary(name, strategy, tally, runs[strategy]))
+            self._report(name, folder, runs)
+        if self._state.json:
+            print_json(summaries)
+        return SOME_FAILED if any(summary["errors"] for summary in summaries) else 0
+
+    def answer(self, rows: Any, table: PlanTable, folder: Path, *, label: str) -> Tally:
+        """One data set through one strategy; what an earlier run has answered is kept."""
+        total = len(table.frame)
+        tally = Tally(total)
+        folder.mkdir(parents=True, exist_ok=True)
+        head = self._head(rows, table)
+        with Journal.open(folder / JOURNAL, head, rows=total, each=tally.add_earlier) as journal:
+            if tally.answered < total:
+                asyncio.run(self._answer(rows, table, journal, tally, label))
+        self._write_results(folder)
+        return tally
+
+    async def _answer(self, rows: Any, table: PlanTable, journal: Journal, tally: Tally, label: str) -> None:
+        stop, asked = asyncio.Event(), []
+
+        def ask(number: signal.Signals) -> None:
+            asked.append(number)
+            leave_soon(TERMINATED if number == signal.SIGTERM else INTERRUPTED)
+            stop.set()
+
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM)
+        for number in signals:
+            loop.add_signal_handler(number, ask, number)
+        most = self._options.in_flight
+        limiter = Limiter(least=most, most=most, start=most) if most else Limiter()
+        try:
+            with progress_for(tally, label) as progress:
+                jobs = self._jobs(rows, table)
+                await run(jobs, self._answering, journal, tally=tally, limiter=limiter, progress=progress, stop=stop)
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+        if asked:
+            how = "run the same command again to go on"
+            click.echo(f"{label}: {tally.done} of {tally.total} rows done, {dollars(tally.cost_now)}; {how}", err=True)
+            raise Stopped if asked[0] == signal.SIGTERM else KeyboardInterrupt
+
+    def journal(self, folder: Path) -> Path:
+        """Where a run's journal lies."""
+        return folder / JOURNAL
+
+    def _write_results(self, folder: Path) -> None:
+        pass
+
+    def _report(self, name: str, folder: Path, runs: Mapping[str, Path]) -> None:
+        pass
+
+    def _summary(self, name: str, strategy: str, tally: Tally, folder: Path) -> dict[str, Any]:
+        """What came of one run; printed at once, unless everything is printed as JSON in the end."""
+        found = {
+            "dataset": name,
+            "strategy": strategy,
+            "rows": tally.total,
+            "answered": tally.answered,
+            "earlier": tally.earlier,
+            "errors": tally.errors,
+            "graded": tally.graded,
+            "accuracy": tally.accuracy,
+            "shares": dict(tally.shares),
+            "cost": tally.cost,
+            "seconds": round(tally.seconds, 3),
+            "folder": str(folder),
+        }
+        if not self._state.json:
+            click.echo(_line(found))
+        return found
+
+    def _jobs(self, rows: Any, table: PlanTable) -> Iterator[Job]:
+        return (Job(row, route) for row, route in zip(islice(rows.rows(), self._limit), table.routes(), strict=True))
+
+    def _head(self, rows: Any, table: PlanTable) -> dict[str, Any]:
+        """What a journal is of: a run that differs in any of it is another run."""
+        return {
+            "version": __version__.rpartition(".")[0],
+            "dataset": rows.name,
+            "digest": rows.sha256(),
+            "routes": fingerprint(table.routes()),
+            "strategy": self._orchestrator.strategy,
+            "models": self._models(),
+            "votes": asdict(self._voting),
+            "fields": self._options.fields,
+            "replay": None if self._recorded is None else self._recorded.digest,
+        }
+
+    def _models(self) -> dict[str, str]:
+        return {name: f"{spec.backend}:{spec.model}" for name, spec in self._orchestrator.config.models.items()}
+
+
+def _voting_of(config: StrategyConfig) -> Voting:
+    """How the profile's cascade router draws, reads and judges votes."""
+    from workflow_composer.routers.cascade import CascadeSettings
+
+    spec = next(spec for spec in config.routers if spec.name == "cascade")
+    return CascadeSettings.model_validate(dict(spec.settings)).voting()
+
+
+def _line(found: Mapping[str, Any]) -> str:
+    """One run on one line."""
+    parts = [f"{found['answered']} of {found['rows']} rows"]
+    if found["earlier"]:
+        parts.append(f"{found['earlier']} answered before")
+    if found["errors"]:
+        parts.append(f"{found['errors']} errors")
+    if found["accuracy"] is not None:
+        parts.append(f"accuracy {percent(found['accuracy'])}")
+    if len(found["shares"]) > 1:
+        parts.append(", ".join(f"{tier} {share:.0%}" for tier, share in found["shares"].items()))
+    parts.append(f"cost {dollars(found['cost'])}")
+    return f"{found['dataset']}, {found['strategy']}: {'; '.join(parts)}"
+
+
+def slug(strategy: str) -> str:
+    """A folder's name for a strategy or a route: readable, and different for different ones."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", strategy).strip(".")
+    if plain == strategy and len(plain) <= 120:
+        return plain
+    return f"{plain[:100]}-{hashlib.sha256(strategy.encode()).hexdigest()[:8]}"
