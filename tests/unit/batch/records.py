@@ -17,9 +17,8 @@ def record(row, **fields):
     return replace(RECORD, row=row, id=f"id-{row}", **fields)
 
 
-def failed(row, **fields):
+def failed(row, error=("CallTimeout", "no answer in 60 s"), **fields):
     """A row that failed."""
-    error = ("CallTimeout", "no answer in 60 s")
     return record(row, error=error, answer=None, confidence=None, accepted=False, tiers=(), correct=None, **fields)
 
 
