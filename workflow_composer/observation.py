@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO, cast
 
-from workflow_composer.cascade.attempt import Trace
+from workflow_composer.cascade.trace import Trace
 from workflow_composer.metrics.record import RoutingMetric
 from workflow_composer.plugins import PluginHost
 from workflow_composer.strategy import StrategyConfig
