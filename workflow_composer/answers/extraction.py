@@ -134,6 +134,8 @@ def json_field(name: str, text: str) -> str | None:
     ('1.50', None)
     """
     for start, end in reversed(_objects(text)):
+        if text.find(name, start, end) < 0:
+            continue
         try:
             value = json.loads(text[start:end], parse_int=str, parse_float=str, parse_constant=str)
         except (ValueError, RecursionError):

@@ -1,9 +1,9 @@
 r"""The program of the process that compares mathematics: started by `workflow_composer.answers.mathematics`, by path.
 
 It speaks lines of JSON. First it is told where Python finds its modules; it says ``{"ready": true}`` or ``{"error": why}``.
-Then each line ``{"a": latex, "b": latex, "limit": seconds}`` is answered by ``true``, ``false``, or ``null`` where memory ran
-out. It is killed by its parent when a comparison takes too long, and by the system when its parent dies (Linux), when it uses
-far more processor time than the limit, or when it takes too much memory. It imports nothing of this package.
+Then each line ``{"a": latex, "b": latex, "limit": seconds}`` is answered by ``true``, ``false``, or ``null`` where memory
+ran out. It is killed by its parent when a comparison takes too long, and by the system when its parent dies (Linux), when it
+uses far more processor time than the limit, or when it takes too much memory. It imports nothing of this package.
 """
 
 from __future__ import annotations

@@ -49,6 +49,8 @@ _SILENT = re.compile(
 )
 _BLANK = re.compile(r"\\(?:q?quad)(?![a-zA-Z])|\\ ")
 _FRACTION = re.compile(r"\\[dtc]?frac\s?(?:\{([^{}]*)\}|(\d))\s?(?:\{([^{}]*)\}|(\d))")
+_ESCAPED_OR_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_DEEPEST = 30
 _DELIMITER = re.compile(r"(?<!\\)\\[()\[\]]")
 _PI = re.compile(r"(?<![a-zA-Z])pi(?![a-zA-Z])")
 _TIGHT = re.compile(r" ?([^\w\s]) ?")
@@ -125,6 +127,20 @@ def formula(answer: str) -> str:
     return text if "\\" in text else _PI.sub(r"\\pi", text)
 
 
+def is_closed(text: str) -> bool:
+    r"""Whether every brace has its counterpart and few are nested: a parser takes its whole time for others, for nothing.
+
+    >>> is_closed(r"\frac{1}{2}"), is_closed(r"\{1, 2\}"), is_closed(r"\frac{1}{"), is_closed("}{")
+    (True, True, False, False)
+    """
+    depth = 0
+    for brace in _ESCAPED_OR_BRACE.finditer(text):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if not 0 <= depth <= _DEEPEST:
+            return False
+    return depth == 0
+
+
 def _undress(answer: str) -> Notation:
     text = _BLANK.sub(" ", answer.replace("\\$", "").translate(_CHARACTERS))
     text = _SILENT.sub("", text.replace("{,}", ","))
@@ -191,7 +207,7 @@ def _with_unit(value: Fraction, rest: str) -> tuple[Fraction | None, str]:
     is_unit = _JOINED_UNITS.fullmatch(rest) if joined else _UNIT.fullmatch(rest)
     if not is_unit or _NO_UNITS.search(rest) or (len(first) < 2 and first not in _LETTERS_THAT_ARE_UNITS):
         return None, ""
-    return value, " ".join(map(_singular, rest.split()))
+    return value, " ".join(map(_singular, rest.replace(" ^", "^").split()))
 
 
 def _singular(word: str) -> str:

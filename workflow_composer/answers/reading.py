@@ -9,11 +9,11 @@ from threading import Lock
 
 from workflow_composer.answers.extraction import boxed, finder, hashes
 from workflow_composer.answers.form import ANY_FORM, AnswerForm
-from workflow_composer.answers.notation import Notation, formula, notation, words
+from workflow_composer.answers.notation import Notation, formula, is_closed, notation, words
 from workflow_composer.errors import ConfigError
 
-LONGEST_FORMULA = 2000
-"""Characters; a longer answer is not handed to mathematics, only to the cheap rules."""
+LONGEST = 2000
+"""Characters; a longer answer is no number and no formula, and is compared as text only."""
 LONGEST_LIMIT = 3600
 _REMEMBERED = 16384
 _LETTERS_OF_A_WORD = 4
@@ -66,16 +66,16 @@ class Reader:
         """
         if a == b:
             return True
-        if self._compare == "text":
+        if self._compare == "text" or max(len(a), len(b)) > LONGEST:
             return words(a) == words(b)
         one, other = notation(a), notation(b)
         if one.text == other.text and one.text:
             return True
         if one.number is not None and other.number is not None:
             return one.number == other.number and (one.unit == other.unit or not one.unit or not other.unit)
-        if not self._mathematics or max(len(a), len(b)) > LONGEST_FORMULA:
+        if not self._mathematics or not self._may_be_equal(one, other):
             return False
-        return None if self._may_be_equal(one, other) else False
+        return None if is_closed(a) and is_closed(b) else False
 
     async def decide(self, a: str, b: str) -> bool:
         """Whether two answers are the same, with mathematics where it is needed.
@@ -118,14 +118,16 @@ class Reader:
         return self._compare == "math" and not (_is_wordy(one) and _is_wordy(other))
 
 
-@lru_cache(maxsize=64)
 def reader(form: AnswerForm = ANY_FORM) -> Reader:
     """The reader for this form, always the same one.
 
     Raises `ConfigError` for an unknown way to find answers, for a function that cannot be imported, and where the form
     needs math-verify and it is not installed. Without math-verify, ``auto`` compares LaTeX and algebra as text.
     """
-    return Reader(form)
+    return _made(form)
+
+
+_made = lru_cache(maxsize=64)(Reader)
 
 
 def _is_wordy(answer: Notation) -> bool:

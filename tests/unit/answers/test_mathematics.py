@@ -1,0 +1,258 @@
+"""The process that compares mathematics: real processes, killed, forked, orphaned and overtaxed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+import pytest
+
+from workflow_composer.answers import AnswerForm, Reader
+from workflow_composer.answers.mathematics import MathWorker, shared
+from workflow_composer.errors import ConfigError
+
+pytest.importorskip("math_verify")
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+TOWER = "9^{9^{9^9}}"
+PATIENCE = 60.0
+LONG = 600.0
+
+
+def until(condition):
+    """Wait for what must come."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.01)
+    return found
+
+
+def is_gone(pid):
+    """No such process, not even a zombie."""
+    return not Path(f"/proc/{pid}").exists()
+
+
+def processor_time(pid):
+    """Seconds that a process has computed."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.fixture
+def worker():
+    """A worker of this test's own."""
+    made = MathWorker()
+    yield made
+    made.close()
+
+
+def script(body, **more):
+    """Run Python code in a process of its own."""
+    code = textwrap.dedent(body)
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+
+
+def test_formulas_are_compared(worker):
+    """By value; what cannot be parsed is the same as nothing."""
+    assert worker.submit("2x+1", "1+2x", LONG).result(PATIENCE) is True
+    assert worker.submit("2x+1", "2x-1", LONG).result(PATIENCE) is False
+    assert worker.submit("\x00^2", "\ud800^2", LONG).result(PATIENCE) is False
+
+
+async def test_a_comparison_that_takes_too_long_ends_at_the_limit():
+    """It counts as not the same, is counted, is remembered, and the next one works."""
+    reader = Reader(AnswerForm(limit=0.5))
+    await reader.decide("2x", "x+x")
+    before = time.monotonic()
+    assert await reader.decide(TOWER, "x^2") is False
+    assert time.monotonic() - before < 0.5 + 5
+    assert reader.timed_out == 1
+    assert await reader.decide("x^2", TOWER) is False
+    assert reader.timed_out == 1
+    assert await Reader(AnswerForm(limit=30)).decide("2x+2", "2(x+1)") is True
+
+
+@on_linux
+def test_the_worker_killed_at_the_limit_leaves_no_zombie(worker):
+    """It is waited for."""
+    assert worker.submit("2x", "x+x", LONG).result(PATIENCE) is True
+    pid = worker.pid
+    assert worker.submit(TOWER, "1", 0.3).result(PATIENCE) is None
+    assert is_gone(pid)
+    assert worker.pid is None
+
+
+@on_linux
+def test_a_worker_that_is_killed_while_idle_is_buried_and_replaced(worker):
+    """Without waiting for the next comparison, which does not notice."""
+    assert worker.submit("2x", "x+x", LONG).result(PATIENCE) is True
+    pid = worker.pid
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: is_gone(pid))
+    assert worker.submit("3x", "x+2x", LONG).result(PATIENCE) is True
+    assert worker.pid not in {None, pid}
+
+
+@on_linux
+def test_a_worker_that_is_killed_in_mid_comparison_is_replaced_once(worker):
+    """The comparison is made again; when that is killed too, it is given up, and others go on."""
+    assert worker.submit("2x", "x+x", LONG).result(PATIENCE) is True
+    first, before = worker.pid, processor_time(worker.pid)
+    waiting = worker.submit(TOWER, "1", LONG)
+    until(lambda: processor_time(first) > before + 0.2)
+    os.kill(first, signal.SIGKILL)
+    second = until(lambda: worker.pid if worker.pid != first else None)
+    assert not waiting.done()
+    os.kill(second, signal.SIGKILL)
+    assert waiting.result(PATIENCE) is None
+    assert is_gone(first)
+    assert is_gone(second)
+    assert worker.submit("2x", "x+x", LONG).result(PATIENCE) is True
+
+
+def test_a_comparison_that_is_no_longer_wanted_is_not_made(worker):
+    """If it has not begun; those behind it are."""
+    slow = worker.submit(TOWER, "1", 0.5)
+    unwanted = worker.submit(TOWER, "2", LONG)
+    wanted = worker.submit("2x", "x+x", LONG)
+    assert unwanted.cancel()
+    assert slow.result(PATIENCE) is None
+    assert wanted.result(PATIENCE) is True
+    with pytest.raises(CancelledError):
+        unwanted.result(0)
+
+
+def test_many_threads_and_event_loops_share_one_worker():
+    """Each gets its own answers."""
+    reader = Reader(AnswerForm(limit=30))
+    found: dict[int, list[bool]] = {}
+
+    async def ask(number):
+        pairs = [(f"{number}x+{k}", f"{k}+x*{number + k % 2}") for k in range(2, 8)]
+        return list(await asyncio.gather(*(reader.decide(*pair) for pair in pairs)))
+
+    threads = [threading.Thread(target=lambda n=n: found.update({n: asyncio.run(ask(n))})) for n in range(2, 6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert found == {n: [True, False] * 3 for n in range(2, 6)}
+    assert shared() is shared()
+
+
+@on_linux
+def test_the_worker_does_not_outlive_a_parent_that_is_killed():
+    """Not even in the middle of a comparison that would take for ever."""
+    parent = script(f"""
+        import time
+        from workflow_composer.answers.mathematics import shared
+        shared().submit("2x", "x+x", 60).result()
+        shared().submit({TOWER!r}, "1", 600)
+        print(shared().pid, flush=True)
+        time.sleep(600)
+    """)
+    with parent:
+        pid = int(parent.stdout.readline())
+        assert not is_gone(pid)
+        parent.kill()
+    until(lambda: is_gone(pid))
+
+
+@on_linux
+def test_python_exits_at_once_while_a_comparison_runs():
+    """Quietly; the worker is gone."""
+    done = script(f"""
+        import asyncio
+        from workflow_composer.answers import AnswerForm, Reader
+        from workflow_composer.answers.mathematics import shared
+        async def main():
+            reader = Reader(AnswerForm(limit=600))
+            assert await reader.decide("2x", "x+x")
+            task = asyncio.ensure_future(reader.decide({TOWER!r}, "x^2"))
+            await asyncio.sleep(0.1)
+            print(shared().pid, flush=True)
+            task.cancel()
+        asyncio.run(main())
+    """)
+    out, errors = done.communicate(timeout=PATIENCE)
+    assert (done.returncode, errors) == (0, "")
+    assert is_gone(int(out))
+
+
+@on_linux
+def test_a_forked_process_gets_a_worker_of_its_own():
+    """And leaves its parent's alone."""
+    done = script("""
+        import os, warnings
+        warnings.simplefilter("ignore")
+        from workflow_composer.answers.mathematics import shared
+        assert shared().submit("2x", "x+x", 60).result()
+        own = shared().pid
+        child = os.fork()
+        if not child:
+            assert shared().submit("3x", "x+2x", 60).result()
+            os._exit(0 if shared().pid not in (None, own) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert shared().submit("4x", "2x+2x", 60).result() and shared().pid == own
+        print("fine")
+    """)
+    out, errors = done.communicate(timeout=PATIENCE)
+    assert (out, errors) == ("fine\n", "")
+
+
+@on_linux
+def test_the_worker_is_told_no_keys(monkeypatch):
+    """A parser of what models write needs none."""
+    monkeypatch.setenv("SOME_API_KEY", "secret")
+    worker = MathWorker()
+    try:
+        assert worker.submit("2x", "x+x", LONG).result(PATIENCE) is True
+        assert b"secret" not in Path(f"/proc/{worker.pid}/environ").read_bytes()
+    finally:
+        worker.close()
+
+
+def test_code_in_an_answer_is_not_run(worker, tmp_path):
+    """It is a strange formula."""
+    trace = tmp_path / "trace"
+    for code in (
+        f"__import__('pathlib').Path('{trace}').touch()",
+        f"$open('{trace}', 'w')$",
+        f"exec(\"open('{trace}', 'w')\")",
+    ):
+        assert worker.submit(code, "x^2", LONG).result(PATIENCE) is False
+    assert not trace.exists()
+
+
+def test_a_library_that_does_not_work_is_an_error_that_says_so(worker, tmp_path, monkeypatch):
+    """With what it raised; once it works, so do comparisons."""
+    (tmp_path / "math_verify.py").write_text("raise OSError('broken')")
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        with pytest.raises(ConfigError, match="broken"):
+            worker.submit("2x", "x+x", LONG).result(PATIENCE)
+    assert worker.submit("2x", "x+x", LONG).result(PATIENCE) is True
+
+
+@on_linux
+def test_the_worker_may_not_take_all_memory(worker, tmp_path, monkeypatch):
+    """Its address space is bounded, and a comparison that meets the bound is given up, while the worker goes on."""
+    fake = "LatexExtractionConfig = dict\ndef parse(text, *_, **__):\n    return text\n"
+    fake += "def verify(a, b, **_):\n    return len(a) < 5 or len(bytearray(1 << 40))\n"
+    (tmp_path / "math_verify.py").write_text(fake)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert worker.submit("1", "2", LONG).result(PATIENCE) is True
+    pid = worker.pid
+    assert "Max address space         2147483648" in Path(f"/proc/{pid}/limits").read_text()
+    assert worker.submit("10000", "2", LONG).result(PATIENCE) is None
+    assert worker.submit("1", "2", LONG).result(PATIENCE) is True
+    assert worker.pid == pid

@@ -1,0 +1,209 @@
+"""The reader: which answers are the same, and which are right."""
+
+from __future__ import annotations
+
+import sys
+import time
+from importlib.util import find_spec
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.answers.hostile import PIECES, anything
+from workflow_composer.answers import AnswerForm, Reader, reader
+from workflow_composer.answers.reading import LONGEST
+from workflow_composer.errors import ConfigError
+
+COMPARISONS = ["auto", "number", "text", "math"]
+needs_mathematics = pytest.mark.skipif(find_spec("math_verify") is None, reason="math-verify is not installed")
+
+
+@pytest.fixture
+def no_mathematics(monkeypatch):
+    """As on a machine without math-verify."""
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+
+
+def test_there_is_one_reader_for_each_form():
+    """It is made once; the usual form needs no naming."""
+    assert reader() is reader(AnswerForm())
+    assert reader(AnswerForm(compare="text")) is not reader()
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("18", "18"),
+        ("18", "18.0"),
+        ("$1,450,000.", "1450000"),
+        ("1/2", "0.5"),
+        (r"\frac{1}{2}", ".5"),
+        ("18 dollars", "$18"),
+        ("5%", "5"),
+        ("two  Dogs.", "two dogs"),
+        (r"\text{Monday}", "monday"),
+        ("(B)", "b"),
+        ("(1, 2)", r"\left(1,2\right)"),
+        ("", ""),
+    ],
+)
+def test_cheap_rules_see_the_same_answer_in_another_dress(a, b):
+    """Without mathematics."""
+    assert reader().same(a, b) is True
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("18", "81"),
+        ("5", "-5"),
+        ("9007199254740993", "9007199254740992"),
+        ("1/3", "0.333333"),
+        ("5 km", "5 miles"),
+        ("5 hours", "6 hours"),
+        ("18", "eighteen"),
+        ("18 or 20", "18"),
+        ("Monday", "Tuesday"),
+        ("on", "no"),
+        ("2020-01-02", "2017"),
+        ("$", "%"),
+        ("", "1"),
+    ],
+)
+def test_cheap_rules_see_that_answers_differ(a, b):
+    """Numbers exactly, words as they are; an anagram is no product of the same letters."""
+    assert reader().same(a, b) is False
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [("2x", "x + x"), (r"\sqrt{4}", "2"), ("(1,2)", "(1,3)"), ("x=5", "5"), ("x^2", "x**2")]
+)
+@needs_mathematics
+def test_only_mathematics_can_tell_about_algebra(a, b):
+    """Where numbers and text say that it depends."""
+    assert reader().same(a, b) is None
+    assert reader(AnswerForm(compare="number")).same(a, b) is False
+    assert reader(AnswerForm(compare="text")).same(a, b) is False
+
+
+def test_as_text_only_case_and_space_do_not_count():
+    """Numbers are text, too."""
+    text = reader(AnswerForm(compare="text"))
+    assert text.same("The  Answer.", "the answer")
+    assert not text.same("18", "18.0")
+    assert not text.same("$18", "18")
+
+
+@pytest.mark.parametrize("compare", COMPARISONS)
+@given(a=anything, b=anything)
+@settings(deadline=None)
+def test_sameness_is_symmetric_and_reflexive_for_any_answers(compare, a, b):
+    """And costs no exception, whatever the answers hold."""
+    one = reader(AnswerForm(compare=compare))
+    assert one.same(a, b) == one.same(b, a)
+    assert one.same(a, a) is True
+    assert compare in {"auto", "math"} or one.same(a, b) is not None
+
+
+@given(
+    st.decimals(allow_nan=False, allow_infinity=False, places=4),
+    st.decimals(allow_nan=False, allow_infinity=False, places=4),
+)
+@settings(deadline=None)
+def test_numbers_are_the_same_exactly_when_equal(a, b):
+    """No rounding."""
+    if max(abs(a), abs(b)) < 10**300:
+        assert reader().same(f"{a:f}", f"{b:f}") == (a == b)
+
+
+@pytest.mark.parametrize("compare", ["auto", "math"])
+def test_an_answer_of_a_megabyte_is_compared_as_text(compare):
+    """At once, and never by mathematics."""
+    one = reader(AnswerForm(compare=compare))
+    for piece in PIECES:
+        long = piece * (1_000_000 // len(piece))
+        assert one.same(long, long + "1") is False
+        assert one.same(long + "x", long + "X") is True
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_the_longest_answer_that_has_a_notation_has_it_at_once(piece):
+    """Well under a second."""
+    long = piece * (LONGEST // len(piece) - 1)
+    before = time.process_time()
+    reader().same(long + "x", long + "y")
+    assert time.process_time() - before < 1
+
+
+@needs_mathematics
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ("2x+1", "1 + 2*x", True),
+        (r"\frac{\sqrt2}{2}", r"\frac{1}{\sqrt{2}}", True),
+        ("sqrt(2)/2", r"\frac{\sqrt2}{2}", True),
+        ("pi/2", r"\frac{\pi}{2}", True),
+        ("x=5", "5", True),
+        ("x = 5", "x = 6", False),
+        (r"\{1, 2\}", r"\{2, 1\}", True),
+        ("(1,2)", "(2,1)", False),
+        (r"x \in [0,1)", "[0,1)", True),
+        (r"0 \le x < 1", "[0,1)", True),
+        ("[0,1)", r"0 \le x < 1", True),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", True),
+        ("5!", "120", True),
+        ("x^2-1", "(x-1)(x+1)", True),
+        ("x^2-1", "(x-1)^2", False),
+        (r"\sqrt{2}", "1.42", False),
+        ("x^{", "x^{}", False),
+    ],
+)
+async def test_mathematics_decides_what_the_rules_cannot(a, b, same):
+    """In either order."""
+    assert await reader().decide(a, b) is same
+    assert await reader().decide(b, a) is same
+
+
+async def test_without_mathematics_algebra_is_text(no_mathematics):
+    """The usual form still works; one that insists on mathematics says what to install."""
+    plain = Reader(AnswerForm())
+    assert plain.same("2x", "x + x") is False
+    assert await plain.decide("1/2", "0.5")
+    with pytest.raises(ConfigError) as raised:
+        Reader(AnswerForm(compare="math"))
+    assert "workflow-composer[batch]" in raised.value.hint
+
+
+@pytest.mark.parametrize("form", [AnswerForm(compare="exact"), AnswerForm(limit=0), AnswerForm(limit=float("nan"))])
+def test_a_form_that_makes_no_sense_is_an_error(form):
+    """When the reader is made."""
+    with pytest.raises(ConfigError):
+        reader(form)
+
+
+@pytest.mark.parametrize(
+    ("answer", "label", "right"),
+    [
+        ("18", "18", True),
+        ("18 dollars", "9 * 2 = 18\n#### 18", True),
+        (r"\frac12", r"It is $\boxed{\frac{1}{2}}$.", True),
+        ("0.5", r"\frac{1}{2}", True),
+        ("18", "19", False),
+        (None, "18", False),
+        ("Paris", "Paris", True),
+        ("yes", "The answer is yes.", True),
+    ],
+)
+async def test_an_answer_is_graded_against_a_label_or_a_solution(answer, label, right):
+    """No answer is never right."""
+    assert await reader().grade(answer, label) is right
+
+
+async def test_a_label_is_read_in_the_forms_own_way_where_it_has_no_mark():
+    """A field of JSON in both, or a bare label."""
+    form = reader(AnswerForm(extract=("json:result",)))
+    assert await form.grade(form.read('{"result": 3}'), '{"result": 3.0}')
+    assert await form.grade(form.read('{"result": 3}'), "3")
+    last = reader(AnswerForm(extract=("line",)))
+    assert await last.grade(last.read("so\n42"), "because\n#### 42")

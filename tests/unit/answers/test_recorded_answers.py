@@ -1,0 +1,56 @@
+"""Reading and grading against recorded answers of real models, whose authors published their own verdicts."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+
+import pytest
+
+from tests.paths import DATA
+from workflow_composer.answers import reader
+
+GSM8K = DATA / "openai+grade-school-math" / "grade_school_math" / "data"
+MATH = DATA / "QwenLM+Qwen2.5-Math" / "evaluation" / "data" / "eval_rm_maj_example" / "math_cot_100.jsonl.gz"
+SYSTEMS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+
+
+def lines(path):
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+@pytest.mark.skipif(not GSM8K.is_dir(), reason=f"recorded answers are not in {DATA}; set WORKFLOW_COMPOSER_DATA")
+async def test_grade_school_solutions_are_graded_as_their_authors_did():
+    """All 5,276 verdicts agree."""
+    labels = [json.loads(line)["answer"] for line in (GSM8K / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    for row, label in zip(lines(GSM8K / "example_model_solutions.jsonl.gz"), labels, strict=True):
+        for system in SYSTEMS:
+            answer = reader().read(row[system]["solution"])
+            assert await reader().grade(answer, label) == row[system]["is_correct"], row[system]["solution"]
+
+
+@pytest.mark.skipif(not MATH.is_file(), reason=f"recorded answers are not in {DATA}; set WORKFLOW_COMPOSER_DATA")
+async def test_solutions_of_mathematics_are_graded_and_voted_on_as_their_authors_did():
+    """All but one of 800 verdicts agree: they took 10000 for wrong where the label is ``10{,}000``. Majority@8 is .93."""
+    pytest.importorskip("math_verify")
+    rows, one = lines(MATH), reader()
+    differ, majority = [], 0
+    for row in rows:
+        answers = [one.read(text) for text in row["code"]]
+        assert None not in answers
+        for answer, score in zip(answers, row["score"], strict=True):
+            if await one.grade(answer, row["gt"]) != bool(score):
+                differ.append((answer, row["gt"]))
+        groups: list[str] = []
+        votes = []
+        for answer in answers:
+            found = [group for group in groups if await one.decide(answer, group)]
+            groups += [] if found else [answer]
+            votes.append(found[0] if found else answer)
+        winner = Counter(votes).most_common(1)[0][0]
+        majority += bool(row["score"][votes.index(winner)])
+    assert differ == [("10000", "10{,}000")]
+    assert majority == 93
+    assert one.timed_out == 0
