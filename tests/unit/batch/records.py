@@ -22,37 +22,42 @@ def failed(row, error=("CallTimeout", "no answer in 60 s"), **fields):
     return record(row, error=error, answer=None, confidence=None, accepted=False, tiers=(), correct=None, **fields)
 
 
+def texts(most):
+    """Texts of any characters, half surrogate pairs too."""
+    return st.text(st.characters(), max_size=most)
+
+
 NUMBERS = st.floats(0, 1e6)
 COUNTS = st.integers(0, 10**9)
 SURE = st.none() | st.floats(0, 1)
 TIERS = st.builds(
     TierRecord,
-    name=st.text(max_size=8),
-    model=st.text(max_size=8),
+    name=texts(8),
+    model=texts(8),
     samples=COUNTS,
-    votes=st.lists(st.tuples(st.text(max_size=5), COUNTS), max_size=3).map(tuple),
+    votes=st.lists(st.tuples(texts(5), COUNTS), max_size=3).map(tuple),
     unreadable=COUNTS,
     confidence=SURE,
     accepted=st.booleans(),
-    reason=st.text(max_size=8),
+    reason=texts(8),
     prompt_tokens=COUNTS,
     completion_tokens=COUNTS,
     cost=NUMBERS,
     seconds=NUMBERS,
     right=st.lists(st.booleans(), max_size=3).map(tuple),
-    texts=st.lists(st.text(max_size=8), max_size=2).map(tuple),
+    texts=st.lists(texts(8), max_size=2).map(tuple),
 )
 
 
 @st.composite
 def records(draw, rows=COUNTS):
-    """Any record, with texts of any characters, half surrogate pairs too."""
+    """Any record."""
     tiers = tuple(draw(st.lists(TIERS, max_size=3)))
     return RowRecord(
         row=draw(rows),
-        id=draw(st.text(max_size=5)),
-        route=draw(st.text(max_size=8)),
-        answer=draw(st.none() | st.text(max_size=8)),
+        id=draw(texts(5)),
+        route=draw(texts(8)),
+        answer=draw(st.none() | texts(8)),
         confidence=draw(SURE),
         accepted=draw(st.booleans()),
         tier=draw(st.integers(0, max(len(tiers) - 1, 0))),
@@ -62,5 +67,5 @@ def records(draw, rows=COUNTS):
         completion_tokens=draw(COUNTS),
         cost=draw(NUMBERS),
         seconds=draw(NUMBERS),
-        error=draw(st.none() | st.tuples(st.text(max_size=5), st.text(max_size=5))),
+        error=draw(st.none() | st.tuples(texts(5), texts(5))),
     )

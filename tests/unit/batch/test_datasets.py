@@ -11,7 +11,7 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workflow_composer.batch.columns import Columns
@@ -415,6 +415,7 @@ def outcome(read):
         return str(error)
 
 
+@settings(deadline=None)
 @given(rows=JSON_ROWS, ascii_only=st.booleans(), glue=st.sampled_from(["\n", "\r\n", "\n\n", "\n \t\n", " "]))
 def test_tables_for_planning_hold_what_the_rows_hold(tmp_path_factory, rows, ascii_only, glue):
     """For any rows, also faulty ones: the quick way and the slow way agree to the letter."""
@@ -433,6 +434,7 @@ def test_tables_for_planning_hold_what_the_rows_hold(tmp_path_factory, rows, asc
         assert data.count() == len(slow)
 
 
+@settings(deadline=None)
 @given(rows=st.lists(st.tuples(TEXTS.filter(str.strip), TEXTS), min_size=1, max_size=6), start=st.integers(0, 8))
 def test_reading_from_the_middle_gives_the_tail(tmp_path_factory, rows, start):
     """In every format and with any row groups."""

@@ -10,7 +10,7 @@ import sys
 import zlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.paths import ROOT
@@ -92,6 +92,7 @@ def test_no_row_is_finished_twice(path):
     journal.close()
 
 
+@settings(deadline=None)
 @given(records())
 def test_a_record_is_read_back_as_it_was_written(found):
     """Any text, any number, to the last bit."""
@@ -111,6 +112,7 @@ def test_every_line_is_json_with_the_documented_checksum(path):
         assert int(crc, 16) == zlib.crc32(line[12:])
 
 
+@settings(deadline=None)
 @given(cut=st.integers(0, 10_000))
 def test_cut_off_anywhere_it_goes_on_with_what_is_whole(tmp_path_factory, cut):
     """As after a crash: no whole row is lost, the half row is forgotten, and the file can be appended to."""
@@ -128,6 +130,7 @@ def test_cut_off_anywhere_it_goes_on_with_what_is_whole(tmp_path_factory, cut):
     assert path.read_bytes() == whole
 
 
+@settings(deadline=None)
 @given(place=st.integers(0, 10_000), change=st.integers(1, 255))
 def test_a_changed_byte_is_found_wherever_it_is(tmp_path_factory, place, change):
     """Except where it makes the last line look half written: then that row is answered again."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.batch.simulated_server import Simulation
@@ -161,6 +161,7 @@ def test_too_few_rows_to_fill_the_limit_do_not_raise_it():
     assert limiter.limit == 8
 
 
+@settings(deadline=None)
 @given(
     least=st.integers(1, 5),
     more=st.integers(0, 60),
