@@ -39,7 +39,7 @@ def confidence(measure: str, votes: Sequence[int], weights: Weights | None = Non
     >>> confidence("share", [0, 0, 1, -1]), confidence("share", [0]), confidence("share", [-1])
     (0.5, None, 0.0)
     >>> round(confidence("posterior", [0, 0, 0, 1]), 3)
-    0.787
+    0.779
     """
     if measure not in _MEASURES:
         raise ConfigError(f"there is no measure of confidence {measure!r}", hint=f"known: {', '.join(_MEASURES)}")

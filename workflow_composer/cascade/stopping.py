@@ -168,7 +168,10 @@ class Martingale(StoppingRule):
     rival with the most votes behind the leader's first is the hardest, and one never seen (b = 0) the easiest. A wrong
     leader must also beat one particular rival, namely a true mode other than itself, whose null hypothesis is true. That
     is one event per leader, of probability at most level_g. So no union over rivals is needed, and their number may be
-    unknown.
+    unknown (an intersection-union test).
+
+    Related: Cordero-Encinar and Duncan 2025 (Martingale Majority Certificate); Ota et al. 2026 (the same intersection-union
+    test, for an answer named beforehand).
     """
 
     name = "martingale"
@@ -257,8 +260,8 @@ def evidence(a: int, b: int) -> Fraction:
 
     It is the integral of (2t)**a (2 - 2t)**b over t in [1/2, 1] with density 160/31 t**4.
 
-    >>> evidence(0, 0), float(round(evidence(6, 0), 2))
-    (Fraction(1, 1), 30.02)
+    >>> evidence(0, 0), round(float(evidence(6, 0)), 2)
+    (Fraction(1, 1), 30.01)
     """
     n = a + b + 5
     return Fraction(5 * sum(math.comb(n, i) for i in range(a + 5)), 31 * n * math.comb(n - 1, b))
