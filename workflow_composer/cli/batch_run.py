@@ -20,6 +20,7 @@ from workflow_composer.batch.answering import Answering
 from workflow_composer.batch.engine import Job, run
 from workflow_composer.batch.journal import Journal, fingerprint
 from workflow_composer.batch.limiter import Limiter
+from workflow_composer.batch.results import write_results
 from workflow_composer.batch.tally import Tally
 from workflow_composer.cli.batch_progress import progress_for
 from workflow_composer.cli.execution import SOME_FAILED, Options
@@ -85,7 +86,7 @@ class BatchRun:
         with Journal.open(folder / JOURNAL, head, rows=total, each=tally.add_earlier) as journal:
             if tally.answered < total:
                 asyncio.run(self._answer(rows, table, journal, tally, label))
-        self._write_results(folder)
+        write_results(folder / JOURNAL, folder)
         return tally
 
     async def _answer(self, rows: Any, table: PlanTable, journal: Journal, tally: Tally, label: str) -> None:
@@ -117,9 +118,6 @@ class BatchRun:
     def journal(self, folder: Path) -> Path:
         """Where a run's journal lies."""
         return folder / JOURNAL
-
-    def _write_results(self, folder: Path) -> None:
-        pass
 
     def _report(self, name: str, folder: Path, runs: Mapping[str, Path]) -> None:
         pass

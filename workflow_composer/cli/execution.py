@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from workflow_composer.batch.strategies import BatchStrategy, PlanningContext
     from workflow_composer.cli.batch_run import BatchRun
     from workflow_composer.orchestrator import ModelOrchestrator
+    from workflow_composer.plugins import PluginHost
     from workflow_composer.strategy import StrategyConfig
 
 SOME_FAILED = 1
@@ -87,6 +88,7 @@ class Execution:
     state: State
     options: Options
     recorded: RecordedAnswers | None = None
+    plugins: PluginHost | None = None
 
     def run(self) -> int:
         """Plan everything, then (unless it is a dry run) run it, resuming what earlier runs have left."""
@@ -125,7 +127,7 @@ class Execution:
             config = of_recording(self.recorded.path, self.recorded.models, base)
         else:
             with state.open(state, None) as chosen:
-                config = chosen.config
+                config, self.plugins = chosen.config, chosen.plugins
         from workflow_composer.cli.decisions import DecisionLog
 
         state.log = state.log or DecisionLog()
@@ -136,7 +138,7 @@ class Execution:
         from workflow_composer.orchestrator import ModelOrchestrator
 
         changed = with_votes(config, {**self.options.votes, **votes})
-        return ModelOrchestrator(changed, environ=self.state.environ, log=self.state.log)
+        return ModelOrchestrator(changed, plugins=self.plugins, environ=self.state.environ, log=self.state.log)
 
     def _datasets(self) -> list[Any]:
         from workflow_composer.batch.datasets import find

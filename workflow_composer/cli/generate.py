@@ -22,6 +22,7 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float | N
     epilog=examples(
         'generate "What is 12 + 7?"',
         "generate --task code_generation --max-tokens 500 < prompt.txt",
+        'generate --model mv_cascade_small_k4_t0.7_large_k1_t0.0 "What is 12 + 7?"',
         "generate --input questions.jsonl --output answers.jsonl --concurrency 32",
         "generate --input questions.jsonl.gz --limit 100 --json | jq .text",
     )
@@ -30,7 +31,7 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float | N
 @click.option("-i", "--input", "source", type=click.Path(path_type=Path), help="JSONL file of rows (may be gzip).")
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="JSONL file for the answers.")
 @click.option("-t", "--task", "task_type", metavar="TASK", help="Task type, as in the profile's task_routing.")
-@click.option("-m", "--model", metavar="NAME", help="A role, tier or model of the profile, instead of the task's.")
+@click.option("-m", "--model", metavar="NAME", help="A role, tier, model or routing string instead of the task's.")
 @click.option("--system", metavar="TEXT", help="System message, put in front.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Most tokens of an answer.")
 @click.option("--temperature", type=click.FloatRange(min=0), callback=_finite, metavar="T", help="0 is greedy.")

@@ -46,6 +46,8 @@ def route(state: State, prompt: str | None, task: str, model: str | None) -> Non
         click.echo(f"tier {number}:    {_describe(tier)}")
     for reason in plan.left_out:
         click.echo(f"left out:  {reason}")
+    for note in plan.notes:
+        click.echo(f"note:      {note}")
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:
@@ -62,11 +64,15 @@ def to_dict(plan: Plan) -> dict[str, Any]:
                 ],
                 "samples": tier.samples,
                 "temperature": tier.temperature,
-                "accept": repr(tier.accept),
+                "accept": _accept(tier),
+                "voting": None if tier.voting is None else asdict(tier.voting),
+                "deadline": tier.deadline,
+                "budget": tier.budget,
             }
             for tier in plan.tiers
         ],
         "left_out": list(plan.left_out),
+        "notes": list(plan.notes),
     }
 
 
@@ -78,7 +84,20 @@ def _describe(tier: Tier) -> str:
         parts.append(f"{tier.samples} samples")
     if tier.temperature is not None:
         parts.append(f"temperature {tier.temperature:g}")
-    return "; ".join([*parts, f"accept: {tier.accept!r}"])
+    if tier.deadline is not None:
+        parts.append(f"at most {tier.deadline:g} s")
+    return "; ".join([*parts, f"accept: {_accept(tier)}"])
+
+
+def _accept(tier: Tier) -> str:
+    """What a tier's answer is accepted by, in words."""
+    voting = tier.voting
+    if voting is None:
+        return repr(tier.accept)
+    if tier.samples == 1 and voting.measure != "score":
+        return "an answer that can be read"
+    more = f", up to {voting.explore} more samples while ambiguous" if voting.explore else ""
+    return f"{voting.measure} >= {voting.target:g}{more}"
 
 
 def _place(candidate: Candidate) -> str:

@@ -1,0 +1,96 @@
+"""A vote on a real vLLM server: once it is decided, the server stops generating what is no longer needed."""
+
+import asyncio
+import re
+import time
+import urllib.request
+
+import pytest
+
+from tests.integration.vllm_server import VARIABLE, VLLMServer, vllm_python
+from tests.paths import CHECKPOINTS
+from workflow_composer import ModelOrchestrator, StrategyConfig
+from workflow_composer.metrics.sink import NullSink
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.skipif(vllm_python() is None, reason=f"{VARIABLE} names no Python with vLLM"),
+]
+
+QUESTION = "Clara has 6 trays with 7 apples in each. Then she finds 23 more. How many apples are there in the end?"
+K = 64
+"""Four times what the server generates side by side, so that most of it has hardly begun when the vote is decided."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    made = VLLMServer(CHECKPOINTS / "large", 8003, tmp_path_factory.mktemp("vllm") / "server.log", name="large")
+    made.start()
+    yield made
+    made.kill()
+
+
+def profile(server, **settings):
+    model = {"backend": "vllm", "base_url": f"{server.url}/v1", "model": "large"}
+    return StrategyConfig(profile_name="votes", models={"m": model}, routers=[{"cascade": settings}])
+
+
+def finished(server, reason):
+    """Requests that the server has finished for this reason, by its own metrics."""
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    lines = re.findall(rf'^vllm:request_success_total\{{[^}}]*finished_reason="{reason}"[^}}]*\}} (\S+)$', text, re.M)
+    return sum(map(float, lines))
+
+
+async def until_idle(server, limit=20.0):
+    """Wait until nothing runs or waits at the server."""
+    ends = time.monotonic() + limit
+    while server.running_requests() or server.metric("vllm:num_requests_waiting"):
+        assert time.monotonic() < ends, "the server still works on samples that nobody wants"
+        await asyncio.sleep(0.1)
+
+
+async def ask(server, route, **settings):
+    async with ModelOrchestrator(profile(server, **settings), metrics=NullSink(), environ={}) as orchestrator:
+        response = await orchestrator.agenerate(QUESTION, model=route, max_tokens=128)
+        await until_idle(server)
+    return response
+
+
+async def test_a_decided_vote_stops_the_samples_that_are_under_way_and_waiting(server):
+    """64 samples are asked for; four that agree decide; the server finishes a fraction of the rest."""
+    await ask(server, "mv_m_k2_t0.1")  # the first request of a server takes long
+    stopped, tokens = finished(server, "stop"), server.metric("vllm:generation_tokens_total")
+    response = await ask(server, f"mv_m_k{K}_t0.1", stopping="beta")
+    ended = finished(server, "stop") - stopped
+    generated = server.metric("vllm:generation_tokens_total") - tokens
+    assert response.accepted
+    assert len(response.samples) <= ended < K / 2
+    each = response.usage.completion_tokens / len(response.samples)
+    assert generated < K * each / 2
+    cancelled = [attempt for attempt in response.attempts if attempt.error_type == "CancelledError"]
+    assert len(cancelled) == K - len(response.samples)
+
+
+async def test_as_needed_asks_for_no_more_than_could_decide_so_that_nothing_is_cancelled(server):
+    stopped = finished(server, "stop")
+    response = await ask(server, f"mv_m_k{K}_t0.1", stopping="beta", draw="as_needed")
+    assert finished(server, "stop") - stopped == len(response.samples) < 16
+    assert all(attempt.error is None for attempt in response.attempts)
+
+
+async def test_samples_of_a_seeded_vote_differ_and_come_again(server):
+    """Later calls of a vote do not repeat the earlier ones' seeds, and the same seed gives the same samples."""
+    config = profile(server, stopping="fixed")
+    async with ModelOrchestrator(config, metrics=NullSink(), environ={}) as orchestrator:
+        first, again = [
+            await orchestrator.agenerate(QUESTION, model="mv_m_k6_t1.5", max_tokens=64, seed=7) for _ in range(2)
+        ]
+    apart = profile(server, stopping="martingale", measure="score")  # never decided, so each sample is a call of its own
+    async with ModelOrchestrator(apart, metrics=NullSink(), environ={}) as orchestrator:
+        singly = await orchestrator.agenerate(QUESTION, model="mv_m_k6_t1.5", max_tokens=64, seed=7)
+    texts = [sorted(sample.text for sample in response.tiers[0].samples) for response in (first, again, singly)]
+    assert texts[0] == texts[1] == texts[2]
+    assert len(set(texts[0])) > 1

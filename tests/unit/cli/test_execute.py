@@ -1,0 +1,175 @@
+"""``execute``: planning, dry runs, resuming, grading, and what is said about wrong options and data."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from workflow_composer.cli.batch_run import slug
+from workflow_composer.cli.execute import spread
+from workflow_composer.errors import ServerFailed
+
+ROUTE = "mv_cascade_small_k3_t0.7_remote_k1_t0.0"
+TIERS = {"tiers": {"small": {"model": "small", "cost": 1.0}, "remote": {"model": "remote", "cost": 20.0}}}
+
+
+def says(call):
+    """Right about even sums, of three minds about odd ones."""
+    number = int(call.request.messages[-1]["content"].split()[-1])
+    numbers = range(call.first_sample, call.first_sample + call.samples)
+    return [f"#### {number if number % 2 == 0 else number + n}" for n in numbers]
+
+
+def knows(call):
+    return "#### " + call.request.messages[-1]["content"].split()[-1]
+
+
+@pytest.fixture
+def data(command):
+    """A data set of ten questions, and tiers of which the second always knows the answer."""
+    (command.folder / "data").mkdir()
+    command.write("data/sums.jsonl", *({"question": f"What is {n}", "answer": f"#### {n}"} for n in range(1, 11)))
+    command.script, command.remote, command.profile = (says,), (knows,), TIERS
+    return command
+
+
+def results(command, *parts):
+    place = command.folder.joinpath("results", *parts, "results.jsonl")
+    return [json.loads(line) for line in place.read_text().splitlines()]
+
+
+def test_rows_go_through_the_cascade_and_are_graded(data):
+    done = data("--json", "execute", "--routes", ROUTE, "--datasets", "sums")
+    assert done.code == 0, done.err
+    (run,) = done.json
+    assert (run["rows"], run["errors"], run["accuracy"]) == (10, 0, 1.0)
+    assert run["shares"] == {"small": 0.5, "remote": 0.5}
+    rows = results(data, "sums", ROUTE)
+    assert [row["row"] for row in rows] == list(range(10))
+    assert [len(row["tiers"]) for row in rows] == [2, 1] * 5
+    assert rows[0]["tiers"][0]["confidence"] == pytest.approx(1 / 2)
+    assert sum(row["cost"] for row in rows) == pytest.approx(run["cost"])
+
+
+def test_a_dry_run_plans_and_calls_no_model(data):
+    done = data("execute", "--routes", ROUTE, "remote", "--datasets", "sums", "--dry-run")
+    assert done.code == 0, done.err
+    assert "sums: 10 questions" in done.out
+    assert "small" in done.out
+    assert all(not backend.calls for backend in data.made)
+    assert not (data.folder / "results").exists()
+
+
+def test_a_dry_run_without_a_probe_says_that_nothing_is_known(data):
+    strategies = ["adaptive_k_sampling", "cost_aware_escalation", "entropy_aware_escalation"]
+    options = ["--probing-dataset", "sums", "--datasets", "sums", "--dry-run"]
+    done = data("--json", "execute", "--strategies", *strategies, *options)
+    assert done.code == 0, done.err
+    assert set(done.json["sums"]) == set(strategies)
+    assert "no probe has been trained on sums" in done.err
+    assert all(not backend.calls for backend in data.made)
+
+
+def test_run_again_it_answers_no_row_twice(data):
+    arguments = ["--json", "execute", "--routes", ROUTE, "--datasets", "sums"]
+    first = data(*arguments)
+    calls = sum(len(backend.calls) for backend in data.made)
+    again = data(*arguments)
+    assert again.json[0]["earlier"] == again.json[0]["answered"] == 10
+    assert again.json[0]["accuracy"] == first.json[0]["accuracy"]
+    assert again.json[0]["cost"] == pytest.approx(first.json[0]["cost"])
+    assert sum(len(backend.calls) for backend in data.made) == calls
+
+
+def test_a_row_that_fails_is_a_row_with_an_error_and_is_tried_again(data):
+    data.script = data.remote = (ServerFailed("500"),)
+    failed = data("--json", "execute", "--routes", ROUTE, "--datasets", "sums")
+    assert failed.code == 1
+    assert failed.json[0]["errors"] == 10
+    assert results(data, "sums", ROUTE)[0]["error"]["type"] == "AllCandidatesFailed"
+    data.script, data.remote = (says,), (knows,)
+    mended = data("--json", "execute", "--routes", ROUTE, "--datasets", "sums")
+    assert (mended.code, mended.json[0]["errors"], mended.json[0]["answered"]) == (0, 0, 10)
+
+
+def test_another_run_in_the_same_folder_is_refused_and_named(data):
+    data("execute", "--routes", ROUTE, "--datasets", "sums")
+    done = data("execute", "--routes", ROUTE, "--datasets", "sums", "--accept", "0.9")
+    assert done.code == 2
+    assert "target" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        (["--accept", "0.3"], lambda row: len(row["tiers"]) == 1),
+        (["--texts"], lambda row: row["tiers"][0]["texts"] == ["#### 1", "#### 2"]),
+        (["--stopping", "fixed"], lambda row: row["tiers"][0]["samples"] == 3),
+        (["--measure", "score"], lambda row: row["tiers"][0]["confidence"] is None),
+        (["--budget", "0.000001"], lambda row: (row["error"] or {}).get("type") == "BudgetExceeded"),
+        (["--extract", "boxed"], lambda row: row["answer"] is None),
+        (["--draw", "at_once", "--stopping", "fixed"], lambda row: row["tiers"][0]["samples"] == 3),
+    ],
+)
+def test_every_option_changes_the_run(data, options, seen):
+    data("execute", "--routes", ROUTE, "--datasets", "sums", "--output", "plain/results", "--limit", "1")
+    plain = json.loads((data.folder / "plain/results/sums" / ROUTE / "results.jsonl").read_text())
+    data("execute", "--routes", ROUTE, "--datasets", "sums", "--limit", "1", *options)
+    (row,) = results(data, "sums", ROUTE)
+    assert seen(row), row
+    assert options[0] == "--draw" or not seen(plain)
+
+
+def test_fields_reach_the_models(data):
+    data("execute", "--routes", "small", "--datasets", "sums", "--limit", "1", "--system", "Be brief.", "--max-tokens", "9")
+    (call,) = [call for backend in data.made for call in backend.calls]
+    assert call.request.messages[0] == {"role": "system", "content": "Be brief."}
+    assert (call.request.max_tokens, call.request.temperature) == (9, 0.0)
+
+
+def test_limit_takes_the_first_rows_and_baselines_add_every_tier(data):
+    done = data("--json", "execute", "--baselines", "--datasets", "sums", "--limit", "4", "--k", "3")
+    assert {run["strategy"]: run["rows"] for run in done.json} == {
+        "small": 4, "remote": 4, "mv_small_k3_t0.7": 4, "mv_remote_k3_t0.7": 4
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--datasets", "sums"], "--strategies or --routes"),
+        (["--routes", ROUTE], "--datasets"),
+        (["--routes", "mv_small_k0", "--datasets", "sums"], "at 'k0'"),
+        (["--routes", "mv_smal_k3", "--datasets", "sums"], "did you mean 'small'"),
+        (["--routes", ROUTE, "--datasets", "sumz"], "sumz.jsonl"),
+        (["--strategies", "adaptive_k", "--datasets", "sums"], "adaptive_k_sampling"),
+        (["--strategies", "adaptive_k_sampling", "--datasets", "sums"], "--probing-dataset"),
+        (["--routes", ROUTE, "--replay", "none.jsonl"], "none.jsonl"),
+        (["--routes", ROUTE, "--datasets", "sums", "--stopping", "beta", "--level", "7"], "level"),
+        (["--routes", ROUTE, "--datasets", "sums", "sums:test"], "sums"),
+        (["--strategies", "cascade", "--datasets", "sums", "--probe", "none.json"], "none.json"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_paid_for(data, arguments, said):
+    done = data("execute", *arguments)
+    assert done.code in (2, 3), done
+    assert said in done.err
+    assert "Traceback" not in done.err
+    assert all(not backend.calls for backend in data.made)
+
+
+def test_lists_may_be_written_both_ways():
+    assert spread(["--datasets", "a", "b", "--json"]) == ["--datasets", "a", "--datasets", "b", "--json"]
+    assert spread(["--datasets", "a", "--datasets", "b"]) == ["--datasets", "a", "--datasets", "b"]
+    assert spread(["--datasets=a", "--k", "3", "--", "--routes", "x", "y"]) == [
+        "--datasets=a", "--k", "3", "--", "--routes", "x", "y"
+    ]  # fmt: skip
+
+
+def test_folders_are_named_readably_and_apart():
+    assert slug(ROUTE) == ROUTE
+    assert slug("a/b") != slug("a_b")
+    assert slug("Qwen/Qwen2.5").startswith("Qwen_Qwen2.5-")
+    assert len(slug("x" * 300)) < 120
+    assert slug("..") not in {"", ".", ".."}
