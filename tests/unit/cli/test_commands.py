@@ -128,6 +128,18 @@ class TestRoute:
         assert done.code == 3
         assert "smal" in done.err
 
+    def test_a_routing_string_is_shown_with_its_votes_and_with_what_was_changed_in_it(self, command):
+        """For people and for programs."""
+        command.profile = {"tiers": {"s": {"model": "small", "deadline": 2.0}}, "routers": ["cascade"]}
+        route = "mv_entropy_cascade_s_k4_remote_k1_t0.9"
+        done = command("route", "--model", route, "hello")
+        assert "4 samples; temperature 0.7; at most 2 s; accept: share >= 0.75, up to 4 more" in done.out
+        assert "note:      remote: one sample is always greedy" in done.out
+        found = command("route", "--json", "--model", route, "hello").json
+        assert found["tiers"][0]["voting"]["explore"] == 4
+        assert found["tiers"][1]["accept"] == "an answer that can be read"
+        assert len(found["notes"]) == 1
+
     def test_the_prompt_may_come_by_standard_input(self, command):
         """As with generate."""
         assert command("route", stdin=b"hello").code == 0
