@@ -102,7 +102,6 @@ class Walk:
         tier: Tier,
         request: LLMRequest,
         trace: Trace,
-        *,
         retry: RetryPolicy,
         patience: float,
         observer: Observer | None = None,

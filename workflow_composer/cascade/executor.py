@@ -200,16 +200,8 @@ class PlanExecutor:
         self, index: int, tier: Tier, request: LLMRequest, trace: Trace, *, position: int = 0, quiet: bool = False
     ) -> Walk:
         """A fresh way through the tier's candidates, from ``position`` on; ``quiet``: somebody else tells of fallbacks."""
-        return Walk(
-            index,
-            tier,
-            request,
-            trace,
-            retry=self._retry,
-            patience=self.timeouts.total,
-            observer=None if quiet else self.observer,
-            position=position,
-        )
+        observer = None if quiet else self.observer
+        return Walk(index, tier, request, trace, self._retry, self.timeouts.total, observer, position)
 
     def limit(self, deadline: Deadline) -> float:
         """Seconds that one call may take."""
