@@ -64,22 +64,29 @@ def boxed(text: str) -> str | None:
     >>> boxed(r"so $x = \boxed{\frac{1}{2}}$."), boxed(r"\boxed 7"), boxed(r"\boxed{7")
     ('\\frac{1}{2}', '7', None)
     """
-    if "box" not in text:
+    last = max(text.rfind(r"\boxed"), text.rfind(r"\fbox"))
+    if last < 0:
         return None
-    found: str | None = None
+    return _last_box(text, last) or _last_box(text, 0)
+
+
+def _last_box(text: str, place: int) -> str | None:
+    """The content of the box that begins last, of those that begin at ``place`` or later and are closed."""
+    found, found_at = None, -1
     opened: list[int] = []  # where the content of each open brace begins; negative where it is no box
-    for token in _TOKEN.finditer(text):
-        mark = token[0]
+    for token in _TOKEN.finditer(text, place):
+        mark, content, start = token[0], None, -1
         if mark == "{":
             opened.append(-1)
         elif mark == "}":
             start = opened.pop() if opened else -1
-            if start >= 0:
-                found = text[start : token.start()].strip() or found
+            content = text[start : token.start()].strip() if start > found_at else None
         elif token[1]:
             opened.append(token.end())
         elif token[1] is not None and (bare := _BARE.match(text, token.end())):
-            found = bare[1]
+            content, start = bare[1], bare.start()
+        if content:
+            found, found_at = content, start
     return found
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
@@ -178,7 +179,6 @@ class Martingale(StoppingRule):
 
     def __init__(self, level: float = 0.05) -> None:
         self.level = _within(self.name, level, 0.0, 1.0)
-        self._level = Fraction(self.level)
 
     def certifies(self, votes: Sequence[int]) -> bool:
         """Whether the leader has beaten every rival."""
@@ -189,7 +189,7 @@ class Martingale(StoppingRule):
         behind_its_first = _tally(votes[list(votes).index(leader) + 1 :])
         own = behind_its_first.pop(leader, 0)
         hardest = max(behind_its_first.values(), default=0)
-        return evidence(own, hardest) * self._level * 2 >= Fraction(3 ** (list(counts).index(leader) + 1))
+        return _proves(own, hardest, list(counts).index(leader), self.level)
 
 
 class Fixed(StoppingRule):
@@ -241,6 +241,8 @@ def decided(votes: Sequence[int], limit: int) -> bool:
     left = limit - len(votes)
     if left <= 0:
         return True
+    if left > len(votes):  # one answer may still get more than all have so far
+        return False
     counts = _tally(votes)
     leader, most, _ = _two_leading(counts)
     if leader is None or left > most:
@@ -267,12 +269,16 @@ def evidence(a: int, b: int) -> Fraction:
     return Fraction(5 * sum(math.comb(n, i) for i in range(a + 5)), 31 * n * math.comb(n - 1, b))
 
 
+@lru_cache(maxsize=4096)
+def _proves(a: int, b: int, place: int, level: float) -> bool:
+    """Whether the evidence for the answer that appeared at this place reaches 1 / (level 2/3**(place + 1))."""
+    return evidence(a, b) * Fraction(level) * 2 >= Fraction(3 ** (place + 1))
+
+
 def _tally(votes: Sequence[int]) -> dict[int, int]:
     """Votes per group, in the order of first appearance; what could not be read is left out."""
-    counts: dict[int, int] = {}
-    for vote in votes:
-        if vote != UNREADABLE:
-            counts[vote] = counts.get(vote, 0) + 1
+    counts = Counter(votes)
+    counts.pop(UNREADABLE, None)
     return counts
 
 

@@ -25,7 +25,10 @@ WAYS = ["auto", "hashes", "boxed", "phrase", "json:answer", "line", "whole"]
         (r"$\boxed{\frac{1}{2}}$", r"\frac{1}{2}"),
         (r"\boxed{\left\{ x : x > \frac{1}{2} \right\}}", r"\left\{ x : x > \frac{1}{2} \right\}"),
         (r"\boxed{\text{so } \boxed{5}", "5"),
-        (r"\boxed{a \boxed{b}}", r"a \boxed{b}"),
+        (r"\boxed{a \boxed{b}}", "b"),
+        (r"\boxed{a \boxed{b", None),
+        (r"\boxed{a} \boxed{\boxed{b", "a"),
+        (r"\boxed{a \boxed{b} \boxed{c", "b"),
         (r"\fbox{yes}", "yes"),
         (r"\boxed {7}", "7"),
         (r"so $\boxed 7$", "7"),
@@ -172,13 +175,13 @@ def test_any_text_can_be_read(way, text):
 
 
 @pytest.mark.parametrize("piece", PIECES)
-def test_a_megabyte_of_anything_is_read_in_linear_time(piece):
-    """Seconds where a quadratic reader would take hours."""
-    text = piece * (1_000_000 // len(piece))
+def test_a_quarter_of_a_megabyte_of_anything_is_read_in_linear_time(piece):
+    """Parts of a second where a quadratic reader would take minutes or hours."""
+    text = piece * (250_000 // len(piece))
     before = time.process_time()
     for way in WAYS:
         finder((way,))(text)
-    assert time.process_time() - before < 20
+    assert time.process_time() - before < 5
 
 
 def test_the_last_mark_of_hashes_counts():
