@@ -173,3 +173,82 @@ def test_folders_are_named_readably_and_apart():
     assert slug("Qwen/Qwen2.5").startswith("Qwen_Qwen2.5-")
     assert len(slug("x" * 300)) < 120
     assert slug("..") not in {"", ".", ".."}
+
+
+ADAPTIVE = ["adaptive_k_sampling", "cost_aware_escalation", "entropy_aware_escalation"]
+
+
+@pytest.fixture
+def long(data):
+    """A data set long enough for a probe to learn from."""
+    data.write("data/many.jsonl", *({"question": f"What is {n}", "answer": f"#### {n}"} for n in range(1, 81)))
+    return data
+
+
+def test_a_probe_is_trained_once_and_used_by_adaptive_strategies(long):
+    options = ["--probing-dataset", "many", "--datasets", "sums", "--probing-rows", "60"]
+    done = long("--json", "execute", "--strategies", *ADAPTIVE, *options)
+    assert done.code == 0, done.err
+    assert [run["strategy"] for run in done.json] == ADAPTIVE
+    assert "trained on 60 rows of many" in done.err
+    (probe,) = (long.folder / "results" / "probes").glob("*.json")
+    calls = sum(len(backend.calls) for backend in long.made)
+    again = long("execute", "--strategies", *ADAPTIVE, *options, "--dry-run")
+    assert (again.code, sum(len(backend.calls) for backend in long.made)) == (0, calls)
+    saved = long("execute", "--strategies", *ADAPTIVE, "--probe", str(probe), "--datasets", "many", "--dry-run")
+    assert saved.code == 0, saved.err
+    assert "no probe" not in saved.err
+
+
+def test_a_recording_trains_its_probe_without_any_model(command):
+    lines = [
+        {"question": f"q{q}", "model": model, "sample": n, "answer": f"#### {q % 3}", "correct": good, "tokens": 3}
+        for q in range(80)
+        for model, good in (("small", q % 2 == 0), ("large", True))
+        for n in range(9)
+    ]
+    path = command.write("own.jsonl", *lines)
+    options = ["--replay", path, "--probing-dataset", "own", "--probing-rows", "60"]
+    done = command("--json", "execute", "--strategies", *ADAPTIVE, *options, "--dry-run")
+    assert done.code == 0, done.err
+    assert set(done.json["own"]) == set(ADAPTIVE)
+    assert "trained on" in done.err
+
+
+def test_a_profile_gives_a_recording_its_tiers_and_prices(command):
+    lines = [
+        {"question": f"q{q}", "model": model, "sample": n, "answer": "#### 1", "correct": True, "tokens": 1000}
+        for q in range(3)
+        for model in ("big", "tiny")
+        for n in range(2)
+    ]
+    path = command.write("own.jsonl", *lines)
+    (command.folder / "mine.yaml").write_text(
+        "profile_name: mine\nmodels:\n  tiny: {backend: fake}\n  b: {backend: fake, model: big}\n"
+        "tiers:\n  t: {model: tiny, cost: 1.0}\n  b: {model: b, cost: 5.0}\n"
+    )
+    route = "mv_cascade_t_k2_t0.7_b_k1_t0.0"
+    arguments = ["--json", "-s", "mine.yaml", "execute", "--replay", path, "--routes", route, "b", "tiny"]
+    done = command(*arguments)
+    assert done.code == 0, done.err
+    costs = {run["strategy"]: run["cost"] for run in done.json}
+    assert costs["b"] == pytest.approx(3 * 1000 * 5.0 / 1e6)
+    assert costs["tiny"] == pytest.approx(3 * 1000 * 1.0 / 1e6)
+    assert costs[route] == pytest.approx(2 * costs["tiny"])
+
+
+def test_a_recording_without_any_of_the_profiles_tiers_is_an_error(command):
+    line = {"question": "q", "model": "other", "sample": 0, "answer": "#### 1", "correct": True, "tokens": 1}
+    path = command.write("own.jsonl", line)
+    done = command("-s", "development", "execute", "--replay", path, "--routes", "other")
+    assert done.code == 2
+    assert "has no answers of any tier of 'development'; it has: other" in done.err
+
+
+def test_more_samples_than_were_recorded_is_a_row_with_an_error(command):
+    line = {"question": "q", "model": "m", "sample": 0, "answer": "#### 1", "correct": True, "tokens": 1}
+    path = command.write("own.jsonl", line)
+    done = command("--json", "execute", "--replay", path, "--routes", "mv_m_k5_t0.7")
+    assert (done.code, done.json[0]["errors"]) == (1, 1)
+    (row,) = results(command, "own", "mv_m_k5_t0.7")
+    assert "has 1 answers of 'm'" in row["error"]["message"]
