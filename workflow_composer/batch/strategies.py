@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +22,6 @@ from workflow_composer.errors import ConfigError, InputError
 from workflow_composer.markers import HIGHEST_TEMPERATURE, MOST_SAMPLES, parse_route
 from workflow_composer.names import nearest
 from workflow_composer.plan import Plan
-
-if TYPE_CHECKING:
-    from workflow_composer.batch.features import Features
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -121,11 +118,11 @@ class Questions:
         return np.asarray(pc.utf8_length(self.texts), dtype=np.int64)
 
     @cached_property
-    def features(self) -> Features:
-        """What `workflow_composer.batch.features` counts in each question."""
-        from workflow_composer.batch.features import Features
+    def features(self) -> NDArray[np.float32]:
+        """What `workflow_composer.batch.features` counts in each question: shape ``(n, features)``."""
+        from workflow_composer.batch.features import features
 
-        return Features.of(self.texts)
+        return features(self.texts)
 
     def success(self, tier: str) -> Floats:
         """The predicted probability that one sample of ``tier`` is right: shape ``(n,)``.

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
@@ -68,6 +68,7 @@ class TestTable:
         frame = planned("mv_72B_k8_t0.7").frame
         assert (frame.sc_n[0], frame.sc_temp[0], frame.route_to[0]) == (1, 0.0, "72B")
 
+    @settings(deadline=None)
     @given(st.lists(st.lists(st.sampled_from(["0.2", "0.7", "0.85", "0.95"]), max_size=5), max_size=5))
     def test_pieces_make_no_difference(self, pieces):
         """However the data set is cut, rows stay in order and the breakdown is the same."""
@@ -157,6 +158,7 @@ class TestBreakdown:
         assert explored > 0
         assert entropy.most - plain.most == pytest.approx(explored * (8 * 1 + 50 * 2) / 1e6)
 
+    @settings(deadline=None)
     @given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.sampled_from([AdaptiveKSampling, CostAwareEscalation]))
     def test_the_expected_cost_lies_between_the_bounds(self, success, strategy):
         """Whatever is predicted."""
@@ -198,6 +200,7 @@ class TestBreakdown:
 
 
 class TestAcceptance:
+    @settings(deadline=None)
     @given(st.floats(0, 1), st.integers(2, 30), st.floats(0.05, 1.0))
     def test_it_is_the_binomial_probability_of_enough_right_votes(self, p, k, target):
         """Enough: the least number whose share reaches the target."""

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
@@ -45,6 +45,7 @@ def routes(strategy, texts, planning=None):
 
 
 class TestVotesNeeded:
+    @settings(deadline=None)
     @given(
         st.lists(st.floats(0, 1), min_size=1, max_size=20), st.floats(0.501, 0.999), st.integers(min_value=1, max_value=41)
     )
@@ -57,6 +58,7 @@ class TestVotesNeeded:
                 continue  # on a threshold, rounding decides
             assert k == next((n for n in odd if right[n] >= target), odd[-1])
 
+    @settings(deadline=None)
     @given(st.floats(0, 0.5), st.floats(0.501, 0.999))
     def test_a_coin_or_worse_gets_all_the_votes_there_are(self, p, target):
         """No number of votes makes a majority of it right often enough; the vote's own confidence must decide."""
@@ -159,6 +161,7 @@ class TestAdaptiveStrategies:
             routes(strategy, ["a"], context(predictor=None))
 
     @pytest.mark.parametrize("strategy", ADAPTIVE)
+    @settings(deadline=None)
     @given(success=st.lists(st.floats(0, 1).map(lambda p: round(p, 3)), max_size=12))
     def test_questions_do_not_touch_each_other(self, strategy, success):
         """Many at once get what each gets alone, in their order."""
@@ -166,6 +169,7 @@ class TestAdaptiveStrategies:
         assert routes(strategy, texts) == [route for text in texts for route in routes(strategy, [text])]
 
     @pytest.mark.parametrize("strategy", ADAPTIVE)
+    @settings(deadline=None)
     @given(p=st.floats(0, 1), tiers=st.lists(st.booleans(), min_size=1, max_size=4), k_max=st.integers(3, 30))
     def test_every_string_is_what_its_plan_prints(self, strategy, p, tiers, k_max):
         """Nothing that a strategy writes is changed when it is read."""
