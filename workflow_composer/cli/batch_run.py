@@ -20,7 +20,7 @@ from workflow_composer.batch.answering import Answering
 from workflow_composer.batch.engine import Job, run
 from workflow_composer.batch.journal import Journal, fingerprint
 from workflow_composer.batch.limiter import Limiter
-from workflow_composer.batch.results import write_results
+from workflow_composer.batch.results import records, write_results
 from workflow_composer.batch.tally import Tally
 from workflow_composer.cli.batch_progress import progress_for
 from workflow_composer.cli.execution import SOME_FAILED, Options
@@ -140,6 +140,12 @@ class BatchRun:
         }
         if not self._state.json:
             click.echo(_line(found))
+        if tally.errors:
+            failed = next(record for record in records(folder / JOURNAL) if record.error is not None)
+            assert failed.error is not None  # that is what was looked for
+            found["first_error"] = {"row": failed.row, "type": failed.error[0], "message": failed.error[1]}
+            click.echo(f"row {failed.row} failed: {failed.error[1]}", err=True)
+            click.echo("hint: run the same command again to try the rows with errors again", err=True)
         return found
 
     def _jobs(self, rows: Any, table: PlanTable) -> Iterator[Job]:
