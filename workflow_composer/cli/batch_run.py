@@ -73,6 +73,8 @@ class BatchRun:
                 tally = self.answer(rows, table, runs[strategy], label=f"{name}, {strategy}")
                 summaries.append(self._summary(name, strategy, tally, runs[strategy]))
             self._report(name, folder, runs)
+        if given_up := reader(self._voting.form).timed_out:
+            click.echo(f"note: {given_up} comparisons of answers took too long and count as not the same", err=True)
         if self._state.json:
             print_json(summaries)
         return SOME_FAILED if any(summary["errors"] for summary in summaries) else 0
