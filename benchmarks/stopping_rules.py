@@ -1,6 +1,6 @@
 """The rules that end a vote early, compared at equal accuracy: on simulated votes, and on recorded ones.
 
-    python benchmarks/stopping_rules.py [--data DIR] [--replay FILE] [--questions 400] [--seeds 5] [--json]
+    python benchmarks/stopping_rules.py [--data DIR] [--replay FILE] [--questions 300] [--seeds 5] [--json]
 
 *Simulated*: each question has a distribution of answers of its own, drawn from a population of questions; answer 0 is right.
 So the true mode is known. 40 samples at the most, as in the two papers. *Recorded*: ``--data`` is where the samples of
@@ -282,7 +282,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--replay", type=Path, action="append", default=[])
-    parser.add_argument("--questions", type=int, default=400)
+    parser.add_argument("--questions", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
