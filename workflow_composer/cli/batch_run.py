@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from workflow_composer.strategy import StrategyConfig
 
 JOURNAL = "journal.jsonl"
+FEWEST_IN_FLIGHT = 4
+"""A server that cannot take so many lets them wait; with fewer, chance would decide about the pace."""
 
 
 class BatchRun:
@@ -104,7 +106,7 @@ class BatchRun:
         for number in signals:
             loop.add_signal_handler(number, ask, number)
         most = self._options.in_flight
-        limiter = Limiter(least=most, most=most, start=most) if most else Limiter()
+        limiter = Limiter(least=most, most=most, start=most) if most else Limiter(least=FEWEST_IN_FLIGHT)
         try:
             with progress_for(tally, label) as progress:
                 jobs = self._jobs(rows, table)
