@@ -32,6 +32,7 @@ _head_of, _rest_of, _tier_of = attrgetter(*_HEAD), attrgetter(*_REST), attrgette
 _START = len('["01234567",')
 _FORM = b'["########",'
 _HEX = b"0123456789abcdef"
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _decode = json.JSONDecoder().raw_decode
 
 
@@ -61,7 +62,7 @@ class Line:
 
 def sealed(*values: Any) -> bytes:
     """Values as a line with its checksum. What is no JSON raises TypeError."""
-    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    text = _encode(values)
     try:
         body = text[1:].encode()
     except UnicodeEncodeError:  # half a surrogate pair: JSON can say it, UTF-8 cannot
@@ -121,20 +122,14 @@ def whole_lines(file: BinaryIO, path: Path) -> Iterator[Line]:
 
 
 def _is_whole(text: bytes) -> bool:
-    try:
-        return text.endswith(b"]\n") and _looks_right(text) and int(text[2:10], 16) == zlib.crc32(text[_START:-1])
-    except ValueError:
-        return False
-
-
-def _looks_right(text: bytes) -> bool:
-    """Whether the text, or as much as there is of it, begins like a line of a journal."""
-    return all(a == b or (b == ord("#") and a in _HEX) for a, b in zip(text, _FORM, strict=False))
+    framed = text[:2] == b'["' and text[10:_START] == b'",' and text[-2:] == b"]\n"
+    return framed and text[2:10] == b"%08x" % zlib.crc32(text[_START:-1])
 
 
 def _half_written(text: bytes) -> bool:
     """Whether this is what a crash leaves: the beginning of a line, or of one block of which only zeros came."""
-    return _looks_right(text.rstrip(b"\0"))
+    begun = text[:_START].rstrip(b"\0")
+    return all(a == b or (b == ord("#") and a in _HEX) for a, b in zip(begun, _FORM, strict=False))
 
 
 def _damaged(path: Path, number: int) -> InputError:
