@@ -103,14 +103,14 @@ class Costs:
 def accepted(success: NDArray[np.float64], tier: Tier) -> NDArray[np.float64]:
     """The probability that a tier's votes are confident enough to be taken, by the share of right ones alone.
 
-    ``P(Binomial(k, p) >= ceil(target * k))``; 0 for one sample, whose confidence is unknown. Samples are taken to be
+    ``P(Binomial(k, p) >= ceil(target * k))``; 1 for one sample, which nothing can doubt. Samples are taken to be
     independent given the question, and wrong ones to differ from each other: where a model is wrong in the same way again
     and again, its vote is accepted more often than this says.
     """
     from scipy.special import bdtrc
 
     if tier.samples == 1:
-        return np.zeros_like(success)
+        return np.ones_like(success)
     target = tier.voting.target if tier.voting else 1.0
     needed = max(math.ceil(target * tier.samples - 1e-9), 1)
     if needed > tier.samples:

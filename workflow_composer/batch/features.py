@@ -248,8 +248,9 @@ def _longest_runs(row: NDArray[np.intp], found: NDArray[np.uint8], into: NDArray
     runs = np.flatnonzero(found.take(digits) != _EVENT["digits"])
     if len(runs):
         owner = row.take(digits.take(runs))
-        starts = np.flatnonzero(np.diff(owner, prepend=-1))
-        into[owner[starts]] = np.maximum.reduceat(np.diff(runs, append=len(digits)), starts)
+        starts = np.concatenate([[0], np.flatnonzero(owner[1:] != owner[:-1]) + 1])
+        lengths = np.concatenate([runs[1:], [len(digits)]]) - runs
+        into[owner[starts]] = np.maximum.reduceat(lengths, starts)
 
 
 def _columns(names: Iterable[str]) -> slice:

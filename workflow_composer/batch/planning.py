@@ -208,8 +208,8 @@ class _Builder:
             return ("a tier has no price per token: the cost is unknown",)
         always = (
             f"tokens: {self._tokens.source}",
-            "least: only the first tier runs, with all of its votes; prompts are paid once per tier",
-            "most: every tier runs, with every vote that it may draw; prompts are paid once per vote",
+            "least: only the first tier runs, with all of its votes (one that ends early costs less), prompts paid once",
+            "most: every tier runs, with every vote that it may draw, prompts paid once per vote",
         )
         if self._cost.estimate().expected is None:
             return (*always, "expected: unknown without a probe")

@@ -26,9 +26,6 @@ from workflow_composer.plan import Plan
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
-FEWEST_VOTES = 3
-"""Votes of a tier that is not the last: one vote has nothing to agree with, so its confidence would be unknown."""
-
 
 @dataclass(frozen=True, slots=True)
 class PlanningTier:
@@ -64,8 +61,8 @@ class PlanningContext:
             raise ConfigError(f"a target confidence lies between 0.5 and 1, exclusive, not at {self.target}")
         if not 2 <= self.k <= MOST_SAMPLES:
             raise ConfigError(f"k, the votes of a tier, is 2 to {MOST_SAMPLES}, not {self.k}")
-        if not FEWEST_VOTES <= self.k_max <= MOST_SAMPLES:
-            raise ConfigError(f"k_max, the most votes of a tier, is {FEWEST_VOTES} to {MOST_SAMPLES}, not {self.k_max}")
+        if not 1 <= self.k_max <= MOST_SAMPLES:
+            raise ConfigError(f"k_max, the most votes of a tier, is 1 to {MOST_SAMPLES}, not {self.k_max}")
         if not 0.001 <= self.temperature <= HIGHEST_TEMPERATURE:
             raise ConfigError(
                 f"votes are drawn at a temperature of 0.001 to {HIGHEST_TEMPERATURE:g}, not {self.temperature}"
@@ -89,7 +86,8 @@ class PlanningContext:
         settled = [(tier.name, 1 if tier.greedy_only else k) for tier, k in steps]
         words = [f"{name}_k{k}_t{round(float(self.temperature), 3) if k > 1 else 0.0}" for name, k in settled]
         if len(settled) > 1:
-            return f"mv_{'entropy_' if entropy else ''}cascade_{'_'.join(words)}"
+            again = entropy and any(k > 1 for _, k in settled[:-1])  # only votes that may escalate can be ambiguous
+            return f"mv_{'entropy_' if again else ''}cascade_{'_'.join(words)}"
         return f"mv_{words[0]}" if settled[0][1] > 1 else settled[0][0]
 
 
@@ -240,7 +238,7 @@ class Cascade(_Uniform):
     """Every tier in turn with ``k`` votes, and one greedy answer of the last."""
 
     def route(self, context: PlanningContext) -> str:
-        """Greedy-only tiers before the last are left out, as in every cascade here."""
+        """A greedy-only tier before the last is left out: its one answer would always be taken, and end the cascade."""
         *before, last = context.tiers
         return context.route([*((tier, context.k) for tier in before if not tier.greedy_only), (last, 1)])
 
@@ -248,8 +246,8 @@ class Cascade(_Uniform):
 class AdaptiveKSampling:
     """Tries every tier, each with as many votes as the probe says that its majority needs.
 
-    A tier that is not the last draws at least `FEWEST_VOTES`. One that is greedy-only is left out unless it is the last:
-    its single answer has no confidence, so it would be paid for and always escalated.
+    Where one answer is enough by prediction, it is taken as it is: a single answer has no votes that could doubt it. A
+    greedy-only tier before the last is therefore left out where one is not enough; nothing behind it would be reached.
     """
 
     entropy: ClassVar[bool] = False
@@ -263,19 +261,17 @@ class AdaptiveKSampling:
         votes = np.ones((len(questions), len(context.tiers)), dtype=np.int64)
         last = len(context.tiers) - 1
         for position, tier in enumerate(context.tiers):
-            if tier.greedy_only:
-                votes[:, position] = 1 if position == last else 0
+            if tier.greedy_only and position == last:
                 continue
-            votes[:, position] = votes_needed(questions.success(tier.name), context.target, context.k_max)
-            if position < last:
-                np.maximum(votes[:, position], FEWEST_VOTES, out=votes[:, position])
+            needed = votes_needed(questions.success(tier.name), context.target, context.k_max)
+            votes[:, position] = np.where(needed > 1, 0, 1) if tier.greedy_only else needed
         return votes
 
 
 class CostAwareEscalation(AdaptiveKSampling):
     """As `AdaptiveKSampling`, but the smallest tier is skipped where it would need 5 votes or more.
 
-    So many votes of a model that is wrong nearly as often as right cost money and seldom end the matter.
+    So many votes of a model that is wrong nearly as often as right cost time and seldom end the matter.
     """
 
     too_many: ClassVar[int] = 5

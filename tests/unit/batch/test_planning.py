@@ -209,9 +209,9 @@ class TestAcceptance:
         enough = next(n for n in range(1, k + 1) if n / k >= target - 1e-9)
         assert accepted(np.array([p]), tier)[0] == pytest.approx(binom.sf(enough - 1, k, p), abs=1e-9)
 
-    def test_one_answer_is_never_confident(self):
-        """It has nothing to agree with."""
-        assert accepted(np.array([0.99]), parse_route("small").tiers[0]).tolist() == [0.0]
+    def test_one_answer_is_always_taken(self):
+        """It has no votes that could doubt it."""
+        assert accepted(np.array([0.01]), parse_route("small").tiers[0]).tolist() == [1.0]
 
 
 def test_the_averages_of_a_probe_become_the_assumption():
