@@ -103,7 +103,7 @@ def spread(arguments: Sequence[str]) -> list[str]:
 @common_options
 @click.pass_context
 def execute(context: click.Context, /, **options: Any) -> None:
-    """Run data sets through batch strategies or routing strings.
+    """Run data sets through cascades and batch strategies, and compare them.
 
     Each strategy turns the questions of a data set into routing strings; each row then goes through its own cascade. Every
     finished row is kept in a journal: after an interruption the same command goes on where it stopped. In the end the output
