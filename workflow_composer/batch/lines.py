@@ -98,12 +98,20 @@ def head_of(line: Line) -> Head:
     return Head(row, error and (error[0], error[1]), deciding, correct, cost)
 
 
-def record_of(line: bytes) -> RowRecord:
+def fields_of(text: bytes) -> dict[str, Any]:
+    """All of a record's line as plain data: as `RowRecord.to_dict` gives it, and ``deciding`` besides."""
+    _, head, rest, tiers = json.loads(text)
+    fields = dict(zip(_HEAD, head, strict=True))
+    fields.update(zip(_REST, rest, strict=True))
+    fields["tiers"] = [dict(zip(_TIER, tier, strict=True)) for tier in tiers]
+    return fields
+
+
+def record_of(text: bytes) -> RowRecord:
     """The record of a whole line."""
-    _, head, rest, tiers = json.loads(line)
-    fields = dict(zip(_HEAD, head, strict=True)) | dict(zip(_REST, rest, strict=True))
+    fields = fields_of(text)
     del fields["deciding"]
-    return RowRecord.from_dict(fields | {"tiers": [dict(zip(_TIER, tier, strict=True)) for tier in tiers]})
+    return RowRecord.from_dict(fields)
 
 
 def whole_lines(file: BinaryIO, path: Path) -> Iterator[Line]:

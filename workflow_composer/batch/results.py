@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from workflow_composer.batch.formats import arrow_library
-from workflow_composer.batch.lines import head_of, header_of, record_of, whole_lines
+from workflow_composer.batch.lines import fields_of, head_of, header_of, record_of, whole_lines
 from workflow_composer.batch.reading import unreadable
-from workflow_composer.batch.records import RowRecord, TierRecord
+from workflow_composer.batch.records import RowRecord
 from workflow_composer.errors import InputError, WorkflowComposerError
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ COLUMNS = (
     "completion_tokens", "cost", "seconds", "error",
 )  # fmt: skip
 """The columns of both files, in order."""
+
+_readable = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 _ROWS_AT_A_TIME = 1024
 _GROUP_ROWS, _GROUP_BYTES = 32_768, 64 << 20
@@ -52,15 +54,7 @@ def records(journal: Path) -> Iterator[RowRecord]:
     The journal is not locked: a run may go on meanwhile, and what it then writes is left out too. Raises `InputError` where
     the file cannot be read, is damaged, or is no journal.
     """
-    try:
-        with journal.open("rb") as file:
-            offsets = _offsets(file, journal)
-            for offset in offsets:
-                if offset:
-                    file.seek(offset)
-                    yield record_of(file.readline())
-    except OSError as error:
-        raise unreadable(journal, error) from None
+    return map(record_of, _last_lines(journal))
 
 
 def write_results(journal: Path, folder: Path) -> Written:
@@ -71,29 +65,19 @@ def write_results(journal: Path, folder: Path) -> Written:
     """
     arrow_library()
     rows = errors = 0
-    every = records(journal)
+    every = map(fields_of, _last_lines(journal))
     with (
         _in_place_of(folder / JSONL) as lines,
         _in_place_of(folder / PARQUET) as columns,
         _Table(columns) as table,
     ):
         while block := list(islice(every, _ROWS_AT_A_TIME)):
-            found = [row_of(record) for record in block]
+            found = [_row(fields) for fields in block]
             lines.writelines(map(_line, found))
             table.add(found)
-            rows += len(block)
-            errors += sum(record.error is not None for record in block)
+            rows += len(found)
+            errors += sum(row["error"] is not None for row in found)
     return Written(rows, errors)
-
-
-def row_of(record: RowRecord) -> dict[str, Any]:
-    """A record as a row of the result files: plain data, every column always there."""
-    row = record.to_dict() | {
-        "tier": record.deciding or None,
-        "tiers": [_tier_of(tier) for tier in record.tiers],
-        "error": {"type": record.error[0], "message": record.error[1]} if record.error else None,
-    }
-    return {name: row[name] for name in COLUMNS}
 
 
 def schema() -> pa.Schema:
@@ -136,8 +120,24 @@ def schema() -> pa.Schema:
     return pa.schema([(name, types[name]) for name in COLUMNS])
 
 
-def _tier_of(tier: TierRecord) -> dict[str, Any]:
-    return tier.to_dict() | {"votes": [{"answer": answer, "count": count} for answer, count in tier.votes]}
+def _row(fields: dict[str, Any]) -> dict[str, Any]:
+    """A row of the result files: plain data, every column always there."""
+    fields["tier"] = fields.pop("deciding") or None
+    for tier in fields["tiers"]:
+        tier["votes"] = [{"answer": answer, "count": count} for answer, count in tier["votes"]]
+    if fields["error"] is not None:
+        fields["error"] = dict(zip(("type", "message"), fields["error"], strict=True))
+    return {name: fields[name] for name in COLUMNS}
+
+
+def _last_lines(journal: Path) -> Iterator[bytes]:
+    try:
+        with journal.open("rb") as file:
+            for offset in filter(None, _offsets(file, journal)):
+                file.seek(offset)
+                yield file.readline()
+    except OSError as error:
+        raise unreadable(journal, error) from None
 
 
 def _offsets(file: BinaryIO, journal: Path) -> array[int]:
@@ -208,8 +208,7 @@ class _Table:
 def _line(row: dict[str, Any]) -> bytes:
     """A row as a line of JSON; NaN and infinities become null."""
     try:
-        text = json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        return text.encode() + b"\n"
+        return _readable(row).encode() + b"\n"
     except UnicodeEncodeError:  # half a surrogate pair: JSON can say it, UTF-8 cannot
         return json.dumps(row, separators=(",", ":"), allow_nan=False).encode() + b"\n"
     except ValueError:
