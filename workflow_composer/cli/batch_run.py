@@ -8,6 +8,7 @@ import re
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,7 +125,22 @@ class BatchRun:
         return folder / JOURNAL
 
     def _report(self, name: str, folder: Path, runs: Mapping[str, Path]) -> None:
-        pass
+        """Set the runs beside one another, for people: as Markdown, and as a page that opens without a network."""
+        from workflow_composer.batch.report import build_report
+
+        sources = {strategy: partial(records, self.journal(place)) for strategy, place in runs.items()}
+        config, voting = self._orchestrator.config, self._voting
+        notes = [
+            f"Profile {config.profile_name}; votes: {voting.measure} from {voting.target:g}, stopping: {voting.stopping}, "
+            f"drawn {voting.draw.replace('_', ' ')}."
+        ]
+        markdown, html = build_report(sources, title=name, tiers=tuple(config.tiers), notes=notes)
+        for place, text in ((folder / "report.md", markdown), (folder / "report.html", html)):
+            partial_file = place.with_name(f".{place.name}.partial")
+            partial_file.write_text(text, encoding="utf-8")
+            partial_file.replace(place)
+        if not self._state.json:
+            click.echo(f"report: {folder / 'report.md'}, {folder / 'report.html'}", err=True)
 
     def _summary(self, name: str, strategy: str, tally: Tally, folder: Path) -> dict[str, Any]:
         """What came of one run; printed at once, unless everything is printed as JSON in the end."""
