@@ -28,6 +28,7 @@ from workflow_composer.batch.statistics import (
     calibration_columns,
     calibration_error,
     calibration_floor,
+    centred,
     equal_bins,
     estimate,
 )
@@ -293,7 +294,7 @@ def _scored(predicted: Mapping[str, Floats], right: Floats, bootstrap: Bootstrap
     calibrations, floors = {}, {}
     for name, values in predicted.items():
         columns = calibration_columns(values, right, equal_bins(values))
-        calibrations[name] = _interval(bootstrap.centred(columns, calibration_error))
+        calibrations[name] = _interval(bootstrap.estimate(columns, calibration_error, centred))
         floors[name] = calibration_floor(columns)
     gain = {}
     if "length" in predicted:

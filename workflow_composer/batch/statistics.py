@@ -73,8 +73,10 @@ class Bootstrap:
             values = np.stack(columns, axis=1) if columns else np.empty((self.units, 0))
         return np.concatenate([weights @ values for weights in self.weights()])
 
-    def estimate(self, values: Floats, statistic: Callable[[Floats], Any]) -> Estimate:
-        """A statistic that depends on sums only.
+    def estimate(
+        self, values: Floats, statistic: Callable[[Floats], Any], interval: Callable[[float, Floats], Estimate] | None = None
+    ) -> Estimate:
+        """A statistic that depends on sums only; ``interval`` makes its interval (default: `estimate`).
 
         ``values`` has the shape ``(questions, m)``; ``statistic`` takes sums of shape ``(..., m)`` and gives one of
         shape ``(...)``.
@@ -85,18 +87,7 @@ class Bootstrap:
         (0.8, True)
         """
         with np.errstate(divide="ignore", invalid="ignore"):
-            return estimate(float(statistic(values.sum(axis=0))), statistic(self.sums(values)))
-
-    def centred(self, values: Floats, statistic: Callable[[Floats], Any]) -> Estimate:
-        """As `estimate`, for a statistic that noise makes larger, as it does an average of absolute values.
-
-        Resamples carry the noise twice, so all of their values may lie above the statistic's own. They are moved back by
-        their mean excess, and not below 0: the interval then says how much the statistic itself would vary.
-        """
-        with np.errstate(divide="ignore", invalid="ignore"):
-            value, draws = float(statistic(values.sum(axis=0))), statistic(self.sums(values))
-        defined = draws[np.isfinite(draws)]
-        return estimate(value, np.maximum(defined - defined.mean() + value, 0.0) if len(defined) else defined)
+            return (interval or estimate)(float(statistic(values.sum(axis=0))), statistic(self.sums(values)))
 
 
 def estimate(value: float, draws: Floats, level: float = 0.95) -> Estimate:
@@ -106,6 +97,16 @@ def estimate(value: float, draws: Floats, level: float = 0.95) -> Estimate:
         return Estimate(value, float("nan"), float("nan"))
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(value, float(low), float(high))
+
+
+def centred(value: float, draws: Floats) -> Estimate:
+    """As `estimate`, for a statistic that noise makes larger, as it does an average of absolute values.
+
+    Resamples carry the noise twice, so all of their values may lie above the statistic's own. They are moved back by their
+    mean excess, and not below 0: the interval then says how much the statistic itself would vary.
+    """
+    defined = draws[np.isfinite(draws)]
+    return estimate(value, np.maximum(defined - defined.mean() + value, 0.0) if len(defined) else defined)
 
 
 # ---------------------------------------------------------------------------------------------- predicted probabilities
@@ -140,7 +141,7 @@ def calibration_error(sums: Floats) -> Floats:
     """The expected calibration error (ECE): how far the predicted and the actual rate are apart, over bins, on average.
 
     Naeini, Cooper, Hauskrecht 2015. Noise within bins only adds to it, so it is positive even for perfect predictions:
-    `calibration_floor` says how much. Its interval: `Bootstrap.centred`.
+    `calibration_floor` says how much. Its interval: `centred`.
     """
     return np.asarray(np.abs(sums[..., :-1]).sum(axis=-1) / sums[..., -1])
 

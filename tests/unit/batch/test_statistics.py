@@ -18,6 +18,7 @@ from workflow_composer.batch.statistics import (
     calibration_columns,
     calibration_error,
     calibration_floor,
+    centred,
     equal_bins,
     estimate,
     pass_at,
@@ -188,10 +189,10 @@ class TestScores:
         predicted = random.random(400)
         right = (random.random(400) < np.clip(predicted + 0.1, 0, 1)).astype(float)
         sums = calibration_columns(predicted, right, equal_bins(predicted))
-        plain, centred = (getattr(Bootstrap(400), way)(sums, calibration_error) for way in ("estimate", "centred"))
-        assert 0 <= centred.low < centred.value < centred.high
-        assert centred.value == plain.value
-        assert centred.high - centred.low == pytest.approx(plain.high - plain.low)
+        plain, moved = (Bootstrap(400).estimate(sums, calibration_error, way) for way in (estimate, centred))
+        assert 0 <= moved.low < moved.value < moved.high
+        assert moved.value == plain.value
+        assert moved.high - moved.low == pytest.approx(plain.high - plain.low)
 
 
 class TestPassAt:
