@@ -19,7 +19,7 @@ class AnswerForm:
     (``\boxed{18}``), ``phrase`` ("the answer is 18"), ``json:FIELD`` (a field of a JSON object), ``line`` (the last line),
     ``whole`` (all of the text), ``python:MODULE:FUNCTION`` (a function of your own, from text to answer or None), or
     ``auto``: hashes, boxed, phrase. ``compare`` is ``number``, ``text``, ``math`` (mathematical equality, by math-verify)
-    or ``auto``: the cheapest that can tell. No comparison takes more than ``limit`` seconds.
+    or ``auto``: the cheapest that can tell. No comparison takes more than ``limit`` seconds of processor time.
     """
 
     extract: tuple[str, ...] = ("auto",)

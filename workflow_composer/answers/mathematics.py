@@ -1,4 +1,4 @@
-"""Equality of formulas, by math-verify, in a process of its own, with a hard limit on the time of each comparison.
+"""Equality of formulas, by math-verify, in a process of its own, with a hard limit on the processor time of each comparison.
 
 Algebra may take forever or all memory (9^{9^{9^9}}), inside C code that no signal interrupts; and this package's event loop
 may run in any thread, where math-verify's own time limits do not work. So one worker process serves all threads and event
@@ -29,6 +29,9 @@ from workflow_composer.errors import ConfigError
 MISSING = "pip install 'workflow-composer[batch]'"
 _PROGRAM = Path(__file__).with_name("math_worker.py")
 _START_LIMIT = 120.0
+_PATIENCE = 8.0
+_TICK = 0.02
+"""Seconds: twice the grain of what the system tells of processor time."""
 _ATTEMPTS = 2
 _PASSED_ON = ("HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "TMPDIR")
 
@@ -67,7 +70,7 @@ class MathWorker:
         return None if process is None else process.pid
 
     def submit(self, a: str, b: str, limit: float) -> Future[bool | None]:
-        """Whether two formulas are equal; None where that took more than ``limit`` seconds or all memory.
+        """Whether two formulas are equal; None where that took more than ``limit`` seconds of processor time, or all memory.
 
         A comparison whose future is cancelled before its turn is not made. The future raises `ConfigError` where math-verify
         does not work.
@@ -129,7 +132,7 @@ class MathWorker:
             try:
                 process = self._running()
                 _send(process.stdin, question)
-                answer = _receive(process.stdout, comparison.limit)
+                answer = _receive(process.stdout, comparison.limit, process.pid)
                 return None if answer is None else bool(answer)
             except TimeoutError:
                 with self._lock:
@@ -192,25 +195,43 @@ def _send(pipe: IO[bytes] | None, value: Any) -> None:
         raise _WorkerGone from error
 
 
-def _receive(pipe: IO[bytes] | None, limit: float) -> Any:
-    """One line of JSON; `TimeoutError` where none comes in time."""
+def _receive(pipe: IO[bytes] | None, limit: float, worker: int | None = None) -> Any:
+    """One line of JSON; `TimeoutError` where none comes in time.
+
+    With a ``worker`` (its process id) the limit is on its processor time, so that a busy machine changes no comparison; on
+    the clock it may then take `_PATIENCE` times as long.
+    """
     assert pipe is not None
-    deadline = time.monotonic() + limit
-    line = b""
+    began, used = time.monotonic(), _processor_time(worker)
+    line, wait = b"", limit
     while not line.endswith(b"\n"):
         try:
             poll = select.poll()
             poll.register(pipe, select.POLLIN)
-            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            ready = poll.poll(max(0.0, wait) * 1000)
             part = os.read(pipe.fileno(), 65536) if ready else b""
         except (OSError, ValueError) as error:
             raise _WorkerGone from error
-        if not ready:
-            raise TimeoutError
-        if not part:
+        if ready and not part:
             raise _WorkerGone
         line += part
+        now = _processor_time(worker)
+        left = limit - (time.monotonic() - began if used is None or now is None else now - used)
+        wait = min(left, _PATIENCE * limit - (time.monotonic() - began))
+        if not ready and wait <= _TICK:
+            raise TimeoutError
     return json.loads(line)
+
+
+def _processor_time(process: int | None) -> float | None:
+    """Seconds of processor time that a process has used; None where the system does not tell."""
+    if process is None:
+        return None
+    try:
+        fields = Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 _shared: MathWorker | None = None

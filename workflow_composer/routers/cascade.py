@@ -40,7 +40,7 @@ class CascadeSettings(RouterSettings):
         "`python:MODULE:FUNCTION`, `auto`; the first that finds one",
     )
     compare: Comparison = Field("auto", description="when answers are the same: `number`, `text`, `math`, `auto`")
-    compare_seconds: float = Field(2.0, gt=0, le=60, description="seconds that one comparison may take")
+    compare_seconds: float = Field(2.0, gt=0, le=60, description="seconds of processor time for one comparison")
     budget: float | None = Field(None, gt=0, description="dollars per request that names no budget of its own")
 
     def voting(self) -> Voting:
