@@ -150,7 +150,7 @@ def test_the_longest_answer_that_has_a_notation_has_it_at_once(piece):
         ("(1,2)", "(2,1)", False),
         (r"x \in [0,1)", "[0,1)", True),
         (r"0 \le x < 1", "[0,1)", True),
-        ("[0,1)", r"0 \le x < 1", True),
+        (r"(-\infty,3)", "x<3", True),
         (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", True),
         ("5!", "120", True),
         ("x^2-1", "(x-1)(x+1)", True),
