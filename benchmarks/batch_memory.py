@@ -68,16 +68,18 @@ def write_rows(path: Path, count: int) -> None:
 async def answer(job: Job) -> RowRecord:
     """A record like that of a row which the second tier has decided."""
     row = job.row.row
-    found = str(row % 97)
+    chance = random.Random(row)
+    found, tokens, seconds = str(row % 97), chance.randrange(300, 1500), 10 * chance.random()
     votes = ((found, 2), ("17", 1))
     model = "Qwen/Qwen2.5-Math-1.5B-Instruct"
+    cost = tokens * 1e-7
     tiers = (
         TierRecord(
-            "1.5B", model, 4, votes, 1, 0.5, False, "share 0.50", 120, 812, 1.23e-4, 1.2345, (True, True, False, False)
+            "1.5B", model, 4, votes, 1, 0.5, False, "share 0.50", 120, tokens, cost, seconds, (True, True, False, False)
         ),
-        TierRecord("7B", model, 4, ((found, 4),), 0, 1.0, True, "share 1.00", 120, 812, 6.23e-4, 3.2345, (True,) * 4),
+        TierRecord("7B", model, 4, ((found, 4),), 0, 1.0, True, "share 1.00", 120, tokens, 5 * cost, seconds, (True,) * 4),
     )
-    return RowRecord(row, job.row.id, job.route, found, 1.0, True, 1, tiers, True, 240, 1624, 7.46e-4, 4.469)
+    return RowRecord(row, job.row.id, job.route, found, 1.0, True, 1, tiers, True, 240, 2 * tokens, 6 * cost, 2 * seconds)
 
 
 def status(name: str) -> int:
