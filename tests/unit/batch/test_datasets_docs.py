@@ -1,0 +1,75 @@
+"""docs/datasets.md says what the code does."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.paths import ROOT
+from tests.unit.batch.records import record
+from workflow_composer.batch import engine
+from workflow_composer.batch.columns import IDS, LABELS, QUESTIONS
+from workflow_composer.batch.finding import KNOWN, SPLITS
+from workflow_composer.batch.formats import FORMATS
+from workflow_composer.batch.journal import Journal
+from workflow_composer.batch.results import COLUMNS, schema, write_results
+
+DOCS = (ROOT / "docs" / "datasets.md").read_text()
+
+
+def table_rows(first):
+    """The rows of the table whose head begins with a cell, as lists of cells."""
+    table = DOCS.split(f"| {first} |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in table]
+
+
+def quoted(text):
+    """What stands in backquotes."""
+    return re.findall(r"`([^`]+)`", text)
+
+
+def test_the_names_of_columns_are_the_codes_in_their_order():
+    found = {row[0]: tuple(quoted(row[1])) for row in table_rows("what")}
+
+    assert found == {"question": QUESTIONS, "label": LABELS, "id": IDS}
+
+
+def test_the_known_data_sets_are_the_codes():
+    found = {quoted(row[0])[0]: tuple((quoted(cell) or [None])[0] for cell in row[1:]) for row in table_rows("data set")}
+
+    assert found == {name: (known.question, known.label, known.id) for name, known in KNOWN.items()}
+
+
+def test_the_columns_of_results_are_the_codes_in_their_order():
+    assert tuple(name for row in table_rows("column") for name in quoted(row[0])) == COLUMNS
+    tier = DOCS.split("Each of `tiers` has", 1)[1].split("\n\n", 1)[0]
+    for name in schema().field("tiers").type.value_type:
+        assert f"`{name.name}`" in tier
+
+
+def test_formats_and_splits_are_the_codes_in_their_order():
+    listed = DOCS.split("`EXT` is one of", 1)[1].split("\n\n", 1)[0]
+
+    assert tuple("." + end for end in quoted(listed)[: len(FORMATS)]) == tuple(FORMATS)
+    assert tuple(quoted(listed)[len(FORMATS) :]) == SPLITS
+
+
+def test_the_file_is_synced_as_often_as_it_says():
+    assert engine._SYNC_EVERY == 5.0
+    assert "Every five seconds" in DOCS
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", DOCS, re.S))
+def test_the_examples_run(code, tmp_path, monkeypatch):
+    """In a folder with a data set and results."""
+    (tmp_path / "data" / "openai_gsm8k").mkdir(parents=True)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "data" / "openai_gsm8k" / "train.jsonl").write_text(json.dumps({"question": "q", "answer": "a"}) + "\n")
+    with Journal.open(tmp_path / "out" / "journal.jsonl", {}, rows=1) as journal:
+        journal.append(record(0))
+    write_results(tmp_path / "out" / "journal.jsonl", tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+
+    exec(compile(code, "docs/datasets.md", "exec"), {})
