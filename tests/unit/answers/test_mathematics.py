@@ -82,6 +82,29 @@ async def test_a_comparison_that_takes_too_long_ends_at_the_limit():
 
 
 @on_linux
+def test_a_busy_machine_changes_no_comparison(worker):
+    """What counts is processor time: a worker that gets none for longer than the limit still answers when it gets some."""
+    assert worker.submit("2x", "x+x", LONG).result(PATIENCE) is True
+    os.kill(worker.pid, signal.SIGSTOP)
+    waiting = worker.submit("3x", "x+2x", 0.5)
+    with pytest.raises(TimeoutError):
+        waiting.result(1.0)
+    os.kill(worker.pid, signal.SIGCONT)
+    assert waiting.result(PATIENCE) is True
+
+
+@on_linux
+def test_a_worker_that_never_gets_a_turn_is_given_up(worker):
+    """At several times the limit, by the clock; the next one gets a new worker."""
+    assert worker.submit("2x", "x+x", LONG).result(PATIENCE) is True
+    stopped = worker.pid
+    os.kill(stopped, signal.SIGSTOP)
+    assert worker.submit("3x", "x+2x", 0.1).result(PATIENCE) is None
+    assert is_gone(stopped)
+    assert worker.submit("3x", "x+2x", LONG).result(PATIENCE) is True
+
+
+@on_linux
 def test_the_worker_killed_at_the_limit_leaves_no_zombie(worker):
     """It is waited for."""
     assert worker.submit("2x", "x+x", LONG).result(PATIENCE) is True
