@@ -110,13 +110,13 @@ def _joined(cell: Cell) -> str:
 
 def _plain(text: str) -> str:
     """The text with everything that Markdown or HTML would take for markup escaped, on one line."""
-    text = html.escape(_one_line(text), quote=False)
+    text = html.escape(one_line(text), quote=False)
     text = re.sub(r"([\\`*_{}\[\]|~#])", r"\\\1", text)
     return re.sub(r"^([-+]|\d+[.)])(?=\s)", r"\\\1", text)
 
 
-def _one_line(text: str) -> str:
-    """Control characters and line ends would end a table's row, and worse."""
+def one_line(text: str) -> str:
+    """The text without line ends and control characters, which would end a table's row, and worse."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
@@ -193,13 +193,14 @@ def _class(name: str) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    if isinstance(cell, str):
-        return _text(cell)
-    return f"{_text(cell[0])} <small>{_text(cell[1])}</small>" if cell[1] else _text(cell[0])
+    """Long routing strings break behind underscores."""
+    text, detail = (cell, "") if isinstance(cell, str) else cell
+    shown = _text(text).replace("_", "_<wbr>")
+    return f"{shown} <small>{_text(detail)}</small>" if detail else shown
 
 
 def _text(text: str) -> str:
-    return html.escape(_one_line(text))
+    return html.escape(one_line(text))
 
 
 def _inline(figure: Figure, prefix: str) -> str:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from workflow_composer.batch.comparison import CASCADE, SINGLE, VOTE, Comparison, RunFigures
+from workflow_composer.batch.document import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,8 +66,8 @@ def accuracy_against_cost(comparison: Comparison) -> str:
         axes = figure.subplots()
         best = sorted((1000 * run.cost_per_row.value, _percent(run)) for _, run in runs if run.best)
         axes.plot(*zip(*best, strict=True), color=_COLOURS["accent"], linewidth=1.2, linestyle=(0, (4, 3)), zorder=2)
-        for (number, run), cost in zip(runs, costs, strict=True):
-            _point(axes, number, run, cost)
+        for (_, run), cost in zip(runs, costs, strict=True):
+            _point(axes, run, cost)
         if min(costs) > 0 and max(costs) > 8 * min(costs):
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(_ticker().LogLocator(subs=(1, 2, 5)))
@@ -81,10 +83,13 @@ def accuracy_against_cost(comparison: Comparison) -> str:
                 axes.plot([], [], mark, color=_COLOURS[colour], label=kind, markersize=8)
         axes.plot([], [], color=_COLOURS["accent"], linestyle=(0, (4, 3)), label="no run is both better and cheaper")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, handletextpad=0.5, columnspacing=1.6)
+        _name_points(
+            figure, axes, [(number, run, (cost, _percent(run))) for (number, run), cost in zip(runs, costs, strict=True)]
+        )
         return _svg(figure)
 
 
-def _point(axes: Axes, number: int, run: RunFigures, cost: float) -> None:
+def _point(axes: Axes, run: RunFigures, cost: float) -> None:
     colour, mark = _MARKS[run.kind]
     accuracy, spent = run.accuracy, run.cost_per_row
     assert accuracy is not None
@@ -94,8 +99,33 @@ def _point(axes: Axes, number: int, run: RunFigures, cost: float) -> None:
         axes.plot([cost, cost], [100 * accuracy.low, 100 * accuracy.high], color=ink, linewidth=1.6, alpha=0.6, zorder=1)
         axes.plot([1000 * spent.low, 1000 * spent.high], [right, right], color=ink, linewidth=1.6, alpha=0.6, zorder=1)
     axes.plot(cost, right, mark, color=ink, markersize=9, markeredgecolor=_COLOURS["card"], markeredgewidth=1, zorder=3)
-    label = f"{number} {run.name}" if len(run.name) <= _LABEL else str(number)
-    axes.annotate(label, (cost, right), xytext=(8, 6), textcoords="offset points", fontweight="bold", color=ink, zorder=4)
+
+
+def _name_points(figure: Figure, axes: Axes, points: Sequence[tuple[int, RunFigures, tuple[float, float]]]) -> None:
+    """Each point's number, and its name where that is short, at the first place around it that is free of all others."""
+    figure.draw_without_rendering()  # settles where points are
+    scale = 72 / figure.dpi
+    at = [axes.transData.transform(place) * scale for _, _, place in points]
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]
+    for (number, run, place), (x, y) in zip(points, at, strict=True):
+        label = f"{number} {_short(run.name)}" if len(run.name) <= _LABEL else str(number)
+        wide = 7.0 * len(label)
+        shifts = [(dx, dy) for step in (1, 2, 3) for dx in (8 * step, -wide - 8 * step) for dy in (6 * step, -8 - 6 * step)]
+        dx, dy = min(shifts, key=lambda shift: sum(_overlap((x, y), shift, wide, box) for box in taken))
+        taken.append((x + dx, y + dy, x + dx + wide, y + dy + 10))
+        ink = _COLOURS[_MARKS[run.kind][0]]
+        line = {"arrowstyle": "-", "color": ink, "linewidth": 0.6, "shrinkB": 4} if abs(dy) > 14 else None
+        axes.annotate(
+            label, place, (dx, dy), textcoords="offset points", fontweight="bold", color=ink, zorder=4, arrowprops=line
+        )
+
+
+def _overlap(point: tuple[float, float], shift: tuple[float, float], wide: float, box: tuple[float, ...]) -> float:
+    """The area that a label of this width, moved from its point, has in common with a box."""
+    left, low = point[0] + shift[0], point[1] + shift[1]
+    across = min(left + wide, box[2]) - max(left, box[0])
+    up = min(low + 10, box[3]) - max(low, box[1])
+    return max(across, 0.0) * max(up, 0.0)
 
 
 def shares(numbered: Sequence[tuple[int, RunFigures]], tiers: Sequence[str]) -> str:
@@ -103,11 +133,12 @@ def shares(numbered: Sequence[tuple[int, RunFigures]], tiers: Sequence[str]) -> 
     runs = [run for _, run in numbered]
     with _figure(0.9 + 0.36 * len(runs)) as figure:
         axes = figure.subplots()
-        left = [0.0] * len(runs)
+        left, longest = [0.0] * len(runs), 6
         for tier in tiers:
             found = [sum(use.decided for use in run.tiers if use.name == tier) / max(run.rows, 1) for run in runs]
             if any(found):
-                _bars(axes, found, left, _COLOURS[tier_colour(tier, tiers)], tier)
+                _bars(axes, found, left, _COLOURS[tier_colour(tier, tiers)], _short(tier))
+                longest = max(longest, len(_short(tier)))
         failed = [run.failed / max(run.rows, 1) for run in runs]
         if any(failed):
             _bars(axes, failed, left, _COLOURS["line"], "failed")
@@ -118,7 +149,7 @@ def shares(numbered: Sequence[tuple[int, RunFigures]], tiers: Sequence[str]) -> 
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=7, handlelength=1, handleheight=1, columnspacing=1.4)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=100 // (longest + 5), handlelength=1, handleheight=1)
         return _svg(figure)
 
 
@@ -134,7 +165,7 @@ def reliability(runs: Sequence[tuple[int, RunFigures]]) -> str:
     """A panel per run: in each bin of confidence, the share of right answers; the area of a point is the bin's count."""
     columns = len(runs) if len(runs) <= 4 else 3
     rows = math.ceil(len(runs) / columns)
-    with _figure(0.4 + rows * min(0.93 * _WIDTH / columns, 4.2)) as figure:
+    with _figure(rows * (min(_WIDTH / columns, 4.2) + 0.55)) as figure:
         panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for panel in panels.flat[len(runs) :]:
             panel.set_visible(False)
@@ -162,9 +193,8 @@ def reliability(runs: Sequence[tuple[int, RunFigures]]) -> str:
 
 def escalations(runs: Sequence[tuple[int, RunFigures]]) -> str:
     """For each step of each run: how many of the questions that were passed on were right before, and after."""
-    steps = [
-        (f"{number}: {step.before_tier} to {step.tier}", step) for number, run in runs for step in run.steps if step.known
-    ]
+    steps = [(number, step) for number, run in runs for step in run.steps if step.known]
+    names = [f"{number}: {_short(step.before_tier)} to {_short(step.tier)}" for number, step in steps]
     with _figure(0.95 + 0.4 * len(steps)) as figure:
         axes = figure.subplots()
         for at, (_, step) in enumerate(steps):
@@ -174,7 +204,7 @@ def escalations(runs: Sequence[tuple[int, RunFigures]]) -> str:
             axes.plot(after, at, "D", color=_COLOURS["cascade"], markersize=8, markeredgecolor=_COLOURS["card"], zorder=3)
         axes.plot([], [], "o", color=_COLOURS["card"], markeredgecolor=_COLOURS["single"], label="before", markersize=8)
         axes.plot([], [], "D", color=_COLOURS["cascade"], markeredgecolor=_COLOURS["card"], label="after", markersize=8)
-        axes.set_yticks(range(len(steps)), [_short(name) for name, _ in steps])
+        axes.set_yticks(range(len(steps)), names)
         axes.set_ylim(len(steps) - 0.4, -0.6)
         axes.xaxis.set_major_formatter(_ticker().FuncFormatter(lambda value, _: f"{value:g} %"))
         axes.set_xlabel("right among the questions that were passed on")
@@ -210,7 +240,9 @@ def _figure(height: float, width: float = _WIDTH) -> Iterator[Figure]:
 def _svg(figure: Figure) -> str:
     """The figure as SVG, its stand-in colours replaced by the page's variables."""
     written = io.StringIO()
-    figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # only measures text; the reader's browser has its fonts
+        figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     drawing = written.getvalue()
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL)
     variables = {colour: f"var(--{name})" for name, colour in _COLOURS.items()}
@@ -233,4 +265,7 @@ def _dollars(amount: float) -> str:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 34 else f"{name[:20]}…{name[-12:]}"
+    """A name as it can stand in a figure: one line, not too long, and not hidden, as matplotlib hides those with ``_``."""
+    name = one_line(name)
+    name = name if len(name) <= 30 else f"{name[:18]}…{name[-10:]}"
+    return f" {name}" if name.startswith("_") else name
