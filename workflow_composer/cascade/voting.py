@@ -86,6 +86,8 @@ class Ballot:
         if voting.stopping == "fixed" or voting.measure == "score":
             return False
         stopped, certified = _ruled(self._rule, tuple(votes), limit)
+        if voting.measure == "logprob" and not certified:
+            return False  # counts do not settle who leads by weight
         if certified or (stopped and len(votes) > 1 and self._is_certain_to_accept(votes)):
             return True
         # The last tier's answer is taken in any case, so there the leader must be settled, too.

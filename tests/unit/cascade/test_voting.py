@@ -155,6 +155,14 @@ def test_weights_from_log_probabilities_can_outvote_numbers():
     assert verdict.confidence == pytest.approx(0.9 / 1.5)
 
 
+def test_a_weighted_vote_is_not_over_because_numbers_have_decided():
+    """Three of five agree, and yet the two to come could outweigh them."""
+    answers = [sample(1, math.log(0.1))] * 3 + [sample(2, math.log(0.9))] * 2
+    ballot = filled(Voting(measure="logprob", target=0.5), answers, 5)
+    assert len(ballot.samples) == 5
+    assert ballot.verdict().votes[0][0] == "2"
+
+
 def test_without_log_probabilities_a_weighted_vote_is_unknown_and_not_accepted():
     verdict = filled(Voting(measure="logprob", target=0.1, stopping="fixed"), [1, 1, 1], 3).verdict()
     assert (verdict.accepted, verdict.confidence) == (False, None)
