@@ -28,6 +28,7 @@ _CONFIGURATIONS = ("", "data", "default", "main")
 
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.")
+_SPLIT_END = re.compile(f"_({'|'.join(SPLITS)})$")
 _ANY_SHARD = "-?????-of-?????"
 
 
@@ -121,7 +122,9 @@ def _nothing(name: str, split: str | None, folder: Path, looked: list[list[str]]
 
 
 def _hint(name: str, folder: Path) -> str:
-    there = {entry.name.partition(".")[0] if entry.is_file() else entry.name for entry in folder.iterdir()}
+    there = {
+        _SPLIT_END.sub("", entry.name.partition(".")[0]) if entry.is_file() else entry.name for entry in folder.iterdir()
+    }
     near = get_close_matches(name.replace("/", "_"), there, n=3, cutoff=0.6)
     if near:
         return f"is it {' or '.join(near)}?"

@@ -11,9 +11,10 @@ every further row and does more per second all the same.
 **Decrease.** Where the servers of more than a share `TOO_MANY` of the latest rows refused or broke, the limit is halved at
 once (multiplicative decrease: Chiu and Jain 1989; TCP, RFC 5681), and the limit at which that happened is not tried again
 for some rounds. Rows that were in flight at a cut do not cause another. A call that ran out of time counts half, for it may
-be the question that is long; where throughput falls with a cut that such calls have caused, they are not caused by load: the
-cut is taken back, and twice as many are borne from then on. Where nothing has come out well since the last cut, there is a
-pause before each further row, doubled each time: a server that is down must not turn a whole data set into errors.
+be the question that is long; where throughput falls in step with a cut that such calls have caused, they are not caused by
+load: the cut is taken back, and twice as many are borne from then on. Where nothing has come out well since the last cut,
+there is a pause before each further row, doubled each time: a server that is down must not turn a whole data set into
+errors.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Limiter:
             return
         self._signals += 0.5 if error == _DOUBTFUL else 1.0
         self._doubtful += error == _DOUBTFUL
-        doubtful = self._doubtful > self._signals
+        doubtful = self._any_well and self._doubtful > self._signals  # more than two of three ran out of time
         share = self._signals / max(self._rows, _FEWEST)
         if share > self._borne and not (doubtful and self._search.is_new_here):
             if not self._any_well:
@@ -176,7 +177,7 @@ class _Search:
         """Go on from what the round at this limit has shown. Returns whether it has shown the last cut to be a mistake."""
         here = self.limit, throughput
         before, self._before = self._before, None
-        if before is not None and _grows(here, before):
+        if before is not None and _grows(here, before) and 2 * throughput / self.limit > before[1] / before[0]:
             self.limit, self._base, self._ceiling = before[0], None, math.inf
             return True
         self._memory_left -= 1

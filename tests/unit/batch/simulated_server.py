@@ -8,7 +8,7 @@ from collections import deque
 
 from workflow_composer.batch.limiter import Limiter
 
-REFUSED_AFTER = 0.05
+REFUSED_AFTER, TIMED_OUT_AFTER = 0.05, 10.0
 
 
 class Simulation:
@@ -17,16 +17,17 @@ class Simulation:
     ``kind``: ``slots`` works on ``capacity`` rows at a time and keeps the others waiting, ``refusing`` refuses the others,
     ``batching`` works on all at once, each of which it makes slower: n rows in flight give n / (1 + n / capacity) rows per
     second, of which ``capacity`` is the limit. ``spread``: how service times vary; ``hard``: the share of rows that time out
-    however idle the server is; ``down``: from when to when it refuses all.
+    however idle the server is; ``down``: from when to when it refuses all, or, with ``hangs``,
+    lets them wait until their time is over.
     """
 
-    def __init__(self, kind, capacity, *, spread="exponential", hard=0.0, down=(0.0, 0.0), seed=0, **options):
+    def __init__(self, kind, capacity, *, spread="exponential", hard=0.0, down=(0.0, 0.0), hangs=False, seed=0, **options):
         self.now = 0.0
         self.capacity = capacity
         self.limiter = Limiter(clock=lambda: self.now, **options)
         self.limits, self.times = [], []
         self.refused = 0
-        self._hard, self._down = hard, down
+        self._hard, self._down, self._hangs = hard, down, hangs
         self.most_in_flight = 0
         self._kind, self._spread, self._random = kind, spread, random.Random(seed)
         self._events, self._waiting, self._busy, self._count = [], deque(), 0, 0
@@ -69,7 +70,7 @@ class Simulation:
     def _arrive(self):
         self.most_in_flight = max(self.most_in_flight, self.limiter.in_flight)
         if self._down[0] <= self.now < self._down[1]:
-            self._end_after(REFUSED_AFTER, well=False)
+            self._end_after(TIMED_OUT_AFTER if self._hangs else REFUSED_AFTER, well=False)
         elif self._kind == "slots" and self._busy >= self.capacity:
             self._waiting.append(None)
         elif self._kind == "refusing" and self._busy >= self.capacity:
@@ -95,7 +96,7 @@ class Simulation:
                 self._serve()
         if not well:
             self.refused += 1
-            self.limiter.overloaded("CallTimeout" if served else "RateLimited")
+            self.limiter.overloaded("CallTimeout" if served or self._hangs else "RateLimited")
         self.limiter.end(well=well)
         self.limits.append(self.limiter.limit)
         self.times.append(self.now)

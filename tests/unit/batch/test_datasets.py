@@ -112,6 +112,12 @@ class TestFinding:
             assert name in told
         assert "is it openai_gsm8k?" in told
 
+    def test_the_name_that_is_meant_is_guessed_from_files_with_a_split_too(self, tmp_path):
+        jsonl(tmp_path / "openai_gsm8k_test.jsonl")
+
+        assert "is it openai_gsm8k?" in fault("openai_gsmk", tmp_path)
+        assert "is it openai_gsm8k?" in fault("openai/gsm8k", tmp_path)
+
     def test_a_missing_split_lists_only_names_with_that_split(self, tmp_path):
         jsonl(tmp_path / "d.jsonl")
         told = fault("d:train", tmp_path)

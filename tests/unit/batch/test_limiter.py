@@ -83,6 +83,14 @@ def test_a_server_that_is_down_does_not_turn_the_data_into_errors():
     assert found.part(15_000, 20_000) >= 50
 
 
+def test_a_server_that_hangs_is_asked_less_and_less():
+    """Time-outs may be those of long questions; but where nothing comes out well any more, they are not."""
+    found = Simulation("slots", 100, down=(100, 3_700), hangs=True).run(20_000)
+
+    assert found.refused < 700
+    assert found.part(15_000, 20_000) >= 50
+
+
 def test_errors_that_have_nothing_to_do_with_load_are_no_signal():
     """Rows that fail without `overloaded` leave the limit alone."""
     clock = Clock()
