@@ -8,8 +8,10 @@ compared question by question.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Hashable, Iterable
+from functools import lru_cache
 from typing import Self
 
 import numpy as np
@@ -24,7 +26,6 @@ BINS = 10
 DRAWS = (1, 2, 4, 8, 16, 32)
 """k of pass@k."""
 
-_PENDING = 200_000
 _MOST_ERRORS = 100
 
 
@@ -50,9 +51,7 @@ class RunSummary:
         self.routes: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
         self.first_error: dict[str, tuple[int, str]] = {}
-        self._columns: dict[Hashable, Floats] = {}
-        self._waiting: dict[Hashable, tuple[list[int], list[float]]] = {}
-        self._pending = 0
+        self._columns: dict[Hashable, array[float]] = {}
         self._seen = np.zeros(1024, np.bool_)
 
     @classmethod
@@ -75,13 +74,12 @@ class RunSummary:
     @property
     def keys(self) -> tuple[Hashable, ...]:
         """The columns that hold anything."""
-        self._settle()
         return tuple(self._columns)
 
     def column(self, key: Hashable) -> Floats:
         """A column's sums: shape ``(GROUPS,)``; zeros where nothing was added."""
-        self._settle()
-        return self._columns.get(key, np.zeros(GROUPS))
+        found = self._columns.get(key)
+        return np.zeros(GROUPS) if found is None else np.array(found)
 
     def total(self, key: Hashable) -> float:
         """A column's sum over all rows."""
@@ -109,8 +107,6 @@ class RunSummary:
         else:
             self._answered(record, unit)
         self._steps(record, unit)
-        if self._pending > _PENDING:
-            self._settle()
 
     def _failed(self, record: RowRecord, unit: int) -> None:
         assert record.error is not None
@@ -142,49 +138,49 @@ class RunSummary:
         for position, tier in enumerate(record.tiers):
             name = tier.name
             self.tiers[name] = None
-            self._put(("tier", name, "rows"), unit, 1)
-            self._put(("tier", name, "samples"), unit, tier.samples)
-            self._put(("tier", name, "unreadable"), unit, tier.unreadable)
-            self._put(("tier", name, "cost"), unit, tier.cost)
-            self._passes(tier, unit)
+            rows, samples, unreadable, cost = _tier_keys(name)
+            self._put(rows, unit, 1)
+            self._put(samples, unit, tier.samples)
+            self._put(unreadable, unit, tier.unreadable)
+            self._put(cost, unit, tier.cost)
+            for count, passed, share in _passes(name, len(tier.right), sum(tier.right)):
+                self._put(count, unit, 1)
+                self._put(passed, unit, share)
             decided = position == record.tier and record.error is None
             right = record.correct if decided else leader_right(tier)
             if before is not None:
-                earlier, was_right = before
-                self._put(("step", earlier, name, "rows"), unit, 1)
-                self._put(("step", earlier, name, "cost"), unit, tier.cost)
-                if was_right is not None and right is not None:
-                    self._put(("step", earlier, name, "known"), unit, 1)
-                    self._put(("step", earlier, name, "before"), unit, was_right)
-                    self._put(("step", earlier, name, "after"), unit, right)
+                self._step(before, (name, right), tier.cost, unit)
             before = name, right
 
-    def _passes(self, tier: TierRecord, unit: int) -> None:
-        samples, right = len(tier.right), sum(tier.right)
-        for k in DRAWS:
-            if k > samples:
-                break
-            self._put(("pass", tier.name, k, "rows"), unit, 1)
-            self._put(("pass", tier.name, k, "passed"), unit, pass_at(right, samples, k))
+    def _step(self, before: tuple[str, bool | None], after: tuple[str, bool | None], cost: float, unit: int) -> None:
+        (earlier, was_right), (tier, right) = before, after
+        self._put(("step", earlier, tier, "rows"), unit, 1)
+        self._put(("step", earlier, tier, "cost"), unit, cost)
+        if was_right is not None and right is not None:
+            self._put(("step", earlier, tier, "known"), unit, 1)
+            self._put(("step", earlier, tier, "before"), unit, was_right)
+            self._put(("step", earlier, tier, "after"), unit, right)
 
     def _put(self, key: Hashable, unit: int, value: float) -> None:
         if value:
-            waiting = self._waiting.get(key)
-            if waiting is None:
-                waiting = self._waiting[key] = [], []
-            waiting[0].append(unit)
-            waiting[1].append(value)
-            self._pending += 1
+            column = self._columns.get(key)
+            if column is None:
+                column = self._columns[key] = array("d", bytes(8 * GROUPS))
+            column[unit] += value
 
-    def _settle(self) -> None:
-        """Add what is waiting to the columns."""
-        for key, (units, values) in self._waiting.items():
-            if units:
-                added = np.bincount(units, weights=np.array(values), minlength=GROUPS).astype(np.float64)
-                self._columns[key] = added if key not in self._columns else self._columns[key] + added
-                units.clear()
-                values.clear()
-        self._pending = 0
+
+@lru_cache(maxsize=4096)
+def _tier_keys(name: str) -> tuple[Hashable, Hashable, Hashable, Hashable]:
+    """A tier's columns for rows, samples, unreadable samples and cost."""
+    return ("tier", name, "rows"), ("tier", name, "samples"), ("tier", name, "unreadable"), ("tier", name, "cost")
+
+
+@lru_cache(maxsize=4096)
+def _passes(name: str, samples: int, right: int) -> tuple[tuple[Hashable, Hashable, float], ...]:
+    """For each k of pass@k that so many samples allow: its two columns, and what they say."""
+    return tuple(
+        (("pass", name, k, "rows"), ("pass", name, k, "passed"), pass_at(right, samples, k)) for k in DRAWS if k <= samples
+    )
 
 
 def unit_of(row: int) -> int:
