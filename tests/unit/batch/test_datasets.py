@@ -258,6 +258,29 @@ class TestFaults:
         assert told in fault("d", tmp_path)
 
     @pytest.mark.parametrize(
+        ("line", "told"),
+        [
+            (b'{"question": "q"', "not valid JSON"),
+            (b'{"question": "a"} {"question": "b"}', "not valid JSON: Extra data"),
+            (b'{"question": "\xe9"}', "not UTF-8"),
+            (b'{"question": "\xed\xa0\x80"}', "not UTF-8"),
+            (b'{"question": 5}', "'question' is a number"),
+            (b'{"problem": "q"}', "no 'question' in this row"),
+            (b'{"question": "q", "answer": {}}', "'answer' is an object"),
+        ],
+    )
+    @pytest.mark.parametrize("label", ['"x"', "3", "0.5"])
+    def test_far_down_in_the_file_both_ways_of_reading_tell_the_same_line(self, tmp_path, line, told, label):
+        """Whether labels are texts, whole numbers, or what is read row by row anyway."""
+        rows = b'{"question": "q", "answer": %s}\n' % label.encode() * 100
+        (tmp_path / "d.jsonl").write_bytes(rows + line + b"\n" + rows)
+        data = find("d", tmp_path)
+
+        for read in (data.rows, data.chunks):
+            with pytest.raises(InputError, match=f"d.jsonl:101: .*{told}"):
+                list(read())
+
+    @pytest.mark.parametrize(
         ("content", "told"),
         [
             ("", "no rows"),

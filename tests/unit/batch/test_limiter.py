@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.batch.simulated_server import Simulation
-from workflow_composer.batch.limiter import Limiter
+from workflow_composer.batch.limiter import Limiter, _Round
 
 SPREADS = ["constant", "exponential", "heavy"]
 
@@ -167,6 +167,15 @@ def test_too_few_rows_to_fill_the_limit_do_not_raise_it():
         limiter.end(well=True)
 
     assert limiter.limit == 8
+
+
+def test_a_round_times_only_what_ends_after_the_rows_that_were_under_way():
+    """Those began under another limit."""
+    measured = _Round(0.0, 2, 4)
+    ended = [measured.ended(now, well=now != 13.0) for now in (5.0, 10.0, 11.0, 12.0, 13.0, 14.0)]
+
+    assert ended == [False] * 5 + [True]
+    assert measured.throughput == 3 / 4
 
 
 @settings(deadline=None)

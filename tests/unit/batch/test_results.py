@@ -133,6 +133,17 @@ def test_a_journal_without_rows_gives_files_without_rows(tmp_path):
     assert pq.read_table(tmp_path / PARQUET).num_rows == 0
 
 
+def test_who_reads_older_results_goes_on_reading_them(tmp_path):
+    """The file is put in the place of the old one, which is never written to."""
+    path = journal_of(tmp_path, record(0))
+    write_results(path, tmp_path)
+    before = (tmp_path / JSONL).read_bytes()
+    with (tmp_path / JSONL).open("rb") as file:
+        write_results(journal_of(tmp_path, record(1)), tmp_path)
+        assert file.read() == before
+    assert (tmp_path / JSONL).read_bytes() != before
+
+
 def test_a_damaged_journal_leaves_older_results_as_they_are(tmp_path):
     path = journal_of(tmp_path, record(0), record(1))
     write_results(path, tmp_path)
