@@ -10,7 +10,7 @@ import pytest
 from tests.paths import CHECKPOINTS
 
 ROUTE = "mv_cascade_small_k8_t0.7_medium_k8_t0.7_large_k1_t0.0"
-ROWS = 100
+ROWS = 60
 ALONE = ["small", "medium", "large", "mv_small_k8_t0.7", "mv_medium_k8_t0.7", "mv_large_k8_t0.7"]
 
 pytestmark = [pytest.mark.embedded, pytest.mark.slow]
