@@ -146,8 +146,7 @@ class RunSummary:
             for count, passed, share in _passes(name, len(tier.right), sum(tier.right)):
                 self._put(count, unit, 1)
                 self._put(passed, unit, share)
-            decided = position == record.tier and record.error is None
-            right = record.correct if decided else leader_right(tier)
+            right = record.correct if position == record.tier else leader_right(tier)
             if before is not None:
                 self._step(before, (name, right), tier.cost, unit)
             before = name, right

@@ -20,6 +20,7 @@ from workflow_composer.batch.features import NAMES, features
 from workflow_composer.batch.probe import LARGEST_FILE, Predictor, Probe, Training
 from workflow_composer.batch.probe_training import FEWEST_QUESTIONS, MANY_QUESTIONS, evaluate, samples_of, train
 from workflow_composer.batch.records import RowRecord, TierRecord
+from workflow_composer.batch.statistics import auroc
 from workflow_composer.batch.strategies import Questions
 from workflow_composer.errors import InputError
 
@@ -106,6 +107,7 @@ class TestPrediction:
 import sys
 sys.modules["sklearn"] = None
 from workflow_composer.batch.probe import Probe
+from workflow_composer.batch.statistics import auroc
 from workflow_composer.batch.strategies import Questions
 print(Probe.load({str(path)!r}).success(Questions(["What is 2 plus 2?"]), "small")[0])
 """
@@ -129,6 +131,12 @@ class TestTraining:
         one, two = (train(table, ["small"], **QUICK).tiers["small"] for table in (once, twice))
         assert (one.samples, two.samples) == (600, 1200)
         assert one.model_copy(update={"samples": 1200}) == two
+
+    def test_a_question_that_is_right_now_and_then_counts_as_such(self):
+        """Four samples of five are not five of five: predictions have the samples' mean."""
+        table = samples(each=5, tiers=("large",))
+        predicted = train(table, ["large"], **QUICK).success(Questions(table["question"].tolist()), "large")
+        assert predicted.mean() == pytest.approx(table["correct"].mean(), abs=0.01)
 
     def test_it_says_what_it_was_trained_on(self, trained):
         """Data set, digest, rows, models, versions."""
@@ -219,6 +227,13 @@ class TestScores:
         scores = train(samples(400, tiers=("small",), signal=False), ["small"], **QUICK).tiers["small"].scores
         assert scores.auroc["probe"].low < 0.5
         assert scores.brier["probe"].value >= scores.brier["constant"].value - 0.005
+
+    def test_scores_are_of_questions_that_were_held_out(self):
+        """Of those that it was trained on, it knows more."""
+        table = samples(80, tiers=("small",))
+        probe = train(table, ["small"], **QUICK)
+        known = auroc(probe.success(Questions(table["question"].tolist()), "small"), table["correct"].to_numpy(float))
+        assert known - probe.tiers["small"].scores.auroc["probe"].value > 0.03
 
     def test_it_can_be_scored_on_another_data_set(self, trained):
         """Against the rate of the data that it was trained on; a tier without labels there is left out."""
