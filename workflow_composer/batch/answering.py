@@ -7,6 +7,7 @@ from typing import Any
 
 from workflow_composer.answers import Reader
 from workflow_composer.batch.engine import Job
+from workflow_composer.batch.limiter import OVERLOAD
 from workflow_composer.batch.records import RowRecord, TierRecord
 from workflow_composer.markers import is_routing_string
 from workflow_composer.types import LLMRequest, LLMResponse, TierResult
@@ -20,7 +21,8 @@ class Answering:
     """Answers jobs with whatever answers requests, and raises what that raises.
 
     ``reader`` reads and grades final answers; ``recorded`` grades where a row has no label. ``fields`` are those of
-    `LLMRequest` for every row, and ``system``; ``keep_texts`` keeps the samples' texts in the records.
+    `LLMRequest` for every row, and ``system``; ``keep_texts`` keeps the samples' texts in the records. ``overloaded`` is told
+    the error of a row that was answered only after a server had refused it.
     """
 
     def __init__(
@@ -31,16 +33,22 @@ class Answering:
         fields: Mapping[str, Any] | None = None,
         recorded: Recorded | None = None,
         keep_texts: bool = False,
+        overloaded: Callable[[str], None] = lambda error: None,
     ) -> None:
         self._generate = generate
         self._reader = reader
         self._fields = dict(fields or {})
         self._recorded = recorded
         self._keep_texts = keep_texts
+        self._overloaded = overloaded
 
     async def __call__(self, job: Job) -> RowRecord:
         """The record of one row."""
-        return await self._record(job, await self._generate(self._request(job)))
+        response = await self._generate(self._request(job))
+        refused = next((attempt.error_type for attempt in response.attempts if attempt.error_type in OVERLOAD), None)
+        if refused is not None:
+            self._overloaded(refused)
+        return await self._record(job, response)
 
     def _request(self, job: Job) -> LLMRequest:
         # A routing string says itself how its tiers sample; a model's own name stands for one greedy answer.

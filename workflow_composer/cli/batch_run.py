@@ -58,13 +58,6 @@ class BatchRun:
         self._recorded = recorded
         self._limit = limit
         self._voting = _voting_of(orchestrator.config)
-        self._answering = Answering(
-            orchestrator.agenerate,
-            reader(self._voting.form),
-            fields=options.fields,
-            recorded=None if recorded is None else recorded.right,
-            keep_texts=options.texts,
-        )
 
     def run(self, planned: Mapping[str, tuple[Any, Mapping[str, PlanTable]]]) -> int:
         """Run, write results and reports, sum up; the exit code. Raises `KeyboardInterrupt` or `Stopped`."""
@@ -110,8 +103,8 @@ class BatchRun:
         limiter = Limiter(least=most, most=most, start=most) if most else Limiter(least=FEWEST_IN_FLIGHT)
         try:
             with progress_for(tally, label) as progress:
-                jobs = self._jobs(rows, table)
-                await run(jobs, self._answering, journal, tally=tally, limiter=limiter, progress=progress, stop=stop)
+                jobs, answering = self._jobs(rows, table), self._answering(limiter)
+                await run(jobs, answering, journal, tally=tally, limiter=limiter, progress=progress, stop=stop)
         finally:
             for number in signals:
                 loop.remove_signal_handler(number)
@@ -167,6 +160,16 @@ class BatchRun:
             click.echo(f"row {failed.row} failed: {failed.error[1]}", err=True)
             click.echo("hint: run the same command again to try the rows with errors again", err=True)
         return found
+
+    def _answering(self, limiter: Limiter) -> Answering:
+        return Answering(
+            self._orchestrator.agenerate,
+            reader(self._voting.form),
+            fields=self._options.fields,
+            recorded=None if self._recorded is None else self._recorded.right,
+            keep_texts=self._options.texts,
+            overloaded=limiter.overloaded,
+        )
 
     def _jobs(self, rows: Any, table: PlanTable) -> Iterator[Job]:
         return (Job(row, route) for row, route in zip(islice(rows.rows(), self._limit), table.routes(), strict=True))

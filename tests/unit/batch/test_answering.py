@@ -8,13 +8,15 @@ import random
 
 import pytest
 
-from workflow_composer import ModelOrchestrator, StrategyConfig
+from workflow_composer import ModelOrchestrator, StrategyConfig, hookimpl
 from workflow_composer.answers import AnswerForm, reader
+from workflow_composer.backends.fake import FakeBackend
 from workflow_composer.batch.answering import Answering
 from workflow_composer.batch.datasets import Row
 from workflow_composer.batch.engine import Job
 from workflow_composer.batch.replaying import RecordedAnswers
-from workflow_composer.errors import BadRequest, InputError
+from workflow_composer.builtin import plugin_host
+from workflow_composer.errors import BadRequest, InputError, RateLimited
 from workflow_composer.metrics.sink import NullSink
 
 ANSWERS = {"a": ["#### 1", "#### 2", "I do not know."], "b": ["#### 4", "#### 4.0", "#### 5"]}
@@ -82,6 +84,29 @@ def test_an_answer_that_cannot_be_read_is_none_and_wrong(recording):
 def test_what_fails_is_raised(recording):
     with pytest.raises(BadRequest, match="has 3 answers"):
         answer(recording, "mv_b_k9", "4")
+
+
+def test_a_row_that_was_refused_before_it_was_answered_is_told_of():
+    """The pace of a batch must fall before rows fail."""
+    told = []
+    fake = FakeBackend(RateLimited("slow down"), "#### 4", name="m")
+
+    class Plugin:
+        @hookimpl
+        def register_backends(self, register):
+            register("scripted", lambda spec, context: fake)
+
+    host = plugin_host(discover=False)
+    host.add(Plugin(), name="scripted")
+    config = StrategyConfig(profile_name="p", models={"m": {"backend": "scripted"}}, routers=["provider"])
+
+    async def run():
+        async with ModelOrchestrator(config, plugins=host, metrics=NullSink(), environ={}) as orchestrator:
+            answering = Answering(orchestrator.agenerate, reader(AnswerForm()), overloaded=told.append)
+            return [await answering(Job(Row(n, str(n), "2 + 2?", "4"), "m")) for n in range(2)]
+
+    first, second = asyncio.run(run())
+    assert (first.correct, second.correct, told) == (True, True, ["RateLimited"])
 
 
 def test_questions_come_in_the_order_of_the_file_and_once(recording):
