@@ -21,7 +21,7 @@ class Answering:
     """Answers jobs with whatever answers requests, and raises what that raises.
 
     ``reader`` reads and grades final answers; ``recorded`` grades where a row has no label. ``fields`` are those of
-    `LLMRequest` for every row, and ``system``; ``keep_texts`` keeps the samples' texts in the records. ``overloaded`` is told
+    `LLMRequest` for every row, and ``system``; ``keep_texts`` keeps the samples' texts in the records. ``overloaded`` hears
     the error of a row that was answered only after a server had refused it.
     """
 
