@@ -1,6 +1,7 @@
 """The plan of a data set as a table, and what it would cost."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+from tests.paths import ROOT
 from tests.unit.batch.predicting import Written
 from workflow_composer.batch.costs import TokenAssumption, accepted
 from workflow_composer.batch.planning import COLUMNS, breakdown_text, plan, plan_all
@@ -21,7 +23,9 @@ from workflow_composer.batch.strategies import (
     Plain,
     PlanningContext,
     PlanningTier,
+    votes_needed,
 )
+from workflow_composer.builtin import BATCH_STRATEGIES
 from workflow_composer.errors import InputError, MarkerError, PluginError
 from workflow_composer.markers import parse_route
 
@@ -231,3 +235,32 @@ def test_the_averages_of_a_probe_become_the_assumption():
     assert "openai_gsm8k" in made.source
     Probe.tokens = None
     assert TokenAssumption.of_probe(Probe()) == TokenAssumption()
+
+
+class TestGuide:
+    """docs/batch-strategies.md: its examples run, and its numbers of votes are those of the code."""
+
+    TEXT = (ROOT / "docs" / "batch-strategies.md").read_text()
+
+    @pytest.mark.parametrize("number", range(3))
+    def test_its_examples_run(self, number, tmp_path, monkeypatch, capsys):
+        """Each as it stands there, in an empty folder."""
+        monkeypatch.chdir(tmp_path)
+        space = {}
+        exec(re.findall(r"```python\n(.*?)```", self.TEXT, re.DOTALL)[number], space)
+        if "HardOnesToTheTop" in space:
+            table = plan([["0.1", "0.8"]], space["HardOnesToTheTop"](), context())
+            assert table.frame.route_to.tolist() == ["large", "mv_cascade_small_k5_t0.7_large_k1_t0.0"]
+
+    def test_its_table_of_votes_is_right(self):
+        """The smallest p of each k."""
+        found = re.search(r"\| p \| (.*) \|\n\|.*\n\| k \| (.*) \|", self.TEXT)
+        limits = [float(p) for p in re.findall(r"0\.\d+", found[1])]
+        votes = [int(k.split()[0]) for k in found[2].split(" | ")]
+        for p, k, more in zip(limits, votes, votes[1:], strict=False):
+            assert votes_needed(np.array([p + 5e-4, p - 5e-4]), 0.9, 9).tolist() == [k, more]
+
+    @pytest.mark.parametrize("name", BATCH_STRATEGIES)
+    def test_it_lists_every_strategy(self, name):
+        """Of the package."""
+        assert f"| `{name}`" in self.TEXT
