@@ -121,7 +121,8 @@ def brier(predicted: Floats, right: Floats) -> Floats:
 
 def equal_bins(predicted: Floats, bins: int = 10) -> NDArray[np.intp]:
     """Bins that hold equally many predictions, as far as ties allow: the number of each prediction's bin."""
-    edges = np.unique(np.quantile(predicted, np.linspace(0, 1, bins + 1)[1:-1])) if len(predicted) else np.empty(0)
+    last = np.ceil(np.arange(1, bins) * len(predicted) / bins).astype(np.intp) - 1  # of each bin, by rank
+    edges = np.unique(np.sort(predicted)[last]) if len(predicted) else np.empty(0)
     return np.searchsorted(edges, predicted, side="left")
 
 

@@ -5,7 +5,7 @@ from math import comb
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
@@ -160,6 +160,7 @@ class TestScores:
 
     @settings(deadline=None)
     @given(st.lists(st.floats(0, 1), max_size=100), st.integers(1, 12))
+    @example([0.0, 5e-324, 0.5, 0.625, 0.75, 0.875, 1.0], 7)
     def test_bins_hold_equally_many_but_for_ties(self, predicted, bins):
         """Equal predictions are in one bin, greater ones in the same or a later one."""
         predicted = np.array(sorted(predicted))
