@@ -56,7 +56,7 @@ class SyncResponseStream:
         return self
 
     def __next__(self) -> Chunk:
-        chunk = self._thread.run(self._following())
+        chunk = self._thread.call(self._following)
         if chunk is None:
             raise StopIteration
         return chunk

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
 from workflow_composer.errors import WorkflowComposerError
@@ -27,13 +28,20 @@ class LoopThread:
         """
         if _inside_loop():
             coroutine.close()
-            raise WorkflowComposerError(
-                "a synchronous method was called inside a running event loop, which it would block",
-                hint="await the method whose name begins with a: agenerate, astream, aembed, aswitch_strategy",
-            )
-        loop, job = self._running_loop(), _Job(coroutine)
+            raise _would_block()
+        return self._wait_for(_Job(lambda: coroutine, coroutine.close))
+
+    def call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """As `run`, for a coroutine that is made only when it begins: an interrupt before that leaves none behind."""
+        if _inside_loop():
+            raise _would_block()
+        return self._wait_for(_Job(function))
+
+    def _wait_for(self, job: _Job[T]) -> T:
+        loop = self._running_loop()
         try:
-            return asyncio.run_coroutine_threadsafe(job.run(), loop).result()
+            loop.call_soon_threadsafe(job.start)
+            return job.result.result()
         except BaseException:
             loop.call_soon_threadsafe(job.cancel)
             raise
@@ -62,22 +70,47 @@ class _Job(Generic[T]):
     An interrupt may strike between the scheduling and the return of the call that schedules.
     """
 
-    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
-        self._coroutine = coroutine
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, T]], drop: Callable[[], None] = lambda: None) -> None:
+        self._make = make
+        self._drop = drop
+        self.result: Future[T] = Future()
         self._task: asyncio.Task[Any] | None = None
         self._cancelled = False
 
-    async def run(self) -> T:
+    def start(self) -> None:
+        """Called on the loop. Nothing is made before, because an interrupt would leave it behind."""
         if self._cancelled:
-            self._coroutine.close()
+            self._drop()
+            self.result.cancel()
+            return
+        asyncio.ensure_future(self._run()).add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            self.result.cancel()
+        elif (error := task.exception()) is not None:
+            self.result.set_exception(error)
+        else:
+            self.result.set_result(task.result())
+
+    async def _run(self) -> T:
+        if self._cancelled:
+            self._drop()
             raise asyncio.CancelledError
         self._task = asyncio.current_task()
-        return await self._coroutine
+        return await self._make()
 
     def cancel(self) -> None:
         self._cancelled = True
         if self._task is not None:
             self._task.cancel()
+
+
+def _would_block() -> WorkflowComposerError:
+    return WorkflowComposerError(
+        "a synchronous method was called inside a running event loop, which it would block",
+        hint="await the method whose name begins with a: agenerate, astream, aembed, aswitch_strategy",
+    )
 
 
 def _inside_loop() -> bool:
