@@ -42,8 +42,11 @@ class LoopThread:
         try:
             loop.call_soon_threadsafe(job.start)
             return job.result.result()
-        except BaseException:
+        except BaseException as error:
             loop.call_soon_threadsafe(job.cancel)
+            if isinstance(error, RuntimeError) and isinstance(error.__context__, KeyboardInterrupt):
+                # The interrupt struck within threading.Condition, which then releases a lock that it does not hold.
+                raise KeyboardInterrupt from None
             raise
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
