@@ -143,7 +143,9 @@ def _strings(texts: Any) -> pa.LargeStringArray:
     try:
         array = texts if isinstance(texts, (pa.Array, pa.ChunkedArray)) else pa.array(texts, pa.large_string())
         array = array.cast(pa.large_string())
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+    except MemoryError:
+        raise
+    except pa.ArrowException as error:
         raise InputError(f"questions are not texts: {error}") from error
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
