@@ -23,10 +23,10 @@ from workflow_composer.batch.journal import Journal, fingerprint
 from workflow_composer.batch.limiter import Limiter
 from workflow_composer.batch.results import records, write_results
 from workflow_composer.batch.tally import Tally
-from workflow_composer.cli.batch_progress import progress_for
 from workflow_composer.cli.execution import SOME_FAILED, Options
 from workflow_composer.cli.interrupt import INTERRUPTED, TERMINATED, Stopped, leave_soon
 from workflow_composer.cli.output import dollars, percent, print_json
+from workflow_composer.cli.progress import describe_tiers, progress_for
 from workflow_composer.cli.state import State
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class BatchRun:
         most = self._options.in_flight
         limiter = Limiter(least=most, most=most, start=most) if most else Limiter(least=FEWEST_IN_FLIGHT)
         try:
-            with progress_for(tally, label) as progress:
+            with progress_for(tally, describe_tiers, label=label) as progress:
                 jobs, answering = self._jobs(rows, table), self._answering(limiter)
                 await run(jobs, answering, journal, tally=tally, limiter=limiter, progress=progress, stop=stop)
         finally:

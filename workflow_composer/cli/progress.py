@@ -6,18 +6,46 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import click
 
-from workflow_composer.cli.batch import Tally
 from workflow_composer.cli.output import dollars, percent
+
+if TYPE_CHECKING:
+    from workflow_composer.batch.tally import Tally as BatchTally
+
+_REDRAW = 0.1
+"""Seconds: describing every one of thousands of rows a second would cost more than the rows."""
+
+
+class Tally(Protocol):
+    """How far a run has come; dollars and seconds."""
+
+    total: int
+    errors: int
+    cost: float
+
+    @property
+    def done(self) -> int:
+        """Rows that are over with."""
+        ...
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of right answers; None where nothing can be graded."""
+        ...
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the pace so far; None where there is none yet."""
+        ...
 
 
 class Progress(Protocol):
     """A context manager that is called with the tally after each row."""
 
-    def __call__(self, tally: Tally) -> None:
+    def __call__(self, tally: Any) -> None:
         """Show it."""
         ...
 
@@ -26,11 +54,6 @@ class Progress(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
-
-
-def progress_for(tally: Tally) -> Progress:
-    """What suits standard error."""
-    return Bar(tally) if sys.stderr.isatty() else Lines()
 
 
 def describe(tally: Tally) -> str:
@@ -43,16 +66,34 @@ def describe(tally: Tally) -> str:
     return ", ".join([*parts, f"cost {dollars(tally.cost)}"])
 
 
+def describe_tiers(tally: BatchTally) -> str:
+    """The same, with the share of rows that each tier has decided, and the rows in flight."""
+    shares = " ".join(f"{name} {share:.0%}" for name, share in tally.shares.items())
+    return ", ".join(filter(None, [shares, describe(tally), f"{tally.in_flight} in flight"]))
+
+
+Describe = Callable[[Any], str]
+
+
+def progress_for(tally: Tally, describe: Describe = describe, *, label: str = "") -> Progress:
+    """What suits standard error; ``describe`` says on one line what there is beside the rows, ``label`` of which run."""
+    return Bar(tally, describe, label=label) if sys.stderr.isatty() else Lines(describe, label=label)
+
+
 class Lines:
     """A line at most every ``interval`` seconds: for log files."""
 
     def __init__(
         self,
+        describe: Describe = describe,
         *,
+        label: str = "",
         interval: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
         show: Callable[[str], None] = lambda line: click.echo(line, err=True),
     ) -> None:
+        self._describe = describe
+        self._label = f"{label}: " if label else ""
         self._interval = interval
         self._clock = clock
         self._show = show
@@ -66,22 +107,25 @@ class Lines:
 
     def __call__(self, tally: Tally) -> None:
         """Show the tally, if it is time to."""
-        if self._clock() - self._last < self._interval:
+        now = self._clock()
+        if now - self._last < self._interval:
             return
-        self._last = self._clock()
+        self._last = now
         left = tally.seconds_left
         rest = "" if left is None else f", {left:.0f} s left"
-        self._show(f"{tally.done}/{tally.total} rows, {describe(tally)}{rest}")
+        self._show(f"{self._label}{tally.done}/{tally.total} rows, {self._describe(tally)}{rest}")
 
 
 class Bar:
     """A bar by rich."""
 
-    def __init__(self, tally: Tally, **console: Any) -> None:
+    def __init__(self, tally: Tally, describe: Describe = describe, *, label: str = "", **console: Any) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+        self._describe = describe
         self._bar = Progress(
+            *([TextColumn("{task.description}", markup=False)] if label else []),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[state]}", markup=False),
@@ -90,7 +134,8 @@ class Bar:
             TimeRemainingColumn(),
             console=Console(**{"stderr": True, **console}),
         )
-        self._task = self._bar.add_task("", total=tally.total, completed=tally.done, state=describe(tally))
+        self._task = self._bar.add_task(label, total=tally.total, completed=tally.done, state=describe(tally))
+        self._last = 0.0
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -101,4 +146,7 @@ class Bar:
 
     def __call__(self, tally: Tally) -> None:
         """Move the bar."""
-        self._bar.update(self._task, completed=tally.done, state=describe(tally))
+        now = time.monotonic()
+        if now - self._last > _REDRAW or tally.done == tally.total:
+            self._last = now
+            self._bar.update(self._task, completed=tally.done, state=self._describe(tally))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import sys
 
+from workflow_composer.batch.tally import Tally as BatchTally
 from workflow_composer.cli.batch import Tally
-from workflow_composer.cli.progress import Bar, Lines, describe, progress_for
+from workflow_composer.cli.progress import Bar, Lines, describe, describe_tiers, progress_for
 
 
 def answered(tally, **fields):
@@ -72,3 +73,23 @@ def test_the_terminal_decides(monkeypatch):
     assert isinstance(progress_for(Tally(total=1)), Lines)
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert isinstance(progress_for(Tally(total=1)), Bar)
+
+
+def test_a_batch_shows_which_tiers_decide_and_what_is_in_flight():
+    """Beside the same figures as every run, and behind its own label."""
+    now, shown = [0.0], []
+    tally = BatchTally(total=4, clock=lambda: now[0])
+    assert describe_tiers(tally) == "cost $0.00, 0 in flight"
+
+    tally.tiers.update({"small": 3, "large": 1})
+    tally.answered, tally.graded, tally.correct, tally.cost, tally.in_flight = 4, 4, 3, 0.5, 2
+    with Lines(describe_tiers, label="sums", clock=lambda: now[0], show=shown.append) as lines:
+        now[0] = 6.0
+        lines(tally)
+    assert shown[0].startswith("sums: 4/4 rows, small 75% large 25%, accuracy 75.0%, cost $0.50, 2 in flight")
+
+    screen = io.StringIO()
+    with Bar(tally, describe_tiers, label="sums", file=screen, force_terminal=True, width=150, stderr=False) as bar:
+        bar(tally)
+    assert "sums" in screen.getvalue()
+    assert "small 75% large 25%" in screen.getvalue()
