@@ -5,7 +5,9 @@
     WorkflowComposerError
     ├── ConfigError                  a profile or setting is wrong
     │   ├── ProfileNotFound          no profile of that name
-    │   └── ProfileError             names file, line, key, what was found, what is allowed
+    │   ├── ProfileError             names file, line, key, what was found, what is allowed
+    │   ├── CertificateMismatch      a certificate was made for something else than what would run
+    │   └── InfeasibleTarget         no rule could accept so much with so few errors
     ├── PluginError                  a plugin is broken or clashes with another
     ├── InputError                   data given by the caller cannot be read
     │   └── MarkerError              a routing string is malformed; points at the part
@@ -74,6 +76,14 @@ class ProfileError(ConfigError):
     def __init__(self, problems: Sequence[str], *, hint: str = "") -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(self.problems), hint=hint)
+
+
+class CertificateMismatch(ConfigError):
+    """A certificate does not hold for what would run; the message names each field that differs."""
+
+
+class InfeasibleTarget(ConfigError):
+    """No rule, however good its scores, could accept so many answers with so few wrong ones."""
 
 
 class PluginError(WorkflowComposerError):

@@ -1,0 +1,1 @@
+"""Uncertainty signals, thresholds with a guarantee, certificates, and watching them in use."""
