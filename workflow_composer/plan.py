@@ -6,7 +6,7 @@ routing is a plan, and one executor runs them all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -14,7 +14,7 @@ from workflow_composer.answers.form import ANY_FORM, AnswerForm
 from workflow_composer.values import quick
 
 if TYPE_CHECKING:
-    from workflow_composer.types import Sample
+    from workflow_composer.types import Sample, TokenLogprob
 
 
 @quick
@@ -40,7 +40,8 @@ class Verdict:
     """Whether a tier's answer is taken. ``confidence`` is None where nothing is known: unknown is not confident.
 
     ``choice`` is the position of the sample that is the answer. Where there was a vote, ``votes`` are the answers and how
-    many samples gave each, the leader first; ``unreadable`` samples voted for nothing.
+    many samples gave each, the leader first; ``unreadable`` samples voted for nothing. ``straight_up``: the answer is so
+    doubtful that the last tier is asked next, and none between.
     """
 
     accepted: bool
@@ -49,6 +50,7 @@ class Verdict:
     choice: int = 0
     votes: tuple[tuple[str, int], ...] = ()
     unreadable: int = 0
+    straight_up: bool = False
 
 
 class Acceptance(Protocol):
@@ -57,6 +59,18 @@ class Acceptance(Protocol):
     def __call__(self, samples: Sequence[Sample]) -> Verdict:
         """Judge the samples of one tier, best known first."""
         ...
+
+
+class Watch(Protocol):
+    """Follows one answer while it is generated."""
+
+    def hear(self, tokens: Sequence[TokenLogprob]) -> str:
+        """Hear the next tokens; say why the answer cannot be accepted any more, whatever follows, or nothing."""
+        ...
+
+
+StartWatch = Callable[[int], Watch]
+"""Begins to follow an answer of at most so many tokens."""
 
 
 class AlwaysAccept:
@@ -110,6 +124,11 @@ class Tier:
     ``samples`` answers are drawn from the one that works, at ``temperature`` (None: the request's own). With ``voting``
     they are votes, and it decides; else ``accept`` does. A tier that is not the last is given up after ``deadline``
     seconds, and is not started where ``budget`` dollars would probably not pay for it.
+
+    ``logprobs``: so many alternatives are asked for beside each token's log-probability; None: what the request asks for.
+    With ``watch`` an answer that cannot be accepted any more is abandoned before its end, unless this is the last tier:
+    in streams, and with ``watch_all`` in every request. ``when_unknown`` is run in this tier's place where the answer tells
+    nothing of its own certainty.
     """
 
     candidates: tuple[Candidate, ...]
@@ -120,6 +139,10 @@ class Tier:
     voting: Voting | None = None
     deadline: float | None = None
     budget: float | None = None
+    logprobs: int | None = None
+    watch: StartWatch | None = None
+    watch_all: bool = False
+    when_unknown: Tier | None = None
 
 
 @quick

@@ -42,7 +42,7 @@ class Ascent:
     def tiers(self) -> Iterator[tuple[int, Tier]]:
         """Number and tier, from the first to the one whose answer is accepted."""
         for index, tier in enumerate(self._plan.tiers):
-            if self._too_expensive(tier):
+            if self._passed_over(index) or self._too_expensive(tier):
                 continue
             if self._left is not None and self._observer is not None:
                 self._observer.on_escalation(self._request, self._plan, *self._left)
@@ -56,8 +56,11 @@ class Ascent:
         return index + 1 == len(self._plan.tiers)
 
     def answered(self, outcome: Outcome) -> None:
-        """The tier has answered; the later of two answers is the better one, unless it cannot be read."""
-        if self._best is None or outcome.is_readable or not self._best.is_readable:
+        """The tier has answered; the later of two answers is the better one, unless it cannot be read.
+
+        One that was abandoned before its end is no answer to anyone.
+        """
+        if outcome.whole and (self._best is None or outcome.is_readable or not self._best.is_readable):
             self._best = outcome
         self._close(outcome.tier, outcome.verdict, outcome)
 
@@ -79,6 +82,10 @@ class Ascent:
         self._trace.close_tier(self._plan.tiers[index], verdict, outcome, index)
         self._accepted = verdict.accepted
         self._left = (index, verdict)
+
+    def _passed_over(self, index: int) -> bool:
+        """Whether the answer that was left is so doubtful that only the last tier is asked."""
+        return self._left is not None and self._left[1].straight_up and not self.is_last(index)
 
     def _too_expensive(self, tier: Tier) -> bool:
         budget = self._plan.budget if self._request.budget is None else self._request.budget

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -16,7 +17,7 @@ from workflow_composer.errors import (
     ContextOverflow,
     ModelError,
 )
-from workflow_composer.types import Attempt, Candidate, LLMRequest, Plan, Tier, Usage, Verdict
+from workflow_composer.types import Attempt, Candidate, LLMRequest, ModelCall, Plan, Tier, Timeouts, Usage, Verdict
 
 
 class Observer(Protocol):
@@ -167,3 +168,12 @@ class Walk:
         plural = "" if len(attempts) == 1 else "s"
         what = f"no model could answer after {len(attempts)} attempt{plural}"
         return AllCandidatesFailed(f"{what}: {why}" if why else what, attempts=attempts)
+
+
+def within(call: ModelCall, limit: float) -> ModelCall:
+    """The same call, its times cut to ``limit`` seconds."""
+    times = call.timeouts
+    if limit >= times.total:
+        return call
+    cut = Timeouts(min(times.connect, limit), min(times.first_token, limit), limit)
+    return replace(call, timeouts=cut)

@@ -37,6 +37,10 @@ class Endpoint:
         """Dollars for a call: its tokens, and its share of the GPU's time."""
         return self.price.cost_of_tokens(usage) + gpu_seconds * (self.price.gpu_hour or 0.0) / 3600.0
 
+    def prompt_tokens(self, request: LLMRequest) -> int:
+        """Tokens that the request's prompt probably has."""
+        return self.forecast.expect(request, 1).usage.prompt_tokens
+
     def expected_cost(self, request: LLMRequest, samples: int, calls: int) -> float:
         """Dollars that ``samples`` answers in so many calls will probably cost; each call pays for the prompt."""
         expected = self.forecast.expect(request, samples)

@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from workflow_composer.cascade.ascent import Ascent
-from workflow_composer.cascade.attempt import MeteredCall, Observer, Walk
+from workflow_composer.cascade.attempt import MeteredCall, Observer, Walk, within
 from workflow_composer.cascade.bound import Bounded
 from workflow_composer.cascade.endpoint import Endpoint
 from workflow_composer.cascade.polling import GivenUp, Poll
 from workflow_composer.cascade.retry import Deadline, RetryPolicy
 from workflow_composer.cascade.trace import Outcome, Trace
 from workflow_composer.cascade.voting import ballot_of
+from workflow_composer.cascade.watching import watched
 from workflow_composer.errors import (
     AllCandidatesFailed,
     DeadlineExceeded,
@@ -82,15 +83,28 @@ class PlanExecutor:
                 ascent.failed(index, self.failure(error, trace))
         return ascent.outcome()
 
-    async def run_tier(self, index: int, tier: Tier, request: LLMRequest, trace: Trace, *, last: bool = True) -> Outcome:
+    async def run_tier(
+        self, index: int, tier: Tier, request: LLMRequest, trace: Trace, *, last: bool = True, watch: bool = False
+    ) -> Outcome:
         """Ask one tier's candidates in order until one answers; raises `AllCandidatesFailed` where none does.
 
-        A tier that is not the last is given up at its deadline; the votes that have come by then are kept.
+        A tier that is not the last is given up at its deadline; the votes that have come by then are kept. ``watch``:
+        follow the answer while it comes, as the tier says.
         """
         if tier.voting is not None:
             return await self._vote(index, tier, request, trace, last=last)
         if tier.deadline is not None and not last:
-            return await self._run_in_time(index, tier, request, trace, tier.deadline)
+            return await self._run_in_time(index, tier, request, trace, tier.deadline, watch=watch)
+        if tier.watch is not None and (watch or tier.watch_all) and not last:
+            outcome = await watched(self, index, tier, request, trace)
+        else:
+            outcome = await self._ask(index, tier, request, trace)
+        verdict = outcome.verdict
+        if tier.when_unknown is not None and verdict.confidence is None and outcome.whole and not verdict.accepted:
+            return await self.run_tier(index, tier.when_unknown, request, trace, last=last)
+        return outcome
+
+    async def _ask(self, index: int, tier: Tier, request: LLMRequest, trace: Trace) -> Outcome:
         call, walk = self.call(tier, request), self.walk(index, tier, request, trace)
         while (candidate := walk.next()) is not None:
             try:
@@ -101,11 +115,14 @@ class PlanExecutor:
                 return Outcome(done.samples, done.model, candidate, index, walk.position, tier.accept(done.samples))
         raise walk.exhausted()
 
-    async def _run_in_time(self, index: int, tier: Tier, request: LLMRequest, trace: Trace, seconds: float) -> Outcome:
+    async def _run_in_time(
+        self, index: int, tier: Tier, request: LLMRequest, trace: Trace, seconds: float, *, watch: bool
+    ) -> Outcome:
         walk = self.walk(index, tier, request, trace)
+        unhurried = replace(tier, deadline=None)
         try:
             async with asyncio.timeout(seconds):
-                return await self.run_tier(index, tier, request, trace, last=True)
+                return await self.run_tier(index, unhurried, request, trace, last=False, watch=watch)
         except TimeoutError:
             raise walk.exhausted(f"the tier was given up after {seconds:g} s") from None
 
@@ -184,7 +201,9 @@ class PlanExecutor:
     def call(self, tier: Tier, request: LLMRequest, *, samples: int | None = None, first: int = 0) -> ModelCall:
         """What the tier's candidates are asked to do."""
         temperature = request.temperature if tier.temperature is None else tier.temperature
-        if tier.voting is not None and tier.voting.measure == "logprob" and not request.logprobs:
+        if tier.logprobs is not None:
+            request = replace(request, logprobs=True, top_logprobs=max(tier.logprobs, request.top_logprobs or 0))
+        elif tier.voting is not None and tier.voting.measure == "logprob" and not request.logprobs:
             request = replace(request, logprobs=True)
         return ModelCall(request, tier.samples if samples is None else samples, temperature, self.timeouts, first)
 
@@ -215,12 +234,3 @@ class PlanExecutor:
             hint = "the profile forbids the cloud, so nothing was sent elsewhere; see which servers are up: status"
             return LocalModelUnavailable(error.summary, attempts=trace.attempts, hint=hint)
         return AllCandidatesFailed(error.summary, attempts=trace.attempts, hint="see which servers are up: status")
-
-
-def within(call: ModelCall, limit: float) -> ModelCall:
-    """The same call, its times cut to ``limit`` seconds."""
-    times = call.timeouts
-    if limit >= times.total:
-        return call
-    cut = Timeouts(min(times.connect, limit), min(times.first_token, limit), limit)
-    return replace(call, timeouts=cut)

@@ -13,7 +13,7 @@ NO_SAMPLES: tuple[Sample, ...] = ()
 
 @dataclass(slots=True)  # not frozen: made for every request, and seen by two functions
 class Outcome:
-    """The answer of a tier: which candidate gave it, and what the tier's rule said."""
+    """The answer of a tier: which candidate gave it, and what the tier's rule said. ``whole``: it was not cut short."""
 
     samples: tuple[Sample, ...]
     model: str
@@ -21,6 +21,7 @@ class Outcome:
     tier: int
     fallback_depth: int
     verdict: Verdict
+    whole: bool = True
 
     @property
     def answer(self) -> Sample:

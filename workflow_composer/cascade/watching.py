@@ -1,0 +1,52 @@
+"""Following an answer while it is generated, to abandon it as soon as it cannot be accepted any more.
+
+Whatever is abandoned would have been rejected at its end, so watching changes what is paid, never what is accepted. Nothing
+reaches the caller before the answer is whole and accepted.
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from workflow_composer.cascade.listening import Abandoned, Told, listen
+from workflow_composer.cascade.trace import Outcome, Trace
+from workflow_composer.errors import ModelError
+from workflow_composer.types import Candidate, LLMRequest, Tier, Verdict
+
+if TYPE_CHECKING:
+    from workflow_composer.cascade.executor import PlanExecutor
+
+LONGEST_ANSWER = 32_768
+"""Tokens that an answer is thought to have at the most where neither the request nor the model limits it."""
+
+
+async def watched(executor: PlanExecutor, index: int, tier: Tier, request: LLMRequest, trace: Trace) -> Outcome:
+    """Ask a tier's candidates in order, as a stream, until one answers or is abandoned.
+
+    Raises `AllCandidatesFailed` where none does.
+    """
+    assert tier.watch is not None  # the executor has looked
+    call, walk = executor.call(tier, request), executor.walk(index, tier, request, trace)
+    while (candidate := walk.next()) is not None:
+        told, watch = Told(), tier.watch(_longest(request, candidate))
+        abandoned = ""
+        try:
+            async with aclosing(listen(executor, executor.endpoints[candidate.name], call, walk, told, watch)) as pieces:
+                async for _ in pieces:
+                    pass
+        except Abandoned as end:
+            abandoned = str(end)
+        except ModelError as error:
+            await walk.failed(error)
+            continue
+        sample = told.sample()
+        verdict = Verdict(accepted=False, reason=abandoned) if abandoned else tier.accept((sample,))
+        model = told.model or candidate.name
+        return Outcome((sample,), model, candidate, index, walk.position, verdict, whole=not abandoned)
+    raise walk.exhausted()
+
+
+def _longest(request: LLMRequest, candidate: Candidate) -> int:
+    """Tokens that the answer can have at the most."""
+    return min(request.max_tokens or LONGEST_ANSWER, candidate.context_length or LONGEST_ANSWER)
