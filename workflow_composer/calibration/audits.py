@@ -1,0 +1,355 @@
+"""The file of audits: which accepted answers were drawn at random to be checked, and what the checks have found.
+
+One line of JSON per event, only ever appended, by any number of processes at once. No prompt and no answer is in it:
+
+============ =========================================================================================================
+event        fields, besides ``event``, ``id`` and ``at`` (UTC)
+============ =========================================================================================================
+`accepted`   an accepted answer was drawn: ``certificate`` (digest), ``alpha``, ``tier``, ``group``, ``score``
+`graded`     it was checked: ``correct``, ``by`` whom, ``allowance`` (what the grader itself may be wrong about)
+`reported`   somebody's word on an answer that was not drawn: ``correct``, ``by``. Kept, and never part of the test: people
+             report what is wrong, so reports say nothing about how often answers are
+`alarm`      ``certificate`` (no ``id``), ``reason``: the answers of this certificate are not accepted any more
+`reset`      ``certificate`` (no ``id``), ``by``: somebody has found the alarm's cause and starts the test afresh
+============ =========================================================================================================
+
+What is known of a certificate is always rebuilt from the file, so processes and restarts agree. Standard library only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from workflow_composer.calibration.monitor import StratifiedMonitor
+from workflow_composer.errors import InputError, WorkflowComposerError
+
+AUDITS_VARIABLE = "WORKFLOW_COMPOSER_AUDITS"
+"""Another file for the audits than ``logs/audits.jsonl``."""
+
+DEFAULT_FILE = Path("logs/audits.jsonl")
+LEVEL = 0.05
+
+
+def audits_file(environ: Mapping[str, str]) -> Path:
+    """The file that the environment asks for, relative to the working directory."""
+    named = environ.get(AUDITS_VARIABLE, "").strip()
+    return Path(named).expanduser() if named else DEFAULT_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """An accepted answer that was drawn, and its grade: ``correct`` is None until it has one. Times are ISO 8601 in UTC.
+
+    ``certificate`` is the digest of that which accepted it, ``alpha`` the risk that it claims, ``allowance`` the share of
+    right answers that the grader may call wrong.
+    """
+
+    id: str
+    certificate: str
+    alpha: float
+    tier: str
+    group: str
+    score: float | None
+    at: str
+    correct: bool | None = None
+    by: str = ""
+    allowance: float = 0.0
+    test: int = 0
+    """The certificate's test that it belongs to: the number of resets before it was drawn."""
+
+    @property
+    def stratum(self) -> str:
+        """What the certificate makes a statement of its own about."""
+        return f"{self.group}/{self.tier}"
+
+
+@dataclass
+class Watched:
+    """What the file says of one certificate since its test began. ``alarm`` is the reason that was written with one."""
+
+    monitor: StratifiedMonitor
+    alarm: str | None = None
+    resets: int = 0
+
+    @property
+    def alarmed(self) -> bool:
+        """Whether its answers may not be accepted any more."""
+        return self.alarm is not None or self.monitor.alarmed
+
+    @property
+    def reason(self) -> str:
+        """Why there is an alarm, in a sentence; empty where there is none."""
+        if self.alarm is not None or not self.monitor.alarmed:
+            return self.alarm or ""
+        monitor, worst = self.monitor, self.monitor.worst or ""
+        part = monitor.strata[worst]
+        return (
+            f"{monitor.wrong} of {monitor.audits} audited answers were wrong ({worst}: {part.wrong} of {part.audits}), too "
+            f"many for a risk of {monitor.alpha:g} (alarm at audit {monitor.alarm_at}, level {monitor.level:g})"
+        )
+
+
+class AuditLog:
+    """The file of audits at a path, which is made with its folder by the first event. For many threads and processes.
+
+    ``level``: the probability of ever giving a false alarm, for each certificate. Lines that are damaged or unknown, or that
+    contradict earlier ones, are skipped and counted in ``skipped``. Reading raises `WorkflowComposerError` where the file is
+    there and cannot be read, appending where it cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, level: float = LEVEL) -> None:
+        self.path = Path(path)
+        self.level = level
+        self.skipped = 0
+        self._lock = threading.RLock()
+        self._inode: int | None = None
+        self._offset = 0
+        self._audits: dict[str, Audit] = {}
+        self._watched: dict[str, Watched] = {}
+        self._fresh: list[Audit] = []
+        self._reports = 0
+
+    def sampled(self, id: str, *, certificate: str, alpha: float, tier: str, group: str, score: float | None) -> None:  # noqa: A002  # the field's name in the file
+        """Note that an accepted answer was drawn at random for an audit."""
+        known = score is not None and math.isfinite(score)
+        event = {"event": "accepted", "id": id, "certificate": certificate, "alpha": alpha, "tier": tier, "group": group}
+        with self._exclusive() as descriptor:
+            _write(descriptor, {**event, "score": score if known else None})
+
+    def grade(self, id: str, correct: bool, by: str, *, allowance: float = 0.0) -> Audit:  # noqa: A002  # as above
+        """Note what the check of a drawn answer has found; the same grade once more changes nothing.
+
+        ``allowance``: an upper bound of how often this grader calls accepted answers wrong that are right (a stronger model
+        errs, too); it is added to alpha for this audit. Raises `InputError` where the answer was never drawn, or has the other grade already.
+        """
+        with self._exclusive() as descriptor:
+            self._read()
+            audit = self._audits.get(id)
+            if audit is None:
+                raise InputError(
+                    f"no audit {id!r}: no accepted answer of this id was drawn, so it cannot count in the test",
+                    hint="`feedback --pending` lists the ids that wait for a grade; `--report` notes any other answer",
+                )
+            if audit.correct is not None and audit.correct != correct:
+                raise InputError(
+                    f"audit {id!r} was graded {_word(audit.correct)} by {audit.by or 'somebody'}; grades are not changed",
+                    hint="if a mistake has raised an alarm, `feedback --reset` starts the test afresh",
+                )
+            if audit.correct is None:
+                _write(descriptor, {"event": "graded", "id": id, "correct": correct, "by": by, "allowance": allowance})
+                self._read()
+            return self._audits[id]
+
+    def report(self, id: str, correct: bool, by: str) -> None:  # noqa: A002  # as above
+        """Keep somebody's word on an answer that was not drawn; no part of the test. `InputError` where it was drawn."""
+        with self._exclusive() as descriptor:
+            self._read()
+            if id in self._audits:
+                raise InputError(f"answer {id!r} was drawn for an audit", hint="grade it: leave --report out")
+            _write(descriptor, {"event": "reported", "id": id, "correct": correct, "by": by})
+
+    def alarm(self, certificate: str, reason: str) -> bool:
+        """Write an alarm down, unless one stands; whether it was written: so one of many processes does, and may tell.
+
+        Raises `InputError` where no answer of the certificate was drawn.
+        """
+        with self._exclusive() as descriptor:
+            self._read()
+            if self._known(certificate).alarm is not None:
+                return False
+            _write(descriptor, {"event": "alarm", "certificate": certificate, "reason": reason})
+            self._read()
+            return True
+
+    def reset(self, certificate: str, by: str) -> None:
+        """Start the certificate's test afresh, without an alarm. Each start has a false alarm's probability of its own.
+
+        What was drawn before does not count in it, graded or not. Raises `InputError` as `alarm` does.
+        """
+        with self._exclusive() as descriptor:
+            self._read()
+            self._known(certificate)
+            _write(descriptor, {"event": "reset", "certificate": certificate, "by": by})
+            self._read()
+
+    def refresh(self) -> list[Audit]:
+        """The audits graded since the last call, in the order of their grades; reads what was appended only."""
+        with self._lock:
+            self._read()
+            found = self._fresh
+            self._fresh = []
+            return found
+
+    def watched(self, certificate: str) -> Watched | None:
+        """What was known of a certificate at the last `refresh`; None where no answer of its was drawn."""
+        with self._lock:
+            return self._watched.get(certificate)
+
+    @property
+    def certificates(self) -> tuple[str, ...]:
+        """The certificates in the file, in the order of their first audits, as of the last `refresh`."""
+        with self._lock:
+            return tuple(self._watched)
+
+    @property
+    def reports(self) -> int:
+        """Reports of answers that were not drawn, as of the last `refresh`."""
+        return self._reports
+
+    def pending(self) -> list[Audit]:
+        """The audits that wait for a grade, the longest first."""
+        with self._lock:
+            self._read()
+            return [audit for audit in self._audits.values() if audit.correct is None]
+
+    def _known(self, certificate: str) -> Watched:
+        if certificate not in self._watched:
+            hint = f"watched are: {', '.join(self._watched)}" if self._watched else "nothing was drawn yet"
+            raise InputError(f"no accepted answer of certificate {certificate!r} was drawn for an audit", hint=hint)
+        return self._watched[certificate]
+
+    # --------------------------------------------------------------------------------------------------------- writing
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[int]:
+        """The file, open for appending, while no other thread or process appends."""
+        with self._lock:
+            self._read()  # so that little is left to be read while others wait
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                    yield descriptor
+                finally:
+                    os.close(descriptor)  # lets go of the lock, too
+            except OSError as error:
+                raise WorkflowComposerError(
+                    f"audits cannot be written to {self.path}: {error.strerror or error}",
+                    hint=f"make room or give the right to write there, or name another file with ${AUDITS_VARIABLE}",
+                ) from error
+
+    # --------------------------------------------------------------------------------------------------------- reading
+
+    def _forget(self) -> None:
+        self._inode, self._offset, self._reports, self.skipped = None, 0, 0, 0
+        self._audits, self._watched, self._fresh = {}, {}, []
+
+    def _read(self) -> None:
+        """Take in the whole lines that were appended; a file that was replaced or cut is read from its start."""
+        try:
+            with self.path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_ino != self._inode or status.st_size < self._offset:
+                    self._forget()
+                    self._inode = status.st_ino
+                if status.st_size == self._offset:
+                    return
+                file.seek(self._offset)
+                for line in file:
+                    if not line.endswith(b"\n"):  # somebody is writing it
+                        break
+                    self._offset += len(line)
+                    if line.strip() and not self._take(line):
+                        self.skipped += 1
+        except FileNotFoundError:
+            self._forget()
+        except OSError as error:
+            raise WorkflowComposerError(f"cannot read {self.path}: {error.strerror}", hint="name another file") from error
+
+    def _take(self, line: bytes) -> bool:
+        """Take in one event; False where it is none, or contradicts what is known."""
+        try:
+            event = json.loads(line)
+            take = _TAKES[event["event"]]
+            return bool(take(self, event))
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            OverflowError,
+            RecursionError,
+        ):  # not JSON, or not of the form that the table above gives
+            return False
+
+    def _take_accepted(self, event: Mapping[str, Any]) -> bool:
+        score = event["score"]
+        texts = [event[name] for name in ("id", "certificate", "tier", "group", "at")]
+        if not all(isinstance(text, str) for text in texts) or not 0 < event["alpha"] < 1 or event["id"] in self._audits:
+            return False
+        watched = self._watched.setdefault(
+            event["certificate"], Watched(StratifiedMonitor(float(event["alpha"]), self.level))
+        )
+        audit = Audit(
+            id=event["id"],
+            certificate=event["certificate"],
+            alpha=float(event["alpha"]),
+            tier=event["tier"],
+            group=event["group"],
+            score=None if score is None else float(score),
+            at=event["at"],
+            test=watched.resets,
+        )
+        self._audits[audit.id] = audit
+        return True
+
+    def _take_graded(self, event: Mapping[str, Any]) -> bool:
+        audit, correct, allowance = self._audits[event["id"]], event["correct"], event["allowance"]
+        if audit.correct is not None or not isinstance(correct, bool) or not allowance >= 0:
+            return False
+        audit = replace(audit, correct=correct, by=str(event["by"]), allowance=float(allowance))
+        self._audits[audit.id] = audit
+        watched = self._watched[audit.certificate]
+        if audit.test == watched.resets:
+            watched.monitor.observe(not correct, audit.stratum, audit.alpha + audit.allowance)
+        self._fresh.append(audit)
+        return True
+
+    def _take_reported(self, event: Mapping[str, Any]) -> bool:
+        if not isinstance(event["id"], str) or not isinstance(event["correct"], bool):
+            return False
+        self._reports += 1
+        return True
+
+    def _take_alarm(self, event: Mapping[str, Any]) -> bool:
+        self._watched[event["certificate"]].alarm = str(event["reason"])
+        return True
+
+    def _take_reset(self, event: Mapping[str, Any]) -> bool:
+        watched = self._watched[event["certificate"]]
+        fresh = StratifiedMonitor(watched.monitor.alpha, self.level)
+        self._watched[event["certificate"]] = Watched(fresh, resets=watched.resets + 1)
+        return True
+
+
+_TAKES = {
+    "accepted": AuditLog._take_accepted,
+    "graded": AuditLog._take_graded,
+    "reported": AuditLog._take_reported,
+    "alarm": AuditLog._take_alarm,
+    "reset": AuditLog._take_reset,
+}
+
+
+def _write(descriptor: int, event: Mapping[str, Any]) -> None:
+    """Append one line, behind a line end where a machine that lost power has left half a line. Raises OSError."""
+    size = os.fstat(descriptor).st_size
+    torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    line = b"\n" * torn + json.dumps({**event, "at": at}, allow_nan=False).encode() + b"\n"
+    if os.write(descriptor, line) != len(line):
+        raise OSError("the disk filled up in mid-line")
+
+
+def _word(correct: bool) -> str:
+    return "correct" if correct else "wrong"
