@@ -1,0 +1,396 @@
+"""A threshold with a guarantee on the error of the answers it accepts (selective risk), from labelled requests.
+
+A request has a score and its answer is right or wrong; an answer is accepted where score >= threshold. A score that is
+NaN is unknown and never accepted. `select` chooses one of a few thresholds such that
+
+    P( P(wrong | accepted) > alpha )  <=  delta,
+
+where the outer probability is over the labelled requests and the inner one over a new request. It assumes that requests are
+independent draws of one distribution, the new one included, and that the thresholds and starts of the `Grid` were fixed
+without the scores and labels of the labelled requests. Nothing is assumed about the score.
+
+*One threshold.* Of n accepted requests k are wrong, and given n, k is binomial. Where the true risk exceeds alpha,
+``p = P(Bin(n, alpha) <= k)`` is at most u with probability at most u (Clopper and Pearson 1934; conditional on n, hence also
+without).
+
+*All of them* are tested from strict to liberal. J starts hold delta / J each. The level at a position is what its start
+holds, plus the level of the position before it if that one was rejected (its risk found to be at most alpha). The most
+liberal rejected threshold is chosen. This is the fallback procedure (Wiens 2003): fixed-sequence testing with several
+starts whose levels flow on. *Proof* that all rejections are right at once with probability >= 1 - delta: let j be the first
+position that is rejected wrongly, and i < j the last one before it with a true risk above alpha. i was not rejected, so no
+level passes it, and the level at j is at most what the starts in (i, j] hold. Such intervals, one for each position with a
+risk above alpha, are disjoint, so by the union bound the probability is at most the sum over all starts, delta. Dependence
+between the tests does not matter. "Holm" is Holm's step-down procedure (1979) on the same p-values.
+
+*Starts may not be placed by the labelled requests' own scores*, not even without labels: given how many scores fell into
+each band between two thresholds, the number wrong is a sum of binomials, each with its band's own risk, and no longer
+binomial with the risk of all accepted. So `grid_from` places them by how many are *expected*, judged by other requests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import bdtr, betainccinv
+
+from workflow_composer.errors import ConfigError, InfeasibleTarget, InputError
+
+METHODS = ("fixed_sequence", "holm")
+# How many acceptances a start is placed at, in multiples of the fewest that can pass. Compared with 14 other choices in
+# benchmarks/selective_risk.py --starts: doubling covers the unknown distance to the best start at the price of delta / 3.
+MULTIPLES = (2, 4, 8)
+
+Floats = NDArray[np.float64]
+
+
+# ------------------------------------------------------------------------------------------------- one threshold's numbers
+
+
+def p_value(wrong: ArrayLike, accepted: ArrayLike, alpha: float) -> Floats:
+    """P(Bin(accepted, alpha) <= wrong): small where the risk of the accepted is below ``alpha``. 1 where none is accepted.
+
+    Takes arrays of one shape, and returns that shape.
+
+    >>> round(float(p_value(3, 100, 0.10)), 5)
+    0.00784
+    """
+    return np.asarray(bdtr(np.asarray(wrong, np.float64), np.asarray(accepted, np.int64), alpha), np.float64)
+
+
+def upper_bound(wrong: int, accepted: int, delta: float) -> float:
+    """Clopper and Pearson's one-sided upper bound: the risk at which ``wrong`` or fewer have probability ``delta``.
+
+    Covers the risk of one threshold that was fixed beforehand with probability >= 1 - ``delta``. 1.0 where none is accepted.
+
+    >>> round(upper_bound(3, 100, 0.05), 4), upper_bound(0, 0, 0.05), upper_bound(2, 2, 0.05)
+    (0.0757, 1.0, 1.0)
+    """
+    return 1.0 if wrong >= accepted else float(betainccinv(wrong + 1, accepted - wrong, delta))
+
+
+def lower_bound(wrong: int, accepted: int, delta: float) -> float:
+    """The same from below: the risk at which ``wrong`` or more have probability ``delta``; 0.0 where none is wrong."""
+    return 1.0 - upper_bound(accepted - wrong, accepted, delta)
+
+
+def fewest_accepted(alpha: float, level: float) -> int:
+    """How many must be accepted so that ``level`` can be reached at all: (1 - alpha) ** n <= level, with none wrong.
+
+    >>> fewest_accepted(0.10, 0.10), fewest_accepted(0.02, 0.05 / 3)
+    (22, 203)
+    """
+    fewest = max(1, math.ceil(math.log(level) / math.log1p(-alpha)))
+    return fewest if float(p_value(0, fewest, alpha)) <= level else fewest + 1
+
+
+def highest_coverage(base_error: float, alpha: float) -> float:
+    """The most that any score can accept at risk ``alpha``: the right answers fill 1 - alpha of the accepted.
+
+    coverage * (1 - alpha) <= P(right) = 1 - ``base_error``.
+
+    >>> highest_coverage(0.46, 0.10), highest_coverage(0.05, 0.10)
+    (0.6, 1.0)
+    """
+    return min(1.0, (1.0 - base_error) / (1.0 - alpha))
+
+
+# ------------------------------------------------------------------------------------------------------------------ grids
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Thresholds in the order in which they are tested, strict to liberal, and the positions at which testing starts.
+
+    ``-inf`` accepts every known score. Raises `InputError` where thresholds do not fall, or a start is not a position.
+    """
+
+    thresholds: tuple[float, ...]
+    starts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        falling = all(a > b for a, b in zip(self.thresholds, self.thresholds[1:], strict=False))
+        if not self.thresholds or not falling or any(math.isnan(threshold) for threshold in self.thresholds):
+            raise InputError("the thresholds of a grid must be numbers that fall from one to the next, at least one")
+        if not self.starts or list(self.starts) != sorted(set(self.starts) & set(range(len(self.thresholds)))):
+            raise InputError(f"the starts of a grid must be rising positions in it, from 0 to {len(self.thresholds) - 1}")
+
+
+def fixed_grid() -> Grid:
+    """0.95 to 0 in steps of 0.05, for scores that are probabilities; testing starts at 0.85, 0.70 and 0.55.
+
+    Nothing in it depends on data, so all labelled requests may calibrate.
+    """
+    return Grid(tuple(round(0.05 * step, 2) for step in range(19, -1, -1)), (2, 5, 8))
+
+
+def grid_from(reference_scores: ArrayLike, *, size: int = 20, n: int, alpha: float, level: float) -> Grid:
+    """Thresholds that accept evenly spaced shares of ``reference_scores`` [m], which must be *other* requests' scores.
+
+    ``n`` is the number of labelled requests that will calibrate, and ``level`` their delta. The strictest threshold is the
+    first start, and the most liberal one accepts all known scores. Starts are where 2, 4 and 8 times as many acceptances are
+    expected as can just pass at a start's share of ``level``; fewer starts where ``n`` is too small for all. Ties can leave
+    fewer than ``size`` thresholds. No labels are needed.
+    """
+    reference = np.asarray(reference_scores, np.float64)
+    known = np.sort(reference[~np.isnan(reference)])[::-1]
+    if not len(known):
+        return Grid((-math.inf,), (0,))
+    wanted = [min(1.0, count / max(n, 1)) for count in _start_counts(n, alpha, level)]
+    share_known = len(known) / len(reference)
+    shares = np.linspace(min(1.0, wanted[0] / share_known), 1.0, size)[:-1]
+    places = np.maximum(np.ceil(shares * len(known) - 1e-9).astype(np.int64), 1) - 1
+    # The least known score gives way to -inf, which accepts it too.
+    thresholds = [*sorted(set(known[places].tolist()) - {known[-1], -math.inf}, reverse=True), -math.inf]
+    expected = np.array([np.mean(reference >= threshold) for threshold in thresholds])
+    starts = {int(np.argmax(expected >= min(share, share_known) - 1e-9)) for share in wanted}
+    return Grid(tuple(thresholds), tuple(sorted(starts)))
+
+
+def _start_counts(n: int, alpha: float, level: float) -> list[float]:
+    """Expected acceptances at each start: as many of `MULTIPLES` as leave the last start within 95 % of ``n``."""
+    for starts in range(len(MULTIPLES), 0, -1):
+        fewest = fewest_accepted(alpha, level / starts)
+        if MULTIPLES[starts - 1] * fewest <= 0.95 * n:
+            return [float(multiple * fewest) for multiple in MULTIPLES[:starts]]
+    # Between what can just pass and all; all, where not even that many are there.
+    return [(fewest_accepted(alpha, level) + n) / 2 if fewest_accepted(alpha, level) < n else float(max(n, 1))]
+
+
+# ---------------------------------------------------------------------------------------------------------------- testing
+
+
+def rejected(p_values: ArrayLike, starts: Sequence[int], delta: float, method: str = "fixed_sequence") -> NDArray[np.bool_]:
+    """At which thresholds a risk above alpha is rejected, with P(any wrongly) <= ``delta``.
+
+    ``p_values`` [..., thresholds] run from strict to liberal; the result has their shape. Holm ignores ``starts``. Raises
+    `ConfigError` for an unknown method.
+    """
+    p = np.asarray(p_values, np.float64)
+    if method == "fixed_sequence":
+        found = np.zeros(p.shape, np.bool_)
+        level = np.zeros(p.shape[:-1])
+        for position in range(p.shape[-1]):
+            # The minimum undoes rounding: shares of delta may add up to a last digit more than delta.
+            level = np.minimum(level + (delta / len(starts) if position in starts else 0.0), delta)
+            found[..., position] = p[..., position] <= level
+            level = np.where(found[..., position], level, 0.0)
+        return found
+    if method == "holm":
+        order = np.argsort(p, axis=-1, kind="stable")
+        passed = np.take_along_axis(p, order, axis=-1) * np.arange(p.shape[-1], 0, -1) <= delta
+        found = np.empty(p.shape, np.bool_)
+        np.put_along_axis(found, order, np.logical_and.accumulate(passed, axis=-1), axis=-1)
+        return found
+    raise ConfigError(f"there is no method of testing {method!r}", hint=f"known: {', '.join(METHODS)}")
+
+
+def most_liberal(found: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The last rejected position along the last axis; -1 where there is none."""
+    size = found.shape[-1]
+    return np.where(found.any(axis=-1), size - 1 - np.argmax(found[..., ::-1], axis=-1), -1)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What calibration yields for one tier.
+
+    ``threshold``: accept where score >= threshold; None: accept nothing. ``accepted``, ``wrong`` (of the accepted) and
+    ``reached`` (all requests that reached the tier) are counts on the labelled requests, the first two 0 where there is no
+    threshold. ``level``: the share of delta that the tier had. ``labels_needed``: where nothing was certified, about how
+    many *more* labelled requests would do with a probability of .8, None where no number would.
+
+    ``bound`` is Clopper and Pearson's upper bound at ``level`` for the chosen threshold (1.0 where there is none). It never
+    exceeds alpha: the threshold passed at some level L <= ``level``, so P(Bin(accepted, alpha) <= wrong) <= ``level``, and
+    the bound is the risk at which that probability, which falls with the risk, *is* ``level``. It describes the evidence;
+    the *guarantee* is alpha, because the same labels chose the threshold.
+    """
+
+    threshold: float | None
+    accepted: int
+    wrong: int
+    reached: int
+    bound: float
+    level: float
+    p_value: float | None
+    labels_needed: int | None
+    reason: str
+
+    @property
+    def coverage(self) -> float:
+        """The share of the labelled requests that the threshold accepts; 0.0 where there were none."""
+        return self.accepted / self.reached if self.reached else 0.0
+
+
+def select(
+    scores: ArrayLike, correct: ArrayLike, grid: Grid, *, alpha: float, delta: float, method: str = "fixed_sequence"
+) -> Selection:
+    """The most liberal threshold of ``grid`` at which the risk is certified to be at most ``alpha``.
+
+    ``scores`` [n], NaN unknown; ``correct`` [n], True or 1 where the answer is right. See the module for the guarantee.
+    Raises `InputError` for input that cannot be read so, and `ConfigError` for an unknown method.
+    """
+    score, right = checked(scores, correct, dimensions=1)
+    check_levels(alpha, delta)
+    accepts = score[:, None] >= np.array(grid.thresholds)
+    accepted, wrong = accepts.sum(axis=0), (accepts & ~right[:, None]).sum(axis=0)
+    p = p_value(wrong, accepted, alpha)
+    position = int(most_liberal(rejected(p, grid.starts, delta, method)))
+    if position < 0:
+        tests = len(grid.starts) if method == "fixed_sequence" else len(grid.thresholds)
+        needed = _labels_needed(accepted, wrong, len(score), grid, alpha=alpha, level=delta / tests)
+        reason = _why_nothing(score, accepted, alpha, delta / tests)
+        return Selection(None, 0, 0, len(score), 1.0, delta, None, needed, reason)
+    n, k = int(accepted[position]), int(wrong[position])
+    reason = f"{k} of {n} accepted answers were wrong; at an error of {alpha:g} so few have probability {p[position]:.2g}"
+    # At most alpha by the argument above; the minimum undoes the rounding of the inverse.
+    bound = min(upper_bound(k, n, delta), alpha)
+    return Selection(grid.thresholds[position], n, k, len(score), bound, delta, float(p[position]), None, reason)
+
+
+def _why_nothing(score: Floats, accepted: NDArray[np.int64], alpha: float, level: float) -> str:
+    fewest, known = fewest_accepted(alpha, level), int(np.sum(~np.isnan(score)))
+    if not len(score):
+        return "there are no labelled requests"
+    if not known:
+        return "no score is known"
+    if accepted.max() < fewest:
+        return f"too few labels: {fewest} must be accepted even where none is wrong, and {accepted.max()} were"
+    return f"no threshold's answers were wrong rarely enough to show an error of at most {alpha:g}"
+
+
+def _labels_needed(
+    accepted: NDArray[np.int64], wrong: NDArray[np.int64], n: int, grid: Grid, *, alpha: float, level: float
+) -> int | None:
+    """More labels with which some threshold would pass at ``level`` with probability .8, if errors stayed as they are.
+
+    The error at a threshold is taken to be (wrong + alpha / 2) / (accepted + 1), so that none wrong of few is not taken for
+    perfect. Considers positions up to the last start: at a later one nothing is decided that is not decided before.
+    """
+    if not n:
+        return _acceptances_needed(alpha / 2, alpha, level)
+    last = grid.starts[-1] + 1
+    totals = [
+        needed * n / count
+        for count, errors in zip(accepted[:last].tolist(), wrong[:last].tolist(), strict=True)
+        if count and (needed := _acceptances_needed((errors + alpha / 2) / (count + 1), alpha, level))
+    ]
+    return max(math.ceil(min(totals)) - n, 1) if totals else None
+
+
+def _acceptances_needed(error: float, alpha: float, level: float) -> int | None:
+    """The fewest acceptances (within 2 %) with which a test at ``level`` passes with probability .8; None over a million."""
+    from scipy.stats import binom
+
+    if error >= alpha:
+        return None
+    counts = np.unique(np.geomspace(fewest_accepted(alpha, level), 1e6, 600).astype(np.int64))
+    passes = p_value(binom.ppf(0.8, counts, error), counts, alpha) <= level
+    return int(counts[np.argmax(passes)]) if passes.any() else None
+
+
+# ------------------------------------------------------------------------------------------------------- the entry point
+
+
+def calibrate_conformal(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    *,
+    alpha: float = 0.1,
+    delta: float = 0.1,
+    thresholds: Sequence[float] | None = None,
+    reference: ArrayLike | None = None,
+    coverage: float | None = None,
+    method: str = "fixed_sequence",
+) -> Selection:
+    """A threshold whose accepted answers are wrong with a probability of at most ``alpha``, with confidence 1 - ``delta``.
+
+    ``scores`` [n]: the higher, the surer; NaN where unknown. ``labels`` [n]: True where the answer was right. The thresholds
+    tried are ``thresholds`` (fixed beforehand, in any order), or placed by ``reference`` (scores of *other* requests, no
+    labels needed), or those of `fixed_grid`, for scores in [0, 1]. With ``thresholds``, starts lie where 2, 4 and 8 times
+    the fewest passing acceptances are expected by ``reference``, and without it at quarters of the list.
+
+    ``coverage``: the share of requests that should be accepted. Raises `InfeasibleTarget` where no score at all could accept
+    as many, which is judged at the lower confidence bound (at ``delta``) for the share of wrong answers mu, so that a target
+    is refused wrongly with probability at most delta: coverage <= (1 - mu) / (1 - alpha). A target that is feasible but was
+    not reached is named in the reason.
+
+    Unlike the ceil((1 - alpha) (n + 1))-th smallest score, which looks at no label and fixes only how *often* answers are
+    accepted, this says how often accepted answers are *wrong*.
+
+    Raises `InputError` for input that cannot be read.
+
+    >>> import numpy as np
+    >>> scores = np.linspace(0, 1, 400)
+    >>> found = calibrate_conformal(scores, scores > 0.5, reference=np.linspace(0, 1, 300))
+    >>> found.threshold is not None and found.bound <= 0.1 and 0.4 < found.coverage < 0.6
+    True
+    >>> calibrate_conformal(scores, np.arange(400) % 3 > 0).reason
+    "no threshold's answers were wrong rarely enough to show an error of at most 0.1"
+    """
+    score, right = checked(scores, labels, dimensions=1)
+    check_levels(alpha, delta)
+    if reference is not None and (reference is scores or np.may_share_memory(np.asarray(reference), np.asarray(scores))):
+        raise InputError("the reference scores are the calibration scores", hint="give scores of other requests, or none")
+    if coverage is not None:
+        _check_feasible(right, coverage, alpha, delta)
+    grid = _grid(score, thresholds, reference, alpha, delta)
+    found = select(score, right, grid, alpha=alpha, delta=delta, method=method)
+    if coverage is not None and found.coverage < coverage:
+        reason = f"{found.reason}; accepts {found.coverage:.3f} of the requests, fewer than the {coverage:g} asked for"
+        return replace(found, reason=reason)
+    return found
+
+
+def _grid(
+    score: Floats, thresholds: Sequence[float] | None, reference: ArrayLike | None, alpha: float, delta: float
+) -> Grid:
+    if thresholds is None:
+        if reference is not None:
+            return grid_from(reference, n=len(score), alpha=alpha, level=delta)
+        if np.any((score < 0) | (score > 1)):
+            hint = "give reference scores of other requests, or thresholds fixed beforehand"
+            raise InputError("scores outside [0, 1] cannot be compared with the default thresholds", hint=hint)
+        return fixed_grid()
+    ordered = tuple(sorted({float(threshold) for threshold in thresholds}, reverse=True))
+    if reference is None:
+        return Grid(ordered, tuple(sorted({len(ordered) * quarter // 4 for quarter in range(3)})))
+    other = np.asarray(reference, np.float64)
+    expected = np.array([np.mean(other >= threshold) for threshold in ordered]) * len(score)
+    counts = _start_counts(len(score), alpha, delta)
+    return Grid(ordered, tuple(sorted({min(int(np.sum(expected < count)), len(ordered) - 1) for count in counts})))
+
+
+def _check_feasible(right: NDArray[np.bool_], coverage: float, alpha: float, delta: float) -> None:
+    if not 0 < coverage <= 1:
+        raise InputError(f"coverage must be above 0 and at most 1, not {coverage!r}")
+    base = lower_bound(int(np.sum(~right)), len(right), delta)
+    if coverage > (highest := highest_coverage(base, alpha)):
+        raise InfeasibleTarget(
+            f"no score can accept {coverage:g} of the requests at an error of {alpha:g}: mu, the share of wrong answers, is "
+            f"at least {base:.3f} (confidence {1 - delta:g}), and coverage at most (1 - mu) / (1 - alpha) = {highest:.3f}",
+            hint="ask for less coverage, allow a larger alpha, or use a model that is right more often",
+        )
+
+
+def checked(scores: ArrayLike, correct: ArrayLike, *, dimensions: int) -> tuple[Floats, NDArray[np.bool_]]:
+    """Scores as floats and labels as booleans, of one shape with so many dimensions; raises `InputError` if they are not."""
+    try:
+        score, label = np.asarray(scores, np.float64), np.asarray(correct, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"scores and labels must be numbers: {error}", hint="an unknown score is NaN") from error
+    if score.shape != label.shape or score.ndim != dimensions:
+        raise InputError(f"scores have shape {score.shape} and labels {label.shape}", hint="give one label per score")
+    if not np.isin(label, (0.0, 1.0)).all():
+        raise InputError("every label must be true or false, 1 or 0", hint="leave out the requests whose label is unknown")
+    return score, label.astype(np.bool_)
+
+
+def check_levels(alpha: float, delta: float) -> None:
+    """Raise `InputError` unless both lie strictly between 0 and 1."""
+    for name, value in (("alpha", alpha), ("delta", delta)):
+        if not 0 < value < 1:
+            raise InputError(f"{name} must lie between 0 and 1, not {value!r}", hint="0.10 is usual")
