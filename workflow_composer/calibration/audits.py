@@ -119,44 +119,50 @@ class AuditLog:
         self._fresh: list[Audit] = []
         self._reports = 0
 
-    def sampled(self, id: str, *, certificate: str, alpha: float, tier: str, group: str, score: float | None) -> None:  # noqa: A002  # the field's name in the file
-        """Note that an accepted answer was drawn at random for an audit."""
+    def sampled(
+        self, request_id: str, *, certificate: str, alpha: float, tier: str, group: str, score: float | None = None
+    ) -> None:
+        """Note that an accepted answer was drawn at random for an audit; ``certificate`` is the digest of what it was
+        accepted by, ``alpha`` the risk that it claims.
+        """
         known = score is not None and math.isfinite(score)
-        event = {"event": "accepted", "id": id, "certificate": certificate, "alpha": alpha, "tier": tier, "group": group}
+        what = {"certificate": certificate, "alpha": alpha, "tier": tier, "group": group, "score": score if known else None}
         with self._exclusive() as descriptor:
-            _write(descriptor, {**event, "score": score if known else None})
+            _write(descriptor, {"event": "accepted", "id": request_id, **what})
 
-    def grade(self, id: str, correct: bool, by: str, *, allowance: float = 0.0) -> Audit:  # noqa: A002  # as above
+    def grade(self, request_id: str, correct: bool, by: str, *, allowance: float = 0.0) -> Audit:
         """Note what the check of a drawn answer has found; the same grade once more changes nothing.
 
         ``allowance``: an upper bound of how often this grader calls accepted answers wrong that are right (a stronger model
-        errs, too); it is added to alpha for this audit. Raises `InputError` where the answer was never drawn, or has the other grade already.
+        errs, too); it is added to alpha for this audit. Raises `InputError` where the answer was never drawn, or has the
+        other grade already.
         """
         with self._exclusive() as descriptor:
             self._read()
-            audit = self._audits.get(id)
+            audit = self._audits.get(request_id)
             if audit is None:
                 raise InputError(
-                    f"no audit {id!r}: no accepted answer of this id was drawn, so it cannot count in the test",
+                    f"no audit {request_id!r}: no accepted answer of this id was drawn, so it cannot count in the test",
                     hint="`feedback --pending` lists the ids that wait for a grade; `--report` notes any other answer",
                 )
             if audit.correct is not None and audit.correct != correct:
                 raise InputError(
-                    f"audit {id!r} was graded {_word(audit.correct)} by {audit.by or 'somebody'}; grades are not changed",
+                    f"audit {request_id!r} was graded {_word(audit.correct)} by {audit.by or 'somebody'} and stays so",
                     hint="if a mistake has raised an alarm, `feedback --reset` starts the test afresh",
                 )
             if audit.correct is None:
-                _write(descriptor, {"event": "graded", "id": id, "correct": correct, "by": by, "allowance": allowance})
+                found = {"correct": correct, "by": by, "allowance": allowance}
+                _write(descriptor, {"event": "graded", "id": request_id, **found})
                 self._read()
-            return self._audits[id]
+            return self._audits[request_id]
 
-    def report(self, id: str, correct: bool, by: str) -> None:  # noqa: A002  # as above
+    def report(self, request_id: str, correct: bool, by: str) -> None:
         """Keep somebody's word on an answer that was not drawn; no part of the test. `InputError` where it was drawn."""
         with self._exclusive() as descriptor:
             self._read()
-            if id in self._audits:
-                raise InputError(f"answer {id!r} was drawn for an audit", hint="grade it: leave --report out")
-            _write(descriptor, {"event": "reported", "id": id, "correct": correct, "by": by})
+            if request_id in self._audits:
+                raise InputError(f"answer {request_id!r} was drawn for an audit", hint="grade it: leave --report out")
+            _write(descriptor, {"event": "reported", "id": request_id, "correct": correct, "by": by})
 
     def alarm(self, certificate: str, reason: str) -> bool:
         """Write an alarm down, unless one stands; whether it was written: so one of many processes does, and may tell.

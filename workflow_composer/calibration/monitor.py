@@ -89,7 +89,7 @@ class RiskMonitor:
     @property
     def e_value(self) -> float:
         """The evidence against the hypothesis now: 1 is none, 1 / level raises the alarm."""
-        return math.fsum(self._sums) / len(self._sums) + self._to_come
+        return sum(self._sums) / len(self._sums) + self._to_come
 
     @property
     def alarmed(self) -> bool:
@@ -155,7 +155,7 @@ class StratifiedMonitor:
         """The evidence against the claim now: 1 is none, 1 / level raises the alarm."""
         shares = [(1 - _POOLED) / (k * (k + 1)) for k in range(1, len(self.strata) + 1)]
         values = [share * monitor.e_value for share, monitor in zip(shares, self.strata.values(), strict=True)]
-        return math.fsum((_POOLED * self.whole.e_value, *values, 1 - _POOLED - math.fsum(shares)))
+        return _POOLED * self.whole.e_value + sum(values) + 1 - _POOLED - sum(shares)
 
     @property
     def worst(self) -> str | None:
