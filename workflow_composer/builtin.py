@@ -14,6 +14,7 @@ ROUTERS = {
     "t4_model": "workflow_composer.routers.t4_model:T4ModelRouter",
     "provider": "workflow_composer.routers.provider:ProviderRouter",
     "cascade": "workflow_composer.routers.cascade:CascadeRouter",
+    "execution_feedback": "workflow_composer.routers.execution_feedback:ExecutionFeedbackRouter",
     "cascading_provider": "workflow_composer.routers.cascading_provider:CascadingProviderRouter",
 }
 BACKENDS = {

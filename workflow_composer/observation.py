@@ -48,6 +48,10 @@ class Narrator:
         """A hook of a plugin failed; the request went on."""
         self._log().warning("plugin failed", plugin=plugin, reason=reason)
 
+    def warning(self, text: str) -> None:
+        """Something that a person should know, and that stops no request."""
+        self._log().warning(text)
+
     def decision(self, metric: RoutingMetric, plan: Plan | None, attempts: list[Attempt]) -> None:
         """The whole decision about one request."""
         self._log().info(
@@ -146,6 +150,7 @@ def metric_of(
         None if error is None else type(error).__name__,  # error
         len(trace.attempts),  # attempts
         "\n".join(text for message in request.messages for text in texts(message)) if debug else None,  # prompt
+        plan.alarm or None if plan is not None else None,
     )
 
 

@@ -333,6 +333,7 @@ class ModelOrchestrator:
             execute=lambda active, plan, request: self._answer(active, request, plan),
             resources=unprobed(config, self._environ),
             observer=PluginObserver(self.plugins),
+            report=self._narrator.warning,
         )
 
     def _finish(
@@ -340,6 +341,8 @@ class ModelOrchestrator:
     ) -> LLMResponse:
         response = response_of(active.config, request, plan, outcome, trace, time.perf_counter() - started)
         self._note(active, request, trace, started, plan=plan, response=response)
+        if (router := active.listeners.get(plan.router)) is not None:
+            router.answered(request, response)
         if self.plugins.implements("after_answer"):
             self.plugins.notify("after_answer", request=request, response=response)
         return response

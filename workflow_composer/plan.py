@@ -64,8 +64,8 @@ class Acceptance(Protocol):
 class Watch(Protocol):
     """Follows one answer while it is generated."""
 
-    def hear(self, tokens: Sequence[TokenLogprob]) -> str:
-        """Hear the next tokens; say why the answer cannot be accepted any more, whatever follows, or nothing."""
+    def hear(self, tokens: Sequence[TokenLogprob]) -> Verdict | None:
+        """Hear the next tokens; the verdict, as soon as it is certain that the answer will not be accepted."""
         ...
 
 
@@ -152,7 +152,8 @@ class Plan:
 
     ``reason`` tells a person why; ``left_out`` what could have served but may not or cannot, each with its reason;
     ``notes`` what was changed in what the caller asked for; ``budget`` (dollars) holds for requests that name none.
-    `str` gives the routing string (`workflow_composer.markers`).
+    ``gapless``: a tier's answer counts as accepted only where every tier before it has answered. ``alarm`` says why a
+    guarantee is suspended. `str` gives the routing string (`workflow_composer.markers`).
     """
 
     tiers: tuple[Tier, ...]
@@ -161,6 +162,8 @@ class Plan:
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     budget: float | None = None
+    gapless: bool = False
+    alarm: str = ""
 
     def __str__(self) -> str:
         steps = [f"{t.name or t.candidates[0].name}_k{t.samples}_t{t.temperature or 0.0}" for t in self.tiers]

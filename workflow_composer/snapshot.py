@@ -46,6 +46,7 @@ class Snapshot:
         self.endpoints = endpoints
         self.executor = executor
         self.routers: tuple[Router, ...] = ()
+        self.listeners: Mapping[str, Router] = {}
         self.resources = resources
         self._candidates: dict[str, tuple[Candidate, ...]] = {}
         self._lock = threading.Lock()
@@ -114,6 +115,8 @@ class Snapshot:
             if self._users or self._closed:
                 return
             self._closed = True
+        for router in self.routers:
+            await router.aclose()
         for endpoint in self.endpoints.values():
             await endpoint.backend.close()
 
@@ -126,6 +129,7 @@ def build(
     execute: Execute,
     resources: ResourceStatus,
     observer: Observer | None = None,
+    report: Callable[[str], None] = lambda text: None,
 ) -> Snapshot:
     """Build a snapshot from a profile; does no I/O. Raises `ConfigError` where the profile asks for what is not there."""
     egress = EgressPolicy.of(config)
@@ -143,8 +147,11 @@ def build(
         snapshot.candidates,
         lambda: snapshot.resources,
         lambda plan, request: execute(snapshot, plan, request),
+        report,
     )
     snapshot.routers = tuple(_router(config, registry, index, context) for index in range(len(config.routers)))
+    listening = [router for router in snapshot.routers if type(router).answered is not Router.answered]
+    snapshot.listeners = {router.name: router for router in listening}
     return snapshot
 
 

@@ -185,17 +185,18 @@ def _way(name: str) -> Finder:
     if kind == "json" and rest:
         return partial(json_field, rest)
     if kind == "python" and colon:
-        return partial(_by_function, _function(rest), name)
+        return partial(_by_function, function_at(rest), name)
     raise ConfigError(f"there is no way {name!r} to find the final answer", hint=f"known: {_KNOWN}")
 
 
-def _function(place: str) -> Callable[[str], Any]:
+def function_at(place: str) -> Callable[..., Any]:
+    """The function at ``MODULE:FUNCTION``. Raises `ConfigError` where there is none."""
     module, _, name = place.partition(":")
     try:
         function = getattr(import_module(module), name)
     except Exception as error:
         hint = "write python:MODULE:FUNCTION, with a module that Python can import from here"
-        raise ConfigError(f"the answer's function {place!r} cannot be imported: {error!r}", hint=hint) from error
+        raise ConfigError(f"the function {place!r} cannot be imported: {error!r}", hint=hint) from error
     if not callable(function):
         raise ConfigError(f"{place!r} is not a function")
     return function  # type: ignore[no-any-return]  # checked just now

@@ -148,6 +148,12 @@ class Certificate:
         """The group that a task belongs to: its own, else the one for any task; None where neither was calibrated."""
         return self.groups.get(task, self.groups.get(ANY_TASK))
 
+    @property
+    def temperature(self) -> float | None:
+        """The temperature of all tiers; None where they differ or it is not stated."""
+        found = {tier.identity.temperature for tier in self.tiers}
+        return found.pop() if len(found) == 1 else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, the statement in words included."""
         data = asdict(self)

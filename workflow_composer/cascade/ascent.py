@@ -7,6 +7,7 @@ of the budget is not started; a later, cheaper one may be.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol
 
 from workflow_composer.cascade.attempt import Observer
@@ -38,11 +39,15 @@ class Ascent:
         self._left: tuple[int, Verdict] | None = None
         self._accepted = False
         self._unpaid = ""
+        self._gap = ""
 
     def tiers(self) -> Iterator[tuple[int, Tier]]:
         """Number and tier, from the first to the one whose answer is accepted."""
         for index, tier in enumerate(self._plan.tiers):
-            if self._passed_over(index) or self._too_expensive(tier):
+            if self._passed_over(index):
+                continue
+            if self._too_expensive(tier):
+                self._gap = self._unpaid
                 continue
             if self._left is not None and self._observer is not None:
                 self._observer.on_escalation(self._request, self._plan, *self._left)
@@ -60,12 +65,16 @@ class Ascent:
 
         One that was abandoned before its end is no answer to anyone.
         """
+        if self._gap and self._plan.gapless and outcome.verdict.accepted:
+            reason = f"{outcome.verdict.reason}; but not every tier before has answered: {self._gap}"
+            outcome.verdict = replace(outcome.verdict, accepted=False, reason=reason)
         if outcome.whole and (self._best is None or outcome.is_readable or not self._best.is_readable):
             self._best = outcome
         self._close(outcome.tier, outcome.verdict, outcome)
 
     def failed(self, index: int, error: AllCandidatesFailed) -> None:
         """No candidate of the tier has answered. Raises ``error`` where that ends the request without an answer."""
+        self._gap = error.summary
         over = self._trace.deadline.over
         if (over or self.is_last(index)) and self._best is None:
             raise error

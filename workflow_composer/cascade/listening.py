@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from workflow_composer.cascade.attempt import MeteredCall, Walk, within
 from workflow_composer.cascade.bound import Bounded
 from workflow_composer.cascade.endpoint import Endpoint
 from workflow_composer.errors import ServerFailed
-from workflow_composer.plan import Watch
+from workflow_composer.plan import Verdict, Watch
 from workflow_composer.types import Chunk, ModelCall, Sample, TokenLogprob, Usage
 
 if TYPE_CHECKING:
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 
 
 class Abandoned(Exception):  # no error: the call was ended on purpose
-    """The answer cannot be accepted any more, so the call was ended; the text says why."""
+    """The answer cannot be accepted any more, so the call was ended; ``verdict`` says why."""
+
+    def __init__(self, verdict: Verdict, tokens: int) -> None:
+        reason = f"abandoned after {tokens} tokens: {verdict.reason}"
+        super().__init__(reason)
+        self.verdict = replace(verdict, reason=reason)
 
 
 async def listen(
@@ -44,9 +50,9 @@ async def listen(
                     break
                 told.hear(piece)
                 metered.usage = told.usage
-                if watch is not None and piece.logprobs and (reason := watch.hear(piece.logprobs)):
+                if watch is not None and piece.logprobs and (verdict := watch.hear(piece.logprobs)):
                     metered.usage = told.usage_so_far(endpoint.prompt_tokens(call.request))
-                    raise Abandoned(f"abandoned after {told.tokens} tokens: {reason}")
+                    raise Abandoned(verdict, told.tokens)
                 yield piece
         if told.finish_reason is None:
             raise ServerFailed("the stream stopped before its end")

@@ -30,20 +30,19 @@ async def watched(executor: PlanExecutor, index: int, tier: Tier, request: LLMRe
     call, walk = executor.call(tier, request), executor.walk(index, tier, request, trace)
     while (candidate := walk.next()) is not None:
         told, watch = Told(), tier.watch(_longest(request, candidate))
-        abandoned = ""
+        abandoned: Verdict | None = None
         try:
             async with aclosing(listen(executor, executor.endpoints[candidate.name], call, walk, told, watch)) as pieces:
                 async for _ in pieces:
                     pass
         except Abandoned as end:
-            abandoned = str(end)
+            abandoned = end.verdict
         except ModelError as error:
             await walk.failed(error)
             continue
         sample = told.sample()
-        verdict = Verdict(accepted=False, reason=abandoned) if abandoned else tier.accept((sample,))
-        model = told.model or candidate.name
-        return Outcome((sample,), model, candidate, index, walk.position, verdict, whole=not abandoned)
+        verdict, model = abandoned or tier.accept((sample,)), told.model or candidate.name
+        return Outcome((sample,), model, candidate, index, walk.position, verdict, whole=abandoned is None)
     raise walk.exhausted()
 
 

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 LOCAL_BACKENDS = frozenset({"vllm", "embedded", "replay", "fake"})
 """Backends of the package whose bytes stay on the profile's own machines."""
+_LOGPROBS_MODES = {"vllm": "raw", "openai": "raw", "embedded": "processed"}
 
 
 Capability = Literal["chat", "embeddings", "tools", "json", "logprobs", "vision"]
@@ -124,6 +125,12 @@ class ModelSpec(Part):
     context_length: int | None = Field(
         default=None, gt=0, le=100_000_000, description="Tokens of prompt and answer together; longer requests go elsewhere."
     )
+    logprobs_mode: Literal["raw", "processed"] | None = Field(
+        default=None,
+        description="What its log-probabilities are: `raw`, the model's own (vLLM's default, and `openai`'s), or "
+        "`processed`, after temperature, top-p and penalties (the embedded engine's; vLLM with "
+        "`--logprobs-mode processed_logprobs`). Certificates are bound to it.",
+    )
     capabilities: Capabilities = Field(
         default=(),
         description="What it can do: `chat`, `embeddings`, `tools`, `json`, `logprobs`, `vision`. A request that needs "
@@ -134,6 +141,8 @@ class ModelSpec(Part):
     def _default_model(self) -> Self:
         if self.model is None and self.backend != "vllm":
             self.__dict__["model"] = self.name  # frozen for everyone else
+        if self.logprobs_mode is None:
+            self.__dict__["logprobs_mode"] = _LOGPROBS_MODES.get(self.backend)
         return self
 
     @property

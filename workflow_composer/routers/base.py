@@ -35,13 +35,14 @@ class RouterContext:
     """What a router may use: the profile, its candidates by name, what is known of the resources, and the executor.
 
     ``candidates(target)`` gives the models that a role, tier, catalogue model or ``cloud`` stands for, best first, and
-    raises `RoutingError` for an unknown name.
+    raises `RoutingError` for an unknown name. ``report`` tells a person of what a router has noticed, in a sentence.
     """
 
     config: StrategyConfig
     candidates: Callable[[str], tuple[Candidate, ...]]
     resources: Callable[[], ResourceStatus]
     execute: Callable[[Plan, LLMRequest], Awaitable[LLMResponse]]
+    report: Callable[[str], None] = lambda text: None
 
 
 class Router(ABC):
@@ -70,6 +71,12 @@ class Router(ABC):
         if plan is None:
             raise RoutingError(f"router {self.name!r} has no plan for task {request.task_type!r}")
         return await self.context.execute(plan, request)
+
+    def answered(self, request: LLMRequest, response: LLMResponse) -> None:  # noqa: B027  # most routers need not know
+        """Told of every response to a plan of this router, in the event loop that ran it. Must be quick, and not raise."""
+
+    async def aclose(self) -> None:  # noqa: B027  # most routers have nothing to end
+        """Called when the last request has ended, before the backends are closed."""
 
     # ------------------------------------------------------------------------------------------ for routers to build on
 

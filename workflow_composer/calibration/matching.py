@@ -1,0 +1,79 @@
+"""Whether a certificate holds for what would run: field by field, when a profile loads, and for each request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from workflow_composer.calibration.certificate import Certificate, ModelIdentity, digest_of
+from workflow_composer.errors import CertificateMismatch
+from workflow_composer.types import LLMRequest, texts
+
+
+def check(
+    certificate: Certificate, identities: Sequence[ModelIdentity], floors: Mapping[str, int], *, where: str = ""
+) -> None:
+    """Compare with the models that the tiers would ask, cheap ones first, and with the tasks' lowest tiers.
+
+    Raises `CertificateMismatch`, naming each field that differs. What the certificate does not state is a difference, too:
+    nobody could notice a change of it.
+    """
+    faults: list[str] = []
+    names = [tier.name for tier in certificate.tiers]
+    wanted = [identity.name for identity in identities]
+    if len(names) != len(wanted):
+        faults.append(f"tiers: {', '.join(names)} in the certificate, {', '.join(wanted)} here")
+    else:
+        for tier, identity in zip(certificate.tiers, identities, strict=True):
+            for field in ModelIdentity.__slots__:
+                made, here = getattr(tier.identity, field), getattr(identity, field)
+                if made != here and not (field == "top_logprobs" and tier.score is None):
+                    faults.append(f"tier {tier.name}, {field}: {_shown(made)} in the certificate, {_shown(here)} here")
+    for task, group in certificate.groups.items():
+        if len(names) == len(wanted) and group.first != floors.get(task, 0):
+            here = floors.get(task, 0)
+            faults.append(f"task {task}, floor: {names[group.first]} in the certificate, {names[here]} here")
+    if faults:
+        prefix = f"{where}: " if where else ""
+        raise CertificateMismatch(
+            f"{prefix}the certificate does not hold for what would run: {'; '.join(faults)}",
+            hint="calibrate again with this profile, or use the certificate with the one that it was made for",
+        )
+
+
+def uncovered(certificate: Certificate, request: LLMRequest, temperature: float | None) -> str:
+    """Why the certificate does not cover a request, naming the field; empty where it does.
+
+    ``temperature``: the one that the certificate was made at.
+    """
+    if certificate.group(request.task_type) is None:
+        return f"task {request.task_type!r} was not calibrated"
+    made = certificate.request
+    asked_temperature = temperature if request.temperature is None else request.temperature
+    asked_stop = (request.stop,) if isinstance(request.stop, str) else request.stop
+    fields = (
+        ("temperature", temperature, asked_temperature),
+        ("max_tokens", made.max_tokens, request.max_tokens),
+        ("top_p", made.top_p, request.top_p),
+        ("stop", made.stop, asked_stop),
+        ("tools", None, request.tools or None),
+        ("response_format", None, request.response_format),
+        ("extra fields", None, tuple(request.extra) or None),
+    )
+    for field, known, asked in fields:
+        if known != asked:
+            return f"{field}: {_shown(known)} in the certificate, {_shown(asked)} asked for"
+    if digest_of(system_of(request)) != made.system:
+        return "system message: another than the certificate's" if made.system else "system message: none in the certificate"
+    return ""
+
+
+def system_of(request: LLMRequest) -> str | None:
+    """The text of the system messages; None where there is none."""
+    found = [
+        text for message in request.messages if message.get("role") in ("system", "developer") for text in texts(message)
+    ]
+    return "\n".join(found) if found else None
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else repr(value)

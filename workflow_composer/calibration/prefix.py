@@ -1,0 +1,103 @@
+"""The beginning of an answer: what its whole can still become, feature by feature.
+
+Of an answer that has n tokens so far and will have at most N, sums over tokens are known in part. What follows can at best
+be certain (log-probability 0, entropy 0, margin 1) and at worst hopeless; means then lie between the two, divided by
+whichever length helps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from workflow_composer.calibration.signals import FLOOR, VOCABULARY, FeedbackSignal, analyze
+from workflow_composer.types import TokenLogprob
+
+Range = tuple[float, float]
+
+
+_EXTREMES: dict[str, Range] = {
+    "mean_logprob": (FLOOR, 0.0),
+    "binary_entropy": (0.0, 1.0),
+    "entropy": (0.0, math.log(VOCABULARY)),
+    "margin": (0.0, 1.0),
+    "tail_mass": (0.0, 1.0),
+}
+"""Means over tokens, and what one token can contribute."""
+_OF_DISTRIBUTIONS = {"entropy", "margin", "tail_mass"}
+
+
+class Prefix:
+    """Tokens heard so far, of an answer of at most ``longest``."""
+
+    def __init__(self, longest: int) -> None:
+        self._longest = longest
+        self._count = 0
+        self._known = True
+        self._spread = True
+        self._least = 0.0
+        self._low = 0
+        self._sums = dict.fromkeys(_EXTREMES, 0.0)
+        self._least_margin = 1.0
+
+    def hear(self, tokens: Sequence[TokenLogprob]) -> None:
+        """Add the next tokens."""
+        heard = analyze([token.logprob for token in tokens], [[value for _, value in token.top] for token in tokens])
+        if heard.kind == "unknown":
+            self._known = False
+            return
+        count = heard.token_count
+        self._count += count
+        self._low += heard.low_confidence_tokens
+        self._least = min(self._least, heard.min_logprob or 0.0)
+        for name in self._sums:
+            value = getattr(heard, name)
+            if value is None:
+                self._spread = False
+            else:
+                self._sums[name] += value * count
+        self._least_margin = min(self._least_margin, 1.0 if heard.min_margin is None else heard.min_margin)
+
+    def best_case(self) -> FeedbackSignal | None:
+        """The least doubtful signal that the whole answer could have; None where nothing can be said."""
+        if not self._known or not self._count:
+            return None
+        most = max(self._longest, self._count)
+        return FeedbackSignal(
+            "distribution" if self._spread else "surprisal",
+            token_count=self._count,
+            mean_logprob=self._sums["mean_logprob"] / most,
+            min_logprob=self._least,
+            binary_entropy=self._sums["binary_entropy"] / most,
+            low_confidence_tokens=self._low,
+            low_confidence_ratio=self._low / most,
+            entropy=self._sums["entropy"] / most if self._spread else None,
+        )
+
+    def ranges(self, features: Sequence[str]) -> list[Range] | None:
+        """Between what each feature of the whole answer will lie; None where one is not known."""
+        if not self._known or not self._count:
+            return None
+        found = [self._range(name) for name in features]
+        return None if None in found else [one for one in found if one is not None]
+
+    def _range(self, name: str) -> Range | None:
+        count, most = self._count, max(self._longest, self._count)
+        if name in _EXTREMES:
+            least, largest = _EXTREMES[name]
+            return self._mean(self._sums[name], least, largest) if self._spread or name not in _OF_DISTRIBUTIONS else None
+        known: dict[str, Range] = {
+            "log_length": (math.log(count), math.log(most)),
+            "sequence_logprob": (FLOOR * most, self._sums["mean_logprob"]),
+            "min_logprob": (FLOOR, self._least),
+            "low_confidence_ratio": self._mean(self._low, 0.0, 1.0),
+        }
+        if self._spread:
+            known["min_margin"] = (0.0, self._least_margin)
+        return (FLOOR, 0.0) if name.startswith("logprob_q") else known.get(name)
+
+    def _mean(self, total: float, low: float, high: float) -> Range:
+        """Between what the mean will lie if each token to come contributes between ``low`` and ``high``."""
+        most = max(self._longest, self._count)
+        now, left = total / self._count, most - self._count
+        return min(now, (total + low * left) / most), max(now, (total + high * left) / most)

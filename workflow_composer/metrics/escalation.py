@@ -1,0 +1,84 @@
+"""What escalation has cost and saved: two sums that add up.
+
+``spent`` is all that was paid. It is ``kept`` (the answers that were returned) plus ``wasted`` (answers thrown away, failed
+and abandoned calls). Had every request gone to the strongest tier alone, ``always_strongest`` would have been paid, which
+is ``spent`` plus ``saved``; ``saved`` is negative where the cascade was the dearer way.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from workflow_composer.types import LLMResponse, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class EscalationStats:
+    """Counts of requests, and dollars; see the module. ``by_tier`` counts the tiers whose answers were returned.
+
+    ``always_strongest`` is exact where the strongest tier answered; else it is an estimate: the same prompt and as many
+    tokens of answer, at its price.
+    """
+
+    requests: int
+    escalated: int
+    accepted: int
+    abandoned: int
+    by_tier: dict[str, int]
+    spent: float
+    kept: float
+    wasted: float
+    always_strongest: float
+    saved: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class EscalationTally:
+    """Counts responses; thread-safe. ``strongest`` names the last tier, ``price`` gives its dollars for a usage."""
+
+    def __init__(self, strongest: str, price: Callable[[Usage], float]) -> None:
+        self._strongest = strongest
+        self._price = price
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._tiers: Counter[str] = Counter()
+        self._spent = self._kept = self._always = 0.0
+
+    def count(self, response: LLMResponse) -> None:
+        """Count one response."""
+        tiers = response.tiers
+        deciding = next(tier for tier in tiers if tier.tier == response.decision.tier)
+        strongest = deciding.name == self._strongest
+        abandoned = sum(attempt.error_type == "Abandoned" for attempt in response.attempts)
+        with self._lock:
+            self._counts["requests"] += 1
+            self._counts["escalated"] += deciding is not tiers[0]
+            self._counts["accepted"] += response.accepted
+            self._counts["abandoned"] += abandoned
+            self._tiers[deciding.name] += 1
+            self._spent += response.cost
+            self._kept += deciding.cost
+            self._always += deciding.cost if strongest else self._price(deciding.usage)
+
+    def stats(self) -> EscalationStats:
+        """All of it so far."""
+        with self._lock:
+            return EscalationStats(
+                requests=self._counts["requests"],
+                escalated=self._counts["escalated"],
+                accepted=self._counts["accepted"],
+                abandoned=self._counts["abandoned"],
+                by_tier=dict(self._tiers),
+                spent=self._spent,
+                kept=self._kept,
+                wasted=self._spent - self._kept,
+                always_strongest=self._always,
+                saved=self._always - self._spent,
+            )

@@ -1,0 +1,372 @@
+"""The execution-feedback router: a cheap model answers first, and its own tokens say whether to ask a stronger one.
+
+Without a certificate, rules set by hand decide. With one, a score learned from such answers decides, from a threshold on
+that bounds how many of the accepted answers are wrong (``docs/guarantees.md``); what the certificate does not cover is sent
+to the strongest tier, and its answer is returned as one that is not accepted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from workflow_composer.answers import reader
+from workflow_composer.answers.extraction import function_at
+from workflow_composer.backends.pricing import Price
+from workflow_composer.calibration.acceptance import RuleAcceptance, ScoreAcceptance, Suspended
+from workflow_composer.calibration.auditing import Auditor, Judge
+from workflow_composer.calibration.audits import AuditLog, audits_file
+from workflow_composer.calibration.certificate import Certificate, Group, ModelIdentity
+from workflow_composer.calibration.matching import check, uncovered
+from workflow_composer.calibration.signals import (
+    VOCABULARY,
+    FeedbackSignal,
+    analyze,
+    binary_entropy,
+    entropy_bounds,
+    signal_of,
+)
+from workflow_composer.errors import ConfigError, LocalModelUnavailable, RoutingError
+from workflow_composer.metrics.escalation import EscalationStats, EscalationTally
+from workflow_composer.plan import Plan, Tier, Voting
+from workflow_composer.routers.base import Router, RouterContext, RouterSettings
+from workflow_composer.routers.feedback_settings import STRONGEST, ExecutionFeedbackSettings
+from workflow_composer.types import ALWAYS, ANY_TASK, Candidate, LLMRequest, LLMResponse, ResourceStatus, TierResult
+
+TARGET = "execution_feedback"
+DEFAULT_TOP_LOGPROBS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class CascadeResult:
+    """What became of one request. Tiers have the router's numbers, from 1; costs in dollars, everything included.
+
+    ``initial_response`` and ``final_response`` are the same where nothing was escalated. ``feedback_signal`` is that of the
+    first answer. ``confidence`` is None where it is unknown.
+    """
+
+    initial_tier: int
+    final_tier: int
+    initial_response: TierResult
+    final_response: TierResult
+    feedback_signal: FeedbackSignal
+    escalated: bool
+    accepted: bool
+    total_cost: float
+    confidence: float | None
+
+    @classmethod
+    def of(cls, response: LLMResponse, ladder: Sequence[str]) -> CascadeResult:
+        """The result of a response; ``ladder`` names the router's tiers, cheap ones first."""
+        tiers = response.tiers
+        first, final = tiers[0], next(tier for tier in tiers if tier.tier == response.decision.tier)
+        signal = signal_of(first.samples[0]) if first.samples else FeedbackSignal("unknown")
+        return cls(
+            ladder.index(first.name) + 1,
+            ladder.index(final.name) + 1,
+            first,
+            final,
+            signal,
+            final is not first,
+            response.accepted,
+            response.cost,
+            response.confidence,
+        )
+
+
+class ExecutionFeedbackRouter(Router):
+    """Plans chat requests that name no model, or ``execution_feedback``, over the profile's tiers, cheap ones first.
+
+    ``tier_costs``: dollars per million tokens of each tier. ``task_floors``: the position of the lowest tier of each task
+    that has one. `escalation_stats` sums up what was spent, wasted and saved.
+    """
+
+    name: ClassVar[str] = TARGET
+    Settings: ClassVar[type[RouterSettings]] = ExecutionFeedbackSettings
+
+    def __init__(self, context: RouterContext, settings: object = None) -> None:
+        super().__init__(context, settings)  # type: ignore[arg-type]  # whatever it is, the model checks it
+        assert isinstance(self.settings, ExecutionFeedbackSettings)
+        self._settings = self.settings
+        self._names = self._tier_names()
+        specs = [context.config.resolve(name)[0] for name in self._names]
+        prices = [Price.of(spec) for spec in specs]
+        self.tier_costs = dict(zip(self._names, (price.output_per_million for price in prices), strict=True))
+        self.task_floors = {task: self._position(floor) for task, floor in self._settings.task_floors.items()}
+        self.certificate = self._load()
+        self._tally = EscalationTally(self._names[-1], prices[-1].cost_of_tokens)
+        self._auditor = None if self.certificate is None else self._make_auditor(self.certificate)
+
+    # ----------------------------------------------------------------------------------------------------- planning
+
+    def plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
+        """The plan; None for embeddings, for requests that name another model, and for tasks that the settings leave out."""
+        tasks = self._settings.tasks
+        if request.kind != "chat" or request.model not in (None, TARGET) or (tasks and request.task_type not in tasks):
+            return None
+        if self.certificate is not None:
+            alarm = self.alarm
+            why = f"alarm: {alarm}" if alarm else uncovered(self.certificate, request, self.certificate.temperature)
+            if why:
+                return self._suspended(why, request, resources, alarm=alarm)
+        return self.remembered(request, resources, self._plan)
+
+    def _plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan:
+        group = None if self.certificate is None else self.certificate.group(request.task_type)
+        floor = group.first if group is not None else self.task_floors.get(request.task_type, 0)
+        tiers: list[Tier] = []
+        left_out: list[str] = []
+        for index in range(floor, len(self._names)):
+            kept, reasons = self._candidates(index, request, resources)
+            left_out += reasons
+            if not kept and group is not None:
+                return self._suspended(f"tier {self._names[index]} cannot be asked", request, resources)
+            tier, why = self._tier(index, kept, group)
+            if tier is not None:
+                tiers.append(tier)
+            elif why:
+                left_out.append(f"{self._names[index]}: {why}")
+        if not tiers:
+            raise self._nothing_left(left_out)
+        reason = f"task {request.task_type}: from tier {tiers[0].name} up, by {'certificate' if group else 'rules'}"
+        return Plan(tuple(tiers), self.name, reason, tuple(left_out), gapless=group is not None)
+
+    def _tier(self, index: int, kept: list[Candidate], group: Group | None) -> tuple[Tier | None, str]:
+        """One tier of a plan; or why it would be of no use to ask it."""
+        name, last = self._names[index], index + 1 == len(self._names)
+        if not kept:
+            return None, ""
+        if group is not None:
+            return self._certified_tier(index, kept, group)
+        settings = self._settings
+        rules, abandon = settings.rules, settings.abandon
+        if _gives_logprobs(kept[0]):
+            able = tuple(candidate for candidate in kept if last or _gives_logprobs(candidate))
+            accept = RuleAcceptance(rules, accept_unknown=settings.unknown == "accept", final=last)
+            return Tier(
+                able,
+                name,
+                temperature=settings.temperature,
+                accept=accept,
+                logprobs=settings.top_logprobs or DEFAULT_TOP_LOGPROBS,
+                watch=None if abandon == "never" else accept.watch,
+                watch_all=abandon == "always",
+                when_unknown=self._votes(name, able) if settings.unknown == "vote" and not last else None,
+            ), ""
+        if last or settings.unknown == "accept":
+            accepts_unknown = RuleAcceptance(rules, accept_unknown=True, final=last)
+            return Tier(tuple(kept), name, temperature=settings.temperature, accept=accepts_unknown), ""
+        if settings.unknown == "vote":
+            return self._votes(name, tuple(kept)), ""
+        return None, "gives no log-probabilities, so its answers would be escalated"
+
+    def _certified_tier(self, index: int, kept: list[Candidate], group: Group) -> tuple[Tier | None, str]:
+        assert self.certificate is not None  # the group is its
+        certified, found = self.certificate.tiers[index], group.tiers[index - group.first]
+        last, abandon = index + 1 == len(self._names), self._settings.abandon
+        if found.threshold is None and not last:
+            return None, "its certificate accepts nothing"
+        accept = ScoreAcceptance(certified.score, found.threshold, found.straight_up)
+        return Tier(
+            tuple(kept),
+            certified.name,
+            temperature=certified.identity.temperature,
+            accept=accept,
+            logprobs=None if certified.score is None else certified.identity.top_logprobs,
+            watch=None if abandon == "never" or certified.score is None else accept.watch,
+            watch_all=abandon == "always",
+        ), ""
+
+    def _votes(self, name: str, candidates: tuple[Candidate, ...]) -> Tier:
+        """Sample and vote, where an answer says nothing of its own certainty."""
+        voting = Voting(target=self._settings.vote_target, draw="as_needed")
+        return Tier(candidates, name, self._settings.votes, self._settings.vote_temperature, voting=voting)
+
+    def _suspended(self, why: str, request: LLMRequest, resources: ResourceStatus, *, alarm: str = "") -> Plan:
+        """The strongest tier alone, its answer not accepted: no certificate says anything of it."""
+        kept, left_out = self._candidates(len(self._names) - 1, request, resources)
+        if not kept:
+            raise self._nothing_left(left_out)
+        tier = Tier(tuple(kept), self._names[-1], accept=Suspended(why))
+        return Plan((tier,), self.name, f"escalated, not certified: {why}", tuple(left_out), notes=(why,), alarm=alarm)
+
+    def _candidates(self, index: int, request: LLMRequest, resources: ResourceStatus) -> tuple[list[Candidate], list[str]]:
+        """A tier's models that can be asked; without a certificate the profile's fallback stands behind the last tier."""
+        found = self.context.candidates(self._names[index])
+        if self.certificate is None and index + 1 == len(self._names):
+            found += tuple(one for target in self.context.config.fallback for one in self.context.candidates(target))
+        return self.usable(found, request, resources)
+
+    def _nothing_left(self, left_out: Sequence[str]) -> RoutingError | LocalModelUnavailable:
+        what = f"no tier has anything left to ask ({'; '.join(left_out)})"
+        if not self.context.config.allow_cloud:
+            return LocalModelUnavailable(what, hint="name tiers with local models")
+        return RoutingError(what, hint="set the key of a tier's model, or name other tiers")
+
+    # ------------------------------------------------------------------------------------------------------ answers
+
+    async def cascade(self, request: LLMRequest) -> CascadeResult:
+        """Run a request; what the first and the last answer were, and what it cost. Raises as `route`."""
+        return CascadeResult.of(await self.route(request), self._names)
+
+    def answered(self, request: LLMRequest, response: LLMResponse) -> None:
+        """Count the response, and draw it for an audit now and then."""
+        self._tally.count(response)
+        if self._auditor is not None and self.certificate is not None and response.accepted:
+            strongest = response.tiers[-1].name == self._names[-1]
+            if not (strongest and self._settings.audit.by == STRONGEST):  # it would be asked about itself
+                task = request.task_type
+                self._auditor.consider(request, response, task if task in self.certificate.groups else ANY_TASK)
+
+    @property
+    def escalation_stats(self) -> EscalationStats:
+        """What escalation has cost and saved so far."""
+        return self._tally.stats()
+
+    @property
+    def alarm(self) -> str:
+        """Why the certificate is suspended; empty while it holds."""
+        return "" if self._auditor is None else self._auditor.alarm
+
+    async def aclose(self) -> None:
+        """Wait for audits under way."""
+        if self._auditor is not None:
+            await self._auditor.aclose()
+
+    # ------------------------------------------------------------------------------------------------------ signals
+
+    def analyze_output(
+        self, token_logprobs: Sequence[float], token_probs: Sequence[Sequence[float]] | None = None
+    ) -> FeedbackSignal:
+        """The signal of an answer under this router's rules.
+
+        ``token_logprobs``: of the chosen tokens (nats). ``token_probs``: for each token the probabilities of the likeliest
+        ones; without them entropies are unknown and surprisals take their place.
+        """
+        top = None
+        if token_probs is not None:
+            top = [[math.log(p) if p > 0 else -math.inf for p in probabilities] for probabilities in token_probs]
+        return analyze(token_logprobs, top, self._settings.rules)
+
+    @staticmethod
+    def compute_entropy(probabilities: Sequence[float], *, vocabulary: int = VOCABULARY) -> float:
+        """Entropy (nats) of a token's distribution; its upper bound where the probabilities leave a rest unseen."""
+        rest = max(0.0, 1.0 - math.fsum(probabilities))
+        return entropy_bounds(probabilities, rest, min(probabilities), vocabulary)[1]
+
+    @staticmethod
+    def compute_binary_entropy(probability: float) -> float:
+        """Entropy (bits) of "this token or another"."""
+        return binary_entropy(probability)
+
+    # -------------------------------------------------------------------------------------------------------- parts
+
+    def _tier_names(self) -> tuple[str, ...]:
+        config, names = self.context.config, self._settings.tiers or tuple(self.context.config.tiers)
+        if not names:
+            raise ConfigError(
+                f"{config.where('routers')}: router {TARGET} needs tiers",
+                hint="add `tiers` to the profile, or name models in the router's own `tiers`, cheap ones first",
+            )
+        for name in names:
+            config.resolve(name)
+        return tuple(names)
+
+    def _position(self, floor: str | int) -> int:
+        """A tier's position, named or numbered from 1."""
+        if isinstance(floor, int) and 1 <= floor <= len(self._names):
+            return floor - 1
+        if isinstance(floor, str) and floor in self._names:
+            return self._names.index(floor)
+        where = self.context.config.where("routers")
+        raise ConfigError(
+            f"{where}: task_floors: no tier is {floor!r}",
+            hint=f"tiers: {', '.join(self._names)}, or 1 to {len(self._names)}",
+        )
+
+    def _load(self) -> Certificate | None:
+        settings, config = self._settings, self.context.config
+        if settings.certificate is None:
+            return None
+        if settings.unknown != "escalate":
+            raise ConfigError(
+                f"{config.where('routers')}: with a certificate, unknown must be `escalate`, not `{settings.unknown}`",
+                hint="an answer that is accepted without a score is not covered by any certificate",
+            )
+        source = Path(config.source)
+        certificate = Certificate.load(
+            (source.parent if source.is_file() else Path()) / Path(settings.certificate).expanduser()
+        )
+        check(
+            certificate,
+            [self._identity(i, certificate) for i in range(len(self._names))],
+            self.task_floors,
+            where=config.where("routers"),
+        )
+        return certificate
+
+    def _identity(self, index: int, certificate: Certificate) -> ModelIdentity:
+        """What would run as this tier. What the settings leave open is as the certificate says."""
+        spec, settings = self.context.config.resolve(self._names[index])[0], self._settings
+        made = certificate.tiers[index].identity if index < len(certificate.tiers) else ModelIdentity("")
+        return ModelIdentity(
+            spec.name,
+            spec.model,
+            spec.backend,
+            spec.logprobs_mode,
+            made.top_logprobs if settings.top_logprobs is None else settings.top_logprobs,
+            made.temperature if settings.temperature is None else settings.temperature,
+        )
+
+    def _make_auditor(self, certificate: Certificate) -> Auditor | None:
+        settings = self._settings.audit
+        if not settings.rate:
+            return None
+        log = AuditLog(settings.file or audits_file(os.environ), level=settings.level)
+        errs = settings.by == STRONGEST
+        return Auditor(
+            log,
+            certificate,
+            rate=settings.rate,
+            judge=self._judge(settings.by),
+            judge_name=settings.by,
+            allowance=lambda group: certificate.groups[group].last_wrong if errs else 0.0,
+            report=self.context.report,
+        )
+
+    def _judge(self, by: str) -> Judge | None:
+        if by == STRONGEST:
+            return self._ask_strongest
+        kind, _, place = by.partition(":")
+        if kind != "python":
+            return None
+        function = function_at(place)
+
+        async def call(request: LLMRequest, response: LLMResponse) -> bool | None:
+            found = await asyncio.to_thread(function, request, response)
+            return None if found is None else bool(await found if asyncio.iscoroutine(found) else found)
+
+        return call
+
+    async def _ask_strongest(self, request: LLMRequest, response: LLMResponse) -> bool | None:
+        """Whether the strongest tier gives the same final answer; None where either's cannot be read."""
+        candidates, _ = self._candidates(len(self._names) - 1, request, self.context.resources())
+        tier = Tier(tuple(candidates), self._names[-1], temperature=0.0, accept=ALWAYS)
+        plan = Plan((tier,), f"{self.name}.audit", "audit of an accepted answer")
+        again = replace(request, request_id=f"{request.request_id}.audit", model=None)
+        told = (await self.context.execute(plan, again)).text
+        forms = reader()
+        mine, other = forms.read(response.text), forms.read(told)
+        if mine is None or other is None:
+            return None
+        same = forms.same(mine, other)
+        return await forms.decide(mine, other) if same is None else same
+
+
+def _gives_logprobs(candidate: Candidate) -> bool:
+    return not candidate.capabilities or "logprobs" in candidate.capabilities
