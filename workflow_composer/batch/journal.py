@@ -7,11 +7,9 @@ A machine that loses power may lose what was written since the last `Journal.syn
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
-import stat
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -20,12 +18,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from workflow_composer.batch.lines import Head, head_of, header_line, header_of, record_line, whole_lines
+from workflow_composer.batch.locking import open_locked, unwritable
 from workflow_composer.batch.records import RowRecord
 from workflow_composer.errors import InputError, WorkflowComposerError
 
 _OPEN, _FAILED, _DONE = 0, 1, 2
 _ROWS = "rows"
 _SHOWN = 24
+_OTHER = "another output folder"
 
 
 class Journal:
@@ -54,14 +54,14 @@ class Journal:
         Raises `InputError` where the file is in use, is damaged, is no journal, or is one of something else.
         """
         try:
-            journal = cls(path, _locked(path), rows)
+            journal = cls(path, open_locked(path, other=_OTHER), rows)
             try:
                 journal._begin({_ROWS: rows, **run}, each)
             except BaseException:
                 journal.close()
                 raise
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error, other=_OTHER) from error
         return journal
 
     def __enter__(self) -> Self:
@@ -113,7 +113,7 @@ class Journal:
             try:
                 os.fsync(self._descriptor)
             except OSError as error:
-                raise _unwritable(self.path, error) from error
+                raise unwritable(self.path, error, other=_OTHER) from error
 
     def close(self) -> None:
         """Let others have the file."""
@@ -155,7 +155,7 @@ class Journal:
             self._broken = True
             with suppress(OSError):  # what is left of the line is dropped when the file is opened again
                 os.ftruncate(self._descriptor, self._size)
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error, other=_OTHER) from error
         self._size += len(line)
 
 
@@ -198,28 +198,6 @@ def _shown(value: Any) -> str:
 # ------------------------------------------------------------------------------------------------------------ the file
 
 
-def _locked(path: Path) -> int:
-    """Open the file and lock it. Raises `InputError` where another run holds it or it is no regular file, and OSError."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    try:
-        _lock(descriptor, path)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        raise InputError(f"{path} is not a regular file", hint="name another output folder")
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(
-            f"another run is writing to {path}", hint="wait for it or stop it; then run this again, and it goes on there"
-        ) from None
-
-
 def _write_whole(descriptor: int, line: bytes) -> None:
     """One write. Raises OSError where the disk takes only a part of it: it is full then."""
     if os.write(descriptor, line) < len(line):
@@ -246,15 +224,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _unwritable(path: Path, error: OSError) -> WorkflowComposerError:
-    kind = InputError if error.errno in (errno.EISDIR, errno.ENOENT, errno.EACCES, errno.EROFS) else WorkflowComposerError
-    hints = {
-        errno.EISDIR: "name another output folder",
-        errno.ENOENT: "make its folder first",
-        errno.ENOLCK: "its file system has no locks; name an output folder on another one",
-        errno.EACCES: "allow this user to write it, or name another output folder",
-    }
-    again = "make room; then run the same command again, and it goes on where it stopped: nothing is lost"
-    return kind(f"cannot write {path}: {error.strerror or error}", hint=hints.get(error.errno or 0, again))

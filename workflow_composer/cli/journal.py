@@ -7,14 +7,16 @@ import fcntl
 import json
 import os
 import shutil
-import stat
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from workflow_composer.batch.locking import open_locked, unwritable
 from workflow_composer.cli.rows import Row
-from workflow_composer.errors import InputError, WorkflowComposerError
+from workflow_composer.errors import InputError
+
+OTHER = "another --output"
 
 _BEGIN = b'{"index":'
 _NO_KEY = 0
@@ -46,14 +48,14 @@ class Journal:
         if path.exists() and source.exists() and path.samefile(source):
             raise InputError(f"{path} is both input and output", hint="name another --output")
         try:
-            journal = cls(path, open_locked(path))
+            journal = cls(path, open_locked(path, other=OTHER))
             try:
                 journal._read(each)
             except BaseException:
                 journal.close()
                 raise
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error, other=OTHER) from error
         return journal
 
     def close(self) -> None:
@@ -86,10 +88,10 @@ class Journal:
         try:
             written = os.write(descriptor, line)
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error, other=OTHER) from error
         if written < len(line):  # the disk is full now
             os.ftruncate(descriptor, before)
-            raise _unwritable(self.path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+            raise unwritable(self.path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), other=OTHER)
 
     # ------------------------------------------------------------------------------------------- what was there before
 
@@ -160,35 +162,6 @@ def encoded(record: Mapping[str, Any]) -> bytes:
         return json.dumps(plain, separators=(",", ":")).encode() + b"\n"
 
 
-def open_locked(path: Path, opener: Callable[[Path, int, int], int] = os.open) -> int:
-    """Open the file and lock it; once more where another run has put a new file in its place meanwhile.
-
-    Raises `InputError` where another run holds it or it is no regular file, `OSError` where it cannot be opened.
-    """
-    while True:
-        descriptor = opener(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        try:
-            _lock(descriptor, path)
-            current = os.path.samestat(os.fstat(descriptor), os.stat(path))  # noqa: PTH116  # the pair of fstat
-        except BaseException:
-            os.close(descriptor)
-            raise
-        if current:
-            return descriptor
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        raise InputError(f"{path} is not a regular file", hint="leave --output out to write to standard output")
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(
-            f"another run is writing to {path}", hint="wait for it or stop it; then run this again, and it goes on there"
-        ) from None
-
-
 def _record(line: bytes) -> Mapping[str, Any] | None:
     """The row that a line holds; None where it is not one."""
     if not line.startswith(_BEGIN) or not line.endswith(b"\n"):
@@ -209,15 +182,3 @@ def _half_written(line: bytes) -> bool:
 
 def _number(key: str) -> int:
     return int(key, 16) or 1
-
-
-def _unwritable(path: Path, error: OSError) -> WorkflowComposerError:
-    kind = InputError if error.errno in (errno.EISDIR, errno.ENOENT, errno.EACCES, errno.EROFS) else WorkflowComposerError
-    hints = {
-        errno.EISDIR: "name a file in it",
-        errno.ENOENT: "make its folder first",
-        errno.ENOLCK: "its file system has no locks; name an --output on another one",
-        errno.EACCES: "allow this user to write it, or name another --output",
-    }
-    again = "make room; then run the same command again, and it goes on where it stopped: nothing is lost"
-    return kind(f"cannot write {path}: {error.strerror or error}", hint=hints.get(error.errno or 0, again))

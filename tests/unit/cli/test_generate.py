@@ -284,7 +284,8 @@ class TestFile:
 
         assert command(*arguments, "2").json["rows"] == 2
         assert command(*arguments, "4").json["earlier"] == 2
-        assert command(*arguments, "1").json == command(*arguments, "1").json | {"rows": 1, "earlier": 1, "answered": 1}
+        lower = command(*arguments, "1").json
+        assert {name: lower[name] for name in ("rows", "earlier", "answered")} == {"rows": 1, "earlier": 1, "answered": 1}
         assert len(command.read("out.jsonl")) == 4
 
     def test_a_fault_anywhere_in_the_input_shows_before_anything_is_paid_for(self, command):

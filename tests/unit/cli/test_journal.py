@@ -9,7 +9,8 @@ import signal
 
 import pytest
 
-from workflow_composer.cli.journal import Journal, encoded, open_locked
+from workflow_composer.batch.locking import open_locked
+from workflow_composer.cli.journal import Journal, encoded
 from workflow_composer.cli.rows import Row
 from workflow_composer.errors import InputError, WorkflowComposerError
 
@@ -177,7 +178,7 @@ def test_the_lock_is_taken_on_the_file_that_has_the_name_now(path):
             (path.parent / "new").replace(path)
         return opened[-1]
 
-    descriptor = open_locked(path, open_late)
+    descriptor = open_locked(path, other="another file", opener=open_late)
     try:
         assert len(opened) == 2
         assert os.path.samestat(os.fstat(descriptor), path.stat())
