@@ -5,7 +5,7 @@ One line of JSON per event, only ever appended, by any number of processes at on
 ============ =========================================================================================================
 event        fields, besides ``event``, ``id`` and ``at`` (UTC)
 ============ =========================================================================================================
-`accepted`   an accepted answer was drawn: ``certificate`` (digest), ``alpha``, ``tier``, ``group``, ``score``
+`accepted`   an accepted answer was drawn: ``certificate`` (digest), ``alpha``, ``level``, ``tier``, ``group``, ``score``
 `graded`     it was checked: ``correct``, ``by`` whom, ``allowance`` (what the grader itself may be wrong about)
 `reported`   somebody's word on an answer that was not drawn: ``correct``, ``by``. Kept, and never part of the test: people
              report what is wrong, so reports say nothing about how often answers are
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_composer.calibration.monitor import StratifiedMonitor
-from workflow_composer.errors import InputError, WorkflowComposerError
+from workflow_composer.errors import ConfigError, InputError, WorkflowComposerError
 
 AUDITS_VARIABLE = "WORKFLOW_COMPOSER_AUDITS"
 """Another file for the audits than ``logs/audits.jsonl``."""
@@ -99,10 +99,15 @@ class Watched:
         )
 
 
+_NO_EVENT = (ValueError, KeyError, TypeError, OverflowError, RecursionError, ConfigError)
+"""What a line raises that is not JSON, or not of the form that the table above gives."""
+
+
 class AuditLog:
     """The file of audits at a path, which is made with its folder by the first event. For many threads and processes.
 
-    ``level``: the probability of ever giving a false alarm, for each certificate. Lines that are damaged or unknown, or that
+    ``level``: the probability of ever giving a false alarm, for tests that begin with an answer drawn by this log; so every
+    reader of the file sees the same test. Lines that are damaged or unknown, or that
     contradict earlier ones, are skipped and counted in ``skipped``. Reading raises `WorkflowComposerError` where the file is
     there and cannot be read, appending where it cannot be written.
     """
@@ -126,9 +131,10 @@ class AuditLog:
         accepted by, ``alpha`` the risk that it claims.
         """
         known = score is not None and math.isfinite(score)
-        what = {"certificate": certificate, "alpha": alpha, "tier": tier, "group": group, "score": score if known else None}
+        claim = {"certificate": certificate, "alpha": alpha, "level": self.level}
+        answer = {"tier": tier, "group": group, "score": score if known else None}
         with self._exclusive() as descriptor:
-            _write(descriptor, {"event": "accepted", "id": request_id, **what})
+            _write(descriptor, {"event": "accepted", "id": request_id, **claim, **answer})
 
     def grade(self, request_id: str, correct: bool, by: str, *, allowance: float = 0.0) -> Audit:
         """Note what the check of a drawn answer has found; the same grade once more changes nothing.
@@ -137,14 +143,12 @@ class AuditLog:
         errs, too); it is added to alpha for this audit. Raises `InputError` where the answer was never drawn, or has the
         other grade already.
         """
+        with self._lock:
+            self._read()
+            self._drawn(request_id)  # else not even the file is made
         with self._exclusive() as descriptor:
             self._read()
-            audit = self._audits.get(request_id)
-            if audit is None:
-                raise InputError(
-                    f"no audit {request_id!r}: no accepted answer of this id was drawn, so it cannot count in the test",
-                    hint="`feedback --pending` lists the ids that wait for a grade; `--report` notes any other answer",
-                )
+            audit = self._drawn(request_id)
             if audit.correct is not None and audit.correct != correct:
                 raise InputError(
                     f"audit {request_id!r} was graded {_word(audit.correct)} by {audit.by or 'somebody'} and stays so",
@@ -169,6 +173,9 @@ class AuditLog:
 
         Raises `InputError` where no answer of the certificate was drawn.
         """
+        with self._lock:
+            self._read()
+            self._known(certificate)
         with self._exclusive() as descriptor:
             self._read()
             if self._known(certificate).alarm is not None:
@@ -182,9 +189,10 @@ class AuditLog:
 
         What was drawn before does not count in it, graded or not. Raises `InputError` as `alarm` does.
         """
-        with self._exclusive() as descriptor:
+        with self._lock:
             self._read()
             self._known(certificate)
+        with self._exclusive() as descriptor:
             _write(descriptor, {"event": "reset", "certificate": certificate, "by": by})
             self._read()
 
@@ -217,6 +225,14 @@ class AuditLog:
         with self._lock:
             self._read()
             return [audit for audit in self._audits.values() if audit.correct is None]
+
+    def _drawn(self, request_id: str) -> Audit:
+        if request_id not in self._audits:
+            raise InputError(
+                f"no audit {request_id!r}: no accepted answer of this id was drawn, so it cannot count in the test",
+                hint="`feedback --pending` lists the ids that wait for a grade; `--report` notes any other answer",
+            )
+        return self._audits[request_id]
 
     def _known(self, certificate: str) -> Watched:
         if certificate not in self._watched:
@@ -279,23 +295,16 @@ class AuditLog:
             event = json.loads(line)
             take = _TAKES[event["event"]]
             return bool(take(self, event))
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            OverflowError,
-            RecursionError,
-        ):  # not JSON, or not of the form that the table above gives
+        except _NO_EVENT:
             return False
 
     def _take_accepted(self, event: Mapping[str, Any]) -> bool:
         score = event["score"]
         texts = [event[name] for name in ("id", "certificate", "tier", "group", "at")]
-        if not all(isinstance(text, str) for text in texts) or not 0 < event["alpha"] < 1 or event["id"] in self._audits:
+        if not all(isinstance(text, str) for text in texts) or event["id"] in self._audits:
             return False
-        watched = self._watched.setdefault(
-            event["certificate"], Watched(StratifiedMonitor(float(event["alpha"]), self.level))
-        )
+        fresh = Watched(StratifiedMonitor(event["alpha"], event["level"]))
+        watched = self._watched.setdefault(event["certificate"], fresh)
         audit = Audit(
             id=event["id"],
             certificate=event["certificate"],
@@ -333,7 +342,7 @@ class AuditLog:
 
     def _take_reset(self, event: Mapping[str, Any]) -> bool:
         watched = self._watched[event["certificate"]]
-        fresh = StratifiedMonitor(watched.monitor.alpha, self.level)
+        fresh = StratifiedMonitor(watched.monitor.alpha, watched.monitor.level)
         self._watched[event["certificate"]] = Watched(fresh, resets=watched.resets + 1)
         return True
 

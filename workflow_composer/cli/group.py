@@ -23,6 +23,9 @@ COMMANDS = {
     "strategies": "List, show and check strategy profiles.",
     "plugins": "List plugins and what they provide.",
     "metrics": "Summarize the metrics of past requests.",
+    "calibrate": "Find thresholds that keep the error of accepted answers below a limit.",
+    "certificate": "Show a certificate, or compute it again from the data.",
+    "feedback": "Grade accepted answers that were drawn for an audit, and see what the grades say.",
 }
 """Name -> short help. Each is the command of the same name in the module of the same name."""
 

@@ -54,6 +54,7 @@ def test_the_file_says_what_when_and_by_whom_and_nothing_of_the_texts(path):
         "id": "r1",
         "certificate": "abc",
         "alpha": 0.1,
+        "level": 0.05,
         "tier": "small",
         "group": "maths",
         "score": None,
@@ -113,6 +114,9 @@ def test_an_answer_that_was_never_drawn_cannot_be_graded(path):
         log.grade("r2", correct=True, by="user")
     assert "--pending" in caught.value.hint
     assert len(lines(path)) == 1
+    with pytest.raises(InputError, match="no audit 'r1'"):
+        AuditLog(path.with_name("other.jsonl")).grade("r1", correct=True, by="user")
+    assert not path.with_name("other.jsonl").exists()
 
 
 def test_the_same_grade_again_changes_nothing_and_another_is_refused(path):
@@ -125,6 +129,18 @@ def test_the_same_grade_again_changes_nothing_and_another_is_refused(path):
         log.grade("r1", correct=True, by="user")
     assert len(lines(path)) == 2
     assert log.watched("abc").monitor.audits == 1
+
+
+def test_all_readers_see_the_test_with_the_level_that_it_began_with(path):
+    """So that a status command, which knows no profile, agrees with the router."""
+    log = AuditLog(path, level=1e-6)
+    draw(log, *map(str, range(4)))
+    for at in range(4):
+        log.grade(str(at), correct=False, by="user")
+    reader = AuditLog(path)
+    reader.refresh()
+    assert not reader.watched("abc").alarmed
+    assert reader.watched("abc").monitor.level == 1e-6
 
 
 def test_an_unsolicited_report_is_kept_and_is_no_part_of_the_test(path):
@@ -203,16 +219,8 @@ def test_each_tier_of_each_group_is_watched_by_itself(path):
 
 # ------------------------------------------------------------------------------------------------------- foreign lines
 
-ACCEPTED = {
-    "event": "accepted",
-    "id": "a",
-    "certificate": "c",
-    "alpha": 0.1,
-    "tier": "t",
-    "group": "g",
-    "score": 1,
-    "at": "",
-}
+TEXTS = {"id": "a", "certificate": "c", "tier": "t", "group": "g", "at": ""}
+ACCEPTED = {"event": "accepted", **TEXTS, "alpha": 0.1, "level": 0.05, "score": 1}
 GRADED = {"event": "graded", "id": "r1", "correct": True, "by": "user", "allowance": 0.0, "at": ""}
 
 
@@ -233,6 +241,7 @@ GRADED = {"event": "graded", "id": "r1", "correct": True, "by": "user", "allowan
                 {**ACCEPTED, "id": 5},
                 {**ACCEPTED, "alpha": 0},
                 {**ACCEPTED, "alpha": "0.1"},
+                {**ACCEPTED, "level": 1},
                 {**ACCEPTED, "score": "high"},
                 {**ACCEPTED, "score": 10**400},
                 {key: value for key, value in ACCEPTED.items() if key != "tier"},
