@@ -221,10 +221,11 @@ class AuditLog:
         return self._reports
 
     def pending(self) -> list[Audit]:
-        """The audits that wait for a grade, the longest first."""
+        """The audits that wait for a grade, the longest first; not those drawn before a reset, which count no more."""
         with self._lock:
             self._read()
-            return [audit for audit in self._audits.values() if audit.correct is None]
+            tests = {certificate: watched.resets for certificate, watched in self._watched.items()}
+            return [a for a in self._audits.values() if a.correct is None and a.test == tests[a.certificate]]
 
     def _drawn(self, request_id: str) -> Audit:
         if request_id not in self._audits:

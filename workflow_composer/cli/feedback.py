@@ -101,10 +101,13 @@ def _graded(state: State, log: AuditLog, audit: Audit) -> None:
     if state.json:
         print_json({"id": audit.id, "correct": audit.correct, "by": audit.by, "stratum": audit.stratum, **about})
         return
-    click.echo(printable(f"{audit.id} is {_word(audit.correct)} ({audit.stratum}); certificate {audit.certificate}:"))
-    click.echo(f"{about['wrong']} of {about['audits']} audits wrong, {_evidence(about)}, {about['pending']} waiting")
+    lines = [
+        f"{audit.id} is {_word(audit.correct)} ({audit.stratum}); certificate {audit.certificate}:",
+        f"{about['wrong']} of {about['audits']} audits wrong, {_evidence(about)}, {about['pending']} waiting",
+    ]
     if about["alarm"]:
-        click.echo(printable(f"ALARM: {about['reason']}"))
+        lines.append(f"ALARM: {about['reason']}")
+    click.echo(printable("\n".join(lines)))  # at once: somebody else may be grading, too
 
 
 def _about(log: AuditLog, certificate: str) -> dict[str, Any]:

@@ -173,6 +173,7 @@ def test_a_reset_starts_the_test_afresh_and_leaves_out_what_was_drawn_before(pat
         log.grade(str(at), correct=False, by="user")
     log.alarm("abc", log.watched("abc").reason)
     log.reset("abc", by="operator")
+    assert log.pending() == []
     log.grade("late", correct=False, by="user")
     draw(log, "new")
     log.grade("new", correct=True, by="user")
