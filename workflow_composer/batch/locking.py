@@ -44,6 +44,14 @@ def _lock(descriptor: int, path: Path, other: str) -> None:
         ) from None
 
 
+def append_whole(descriptor: int, line: bytes) -> None:
+    """Append the line, or nothing of it. Raises OSError."""
+    before = os.fstat(descriptor).st_size
+    if os.write(descriptor, line) < len(line):  # the disk is full now
+        os.ftruncate(descriptor, before)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def unwritable(path: Path, error: OSError, *, other: str) -> WorkflowComposerError:
     """The error for a file that cannot be written, with the remedy for its cause."""
     kind = InputError if error.errno in (errno.EISDIR, errno.ENOENT, errno.EACCES, errno.EROFS) else WorkflowComposerError

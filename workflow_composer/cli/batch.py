@@ -167,7 +167,11 @@ class Batch:
                 "cost": sum(attempt.cost for attempt in getattr(error, "attempts", ())),
                 "latency_ms": round((time.perf_counter() - started) * 1000.0, 3),
             }
-        return head | _record(response, row.label, logprobs=bool(fields.get("logprobs")))
+        return head | await self._made(row, response)
+
+    async def _made(self, row: Row, response: LLMResponse) -> Record:
+        """What is kept of an answer."""
+        return _record(response, row.label, logprobs=bool(self._fields.get("logprobs")))
 
 
 def _record(response: LLMResponse, label: str | None, *, logprobs: bool) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from workflow_composer.batch.locking import open_locked, unwritable
+from workflow_composer.batch.locking import append_whole, open_locked, unwritable
 from workflow_composer.cli.rows import Row
 from workflow_composer.errors import InputError
 
@@ -83,15 +82,10 @@ class Journal:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a row. Raises `WorkflowComposerError` where there is no room; what was written before stays whole."""
-        descriptor, line = self._descriptors[-1], encoded(record)
-        before = os.fstat(descriptor).st_size
         try:
-            written = os.write(descriptor, line)
+            append_whole(self._descriptors[-1], encoded(record))
         except OSError as error:
             raise unwritable(self.path, error, other=OTHER) from error
-        if written < len(line):  # the disk is full now
-            os.ftruncate(descriptor, before)
-            raise unwritable(self.path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), other=OTHER)
 
     # ------------------------------------------------------------------------------------------- what was there before
 
