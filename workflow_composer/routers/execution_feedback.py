@@ -169,7 +169,7 @@ class ExecutionFeedbackRouter(Router):
         assert self.certificate is not None  # the group is its
         certified, found = self.certificate.tiers[index], group.tiers[index - group.first]
         last, abandon = index + 1 == len(self._names), self._settings.abandon
-        if found.threshold is None and not last:
+        if found.threshold is None and found.straight_up is None and not last:
             return None, "its certificate accepts nothing"
         accept = ScoreAcceptance(certified.score, found.threshold, found.straight_up)
         return Tier(
