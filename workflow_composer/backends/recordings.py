@@ -25,7 +25,8 @@ from workflow_composer.types import TokenLogprob
 class Recorded:
     """One recorded answer. ``correct`` is None where nobody graded it; ``tokens`` are the answer's.
 
-    ``score`` is a gate's or a reward model's, ``cost`` what the answer cost in dollars; None where neither is known.
+    ``score`` is a gate's or a reward model's, ``cost`` what the answer cost in dollars, ``group`` the request's task type;
+    None where it is not known.
     """
 
     question: str
@@ -38,6 +39,7 @@ class Recorded:
     logprobs: tuple[TokenLogprob, ...] | None = None
     score: float | None = None
     cost: float | None = None
+    group: str | None = None
 
     @classmethod
     def parse(cls, line: bytes) -> Recorded:
@@ -63,6 +65,7 @@ class Recorded:
             None if logprobs is None else tuple(_token(entry) for entry in logprobs),
             data.get("score"),
             data.get("cost"),
+            data.get("group"),
         )
 
 
@@ -91,6 +94,7 @@ _CHECKS: Mapping[str, Any] = {
     "logprobs": (lambda value: value is None or isinstance(value, list), "a list"),
     "score": (_is_number, "a number"),
     "cost": (lambda value: _is_number(value, 0.0), "a number of dollars"),
+    "group": (lambda value: value is None or _is_text(value), "a text"),
 }
 
 

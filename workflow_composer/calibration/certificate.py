@@ -105,7 +105,10 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationData:
-    """Where the numbers come from: enough to make them again."""
+    """Where the numbers come from: enough to make them again.
+
+    ``fit_share`` of each group's ``rows`` was kept for learning scores and fixing what is tested, the rest calibrated.
+    """
 
     source: str
     digest: str
@@ -114,6 +117,7 @@ class CalibrationData:
     calibrated: int
     seed: int
     group_by: str | None = None
+    fit_share: float = 0.3
 
 
 @dataclass(frozen=True, slots=True)

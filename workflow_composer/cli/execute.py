@@ -24,7 +24,7 @@ class _WithLists(click.Command):
         return super().parse_args(ctx, spread(args))
 
 
-def spread(arguments: Sequence[str]) -> list[str]:
+def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]:
     """Repeat the names of options that take several values.
 
     >>> spread(["--datasets", "a", "b", "--limit", "3"])
@@ -36,7 +36,7 @@ def spread(arguments: Sequence[str]) -> list[str]:
         if argument == "--":
             return [*found, *arguments[position:]]
         if argument.startswith("-") and len(argument) > 1:
-            current, values = (argument if argument in _LISTS else ""), 0
+            current, values = (argument if argument in lists else ""), 0
         elif current and values:
             found.append(current)
             values += 1

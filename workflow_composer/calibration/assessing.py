@@ -1,0 +1,113 @@
+"""How good a certificate's scores are on the rows that calibrated it, and what the cascade would have cost there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workflow_composer.calibration.calibrating import Places, split
+from workflow_composer.calibration.certificate import Certificate, Group
+from workflow_composer.calibration.fitting import aurc, auroc, expected_calibration_error, probabilities
+from workflow_composer.calibration.group_work import visits
+from workflow_composer.calibration.pairs import CalibrationTable
+from workflow_composer.calibration.signal_table import Floats
+
+
+@dataclass(frozen=True)
+class ScoreQuality:
+    """Of one tier's scores on all calibrating rows of a group; None: not defined there. ``known``: rows with a score.
+
+    ``error`` is the share of wrong answers among all rows. ``calibration_error`` is None where a score is no probability.
+    """
+
+    tier: str
+    rows: int
+    known: int
+    error: float
+    auroc: float | None
+    aurc: float | None
+    calibration_error: float | None
+
+
+@dataclass(frozen=True)
+class Spending:
+    """Dollars per request on the calibrating rows; ``always_last``: if the last tier answered everything."""
+
+    cascade: float
+    always_last: float
+
+    @property
+    def saved(self) -> float | None:
+        """Share of ``always_last`` that is saved; negative where the cascade costs more."""
+        return 1.0 - self.cascade / self.always_last if self.always_last > 0 else None
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What the calibrating rows tell about a group beside what is certified."""
+
+    scores: tuple[ScoreQuality, ...]
+    spending: Spending | None
+
+
+def assess(certificate: Certificate, table: CalibrationTable) -> dict[str, Assessment]:
+    """Each group's assessment. ``table`` must be what the certificate was made from."""
+    scores = tier_scores(certificate, table)
+    return {
+        name: _assess(certificate.groups[name], table, scores, rows)
+        for name, rows in calibrating_rows(certificate, table).items()
+    }
+
+
+def tier_scores(certificate: Certificate, table: CalibrationTable) -> Floats:
+    """All rows' scores by the certificate's models [n, tiers]; NaN: unknown."""
+    columns: list[Floats] = []
+    for certified, tier in zip(certificate.tiers, table.tiers, strict=True):
+        if certified.score is not None and tier.signals is not None:
+            columns.append(probabilities(certified.score, tier.signals))
+        else:
+            columns.append(np.full(len(table), math.nan) if tier.given is None else tier.given)
+    return np.column_stack(columns)
+
+
+def calibrating_rows(certificate: Certificate, table: CalibrationTable) -> Mapping[str, Places]:
+    """Places of the rows that certified each group."""
+    data = certificate.data
+    parts = split(table, group_by=data.group_by, fit_share=data.fit_share, seed=data.seed)
+    return {name: part.calibrating for name, part in parts.items()}
+
+
+def _assess(group: Group, table: CalibrationTable, scores: Floats, rows: Places) -> Assessment:
+    names = table.names[group.first :]
+    qualities = [
+        _quality(name, scores[rows, at], table.correct[rows, at]) for at, name in enumerate(names, start=group.first)
+    ]
+    return Assessment(tuple(qualities), _spending(group, table, scores[rows], rows))
+
+
+def _quality(tier: str, scores: Floats, correct: NDArray[np.bool_]) -> ScoreQuality:
+    known = scores[~np.isnan(scores)]
+    are_probabilities = len(known) > 0 and bool(((known >= 0) & (known <= 1)).all())
+    return ScoreQuality(
+        tier=tier,
+        rows=len(scores),
+        known=len(known),
+        error=float(np.mean(~correct)),
+        auroc=auroc(scores, correct),
+        aurc=aurc(scores, correct),
+        calibration_error=expected_calibration_error(scores, correct) if are_probabilities else None,
+    )
+
+
+def _spending(group: Group, table: CalibrationTable, scores: Floats, rows: Places) -> Spending | None:
+    if table.costs is None:
+        return None
+    thresholds = [tier.threshold for tier in group.tiers]
+    straight_up = [tier.straight_up for tier in group.tiers]
+    costs = table.costs[rows]
+    cascade = float(np.sum(costs[visits(scores, thresholds, straight_up, group.first)])) / len(rows)
+    return Spending(cascade, float(np.mean(costs[:, -1])))

@@ -1,0 +1,232 @@
+"""From labelled requests to a certificate: split, learn scores, fix what is tested, test, put it down.
+
+The rows of each group are split in two by a digest of their ids and the seed, so that neither the order of the file nor
+anything else about a row decides where it goes. All that is learned or chosen freely (scores, grids, starts, expectations,
+limits for going straight up) comes from the fitting part; all that is claimed comes from the other one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workflow_composer import __version__
+from workflow_composer.calibration.certificate import (
+    CalibrationData,
+    Certificate,
+    CertifiedTier,
+    ModelIdentity,
+    RequestForm,
+)
+from workflow_composer.calibration.fitting import fit_with_scores, probabilities
+from workflow_composer.calibration.group_work import Bools, GroupWork, Limits, Rows
+from workflow_composer.calibration.pairs import CalibrationTable, TierColumn
+from workflow_composer.calibration.risk import METHODS, check_levels
+from workflow_composer.calibration.scores import ScoreModel
+from workflow_composer.calibration.signal_table import Floats
+from workflow_composer.errors import ConfigError, InputError
+from workflow_composer.types import ANY_TASK
+
+FEWEST_FITTING = 50
+"""Rows of a group that its fitting part has at least, as long as they are not more than half of the group."""
+
+Escalation = Literal["next", "predicted"]
+Places = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is demanded, and how rows are parted. ``floors``: group -> index of its first tier."""
+
+    alpha: float
+    delta: float
+    method: str
+    group_by: str | None
+    fit_share: float
+    seed: int
+    floors: Mapping[str, int] = field(default_factory=dict)
+
+    def check(self, table: CalibrationTable) -> None:
+        """Raise `InputError` or `ConfigError` where they make no sense."""
+        check_levels(self.alpha, self.delta)
+        if not 0 < self.fit_share < 1:
+            fault = f"the share of rows for fitting must lie between 0 and 1, not {self.fit_share!r}"
+            raise InputError(fault, hint="0.3 is usual")
+        if self.group_by not in {None, "group"}:
+            raise ConfigError(f"requests cannot be grouped by {self.group_by!r}", hint="group by: group (the task type)")
+        if self.method not in METHODS:
+            raise ConfigError(f"there is no method of testing {self.method!r}", hint=f"known: {', '.join(METHODS)}")
+        if len(table) < 2:
+            raise InputError(f"{table.source}: one request is not enough to calibrate", hint="hundreds are usual")
+
+
+def calibrate(
+    table: CalibrationTable,
+    *,
+    alpha: float = 0.1,
+    delta: float = 0.1,
+    method: str = "fixed_sequence",
+    group_by: str | None = None,
+    task_floors: Mapping[str, int | str] | None = None,
+    escalation: Escalation = "next",
+    coverage: float | None = None,
+    identities: Sequence[ModelIdentity] | None = None,
+    request: RequestForm | None = None,
+    fit_share: float = 0.3,
+    seed: int = 0,
+) -> Certificate:
+    """Thresholds for every tier and group with the guarantee of `Certificate`; delta is split evenly over the groups.
+
+    ``group_by``: "group" for each of the table's groups by itself, None for all together. ``task_floors``: group -> the tier
+    (index or name) at which its requests start. ``escalation``: "predicted" also fixes below which score a request goes
+    straight to the last tier, where that is estimated to be cheaper; it needs the table's costs. ``coverage``: the share of
+    requests that should be accepted; raises `InfeasibleTarget` where no scores could do that. ``identities``: the models
+    behind the tiers. A group of which nothing can be certified is in the certificate all the same, and says why.
+
+    Raises `ConfigError` and `InputError` for settings and data that do not fit.
+    """
+    floors = _floors(table, group_by, task_floors or {})
+    settings = Settings(alpha, delta, method, group_by, fit_share, seed, floors)
+    settings.check(table)
+    if escalation == "predicted" and table.costs is None:
+        fault = "going straight up by predicted need weighs costs, and they are not known"
+        raise ConfigError(fault, hint="record costs, or name a profile with prices")
+    work, tiers = _prepare(table, settings, identities)
+    if coverage is not None:
+        for group in work:
+            group.check_feasible(coverage)
+    limits = {group.name: group.predicted_limits() for group in work} if escalation == "predicted" else {}
+    return _certificate(table, settings, work, limits, tiers, request or RequestForm())
+
+
+def again(certificate: Certificate, table: CalibrationTable) -> Certificate:
+    """What `calibrate` makes of the table by the settings of a certificate, its limits for going straight up included."""
+    data, groups = certificate.data, certificate.groups
+    floors = {name: group.first for name, group in groups.items()}
+    settings = Settings(
+        certificate.alpha, certificate.delta, certificate.method, data.group_by, data.fit_share, data.seed, floors
+    )
+    settings.check(table)
+    work, tiers = _prepare(table, settings, [tier.identity for tier in certificate.tiers])
+    limits = {name: tuple(tier.straight_up for tier in group.tiers) for name, group in groups.items()}
+    return _certificate(table, settings, work, limits, tiers, certificate.request)
+
+
+def _floors(table: CalibrationTable, group_by: str | None, floors: Mapping[str, int | str]) -> dict[str, int]:
+    """Group -> index of its first tier."""
+    found: dict[str, int] = {}
+    for task, tier in floors.items():
+        index = table.names.index(tier) if isinstance(tier, str) and tier in table.names else tier
+        if isinstance(index, str) or not 0 <= index < len(table.tiers):
+            raise ConfigError(f"the floor of {task!r} is {tier!r}; the tiers are: {', '.join(table.names)}")
+        if task != ANY_TASK and group_by is None:
+            fault = f"task {task!r} has a floor of its own, and requests are not told apart by task"
+            raise ConfigError(fault, hint="group them: --group-by group")
+        found[task] = index
+    return found
+
+
+def _prepare(
+    table: CalibrationTable, settings: Settings, identities: Sequence[ModelIdentity] | None
+) -> tuple[list[GroupWork], tuple[CertifiedTier, ...]]:
+    """Each group's rows with their scores, and the tiers with the models that make scores."""
+    parts = split(table, group_by=settings.group_by, fit_share=settings.fit_share, seed=settings.seed)
+    fitting = np.sort(np.concatenate([part.fitting for part in parts.values()]))
+    fitted = [_fit(tier, table.correct[:, at], fitting, table.ids, settings.seed) for at, tier in enumerate(table.tiers)]
+    scores = np.column_stack([found for _, found in fitted])
+
+    def rows(places: Places) -> Rows:
+        return Rows(scores[places], table.correct[places], None if table.costs is None else table.costs[places])
+
+    share = settings.delta / len(parts)
+    work = [
+        GroupWork(name, rows(part.fitting), rows(part.calibrating), settings.floors.get(name, 0), settings.alpha, share)
+        for name, part in parts.items()
+    ]
+    named = identities or [ModelIdentity(tier.name) for tier in table.tiers]
+    tiers = [
+        CertifiedTier(tier.name, identity, model)
+        for tier, identity, (model, _) in zip(table.tiers, named, fitted, strict=True)
+    ]
+    return work, tuple(tiers)
+
+
+def _certificate(
+    table: CalibrationTable,
+    settings: Settings,
+    work: Sequence[GroupWork],
+    limits: Mapping[str, Limits],
+    tiers: tuple[CertifiedTier, ...],
+    request: RequestForm,
+) -> Certificate:
+    return Certificate(
+        alpha=settings.alpha,
+        delta=settings.delta,
+        method=settings.method,
+        tiers=tiers,
+        groups={group.name: group.certify(limits.get(group.name), settings.method) for group in work},
+        data=CalibrationData(
+            table.source,
+            table.digest,
+            rows=len(table),
+            fitted=sum(len(group.fitting) for group in work),
+            calibrated=sum(len(group.calibrating) for group in work),
+            seed=settings.seed,
+            group_by=settings.group_by,
+            fit_share=settings.fit_share,
+        ),
+        request=request,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        version=__version__,
+        notes=table.notes,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- the split
+
+
+@dataclass(frozen=True)
+class Part:
+    """Places of a group's rows in the table."""
+
+    fitting: Places
+    calibrating: Places
+
+
+def split(table: CalibrationTable, *, group_by: str | None, fit_share: float, seed: int) -> dict[str, Part]:
+    """Each group's rows in two parts, in an order that depends on ids and seed alone."""
+    members: dict[str, list[int]] = {}
+    for at, group in enumerate(table.groups):
+        members.setdefault(group if group_by else ANY_TASK, []).append(at)
+    parts: dict[str, Part] = {}
+    for name in sorted(members):
+        rows = np.array(sorted(members[name], key=lambda at: _lot(seed, table.ids[at])), dtype=np.int64)
+        count = max(round(fit_share * len(rows)), min(FEWEST_FITTING, len(rows) // 2))
+        count = min(count, len(rows) - 1)
+        parts[name] = Part(rows[:count], rows[count:])
+    return parts
+
+
+def _lot(seed: int, identifier: str) -> bytes:
+    return hashlib.blake2b(f"{seed}:{identifier}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _fit(
+    tier: TierColumn, correct: Bools, fitting: Places, ids: Sequence[str], seed: int
+) -> tuple[ScoreModel | None, Floats]:
+    """A tier's score model and all rows' scores [n]; the fitting part's are those of regressions that have not seen them."""
+    if tier.signals is None:
+        assert tier.given is not None  # a tier has the one or the other
+        return None, tier.given
+    ordered = np.array(sorted(fitting, key=lambda at: _lot(seed, ids[at])), dtype=np.int64)
+    columns = {name: column[ordered] for name, column in tier.signals.columns.items()}
+    model, held_out = fit_with_scores(columns, correct[ordered], seed=seed)
+    scores = probabilities(model, tier.signals)
+    scores[ordered] = held_out
+    return model, scores

@@ -1,0 +1,390 @@
+"""Labelled requests: each tier's signal or score and whether its answer was right, read from pairs or from a recording."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workflow_composer.calibration.signal_table import Answer, Floats, SignalTable
+from workflow_composer.errors import InputError
+from workflow_composer.types import ANY_TASK, TokenLogprob
+
+KEYS = ("score", "correct", "id", "group", "tier", "cost")
+"""What a line of a pairs file may say; the first two must stand there."""
+
+FORM = "a line holds score, correct and, if you like, id, group, tier, cost; docs/calibration.md has an example"
+
+_TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
+
+
+class RecordedAnswer(Protocol):
+    """What is needed of a recorded answer (`workflow_composer.backends.recordings.Recorded`)."""
+
+    @property
+    def question(self) -> str: ...  # noqa: D102  # docs/recordings.md says what these are
+    @property
+    def model(self) -> str: ...  # noqa: D102
+    @property
+    def sample(self) -> int: ...  # noqa: D102
+    @property
+    def correct(self) -> bool | None: ...  # noqa: D102
+    @property
+    def tokens(self) -> int: ...  # noqa: D102
+    @property
+    def prompt_tokens(self) -> int: ...  # noqa: D102
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...] | None: ...  # noqa: D102
+    @property
+    def score(self) -> float | None: ...  # noqa: D102
+    @property
+    def cost(self) -> float | None: ...  # noqa: D102
+    @property
+    def group(self) -> str | None: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class TierColumn:
+    """What is known of one tier's answers: ``signals``, of which a score is still to be learned, or ``given`` scores [n]."""
+
+    name: str
+    signals: SignalTable | None = None
+    given: Floats | None = None
+    top_logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class CalibrationTable:
+    """``n`` requests that every tier has answered. ``correct`` [n, tiers]; ``costs`` [n, tiers] in dollars, None: unknown.
+
+    ``digest`` (SHA-256) is that of the file's bytes. ``notes`` say what was left out.
+    """
+
+    ids: tuple[str, ...]
+    groups: tuple[str, ...]
+    tiers: tuple[TierColumn, ...]
+    correct: NDArray[np.bool_]
+    costs: Floats | None
+    source: str
+    digest: str
+    notes: tuple[str, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tiers, cheap first."""
+        return tuple(tier.name for tier in self.tiers)
+
+
+Price = tuple[float, float]
+"""Dollars per million prompt tokens, and per million tokens of the answer."""
+
+
+# ------------------------------------------------------------------------------------------------------------ recordings
+
+
+def from_records(
+    records: Iterable[RecordedAnswer],
+    tiers: Mapping[str, str],
+    *,
+    path: Path,
+    prices: Mapping[str, Price] | None = None,
+) -> CalibrationTable:
+    """The table of a recording. ``tiers``: tier -> recorded model, cheap first; ``prices``: of tiers, where they are known.
+
+    The first sample of each question counts. Costs are what was recorded, else tokens times prices. Raises `InputError`.
+    """
+    models = {model: at for at, model in enumerate(tiers.values())}
+    found: dict[str, list[RecordedAnswer | None]] = {}
+    recorded: set[str] = set()
+    for record in records:
+        recorded.add(record.model)
+        at = models.get(record.model)
+        if at is None:
+            continue
+        row = found.setdefault(record.question.strip(), [None] * len(models))
+        earlier = row[at]
+        if earlier is None or record.sample < earlier.sample:
+            row[at] = record
+    if missing := [model for model in models if model not in recorded]:
+        there = ", ".join(sorted(recorded)) or "none"
+        raise InputError(f"{path} has no answers of {', '.join(missing)}; recorded models: {there}", hint="name --tiers")
+    rows, notes = _graded(found, list(tiers), path)
+    return CalibrationTable(
+        ids=tuple(_identifier(question) for question in rows),
+        groups=tuple(_group_of(row) for row in rows.values()),
+        tiers=tuple(_recorded_tier(name, [row[at] for row in rows.values()]) for at, name in enumerate(tiers)),
+        correct=np.array([[bool(record.correct) for record in row] for row in rows.values()], dtype=np.bool_),
+        costs=_costs(list(rows.values()), [(prices or {}).get(name) for name in tiers]),
+        source=path.name,
+        digest=file_digest(path),
+        notes=notes,
+    )
+
+
+def _graded(
+    found: Mapping[str, Sequence[RecordedAnswer | None]], tiers: Sequence[str], path: Path
+) -> tuple[dict[str, list[RecordedAnswer]], tuple[str, ...]]:
+    """The questions that all tiers answered and somebody graded."""
+    rows: dict[str, list[RecordedAnswer]] = {}
+    ungraded = 0
+    for question, row in found.items():
+        whole = [record for record in row if record is not None]
+        if len(whole) < len(row):
+            _refuse_holes(path, [[record is not None for record in row] for row in found.values()], tiers)
+        if any(record.correct is None for record in whole):
+            ungraded += 1
+        else:
+            rows[question] = whole
+    return _checked_count(rows, ungraded, path)
+
+
+def _checked_count(rows: dict[str, Any], ungraded: int, path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    if not rows:
+        what = f"none of the {ungraded} requests is graded" if ungraded else "there are no requests"
+        raise InputError(f"{path}: {what}", hint="write true or false under `correct`, for every tier's answer")
+    if not ungraded:
+        return rows, ()
+    return rows, (
+        f"{ungraded} of {ungraded + len(rows)} requests were left out: an answer is not graded. The guarantee holds where "
+        "whether an answer is graded has nothing to do with whether it is right.",
+    )
+
+
+def _refuse_holes(path: Path, there: Sequence[Sequence[bool]], tiers: Sequence[str]) -> None:
+    """Where only doubtful requests went on to a tier, what is left is no sample of the requests."""
+    lacking = {tier: len(there) - sum(row[at] for row in there) for at, tier in enumerate(tiers)}
+    parts = ", ".join(f"{tier} {count}" for tier, count in lacking.items() if count)
+    raise InputError(
+        f"{path}: not every tier has answered every one of the {len(there)} requests; missing: {parts}",
+        hint="let every tier answer all of them (leaving requests out would bias the guarantee), or name fewer --tiers",
+    )
+
+
+def _recorded_tier(name: str, records: Sequence[RecordedAnswer]) -> TierColumn:
+    """Signals where there are log-probabilities, else the recorded scores, else nothing is known."""
+    if not any(record.logprobs for record in records) and any(record.score is not None for record in records):
+        given = [math.nan if record.score is None else record.score for record in records]
+        return TierColumn(name, given=np.array(given, dtype=np.float64))
+    widths = [len(token.top) for record in records for token in record.logprobs or ()]
+    signals = SignalTable.of_answers([_answer(record) for record in records])
+    return TierColumn(name, signals=signals, top_logprobs=min(widths, default=0) or None)
+
+
+def _answer(record: RecordedAnswer) -> Answer | None:
+    if not record.logprobs:
+        return None
+    top = [[value for _, value in token.top] for token in record.logprobs]
+    return [token.logprob for token in record.logprobs], top if all(top) else None
+
+
+def _costs(rows: Sequence[Sequence[RecordedAnswer]], prices: Sequence[Price | None]) -> Floats | None:
+    costs = np.full((len(rows), len(prices)), np.nan)
+    for at, row in enumerate(rows):
+        for tier, (record, price) in enumerate(zip(row, prices, strict=True)):
+            if record.cost is not None:
+                costs[at, tier] = record.cost
+            elif price is not None:
+                costs[at, tier] = (record.prompt_tokens * price[0] + record.tokens * price[1]) / 1e6
+    return None if np.isnan(costs).any() else costs
+
+
+def _group_of(row: Sequence[RecordedAnswer]) -> str:
+    return next((record.group for record in row if record.group is not None), ANY_TASK)
+
+
+def _identifier(question: str) -> str:
+    return hashlib.blake2b(question.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+# ----------------------------------------------------------------------------------------------------------------- pairs
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    score: float
+    correct: bool | None
+    group: str | None
+    cost: float | None
+    line: int
+
+
+def from_pairs(path: Path, tiers: Sequence[str] = ()) -> CalibrationTable:
+    """The table of a pairs file: JSON lines, or CSV with a head line (``.csv``); either may be packed (``.gz``).
+
+    Lines that share an ``id`` are one request at several tiers. ``tiers``: their order, cheap first; default: the order in
+    which the file names them. Raises `InputError`, naming file and line.
+    """
+    found: dict[str, dict[str, _Pair]] = {}
+    named: dict[str, None] = {}
+    for line, data in _lines(path):
+        try:
+            key, tier, pair = _pair(data, line)
+        except ValueError as error:
+            raise InputError(f"{path}:{line}: {error}", hint=FORM) from None
+        name = tier if tier is not None else tiers[0] if len(tiers) == 1 else "model"
+        named.setdefault(name)
+        row = found.setdefault(key, {})
+        if name in row:
+            where = f"the same id and tier as line {row[name].line}"
+            raise InputError(f"{path}:{line}: {where}", hint="a request has one line for each tier")
+        row[name] = pair
+    order = _ordered(path, list(named), tiers)
+    rows, notes = _graded_pairs(path, found, order)
+    costs = np.array([[math.nan if pair.cost is None else pair.cost for pair in row] for row in rows.values()])
+    return CalibrationTable(
+        ids=tuple(rows),
+        groups=tuple(_pairs_group(path, row) for row in rows.values()),
+        tiers=tuple(
+            TierColumn(name, given=np.array([row[at].score for row in rows.values()])) for at, name in enumerate(order)
+        ),
+        correct=np.array([[bool(pair.correct) for pair in row] for row in rows.values()], dtype=np.bool_),
+        costs=None if np.isnan(costs).any() else costs,
+        source=path.name,
+        digest=file_digest(path),
+        notes=notes,
+    )
+
+
+def _ordered(path: Path, named: list[str], tiers: Sequence[str]) -> list[str]:
+    if not named:
+        raise InputError(f"{path}: there are no requests", hint=FORM)
+    if missing := [tier for tier in tiers if tier not in named]:
+        raise InputError(f"{path} says nothing of tier {missing[0]!r}; it has: {', '.join(named)}", hint="name --tiers")
+    return list(tiers) or named
+
+
+def _graded_pairs(
+    path: Path, found: Mapping[str, Mapping[str, _Pair]], order: Sequence[str]
+) -> tuple[dict[str, list[_Pair]], tuple[str, ...]]:
+    there = [[tier in row for tier in order] for row in found.values()]
+    wanted = {key: row for (key, row), has in zip(found.items(), there, strict=True) if any(has)}
+    there = [has for has in there if any(has)]
+    if not all(map(all, there)):
+        _refuse_holes(path, there, order)
+    rows = {key: [row[tier] for tier in order] for key, row in wanted.items()}
+    graded = {key: row for key, row in rows.items() if all(pair.correct is not None for pair in row)}
+    return _checked_count(graded, len(rows) - len(graded), path)
+
+
+def _pairs_group(path: Path, row: Sequence[_Pair]) -> str:
+    named = {pair.group: pair.line for pair in row if pair.group is not None}
+    if len(named) > 1:
+        (one, _), (other, line) = list(named.items())[:2]
+        raise InputError(f"{path}:{line}: the same id belongs to two groups, {one!r} and {other!r}", hint=FORM)
+    return next(iter(named), ANY_TASK)
+
+
+def _pair(data: Mapping[str, Any], line: int) -> tuple[str, str | None, _Pair]:
+    """One line's id, tier and pair. Raises ValueError."""
+    if unknown := sorted(set(data) - set(KEYS)):
+        raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(KEYS)}")
+    if "score" not in data or "correct" not in data:
+        raise ValueError(f"{'score' if 'score' not in data else 'correct'} is missing")
+    tier = _text(data, "tier")
+    key = _text(data, "id")
+    if key is None and tier is not None:
+        raise ValueError("id is missing: without it nobody knows which lines are one request at several tiers")
+    score = _number(data["score"], "score")
+    cost = _number(data.get("cost"), "cost")
+    if not (math.isnan(cost) or cost >= 0):
+        raise ValueError(f"cost is {cost:g}; it must not be negative")
+    pair = _Pair(score, _grade(data["correct"]), _text(data, "group"), None if math.isnan(cost) else cost, line)
+    return key if key is not None else f"line {line}", tier, pair
+
+
+def _text(data: Mapping[str, Any], key: str) -> str | None:
+    value = data.get(key)
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise ValueError(f"{key} is {value!r}; it must be a text")  # noqa: TRY004  # to the caller all faults of a line are alike
+    return str(value)
+
+
+def _number(value: Any, key: str) -> float:
+    """The number; NaN where none is given."""
+    if value is None or value == "":
+        return math.nan
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{key} is {value!r}; it must be a number, or be left empty where it is unknown")
+    return number
+
+
+def _grade(value: Any) -> bool | None:
+    if value is None or isinstance(value, bool):
+        return value
+    word = str(value).strip().lower()
+    if word in ("", "null"):
+        return None
+    if word not in (*_TRUE, *_FALSE):
+        raise ValueError(f"correct is {value!r}; it must be true or false")
+    return word in _TRUE
+
+
+# ----------------------------------------------------------------------------------------------------------------- files
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes. Raises `InputError` where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Numbered lines of a file as mappings."""
+    text = _text_of(path)
+    if path.name.removesuffix(".gz").endswith(".csv"):
+        yield from _csv_lines(path, text)
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            data = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}:{number}: not JSON: {error}", hint=FORM) from None
+        if not isinstance(data, dict):
+            raise InputError(f"{path}:{number}: not a JSON object", hint=FORM)
+        yield number, data
+
+
+def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                fault = f"{len(reader.fieldnames or ())} columns are named in the head line, this line has others"
+                raise InputError(f"{path}:{reader.line_num}: {fault}", hint=FORM)
+            yield reader.line_num, {str(key).strip(): value for key, value in row.items()}
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num}: not CSV: {error}", hint=FORM) from None
+
+
+def _text_of(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8: {error}", hint=FORM) from None
+    except (OSError, EOFError) as error:
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}", hint=FORM) from None

@@ -1,0 +1,283 @@
+"""The signals of many answers at once: what `signals.analyze` says of each, as columns (numpy).
+
+Answers have different lengths, so their tokens stand one after the other in flat arrays, and ``offsets`` say where each
+answer begins. Tokens are worked off in pieces that stay in the processor's cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workflow_composer.calibration.signals import (
+    DEFAULT_RULES,
+    FLOOR,
+    HEAVY_TAIL,
+    LOW_CONFIDENCE,
+    QUANTILES,
+    VOCABULARY,
+    FeedbackSignal,
+    Rules,
+)
+from workflow_composer.errors import InputError
+
+Floats = NDArray[np.float64]
+Answer = tuple[Sequence[float], Sequence[Sequence[float]] | None]
+"""Log-probabilities of the chosen tokens and, where known, those of the likeliest tokens at each place."""
+
+COLUMNS = tuple(field.name for field in fields(FeedbackSignal) if field.type in ("int", "float | None"))
+"""The numeric fields of `FeedbackSignal`."""
+
+_PIECE = 1 << 14
+_ROUNDING = 1e-6
+_NOTHING = -1e4
+"""A log-probability whose probability is 0 and which, times 0, is 0."""
+_TINY = 1e-300
+"""Its logarithm is finite, and 0 times it is 0: cheaper than leaving zeros out."""
+_LOG_LOW = float(np.log(LOW_CONFIDENCE))
+_SPREAD = ("entropy_low", "entropy_high", "margin", "tail_mass")
+
+
+@dataclass(frozen=True)
+class SignalTable:
+    """Columns [n] named as in `FeedbackSignal`; NaN: unknown (counts are 0 there)."""
+
+    columns: Mapping[str, Floats]
+    should_escalate: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.should_escalate)
+
+    def __getitem__(self, name: str) -> Floats:
+        return self.columns[name]
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Answers of which anything is known [n]."""
+        found: NDArray[np.bool_] = ~np.isnan(self["mean_logprob"])
+        return found
+
+    @property
+    def distribution(self) -> NDArray[np.bool_]:
+        """Answers of which the tokens' distributions are known [n], not only the chosen tokens."""
+        found: NDArray[np.bool_] = ~np.isnan(self["entropy"])
+        return found
+
+    def matrix(self, features: Sequence[str]) -> Floats:
+        """Columns side by side [n, features]."""
+        return np.column_stack([self[name] for name in features]) if features else np.zeros((len(self), 0))
+
+    @classmethod
+    def of(
+        cls,
+        logprobs: Any,
+        offsets: Any,
+        top: Any = None,
+        rules: Rules = DEFAULT_RULES,
+        *,
+        vocabulary: int = VOCABULARY,
+    ) -> SignalTable:
+        """Analyze answers whose tokens stand one after the other.
+
+        ``logprobs`` [tokens], of the chosen tokens; ``offsets`` [n + 1], answer i being ``offsets[i]:offsets[i + 1]``;
+        ``top`` [tokens, k], log-probabilities of the likeliest tokens, NaN where there are fewer than k. The chosen token
+        may be missing there where it was less likely. Raises `InputError` where the shapes do not fit.
+
+        >>> table = SignalTable.of([-0.1, -0.7, -0.2], [0, 2, 3, 3])
+        >>> table["token_count"].tolist(), table.known.tolist()
+        ([2.0, 1.0, 0.0], [True, True, False])
+        """
+        chosen = np.asarray(logprobs, dtype=np.float64)
+        starts = np.asarray(offsets, dtype=np.int64)
+        likeliest = None if top is None else np.asarray(top)
+        _check_shapes(chosen, starts, likeliest)
+        columns = {name: np.full(len(starts) - 1, np.nan) for name in COLUMNS}
+        for piece in _pieces(starts):
+            _fill(columns, piece, chosen, starts, likeliest, vocabulary)
+        for name in ("token_count", "low_confidence_tokens", "heavy_tails"):
+            columns[name] = np.nan_to_num(columns[name])
+        columns["entropy"] = columns["entropy_high"]
+        return cls(columns, _doubtful(columns, rules))
+
+    @classmethod
+    def of_answers(
+        cls, answers: Sequence[Answer | None], rules: Rules = DEFAULT_RULES, *, vocabulary: int = VOCABULARY
+    ) -> SignalTable:
+        """Analyze answers given one by one; None: nothing is known of it."""
+        lengths = [0 if answer is None else len(answer[0]) for answer in answers]
+        offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        chosen = np.fromiter((v for a in answers if a is not None for v in a[0]), dtype=np.float64, count=int(offsets[-1]))
+        width = max((len(t) for a in answers if a is not None and a[1] is not None for t in a[1]), default=0)
+        if not width:
+            return cls.of(chosen, offsets, None, rules, vocabulary=vocabulary)
+        top = np.full((len(chosen), width), np.nan)
+        for start, answer in zip(offsets, answers, strict=False):
+            if answer is None or answer[1] is None or len(answer[1]) != len(answer[0]):
+                continue
+            for at, values in enumerate(answer[1], start=int(start)):
+                # What is no number at all must not pass for a value that is missing.
+                top[at, : len(values)] = [np.inf if value != value else value for value in values]  # noqa: PLR0124  # NaN
+        return cls.of(chosen, offsets, top, rules, vocabulary=vocabulary)
+
+
+def _check_shapes(chosen: Floats, starts: NDArray[np.int64], top: NDArray[Any] | None) -> None:
+    if chosen.ndim != 1 or starts.ndim != 1 or not len(starts):
+        raise InputError("logprobs and offsets must be flat arrays, offsets with one entry more than there are answers")
+    if starts[0] != 0 or starts[-1] != len(chosen) or (np.diff(starts) < 0).any():
+        raise InputError(f"offsets must rise from 0 to the number of tokens, {len(chosen)}")
+    if top is not None and (top.ndim != 2 or len(top) != len(chosen)):
+        raise InputError(f"top must have one row for each of the {len(chosen)} tokens; its shape is {top.shape}")
+
+
+def _pieces(starts: NDArray[np.int64]) -> Iterator[slice]:
+    """Runs of answers with about `_PIECE` tokens each."""
+    first, count = 0, len(starts) - 1
+    while first < count:
+        last = int(np.searchsorted(starts, starts[first] + _PIECE, side="right")) - 1
+        last = min(count, max(last, first + 1))
+        yield slice(first, last)
+        first = last
+
+
+def _fill(
+    columns: dict[str, Floats],
+    piece: slice,
+    logprobs: Floats,
+    starts: NDArray[np.int64],
+    top: NDArray[Any] | None,
+    vocabulary: int,
+) -> None:
+    """Write the columns of one piece."""
+    bounds = starts[piece.start : piece.stop + 1]
+    tokens = slice(int(bounds[0]), int(bounds[-1]))
+    raw = logprobs[tokens]
+    lengths = np.diff(bounds)
+    filled = np.flatnonzero(lengths)
+    begin = (bounds[:-1] - bounds[0])[filled]
+    if not len(filled):
+        return
+    usable = np.logical_and.reduceat(raw <= _ROUNDING, begin)  # false for NaN
+    chosen = np.clip(np.nan_to_num(raw, nan=FLOOR), FLOOR, 0.0)
+    likely = np.exp(chosen)
+    rows, count = piece.start + filled, lengths[filled].astype(np.float64)
+    total = np.add.reduceat(chosen, begin)
+    found = {
+        "token_count": count,
+        "mean_logprob": total / count,
+        "sequence_logprob": total,
+        "log_length": np.log(count),
+        "binary_entropy": np.add.reduceat(_binary_entropy(chosen, likely), begin) / count,
+        "low_confidence_tokens": np.add.reduceat((chosen < _LOG_LOW).astype(np.float64), begin),
+    }
+    found["low_confidence_ratio"] = found["low_confidence_tokens"] / count
+    found |= _order(chosen, begin, lengths[filled])
+    if top is not None:
+        found |= _spread(chosen, likely, np.array(top[tokens].T, dtype=np.float64, order="C"), begin, count, vocabulary)
+    for name, values in found.items():
+        columns[name][rows] = np.where(usable, values, np.nan)
+
+
+def _order(chosen: Floats, begin: NDArray[np.int64], lengths: NDArray[np.int64]) -> dict[str, Floats]:
+    """Least value and quantiles of each answer, from one sort of its tokens."""
+    width = int(lengths.max())
+    if len(begin) * width == len(chosen):
+        ordered = np.sort(chosen.reshape(len(begin), width), axis=1)
+    else:
+        ordered = np.full((len(begin), width), np.inf)
+        ordered[np.arange(width) < lengths[:, None]] = chosen
+        ordered.sort(axis=1)
+    row = np.arange(len(begin))
+    found = {"min_logprob": ordered[:, 0]}
+    for name, share in zip(("logprob_q05", "logprob_q25", "logprob_q50"), QUANTILES, strict=True):
+        place = share * (lengths - 1)
+        below = np.floor(place).astype(np.int64)
+        low, high = ordered[row, below], ordered[row, np.minimum(below + 1, lengths - 1)]
+        found[name] = low + (place - below) * (high - low)
+    return found
+
+
+def _spread(
+    chosen: Floats, likely: Floats, top: Floats, begin: NDArray[np.int64], count: Floats, vocabulary: int
+) -> dict[str, Floats]:
+    """Mean bounds of the entropy, margins and unseen mass; NaN for answers of which not every token has alternatives.
+
+    ``top`` [k, tokens] is overwritten. The formulas are those of `signals.entropy_bounds`.
+    """
+    usable, seen, least = _tidy(top)
+    beyond = chosen < least - _ROUNDING
+    merged = likely * beyond
+    probabilities = np.exp(top)
+    known = -np.einsum("kt,kt->t", probabilities, top) - merged * chosen
+    rest = np.maximum(0.0, 1.0 - probabilities.sum(axis=0) - merged)
+    low, high = _bounds(known, rest, least, seen + beyond, vocabulary)
+    second = merged if len(top) == 1 else np.where(seen > 1, probabilities[1], merged)
+    margins = probabilities[0] - second
+    margins[seen + beyond < 2] = np.nan
+    whole = np.logical_and.reduceat(usable, begin)
+    found = {
+        name: np.where(whole, np.add.reduceat(values, begin) / count, np.nan)
+        for name, values in zip(_SPREAD, (low, high, margins, rest), strict=True)
+    }
+    found["min_margin"] = np.where(whole, np.minimum.reduceat(margins, begin), np.nan)
+    found["heavy_tails"] = np.where(whole, np.add.reduceat(rest > HEAVY_TAIL, begin, dtype=np.float64), 0.0)
+    return found
+
+
+def _tidy(top: Floats) -> tuple[NDArray[np.bool_], NDArray[np.int64], Floats]:
+    """Sort and limit the alternatives in place; whether a token's can be used, how many it has, and its least.
+
+    Places without an alternative hold `_NOTHING` afterwards, whose probability is 0.
+    """
+    least = top.min(axis=0)  # NaN where there are gaps
+    if not np.isnan(least).any():
+        usable = top.max(axis=0) <= _ROUNDING
+        seen = np.full(len(least), len(top))
+        np.maximum(top, FLOOR, out=top)
+        np.minimum(top, 0.0, out=top)
+        least = np.clip(least, FLOOR, 0.0)
+    else:
+        missing = np.isnan(top)
+        seen = len(top) - missing.sum(axis=0)
+        usable = (seen > 0) & ~(top > _ROUNDING).any(axis=0)
+        top[:] = np.where(missing, _NOTHING, np.clip(top, FLOOR, 0.0))
+        least = np.where(missing, 0.0, top).min(axis=0)
+    if (top[:-1] < top[1:]).any():
+        top[:] = -np.sort(-top, axis=0)
+    return usable, seen, least
+
+
+def _bounds(known: Floats, rest: Floats, least: Floats, seen: NDArray[np.int64], vocabulary: int) -> tuple[Floats, Floats]:
+    """Lower and upper bounds of entropies of which ``rest`` was not seen."""
+    outcomes = np.maximum(1, vocabulary - np.arange(int(seen.max()) + 1)).astype(np.float64)
+    largest = np.exp(least)
+    high = known + rest * (np.log(outcomes)[seen] - np.log(np.maximum(rest, _TINY)))
+    held = np.floor(rest / largest) * (largest * outcomes[seen] >= rest)
+    left = np.maximum(0.0, rest - held * largest)
+    low = known - held * largest * least - left * np.log(np.maximum(left, _TINY))
+    return np.minimum(low, high), high
+
+
+def _binary_entropy(chosen: Floats, likely: Floats) -> Floats:
+    """Bits, of "the chosen token or another"."""
+    other = 1.0 - likely
+    bits: Floats = (likely * chosen + other * np.log(np.maximum(other, _TINY))) / -np.log(2.0)
+    return bits
+
+
+def _doubtful(columns: Mapping[str, Floats], rules: Rules) -> NDArray[np.bool_]:
+    """What `Rules.reasons` would find any reason for; unknown answers are doubtful."""
+    mean = columns["mean_logprob"]
+    spread = np.where(np.isnan(columns["entropy"]), -mean, columns["entropy"])
+    doubtful: NDArray[np.bool_] = (
+        np.isnan(mean)
+        | (np.exp(mean) < rules.safety_threshold)
+        | (spread > rules.entropy)
+        | (columns["binary_entropy"] > rules.binary_entropy)
+        | (columns["min_logprob"] < rules.min_logprob)
+        | (columns["low_confidence_ratio"] > rules.low_confidence_ratio)
+    )
+    return doubtful

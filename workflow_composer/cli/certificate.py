@@ -1,0 +1,110 @@
+"""``certificate``: what a certificate says, and whether the data say the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from workflow_composer.cli.options import common_options, examples
+from workflow_composer.cli.output import print_json, print_table
+from workflow_composer.cli.state import State
+
+if TYPE_CHECKING:
+    from workflow_composer.calibration.certificate import Certificate
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.group(
+    epilog=examples("certificate show certificate.json", "certificate verify certificate.json --replay answers.jsonl")
+)
+@common_options
+def certificate() -> None:
+    """Show a certificate that `calibrate` has made, or compute it again from the data."""
+
+
+@certificate.command(epilog=examples("certificate show certificate.json", "certificate show certificate.json --json"))
+@click.argument("file", type=_FILE)
+@common_options
+@click.pass_obj
+def show(state: State, file: Path) -> None:
+    """Show for which models it holds, what was found at each tier, and what is guaranteed."""
+    from workflow_composer.calibration.certificate import Certificate
+    from workflow_composer.cli.calibration import show as show_tables
+
+    found = Certificate.load(file)
+    if state.json:
+        print_json({**found.to_dict(), "digest": found.digest})
+        return
+    _show_origin(found)
+    click.echo()
+    show_tables(found, {})
+
+
+@certificate.command(
+    epilog=examples(
+        "certificate verify certificate.json --replay answers.jsonl",
+        "certificate verify certificate.json --pairs scores.csv",
+    )
+)
+@click.argument("file", type=_FILE)
+@click.option("--pairs", type=_FILE, help="The scores and grades that it was made from.")
+@click.option("--replay", type=_FILE, help="The recorded answers that it was made from.")
+@common_options
+@click.pass_context
+def verify(context: click.Context, file: Path, pairs: Path | None, replay: Path | None) -> None:
+    """Learn, split and test again from the data, and compare every number of the certificate.
+
+    Exit codes: 0 all the same; 1 something differs; 2 wrong usage or input.
+    """
+    from workflow_composer.calibration.certificate import Certificate
+    from workflow_composer.cli.calibration import libraries, read_recording
+
+    if (pairs is None) == (replay is None):
+        raise click.UsageError("name either --pairs or --replay")
+    found = Certificate.load(file)
+    with libraries():
+        from workflow_composer.calibration.pairs import from_pairs
+        from workflow_composer.calibration.verifying import verify as differences_of
+
+        if pairs is not None:
+            table = from_pairs(pairs, [tier.name for tier in found.tiers])
+        else:
+            assert replay is not None  # checked above
+            table = read_recording(replay, {tier.name: (tier.name, tier.identity.model) for tier in found.tiers})
+        differences = differences_of(found, table)
+    if context.ensure_object(State).json:
+        print_json({"verified": not differences, "differences": differences})
+    elif differences:
+        for line in differences:
+            click.echo(line)
+    else:
+        click.echo(f"{file}: every number is what {table.source} gives ({len(table)} requests)")
+    context.exit(1 if differences else 0)
+
+
+def _show_origin(found: Certificate) -> None:
+    """Models, data and settings."""
+    headers = ("tier", "model", "backend", "log-probabilities", "alternatives", "temperature", "score")
+    rows = []
+    for tier in found.tiers:
+        identity = tier.identity
+        score = "the answer's own" if tier.score is None else f"learned ({tier.score.calibrator.form})"
+        known = (identity.model, identity.backend, identity.logprobs, identity.top_logprobs, identity.temperature)
+        rows.append((tier.name, *("not stated" if value is None else value for value in known), score))
+    print_table(headers, rows, title=f"certificate {found.digest}, made {found.created} by version {found.version}")
+    data, request = found.data, found.request
+    click.echo(
+        f"data: {data.source} (SHA-256 {data.digest[:16]}...), {data.rows} requests: {data.fitted} to learn scores on, "
+        f"{data.calibrated} to test thresholds; seed {data.seed}"
+    )
+    click.echo(f"method: {found.method.replace('_', '-')} testing, alpha {found.alpha:g}, delta {found.delta:g}")
+    asked = {
+        "system message": f"digest {request.system[:16]}..." if request.system else "none",
+        "max_tokens": request.max_tokens,
+        "top_p": request.top_p,
+        "stop": request.stop,
+    }
+    click.echo("requests: " + ", ".join(f"{name} {'not set' if value is None else value}" for name, value in asked.items()))
