@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from workflow_composer.calibration.signals import DEFAULT_RULES, Rules
 from workflow_composer.routers.base import RouterSettings
@@ -28,6 +28,10 @@ class AuditSettings(RouterSettings):
     )
     file: str | None = Field(None, min_length=1, description="where audits are kept; default: logs/audits.jsonl")
     level: float = Field(0.05, gt=0, lt=1, description="probability of ever raising a false alarm")
+
+
+Audit = Annotated[AuditSettings, BeforeValidator(lambda value: dict(value) if isinstance(value, Mapping) else value)]
+"""A profile's mappings are read-only ones, which pydantic does not take for a model."""
 
 
 class ExecutionFeedbackSettings(RouterSettings):
@@ -70,7 +74,7 @@ class ExecutionFeedbackSettings(RouterSettings):
     low_confidence_ratio: float = Field(
         DEFAULT_RULES.low_confidence_ratio, ge=0, le=1, description="rule: largest share of tokens less likely than 0.5"
     )
-    audit: AuditSettings = Field(
+    audit: Audit = Field(
         default_factory=lambda: AuditSettings.model_validate({}), description="how accepted answers are checked in use"
     )
 
