@@ -96,8 +96,11 @@ class SignalTable:
         likeliest = None if top is None else np.asarray(top)
         _check_shapes(chosen, starts, likeliest)
         columns = {name: np.full(len(starts) - 1, np.nan) for name in COLUMNS}
-        for piece in _pieces(starts):
-            _fill(columns, piece, chosen, starts, likeliest, vocabulary)
+        pieces = list(_pieces(starts))
+        longest = max((int(starts[piece.stop] - starts[piece.start]) for piece in pieces), default=0)
+        room = np.empty((2, 0 if likeliest is None else likeliest.shape[1], longest))
+        for piece in pieces:
+            _fill(columns, piece, chosen, starts, likeliest, vocabulary, room)
         for name in ("token_count", "low_confidence_tokens", "heavy_tails"):
             columns[name] = np.nan_to_num(columns[name])
         columns["entropy"] = columns["entropy_high"]
@@ -150,8 +153,9 @@ def _fill(
     starts: NDArray[np.int64],
     top: NDArray[Any] | None,
     vocabulary: int,
+    room: Floats,
 ) -> None:
-    """Write the columns of one piece."""
+    """Write the columns of one piece. ``room`` holds what is largest: to get and return memory each time costs a third."""
     bounds = starts[piece.start : piece.stop + 1]
     tokens = slice(int(bounds[0]), int(bounds[-1]))
     raw = logprobs[tokens]
@@ -161,7 +165,7 @@ def _fill(
     if not len(filled):
         return
     usable = np.logical_and.reduceat(raw <= _ROUNDING, begin)  # false for NaN
-    chosen = np.clip(np.nan_to_num(raw, nan=FLOOR), FLOOR, 0.0)
+    chosen = np.minimum(np.maximum(raw, FLOOR), 0.0)  # NaN stays, and ends up in an answer that is not usable
     likely = np.exp(chosen)
     rows, count = piece.start + filled, lengths[filled].astype(np.float64)
     total = np.add.reduceat(chosen, begin)
@@ -176,7 +180,9 @@ def _fill(
     found["low_confidence_ratio"] = found["low_confidence_tokens"] / count
     found |= _order(chosen, begin, lengths[filled])
     if top is not None:
-        found |= _spread(chosen, likely, np.array(top[tokens].T, dtype=np.float64, order="C"), begin, count, vocabulary)
+        alternatives, probabilities = room[:, :, : len(raw)]
+        np.copyto(alternatives, top[tokens].T)
+        found |= _spread(chosen, likely, alternatives, probabilities, begin, count, vocabulary)
     for name, values in found.items():
         columns[name][rows] = np.where(usable, values, np.nan)
 
@@ -187,7 +193,7 @@ def _order(chosen: Floats, begin: NDArray[np.int64], lengths: NDArray[np.int64])
     if len(begin) * width == len(chosen):
         ordered = np.sort(chosen.reshape(len(begin), width), axis=1)
     else:
-        ordered = np.full((len(begin), width), np.inf)
+        ordered = np.full((len(begin), width), np.nan)  # sorts behind all others
         ordered[np.arange(width) < lengths[:, None]] = chosen
         ordered.sort(axis=1)
     row = np.arange(len(begin))
@@ -201,22 +207,34 @@ def _order(chosen: Floats, begin: NDArray[np.int64], lengths: NDArray[np.int64])
 
 
 def _spread(
-    chosen: Floats, likely: Floats, top: Floats, begin: NDArray[np.int64], count: Floats, vocabulary: int
+    chosen: Floats,
+    likely: Floats,
+    top: Floats,
+    probabilities: Floats,
+    begin: NDArray[np.int64],
+    count: Floats,
+    vocabulary: int,
 ) -> dict[str, Floats]:
     """Mean bounds of the entropy, margins and unseen mass; NaN for answers of which not every token has alternatives.
 
-    ``top`` [k, tokens] is overwritten. The formulas are those of `signals.entropy_bounds`.
+    ``top`` and ``probabilities`` [k, tokens] are overwritten. The formulas are those of `signals.entropy_bounds`.
     """
     usable, seen, least = _tidy(top)
     beyond = chosen < least - _ROUNDING
     merged = likely * beyond
-    probabilities = np.exp(top)
-    known = -np.einsum("kt,kt->t", probabilities, top) - merged * chosen
-    rest = np.maximum(0.0, 1.0 - probabilities.sum(axis=0) - merged)
-    low, high = _bounds(known, rest, least, seen + beyond, vocabulary)
+    np.exp(top, out=probabilities)
+    known = np.einsum("kt,kt->t", probabilities, top)
+    known += merged * chosen
+    np.negative(known, out=known)
+    rest = probabilities.sum(axis=0)
+    rest += merged
+    np.maximum(np.subtract(1.0, rest, out=rest), 0.0, out=rest)
+    counted = seen + beyond
+    low, high = _bounds(known, rest, least, counted, vocabulary)
     second = merged if len(top) == 1 else np.where(seen > 1, probabilities[1], merged)
-    margins = probabilities[0] - second
-    margins[seen + beyond < 2] = np.nan
+    margins = np.subtract(probabilities[0], second)
+    if counted.min() < 2:
+        margins[counted < 2] = np.nan
     whole = np.logical_and.reduceat(usable, begin)
     found = {
         name: np.where(whole, np.add.reduceat(values, begin) / count, np.nan)
@@ -227,38 +245,42 @@ def _spread(
     return found
 
 
-def _tidy(top: Floats) -> tuple[NDArray[np.bool_], NDArray[np.int64], Floats]:
+def _tidy(top: Floats) -> tuple[NDArray[np.bool_], NDArray[np.int8], Floats]:
     """Sort and limit the alternatives in place; whether a token's can be used, how many it has, and its least.
 
     Places without an alternative hold `_NOTHING` afterwards, whose probability is 0.
     """
-    least = top.min(axis=0)  # NaN where there are gaps
-    if not np.isnan(least).any():
-        usable = top.max(axis=0) <= _ROUNDING
-        seen = np.full(len(least), len(top))
-        np.maximum(top, FLOOR, out=top)
-        np.minimum(top, 0.0, out=top)
-        least = np.clip(least, FLOOR, 0.0)
-    else:
-        missing = np.isnan(top)
-        seen = len(top) - missing.sum(axis=0)
-        usable = (seen > 0) & ~(top > _ROUNDING).any(axis=0)
-        top[:] = np.where(missing, _NOTHING, np.clip(top, FLOOR, 0.0))
-        least = np.where(missing, 0.0, top).min(axis=0)
-    if (top[:-1] < top[1:]).any():
-        top[:] = -np.sort(-top, axis=0)
+    if (top[:-1] >= top[1:]).all() and not np.isnan(top[-1]).any():  # in order, and all there: what servers send
+        usable = top[0] <= _ROUNDING
+        if top[-1].min() < FLOOR or top[0].max() > 0.0:
+            np.minimum(np.maximum(top, FLOOR, out=top), 0.0, out=top)
+        return usable, np.full(top.shape[1], len(top), dtype=np.int8), top[-1]
+    missing = np.isnan(top)
+    seen = (len(top) - missing.sum(axis=0)).astype(np.int8)
+    usable = (seen > 0) & ~(top > _ROUNDING).any(axis=0)
+    top[:] = np.where(missing, _NOTHING, np.clip(top, FLOOR, 0.0))
+    least = np.where(missing, 0.0, top).min(axis=0)
+    top[:] = -np.sort(-top, axis=0)
     return usable, seen, least
 
 
-def _bounds(known: Floats, rest: Floats, least: Floats, seen: NDArray[np.int64], vocabulary: int) -> tuple[Floats, Floats]:
+def _bounds(
+    known: Floats, rest: Floats, least: Floats, seen: NDArray[np.int8], vocabulary: int
+) -> tuple[Floats, Floats]:
     """Lower and upper bounds of entropies of which ``rest`` was not seen."""
     outcomes = np.maximum(1, vocabulary - np.arange(int(seen.max()) + 1)).astype(np.float64)
     largest = np.exp(least)
-    high = known + rest * (np.log(outcomes)[seen] - np.log(np.maximum(rest, _TINY)))
-    held = np.floor(rest / largest) * (largest * outcomes[seen] >= rest)
-    left = np.maximum(0.0, rest - held * largest)
-    low = known - held * largest * least - left * np.log(np.maximum(left, _TINY))
-    return np.minimum(low, high), high
+    high = np.log(outcomes)[seen]
+    high -= np.log(np.maximum(rest, _TINY))
+    high *= rest
+    high += known
+    held = np.floor(rest / largest)
+    held *= largest * outcomes[seen] >= rest
+    held *= largest
+    left = np.maximum(0.0, rest - held)
+    low = known - held * least
+    low -= left * np.log(np.maximum(left, _TINY))
+    return np.minimum(low, high, out=low), high
 
 
 def _binary_entropy(chosen: Floats, likely: Floats) -> Floats:
