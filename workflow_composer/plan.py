@@ -125,8 +125,8 @@ class Tier:
     they are votes, and it decides; else ``accept`` does. A tier that is not the last is given up after ``deadline``
     seconds, and is not started where ``budget`` dollars would probably not pay for it.
 
-    ``logprobs``: so many alternatives are asked for beside each token's log-probability; None: what the request asks for.
-    With ``watch`` an answer that cannot be accepted any more is abandoned before its end, unless this is the last tier:
+    ``logprobs``: so many alternatives are asked for beside each token's log-probability, of candidates that can give them;
+    None: what the request asks for. With ``watch`` an answer that cannot be accepted any more is abandoned before its end, unless this is the last tier:
     in streams, and with ``watch_all`` in every request. ``when_unknown`` is run in this tier's place where the answer tells
     nothing of its own certainty.
     """
@@ -153,7 +153,8 @@ class Plan:
     ``reason`` tells a person why; ``left_out`` what could have served but may not or cannot, each with its reason;
     ``notes`` what was changed in what the caller asked for; ``budget`` (dollars) holds for requests that name none.
     ``gapless``: a tier's answer counts as accepted only where every tier before it has answered. ``alarm`` says why a
-    guarantee is suspended. `str` gives the routing string (`workflow_composer.markers`).
+    guarantee is suspended. `str` gives the routing string (`workflow_composer.markers`), or, where none says what its tiers
+    accept, the router's name, which requests can ask for.
     """
 
     tiers: tuple[Tier, ...]
@@ -166,6 +167,8 @@ class Plan:
     alarm: str = ""
 
     def __str__(self) -> str:
+        if any(tier.voting is None and tier.accept is not ALWAYS for tier in self.tiers):
+            return self.router
         steps = [f"{t.name or t.candidates[0].name}_k{t.samples}_t{t.temperature or 0.0}" for t in self.tiers]
         if len(steps) > 1:
             entropy = any(tier.voting is not None and tier.voting.explore for tier in self.tiers)

@@ -155,6 +155,15 @@ class StrategyConfig(Part):
         """The file it came from, as it was named."""
         return self._source.label
 
+    @property
+    def directory(self) -> Path:
+        """The folder that paths in it are relative to."""
+        return self._source.directory
+
+    def replaced(self, **keys: Any) -> Self:
+        """The same profile, from the same file, with other values of these keys. Raises `ProfileError`."""
+        return type(self)(_read=(self._source, Problems(self._source), os.environ), **{**self.to_dict(), **keys})
+
     def where(self, *keypath: str | int) -> str:
         """``file:line: key.path`` of a key, or of the nearest key above it that the file has: how an error begins.
 

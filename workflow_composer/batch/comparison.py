@@ -78,9 +78,10 @@ class TierUse:
 class RunFigures:
     """All figures of one run. Estimates of accuracies and their differences are shares (0 to 1); costs are dollars.
 
-    ``accuracy`` is None without labels; ``lead`` and ``ratio`` (accuracy less the reference's; cost over the reference's)
-    without a reference. ``calibration`` is None where no graded answer has a confidence; ``floor`` is what perfectly
-    calibrated confidences would show.
+    ``accepted`` is the share of answers that were accepted, ``accepted_right`` how many of these are right; None where
+    nothing was graded. ``accuracy`` is None without labels; ``lead`` and ``ratio`` (accuracy less the reference's; cost over
+    the reference's) without a reference. ``calibration`` is None where no graded answer has a confidence; ``floor`` is what
+    perfectly calibrated confidences would show.
     """
 
     name: str
@@ -91,6 +92,8 @@ class RunFigures:
     unread: int
     doubted: int
     graded: int
+    accepted: Estimate
+    accepted_right: Estimate | None
     accuracy: Estimate | None
     cost: float
     cost_per_row: Estimate
@@ -145,9 +148,11 @@ def kind_of(summary: RunSummary) -> str:
     if is_cascade_marker(route):
         return CASCADE
     try:
-        return VOTE if parse_route(route).tiers[0].samples > 1 else SINGLE
+        voted = parse_route(route).tiers[0].samples > 1
     except MarkerError:
-        return SINGLE
+        voted = False
+    # A router's own route does not say what it consists of.
+    return VOTE if voted else CASCADE if len(summary.tiers) > 1 else SINGLE
 
 
 class _Sums:
@@ -195,6 +200,8 @@ def _figures(summary: RunSummary, kind: str, sums: _Sums, beside: _Sums | None) 
         unread=sums.count("unread"),
         doubted=sums.count("doubted"),
         graded=sums.count("graded"),
+        accepted=_accepted(sums),
+        accepted_right=sums.ratio(["right accepted"], ["graded accepted"]) if sums.count("graded accepted") else None,
         accuracy=sums.ratio(["right"], _GRADED) if labelled else None,
         cost=sums.value("cost"),
         cost_per_row=sums.ratio(["cost"], ["rows"]),
@@ -210,6 +217,14 @@ def _figures(summary: RunSummary, kind: str, sums: _Sums, beside: _Sums | None) 
         passes=_passes(summary, sums),
         errors=tuple((kind, count, *summary.first_error[kind]) for kind, count in summary.errors.most_common()),
     )
+
+
+def _accepted(sums: _Sums) -> Estimate:
+    """The share of all rows whose answer was accepted; a failed row has none."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rows, taken = sums.value("rows"), sums.value("rows") - sums.value("doubted", "failed")
+        drawn = 1 - sums.draws("doubted", "failed") / sums.draws("rows")
+    return estimate(taken / rows if rows else math.nan, drawn)
 
 
 _GRADED = ("graded", "failed")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workflow_composer.batch.strategies import PlanningContext, Questions
-from workflow_composer.plan import Plan, Tier
+from workflow_composer.plan import ALWAYS, Plan, Tier
 
 if TYPE_CHECKING:
     from workflow_composer.batch.probe import Probe
@@ -103,14 +103,15 @@ class Costs:
 def accepted(success: NDArray[np.float64], tier: Tier) -> NDArray[np.float64]:
     """The probability that a tier's votes are confident enough to be taken, by the share of right ones alone.
 
-    ``P(Binomial(k, p) >= ceil(target * k))``; 1 for one sample, which nothing can doubt. Samples are taken to be
+    ``P(Binomial(k, p) >= ceil(target * k))``; 1 for one sample that nothing doubts, and p for one that is doubted by what
+    its own tokens tell. Samples are taken to be
     independent given the question, and wrong ones to differ from each other: where a model is wrong in the same way again
     and again, its vote is accepted more often than this says.
     """
     from scipy.special import bdtrc
 
     if tier.samples == 1:
-        return np.ones_like(success)
+        return success if tier.voting is None and tier.accept is not ALWAYS else np.ones_like(success)
     target = tier.voting.target if tier.voting else 1.0
     needed = max(math.ceil(target * tier.samples - 1e-9), 1)
     if needed > tier.samples:

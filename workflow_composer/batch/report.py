@@ -117,6 +117,7 @@ def _sections(comparison: Comparison, tiers: Sequence[str]) -> list[Section]:
     numbered = list(enumerate(comparison.runs, 1))
     return [
         Section("Accuracy and cost", _accuracy(comparison)),
+        Section("Accepted answers", _accepted([(n, run) for n, run in numbered if run.doubted])),
         Section("Which tier decided", _shares([(n, run) for n, run in numbered if len(run.tiers) > 1], tiers)),
         Section("What each escalation bought", _escalations([(n, run) for n, run in numbered if run.steps])),
         Section("Confidence and what it is worth", _confidence([(n, run) for n, run in numbered if run.bins])),
@@ -165,6 +166,24 @@ def _accuracy_table(comparison: Comparison, *, graded: bool) -> Table:
 def _table(caption: str, head: tuple[str, ...], rows: Sequence[tuple[Cell, ...]], note: str = "") -> Table:
     """A table of numbers whose second column is the name."""
     return Table(caption, head, tuple(rows), frozenset(range(len(head))) - {1}, 1, note)
+
+
+def _accepted(runs: Sequence[tuple[int, RunFigures]]) -> tuple[Block, ...]:
+    if not runs:
+        return ()
+    rows = []
+    for number, run in runs:
+        share: Cell = (f"{run.accepted.value:.1%}", _interval(run.accepted, lambda value: f"{value:.1%}"))
+        right = run.accepted_right
+        wrong: Cell = _UNKNOWN
+        if right is not None:
+            wrong = (f"{1 - right.value:.1%}", f"{1 - right.high:.1%} to {1 - right.low:.1%}")
+        rows.append((str(number), run.name, share, wrong, f"{run.doubted:,}"))
+    head = ("#", "run", "accepted", "of these wrong", "taken though not accepted")
+    note = (
+        "An answer that no tier accepted is the last tier's. A certificate limits how many of the accepted ones are wrong."
+    )
+    return (_table("Accepted, and wrong all the same", head, rows, note),)
 
 
 def _shares(runs: Sequence[tuple[int, RunFigures]], tiers: Sequence[str]) -> tuple[Block, ...]:

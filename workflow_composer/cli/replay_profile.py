@@ -15,12 +15,10 @@ CASCADE = "cascade"
 
 def with_votes(config: StrategyConfig, votes: Mapping[str, Any]) -> StrategyConfig:
     """The profile with the cascade router before all others, its settings overridden by ``votes``."""
-    data = config.to_dict()
-    routers = [_named(router) for router in data["routers"]]
+    routers = [_named(router) for router in config.to_dict()["routers"]]
     own = next((settings for name, settings in routers if name == CASCADE), {})
     others = [{name: settings} for name, settings in routers if name != CASCADE]
-    data["routers"] = [{CASCADE: {**own, **votes}}, *others]
-    return StrategyConfig(**data)
+    return config.replaced(routers=[{CASCADE: {**own, **votes}}, *others])
 
 
 def of_recording(path: Path, models: tuple[str, ...], config: StrategyConfig | None) -> StrategyConfig:

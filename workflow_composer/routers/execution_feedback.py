@@ -7,36 +7,37 @@ to the strongest tier, and its answer is returned as one that is not accepted.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from workflow_composer.answers import reader
-from workflow_composer.answers.extraction import function_at
 from workflow_composer.backends.pricing import Price
 from workflow_composer.calibration.acceptance import RuleAcceptance, ScoreAcceptance, Suspended
-from workflow_composer.calibration.auditing import Auditor, Judge
+from workflow_composer.calibration.auditing import Auditor
 from workflow_composer.calibration.audits import AuditLog, audits_file
 from workflow_composer.calibration.certificate import Certificate, Group, ModelIdentity
-from workflow_composer.calibration.matching import check, uncovered
+from workflow_composer.calibration.matching import check, floor_of, uncovered
 from workflow_composer.calibration.signals import (
+    DEFAULT_RULES,
     VOCABULARY,
     FeedbackSignal,
+    Rules,
     analyze,
     binary_entropy,
     entropy_bounds,
     signal_of,
 )
-from workflow_composer.errors import ConfigError, LocalModelUnavailable, RoutingError
+from workflow_composer.errors import ConfigError, InputError, LocalModelUnavailable, RoutingError
 from workflow_composer.metrics.escalation import EscalationStats, EscalationTally
 from workflow_composer.plan import Plan, Tier, Voting
 from workflow_composer.routers.base import Router, RouterContext, RouterSettings
+from workflow_composer.routers.feedback_judges import judge_by_answer, judge_by_function
 from workflow_composer.routers.feedback_settings import STRONGEST, ExecutionFeedbackSettings
-from workflow_composer.types import ALWAYS, ANY_TASK, Candidate, LLMRequest, LLMResponse, ResourceStatus, TierResult
+from workflow_composer.strategy import ModelSpec
+from workflow_composer.types import ANY_TASK, Candidate, LLMRequest, LLMResponse, ResourceStatus, TierResult
 
 TARGET = "execution_feedback"
 DEFAULT_TOP_LOGPROBS = 5
@@ -47,7 +48,8 @@ class CascadeResult:
     """What became of one request. Tiers have the router's numbers, from 1; costs in dollars, everything included.
 
     ``initial_response`` and ``final_response`` are the same where nothing was escalated. ``feedback_signal`` is that of the
-    first answer. ``confidence`` is None where it is unknown.
+    first answer: of its first sample where there was a vote, of as much as was heard where it was abandoned. ``confidence``
+    is None where it is unknown.
     """
 
     initial_tier: int
@@ -61,11 +63,11 @@ class CascadeResult:
     confidence: float | None
 
     @classmethod
-    def of(cls, response: LLMResponse, ladder: Sequence[str]) -> CascadeResult:
-        """The result of a response; ``ladder`` names the router's tiers, cheap ones first."""
+    def of(cls, response: LLMResponse, ladder: Sequence[str], rules: Rules = DEFAULT_RULES) -> CascadeResult:
+        """The result of a response; ``ladder`` names the router's tiers, cheap ones first; the signal is by ``rules``."""
         tiers = response.tiers
         first, final = tiers[0], next(tier for tier in tiers if tier.tier == response.decision.tier)
-        signal = signal_of(first.samples[0]) if first.samples else FeedbackSignal("unknown")
+        signal = signal_of(first.samples[0], rules) if first.samples else FeedbackSignal("unknown")
         return cls(
             ladder.index(first.name) + 1,
             ladder.index(final.name) + 1,
@@ -82,8 +84,8 @@ class CascadeResult:
 class ExecutionFeedbackRouter(Router):
     """Plans chat requests that name no model, or ``execution_feedback``, over the profile's tiers, cheap ones first.
 
-    ``tier_costs``: dollars per million tokens of each tier. ``task_floors``: the position of the lowest tier of each task
-    that has one. `escalation_stats` sums up what was spent, wasted and saved.
+    ``tier_costs``: dollars per million tokens of answer, by tier. ``task_floors``: task -> position (from 0) of the lowest
+    tier that it is ever given to. `escalation_stats` sums up what was spent, wasted and saved.
     """
 
     name: ClassVar[str] = TARGET
@@ -93,9 +95,9 @@ class ExecutionFeedbackRouter(Router):
         super().__init__(context, settings)  # type: ignore[arg-type]  # whatever it is, the model checks it
         assert isinstance(self.settings, ExecutionFeedbackSettings)
         self._settings = self.settings
-        self._names = self._tier_names()
-        specs = [context.config.resolve(name)[0] for name in self._names]
-        prices = [Price.of(spec) for spec in specs]
+        self._specs = self._ladder()
+        self._names = tuple(self._specs)
+        prices = [Price.of(spec) for spec in self._specs.values()]
         self.tier_costs = dict(zip(self._names, (price.output_per_million for price in prices), strict=True))
         self.task_floors = {task: self._position(floor) for task, floor in self._settings.task_floors.items()}
         self.certificate = self._load()
@@ -118,7 +120,7 @@ class ExecutionFeedbackRouter(Router):
 
     def _plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan:
         group = None if self.certificate is None else self.certificate.group(request.task_type)
-        floor = group.first if group is not None else self.task_floors.get(request.task_type, 0)
+        floor = group.first if group is not None else floor_of(request.task_type, self.task_floors)
         tiers: list[Tier] = []
         left_out: list[str] = []
         for index in range(floor, len(self._names)):
@@ -145,15 +147,15 @@ class ExecutionFeedbackRouter(Router):
             return self._certified_tier(index, kept, group)
         settings = self._settings
         rules, abandon = settings.rules, settings.abandon
-        if _gives_logprobs(kept[0]):
-            able = tuple(candidate for candidate in kept if last or _gives_logprobs(candidate))
+        able = tuple(filter(_gives_logprobs, kept))
+        if len(able) == len(kept) or (able[:1] == tuple(kept[:1]) and not last):
             accept = RuleAcceptance(rules, accept_unknown=settings.unknown == "accept", final=last)
             return Tier(
                 able,
                 name,
                 temperature=settings.temperature,
                 accept=accept,
-                logprobs=settings.top_logprobs or DEFAULT_TOP_LOGPROBS,
+                logprobs=DEFAULT_TOP_LOGPROBS if settings.top_logprobs is None else settings.top_logprobs,
                 watch=None if abandon == "never" else accept.watch,
                 watch_all=abandon == "always",
                 when_unknown=self._votes(name, able) if settings.unknown == "vote" and not last else None,
@@ -174,10 +176,10 @@ class ExecutionFeedbackRouter(Router):
         accept = ScoreAcceptance(certified.score, found.threshold, found.straight_up)
         return Tier(
             tuple(kept),
-            certified.name,
+            self._names[index],
             temperature=certified.identity.temperature,
             accept=accept,
-            logprobs=None if certified.score is None else certified.identity.top_logprobs,
+            logprobs=None if certified.score is None else certified.identity.top_logprobs or 0,
             watch=None if abandon == "never" or certified.score is None else accept.watch,
             watch_all=abandon == "always",
         ), ""
@@ -192,13 +194,22 @@ class ExecutionFeedbackRouter(Router):
         kept, left_out = self._candidates(len(self._names) - 1, request, resources)
         if not kept:
             raise self._nothing_left(left_out)
-        tier = Tier(tuple(kept), self._names[-1], accept=Suspended(why))
+        temperature = self._last_temperature if request.temperature is None else None
+        tier = Tier(tuple(kept), self._names[-1], temperature=temperature, accept=Suspended(why))
         return Plan((tier,), self.name, f"escalated, not certified: {why}", tuple(left_out), notes=(why,), alarm=alarm)
 
+    @property
+    def _last_temperature(self) -> float | None:
+        return None if self.certificate is None else self.certificate.tiers[-1].identity.temperature
+
     def _candidates(self, index: int, request: LLMRequest, resources: ResourceStatus) -> tuple[list[Candidate], list[str]]:
-        """A tier's models that can be asked; without a certificate the profile's fallback stands behind the last tier."""
+        """A tier's models that can be asked: with a certificate the one that it names, and nobody in its place; without,
+        the profile's fallback stands behind the last tier.
+        """
         found = self.context.candidates(self._names[index])
-        if self.certificate is None and index + 1 == len(self._names):
+        if self.certificate is not None:
+            found = found[:1]
+        elif index + 1 == len(self._names):
             found += tuple(one for target in self.context.config.fallback for one in self.context.candidates(target))
         return self.usable(found, request, resources)
 
@@ -212,14 +223,14 @@ class ExecutionFeedbackRouter(Router):
 
     async def cascade(self, request: LLMRequest) -> CascadeResult:
         """Run a request; what the first and the last answer were, and what it cost. Raises as `route`."""
-        return CascadeResult.of(await self.route(request), self._names)
+        return CascadeResult.of(await self.route(request), self._names, self._settings.rules)
 
     def answered(self, request: LLMRequest, response: LLMResponse) -> None:
         """Count the response, and draw it for an audit now and then."""
         self._tally.count(response)
         if self._auditor is not None and self.certificate is not None and response.accepted:
-            strongest = response.tiers[-1].name == self._names[-1]
-            if not (strongest and self._settings.audit.by == STRONGEST):  # it would be asked about itself
+            decided_last = response.tiers[-1].name == self._names[-1]
+            if not (decided_last and self._settings.audit.by == STRONGEST):  # it would be asked about itself
                 task = request.task_type
                 self._auditor.consider(request, response, task if task in self.certificate.groups else ANY_TASK)
 
@@ -266,16 +277,25 @@ class ExecutionFeedbackRouter(Router):
 
     # -------------------------------------------------------------------------------------------------------- parts
 
-    def _tier_names(self) -> tuple[str, ...]:
+    def _ladder(self) -> dict[str, ModelSpec]:
+        """The tiers by name, cheap ones first, each with its model."""
         config, names = self.context.config, self._settings.tiers or tuple(self.context.config.tiers)
         if not names:
             raise ConfigError(
                 f"{config.where('routers')}: router {TARGET} needs tiers",
                 hint="add `tiers` to the profile, or name models in the router's own `tiers`, cheap ones first",
             )
+        found: dict[str, ModelSpec] = {}
         for name in names:
-            config.resolve(name)
-        return tuple(names)
+            try:
+                models = config.resolve(name)
+            except RoutingError as error:
+                raise ConfigError(f"{config.where('routers')}: tiers: {error.message}", hint=error.hint) from None
+            if not models or name in found:
+                fault = "stands twice" if name in found else "stands for no model"
+                raise ConfigError(f"{config.where('routers')}: tiers: {name!r} {fault}")
+            found[name] = models[0]
+        return found
 
     def _position(self, floor: str | int) -> int:
         """A tier's position, named or numbered from 1."""
@@ -298,24 +318,21 @@ class ExecutionFeedbackRouter(Router):
                 f"{config.where('routers')}: with a certificate, unknown must be `escalate`, not `{settings.unknown}`",
                 hint="an answer that is accepted without a score is not covered by any certificate",
             )
-        source = Path(config.source)
-        certificate = Certificate.load(
-            (source.parent if source.is_file() else Path()) / Path(settings.certificate).expanduser()
-        )
-        check(
-            certificate,
-            [self._identity(i, certificate) for i in range(len(self._names))],
-            self.task_floors,
-            where=config.where("routers"),
-        )
+        try:
+            certificate = Certificate.load(config.directory / Path(settings.certificate).expanduser())
+        except InputError as error:
+            raise ConfigError(f"{config.where('routers')}: {error.message}", hint=error.hint) from None
+        identities = [self._identity(index, certificate) for index in range(len(self._names))]
+        check(certificate, identities, self.task_floors, where=config.where("routers"))
         return certificate
 
     def _identity(self, index: int, certificate: Certificate) -> ModelIdentity:
         """What would run as this tier. What the settings leave open is as the certificate says."""
-        spec, settings = self.context.config.resolve(self._names[index])[0], self._settings
+        name, settings = self._names[index], self._settings
+        spec = self._specs[name]
         made = certificate.tiers[index].identity if index < len(certificate.tiers) else ModelIdentity("")
         return ModelIdentity(
-            spec.name,
+            name,
             spec.model,
             spec.backend,
             spec.logprobs_mode,
@@ -323,49 +340,24 @@ class ExecutionFeedbackRouter(Router):
             made.temperature if settings.temperature is None else settings.temperature,
         )
 
-    def _make_auditor(self, certificate: Certificate) -> Auditor | None:
+    def _make_auditor(self, certificate: Certificate) -> Auditor:
         settings = self._settings.audit
-        if not settings.rate:
-            return None
-        log = AuditLog(settings.file or audits_file(os.environ), level=settings.level)
         errs = settings.by == STRONGEST
         return Auditor(
-            log,
+            AuditLog(settings.file or audits_file(os.environ), level=settings.level),
             certificate,
-            rate=settings.rate,
-            judge=self._judge(settings.by),
+            rate=settings.rate,  # also where none is drawn: an alarm that stands in the file holds
+            judge=judge_by_answer(self._audit_plan, self.context.execute) if errs else judge_by_function(settings.by),
             judge_name=settings.by,
             allowance=lambda group: certificate.groups[group].last_wrong if errs else 0.0,
             report=self.context.report,
         )
 
-    def _judge(self, by: str) -> Judge | None:
-        if by == STRONGEST:
-            return self._ask_strongest
-        kind, _, place = by.partition(":")
-        if kind != "python":
-            return None
-        function = function_at(place)
-
-        async def call(request: LLMRequest, response: LLMResponse) -> bool | None:
-            found = await asyncio.to_thread(function, request, response)
-            return None if found is None else bool(await found if asyncio.iscoroutine(found) else found)
-
-        return call
-
-    async def _ask_strongest(self, request: LLMRequest, response: LLMResponse) -> bool | None:
-        """Whether the strongest tier gives the same final answer; None where either's cannot be read."""
+    def _audit_plan(self, request: LLMRequest) -> Plan:
+        """The strongest tier, at the temperature of the certificate that says how often it errs."""
         candidates, _ = self._candidates(len(self._names) - 1, request, self.context.resources())
-        tier = Tier(tuple(candidates), self._names[-1], temperature=0.0, accept=ALWAYS)
-        plan = Plan((tier,), f"{self.name}.audit", "audit of an accepted answer")
-        again = replace(request, request_id=f"{request.request_id}.audit", model=None)
-        told = (await self.context.execute(plan, again)).text
-        forms = reader()
-        mine, other = forms.read(response.text), forms.read(told)
-        if mine is None or other is None:
-            return None
-        same = forms.same(mine, other)
-        return await forms.decide(mine, other) if same is None else same
+        tier = Tier(tuple(candidates), self._names[-1], temperature=self._last_temperature)
+        return Plan((tier,), f"{self.name}.audit", "audit of an accepted answer")
 
 
 def _gives_logprobs(candidate: Candidate) -> bool:

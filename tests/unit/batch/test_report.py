@@ -1,6 +1,7 @@
 """The report: the same numbers in Markdown and HTML, readable by everybody, and nothing that data could smuggle in."""
 
 import re
+from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
 
@@ -133,6 +134,15 @@ class TestContent:
         """Forty passed on, none right before."""
         table = next(table for table in markdown_tables(built[0]) if table[0][1] == "step")
         assert table[1][:5] == ["4", "small to large", "40 (33.3%)", "0.0%", "95.0%"]
+
+    def test_accepted_answers_are_told_from_those_that_were_only_taken(self):
+        """Of 40 rows that reach the last tier, those that it is wrong about are not accepted."""
+        rows = cascade(120, lambda n: n % 3 == 0, lambda n: n % 10 != 1, lambda n: n % 20 != 0, route="execution_feedback")
+        doubted = [replace(one, accepted=False) if n % 20 == 0 and n % 3 == 0 else one for n, one in enumerate(rows)]
+        markdown, _ = build_report(given_runs(execution_feedback=doubted), title="problems")
+        table = next(table for table in markdown_tables(markdown) if table[0][2] == "accepted")
+        assert [cell.split(" (")[0] for cell in table[1]] == ["1", r"execution\_feedback", "98.3%", "6.8%", "2"]
+        assert r"execution\_feedback (cascade)" in markdown
 
     def test_markdown_and_html_have_the_same_tables(self, built):
         """Cell by cell, apart from how they are set."""
