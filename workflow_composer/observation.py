@@ -150,7 +150,7 @@ def metric_of(
         None if error is None else type(error).__name__,  # error
         len(trace.attempts),  # attempts
         "\n".join(text for message in request.messages for text in texts(message)) if debug else None,  # prompt
-        plan.alarm or None if plan is not None else None,
+        plan.alarm or None if plan is not None else None,  # alarm
     )
 
 

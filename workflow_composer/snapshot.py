@@ -6,6 +6,7 @@ retired when another takes over, and closes its backends when its last request e
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -53,6 +54,7 @@ class Snapshot:
         self._users = 0
         self._retired = False
         self._closed = False
+        self._closing: asyncio.Task[None] | None = None
 
     # ----------------------------------------------------------------------------------------------------- routing
 
@@ -99,7 +101,10 @@ class Snapshot:
         with self._lock:
             self._users -= 1
             unused = self._retired and not self._users
-        if unused:
+        if unused and self.listeners:
+            # Routers that listen may have work under way (audits), for which no answer should wait.
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+        elif unused:
             await self._close()
 
     async def retire(self) -> None:

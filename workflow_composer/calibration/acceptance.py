@@ -16,9 +16,6 @@ from workflow_composer.calibration.signals import Rules, signal_of
 from workflow_composer.plan import Verdict
 from workflow_composer.types import Sample, TokenLogprob
 
-_ROUNDING = 1e-9
-"""Sums of parts and of the whole differ by rounding; an answer is abandoned only where that cannot matter."""
-
 
 @dataclass(frozen=True, slots=True)
 class RuleAcceptance:
@@ -84,11 +81,12 @@ class ScoreAcceptance:
         found = self._score_of(samples[0])
         if found is None:
             return Verdict(accepted=False, reason="its score is unknown: no usable log-probabilities")
+        straight_up = self.straight_up is not None and found < self.straight_up
         if self.threshold is None:
-            return Verdict(accepted=False, confidence=found, reason=f"score {found:.3g}; no answer of this tier is accepted")
+            reason = f"score {found:.3g}; no answer of this tier is accepted"
+            return Verdict(accepted=False, confidence=found, reason=reason, straight_up=straight_up)
         accepted = found >= self.threshold
         reason = f"score {found:.3g} {'>=' if accepted else '<'} {self.threshold:.3g}"
-        straight_up = self.straight_up is not None and found < self.straight_up
         return Verdict(accepted, found, reason, straight_up=straight_up and not accepted)
 
     def _score_of(self, sample: Sample) -> float | None:
@@ -114,8 +112,8 @@ class ScoreWatch:
     def __init__(self, acceptance: ScoreAcceptance, longest: int) -> None:
         self._score = acceptance.score
         self._straight_up = acceptance.straight_up is not None
-        limit = acceptance.threshold if acceptance.straight_up is None else acceptance.straight_up
-        self._limit = math.inf if limit is None else limit
+        limits = [limit for limit in (acceptance.threshold, acceptance.straight_up) if limit is not None]
+        self._limit = min(limits, default=math.inf)
         self._prefix = Prefix(longest)
 
     def hear(self, tokens: Sequence[TokenLogprob]) -> Verdict | None:
@@ -127,7 +125,7 @@ class ScoreWatch:
         if ranges is None:
             return None
         best = self._score.highest(ranges)
-        if best >= self._limit - _ROUNDING:
+        if best >= self._limit:
             return None
         return Verdict(accepted=False, reason=f"score at most {best:.3g} < {self._limit:.3g}", straight_up=self._straight_up)
 

@@ -9,6 +9,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 
 from workflow_composer.calibration.audits import AuditLog
 from workflow_composer.calibration.certificate import Certificate
@@ -54,7 +55,7 @@ class Auditor:
         self._draw = draw
         self._clock = clock
         self._looked = -_LOOK_EVERY
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Future[None]] = {}
         self._troubled = False
         self._alarm = ""
 
@@ -71,13 +72,16 @@ class Auditor:
         """Take note of an accepted answer; now and then it is drawn. Called on a running event loop."""
         if self._draw() < self._rate:
             task = asyncio.get_running_loop().create_task(self._audit(request, response, group))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks[task] = Future()
+            task.add_done_callback(self._ended)
 
     async def aclose(self) -> None:
-        """Wait for the audits under way."""
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
+        """Wait for the audits under way, those of other event loops too; one whose loop stands still will never end."""
+        while ends := [end for task, end in tuple(self._tasks.items()) if task.get_loop().is_running()]:
+            await asyncio.wait([asyncio.wrap_future(end) for end in ends])
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task).set_result(None)
 
     async def _audit(self, request: LLMRequest, response: LLMResponse, group: str) -> None:
         tier = next(tier.name for tier in response.tiers if tier.tier == response.decision.tier)
@@ -106,7 +110,9 @@ class Auditor:
         try:
             self._log.refresh()
             watched = self._log.watched(self._digest)
-            if watched is None or not watched.alarmed:
+            if watched is None:  # nothing was drawn yet; or the file is gone, which takes back no alarm
+                return
+            if not watched.alarmed:
                 self._alarm = ""
                 return
             reason = watched.reason

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from workflow_composer.calibration.certificate import Certificate, ModelIdentity, digest_of
 from workflow_composer.errors import CertificateMismatch
-from workflow_composer.types import LLMRequest, texts
+from workflow_composer.types import ANY_TASK, LLMRequest, texts
+
+_LONGEST = 60
+"""Characters of a value that a message quotes."""
 
 
 def check(
@@ -14,8 +17,8 @@ def check(
 ) -> None:
     """Compare with the models that the tiers would ask, cheap ones first, and with the tasks' lowest tiers.
 
-    Raises `CertificateMismatch`, naming each field that differs. What the certificate does not state is a difference, too:
-    nobody could notice a change of it.
+    ``floors``: task -> position of its lowest tier; the task ``*`` stands for those that are not listed. Raises
+    `CertificateMismatch`, naming each field that differs, and what only one of the two states.
     """
     faults: list[str] = []
     names = [tier.name for tier in certificate.tiers]
@@ -28,16 +31,29 @@ def check(
                 made, here = getattr(tier.identity, field), getattr(identity, field)
                 if made != here and not (field == "top_logprobs" and tier.score is None):
                     faults.append(f"tier {tier.name}, {field}: {_shown(made)} in the certificate, {_shown(here)} here")
-    for task, group in certificate.groups.items():
-        if len(names) == len(wanted) and group.first != floors.get(task, 0):
-            here = floors.get(task, 0)
-            faults.append(f"task {task}, floor: {names[group.first]} in the certificate, {names[here]} here")
+    if len(names) == len(wanted):
+        faults += _floor_faults(certificate, floors)
     if faults:
         prefix = f"{where}: " if where else ""
         raise CertificateMismatch(
             f"{prefix}the certificate does not hold for what would run: {'; '.join(faults)}",
             hint="calibrate again with this profile, or use the certificate with the one that it was made for",
         )
+
+
+def floor_of(task: str, floors: Mapping[str, int]) -> int:
+    """The position of the lowest tier that a task may be given to."""
+    return floors.get(task, floors.get(ANY_TASK, 0))
+
+
+def _floor_faults(certificate: Certificate, floors: Mapping[str, int]) -> list[str]:
+    """Tasks that start elsewhere than their certificate says; those that fall under its group for any task included."""
+    names, faults = [tier.name for tier in certificate.tiers], []
+    for task in sorted({*certificate.groups, *floors}):
+        group, here = certificate.group(task), floor_of(task, floors)
+        if group is not None and group.first != here:
+            faults.append(f"task {task}, floor: {names[group.first]} in the certificate, {names[here]} here")
+    return faults
 
 
 def uncovered(certificate: Certificate, request: LLMRequest, temperature: float | None) -> str:
@@ -62,6 +78,11 @@ def uncovered(certificate: Certificate, request: LLMRequest, temperature: float 
     for field, known, asked in fields:
         if known != asked:
             return f"{field}: {_shown(known)} in the certificate, {_shown(asked)} asked for"
+    most = max((tier.identity.top_logprobs or 0 for tier in certificate.tiers if tier.score is not None), default=None)
+    if (
+        most is not None and (request.top_logprobs or 0) > most
+    ):  # the scores would be made of more than they were learned from
+        return f"top_logprobs: {most} in the certificate, {request.top_logprobs} asked for"
     if digest_of(system_of(request)) != made.system:
         return "system message: another than the certificate's" if made.system else "system message: none in the certificate"
     return ""
@@ -76,4 +97,7 @@ def system_of(request: LLMRequest) -> str | None:
 
 
 def _shown(value: object) -> str:
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else repr(value)
+    if value is None:
+        return "none"
+    text = f"{value:g}" if isinstance(value, float) else repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

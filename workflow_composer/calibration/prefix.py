@@ -2,7 +2,8 @@
 
 Of an answer that has n tokens so far and will have at most N, sums over tokens are known in part. What follows can at best
 be certain (log-probability 0, entropy 0, margin 1) and at worst hopeless; means then lie between the two, divided by
-whichever length helps.
+whichever length helps. It is taken for granted that the tokens to come tell as much as those that came: a server that gives
+alternatives for the first token gives them for all.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _EXTREMES: dict[str, Range] = {
     "tail_mass": (0.0, 1.0),
 }
 """Means over tokens, and what one token can contribute."""
-_OF_DISTRIBUTIONS = {"entropy", "margin", "tail_mass"}
+_ROUNDING = 1e-9
+"""Sums of parts and of the whole differ by rounding; whatever is said here leaves room for that."""
 
 
 class Prefix:
@@ -34,7 +36,7 @@ class Prefix:
         self._longest = longest
         self._count = 0
         self._known = True
-        self._spread = True
+        self._lacking: set[str] = set()
         self._least = 0.0
         self._low = 0
         self._sums = dict.fromkeys(_EXTREMES, 0.0)
@@ -53,7 +55,7 @@ class Prefix:
         for name in self._sums:
             value = getattr(heard, name)
             if value is None:
-                self._spread = False
+                self._lacking.add(name)
             else:
                 self._sums[name] += value * count
         self._least_margin = min(self._least_margin, 1.0 if heard.min_margin is None else heard.min_margin)
@@ -62,39 +64,48 @@ class Prefix:
         """The least doubtful signal that the whole answer could have; None where nothing can be said."""
         if not self._known or not self._count:
             return None
-        most = max(self._longest, self._count)
+        most, spread = max(self._longest, self._count), "entropy" not in self._lacking
+        share = (1.0 - _ROUNDING) / most
         return FeedbackSignal(
-            "distribution" if self._spread else "surprisal",
+            "distribution" if spread else "surprisal",
             token_count=self._count,
-            mean_logprob=self._sums["mean_logprob"] / most,
+            mean_logprob=self._sums["mean_logprob"] * share,
             min_logprob=self._least,
-            binary_entropy=self._sums["binary_entropy"] / most,
+            binary_entropy=self._sums["binary_entropy"] * share,
             low_confidence_tokens=self._low,
             low_confidence_ratio=self._low / most,
-            entropy=self._sums["entropy"] / most if self._spread else None,
+            entropy=self._sums["entropy"] * share if spread else None,
         )
 
     def ranges(self, features: Sequence[str]) -> list[Range] | None:
         """Between what each feature of the whole answer will lie; None where one is not known."""
         if not self._known or not self._count:
             return None
-        found = [self._range(name) for name in features]
-        return None if None in found else [one for one in found if one is not None]
+        found: list[Range] = []
+        for name in features:
+            between = self._range(name)
+            if between is None:
+                return None
+            low, high = between
+            found.append((low - _ROUNDING * (1.0 + abs(low)), high + _ROUNDING * (1.0 + abs(high))))
+        return found
 
     def _range(self, name: str) -> Range | None:
         count, most = self._count, max(self._longest, self._count)
+        if name in self._lacking or (name == "min_margin" and "margin" in self._lacking):
+            return None
         if name in _EXTREMES:
-            least, largest = _EXTREMES[name]
-            return self._mean(self._sums[name], least, largest) if self._spread or name not in _OF_DISTRIBUTIONS else None
+            return self._mean(self._sums[name], *_EXTREMES[name])
+        if name.startswith("logprob_q"):
+            return (FLOOR, 0.0)
         known: dict[str, Range] = {
             "log_length": (math.log(count), math.log(most)),
             "sequence_logprob": (FLOOR * most, self._sums["mean_logprob"]),
             "min_logprob": (FLOOR, self._least),
             "low_confidence_ratio": self._mean(self._low, 0.0, 1.0),
+            "min_margin": (0.0, self._least_margin),
         }
-        if self._spread:
-            known["min_margin"] = (0.0, self._least_margin)
-        return (FLOOR, 0.0) if name.startswith("logprob_q") else known.get(name)
+        return known.get(name)
 
     def _mean(self, total: float, low: float, high: float) -> Range:
         """Between what the mean will lie if each token to come contributes between ``low`` and ``high``."""

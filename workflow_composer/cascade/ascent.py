@@ -56,6 +56,12 @@ class Ascent:
             if self._accepted:
                 return
 
+    @property
+    def may_abandon(self) -> bool:
+        """Whether an answer may be given up unfinished: not where the budget could leave nobody to be asked instead."""
+        budgets = (self._request.budget, self._plan.budget, *(tier.budget for tier in self._plan.tiers))
+        return all(budget is None for budget in budgets)
+
     def is_last(self, index: int) -> bool:
         """Whether no tier stands behind this one."""
         return index + 1 == len(self._plan.tiers)

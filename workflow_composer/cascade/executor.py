@@ -26,6 +26,7 @@ from workflow_composer.errors import (
     LocalModelUnavailable,
     ModelError,
     ServerFailed,
+    Unsupported,
 )
 from workflow_composer.types import (
     Candidate,
@@ -69,16 +70,23 @@ class PlanExecutor:
         can mend (a bad request, a wrong key) comes through as it is.
         """
         tiers = plan.tiers
-        if len(tiers) == 1 and tiers[0].voting is None and request.budget is plan.budget is tiers[0].budget is None:
+        first = tiers[0]
+        if (
+            len(tiers) == 1
+            and first.voting is None
+            and not first.name
+            and request.budget is plan.budget is first.budget is None
+        ):
             # By far the most frequent plan; what only several tiers need would add a tenth to the core's work.
             try:
-                return await self.run_tier(0, tiers[0], request, trace)
+                return await self.run_tier(0, first, request, trace)
             except AllCandidatesFailed as error:
                 raise self.failure(error, trace) from None
         ascent = self.ascent(plan, request, trace)
         for index, tier in ascent.tiers():
+            watch = tier.watch_all and ascent.may_abandon
             try:
-                ascent.answered(await self.run_tier(index, tier, request, trace, last=ascent.is_last(index)))
+                ascent.answered(await self.run_tier(index, tier, request, trace, last=ascent.is_last(index), watch=watch))
             except AllCandidatesFailed as error:
                 ascent.failed(index, self.failure(error, trace))
         return ascent.outcome()
@@ -89,13 +97,13 @@ class PlanExecutor:
         """Ask one tier's candidates in order until one answers; raises `AllCandidatesFailed` where none does.
 
         A tier that is not the last is given up at its deadline; the votes that have come by then are kept. ``watch``:
-        follow the answer while it comes, as the tier says.
+        follow the answer while it comes, and abandon it where the tier's watch says so.
         """
         if tier.voting is not None:
             return await self._vote(index, tier, request, trace, last=last)
         if tier.deadline is not None and not last:
             return await self._run_in_time(index, tier, request, trace, tier.deadline, watch=watch)
-        if tier.watch is not None and (watch or tier.watch_all) and not last:
+        if tier.watch is not None and watch and not last:
             outcome = await watched(self, index, tier, request, trace)
         else:
             outcome = await self._ask(index, tier, request, trace)
@@ -110,7 +118,7 @@ class PlanExecutor:
             try:
                 done = await self._attempt(self.endpoints[candidate.name], call, walk)
             except ModelError as error:
-                await walk.failed(error)
+                call = await self.after(error, call, tier, request, walk)
             else:
                 return Outcome(done.samples, done.model, candidate, index, walk.position, tier.accept(done.samples))
         raise walk.exhausted()
@@ -206,6 +214,16 @@ class PlanExecutor:
         elif tier.voting is not None and tier.voting.measure == "logprob" and not request.logprobs:
             request = replace(request, logprobs=True)
         return ModelCall(request, tier.samples if samples is None else samples, temperature, self.timeouts, first)
+
+    async def after(self, error: ModelError, call: ModelCall, tier: Tier, request: LLMRequest, walk: Walk) -> ModelCall:
+        """What to ask after a failed call; raises ``error`` where no candidate can mend it.
+
+        Log-probabilities that only the tier wants are no reason to fail: who cannot give any is asked without.
+        """
+        if isinstance(error, Unsupported) and tier.logprobs is not None and call.request is not request:
+            return replace(call, request=request)
+        await walk.failed(error)
+        return self.call(tier, request)
 
     async def judge(self, tier: Tier, sample: Sample) -> Verdict:
         """The verdict on a tier's only sample."""

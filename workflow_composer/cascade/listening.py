@@ -50,7 +50,8 @@ async def listen(
                     break
                 told.hear(piece)
                 metered.usage = told.usage
-                if watch is not None and piece.logprobs and (verdict := watch.hear(piece.logprobs)):
+                going_on = piece.finish_reason is None  # at its end there is nothing to save
+                if watch is not None and going_on and piece.logprobs and (verdict := watch.hear(piece.logprobs)):
                     metered.usage = told.usage_so_far(endpoint.prompt_tokens(call.request))
                     raise Abandoned(verdict, told.tokens)
                 yield piece

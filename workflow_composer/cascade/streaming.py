@@ -41,7 +41,7 @@ class StreamRun:
                     assert self.outcome is not None  # a live tier that ends without an error has answered
                     ascent.answered(self.outcome)
                     return
-                run = self._executor.run_tier(index, tier, self._request, self._trace, last=last, watch=True)
+                run = self._executor.run_tier(index, tier, self._request, self._trace, last=last, watch=ascent.may_abandon)
                 ascent.answered(await run)
             except AllCandidatesFailed as error:
                 ascent.failed(index, self._executor.failure(error, self._trace))
@@ -74,7 +74,7 @@ class StreamRun:
                         attempts=self._trace.attempts,
                         hint="what was delivered stands; ask again for a whole answer",
                     ) from error
-                await walk.failed(error)
+                call = await self._executor.after(error, call, tier, self._request, walk)
             else:
                 sample = told.sample()
                 verdict = await self._executor.judge(tier, sample)

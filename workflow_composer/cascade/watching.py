@@ -1,7 +1,8 @@
 """Following an answer while it is generated, to abandon it as soon as it cannot be accepted any more.
 
 Whatever is abandoned would have been rejected at its end, so watching changes what is paid, never what is accepted. Nothing
-reaches the caller before the answer is whole and accepted.
+reaches the caller before the answer is whole and accepted. What is lost is an answer to fall back on where all tiers behind
+fail; so nothing is abandoned where the budget may leave them out (`Ascent.may_abandon`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from workflow_composer.types import Candidate, LLMRequest, Tier, Verdict
 if TYPE_CHECKING:
     from workflow_composer.cascade.executor import PlanExecutor
 
-LONGEST_ANSWER = 32_768
+LONGEST_ANSWER = 2**20
 """Tokens that an answer is thought to have at the most where neither the request nor the model limits it."""
 
 
@@ -38,7 +39,7 @@ async def watched(executor: PlanExecutor, index: int, tier: Tier, request: LLMRe
         except Abandoned as end:
             abandoned = end.verdict
         except ModelError as error:
-            await walk.failed(error)
+            call = await executor.after(error, call, tier, request, walk)
             continue
         sample = told.sample()
         verdict, model = abandoned or tier.accept((sample,)), told.model or candidate.name
@@ -48,4 +49,5 @@ async def watched(executor: PlanExecutor, index: int, tier: Tier, request: LLMRe
 
 def _longest(request: LLMRequest, candidate: Candidate) -> int:
     """Tokens that the answer can have at the most."""
-    return min(request.max_tokens or LONGEST_ANSWER, candidate.context_length or LONGEST_ANSWER)
+    limits = [limit for limit in (request.max_tokens, candidate.context_length) if limit]
+    return min(limits, default=LONGEST_ANSWER)

@@ -1,8 +1,9 @@
 """What escalation has cost and saved: two sums that add up.
 
-``spent`` is all that was paid. It is ``kept`` (the answers that were returned) plus ``wasted`` (answers thrown away, failed
-and abandoned calls). Had every request gone to the strongest tier alone, ``always_strongest`` would have been paid, which
-is ``spent`` plus ``saved``; ``saved`` is negative where the cascade was the dearer way.
+``spent`` is all that was paid for requests that were answered; requests that failed and audits are not in it. It is
+``kept`` (the answers that were returned, all samples of a vote together) plus ``wasted`` (answers thrown away, failed and
+abandoned calls). Had every request gone to the strongest tier alone, ``always_strongest`` would have been paid, which is
+``spent`` plus ``saved``; ``saved`` is negative where the cascade was the dearer way.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from workflow_composer.types import LLMResponse, Usage
 class EscalationStats:
     """Counts of requests, and dollars; see the module. ``by_tier`` counts the tiers whose answers were returned.
 
-    ``always_strongest`` is exact where the strongest tier answered; else it is an estimate: the same prompt and as many
-    tokens of answer, at its price.
+    ``always_strongest`` is exact where the strongest tier answered; else it is an estimate: one answer to the same prompt of
+    as many tokens, at its price. What GPU time adds to the price is as much per token as where the strongest tier answered.
     """
 
     requests: int
@@ -41,7 +42,10 @@ class EscalationStats:
 
 
 class EscalationTally:
-    """Counts responses; thread-safe. ``strongest`` names the last tier, ``price`` gives its dollars for a usage."""
+    """Counts responses; thread-safe.
+
+    ``strongest`` names the last tier, ``price`` gives its dollars for a usage, without GPU time.
+    """
 
     def __init__(self, strongest: str, price: Callable[[Usage], float]) -> None:
         self._strongest = strongest
@@ -50,6 +54,8 @@ class EscalationTally:
         self._counts: Counter[str] = Counter()
         self._tiers: Counter[str] = Counter()
         self._spent = self._kept = self._always = 0.0
+        self._beyond_dollars = 0.0
+        self._beyond_tokens = self._other_tokens = 0
 
     def count(self, response: LLMResponse) -> None:
         """Count one response."""
@@ -57,6 +63,10 @@ class EscalationTally:
         deciding = next(tier for tier in tiers if tier.tier == response.decision.tier)
         strongest = deciding.name == self._strongest
         abandoned = sum(attempt.error_type == "Abandoned" for attempt in response.attempts)
+        good = [attempt for attempt in response.attempts if attempt.tier == deciding.tier and attempt.error is None]
+        usage = sum((attempt.usage for attempt in good), Usage())
+        kept = sum(attempt.cost for attempt in good)
+        tokens = usage.completion_tokens // max(1, len(deciding.samples))
         with self._lock:
             self._counts["requests"] += 1
             self._counts["escalated"] += deciding is not tiers[0]
@@ -64,12 +74,19 @@ class EscalationTally:
             self._counts["abandoned"] += abandoned
             self._tiers[deciding.name] += 1
             self._spent += response.cost
-            self._kept += deciding.cost
-            self._always += deciding.cost if strongest else self._price(deciding.usage)
+            self._kept += kept
+            if strongest:
+                self._always += kept
+                self._beyond_dollars += kept - self._price(usage)
+                self._beyond_tokens += usage.completion_tokens
+            else:
+                self._always += self._price(Usage(usage.prompt_tokens // max(1, len(good)), tokens))
+                self._other_tokens += tokens
 
     def stats(self) -> EscalationStats:
         """All of it so far."""
         with self._lock:
+            always = self._always + self._other_tokens * self._beyond_dollars / max(1, self._beyond_tokens)
             return EscalationStats(
                 requests=self._counts["requests"],
                 escalated=self._counts["escalated"],
@@ -79,6 +96,6 @@ class EscalationTally:
                 spent=self._spent,
                 kept=self._kept,
                 wasted=self._spent - self._kept,
-                always_strongest=self._always,
-                saved=self._always - self._spent,
+                always_strongest=always,
+                saved=always - self._spent,
             )
