@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from workflow_composer.profiles.models import BreakerSettings, ModelSpec, RetrySettings, TierSpec, TimeoutSettings
 from workflow_composer.routers.cascade import CascadeSettings
 from workflow_composer.routers.cascading_provider import CascadingProviderSettings
+from workflow_composer.routers.feedback_settings import AuditSettings, ExecutionFeedbackSettings
 from workflow_composer.strategy import StrategyConfig
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "profiles.md"
@@ -32,6 +33,8 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "`circuit_breaker`": BreakerSettings,
     "`routers`: `cascade`": CascadeSettings,
     "`routers`: `cascading_provider`": CascadingProviderSettings,
+    "`routers`: `execution_feedback`": ExecutionFeedbackSettings,
+    "`routers`: `execution_feedback`: `audit`": AuditSettings,
 }
 SCALARS = {str: "text", bool: "true or false", int: "whole number", float: "number"}
 

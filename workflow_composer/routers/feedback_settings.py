@@ -18,7 +18,12 @@ Names = Annotated[tuple[str, ...], Field(strict=False)]
 class AuditSettings(RouterSettings):
     """How accepted answers are checked in use."""
 
-    rate: float = Field(0.02, ge=0, le=1, description="share of accepted answers that is drawn for a check; 0: none")
+    rate: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="share of accepted answers that is drawn for a check; 0: none, and an alarm that stands holds",
+    )
     by: str = Field(
         "feedback",
         pattern=r"^(feedback|strongest|python:[\w.]+:\w+)$",
@@ -43,7 +48,9 @@ class ExecutionFeedbackSettings(RouterSettings):
     tiers: Names = Field((), description="tiers or models, cheap ones first; default: all tiers of the profile")
     tasks: Names = Field((), description="tasks that are routed so; default: all")
     task_floors: Mapping[str, str | int] = Field(
-        default_factory=dict, description="task -> the lowest tier that it is ever given to: its name, or its number from 1"
+        default_factory=dict,
+        description="task -> the lowest tier that it is ever given to: its name, or its number from 1; "
+        "`*` stands for every task that is not listed",
     )
     unknown: Literal["vote", "escalate", "accept"] = Field(
         "escalate",
@@ -58,7 +65,10 @@ class ExecutionFeedbackSettings(RouterSettings):
         "(every call is then made as a stream), `never`",
     )
     temperature: float | None = Field(
-        None, ge=0, le=2, description="temperature; default: the certificate's, or the request's"
+        None,
+        ge=0,
+        le=2,
+        description="temperature of all tiers, whatever the request's; default: the certificate's, or the request's",
     )
     top_logprobs: int | None = Field(
         None, ge=0, le=20, description="alternatives asked for beside each token; default: the certificate's, or 5"
@@ -75,7 +85,8 @@ class ExecutionFeedbackSettings(RouterSettings):
         DEFAULT_RULES.low_confidence_ratio, ge=0, le=1, description="rule: largest share of tokens less likely than 0.5"
     )
     audit: Audit = Field(
-        default_factory=lambda: AuditSettings.model_validate({}), description="how accepted answers are checked in use"
+        default_factory=lambda: AuditSettings.model_validate({}),
+        description="how the answers that a certificate accepts are checked in use",
     )
 
     @model_validator(mode="after")

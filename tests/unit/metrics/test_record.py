@@ -13,7 +13,7 @@ from tests.unit.metrics.examples import metric
 
 def test_a_line_holds_every_field_under_its_own_name():
     """Someone who reads the file finds the fields of the class, whatever else changes."""
-    written = metric(success=False, error="CallTimeout", escalated=True, tier=1, prompt="Why?")
+    written = metric(success=False, error="CallTimeout", escalated=True, tier=1, prompt="Why?", alarm="9 of 20 were wrong")
 
     assert json.loads(written.to_json()) == asdict(written)
 
@@ -21,6 +21,12 @@ def test_a_line_holds_every_field_under_its_own_name():
 def test_the_prompt_is_absent_unless_given():
     """What was asked must not lie about in files that nobody thinks of."""
     assert "prompt" not in json.loads(metric().to_json())
+
+
+def test_the_alarm_is_absent_unless_there_is_one():
+    """Whoever watches the metrics looks for the key."""
+    assert "alarm" not in json.loads(metric().to_json())
+    assert json.loads(metric(alarm='9 of 20 "right"').to_json())["alarm"] == '9 of 20 "right"'
 
 
 def test_times_are_rounded_to_microseconds_and_costs_are_not():
