@@ -73,7 +73,7 @@ class Calibration:
             from workflow_composer.calibration.calibrating import calibrate
 
             options = self.options
-            config = self._profile()
+            config = self.state.profile()
             table = self._table(config)
             certificate = calibrate(
                 table,
@@ -104,14 +104,6 @@ class Calibration:
         return NOTHING_CERTIFIED if lacking else 0
 
     # -------------------------------------------------------------------------------------------------------- the parts
-
-    def _profile(self) -> StrategyConfig | None:
-        """The profile that was named; without one, models and prices are not known."""
-        state = self.state
-        if not (state.strategy or state.environ.get("BIOPIPELINES_STRATEGY", "").strip()):
-            return None
-        with state.orchestrator() as orchestrator:
-            return orchestrator.config
 
     def _table(self, config: StrategyConfig | None) -> CalibrationTable:
         options = self.options

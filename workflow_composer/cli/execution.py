@@ -118,13 +118,9 @@ class Execution:
 
     def _orchestrator(self) -> ModelOrchestrator:
         """An orchestrator whose votes are as the options say, over the recording where there is one."""
-        from workflow_composer.strategy import StrategyConfig
-
         state = self.state
         if self.recorded is not None:
-            named = state.strategy or state.environ.get("BIOPIPELINES_STRATEGY", "").strip()
-            base = StrategyConfig.load(named, environ=state.environ) if named else None
-            config = of_recording(self.recorded.path, self.recorded.models, base)
+            config = of_recording(self.recorded.path, self.recorded.models, state.profile())
         else:
             with state.open(state, None) as chosen:
                 config, self.plugins = chosen.config, chosen.plugins

@@ -48,7 +48,7 @@ class Recorder:
         """Record what is not recorded yet; the exit code."""
         self._state.log = log = DecisionLog()
         with self._appending() as descriptor:
-            orchestrator = self._state.open(self._state, None)
+            orchestrator = self._open()
             try:
                 rows = self._rows(self._tiers(orchestrator))
             except BaseException:
@@ -64,6 +64,16 @@ class Recorder:
                 click.echo(f"{tally.done} of {tally.total} answers recorded; run the same command again to go on", err=True)
                 raise
         return self._sum_up(tally)
+
+    def _open(self) -> ModelOrchestrator:
+        """One that asks each model by its name; other routers may want the certificate that is yet to be made."""
+        from workflow_composer.orchestrator import ModelOrchestrator
+
+        state = self._state
+        config = state.profile()
+        if config is None:
+            return state.open(state, None)
+        return ModelOrchestrator(config.replaced(routers=["provider"]), environ=state.environ, log=state.log)
 
     def _tiers(self, orchestrator: ModelOrchestrator) -> tuple[str, ...]:
         config = orchestrator.config

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from workflow_composer.metrics.sink import MetricsSink
     from workflow_composer.observation import Log
     from workflow_composer.orchestrator import ModelOrchestrator
+    from workflow_composer.strategy import StrategyConfig
 
 OpenOrchestrator = Callable[["State", "MetricsSink | None"], "ModelOrchestrator"]
 
@@ -33,6 +34,17 @@ class State:
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     open: OpenOrchestrator = open_orchestrator
     log: Log | None = None
+
+    def profile(self) -> StrategyConfig | None:
+        """The profile that was named, loaded and no more: its routers may want files that are yet to be made.
+
+        None where none was named. Raises `ConfigError`.
+        """
+        from workflow_composer.detection import STRATEGY_VARIABLE
+        from workflow_composer.strategy import StrategyConfig
+
+        named = self.strategy or self.environ.get(STRATEGY_VARIABLE, "").strip()
+        return StrategyConfig.load(named, environ=self.environ) if named else None
 
     @contextmanager
     def orchestrator(self, metrics: MetricsSink | None = None) -> Iterator[ModelOrchestrator]:
