@@ -167,7 +167,7 @@ class Batch:
                 "cost": sum(attempt.cost for attempt in getattr(error, "attempts", ())),
                 "latency_ms": round((time.perf_counter() - started) * 1000.0, 3),
             }
-        return head | await self._made(row, response)
+        return {**head, **await self._made(row, response)}
 
     async def _made(self, row: Row, response: LLMResponse) -> Record:
         """What is kept of an answer."""
