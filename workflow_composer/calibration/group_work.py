@@ -99,8 +99,8 @@ class GroupWork:
         if coverage > (highest := risk.highest_coverage(base, self.alpha)):
             group = "" if self.name == ANY_TASK else f" of group {self.name!r}"
             raise InfeasibleTarget(
-                f"no scores can accept {coverage:g} of the requests{group} at an error of {self.alpha:g}: a share of at least "
-                f"mu = {base:.3f} is answered right by no tier (confidence {1 - self.delta:g}), and coverage is at most "
+                f"no scores can accept {coverage:g} of the requests{group} at an error of {self.alpha:g}: a share of at "
+                f"least mu = {base:.3f} is answered right by no tier (confidence {1 - self.delta:g}), and coverage is at most "
                 f"(1 - mu) / (1 - alpha) = {highest:.3f}",
                 hint="ask for less coverage, allow a larger alpha, or use a model that is right more often",
             )
@@ -131,12 +131,19 @@ class GroupWork:
         )
 
     def _requests_needed(self, found: risk.Selection) -> int | None:
-        """More requests for the whole calibration, where so many more are needed at the tier itself."""
-        if found.labels_needed is None:
+        """More requests for the whole calibration, where so many more are needed at the tier itself.
+
+        A tier that fewer requests reached than could show anything is given as many as could: that the few were answered
+        wrong does not say that no number would do.
+        """
+        needed, fewest = found.labels_needed, risk.fewest_accepted(self.alpha, found.level)
+        if needed is None and found.threshold is None and found.reached < fewest:
+            needed = fewest - found.reached
+        if needed is None:
             return None
         reaching = found.reached / len(self.calibrating) if found.reached else 1.0
         calibrating = len(self.calibrating) / (len(self.calibrating) + len(self.fitting))
-        return math.ceil(found.labels_needed / reaching / calibrating)
+        return math.ceil(needed / reaching / calibrating)
 
 
 def _quantiles(scores: Floats) -> list[float]:

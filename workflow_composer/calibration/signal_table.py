@@ -264,9 +264,7 @@ def _tidy(top: Floats) -> tuple[NDArray[np.bool_], NDArray[np.int8], Floats]:
     return usable, seen, least
 
 
-def _bounds(
-    known: Floats, rest: Floats, least: Floats, seen: NDArray[np.int8], vocabulary: int
-) -> tuple[Floats, Floats]:
+def _bounds(known: Floats, rest: Floats, least: Floats, seen: NDArray[np.int8], vocabulary: int) -> tuple[Floats, Floats]:
     """Lower and upper bounds of entropies of which ``rest`` was not seen."""
     outcomes = np.maximum(1, vocabulary - np.arange(int(seen.max()) + 1)).astype(np.float64)
     largest = np.exp(least)
