@@ -1,13 +1,25 @@
-"""The execution-feedback router live on the embedded fleet: half of the problems certifies it, the other half is answered."""
+"""The execution-feedback router live on the embedded fleet: half of the problems certifies it for the other half."""
+
+import json
+import random
 
 import pytest
 
 from tests.integration.certified_run import ALPHA, CertifiedRun, error_of_accepted
+from workflow_composer.calibration.monitor import RiskMonitor
 
 pytestmark = [pytest.mark.embedded, pytest.mark.slow]
 
 ROUTE = "execution_feedback"
 ROWS = 500
+JUDGE = """
+import re
+
+def judge(request, response):
+    first, second = map(int, re.findall(r"[0-9]+", request.messages[-1]["content"]))
+    return response.text.endswith(f"#### {first + second}")
+"""
+"""What a user's own check may look like: the questions below are sums."""
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +59,39 @@ def test_what_is_not_accepted_is_the_strongest_tier_s_answer_and_says_so(run):
 
 
 def test_audits_by_the_strongest_tier_were_drawn_and_graded_and_raise_no_alarm(run):
-    made, certificate, _, _ = run
+    made, *_ = run
     found = made.command(made.folder / "certified.yaml", "feedback", "--status")
     (watched,) = found["certificates"]
     assert 5 <= watched["audits"] <= 60
     assert not watched["alarm"]
+
+
+def one_step_problems(count):
+    """Sums of one step: the fleet has learned problems of two to five, and is sure of wrong answers to shorter ones."""
+    chance = random.Random(5)
+    for _ in range(count):
+        first, second = chance.randint(5, 60), chance.randint(2, 30)
+        thing = chance.choice(["apples", "pens", "tubes", "samples"])
+        question = f"Clara has {first} {thing}. Then she finds {second} more. How many {thing} are there in the end?"
+        yield {"question": question, "answer": f"#### {first + second}"}
+
+
+def test_questions_of_another_kind_raise_the_alarm_within_the_stated_number_of_audits(run):
+    """In mid-run: the audits of the half before count as well. From the alarm on nothing is accepted, and rows say why."""
+    made, *_ = run
+    (before,) = made.command(made.folder / "certified.yaml", "feedback", "--status")["certificates"]
+    (made.folder / "judge.py").write_text(JUDGE)
+    (made.folder / "data" / "short.jsonl").write_text("".join(json.dumps(row) + "\n" for row in one_step_problems(120)))
+    watched = made.profile("watched", certificate="certificate.json", audit={"rate": 0.5, "by": "python:judge:judge"})
+    made.command(watched, "execute", "--routes", ROUTE, "--datasets", "short", "--data-dir", "data")
+    lines = (made.folder / "results" / "short" / ROUTE / "results.jsonl").read_text().splitlines()
+    (after,) = made.command(watched, "feedback", "--status")["certificates"]
+    assert after["alarm"]
+    stated = RiskMonitor(ALPHA).audits_to_alarm(0.6, after=before["audits"])
+    assert after["alarm_at"] - before["audits"] <= stated
+    suspended = [row for row in map(json.loads, lines) if "alarm: " in row["tiers"][-1]["reason"]]
+    assert len(suspended) > 20
+    assert not any(row["accepted"] for row in suspended)
 
 
 def test_a_certificate_for_another_temperature_is_refused_by_name(run):

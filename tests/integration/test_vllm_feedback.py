@@ -1,4 +1,4 @@
-"""The execution-feedback router with a real vLLM server's log-probabilities in front of the embedded fleet's strongest model."""
+"""The execution-feedback router with a real vLLM server's log-probabilities, in front of the embedded fleet's best model."""
 
 import pytest
 
@@ -16,8 +16,8 @@ pytestmark = [
 ]
 
 ROUTE = "execution_feedback"
-ROWS = 250
-HARD = "Grace has 24 samples. She shares them equally among 3 friends and looks at one share. David has 7 fewer samples than Grace."
+ROWS = 200
+HARD = "Clara has 6 trays with 7 apples in each. Then she finds 23 more. How many apples are there in the end?"
 
 
 @pytest.fixture(scope="module")
