@@ -100,8 +100,8 @@ class GroupWork:
             group = "" if self.name == ANY_TASK else f" of group {self.name!r}"
             raise InfeasibleTarget(
                 f"no scores can accept {coverage:g} of the requests{group} at an error of {self.alpha:g}: a share of at "
-                f"least mu = {base:.3f} is answered right by no tier (confidence {1 - self.delta:g}), and coverage is at most "
-                f"(1 - mu) / (1 - alpha) = {highest:.3f}",
+                f"least mu = {base:.3f} is answered right by no tier (confidence {1 - self.delta:g}), and coverage is at "
+                f"most (1 - mu) / (1 - alpha) = {highest:.3f}",
                 hint="ask for less coverage, allow a larger alpha, or use a model that is right more often",
             )
 
