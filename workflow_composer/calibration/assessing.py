@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workflow_composer.calibration.calibrating import Places, split
-from workflow_composer.calibration.certificate import Certificate, Group
+from workflow_composer.calibration.certificate import Certificate, Group, TierGuarantee
 from workflow_composer.calibration.fitting import aurc, auroc, expected_calibration_error, probabilities
 from workflow_composer.calibration.group_work import visits
 from workflow_composer.calibration.pairs import CalibrationTable
@@ -63,6 +63,39 @@ def assess(certificate: Certificate, table: CalibrationTable) -> dict[str, Asses
     }
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """The calibrating rows that reached a tier of a group: ``scores`` and ``correct`` [n]; NaN: unknown."""
+
+    group: str
+    tier: str
+    guarantee: TierGuarantee
+    scores: Floats
+    correct: NDArray[np.bool_]
+
+    @property
+    def known(self) -> int:
+        """Rows with a score."""
+        return int(np.sum(~np.isnan(self.scores)))
+
+
+def evidence(certificate: Certificate, table: CalibrationTable) -> Iterator[Evidence]:
+    """What each tier's guarantee rests on. ``table`` must be what the certificate was made from."""
+    scores = tier_scores(certificate, table)
+    for name, rows in calibrating_rows(certificate, table).items():
+        group = certificate.groups[name]
+        visited = _visits(group, scores[rows])
+        for at, guarantee in enumerate(group.tiers, start=group.first):
+            reached = rows[visited[:, at]]
+            yield Evidence(name, table.names[at], guarantee, scores[reached, at], table.correct[reached, at])
+
+
+def are_probabilities(scores: Floats) -> bool:
+    """Whether any score is known, and all that are lie between 0 and 1."""
+    known = scores[~np.isnan(scores)]
+    return len(known) > 0 and bool(((known >= 0) & (known <= 1)).all())
+
+
 def tier_scores(certificate: Certificate, table: CalibrationTable) -> Floats:
     """All rows' scores by the certificate's models [n, tiers]; NaN: unknown."""
     columns: list[Floats] = []
@@ -90,24 +123,25 @@ def _assess(group: Group, table: CalibrationTable, scores: Floats, rows: Places)
 
 
 def _quality(tier: str, scores: Floats, correct: NDArray[np.bool_]) -> ScoreQuality:
-    known = scores[~np.isnan(scores)]
-    are_probabilities = len(known) > 0 and bool(((known >= 0) & (known <= 1)).all())
     return ScoreQuality(
         tier=tier,
         rows=len(scores),
-        known=len(known),
+        known=int(np.sum(~np.isnan(scores))),
         error=float(np.mean(~correct)),
         auroc=auroc(scores, correct),
         aurc=aurc(scores, correct),
-        calibration_error=expected_calibration_error(scores, correct) if are_probabilities else None,
+        calibration_error=expected_calibration_error(scores, correct) if are_probabilities(scores) else None,
     )
 
 
 def _spending(group: Group, table: CalibrationTable, scores: Floats, rows: Places) -> Spending | None:
     if table.costs is None:
         return None
-    thresholds = [tier.threshold for tier in group.tiers]
-    straight_up = [tier.straight_up for tier in group.tiers]
     costs = table.costs[rows]
-    cascade = float(np.sum(costs[visits(scores, thresholds, straight_up, group.first)])) / len(rows)
+    cascade = float(np.sum(costs[_visits(group, scores)])) / len(rows)
     return Spending(cascade, float(np.mean(costs[:, -1])))
+
+
+def _visits(group: Group, scores: Floats) -> NDArray[np.bool_]:
+    thresholds = [tier.threshold for tier in group.tiers]
+    return visits(scores, thresholds, [tier.straight_up for tier in group.tiers], group.first)

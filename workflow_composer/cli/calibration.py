@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -11,23 +10,15 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from workflow_composer.calibration.certificate import (
-    Certificate,
-    Group,
-    ModelIdentity,
-    RequestForm,
-    TierGuarantee,
-    digest_of,
-)
-from workflow_composer.cli.output import dollars, percent, print_json, print_table
+from workflow_composer.calibration.certificate import ModelIdentity, RequestForm, digest_of
+from workflow_composer.cli.calibration_report import draw, shortfall, show
+from workflow_composer.cli.output import print_json
 from workflow_composer.cli.state import State
 from workflow_composer.errors import ConfigError, InputError, ModelError
-from workflow_composer.types import ANY_TASK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from workflow_composer.calibration.assessing import Assessment
     from workflow_composer.calibration.pairs import CalibrationTable, Price
     from workflow_composer.profiles.models import ModelSpec
     from workflow_composer.strategy import StrategyConfig
@@ -91,14 +82,25 @@ class Calibration:
             )
             certificate.save(options.output)
             assessments = assess(certificate, table)
+            drawn = draw(certificate, table, options.plots) if options.plots is not None else []
         lacking = shortfall(certificate, options.coverage)
         if self.state.json:
             found = {name: asdict(assessment) for name, assessment in assessments.items()}
-            print_json({**certificate.to_dict(), "assessments": found, "file": str(options.output), "shortfall": lacking})
+            print_json(
+                {
+                    **certificate.to_dict(),
+                    "assessments": found,
+                    "file": str(options.output),
+                    "shortfall": lacking,
+                    "plots": [str(path) for path in drawn],
+                }
+            )
         else:
             show(certificate, assessments)
             click.echo()
             click.echo(f"certificate: {options.output} ({certificate.digest})")
+            if drawn:
+                click.echo(f"plots: {len(drawn)} in {options.plots}")
         for line in lacking:
             click.echo(line, err=True)
         return NOTHING_CERTIFIED if lacking else 0
@@ -178,91 +180,3 @@ def _floors(texts: Sequence[str]) -> dict[str, str]:
     if wrong := [task for task, tier in found.items() if not task or not tier]:
         raise ConfigError(f"a floor is written TASK=TIER, not {wrong[0]!r}", hint="--floor legal=large")
     return found
-
-
-# ------------------------------------------------------------------------------------------------------------ reporting
-
-
-def shortfall(certificate: Certificate, coverage: float | None) -> list[str]:
-    """What was wanted and is not there, a line each."""
-    groups = certificate.groups
-    if not any(group.accepted for group in groups.values()):
-        return [f"nothing could be certified: {needed(group)}{_of(name)}" for name, group in groups.items()]
-    if coverage is None:
-        return []
-    return [
-        f"{percent(group.coverage)} of the requests{_of(name)} would be accepted, not the wanted {percent(coverage)}"
-        for name, group in groups.items()
-        if group.coverage < coverage
-    ]
-
-
-def needed(group: Group) -> str:
-    """How many more labels would probably do for some tier."""
-    counts = [tier.labels_needed for tier in group.tiers if tier.labels_needed is not None]
-    if not counts:
-        return "no number of labels would do; another score, or a stronger model, might"
-    return f"about {min(counts):,} more graded requests would probably do"
-
-
-def _of(name: str) -> str:
-    return "" if name == ANY_TASK else f" (group {name})"
-
-
-def show(certificate: Certificate, assessments: Mapping[str, Assessment]) -> None:
-    """Print the certificate's tables, and beneath each what else is known of the group."""
-    for name, group in certificate.groups.items():
-        title = f"{'all requests' if name == ANY_TASK else f'group {name}'}: {group.rows} calibration rows"
-        tiers = certificate.tiers[group.first :]
-        rows = [_row(tier.name, found) for tier, found in zip(tiers, group.tiers, strict=True)]
-        print_table(_HEADERS, rows, title=title)
-        for tier, found in zip(tiers, group.tiers, strict=True):
-            _show_details(tier.name, found)
-        click.echo(f"accepted: {percent(group.coverage)} of the requests; {group.wrong} of {group.accepted} wrong")
-        click.echo(
-            f"all answers, exhausted requests' included: {group.returned_wrong} of {group.rows} wrong; at most "
-            f"{percent(group.returned_bound)} (confidence {1 - group.returned_level:.4g})"
-        )
-        if name in assessments:
-            _show_assessment(assessments[name], tiers[-1].name)
-        click.echo()
-    click.echo(certificate.statement)
-    for note in certificate.notes:
-        click.echo(f"note: {note}")
-
-
-_HEADERS = ("tier", "threshold", "reached", "accepted", "wrong", "coverage", "bound", "level")
-
-
-def _row(name: str, tier: TierGuarantee) -> tuple[object, ...]:
-    if tier.threshold is None:
-        return name, "none", tier.reached, 0, 0, percent(0.0), "-", f"{tier.level:.2g}"
-    threshold = "any score" if tier.threshold == -math.inf else f"{tier.threshold:.4f}"
-    return (
-        name, threshold, tier.reached, tier.accepted, tier.wrong, percent(tier.coverage), f"{tier.bound:.4f}",
-        f"{tier.level:.2g}",
-    )  # fmt: skip
-
-
-def _show_details(name: str, tier: TierGuarantee) -> None:
-    if tier.threshold is None:
-        more = f"; about {tier.labels_needed:,} more graded requests would probably do" if tier.labels_needed else ""
-        click.echo(f"  {name}: nothing is accepted: {tier.reason}{more}")
-    if tier.straight_up is not None:
-        click.echo(f"  {name}: below {tier.straight_up:.4f} straight to the last tier")
-
-
-def _show_assessment(found: Assessment, last: str) -> None:
-    if found.spending is not None:
-        spent, always = found.spending.cascade, found.spending.always_last
-        share = f", {percent(found.spending.saved)} saved" if found.spending.saved is not None else ""
-        click.echo(f"cost: {dollars(spent * 1000)} per 1,000 requests; always {last}: {dollars(always * 1000)}{share}")
-    rows = [
-        (q.tier, f"{q.known} of {q.rows}", percent(q.error), _figure(q.auroc), _figure(q.aurc), _figure(q.calibration_error))
-        for q in found.scores
-    ]
-    print_table(("scores", "known", "wrong", "AUROC", "AURC", "calibration error"), rows)
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

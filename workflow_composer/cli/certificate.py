@@ -32,7 +32,7 @@ def certificate() -> None:
 def show(state: State, file: Path) -> None:
     """Show for which models it holds, what was found at each tier, and what is guaranteed."""
     from workflow_composer.calibration.certificate import Certificate
-    from workflow_composer.cli.calibration import show as show_tables
+    from workflow_composer.cli.calibration_report import show as show_tables
 
     found = Certificate.load(file)
     if state.json:
