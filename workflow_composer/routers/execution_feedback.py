@@ -66,7 +66,10 @@ class CascadeResult:
     def of(cls, response: LLMResponse, ladder: Sequence[str], rules: Rules = DEFAULT_RULES) -> CascadeResult:
         """The result of a response; ``ladder`` names the router's tiers, cheap ones first; the signal is by ``rules``."""
         tiers = response.tiers
-        first, final = tiers[0], next(tier for tier in tiers if tier.tier == response.decision.tier)
+        first, final = (
+            min(tiers, key=lambda tier: tier.tier),
+            next(tier for tier in tiers if tier.tier == response.decision.tier),
+        )
         signal = signal_of(first.samples[0], rules) if first.samples else FeedbackSignal("unknown")
         return cls(
             ladder.index(first.name) + 1,
@@ -194,7 +197,8 @@ class ExecutionFeedbackRouter(Router):
         kept, left_out = self._candidates(len(self._names) - 1, request, resources)
         if not kept:
             raise self._nothing_left(left_out)
-        temperature = self._last_temperature if request.temperature is None else None
+        certified = self._last_temperature
+        temperature = certified if request.temperature in (None, certified) else None
         tier = Tier(tuple(kept), self._names[-1], temperature=temperature, accept=Suspended(why))
         return Plan((tier,), self.name, f"escalated, not certified: {why}", tuple(left_out), notes=(why,), alarm=alarm)
 
