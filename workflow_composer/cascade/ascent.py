@@ -40,9 +40,16 @@ class Ascent:
         self._accepted = False
         self._unpaid = ""
         self._gap = ""
+        self._abandoned: int | None = None
+        self._again = False
+        self._failure: AllCandidatesFailed | None = None
 
     def tiers(self) -> Iterator[tuple[int, Tier]]:
-        """Number and tier, from the first to the one whose answer is accepted."""
+        """Number and tier, from the first to the one whose answer is accepted.
+
+        Where nobody has a whole answer in the end, the last of the answers that were abandoned is asked for again: a
+        doubtful answer is better than none.
+        """
         for index, tier in enumerate(self._plan.tiers):
             if self._passed_over(index):
                 continue
@@ -55,6 +62,10 @@ class Ascent:
             yield index, tier
             if self._accepted:
                 return
+        if self._best is None and self._abandoned is not None:
+            index, self._again = self._abandoned, True
+            self._trace.reopen_tier(index)
+            yield index, replace(self._plan.tiers[index], watch=None)
 
     @property
     def may_abandon(self) -> bool:
@@ -64,7 +75,7 @@ class Ascent:
 
     def is_last(self, index: int) -> bool:
         """Whether no tier stands behind this one."""
-        return index + 1 == len(self._plan.tiers)
+        return self._again or index + 1 == len(self._plan.tiers)
 
     def answered(self, outcome: Outcome) -> None:
         """The tier has answered; the later of two answers is the better one, unless it cannot be read.
@@ -76,19 +87,23 @@ class Ascent:
             outcome.verdict = replace(outcome.verdict, accepted=False, reason=reason)
         if outcome.whole and (self._best is None or outcome.is_readable or not self._best.is_readable):
             self._best = outcome
+        if not outcome.whole:
+            self._abandoned = outcome.tier
         self._close(outcome.tier, outcome.verdict, outcome)
 
     def failed(self, index: int, error: AllCandidatesFailed) -> None:
-        """No candidate of the tier has answered. Raises ``error`` where that ends the request without an answer."""
+        """No candidate of the tier has answered. ``error`` is the request's where that ends it without an answer."""
         self._gap = error.summary
         over = self._trace.deadline.over
-        if (over or self.is_last(index)) and self._best is None:
-            raise error
+        if over or self.is_last(index):
+            self._failure = error
         self._close(index, Verdict(accepted=False, reason="every candidate failed"), None)
         self._accepted = over
 
     def outcome(self) -> Outcome:
-        """The answer, accepted or not. Raises `BudgetExceeded` where no tier was started."""
+        """The answer, accepted or not. Raises the last error where no tier answered, `BudgetExceeded` where none began."""
+        if self._best is None and self._failure is not None:
+            raise self._failure
         if self._best is None:
             raise BudgetExceeded(self._unpaid, attempts=self._trace.attempts, hint="raise the budget, or limit max_tokens")
         return self._best

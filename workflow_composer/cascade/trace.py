@@ -74,6 +74,11 @@ class Trace:
         self._began = time.perf_counter()
         self._first = len(self.attempts)
 
+    def reopen_tier(self, index: int) -> None:
+        """The tier is asked again: what became of it before is no result any more; its attempts stay on record."""
+        self.tiers = [tier for tier in self.tiers if tier.tier != index]
+        self.begin_tier()
+
     def close_tier(self, tier: Tier, verdict: Verdict, outcome: Outcome | None, index: int) -> None:
         """Write down what became of a tier; without an outcome nothing answered in it."""
         attempts = self.attempts[self._first :]
