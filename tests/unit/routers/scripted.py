@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 from typing import Any
 
+from tests.unit.calibration.certificates import certificate
+from tests.unit.calibration.tokens import sure
 from workflow_composer import LLMRequest, ModelOrchestrator, StrategyConfig, hookimpl
 from workflow_composer.backends.fake import FakeBackend
 from workflow_composer.builtin import plugin_host
+from workflow_composer.calibration.audits import AuditLog
+from workflow_composer.calibration.certificate import Certificate
 from workflow_composer.metrics.sink import MemorySink
 from workflow_composer.routers.execution_feedback import ExecutionFeedbackRouter
 
@@ -16,6 +21,14 @@ TIERS = {
     "medium": {"model": "m", "cost": 4.0},
     "large": {"model": "l", "cost": 16.0},
 }
+CONFIDENT = sure(*[-0.1] * 5, text="#### 4 ")
+"""A score of 0.475, from the threshold of 0.4 on."""
+DOUBTFUL = sure(*[-1.0] * 5, text="#### 3 ")
+"""A score of 0.269: rejected."""
+HOPELESS = sure(*[-3.0] * 5, text="#### 2 ")
+"""A score of 0.047: straight to the last tier where that is from 0.2 down."""
+NAMES = ("small", "medium", "large")
+MODELS = dict(zip(NAMES, "sml", strict=True))
 
 
 def profile(settings=None, *, capabilities=None, **fields):
@@ -81,3 +94,23 @@ class Orchestrator(ModelOrchestrator):
 def orchestrating(config: StrategyConfig, **scripts: Any) -> Orchestrator:
     """An orchestrator over models that answer from these scripts; a context manager of both kinds."""
     return Orchestrator(config, scripts)
+
+
+def identified(made: Certificate) -> Certificate:
+    """With the models that the profile of these tests has."""
+    data = made.to_dict()
+    for tier in data["tiers"]:
+        tier["identity"] |= {"model": MODELS[tier["name"]], "backend": "scripted"}
+    return Certificate.from_dict(json.loads(json.dumps(data)))
+
+
+def suspend(tmp_path, made=None):
+    """Raise the alarm of a certificate, as another process may."""
+    log, digest = AuditLog(tmp_path / "audits.jsonl"), identified(made or certificate(NAMES)).digest
+    log.sampled("req-1", certificate=digest, alpha=0.1, tier="small", group="*")
+    log.alarm(digest, "9 of 20 audited answers were wrong")
+
+
+def names(response):
+    """The tiers that ran."""
+    return [tier.name for tier in response.tiers]

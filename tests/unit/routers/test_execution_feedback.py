@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.calibration.tokens import spread, sure
-from tests.unit.routers.scripted import orchestrating, profile
+from tests.unit.routers.scripted import names, orchestrating, profile
 from workflow_composer.backends.fake import Interrupted
 from workflow_composer.calibration.signals import Rules
 from workflow_composer.errors import (
@@ -45,10 +45,6 @@ LAX = {"safety_threshold": 0.0, "entropy": 50.0, "binary_entropy": 1.0, "min_log
 def refusing(text):
     """A model that raises where log-probabilities are wanted, as a recording without them does."""
     return lambda call: Unsupported("no log-probabilities") if call.request.logprobs else text
-
-
-def names(response):
-    return [tier.name for tier in response.tiers]
 
 
 class TestPlans:
