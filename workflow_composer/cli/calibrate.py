@@ -78,11 +78,12 @@ class _WithTiers(click.Command):
 @common_options
 @click.pass_context
 def calibrate(context: click.Context, /, **options: Any) -> None:
-    """Find out from which score on an answer may be accepted, such that at most a share alpha of the accepted is wrong.
+    """Find thresholds that keep the error of accepted answers below a limit.
 
-    A part of the graded answers teaches each tier a score (from the log-probabilities of its tokens, unless the file has
-    scores already); the rest decides about thresholds. The certificate says, for every tier and group: threshold, how many
-    were accepted, how many of them were wrong, and what is guaranteed with confidence 1 - delta.
+    Of the answers whose score reaches its tier's threshold, at most a share alpha is wrong, with confidence 1 - delta. A
+    part of the graded answers teaches each tier a score (from the log-probabilities of its tokens, unless the file has
+    scores already); the rest decides about thresholds. The certificate says, for every tier and group, which threshold was
+    found, how many answers it accepts and how many of them are wrong.
 
     With a profile (-s) the certificate also names the models, so that it is refused where they have changed, and prices tell
     what would be saved. Exit codes: 0 something could be certified; 1 nothing could, or less than --coverage; 2 wrong usage

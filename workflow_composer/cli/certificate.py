@@ -22,7 +22,7 @@ _FILE = click.Path(path_type=Path)
 )
 @common_options
 def certificate() -> None:
-    """Show a certificate that `calibrate` has made, or compute it again from the data."""
+    """Show a certificate, or compute it again from the data."""
 
 
 @certificate.command(epilog=examples("certificate show certificate.json", "certificate show certificate.json --json"))
