@@ -120,26 +120,34 @@ class Grid:
 
 
 def fixed_grid() -> Grid:
-    """0.95 to 0 in steps of 0.05, for scores that are probabilities; testing starts at 0.85, 0.70 and 0.55.
+    """0.95 to 0 in steps of 0.05, for scores that are probabilities; testing starts at 0.80 and 0.65.
 
     Nothing in it depends on data, so all labelled requests may calibrate.
     """
-    return Grid(tuple(round(0.05 * step, 2) for step in range(19, -1, -1)), (2, 5, 8))
+    return Grid(tuple(round(0.05 * step, 2) for step in range(19, -1, -1)), (3, 6))
 
 
-def grid_from(reference_scores: ArrayLike, *, size: int = 20, n: int, alpha: float, level: float) -> Grid:
+def grid_from(
+    reference_scores: ArrayLike,
+    *,
+    size: int = 20,
+    n: int,
+    alpha: float,
+    level: float,
+    multiples: Sequence[float] = MULTIPLES,
+) -> Grid:
     """Thresholds that accept evenly spaced shares of ``reference_scores`` [m], which must be *other* requests' scores.
 
     ``n`` is the number of labelled requests that will calibrate, and ``level`` their delta. The strictest threshold is the
-    first start, and the most liberal one accepts all known scores. Starts are where 2, 4 and 8 times as many acceptances are
-    expected as can just pass at a start's share of ``level``; fewer starts where ``n`` is too small for all. Ties can leave
-    fewer than ``size`` thresholds. No labels are needed.
+    first start, and the most liberal one accepts all known scores. Starts are where ``multiples`` times as many acceptances
+    are expected as can just pass at a start's share of ``level``; fewer starts where ``n`` is too small for all. Ties can
+    leave fewer than ``size`` thresholds. No labels are needed.
     """
     reference = np.asarray(reference_scores, np.float64)
     known = np.sort(reference[~np.isnan(reference)])[::-1]
     if not len(known):
         return Grid((-math.inf,), (0,))
-    wanted = [min(1.0, count / max(n, 1)) for count in _start_counts(n, alpha, level)]
+    wanted = [min(1.0, count / max(n, 1)) for count in _start_counts(n, alpha, level, multiples)]
     share_known = len(known) / len(reference)
     shares = np.linspace(min(1.0, wanted[0] / share_known), 1.0, size)[:-1]
     places = np.maximum(np.ceil(shares * len(known) - 1e-9).astype(np.int64), 1) - 1
@@ -150,12 +158,12 @@ def grid_from(reference_scores: ArrayLike, *, size: int = 20, n: int, alpha: flo
     return Grid(tuple(thresholds), tuple(sorted(starts)))
 
 
-def _start_counts(n: int, alpha: float, level: float) -> list[float]:
-    """Expected acceptances at each start: as many of `MULTIPLES` as leave the last start within 95 % of ``n``."""
-    for starts in range(len(MULTIPLES), 0, -1):
+def _start_counts(n: int, alpha: float, level: float, multiples: Sequence[float]) -> list[float]:
+    """Expected acceptances at each start: as many ``multiples`` as leave the last start within 95 % of ``n``."""
+    for starts in range(len(multiples), 0, -1):
         fewest = fewest_accepted(alpha, level / starts)
-        if MULTIPLES[starts - 1] * fewest <= 0.95 * n:
-            return [float(multiple * fewest) for multiple in MULTIPLES[:starts]]
+        if multiples[starts - 1] * fewest <= 0.95 * n:
+            return [float(multiple * fewest) for multiple in multiples[:starts]]
     # Between what can just pass and all; all, where not even that many are there.
     return [(fewest_accepted(alpha, level) + n) / 2 if fewest_accepted(alpha, level) < n else float(max(n, 1))]
 
@@ -176,7 +184,8 @@ def rejected(p_values: ArrayLike, starts: Sequence[int], delta: float, method: s
         for position in range(p.shape[-1]):
             # The minimum undoes rounding: shares of delta may add up to a last digit more than delta.
             level = np.minimum(level + (delta / len(starts) if position in starts else 0.0), delta)
-            found[..., position] = p[..., position] <= level
+            # A p-value may have underflowed to 0, and nothing passes at level 0.
+            found[..., position] = (p[..., position] <= level) & (level > 0)
             level = np.where(found[..., position], level, 0.0)
         return found
     if method == "holm":
@@ -263,33 +272,27 @@ def _why_nothing(score: Floats, accepted: NDArray[np.int64], alpha: float, level
 
 
 def _labels_needed(
-    accepted: NDArray[np.int64], wrong: NDArray[np.int64], n: int, grid: Grid, *, alpha: float, level: float
+    accepted: NDArray[np.int64], wrong: NDArray[np.int64], rows: int, grid: Grid, *, alpha: float, level: float
 ) -> int | None:
     """More labels with which some threshold would pass at ``level`` with probability .8, if errors stayed as they are.
 
-    The error at a threshold is taken to be (wrong + alpha / 2) / (accepted + 1), so that none wrong of few is not taken for
-    perfect. Considers positions up to the last start: at a later one nothing is decided that is not decided before.
+    Within 8 %; None where it would be over a million acceptances. The error at a threshold is taken to be
+    (wrong + alpha / 2) / (accepted + 1), so that none wrong of few does not pass for perfect. Only starts count, because
+    nothing passes unless a start does; where ``rows`` were so few that all there is is one at the end, more of them would
+    place others, and every threshold counts.
     """
-    if not n:
-        return _acceptances_needed(alpha / 2, alpha, level)
-    last = grid.starts[-1] + 1
-    totals = [
-        needed * n / count
-        for count, errors in zip(accepted[:last].tolist(), wrong[:last].tolist(), strict=True)
-        if count and (needed := _acceptances_needed((errors + alpha / 2) / (count + 1), alpha, level))
-    ]
-    return max(math.ceil(min(totals)) - n, 1) if totals else None
-
-
-def _acceptances_needed(error: float, alpha: float, level: float) -> int | None:
-    """The fewest acceptances (within 2 %) with which a test at ``level`` passes with probability .8; None over a million."""
-    from scipy.stats import binom
-
-    if error >= alpha:
-        return None
-    counts = np.unique(np.geomspace(fewest_accepted(alpha, level), 1e6, 600).astype(np.int64))
-    passes = p_value(binom.ppf(0.8, counts, error), counts, alpha) <= level
-    return int(counts[np.argmax(passes)]) if passes.any() else None
+    n = rows
+    if not rows:  # then take every request for one that may be accepted
+        accepted, wrong, n = np.ones_like(accepted), np.zeros_like(wrong), 1
+    places = np.arange(len(grid.thresholds)) if grid.starts[0] == len(grid.thresholds) - 1 else np.array(grid.starts)
+    seen = places[accepted[places] > 0]
+    error = ((wrong[seen] + alpha / 2) / (accepted[seen] + 1))[:, None]
+    counts = np.unique(np.geomspace(fewest_accepted(alpha, level), 1e6, 150).astype(np.int64))
+    # The .8 quantile of the number wrong, by the normal distribution with a correction for continuity.
+    errors = np.minimum(np.floor(counts * error + 0.8416 * np.sqrt(counts * error * (1 - error)) + 0.5), counts)
+    passes = (p_value(errors, counts, alpha) <= level) & (error < alpha)
+    totals = (counts[np.argmax(passes, axis=1)] * n / accepted[seen])[passes.any(axis=1)]
+    return max(math.ceil(totals.min()) - rows, 1) if len(totals) else None
 
 
 # ------------------------------------------------------------------------------------------------------- the entry point
@@ -360,7 +363,7 @@ def _grid(
         return Grid(ordered, tuple(sorted({len(ordered) * quarter // 4 for quarter in range(3)})))
     other = np.asarray(reference, np.float64)
     expected = np.array([np.mean(other >= threshold) for threshold in ordered]) * len(score)
-    counts = _start_counts(len(score), alpha, delta)
+    counts = _start_counts(len(score), alpha, delta, MULTIPLES)
     return Grid(ordered, tuple(sorted({min(int(np.sum(expected < count)), len(ordered) - 1) for count in counts})))
 
 
