@@ -225,6 +225,18 @@ def test_a_gpu_price_counts_as_a_price():
     assert (spec.gpu_hour_price, spec.input_price) == (0.35, None)
 
 
+@pytest.mark.parametrize(
+    ("backend", "mode"), [("vllm", "raw"), ("openai", "raw"), ("embedded", "processed"), ("replay", None), ("fake", None)]
+)
+def test_what_a_backends_log_probabilities_are_is_known_where_it_can_be(backend, mode):
+    """Certificates are bound to it; a server that is started otherwise says so."""
+    places = {"vllm": {"base_url": "http://h:1/v1"}, "openai": {"base_url": "https://h.example/v1"}, "replay": {"path": "x"}}
+    entry = {"backend": backend, **places.get(backend, {"path": "small"} if backend == "embedded" else {})}
+    assert made(models={"m": entry}).models["m"].logprobs_mode == mode
+    other = "processed" if mode == "raw" else "raw"
+    assert made(models={"m": {**entry, "logprobs_mode": other}}).models["m"].logprobs_mode == other
+
+
 def test_a_tier_that_names_a_role_prices_the_model_behind_it():
     """The cost reaches the catalogue model that claims the role."""
     models = {"m": {"backend": "vllm", "endpoint": "r"}}
