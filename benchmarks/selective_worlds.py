@@ -107,14 +107,14 @@ def _independent(scores: np.ndarray, right: np.ndarray) -> Cascade:
 
 
 def _tiers(rng: np.random.Generator, shifts: tuple[float, ...], noise: float) -> tuple[np.ndarray, np.ndarray]:
-    ease = rng.normal(size=(4_000, 1))
+    ease = rng.normal(size=(2_000, 1))
     right = 1 / (1 + np.exp(-(2.5 * ease + np.array(shifts))))
     return np.clip(right + noise * rng.normal(size=right.shape), 0, 1), right
 
 
 def _opposed(rng: np.random.Generator) -> Cascade:
     """Tier 2 is right exactly where tier 1 is wrong; its score is tier 1's turned around. Tier 3 knows nothing."""
-    score = rng.beta(2, 1.2, size=4_000)
+    score = rng.beta(2, 1.2, size=2_000)
     right = _logistic(9, 4.2)(score)
     patterns = np.array([[1, 0, 1], [1, 0, 0], [0, 1, 1], [0, 1, 0]])
     chances = np.stack([right * 0.9, right * 0.1, (1 - right) * 0.9, (1 - right) * 0.1], axis=1)
@@ -128,7 +128,7 @@ def _borderline(rng: np.random.Generator, alpha: float) -> Cascade:
     """
     a = alpha + 1e-6
     patterns = np.array([[1, 1, 1], [0, 1, 1], [1, 0, 1], [1, 1, 0]])
-    return Cascade(rng.random((4_000, 3)), patterns, np.tile([1 - 3 * a, a, a, a], (4_000, 1)))
+    return Cascade(rng.random((2_000, 3)), patterns, np.tile([1 - 3 * a, a, a, a], (2_000, 1)))
 
 
 CASCADES: dict[str, Callable[[np.random.Generator, float], Cascade]] = {

@@ -40,8 +40,8 @@ from scipy.special import bdtr, betainccinv
 from workflow_composer.errors import ConfigError, InfeasibleTarget, InputError
 
 METHODS = ("fixed_sequence", "holm")
-# How many acceptances a start is placed at, in multiples of the fewest that can pass. Compared with 14 other choices in
-# benchmarks/selective_risk.py --starts: doubling covers the unknown distance to the best start at the price of delta / 3.
+# How many acceptances a start is placed at, in multiples of the fewest that can pass. Compared with other choices by
+# benchmarks/selective_risk.py --part starts: doubling covers the unknown distance to the best start at the price of delta / 3.
 MULTIPLES = (2, 4, 8)
 
 Floats = NDArray[np.float64]

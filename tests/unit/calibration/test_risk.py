@@ -42,6 +42,7 @@ def true_risk(threshold: float, right=lambda score: 1 / (1 + np.exp(-(9 * score 
 # ------------------------------------------------------------------------------------------------- one threshold's numbers
 
 
+@settings(deadline=None)
 @given(counts, shares)
 def test_the_p_value_is_the_binomial_tail(count, alpha):
     """As scipy's own distribution function has it; 1 where nothing was accepted."""
@@ -50,6 +51,7 @@ def test_the_p_value_is_the_binomial_tail(count, alpha):
     assert float(risk.p_value(wrong, accepted, alpha)) == pytest.approx(expected, rel=1e-9, abs=1e-300)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), shares, st.floats(0.01, 0.3))
 def test_a_p_value_is_small_no_more_often_than_it_says(accepted, alpha, level):
     """Exactly, where the true risk is alpha: the sum over all counts whose p-value is at most the level."""
@@ -58,6 +60,7 @@ def test_a_p_value_is_small_no_more_often_than_it_says(accepted, alpha, level):
     assert binom.pmf(wrong, accepted, alpha)[small].sum() <= level + 1e-12
 
 
+@settings(deadline=None)
 @given(counts, st.floats(0.001, 0.5))
 def test_the_upper_bound_is_clopper_and_pearsons(count, delta):
     """The risk at which so few have probability delta."""
@@ -71,6 +74,7 @@ def test_the_upper_bound_is_clopper_and_pearsons(count, delta):
         assert risk.lower_bound(accepted - wrong, accepted, delta) == pytest.approx(1 - found)
 
 
+@settings(deadline=None)
 @given(shares, st.floats(0.0005, 0.5))
 def test_fewest_accepted_is_the_first_number_that_can_pass(alpha, level):
     """With none wrong, that many pass and one fewer do not."""
@@ -79,6 +83,7 @@ def test_fewest_accepted_is_the_first_number_that_can_pass(alpha, level):
     assert fewest == 1 or float(risk.p_value(0, fewest - 1, alpha)) > level
 
 
+@settings(deadline=None)
 @given(st.integers(1, 400), st.integers(0, 400), st.integers(0, 400))
 def test_nothing_accepts_more_than_the_highest_coverage(right, wrong, taken):
     """Even a score that puts every right answer before every wrong one."""
@@ -103,6 +108,7 @@ def fallback(p, starts, delta):
     return found
 
 
+@settings(deadline=None)
 @given(p_values, st.data())
 def test_testing_from_several_starts_is_the_fallback_procedure(p, data):
     """What one start has left flows on to the next."""
@@ -110,6 +116,7 @@ def test_testing_from_several_starts_is_the_fallback_procedure(p, data):
     assert risk.rejected(p, starts, 0.06).tolist() == fallback(p, starts, 0.06)
 
 
+@settings(deadline=None)
 @given(p_values)
 def test_one_start_is_fixed_sequence_testing(p):
     """Learn-then-Test's: go on at the full level until the first that fails."""
@@ -117,6 +124,7 @@ def test_one_start_is_fixed_sequence_testing(p):
     assert risk.rejected(p, [0], 0.05).tolist() == [i < first_failure for i in range(len(p))]
 
 
+@settings(deadline=None)
 @given(p_values)
 def test_holm_rejects_what_the_step_down_definition_does(p):
     """A hypothesis is rejected where every one with a smaller p-value is, at delta / those not yet rejected."""
@@ -129,6 +137,7 @@ def test_holm_rejects_what_the_step_down_definition_does(p):
     assert risk.rejected(p, [0], 0.05, "holm").tolist() == found
 
 
+@settings(deadline=None)
 @given(rows=st.integers(1, 6).flatmap(lambda size: st.lists(st.lists(st.floats(0, 0.06), min_size=size, max_size=size))))
 @pytest.mark.parametrize("method", risk.METHODS)
 def test_many_draws_at_once_are_each_tested_alone(rows, method):
@@ -143,7 +152,7 @@ def test_many_draws_at_once_are_each_tested_alone(rows, method):
 
 
 @given(st.integers(1, 7), st.data())
-@settings(max_examples=30)
+@settings(deadline=None, max_examples=30)
 def test_hypotheses_that_all_hold_are_rejected_with_probability_delta_at_most(size, data):
     """With independent p-values, worst for the union bound: exact up to simulation."""
     starts = sorted(data.draw(st.sets(st.integers(0, size - 1), min_size=1)))
@@ -160,6 +169,7 @@ def test_an_unknown_method_is_refused():
 # ------------------------------------------------------------------------------------------------------------------ grids
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.one_of(st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.floats(0, 1), st.just(math.nan)), max_size=80),
     st.integers(0, 3000),
@@ -214,6 +224,7 @@ score_lists = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(score_lists, st.sampled_from([0.05, 0.2, 0.5]), st.sampled_from([0.05, 0.3]), st.sampled_from(risk.METHODS))
 def test_what_is_certified_is_bounded_by_alpha_and_counts_are_the_datas(rows, alpha, delta, method):
     """Ties with a threshold are accepted, unknown scores are not."""
