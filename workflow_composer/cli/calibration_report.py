@@ -57,8 +57,8 @@ def show(certificate: Certificate, assessments: Mapping[str, Assessment]) -> Non
             _show_details(tier.name, found)
         click.echo(f"accepted: {percent(group.coverage)} of the requests; {group.wrong} of {group.accepted} wrong")
         click.echo(
-            f"all answers, exhausted requests' included: {group.returned_wrong} of {group.rows} wrong; at most "
-            f"{percent(group.returned_bound)} (confidence {1 - group.returned_level:.4g})"
+            f"all answers, exhausted requests' included: {group.returned_wrong} of {group.rows} wrong; with the same "
+            f"confidence at most {percent(group.returned_bound)}"
         )
         if name in assessments:
             _show_assessment(assessments[name], tiers[-1].name)
