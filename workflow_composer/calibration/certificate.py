@@ -75,7 +75,7 @@ class Group:
     """A task type and its tiers, from ``first`` (its floor) up, in the certificate's order.
 
     ``returned_bound``: at ``returned_level``, the error of all answers that are returned, exhausted requests included.
-    ``last_wrong`` is the upper bound, at ``returned_level`` again, of the last tier's error on requests that the cascade
+    ``last_wrong`` is an upper bound, at a share of delta of its own, of the last tier's error on requests that the cascade
     accepts: what an audit by that tier may be wrong about.
     """
 

@@ -64,7 +64,7 @@ class GroupWork:
             returned_wrong=found.returned_wrong,
             returned_bound=found.returned_bound,
             returned_level=found.returned_level,
-            last_wrong=risk.upper_bound(last_wrong, int(accepted.sum()), found.returned_level),
+            last_wrong=risk.upper_bound(last_wrong, int(accepted.sum()), found.accepted_level),
         )
 
     def predicted_limits(self) -> Limits:
