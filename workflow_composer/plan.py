@@ -126,9 +126,9 @@ class Tier:
     seconds, and is not started where ``budget`` dollars would probably not pay for it.
 
     ``logprobs``: so many alternatives are asked for beside each token's log-probability, of candidates that can give them;
-    None: what the request asks for. With ``watch`` an answer that cannot be accepted any more is abandoned before its end, unless this is the last tier:
-    in streams, and with ``watch_all`` in every request. ``when_unknown`` is run in this tier's place where the answer tells
-    nothing of its own certainty.
+    None: what the request asks for. With ``watch`` an answer that cannot be accepted any more is abandoned before its end,
+    unless this is the last tier: in streams, and with ``watch_all`` in every request. ``when_unknown`` is run in this tier's
+    place where the answer tells nothing of its own certainty.
     """
 
     candidates: tuple[Candidate, ...]

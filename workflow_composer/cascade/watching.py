@@ -1,8 +1,8 @@
 """Following an answer while it is generated, to abandon it as soon as it cannot be accepted any more.
 
 Whatever is abandoned would have been rejected at its end, so watching changes what is paid, never what is accepted. Nothing
-reaches the caller before the answer is whole and accepted. What is lost is an answer to fall back on where all tiers behind
-fail; so nothing is abandoned where the budget may leave them out (`Ascent.may_abandon`).
+reaches the caller before the answer is whole and accepted. Where all tiers behind an abandoned answer fail, it is asked for
+again (`Ascent.tiers`); where a budget might leave them out, nothing is abandoned (`Ascent.may_abandon`).
 """
 
 from __future__ import annotations
