@@ -149,20 +149,20 @@ def _waits(alarms: NDArray[np.int64], after: int) -> tuple[int | None, int | Non
 
 
 def one_tier(runs: int, seed: int) -> list[dict[str, object]]:
-    """Audits of all six tiers until the alarm when one of them goes bad; None: not within 6,000."""
+    """Audits of all six tiers until the alarm when one of them goes bad; None: not within 6,000 behind the change."""
     rows, alpha, after = [], 0.1, 600
     for error in (0.2, 0.3, 0.5):
         each: dict[str, list[float]] = {"for each tier": [], "for all together": []}
         for run in range(runs):
             draw, monitor = random.Random(f"{seed} {run} {error}"), StratifiedMonitor(alpha, LEVEL)
             at: dict[str, float] = dict.fromkeys(each, math.inf)
-            for n in range(6000):
+            for n in range(after + 6000):
                 tier = draw.randrange(6)
                 monitor.observe(draw.random() < (error if tier == 5 and n >= after else alpha / 2), str(tier))
                 for name, alarmed in zip(each, (monitor.alarmed, monitor.whole.alarmed), strict=True):
                     if alarmed:
                         at[name] = min(at[name], n + 1 - after)
-                if monitor.alarmed and n > 3000:
+                if max(at.values()) < math.inf:
                     break
             for name, audits in at.items():
                 each[name].append(audits)
