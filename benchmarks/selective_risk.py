@@ -256,7 +256,7 @@ def cascades(draws: int, rng: np.random.Generator) -> str:
     return "\n".join(lines)
 
 
-CHOICES = ((1.2,), (1.5,), (2,), (3,), (5,), (1.2, 3), (1.5, 3), (1.5, 5), (2, 5), (1.2, 2.5, 5), (1.5, 3, 6), (2, 4, 8))
+CHOICES = ((1.2,), (1.5,), (2,), (3,), (5,), (1.2, 3), (1.5, 3), (1.5, 5), (2, 5), (1.2, 2.5, 5), (1.5, 3, 6), (3, 6, 9))
 CHOICES += ((1.3, 2.6, 5, 10), (1.5, 2, 3, 4, 6), (2, 4, 8, 16))
 FIXED = ((3,), (5,), (3, 6), (2, 4, 6), (2, 5, 8), (3, 6, 9), (3, 8), (4, 9), (1, 3, 5, 7), (0, 4, 8, 12))
 
@@ -278,9 +278,13 @@ def choices(draws: int, rng: np.random.Generator) -> str:
         cells = " | ".join(f"{value:.3f}" for value in by_world)
         lines.append(f"| {label} | {size} | {np.mean(by_world):.3f} | {cells} |")
 
-    for size, multiples in [*itertools.product((10, 15, 20, 30), [(2, 4, 8)]), *((20, choice) for choice in CHOICES)]:
-        label = "placed " + ", ".join(map(str, multiples))
-        line(label, size, lambda *a, s=size, m=multiples: placed(*a, draws, rng, size=s, multiples=m))
+    for size in (10, 15, 20, 30):
+        line("placed as by default", size, lambda *a, size=size: placed(*a, draws, rng, size=size))
+    for reach in (0.0, 0.2, 0.6):
+        line(f"placed, reach {reach:g}", 20, lambda *a, reach=reach: placed(*a, draws, rng, reach=reach))
+    for multiples in CHOICES:
+        label = "placed at " + ", ".join(map(str, multiples))
+        line(label, 20, lambda *a, multiples=multiples: placed(*a, draws, rng, multiples=multiples))
     for starts in FIXED:
         grid = Grid(fixed_grid().thresholds, starts)
 

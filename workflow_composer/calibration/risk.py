@@ -40,14 +40,13 @@ from scipy.special import bdtr, betainccinv
 from workflow_composer.errors import ConfigError, InfeasibleTarget, InputError
 
 METHODS = ("fixed_sequence", "holm")
-# How many acceptances a start is placed at, in multiples of the fewest that can pass. Compared with other choices by
-# benchmarks/selective_risk.py --part starts: doubling covers the unknown distance to the best start at the price of delta / 3.
+# How many acceptances a start is placed at, in multiples of the fewest that can pass, and the share of all requests that the
+# last of several starts is moved to where it would be less: scores may lie at the top, however many labels there are.
+# Compared with other choices by benchmarks/selective_risk.py --part starts.
 MULTIPLES = (2, 4, 8)
+REACH = 0.4
 
 Floats = NDArray[np.float64]
-
-
-# ------------------------------------------------------------------------------------------------- one threshold's numbers
 
 
 def p_value(wrong: ArrayLike, accepted: ArrayLike, alpha: float) -> Floats:
@@ -135,19 +134,20 @@ def grid_from(
     alpha: float,
     level: float,
     multiples: Sequence[float] = MULTIPLES,
+    reach: float = REACH,
 ) -> Grid:
     """Thresholds that accept evenly spaced shares of ``reference_scores`` [m], which must be *other* requests' scores.
 
     ``n`` is the number of labelled requests that will calibrate, and ``level`` their delta. The strictest threshold is the
     first start, and the most liberal one accepts all known scores. Starts are where ``multiples`` times as many acceptances
-    are expected as can just pass at a start's share of ``level``; fewer starts where ``n`` is too small for all. Ties can
-    leave fewer than ``size`` thresholds. No labels are needed.
+    are expected as can just pass at a start's share of ``level``; fewer starts where ``n`` is too small for all, and wider
+    apart, to a share ``reach``, where it is large. Ties can leave fewer than ``size`` thresholds. No labels are needed.
     """
     reference = np.asarray(reference_scores, np.float64)
     known = np.sort(reference[~np.isnan(reference)])[::-1]
     if not len(known):
         return Grid((-math.inf,), (0,))
-    wanted = [min(1.0, count / max(n, 1)) for count in _start_counts(n, alpha, level, multiples)]
+    wanted = [min(1.0, count / max(n, 1)) for count in _start_counts(n, alpha, level, multiples, reach)]
     share_known = len(known) / len(reference)
     shares = np.linspace(min(1.0, wanted[0] / share_known), 1.0, size)[:-1]
     places = np.maximum(np.ceil(shares * len(known) - 1e-9).astype(np.int64), 1) - 1
@@ -158,17 +158,21 @@ def grid_from(
     return Grid(tuple(thresholds), tuple(sorted(starts)))
 
 
-def _start_counts(n: int, alpha: float, level: float, multiples: Sequence[float]) -> list[float]:
-    """Expected acceptances at each start: as many ``multiples`` as leave the last start within 95 % of ``n``."""
+def _start_counts(n: int, alpha: float, level: float, multiples: Sequence[float], reach: float) -> list[float]:
+    """Expected acceptances at each start: as many ``multiples`` as leave the last start within 95 % of ``n``.
+
+    Where the last of several would lie below ``reach`` of ``n``, they are stretched on a scale of logarithms to lie there.
+    """
     for starts in range(len(multiples), 0, -1):
         fewest = fewest_accepted(alpha, level / starts)
-        if multiples[starts - 1] * fewest <= 0.95 * n:
-            return [float(multiple * fewest) for multiple in multiples[:starts]]
-    # Between what can just pass and all; all, where not even that many are there.
-    return [(fewest_accepted(alpha, level) + n) / 2 if fewest_accepted(alpha, level) < n else float(max(n, 1))]
-
-
-# ---------------------------------------------------------------------------------------------------------------- testing
+        counts = np.array(multiples[:starts], np.float64) * fewest
+        if counts[-1] <= 0.95 * n:
+            if starts > 1 and counts[-1] < reach * n:
+                way = np.log(counts / counts[0]) / np.log(counts[-1] / counts[0])
+                counts = counts[0] * (reach * n / counts[0]) ** way
+            return [float(count) for count in counts]
+    # Between what can just pass and all; all, where not even that many are there. ``fewest`` is one start's by now.
+    return [(fewest + n) / 2 if fewest < n else float(max(n, 1))]
 
 
 def rejected(p_values: ArrayLike, starts: Sequence[int], delta: float, method: str = "fixed_sequence") -> NDArray[np.bool_]:
@@ -281,9 +285,9 @@ def _labels_needed(
     nothing passes unless a start does; where ``rows`` were so few that all there is is one at the end, more of them would
     place others, and every threshold counts.
     """
-    n = rows
+    n = max(rows, 1)
     if not rows:  # then take every request for one that may be accepted
-        accepted, wrong, n = np.ones_like(accepted), np.zeros_like(wrong), 1
+        accepted, wrong = np.ones_like(accepted), np.zeros_like(wrong)
     places = np.arange(len(grid.thresholds)) if grid.starts[0] == len(grid.thresholds) - 1 else np.array(grid.starts)
     seen = places[accepted[places] > 0]
     error = ((wrong[seen] + alpha / 2) / (accepted[seen] + 1))[:, None]
@@ -293,9 +297,6 @@ def _labels_needed(
     passes = (p_value(errors, counts, alpha) <= level) & (error < alpha)
     totals = (counts[np.argmax(passes, axis=1)] * n / accepted[seen])[passes.any(axis=1)]
     return max(math.ceil(totals.min()) - rows, 1) if len(totals) else None
-
-
-# ------------------------------------------------------------------------------------------------------- the entry point
 
 
 def calibrate_conformal(
@@ -322,9 +323,7 @@ def calibrate_conformal(
     not reached is named in the reason.
 
     Unlike the ceil((1 - alpha) (n + 1))-th smallest score, which looks at no label and fixes only how *often* answers are
-    accepted, this says how often accepted answers are *wrong*.
-
-    Raises `InputError` for input that cannot be read.
+    accepted, this says how often accepted answers are *wrong*. Raises `InputError` for input that cannot be read.
 
     >>> import numpy as np
     >>> scores = np.linspace(0, 1, 400)
@@ -363,7 +362,7 @@ def _grid(
         return Grid(ordered, tuple(sorted({len(ordered) * quarter // 4 for quarter in range(3)})))
     other = np.asarray(reference, np.float64)
     expected = np.array([np.mean(other >= threshold) for threshold in ordered]) * len(score)
-    counts = _start_counts(len(score), alpha, delta, MULTIPLES)
+    counts = _start_counts(len(score), alpha, delta, MULTIPLES, REACH)
     return Grid(ordered, tuple(sorted({min(int(np.sum(expected < count)), len(ordered) - 1) for count in counts})))
 
 

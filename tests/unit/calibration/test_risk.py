@@ -195,6 +195,15 @@ def test_starts_lie_where_enough_acceptances_are_expected():
     assert all(share >= wanted - 1e-9 for share, wanted in zip(expected, [0.132, 0.264, 0.528], strict=True))
 
 
+def test_with_many_labels_starts_reach_far_into_the_scores():
+    """66 of 20,000 lie at the very top, where a confident liar would be; the last start is at two fifths."""
+    reference = np.linspace(0, 1, 10_001)
+    grid = grid_from(reference, n=20_000, alpha=0.1, level=0.1)
+    expected = [float(np.mean(reference >= grid.thresholds[start])) for start in grid.starts]
+    assert expected == pytest.approx([66 / 20_000, math.sqrt(0.4 * 66 / 20_000), 0.4], abs=0.053)
+    assert expected[0] < 0.004
+
+
 def test_fewer_labels_have_fewer_starts():
     """A start that could not pass would only cost the others their share."""
     reference = np.linspace(0, 1, 101)
