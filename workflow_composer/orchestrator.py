@@ -34,6 +34,7 @@ from workflow_composer.observation import Log, Narrator, PluginObserver, debug_w
 from workflow_composer.plugins import PluginHost
 from workflow_composer.resources import ResourceDetector, unprobed
 from workflow_composer.responses import ResponseStream, SyncResponseStream, response_of
+from workflow_composer.routers.base import Router
 from workflow_composer.runner import LoopThread
 from workflow_composer.snapshot import Snapshot, build
 from workflow_composer.strategy import StrategyConfig
@@ -117,6 +118,11 @@ class ModelOrchestrator:
     def config(self) -> StrategyConfig:
         """The active profile."""
         return self._active.config
+
+    @property
+    def routers(self) -> Mapping[str, Router]:
+        """The active profile's routers by name, in the order in which they are asked."""
+        return {router.name: router for router in self._active.routers}
 
     # ----------------------------------------------------------------------------------------------------- requests
 

@@ -318,6 +318,13 @@ class TestSwitching:
                 await orchestrator.aswitch_strategy(strategy)
         assert (await orchestrator.agenerate("x")).decision.strategy == "test"
 
+    async def test_the_routers_are_those_of_the_active_profile(self, make):
+        """By name, in the order in which they are asked."""
+        orchestrator, _ = make(profile(routers=["cascade", "cascading_provider"]))
+        assert list(orchestrator.routers) == ["cascade", "cascading_provider"]
+        await orchestrator.aswitch_strategy(profile("other"))
+        assert [(name, router.name) for name, router in orchestrator.routers.items()] == [("cascading_provider",) * 2]
+
     async def test_a_request_under_way_ends_under_the_old_profile(self, make):
         """Its backends close only when it has ended."""
         released = asyncio.Event()

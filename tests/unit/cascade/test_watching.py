@@ -105,6 +105,7 @@ async def test_nothing_is_abandoned_where_a_budget_may_leave_nobody_to_ask(bench
     request = LLMRequest.of("What is 2 + 2?", budget=budget.get("request"))
     outcome = await b.executor.run(plan, request, b.trace)
     assert (outcome.samples[0], outcome.verdict.accepted) == (DOUBTFUL, False)
+    assert len(b.backends["small"].calls) == 1
 
 
 async def test_an_answer_is_not_abandoned_at_its_very_end(bench, fake):

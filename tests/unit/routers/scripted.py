@@ -74,7 +74,8 @@ class Orchestrator(ModelOrchestrator):
     @property
     def router(self) -> ExecutionFeedbackRouter:
         """The router under test."""
-        (found,) = (one for one in self._active.routers if isinstance(one, ExecutionFeedbackRouter))
+        found = self.routers["execution_feedback"]
+        assert isinstance(found, ExecutionFeedbackRouter)
         return found
 
     @property
