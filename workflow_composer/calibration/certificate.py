@@ -75,8 +75,8 @@ class Group:
     """A task type and its tiers, from ``first`` (its floor) up, in the certificate's order.
 
     ``returned_bound``: at ``returned_level``, the error of all answers that are returned, exhausted requests included.
-    ``last_wrong`` is an upper bound, at a share of delta of its own, of the last tier's error on requests that the cascade
-    accepts: what an audit by that tier may be wrong about.
+    ``last_wrong``: at ``last_level``, the last tier's error on requests that the cascade accepts, which is what an audit by
+    that tier may be wrong about.
     """
 
     first: int
@@ -86,6 +86,7 @@ class Group:
     returned_bound: float
     returned_level: float
     last_wrong: float = 1.0
+    last_level: float = 0.0
 
     @property
     def accepted(self) -> int:

@@ -65,6 +65,7 @@ class GroupWork:
             returned_bound=found.returned_bound,
             returned_level=found.returned_level,
             last_wrong=risk.upper_bound(last_wrong, int(accepted.sum()), found.accepted_level),
+            last_level=found.accepted_level,
         )
 
     def predicted_limits(self) -> Limits:

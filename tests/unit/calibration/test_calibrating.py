@@ -79,7 +79,8 @@ def test_the_counts_are_what_the_thresholds_do_to_the_calibrating_rows(table, ma
         assert tier.base_error == pytest.approx(np.mean(~correct[reached, at]))
         assert tier.accepted == 0 or tier.bound <= made.alpha
     assert group.returned_wrong == (~correct[np.arange(len(rows)), deciding]).sum()
-    assert group.last_wrong == upper_bound((~correct[accepted, -1]).sum(), accepted.sum(), group.returned_level)
+    assert group.last_wrong == upper_bound((~correct[accepted, -1]).sum(), accepted.sum(), group.last_level)
+    assert 0 < group.last_level < made.delta
     assert group.accepted > 100
 
 
