@@ -145,6 +145,12 @@ def test_calibrators_never_fall(pairs):
         assert all(0 < p < 1 for p in found)
 
 
+def test_smoothing_small_steps_turns_no_two_of_them_around():
+    """One wrong answer alone would be smoothed to a third, above three right ones in ten."""
+    calibrator = isotonic([-1.0] + [1.0] * 100, [False] + [True] * 30 + [False] * 70)
+    assert calibrator(-1.0) == calibrator(1.0) == pytest.approx(1 / 3)
+
+
 def test_an_upside_down_feature_is_no_reason_to_turn_the_order_around():
     """Held-out logits that rank worse than chance say nothing: the base rate is left."""
     calibrator = platt([-1.0] * 30 + [1.0] * 30, [True] * 30 + [False] * 30)

@@ -177,8 +177,9 @@ def test_a_recording_gives_signals_costs_and_groups(tmp_path):
     assert read(records, tmp_path=tmp_path, prices={"small": (1.0, 2.0)}).costs is None
 
 
-def test_the_first_sample_of_a_question_counts(tmp_path):
-    records = [answer("one", "small", False, sample=2), answer("one", "small", True, sample=1)]
+@pytest.mark.parametrize("samples", [(2, 1, 3), (1, 2, 3), (3, 2, 1)])
+def test_the_first_sample_of_a_question_counts_wherever_it_stands(tmp_path, samples):
+    records = [answer("one", "small", sample == 1, sample=sample) for sample in samples]
     assert read(records, ["small"], tmp_path=tmp_path).correct.tolist() == [[True]]
 
 
