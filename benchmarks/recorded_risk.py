@@ -11,9 +11,9 @@ than a call of it costs of a call of the strongest.
 wrong; a test part is small, so this happens by chance also where the true risk is below alpha. *All*: over all rows
 outside the learning part. *Drawn*: as many rows as before are drawn from these with replacement, and certify; so requests
 are independent draws from a population whose risk is known exactly. In the last two any broken promise counts: that of
-one tier's accepted answers, or the bound of all answers that are returned. *Worst*: the largest of both over the prompts,
-where there are several. *Naive* thresholds are, on the rows that certify, the loosest whose accepted answers are wrong at
-most alpha of the time, from the same grids; a violation is more than alpha wrong among all that are accepted.
+one tier's accepted answers, or the bound of all answers that are returned. Where there are several prompts, each has its
+part of the splits. *Naive* thresholds are, on the rows that certify, the loosest whose accepted answers are wrong at most
+alpha of the time, from the same grids; a violation is more than alpha wrong among all that are accepted.
 
 *Coverage*: requests whose answer some tier accepts, of all rows outside the learning part; *lower*: some tier below the
 last. *Saved*: of the cost of asking the strongest tier only; the cascade asks it where no tier accepts, too. *Risk* and
@@ -183,16 +183,19 @@ def main() -> None:
     scores: list[dict[str, object]] = []
     for collection in options.only:
         found: dict[str, list[tuple[Recorded, list[tuple[list[Found], list[Found]]]]]] = {}
-        for recorded in COLLECTIONS[collection](options.data):
-            seeds = range(options.seed, options.seed + options.splits)
+        every = list(COLLECTIONS[collection](options.data))
+        for recorded in every:
+            # Prompts share the splits; each split is one of its own.
+            first = options.seed + 1000 * len(found.get(recorded.name, ()))
+            seeds = range(first, first + max(1, options.splits // [one.name for one in every].count(recorded.name)))
             done = [split(recorded, ALPHAS[collection], options.delta, seed) for seed in seeds]
             found.setdefault(recorded.name, []).append((recorded, done))
             print(f"{recorded.name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
         for name, parts in found.items():
             for at, alpha in enumerate(ALPHAS[collection]):
-                each = [mean(rows[at] for rows, _ in done) for _, done in parts]
-                worst = max(max(one["all"], one["drawn"]) for one in each)
-                risks.append({"data": name, **mean(each), "alpha": f"{alpha:g}", "worst": worst})
+                risks.append(
+                    {"data": name, **mean(rows[at] for _, done in parts for rows, _ in done), "alpha": f"{alpha:g}"}
+                )
             for at, tier in enumerate(parts[0][0].tiers):
                 scores.append({"data": name, "tier": tier, **mean(rows[at] for _, done in parts for _, rows in done)})
     if options.json:
