@@ -62,6 +62,14 @@ def test_what_is_tested_was_fixed_without_the_rows_that_test_it(table, made):
     assert other.groups["*"].tiers[0] != made.groups["*"].tiers[0]
 
 
+def test_thresholds_lie_at_held_out_scores_not_at_those_the_regression_has_learned_by_heart(table, made):
+    (part,) = split(table, group_by=None, fit_share=0.3, seed=0).values()
+    scores = tier_scores(made, table)
+    found = [(at, tier.threshold) for at, tier in enumerate(made.groups["*"].tiers) if tier.threshold is not None]
+    assert found
+    assert all(not np.isin(threshold, scores[part.fitting, at]) for at, threshold in found)
+
+
 # ----------------------------------------------------------------------------------------------------------- the numbers
 
 
