@@ -97,9 +97,6 @@ def highest_coverage(base_error: float, alpha: float) -> float:
     return min(1.0, (1.0 - base_error) / (1.0 - alpha))
 
 
-# ------------------------------------------------------------------------------------------------------------------ grids
-
-
 @dataclass(frozen=True)
 class Grid:
     """Thresholds in the order in which they are tested, strict to liberal, and the positions at which testing starts.

@@ -298,6 +298,14 @@ def test_the_labels_said_to_be_needed_are_mostly_enough():
     assert np.mean([threshold is not None for threshold in done]) > 0.4
 
 
+def test_a_score_that_equals_the_threshold_is_accepted():
+    """Where testing was, serving must be."""
+    found = select([0.8] * 100, [1] * 100, Grid((0.8, 0.5), (0,)), alpha=0.1, delta=0.1)
+    assert (found.threshold, found.accepted) == (0.5, 100)
+    alone = select([0.8] * 100, [1] * 100, Grid((0.8,), (0,)), alpha=0.1, delta=0.1)
+    assert (alone.threshold, alone.accepted) == (0.8, 100)
+
+
 def test_unknown_scores_are_never_accepted():
     """Not even by the threshold that accepts every score."""
     found = select([math.nan] * 100, [1] * 100, Grid((-math.inf,), (0,)), alpha=0.1, delta=0.1)
