@@ -247,7 +247,22 @@ def _part(kind: type[Any], data: Mapping[str, Any]) -> Any:
     known = {field.name for field in fields(kind)}
     if unknown := sorted(set(data) - known):
         raise ValueError(f"unknown key {unknown[0]!r} in {kind.__name__}")
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    for field in fields(kind):
+        if field.name in values and not _fits(values[field.name], str(field.type)):
+            raise ValueError(f"{kind.__name__}.{field.name} is {values[field.name]!r}; it must be {field.type}")
+    return kind(**values)
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    """Whether a value from JSON is of a field's type, as the field is annotated."""
+    kinds = annotation.split(" | ")
+    if isinstance(value, bool):
+        return "bool" in kinds
+    if isinstance(value, float):
+        return "float" in kinds and not math.isnan(value)
+    named = {int: {"int", "float"}, str: {"str"}, type(None): {"None"}, tuple: {kind for kind in kinds if "tuple[" in kind}}
+    return bool(named.get(type(value), set()) & set(kinds))
 
 
 def _tier(data: Mapping[str, Any]) -> CertifiedTier:
@@ -271,9 +286,6 @@ def _group(data: Mapping[str, Any], tiers: int) -> Group:
     group: Group = _part(Group, {**data, "tiers": found})
     if not 0 <= group.first < tiers or len(found) != tiers - group.first:
         raise ValueError(f"a group has {len(found)} tiers from {group.first} on, the certificate {tiers}")
-    for tier in found:
-        if tier.threshold is not None and not (isinstance(tier.threshold, (int, float)) and not math.isnan(tier.threshold)):
-            raise ValueError(f"threshold {tier.threshold!r} is no number")
     return group
 
 

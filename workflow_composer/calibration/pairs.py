@@ -34,23 +34,23 @@ class RecordedAnswer(Protocol):
     @property
     def question(self) -> str: ...  # noqa: D102  # docs/recordings.md says what these are
     @property
-    def model(self) -> str: ...  # noqa: D102
+    def model(self) -> str: ...  # noqa: D102  # likewise
     @property
-    def sample(self) -> int: ...  # noqa: D102
+    def sample(self) -> int: ...  # noqa: D102  # likewise
     @property
-    def correct(self) -> bool | None: ...  # noqa: D102
+    def correct(self) -> bool | None: ...  # noqa: D102  # likewise
     @property
-    def tokens(self) -> int: ...  # noqa: D102
+    def tokens(self) -> int: ...  # noqa: D102  # likewise
     @property
-    def prompt_tokens(self) -> int: ...  # noqa: D102
+    def prompt_tokens(self) -> int: ...  # noqa: D102  # likewise
     @property
-    def logprobs(self) -> tuple[TokenLogprob, ...] | None: ...  # noqa: D102
+    def logprobs(self) -> tuple[TokenLogprob, ...] | None: ...  # noqa: D102  # likewise
     @property
-    def score(self) -> float | None: ...  # noqa: D102
+    def score(self) -> float | None: ...  # noqa: D102  # likewise
     @property
-    def cost(self) -> float | None: ...  # noqa: D102
+    def cost(self) -> float | None: ...  # noqa: D102  # likewise
     @property
-    def group(self) -> str | None: ...  # noqa: D102
+    def group(self) -> str | None: ...  # noqa: D102  # likewise
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from workflow_composer.cli.execute import spread
-from workflow_composer.cli.options import common_options, examples, strategy_option
+from workflow_composer.cli.options import common_options, examples, profile_option
 from workflow_composer.cli.state import State
 
 _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
@@ -74,7 +74,7 @@ class _WithTiers(click.Command):
     "-o", "--output", type=click.Path(path_type=Path), default="certificate.json", show_default=True, help="The certificate."
 )
 @click.option("--plots", type=click.Path(path_type=Path), metavar="DIR", help="Draw risk, reliability and scores there.")
-@strategy_option
+@profile_option("$BIOPIPELINES_STRATEGY, else none: models and prices are then not stated")
 @common_options
 @click.pass_context
 def calibrate(context: click.Context, /, **options: Any) -> None:

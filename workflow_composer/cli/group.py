@@ -23,6 +23,7 @@ COMMANDS = {
     "strategies": "List, show and check strategy profiles.",
     "plugins": "List plugins and what they provide.",
     "metrics": "Summarize the metrics of past requests.",
+    "record": "Record every tier's answers to data sets, graded and with log-probabilities.",
     "calibrate": "Find thresholds that keep the error of accepted answers below a limit.",
     "certificate": "Show a certificate, or compute it again from the data.",
     "feedback": "Grade accepted answers that were drawn for an audit, and see what the grades say.",

@@ -21,14 +21,19 @@ def common_options(function: F) -> F:
 
 def strategy_option(function: F) -> F:
     """Let ``--strategy`` stand behind the name of a command that has a use for it."""
+    return profile_option("$BIOPIPELINES_STRATEGY, else detection")(function)
+
+
+def profile_option(default: str) -> Callable[[F], F]:
+    """The same, for a command that takes something else where no profile is named."""
     return click.option(
         "-s",
         "--strategy",
         metavar="NAME|PATH",
         expose_value=False,
         callback=_keep("strategy"),
-        help="Strategy profile: a name (see `strategies list`) or a file. Default: $BIOPIPELINES_STRATEGY, else detection.",
-    )(function)
+        help=f"Strategy profile: a name (see `strategies list`) or a file. Default: {default}.",
+    )
 
 
 def _keep(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:

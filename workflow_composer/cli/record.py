@@ -40,7 +40,7 @@ from workflow_composer.cli.state import State
 @common_options
 @click.pass_context
 def record(context: click.Context, /, **options: Any) -> None:
-    """Record the answers of every tier to the questions of data sets, graded and with log-probabilities.
+    """Record every tier's answers to data sets, graded and with log-probabilities.
 
     A recording is what `calibrate` learns from, and what `execute --replay` plays back (docs/recordings.md). Every answer is
     kept as soon as it has come: after an interruption the same command goes on where it stopped. Exit codes: 0 done; 1 some
