@@ -86,7 +86,7 @@ def risk_against_coverage(
             share, wrong = accepted.sum() / requests, float((~right[accepted]).mean()) if accepted.any() else 0.0
             axes.plot([share, share], [wrong, bound], color=_ACCENT, linewidth=2.2, zorder=3)
             axes.plot(share, bound, "_", color=_ACCENT, markersize=12, markeredgewidth=2.2, zorder=3)
-            label = f"certified: {100 * share:.0f} % accepted, at most {100 * bound:.1f} % wrong"
+            label = f"certified: {100 * share:.0f} % accepted; upper bound {100 * bound:.1f} % wrong"
             axes.plot(share, wrong, "o", color=_ACCENT, markersize=8, markeredgecolor=_CARD, label=label, zorder=4)
         axes.set_xlim(0, 1.02)
         axes.set_ylim(-0.02 * top, min(1.02, 1.12 * top + 0.01))

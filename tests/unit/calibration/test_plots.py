@@ -55,7 +55,7 @@ def test_the_certified_point_is_named_with_its_numbers(tmp_path, answers):
     """Half of the requests, and the bound."""
     path = tmp_path / "risk.svg"
     plots.risk_against_coverage(path, *answers, alpha=0.25, threshold=0.5, bound=0.231)
-    assert {"certified: 50 % accepted, at most 23.1 % wrong", "limit 0.25"} <= set(texts(path))
+    assert {"certified: 50 % accepted; upper bound 23.1 % wrong", "limit 0.25"} <= set(texts(path))
     plots.risk_against_coverage(path, *answers, alpha=0.25, threshold=None, bound=1.0)
     assert not any("certified" in text for text in texts(path))
 
@@ -64,7 +64,7 @@ def test_answers_of_unknown_score_count_as_requests_that_are_not_accepted(tmp_pa
     """Two of four are accepted, though all that have a score are."""
     path = tmp_path / "risk.svg"
     plots.risk_against_coverage(path, [0.9, 0.8, NAN, NAN], [True] * 4, alpha=0.1, threshold=-INFINITE, bound=0.5)
-    assert "certified: 50 % accepted, at most 50.0 % wrong" in texts(path)
+    assert "certified: 50 % accepted; upper bound 50.0 % wrong" in texts(path)
 
 
 def test_the_counts_are_those_of_the_answers(tmp_path, answers):
