@@ -137,8 +137,11 @@ def _quality(tier: str, scores: Floats, correct: NDArray[np.bool_]) -> ScoreQual
 def _spending(group: Group, table: CalibrationTable, scores: Floats, rows: Places) -> Spending | None:
     if table.costs is None:
         return None
-    costs = table.costs[rows]
-    cascade = float(np.sum(costs[_visits(group, scores)])) / len(rows)
+    costs, asked = table.costs[rows], _visits(group, scores)
+    for at, tier in enumerate(group.tiers[:-1], start=group.first):
+        if tier.threshold is None and tier.straight_up is None:
+            asked[:, at] = False  # the router does not ask a tier whose answers change nothing
+    cascade = float(np.sum(costs[asked])) / len(rows)
     return Spending(cascade, float(np.mean(costs[:, -1])))
 
 

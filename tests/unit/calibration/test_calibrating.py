@@ -305,3 +305,17 @@ def test_scores_that_are_no_probabilities_have_no_calibration_error():
     wide = replace(table, tiers=tuple(replace(tier, given=tier.given * 5) for tier in table.tiers))
     assert [score.calibration_error for score in assess(calibrate(wide), wide)["*"].scores] == [None] * 3
     assert all(score.calibration_error is not None for score in assess(calibrate(table), table)["*"].scores)
+
+
+def test_a_tier_that_accepts_nothing_is_not_paid_for(table):
+    """The router does not ask it."""
+    correct = table.correct.copy()
+    correct[:, 0] = False
+    hopeless = replace(table, correct=correct)
+    made = calibrate(hopeless)
+    assert made.groups["*"].tiers[0].threshold is None
+    rows = calibrating_rows(made, hopeless)["*"]
+    scores = tier_scores(made, hopeless)[rows]
+    deciding, _ = climb(scores, [tier.threshold for tier in made.groups["*"].tiers])
+    paid = sum(table.costs[row, 1 : at + 1].sum() for row, at in zip(rows, deciding, strict=True)) / len(rows)
+    assert assess(made, hopeless)["*"].spending.cascade == pytest.approx(paid)
