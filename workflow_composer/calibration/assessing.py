@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from workflow_composer.calibration.calibrating import Places, split
 from workflow_composer.calibration.certificate import Certificate, Group, TierGuarantee
 from workflow_composer.calibration.fitting import aurc, auroc, expected_calibration_error, probabilities
-from workflow_composer.calibration.group_work import visits
+from workflow_composer.calibration.group_work import paid
 from workflow_composer.calibration.pairs import CalibrationTable
 from workflow_composer.calibration.signal_table import Floats
 
@@ -137,14 +137,7 @@ def _quality(tier: str, scores: Floats, correct: NDArray[np.bool_]) -> ScoreQual
 def _spending(group: Group, table: CalibrationTable, scores: Floats, rows: Places) -> Spending | None:
     if table.costs is None:
         return None
-    costs, asked = table.costs[rows], _visits(group, scores)
-    for at, tier in enumerate(group.tiers[:-1], start=group.first):
-        if tier.threshold is None and tier.straight_up is None:
-            asked[:, at] = False  # the router does not ask a tier whose answers change nothing
-    cascade = float(np.sum(costs[asked])) / len(rows)
+    costs = table.costs[rows]
+    thresholds, limits = [tier.threshold for tier in group.tiers], [tier.straight_up for tier in group.tiers]
+    cascade = paid(scores, costs, thresholds, limits, group.first) / len(rows)
     return Spending(cascade, float(np.mean(costs[:, -1])))
-
-
-def _visits(group: Group, scores: Floats) -> NDArray[np.bool_]:
-    thresholds = [tier.threshold for tier in group.tiers]
-    return visits(scores, thresholds, [tier.straight_up for tier in group.tiers], group.first)

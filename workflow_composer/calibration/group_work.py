@@ -172,5 +172,12 @@ def visits(scores: Floats, thresholds: Sequence[float | None], straight_up: Sequ
 def paid(
     scores: Floats, costs: Floats, thresholds: Sequence[float | None], straight_up: Sequence[float | None], first: int
 ) -> float:
-    """Dollars that all requests together cost on their ways."""
-    return float(np.sum(costs[visits(scores, thresholds, straight_up, first)]))
+    """Dollars that all requests together cost on their ways.
+
+    A tier that accepts nothing and sends nobody straight up is not asked, so nobody pays for it; the last one is.
+    """
+    visited = visits(scores, thresholds, straight_up, first)
+    for at, (threshold, limit) in enumerate(zip(thresholds[:-1], straight_up, strict=False), start=first):
+        if threshold is None and limit is None:
+            visited[:, at] = False
+    return float(np.sum(costs[visited]))

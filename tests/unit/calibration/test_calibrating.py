@@ -182,21 +182,16 @@ def test_the_floor_for_all_tasks_needs_no_groups(table):
 
 
 def test_requests_that_need_the_last_tier_go_there_where_that_is_cheaper():
-    """The middle tier costs nearly as much as the last one and knows little more than the first."""
-    table = cascade(1500)
-    costs = table.costs * np.array([1.0, 4.0, 1.0])
-    correct = table.correct.copy()
-    correct[:, 1] = table.correct[:, 0]
-    tiers = (table.tiers[0], replace(table.tiers[0], name="medium"), table.tiers[2])
-    poor = replace(table, correct=correct, costs=costs, tiers=tiers)
-    made = calibrate(poor, escalation="predicted")
-    limit = made.groups["*"].tiers[0].straight_up
-    assert limit is not None
-    assert made.groups["*"].tiers[1].straight_up is None
-    assert made.groups["*"].tiers[1].reached < made.groups["*"].rows - made.groups["*"].tiers[0].accepted
-    plain = calibrate(poor)
-    assert assess(made, poor)["*"].spending.cascade < assess(plain, poor)["*"].spending.cascade
-    assert verify(made, poor) == []
+    """The middle tier costs more than half of the last one, and the lowest scores rarely meet an answer there."""
+    table = cascade(3000, step=0.3, signals=False)
+    dear = replace(table, costs=table.costs * np.array([1.0, 3.0, 1.0]))
+    made, plain = (calibrate(dear, escalation=way, alpha=0.2) for way in ("predicted", "next"))
+    first, middle, last = made.groups["*"].tiers
+    assert first.straight_up is not None
+    assert middle.straight_up is last.straight_up is None
+    assert 0 < middle.reached < made.groups["*"].rows - first.accepted
+    assert assess(made, dear)["*"].spending.cascade < 0.9 * assess(plain, dear)["*"].spending.cascade
+    assert verify(made, dear) == []
 
 
 def test_nobody_is_sent_straight_up_where_each_step_is_worth_its_price():
@@ -291,7 +286,9 @@ def test_the_assessment_counts_what_the_cascade_pays(table, made):
     rows = calibrating_rows(made, table)["*"]
     scores = tier_scores(made, table)[rows]
     deciding, _ = climb(scores, [tier.threshold for tier in made.groups["*"].tiers])
-    paid = sum(table.costs[row, : at + 1].sum() for row, at in zip(rows, deciding, strict=True)) / len(rows)
+    asked = [tier.threshold is not None for tier in made.groups["*"].tiers[:-1]] + [True]
+    ways = [table.costs[row, : at + 1] * asked[: at + 1] for row, at in zip(rows, deciding, strict=True)]
+    paid = sum(way.sum() for way in ways) / len(rows)
     assert found.spending.cascade == pytest.approx(paid)
     assert found.spending.always_last == pytest.approx(table.costs[rows, 2].mean())
     assert found.spending.saved == pytest.approx(1 - paid / found.spending.always_last)
