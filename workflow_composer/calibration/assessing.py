@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from workflow_composer.calibration.calibrating import Places, split
 from workflow_composer.calibration.certificate import Certificate, Group, TierGuarantee
 from workflow_composer.calibration.fitting import aurc, auroc, expected_calibration_error, probabilities
-from workflow_composer.calibration.group_work import paid
+from workflow_composer.calibration.group_work import paid, visits
 from workflow_composer.calibration.pairs import CalibrationTable
 from workflow_composer.calibration.signal_table import Floats
 
@@ -84,7 +84,8 @@ def evidence(certificate: Certificate, table: CalibrationTable) -> Iterator[Evid
     scores = tier_scores(certificate, table)
     for name, rows in calibrating_rows(certificate, table).items():
         group = certificate.groups[name]
-        visited = _visits(group, scores[rows])
+        thresholds, limits = _rules(group)
+        visited = visits(scores[rows], thresholds, limits, group.first)
         for at, guarantee in enumerate(group.tiers, start=group.first):
             reached = rows[visited[:, at]]
             yield Evidence(name, table.names[at], guarantee, scores[reached, at], table.correct[reached, at])
@@ -138,6 +139,11 @@ def _spending(group: Group, table: CalibrationTable, scores: Floats, rows: Place
     if table.costs is None:
         return None
     costs = table.costs[rows]
-    thresholds, limits = [tier.threshold for tier in group.tiers], [tier.straight_up for tier in group.tiers]
+    thresholds, limits = _rules(group)
     cascade = paid(scores, costs, thresholds, limits, group.first) / len(rows)
     return Spending(cascade, float(np.mean(costs[:, -1])))
+
+
+def _rules(group: Group) -> tuple[list[float | None], list[float | None]]:
+    """Thresholds and limits for going straight up, tier by tier."""
+    return [tier.threshold for tier in group.tiers], [tier.straight_up for tier in group.tiers]
