@@ -75,8 +75,8 @@ class Group:
     """A task type and its tiers, from ``first`` (its floor) up, in the certificate's order.
 
     ``returned_bound``: at ``returned_level``, the error of all answers that are returned, exhausted requests included.
-    ``last_wrong``: at ``last_level``, the last tier's error on requests that the cascade accepts, which is what an audit by
-    that tier may be wrong about.
+    ``last_wrong``: at ``last_level``, the last tier's error on the requests that any one of the tiers below it accepts:
+    what an audit by the last tier may be wrong about; 1 where none accepts any.
     """
 
     first: int

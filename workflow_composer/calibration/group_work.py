@@ -51,8 +51,12 @@ class GroupWork:
         design = self._design(straight_up)
         found = cascade_risk.certify(scores, correct, design, alpha=self.alpha, delta=self.delta, method=method)
         visited = visits(scores, found.thresholds, design.straight_up, self.first)
-        _, accepted = cascade_risk.climb(scores, found.thresholds, design.straight_up, self.first)
-        last_wrong = int(np.sum(~correct[accepted, -1]))
+        deciding, accepted = cascade_risk.climb(scores, found.thresholds, design.straight_up, self.first)
+        below = scores.shape[1] - 1 - self.first
+        level = found.accepted_level / max(below, 1)
+        # An audit by the last tier leaves out what that tier has accepted itself, and each tier is watched by itself.
+        audited = [accepted & (deciding == self.first + at) for at in range(below)]
+        errs = [risk.upper_bound(int(np.sum(~correct[rows, -1])), int(rows.sum()), level) for rows in audited if rows.any()]
         tiers = [
             self._guarantee(selection, limit, correct[visited[:, at], at])
             for at, (selection, limit) in enumerate(zip(found.tiers, design.straight_up, strict=True), start=self.first)
@@ -64,8 +68,8 @@ class GroupWork:
             returned_wrong=found.returned_wrong,
             returned_bound=found.returned_bound,
             returned_level=found.returned_level,
-            last_wrong=risk.upper_bound(last_wrong, int(accepted.sum()), found.accepted_level),
-            last_level=found.accepted_level,
+            last_wrong=max(errs, default=1.0),
+            last_level=level,
         )
 
     def predicted_limits(self) -> Limits:
