@@ -348,10 +348,16 @@ class ModelOrchestrator:
         response = response_of(active.config, request, plan, outcome, trace, time.perf_counter() - started)
         self._note(active, request, trace, started, plan=plan, response=response)
         if (router := active.listeners.get(plan.router)) is not None:
-            router.answered(request, response)
+            self._tell(router, request, response)
         if self.plugins.implements("after_answer"):
             self.plugins.notify("after_answer", request=request, response=response)
         return response
+
+    def _tell(self, router: Router, request: LLMRequest, response: LLMResponse) -> None:
+        try:
+            router.answered(request, response)
+        except Exception as error:  # noqa: BLE001  # an onlooker's fault must not become the caller's
+            self._narrator.broken_plugin(router.name, f"answered failed: {type(error).__name__}: {error}")
 
     def _note(
         self,

@@ -23,6 +23,8 @@ from workflow_composer.errors import (
     WorkflowComposerError,
 )
 from workflow_composer.metrics.sink import MemorySink
+from workflow_composer.plan import Plan, Tier
+from workflow_composer.routers.base import Router
 
 
 class Scripted:
@@ -76,7 +78,33 @@ def make():
         orchestrator.close()
 
 
+class Listening(Router):
+    """Hears of its answers, and cannot bear it."""
+
+    name = "listening"
+
+    def plan(self, request, resources):
+        return Plan((Tier(self.context.candidates("small")),), self.name)
+
+    def answered(self, request, response):
+        raise ValueError("too loud")
+
+
+class ListeningPlugin:
+    @hookimpl
+    def register_routers(self, register):
+        register("listening", Listening)
+
+
 class TestOneRequest:
+    async def test_a_router_that_fails_when_it_hears_of_an_answer_costs_nobody_the_answer(self, make):
+        """It is reported by name."""
+        log = io.StringIO()
+        orchestrator, _ = make(profile(routers=["listening"]), hooks=[ListeningPlugin()], log=log, small=["4"])
+        assert (await orchestrator.agenerate("2 + 2?")).text == "4"
+        assert "listening" in log.getvalue()
+        assert "answered failed: ValueError: too loud" in log.getvalue()
+
     async def test_the_response_says_what_happened(self, make):
         """Text, model, decision, attempts and identifiers are all there."""
         orchestrator, _ = make()

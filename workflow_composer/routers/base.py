@@ -73,7 +73,7 @@ class Router(ABC):
         return await self.context.execute(plan, request)
 
     def answered(self, request: LLMRequest, response: LLMResponse) -> None:  # noqa: B027  # most routers need not know
-        """Told of every response to a plan of this router, in the event loop that ran it. Must be quick, and not raise."""
+        """Told of every response to a plan of this router, in the event loop that ran it. An exception is reported."""
 
     async def aclose(self) -> None:  # noqa: B027  # most routers have nothing to end
         """Called when the last request has ended, before the backends are closed."""
