@@ -1,9 +1,7 @@
 """A vote on a real vLLM server: once it is decided, the server stops generating what is no longer needed."""
 
 import asyncio
-import re
 import time
-import urllib.request
 
 import pytest
 
@@ -36,14 +34,6 @@ def profile(server, **settings):
     return StrategyConfig(profile_name="votes", models={"m": model}, routers=[{"cascade": settings}])
 
 
-def finished(server, reason):
-    """Requests that the server has finished for this reason, by its own metrics."""
-    with urllib.request.urlopen(f"{server.url}/metrics", timeout=5) as answer:
-        text = answer.read().decode()
-    lines = re.findall(rf'^vllm:request_success_total\{{[^}}]*finished_reason="{reason}"[^}}]*\}} (\S+)$', text, re.M)
-    return sum(map(float, lines))
-
-
 async def until_idle(server, limit=20.0):
     """Wait until nothing runs or waits at the server."""
     ends = time.monotonic() + limit
@@ -62,9 +52,9 @@ async def ask(server, route, **settings):
 async def test_a_decided_vote_stops_the_samples_that_are_under_way_and_waiting(server):
     """64 samples are asked for; four that agree decide; the server finishes a fraction of the rest."""
     await ask(server, "mv_m_k2_t0.1")  # the first request of a server takes long
-    stopped, tokens = finished(server, "stop"), server.metric("vllm:generation_tokens_total")
+    stopped, tokens = server.finished_requests("stop"), server.metric("vllm:generation_tokens_total")
     response = await ask(server, f"mv_m_k{K}_t0.1", stopping="beta")
-    ended = finished(server, "stop") - stopped
+    ended = server.finished_requests("stop") - stopped
     generated = server.metric("vllm:generation_tokens_total") - tokens
     assert response.accepted
     assert len(response.samples) <= ended < K / 2
@@ -75,9 +65,9 @@ async def test_a_decided_vote_stops_the_samples_that_are_under_way_and_waiting(s
 
 
 async def test_as_needed_asks_for_no_more_than_could_decide_so_that_nothing_is_cancelled(server):
-    stopped = finished(server, "stop")
+    stopped = server.finished_requests("stop")
     response = await ask(server, f"mv_m_k{K}_t0.1", stopping="beta", draw="as_needed")
-    assert finished(server, "stop") - stopped == len(response.samples) < 16
+    assert server.finished_requests("stop") - stopped == len(response.samples) < 16
     assert all(attempt.error is None for attempt in response.attempts)
 
 

@@ -74,11 +74,27 @@ class VLLMServer:
         """How many requests the server is generating for, by its own metrics."""
         return self.metric("vllm:num_requests_running")
 
-    def metric(self, name: str) -> float:
-        """The sum of a metric of the server's over its labels; 0 where it is not there yet."""
+    def metric(self, name: str, label: str = "") -> float:
+        """The sum of a metric of the server's over the lines that have the label; 0 where it is not there yet."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as answer:
             lines = answer.read().decode().splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + "{"))
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + "{") and label in line)
+
+    def finished_requests(self, reason: str) -> float:
+        """How many answers the server has finished for this reason (``stop``, ``length``), by its own metrics."""
+        return self.metric("vllm:request_success_total", f'finished_reason="{reason}"')
+
+    def freeze(self) -> None:
+        """Stop the server where it stands (SIGSTOP to its group): connections stay open, nothing is answered."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a frozen server go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None, "the server is not running"
+        os.killpg(self._process.pid, number)
 
     def kill(self) -> None:
         """End the server and its engine process at once (SIGKILL to their group)."""
