@@ -60,7 +60,8 @@ def frozen(value: Any) -> Any:
     return value
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A mapping as a dict, which is what the models take; anything else as it is."""
     return dict(value) if isinstance(value, Mapping) else value
 
 
@@ -75,9 +76,9 @@ Place = Annotated[str, Field(min_length=1), WrapValidator(lambda v, check: v if 
 EnvName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
 Names = Annotated[tuple[Name, ...], Field(strict=False)]
 Capabilities = Annotated[tuple[Capability, ...], Field(strict=False)]
-Settings = Annotated[Mapping[str, Any], BeforeValidator(_plain), AfterValidator(frozen)]
-NameToName = Annotated[Mapping[str, Name], BeforeValidator(_plain), AfterValidator(frozen)]
-NameToPlace = Annotated[Mapping[str, Place], BeforeValidator(_plain), AfterValidator(frozen)]
+Settings = Annotated[Mapping[str, Any], BeforeValidator(plain), AfterValidator(frozen)]
+NameToName = Annotated[Mapping[str, Name], BeforeValidator(plain), AfterValidator(frozen)]
+NameToPlace = Annotated[Mapping[str, Place], BeforeValidator(plain), AfterValidator(frozen)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Dollars = Annotated[float, Field(ge=0)]
 
@@ -215,6 +216,6 @@ class BreakerSettings(Part):
     cooldown: Seconds = Field(default=30.0, description="Seconds until one call is let through as a probe.")
 
 
-Catalogue = Annotated[Mapping[str, ModelSpec], BeforeValidator(_plain), AfterValidator(frozen)]
-Tiers = Annotated[Mapping[str, TierSpec], BeforeValidator(_plain), AfterValidator(frozen)]
+Catalogue = Annotated[Mapping[str, ModelSpec], BeforeValidator(plain), AfterValidator(frozen)]
+Tiers = Annotated[Mapping[str, TierSpec], BeforeValidator(plain), AfterValidator(frozen)]
 Routers = Annotated[tuple[RouterSpec, ...], Field(strict=False)]
