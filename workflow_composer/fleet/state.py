@@ -1,0 +1,125 @@
+"""What a fleet remembers of each of its servers: whether it should run, who runs it, and how it ended.
+
+One JSON file per server. `fleet up`, `fleet down` and `fleet submit` say what is wanted, the process that runs the server
+says how it goes, the monitor starts again what is wanted and does not answer. All of them change a file under its lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from workflow_composer.errors import WorkflowComposerError
+from workflow_composer.fleet.registry import ROLE, replace_file
+
+How = Literal["process", "slurm"]
+Status = Literal["starting", "ready", "draining", "stopped", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerState:
+    """One server of the fleet. Times are seconds since 1970.
+
+    ``wanted``: it should run, so the monitor starts it again. ``pid`` is the process that looks after it on ``node``
+    (`supervisor`), ``job_id`` its SLURM job. ``detail`` says in one line why it failed or stopped. ``options`` are further
+    vLLM options, ``fleet_file`` where its role stands: both are needed to start it again. ``restarts`` are the monitor's.
+    """
+
+    server: str
+    role: str
+    how: How = "process"
+    wanted: bool = True
+    status: Status = "starting"
+    detail: str = ""
+    node: str = ""
+    pid: int = 0
+    job_id: str = ""
+    port: int = 0
+    log: str = ""
+    fleet_file: str = ""
+    options: tuple[str, ...] = ()
+    started: float = 0.0
+    restarts: tuple[float, ...] = ()
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """The state in a file. Raises ValueError, TypeError."""
+        data: Any = json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError("not a server's state")
+        known = {field.name for field in fields(cls)}
+        lists = {name: tuple(data[name]) for name in ("options", "restarts") if name in data}
+        return cls(**{name: value for name, value in data.items() if name in known} | lists)
+
+    def text(self) -> str:
+        """What stands in its file."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+class StateStore:
+    """The states in a folder. Raises `WorkflowComposerError` where it cannot be written to."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def all(self) -> list[ServerState]:
+        """Every server's state, by name."""
+        if not self.directory.is_dir():
+            return []
+        found = (self.get(path.stem) for path in sorted(self.directory.glob("*.json")))
+        return [state for state in found if state is not None]
+
+    def get(self, server: str) -> ServerState | None:
+        """A server's state; None where there is none that can be read."""
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            return ServerState.read(self._path(server).read_text(encoding="utf-8"))
+        return None
+
+    def put(self, state: ServerState) -> ServerState:
+        """Write a state whole."""
+        with self._lock(state.server):
+            self._write(state)
+        return state
+
+    def update(self, server: str, **changes: Any) -> ServerState | None:
+        """Change some fields, under the file's lock; None where there is no such server."""
+        with self._lock(server):
+            state = self.get(server)
+            if state is None:
+                return None
+            state = replace(state, **changes)
+            self._write(state)
+            return state
+
+    def _write(self, state: ServerState) -> None:
+        with self._explained():
+            replace_file(self._path(state.server), state.text())
+
+    def _path(self, server: str) -> Path:
+        if not ROLE.fullmatch(server):
+            raise ValueError(f"not a server's name: {server!r}")
+        return self.directory / f"{server}.json"
+
+    @contextlib.contextmanager
+    def _lock(self, server: str) -> Iterator[None]:
+        with self._explained():
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file = self._path(server).with_suffix(".lock").open("a")
+        with file:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            yield
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise WorkflowComposerError(
+                f"the fleet's state in {self.directory} cannot be written: {error.strerror or error}",
+                hint="it must be a folder of your own with space left; the fleet file's `state` names another",
+            ) from error
