@@ -51,7 +51,7 @@ class ServerState:
         """The state in a file. Raises ValueError, TypeError."""
         data: Any = json.loads(text)
         if not isinstance(data, dict):
-            raise ValueError("not a server's state")
+            raise TypeError("not a server's state")
         known = {field.name for field in fields(cls)}
         lists = {name: tuple(data[name]) for name in ("options", "restarts") if name in data}
         return cls(**{name: value for name, value in data.items() if name in known} | lists)
