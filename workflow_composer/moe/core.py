@@ -42,8 +42,8 @@ class Choice:
     """What is to be done with a batch of n decisions.
 
     ``paths`` [n] are values of `Path`. ``cached`` positions have ``slots`` of the cache. ``ask`` are the positions to ask
-    for; ``asked`` their keys, each once. ``repeats`` are positions that repeat one of those within the batch: their decision is
-    that of ``ask[repeated]``.
+    for; ``asked`` their keys, each once. ``repeats`` are positions that repeat one of those within the batch: their
+    decision is that of ``ask[repeated]``.
     """
 
     paths: NDArray[np.uint8]
@@ -80,7 +80,7 @@ class ThreePaths:
         self._lookups = 0
 
     def choose(self, decisions: int, unknown: Positions, keys: Keys) -> Choice:
-        """The paths of so many decisions; those at the rising positions ``unknown`` [u] are in no table, ``keys`` [u] theirs.
+        """The paths of so many decisions; those at rising positions ``unknown`` [u] are in no table; their ``keys`` [u].
 
         As one by one, in this order; but what is learned in a batch evicts nothing before its end.
         """

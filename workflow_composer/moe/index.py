@@ -84,4 +84,3 @@ class HashIndex:
         keys, slots = self._keys[alive], self._slots[alive]
         self.clear()
         self.add(keys, slots)
-
