@@ -18,7 +18,7 @@ class Keep(StrEnum):
     LFU = "lfu"
     """The least often used one goes; of those the least recently used."""
     PINNED = "pinned"
-    """A fixed set stays for ever; the others share one place, as under `NOTHING`."""
+    """A fixed set stays for ever; the others share the remaining places, as under `LRU`."""
 
 
 class ExpertCache:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from workflow_composer.errors import ConfigError, InputError
-from workflow_composer.moe.routes import NO_TOKEN
+from workflow_composer.moe.hashing import NO_TOKEN
 
 
 def gates(model: nn.Module) -> dict[int, nn.Module]:

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workflow_composer.errors import InputError
+from workflow_composer.moe.hashing import NO_TOKEN
 
-NO_TOKEN = -1
 HIGHEST = 2**31 - 1
 
 Tokens = NDArray[np.int64]
