@@ -8,6 +8,7 @@ token ids, so hooks on the model around it note them for the length of a call, p
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -19,6 +20,15 @@ from torch import Tensor, nn
 
 from workflow_composer.errors import ConfigError, InputError
 from workflow_composer.moe.hashing import NO_TOKEN
+
+CACHE = ("cache", "past_key_values")
+"""What models call their key-value cache: since transformers 5.2x, and before."""
+
+
+def cache_argument(model: nn.Module) -> str:
+    """The name under which the model's forward call takes a key-value cache, and its output has it."""
+    takes = inspect.signature(model.forward).parameters
+    return next(name for name in CACHE if name in takes)
 
 
 def gates(model: nn.Module) -> dict[int, nn.Module]:
@@ -108,7 +118,7 @@ class TokenWatch:
         if ids is None:
             raise InputError("a routed model needs token ids", hint="pass input_ids, not inputs_embeds")
         mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
-        cache = args[3] if len(args) > 3 else kwargs.get("past_key_values")
+        cache = args[3] if len(args) > 3 else next((kwargs[name] for name in CACHE if kwargs.get(name) is not None), None)
         tokens = marked(ids, mask)
         before, counted = self._before_cache(tokens, cache)
         length = tokens.shape[1]
@@ -140,7 +150,7 @@ class TokenWatch:
         if ended is None:
             return
         line, counted, cache, length = ended
-        cache = getattr(output, "past_key_values", None) if cache is None else cache
+        cache = next((getattr(output, name) for name in CACHE if hasattr(output, name)), None) if cache is None else cache
         if cache is not None:
             with self._lock:
                 self._tails[cache] = (length, line[:, max(0, line.shape[1] - self._width + 1) :].clone(), counted)

@@ -30,6 +30,9 @@ from workflow_composer.moe.gates import TokenWatch, gates, patched
 from workflow_composer.moe.hashing import context_keys, weights_key
 from workflow_composer.moe.routes import Experts, Tokens, Weights
 
+RECENT = 4096
+"""Tokens whose confidences say which are the least."""
+
 
 class Table(Protocol):
     """What a layer's table must do."""
@@ -48,7 +51,8 @@ class TableRouting:
     Args:
         model: an OLMoE, Qwen2-MoE or Mixtral of transformers 5, or any model built like these.
         tables: layer -> table. Layers without one keep their gate.
-        certain: layer -> the confidence from which the table is believed without asking; one number for all layers.
+        certain: the confidence from which a table is believed without asking: one number, or layer -> number. None: what
+            leaves the share to the least confident tokens of the layer's last `RECENT`.
         share: a layer's gate is asked for at most ``share * (n + 1)`` of its first n tokens, for every n.
         width: tokens in a context, at least what the tables look at; also the cache's key.
         entries, ttl, clock: the cache of lately learned routes, one per layer.
@@ -61,7 +65,7 @@ class TableRouting:
         model: nn.Module,
         tables: Mapping[int, Table],
         *,
-        certain: Mapping[int, float] | float = 0.8,
+        certain: Mapping[int, float] | float | None = None,
         share: float = 0.15,
         width: int = 4,
         entries: int = 1000,
@@ -78,7 +82,7 @@ class TableRouting:
                 there[layer],
                 table,
                 self._watch,
-                certain if isinstance(certain, int | float) else certain[layer],
+                certain[layer] if isinstance(certain, Mapping) else certain,
                 ThreePaths(share=share, entries=entries, ttl=ttl, clock=clock),
             )
             for layer, table in tables.items()
@@ -109,14 +113,16 @@ class TableRouting:
             with gate.paths.lock:
                 gate.paths.reset()
                 gate.paths.cache.clear()
+                gate.forget()
 
 
 class _TableGate:
     """One layer: what stands in the place of its gate's ``forward``."""
 
-    def __init__(self, gate: Any, table: Table, watch: TokenWatch, certain: float, paths: ThreePaths) -> None:
+    def __init__(self, gate: Any, table: Table, watch: TokenWatch, certain: float | None, paths: ThreePaths) -> None:
         self.gate, self.paths = gate, paths
         self._table, self._watch, self._certain = table, watch, certain
+        self._recent = np.zeros(0, np.float32)
         self._own: Callable[[Tensor], Any] = gate.forward
         self._k, self._experts = int(gate.top_k), int(gate.num_experts)
         # transformers leaves the attribute out where weights are always normalised (Mixtral).
@@ -124,6 +130,10 @@ class _TableGate:
         self._key = weights_key(gate.weight.detach().float().cpu().numpy())
         self._cached_experts = np.zeros((paths.cache.entries, self._k), np.int16)
         self._cached_weights = np.zeros((paths.cache.entries, self._k), np.float32)
+
+    def forget(self) -> None:
+        """Forget how confident the table was lately."""
+        self._recent = self._recent[:0]
 
     def find_own(self) -> None:
         """Find the gate's own ``forward``, beneath whatever other routing is on."""
@@ -142,8 +152,18 @@ class _TableGate:
         experts, weights, confidence = self._table.predict(contexts)
         experts, weights = experts[:, : self._k].copy(), weights[:, : self._k].copy()
         real = rows.real.cpu().numpy()
-        learned = self._decide(flat, contexts, experts, weights, real, (confidence < self._certain) & real)
+        learned = self._decide(flat, contexts, experts, weights, real, self._doubtful(confidence, real))
         return self._result(flat, experts, weights, learned)
+
+    def _doubtful(self, confidence: NDArray[np.float32], real: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which rows the table is not believed for; [rows]."""
+        if self._certain is not None:
+            return (confidence < self._certain) & real
+        with self.paths.lock:
+            self._recent = np.concatenate((self._recent, confidence[real]))[-RECENT:]
+            limit = np.quantile(self._recent, self.paths.budget.share) if len(self._recent) else 0.0
+        found: NDArray[np.bool_] = (confidence < limit) & real
+        return found
 
     def _decide(
         self,

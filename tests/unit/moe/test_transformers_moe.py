@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="pip install 'workflow-composer[moe]
 
 from tests.unit.moe.conftest import VOCABULARY, tiny_model
 from workflow_composer.errors import ConfigError, InputError
-from workflow_composer.moe.gates import gates
+from workflow_composer.moe.gates import cache_argument, gates
 from workflow_composer.moe.recording import RouteRecorder
 from workflow_composer.moe.transformers_moe import TableRouting
 
@@ -172,10 +172,11 @@ def test_a_key_value_cache_carries_contexts_on(model):
     with routed(model, whole):
         expected = logits(model, ids)
     with routed(model, parts), torch.no_grad():
+        name = cache_argument(model)
         out = model(input_ids=ids[:, :4], use_cache=True)
         found = [out.logits]
         for at in range(4, 9):
-            out = model(input_ids=ids[:, at : at + 1], past_key_values=out.past_key_values, use_cache=True)
+            out = model(input_ids=ids[:, at : at + 1], use_cache=True, **{name: out[name]})
             found.append(out.logits)
     assert torch.allclose(torch.cat(found, dim=1), expected, atol=1e-4)
     layers = len(gates(model))
@@ -226,10 +227,11 @@ def test_a_context_that_is_not_known_counts_as_absent():
     """A cache that somebody cut behind the routing's back."""
     model, table, ids = tiny_model("olmoe"), Noted(), some_ids(1, 6)
     with routed(model, table), torch.no_grad():
-        cache = model(input_ids=ids, use_cache=True).past_key_values
-        cache.crop(3)
+        name = cache_argument(model)
+        cache = model(input_ids=ids, use_cache=True)[name]
+        cache.crop(-3)
         table.asked.clear()
-        model(input_ids=ids[:, 3:4], past_key_values=cache)
+        model(input_ids=ids[:, 3:4], **{name: cache})
     assert table.asked[0].tolist() == [[-1, -1, -1, ids[0, 3]]]
 
 
