@@ -28,14 +28,15 @@ from workflow_composer.moe.index import HashIndex
 from workflow_composer.moe.table_fitting import Fitted, fit_rows
 
 FORMAT = "workflow-composer/var-tables/1"
-_ARRAYS = ("experts", "weights", "confidence", "counts", "keys", "orders", "deepest")
+_ARRAYS = ("experts", "weights", "confidence", "counts", "tokens", "keys", "orders", "deepest")
 
 
 class RouteTables:
     """Routes by context, longest known context first; immutable.
 
     Row t is token t's own (0 <= t < ``vocabulary``), row ``vocabulary`` is for any other token, and the rows behind it are
-    those of longer contexts. ``gate`` is the `weights_key` of the gate that took the routes; 0: not stated.
+    those of longer contexts; ``tokens`` [rows] says which token each is about. ``gate`` is the `weights_key` of the gate
+    that took the routes; 0: not stated.
     """
 
     def __init__(self, fitted: Fitted, *, gate: int = 0) -> None:
@@ -44,6 +45,7 @@ class RouteTables:
         self.weights: NDArray[np.float32] = fitted.weights
         self.confidence: NDArray[np.float32] = fitted.confidence
         self.counts: NDArray[np.int64] = fitted.counts
+        self.tokens: NDArray[np.int32] = fitted.tokens
         self.keys: Keys = fitted.keys
         self.orders: NDArray[np.uint8] = fitted.orders
         self.deepest: NDArray[np.uint8] = fitted.deepest
