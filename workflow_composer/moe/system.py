@@ -19,6 +19,7 @@ from workflow_composer.moe.core import Choice, Clock, Path, ThreePaths
 from workflow_composer.moe.decisions import BatchDecision, RoutingDecision, TokenStats, stats_of
 from workflow_composer.moe.gate import Gate, GateOutput
 from workflow_composer.moe.hashing import Tokens, columns_in, columns_of, context_keys
+from workflow_composer.moe.routes import Batch, Routes
 from workflow_composer.moe.tables import RouteTables
 from workflow_composer.moe.thresholds import Eligibility, learn_threshold, lost_weight
 
@@ -72,9 +73,7 @@ class VARSystem:
         self.token_stats: dict[int, TokenStats] = {}
         self._clock = clock
         self._paths = ThreePaths(share=learned_share, entries=cache_size, ttl=cache_ttl, clock=clock)
-        self._experts = np.zeros((cache_size, router.top_k), np.int16)
-        self._weights = np.zeros((cache_size, router.top_k), np.float32)
-        self._confidence = np.zeros(cache_size, np.float32)
+        self._remembered = Routes.room(cache_size, router.top_k)
         self._fast = np.zeros(0, np.bool_)
         self._seen = np.zeros(router.num_experts, np.int64)
         self._gate = router.fingerprint()
@@ -191,66 +190,49 @@ class VARSystem:
             else:
                 columns = columns_of(flat, width, self._recent)
                 self._recent = [*self._recent, *flat[-width:].tolist()][-width:]
-            made = _Batch(len(flat), self.router.top_k)
+            made = Batch(len(flat), self.router.top_k)
             for part in _pieces(len(flat)):
                 self._route([column[part] for column in columns], part, hidden, made)
         return made.decision(hidden_states)
 
-    def _route(self, columns: list[Tokens], part: slice, hidden: Any, made: _Batch) -> None:
+    def _route(self, columns: list[Tokens], part: slice, hidden: Any, made: Batch) -> None:
         """Route the tokens of ``part``, whose contexts are ``columns``."""
         stale = self._renewed()
-        experts, weights, sure, fast = self._guess(columns, stale=stale)
+        found, fast = self._guess(columns, stale=stale)
         unknown = np.flatnonzero(~fast)
         keys = context_keys([column[unknown] for column in columns[: self.context_window]], self._gate)
         with self._paths.lock:
             choice = self._paths.choose(len(fast), unknown, keys)
-            for mine, cached in ((experts, self._experts), (weights, self._weights), (sure, self._confidence)):
-                mine[choice.cached] = cached[choice.slots]
+            found.put(choice.cached, self._remembered.take(choice.slots))
             if len(choice.ask):
-                self._learn(columns[0], choice, part, hidden, (experts, weights, sure), made)
-        made.expert_indices[part], made.expert_weights[part] = experts, weights
-        made.confidence[part], made.paths[part] = sure, choice.paths
+                self._learn(columns[0], choice, part, hidden, found, made)
+        made.routes.put(part, found)
+        made.paths[part] = choice.paths
 
-    def _learn(
-        self, tokens: Tokens, choice: Choice, part: slice, hidden: Any, found: tuple[Any, Any, Any], made: _Batch
-    ) -> None:
-        """Ask the gate, write what it says into ``found`` (experts, weights, confidence) and the cache."""
-        ask = choice.ask
-        said = self._ask(ask + part.start, hidden, tokens[ask])
+    def _learn(self, tokens: Tokens, choice: Choice, part: slice, hidden: Any, found: Routes, made: Batch) -> None:
+        """Ask the gate; write what it says into ``found`` and the cache."""
+        output = self._ask(choice.ask + part.start, hidden, tokens[choice.ask])
+        said = Routes.said(output)
+        found.put(choice.ask, said)
+        found.put(choice.repeats, said.take(choice.repeated))
         slots = self._paths.store(choice.asked)
-        roomy = slots >= 0
-        for mine, cached, name in zip(
-            found, (self._experts, self._weights, self._confidence), _PARTS[:2] + _PARTS[3:], strict=True
-        ):
-            answer = numbers(getattr(said, name))
-            mine[ask] = answer
-            mine[choice.repeats] = answer[choice.repeated]
-            cached[slots[roomy]] = answer[roomy]
-        self._seen += np.bincount(found[0][ask].ravel(), minlength=len(self._seen))
-        made.asked.append(ask + part.start)
-        made.logits.append(said.logits)
+        roomy = np.flatnonzero(slots >= 0)
+        self._remembered.put(slots[roomy], said.take(roomy))
+        self._seen += np.bincount(said.experts.ravel(), minlength=len(self._seen))
+        made.asked.append(choice.ask + part.start)
+        made.logits.append(output.logits)
 
-    def _guess(self, columns: list[Tokens], *, stale: bool) -> tuple[Any, Any, Any, NDArray[np.bool_]]:
-        """For every token the best route without asking (experts, weights, confidence), and whether it is a fast one."""
-        n, k = len(columns[0]), self.router.top_k
+    def _guess(self, columns: list[Tokens], *, stale: bool) -> tuple[Routes, NDArray[np.bool_]]:
+        """For every token the best route without asking, and whether it is a fast one."""
         if self.tables is not None and not stale:
             row = self.tables.rows(columns[: self.table_context])
-            tables = self.tables
-            return (
-                tables.experts.take(row, 0),
-                tables.weights.take(row, 0),
-                tables.confidence.take(row),
-                self._fast.take(row),
-            )
+            return self.tables.routes.take(row), self._fast.take(row)
         # No table of this gate: what it has chosen most often so far.
+        n, k = len(columns[0]), self.router.top_k
         usual = np.argsort(-self._seen, kind="stable")[:k].astype(np.int16)
         share = float(self._seen[usual].sum() / max(1, self._seen.sum()))
-        return (
-            np.tile(usual, (n, 1)),
-            np.full((n, k), 1 / k, np.float32),
-            np.full(n, share, np.float32),
-            np.zeros(n, np.bool_),
-        )
+        alike = Routes(np.tile(usual, (n, 1)), np.full((n, k), 1 / k, np.float32), np.full(n, share, np.float32))
+        return alike, np.zeros(n, np.bool_)
 
     def _renewed(self) -> bool:
         """Notice whether the gate's weights are others than before; True where the tables are not this gate's."""
@@ -279,8 +261,11 @@ class VARSystem:
     @property
     def nbytes(self) -> int:
         """What cache and tables take in memory, in bytes; the cache's part does not grow."""
-        routes = self._experts.nbytes + self._weights.nbytes + self._confidence.nbytes
-        return self._paths.cache.nbytes + routes + (self.tables.nbytes + self._fast.nbytes if self.tables else 0)
+        return (
+            self._paths.cache.nbytes
+            + self._remembered.nbytes
+            + (self.tables.nbytes + self._fast.nbytes if self.tables else 0)
+        )
 
     def get_performance_stats(self) -> dict[str, float]:
         """Counts and shares of the paths, hit rate of the cache, worst prefix's share of asking; see `ThreePaths.counts`."""
@@ -304,29 +289,6 @@ class VARSystem:
 
 
 _PARTS = ("experts", "weights", "logits", "confidence")
-
-
-class _Batch:
-    """The result of a batch while it is made."""
-
-    def __init__(self, size: int, k: int) -> None:
-        self.expert_indices = np.empty((size, k), np.int16)
-        self.expert_weights = np.empty((size, k), np.float32)
-        self.confidence = np.empty(size, np.float32)
-        self.paths = np.empty(size, np.uint8)
-        self.asked: list[NDArray[np.int64]] = []
-        self.logits: list[Any] = []
-
-    def decision(self, model: Any) -> BatchDecision:
-        """The whole, in arrays like ``model``."""
-        return BatchDecision(
-            like(self.expert_indices, model),
-            like(self.expert_weights, model),
-            like(self.confidence, model),
-            like(self.paths, model),
-            np.concatenate(self.asked) if self.asked else np.zeros(0, np.int64),
-            joined(self.logits) if self.logits else None,
-        )
 
 
 class _FastRoutes(Mapping[int, RoutingDecision]):

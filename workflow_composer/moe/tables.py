@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from workflow_composer.errors import InputError
 from workflow_composer.moe.hashing import NO_TOKEN, Keys, Tokens, columns_in, suffix_keys, weights_key
 from workflow_composer.moe.index import HashIndex
+from workflow_composer.moe.routes import Routes
 from workflow_composer.moe.table_fitting import Fitted, fit_rows
 
 FORMAT = "workflow-composer/var-tables/1"
@@ -44,6 +45,7 @@ class RouteTables:
         self.experts: NDArray[np.int16] = fitted.experts
         self.weights: NDArray[np.float32] = fitted.weights
         self.confidence: NDArray[np.float32] = fitted.confidence
+        self.routes = Routes(self.experts, self.weights, self.confidence)
         self.counts: NDArray[np.int64] = fitted.counts
         self.tokens: NDArray[np.int32] = fitted.tokens
         self.keys: Keys = fitted.keys
