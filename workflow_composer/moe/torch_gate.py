@@ -29,8 +29,8 @@ class RealisticMoERouter(nn.Linear):
         *,
         top_k: int = 2,
         num_clusters: int = 32,
-        bias_strength: float = 8.0,
-        ambiguous: float = 0.125,
+        bias_strength: float = 10.0,
+        ambiguous: float = 0.0625,
         seed: int = 0,
     ) -> None:
         super().__init__(hidden_dim, num_experts, bias=False)
@@ -43,7 +43,7 @@ class RealisticMoERouter(nn.Linear):
         # Which clusters are ambiguous must not go with how frequent their tokens are.
         bias = bias[torch.randperm(num_clusters, generator=drawing)]
         with torch.no_grad():
-            self.weight.copy_(torch.randn(num_experts, hidden_dim, generator=drawing) / hidden_dim**0.5)
+            self.weight.copy_(torch.randn(num_experts, hidden_dim, generator=drawing) * (0.5 / hidden_dim**0.5))
         self.semantic_bias = nn.Parameter(bias)
         self._name = WeightsName()
 
