@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from workflow_composer.errors import InputError
 from workflow_composer.moe.arrays import numbers
-from workflow_composer.moe.gate import GateOutput
+from workflow_composer.moe.learned_gate import GateOutput
 
 Floats = NDArray[np.float32]
 

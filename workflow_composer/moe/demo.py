@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from workflow_composer.moe.corpus import TaskResult, evaluate_downstream_task, generate_realistic_corpus, hidden_states
-from workflow_composer.moe.gate import GateOutput
+from workflow_composer.moe.learned_gate import GateOutput
 from workflow_composer.moe.system import VARSystem
 from workflow_composer.moe.torch_gate import RealisticMoERouter
 

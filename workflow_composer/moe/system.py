@@ -17,9 +17,9 @@ from workflow_composer.errors import ConfigError, InputError
 from workflow_composer.moe.arrays import joined, like, numbers, rows_of
 from workflow_composer.moe.core import Choice, Clock, Path, ThreePaths
 from workflow_composer.moe.decisions import BatchDecision, RoutingDecision, TokenStats, stats_of
-from workflow_composer.moe.gate import Gate, GateOutput
 from workflow_composer.moe.hashing import Tokens, columns_in, columns_of, context_keys
-from workflow_composer.moe.routes import Batch, Routes
+from workflow_composer.moe.learned_gate import Gate, GateOutput
+from workflow_composer.moe.route_arrays import Batch, Routes
 from workflow_composer.moe.tables import RouteTables
 from workflow_composer.moe.thresholds import Eligibility, learn_threshold, lost_weight
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from workflow_composer.errors import InputError
 from workflow_composer.moe.hashing import NO_TOKEN, Keys, Tokens, columns_in, suffix_keys, weights_key
 from workflow_composer.moe.index import HashIndex
-from workflow_composer.moe.routes import Routes
+from workflow_composer.moe.route_arrays import Routes
 from workflow_composer.moe.table_fitting import Fitted, fit_rows
 
 FORMAT = "workflow-composer/var-tables/1"

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from workflow_composer.moe.gate import GateOutput, WeightsName
 from workflow_composer.moe.hashing import weights_key
+from workflow_composer.moe.learned_gate import GateOutput, WeightsName
 
 
 class RealisticMoERouter(nn.Linear):

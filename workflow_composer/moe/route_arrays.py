@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from workflow_composer.moe.arrays import joined, like, numbers
 from workflow_composer.moe.decisions import BatchDecision
-from workflow_composer.moe.gate import GateOutput
+from workflow_composer.moe.learned_gate import GateOutput
 
 
 class Routes:
