@@ -13,6 +13,8 @@ from workflow_composer.errors import ConfigError
 
 COMMANDS = {
     "demo": ("var_demo", "Show on made-up text what the three paths do, and whether the constraints hold."),
+    "certify": ("var_certify", "Find from which confidence on tables may be used, with a guarantee; write a certificate."),
+    "verify": ("var_verify", "Make a certificate again from the recorded routes, and compare."),
 }
 """Name -> module, short help. Imported when it runs."""
 
