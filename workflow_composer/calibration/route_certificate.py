@@ -55,13 +55,13 @@ class RouteCertificate:
     def statement(self) -> str:
         """What is guaranteed, in words."""
         share, found = self.paths.learned_share, self.selection
-        asked = f"In every prompt and layer the gate is asked at most {share:g} * (n + 1) times in the first n tokens, for all n."
+        asked = f"In each prompt and layer, of the first n tokens at most {share:g} * (n + 1) ask the gate, for every n."
         if found.threshold is None:
             return f"{asked} About quality nothing is guaranteed: {found.reason}."
         return (
             f"{asked} If prompts are exchangeable with the {found.prompts} calibrating ones, then with probability at least "
-            f"{1 - self.delta:g} over these, at most a share {self.alpha:g} of prompts loses more than {self.margin:g} of the "
-            f"gate's weight, where routes are fast from a confidence of {found.threshold:g} on."
+            f"{1 - self.delta:g} over these, at most a share {self.alpha:g} of prompts loses more than {self.margin:g} of "
+            f"the gate's weight, where routes are fast from a confidence of {found.threshold:g} on."
         )
 
     def to_dict(self) -> dict[str, Any]:
