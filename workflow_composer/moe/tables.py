@@ -169,7 +169,7 @@ class RouteTables:
     def load(cls, path: Path, *, gate: int | None = None) -> RouteTables:
         """Read the file. Raises `InputError` where it is none, or the routes were those of another ``gate``."""
         try:
-            with np.load(path, allow_pickle=False) as data:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
                 about = json.loads(str(data["about"]))
                 arrays = {name: data[name] for name in _ARRAYS}
         except OSError as error:
