@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from workflow_composer.calibration.risk import check_levels, fewest_accepted, most_liberal, p_value, rejected, upper_bound
 from workflow_composer.errors import InputError
 
-GRID = (0.99, 0.97, 0.95, 0.92, 0.9, 0.87, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5, 0.4)
+GRID = (0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.4)
 """Thresholds on confidence, strict to liberal, fixed for good."""
 
 

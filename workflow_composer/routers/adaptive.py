@@ -76,11 +76,12 @@ class AdaptiveRouter(Router):
             context.candidates(target)
         self._decided: list[Plan | None] = [None] * chosen.size
         self._made_for: object = None
+        self._clock = time.monotonic
         self._lock = threading.Lock()
 
     def plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
         """The wrapped router's plan, or what it would probably be; None where it has none. Raises what it raises."""
-        shape, now = shape_of(request), time.monotonic()
+        shape, now = shape_of(request), self._clock()
         keys = np.array([key_of(request, digits_alike=self._chosen.digits_alike)], np.uint64)
         with self._lock, self._paths.lock:
             self._forget_others(resources)
