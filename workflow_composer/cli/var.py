@@ -8,7 +8,7 @@ from importlib import import_module
 
 import click
 
-from workflow_composer.cli.options import examples
+from workflow_composer.cli.options import common_options, examples
 from workflow_composer.errors import ConfigError
 
 COMMANDS = {
@@ -56,8 +56,9 @@ class _Group(click.Group):
 
 
 @click.group(cls=_Group, epilog=examples("var demo", "var demo --margin 0.02 --json"))
+@common_options
 def var() -> None:
-    """Route a mixture-of-experts model's tokens by table, cache, or gate: with proof.
+    """Route a mixture-of-experts model's tokens by table, cache or gate, within proven bounds.
 
     docs/var.md says what is guaranteed, and where it pays.
     """

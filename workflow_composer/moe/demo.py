@@ -19,8 +19,8 @@ BATCH = 8192
 """Tokens that are routed at a time, by VAR and by the learned router alone."""
 
 LEARNED_LIMIT, QUALITY_MARGIN = 0.15, 0.05
-_SINGLE = 2000  # tokens of which the token-by-token figures are taken
-_REPEATS = 5
+_SINGLE = 500  # tokens of which the token-by-token figures are taken
+_REPEATS = 3
 
 
 @dataclass(frozen=True, slots=True)

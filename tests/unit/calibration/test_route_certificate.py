@@ -158,9 +158,7 @@ def test_the_guarantee_holds_in_simulation(prompts):
     broken = chosen = 0
     for _ in range(2000):
         losses = (drawing.random((prompts, 1)) < true).astype(float)
-        found = select_route_threshold(
-            range(7, 0, -1), losses, losses, starts=[0, 3], margin=0.5, alpha=alpha, delta=delta
-        )
+        found = select_route_threshold(range(7, 0, -1), losses, losses, starts=[0, 3], margin=0.5, alpha=alpha, delta=delta)
         if found.threshold is not None:
             chosen += 1
             broken += true[7 - int(found.threshold)] > alpha

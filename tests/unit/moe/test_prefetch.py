@@ -22,7 +22,9 @@ def routes_of(*layers):
 def random_routes(tokens=400, layers=3, experts=16, k=4, seed=0):
     generator = np.random.default_rng(seed)
     weight = 1 / np.arange(1, experts + 1)
-    rows = [[generator.choice(experts, k, replace=False, p=weight / weight.sum()) for _ in range(tokens)] for _ in range(layers)]
+    rows = [
+        [generator.choice(experts, k, replace=False, p=weight / weight.sum()) for _ in range(tokens)] for _ in range(layers)
+    ]
     return routes_of(*rows)
 
 

@@ -31,7 +31,9 @@ def test_a_batch_goes_as_its_tokens_would_one_by_one():
 
     assert [d.path for d in one_by_one] == [Path(p) for batch in made for p in batch.paths]
     np.testing.assert_array_equal([d.expert_indices for d in one_by_one], np.concatenate([b.expert_indices for b in made]))
-    np.testing.assert_allclose([d.expert_weights for d in one_by_one], np.concatenate([b.expert_weights for b in made]), 1e-5)
+    np.testing.assert_allclose(
+        [d.expert_weights for d in one_by_one], np.concatenate([b.expert_weights for b in made]), 1e-5
+    )
     assert {d.path for d in one_by_one} == set(Path)
 
 
