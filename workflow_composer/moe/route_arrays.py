@@ -38,6 +38,17 @@ class Routes:
         """A copy of some."""
         return Routes(self.experts.take(at, 0), self.weights.take(at, 0), self.confidence.take(at))
 
+    def take_into(self, at: NDArray[np.integer[Any]], room: Routes) -> None:
+        """A copy of some into others' places; all of ``at`` must be valid."""
+        # Clipping changes nothing then, and spares numpy a buffer.
+        self.experts.take(at, 0, out=room.experts, mode="clip")
+        self.weights.take(at, 0, out=room.weights, mode="clip")
+        self.confidence.take(at, out=room.confidence, mode="clip")
+
+    def part(self, part: slice) -> Routes:
+        """Some that stand together; the same memory."""
+        return Routes(self.experts[part], self.weights[part], self.confidence[part])
+
     def put(self, at: NDArray[np.integer[Any]] | slice, others: Routes) -> None:
         """Put others in the places ``at``."""
         self.experts[at], self.weights[at], self.confidence[at] = others.experts, others.weights, others.confidence

@@ -23,7 +23,7 @@ from workflow_composer.moe.route_arrays import Batch, Routes
 from workflow_composer.moe.tables import RouteTables
 from workflow_composer.moe.thresholds import Eligibility, learn_threshold, lost_weight
 
-_PIECE = 16_384
+_PIECE = 65_536
 """Tokens that are worked on at a time, so that what is looked up stays in the processor's caches."""
 
 _SPECIAL = 10
@@ -198,7 +198,8 @@ class VARSystem:
     def _route(self, columns: list[Tokens], part: slice, hidden: Any, made: Batch) -> None:
         """Route the tokens of ``part``, whose contexts are ``columns``."""
         stale = self._renewed()
-        found, fast = self._guess(columns, stale=stale)
+        found = made.routes.part(part)
+        fast = self._guess(columns, found, stale=stale)
         unknown = np.flatnonzero(~fast)
         keys = context_keys([column[unknown] for column in columns[: self.context_window]], self._gate)
         with self._paths.lock:
@@ -206,7 +207,6 @@ class VARSystem:
             found.put(choice.cached, self._remembered.take(choice.slots))
             if len(choice.ask):
                 self._learn(columns[0], choice, part, hidden, found, made)
-        made.routes.put(part, found)
         made.paths[part] = choice.paths
 
     def _learn(self, tokens: Tokens, choice: Choice, part: slice, hidden: Any, found: Routes, made: Batch) -> None:
@@ -222,17 +222,19 @@ class VARSystem:
         made.asked.append(choice.ask + part.start)
         made.logits.append(output.logits)
 
-    def _guess(self, columns: list[Tokens], *, stale: bool) -> tuple[Routes, NDArray[np.bool_]]:
-        """For every token the best route without asking, and whether it is a fast one."""
+    def _guess(self, columns: list[Tokens], found: Routes, *, stale: bool) -> NDArray[np.bool_]:
+        """Write the best route without asking into ``found``, for every token; returns whether it is a fast one."""
         if self.tables is not None and not stale:
             row = self.tables.rows(columns[: self.table_context])
-            return self.tables.routes.take(row), self._fast.take(row)
+            self.tables.routes.take_into(row, found)
+            return self._fast.take(row)
         # No table of this gate: what it has chosen most often so far.
         n, k = len(columns[0]), self.router.top_k
         usual = np.argsort(-self._seen, kind="stable")[:k].astype(np.int16)
         share = float(self._seen[usual].sum() / max(1, self._seen.sum()))
         alike = Routes(np.tile(usual, (n, 1)), np.full((n, k), 1 / k, np.float32), np.full(n, share, np.float32))
-        return alike, np.zeros(n, np.bool_)
+        found.put(slice(None), alike)
+        return np.zeros(n, np.bool_)
 
     def _renewed(self) -> bool:
         """Notice whether the gate's weights are others than before; True where the tables are not this gate's."""
