@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from workflow_composer.profiles.models import BreakerSettings, ModelSpec, RetrySettings, TierSpec, TimeoutSettings
+from workflow_composer.routers.adaptive import AdaptiveSettings
 from workflow_composer.routers.cascade import CascadeSettings
 from workflow_composer.routers.cascading_provider import CascadingProviderSettings
 from workflow_composer.routers.feedback_settings import AuditSettings, ExecutionFeedbackSettings
@@ -33,6 +34,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "`circuit_breaker`": BreakerSettings,
     "`routers`: `cascade`": CascadeSettings,
     "`routers`: `cascading_provider`": CascadingProviderSettings,
+    "`routers`: `adaptive`": AdaptiveSettings,
     "`routers`: `execution_feedback`": ExecutionFeedbackSettings,
     "`routers`: `execution_feedback`: `audit`": AuditSettings,
 }

@@ -97,13 +97,13 @@ class Budget:
         Keys are small whole numbers. One after the other: call it where keys repeat and the budget may bind.
         """
         with self._lock:
-            spared = set[int]()
+            spared = bytearray(int(keys.max()) + 1 if len(keys) else 0)
             granted, may = 0, np.zeros(len(wanting), np.bool_)
             for at, (key, limit) in enumerate(zip(keys.tolist(), self._limits(wanting).tolist(), strict=True)):
-                if granted < limit and key not in spared:
+                if granted < limit and not spared[key]:
                     granted += 1
                     may[at] = True
-                    spared.add(key)
+                    spared[key] = 1
             self._count(decisions, wanting[may], np.arange(1, granted + 1))
             return may
 

@@ -1,4 +1,4 @@
-"""A bounded cache from context keys to slots, in arrays: 24 bytes per entry and 24 to 48 for the index, nothing else.
+"""A bounded cache from context keys to slots, in arrays: 24 bytes per entry and 48 to 96 for the index, nothing else.
 
 What a slot stands for (experts, weights, a plan) is the owner's, in arrays or a list of as many places.
 """

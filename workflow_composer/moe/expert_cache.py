@@ -24,8 +24,8 @@ class Keep(StrEnum):
 class ExpertCache:
     """One layer's experts in ``slots`` places.
 
-    ``pinned`` are those that stay under `Keep.PINNED`, at most ``slots - 1`` of them. Experts that are being loaded or used are
-    protected from eviction. Not thread-safe. Raises `ConfigError` where the sizes do not fit.
+    ``pinned`` are those that stay under `Keep.PINNED`, at most ``slots - 1`` of them. Experts that are being loaded or used
+    are protected from eviction. Not thread-safe. Raises `ConfigError` where the sizes do not fit.
     """
 
     def __init__(self, slots: int, keep: Keep, *, pinned: Iterable[int] = ()) -> None:

@@ -1,6 +1,6 @@
 """A hash index in two arrays: from keys of 64 bits to slots, looked up a batch at a time.
 
-Open addressing with linear probing (Knuth, TAOCP 3, 6.4, algorithm L), at most half full: 24 to 48 bytes per key. Keys must
+Open addressing with linear probing (Knuth, TAOCP 3, 6.4, algorithm L), at most a quarter full: 48 to 96 bytes per key. Keys must
 be well mixed already; their low bits are the place.
 """
 
@@ -19,7 +19,7 @@ class HashIndex:
     """Holds up to ``capacity`` keys, each with a slot >= 0. Not thread-safe; whoever owns it locks."""
 
     def __init__(self, capacity: int) -> None:
-        size = 1 << max(3, (2 * capacity - 1).bit_length())
+        size = 1 << max(3, (4 * capacity - 1).bit_length())
         self._mask = np.uint64(size - 1)
         self._keys = np.zeros(size, np.uint64)
         self._slots = np.full(size, _EMPTY, np.int32)
@@ -70,7 +70,7 @@ class HashIndex:
         place, _ = self._probe(keys)
         self._slots[place] = _GONE
         self._gone += len(keys)  # gaps that were filled again count as well: rebuilding is cheap
-        if self._gone * 4 > len(self._slots):
+        if self._gone * 8 > len(self._slots):
             self._rebuild()
 
     def clear(self) -> None:

@@ -4,9 +4,9 @@ A recording is JSON lines, one per token and layer, which any program can write:
 
     {"token": 17, "layer": 0, "experts": [3, 9], "weights": [0.41, 0.22], "sequence": 0, "position": 5}
 
-``token``, ``layer`` and ``experts`` are required. ``weights`` are the gate's, one per expert. ``sequence`` and ``position`` say
-which text a token belongs to and where; without them the lines of one layer are one sequence in the order of the file. Every
-layer has a line for every token, in the same order. numpy only.
+``token``, ``layer`` and ``experts`` are required. ``weights`` are the gate's, one per expert. ``sequence`` and ``position``
+say which text a token belongs to and where; without them the lines of one layer are one sequence in the order of the file.
+Every layer has a line for every token, in the same order. numpy only.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ Weights = NDArray[np.float32]
 class Routes:
     """The routes of n tokens.
 
-    ``tokens``, ``sequences``, ``positions``: [n]; ``experts``: layer -> [n, k], the heaviest first; ``weights``: layer -> [n, k],
-    or empty where the recording has none. Tokens of one sequence stand together, in order of position.
+    ``tokens``, ``sequences``, ``positions``: [n]; ``experts``: layer -> [n, k], the heaviest first; ``weights``: layer ->
+    [n, k], or empty where the recording has none. Tokens of one sequence stand together, in order of position.
     """
 
     tokens: Tokens

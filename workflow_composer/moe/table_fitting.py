@@ -23,14 +23,15 @@ Floats = NDArray[np.float64]
 class Fitted:
     """The arrays of `RouteTables`: rows of tokens, of any token, of longer contexts.
 
-    ``keys`` and ``orders`` are those of the longer contexts; ``deepest`` [vocabulary + 1] is the longest context kept that
-    ends in a token.
+    ``tokens`` are the tokens that the rows are about; ``keys`` and ``orders`` those of the longer contexts; ``deepest``
+    [vocabulary + 1] is the longest context kept that ends in a token.
     """
 
     experts: NDArray[np.int16]
     weights: NDArray[np.float32]
     confidence: NDArray[np.float32]
     counts: NDArray[np.int64]
+    tokens: NDArray[np.int32]
     keys: Keys
     orders: NDArray[np.uint8]
     deepest: NDArray[np.uint8]
@@ -40,8 +41,8 @@ class Fitted:
         rows, tokens = len(self.experts), len(self.deepest)
         if self.experts.ndim != 2 or self.weights.shape != self.experts.shape or not self.experts.shape[1]:
             return f"experts have shape {self.experts.shape}, weights {self.weights.shape}"
-        if {self.confidence.shape, self.counts.shape} != {(rows,)} or not tokens:
-            return "confidence and counts are not of one number per row"
+        if {self.confidence.shape, self.counts.shape, self.tokens.shape} != {(rows,)} or not tokens:
+            return "confidence, counts and tokens are not one number per row"
         if self.keys.shape != self.orders.shape or rows != tokens + len(self.keys):
             return f"{rows} rows for {tokens} tokens and {len(self.keys)} contexts"
         kinds = [
@@ -112,6 +113,7 @@ class _Fitting:
         self.smoothed = tokens
         self.rows = [_row_arrays(tokens, self.k)]
         self.counts, self.keys, self.orders = [counts], [np.zeros(0, np.uint64)], [np.zeros(0, np.uint8)]
+        self.tokens = [np.arange(vocabulary + 1, dtype=np.int32)]
         self.deepest = np.ones(vocabulary + 1, np.uint8)
 
     def deepen(self, order: int, groups: _Groups, whole: NDArray[np.int64]) -> None:
@@ -126,7 +128,9 @@ class _Fitting:
         place[keep] = len(self.smoothed) + np.arange(len(keep))
         inside = place[groups.group]
         self.parents[at[inside >= 0]] = inside[inside >= 0]
-        np.maximum.at(self.deepest, self.token[whole[groups.first[keep]]], np.uint8(order))
+        tokens = self.token[whole[groups.first[keep]]]
+        np.maximum.at(self.deepest, tokens, np.uint8(order))
+        self.tokens.append(tokens.astype(np.int32))
         self.smoothed = np.concatenate([self.smoothed, smoothed[keep]])
         self.rows.append((mine[0][keep], mine[1][keep], mine[2][keep]))
         self.keys.append(groups.key[keep])
@@ -141,6 +145,7 @@ class _Fitting:
             weights=weights,
             confidence=confidence,
             counts=np.concatenate(self.counts),
+            tokens=np.concatenate(self.tokens),
             keys=np.concatenate(self.keys),
             orders=np.concatenate(self.orders),
             deepest=self.deepest,

@@ -25,17 +25,19 @@ from numpy.typing import NDArray
 from workflow_composer.errors import InputError
 from workflow_composer.moe.hashing import NO_TOKEN, Keys, Tokens, columns_in, suffix_keys, weights_key
 from workflow_composer.moe.index import HashIndex
+from workflow_composer.moe.route_arrays import Routes
 from workflow_composer.moe.table_fitting import Fitted, fit_rows
 
 FORMAT = "workflow-composer/var-tables/1"
-_ARRAYS = ("experts", "weights", "confidence", "counts", "keys", "orders", "deepest")
+_ARRAYS = ("experts", "weights", "confidence", "counts", "tokens", "keys", "orders", "deepest")
 
 
 class RouteTables:
     """Routes by context, longest known context first; immutable.
 
     Row t is token t's own (0 <= t < ``vocabulary``), row ``vocabulary`` is for any other token, and the rows behind it are
-    those of longer contexts. ``gate`` is the `weights_key` of the gate that took the routes; 0: not stated.
+    those of longer contexts; ``tokens`` [rows] says which token each is about. ``gate`` is the `weights_key` of the gate
+    that took the routes; 0: not stated.
     """
 
     def __init__(self, fitted: Fitted, *, gate: int = 0) -> None:
@@ -43,7 +45,9 @@ class RouteTables:
         self.experts: NDArray[np.int16] = fitted.experts
         self.weights: NDArray[np.float32] = fitted.weights
         self.confidence: NDArray[np.float32] = fitted.confidence
+        self.routes = Routes(self.experts, self.weights, self.confidence)
         self.counts: NDArray[np.int64] = fitted.counts
+        self.tokens: NDArray[np.int32] = fitted.tokens
         self.keys: Keys = fitted.keys
         self.orders: NDArray[np.uint8] = fitted.orders
         self.deepest: NDArray[np.uint8] = fitted.deepest
@@ -165,7 +169,7 @@ class RouteTables:
     def load(cls, path: Path, *, gate: int | None = None) -> RouteTables:
         """Read the file. Raises `InputError` where it is none, or the routes were those of another ``gate``."""
         try:
-            with np.load(path, allow_pickle=False) as data:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
                 about = json.loads(str(data["about"]))
                 arrays = {name: data[name] for name in _ARRAYS}
         except OSError as error:
