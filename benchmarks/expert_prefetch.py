@@ -3,11 +3,12 @@
     python scripts/train_tiny_olmoe.py --output logs/tiny-olmoe
     python benchmarks/expert_prefetch.py logs/tiny-olmoe [--slots 8] [--tokens 200] [--rounds 3] [--json]
 
-Held-out problems are read token by token with a key-value cache, as in generation. The experts lie in a memory-mapped file; at
-most ``slots`` of each layer's 16 are in memory. A transfer is a copy from the file, and then the link stays taken until
+Held-out problems are read token by token with a key-value cache, as in generation. The experts lie in a memory-mapped file;
+at most ``slots`` of each layer's 16 are in memory. A transfer is a copy from the file, and then the link stays taken until
 ``--transfer`` milliseconds are over (the thread sleeps, as a processor does while a bus works). By default that is chosen so
 that without any memory 85 % of the time is transfer, the share that is reported for Qwen3-30B on one card. All policies read
-the same tokens; each round runs all of them in turn, and the median of the rounds counts. The forecasts' own time is in theirs.
+the same tokens; each round runs all of them in turn, and the median of the rounds counts. The forecasts' own time is in
+theirs.
 """
 
 from __future__ import annotations
@@ -233,12 +234,14 @@ def main() -> None:
         )
         return
     size = sum(p[0].numel() * p.element_size() for p in measured.model.model.layers[0].mlp.experts.parameters())
-    print(f"{measured.tokens} tokens, {options.slots} of {measured.model.config.num_experts} experts of each layer in memory, "
+    everything = measured.model.config.num_experts
+    print(f"{measured.tokens} tokens, {options.slots} of {everything} experts of each layer in memory, "
           f"{size / 1024:.0f} KiB each; a transfer takes {1000 * transfer:.2f} ms ({size / transfer / 1e6:.0f} MB/s), "
           f"a token without transfers {1000 * compute:.2f} ms")  # fmt: skip
     lru, pinned = rows["LRU"]["ms"], rows["frequency-pinned"]["ms"]
     print(
-        f"{'':24}{'ms/token':>9}{'(rounds)':>16}{'vs LRU':>8}{'vs pin':>8}{'hit':>7}{'late':>7}{'moved':>7}{'useless':>8}  hit rate by layer"
+        f"{'':24}{'ms/token':>9}{'(rounds)':>16}{'vs LRU':>8}{'vs pin':>8}{'hit':>7}{'late':>7}{'moved':>7}"
+        f"{'useless':>8}  hit rate by layer"
     )
     for name, row in rows.items():
         low, high = min(spread[name]), max(spread[name])

@@ -1,8 +1,8 @@
 """The gates of a transformers model, and the token ids that stand behind each row that reaches them.
 
 transformers 5 gives OLMoE, Qwen2-MoE and Mixtral the same shape: ``layer.mlp.gate(hidden)`` takes [rows, hidden] and returns
-logits [rows, experts], scores [rows, k] and expert indices [rows, k]; rows are (batch, position) flattened. A gate does not see
-token ids, so hooks on the model around it note them for the length of a call, per thread.
+logits [rows, experts], scores [rows, k] and expert indices [rows, k]; rows are (batch, position) flattened. A gate does not
+see token ids, so hooks on the model around it note them for the length of a call, per thread.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def cache_argument(model: nn.Module) -> str:
 
 
 def gates(model: nn.Module) -> dict[int, nn.Module]:
-    """The gates by layer; layers without experts (some of Qwen2-MoE's) are left out. Raises `ConfigError` if there is none."""
+    """The gates by layer, without layers that have no experts (some of Qwen2-MoE's). Raises `ConfigError` if none has."""
     found = {}
     for number, layer in enumerate(getattr(inner_model(model), "layers", ())):
         gate = getattr(getattr(layer, "mlp", None), "gate", None)
@@ -69,9 +69,9 @@ class Rows:
 class TokenWatch:
     """Notes, while a model runs, which tokens its gates' rows are; use `attach` and then `detach`.
 
-    Earlier tokens of a text are known in three ways: they are in the same call; or ``generate`` has announced them (whatever it
-    does to its beams); or an earlier call with the same key-value cache had them and nothing has touched that cache since.
-    Otherwise they count as absent, which costs quality but nothing else. Calls in different threads do not meet.
+    Earlier tokens of a text are known in three ways: they are in the same call; or ``generate`` has announced them (whatever
+    it does to its beams); or an earlier call with the same key-value cache had them and nothing has touched that cache
+    since. Otherwise they count as absent, which costs quality but nothing else. Calls in different threads do not meet.
     """
 
     def __init__(self, model: nn.Module, width: int) -> None:
@@ -136,7 +136,7 @@ class TokenWatch:
         self._local.ended = (line, counted + real.sum(1), cache, seen(cache) + length)
 
     def _before_cache(self, tokens: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
-        """What an earlier call with this cache noted: the tokens before this call's, and how many there were in each text."""
+        """What an earlier call with this cache noted: the tokens before this call's, and their number in each text."""
         past = seen(cache)
         with self._lock:
             noted = self._tails.get(cache) if cache is not None else None
@@ -157,7 +157,7 @@ class TokenWatch:
 
 
 def marked(ids: Tensor, mask: Tensor | None) -> Tensor:
-    """The ids with -1 where the mask (its last columns) says padding; a mask of another shape than [batch, length] says nothing."""
+    """The ids with -1 where the mask (its last columns) says padding; a mask that is not [batch, length] says nothing."""
     if mask is None or mask.ndim != 2 or mask.shape[1] < ids.shape[1]:
         return ids
     return ids.masked_fill(mask[:, mask.shape[1] - ids.shape[1] :] == 0, NO_TOKEN)

@@ -94,9 +94,9 @@ class LinearForecaster:
 class OffloadedModel:
     """While the block runs, the model's experts are in the file at ``path`` and at most ``slots`` of each layer in memory.
 
-    The experts' parameters are taken out of the model and put back from the file, bit for bit, at the end. Outputs are those of
-    transformers' eager experts: each expert's part is added in the order of experts, whichever arrived first. Forecasts are
-    made for calls of a single token (generation of one text); longer calls fetch on demand, an expert at a time. For one
+    The experts' parameters are taken out of the model and put back from the file, bit for bit, at the end. Outputs are those
+    of transformers' eager experts: each expert's part is added in the order of experts, whichever arrived first. Forecasts
+    are made for calls of a single token (generation of one text); longer calls fetch on demand, an expert at a time. For one
     computing thread, and for inference.
     """
 

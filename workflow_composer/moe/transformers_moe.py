@@ -7,8 +7,8 @@
         model.generate(**tokenizer(text, return_tensors="pt"))
     routing.counts()
 
-A token goes to the experts that the layer's table names for its context. Where the table is not confident, the route that the
-gate chose lately for the same context is taken; else the gate is asked, for those tokens alone and never for more than
+A token goes to the experts that the layer's table names for its context. Where the table is not confident, the route that
+the gate chose lately for the same context is taken; else the gate is asked, for those tokens alone and never for more than
 ``share`` of a layer's tokens at any moment; where that is spent, the table's word counts after all.
 """
 
@@ -44,9 +44,9 @@ class Table(Protocol):
 class TableRouting:
     """Routes a model by tables while its ``with`` block runs.
 
-    Blocks nest: the innermost routes, and what it leaves open goes to the model's own gate. Forward calls may come from several
-    threads at once; entering and leaving must not overlap with them. Rows that are padding are routed by the table and not
-    counted. A gate that is called outside of the model's own forward call is the untouched one.
+    Blocks nest: the innermost routes, and what it leaves open goes to the model's own gate. Forward calls may come from
+    several threads at once; entering and leaving must not overlap with them. Rows that are padding are routed by the table
+    and not counted. A gate that is called outside of the model's own forward call is the untouched one.
 
     Args:
         model: an OLMoE, Qwen2-MoE or Mixtral of transformers 5, or any model built like these.

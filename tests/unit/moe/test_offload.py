@@ -7,16 +7,16 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="pip install 'workflow-composer[moe]'")
 
-from tests.unit.moe.conftest import VOCABULARY, tiny_model
-from workflow_composer.errors import ConfigError
-from workflow_composer.moe.expert_cache import ExpertCache, Keep
-from workflow_composer.moe.expert_store import ExpertFile, ExpertStore, Link, bandwidth_for
-from workflow_composer.moe.gates import cache_argument, gates
-from workflow_composer.moe.linear import LinearPredictor
-from workflow_composer.moe.offload import LinearForecaster, OffloadedModel, TableForecaster
-from workflow_composer.moe.prefetch import most_used
-from workflow_composer.moe.recording import RouteRecorder
-from workflow_composer.moe.tables import RouteTables
+from tests.unit.moe.conftest import VOCABULARY, tiny_model  # noqa: E402  # needs torch
+from workflow_composer.errors import ConfigError  # noqa: E402  # needs torch
+from workflow_composer.moe.expert_cache import ExpertCache, Keep  # noqa: E402  # needs torch
+from workflow_composer.moe.expert_store import ExpertFile, ExpertStore, Link, bandwidth_for  # noqa: E402  # needs torch
+from workflow_composer.moe.gates import cache_argument, gates  # noqa: E402  # needs torch
+from workflow_composer.moe.linear import LinearPredictor  # noqa: E402  # needs torch
+from workflow_composer.moe.offload import LinearForecaster, OffloadedModel, TableForecaster  # noqa: E402  # needs torch
+from workflow_composer.moe.prefetch import most_used  # noqa: E402  # needs torch
+from workflow_composer.moe.recording import RouteRecorder  # noqa: E402  # needs torch
+from workflow_composer.moe.tables import RouteTables  # noqa: E402  # needs torch
 
 
 def some_ids(rows=1, length=12, seed=0):
@@ -52,7 +52,7 @@ def tables_of(routes, experts=6):
 @pytest.mark.parametrize("keep", list(Keep))
 @pytest.mark.parametrize("slots", [2, 3, 6])
 def test_outputs_are_those_of_the_whole_model_bit_for_bit(model, tmp_path, keep, slots):
-    """In every architecture, however small the memory and whatever is kept; and the model has its weights back at the end."""
+    """In every architecture, however small the memory, whatever is kept; and the model has its weights back at the end."""
     model.set_experts_implementation("eager")
     ids = some_ids(2, 9)
     pinned = most_used(recorded(model, ids), 1) if keep is Keep.PINNED else None
