@@ -69,7 +69,7 @@ class Study:
     def routed(self, batches: list[torch.Tensor], untouched, layers: list[int]) -> tuple[Effect, dict]:
         """What tables in these layers do."""
         tables = {layer: self.tables[layer] for layer in layers}
-        with TableRouting(self.model, tables, share=self.share, width=self.context, entries=10_000) as routing:
+        with TableRouting(self.model, tables, share=self.share, width=self.context) as routing:
             found = predict(self.model, batches)
         return effect(found, untouched), routing.counts()
 

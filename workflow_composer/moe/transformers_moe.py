@@ -7,9 +7,9 @@
         model.generate(**tokenizer(text, return_tensors="pt"))
     routing.counts()
 
-A token goes to the experts that the layer's table names for its context. Where the table is not confident, the route that
-the gate chose lately for the same context is taken; else the gate is asked, for those tokens alone and never for more than
-``share`` of a layer's tokens at any moment; where that is spent, the table's word counts after all.
+A token goes to the experts that the layer's table names for its context. Where the table is not confident, the gate is asked,
+for those tokens alone and never for more than ``share`` of a layer's tokens at any moment; where that is spent, the table's
+word counts after all.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class TableRouting:
             leaves the share to the least confident tokens of the layer's last `RECENT`.
         share: a layer's gate is asked for at most ``share * (n + 1)`` of its first n tokens, for every n.
         width: tokens in a context, at least what the tables look at; also the cache's key.
+        remember: take the gate's latest word for the same ``width`` tokens before it is asked. This saves asking, but costs
+            quality, since other texts lead to other routes after the same few tokens.
         entries, ttl, clock: the cache of lately learned routes, one per layer.
 
     Raises `ConfigError` where a table's layer has no gate.
@@ -68,6 +70,7 @@ class TableRouting:
         certain: Mapping[int, float] | float | None = None,
         share: float = 0.15,
         width: int = 4,
+        remember: bool = False,
         entries: int = 1000,
         ttl: float = 60.0,
         clock: Clock = time.monotonic,
@@ -84,6 +87,7 @@ class TableRouting:
                 self._watch,
                 certain[layer] if isinstance(certain, Mapping) else certain,
                 ThreePaths(share=share, entries=entries, ttl=ttl, clock=clock),
+                remember=remember,
             )
             for layer, table in tables.items()
         }
@@ -119,10 +123,13 @@ class TableRouting:
 class _TableGate:
     """One layer: what stands in the place of its gate's ``forward``."""
 
-    def __init__(self, gate: Any, table: Table, watch: TokenWatch, certain: float | None, paths: ThreePaths) -> None:
+    def __init__(
+        self, gate: Any, table: Table, watch: TokenWatch, certain: float | None, paths: ThreePaths, *, remember: bool
+    ) -> None:
         self.gate, self.paths = gate, paths
         self._table, self._watch, self._certain = table, watch, certain
         self._recent = np.zeros(0, np.float32)
+        self._remember = remember
         self._own: Callable[[Tensor], Any] = gate.forward
         self._k, self._experts = int(gate.top_k), int(gate.num_experts)
         # transformers leaves the attribute out where weights are always normalised (Mixtral).
@@ -177,8 +184,7 @@ class _TableGate:
         """Fill in what is cached or learned; returns the learned rows and the gate's word on them."""
         at = np.flatnonzero(real)
         unknown = np.flatnonzero(doubtful[at])
-        columns = [np.ascontiguousarray(contexts[at[unknown], back]) for back in range(contexts.shape[1] - 1, -1, -1)]
-        keys = context_keys(columns, self._key)
+        keys = self._keys(contexts[at[unknown]])
         with self.paths.lock:
             choice = self.paths.choose(len(at), unknown, keys)
             experts[at[choice.cached]] = self._cached_experts[choice.slots]
@@ -191,11 +197,19 @@ class _TableGate:
             weights[rows] = word[1].detach().float().cpu().numpy()
             repeats, first = at[choice.repeats], rows[choice.repeated]
             experts[repeats], weights[repeats] = experts[first], weights[first]
-            slots = self.paths.store(choice.asked)
-            kept = slots >= 0
-            self._cached_experts[slots[kept]] = experts[rows[kept]]
-            self._cached_weights[slots[kept]] = weights[rows[kept]]
+            if self._remember:
+                slots = self.paths.store(choice.asked)
+                kept = slots >= 0
+                self._cached_experts[slots[kept]] = experts[rows[kept]]
+                self._cached_weights[slots[kept]] = weights[rows[kept]]
         return rows, word
+
+    def _keys(self, contexts: Tokens) -> NDArray[np.uint64]:
+        """What the gate's word is remembered under; where nothing is remembered, no two are alike."""
+        if not self._remember:
+            return np.arange(len(contexts), dtype=np.uint64)
+        columns = [np.ascontiguousarray(contexts[:, back]) for back in range(contexts.shape[1] - 1, -1, -1)]
+        return context_keys(columns, self._key)
 
     def _result(
         self,
