@@ -7,9 +7,9 @@
         model.generate(**tokenizer(text, return_tensors="pt"))
     routing.counts()
 
-A token goes to the experts that the layer's table names for its context. Where the table is not confident, the gate is asked,
-for those tokens alone and never for more than ``share`` of a layer's tokens at any moment; where that is spent, the table's
-word counts after all.
+A token goes to the experts that the layer's table names for its context. Where the table is not confident, the gate is
+asked, for those tokens alone and never for more than ``share`` of a layer's tokens at any moment; where that is spent, the
+table's word counts after all.
 """
 
 from __future__ import annotations
