@@ -261,6 +261,16 @@ def test_a_registry_that_cannot_be_written_any_more_ends_no_server(folder):
         until(lambda: running.entries, "an entry")
 
 
+def test_a_registry_that_cannot_be_written_at_the_start_is_why_it_fails(folder):
+    (folder.path / "registry").write_text("no folder")
+    with Running(folder) as running:
+        ended = running.wait()
+
+    assert ended.reason == "failed"
+    assert f"the registry {folder.path}/registry cannot be written" in ended.detail
+    assert not [pid for pid in folder.processes if alive(pid)]
+
+
 def test_a_job_has_its_number_and_its_end_in_the_entry_and_needs_no_lock(folder):
     ends = time.time() + 3600
     place = Place(port=folder.port, host="node7", listen="0.0.0.0", job_id="42", expires=ends)
