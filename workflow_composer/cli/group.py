@@ -21,6 +21,7 @@ COMMANDS = {
     "route": "Show which models a request would go to, and why; sends nothing.",
     "status": "Show the strategy, what is reachable, and the routers.",
     "strategies": "List, show and check strategy profiles.",
+    "contexts": "List, show and copy context templates.",
     "plugins": "List plugins and what they provide.",
     "metrics": "Summarize the metrics of past requests.",
     "record": "Record every tier's answers to data sets, graded and with log-probabilities.",
