@@ -1,7 +1,7 @@
 """Finding context templates: a reference is a name or a path, and may be pinned to a version and to a digest.
 
-``file-formats``, ``file-formats@1``, ``file-formats@1#2f0c9a7be410``, ``./mine.md``. Names are looked for as profiles' are: in
-``config/contexts/`` of the working directory, then in the user's configuration directory, then in the package.
+``file-formats``, ``file-formats@1``, ``file-formats@1#2f0c9a7be410``, ``./mine.md``. Names are looked for as profiles' are:
+in ``config/contexts/`` of the working directory, then in the user's configuration directory, then in the package.
 """
 
 from __future__ import annotations
