@@ -80,6 +80,9 @@ def _tokenizer(vocabulary: dict[str, int]) -> dict[str, object]:
 def _tokenizer_config() -> dict[str, object]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
+        "auto_map": {
+            "AutoTokenizer": ["", ""]
+        },  # else transformers 5 takes Qwen2's own, as scripts/train_embedded_fleet.py tells
         "model_max_length": POSITIONS,
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",

@@ -32,7 +32,7 @@ def fresh_salt():
 def server(tmp_path_factory):
     """One server, with caching: two would take the other tests' memory and time."""
     folder = tmp_path_factory.mktemp("vllm")
-    model = reader(folder / "model", CONTEXT)
+    model = reader(folder / "model", CONTEXT, hidden=384, layers=6)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -47,7 +47,7 @@ async def test_the_first_token_comes_at_least_a_fifth_sooner_with_a_shared_conte
     arms = [Arm(WITH, server), Arm(WITHOUT, server, fresh_salt)]
     await measure(arms, CONTEXT, PAIRS)
     found = summary(arms)
-    assert min(arms[0].prompt_tokens) >= 1500
+    assert 1500 <= min(arms[0].prompt_tokens) <= max(arms[0].prompt_tokens) <= 1800
     assert found["ratio"] <= 0.8, found
     assert found["ratio_of_pairs"] <= 0.8, found
     assert PAIRS * LEAST <= server.metric(HITS) <= PAIRS * max(arms[0].prompt_tokens), "only the unsalted ones hit the cache"
