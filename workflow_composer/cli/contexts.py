@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,7 @@ def show(state: State, names: tuple[str, ...]) -> None:
     if state.json:
         print_json({"contexts": [to_dict(template) for template in templates], "pins": combined.pins, "text": combined.text})
         return
-    click.echo(printable(combined.text))
+    click.echo(printable(combined.text) if sys.stdout.isatty() else combined.text)
     for template in templates:
         characters = f"{len(template.text)} characters, about {template.tokens} tokens"
         click.echo(f"{template.pin}: {characters}; SHA-256 {template.digest}; {template.source}", err=True)
