@@ -67,8 +67,9 @@ def _content(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST + 1)
-    except OSError as error:
-        raise ContextError(f"cannot read {path}: {error.strerror or error}", hint="see `contexts list`") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with characters that none can have
+        reason = getattr(error, "strerror", None) or error
+        raise ContextError(f"cannot read {str(path)!r}: {reason}", hint="see `contexts list`") from None
     if len(data) > LARGEST:
         raise ContextError(f"{path} has more than {LARGEST} bytes", hint="a context is a page or two of text")
     try:

@@ -84,6 +84,12 @@ def test_a_name_that_cannot_be_one_is_an_error_like_any_other(name):
         Library().get(name)
 
 
+@pytest.mark.parametrize("path", ["~nobody-of-that-name/x.md", "a\0b.md", "\ud800.md", "x" * 5000 + ".md", "/", "."])
+def test_a_path_that_cannot_be_one_is_an_error_like_any_other(path):
+    with pytest.raises(ContextError, match=r"cannot read|no context named"):
+        Library(()).get(path)
+
+
 def test_a_file_whose_head_has_another_name_is_an_error(tmp_path):
     write(tmp_path, "mine", file="yours.md")
     with pytest.raises(ContextError, match="the head names it 'mine', and the file 'yours'"):

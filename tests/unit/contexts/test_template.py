@@ -78,5 +78,5 @@ def test_a_faulty_file_is_named_with_its_fault(tmp_path, data, message):
 
 
 def test_a_file_that_is_not_there_is_an_error_of_one_line(tmp_path):
-    with pytest.raises(ContextError, match=r"cannot read .*none\.md: No such file"):
+    with pytest.raises(ContextError, match=r"cannot read '.*none\.md': No such file"):
         Template.read(tmp_path / "none.md")
