@@ -120,6 +120,7 @@ class NormalForm:
         rules: dict[str, Callable[[Any], Any]] = {
             "vllm_endpoints": self._endpoints,
             "models": self._models,
+            "task_contexts": self._contexts,
             "fallback": self._fallback,
             "routers": self._routers,
         }
@@ -127,6 +128,9 @@ class NormalForm:
 
     def _endpoints(self, value: Any) -> Any:
         return self._each(value, self._url, ("vllm_endpoints",))
+
+    def _contexts(self, value: Any) -> Any:
+        return self._each(value, lambda names, path: (names,) if isinstance(names, str) else names, ("task_contexts",))
 
     def _models(self, value: Any) -> Any:
         return self._each(value, self._model, ("models",))
