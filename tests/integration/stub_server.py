@@ -104,7 +104,11 @@ Handler = Callable[[Request], Reply]
 
 
 class StubServer:
-    """Listens from construction on; a context manager that stops it. ``listing`` replaces the answer to ``/models``."""
+    """Listens from construction on; a context manager that stops it.
+
+    ``listing`` replaces the answer to ``/models``; ``answer`` makes the answer to each POST that has none in the script;
+    ``metrics`` is what ``/metrics`` says, where it says anything.
+    """
 
     def __init__(
         self,
@@ -117,6 +121,8 @@ class StubServer:
         self.scheme = "https" if tls else "http"
         self.models = list(models)
         self.listing: Reply | None = None
+        self.answer: Handler | None = None
+        self.metrics: str | None = None
         self.requests: list[Request] = []
         self.connections = 0
         self.open = 0
@@ -195,6 +201,10 @@ class StubServer:
         if request.method == "POST" and self._script:
             scripted = self._script.popleft()
             return scripted(request) if callable(scripted) else scripted
+        if request.method == "POST" and self.answer is not None:
+            return self.answer(request)
+        if request.path == "/metrics" and self.metrics is not None:
+            return Reply(body=self.metrics.encode(), headers={"Content-Type": "text/plain"})
         if request.path.endswith("/models"):
             return self.listing or Reply.of(
                 {"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]}

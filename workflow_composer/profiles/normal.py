@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from workflow_composer.names import nearest
-from workflow_composer.profiles.models import REGISTERED_ROLE, REGISTRY, Expanded, ModelSpec, Part, RouterSpec, as_written
+from workflow_composer.profiles.models import REGISTERED_ROLE, Expanded, ModelSpec, Part, RouterSpec, as_written
 from workflow_composer.profiles.redaction import looks_like_secret
 from workflow_composer.profiles.source import KeyPath, Problems, one_of, shown
 
@@ -87,7 +87,9 @@ def _safe_text(value: str, problems: Problems, path: KeyPath) -> Any:
 
 
 def _expands(path: KeyPath) -> bool:
-    return path[:1] in {("vllm_endpoints",), ("registry",)} or (path[:1] == ("models",) and path[2:] in {("base_url",), ("path",)})
+    if path[:1] == ("models",):
+        return path[2:] in {("base_url",), ("path",)}
+    return path[:1] in {("vllm_endpoints",), ("registry",)}
 
 
 def _drop(problems: Problems, path: KeyPath) -> Any:
@@ -134,14 +136,17 @@ class NormalForm:
         if not isinstance(value, str):
             self.problems.add(path, shown(value, path, self.source.written.get(path)), f"allowed: {_PLACES}")
             return _drop(self.problems, path)
-        kind, colon, rest = value.partition(":")
-        if not colon or rest.startswith("//") or rest[:1].isdigit() or not nearest(kind, ("registry",)):
-            return self._url(value, path)
-        if kind + colon == REGISTRY and REGISTERED_ROLE.fullmatch(rest):
+        kind, _, role = value.partition(":")
+        near = nearest(kind, ("registry",))
+        if kind == "registry" and REGISTERED_ROLE.fullmatch(role):
             return value
-        fault = f"{rest!r} is no name of a role" if kind + colon == REGISTRY else "it begins with neither http:// nor registry:"
-        near = nearest(kind, ("registry",)) if kind + colon != REGISTRY else ""
-        self.problems.add(path, f"{shown(value, path)}; {fault}", "allowed: registry:ROLE, such as registry:coder", hint=near)
+        if kind != "registry" and not (near and REGISTERED_ROLE.fullmatch(role) and not role.isdigit()):
+            return self._url(value, path)
+        fault = f"{role!r} is no name of a role" if kind == "registry" else "it is neither a URL nor registry:ROLE"
+        near = "" if kind == "registry" else near
+        self.problems.add(
+            path, f"{shown(value, path)}; {fault}", "allowed: registry:ROLE, such as registry:coder", hint=near
+        )
         return _drop(self.problems, path)
 
     def _models(self, value: Any) -> Any:
