@@ -47,9 +47,11 @@ class ReplicaSet:
                 self._gone[place] = (self._there.pop(place), now)
             self._refused = {place: why for place, why in self._refused.items() if place in places}
             for place in places:
+                if place in self._refused or place in self._there:
+                    continue
                 if place in self._gone:
                     self._there[place] = self._gone.pop(place)[0]
-                elif place not in self._there and place not in self._refused:
+                else:
                     self._begin(place)
 
     def _begin(self, place: Place) -> None:
