@@ -129,6 +129,8 @@ class StubServer:
         self.disconnects = 0
         self._script: deque[Reply | Handler] = deque()
         self._changed = threading.Condition()
+        self._going = threading.Event()
+        self._going.set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="stub-server", daemon=True)
         self._thread.start()
@@ -153,8 +155,18 @@ class StubServer:
         with self._changed:
             return self._changed.wait_for(lambda: condition(self), seconds)
 
+    def freeze(self) -> None:
+        """Answer nothing from now on, but keep port and connections open, as SIGSTOP would."""
+        self._going.clear()
+        self._loop.call_soon_threadsafe(self._going.wait)
+
+    def thaw(self) -> None:
+        """Go on."""
+        self._going.set()
+
     def close(self) -> None:
         """Stop listening and cut every connection."""
+        self.thaw()
         if not self._loop.is_closed():
             asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
             self._loop.call_soon_threadsafe(self._loop.stop)
