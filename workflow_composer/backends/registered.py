@@ -71,6 +71,11 @@ class RegistryView:
             return found
         return replace(NOTHING, fault=found.fault or f"{self.directory} has not been read yet: its file system is slow")
 
+    @property
+    def known(self) -> Picture:
+        """The last reading."""
+        return self._picture
+
     def here(self, entry: Entry) -> bool:
         """Whether a server runs on this machine."""
         return entry.host.startswith(_LOOPBACK) or self._node in (_short(entry.node), _short(entry.host))
