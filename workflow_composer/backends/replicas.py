@@ -80,6 +80,10 @@ class ReplicatedBackend:
                 if begun:
                     raise
                 tour.failed(error)
+            except asyncio.CancelledError:
+                limit = call.timeouts.total if begun else min(call.timeouts.first_token, call.timeouts.total)
+                tour.ended(limit, self._set.late)
+                raise
 
     async def health(self, *, timeout: float) -> EndpointStatus:
         """Healthy where one server is. Never raises."""
@@ -112,6 +116,9 @@ class ReplicatedBackend:
                     found = await ask(replica.backend, tour.left)
             except (ModelError, EgressDenied) as error:
                 tour.failed(error)
+            except asyncio.CancelledError:
+                tour.ended(timeouts.total, self._set.late)
+                raise
             else:
                 return replace(found, failovers=tuple(tour.failovers)) if tour.failovers else found
 
@@ -179,10 +186,12 @@ class _Tour:
         self._began = 0.0
         self._answers = 0
         self._server = ""
+        self._replica: Replica | None = None
 
     def begin(self, replica: Replica) -> None:
         """A server is asked."""
         self.tried.add(replica.place)
+        self._replica = replica
         self._server = replica.place.url
         self._began = time.monotonic()
 
@@ -206,6 +215,11 @@ class _Tour:
         latency = (time.monotonic() - self._began) * 1000.0
         self.failovers.append(Failover(self._server, latency, str(error), type(error).__name__))
         self._server = ""
+
+    def ended(self, limit: float, late: Callable[[Replica], None]) -> None:
+        """The call was cancelled: by whoever asked, or because its time was up, which speaks against the server."""
+        if self._replica is not None and time.monotonic() - self._began >= 0.98 * limit:
+            late(self._replica)
 
     def _told(self, error: ModelError | EgressDenied) -> ModelError | EgressDenied:
         """The error, with the servers that had failed before the last one."""
