@@ -62,8 +62,7 @@ class RegistryView:
         age = now - self._picture.at
         if age >= EVERY:
             reading, since = self._read_in_thread(now)
-            # Whoever comes while a file server hangs does not wait as long as the first one did.
-            if age >= OLD and now - since < PATIENCE:
+            if age >= OLD:  # whoever comes while a file server hangs waits for the rest of the first one's patience only
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(asyncio.wrap_future(reading), PATIENCE - (now - since))
         found = self._picture
