@@ -5,8 +5,8 @@
 A simulation: clients with a bounded number of calls in flight ask questions behind contexts, the n-th of which is 1/n as
 popular as the first. Each server keeps the contexts of its last requests, and answers a question of a known context four
 times as fast; the more calls it has, the slower each of them. A quarter of the way in a server is added, half-way one goes
-and takes its cache with it, at three quarters it comes back cold. `balance.choose` is the package's own; the others are what it
-was chosen over.
+and takes its cache with it, at three quarters it comes back cold. `balance.choose` is the package's own; the others are what
+it was chosen over.
 The table gives medians and ranges over rounds with different seeds.
 """
 
