@@ -17,7 +17,7 @@ from workflow_composer.backends.places import Finder
 from workflow_composer.backends.replica import Place, Replica, Standing, another_may_answer
 from workflow_composer.backends.replica_set import ReplicaSet
 from workflow_composer.errors import EgressDenied, ModelError, RateLimited, ServerFailed, ServerUnreachable
-from workflow_composer.types import Chunk, Completion, Embeddings, EndpointStatus, Failover, ModelCall, Timeouts
+from workflow_composer.types import Attempt, Chunk, Completion, Embeddings, EndpointStatus, ModelCall, Timeouts
 
 if TYPE_CHECKING:
     from workflow_composer.strategy import ModelSpec
@@ -179,7 +179,7 @@ class _Tour:
 
     def __init__(self, timeouts: Timeouts) -> None:
         self.tried: set[Place] = set()
-        self.failovers: list[Failover] = []
+        self.failovers: list[Attempt] = []
         self.last: ModelError | EgressDenied | None = None
         self._timeouts = timeouts
         self._ends = time.monotonic() + timeouts.total
@@ -213,7 +213,7 @@ class _Tour:
             raise self._told(error)
         self.last = error
         latency = (time.monotonic() - self._began) * 1000.0
-        self.failovers.append(Failover(self._server, latency, str(error), type(error).__name__))
+        self.failovers.append(Attempt(0, 0, self._server, True, latency, error=str(error), error_type=type(error).__name__))
         self._server = ""
 
     def ended(self, limit: float, late: Callable[[Replica], None]) -> None:
