@@ -86,14 +86,18 @@ async def known(models, servers):
 
 def load_of(models, server):
     """How busy the orchestrator thinks that a server is."""
-    backend = models._active.endpoints["coder"].backend
-    return next(r.load(time.monotonic()) for r in backend._set.replicas if r.place.url == server.url)
+    return next(r.load(time.monotonic()) for r in replicas(models) if r.place.url == server.url)
 
 
 def standings(models):
     """What speaks for each server of the role."""
-    backend = models._active.endpoints["coder"].backend
-    return [replica.standing(time.monotonic()) for replica in backend._set.replicas]
+    return [replica.standing(time.monotonic()) for replica in replicas(models)]
+
+
+def replicas(models):
+    """The servers that the orchestrator knows."""
+    (endpoint,) = models._active.endpoints.values()
+    return endpoint.backend._set.replicas
 
 
 async def test_a_slow_server_gets_less_work(servers):
