@@ -151,6 +151,7 @@ class ModelError(WorkflowComposerError):
     """One call to one model failed.
 
     ``status`` is the HTTP status where there was one; ``retry_after`` seconds, where the server asked for a pause.
+    ``sent`` is False where no connection was made in time. ``failovers`` are servers of the model that failed before.
     """
 
     exit_code = 5
@@ -161,6 +162,8 @@ class ModelError(WorkflowComposerError):
         super().__init__(message, hint=hint)
         self.status = status
         self.retry_after = retry_after
+        self.sent = True
+        self.failovers: tuple[Attempt, ...] = ()
 
 
 class BadRequest(ModelError):
