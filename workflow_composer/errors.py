@@ -13,6 +13,7 @@
     │   └── MarkerError              a routing string is malformed; points at the part
     ├── RoutingError                 no plan can be made for a request
     │   └── NoStrategy               nothing is configured and nothing was detected
+    ├── FleetError                   a server of the fleet cannot be started, found or stopped
     ├── EgressDenied                 the profile forbids sending bytes to that host
     ├── ModelError                   one call to one model failed
     │   ├── BadRequest               400: the request itself is at fault
@@ -123,6 +124,10 @@ class RoutingError(WorkflowComposerError):
 
 class NoStrategy(RoutingError):
     """No strategy was named and none could be detected."""
+
+
+class FleetError(WorkflowComposerError):
+    """A server of the fleet cannot be started, found or stopped; the message says why in one line."""
 
 
 class EgressDenied(WorkflowComposerError):

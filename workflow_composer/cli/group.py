@@ -20,6 +20,7 @@ COMMANDS = {
     "execute": "Run data sets through cascades and batch strategies, and compare them.",
     "route": "Show which models a request would go to, and why; sends nothing.",
     "status": "Show the strategy, what is reachable, and the routers.",
+    "fleet": "Start, stop and watch your own vLLM servers, here or on SLURM.",
     "strategies": "List, show and check strategy profiles.",
     "plugins": "List plugins and what they provide.",
     "metrics": "Summarize the metrics of past requests.",

@@ -66,6 +66,16 @@ class RoleSpec(Part):
     start_seconds: Seconds = Field(default=900.0, description="Seconds until it must be healthy.")
     drain_seconds: Seconds = Field(default=60.0, description="Seconds that requests under way have when it stops.")
 
+    @property
+    def served(self) -> str:
+        """The id that requests name."""
+        return self.served_name or self.model
+
+    @property
+    def local_model(self) -> bool:
+        """Whether the model is a folder of this machine, rather than an id to look up."""
+        return self.model.startswith("/")
+
 
 class SlurmSettings(Part):
     """What SLURM is asked for."""
@@ -114,10 +124,14 @@ class FleetSettings(Part):
     """The fleet file."""
 
     registry: Place | None = Field(
-        default=None, description="Folder of the registry. Default: `~/.local/state/workflow-composer/registry`."
+        default=None,
+        description="Folder of the registry, relative to the fleet file. Default: "
+        "`~/.local/state/workflow-composer/registry`.",
     )
     state: Place | None = Field(
-        default=None, description="Folder of the fleet's state. Default: `~/.local/state/workflow-composer/fleet`."
+        default=None,
+        description="Folder of the fleet's state, relative to the fleet file. Default: "
+        "`~/.local/state/workflow-composer/fleet`.",
     )
     logs: Place = Field(default="logs", description="Folder of the servers' logs, relative to the working directory.")
     python: Place | None = Field(
