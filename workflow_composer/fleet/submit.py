@@ -30,8 +30,15 @@ class Submitted:
 def command_for(fleet: Fleet, server: str) -> list[str]:
     """The sbatch command for a server. Raises `FleetError` for a server that the fleet file does not know."""
     role, _ = fleet.find(server)
-    where = {"fleet_file": fleet.path, "logs": fleet.logs, "python": sys.executable, "script": job_script()}
-    return sbatch_command(fleet.settings.slurm, role, server, **where)
+    return sbatch_command(
+        fleet.settings.slurm,
+        role,
+        server,
+        fleet_file=fleet.path,
+        logs=fleet.logs,
+        python=sys.executable,
+        script=job_script(),
+    )
 
 
 def submit(fleet: Fleet, server: str, slurm: Slurm, *, besides: str = "") -> Submitted:
