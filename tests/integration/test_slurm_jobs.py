@@ -59,11 +59,12 @@ def test_a_submitted_server_is_found_where_it_runs_until_it_is_cancelled(fleet):
     assert [(one["new"], one["job"]["id"]) for one in again] == [(False, job_id)]
     assert f"job {job_id} is there already" in fleet.command("submit", "coder").stdout
 
-    fleet.slurm.cancel([fleet.job(job_id)])
+    assert fleet.command("down", "coder").stdout.split() == ["server", "status", "coder", "stopped"]
     assert fleet.until_over(job_id).state == "COMPLETED"
     assert fleet.cluster.field(job_id, "ExitCode") == "0:0"
     assert fleet.entries("coder") == []
-    assert fleet.state("coder").status == "stopped"
+    state = fleet.state("coder")
+    assert (state.status, state.wanted) == ("stopped", False)
 
 
 def test_before_its_end_a_job_hands_over_without_a_gap(fleet, fake):
@@ -90,7 +91,7 @@ def test_before_its_end_a_job_hands_over_without_a_gap(fleet, fake):
 
 
 def test_requests_under_way_are_finished_before_a_job_ends(fleet):
-    """The signal comes in mid-request; the answer arrives, and only then the server ends."""
+    """It is cancelled in mid-request; the answer arrives, and only then the server ends."""
     import requests
 
     old = fleet.submit("coder", "--wait")
@@ -121,7 +122,7 @@ def test_where_all_gpus_are_taken_the_old_server_serves_to_the_last(fleet):
 
 
 def test_where_no_second_job_is_accepted_the_same_one_is_queued_again(fleet):
-    """The partition's limit has been lowered when the signal comes: drained at once, requeued, and up again under the same id."""
+    """The partition's limit was lowered meanwhile: drained at once, queued again, and up under the same id."""
     job_id = fleet.submit("coder", "--wait")
     fleet.cluster.run("scontrol", "update", "PartitionName=t4flex", "MaxTime=1")
     try:
@@ -151,7 +152,7 @@ def test_a_failed_job_is_queued_again_until_it_has_failed_too_often(fleet, fake)
     assert (state.status, state.failures) == ("failed", 2)
     assert state.detail == "ValueError: the fake was told to fail; not queued again after 2 failures in a row"
     log = fleet.log("coder", job_id)
-    assert "queued again in 1 s (1 of 1)" in log
+    assert "queued again in 10 s (1 of 1)" in log
     assert "Traceback" not in log
 
 

@@ -27,7 +27,7 @@ from workflow_composer.errors import FleetError, WorkflowComposerError
 from workflow_composer.fleet.file import Fleet
 from workflow_composer.fleet.handover import Handover
 from workflow_composer.fleet.sbatch import job_name
-from workflow_composer.fleet.slurm import Job, Slurm
+from workflow_composer.fleet.slurm import SETTLE, Job, Slurm
 from workflow_composer.fleet.submit import one_at_a_time, queued
 from workflow_composer.fleet.supervisor import Ended, Place, Supervisor
 
@@ -111,6 +111,7 @@ class ServerJob:
             self.role,
             place,
             options=state.options if state else (),
+            wanted=self._wanted(),
             resigns=False,
             say=self.say,
         )
@@ -212,7 +213,7 @@ class ServerJob:
         if failures > slurm.max_requeues:
             detail = f"{why}; not queued again after {failures} failure{'s'[: failures > 1]} in a row"
         else:
-            pause = pause_after(failures, slurm.requeue_pause)
+            pause = max(SETTLE, pause_after(failures, slurm.requeue_pause))
             detail = f"{why}; queued again in {pause:.0f} s ({failures} of {slurm.max_requeues})"
         if state is not None and state.job_id == self.job_id:
             self.fleet.states.update(self.server, status="failed", detail=detail, failures=failures)

@@ -151,12 +151,10 @@ class Slurm:
         lines = self._run(["squeue", "--noheader", f"--format={_FORMAT}", *options]).splitlines()
         return sorted((job for line in lines if (job := read_job(line))), key=lambda job: int(job.id))
 
-    def requeue(self, job_id: str, delay: float = 0.0) -> float:
-        """Queue a running job again; SLURM then ends its processes. Returns the seconds until it can start, ``delay`` or more."""
-        delay = max(delay, SETTLE)
+    def requeue(self, job_id: str, delay: float = 0.0) -> None:
+        """Queue a running job again, to start after ``delay`` seconds or `SETTLE`; SLURM then ends its processes."""
         self._run(["scontrol", "requeue", job_id])
-        self._run(["scontrol", "update", f"JobId={job_id}", f"StartTime=now+{round(delay)}"])
-        return delay
+        self._run(["scontrol", "update", f"JobId={job_id}", f"StartTime=now+{round(max(delay, SETTLE))}"])
 
     def rename(self, job_id: str, name: str) -> None:
         """Give a job another name."""
