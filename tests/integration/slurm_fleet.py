@@ -41,7 +41,7 @@ class SlurmFleet:
             "logs": str(folder / "logs"),
             "listen": "127.0.0.1",
             "roles": {},
-            "slurm": {"gpu_type": "t4", "cpus_per_task": 1, "memory": None, "time": "10", "requeue_pause": 1, **slurm},
+            "slurm": {"gpu_type": "t4", "cpus_per_task": 1, "memory": None, "time": "60", "requeue_pause": 1, **slurm},
         }
 
     def role(self, name: str, **settings: object) -> None:

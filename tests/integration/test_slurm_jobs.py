@@ -109,7 +109,7 @@ def test_requests_under_way_are_finished_before_a_job_ends(fleet):
 
 def test_where_all_gpus_are_taken_the_old_server_serves_to_the_last(fleet):
     """Its successor waits in the queue meanwhile, and runs when the old job has ended."""
-    fleet.settings["slurm"]["time"] = "1"
+    fleet.settings["slurm"] |= {"time": "1", "drain_before": 10}
     fleet.role("coder", gpus=2, drain_seconds=1)
     old = fleet.submit("coder", "--wait")
     fleet.signal(old, "USR1")
@@ -240,7 +240,7 @@ def test_the_script_on_a_login_node_submits_by_the_fleet_file(fleet):
     )  # fmt: skip
     (job,) = fleet.slurm.jobs(["coder"])
     assert ended.stdout.startswith(f"coder: job {job.id} ")
-    assert fleet.cluster.field(job.id, "TimeLimit") == "00:10:00"
+    assert fleet.cluster.field(job.id, "TimeLimit") == "01:00:00"
 
 
 def test_a_server_that_is_not_wanted_any_more_does_not_start(fleet):
@@ -263,6 +263,14 @@ def test_what_slurm_refuses_is_one_line_with_a_remedy(fleet):
         "hint: slurm.partition in the fleet file; `sinfo -s` lists partitions",
     ]
     assert fleet.fleet.states.get("coder") is None
+
+
+def test_a_time_limit_that_leaves_no_time_to_serve_is_refused(fleet):
+    fleet.settings["slurm"] |= {"time": "10", "drain_before": 600}
+    fleet.write()
+    ended = fleet.command("submit", "coder", check=False)
+    assert "slurm.time '10' is 600 s, and drain_before is 600 s of them" in ended.stderr
+    assert fleet.slurm.jobs() == []
 
 
 def test_without_slurm_it_is_one_line(fleet, tmp_path):

@@ -77,7 +77,6 @@ class ServerJob:
                 ended = self._supervise(self._place())
             except WorkflowComposerError as error:
                 ended = Ended("failed", error.message)
-            # The signals stay ours: SLURM ends a job's processes as soon as it is queued again.
             if ended.reason == "failed" and not self._stopped:
                 return self._failed(ended.detail, lasted=time.monotonic() - began)
             if self._expiring and not self._stopped:
@@ -136,7 +135,7 @@ class ServerJob:
         asked, drains = time.monotonic(), False
         while thread.is_alive():
             thread.join(TICK)
-            if self._expiring and self.handover is None and not self._stopped:
+            if self._is_expiring(supervisor) and self.handover is None and not self._stopped:
                 self._refresh(supervisor)
                 self.handover = self._begin_handover(supervisor.place.expires)
             if self.handover is not None and not drains and self.handover.done():
@@ -145,6 +144,13 @@ class ServerJob:
             if time.monotonic() - asked > REFRESH:
                 asked = time.monotonic()
                 self._refresh(supervisor)
+
+    def _is_expiring(self, supervisor: Supervisor) -> bool:
+        """Whether SLURM has said so, or would have: a signal at the job's very beginning meets nobody who heeds it."""
+        ends = supervisor.place.expires
+        late = ends is not None and time.time() > ends - self.fleet.settings.slurm.drain_before
+        self._expiring = self._expiring or late
+        return self._expiring
 
     def _refresh(self, supervisor: Supervisor) -> None:
         job = self._known()
@@ -203,7 +209,13 @@ class ServerJob:
             self.say(f"job {handover.successor} goes on")
         elif self._wanted():
             self.say("the job is queued again")
-            self._attempt(lambda: self.slurm.requeue(self.job_id))
+            self._requeue(0.0)
+
+    def _requeue(self, delay: float) -> None:
+        # SLURM ends the processes of a job that is queued again, the command that asks for it among them; what is ignored
+        # here is ignored by that command, too.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self._attempt(lambda: self.slurm.requeue(self.job_id, delay))
 
     def _failed(self, why: str, *, lasted: float) -> int:
         """Queue the job again, unless it has failed too often; the reason is the last line of its log."""
@@ -219,7 +231,7 @@ class ServerJob:
             self.fleet.states.update(self.server, status="failed", detail=detail, failures=failures)
         self.say(f"{self.server} failed: {detail}")
         if failures <= slurm.max_requeues and self._wanted():
-            self._attempt(lambda: self.slurm.requeue(self.job_id, pause))
+            self._requeue(pause)
         return 1
 
 
