@@ -22,7 +22,7 @@ from workflow_composer.fleet.slurm import Job, Slurm
 from workflow_composer.fleet.state import ServerState
 
 T = TypeVar("T")
-LIMIT = 60.0
+LIMIT = 120.0
 
 
 class SlurmFleet:
