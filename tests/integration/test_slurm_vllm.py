@@ -119,8 +119,8 @@ async def test_service_goes_on_across_time_limits_and_deaths(fleet, profile, clo
 
     async with asking(profile, environ) as client:
         began = time.time()
-        # The time limit: SLURM signals, a successor starts beside the old server, which drains when that answers. The limit is
-        # brought near by now: how long vLLM takes to start differs too much between machines for one that is fixed.
+        # The time limit, brought near by now, since vLLM's start takes too differently long: SLURM signals, a successor
+        # starts beside the old server, which drains when that answers.
         fleet.cluster.run("scontrol", "update", f"JobId={first}", f"TimeLimit={_minutes(fleet.job(first))}")
         second = (await asyncio.to_thread(fleet.until, lambda: _others(fleet, first), "a successor is queued", 200))[0].id
         entry = await asyncio.to_thread(fleet.until_ready, "coder", second, START)

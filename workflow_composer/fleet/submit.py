@@ -51,8 +51,8 @@ def command_for(fleet: Fleet, server: str) -> list[str]:
 
 
 def submit(fleet: Fleet, server: str, slurm: Slurm, *, besides: str = "") -> Submitted:
-    """Queue a server, unless a job for it is queued or runs. ``besides`` is the job that is to be succeeded: it does not count,
-    nor does one before it, which has its own end near.
+    """Queue a server, unless a job for it is queued or runs. ``besides`` is the job that is to be succeeded: it does not
+    count, nor does one before it, which has its own end near.
 
     Raises `FleetError`: what SLURM refuses, a server that runs outside of SLURM, a folder that cannot be written.
     """
