@@ -21,7 +21,7 @@ def fleet(tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     roles = f"roles:\n  coder: {{model: m, port: {port}}}\n  math: {{model: m, port: {port + 1}}}\n"
-    (tmp_path / "fleet.yaml").write_text(f"registry: registry\nstate: state\n{roles}")
+    (tmp_path / "fleet.yaml").write_text(f"registry: registry\nstate: state\nlogs: {tmp_path}/logs\n{roles}")
     return load_fleet(tmp_path / "fleet.yaml", {})
 
 
@@ -75,6 +75,23 @@ def test_a_server_that_is_not_wanted_gets_no_successor(fleet, slurm):
     handover.begin()
     assert handover.successor == ""
     assert handover.done()
+
+
+@pytest.mark.parametrize(("time", "asked", "said"), [("12:00:00", "12:00:00", 1), ("[]", "24:00:00", 2)])
+def test_a_successor_follows_the_fleet_file_as_it_is_by_then(fleet, slurm, tmp_path, time, asked, said):
+    """Unless it has become invalid meanwhile."""
+    (tmp_path / "queue").touch()
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(f'#!/bin/sh\necho "$*" > {tmp_path}/asked\necho 8\n')
+    sbatch.chmod(0o755)
+    text = fleet.path.read_text()
+    fleet.path.write_text(f"{text}slurm: {{time: {time!r}}}\n".replace("'[]'", "[]"))
+    lines = []
+    handover = Handover(fleet, "coder", job_id="7", ends=None, slurm=slurm, say=lines.append)
+    handover.begin()
+    assert f"--time={asked} " in (tmp_path / "asked").read_text()
+    assert handover.successor == "8"
+    assert len(lines) == said
 
 
 def test_its_own_port_is_taken_where_it_is_free(fleet):
