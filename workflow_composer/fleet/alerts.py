@@ -38,7 +38,7 @@ _WORDS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """What is told. ``action``: what is done about it. ``time`` and ``since``, the incident's beginning: seconds since 1970."""
+    """What is told. ``action``: what is done about it. ``time`` and ``since`` (the incident's) are seconds since 1970."""
 
     kind: Kind
     server: str

@@ -8,8 +8,8 @@
 
 An **incident** opens when a server fails or is overloaded and ends when it is well again. Of one incident at most four
 things are told, each once: that it is overloaded, that it is down, that a person must look, and its end. The first incident
-in six hours ends with the first good check. A server that fails again and again (it *flaps*) must stay well for ten minutes, then
-twenty, at most an hour, before its incident ends; so that it cannot fill a mailbox.
+in six hours ends with the first good check. A server that fails again and again (it *flaps*) must stay well for ten minutes,
+then twenty, at most an hour, before its incident ends; so that it cannot fill a mailbox.
 """
 
 from __future__ import annotations

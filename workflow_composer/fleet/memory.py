@@ -1,7 +1,8 @@
 """What the monitor remembers, on disk: one file per server, written before anything is done or told.
 
-A monitor that is killed between writing and telling tells nothing twice: an alert that was under way counts as told. One
-whose channel failed is kept and tried once more in the next round.
+Alerts wait there until their channel's turn, and are struck off before they are sent: a monitor that is killed at any moment
+tells nothing twice, and loses at most the alert that was just under way. One whose channel failed is tried once more in the
+next round.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import fcntl
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,15 +23,16 @@ from workflow_composer.fleet.registry import replace_file
 
 @dataclass(frozen=True, slots=True)
 class Unsent:
-    """An alert that one channel could not send."""
+    """An alert that one channel has yet to send; ``failed``: it has tried once."""
 
     channel: str
     alert: Alert
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remembered:
-    """The incident's state, and the alerts to try once more."""
+    """The incident's state, and the alerts that wait."""
 
     memory: Memory = field(default_factory=Memory)
     unsent: tuple[Unsent, ...] = ()
@@ -43,7 +45,7 @@ class Remembered:
         given: dict[str, Any] = {
             name: tuple(v) if isinstance(v, list) else v for name, v in data["memory"].items() if name in known
         }
-        unsent = tuple(Unsent(item["channel"], Alert(**item["alert"])) for item in data["unsent"])
+        unsent = tuple(Unsent(item["channel"], Alert(**item["alert"]), item["failed"]) for item in data["unsent"])
         return cls(memory=Memory(**given), unsent=unsent)
 
     def text(self) -> str:
@@ -88,9 +90,9 @@ class MonitorFiles:
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def keep_unsent(self, server: str, unsent: tuple[Unsent, ...]) -> None:
-        """Keep alerts for the next round, or forget them."""
-        self.save(server, replace(self.load(server), unsent=unsent))
+    def servers(self) -> list[str]:
+        """Those that something is remembered of."""
+        return sorted(path.stem for path in self.directory.glob("*.json") if not path.name.startswith("."))
 
     def _path(self, server: str) -> Path:
         return self.directory / f"{server}.json"

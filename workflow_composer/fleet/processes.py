@@ -31,18 +31,15 @@ class Process:
 
     def signal(self, number: int) -> None:
         """Send it a signal, if it still is the one."""
-        self._send(os.kill, number)
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self.pid, number)
 
     def signal_group(self, number: int) -> None:
         """Send its process group a signal, if it still is the one and leads the group."""
-        with contextlib.suppress(ProcessLookupError):
-            if os.getpgid(self.pid) == self.pid:
-                self._send(os.killpg, number)
-
-    def _send(self, send: object, number: int) -> None:
-        if self.alive:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                send(self.pid, number)  # type: ignore[operator]  # os.kill or os.killpg
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if self.alive and os.getpgid(self.pid) == self.pid:
+                os.killpg(self.pid, number)
 
     def wait(self, seconds: float) -> bool:
         """Whether it ends within ``seconds``."""
