@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
-Outcome = Literal["up", "overloaded", "down", "starting"]
+Outcome = Literal["up", "overloaded", "down", "waiting"]
 
 DAY = 86400.0
 
@@ -120,7 +120,7 @@ def uptime(records: Iterable[Record], now: float, *, reach: float, window: float
     """How much of the last ``window`` seconds one server was up, by its records in order of time.
 
     Each check vouches for the time until the next one, at most ``reach`` seconds; the rest of a longer gap is nobody's
-    knowledge and counts neither way. Overloaded counts as up, starting as down.
+    knowledge and counts neither way. Overloaded counts as up, waiting (it starts, or its job is queued) as down.
 
     >>> found = [Record(time=0, server="a", outcome="up"), Record(time=30, server="a", outcome="down")]
     >>> uptime(found, 40.0, reach=60)

@@ -231,7 +231,7 @@ def _record(watched: Watched, now: float) -> Record | None:
     return Record(
         time=now,
         server=watched.server,
-        outcome="starting" if watched.seen == "waiting" else watched.seen,
+        outcome=watched.seen,
         reason=watched.reason,
         running=readings.running if readings else None,
         waiting=readings.waiting if readings else None,

@@ -10,6 +10,7 @@ from workflow_composer.fleet.state import ServerState
 
 if TYPE_CHECKING:
     from workflow_composer.fleet.file import Fleet
+    from workflow_composer.fleet.state import How
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,3 +61,15 @@ class ProcessRunner:
         if process := supervisor(state.pid, state.server, state.started):
             stop_supervisor(process)
         start(self._fleet, state.server, options=state.options)
+
+
+def node_name() -> str:
+    """What this machine is called."""
+    import socket
+
+    return socket.gethostname()
+
+
+def runners(fleet: Fleet) -> dict[How, Runner]:
+    """Those of this machine."""
+    return {"process": ProcessRunner(fleet, node_name())}
