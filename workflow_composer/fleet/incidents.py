@@ -41,7 +41,7 @@ class Rules:
 class Memory:
     """What the monitor knows of a server between rounds. Times in seconds since 1970.
 
-    ``told`` holds what was told of the open incident; ``incidents`` when recent ones began; ``restarts`` when it was started
+    ``told`` holds what was told of the open incident; ``incidents`` when it and those in the six hours before it began; ``restarts`` when it was started
     again; ``well_since`` since when it has been up while the incident settles.
     """
 
@@ -70,7 +70,7 @@ class Step:
 def advance(memory: Memory, seen: Seen, reason: str, now: float, rules: Rules, *, ours: bool = True) -> Step:
     """The next step. ``ours``: the monitor may start it again; of others it only tells."""
     now = max(now, memory.since)  # a clock that was set back must not end or begin anything
-    memory = replace(memory, restarts=_recent(memory.restarts, now), incidents=_recent(memory.incidents, now))
+    memory = replace(memory, restarts=_recent(memory.restarts, now))
     if seen == "unwanted":
         return _end(memory, "ended")
     if seen == "waiting":
@@ -121,9 +121,8 @@ def _down(memory: Memory, reason: str, now: float, rules: Rules, *, ours: bool) 
 
 
 def _open(memory: Memory, phase: Phase, reason: str, now: float) -> Memory:
-    return replace(
-        memory, phase=phase, since=now, reason=reason, told=(), incidents=(*memory.incidents, now), well_since=0.0
-    )
+    incidents = (*_recent(memory.incidents, now), now)
+    return replace(memory, phase=phase, since=now, reason=reason, told=(), incidents=incidents, well_since=0.0)
 
 
 def _tell(memory: Memory, *kinds: Kind, why_not: str = "") -> Step:

@@ -81,31 +81,40 @@ def supervisor(pid: int, server: str, started: float) -> Process | None:
     return process if mine and serves and process.began <= started + 5 else None
 
 
-def children(pid: int) -> list[Process]:
-    """The processes that this one has started and that still run."""
-    found = []
+def descendants(pid: int) -> list[Process]:
+    """The processes that this one has started, directly or not, and that still run."""
+    parents: dict[int, list[Process]] = {}
     for entry in PROC.iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError, IndexError, ValueError):
                 words = (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-                if int(words[1]) == pid and words[0] not in "ZX":
-                    found.append(Process(int(entry.name), int(words[19])))
+                if words[0] not in "ZX":
+                    parents.setdefault(int(words[1]), []).append(Process(int(entry.name), int(words[19])))
+    found: list[Process] = []
+    waiting = [pid]
+    while waiting:
+        born = parents.pop(waiting.pop(), [])
+        found += born
+        waiting += [process.pid for process in born]
     return found
 
 
 def stop_supervisor(process: Process, patience: float = 15.0) -> None:
-    """End a server's supervisor and its vLLM at once: asked twice, which means at once; killed where it does not hear."""
-    groups = children(process.pid)
+    """End a server's supervisor and all that it has started, at once: asked twice, which means that; killed if need be."""
+    family = descendants(process.pid)
     process.signal(signal.SIGCONT)
     process.signal(signal.SIGTERM)
-    time.sleep(0.2)  # two signals of a kind that are pending are one
+    process.wait(0.5)  # two signals of a kind that are pending are one
     process.signal(signal.SIGTERM)
     if not process.wait(patience):
         process.signal(signal.SIGKILL)
-        process.wait(5.0)
-    for group in groups:
-        group.signal_group(signal.SIGKILL)
-        group.wait(5.0)
+    # Its guard ends vLLM within seconds, however the supervisor has ended.
+    ends = time.monotonic() + patience
+    while any(one.alive for one in (process, *family)) and time.monotonic() < ends:
+        time.sleep(0.05)
+    for one in family:
+        one.signal_group(signal.SIGKILL)
+        one.signal(signal.SIGKILL)
 
 
 def _boot() -> float:

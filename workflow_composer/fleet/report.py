@@ -160,9 +160,9 @@ def _state(known: Known, check: Check | None, look: Look) -> tuple[State, str]:
         return "draining", "it finishes what it has and takes nothing new"
     if check is None or check.verdict == "down":
         return _silent(state, check, look)
-    if look.alive is False:
-        return "down", "it answers, but the process that looks after it is gone"
-    return ("overloaded" if check.verdict == "overloaded" else "ready"), check.reason
+    orphan = look.alive is False
+    how: State = "down" if orphan else "overloaded" if check.verdict == "overloaded" else "ready"
+    return how, "it answers, but the process that looks after it is gone" if orphan else check.reason
 
 
 def _silent(state: ServerState | None, check: Check | None, look: Look) -> tuple[State, str]:
