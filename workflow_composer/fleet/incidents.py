@@ -41,8 +41,8 @@ class Rules:
 class Memory:
     """What the monitor knows of a server between rounds. Times in seconds since 1970.
 
-    ``told`` holds what was told of the open incident; ``incidents`` when it and those in the six hours before it began; ``restarts`` when it was started
-    again; ``well_since`` since when it has been up while the incident settles.
+    ``told`` holds what was told of the open incident; ``incidents`` when it began, and those in the six hours before it;
+    ``restarts`` when it was started again; ``well_since`` since when it has been up while the incident settles.
     """
 
     phase: Phase = "healthy"

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from workflow_composer.fleet.processes import stop_supervisor, supervisor
+from workflow_composer.errors import FleetError
+from workflow_composer.fleet.processes import command_line, stop_supervisor, supervisor
 from workflow_composer.fleet.state import ServerState
 
 if TYPE_CHECKING:
     from workflow_composer.fleet.file import Fleet
+    from workflow_composer.fleet.local import Starting
     from workflow_composer.fleet.state import How
+
+PREFLIGHT = 60.0
+"""Seconds in which a start that cannot succeed is expected to say so; the rest is waited for by later rounds."""
+_TICK = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +53,7 @@ class ProcessRunner:
     def __init__(self, fleet: Fleet, node: str) -> None:
         self._fleet = fleet
         self._node = node
+        self._started: dict[str, Starting] = {}
 
     def look(self, state: ServerState) -> Look:
         """Whether the supervisor that the state names still is one."""
@@ -55,12 +63,28 @@ class ProcessRunner:
         return Look(alive=supervisor(state.pid, state.server, state.started) is not None)
 
     def restart(self, state: ServerState) -> None:
-        """Kill the supervisor, where it still is one, with its vLLM; start another."""
-        from workflow_composer.fleet.local import start
+        """Kill the supervisor, where it still is one, with its vLLM; start another, unless the server was stopped meanwhile."""
+        from workflow_composer.fleet.local import Starting
 
-        if process := supervisor(state.pid, state.server, state.started):
+        server = state.server
+        if process := supervisor(state.pid, server, state.started):
+            resigns = "--keep-wanted" not in command_line(process.pid)
             stop_supervisor(process)
-        start(self._fleet, state.server, options=state.options)
+            if resigns:  # one that somebody started by hand takes a signal for that person's wish
+                self._fleet.states.update(server, wanted=True)
+        now = self._fleet.states.get(server)
+        if now is None or not now.wanted:
+            raise FleetError("it was stopped on purpose meanwhile")
+        begun = time.time()
+        # Held, so that its end is noticed: a child that nobody waits for stays a zombie.
+        starting = self._started[server] = Starting(self._fleet, server, options=state.options)
+        while not self._under_way(starting, begun) and starting.seconds < PREFLIGHT:
+            time.sleep(_TICK)
+
+    def _under_way(self, starting: Starting, begun: float) -> bool:
+        """Whether vLLM has been started. Raises `FleetError` where it cannot be: a port is taken, memory is short."""
+        state = self._fleet.states.get(starting.server)
+        return starting.poll() is not None or (state is not None and state.started >= begun)
 
 
 def node_name() -> str:

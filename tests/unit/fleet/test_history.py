@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -154,4 +153,4 @@ def test_tokens_per_second_come_from_the_last_two_checks_of_one_process():
 
 def test_the_file_is_its_owners(kept):
     kept.add([record(1)])
-    assert os.stat(kept.path).st_mode & 0o077 == 0
+    assert kept.path.stat().st_mode & 0o077 == 0
