@@ -127,7 +127,11 @@ class NoStrategy(RoutingError):
 
 
 class FleetError(WorkflowComposerError):
-    """A server of the fleet cannot be started, found or stopped; the message says why in one line."""
+    """A server of the fleet cannot be started, found or stopped. ``problems`` holds one line for each reason."""
+
+    def __init__(self, message: str, *, hint: str = "", problems: Sequence[str] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.problems = tuple(problems) or (message,)
 
 
 class EgressDenied(WorkflowComposerError):
