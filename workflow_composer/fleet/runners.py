@@ -63,7 +63,7 @@ class ProcessRunner:
         return Look(alive=supervisor(state.pid, state.server, state.started) is not None)
 
     def restart(self, state: ServerState) -> None:
-        """Kill the supervisor, where it still is one, with its vLLM; start another, unless the server was stopped meanwhile."""
+        """Kill the supervisor, where it still is one, with its vLLM; start another, unless it was stopped meanwhile."""
         from workflow_composer.fleet.local import Starting
 
         server = state.server
