@@ -15,9 +15,6 @@ from workflow_composer.errors import FleetError
 from workflow_composer.fleet.hardware import Gpu
 from workflow_composer.fleet.registry import replace_file
 
-Claim = tuple[str, int, float]
-"""A GPU's uuid or index, the process that has claimed it, and the bytes that it will use."""
-
 
 class Claims:
     """The claims on one node's GPUs, in a file beside the fleet's state. A claim ends with its process."""
@@ -28,11 +25,11 @@ class Claims:
     def take(self, server: str, gpus: Sequence[Gpu], count: int, need: Callable[[Gpu], float]) -> tuple[Gpu, ...]:
         """Claim the ``count`` GPUs with the most memory left, each with what is left of it. Raises `FleetError`."""
         with self._locked() as claims:
-            others = {name: claim for name, claim in claims.items() if name != server and _alive(claim)}
+            others = {name: claim for name, claim in claims.items() if name != _mine(server) and _alive(claim)}
             left = [replace(gpu, free=min(gpu.free, int(gpu.total - _claimed(gpu, others)))) for gpu in gpus]
             chosen = tuple(sorted(left, key=lambda gpu: (-gpu.free, gpu.index))[:count])
             mine = {_name(gpu): need(gpu) for gpu in chosen}
-            self._write({**others, server: {"pid": os.getpid(), "gpus": mine}})
+            self._write({**others, _mine(server): {"pid": os.getpid(), "gpus": mine}})
         return chosen
 
     def release(self, server: str) -> None:
@@ -40,8 +37,8 @@ class Claims:
         if not self._path.exists():
             return
         with contextlib.suppress(FleetError), self._locked() as claims:
-            if server in claims:
-                self._write({name: claim for name, claim in claims.items() if name != server})
+            if _mine(server) in claims:
+                self._write({name: claim for name, claim in claims.items() if name != _mine(server)})
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[dict[str, Any]]:
@@ -63,6 +60,11 @@ class Claims:
 
     def _write(self, claims: dict[str, Any]) -> None:
         replace_file(self._path, json.dumps(claims, indent=1) + "\n")
+
+
+def _mine(server: str) -> str:
+    """The claim's name: a server's successor may start while it drains."""
+    return f"{server}#{os.getpid()}"
 
 
 def _name(gpu: Gpu) -> str:

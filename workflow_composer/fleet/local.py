@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,10 +88,10 @@ class Starting:
         self.target = target(fleet, server, port=port)
         self.server = self.target.server
         self._begun = time.monotonic()
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: _Child | None = None
         self.found = holder(fleet, self.server)
         if self.found is None:
-            self._child = _spawn(fleet, server, options, port)
+            self._child = _spawn(fleet, server, self.server, options, port)
 
     @property
     def seconds(self) -> float:
@@ -103,7 +102,7 @@ class Starting:
         """Its state once it is ready; None while it starts. Raises `FleetError` where it has failed."""
         state = self.fleet.states.get(self.server)
         child = self._child
-        if child is not None and child.poll() is not None:
+        if child is not None and child.ended():
             other = holder(self.fleet, self.server)
             if other is None:
                 raise FleetError(f"{self.server} has not started: {self._why(state)}", hint=f"its log: {self._log}")
@@ -136,36 +135,45 @@ class Starting:
         return self.last_line() or "its supervisor has ended"
 
 
-def _spawn(fleet: Fleet, server: str, options: Sequence[str], port: int | None) -> subprocess.Popen[bytes]:
-    """Its supervisor, in a session of its own, with its words in the server's log."""
-    name = target(fleet, server).server
+class _Child:
+    """A process of a session of its own, which goes on when this one ends; so there is nothing to close."""
+
+    def __init__(self, command: list[str], environ: Mapping[str, str], errors: Path) -> None:
+        quiet = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1)]
+        log = (os.POSIX_SPAWN_OPEN, 2, str(errors), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self.pid = os.posix_spawn(command[0], command, environ, file_actions=[*quiet, log], setsid=True)
+
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        try:
+            return os.waitpid(self.pid, os.WNOHANG)[0] == self.pid
+        except ChildProcessError:
+            return True
+
+
+def _spawn(fleet: Fleet, named: str, server: str, options: Sequence[str], port: int | None) -> _Child:
+    """Its supervisor, in the background, with its complaints in the server's log."""
     command = [
         sys.executable,
         "-m",
         "workflow_composer",
         "fleet",
         "serve",
-        server,
+        named,
         "--keep-wanted",
         "--fleet",
         str(fleet.path),
     ]
     command += ["--port", str(port)] if port else []
     command += ["--", *options] if options else []
-    log = log_path(fleet.logs, name)
+    log = log_path(fleet.logs, server)
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as errors:
-            return subprocess.Popen(  # noqa: S603  # no shell; this very program
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                start_new_session=True,
-                env=dict(fleet.environ),
-            )
+        return _Child(command, fleet.environ, log)
     except OSError as error:
-        raise FleetError(f"{name} cannot be started: {log}: {error.strerror}", hint="`logs` names another folder") from error
+        raise FleetError(
+            f"{server} cannot be started: {log}: {error.strerror}", hint="`logs` names another folder"
+        ) from error
 
 
 def start(
