@@ -19,6 +19,9 @@ COMMANDS = {
 }
 """Name -> module and short help. Each is the command of the same name in that module."""
 
+HIDDEN = {"job": "fleet_job"}
+"""Name -> module of commands that only programs run."""
+
 
 class FleetGroup(click.Group):
     """The commands by table."""
@@ -29,15 +32,16 @@ class FleetGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name."""
-        if cmd_name not in COMMANDS:
+        module = HIDDEN.get(cmd_name) or COMMANDS.get(cmd_name, ("",))[0]
+        if not module:
             return None
-        command: click.Command = getattr(import_module(f"workflow_composer.cli.{COMMANDS[cmd_name][0]}"), cmd_name)
+        command: click.Command = getattr(import_module(f"workflow_composer.cli.{module}"), cmd_name)
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or say which one may be meant."""
         name = args[0]
-        if not ctx.resilient_parsing and not name.startswith("-") and name not in COMMANDS:
+        if not ctx.resilient_parsing and not name.startswith("-") and name not in {*COMMANDS, *HIDDEN}:
             from workflow_composer.names import nearest
 
             near = nearest(name, COMMANDS) or f"there are: {', '.join(COMMANDS)}"

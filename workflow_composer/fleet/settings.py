@@ -93,9 +93,14 @@ class SlurmSettings(Part):
         default=600,
         ge=10,
         le=86400,
-        description="Seconds before the time limit at which a job drains and is queued again.",
+        description="Seconds before the time limit at which a job queues its successor; it drains when that answers.",
     )
-    max_requeues: int = Field(default=5, ge=0, description="Failures in a row after which a job stays ended.")
+    max_requeues: int = Field(
+        default=5, ge=0, description="How often in a row a failed job is queued again before it stays ended."
+    )
+    requeue_pause: Seconds = Field(
+        default=60.0, description="Seconds until a failed job starts again; doubled by each further failure, up to 30 min."
+    )
     options: Names = Field(default=(), description="Further sbatch options, such as `--exclude=node7`.")
 
 
