@@ -73,9 +73,7 @@ class ServerJob:
         handover: Handover | None = None
         try:
             place = self._place()
-            handover = Handover(
-                self.fleet, self.server, job_id=self.job_id, ends=place.ends, slurm=self.slurm, say=self.say
-            )
+            handover = Handover(self.fleet, self.server, job_id=self.job_id, ends=place.ends, slurm=self.slurm, say=self.say)
             ended = self._serve(place, handover)
         except WorkflowComposerError as error:
             ended = Ended("failed", str(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from workflow_composer.errors import WorkflowComposerError
@@ -17,6 +18,7 @@ from workflow_composer.fleet.memory import MonitorFiles, Remembered
 from workflow_composer.fleet.runners import Look, Runner
 from workflow_composer.fleet.stale import withdraw_dead
 from workflow_composer.fleet.survey import Known, check_all, known_servers, limits
+from workflow_composer.fleet.web import all_at_once
 
 if TYPE_CHECKING:
     from workflow_composer.fleet.file import Fleet
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 FOLDER = "monitor"
 """The monitor's own folder within the fleet's state."""
+LOOKING = 90.0
+"""Seconds for questions to SLURM; its commands have a limit of their own."""
 HISTORY = "history.jsonl"
 """The file of checks in that folder."""
 
@@ -101,7 +105,10 @@ class _Turn:
             self.delivery.flush(server)
             if server not in servers:
                 self._forget(server)
-        looks = {server: self._look(known) for server, known in servers.items()}
+        asking = {server: partial(self._look, known) for server, known in servers.items()}
+        late = Look(foreign="it could not be seen in time whether it runs")
+        seen = all_at_once(asking, LOOKING)
+        looks = {server: seen.get(server, late) for server in servers}
         checks = self._check(servers, looks)
         done = tuple(self._handle(known, looks[name], checks.get(name)) for name, known in servers.items())
         self._record(done)
@@ -205,7 +212,7 @@ def judge(known: Known, look: Look, check: Check | None, now: float) -> tuple[Se
         return check.verdict, check.reason
     if state.status == "failed" and state.detail:
         return "down", state.detail
-    return "down", check.reason if check else "nothing says where it runs"
+    return "down", check.reason if check else look.foreign or "nothing says where it runs"
 
 
 def _waiting(known: Known, look: Look, check: Check | None, now: float) -> str:

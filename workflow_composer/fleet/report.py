@@ -171,4 +171,5 @@ def _silent(state: ServerState | None, check: Check | None, look: Look) -> tuple
         return "starting", ""
     if state is not None and state.status == "failed" and state.detail:
         return "down", state.detail
-    return "down", check.reason if check else "nothing says where it runs"
+    why = look.foreign or "nothing says where it runs"
+    return "down", check.reason if check else why

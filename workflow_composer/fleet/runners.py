@@ -95,5 +95,8 @@ def node_name() -> str:
 
 
 def runners(fleet: Fleet) -> dict[How, Runner]:
-    """Those of this machine."""
-    return {"process": ProcessRunner(fleet, node_name())}
+    """Processes of this machine, and SLURM's jobs."""
+    from workflow_composer.fleet.slurm import Slurm
+    from workflow_composer.fleet.slurm_runner import SlurmRunner
+
+    return {"process": ProcessRunner(fleet, node_name()), "slurm": SlurmRunner(fleet, Slurm(fleet.environ))}
