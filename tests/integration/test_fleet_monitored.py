@@ -55,6 +55,7 @@ def fleet(running, hook):
     running.up()
     running.forget()
     hook.asked.clear()
+    assert well(running)
     return running
 
 
@@ -68,7 +69,6 @@ def posted(hook):
 
 
 def test_a_killed_server_is_started_again_with_one_alert_and_one_recovery(fleet, hook):
-    assert well(fleet)
     assert alerts(fleet.folder) == []
     fleet.kill("a")
 

@@ -42,7 +42,8 @@ class Memory:
     """What the monitor knows of a server between rounds. Times in seconds since 1970.
 
     ``told`` holds what was told of the open incident; ``incidents`` when it began, and those in the six hours before it;
-    ``restarts`` when it was started again; ``well_since`` since when it has been up while the incident settles.
+    ``restarts`` when it was started again; ``well_since`` since when it has been up while the incident settles;
+    ``last_up`` when it was last seen up.
     """
 
     phase: Phase = "healthy"
@@ -52,6 +53,7 @@ class Memory:
     incidents: tuple[float, ...] = ()
     restarts: tuple[float, ...] = ()
     well_since: float = 0.0
+    last_up: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +77,9 @@ def advance(memory: Memory, seen: Seen, reason: str, now: float, rules: Rules, *
         return _end(memory, "ended")
     if seen == "waiting":
         return Step(memory=replace(memory, phase="down") if memory.phase == "settling" else memory)
-    if seen == "up":
-        return _up(memory, now)
-    if seen == "overloaded":
-        return _overloaded(memory, reason, now)
+    if seen in ("up", "overloaded"):
+        memory = replace(memory, last_up=now)
+        return _up(memory, now) if seen == "up" else _overloaded(memory, reason, now)
     return _down(memory, reason, now, rules, ours=ours)
 
 

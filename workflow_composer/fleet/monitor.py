@@ -133,8 +133,8 @@ class _Turn:
         return check_all(targets, limits(self.settings))
 
     def _handle(self, known: Known, look: Look, check: Check | None) -> Watched:
-        seen, reason = judge(known, look, check, self.monitor.clock())
         before = self.files.load(known.server)
+        seen, reason = judge(known, look, check, self.monitor.clock(), before.memory.last_up)
         assert known.state is not None, "servers without a state are not the monitor's"
         # `fleet up` begins a state anew: whoever typed it has looked.
         memory = replace(before.memory, restarts=known.state.restarts)
@@ -198,13 +198,13 @@ class _Turn:
             self.monitor.say(f"the history of checks cannot be written: {error.strerror or error}; uptime will have a gap")
 
 
-def judge(known: Known, look: Look, check: Check | None, now: float) -> tuple[Seen, str]:
-    """What a server's state, its runner and its answers come to, and why."""
+def judge(known: Known, look: Look, check: Check | None, now: float, last_up: float = 0.0) -> tuple[Seen, str]:
+    """What a server's state, its runner and its answers come to, and why. ``last_up``: when a round saw it up last."""
     state = known.state
     assert state is not None, "servers without a state are not the monitor's"
     if not state.wanted:
         return "unwanted", "stopped on purpose"
-    if waiting := _waiting(known, look, check, now):
+    if waiting := _waiting(known, look, check, now, last_up):
         return "waiting", waiting
     if check and check.verdict != "down":
         if look.alive is False:
@@ -215,8 +215,11 @@ def judge(known: Known, look: Look, check: Check | None, now: float) -> tuple[Se
     return "down", check.reason if check else look.foreign or "nothing says where it runs"
 
 
-def _waiting(known: Known, look: Look, check: Check | None, now: float) -> str:
-    """Why a server that does not answer is left alone for now; empty where it is not."""
+def _waiting(known: Known, look: Look, check: Check | None, now: float, last_up: float) -> str:
+    """Why a server that does not answer is left alone for now; empty where it is not.
+
+    It has ``start_seconds`` from its start to its first good check: healthy servers may still be slow with the first token.
+    """
     if look.waiting:
         return look.waiting
     state = known.state
@@ -227,7 +230,8 @@ def _waiting(known: Known, look: Look, check: Check | None, now: float) -> str:
     starting = max(0.0, now - state.started)
     late = known.spec is None or starting >= known.spec.start_seconds
     answers = check is not None and check.verdict != "down"
-    return "" if state.status != "starting" or late or answers else f"it has been starting for {starting:.0f} s"
+    starts = state.status == "starting" or (state.status == "ready" and last_up < state.started)
+    return f"it has been starting for {starting:.0f} s" if starts and not late and not answers else ""
 
 
 def _record(watched: Watched, now: float) -> Record | None:

@@ -194,6 +194,17 @@ def test_a_server_that_starts_has_its_start_seconds(world, stub):
     assert world.runner.restarted == ["coder"]
 
 
+def test_a_server_that_has_just_become_ready_may_be_slow_with_its_first_token(world, stub):
+    """Until a round has seen it up once; from then on, what hangs is down at once."""
+    stub.hang.add("/v1/completions")
+    world.fleet.states.update("coder", started=world.now)
+    assert [watched.seen for watched in world.round(after=50).servers] == ["waiting"]
+    stub.hang.clear()
+    assert [watched.seen for watched in world.round(after=1).servers] == ["up"]
+    stub.hang.add("/v1/completions")
+    assert [watched.seen for watched in world.round(after=1).servers] == ["down"]
+
+
 def test_a_start_that_fails_is_told_with_its_reason(world, stub):
     stub.models = ["other"]
     world.runner.fails = "port 8002 is taken: a server answers there with model other"
