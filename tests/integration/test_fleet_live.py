@@ -128,8 +128,8 @@ def test_every_row_of_the_shipped_routing_goes_where_it_says(fleet, profile):
                 found = orchestrator.embed(["what is a gene", "sort"], task_type=task)
                 assert [len(vector) for vector in found.vectors] == [64, 64]
             else:
-                task = "anything_else" if task == "*" else task
-                orchestrator.generate("What is 2 + 3?", task_type=task, max_tokens=4, timeout=120.0)
+                kind = "anything_else" if task == "*" else task
+                orchestrator.generate("What is 2 + 3?", task_type=kind, max_tokens=4, timeout=120.0)
             after = answered(fleet)
             gained = {server for server in ROLES if after[server] > before[server]}
             assert gained == ({role} - {"cloud"}), (task, before, after)

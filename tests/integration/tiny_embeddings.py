@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
 
-WORDS = "<s> <pad> </s> <unk> what is a bam file protein gene cell the and of to sort".split()
+WORDS = ["<s>", "<pad>", "</s>", "<unk>", "what", "is", "a", "bam", "file", "protein", "gene", "cell", "to", "sort"]
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
 
 
