@@ -140,7 +140,7 @@ class _Turn:
         memory = replace(before.memory, restarts=known.state.restarts)
         step = advance(memory, seen, reason, self.monitor.clock(), self.rules, ours=not look.foreign)
         if step.why_not and look.foreign:
-            step = replace(step, why_not=look.foreign)
+            step = replace(step, why_not="" if look.foreign == reason else look.foreign)
         action = step.why_not
         alerts = [self._alert(known, kind, reason, step, action) for kind in step.tell]
         self.delivery.remember(known.server, replace(before, memory=step.memory), alerts)
