@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from workflow_composer.cli.fleet_options import fleet_option, open_fleet
+from workflow_composer.cli.interrupt import leave_now
 from workflow_composer.cli.options import common_options
 from workflow_composer.cli.output import print_json
 from workflow_composer.cli.state import State
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import FrameType
 
     from workflow_composer.fleet.file import Fleet
     from workflow_composer.fleet.monitor import Monitor, Round, Watched
@@ -91,12 +93,18 @@ class Journal:
 
 
 def _watch(state: State, made: Monitor, fleet: Fleet) -> int:
-    """Rounds until Ctrl-C or SIGTERM; a round that fails is reported, and the next one comes all the same."""
+    """Rounds until Ctrl-C or SIGTERM, which end a round first, and a second time at once. A round that fails is reported."""
     from workflow_composer.errors import WorkflowComposerError
 
     ended = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ended.set())
-    signal.signal(signal.SIGINT, lambda *_: ended.set())
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if ended.is_set():  # asked twice; what a round does is written down before, so that the next one goes on
+            leave_now(128 + number)
+        ended.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
     while not ended.is_set():
         begun = time.monotonic()
         try:

@@ -48,16 +48,22 @@ class Check:
     """What came of it. ``reason`` is one line, empty where all is well; ``seconds`` is how long the check took.
 
     ``overloaded``: it works, but more is asked of it than it can do; starting it again would only lose requests.
+    ``curable``: starting a server that is down again may help; it does not where the monitor lacks the server's key.
     """
 
     verdict: Verdict
     reason: str = ""
     readings: Readings = field(default_factory=Readings)
     seconds: float = 0.0
+    curable: bool = True
 
 
 class _Down(Exception):
     """Why a server is down, in one line."""
+
+
+class _Unauthorized(_Down):
+    """It wants another key than the monitor has."""
 
 
 def check(target: Target, limits: Limits = Limits(), *, probe: bool = True) -> Check:
@@ -71,9 +77,11 @@ def check(target: Target, limits: Limits = Limits(), *, probe: bool = True) -> C
         try:
             reason = server.examine(probe=probe)
             verdict: Verdict = "overloaded" if reason else "up"
+            curable = True
         except _Down as down:
-            reason, verdict = str(down), "down"
-    return Check(verdict=verdict, reason=reason, readings=server.readings, seconds=time.monotonic() - begun)
+            reason, verdict, curable = str(down), "down", not isinstance(down, _Unauthorized)
+    seconds = time.monotonic() - begun
+    return Check(verdict=verdict, reason=reason, readings=server.readings, seconds=seconds, curable=curable)
 
 
 class _Server:
@@ -121,7 +129,7 @@ class _Server:
     def _identify(self) -> None:
         status, body = self._ask("GET", "/v1/models")
         if status in (401, 403):
-            raise _Down(self._unauthorized(status))
+            raise _Unauthorized(self._unauthorized(status))
         served = _models(body) if status == 200 else None
         if served is None:
             raise _Down(f"what answers on {self.target.place} is no OpenAI-compatible server: /v1/models says {status}")
@@ -146,7 +154,7 @@ class _Server:
             body = {"model": self.target.model, "prompt": "1", "max_tokens": 1, "temperature": 0}
         status, answer = self._exchange("POST", path, body)
         if status in (401, 403):
-            raise _Down(self._unauthorized(status))
+            raise _Unauthorized(self._unauthorized(status))
         if status != 200:
             raise _Down(f"{self.target.place} answers a request for one {what} with status {status}")
         if not _is_answer(answer, pooling=self.target.pooling):

@@ -17,7 +17,7 @@ from workflow_composer.fleet.incidents import Phase, Rules, Seen, Step, advance
 from workflow_composer.fleet.memory import MonitorFiles, Remembered
 from workflow_composer.fleet.runners import Look, Runner
 from workflow_composer.fleet.stale import withdraw_dead
-from workflow_composer.fleet.survey import Known, check_all, known_servers, limits
+from workflow_composer.fleet.survey import Known, check_all, known_servers, limits, of_file
 from workflow_composer.fleet.web import all_at_once
 
 if TYPE_CHECKING:
@@ -100,11 +100,13 @@ class _Turn:
 
     def take(self) -> Round:
         found = known_servers(self.monitor.fleet)
-        servers = {known.server: known for known in found if known.state}
+        servers = {known.server: known for known in found if known.state and of_file(known.state, self.monitor.fleet)}
+        others = {known.server for known in found if known.state} - set(servers)
         for server in self.files.servers():
-            self.delivery.flush(server)
-            if server not in servers:
-                self._forget(server)
+            if server not in others:
+                self.delivery.flush(server)
+                if server not in servers:
+                    self._forget(server)
         asking = {server: partial(self._look, known) for server, known in servers.items()}
         late = Look(foreign="it could not be seen in time whether it runs")
         seen = all_at_once(asking, LOOKING)
@@ -138,10 +140,12 @@ class _Turn:
         assert known.state is not None, "servers without a state are not the monitor's"
         # `fleet up` begins a state anew: whoever typed it has looked.
         memory = replace(before.memory, restarts=known.state.restarts)
-        step = advance(memory, seen, reason, self.monitor.clock(), self.rules, ours=not look.foreign)
-        if step.why_not and look.foreign:
-            step = replace(step, why_not="" if look.foreign == reason else look.foreign)
+        hopeless = "" if check is None or check.curable else "starting it again would change nothing"
+        foreign = look.foreign or hopeless
+        step = advance(memory, seen, reason, self.monitor.clock(), self.rules, ours=not foreign)
         action = step.why_not
+        if action and foreign:
+            action = "" if foreign == reason else foreign
         alerts = [self._alert(known, kind, reason, step, action) for kind in step.tell]
         self.delivery.remember(known.server, replace(before, memory=step.memory), alerts)
         if step.restart:

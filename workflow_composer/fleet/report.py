@@ -24,7 +24,7 @@ State = Literal["ready", "overloaded", "down", "starting", "draining", "queued",
 
 QUICK = 1.5
 """Seconds that a server has where no token is asked for."""
-_GRACE = 0.3
+_GRACE = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,8 @@ def _ask(
     done: dict[str, Check | Look] = all_at_once(tasks, allowed.seconds + (10.0 if probe else _GRACE))
     late = f"no whole answer within {allowed.seconds:g} s"
     checks = {name: done.get(f"check {name}", Check(verdict="down", reason=late)) for name in asking}
-    looks = {name: done.get(f"look {name}", Look()) for name in looking}
+    unseen = Look(foreign=f"it could not be seen within {allowed.seconds:g} s whether it runs")
+    looks = {name: done.get(f"look {name}", unseen) for name in looking}
     return (
         {name: value for name, value in checks.items() if isinstance(value, Check)},
         {name: value for name, value in looks.items() if isinstance(value, Look)},

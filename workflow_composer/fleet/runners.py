@@ -77,7 +77,7 @@ class ProcessRunner:
             raise FleetError("it was stopped on purpose meanwhile")
         begun = time.time()
         # Held, so that its end is noticed: a child that nobody waits for stays a zombie.
-        starting = self._started[server] = Starting(self._fleet, server, options=state.options)
+        starting = self._started[server] = Starting(self._fleet, server, options=state.options, port=state.port or None)
         while not self._under_way(starting, begun) and starting.seconds < PREFLIGHT:
             time.sleep(_TICK)
 

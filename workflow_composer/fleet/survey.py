@@ -70,9 +70,14 @@ def known_servers(fleet: Fleet, names: tuple[str, ...] = ()) -> list[Known]:
         state, last = states.get(server), entries.get(server)
         role = state.role if state else last.role if last else fleet.find(server)[0].name
         if not names or server in names or role in names:
-            spec = fleet.settings.roles.get(role)
+            spec = fleet.settings.roles.get(role) if of_file(state, fleet) else None
             found.append(Known(server=server, role=role, spec=spec, state=state, entry=last))
     return found
+
+
+def of_file(state: ServerState | None, fleet: Fleet) -> bool:
+    """Whether a state is of this fleet file's server; several files may share a folder of states."""
+    return state is None or state.fleet_file in ("", str(fleet.path))
 
 
 def limits(settings: MonitorSettings) -> Limits:

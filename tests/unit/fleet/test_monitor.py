@@ -335,6 +335,14 @@ def test_a_process_on_another_node_is_told_of_and_not_started(world, stub):
     assert watched.action == "it runs on node gpu7"
 
 
+def test_a_server_that_refuses_the_monitors_key_is_told_of_and_not_started(world, stub):
+    """Cron has another environment than the person who started it; a restart would only lose requests."""
+    stub.key = "sesame"
+    (watched,) = world.round().servers
+    assert (world.kinds, world.runner.restarted) == (["down"], [])
+    assert watched.action == "starting it again would change nothing"
+
+
 def test_a_job_that_slurm_is_about_to_run_is_left_alone(world, stub):
     stub.models = ["other"]
     world.runner.looks["coder"] = Look(waiting="job 12 waits until a GPU is free")
@@ -402,6 +410,18 @@ def test_servers_of_others_are_not_watched(world):
         Entry(server="theirs", role="theirs", host="127.0.0.1", port=1, model="m", started=now, updated=now)
     )
     assert [watched.server for watched in world.round().servers] == ["coder"]
+
+
+def test_servers_of_another_fleet_file_are_left_to_its_own_monitor(world, stub):
+    """Files may share a folder of states; an incident of the other's goes on."""
+    stub.models = ["other"]
+    world.round()
+    world.fleet.states.update("coder", fleet_file="/elsewhere/fleet.yaml")
+    assert world.round().servers == ()
+    assert world.kinds == ["down"]
+    assert monitor_files(world.fleet).load("coder").memory.phase == "down"
+    (known,) = known_servers(world.fleet)
+    assert known.spec is None
 
 
 def test_a_judgement_without_a_check_has_a_reason(world):
