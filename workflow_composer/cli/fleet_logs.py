@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 
@@ -64,17 +65,23 @@ def tail(path: Path, count: int) -> list[str]:
 
 
 def added(path: Path) -> Iterator[str]:
-    """Lines as they are added, from the file's present end on; goes on with the new file where the log is begun anew."""
+    """Lines as they are added from now on; goes on with the new file where the log is begun anew. Raises OSError."""
     file = path.open("rb")
     file.seek(0, os.SEEK_END)
+    return _lines(file, path)
+
+
+def _lines(file: BinaryIO, path: Path) -> Iterator[str]:
     rest = b""
-    while True:
-        if data := file.read(_BLOCK):
-            *whole, rest = (rest + data).split(b"\n")
-            yield from (line.decode("utf-8", "replace") for line in whole)
-            continue
-        if path.exists() and path.stat().st_ino != os.fstat(file.fileno()).st_ino:
-            file.close()
-            file, rest = path.open("rb"), b""
-            continue
-        time.sleep(_TICK)
+    try:
+        while True:
+            if data := file.read(_BLOCK):
+                *whole, rest = (rest + data).split(b"\n")
+                yield from (line.decode("utf-8", "replace") for line in whole)
+            elif path.exists() and path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+                file.close()
+                file, rest = path.open("rb"), b""
+            else:
+                time.sleep(_TICK)
+    finally:
+        file.close()

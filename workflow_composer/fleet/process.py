@@ -55,6 +55,8 @@ class Process:
             return int(said)
         self._guard.wait()
         os.close(self._watch)
+        if self._guard.stdout is not None:
+            self._guard.stdout.close()
         raise FleetError(f"vLLM cannot be started: {said.removeprefix('! ') or 'its guard has ended'}")
 
     def _copy(self, log: Log) -> None:
