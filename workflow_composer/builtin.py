@@ -18,7 +18,7 @@ ROUTERS = {
     "cascading_provider": "workflow_composer.routers.cascading_provider:CascadingProviderRouter",
 }
 BACKENDS = {
-    "vllm": "workflow_composer.backends.openai_compatible:OpenAICompatibleBackend",
+    "vllm": "workflow_composer.backends.vllm:vllm_backend",
     "openai": "workflow_composer.backends.openai_compatible:OpenAICompatibleBackend",
     "embedded": "workflow_composer.backends.embedded:EmbeddedBackend",
     "replay": "workflow_composer.backends.replay:ReplayBackend",

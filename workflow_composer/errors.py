@@ -44,7 +44,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from workflow_composer.types import Attempt
+    from workflow_composer.types import Attempt, Failover
 
 
 class WorkflowComposerError(Exception):
@@ -144,6 +144,7 @@ class ModelError(WorkflowComposerError):
     """One call to one model failed.
 
     ``status`` is the HTTP status where there was one; ``retry_after`` seconds, where the server asked for a pause.
+    ``sent`` is False where no connection was made in time. ``failovers`` are servers of the model that failed before.
     """
 
     exit_code = 5
@@ -154,6 +155,8 @@ class ModelError(WorkflowComposerError):
         super().__init__(message, hint=hint)
         self.status = status
         self.retry_after = retry_after
+        self.sent = True
+        self.failovers: tuple[Failover, ...] = ()
 
 
 class BadRequest(ModelError):

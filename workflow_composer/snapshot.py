@@ -13,11 +13,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from workflow_composer.backends.base import BackendContext
+from workflow_composer.backends.base import BackendContext, ManyServers
 from workflow_composer.backends.egress import EgressPolicy
 from workflow_composer.backends.pricing import GpuMeter, Price
 from workflow_composer.cascade.attempt import Observer
-from workflow_composer.cascade.breaker import CircuitBreaker
+from workflow_composer.cascade.breaker import CircuitBreaker, NoBreaker
 from workflow_composer.cascade.endpoint import Endpoint
 from workflow_composer.cascade.executor import PlanExecutor
 from workflow_composer.cascade.retry import RetryPolicy
@@ -138,7 +138,7 @@ def build(
 ) -> Snapshot:
     """Build a snapshot from a profile; does no I/O. Raises `ConfigError` where the profile asks for what is not there."""
     egress = EgressPolicy.of(config)
-    endpoints = _endpoints(config, registry, BackendContext(config, egress, environ))
+    endpoints = _endpoints(config, registry, BackendContext(config, egress, environ, report))
     executor = PlanExecutor(
         endpoints,
         retry=RetryPolicy(config.retries.attempts, config.retries.base_delay, config.retries.max_delay),
@@ -179,11 +179,14 @@ def _endpoints(config: StrategyConfig, registry: Registry, context: BackendConte
         if not backend.local and not config.allow_cloud:
             where = config.where("models", name)
             raise ProfileError([f"{where}: backend {spec.backend!r} sends data out, and the profile has allow_cloud: false"])
+        candidate = Candidate(name, backend.local, spec.context_length, spec.endpoint, tuple(spec.capabilities))
+        if isinstance(backend, ManyServers):
+            made[name] = Endpoint(candidate, backend, Price.of(spec), NoBreaker(), backend.meter)
+            continue
         server = _server(spec)
         breaker = breakers.setdefault(
             server, CircuitBreaker(name, failures=config.circuit_breaker.failures, cooldown=config.circuit_breaker.cooldown)
         )
-        candidate = Candidate(name, backend.local, spec.context_length, spec.endpoint, tuple(spec.capabilities))
         made[name] = Endpoint(candidate, backend, Price.of(spec), breaker, meters.setdefault(server, GpuMeter()))
     return made
 

@@ -29,6 +29,7 @@ __all__ = [
     "Completion",
     "Embeddings",
     "EndpointStatus",
+    "Failover",
     "LLMRequest",
     "LLMResponse",
     "Message",
@@ -209,24 +210,36 @@ class Usage:
         return self.prompt_tokens + self.completion_tokens
 
 
+@dataclass(frozen=True, slots=True)
+class Failover:
+    """A server of a role that failed a call which another server of the same role was then given."""
+
+    server: str
+    latency_ms: float
+    error: str
+    error_type: str
+
+
 @quick
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What a backend returns: ``samples`` answers by ``model`` (the name the server gives).
 
     ``cost`` is in dollars where the backend knows it; None: it follows from the usage and the profile's prices.
+    ``failovers`` are the servers that had failed before, where the model has several.
     """
 
     samples: tuple[Sample, ...]
     usage: Usage
     model: str
     cost: float | None = None
+    failovers: tuple[Failover, ...] = ()
 
 
 @quick
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a streamed answer. The last one of a stream may carry only ``usage``."""
+    """A piece of a streamed answer. The last one of a stream may carry only ``usage``; ``failovers`` as in `Completion`."""
 
     text: str = ""
     finish_reason: str | None = None
@@ -234,6 +247,7 @@ class Chunk:
     logprobs: tuple[TokenLogprob, ...] = ()
     usage: Usage | None = None
     model: str | None = None
+    failovers: tuple[Failover, ...] = ()
 
     @property
     def carries_content(self) -> bool:
@@ -250,6 +264,7 @@ class Embeddings:
     usage: Usage = Usage()
     candidate: str = ""
     cost: float = 0.0
+    failovers: tuple[Failover, ...] = ()
 
 
 # ---------------------------------------------------------------------------------------------------------- the answer
@@ -361,7 +376,10 @@ class LLMResponse:
 
 @dataclass(frozen=True, slots=True)
 class EndpointStatus:
-    """What a probe of one local server found. ``detail`` explains in words, also where all is well."""
+    """What a probe of one local server found. ``detail`` explains in words, also where all is well.
+
+    A role with several servers is healthy where one of them is; ``replicas`` are they.
+    """
 
     name: str
     url: str
@@ -369,6 +387,7 @@ class EndpointStatus:
     models: tuple[str, ...] = ()
     latency_ms: float | None = None
     detail: str = ""
+    replicas: tuple[EndpointStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

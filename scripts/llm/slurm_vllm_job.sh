@@ -15,6 +15,7 @@
 # A vLLM server as a SLURM job; `--help` explains. The logic is in workflow_composer/fleet/job.py.
 
 set -euo pipefail
+trap '' USR1 # SLURM's signal would end the shell; the job asks for its end, so it misses nothing
 
 usage() {
     cat <<'TEXT'

@@ -41,7 +41,9 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/v1/models":
             self.answer({"data": [{"id": options["--served-model-name"]}]})
         elif self.path == "/metrics":
-            self.answer(f"vllm:num_requests_running{{engine=\\"0\\"}} {running}.0\\nvllm:num_requests_waiting{{engine=\\"0\\"}} 0.0\\n")
+            label = 'engine="0"'
+            lines = (f"vllm:num_requests_running{{{label}}} {running}.0", f"vllm:num_requests_waiting{{{label}}} 0.0", "")
+            self.answer("\\n".join(lines))
         else:
             self.answer("", 404)
 

@@ -7,7 +7,6 @@ among them. Its daemons are children of the test's process, die with it, and are
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pwd
 import shutil
@@ -15,7 +14,6 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 NODE = "t4node"
@@ -51,6 +49,7 @@ SlurmdParameters=config_overrides
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1,requeue_delay=0
 InactiveLimit=0
+EnforcePartLimits=ALL
 KillWait={kill_wait}
 MinJobAge=300
 SlurmctldTimeout=30
@@ -59,7 +58,7 @@ ReturnToService=2
 PreemptType=preempt/partition_prio
 PreemptMode=CANCEL
 {extra}
-NodeName={node} NodeAddr=127.0.0.1 NodeHostname={host} Port={node_port} CPUs={cpus} RealMemory=4000 Gres=gpu:t4:{gpus} State=UNKNOWN
+NodeName={node} NodeAddr=127.0.0.1 NodeHostname={host} Port={node_port} CPUs={cpus} RealMemory=64000 Gres=gpu:t4:{gpus}
 PartitionName=t4flex Nodes={node} Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=CANCEL GraceTime={grace}
 PartitionName=urgent Nodes={node} MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
@@ -125,7 +124,7 @@ class SlurmCluster:
         as_munge = ["--reuid=munge", "--regid=munge", "--clear-groups"]
         files = [f"--{what}-file={munge}/{what}" for what in ("key", "pid", "log", "seed")]
         self._daemon(["munged", "--foreground", "--force", f"--socket={munge}/socket", *files], as_munge)
-        self._until(lambda: (munge / "socket").exists(), "munged")
+        self._until((munge / "socket").exists, "munged")
         self._daemon(["slurmctld", "-D", "-i", "-f", str(self.conf)])
         self._daemon(["slurmd", "-D", "-N", NODE, "-f", str(self.conf)])
         self._until(lambda: "idle" in self.run("sinfo", "-h", "-N", "-p", "t4flex", "-o", "%T", check=False), "the node")
@@ -150,14 +149,14 @@ class SlurmCluster:
         while not happened():
             dead = [daemon.args for daemon in self._daemons if daemon.poll() is not None]
             if dead or time.monotonic() > ends:
-                logs = "\n".join(f"{log.name}:\n{log.read_text()[-1500:]}" for log in sorted(self.place.glob("*.[lo]*[gt]")))
+                logs = "\n".join(f"{log.name}:\n{log.read_text()[-1500:]}" for log in sorted(self.place.glob("*.[lo]*")))
                 raise RuntimeError(f"{what} did not come up; ended: {dead}\n{logs}")
             time.sleep(0.1)  # a poll, not a guess
 
-    def run(self, *command: str, check: bool = True) -> str:
+    def run(self, *command: str, check: bool = True, environ: dict[str, str] | None = None) -> str:
         """What a command of SLURM's prints. Raises where it fails, with what it said."""
         ended = subprocess.run(
-            command, capture_output=True, text=True, env=os.environ | self.environ, timeout=30, check=False
+            command, capture_output=True, text=True, env=(environ or os.environ) | self.environ, timeout=30, check=False
         )
         if check and ended.returncode:
             raise RuntimeError(f"{command} failed ({ended.returncode}): {ended.stderr.strip()}")

@@ -15,7 +15,9 @@ from workflow_composer.cli.state import State
 
 if TYPE_CHECKING:
     from workflow_composer.cli.waiting import Waiting
+    from workflow_composer.fleet.cancelling import Cancelling
     from workflow_composer.fleet.file import Fleet
+    from workflow_composer.fleet.local import Stopping
 
 _TICK = 0.2
 
@@ -59,21 +61,31 @@ def chosen(fleet: Fleet, roles: tuple[str, ...]) -> tuple[str, ...]:
 
 def _stop(fleet: Fleet, servers: tuple[str, ...], waiting: Waiting) -> list[dict[str, str]]:
     from workflow_composer.errors import WorkflowComposerError
-    from workflow_composer.fleet.local import Stopping
 
     results: dict[str, dict[str, str]] = {}
-    under_way: dict[str, Stopping] = {}
+    under_way: dict[str, Stopping | Cancelling] = {}
     for server in servers:
         try:
-            under_way[server] = Stopping(fleet, server)
+            under_way[server] = _stopping(fleet, server)
         except WorkflowComposerError as error:
             results[server] = {"server": server, "status": "failed", "detail": str(error)}
     begun = time.monotonic()
     while under_way:
         for server in [server for server, stopping in under_way.items() if stopping.poll()]:
-            detail = "stopped" if under_way.pop(server).holder else "does not run"
+            detail = "stopped" if under_way.pop(server).found else "does not run"
             results[server] = {"server": server, "status": "stopped", "detail": detail}
         if under_way:
             waiting.show(f"waiting for {', '.join(under_way)}: {time.monotonic() - begun:.0f} s")
             time.sleep(_TICK)
     return [results[server] for server in servers]
+
+
+def _stopping(fleet: Fleet, server: str) -> Stopping | Cancelling:
+    from workflow_composer.fleet.cancelling import Cancelling
+    from workflow_composer.fleet.local import Stopping
+    from workflow_composer.fleet.slurm import Slurm
+
+    state = fleet.states.get(server)
+    if state is not None and state.how == "slurm":
+        return Cancelling(fleet, server, Slurm(fleet.environ))
+    return Stopping(fleet, server)

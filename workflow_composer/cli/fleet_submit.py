@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 @click.argument("roles", nargs=-1, metavar="[ROLE...]")
 @fleet_option
 @click.option("--dry-run", is_flag=True, help="Print the sbatch commands and submit nothing.")
-@click.option(
-    "--wait", is_flag=True, help="Wait until the servers answer, however long the queue is. Ctrl-C leaves the jobs."
-)
+@click.option("--wait", is_flag=True, help="Wait until the servers answer, however long that takes. Ctrl-C leaves the jobs.")
 @common_options
 @click.pass_obj
 def submit(state: State, roles: tuple[str, ...], fleet_file: str | None, dry_run: bool, wait: bool) -> None:

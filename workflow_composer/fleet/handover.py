@@ -6,7 +6,6 @@ serves until its time is nearly over. Where SLURM accepts no second job, this on
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 
@@ -15,77 +14,50 @@ from workflow_composer.fleet.file import Fleet
 from workflow_composer.fleet.slurm import Slurm
 from workflow_composer.fleet.submit import entry_of, submit
 
-MARGIN = 30.0
+MARGIN = 40.0
 """Seconds between the end of draining and the end of the job: vLLM must stop, the registry must be told."""
-
-STEP = 1.0
-"""Seconds between two looks for the successor."""
 
 
 class Handover:
-    """Call it in turns once the job is expiring: it says whether the server is to drain now. It never blocks."""
+    """`begin` it once the job's time is nearly over; `done` says when the old server is to drain."""
 
     def __init__(
-        self,
-        fleet: Fleet,
-        server: str,
-        *,
-        job_id: str,
-        ends: float | None,
-        slurm: Slurm,
-        say: Callable[[str], None],
+        self, fleet: Fleet, server: str, *, job_id: str, ends: float | None, slurm: Slurm, say: Callable[[str], None]
     ) -> None:
         self.fleet = fleet
         self.server = server
         self.job_id = job_id
-        self.ends = ends
         self.slurm = slurm
         self.say = say
         self.successor = ""
-        self._drain = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._last = 0.0 if ends is None else ends - fleet.find(server)[0].drain_seconds - MARGIN
 
-    def __call__(self) -> bool:
-        """Whether the server is to take no new work and to end when it has finished what it has."""
-        if self._thread is None:
-            # SLURM's commands may take longer than an entry of the registry is believed without a beat.
-            self._thread = threading.Thread(target=self._run, name="handover", daemon=True)
-            self._thread.start()
-        return self._drain.is_set()
-
-    def taken(self) -> bool:
-        """Whether a successor is queued or runs."""
-        try:
-            job = self.slurm.job(self.successor) if self.successor else None
-        except WorkflowComposerError:
-            return bool(self.successor)
-        return job is not None and not job.over
-
-    def _run(self) -> None:
-        try:
-            self._hand_over()
-        finally:
-            self._drain.set()
-
-    def _hand_over(self) -> None:
+    def begin(self) -> None:
+        """Queue a successor, if the server is wanted any more. What SLURM refuses is said, and ends the matter."""
         state = self.fleet.states.get(self.server)
         if state is not None and not state.wanted:
             return
         try:
-            # A preempted job ends earlier than it was to.
-            job = self.slurm.job(self.job_id)
-            self.ends = job.ends if job and job.ends else self.ends
             self.successor = submit(self.fleet, self.server, self.slurm, besides=self.job_id).job.id
         except WorkflowComposerError as error:
-            self.say(f"no successor can be queued, so this job drains and is queued again: {error}")
+            self.say(f"the time is nearly over, and no successor can be queued: {error}")
             return
-        role, _ = self.fleet.find(self.server)
-        last = (self.ends or time.time()) - role.drain_seconds - MARGIN
-        self.say(f"the job ends soon; its successor is job {self.successor}")
-        while time.time() < last:
-            entry = entry_of(self.fleet, self.server, self.successor)
-            if entry is not None and entry.state == "ready":
-                self.say(f"job {self.successor} answers at {entry.url}")
-                return
-            time.sleep(STEP)
+        self.say(f"the time is nearly over; job {self.successor} is to take over")
+
+    def done(self) -> bool:
+        """Whether nothing is left to wait for: the successor answers, or there is none, or there is no more time."""
+        if not self.successor:
+            return True
+        entry = entry_of(self.fleet, self.server, self.successor)
+        if entry is not None and entry.state == "ready":
+            self.say(f"job {self.successor} answers at {entry.url}")
+            return True
+        if time.time() < self._last:
+            return False
         self.say(f"job {self.successor} does not answer yet, and the time is over")
+        return True
+
+    def taken(self) -> bool:
+        """Whether a successor is queued or runs. Raises `FleetError`."""
+        job = self.slurm.job(self.successor) if self.successor else None
+        return job is not None and not job.over

@@ -220,6 +220,11 @@ class Stopping:
             raise FleetError(f"{server} runs on {where}", hint=f"log in to {where} and run `fleet down {server}` there")
         self._signal(signal.SIGTERM)
 
+    @property
+    def found(self) -> bool:
+        """Whether anybody looked after it."""
+        return self.holder is not None
+
     def poll(self) -> bool:
         """Whether it has stopped. A supervisor that does not keep its own limits is ended."""
         if self.holder is None or holder(self.fleet, self.server) != self.holder:

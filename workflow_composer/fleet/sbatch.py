@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -26,6 +27,25 @@ def job_name(server: str) -> str:
 def server_of(name: str) -> str | None:
     """The server whose job is called so; None where it is no job of a fleet."""
     return name.removeprefix(PREFIX) if name.startswith(PREFIX) else None
+
+
+_TIME = re.compile(
+    r"(?:(?P<days>\d+)-(?P<dh>\d+)(?::(?P<dm>\d+))?(?::(?P<ds>\d+))?|(?:(?P<h>\d+):)?(?P<m>\d+)(?::(?P<s>\d+))?)"
+)
+
+
+def time_limit(text: str) -> float | None:
+    """Seconds of a time limit in SLURM's form; None for what has no limit, or what only SLURM may understand.
+
+    >>> [time_limit(text) for text in ("90", "90:30", "24:00:00", "1-0", "2-12:30:10")]
+    [5400.0, 5430.0, 86400.0, 86400.0, 217810.0]
+    >>> time_limit("UNLIMITED")
+    """
+    found = _TIME.fullmatch(text.strip())
+    if found is None:
+        return None
+    days, dh, dm, ds, h, m, s = (int(part or 0) for part in found.groups())
+    return float(days * 86400 + (dh + h) * 3600 + (dm + m) * 60 + ds + s)
 
 
 def job_script(package: Path = Path(__file__).parent) -> Path:

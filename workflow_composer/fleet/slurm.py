@@ -20,6 +20,11 @@ from workflow_composer.fleet.sbatch import job_name, server_of
 LIMIT = 60.0
 """Seconds that a command of SLURM's may take; a busy controller needs some."""
 
+SETTLE = 10.0
+"""Seconds that a job waits at least when it is queued again. Where its start lies in the past once its processes have ended,
+SLURM defers it by two minutes, in case that its node is at fault.
+"""
+
 _FORMAT = "%i|%j|%T|%e|%S|%N|%r"
 _ID = re.compile(r"(\d+)(?:;[\w.-]+)?")
 
@@ -147,10 +152,9 @@ class Slurm:
         return sorted((job for line in lines if (job := read_job(line))), key=lambda job: int(job.id))
 
     def requeue(self, job_id: str, delay: float = 0.0) -> None:
-        """Queue a running job again, to start ``delay`` seconds from now at the earliest. SLURM then ends its processes."""
+        """Queue a running job again, to start after ``delay`` seconds or `SETTLE`; SLURM then ends its processes."""
         self._run(["scontrol", "requeue", job_id])
-        # Without a time, SLURM would let it wait for two minutes, in case that its node is at fault.
-        self._run(["scontrol", "update", f"JobId={job_id}", f"StartTime=now+{round(delay)}"])
+        self._run(["scontrol", "update", f"JobId={job_id}", f"StartTime=now+{round(max(delay, SETTLE))}"])
 
     def rename(self, job_id: str, name: str) -> None:
         """Give a job another name."""

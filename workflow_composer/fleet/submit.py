@@ -13,7 +13,7 @@ from pathlib import Path
 from workflow_composer.errors import FleetError
 from workflow_composer.fleet.file import Fleet
 from workflow_composer.fleet.registry import Entry
-from workflow_composer.fleet.sbatch import job_script, sbatch_command
+from workflow_composer.fleet.sbatch import job_script, sbatch_command, time_limit
 from workflow_composer.fleet.slurm import Job, Slurm
 from workflow_composer.fleet.state import ServerState
 
@@ -28,10 +28,26 @@ class Submitted:
 
 
 def command_for(fleet: Fleet, server: str) -> list[str]:
-    """The sbatch command for a server. Raises `FleetError` for a server that the fleet file does not know."""
+    """The sbatch command for a server. Raises `FleetError` for a server that the fleet file does not know, and for a time
+    limit that leaves no time to serve.
+    """
     role, _ = fleet.find(server)
-    where = {"fleet_file": fleet.path, "logs": fleet.logs, "python": sys.executable, "script": job_script()}
-    return sbatch_command(fleet.settings.slurm, role, server, **where)
+    slurm = fleet.settings.slurm
+    limit = time_limit(slurm.time)
+    if limit is not None and limit <= slurm.drain_before:
+        raise FleetError(
+            f"{fleet.path}: slurm.time {slurm.time!r} is {limit:.0f} s, and drain_before is {slurm.drain_before} s of them",
+            hint="a job hands over drain_before seconds before its end: give it more time, or a smaller drain_before",
+        )
+    return sbatch_command(
+        slurm,
+        role,
+        server,
+        fleet_file=fleet.path,
+        logs=fleet.logs,
+        python=sys.executable,
+        script=job_script(),
+    )
 
 
 def submit(fleet: Fleet, server: str, slurm: Slurm, *, besides: str = "") -> Submitted:

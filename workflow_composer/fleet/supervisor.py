@@ -313,12 +313,20 @@ class Supervisor:
                 options=self.options,
                 started=time.time(),
                 restarts=before.restarts if before else (),
+                failures=before.failures if before else 0,
             )
         )
 
     def _remember(self, status: Status, detail: str = "", **changes: object) -> None:
         with contextlib.suppress(WorkflowComposerError):
+            if self._succeeded():
+                return
             self.fleet.states.update(self.server, status=status, detail=detail, **changes)
+
+    def _succeeded(self) -> bool:
+        """Whether another job runs this server by now: the state is that job's, while this one drains."""
+        state = self.fleet.states.get(self.server)
+        return bool(self.place.job_id) and state is not None and state.job_id != self.place.job_id
 
     def _remember_failure(self, detail: str) -> None:
         """A start that was not even tried: the state says so, and names no process."""

@@ -59,6 +59,7 @@ class Checks:
     def run(self) -> None:
         """Report every demand that is not met."""
         self.name_clashes()
+        self.replicas()
         self.models_complete()
         self.routes()
         self.fallbacks()
@@ -99,6 +100,16 @@ class Checks:
             self.problems.add(
                 (section, name), f"{name!r} cannot stand in a routing string", "a name without spaces, _k4, _t0.7"
             )
+
+    def replicas(self) -> None:
+        """Each server of a role stands once."""
+        for role, places in _mapping(self.data, "vllm_endpoints").items():
+            seen: set[str] = set()
+            for index, place in enumerate(places if isinstance(places, tuple) else ()):
+                server = str(place).rstrip("/").removesuffix("/v1").lower()
+                if server in seen:
+                    self.problems.add(("vllm_endpoints", role, index), "this server stands twice", "each server once")
+                seen.add(server)
 
     def routes(self) -> None:
         """Every task is routed to something that can answer."""
@@ -279,9 +290,11 @@ class Checks:
 
     def no_public_servers(self, networks: list[IPv4Network | IPv6Network]) -> None:
         """With ``allow_cloud: false``, no server's address is a public one outside local_networks."""
-        endpoints: dict[KeyPath, Any] = {
-            ("vllm_endpoints", role): url for role, url in _mapping(self.data, "vllm_endpoints").items()
-        }
+        endpoints: dict[KeyPath, Any] = {}
+        for role, places in _mapping(self.data, "vllm_endpoints").items():
+            listed = enumerate(places) if isinstance(places, tuple) else ()
+            endpoints |= {("vllm_endpoints", role, index): url for index, url in listed}
+            endpoints[("vllm_endpoints", role)] = places
         models = _mapping(self.data, "models").items()
         endpoints |= {("models", name, "base_url"): m.get("base_url") for name, m in models if isinstance(m, Mapping)}
         for path, url in endpoints.items():

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from workflow_composer.names import nearest
-from workflow_composer.profiles.models import Expanded, ModelSpec, Part, RouterSpec, as_written
+from workflow_composer.profiles.models import REGISTERED_ROLE, Expanded, ModelSpec, Part, RouterSpec, as_written
 from workflow_composer.profiles.redaction import looks_like_secret
 from workflow_composer.profiles.source import KeyPath, Problems, one_of, shown
 
@@ -25,6 +25,7 @@ _HOST = re.compile(
     r"(?=.{1,253}$)[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?(?:\.[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?"
 )
 _DROP = object()
+_PLACES = "a URL such as http://localhost:8001/v1, registry:ROLE, or a list of them"
 
 Expanding = tuple[Callable[[KeyPath], bool], str]
 """Where ``${NAME}`` is filled in."""
@@ -93,7 +94,9 @@ def _safe_text(value: str, problems: Problems, expanding: Expanding, path: KeyPa
 
 
 def _expands(path: KeyPath) -> bool:
-    return path[:1] == ("vllm_endpoints",) or (path[:1] == ("models",) and path[2:] in {("base_url",), ("path",)})
+    if path[:1] == ("models",):
+        return path[2:] in {("base_url",), ("path",)}
+    return path[:1] in {("vllm_endpoints",), ("registry",)}
 
 
 _IN_PROFILES: Expanding = (_expands, "URLs, paths and api_key")
@@ -119,14 +122,42 @@ class NormalForm:
         """The data; parts of the wrong type are left for the models to report."""
         rules: dict[str, Callable[[Any], Any]] = {
             "vllm_endpoints": self._endpoints,
+            "registry": lambda value: self._path(value, ("registry",), bare=False),
             "models": self._models,
             "fallback": self._fallback,
             "routers": self._routers,
         }
-        return {key: rules[key](value) if key in rules else value for key, value in tree.items()}
+        found = {key: rules[key](value) if key in rules else value for key, value in tree.items()}
+        return {key: value for key, value in found.items() if value is not _DROP}
 
     def _endpoints(self, value: Any) -> Any:
-        return self._each(value, self._url, ("vllm_endpoints",))
+        return self._each(value, self._servers, ("vllm_endpoints",))
+
+    def _servers(self, value: Any, path: KeyPath) -> Any:
+        """One place, or several."""
+        if not isinstance(value, tuple):
+            return self._server(value, path)
+        if not value:
+            self.problems.add(path, "the list is empty", "name one server at least, or leave the role out")
+        places = tuple(self._server(item, (*path, index)) for index, item in enumerate(value))
+        return _drop(self.problems, path) if _DROP in places or not places else places
+
+    def _server(self, value: Any, path: KeyPath) -> Any:
+        if not isinstance(value, str):
+            self.problems.add(path, shown(value, path, self.source.written.get(path)), f"allowed: {_PLACES}")
+            return _drop(self.problems, path)
+        kind, _, role = value.partition(":")
+        near = nearest(kind, ("registry",))
+        if kind == "registry" and REGISTERED_ROLE.fullmatch(role):
+            return value
+        if kind != "registry" and not (near and REGISTERED_ROLE.fullmatch(role) and not role.isdigit()):
+            return self._url(value, path)
+        fault = f"{role!r} is no name of a role" if kind == "registry" else "it is neither a URL nor registry:ROLE"
+        near = "" if kind == "registry" else near
+        self.problems.add(
+            path, f"{shown(value, path)}; {fault}", "allowed: registry:ROLE, such as registry:coder", hint=near
+        )
+        return _drop(self.problems, path)
 
     def _models(self, value: Any) -> Any:
         return self._each(value, self._model, ("models",))
