@@ -145,6 +145,9 @@ def test_two_monitors_at_once_do_no_harm(fleet):
     assert alerts(fleet.folder) == [("a", "down")]
     assert len(fleet.state("a")["restarts"]) == 1
 
+    fleet.up()
+    assert fleet.state("a")["restarts"] == [], "a person who starts it has looked"
+
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_watching_goes_on_until_a_signal(fleet, number):

@@ -92,8 +92,9 @@ def _wait(fleet: Fleet, servers: tuple[str, ...], waiting: Waiting) -> list[dict
     under_way: dict[str, Starting] = {}
     for server in servers:
         try:
+            fleet.states.forgive(server)
             under_way[server] = Starting(fleet, server)
-        except FleetError as error:
+        except WorkflowComposerError as error:
             results[server] = _result(fleet, server, "failed", str(error))
     while under_way:
         for server, starting in list(under_way.items()):

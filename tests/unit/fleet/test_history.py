@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import re
 import resource
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -86,6 +92,24 @@ def test_two_writers_that_also_cut_lose_nothing_and_break_no_line(tmp_path):
     rows = [json.loads(line) for line in path.read_bytes().splitlines()]
     for name in ("a", "b"):
         assert [row["tokens"] for row in rows if row["server"] == name] == [float(i) for i in range(150) for _ in range(2)]
+
+
+def test_a_line_that_waited_while_the_file_was_replaced_goes_into_the_new_one(kept):
+    """Another monitor cuts the history while this one waits for its lock."""
+    kept.add([record(30)])
+    with kept.path.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        adding = threading.Thread(target=kept.add, args=([record(10)],))
+        adding.start()
+        waits = re.compile(rf"-> FLOCK .*:{os.fstat(held.fileno()).st_ino} ")
+        ends = time.monotonic() + 10
+        while not waits.search(Path("/proc/locks").read_text()):
+            assert time.monotonic() < ends
+        beside = kept.path.with_suffix(".beside")
+        beside.write_bytes(kept.path.read_bytes())
+        beside.replace(kept.path)
+    adding.join(10)
+    assert list(kept.records()) == [record(30), record(10)]
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path):
