@@ -85,7 +85,7 @@ def _dry_run(state: State, fleet: Fleet, servers: tuple[str, ...]) -> int:
 
 def _wait(fleet: Fleet, servers: tuple[str, ...], waiting: Waiting) -> list[dict[str, str]]:
     """Start all, then wait for all; one result each, in the order of the file."""
-    from workflow_composer.errors import FleetError, WorkflowComposerError
+    from workflow_composer.errors import WorkflowComposerError
     from workflow_composer.fleet.local import Starting
 
     results: dict[str, dict[str, str]] = {}
