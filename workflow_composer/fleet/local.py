@@ -91,6 +91,7 @@ class Starting:
         self._child: _Child | None = None
         self.found = holder(fleet, self.server)
         if self.found is None:
+            _refuse_beside_job(fleet, self.server)
             self._child = _spawn(fleet, server, self.server, options, port)
 
     @property
@@ -133,6 +134,16 @@ class Starting:
         if state is not None and state.status in ("failed", "stopped"):
             return state.detail or "it was stopped"
         return self.last_line() or "its supervisor has ended"
+
+
+def _refuse_beside_job(fleet: Fleet, server: str) -> None:
+    """A server that runs as a SLURM job is not started a second time here."""
+    for entry in fleet.registry.entries():
+        if entry.server == server and entry.job_id:
+            raise FleetError(
+                f"{server} runs already: as SLURM job {entry.job_id} on {entry.node or entry.host}",
+                hint=f"use that, or `fleet down {server}` first",
+            )
 
 
 class _Child:

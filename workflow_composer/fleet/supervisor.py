@@ -130,7 +130,9 @@ class Supervisor:
         def heed(number: int, frame: FrameType | None) -> None:
             self.ask("expiring" if wanted[signal.Signals(number)] == "expiring" else "stopped")
 
-        before = {number: signal.signal(number, heed) for number in wanted}
+        # What is ignored stays ignored: nohup asks for that.
+        heeded = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, heed) for number in heeded}
         try:
             yield
         finally:

@@ -140,6 +140,29 @@ def test_a_server_on_another_node_is_not_stopped_from_here(fleet, folder):  # no
     holding.release()
 
 
+def test_a_server_that_runs_as_a_job_is_not_started_here_too(fleet, folder):  # noqa: F811
+    from workflow_composer.fleet.registry import Entry, Registry
+
+    entry = Entry(
+        server="small",
+        role="small",
+        host="10.0.0.7",
+        node="node7",
+        port=8001,
+        model="m",
+        job_id="42",
+        started=1.0,
+        updated=1.0,
+    )
+    Registry(folder.path / "registry").publish(entry)
+
+    up = fleet("up", "small")
+
+    assert up.code == 1
+    assert "small runs already: as SLURM job 42 on node7 (use that, or `fleet down small` first)" in up.out
+    assert folder.processes == []
+
+
 def test_a_dry_run_prints_the_commands_and_starts_nothing(fleet, folder):  # noqa: F811
     dry = fleet("up", "--dry-run")
 
@@ -186,6 +209,27 @@ def test_the_script_serves_until_a_signal_and_leaves_nothing(folder, number):  #
     assert not [pid for pid in folder.processes if alive(pid)]
     assert list((folder.path / "registry").iterdir()) == []
     assert json.loads((folder.path / "state" / "small.json").read_text())["wanted"] is False
+
+
+def test_what_nohup_shields_goes_on_when_the_terminal_closes(folder):  # noqa: F811
+    folder.write()
+    with serve(folder, "small", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as script:
+        script.stdout.readline()
+        script.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            script.wait(1)
+        assert health(folder.port) == 200
+        script.terminate()
+        assert script.wait(30) == 0
+
+
+def test_who_listens_on_every_address_is_published_under_its_nodes_name(folder):  # noqa: F811
+    folder.write(listen="0.0.0.0")
+    with serve(folder, "small") as script:
+        assert f"http://{os.uname().nodename}:{folder.port}/v1" in script.stdout.readline()
+        assert "--host 0.0.0.0" in (folder.path / "logs" / "small.log").read_text()
+        script.terminate()
+        assert script.wait(30) == 0
 
 
 def test_a_model_that_is_no_role_is_served_as_it_stands(folder):  # noqa: F811

@@ -15,7 +15,7 @@ import pytest
 from tests.unit.fleet.conftest import alive, until
 from workflow_composer.errors import FleetError
 from workflow_composer.fleet.holding import Holding
-from workflow_composer.fleet.supervisor import Ended, Place, Supervisor
+from workflow_composer.fleet.supervisor import NOTICE, Ended, Place, Supervisor
 
 
 class Running:
@@ -139,7 +139,7 @@ def test_requests_under_way_are_finished_before_it_stops(folder):
     answers = []
     with Running(folder, {"drain_seconds": 30}) as running:
         running.until("ready")
-        request = threading.Thread(target=lambda: answers.append(complete(folder.port, seconds=2)))
+        request = threading.Thread(target=lambda: answers.append(complete(folder.port, seconds=NOTICE + 3)))
         request.start()
         until(lambda: running.supervisor._api.busy() == 1, "a request that runs")
         running.supervisor.ask("stopped")
@@ -259,6 +259,16 @@ def test_a_registry_that_cannot_be_written_any_more_ends_no_server(folder):
         registry.unlink()
         running.supervisor._beaten -= 100
         until(lambda: running.entries, "an entry")
+
+
+def test_a_registry_that_cannot_be_written_at_the_start_is_why_it_fails(folder):
+    (folder.path / "registry").write_text("no folder")
+    with Running(folder) as running:
+        ended = running.wait()
+
+    assert ended.reason == "failed"
+    assert f"the registry {folder.path}/registry cannot be written" in ended.detail
+    assert not [pid for pid in folder.processes if alive(pid)]
 
 
 def test_a_job_has_its_number_and_its_end_in_the_entry_and_needs_no_lock(folder):
