@@ -44,7 +44,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from workflow_composer.types import Attempt, Failover
+    from workflow_composer.types import Attempt
 
 
 class WorkflowComposerError(Exception):
@@ -156,7 +156,7 @@ class ModelError(WorkflowComposerError):
         self.status = status
         self.retry_after = retry_after
         self.sent = True
-        self.failovers: tuple[Failover, ...] = ()
+        self.failovers: tuple[Attempt, ...] = ()
 
 
 class BadRequest(ModelError):

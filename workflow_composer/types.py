@@ -29,7 +29,6 @@ __all__ = [
     "Completion",
     "Embeddings",
     "EndpointStatus",
-    "Failover",
     "LLMRequest",
     "LLMResponse",
     "Message",
@@ -210,30 +209,20 @@ class Usage:
         return self.prompt_tokens + self.completion_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Failover:
-    """A server of a role that failed a call which another server of the same role was then given."""
-
-    server: str
-    latency_ms: float
-    error: str
-    error_type: str
-
-
 @quick
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What a backend returns: ``samples`` answers by ``model`` (the name the server gives).
 
     ``cost`` is in dollars where the backend knows it; None: it follows from the usage and the profile's prices.
-    ``failovers`` are the servers that had failed before, where the model has several.
+    ``failovers`` are attempts at other servers of the model, named by their addresses, that had failed before.
     """
 
     samples: tuple[Sample, ...]
     usage: Usage
     model: str
     cost: float | None = None
-    failovers: tuple[Failover, ...] = ()
+    failovers: tuple[Attempt, ...] = ()
 
 
 @quick
@@ -247,7 +236,7 @@ class Chunk:
     logprobs: tuple[TokenLogprob, ...] = ()
     usage: Usage | None = None
     model: str | None = None
-    failovers: tuple[Failover, ...] = ()
+    failovers: tuple[Attempt, ...] = ()
 
     @property
     def carries_content(self) -> bool:
@@ -264,7 +253,7 @@ class Embeddings:
     usage: Usage = Usage()
     candidate: str = ""
     cost: float = 0.0
-    failovers: tuple[Failover, ...] = ()
+    failovers: tuple[Attempt, ...] = ()
 
 
 # ---------------------------------------------------------------------------------------------------------- the answer
@@ -376,10 +365,7 @@ class LLMResponse:
 
 @dataclass(frozen=True, slots=True)
 class EndpointStatus:
-    """What a probe of one local server found. ``detail`` explains in words, also where all is well.
-
-    A role with several servers is healthy where one of them is; ``replicas`` are they.
-    """
+    """What a probe of one local server found, or of all ``replicas`` of a role. ``detail`` explains in words, always."""
 
     name: str
     url: str

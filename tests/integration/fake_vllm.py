@@ -53,7 +53,11 @@ class Handler(BaseHTTPRequestHandler):
         try:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             time.sleep(float(asked.get("seconds", 0)))
-            self.answer({"pid": os.getpid(), "choices": [{"text": "42"}]})
+            message = {"role": "assistant", "content": "#### 42"}
+            choice = {"index": 0, "text": "42", "message": message, "finish_reason": "stop"}
+            usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+            named = {"id": "1", "object": "chat.completion", "created": 1, "model": options["--served-model-name"]}
+            self.answer({**named, "choices": [choice], "usage": usage, "pid": os.getpid()})
         finally:
             running -= 1
 

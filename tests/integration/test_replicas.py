@@ -7,7 +7,11 @@ import time
 import pytest
 
 from tests.integration.replica_profile import CONTEXT, asked, entry, orchestrator, profile, publish
-from tests.integration.stub_server import Reply, StubServer
+from tests.integration.stub_server import MODEL, Reply, StubServer
+from workflow_composer.backends.base import BackendContext
+from workflow_composer.backends.egress import EgressPolicy
+from workflow_composer.backends.openai_compatible import OpenAICompatibleBackend
+from workflow_composer.backends.vllm import vllm_backend
 from workflow_composer.errors import AllCandidatesFailed, StreamInterrupted
 from workflow_composer.fleet.registry import Registry
 from workflow_composer.types import LLMRequest
@@ -215,6 +219,28 @@ async def test_a_hanging_server_is_noticed_by_its_silence(servers):
         await asyncio.gather(*stuck)  # none is lost, if the server goes on
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_servers_whose_engines_hang_are_left_alone_after_some_calls(servers, streamed):
+    """They answer for their metrics and nothing else; then calls are refused at once, and a fallback would be quick."""
+    for server in servers:
+        server.answer = lambda request: Reply(hang=True)
+        server.metrics = 'vllm:num_requests_running{engine="0"} 1.0\n'
+    limits = {"first_token": 0.2, "total": 0.2 if not streamed else 60.0}
+    config = profile(places(servers), timeouts=limits, circuit_breaker={"failures": 2, "cooldown": 600})
+    async with orchestrator(config) as models:
+        errors = []
+        while "CircuitOpen" not in errors:
+            with pytest.raises(AllCandidatesFailed) as caught:
+                if streamed:
+                    await anext(models.astream("Anyone?"))
+                else:
+                    await models.agenerate("Anyone?")
+            errors.append(caught.value.attempts[-1].error_type)
+            assert len(errors) < 30
+    assert set(errors[:-1]) == {"CallTimeout"}
+    assert len(errors) >= 5
+
+
 async def test_without_any_server_the_error_says_what_to_do(tmp_path):
     """The role, and the commands; in a moment another attempt may succeed."""
     async with orchestrator(profile("registry:coder", tmp_path)) as models:
@@ -361,6 +387,25 @@ async def test_the_status_shows_each_server(tmp_path, servers, unused_tcp_port):
         (f"http://127.0.0.1:{unused_tcp_port}/v1", False),
         (servers[0].url, True),
     ]
+
+
+async def test_the_backend_itself_says_how_many_of_its_servers_are_up(servers, unused_tcp_port):
+    """As the status does."""
+    config = profile([servers[0].url, f"http://127.0.0.1:{unused_tcp_port}/v1"])
+    backend = vllm_backend(config.backend_specs()["coder"], BackendContext(config, EgressPolicy.of(config), {}))
+    found = await backend.health(timeout=2.0)
+    await backend.close()
+    assert (found.healthy, found.detail) == (True, "1 of 2 up")
+    assert found.models == (MODEL,)
+
+
+async def test_a_model_at_one_url_is_spoken_to_directly(servers):
+    """Nothing stands between, and a call costs what it did."""
+    for places_of in (servers[0].url, [servers[0].url]):
+        config = profile(places_of)
+        backend = vllm_backend(config.backend_specs()["coder"], BackendContext(config, EgressPolicy.of(config), {}))
+        assert type(backend) is OpenAICompatibleBackend
+        await backend.close()
 
 
 async def test_a_registered_server_with_another_model_is_not_up(tmp_path):

@@ -43,8 +43,16 @@ class Finder:
             self._seen = Picture()
             return self._fixed
         picture = await self._view.picture()
-        if picture is self._seen:
-            return None
+        return None if picture is self._seen else self._look_at(picture)
+
+    def places_now(self) -> tuple[Place, ...]:
+        """The same, read at once and in this thread."""
+        if self._view is None:
+            return self._fixed
+        self._view.read()
+        return self._look_at(self._view.known)
+
+    def _look_at(self, picture: Picture) -> tuple[Place, ...]:
         self._seen = picture
         return (*self._unregistered(picture), *(place_of(entry) for entry in self.entries if entry.state == "ready"))
 

@@ -62,14 +62,18 @@ class RegistryView:
         age = now - self._picture.at
         if age >= EVERY:
             reading, since = self._read_in_thread(now)
-            # Whoever comes while a file server hangs does not wait as long as the first one did.
-            if age >= OLD and now - since < PATIENCE:
+            if age >= OLD:  # whoever comes while a file server hangs waits for the rest of the first one's patience only
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(asyncio.wrap_future(reading), PATIENCE - (now - since))
         found = self._picture
         if self._clock() - found.at < BELIEVED:
             return found
         return replace(NOTHING, fault=found.fault or f"{self.directory} has not been read yet: its file system is slow")
+
+    @property
+    def known(self) -> Picture:
+        """The last reading."""
+        return self._picture
 
     def here(self, entry: Entry) -> bool:
         """Whether a server runs on this machine."""

@@ -49,7 +49,7 @@ class Place:
 
 
 class Replica:
-    """The state of one server. Changed under the lock of whoever holds it. Times are monotonic seconds."""
+    """The state of one server. ``calls`` changes under its set's lock. Times are monotonic seconds."""
 
     def __init__(self, place: Place, backend: OpenAICompatibleBackend, *, failures: int, longest_pause: float) -> None:
         self.place = place
@@ -98,7 +98,8 @@ class Replica:
         was_well = self._good and self._in_a_row == 0
         self.failed += 1
         self._in_a_row += 1
-        self._unreachable = isinstance(error, (ServerUnreachable, CallTimeout))
+        # Metrics that come say nothing against an engine that hangs behind them.
+        self._unreachable = isinstance(error, ServerUnreachable) or not error.sent
         self._good = False
         self._pause_ends = now + min(self._longest, FIRST_PAUSE * 2.0 ** min(self._in_a_row - 1, 20))
         return was_well

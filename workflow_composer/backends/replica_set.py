@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from workflow_composer.backends.balance import choose
 from workflow_composer.backends.pricing import GpuMeter
 from workflow_composer.backends.replica import Place, Replica, Standing, speaks_against
-from workflow_composer.errors import CircuitOpen, EgressDenied, ModelError
+from workflow_composer.errors import CallTimeout, CircuitOpen, EgressDenied, ModelError
 
 GONE = 2.0
 """Seconds for which a server that is no more in the registry is still asked where there is no other: on a network file
@@ -28,7 +28,7 @@ class ReplicaSet:
         role: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.meter = GpuMeter()
+        self.meter = GpuMeter(clock)
         self.meter.use(0)
         self._make = make
         self._report = report
@@ -128,6 +128,11 @@ class ReplicaSet:
         return CircuitOpen(
             f"every server of {self._role} has failed again and again and is left alone; asked again in {wait:.0f} s at most"
         )
+
+    def late(self, replica: Replica) -> None:
+        """A call that was ended from outside had been waiting for all of its time."""
+        with self._lock:
+            replica.failed_by(CallTimeout("no answer in time"), self._clock())
 
     def _give_back(self, replica: Replica, error: ModelError | None) -> None:
         with self._lock:

@@ -17,7 +17,7 @@ from workflow_composer.backends.places import Finder
 from workflow_composer.backends.replica import Place, Replica, Standing, another_may_answer
 from workflow_composer.backends.replica_set import ReplicaSet
 from workflow_composer.errors import EgressDenied, ModelError, RateLimited, ServerFailed, ServerUnreachable
-from workflow_composer.types import Chunk, Completion, Embeddings, EndpointStatus, Failover, ModelCall, Timeouts
+from workflow_composer.types import Attempt, Chunk, Completion, Embeddings, EndpointStatus, ModelCall, Timeouts
 
 if TYPE_CHECKING:
     from workflow_composer.strategy import ModelSpec
@@ -80,6 +80,10 @@ class ReplicatedBackend:
                 if begun:
                     raise
                 tour.failed(error)
+            except asyncio.CancelledError:
+                limit = call.timeouts.total if begun else min(call.timeouts.first_token, call.timeouts.total)
+                tour.ended(limit, self._set.late)
+                raise
 
     async def health(self, *, timeout: float) -> EndpointStatus:
         """Healthy where one server is. Never raises."""
@@ -112,6 +116,9 @@ class ReplicatedBackend:
                     found = await ask(replica.backend, tour.left)
             except (ModelError, EgressDenied) as error:
                 tour.failed(error)
+            except asyncio.CancelledError:
+                tour.ended(timeouts.total, self._set.late)
+                raise
             else:
                 return replace(found, failovers=tuple(tour.failovers)) if tour.failovers else found
 
@@ -172,17 +179,19 @@ class _Tour:
 
     def __init__(self, timeouts: Timeouts) -> None:
         self.tried: set[Place] = set()
-        self.failovers: list[Failover] = []
+        self.failovers: list[Attempt] = []
         self.last: ModelError | EgressDenied | None = None
         self._timeouts = timeouts
         self._ends = time.monotonic() + timeouts.total
         self._began = 0.0
         self._answers = 0
         self._server = ""
+        self._replica: Replica | None = None
 
     def begin(self, replica: Replica) -> None:
         """A server is asked."""
         self.tried.add(replica.place)
+        self._replica = replica
         self._server = replica.place.url
         self._began = time.monotonic()
 
@@ -204,8 +213,13 @@ class _Tour:
             raise self._told(error)
         self.last = error
         latency = (time.monotonic() - self._began) * 1000.0
-        self.failovers.append(Failover(self._server, latency, str(error), type(error).__name__))
+        self.failovers.append(Attempt(0, 0, self._server, True, latency, error=str(error), error_type=type(error).__name__))
         self._server = ""
+
+    def ended(self, limit: float, late: Callable[[Replica], None]) -> None:
+        """The call was cancelled: by whoever asked, or because its time was up, which speaks against the server."""
+        if self._replica is not None and time.monotonic() - self._began >= 0.98 * limit:
+            late(self._replica)
 
     def _told(self, error: ModelError | EgressDenied) -> ModelError | EgressDenied:
         """The error, with the servers that had failed before the last one."""

@@ -6,7 +6,7 @@ import asyncio
 import time
 from dataclasses import replace
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from workflow_composer.cascade.endpoint import Endpoint
 from workflow_composer.cascade.retry import RetryPolicy
@@ -17,7 +17,7 @@ from workflow_composer.errors import (
     ContextOverflow,
     ModelError,
 )
-from workflow_composer.types import Attempt, Candidate, Failover, LLMRequest, ModelCall, Plan, Tier, Timeouts, Usage, Verdict
+from workflow_composer.types import Attempt, Candidate, LLMRequest, ModelCall, Plan, Tier, Timeouts, Usage, Verdict
 
 
 class Observer(Protocol):
@@ -45,7 +45,7 @@ class MeteredCall:
         self._samples = samples
         self.usage = Usage()
         self.cost: float | None = None
-        self.failovers: tuple[Failover, ...] = ()
+        self.failovers: tuple[Attempt, ...] = ()
 
     def __enter__(self) -> Self:
         self._started = time.perf_counter()
@@ -80,18 +80,8 @@ class MeteredCall:
 
     def _record_failovers(self) -> None:
         walk, candidate = self._walk, self._endpoint.candidate
-        walk.trace.attempts.extend(
-            Attempt(
-                walk.tier_index,
-                walk.position,
-                candidate.name,
-                candidate.local,
-                failed.latency_ms,
-                error=failed.error,
-                error_type=failed.error_type,
-            )
-            for failed in self.failovers
-        )
+        place: dict[str, Any] = {"tier": walk.tier_index, "candidate": walk.position, "name": candidate.name}
+        walk.trace.attempts.extend(replace(failed, **place) for failed in self.failovers)
 
     def _record(self, seconds: float, gpu_seconds: float, error: BaseException | None) -> None:
         walk, candidate = self._walk, self._endpoint.candidate

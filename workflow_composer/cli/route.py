@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from workflow_composer.cli.prompt import read_prompt
 from workflow_composer.cli.state import State
 
 if TYPE_CHECKING:
+    from workflow_composer.strategy import StrategyConfig
     from workflow_composer.types import Candidate, Plan, Tier
 
 
@@ -37,18 +39,32 @@ def route(state: State, prompt: str | None, task: str, model: str | None) -> Non
     with state.orchestrator(NullSink()) as orchestrator:
         strategy = orchestrator.strategy
         plan = orchestrator.plan(text, task_type=task, model=model)
+        servers = servers_of(plan, orchestrator.config, state.environ)
     if state.json:
-        print_json({"strategy": strategy, **to_dict(plan)})
+        print_json({"strategy": strategy, **to_dict(plan), "servers": servers})
         return
     click.echo(f"strategy:  {strategy}")
     click.echo(f"router:    {plan.router}")
     click.echo(f"reason:    {plan.reason}")
     for number, tier in enumerate(plan.tiers, 1):
         click.echo(f"tier {number}:    {_describe(tier)}")
+    for role, places in servers.items():
+        click.echo(f"servers:   {role}: {', '.join(places) or 'none is registered'}")
     for reason in plan.left_out:
         click.echo(f"left out:  {reason}")
     for note in plan.notes:
         click.echo(f"note:      {note}")
+
+
+def servers_of(plan: Plan, config: StrategyConfig, environ: Mapping[str, str]) -> dict[str, list[str]]:
+    """The servers that may get the request now, for each role of the plan that has several or a registry."""
+    from workflow_composer.backends.places import Finder
+    from workflow_composer.backends.probe import shown_url
+
+    roles = {c.endpoint: c for tier in plan.tiers for c in tier.candidates if c.endpoint is not None}
+    finders = {role: Finder(config, role, environ) for role in roles}
+    several = {role: finder for role, finder in finders.items() if len(finder.listed) > 1 or finder.registered}
+    return {role: [shown_url(place.url) for place in finder.places_now()] for role, finder in several.items()}
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:

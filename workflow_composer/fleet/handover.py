@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from workflow_composer.errors import WorkflowComposerError
-from workflow_composer.fleet.file import Fleet
+from workflow_composer.fleet.file import Fleet, load_fleet
 from workflow_composer.fleet.slurm import Slurm
 from workflow_composer.fleet.submit import entry_of, submit
 
@@ -38,11 +38,19 @@ class Handover:
         if state is not None and not state.wanted:
             return
         try:
-            self.successor = submit(self.fleet, self.server, self.slurm, besides=self.job_id).job.id
+            self.successor = submit(self._as_edited(), self.server, self.slurm, besides=self.job_id).job.id
         except WorkflowComposerError as error:
             self.say(f"the time is nearly over, and no successor can be queued: {error}")
             return
         self.say(f"the time is nearly over; job {self.successor} is to take over")
+
+    def _as_edited(self) -> Fleet:
+        """The fleet by its file as it is now: a day has passed. One that has become invalid is said, and not followed."""
+        try:
+            return load_fleet(self.fleet.path, self.fleet.environ)
+        except WorkflowComposerError as error:
+            self.say(f"the fleet file cannot be read any more, so the successor gets the old settings: {error}")
+            return self.fleet
 
     def done(self) -> bool:
         """Whether nothing is left to wait for: the successor answers, or there is none, or there is no more time."""

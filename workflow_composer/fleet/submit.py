@@ -51,14 +51,15 @@ def command_for(fleet: Fleet, server: str) -> list[str]:
 
 
 def submit(fleet: Fleet, server: str, slurm: Slurm, *, besides: str = "") -> Submitted:
-    """Queue a server, unless a job for it is queued or runs; one with the id ``besides`` does not count.
+    """Queue a server, unless a job for it is queued or runs. ``besides`` is the job that is to be succeeded: it does not
+    count, nor does one before it, which has its own end near.
 
     Raises `FleetError`: what SLURM refuses, a server that runs outside of SLURM, a folder that cannot be written.
     """
     command = command_for(fleet, server)
     with one_at_a_time(fleet, server):
         for job in slurm.jobs([server]):
-            if not job.over and job.id != besides:
+            if not job.over and int(job.id) > int(besides or 0):
                 return Submitted(server=server, job=job, new=False)
         _refuse_second(fleet, server)
         _make(fleet.logs)

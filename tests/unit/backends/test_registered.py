@@ -71,15 +71,20 @@ async def test_the_first_look_waits_for_the_reading(view):
     assert names(await view.picture()) == {"coder"}
 
 
-async def test_a_change_is_seen_a_second_later_and_nobody_waits_for_it(view):
-    """What is known is used meanwhile."""
+async def test_a_change_is_seen_a_second_later_and_nobody_waits_for_it(tmp_path):
+    """What is known is used while it is read again."""
+    view = SlowView(tmp_path, clock=Clock())
     await view.picture()
-    Registry(view.directory).publish(entry())
+    Registry(tmp_path).publish(entry())
+    view.hanging = threading.Event()
     view._clock.now += 0.9
     assert names(await view.picture()) == set()
+    assert view.readings == 1
     view._clock.now += 0.2
     assert names(await view.picture()) == set()
+    view.hanging.set()
     await until_read(view)
+    assert view.readings == 2
     assert names(await view.picture()) == {"coder"}
 
 

@@ -261,13 +261,12 @@ def test_a_failure_is_reported_when_a_good_server_begins_to_fail():
 def test_gpu_time_is_counted_on_every_server_at_work():
     """Two calls on two servers for ten seconds are twenty seconds of GPU time, on one server ten."""
     servers = Servers(A, B)
-    now = [0.0]
-    servers.meter._clock = lambda: now[0]  # the meter's own clock, for this test
     tokens = [servers.meter.start(), servers.meter.start()]
     with servers.lent(None, {B}), servers.lent(None, {A}):
-        now[0] = 10.0
+        servers.clock.now += 10
     with servers.lent(None, {B}), servers.lent(None, {B}):
-        now[0] = 20.0
+        servers.clock.now += 10
+    servers.clock.now += 10  # a pause between two attempts costs nothing
     assert sum(servers.meter.stop(token) for token in tokens) == pytest.approx(30.0)
 
 
