@@ -56,13 +56,13 @@ class SlurmRunner:
 
     def restart(self, state: ServerState) -> None:
         """Cancel the server's running job, wait for its end and queue another, unless one stands in the queue already."""
+        now = self._fleet.states.get(state.server)
+        if now is None or not now.wanted:
+            raise FleetError("it was stopped on purpose meanwhile")
         for job in self._slurm.jobs([state.server]):
             if job.state == "RUNNING":
-                self._slurm.cancel([job], now=True)
+                self._slurm.cancel([job], now=True)  # which its supervisor takes for somebody's wish
                 self._await_end(job)
-        now = self._fleet.states.get(state.server)
-        if now is None or (not now.wanted and now.job_id != state.job_id):
-            raise FleetError("it was stopped on purpose meanwhile")
         submit(self._fleet, state.server, self._slurm)
         self._asked = float("-inf")
 
