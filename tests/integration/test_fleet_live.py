@@ -78,7 +78,6 @@ def spec(role, port, tiny):
         "served_name": f"the-{role}",
         "port": port,
         "task": "generate" if ROLES[role] else "pooling",
-        "prefix_caching": bool(ROLES[role]),
         "dtype": "float32",
         "max_model_len": 512 if ROLES[role] else 128,
         "start_seconds": STARTING,
