@@ -1,7 +1,7 @@
 """A hash index in two arrays: from keys of 64 bits to slots, looked up a batch at a time.
 
-Open addressing with linear probing (Knuth, TAOCP 3, 6.4, algorithm L), at most a quarter full: 48 to 96 bytes per key. Keys must
-be well mixed already; their low bits are the place.
+Open addressing with linear probing (Knuth, TAOCP 3, 6.4, algorithm L), at most a quarter full: 48 to 96 bytes per key. Keys
+must be well mixed already; their low bits are the place.
 """
 
 from __future__ import annotations
