@@ -15,6 +15,8 @@ COMMANDS = {
     "demo": ("var_demo", "Show on made-up text what the three paths do, and whether the constraints hold."),
     "certify": ("var_certify", "Find from which confidence on tables may be used, with a guarantee; write a certificate."),
     "verify": ("var_verify", "Make a certificate again from the recorded routes, and compare."),
+    "record": ("var_record", "Write down where a model's gates send the tokens of a text."),
+    "replay": ("var_replay", "Compare tables with recorded routes, and simulate fetching experts ahead of their use."),
 }
 """Name -> module, short help. Imported when it runs."""
 

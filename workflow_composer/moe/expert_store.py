@@ -1,9 +1,9 @@
 """Experts on the far side of a slow link: a memory-mapped file, a bounded memory per layer, and a thread that carries over.
 
-What a transfer costs is made real and stated, because the page cache would otherwise hand an expert over in microseconds: the
-bytes are copied out of the memory-mapped file, and the link then stays taken, asleep, until ``bytes / bandwidth`` seconds have
-passed since the transfer began. One transfer at a time. That stands for a bus (PCIe) whose transfers need no processor; it does
-not stand for a disk's latency.
+What a transfer costs is made real and stated, because the page cache would otherwise hand an expert over in microseconds:
+the bytes are copied out of the memory-mapped file, and the link then stays taken, asleep, until ``bytes / bandwidth``
+seconds have passed since the transfer began. One transfer at a time. That stands for a bus (PCIe) whose transfers need no
+processor; it does not stand for a disk's latency.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ExpertFile:
     def bytes_of(self, layer: int) -> int:
         """What one expert of the layer takes."""
         up, down = self._shapes[layer]
-        return (up.numel() + down.numel()) * self._dtype[layer].itemsize
+        return int((up.numel() + down.numel()) * self._dtype[layer].itemsize)
 
     def read(self, layer: int, expert: int) -> tuple[Tensor, Tensor]:
         """The expert's two matrices, as views of the file."""

@@ -1,13 +1,14 @@
 """The gates of a transformers model, and the token ids that stand behind each row that reaches them.
 
 transformers 5 gives OLMoE, Qwen2-MoE and Mixtral the same shape: ``layer.mlp.gate(hidden)`` takes [rows, hidden] and returns
-logits [rows, experts], scores [rows, k] and expert indices [rows, k]; rows are (batch, position) flattened. A gate does not see
-token ids, so hooks on the model around it note them for the length of a call, per thread.
+logits [rows, experts], scores [rows, k] and expert indices [rows, k]; rows are (batch, position) flattened. A gate does not
+see token ids, so hooks on the model around it note them for the length of a call, per thread.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -20,9 +21,18 @@ from torch import Tensor, nn
 from workflow_composer.errors import ConfigError, InputError
 from workflow_composer.moe.hashing import NO_TOKEN
 
+CACHE = ("cache", "past_key_values")
+"""What models call their key-value cache: since transformers 5.2x, and before."""
+
+
+def cache_argument(model: nn.Module) -> str:
+    """The name under which the model's forward call takes a key-value cache, and its output has it."""
+    takes = inspect.signature(model.forward).parameters
+    return next(name for name in CACHE if name in takes)
+
 
 def gates(model: nn.Module) -> dict[int, nn.Module]:
-    """The gates by layer; layers without experts (some of Qwen2-MoE's) are left out. Raises `ConfigError` if there is none."""
+    """The gates by layer, without layers that have no experts (some of Qwen2-MoE's). Raises `ConfigError` if none has."""
     found = {}
     for number, layer in enumerate(getattr(inner_model(model), "layers", ())):
         gate = getattr(getattr(layer, "mlp", None), "gate", None)
@@ -59,9 +69,9 @@ class Rows:
 class TokenWatch:
     """Notes, while a model runs, which tokens its gates' rows are; use `attach` and then `detach`.
 
-    Earlier tokens of a text are known in three ways: they are in the same call; or ``generate`` has announced them (whatever it
-    does to its beams); or an earlier call with the same key-value cache had them and nothing has touched that cache since.
-    Otherwise they count as absent, which costs quality but nothing else. Calls in different threads do not meet.
+    Earlier tokens of a text are known in three ways: they are in the same call; or ``generate`` has announced them (whatever
+    it does to its beams); or an earlier call with the same key-value cache had them and nothing has touched that cache
+    since. Otherwise they count as absent, which costs quality but nothing else. Calls in different threads do not meet.
     """
 
     def __init__(self, model: nn.Module, width: int) -> None:
@@ -108,7 +118,7 @@ class TokenWatch:
         if ids is None:
             raise InputError("a routed model needs token ids", hint="pass input_ids, not inputs_embeds")
         mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
-        cache = args[3] if len(args) > 3 else kwargs.get("past_key_values")
+        cache = args[3] if len(args) > 3 else next((kwargs[name] for name in CACHE if kwargs.get(name) is not None), None)
         tokens = marked(ids, mask)
         before, counted = self._before_cache(tokens, cache)
         length = tokens.shape[1]
@@ -126,7 +136,7 @@ class TokenWatch:
         self._local.ended = (line, counted + real.sum(1), cache, seen(cache) + length)
 
     def _before_cache(self, tokens: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
-        """What an earlier call with this cache noted: the tokens before this call's, and how many there were in each text."""
+        """What an earlier call with this cache noted: the tokens before this call's, and their number in each text."""
         past = seen(cache)
         with self._lock:
             noted = self._tails.get(cache) if cache is not None else None
@@ -140,14 +150,14 @@ class TokenWatch:
         if ended is None:
             return
         line, counted, cache, length = ended
-        cache = getattr(output, "past_key_values", None) if cache is None else cache
+        cache = next((getattr(output, name) for name in CACHE if hasattr(output, name)), None) if cache is None else cache
         if cache is not None:
             with self._lock:
                 self._tails[cache] = (length, line[:, max(0, line.shape[1] - self._width + 1) :].clone(), counted)
 
 
 def marked(ids: Tensor, mask: Tensor | None) -> Tensor:
-    """The ids with -1 where the mask (its last columns) says padding; a mask of another shape than [batch, length] says nothing."""
+    """The ids with -1 where the mask (its last columns) says padding; a mask that is not [batch, length] says nothing."""
     if mask is None or mask.ndim != 2 or mask.shape[1] < ids.shape[1]:
         return ids
     return ids.masked_fill(mask[:, mask.shape[1] - ids.shape[1] :] == 0, NO_TOKEN)

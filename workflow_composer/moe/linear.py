@@ -1,8 +1,8 @@
 """A linear predictor of routes: from the hidden state that enters a layer, before its attention, to the experts behind it.
 
 What a table of token ids is measured against: it sees the text so far through the model's own eyes, but only once the token
-has reached the layer. Fitted by ridge regression from hidden states to the gate's logits, in closed form; the likeliest experts
-are those of the largest outputs.
+has reached the layer. Fitted by ridge regression from hidden states to the gate's logits, in closed form; the likeliest
+experts are those of the largest outputs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Hook = Callable[[int, Tensor], None]
 
 
 def watch_layers(model: nn.Module, hook: Hook) -> Callable[[], None]:
-    """Call ``hook(layer, hidden)`` as hidden [batch, length, width] enters each layer with experts; returns what ends that."""
+    """Call ``hook(layer, hidden)`` as hidden [batch, length, width] enters a layer with experts; returns what ends that."""
     layers: Any = inner_model(model).layers
     handles = [
         layers[number].register_forward_pre_hook(

@@ -2,8 +2,8 @@
 
 Tokens come one at a time, as in generation. In each layer attention runs first, then the gate says which experts are needed,
 then these run. One link, which does one transfer at a time and never breaks one off, brings experts into a bounded memory.
-What the gate asks for goes ahead of everything that was only predicted. Predictions may be known when the token is (a table's,
-for all layers) or when the token reaches a layer (a linear predictor's, for that layer or a few ahead).
+What the gate asks for goes ahead of everything that was only predicted. Predictions may be known when the token is (a
+table's, for all layers) or when the token reaches a layer (a linear predictor's, for that layer or a few ahead).
 
 Times are in the unit of the caller's choice. numpy only; the real offload is in `offload`.
 """
@@ -42,8 +42,8 @@ class Machine:
 class Forecast:
     """Predicted experts: layer -> [n, m], likeliest first, -1 for none.
 
-    ``known`` says how many layers ahead of its own a layer's prediction is known: None from the token's beginning, 0 when the
-    token reaches the layer. ``lookahead`` bounds how many layers ahead of the running one are fetched for.
+    ``known`` says how many layers ahead of its own a layer's prediction is known: None from the token's beginning, 0 when
+    the token reaches the layer. ``lookahead`` bounds how many layers ahead of the running one are fetched for.
     """
 
     experts: Mapping[int, Likely]

@@ -1,4 +1,4 @@
-"""Record the routes of a transformers model while it runs, and measure what a change of its routes does to its predictions."""
+"""Record the routes of a transformers model while it runs, and measure what a change of routes does to its predictions."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class RouteRecorder:
     """Keeps the routes of every forward call in its ``with`` block, whoever chose them: the gate or a `TableRouting`.
 
     Padding is left out. Every text of every call is a sequence of its own; with ``joined=True`` a call that continues a
-    key-value cache continues its texts' sequences, row by row (greedy or sampled generation; beams change rows). Memory: about
-    6 bytes per token, layer and expert. Calls from several threads are kept whole.
+    key-value cache continues its texts' sequences, row by row (greedy or sampled generation; beams change rows). Memory:
+    about 6 bytes per token, layer and expert. Calls from several threads are kept whole.
     """
 
     def __init__(self, model: nn.Module, *, joined: bool = False) -> None:
@@ -124,7 +124,7 @@ class Effect:
 
 
 def predict(model: nn.Module, batches: Iterable[Tensor]) -> Prediction:
-    """Run the model over batches of token ids [batch, length], without padding; the first token of a row is not predicted."""
+    """Run the model over batches of token ids [batch, length] without padding; a row's first token is not predicted."""
     loss, count, likeliest = 0.0, 0, []
     with torch.inference_mode():
         for ids in batches:

@@ -143,8 +143,11 @@ def parse_routes(lines: Iterable[str], name: str = "recording") -> Routes:
     if any(other.place != first.place for other in others):
         raise InputError(f"{name}: the layers do not have the same tokens in the same order")
     weighted = all(layer.weights is not None for layer in layers.values())
+    tokens, sequences, positions = np.array(first.place, dtype=np.int64).T.copy()
     routes = Routes(
-        *(np.array(column, dtype=np.int64) for column in zip(*first.place, strict=True)),
+        tokens,
+        sequences,
+        positions,
         {layer: np.array(rows.experts, dtype=np.int16) for layer, rows in layers.items()},
         {layer: np.array(rows.weights, dtype=np.float32) for layer, rows in layers.items()} if weighted else {},
     )

@@ -7,9 +7,9 @@
         model.generate(**tokenizer(text, return_tensors="pt"))
     routing.counts()
 
-A token goes to the experts that the layer's table names for its context. Where the table is not confident, the route that the
-gate chose lately for the same context is taken; else the gate is asked, for those tokens alone and never for more than
-``share`` of a layer's tokens at any moment; where that is spent, the table's word counts after all.
+A token goes to the experts that the layer's table names for its context. Where the table is not confident, the gate is asked,
+for those tokens alone and never for more than ``share`` of a layer's tokens at any moment; where that is spent, the table's
+word counts after all.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from workflow_composer.moe.gates import TokenWatch, gates, patched
 from workflow_composer.moe.hashing import context_keys, weights_key
 from workflow_composer.moe.routes import Experts, Tokens, Weights
 
+RECENT = 4096
+"""Tokens whose confidences say which are the least."""
+
 
 class Table(Protocol):
     """What a layer's table must do."""
@@ -41,16 +44,19 @@ class Table(Protocol):
 class TableRouting:
     """Routes a model by tables while its ``with`` block runs.
 
-    Blocks nest: the innermost routes, and what it leaves open goes to the model's own gate. Forward calls may come from several
-    threads at once; entering and leaving must not overlap with them. Rows that are padding are routed by the table and not
-    counted. A gate that is called outside of the model's own forward call is the untouched one.
+    Blocks nest: the innermost routes, and what it leaves open goes to the model's own gate. Forward calls may come from
+    several threads at once; entering and leaving must not overlap with them. Rows that are padding are routed by the table
+    and not counted. A gate that is called outside of the model's own forward call is the untouched one.
 
     Args:
         model: an OLMoE, Qwen2-MoE or Mixtral of transformers 5, or any model built like these.
         tables: layer -> table. Layers without one keep their gate.
-        certain: layer -> the confidence from which the table is believed without asking; one number for all layers.
+        certain: the confidence from which a table is believed without asking: one number, or layer -> number. None: what
+            leaves the share to the least confident tokens of the layer's last `RECENT`.
         share: a layer's gate is asked for at most ``share * (n + 1)`` of its first n tokens, for every n.
         width: tokens in a context, at least what the tables look at; also the cache's key.
+        remember: take the gate's latest word for the same ``width`` tokens before it is asked. This saves asking, but costs
+            quality, since other texts lead to other routes after the same few tokens.
         entries, ttl, clock: the cache of lately learned routes, one per layer.
 
     Raises `ConfigError` where a table's layer has no gate.
@@ -61,9 +67,10 @@ class TableRouting:
         model: nn.Module,
         tables: Mapping[int, Table],
         *,
-        certain: Mapping[int, float] | float = 0.8,
+        certain: Mapping[int, float] | float | None = None,
         share: float = 0.15,
         width: int = 4,
+        remember: bool = False,
         entries: int = 1000,
         ttl: float = 60.0,
         clock: Clock = time.monotonic,
@@ -78,8 +85,9 @@ class TableRouting:
                 there[layer],
                 table,
                 self._watch,
-                certain if isinstance(certain, int | float) else certain[layer],
+                certain[layer] if isinstance(certain, Mapping) else certain,
                 ThreePaths(share=share, entries=entries, ttl=ttl, clock=clock),
+                remember=remember,
             )
             for layer, table in tables.items()
         }
@@ -109,14 +117,19 @@ class TableRouting:
             with gate.paths.lock:
                 gate.paths.reset()
                 gate.paths.cache.clear()
+                gate.forget()
 
 
 class _TableGate:
     """One layer: what stands in the place of its gate's ``forward``."""
 
-    def __init__(self, gate: Any, table: Table, watch: TokenWatch, certain: float, paths: ThreePaths) -> None:
+    def __init__(
+        self, gate: Any, table: Table, watch: TokenWatch, certain: float | None, paths: ThreePaths, *, remember: bool
+    ) -> None:
         self.gate, self.paths = gate, paths
         self._table, self._watch, self._certain = table, watch, certain
+        self._recent = np.zeros(0, np.float32)
+        self._remember = remember
         self._own: Callable[[Tensor], Any] = gate.forward
         self._k, self._experts = int(gate.top_k), int(gate.num_experts)
         # transformers leaves the attribute out where weights are always normalised (Mixtral).
@@ -124,6 +137,10 @@ class _TableGate:
         self._key = weights_key(gate.weight.detach().float().cpu().numpy())
         self._cached_experts = np.zeros((paths.cache.entries, self._k), np.int16)
         self._cached_weights = np.zeros((paths.cache.entries, self._k), np.float32)
+
+    def forget(self) -> None:
+        """Forget how confident the table was lately."""
+        self._recent = self._recent[:0]
 
     def find_own(self) -> None:
         """Find the gate's own ``forward``, beneath whatever other routing is on."""
@@ -142,8 +159,18 @@ class _TableGate:
         experts, weights, confidence = self._table.predict(contexts)
         experts, weights = experts[:, : self._k].copy(), weights[:, : self._k].copy()
         real = rows.real.cpu().numpy()
-        learned = self._decide(flat, contexts, experts, weights, real, (confidence < self._certain) & real)
+        learned = self._decide(flat, contexts, experts, weights, real, self._doubtful(confidence, real))
         return self._result(flat, experts, weights, learned)
+
+    def _doubtful(self, confidence: NDArray[np.float32], real: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which rows the table is not believed for; [rows]."""
+        if self._certain is not None:
+            return (confidence < self._certain) & real
+        with self.paths.lock:
+            self._recent = np.concatenate((self._recent, confidence[real]))[-RECENT:]
+            limit = np.quantile(self._recent, self.paths.budget.share) if len(self._recent) else 0.0
+        found: NDArray[np.bool_] = (confidence < limit) & real
+        return found
 
     def _decide(
         self,
@@ -157,8 +184,7 @@ class _TableGate:
         """Fill in what is cached or learned; returns the learned rows and the gate's word on them."""
         at = np.flatnonzero(real)
         unknown = np.flatnonzero(doubtful[at])
-        columns = [np.ascontiguousarray(contexts[at[unknown], back]) for back in range(contexts.shape[1] - 1, -1, -1)]
-        keys = context_keys(columns, self._key)
+        keys = self._keys(contexts[at[unknown]])
         with self.paths.lock:
             choice = self.paths.choose(len(at), unknown, keys)
             experts[at[choice.cached]] = self._cached_experts[choice.slots]
@@ -171,11 +197,19 @@ class _TableGate:
             weights[rows] = word[1].detach().float().cpu().numpy()
             repeats, first = at[choice.repeats], rows[choice.repeated]
             experts[repeats], weights[repeats] = experts[first], weights[first]
-            slots = self.paths.store(choice.asked)
-            kept = slots >= 0
-            self._cached_experts[slots[kept]] = experts[rows[kept]]
-            self._cached_weights[slots[kept]] = weights[rows[kept]]
+            if self._remember:
+                slots = self.paths.store(choice.asked)
+                kept = slots >= 0
+                self._cached_experts[slots[kept]] = experts[rows[kept]]
+                self._cached_weights[slots[kept]] = weights[rows[kept]]
         return rows, word
+
+    def _keys(self, contexts: Tokens) -> NDArray[np.uint64]:
+        """What the gate's word is remembered under; where nothing is remembered, no two are alike."""
+        if not self._remember:
+            return np.arange(len(contexts), dtype=np.uint64)
+        columns = [np.ascontiguousarray(contexts[:, back]) for back in range(contexts.shape[1] - 1, -1, -1)]
+        return context_keys(columns, self._key)
 
     def _result(
         self,

@@ -7,16 +7,16 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="pip install 'workflow-composer[moe]'")
 
-from tests.unit.moe.conftest import VOCABULARY, tiny_model
-from workflow_composer.errors import ConfigError
-from workflow_composer.moe.expert_cache import ExpertCache, Keep
-from workflow_composer.moe.expert_store import ExpertFile, ExpertStore, Link, bandwidth_for
-from workflow_composer.moe.gates import gates
-from workflow_composer.moe.linear import LinearPredictor
-from workflow_composer.moe.offload import LinearForecaster, OffloadedModel, TableForecaster
-from workflow_composer.moe.prefetch import most_used
-from workflow_composer.moe.recording import RouteRecorder
-from workflow_composer.moe.tables import RouteTables
+from tests.unit.moe.conftest import VOCABULARY, tiny_model  # noqa: E402  # needs torch
+from workflow_composer.errors import ConfigError  # noqa: E402  # needs torch
+from workflow_composer.moe.expert_cache import ExpertCache, Keep  # noqa: E402  # needs torch
+from workflow_composer.moe.expert_store import ExpertFile, ExpertStore, Link, bandwidth_for  # noqa: E402  # needs torch
+from workflow_composer.moe.gates import cache_argument, gates  # noqa: E402  # needs torch
+from workflow_composer.moe.linear import LinearPredictor  # noqa: E402  # needs torch
+from workflow_composer.moe.offload import LinearForecaster, OffloadedModel, TableForecaster  # noqa: E402  # needs torch
+from workflow_composer.moe.prefetch import most_used  # noqa: E402  # needs torch
+from workflow_composer.moe.recording import RouteRecorder  # noqa: E402  # needs torch
+from workflow_composer.moe.tables import RouteTables  # noqa: E402  # needs torch
 
 
 def some_ids(rows=1, length=12, seed=0):
@@ -25,11 +25,11 @@ def some_ids(rows=1, length=12, seed=0):
 
 def one_by_one(model, ids):
     """Logits of a text read token by token with a key-value cache."""
-    found, cache = [], None
+    found, cache, name = [], None, cache_argument(model)
     with torch.inference_mode():
         for at in range(ids.shape[1]):
-            out = model(input_ids=ids[:, at : at + 1], past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
+            out = model(input_ids=ids[:, at : at + 1], use_cache=True, **{name: cache})
+            cache = out[name]
             found.append(out.logits)
     return torch.cat(found, dim=1)
 
@@ -52,7 +52,7 @@ def tables_of(routes, experts=6):
 @pytest.mark.parametrize("keep", list(Keep))
 @pytest.mark.parametrize("slots", [2, 3, 6])
 def test_outputs_are_those_of_the_whole_model_bit_for_bit(model, tmp_path, keep, slots):
-    """In every architecture, however small the memory and whatever is kept; and the model has its weights back at the end."""
+    """In every architecture, however small the memory, whatever is kept; and the model has its weights back at the end."""
     model.set_experts_implementation("eager")
     ids = some_ids(2, 9)
     pinned = most_used(recorded(model, ids), 1) if keep is Keep.PINNED else None
@@ -214,3 +214,20 @@ def test_sizes_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="some time"):
         bandwidth_for(store.file, 0)
     store.close()
+
+
+def test_a_forecast_for_one_token_is_what_the_table_predicts(tmp_path):
+    """Known contexts of every length, unknown ones, and a token that was never seen."""
+    model, ids = tiny_model("olmoe"), some_ids(6, 12)
+    routes = recorded(model, ids)
+    tables = {
+        layer: RouteTables.fit(
+            routes.tokens, routes.experts[layer], num_experts=6, sequences=routes.sequences, context=4, min_count=1
+        )
+        for layer in routes.layers
+    }
+    forecaster = TableForecaster(tables)
+    contexts = np.concatenate([routes.contexts(4), np.array([[1, 2, 3, 4], [-1, -1, -1, 999]])])
+    for context in contexts:
+        expected = {layer: table.predict(context[None])[0][0].tolist() for layer, table in tables.items()}
+        assert forecaster.for_token(context[None]) == expected

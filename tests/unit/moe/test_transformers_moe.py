@@ -8,11 +8,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="pip install 'workflow-composer[moe]'")
 
-from tests.unit.moe.conftest import VOCABULARY, tiny_model
-from workflow_composer.errors import ConfigError, InputError
-from workflow_composer.moe.gates import gates
-from workflow_composer.moe.recording import RouteRecorder
-from workflow_composer.moe.transformers_moe import TableRouting
+from tests.unit.moe.conftest import VOCABULARY, tiny_model  # noqa: E402  # needs torch
+from workflow_composer.errors import ConfigError, InputError  # noqa: E402  # needs torch
+from workflow_composer.moe.gates import cache_argument, gates  # noqa: E402  # needs torch
+from workflow_composer.moe.recording import RouteRecorder  # noqa: E402  # needs torch
+from workflow_composer.moe.transformers_moe import TableRouting  # noqa: E402  # needs torch
 
 
 class Noted:
@@ -69,7 +69,7 @@ def test_a_gate_that_is_always_asked_gives_the_untouched_models_output(model):
     """With no confidence and a share of one, each token's route is the gate's own."""
     ids = some_ids()
     before = logits(model, ids)
-    with routed(model, Noted(confidence=0.0), share=1.0, ttl=1e-9) as routing:
+    with routed(model, Noted(confidence=0.0), share=1.0) as routing:
         found = logits(model, ids)
     assert torch.allclose(found, before, atol=1e-5)
     assert all(count["learned"] == ids.numel() for count in routing.counts().values())
@@ -122,7 +122,7 @@ def test_the_innermost_block_routes_and_the_outer_one_comes_back():
     with routed(model, outer):
         by_outer = logits(model, ids)
         outer.asked.clear()
-        with routed(model, inner, share=1.0, ttl=1e-9):
+        with routed(model, inner, share=1.0):
             assert torch.allclose(logits(model, ids), before, atol=1e-5), "what the inner one leaves open is the gate's"
         assert not outer.asked
         assert torch.equal(logits(model, ids), by_outer)
@@ -148,13 +148,43 @@ def test_the_learned_share_stays_under_its_bound_after_every_token(model, share)
 
 def test_a_route_that_was_learned_is_taken_again_for_the_same_context():
     model, ids = tiny_model("olmoe"), some_ids(1, 8)
-    with routed(model, Noted(confidence=0.0), share=1.0, ttl=1e9) as routing, RouteRecorder(model) as recorder:
+    with (
+        routed(model, Noted(confidence=0.0), share=1.0, remember=True, ttl=1e9) as routing,
+        RouteRecorder(model) as recorder,
+    ):
         logits(model, ids)
         logits(model, ids)
     count = routing.counts()[0]
     assert (count["learned"], count["cached"]) == (8, 8)
     routes = recorder.routes()
     assert np.array_equal(routes.experts[0][:8], routes.experts[0][8:])
+
+
+def test_nothing_is_remembered_unless_asked_for():
+    """The same text is asked about again, and so is the same context within a call."""
+    model, ids = tiny_model("olmoe"), some_ids(1, 8).repeat(2, 1)
+    with routed(model, Noted(confidence=0.0), share=1.0) as routing:
+        logits(model, ids)
+    assert routing.counts()[0]["learned"] == 16
+
+
+def test_the_budget_goes_to_the_least_confident_tokens_where_no_limit_is_given():
+    """Half of the tokens may be asked about: those of the lower half."""
+    model, ids = tiny_model("olmoe"), some_ids(4, 25)
+
+    class Varied(Noted):
+        def predict(self, contexts):
+            experts, weights, _ = super().predict(contexts)
+            return experts, weights, (contexts[:, -1] % 10).astype(np.float32)
+
+    with routed(model, Varied(), certain=None, share=0.5) as routing, RouteRecorder(model) as recorder:
+        logits(model, ids)
+    routes = recorder.routes()
+    by_table = routes.experts[0][:, 0] == routes.tokens % 6
+    sure = routes.tokens % 10 >= 6
+    assert by_table[sure].all()
+    assert not by_table[~sure].all()
+    assert 0.3 < routing.counts()[0]["learned_share"] <= 0.51
 
 
 def test_contexts_are_the_tokens_before_within_one_text():
@@ -172,10 +202,11 @@ def test_a_key_value_cache_carries_contexts_on(model):
     with routed(model, whole):
         expected = logits(model, ids)
     with routed(model, parts), torch.no_grad():
+        name = cache_argument(model)
         out = model(input_ids=ids[:, :4], use_cache=True)
         found = [out.logits]
         for at in range(4, 9):
-            out = model(input_ids=ids[:, at : at + 1], past_key_values=out.past_key_values, use_cache=True)
+            out = model(input_ids=ids[:, at : at + 1], use_cache=True, **{name: out[name]})
             found.append(out.logits)
     assert torch.allclose(torch.cat(found, dim=1), expected, atol=1e-4)
     layers = len(gates(model))
@@ -226,10 +257,11 @@ def test_a_context_that_is_not_known_counts_as_absent():
     """A cache that somebody cut behind the routing's back."""
     model, table, ids = tiny_model("olmoe"), Noted(), some_ids(1, 6)
     with routed(model, table), torch.no_grad():
-        cache = model(input_ids=ids, use_cache=True).past_key_values
-        cache.crop(3)
+        name = cache_argument(model)
+        cache = model(input_ids=ids, use_cache=True)[name]
+        cache.crop(-3)
         table.asked.clear()
-        model(input_ids=ids[:, 3:4], past_key_values=cache)
+        model(input_ids=ids[:, 3:4], **{name: cache})
     assert table.asked[0].tolist() == [[-1, -1, -1, ids[0, 3]]]
 
 
