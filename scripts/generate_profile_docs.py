@@ -1,7 +1,7 @@
-"""Write the tables of keys in docs/profiles.md from the models that read them.
+"""Write the tables of keys in docs/profiles.md and docs/fleet.md from the models that read them.
 
-python scripts/generate_profile_docs.py            rewrite the part between the two markers
-python scripts/generate_profile_docs.py --check    exit with 1 where the file is not up to date
+python scripts/generate_profile_docs.py            rewrite the parts between the two markers
+python scripts/generate_profile_docs.py --check    exit with 1 where a file is not up to date
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from workflow_composer.fleet.command import CAPABILITIES
+from workflow_composer.fleet.settings import AlertSettings, FleetSettings, MonitorSettings, RoleSpec, SlurmSettings
 from workflow_composer.profiles.models import BreakerSettings, ModelSpec, RetrySettings, TierSpec, TimeoutSettings
 from workflow_composer.routers.adaptive import AdaptiveSettings
 from workflow_composer.routers.cascade import CascadeSettings
@@ -23,7 +25,8 @@ from workflow_composer.routers.cascading_provider import CascadingProviderSettin
 from workflow_composer.routers.feedback_settings import AuditSettings, ExecutionFeedbackSettings
 from workflow_composer.strategy import StrategyConfig
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "profiles.md"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGE, FLEET_PAGE = DOCS / "profiles.md", DOCS / "fleet.md"
 BEGIN, END = "<!-- keys: generated -->", "<!-- keys: end -->"
 SECTIONS: Mapping[str, type[BaseModel]] = {
     "The profile": StrategyConfig,
@@ -38,26 +41,51 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "`routers`: `execution_feedback`": ExecutionFeedbackSettings,
     "`routers`: `execution_feedback`: `audit`": AuditSettings,
 }
+FLEET_SECTIONS: Mapping[str, type[BaseModel]] = {
+    "The fleet file": FleetSettings,
+    "`roles.NAME`": RoleSpec,
+    "`slurm`": SlurmSettings,
+    "`monitor`": MonitorSettings,
+    "`monitor.alerts`": AlertSettings,
+}
 SCALARS = {str: "text", bool: "true or false", int: "whole number", float: "number"}
 
 
-def tables() -> str:
-    """One table per part of a profile."""
-    return "\n\n".join(f"### {title}\n\n{_table(model)}" for title, model in SECTIONS.items())
+def tables(sections: Mapping[str, type[BaseModel]]) -> str:
+    """One table per part of a file."""
+    return "\n\n".join(f"### {title}\n\n{_table(model)}" for title, model in sections.items())
+
+
+def capabilities() -> str:
+    """What each GPU can run: the methods by the least compute capability that they need."""
+    rows = []
+    for level in sorted(set(CAPABILITIES.values())):
+        names = ", ".join(f"`{name}`" for name, least in CAPABILITIES.items() if least == level)
+        rows.append(f"| {level // 10}.{level % 10} | {names} |")
+    return "\n".join(["### Quantisation", "", "| compute capability | methods |", "|---|---|", *rows])
 
 
 def page(text: str) -> str:
-    """The page with its generated part renewed."""
+    """The page of profiles with its generated part renewed."""
+    return _renewed(text, tables(SECTIONS))
+
+
+def fleet_page(text: str) -> str:
+    """The page of the fleet file with its generated part renewed."""
+    return _renewed(text, f"{tables(FLEET_SECTIONS)}\n\n{capabilities()}")
+
+
+def _renewed(text: str, generated: str) -> str:
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{generated}\n\n{END}{after}"
 
 
 def _table(model: type[BaseModel]) -> str:
     rows = [
         f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {field.description} |"
         for name, field in model.model_fields.items()
-        if (model, name) != (ModelSpec, "name")
+        if not (name == "name" and model in (ModelSpec, RoleSpec))
     ]
     return "\n".join(["| key | value | default | meaning |", "|---|---|---|---|", *rows])
 
@@ -99,15 +127,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the file is stale")
     check = parser.parse_args().check
-    old = PAGE.read_text(encoding="utf-8")
-    new = page(old)
-    if new == old:
-        return 0
-    if check:
-        print(f"{PAGE} is not up to date: run python scripts/generate_profile_docs.py", file=sys.stderr)
-        return 1
-    PAGE.write_text(new, encoding="utf-8")
-    return 0
+    pages = {place: renew(place.read_text(encoding="utf-8")) for place, renew in ((PAGE, page), (FLEET_PAGE, fleet_page))}
+    stale = {place: new for place, new in pages.items() if new != place.read_text(encoding="utf-8")}
+    for place, new in stale.items():
+        if check:
+            print(f"{place} is not up to date: run python scripts/generate_profile_docs.py", file=sys.stderr)
+        else:
+            place.write_text(new, encoding="utf-8")
+    return 1 if check and stale else 0
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ ROUTERS = {
 }
 _ROUTER_EXTRAS = {"adaptive": "calibration"}
 BACKENDS = {
-    "vllm": "workflow_composer.backends.openai_compatible:OpenAICompatibleBackend",
+    "vllm": "workflow_composer.backends.vllm:vllm_backend",
     "openai": "workflow_composer.backends.openai_compatible:OpenAICompatibleBackend",
     "embedded": "workflow_composer.backends.embedded:EmbeddedBackend",
     "replay": "workflow_composer.backends.replay:ReplayBackend",

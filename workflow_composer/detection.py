@@ -32,7 +32,7 @@ async def detect_strategy(
         return "cloud_only"
     if embedded():
         return "development"
-    places = ", ".join(hybrid.vllm_endpoints.values())
+    places = ", ".join(place for role in hybrid.vllm_endpoints for place in hybrid.servers_of(role))
     raise NoStrategy(
         "no strategy was named and nothing to work with was found: no server answers at "
         f"{places}; none of {', '.join(dict.fromkeys(keys))} is set; the embedded engine is not installed",

@@ -7,12 +7,14 @@
     │   ├── ProfileNotFound          no profile of that name
     │   ├── ProfileError             names file, line, key, what was found, what is allowed
     │   ├── CertificateMismatch      a certificate was made for something else than what would run
+    │   ├── ContextError             a context template is missing, faulty, or not the pinned one
     │   └── InfeasibleTarget         no rule could accept so much with so few errors
     ├── PluginError                  a plugin is broken or clashes with another
     ├── InputError                   data given by the caller cannot be read
     │   └── MarkerError              a routing string is malformed; points at the part
     ├── RoutingError                 no plan can be made for a request
     │   └── NoStrategy               nothing is configured and nothing was detected
+    ├── FleetError                   a server of the fleet cannot be started, found or stopped
     ├── EgressDenied                 the profile forbids sending bytes to that host
     ├── ModelError                   one call to one model failed
     │   ├── BadRequest               400: the request itself is at fault
@@ -82,6 +84,12 @@ class CertificateMismatch(ConfigError):
     """A certificate does not hold for what would run; the message names each field that differs."""
 
 
+class ContextError(ConfigError):
+    """A context template is missing, faulty, or not the one that is pinned. ``task``: the profile's, where it names it."""
+
+    task: str | None = None
+
+
 class InfeasibleTarget(ConfigError):
     """No rule, however good its scores, could accept so many answers with so few wrong ones."""
 
@@ -125,6 +133,14 @@ class NoStrategy(RoutingError):
     """No strategy was named and none could be detected."""
 
 
+class FleetError(WorkflowComposerError):
+    """A server of the fleet cannot be started, found or stopped. ``problems`` holds one line for each reason."""
+
+    def __init__(self, message: str, *, hint: str = "", problems: Sequence[str] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.problems = tuple(problems) or (message,)
+
+
 class EgressDenied(WorkflowComposerError):
     """The profile forbids sending bytes to this host. Raised by the transport, before any byte has left."""
 
@@ -135,6 +151,7 @@ class ModelError(WorkflowComposerError):
     """One call to one model failed.
 
     ``status`` is the HTTP status where there was one; ``retry_after`` seconds, where the server asked for a pause.
+    ``sent`` is False where no connection was made in time. ``failovers`` are servers of the model that failed before.
     """
 
     exit_code = 5
@@ -145,6 +162,8 @@ class ModelError(WorkflowComposerError):
         super().__init__(message, hint=hint)
         self.status = status
         self.retry_after = retry_after
+        self.sent = True
+        self.failovers: tuple[Attempt, ...] = ()
 
 
 class BadRequest(ModelError):

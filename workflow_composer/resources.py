@@ -7,12 +7,14 @@ import importlib.util
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from workflow_composer.backends.egress import EgressPolicy, http_client
+from workflow_composer.backends.places import Finder
 from workflow_composer.backends.probe import api_url, probe
+from workflow_composer.backends.replica import Place
 from workflow_composer.types import EndpointStatus, ResourceStatus
 
 if TYPE_CHECKING:
@@ -23,9 +25,13 @@ PROBE_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class _Target:
+    """One server to ask; ``registered``: the registry has named it, and the model that it serves."""
+
     name: str
     url: str
     key: str | None
+    model: str | None = None
+    registered: bool = False
 
 
 class ResourceDetector:
@@ -50,27 +56,41 @@ class ResourceDetector:
 
     async def detect(self) -> ResourceStatus:
         """Probe now. Never raises; what is wrong with a server stands in its ``detail``."""
-        endpoints = await self._probe(self._targets())
+        finders = {role: Finder(self._config, role, self._environ) for role in self._config.vllm_endpoints}
+        places = dict(zip(finders, await asyncio.gather(*(finder.places() for finder in finders.values())), strict=True))
+        targets = [target for role in finders for target in self._targets(role, places[role] or ())]
+        found = await self._probe([*targets, *self._models()])
+        endpoints: dict[str, EndpointStatus] = {}
+        for role, finder in finders.items():
+            answers = [status for target, status in found if target.name == role]
+            one = len(finder.listed) == 1 and not finder.registered
+            endpoints[role] = answers[0] if one else finder.summary(role, answers)
+        endpoints |= {target.name: status for target, status in found if target.name not in finders}
         return replace(unprobed(self._config, self._environ), endpoints=endpoints, probed_at=time.time())
 
-    async def _probe(self, targets: list[_Target]) -> dict[str, EndpointStatus]:
+    async def _probe(self, targets: list[_Target]) -> list[tuple[_Target, EndpointStatus]]:
         if not targets:
-            return {}
+            return []
         egress = self._egress or EgressPolicy.of(self._config)
-        questions = {(target.url, target.key) for target in targets}
+        for target in targets:
+            if target.registered:
+                egress = egress.admitting(target.url)
+        questions = list(dict.fromkeys((target.url, target.key, target.model) for target in targets))
         async with http_client(egress, environ=self._environ) as client:
-            found = await asyncio.gather(*(probe(client, "", url, limit=self._limit, key=key) for url, key in questions))
+            found = await asyncio.gather(
+                *(probe(client, "", url, limit=self._limit, key=key, model=model) for url, key, model in questions)
+            )
         answers = dict(zip(questions, found, strict=True))
-        return {target.name: replace(answers[target.url, target.key], name=target.name) for target in targets}
+        return [(target, replace(answers[target.url, target.key, target.model], name=target.name)) for target in targets]
 
-    def _targets(self) -> list[_Target]:
-        config = self._config
-        keys = {spec.endpoint: self._key(spec) for spec in config.models.values() if spec.endpoint}
-        targets = [_Target(role, api_url(url), keys.get(role)) for role, url in config.vllm_endpoints.items()]
-        for name, spec in config.models.items():
-            if spec.backend == "vllm" and spec.base_url and spec.endpoint is None:
-                targets.append(_Target(name, api_url(spec.base_url), self._key(spec)))
-        return targets
+    def _targets(self, role: str, places: Iterable[Place]) -> list[_Target]:
+        keys = {spec.endpoint: self._key(spec) for spec in self._config.models.values() if spec.endpoint}
+        return [_Target(role, place.url, keys.get(role), place.model, place.registered) for place in places]
+
+    def _models(self) -> list[_Target]:
+        """Models with a server of their own."""
+        own = {name: s for name, s in self._config.models.items() if s.backend == "vllm" and s.endpoint is None}
+        return [_Target(name, api_url(s.base_url), self._key(s)) for name, s in own.items() if s.base_url]
 
     def _key(self, spec: ModelSpec) -> str | None:
         return self._environ.get(spec.api_key_env) if spec.api_key_env else None

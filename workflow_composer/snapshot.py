@@ -14,15 +14,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from workflow_composer.backends.base import BackendContext
+from workflow_composer.backends.base import BackendContext, ManyServers
 from workflow_composer.backends.egress import EgressPolicy
 from workflow_composer.backends.pricing import GpuMeter, Price
 from workflow_composer.cascade.attempt import Observer
-from workflow_composer.cascade.breaker import CircuitBreaker
+from workflow_composer.cascade.breaker import CircuitBreaker, NoBreaker
 from workflow_composer.cascade.endpoint import Endpoint
 from workflow_composer.cascade.executor import PlanExecutor
 from workflow_composer.cascade.retry import RetryPolicy
-from workflow_composer.errors import ConfigError, ProfileError, RoutingError, WorkflowComposerError
+from workflow_composer.contexts.applying import Contexts
+from workflow_composer.errors import ConfigError, ContextError, ProfileError, RoutingError, WorkflowComposerError
 from workflow_composer.names import nearest
 from workflow_composer.plugins import Provided, Registry
 from workflow_composer.routers.base import Router, RouterContext
@@ -42,6 +43,7 @@ class Snapshot:
         endpoints: Mapping[str, Endpoint],
         executor: PlanExecutor,
         resources: ResourceStatus,
+        contexts: Contexts,
     ) -> None:
         self.config = config
         self.egress = egress
@@ -50,6 +52,7 @@ class Snapshot:
         self.routers: tuple[Router, ...] = ()
         self.listeners: Mapping[str, Router] = {}
         self.resources = resources
+        self.contexts = contexts
         self._candidates: dict[str, tuple[Candidate, ...]] = {}
         self._lock = threading.Lock()
         self._users = 0
@@ -139,7 +142,7 @@ def build(
 ) -> Snapshot:
     """Build a snapshot from a profile; does no I/O. Raises `ConfigError` where the profile asks for what is not there."""
     egress = EgressPolicy.of(config)
-    endpoints = _endpoints(config, registry, BackendContext(config, egress, environ))
+    endpoints = _endpoints(config, registry, BackendContext(config, egress, environ, report))
     executor = PlanExecutor(
         endpoints,
         retry=RetryPolicy(config.retries.attempts, config.retries.base_delay, config.retries.max_delay),
@@ -147,7 +150,7 @@ def build(
         observer=observer,
         local_only=not config.allow_cloud,
     )
-    snapshot = Snapshot(config, egress, endpoints, executor, resources)
+    snapshot = Snapshot(config, egress, endpoints, executor, resources, contexts_of(config, environ))
     context = RouterContext(
         config,
         snapshot.candidates,
@@ -159,6 +162,15 @@ def build(
     listening = [router for router in snapshot.routers if type(router).answered is not Router.answered]
     snapshot.listeners = {router.name: router for router in listening}
     return snapshot
+
+
+def contexts_of(config: StrategyConfig, environ: Mapping[str, str]) -> Contexts:
+    """The contexts under a profile. Raises `ProfileError` where it names one that is not there or is faulty."""
+    try:
+        return Contexts.of(config.task_contexts, base=config.directory, environ=environ)
+    except ContextError as error:
+        where = config.where("task_contexts", error.task or "")
+        raise ProfileError([f"{where}: {error.message}"], hint=error.hint) from None
 
 
 def _endpoints(config: StrategyConfig, registry: Registry, context: BackendContext) -> dict[str, Endpoint]:
@@ -180,11 +192,14 @@ def _endpoints(config: StrategyConfig, registry: Registry, context: BackendConte
         if not backend.local and not config.allow_cloud:
             where = config.where("models", name)
             raise ProfileError([f"{where}: backend {spec.backend!r} sends data out, and the profile has allow_cloud: false"])
+        candidate = Candidate(name, backend.local, spec.context_length, spec.endpoint, tuple(spec.capabilities))
+        if isinstance(backend, ManyServers):
+            made[name] = Endpoint(candidate, backend, Price.of(spec), NoBreaker(), backend.meter)
+            continue
         server = _server(spec)
         breaker = breakers.setdefault(
             server, CircuitBreaker(name, failures=config.circuit_breaker.failures, cooldown=config.circuit_breaker.cooldown)
         )
-        candidate = Candidate(name, backend.local, spec.context_length, spec.endpoint, tuple(spec.capabilities))
         made[name] = Endpoint(candidate, backend, Price.of(spec), breaker, meters.setdefault(server, GpuMeter()))
     return made
 

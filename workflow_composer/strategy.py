@@ -26,9 +26,11 @@ from workflow_composer.profiles.models import (
     Name,
     Names,
     NameToName,
-    NameToPlace,
+    NameToNames,
     Part,
+    Place,
     RetrySettings,
+    RoleToServers,
     Routers,
     RouterSpec,
     Tiers,
@@ -37,6 +39,7 @@ from workflow_composer.profiles.models import (
     as_written,
     frozen,
     frozen_mapping,
+    registered_role,
 )
 from workflow_composer.profiles.normal import NormalForm, as_tree, without_secrets
 from workflow_composer.profiles.source import KeyPath, Problems, Source, read_profile
@@ -81,13 +84,26 @@ class StrategyConfig(Part):
     debug_routing: bool = Field(
         default=False, description="Explain every decision in the log, and write prompts to the metrics file."
     )
-    vllm_endpoints: NameToPlace = frozen_mapping("Role -> URL of a model server of your own, up to and including `/v1`.")
+    vllm_endpoints: RoleToServers = frozen_mapping(
+        "Role -> URL of a model server of your own, up to and including `/v1`; `registry:ROLE` for the servers that a fleet "
+        "has registered; or a list of such places, among which calls are balanced."
+    )
+    registry: Place | None = Field(
+        default=None,
+        description="Folder of the fleet's registry, relative to the profile's file. Default: "
+        "`~/.local/state/workflow-composer/registry`; $WORKFLOW_COMPOSER_REGISTRY goes before both.",
+    )
     local_networks: Names = Field(
         default=(), description="Networks (CIDR) of public addresses that are nevertheless your own machines."
     )
     task_routing: NameToName = frozen_mapping(
         'Task -> a role, model, tier or routing string, `cloud`, or `cascade` (all tiers). The task `"*"` stands for every '
         "task that is not listed."
+    )
+    task_contexts: NameToNames = frozen_mapping(
+        "Task -> the context templates that stand first in its requests: a name or a list of names, such as `file-formats`, "
+        '`file-formats@1`, or paths relative to the profile\'s file. The task `"*"` stands for every task that is not '
+        "listed."
     )
     fallback: Names = Field(
         default=(),
@@ -177,6 +193,15 @@ class StrategyConfig(Part):
         """Where the profile sends this task; None where it sends it nowhere."""
         return self.task_routing.get(task, self.task_routing.get(ANY_TASK))
 
+    def servers_of(self, role: str | None) -> tuple[str, ...]:
+        """The places of a role, URLs and ``registry:ROLE``, in the profile's order; empty where it has none.
+
+        >>> StrategyConfig(profile_name="mine", vllm_endpoints={"coder": "registry:coder"}).servers_of("coder")
+        ('registry:coder',)
+        """
+        places = self.vllm_endpoints.get(role, ()) if role is not None else ()
+        return (places,) if isinstance(places, str) else places
+
     def resolve(self, target: str) -> tuple[ModelSpec, ...]:
         """The models that a role, catalogue model, tier or ``cloud`` stands for, best first.
 
@@ -244,11 +269,16 @@ def _callable_specs(config: StrategyConfig) -> Mapping[str, ModelSpec]:
     for name, spec in specs.items():
         filled: dict[str, Any] = {}
         if spec.endpoint is not None:
-            filled["base_url"] = config.vllm_endpoints[spec.endpoint]
+            filled["base_url"] = _only_url(config.servers_of(spec.endpoint))
         if name in costs and not spec.priced:
             filled |= {"input_price": costs[name], "output_price": costs[name]}
         specs[name] = spec.model_copy(update=filled)
     return MappingProxyType(specs)
+
+
+def _only_url(places: tuple[str, ...]) -> str | None:
+    """The URL of a role with one server; None where a backend of several finds them."""
+    return places[0] if len(places) == 1 and registered_role(places[0]) is None else None
 
 
 # ------------------------------------------------------------------------------------------------------------- finding

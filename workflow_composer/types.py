@@ -70,7 +70,8 @@ class LLMRequest:
 
     ``task_type`` selects the route in the profile. ``model`` names a role, tier, catalogue model or routing string instead
     and leaves the router no choice. ``budget`` is what the answer may cost (dollars): no tier is started that would
-    probably cost more than is left of it. Every other field that is not None reaches the model unchanged or raises
+    probably cost more than is left of it. ``context`` names templates that stand first (docs/contexts.md; None: those
+    that the profile gives its task, empty: none). Every other field that is not None reaches the model unchanged or raises
     `Unsupported`; ``extra`` holds fields that only some servers know and is passed through as it is.
     """
 
@@ -91,6 +92,7 @@ class LLMRequest:
     extra: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     timeout: float | None = None
     budget: float | None = None
+    context: tuple[str, ...] | None = None
     metadata: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     request_id: str = field(default_factory=new_request_id)
 
@@ -215,18 +217,20 @@ class Completion:
     """What a backend returns: ``samples`` answers by ``model`` (the name the server gives).
 
     ``cost`` is in dollars where the backend knows it; None: it follows from the usage and the profile's prices.
+    ``failovers`` are attempts at other servers of the model, named by their addresses, that had failed before.
     """
 
     samples: tuple[Sample, ...]
     usage: Usage
     model: str
     cost: float | None = None
+    failovers: tuple[Attempt, ...] = ()
 
 
 @quick
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a streamed answer. The last one of a stream may carry only ``usage``."""
+    """A piece of a streamed answer. The last one of a stream may carry only ``usage``; ``failovers`` as in `Completion`."""
 
     text: str = ""
     finish_reason: str | None = None
@@ -234,6 +238,7 @@ class Chunk:
     logprobs: tuple[TokenLogprob, ...] = ()
     usage: Usage | None = None
     model: str | None = None
+    failovers: tuple[Attempt, ...] = ()
 
     @property
     def carries_content(self) -> bool:
@@ -250,6 +255,7 @@ class Embeddings:
     usage: Usage = Usage()
     candidate: str = ""
     cost: float = 0.0
+    failovers: tuple[Attempt, ...] = ()
 
 
 # ---------------------------------------------------------------------------------------------------------- the answer
@@ -361,7 +367,7 @@ class LLMResponse:
 
 @dataclass(frozen=True, slots=True)
 class EndpointStatus:
-    """What a probe of one local server found. ``detail`` explains in words, also where all is well."""
+    """What a probe of one local server found, or of all ``replicas`` of a role. ``detail`` explains in words, always."""
 
     name: str
     url: str
@@ -369,6 +375,7 @@ class EndpointStatus:
     models: tuple[str, ...] = ()
     latency_ms: float | None = None
     detail: str = ""
+    replicas: tuple[EndpointStatus, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

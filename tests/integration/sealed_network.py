@@ -13,6 +13,8 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from tests.integration.stub_backends import cloud_backend, local_backend
 from tests.integration.stub_server import Reply, StubServer
 from workflow_composer import ModelOrchestrator
 from workflow_composer.backends.egress import EgressPolicy, http_client
+from workflow_composer.fleet.registry import Entry, Registry
 from workflow_composer.strategy import StrategyConfig
 from workflow_composer.types import Timeouts
 
@@ -152,6 +155,28 @@ def redirect() -> Any:
         return run(local_backend(server.url), "complete")
 
 
+def registered(host: str, use: Callable[[ModelOrchestrator], Any], *, role: str = "coder") -> Any:
+    """Something done under a profile that keeps data local, after somebody has registered a server there."""
+    with tempfile.TemporaryDirectory() as folder:
+        places = {"server": "s", "role": role, "host": host, "port": 8001, "model": "m", "state": "ready"}
+        Registry(Path(folder)).publish(Entry(**places, started=time.time(), updated=0.0))
+        config = StrategyConfig(
+            profile_name="local",
+            allow_cloud=False,
+            vllm_endpoints={"coder": "registry:coder"},
+            task_routing={"*": "coder"},
+            registry=folder,
+        )
+        with ModelOrchestrator(config, metrics=None) as models:
+            return use(models)
+
+
+def registered_near() -> Any:
+    """The positive control: a registered server on this machine answers."""
+    with StubServer(port=8001) as server:
+        return registered(server.host, lambda models: models.generate("secret").text)
+
+
 def foreign_client() -> Any:
     """A plugin's backend that asks the package's client for a foreign host."""
 
@@ -203,6 +228,11 @@ ACTIONS: dict[str, Callable[[], Any]] = {
     "sealed: far name probed": far_name_probed,
     "sealed: redirect": redirect,
     "sealed: foreign client": foreign_client,
+    "sealed: registered near": registered_near,
+    "sealed: registered far": lambda: registered(FAR, lambda models: models.generate("secret")),
+    "sealed: registered far name": lambda: registered("gpu-far", lambda models: models.generate("secret")),
+    "sealed: registered far status": lambda: registered("gpu-far", lambda models: models.status().resources),
+    "sealed: registered for another": lambda: registered("127.0.0.1", lambda models: models.generate("secret"), role="math"),
     "seen at the end: udp": udp,
 }
 

@@ -104,7 +104,11 @@ Handler = Callable[[Request], Reply]
 
 
 class StubServer:
-    """Listens from construction on; a context manager that stops it. ``listing`` replaces the answer to ``/models``."""
+    """Listens from construction on; a context manager that stops it.
+
+    ``listing`` replaces the answer to ``/models``; ``answer`` makes the answer to each POST that has none in the script;
+    ``metrics`` is what ``/metrics`` says, where it says anything.
+    """
 
     def __init__(
         self,
@@ -117,12 +121,16 @@ class StubServer:
         self.scheme = "https" if tls else "http"
         self.models = list(models)
         self.listing: Reply | None = None
+        self.answer: Handler | None = None
+        self.metrics: str | None = None
         self.requests: list[Request] = []
         self.connections = 0
         self.open = 0
         self.disconnects = 0
         self._script: deque[Reply | Handler] = deque()
         self._changed = threading.Condition()
+        self._going = threading.Event()
+        self._going.set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="stub-server", daemon=True)
         self._thread.start()
@@ -147,8 +155,18 @@ class StubServer:
         with self._changed:
             return self._changed.wait_for(lambda: condition(self), seconds)
 
+    def freeze(self) -> None:
+        """Answer nothing from now on, but keep port and connections open, as SIGSTOP would."""
+        self._going.clear()
+        self._loop.call_soon_threadsafe(self._going.wait)
+
+    def thaw(self) -> None:
+        """Go on."""
+        self._going.set()
+
     def close(self) -> None:
         """Stop listening and cut every connection."""
+        self.thaw()
         if not self._loop.is_closed():
             asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -195,6 +213,10 @@ class StubServer:
         if request.method == "POST" and self._script:
             scripted = self._script.popleft()
             return scripted(request) if callable(scripted) else scripted
+        if request.method == "POST" and self.answer is not None:
+            return self.answer(request)
+        if request.path == "/metrics" and self.metrics is not None:
+            return Reply(body=self.metrics.encode(), headers={"Content-Type": "text/plain"})
         if request.path.endswith("/models"):
             return self.listing or Reply.of(
                 {"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]}

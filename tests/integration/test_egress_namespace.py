@@ -77,6 +77,11 @@ def test_what_leaves_is_seen(report, action, packet):
         ("far name probed", "local_networks"),
         ("redirect", "ModelNotFound"),
         ("foreign client", "EgressDenied"),
+        ("registered near", "an answer"),
+        ("registered far", "out in the world"),
+        ("registered far name", "out in the world"),
+        ("registered far status", "local_networks"),
+        ("registered for another", "no server of coder is ready"),
     ],
 )
 def test_nothing_leaves(report, action, outcome):

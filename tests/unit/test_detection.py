@@ -2,9 +2,11 @@
 
 import pytest
 
-from tests.integration.stub_server import StubServer
+from tests.integration.stub_server import MODEL, StubServer
 from workflow_composer.detection import detect_strategy
 from workflow_composer.errors import NoStrategy
+from workflow_composer.fleet.places import REGISTRY_VARIABLE
+from workflow_composer.fleet.registry import Entry, Registry
 from workflow_composer.strategy import StrategyConfig
 
 
@@ -21,6 +23,27 @@ async def test_a_healthy_local_server_comes_first():
     with StubServer() as stub:
         found = await detect_strategy({"DEEPSEEK_API_KEY": "x"}, hybrid=servers(stub.url), embedded=lambda: True)
     assert found == "t4_hybrid"
+
+
+async def test_a_registered_server_counts_as_a_local_one(tmp_path):
+    """Wherever the scheduler put it; without one, a registry is nothing."""
+    hybrid = StrategyConfig(profile_name="p", vllm_endpoints={"coder": ["http://127.0.0.1:9/v1", "registry:coder"]})
+    environ = {REGISTRY_VARIABLE: str(tmp_path)}
+    with StubServer() as stub:
+        assert await detect_strategy(environ, hybrid=hybrid, embedded=lambda: True) == "development"
+        Registry(tmp_path).publish(
+            Entry(
+                server="coder",
+                role="coder",
+                host=stub.host,
+                port=stub.port,
+                model=MODEL,
+                state="ready",
+                started=1.0,
+                updated=0.0,
+            )
+        )
+        assert await detect_strategy(environ, hybrid=hybrid, embedded=lambda: True) == "t4_hybrid"
 
 
 async def test_a_cloud_key_comes_next():

@@ -54,13 +54,22 @@ def test_a_shipped_profile_explains_itself(name):
 def test_t4_hybrid_is_four_local_servers_with_the_cloud_behind_them():
     """Roles on ports 8001 to 8004; deepseek-v3, then claude-3.5-sonnet take over."""
     config = shipped("t4_hybrid")
-    ports = {role: url.split(":")[-1] for role, url in config.vllm_endpoints.items()}
+    ports = {role: config.servers_of(role)[0].split(":")[-1] for role in config.vllm_endpoints}
     assert ports == {"generalist": "8001/v1", "coder": "8002/v1", "math": "8003/v1", "embeddings": "8004/v1"}
     assert config.allow_cloud
     assert config.fallback == ("deepseek-v3", "claude-3.5-sonnet")
     assert [spec.name for spec in config.resolve(config.route_of("orchestration"))] == ["deepseek-v3", "claude-3.5-sonnet"]
     assert config.resolve("coder")[0].name == "Qwen/Qwen2.5-Coder-7B-Instruct-AWQ"
     assert [router.name for router in config.routers] == ["cascade", "cascading_provider"]
+
+
+@pytest.mark.parametrize("name", ["t4_hybrid", "t4_local_only"])
+def test_the_servers_of_a_role_are_one_here_and_those_that_a_fleet_has_registered(name):
+    """Wherever the scheduler put them."""
+    for role in ("generalist", "coder", "math", "embeddings"):
+        here, registered = shipped(name).servers_of(role)
+        assert here.startswith("http://localhost:800")
+        assert registered == f"registry:{role}"
 
 
 @pytest.mark.parametrize("name", ["t4_hybrid", "t4_local_only"])

@@ -244,6 +244,59 @@ def test_a_tier_that_names_a_role_prices_the_model_behind_it():
     assert config.backend_specs()["m"].input_price == 4.0
 
 
+# ---------------------------------------------------------------------------------------------------- several servers
+
+
+def test_a_role_may_have_one_server_a_list_of_them_or_those_of_the_registry():
+    """All are asked for in one form; only a single URL is the model's own."""
+    endpoints = {
+        "one": "http://h:1/v1",
+        "listed": ["http://h:2/v1", "registry:coder"],
+        "alone": ["http://h:3/v1"],
+        "found": "registry:coder",
+    }
+    config = made(vllm_endpoints=endpoints)
+    assert config.servers_of("one") == ("http://h:1/v1",)
+    assert config.servers_of("listed") == ("http://h:2/v1", "registry:coder")
+    assert config.servers_of("found") == ("registry:coder",)
+    assert config.servers_of("none") == config.servers_of(None) == ()
+    assert {name: spec.base_url for name, spec in config.backend_specs().items()} == {
+        "one": "http://h:1/v1",
+        "listed": None,
+        "alone": "http://h:3/v1",
+        "found": None,
+    }
+
+
+def test_several_servers_are_printed_as_they_were_written(tmp_path):
+    """And load again as the same profile; the registry's folder is relative to the file."""
+    path = tmp_path / "p.yaml"
+    path.write_text(
+        "profile_name: p\nregistry: ${PLACE}/registry\n"
+        "vllm_endpoints: {a: ['http://${HOST}:1/v1', 'registry:a'], b: 'registry:b', c: 'http://h:2/v1'}\n"
+    )
+    config = StrategyConfig.from_yaml(path, environ={"HOST": "gpu-7", "PLACE": "shared"})
+    assert config.servers_of("a") == ("http://gpu-7:1/v1", "registry:a")
+    assert config.registry == str(tmp_path / "shared" / "registry")
+    written = config.to_dict()
+    assert written["vllm_endpoints"] == {
+        "a": ["http://${HOST}:1/v1", "registry:a"],
+        "b": "registry:b",
+        "c": "http://h:2/v1",
+    }
+    assert written["registry"] == "${PLACE}/registry"
+    (tmp_path / "q.yaml").write_text(yaml.safe_dump(written))
+    assert StrategyConfig.from_yaml(tmp_path / "q.yaml", environ={"HOST": "gpu-7", "PLACE": "shared"}) == config
+
+
+def test_roles_of_the_registry_are_named_as_in_the_fleet():
+    """The profile's rule and the fleet's are one."""
+    from workflow_composer.fleet.registry import ROLE
+    from workflow_composer.profiles.models import REGISTERED_ROLE
+
+    assert REGISTERED_ROLE.pattern == ROLE.pattern
+
+
 # ----------------------------------------------------------------------------------------------- variables and paths
 
 

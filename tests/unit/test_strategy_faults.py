@@ -134,6 +134,19 @@ ONE_FAULT = {
     "query in a URL": ("models: {m: {backend: vllm, base_url: 'http://h/v1?a=b'}}", "3: models.m.base_url: .*query or a fragment"),
     "empty URL": ("models: {m: {backend: vllm, base_url: ''}}", "3: models.m.base_url: .*does not begin with http"),
     "bad endpoint": ("task_routing: {a: coder}", "2: vllm_endpoints.coder: found 'h:1'; it does not begin", "profile_name: p\nvllm_endpoints: {coder: 'h:1'}\n"),
+    "no servers": ("task_routing: {a: coder}", '2: vllm_endpoints.coder: the list is empty', "profile_name: p\nvllm_endpoints: {coder: []}\n"),
+    "server of a number": ("task_routing: {a: coder}", '2: vllm_endpoints.coder: found 3, which YAML reads as a number; allowed: a URL such as http://localhost:8001/v1, registry:ROLE, or a list', "profile_name: p\nvllm_endpoints: {coder: 3}\n"),
+    "servers in a mapping": ("task_routing: {a: coder}", '2: vllm_endpoints.coder: found a mapping; allowed: a URL', "profile_name: p\nvllm_endpoints: {coder: {a: b}}\n"),
+    "number among servers": ("task_routing: {a: coder}", '2: vllm_endpoints.coder\\[1\\]: found 8001, .*; allowed: a URL', "profile_name: p\nvllm_endpoints: {coder: ['http://h:1/v1', 8001]}\n"),
+    "bad URL among servers": ("task_routing: {a: coder}", "2: vllm_endpoints.coder\\[1\\]: found 'h:1'; it does not begin with http", "profile_name: p\nvllm_endpoints: {coder: ['http://h:1/v1', 'h:1']}\n"),
+    "server twice": ("task_routing: {a: coder}", '2: vllm_endpoints.coder\\[2\\]: this server stands twice', "profile_name: p\nvllm_endpoints: {coder: ['http://h:1/v1', 'registry:coder', 'http://H:1/']}\n"),
+    "registry twice": ("task_routing: {a: coder}", '2: vllm_endpoints.coder\\[1\\]: this server stands twice', "profile_name: p\nvllm_endpoints: {coder: ['registry:coder', 'registry:coder']}\n"),
+    "registry without a role": ("task_routing: {a: coder}", "2: vllm_endpoints.coder: found 'registry:'; '' is no name of a role; allowed: registry:ROLE", "profile_name: p\nvllm_endpoints: {coder: 'registry:'}\n"),
+    "registry of no role": ("task_routing: {a: coder}", "2: vllm_endpoints.coder: found 'registry:a/b'; 'a/b' is no name of a role", "profile_name: p\nvllm_endpoints: {coder: 'registry:a/b'}\n"),
+    "registry misspelt": ("task_routing: {a: coder}", "2: vllm_endpoints.coder: found 'registery:coder'; it is neither .*; allowed: registry:ROLE, .*; did you mean 'registry'", "profile_name: p\nvllm_endpoints: {coder: 'registery:coder'}\n"),
+    "missing variable among servers": ("task_routing: {a: coder}", '2: vllm_endpoints.coder\\[0\\]: the environment variable NOPE is not set', "profile_name: p\nvllm_endpoints: {coder: ['http://${NOPE}/v1', 'http://h:1/v1']}\n"),
+    "missing variable in the registry": ("registry: '${NOPE}/x'", "3: registry: the environment variable NOPE is not set"),
+    "registry in a model": ("models: {m: {backend: vllm, base_url: 'registry:coder'}}", "3: models.m.base_url: .*does not begin with http"),
     "missing variable": ("models: {m: {backend: vllm, base_url: 'http://${NOPE}/v1'}}", "3: models.m.base_url: the environment variable NOPE is not set"),
     "missing variable in a path": ("models: {m: {backend: replay, path: '${NOPE}/x'}}", "3: models.m.path: the environment variable NOPE is not set"),
     "half a variable": ("models: {m: {backend: replay, path: '${SET/x'}}", "3: models.m.path: found '\\${' that begins no variable"),
@@ -145,6 +158,7 @@ ONE_FAULT = {
     # -------------------------------------------------------------------------------------------------------- governance
     "cloud route": ("allow_cloud: false\ntask_routing:\n  a: coder\n  b: cloud", r"6: task_routing.b: 'cloud' needs the cloud, and allow_cloud is false \(line 3\); allowed: coder"),
     "public server": ("allow_cloud: false\nmodels: {m: {backend: vllm, base_url: 'http://8.8.8.8/v1'}}", "4: models.m.base_url: a public address"),
+    "public server in a list": ("allow_cloud: false", r"2: vllm_endpoints.coder\[1\]: a public address", "profile_name: p\nvllm_endpoints: {coder: ['http://h:1/v1', 'http://8.8.8.8/v1']}\n"),
 }  # fmt: skip
 
 

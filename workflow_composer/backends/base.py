@@ -14,16 +14,21 @@ from workflow_composer.types import Chunk, Completion, Embeddings, EndpointStatu
 
 if TYPE_CHECKING:
     from workflow_composer.backends.egress import EgressPolicy
+    from workflow_composer.backends.pricing import GpuMeter
     from workflow_composer.strategy import ModelSpec, StrategyConfig
 
 
 @dataclass(frozen=True, slots=True)
 class BackendContext:
-    """What every backend of one snapshot shares: the profile, where bytes may go, and the environment's variables."""
+    """What every backend of one snapshot shares: the profile, where bytes may go, and the environment's variables.
+
+    ``report`` tells a person of what a backend has noticed, in a sentence.
+    """
 
     config: StrategyConfig
     egress: EgressPolicy
     environ: Mapping[str, str]
+    report: Callable[[str], None] = lambda text: None
 
 
 @runtime_checkable
@@ -59,6 +64,17 @@ class Backend(Protocol):
     async def close(self) -> None:
         """Release connections, threads and memory; safe to call twice."""
         ...
+
+
+@runtime_checkable
+class ManyServers(Backend, Protocol):
+    """A backend that finds one of several servers for each call.
+
+    It keeps record of each server's failures itself, so that no breaker closes the way to a server that has just come. Its
+    ``meter`` knows how many GPUs are at work.
+    """
+
+    meter: GpuMeter
 
 
 BackendFactory = Callable[["ModelSpec", BackendContext], Backend]

@@ -13,10 +13,11 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from workflow_composer.errors import EgressDenied
+from workflow_composer.profiles.models import registered_role
 from workflow_composer.types import Timeouts
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ class EgressPolicy:
     @classmethod
     def of(cls, config: StrategyConfig) -> EgressPolicy:
         """Derive the policy from a profile; raises `EgressDenied` where one of its addresses is no HTTP URL."""
-        local = {endpoint_of(url) for url in config.vllm_endpoints.values()}
+        places = [place for role in config.vllm_endpoints for place in config.servers_of(role)]
+        local = {endpoint_of(url) for url in places if registered_role(url) is None}
         cloud: set[Endpoint] = set()
         for spec in config.models.values():
             if spec.base_url:
@@ -91,6 +93,13 @@ class EgressPolicy:
                 raise self.far(host, port, str(address))
         elif not (self.allow_cloud and endpoint in self.cloud):
             raise self._foreign(endpoint)
+
+    def admitting(self, url: str) -> EgressPolicy:
+        """The same rule, with one more server of the profile's own: a registered one of one of its roles.
+
+        Its address is judged as if the profile had named it. Raises `EgressDenied` where ``url`` is no HTTP URL.
+        """
+        return replace(self, local=self.local | {endpoint_of(url)})
 
     def is_local(self, host: str, port: int) -> bool:
         """Whether this is one of the profile's own servers."""

@@ -16,6 +16,7 @@ from workflow_composer.backends import openai_wire
 from workflow_composer.backends.base import BackendContext
 from workflow_composer.backends.openai_http import OpenAIServer, Secrets
 from workflow_composer.backends.probe import probe
+from workflow_composer.backends.server_load import ServerLoad, read_load
 from workflow_composer.errors import (
     AuthenticationFailed,
     BadRequest,
@@ -110,6 +111,10 @@ class OpenAICompatibleBackend:
         expected = self._model if self.local else None
         client = await self._server.client()
         return await probe(client, self.name, self._server.url, limit=timeout, key=key, model=expected)
+
+    async def load(self) -> ServerLoad:
+        """How busy the server says it is (vLLM's metrics). Raises TimeoutError and the HTTP client's errors."""
+        return await read_load(await self._server.client(), self._server.url)
 
     async def close(self) -> None:
         """Close all connections."""

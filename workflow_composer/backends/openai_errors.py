@@ -91,7 +91,9 @@ def _from_connection(cause: BaseException, server: Server) -> ModelError:
     if isinstance(cause, httpx2.TimeoutException):
         connecting = isinstance(cause, (httpx2.ConnectTimeout, httpx2.PoolTimeout))
         late = "no connection in time (connect)" if connecting else "no answer in time"
-        return CallTimeout(f"{name}: {late}", hint=server.models_hint)
+        error = CallTimeout(f"{name}: {late}", hint=server.models_hint)
+        error.sent = not connecting
+        return error
     if isinstance(cause, (httpx2.LocalProtocolError, httpx2.InvalidURL, httpx2.UnsupportedProtocol)):
         return BadRequest(f"{name}: the request cannot be sent: {type(cause).__name__}", hint="check base_url and key")
     if isinstance(cause, httpx2.DecodingError):

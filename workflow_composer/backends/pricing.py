@@ -66,11 +66,18 @@ class GpuMeter:
         self._in_flight = 0
         self._virtual = 0.0
         self._now = 0.0
+        self._gpus = 1
 
     @property
     def in_flight(self) -> int:
         """Calls started and not yet stopped."""
         return self._in_flight
+
+    def use(self, gpus: int) -> None:
+        """From now on so many GPUs are at work: each second is shared so many times among the calls in flight."""
+        with self._lock:
+            self._advance()
+            self._gpus = gpus
 
     def start(self) -> float:
         """Begin a call; the token belongs in `stop`, which must follow exactly once, also where the call fails."""
@@ -91,7 +98,7 @@ class GpuMeter:
     def _advance(self) -> None:
         now = self._clock()
         if self._in_flight:
-            self._virtual += (now - self._now) / self._in_flight
+            self._virtual += (now - self._now) * self._gpus / self._in_flight
         else:
             # No token is out, so the clock may start anew: it stays small and its differences exact.
             self._virtual = 0.0

@@ -6,7 +6,7 @@ import asyncio
 import time
 from dataclasses import replace
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from workflow_composer.cascade.endpoint import Endpoint
 from workflow_composer.cascade.retry import RetryPolicy
@@ -33,10 +33,11 @@ class Observer(Protocol):
 class MeteredCall:
     """One call to one endpoint: admitted by its breaker, timed, priced, and recorded in the trace however it ends.
 
-    ``usage`` and ``cost`` are filled in by who makes the call; without a cost the usage is priced.
+    ``usage``, ``cost`` and ``failovers`` are filled in by who makes the call; without a cost the usage is priced. Each
+    failover is an attempt of its own; the GPU time that it took is charged with the call that it was part of.
     """
 
-    __slots__ = ("_endpoint", "_gpu", "_probe", "_samples", "_started", "_walk", "cost", "usage")
+    __slots__ = ("_endpoint", "_gpu", "_probe", "_samples", "_started", "_walk", "cost", "failovers", "usage")
 
     def __init__(self, endpoint: Endpoint, walk: Walk, samples: int = 1) -> None:
         self._endpoint = endpoint
@@ -44,6 +45,7 @@ class MeteredCall:
         self._samples = samples
         self.usage = Usage()
         self.cost: float | None = None
+        self.failovers: tuple[Attempt, ...] = ()
 
     def __enter__(self) -> Self:
         self._started = time.perf_counter()
@@ -68,10 +70,18 @@ class MeteredCall:
             breaker.succeed()
             self._endpoint.forecast.learn(self._walk.request, self.usage, self._samples, gpu_seconds)
         elif isinstance(error, ModelError):
+            self.failovers = error.failovers or self.failovers
             breaker.fail(error, probe=self._probe)
         else:
             breaker.release(probe=self._probe)
+        if self.failovers:
+            self._record_failovers()
         self._record(seconds, gpu_seconds, error)
+
+    def _record_failovers(self) -> None:
+        walk, candidate = self._walk, self._endpoint.candidate
+        place: dict[str, Any] = {"tier": walk.tier_index, "candidate": walk.position, "name": candidate.name}
+        walk.trace.attempts.extend(replace(failed, **place) for failed in self.failovers)
 
     def _record(self, seconds: float, gpu_seconds: float, error: BaseException | None) -> None:
         walk, candidate = self._walk, self._endpoint.candidate

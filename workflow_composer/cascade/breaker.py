@@ -20,6 +20,25 @@ TELLING = (ServerFailed, ServerUnreachable, CallTimeout)
 """Errors that speak against the endpoint. A refused request or a full queue does not."""
 
 
+class NoBreaker:
+    """Stands where a backend keeps record of each of its servers itself: always closed."""
+
+    state: State = "closed"
+
+    def admit(self) -> bool:
+        """Let the call pass."""
+        return False
+
+    def succeed(self) -> None:
+        """Nothing is counted."""
+
+    def fail(self, error: BaseException, *, probe: bool) -> None:
+        """Nothing is counted."""
+
+    def release(self, *, probe: bool) -> None:
+        """Nothing is counted."""
+
+
 class CircuitBreaker:
     """One per endpoint, shared by all requests; safe to use from several threads. ``cooldown`` in seconds."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from workflow_composer.backends.base import Backend
 from workflow_composer.backends.pricing import GpuMeter, Price
-from workflow_composer.cascade.breaker import CircuitBreaker
+from workflow_composer.cascade.breaker import CircuitBreaker, NoBreaker
 from workflow_composer.cascade.forecast import Forecast
 from workflow_composer.types import Candidate, LLMRequest, Usage
 
@@ -21,7 +21,7 @@ class Endpoint:
     candidate: Candidate
     backend: Backend
     price: Price
-    breaker: CircuitBreaker
+    breaker: CircuitBreaker | NoBreaker
     meter: GpuMeter
     forecast: Forecast = field(default_factory=Forecast)
 

@@ -173,7 +173,7 @@ class PlanExecutor:
             limit = self.limit(walk.trace.deadline)
             with Bounded(endpoint, limit, "complete answer"):
                 done = await endpoint.backend.complete(within(call, limit))
-            metered.usage, metered.cost = done.usage, done.cost
+            metered.usage, metered.cost, metered.failovers = done.usage, done.cost, done.failovers
             if not done.samples:
                 raise ServerFailed("the answer holds no choices")
             return done
@@ -188,7 +188,7 @@ class PlanExecutor:
                     limit = self.limit(trace.deadline)
                     with Bounded(endpoint, limit, "embeddings"):
                         found = await endpoint.backend.embed(texts, timeout=limit)
-                    metered.usage = found.usage
+                    metered.usage, metered.failovers = found.usage, found.failovers
             except ModelError as error:
                 await walk.failed(error)
             else:

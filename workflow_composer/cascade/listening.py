@@ -50,6 +50,8 @@ async def listen(
                     break
                 told.hear(piece)
                 metered.usage = told.usage
+                if piece.failovers:
+                    metered.failovers = piece.failovers
                 going_on = piece.finish_reason is None  # at its end there is nothing to save
                 if watch is not None and going_on and piece.logprobs and (verdict := watch.hear(piece.logprobs)):
                     metered.usage = told.usage_so_far(endpoint.prompt_tokens(call.request))

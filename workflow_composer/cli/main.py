@@ -13,7 +13,7 @@ import click
 from workflow_composer.cli.group import cli
 from workflow_composer.cli.interrupt import INTERRUPTED, TERMINATED, Stopped, leave_now
 from workflow_composer.cli.state import State
-from workflow_composer.errors import ProfileError, WorkflowComposerError
+from workflow_composer.errors import FleetError, ProfileError, WorkflowComposerError
 
 INTERNAL = 70
 
@@ -61,7 +61,7 @@ def _explain(error: BaseException) -> dict[str, Any]:
     found: dict[str, Any] = {"type": type(error).__name__, "message": str(error), "hint": "", "exit_code": INTERNAL}
     if isinstance(error, WorkflowComposerError):
         found |= {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
-        if isinstance(error, ProfileError):
+        if isinstance(error, (ProfileError, FleetError)):
             found["problems"] = list(error.problems)
         if attempts := getattr(error, "attempts", ()):
             from dataclasses import asdict

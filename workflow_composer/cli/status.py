@@ -12,6 +12,7 @@ from workflow_composer.cli.state import State
 
 if TYPE_CHECKING:
     from workflow_composer.orchestrator import OrchestratorStatus
+    from workflow_composer.types import EndpointStatus
 
 _CHOSEN_BY = {
     "argument": "chosen by --strategy",
@@ -44,10 +45,7 @@ def status(state: State, probe: bool) -> None:
         click.echo("servers:   not probed")
     if resources.endpoints:
         click.echo()
-        rows = [
-            (e.name, e.url, _health(e.healthy), "" if e.latency_ms is None else f"{e.latency_ms:.0f} ms", e.detail)
-            for e in resources.endpoints.values()
-        ]
+        rows = [row for endpoint in resources.endpoints.values() for row in _rows(endpoint)]
         print_table(("server", "url", "state", "latency", "detail"), rows)
     if resources.cloud_apis:
         click.echo()
@@ -113,6 +111,13 @@ def _print_head(found: OrchestratorStatus) -> None:
     click.echo(f"strategy:  {found.strategy}{source}, {_CHOSEN_BY.get(found.chosen_by, found.chosen_by)}")
     click.echo(f"data:      {'may go to the cloud' if found.allow_cloud else 'stays on your own machines'}")
     click.echo(f"routers:   {', then '.join(found.routers)}")
+
+
+def _rows(endpoint: EndpointStatus, indent: str = "") -> list[tuple[str, str, str, str, str]]:
+    """A server's row; for a role with several, its own and one for each of them."""
+    latency = "" if endpoint.latency_ms is None or endpoint.replicas else f"{endpoint.latency_ms:.0f} ms"
+    row = (indent + endpoint.name, endpoint.url, _health(endpoint.healthy), latency, endpoint.detail)
+    return [row, *(each for replica in endpoint.replicas for each in _rows(replica, "  "))]
 
 
 def _health(healthy: bool) -> str:

@@ -73,12 +73,15 @@ class Entry:
 
     def alive(self, now: float) -> bool:
         """Whether the entry can still be believed."""
-        return now - self.updated < LIFETIME and (self.expires is None or now < self.expires)
+        return abs(now - self.updated) < LIFETIME and (self.expires is None or now < self.expires)
 
     @classmethod
     def read(cls, text: bytes) -> Self:
         """The entry in a file. Raises ValueError where it is none: whoever can write to the folder could have written it."""
-        data: Any = json.loads(text)
+        try:
+            data: Any = json.loads(text)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
         if not isinstance(data, dict) or data.pop("form", None) != FORM:
             raise ValueError("not an entry of this version")
         entry = cls(**{name: data[name] for name in (field.name for field in fields(cls)) if name in data})

@@ -56,7 +56,9 @@ class RoleSpec(Part):
     gpu_memory_utilization: float | None = Field(
         default=None, gt=0, le=1, description="Share of the GPU's memory for weights and cache. Default: vLLM's own."
     )
-    prefix_caching: bool = Field(default=True, description="Keep the cache of prompts' beginnings.")
+    prefix_caching: bool = Field(
+        default=True, description="Keep the cache of prompts' beginnings; with `pooling`, where the model has one."
+    )
     api_key_env: EnvName | None = Field(
         default=None,
         description="The variable with the key that requests must carry. None: anyone who reaches the port may ask.",
@@ -65,6 +67,16 @@ class RoleSpec(Part):
     environment: NameToName = frozen_mapping("Environment variables for the server.")
     start_seconds: Seconds = Field(default=900.0, description="Seconds until it must be healthy.")
     drain_seconds: Seconds = Field(default=60.0, description="Seconds that requests under way have when it stops.")
+
+    @property
+    def served(self) -> str:
+        """The id that requests name."""
+        return self.served_name or self.model
+
+    @property
+    def local_model(self) -> bool:
+        """Whether the model is a folder of this machine, rather than an id to look up."""
+        return self.model.startswith("/")
 
 
 class SlurmSettings(Part):
@@ -83,9 +95,14 @@ class SlurmSettings(Part):
         default=600,
         ge=10,
         le=86400,
-        description="Seconds before the time limit at which a job drains and is queued again.",
+        description="Seconds before the time limit at which a job queues its successor; it drains when that answers.",
     )
-    max_requeues: int = Field(default=5, ge=0, description="Failures in a row after which a job stays ended.")
+    max_requeues: int = Field(
+        default=5, ge=0, description="How often in a row a failed job is queued again before it stays ended."
+    )
+    requeue_pause: Seconds = Field(
+        default=60.0, description="Seconds until a failed job starts again; doubled by each further failure, up to 30 min."
+    )
     options: Names = Field(default=(), description="Further sbatch options, such as `--exclude=node7`.")
 
 
@@ -114,10 +131,14 @@ class FleetSettings(Part):
     """The fleet file."""
 
     registry: Place | None = Field(
-        default=None, description="Folder of the registry. Default: `~/.local/state/workflow-composer/registry`."
+        default=None,
+        description="Folder of the registry, relative to the fleet file. Default: "
+        "`~/.local/state/workflow-composer/registry`.",
     )
     state: Place | None = Field(
-        default=None, description="Folder of the fleet's state. Default: `~/.local/state/workflow-composer/fleet`."
+        default=None,
+        description="Folder of the fleet's state, relative to the fleet file. Default: "
+        "`~/.local/state/workflow-composer/fleet`.",
     )
     logs: Place = Field(default="logs", description="Folder of the servers' logs, relative to the working directory.")
     python: Place | None = Field(

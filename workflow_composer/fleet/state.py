@@ -27,7 +27,8 @@ class ServerState:
 
     ``wanted``: it should run, so the monitor starts it again. ``pid`` is the process that looks after it on ``node``
     (`supervisor`), ``job_id`` its SLURM job. ``detail`` says in one line why it failed or stopped. ``options`` are further
-    vLLM options, ``fleet_file`` where its role stands: both are needed to start it again. ``restarts`` are the monitor's.
+    vLLM options, ``fleet_file`` where its role stands: both are needed to start it again. ``restarts`` are the monitor's,
+    ``failures`` those in a row of its SLURM job.
     """
 
     server: str
@@ -45,6 +46,7 @@ class ServerState:
     options: tuple[str, ...] = ()
     started: float = 0.0
     restarts: tuple[float, ...] = ()
+    failures: int = 0
 
     @classmethod
     def read(cls, text: str) -> Self:
@@ -95,6 +97,12 @@ class StateStore:
             state = replace(state, **changes)
             self._write(state)
             return state
+
+    def forgive(self, server: str) -> None:
+        """Forget the monitor's restarts of a server: a person who starts it has looked."""
+        state = self.get(server)
+        if state is not None and state.restarts:
+            self.update(server, restarts=())
 
     def _write(self, state: ServerState) -> None:
         with self._explained():

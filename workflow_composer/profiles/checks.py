@@ -59,6 +59,7 @@ class Checks:
     def run(self) -> None:
         """Report every demand that is not met."""
         self.name_clashes()
+        self.replicas()
         self.models_complete()
         self.routes()
         self.fallbacks()
@@ -78,7 +79,7 @@ class Checks:
 
     def name_clashes(self) -> None:
         """Roles, models and tiers share one name space; two may share a name only where they mean the same."""
-        for section in (*self.names, "task_routing"):
+        for section in (*self.names, "task_routing", "task_contexts"):
             for name in _mapping(self.tree, section):
                 self._name(section, name)
         for name in self.targets:
@@ -93,12 +94,22 @@ class Checks:
     def _name(self, section: str, name: str) -> None:
         if not name.strip() or name != name.strip() or not name.isprintable():
             self.problems.add((section, name), "a name that is empty or has spaces around it", "a name")
-        elif section != "task_routing" and name in {CLOUD, CASCADE_TARGET, ANY_TASK}:
+        elif section in self.names and name in {CLOUD, CASCADE_TARGET, ANY_TASK}:
             self.problems.add((section, name), f"{name!r} has a meaning of its own", "another name")
         elif section == "tiers" and not can_name_tier(name):
             self.problems.add(
                 (section, name), f"{name!r} cannot stand in a routing string", "a name without spaces, _k4, _t0.7"
             )
+
+    def replicas(self) -> None:
+        """Each server of a role stands once."""
+        for role, places in _mapping(self.data, "vllm_endpoints").items():
+            seen: set[str] = set()
+            for index, place in enumerate(places if isinstance(places, tuple) else ()):
+                server = str(place).rstrip("/").removesuffix("/v1").lower()
+                if server in seen:
+                    self.problems.add(("vllm_endpoints", role, index), "this server stands twice", "each server once")
+                seen.add(server)
 
     def routes(self) -> None:
         """Every task is routed to something that can answer."""
@@ -115,7 +126,7 @@ class Checks:
     def _cascade(self, path: KeyPath, target: str) -> None:
         """A routing string is well-formed, its tiers exist, and there is a router that follows it."""
         routers = self.data["routers"] if isinstance(self.data.get("routers"), tuple) else ()
-        names = [router["name"] for router in routers] + [(router["settings"] or {}).get("router") for router in routers]
+        names = [router["name"] for router in routers] + [(router.get("settings") or {}).get("router") for router in routers]
         if CASCADE_TARGET not in names:
             self.problems.add(
                 path, f"{shown(target, path)}, and no router of the profile follows it", "add cascade to routers"
@@ -280,9 +291,11 @@ class Checks:
 
     def no_public_servers(self, networks: list[IPv4Network | IPv6Network]) -> None:
         """With ``allow_cloud: false``, no server's address is a public one outside local_networks."""
-        endpoints: dict[KeyPath, Any] = {
-            ("vllm_endpoints", role): url for role, url in _mapping(self.data, "vllm_endpoints").items()
-        }
+        endpoints: dict[KeyPath, Any] = {}
+        for role, places in _mapping(self.data, "vllm_endpoints").items():
+            listed = enumerate(places) if isinstance(places, tuple) else ()
+            endpoints |= {("vllm_endpoints", role, index): url for index, url in listed}
+            endpoints[("vllm_endpoints", role)] = places
         models = _mapping(self.data, "models").items()
         endpoints |= {("models", name, "base_url"): m.get("base_url") for name, m in models if isinstance(m, Mapping)}
         for path, url in endpoints.items():

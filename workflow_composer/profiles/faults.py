@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from workflow_composer.names import nearest
-from workflow_composer.profiles.models import Capability, ModelSpec
+from workflow_composer.profiles.models import ModelSpec
 from workflow_composer.profiles.normal import MODEL_KEYS
 from workflow_composer.profiles.source import KeyPath, Problems, one_of, shown
 
@@ -44,7 +44,7 @@ def add_faults(error: ValidationError, model: type[BaseModel], tree: Mapping[str
             problems.add(path[:-1] or path, f"the key {path[-1]!r} is missing", _meaning(path, model))
         elif detail["type"] == "literal_error":
             found = _at(tree, path)
-            allowed = get_args(Capability)
+            allowed = _words(path, model)
             problems.add(path, shown(found, path, None), one_of(allowed), hint=nearest(str(found), allowed))
         else:
             written = problems.source.written.get(path) if detail["type"] == "string_type" else None
@@ -53,8 +53,9 @@ def add_faults(error: ValidationError, model: type[BaseModel], tree: Mapping[str
 
 def _unknown_key(path: KeyPath, model: type[BaseModel], problems: Problems) -> None:
     owner = _owner(path, model)
-    keys = (*MODEL_KEYS, "api_key") if owner is ModelSpec else tuple(owner.model_fields)
-    problems.add(path, "unknown key", one_of(keys, limit=20), hint=nearest(str(path[-1]), keys))
+    # A part's name is the key under which it stands.
+    keys = (*MODEL_KEYS, "api_key") if owner is ModelSpec else tuple(key for key in owner.model_fields if key != "name")
+    problems.add(path, "unknown key", one_of(keys, limit=25), hint=nearest(str(path[-1]), keys))
 
 
 def _meaning(path: KeyPath, model: type[BaseModel]) -> str:
@@ -62,11 +63,32 @@ def _meaning(path: KeyPath, model: type[BaseModel]) -> str:
     return (field.description or "").rstrip(".").replace("`", "") if field else ""
 
 
+def _words(path: KeyPath, model: type[BaseModel]) -> list[str]:
+    """The words that may stand at ``path``, or in the list that stands there."""
+    while isinstance(path[-1], int):
+        path = path[:-1]
+    return _literals(_owner(path, model).model_fields[str(path[-1])].annotation)
+
+
+def _literals(annotation: Any) -> list[str]:
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return [str(word) for word in arguments]
+    return [word for argument in arguments for word in _literals(argument)]
+
+
 def _owner(path: KeyPath, model: type[BaseModel]) -> type[BaseModel]:
-    """The part of the profile that has, or lacks, the last key of ``path``."""
-    if len(path) < 2:
-        return model
-    return next(iter(_parts(model.model_fields[str(path[0])].annotation)), model)
+    """The part that has, or lacks, the last key of ``path``."""
+    owner, keys = model, list(path[:-1])
+    while keys:
+        field = owner.model_fields.get(str(keys.pop(0)))
+        parts = _parts(field.annotation) if field else []
+        if not field or not parts:
+            break
+        owner = parts[0]
+        if field.annotation is not owner:
+            keys = keys[1:]  # a mapping or a list of parts: this key names one of them
+    return owner
 
 
 def _parts(annotation: Any) -> list[type[BaseModel]]:

@@ -6,14 +6,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WrapValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SkipValidation,
+    WrapValidator,
+    model_validator,
+)
 
 LOCAL_BACKENDS = frozenset({"vllm", "embedded", "replay", "fake"})
 """Backends of the package whose bytes stay on the profile's own machines."""
+REGISTRY = "registry:"
+"""What stands before a role where its servers are those of the registry."""
+REGISTERED_ROLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+"""What may stand behind `REGISTRY`: the names that a fleet's roles may have."""
 _LOGPROBS_MODES = {"vllm": "raw", "openai": "raw", "embedded": "processed"}
 
 
@@ -78,9 +92,22 @@ Names = Annotated[tuple[Name, ...], Field(strict=False)]
 Capabilities = Annotated[tuple[Capability, ...], Field(strict=False)]
 Settings = Annotated[Mapping[str, Any], BeforeValidator(plain), AfterValidator(frozen)]
 NameToName = Annotated[Mapping[str, Name], BeforeValidator(plain), AfterValidator(frozen)]
-NameToPlace = Annotated[Mapping[str, Place], BeforeValidator(plain), AfterValidator(frozen)]
+NameToNames = Annotated[Mapping[str, Names], BeforeValidator(plain), AfterValidator(frozen)]
+RoleToServers = Annotated[
+    Mapping[str, Annotated[str | tuple[str, ...], SkipValidation]], BeforeValidator(plain), AfterValidator(frozen)
+]
+"""Role -> one place or several; the normal form has reported whatever is neither."""
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Dollars = Annotated[float, Field(ge=0)]
+
+
+def registered_role(place: str) -> str | None:
+    """The role whose registered servers are meant; None for a URL.
+
+    >>> registered_role("registry:coder"), registered_role("http://localhost:8001/v1")
+    ('coder', None)
+    """
+    return place.removeprefix(REGISTRY) if place.startswith(REGISTRY) else None
 
 
 class Part(BaseModel):

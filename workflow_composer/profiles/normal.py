@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from workflow_composer.names import nearest
-from workflow_composer.profiles.models import Expanded, ModelSpec, Part, RouterSpec, as_written
+from workflow_composer.profiles.models import REGISTERED_ROLE, Expanded, ModelSpec, Part, RouterSpec, as_written
 from workflow_composer.profiles.redaction import looks_like_secret
 from workflow_composer.profiles.source import KeyPath, Problems, one_of, shown
 
@@ -25,6 +25,10 @@ _HOST = re.compile(
     r"(?=.{1,253}$)[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?(?:\.[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?"
 )
 _DROP = object()
+_PLACES = "a URL such as http://localhost:8001/v1, registry:ROLE, or a list of them"
+
+Expanding = tuple[Callable[[KeyPath], bool], str]
+"""Where ``${NAME}`` is filled in."""
 
 
 def as_tree(value: Any) -> Any:
@@ -44,20 +48,24 @@ def as_tree(value: Any) -> Any:
 # ------------------------------------------------------------------------------------------------------------- secrets
 
 
-def without_secrets(value: Any, problems: Problems, path: KeyPath = ()) -> Any:
-    """The tree without values and keys that look like a secret, and without ``${NAME}`` where it has no meaning."""
+def without_secrets(value: Any, problems: Problems, expanding: Expanding | None = None, path: KeyPath = ()) -> Any:
+    """The tree without values and keys that look like a secret, and without ``${NAME}`` where it has no meaning.
+
+    ``expanding`` says where it has one, in a function and in words; by default as in a strategy profile.
+    """
+    expanding = expanding or _IN_PROFILES
     if isinstance(value, Mapping):
-        kept = {key: _safe_item(key, item, problems, path) for key, item in value.items()}
+        kept = {key: _safe_item(key, item, problems, expanding, path) for key, item in value.items()}
         return {key: item for key, item in kept.items() if item is not _DROP}
     if isinstance(value, tuple):
-        items = tuple(without_secrets(item, problems, (*path, i)) for i, item in enumerate(value))
+        items = tuple(without_secrets(item, problems, expanding, (*path, i)) for i, item in enumerate(value))
         return _drop(problems, path) if _DROP in items else items
     if isinstance(value, str):
-        return _safe_text(value, problems, path)
+        return _safe_text(value, problems, expanding, path)
     return value
 
 
-def _safe_item(key: Any, value: Any, problems: Problems, path: KeyPath) -> Any:
+def _safe_item(key: Any, value: Any, problems: Problems, expanding: Expanding, path: KeyPath) -> Any:
     here = (*path, key)
     if not isinstance(key, str):
         problems.add(path, f"found the key {key!r}, which is not text", "keys are text")
@@ -65,10 +73,10 @@ def _safe_item(key: Any, value: Any, problems: Problems, path: KeyPath) -> Any:
     if looks_like_secret(key):
         problems.add(here, "this key looks like a secret", "secrets stand in environment variables, never in a profile")
         return _drop(problems, here)
-    return without_secrets(value, problems, here)
+    return without_secrets(value, problems, expanding, here)
 
 
-def _safe_text(value: str, problems: Problems, path: KeyPath) -> Any:
+def _safe_text(value: str, problems: Problems, expanding: Expanding, path: KeyPath) -> Any:
     if path[-1:] == ("api_key",):
         return value  # read, and never repeated, by `_api_key`
     if looks_like_secret(value):
@@ -79,14 +87,19 @@ def _safe_text(value: str, problems: Problems, path: KeyPath) -> Any:
         else:
             problems.add(path, "a value that looks like a secret", "secrets stand in environment variables")
         return _drop(problems, path)
-    if "${" in value and not _expands(path) and path != ("description",):
-        problems.add(path, "${NAME} is not filled in here", "it may stand in URLs, paths and api_key")
+    if "${" in value and not expanding[0](path) and path != ("description",):
+        problems.add(path, "${NAME} is not filled in here", f"it may stand in {expanding[1]}")
         return _drop(problems, path)
     return value
 
 
 def _expands(path: KeyPath) -> bool:
-    return path[:1] == ("vllm_endpoints",) or (path[:1] == ("models",) and path[2:] in {("base_url",), ("path",)})
+    if path[:1] == ("models",):
+        return path[2:] in {("base_url",), ("path",)}
+    return path[:1] in {("vllm_endpoints",), ("registry",)}
+
+
+_IN_PROFILES: Expanding = (_expands, "URLs, paths and api_key")
 
 
 def _drop(problems: Problems, path: KeyPath) -> Any:
@@ -109,14 +122,46 @@ class NormalForm:
         """The data; parts of the wrong type are left for the models to report."""
         rules: dict[str, Callable[[Any], Any]] = {
             "vllm_endpoints": self._endpoints,
+            "registry": lambda value: self._path(value, ("registry",), bare=False),
             "models": self._models,
+            "task_contexts": self._contexts,
             "fallback": self._fallback,
             "routers": self._routers,
         }
-        return {key: rules[key](value) if key in rules else value for key, value in tree.items()}
+        found = {key: rules[key](value) if key in rules else value for key, value in tree.items()}
+        return {key: value for key, value in found.items() if value is not _DROP}
 
     def _endpoints(self, value: Any) -> Any:
-        return self._each(value, self._url, ("vllm_endpoints",))
+        return self._each(value, self._servers, ("vllm_endpoints",))
+
+    def _servers(self, value: Any, path: KeyPath) -> Any:
+        """One place, or several."""
+        if not isinstance(value, tuple):
+            return self._server(value, path)
+        if not value:
+            self.problems.add(path, "the list is empty", "name one server at least, or leave the role out")
+        places = tuple(self._server(item, (*path, index)) for index, item in enumerate(value))
+        return _drop(self.problems, path) if _DROP in places or not places else places
+
+    def _server(self, value: Any, path: KeyPath) -> Any:
+        if not isinstance(value, str):
+            self.problems.add(path, shown(value, path, self.source.written.get(path)), f"allowed: {_PLACES}")
+            return _drop(self.problems, path)
+        kind, _, role = value.partition(":")
+        near = nearest(kind, ("registry",))
+        if kind == "registry" and REGISTERED_ROLE.fullmatch(role):
+            return value
+        if kind != "registry" and not (near and REGISTERED_ROLE.fullmatch(role) and not role.isdigit()):
+            return self._url(value, path)
+        fault = f"{role!r} is no name of a role" if kind == "registry" else "it is neither a URL nor registry:ROLE"
+        near = "" if kind == "registry" else near
+        self.problems.add(
+            path, f"{shown(value, path)}; {fault}", "allowed: registry:ROLE, such as registry:coder", hint=near
+        )
+        return _drop(self.problems, path)
+
+    def _contexts(self, value: Any) -> Any:
+        return self._each(value, lambda names, path: (names,) if isinstance(names, str) else names, ("task_contexts",))
 
     def _models(self, value: Any) -> Any:
         return self._each(value, self._model, ("models",))
@@ -192,16 +237,8 @@ class NormalForm:
     # -------------------------------------------------------------------------------------------- URLs, paths, variables
 
     def _expand(self, value: str, path: KeyPath) -> Any:
-        rest = VARIABLE.sub("", value)
-        if "${" in rest:
-            self.problems.add(path, "found '${' that begins no variable", "${NAME}, in capitals, digits and underscores")
-            return _drop(self.problems, path)
-        missing = [name for name in dict.fromkeys(VARIABLE.findall(value)) if not self.environ.get(name)]
-        for name in missing:
-            self.problems.add(path, f"the environment variable {name} is not set", f"set it, or write ${{{name}}} out")
-        if missing:
-            return _drop(self.problems, path)
-        return VARIABLE.sub(lambda match: self.environ[match[1]], value)
+        text = filled_in(value, path, self.problems, self.environ)
+        return _DROP if text is None else text
 
     def _url(self, value: Any, path: KeyPath) -> Any:
         if not isinstance(value, str):
@@ -230,6 +267,20 @@ class NormalForm:
             return Expanded(place, value) if place != value else place  # the name of a shipped checkpoint
         full = os.path.abspath(self.source.directory / os.path.expanduser(place))  # noqa: PTH100, PTH111  # keeps symlinks; no error without a home
         return Expanded(full, value)
+
+
+def filled_in(value: str, path: KeyPath, problems: Problems, environ: Mapping[str, str]) -> str | None:
+    """The text with each ``${NAME}`` replaced; None, and a fault reported, where that cannot be done."""
+    rest = VARIABLE.sub("", value)
+    if "${" in rest:
+        problems.add(path, "found '${' that begins no variable", "${NAME}, in capitals, digits and underscores")
+    missing = [name for name in dict.fromkeys(VARIABLE.findall(value)) if not environ.get(name)] if "${" not in rest else []
+    for name in missing:
+        problems.add(path, f"the environment variable {name} is not set", f"set it, or write ${{{name}}} out")
+    if missing or "${" in rest:
+        problems.source.faulty.add(path)
+        return None
+    return VARIABLE.sub(lambda match: environ[match[1]], value)
 
 
 def url_fault(url: str) -> str | None:

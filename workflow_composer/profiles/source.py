@@ -36,7 +36,8 @@ class Source:
     """Where a profile came from: ``label`` names the file, ``directory`` is what its paths are relative to.
 
     ``lines`` gives the line of every key (counted from 1), ``written`` the text of scalars that YAML reads as something
-    else, ``faulty`` the places whose value was dropped because a fault in it is reported already.
+    else, ``faulty`` the places whose value was dropped because a fault in it is reported already. ``kind`` is what messages
+    call the file, ``example`` a line of one.
     """
 
     label: str
@@ -44,6 +45,8 @@ class Source:
     lines: dict[KeyPath, int] = field(default_factory=dict)
     written: dict[KeyPath, str] = field(default_factory=dict)
     faulty: set[KeyPath] = field(default_factory=set)
+    kind: str = "profile"
+    example: str = "profile_name: my_cluster"
 
     def line(self, path: KeyPath) -> int | None:
         """The line of this key, or of the nearest one above it."""
@@ -136,9 +139,12 @@ def one_of(names: Any, limit: int = 12) -> str:
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def read_profile(path: Path) -> tuple[dict[str, Any], Source, Problems]:
-    """Read the file. Raises `ProfileNotFound`, or `ProfileError` where nothing can be made of it."""
-    source = Source(str(path), path.parent)
+def read_profile(path: Path, **named: str) -> tuple[dict[str, Any], Source, Problems]:
+    """Read the file; ``named`` may say that it is of another `Source.kind`.
+
+    Raises `ProfileNotFound`, or `ProfileError` where nothing can be made of it.
+    """
+    source = Source(str(path), path.parent, **named)  # type: ignore[arg-type]  # the names of two fields of text
     problems = Problems(source)
     text = _text(path, problems)
     problems.raise_if_any()
@@ -146,7 +152,7 @@ def read_profile(path: Path) -> tuple[dict[str, Any], Source, Problems]:
     if not isinstance(tree, dict):
         if not problems.lines():
             what = "is empty" if tree is None else f"{shown(tree)} at the top".replace("found", "has", 1)
-            problems.of_file(f"{what}; a profile is a mapping of keys, such as 'profile_name: my_cluster'")
+            problems.of_file(f"{what}; a {source.kind} is a mapping of keys, such as {source.example!r}")
         problems.raise_if_any()
     return tree, source, problems
 
@@ -155,15 +161,15 @@ def _text(path: Path, problems: Problems) -> str:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            problems.of_file("is a directory; a profile is a YAML file")
+            problems.of_file(f"is a directory; a {problems.source.kind} is a YAML file")
             return ""
         if not stat.S_ISREG(status.st_mode):
-            problems.of_file("is not a regular file; a profile is a YAML file")
+            problems.of_file(f"is not a regular file; a {problems.source.kind} is a YAML file")
             return ""
         with path.open("rb") as file:
             data = file.read(LIMIT + 1)
     except FileNotFoundError:
-        raise ProfileNotFound(f"no profile at {path}") from None
+        raise ProfileNotFound(f"no {problems.source.kind} at {path}") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         problems.of_file(f"cannot be read: {reason.lower()}")
@@ -172,15 +178,15 @@ def _text(path: Path, problems: Problems) -> str:
 
 
 def decode(data: bytes, problems: Problems) -> str:
-    """Bytes to text; a profile is UTF-8."""
+    """Bytes to text; UTF-8 is wanted."""
     if len(data) > LIMIT:
-        problems.of_file(f"is larger than {LIMIT:,} bytes; a profile has a few thousand")
+        problems.of_file(f"is larger than {LIMIT:,} bytes; a {problems.source.kind} has a few thousand")
         return ""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         problems.of_file("is encoded in UTF-16; save it as UTF-8")
         return ""
     if b"\0" in data:
-        problems.of_file("is a binary file; a profile is YAML text in UTF-8")
+        problems.of_file(f"is a binary file; a {problems.source.kind} is YAML text in UTF-8")
         return ""
     try:
         return data.decode("utf-8-sig")

@@ -52,6 +52,17 @@ class TestStatus:
         assert any(line.startswith("up ") and " up " in line[3:] for line in shown.splitlines())
         assert any(line.startswith("down ") and " down " in line[5:] for line in shown.splitlines())
 
+    def test_each_server_of_a_role_has_a_line(self, command, server):
+        """Below the role's own, which says how many are up."""
+        command.profile = {"vllm_endpoints": {"coder": [server.url, "http://127.0.0.1:9/v1"]}}
+        found = command("status", "--json").json["endpoints"]["coder"]
+
+        assert (found["healthy"], [replica["healthy"] for replica in found["replicas"]]) == (True, [True, False])
+        lines = command("status").out.splitlines()
+        start = next(number for number, line in enumerate(lines) if line.startswith("coder "))
+        assert "1 of 2 up" in lines[start]
+        assert all(line.startswith("  coder ") for line in lines[start + 1 : start + 3])
+
     def test_without_probe_nothing_is_asked(self, command, server):
         """Unknown is not down."""
         command.profile = {"vllm_endpoints": {"up": server.url}}
@@ -112,6 +123,21 @@ class TestRoute:
             "context_length": None,
         }
         assert (found["tiers"][0]["samples"], found["tiers"][0]["accept"]) == (1, "always")
+
+    def test_the_servers_of_a_role_are_shown(self, command, tmp_path):
+        """Those that the registry says are ready, and the listed ones; without asking any of them."""
+        from workflow_composer.fleet.registry import Entry, Registry
+
+        ready = {"server": "coder", "role": "coder", "host": "10.0.0.7", "port": 8002, "model": "m", "state": "ready"}
+        Registry(tmp_path).publish(Entry(**ready, started=1.0, updated=0.0))
+        places = ["http://127.0.0.1:9/v1", "registry:coder"]
+        command.profile = {"vllm_endpoints": {"coder": places, "one": "http://h:1/v1"}, "registry": str(tmp_path)}
+        found = command("route", "x", "--model", "coder", "--json").json
+
+        assert found["servers"] == {"coder": ["http://127.0.0.1:9/v1", "http://10.0.0.7:8002/v1"]}
+        shown = command("route", "x", "--model", "coder").out
+        assert "servers:   coder: http://127.0.0.1:9/v1, http://10.0.0.7:8002/v1" in shown
+        assert command("route", "x", "--model", "one", "--json").json["servers"] == {}
 
     def test_what_was_left_out_is_told_with_its_reason(self, command):
         """A cloud model without its key is no candidate, and that is no secret."""

@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from workflow_composer.errors import ConfigError
@@ -32,7 +32,14 @@ def test_the_bound_holds_at_every_prefix_whoever_wants_when(wants, share, extra)
     assert all(want or not given_ for want, given_ in zip(wants, granted, strict=True))
 
 
-@given(st.lists(st.lists(st.booleans(), max_size=60), max_size=12), SHARES, st.integers(0, 3))
+RUNS = st.lists(st.tuples(st.booleans(), st.integers(1, 25)), max_size=8).map(
+    lambda runs: [want for want, length in runs for _ in range(length)]
+)
+"""Wishes in long runs: what is refused must not be made up for later."""
+
+
+@given(st.lists(RUNS | st.lists(st.booleans(), max_size=60), max_size=12), SHARES, st.integers(0, 3))
+@example([[True] * 6 + [False] * 10 + [True] * 6], 0.5, 0)
 def test_batches_are_granted_what_one_by_one_would_have_been(batches, share, extra):
     """Whatever the sizes of the batches; the figures that are kept agree as well."""
     single, many = Budget(share, extra=extra), Budget(share, extra=extra)

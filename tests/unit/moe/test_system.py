@@ -190,6 +190,17 @@ def test_a_gate_that_has_changed_meets_no_old_route():
     assert system.fast_path_router(0) is None
 
 
+def test_a_decision_that_was_cached_for_another_gate_is_asked_about_again():
+    """Without tables, so that nothing else is in the way."""
+    learned = gate()
+    system = VARSystem(learned, **LEARNED, clock=lambda: 0.0)
+    tokens, hidden = text(40, seed=6)
+    system.route_batch(tokens[None], hidden[None])
+    assert (system.route_batch(tokens[None], hidden[None]).paths == Path.CACHED).all()
+    learned.weight[0, 0] += 1e-3
+    assert (system.route_batch(tokens[None], hidden[None]).paths == Path.LEARNED).all()
+
+
 def test_the_context_hash_is_another_for_another_gate():
     learned = gate()
     system = VARSystem(learned)

@@ -1,0 +1,57 @@
+#!/bin/bash
+# A vLLM server on this machine; `--help` explains. The logic is in workflow_composer/fleet/supervisor.py.
+
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+Usage: start_vllm_server.sh ROLE|MODEL [--port N] [--dry-run] [--fleet FILE] [-- OPTIONS OF VLLM]
+
+Starts a vLLM server in the foreground: a role of the fleet file (config/fleet.yaml of the working directory, else the
+user's, else the shipped one), or a model's id or folder. It chooses what the GPU supports, checks port, memory, disk and
+model before anything is loaded, prints the URL once the server answers, and logs to logs/SERVER.log. SIGTERM and Ctrl-C
+let requests under way finish and leave nothing behind.
+
+  start_vllm_server.sh coder
+  start_vllm_server.sh ./my_model --port 8009 -- --max-num-seqs 8
+  start_vllm_server.sh coder --dry-run        print the exact command, and start nothing
+
+Environment:
+  WORKFLOW_COMPOSER_PYTHON       the Python that has workflow_composer; default: .venv/bin/python of the working
+                                 directory or of this script's checkout, else the first python3 that has it
+  WORKFLOW_COMPOSER_VLLM_PYTHON  the Python that has vLLM, where the fleet file names none
+TEXT
+}
+
+has_package() {
+    [[ -n "$1" ]] && command -v "$1" >/dev/null && "$1" -c 'import workflow_composer.fleet.file' 2>/dev/null
+}
+
+find_python() {
+    local here candidate
+    here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../..
+    for candidate in "${WORKFLOW_COMPOSER_PYTHON:-}" "$PWD/.venv/bin/python" "$here/.venv/bin/python" python3 python; do
+        if has_package "$candidate"; then
+            printf '%s\n' "$candidate"
+            return
+        fi
+    done
+    echo "error: no Python here has workflow_composer" >&2
+    echo "hint: set WORKFLOW_COMPOSER_PYTHON to one that does, or start this from the checkout with its .venv" >&2
+    return 1
+}
+
+case "${1:-}" in
+    -h | --help)
+        usage
+        exit 0
+        ;;
+    "" | -*)
+        usage >&2
+        exit 2
+        ;;
+esac
+
+python=$(find_python)
+# exec, so that a signal to this script reaches the process that looks after the server.
+exec "$python" -m workflow_composer fleet serve "$@"

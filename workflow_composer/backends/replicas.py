@@ -1,0 +1,261 @@
+"""A model on several servers: each call goes to one of them, and to another where that one fails."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from workflow_composer.backends.balance import prefix_key
+from workflow_composer.backends.base import BackendContext
+from workflow_composer.backends.openai_compatible import OpenAICompatibleBackend
+from workflow_composer.backends.per_loop import PerLoop
+from workflow_composer.backends.places import Finder
+from workflow_composer.backends.replica import Place, Replica, Standing, another_may_answer
+from workflow_composer.backends.replica_set import ReplicaSet
+from workflow_composer.backends.server_load import SECONDS
+from workflow_composer.errors import EgressDenied, ModelError, RateLimited, ServerFailed, ServerUnreachable
+from workflow_composer.types import Attempt, Chunk, Completion, Embeddings, EndpointStatus, ModelCall, Timeouts
+
+if TYPE_CHECKING:
+    from workflow_composer.strategy import ModelSpec
+
+ASK_EVERY = 1.0
+"""Seconds between two questions for the servers' metrics, while there are calls."""
+
+
+A = TypeVar("A", Completion, Embeddings)
+
+
+class ReplicatedBackend:
+    """One model, as many servers as the profile's role has at the moment.
+
+    A call goes to the server that `balance.choose` names: the one that has probably cached the beginning of the prompt,
+    unless it has too much to do. Where a server cannot be reached, breaks, or turns out to be another one, the next takes
+    over at once; a stream only before its first piece. A server that drains, starts or has gone gets nothing new.
+    """
+
+    def __init__(self, spec: ModelSpec, context: BackendContext) -> None:
+        self.name: str = spec.name
+        self.local: bool = spec.local
+        self._spec = spec
+        self._context = context
+        self._role = spec.endpoint or spec.name
+        self._finder = Finder(context.config, spec.endpoint, context.environ)
+        self._set = ReplicaSet(self._make, context.report, role=self._role)
+        self.meter = self._set.meter
+        self._work: PerLoop[_Background] = PerLoop(_Background, _Background.close)
+        self._asked_at = float("-inf")
+
+    async def complete(self, call: ModelCall) -> Completion:
+        """Return ``call.samples`` answers, all by one server."""
+        key = prefix_key(call.request.messages)
+        return await self._answered(key, call.timeouts, lambda backend, timeouts: backend.complete(_within(call, timeouts)))
+
+    async def embed(self, texts: Sequence[str], *, timeout: float) -> Embeddings:
+        """Return one vector per text."""
+        return await self._answered(
+            None, Timeouts(total=timeout), lambda backend, left: backend.embed(texts, timeout=left.total)
+        )
+
+    async def stream(self, call: ModelCall) -> AsyncGenerator[Chunk, None]:
+        """Yield one answer piece by piece, all by one server."""
+        key, tour = prefix_key(call.request.messages), _Tour(call.timeouts)
+        await self._look_around()
+        while True:
+            begun = False
+            try:
+                with self._set.lent(key, tour.tried) as replica:
+                    if replica is None:
+                        raise self._nobody(tour)
+                    tour.begin(replica)
+                    async with aclosing(replica.backend.stream(_within(call, tour.left))) as chunks:
+                        async for chunk in chunks:
+                            begun = begun or chunk.carries_content
+                            yield tour.marked(chunk)
+                    return
+            except (ModelError, EgressDenied) as error:
+                if begun:
+                    raise
+                tour.failed(error)
+            except asyncio.CancelledError:
+                limit = call.timeouts.total if begun else min(call.timeouts.first_token, call.timeouts.total)
+                tour.ended(limit, self._set.late)
+                raise
+
+    async def health(self, *, timeout: float) -> EndpointStatus:
+        """Healthy where one server is. Never raises."""
+        await self._look_around()
+        found = await asyncio.gather(*(r.backend.health(timeout=timeout) for r in self._set.replicas))
+        return self._finder.summary(self.name, found)
+
+    async def close(self) -> None:
+        """Close every server's connections."""
+        await self._work.close()
+        for replica in self._set.everyone():
+            await replica.backend.close()
+
+    # ---------------------------------------------------------------------------------------------------------- calls
+
+    async def _answered(
+        self,
+        key: bytes | None,
+        timeouts: Timeouts,
+        ask: Callable[[OpenAICompatibleBackend, Timeouts], Awaitable[A]],
+    ) -> A:
+        tour = _Tour(timeouts)
+        await self._look_around()
+        while True:
+            try:
+                with self._set.lent(key, tour.tried) as replica:
+                    if replica is None:
+                        raise self._nobody(tour)
+                    tour.begin(replica)
+                    found = await ask(replica.backend, tour.left)
+            except (ModelError, EgressDenied) as error:
+                tour.failed(error)
+            except asyncio.CancelledError:
+                tour.ended(timeouts.total, self._set.late)
+                raise
+            else:
+                return replace(found, failovers=tuple(tour.failovers)) if tour.failovers else found
+
+    def _nobody(self, tour: _Tour) -> ModelError | EgressDenied:
+        """The error where no server is left to ask."""
+        if tour.last is not None:
+            return tour.last
+        return ServerUnreachable(self._finder.nobody(self._set.refused), hint=self._finder.hint)
+
+    # -------------------------------------------------------------------------------------------------------- servers
+
+    def _make(self, place: Place) -> Replica:
+        """A server's own backend, whose transport reaches that server and what the profile itself names."""
+        egress = self._context.egress
+        if place.registered:
+            egress = egress.admitting(place.url)
+        egress.check(place.url)
+        spec = self._spec.model_copy(update={"base_url": place.url, "model": self._spec.model or place.model})
+        breaker = self._context.config.circuit_breaker
+        backend = OpenAICompatibleBackend(spec, replace(self._context, egress=egress))
+        return Replica(place, backend, failures=breaker.failures, longest_pause=breaker.cooldown)
+
+    async def _look_around(self) -> None:
+        """See which servers there are now; ask them how busy they are, and close what has gone, behind the call's back."""
+        places = await self._finder.places()
+        if places is not None:
+            self._set.adopt(places)
+        now = time.monotonic()
+        if now - self._asked_at < ASK_EVERY:
+            return
+        self._asked_at = now
+        work = await self._work.get()
+        for replica in self._set.ended():
+            work.begin(replica.backend.close())
+        replicas = self._set.replicas
+        if len(replicas) > 1 or any(replica.standing(now) is not Standing.GOOD for replica in replicas):
+            for replica in replicas:
+                work.begin(_ask(replica))
+
+
+async def _ask(replica: Replica) -> None:
+    """Ask a server how busy it is. Whatever it does, no request fails for it."""
+    import httpx2
+
+    calls, began = replica.calls, time.monotonic()
+    try:
+        load = await replica.backend.load()
+    except httpx2.ConnectError:
+        replica.said_nothing(refused=True, now=time.monotonic())
+    except (TimeoutError, httpx2.HTTPError, EgressDenied):
+        if time.monotonic() - began < 2.0 * SECONDS:  # else it was this process that had no time
+            replica.said_nothing(refused=False, now=time.monotonic())
+    else:
+        replica.told(load, calls, time.monotonic())
+
+
+class _Tour:
+    """One call's way from server to server, within its time."""
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self.tried: set[Place] = set()
+        self.failovers: list[Attempt] = []
+        self.last: ModelError | EgressDenied | None = None
+        self._timeouts = timeouts
+        self._ends = time.monotonic() + timeouts.total
+        self._began = 0.0
+        self._answers = 0
+        self._server = ""
+        self._replica: Replica | None = None
+
+    def begin(self, replica: Replica) -> None:
+        """A server is asked."""
+        self.tried.add(replica.place)
+        self._replica = replica
+        self._server = replica.place.url
+        self._began = time.monotonic()
+
+    @property
+    def left(self) -> Timeouts:
+        """The times that are left; all of them for the first server."""
+        if not self.failovers:
+            return self._timeouts
+        return replace(self._timeouts, total=max(0.001, self._ends - time.monotonic()))
+
+    def failed(self, error: ModelError | EgressDenied) -> None:
+        """The server that was asked has failed; raises the error where no other is to be asked."""
+        if error is self.last or not self._server:
+            raise self._told(error)
+        elsewhere = isinstance(error, EgressDenied) or another_may_answer(error)
+        # A request that two servers could not answer is perhaps what is wrong.
+        self._answers += isinstance(error, (ServerFailed, RateLimited))
+        if not elsewhere or self._answers > 1 or time.monotonic() >= self._ends:
+            raise self._told(error)
+        self.last = error
+        latency = (time.monotonic() - self._began) * 1000.0
+        self.failovers.append(Attempt(0, 0, self._server, True, latency, error=str(error), error_type=type(error).__name__))
+        self._server = ""
+
+    def ended(self, limit: float, late: Callable[[Replica], None]) -> None:
+        """The call was cancelled: by whoever asked, or because its time was up, which speaks against the server."""
+        if self._replica is not None and time.monotonic() - self._began >= 0.98 * limit:
+            late(self._replica)
+
+    def _told(self, error: ModelError | EgressDenied) -> ModelError | EgressDenied:
+        """The error, with the servers that had failed before the last one."""
+        if isinstance(error, ModelError):
+            error.failovers = tuple(self.failovers[:-1] if error is self.last else self.failovers)
+        return error
+
+    def marked(self, chunk: Chunk) -> Chunk:
+        """A stream's first piece, with the servers that had failed before it."""
+        if not self.failovers:
+            return chunk
+        failovers, self.failovers = tuple(self.failovers), []
+        return replace(chunk, failovers=failovers)
+
+
+class _Background:
+    """Tasks of one event loop for which nobody waits."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Start a task."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Cancel what is under way."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _within(call: ModelCall, timeouts: Timeouts) -> ModelCall:
+    return call if timeouts is call.timeouts else replace(call, timeouts=timeouts)

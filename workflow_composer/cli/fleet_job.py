@@ -1,0 +1,33 @@
+"""``fleet job``: what a SLURM job runs; not for people, so `fleet --help` does not list it."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from workflow_composer.cli.fleet_options import fleet_option, open_fleet
+from workflow_composer.cli.options import common_options
+from workflow_composer.cli.state import State
+
+
+@click.command(hidden=True)
+@click.argument("server")
+@fleet_option
+@common_options
+@click.pass_obj
+def job(state: State, server: str, fleet_file: str | None) -> int:
+    """Run a server in this SLURM job to its end; `fleet submit` makes the job.
+
+    Exit codes: 0 stopped, or handed over to a successor; 1 failed.
+    """
+    from workflow_composer.fleet.job import ServerJob
+    from workflow_composer.fleet.slurm import Slurm
+
+    fleet = open_fleet(state, fleet_file)
+    return ServerJob(fleet, server, environ=state.environ, slurm=Slurm(state.environ), say=_say).run()
+
+
+def _say(text: str) -> None:
+    """A line in the job's log, with its time."""
+    click.echo(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")

@@ -1,0 +1,71 @@
+"""``fleet serve``: one server in the foreground."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from workflow_composer.cli.fleet_options import fleet_option, open_fleet
+from workflow_composer.cli.options import common_options, examples
+from workflow_composer.cli.state import State
+
+
+@click.command(
+    epilog=examples(
+        "fleet serve coder",
+        "fleet serve ./my_model --port 8009",
+        "fleet serve coder --dry-run",
+        "fleet serve coder -- --max-num-seqs 8",
+    ),
+)
+@click.argument("server", metavar="ROLE|SERVER|MODEL")
+@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF VLLM]")
+@click.option("--port", type=click.IntRange(1, 65535), help="Another port than the fleet file's; of a bare model: 8000.")
+@click.option("--dry-run", is_flag=True, help="Print the exact command, and start nothing.")
+@click.option("--keep-wanted", is_flag=True, hidden=True, help="A signal to stop does not make it unwanted.")
+@fleet_option
+@common_options
+@click.pass_obj
+def serve(
+    state: State,
+    server: str,
+    options: tuple[str, ...],
+    port: int | None,
+    dry_run: bool,
+    keep_wanted: bool,
+    fleet_file: str | None,
+) -> int:
+    """Run one vLLM server until a signal ends it; prints its URL once it answers.
+
+    SIGTERM and Ctrl-C let requests under way finish first; a second signal ends it at once. Exit code 1: it has failed.
+    """
+    from workflow_composer.fleet.local import target
+
+    fleet = open_fleet(state, fleet_file)
+    chosen = target(fleet, server, port=port)
+    if dry_run:
+        from workflow_composer.fleet.preparing import plan
+
+        command = plan(fleet, chosen.role, chosen.place.port, chosen.place.listen, options)
+        for note in command.notes:
+            click.echo(f"note: {note}", err=True)
+        click.echo(command.shown)
+        return 0
+    from workflow_composer.cli.waiting import Waiting
+    from workflow_composer.fleet.supervisor import Supervisor
+
+    with Waiting(sys.stderr) as waiting:
+        supervisor = Supervisor(
+            fleet,
+            chosen.server,
+            chosen.role,
+            chosen.place,
+            options=options,
+            wanted=chosen.in_file,
+            resigns=not keep_wanted,
+            say=waiting.say,
+            progress=lambda seconds, line: waiting.show(f"{chosen.server}: {seconds:4.0f} s  {line}"),
+        )
+        ended = supervisor.run()
+    return 1 if ended.reason == "failed" else 0

@@ -1,0 +1,279 @@
+"""What runs inside a SLURM job: one server, from the first free port to its end, and what becomes of it then.
+
+========  ==========================================  =====================================================================
+ends by   because                                     then, and the exit code
+========  ==========================================  =====================================================================
+SIGUSR1   the time limit, or a preemption, is near    a successor is queued; drained when that answers (`handover`); 0
+SIGTERM   ``fleet down``, scancel, preemption         drained and ended; 0
+itself    vLLM failed, or could not be started        queued again after a pause, ``max_requeues`` times in a row; 1
+node      it died                                     SLURM queues the job again; the registry's entry expires by itself
+========  ==========================================  =====================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from types import FrameType
+from typing import TypeVar
+
+from workflow_composer.errors import FleetError, WorkflowComposerError
+from workflow_composer.fleet.file import Fleet
+from workflow_composer.fleet.handover import Handover
+from workflow_composer.fleet.sbatch import job_name
+from workflow_composer.fleet.slurm import SETTLE, Job, Slurm
+from workflow_composer.fleet.submit import one_at_a_time, queued
+from workflow_composer.fleet.supervisor import Ended, Place, Supervisor
+
+ALL = "0.0.0.0"  # noqa: S104  # clients are on other nodes
+STEADY = 600.0
+"""Seconds after which a server that has answered does not count its earlier failures any more."""
+LONGEST_PAUSE = 1800.0
+"""Seconds that a job waits at most after a failure, unless its first pause is longer."""
+PORTS = 200
+"""Ports that are tried, from the role's own."""
+REFRESH = 300.0
+"""Seconds between two questions for the job's end: an administrator may have given it more time."""
+TICK = 0.25
+
+T = TypeVar("T")
+
+
+class ServerJob:
+    """One server's job. ``say`` takes one line for the job's log."""
+
+    def __init__(
+        self, fleet: Fleet, server: str, *, environ: Mapping[str, str], slurm: Slurm, say: Callable[[str], None]
+    ) -> None:
+        """Raises `FleetError` outside of a job, or for a server that the fleet file does not know."""
+        self.fleet = fleet
+        self.server = server
+        self.role, _ = fleet.find(server)
+        self.environ = environ
+        self.slurm = slurm
+        self.say = say
+        self.handover: Handover | None = None
+        self._expiring = False
+        self._supervisor: Supervisor | None = None
+        self._stopped = 0
+        self.job_id = environ.get("SLURM_JOB_ID", "")
+        if not self.job_id:
+            raise FleetError("this is no SLURM job", hint=f"`fleet submit {server}` makes one")
+
+    def run(self) -> int:
+        """Run the server to its end; returns the exit code."""
+        began = time.monotonic()
+        with self._signals():
+            if not self._take_over():
+                self.say(f"{self.server} is not wanted any more")
+                return 0
+            try:
+                ended = self._supervise(self._place())
+            except WorkflowComposerError as error:
+                ended = Ended("failed", error.message)
+            if ended.reason == "failed" and not self._stopped:
+                return self._failed(ended.detail, lasted=time.monotonic() - began)
+            if self._expiring and not self._stopped:
+                self._expired()
+            return 0
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        def expiring(number: int, frame: FrameType | None) -> None:
+            self._expiring = True
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            self._stopped += 1
+            if self._supervisor is not None:
+                self._supervisor.ask("stopped")
+
+        wanted = {signal.SIGUSR1: expiring, signal.SIGTERM: stop, signal.SIGINT: stop}
+        before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _supervise(self, place: Place) -> Ended:
+        """Let the supervisor run the server in a thread of its own, so that its beat goes on while SLURM takes its time."""
+        state = self.fleet.states.get(self.server)
+        supervisor = Supervisor(
+            self.fleet,
+            self.server,
+            self.role,
+            place,
+            options=state.options if state else (),
+            wanted=self._wanted(),
+            resigns=False,
+            say=self.say,
+        )
+        ended: list[Ended] = []
+
+        def run() -> None:
+            try:
+                ended.append(supervisor.run())
+            except WorkflowComposerError as error:
+                ended.append(Ended("failed", error.message))
+
+        thread = threading.Thread(target=run, name=self.server)
+        thread.start()
+        self._supervisor = supervisor
+        if self._stopped:
+            supervisor.ask("stopped")
+        self._watch(supervisor, thread)
+        return ended[0] if ended else Ended("failed", "its supervisor has broken off; the traceback stands above")
+
+    def _watch(self, supervisor: Supervisor, thread: threading.Thread) -> None:
+        """Hand over when the time is nearly over, and keep the published end of the job right."""
+        asked, drains = time.monotonic(), False
+        while thread.is_alive():
+            thread.join(TICK)
+            if self._is_expiring(supervisor) and self.handover is None and not self._stopped:
+                self._refresh(supervisor)
+                self.handover = self._begin_handover(supervisor.place.expires)
+            if self.handover is not None and not drains and self.handover.done():
+                drains = True
+                supervisor.ask("expiring")
+            if time.monotonic() - asked > REFRESH:
+                asked = time.monotonic()
+                self._refresh(supervisor)
+
+    def _is_expiring(self, supervisor: Supervisor) -> bool:
+        """Whether SLURM has said so, or would have: a signal at the job's very beginning meets nobody who heeds it."""
+        ends = supervisor.place.expires
+        late = ends is not None and time.time() > ends - self.fleet.settings.slurm.drain_before
+        self._expiring = self._expiring or late
+        return self._expiring
+
+    def _refresh(self, supervisor: Supervisor) -> None:
+        job = self._known()
+        if job is not None and job.ends:
+            supervisor.place = replace(supervisor.place, expires=job.ends)
+
+    def _begin_handover(self, ends: float | None) -> Handover:
+        handover = Handover(self.fleet, self.server, job_id=self.job_id, ends=ends, slurm=self.slurm, say=self.say)
+        handover.begin()
+        return handover
+
+    def _take_over(self) -> bool:
+        """Write down that this job runs the server now; False where it has been taken down meanwhile."""
+        job = self._known()
+        with one_at_a_time(self.fleet, self.server):
+            state = self.fleet.states.get(self.server)
+            ours = job is None or job.server == self.server
+            if state is not None and not state.wanted and ours:
+                return False
+            if state is None or state.job_id != self.job_id:
+                self.fleet.states.put(queued(self.fleet, self.server, self.job_id))
+            self.fleet.states.update(self.server, status="starting", detail="", started=time.time())
+        if not ours:
+            # The script was given to sbatch by hand; others look for the job by its name.
+            self._attempt(lambda: self.slurm.rename(self.job_id, job_name(self.server)))
+        return True
+
+    def _place(self) -> Place:
+        job = self._known()
+        listen = self.fleet.settings.listen or ALL
+        host = listen
+        if listen in (ALL, "::"):
+            node = self.environ.get("SLURMD_NODENAME") or os.uname().nodename
+            host = self._attempt(lambda: self.slurm.address(node)) or os.uname().nodename
+        port = free_port(self.fleet, self.server, listen)
+        return Place(port=port, listen=listen, host=host, job_id=self.job_id, expires=job.ends if job else None)
+
+    def _known(self) -> Job | None:
+        return self._attempt(lambda: self.slurm.job(self.job_id))
+
+    def _attempt(self, ask: Callable[[], T]) -> T | None:
+        """What SLURM answers; None where it does not, since a server can run without its controller."""
+        try:
+            return ask()
+        except FleetError as error:
+            self.say(str(error))
+            return None
+
+    def _wanted(self) -> bool:
+        state = self.fleet.states.get(self.server)
+        return state is None or state.wanted
+
+    def _expired(self) -> None:
+        handover = self.handover
+        if handover is not None and self._attempt(handover.taken):
+            self.say(f"job {handover.successor} goes on")
+        elif self._wanted():
+            self.say("the job is queued again")
+            self._requeue(0.0)
+
+    def _requeue(self, delay: float) -> None:
+        # SLURM ends the processes of a job that is queued again, the command that asks for it among them; what is ignored
+        # here is ignored by that command, too.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self._attempt(lambda: self.slurm.requeue(self.job_id, delay))
+
+    def _failed(self, why: str, *, lasted: float) -> int:
+        """Queue the job again, unless it has failed too often; the reason is the last line of its log."""
+        slurm = self.fleet.settings.slurm
+        state = self.fleet.states.get(self.server)
+        failures = failures_after(state.failures if state else 0, lasted=lasted, start_seconds=self.role.start_seconds)
+        if failures > slurm.max_requeues:
+            detail = f"{why}; not queued again after {failures} failure{'s'[: failures > 1]} in a row"
+        else:
+            pause = max(SETTLE, pause_after(failures, slurm.requeue_pause))
+            detail = f"{why}; queued again in {pause:.0f} s ({failures} of {slurm.max_requeues})"
+        if state is not None and state.job_id == self.job_id:
+            self.fleet.states.update(self.server, status="failed", detail=detail, failures=failures)
+        self.say(f"{self.server} failed: {detail}")
+        if failures <= slurm.max_requeues and self._wanted():
+            self._requeue(pause)
+        return 1
+
+
+def failures_after(before: int, *, lasted: float, start_seconds: float) -> int:
+    """How often a server has failed in a row, after one more failure.
+
+    One that ran for `STEADY` seconds longer than it may take to start had been well, so the count begins anew.
+
+    >>> failures_after(2, lasted=30, start_seconds=900), failures_after(2, lasted=86400, start_seconds=900)
+    (3, 1)
+    """
+    return 1 if lasted > start_seconds + STEADY else before + 1
+
+
+def pause_after(failures: int, first: float) -> float:
+    """Seconds until the next attempt.
+
+    >>> [pause_after(n, 60) for n in (1, 2, 3, 9)]
+    [60.0, 120.0, 240.0, 1800.0]
+    """
+    return min(first * 2.0 ** (failures - 1), max(LONGEST_PAUSE, first))
+
+
+def free_port(fleet: Fleet, server: str, listen: str) -> int:
+    """The server's port, else the next one on this node that is free and that the fleet file gives to no other server.
+
+    Raises `FleetError` where there is none.
+    """
+    _, own = fleet.find(server)
+    others = {port for other in fleet.servers() for port in [fleet.find(other)[1]]}
+    for port in range(own, min(own + PORTS, 65536)):
+        if (port == own or port not in others) and _is_free(listen, port):
+            return port
+    raise FleetError(f"no port from {own} on is free on this node", hint=f"another port for {server} in the fleet file")
+
+
+def _is_free(listen: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in listen else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((listen, port))
+            probe.listen(1)
+        except OSError:
+            return False
+        return True

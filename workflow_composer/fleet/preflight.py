@@ -1,0 +1,192 @@
+"""What is looked at before anything is loaded: port, memory, disk, model. Each fault is one line with its remedy."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from workflow_composer.fleet.hardware import GIGA, Gpu, Hardware
+from workflow_composer.fleet.settings import RoleSpec
+from workflow_composer.fleet.vllm_http import Api
+
+LEAST_DISK = 32 * 1024 * 1024
+"""Bytes that must be free where logs are written: hours of a server's ordinary log."""
+VLLM_SHARE = 0.92
+"""vLLM's own default of ``--gpu-memory-utilization``."""
+
+
+def faults(
+    role: RoleSpec,
+    *,
+    port: int,
+    listen: str,
+    hardware: Hardware,
+    gpus: Sequence[Gpu],
+    logs: Path,
+    environ: Mapping[str, str],
+) -> Iterator[str]:
+    """Everything that keeps the role from being started here, one line each."""
+    for fault in (
+        port_fault(listen, port),
+        memory_fault(role, hardware, gpus),
+        disk_fault(logs),
+        model_fault(role, environ),
+    ):
+        if fault:
+            yield fault
+
+
+# ------------------------------------------------------------------------------------------------------------------ port
+
+
+def port_fault(listen: str, port: int) -> str | None:
+    """Why the port cannot be listened on; says what listens there, as far as one can tell."""
+    family = socket.AF_INET6 if ":" in listen else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((listen, port))
+            # vLLM binds with SO_REUSEPORT, with which two servers may share a port; this one may not.
+            probe.listen(1)
+    except socket.gaierror:
+        return f"this machine has no address {listen}; `listen` in the fleet file names one"
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return f"port {port} is taken: {_who(listen, port)}; stop that, or choose another port"
+        if error.errno == errno.EADDRNOTAVAIL:
+            return f"this machine has no address {listen}; `listen` in the fleet file names one"
+        return f"port {port} cannot be listened on: {os.strerror(error.errno or 0)}; choose another, above 1023"
+    return None
+
+
+def reachable(listen: str) -> str:
+    """The address by which this machine reaches what listens there."""
+    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(listen, listen)  # noqa: S104  # looked up, not bound
+
+
+def _who(listen: str, port: int) -> str:
+    models = Api(reachable(listen), port).models(timeout=2)
+    process = _listener(port)
+    by = f" (process {process[0]}, {process[1]})" if process else ""
+    if models is not None:
+        return f"a server answers there with model {', '.join(models)[:200] or 'none'}{by}"
+    return f"process {process[0]} ({process[1]}) listens there" if process else "something listens there"
+
+
+def _listener(port: int) -> tuple[int, str] | None:
+    """The process that listens on a port, and its name; None where it is another user's."""
+    inodes = {inode for inode in _inodes(port) if inode != "0"}
+    for folder in Path("/proc").glob("[0-9]*") if inodes else ():
+        with contextlib.suppress(OSError):
+            for link in (folder / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if link.readlink().name[8:-1] in inodes:
+                        return int(folder.name), (folder / "comm").read_text(errors="replace").strip()
+    return None
+
+
+def _inodes(port: int) -> Iterator[str]:
+    listening = "0A"
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text(encoding="ascii").splitlines()[1:]:
+                cells = line.split()
+                if cells[3] == listening and int(cells[1].rpartition(":")[2], 16) == port:
+                    yield cells[9]
+
+
+# ----------------------------------------------------------------------------------------------------------- memory, disk
+
+
+def needed(role: RoleSpec, gpu: Gpu) -> float:
+    """Bytes that must be free on this GPU: what the role says, and the share that vLLM takes for itself."""
+    share = role.gpu_memory_utilization or VLLM_SHARE
+    return max((role.memory_gb or 0) * GIGA, share * gpu.total)
+
+
+def memory_fault(role: RoleSpec, hardware: Hardware, gpus: Sequence[Gpu]) -> str | None:
+    """Where memory does not suffice: of each GPU, or else of the machine."""
+    for gpu in gpus:
+        if gpu.total < (role.memory_gb or 0) * GIGA:
+            return (
+                f"role {role.name!r} needs {role.memory_gb:g} GB, and GPU {gpu.index} ({gpu.name}) has"
+                f" {gpu.total / GIGA:.1f} GB in all; a smaller model, or more `gpus`"
+            )
+        if gpu.free < needed(role, gpu):
+            return (
+                f"role {role.name!r} needs {needed(role, gpu) / GIGA:.1f} GB free on GPU {gpu.index} ({gpu.name}), and"
+                f" {gpu.free / GIGA:.1f} of {gpu.total / GIGA:.1f} GB are free; stop what uses it, or lower"
+                " gpu_memory_utilization or memory_gb"
+            )
+    if not gpus and role.memory_gb and hardware.memory is not None and hardware.memory < role.memory_gb * GIGA:
+        return (
+            f"role {role.name!r} needs {role.memory_gb:g} GB of memory, and {hardware.memory / GIGA:.1f} GB are free here;"
+            " stop something, or lower memory_gb"
+        )
+    return None
+
+
+def disk_fault(logs: Path) -> str | None:
+    """Whether a log can be written to this folder, and for some time."""
+    remedy = "`logs` in the fleet file names another folder"
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=logs) as file:
+            file.write(bytes(4096))
+            file.flush()
+        free = shutil.disk_usage(logs).free
+    except OSError as error:
+        what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error.strerror).lower()
+        return f"no log can be written to {logs}: {what}; {remedy}"
+    if free < LEAST_DISK:
+        return (
+            f"the disk of {logs} is full: {free // 1_000_000} MB are left, and logs want {LEAST_DISK // 1_000_000}; {remedy}"
+        )
+    return None
+
+
+# ----------------------------------------------------------------------------------------------------------------- model
+
+
+def model_fault(role: RoleSpec, environ: Mapping[str, str]) -> str | None:
+    """Whether the model's files are there, as far as that can be told without a network."""
+    if role.local_model:
+        config = Path(role.model) / "config.json"
+        if not Path(role.model).is_dir():
+            return f"there is no folder {role.model}; `model` of role {role.name!r} names one"
+        try:
+            json.loads(config.read_bytes())
+        except OSError as error:
+            return f"{config}: {str(error.strerror).lower()}; the folder of a model has one"
+        except ValueError:
+            return f"{config} is no JSON; the folder of a model has one that describes it"
+        return None
+    environ = {**environ, **role.environment}
+    offline = any(
+        environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
+    elsewhere = any(option.split("=")[0] in ("--download-dir", "--load-format") for option in role.arguments)
+    if (
+        offline
+        and not elsewhere
+        and not (cache := _hub_cache(environ) / f"models--{role.model.replace('/', '--')}").is_dir()
+    ):
+        return (
+            f"model {role.model} is not on this machine ({cache}), and HF_HUB_OFFLINE forbids to fetch it; fetch it where"
+            " there is a network, or name a folder"
+        )
+    return None
+
+
+def _hub_cache(environ: Mapping[str, str]) -> Path:
+    if named := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(named)
+    cache = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or "/") / ".cache"
+    return Path(environ.get("HF_HOME") or Path(cache) / "huggingface") / "hub"

@@ -1,0 +1,117 @@
+"""vLLM as a process: started behind its guard, its output kept in a log, stopped with everything that it has started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from workflow_composer.errors import FleetError
+from workflow_composer.fleet import guard
+from workflow_composer.fleet.log import Log
+
+CHUNK = 1 << 16
+
+
+class Process:
+    """A command behind a guard. Its output goes through this process to the log, so that a full disk does not stop it."""
+
+    def __init__(self, argv: Sequence[str], environ: Mapping[str, str], log: Log) -> None:
+        """Start it. Raises `FleetError` where the system does not."""
+        watched, self._watch = os.pipe()
+        reported, report = os.pipe()
+        try:
+            self._guard = subprocess.Popen(  # noqa: S603  # no shell; what the fleet file says is run as the user
+                [sys.executable, "-I", "-S", guard.__file__, str(watched), str(report), *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=dict(environ),
+                cwd=log.path.parent,
+                pass_fds=(watched, report),
+                start_new_session=True,
+            )
+        except OSError as error:
+            os.close(self._watch)
+            os.close(reported)
+            raise FleetError(f"vLLM's guard cannot be started: {error.strerror}") from error
+        finally:
+            os.close(watched)
+            os.close(report)
+        self.pid = self._reported(reported)
+        self._pump = threading.Thread(target=self._copy, args=(log,), daemon=True)
+        self._pump.start()
+
+    def _reported(self, descriptor: int) -> int:
+        with os.fdopen(descriptor, "rb") as report:
+            said = report.readline().decode(errors="replace").strip()
+        if said.isdigit():
+            return int(said)
+        self._guard.wait()
+        os.close(self._watch)
+        if self._guard.stdout is not None:
+            self._guard.stdout.close()
+        raise FleetError(f"vLLM cannot be started: {said.removeprefix('! ') or 'its guard has ended'}")
+
+    def _copy(self, log: Log) -> None:
+        output = self._guard.stdout
+        assert output is not None, "it was asked for"
+        with output, contextlib.suppress(OSError, ValueError):
+            while data := os.read(output.fileno(), CHUNK):
+                log.write(data)
+
+    def ended(self) -> int | None:
+        """The exit code (128 + signal), or None while it runs. Everything that it has started has ended with it."""
+        code = self._guard.poll()
+        if code is None:
+            return None
+        if code < 0:  # somebody has ended the guard itself
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+            code = 128 - code
+        self._pump.join(timeout=2)
+        return code
+
+    def stop(self, patience: float) -> int:
+        """End it politely, and after ``patience`` seconds at once; the exit code."""
+        self._say(b"T")
+        if self._wait(patience) is None:
+            self.kill()
+        return self.ended() or 0
+
+    def kill(self) -> None:
+        """End it and all that it has started at once."""
+        self._say(b"K")
+        if self._wait(10) is None:
+            self._guard.kill()
+            self._guard.wait()
+
+    def close(self) -> None:
+        """End it where it still runs, and forget it."""
+        if self._guard.poll() is None:
+            self.kill()
+        self.ended()
+        with contextlib.suppress(OSError):
+            os.close(self._watch)
+        self._watch = -1
+
+    def _say(self, word: bytes) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._watch, word)
+
+    def _wait(self, seconds: float) -> int | None:
+        ends = time.monotonic() + seconds
+        while (code := self.ended()) is None and time.monotonic() < ends:
+            time.sleep(0.05)
+        return code
+
+
+def log_path(folder: Path, server: str) -> Path:
+    """Where a server's log is."""
+    return folder / f"{server}.log"

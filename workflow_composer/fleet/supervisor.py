@@ -1,0 +1,362 @@
+"""Runs one server from its start to its end: starts vLLM, waits until it answers, publishes it, drains it, stops it.
+
+The same for a server of this machine and for one in a SLURM job. `Supervisor.run` is one loop with a tick of a quarter of a
+second; signals only set what the next tick sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Literal
+
+from workflow_composer.errors import FleetError, WorkflowComposerError
+from workflow_composer.fleet.file import Fleet
+from workflow_composer.fleet.holding import Holding
+from workflow_composer.fleet.log import Log
+from workflow_composer.fleet.preflight import reachable
+from workflow_composer.fleet.preparing import Prepared, prepare
+from workflow_composer.fleet.process import Process, log_path
+from workflow_composer.fleet.reasons import last_line, reason
+from workflow_composer.fleet.registry import BEAT, Entry, State
+from workflow_composer.fleet.settings import RoleSpec
+from workflow_composer.fleet.state import How, ServerState, Status
+from workflow_composer.fleet.vllm_http import Api
+
+TICK = 0.25
+NOTICE = 3.0
+"""Seconds for which a server that drains must have been idle: clients that have read the registry before may still come."""
+STOPPING = 30.0
+"""Seconds between SIGTERM and SIGKILL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a server has ended. ``expiring``: it was told that its time is over, and should be started again elsewhere."""
+
+    reason: Literal["stopped", "failed", "expiring"]
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a server runs: ``listen`` is what vLLM binds, ``host`` what clients connect to. Times are seconds since 1970."""
+
+    port: int
+    listen: str = "127.0.0.1"
+    host: str = "127.0.0.1"
+    job_id: str = ""
+    expires: float | None = None
+
+    @property
+    def how(self) -> How:
+        """What looks after it."""
+        return "slurm" if self.job_id else "process"
+
+
+class Supervisor:
+    """One server, from start to end.
+
+    ``say`` takes one line for people at a time, ``progress`` what happens while it starts (seconds, the log's last line).
+    ``wanted`` is what the state says of it from now on; with ``resigns``, a signal to stop makes it unwanted, so that no
+    monitor starts it again.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        server: str,
+        role: RoleSpec,
+        place: Place,
+        *,
+        options: Sequence[str] = (),
+        wanted: bool = True,
+        resigns: bool = True,
+        say: Callable[[str], None] = lambda line: None,
+        progress: Callable[[float, str], None] = lambda seconds, line: None,
+    ) -> None:
+        self.fleet = fleet
+        self.server = server
+        self.role = role
+        self.place = place
+        self.options = tuple(options)
+        self.wanted = wanted
+        self.resigns = resigns
+        self._say = say
+        self._progress = progress
+        self._asked: list[Literal["stopped", "expiring"]] = []
+        self._api = Api(reachable(place.listen), place.port)
+        self._entry: Entry | None = None
+        self._beaten = 0.0
+        self._failed_beats = 0
+
+    # --------------------------------------------------------------------------------------------------------- from outside
+
+    def ask(self, why: Literal["stopped", "expiring"]) -> None:
+        """Ask it to drain and end; asked a second time, it ends at once. May be called from any thread, and by signals."""
+        self._asked.append(why)
+
+    def run(self) -> Ended:
+        """Run the server until it ends; the signals are its own meanwhile.
+
+        Raises `FleetError` where it cannot be started at all; that is in its state, too. Where another process runs this
+        server already, nothing is touched.
+        """
+        holding = Holding(self.fleet.states.directory, self.server)
+        if self.place.how == "process" and (holder := holding.take()):
+            raise FleetError(
+                f"{self.server} runs already: process {holder.pid or '?'} on {holder.node or 'another node'} looks after it",
+                hint=f"`fleet status` shows it, `fleet down {self.server}` stops it",
+            )
+        try:
+            with self._signals():
+                return self._whole_life()
+        finally:
+            holding.release()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        wanted = {signal.SIGTERM: "stopped", signal.SIGINT: "stopped", signal.SIGHUP: "stopped", signal.SIGUSR1: "expiring"}
+
+        def heed(number: int, frame: FrameType | None) -> None:
+            self.ask("expiring" if wanted[signal.Signals(number)] == "expiring" else "stopped")
+
+        # What is ignored stays ignored: nohup asks for that.
+        heeded = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, heed) for number in heeded}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # ------------------------------------------------------------------------------------------------------------- its life
+
+    def _whole_life(self) -> Ended:
+        try:
+            prepared = prepare(self.fleet, self.server, self.role, self.place.port, self.place.listen, self.options)
+            log = Log(log_path(self.fleet.logs, self.server))
+        except WorkflowComposerError as error:
+            self._remember_failure(str(error))
+            raise
+        try:
+            self._remember_start(log)
+            return self._with_log(prepared, log)
+        finally:
+            log.close()
+            prepared.release()
+
+    def _with_log(self, prepared: Prepared, log: Log) -> Ended:
+        for note in prepared.command.notes:
+            self._tell(log, note)
+        log.say(f"starting {self.server}: {prepared.command.shown}")
+        try:
+            process = Process(prepared.command.argv, prepared.command.environment(self.fleet.environ), log)
+        except FleetError as error:
+            self._remember_failure(str(error))
+            raise
+        try:
+            ended = self._with_process(process, log)
+        except WorkflowComposerError as error:
+            ended = Ended("failed", str(error))
+        finally:
+            process.close()
+            self._withdraw()
+        self._remember_end(ended)
+        self._tell(log, f"{self.server} {_END[ended.reason]}{f': {ended.detail}' if ended.detail else ''}")
+        return ended
+
+    def _with_process(self, process: Process, log: Log) -> Ended:
+        ended = self._until_ready(process, log) or self._until_asked(process, log)
+        if ended.reason == "failed":
+            return ended
+        self._drain(process, log)
+        self._become("draining")
+        process.stop(STOPPING)
+        return ended
+
+    def _until_ready(self, process: Process, log: Log) -> Ended | None:
+        """Wait for health; None once it is ready, else how it has ended."""
+        begun = time.monotonic()
+        self._publish("starting")
+        while not self._api.healthy():
+            waited = time.monotonic() - begun
+            if (code := process.ended()) is not None:
+                return Ended("failed", reason(log.tail, code))
+            if self._asked:
+                return Ended(self._asked[0])
+            if waited > self.role.start_seconds:
+                return Ended(
+                    "failed", f"not healthy within {self.role.start_seconds:g} s; last it said: {last_line(log.tail)}"
+                )
+            self._progress(waited, last_line(log.tail))
+            self._beat()
+            time.sleep(TICK)
+        if (models := self._models()) is not None and self.role.served not in models:
+            return Ended("failed", f"port {self.place.port} serves {', '.join(models)}, not {self.role.served}")
+        if (code := process.ended()) is not None:  # what is healthy there is another's
+            return Ended("failed", reason(log.tail, code))
+        self._become("ready")
+        self._tell(
+            log, f"{self.server} is ready after {time.monotonic() - begun:.0f} s: {self._url}  model {self.role.served}"
+        )
+        return None
+
+    def _until_asked(self, process: Process, log: Log) -> Ended:
+        while not self._asked:
+            if (code := process.ended()) is not None:
+                return Ended("failed", reason(log.tail, code))
+            self._beat()
+            time.sleep(TICK)
+        return Ended(self._asked[0])
+
+    def _drain(self, process: Process, log: Log) -> None:
+        """Take nothing new and wait until nothing runs: at most ``drain_seconds``, and not once asked a second time."""
+        if self._entry is None or self._entry.state != "ready":
+            return
+        self._become("draining")
+        self._tell(log, f"{self.server} drains: requests under way have {self.role.drain_seconds:g} s")
+        ends = time.monotonic() + self.role.drain_seconds
+        idle_since: float | None = None
+        while len(self._asked) < 2 and time.monotonic() < ends and process.ended() is None:
+            busy = self._api.busy(timeout=max(0.1, min(5.0, ends - time.monotonic())))
+            if busy == 0:
+                idle_since = idle_since or time.monotonic()
+                if time.monotonic() - idle_since >= NOTICE:
+                    return
+            else:
+                idle_since = None
+            self._beat()
+            time.sleep(TICK)
+
+    def _models(self) -> list[str] | None:
+        key = self.fleet.environ.get(self.role.api_key_env or "", "")
+        return self._api.models(api_key=key)
+
+    def _tell(self, log: Log, line: str) -> None:
+        log.say(line)
+        self._say(line)
+
+    # ------------------------------------------------------------------------------------------ what others hear of it
+
+    @property
+    def _url(self) -> str:
+        host = f"[{self.place.host}]" if ":" in self.place.host else self.place.host
+        return f"http://{host}:{self.place.port}/v1"
+
+    def _publish(self, state: State) -> None:
+        now = time.time()
+        started = self._entry.started if self._entry else now
+        entry = Entry(
+            server=self.server,
+            role=self.role.name,
+            host=self.place.host,
+            port=self.place.port,
+            model=self.role.served,
+            state=state,
+            node=os.uname().nodename,
+            pid=os.getpid(),
+            job_id=self.place.job_id,
+            started=started,
+            expires=self.place.expires,
+            updated=now,
+        )
+        self._entry = self.fleet.registry.publish(entry)
+        self._beaten = time.monotonic()
+
+    def _become(self, state: State) -> None:
+        """Publish and remember another state. A disk that is full for now ends no server that works."""
+        if self._entry is not None:
+            with contextlib.suppress(WorkflowComposerError):
+                self._publish(state)
+        self._remember(state)
+
+    def _beat(self) -> None:
+        if self._entry is not None and time.monotonic() - self._beaten >= BEAT:
+            self._beaten = time.monotonic()
+            try:
+                self._publish(self._entry.state)
+                self._failed_beats = 0
+            except WorkflowComposerError as error:
+                self._failed_beats += 1
+                if self._failed_beats == 1:
+                    self._say(f"{self.server}: {error}")
+
+    def _withdraw(self) -> None:
+        if self._entry is not None:
+            self.fleet.registry.withdraw(self._entry)
+
+    # ---------------------------------------------------------------------------------------------------------- its state
+
+    def _remember_start(self, log: Log) -> None:
+        before = self.fleet.states.get(self.server)
+        self.fleet.states.put(
+            ServerState(
+                server=self.server,
+                role=self.role.name,
+                how=self.place.how,
+                wanted=self.wanted,
+                status="starting",
+                node=os.uname().nodename,
+                pid=os.getpid(),
+                job_id=self.place.job_id,
+                port=self.place.port,
+                log=str(log.path),
+                fleet_file=str(self.fleet.path),
+                options=self.options,
+                started=time.time(),
+                restarts=before.restarts if before else (),
+                failures=before.failures if before else 0,
+            )
+        )
+
+    def _remember(self, status: Status, detail: str = "", **changes: object) -> None:
+        with contextlib.suppress(WorkflowComposerError):
+            if self._succeeded():
+                return
+            self.fleet.states.update(self.server, status=status, detail=detail, **changes)
+
+    def _succeeded(self) -> bool:
+        """Whether another job runs this server by now: the state is that job's, while this one drains."""
+        state = self.fleet.states.get(self.server)
+        return bool(self.place.job_id) and state is not None and state.job_id != self.place.job_id
+
+    def _remember_failure(self, detail: str) -> None:
+        """A start that was not even tried: the state says so, and names no process."""
+        line = " ".join(detail.split())
+        with contextlib.suppress(WorkflowComposerError):
+            if self.fleet.states.update(self.server, status="failed", detail=line, pid=0, wanted=self.wanted) is None:
+                self.fleet.states.put(
+                    ServerState(
+                        server=self.server,
+                        role=self.role.name,
+                        how=self.place.how,
+                        wanted=self.wanted,
+                        status="failed",
+                        detail=line,
+                        node=os.uname().nodename,
+                        job_id=self.place.job_id,
+                        port=self.place.port,
+                        log=str(log_path(self.fleet.logs, self.server)),
+                        fleet_file=str(self.fleet.path),
+                        options=self.options,
+                    )
+                )
+
+    def _remember_end(self, ended: Ended) -> None:
+        changes: dict[str, object] = {"pid": 0}
+        if ended.reason == "stopped" and self.resigns:
+            changes["wanted"] = False
+        self._remember("failed" if ended.reason == "failed" else "stopped", ended.detail, **changes)
+
+
+_END = {"stopped": "has stopped", "failed": "has failed", "expiring": "has stopped, since its time is over"}
