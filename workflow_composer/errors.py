@@ -7,6 +7,7 @@
     │   ├── ProfileNotFound          no profile of that name
     │   ├── ProfileError             names file, line, key, what was found, what is allowed
     │   ├── CertificateMismatch      a certificate was made for something else than what would run
+    │   ├── ContextError             a context template is missing, faulty, or not the pinned one
     │   └── InfeasibleTarget         no rule could accept so much with so few errors
     ├── PluginError                  a plugin is broken or clashes with another
     ├── InputError                   data given by the caller cannot be read
@@ -81,6 +82,12 @@ class ProfileError(ConfigError):
 
 class CertificateMismatch(ConfigError):
     """A certificate does not hold for what would run; the message names each field that differs."""
+
+
+class ContextError(ConfigError):
+    """A context template is missing, faulty, or not the one that is pinned. ``task``: the profile's, where it names it."""
+
+    task: str | None = None
 
 
 class InfeasibleTarget(ConfigError):

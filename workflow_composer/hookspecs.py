@@ -132,6 +132,7 @@ def before_route(request: LLMRequest, strategy: str) -> LLMRequest | None:
 
     Implementations are called in the order of their plugins' names, each with what the one before returned. One that fails
     with an exception of its own ends the request with `PluginError`: a guard that is broken must not let everything pass.
+    The texts that ``request.context`` names are put first afterwards, before anything that a plugin has added.
 
     >>> from dataclasses import replace
     >>> from workflow_composer import hookimpl

@@ -151,6 +151,7 @@ def metric_of(
         len(trace.attempts),  # attempts
         "\n".join(text for message in request.messages for text in texts(message)) if debug else None,  # prompt
         plan.alarm or None if plan is not None else None,  # alarm
+        " ".join(request.context) if request.context else None,  # context
     )
 
 

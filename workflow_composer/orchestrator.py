@@ -209,8 +209,13 @@ class ModelOrchestrator:
 
     def plan(self, prompt: Prompt, **fields: Any) -> Plan:
         """The plan that a request would follow; nothing is sent."""
+        return self.prepare(prompt, **fields)[1]
+
+    def prepare(self, prompt: Prompt, **fields: Any) -> tuple[LLMRequest, Plan]:
+        """A request as routers and models would see it, its context first, and its plan; nothing is sent."""
         active = self._active
-        return active.plan(self._request(active, prompt, fields))
+        request = self._request(active, prompt, fields)
+        return request, active.plan(request)
 
     # ----------------------------------------------------------------------------------------------------- strategies
 
@@ -313,7 +318,7 @@ class ModelOrchestrator:
             request = LLMRequest.of(prompt, **fields)
         if self.plugins.implements("before_route"):
             request = self.plugins.before_route(request, active.config.profile_name)
-        return request
+        return active.contexts.applied(request)  # behind the plugins, so that nothing comes to stand before it
 
     def _choose(self, strategy: str | Path | StrategyConfig | None) -> tuple[StrategyConfig, str]:
         if strategy is not None:

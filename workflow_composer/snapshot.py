@@ -21,7 +21,8 @@ from workflow_composer.cascade.breaker import CircuitBreaker, NoBreaker
 from workflow_composer.cascade.endpoint import Endpoint
 from workflow_composer.cascade.executor import PlanExecutor
 from workflow_composer.cascade.retry import RetryPolicy
-from workflow_composer.errors import ConfigError, ProfileError, RoutingError, WorkflowComposerError
+from workflow_composer.contexts.applying import Contexts
+from workflow_composer.errors import ConfigError, ContextError, ProfileError, RoutingError, WorkflowComposerError
 from workflow_composer.names import nearest
 from workflow_composer.plugins import Provided, Registry
 from workflow_composer.routers.base import Router, RouterContext
@@ -41,6 +42,7 @@ class Snapshot:
         endpoints: Mapping[str, Endpoint],
         executor: PlanExecutor,
         resources: ResourceStatus,
+        contexts: Contexts,
     ) -> None:
         self.config = config
         self.egress = egress
@@ -49,6 +51,7 @@ class Snapshot:
         self.routers: tuple[Router, ...] = ()
         self.listeners: Mapping[str, Router] = {}
         self.resources = resources
+        self.contexts = contexts
         self._candidates: dict[str, tuple[Candidate, ...]] = {}
         self._lock = threading.Lock()
         self._users = 0
@@ -146,7 +149,7 @@ def build(
         observer=observer,
         local_only=not config.allow_cloud,
     )
-    snapshot = Snapshot(config, egress, endpoints, executor, resources)
+    snapshot = Snapshot(config, egress, endpoints, executor, resources, contexts_of(config, environ))
     context = RouterContext(
         config,
         snapshot.candidates,
@@ -158,6 +161,15 @@ def build(
     listening = [router for router in snapshot.routers if type(router).answered is not Router.answered]
     snapshot.listeners = {router.name: router for router in listening}
     return snapshot
+
+
+def contexts_of(config: StrategyConfig, environ: Mapping[str, str]) -> Contexts:
+    """The contexts under a profile. Raises `ProfileError` where it names one that is not there or is faulty."""
+    try:
+        return Contexts.of(config.task_contexts, base=config.directory, environ=environ)
+    except ContextError as error:
+        where = config.where("task_contexts", error.task or "")
+        raise ProfileError([f"{where}: {error.message}"], hint=error.hint) from None
 
 
 def _endpoints(config: StrategyConfig, registry: Registry, context: BackendContext) -> dict[str, Endpoint]:

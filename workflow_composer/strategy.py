@@ -26,6 +26,7 @@ from workflow_composer.profiles.models import (
     Name,
     Names,
     NameToName,
+    NameToNames,
     Part,
     Place,
     RetrySettings,
@@ -98,6 +99,11 @@ class StrategyConfig(Part):
     task_routing: NameToName = frozen_mapping(
         'Task -> a role, model, tier or routing string, `cloud`, or `cascade` (all tiers). The task `"*"` stands for every '
         "task that is not listed."
+    )
+    task_contexts: NameToNames = frozen_mapping(
+        "Task -> the context templates that stand first in its requests: a name or a list of names, such as `file-formats`, "
+        '`file-formats@1`, or paths relative to the profile\'s file. The task `"*"` stands for every task that is not '
+        "listed."
     )
     fallback: Names = Field(
         default=(),

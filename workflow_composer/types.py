@@ -70,7 +70,8 @@ class LLMRequest:
 
     ``task_type`` selects the route in the profile. ``model`` names a role, tier, catalogue model or routing string instead
     and leaves the router no choice. ``budget`` is what the answer may cost (dollars): no tier is started that would
-    probably cost more than is left of it. Every other field that is not None reaches the model unchanged or raises
+    probably cost more than is left of it. ``context`` names templates that stand first (docs/contexts.md; None: those
+    that the profile gives its task, empty: none). Every other field that is not None reaches the model unchanged or raises
     `Unsupported`; ``extra`` holds fields that only some servers know and is passed through as it is.
     """
 
@@ -91,6 +92,7 @@ class LLMRequest:
     extra: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     timeout: float | None = None
     budget: float | None = None
+    context: tuple[str, ...] | None = None
     metadata: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     request_id: str = field(default_factory=new_request_id)
 

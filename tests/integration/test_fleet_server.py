@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.integration.vllm_server import VARIABLE, vllm_python
 from tests.paths import ROOT
@@ -51,7 +50,7 @@ class Place:
             "wrong": role | {"quantization": "nonsense", "port": free_port()},
         }
         tree = {"state": "state", "registry": "registry", "logs": str(path / "logs"), "roles": roles}
-        (path / "fleet.yaml").write_text(yaml.safe_dump(tree))
+        (path / "fleet.yaml").write_text(json.dumps(tree))  # JSON is YAML, without the aliases that a dump would have
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [str(SCRIPT), *arguments, "--fleet", str(self.path / "fleet.yaml")]

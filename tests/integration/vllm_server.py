@@ -9,6 +9,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 VARIABLE = "WORKFLOW_COMPOSER_VLLM_PYTHON"
@@ -24,9 +25,12 @@ def vllm_python() -> str | None:
 
 
 class VLLMServer:
-    """One server for one checkpoint on one port. `kill` ends it at once, as a lost node would."""
+    """One server for one checkpoint on one port; ``options`` are vLLM's, and go before those here.
 
-    def __init__(self, checkpoint: Path, port: int, log: Path, name: str = "small") -> None:
+    `kill` ends it at once, as a lost node would.
+    """
+
+    def __init__(self, checkpoint: Path, port: int, log: Path, name: str = "small", options: Sequence[str] = ()) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -42,10 +46,16 @@ class VLLMServer:
             "--max-model-len=512",
             "--max-num-seqs=16",
             "--enforce-eager",
+            *options,
         ]
 
     def start(self) -> None:
         """Start the server and wait until it is healthy. Raises with the end of its log where it ends or takes too long."""
+        self.launch()
+        self.wait()
+
+    def launch(self) -> None:
+        """Start the server and return at once, so that others can be started beside it."""
         environ = os.environ | {
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "HF_HUB_OFFLINE": "1",
@@ -56,6 +66,10 @@ class VLLMServer:
             self._process = subprocess.Popen(
                 self._command, stdout=log, stderr=log, env=environ, start_new_session=True, cwd=self._log.parent
             )
+
+    def wait(self) -> None:
+        """Wait until the server is healthy. Raises as `start`."""
+        assert self._process is not None, "the server is not running"
         ends = time.monotonic() + START_LIMIT
         while not self._healthy():
             if self._process.poll() is not None or time.monotonic() > ends:

@@ -16,6 +16,7 @@ from workflow_composer.backends.per_loop import PerLoop
 from workflow_composer.backends.places import Finder
 from workflow_composer.backends.replica import Place, Replica, Standing, another_may_answer
 from workflow_composer.backends.replica_set import ReplicaSet
+from workflow_composer.backends.server_load import SECONDS
 from workflow_composer.errors import EgressDenied, ModelError, RateLimited, ServerFailed, ServerUnreachable
 from workflow_composer.types import Attempt, Chunk, Completion, Embeddings, EndpointStatus, ModelCall, Timeouts
 
@@ -163,13 +164,14 @@ async def _ask(replica: Replica) -> None:
     """Ask a server how busy it is. Whatever it does, no request fails for it."""
     import httpx2
 
-    calls = replica.calls
+    calls, began = replica.calls, time.monotonic()
     try:
         load = await replica.backend.load()
     except httpx2.ConnectError:
         replica.said_nothing(refused=True, now=time.monotonic())
     except (TimeoutError, httpx2.HTTPError, EgressDenied):
-        replica.said_nothing(refused=False, now=time.monotonic())
+        if time.monotonic() - began < 2.0 * SECONDS:  # else it was this process that had no time
+            replica.said_nothing(refused=False, now=time.monotonic())
     else:
         replica.told(load, calls, time.monotonic())
 

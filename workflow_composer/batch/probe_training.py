@@ -7,6 +7,7 @@ does, calibration included, is done anew without each fifth of the questions.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -233,7 +234,10 @@ def _logistic(inputs: Floats, right: Floats, penalty: float) -> tuple[Floats, fl
     if len(np.unique(kinds[used])) < 2:  # a fold without any right sample, or any wrong one
         return np.zeros(inputs.shape[1]), 5.0 if right.any() else -5.0
     model = LogisticRegression(C=penalty, solver="newton-cholesky")  # few columns: far quicker than the default
-    model.fit(np.concatenate([inputs, inputs])[used], kinds[used], sample_weight=weights[used])
+    with warnings.catch_warnings():
+        # Where a line search ends in rounding errors, scikit-learn itself goes on with lbfgs, says so, and is no worse off.
+        warnings.filterwarnings("ignore", message=r"(?s).*resort to lbfgs")
+        model.fit(np.concatenate([inputs, inputs])[used], kinds[used], sample_weight=weights[used])
     return model.coef_[0], float(model.intercept_[0])
 
 

@@ -81,7 +81,7 @@ class Tally:
 class Batch:
     """Answers rows with an orchestrator. ``write`` takes each record, ``progress`` is told the tally after each.
 
-    ``fields`` are those of `LLMRequest` for all rows; a row's own task type and model go before them.
+    ``fields`` are those of `LLMRequest` for all rows; a row's own task type, model and context go before them.
     """
 
     def __init__(
@@ -157,6 +157,8 @@ class Batch:
             fields["task_type"] = row.task_type
         if row.model is not None:
             fields["model"] = row.model
+        if row.context is not None:
+            fields["context"] = row.context
         started = time.perf_counter()
         head = {"index": row.index, "key": row.key, "id": row.id}
         try:

@@ -28,6 +28,8 @@ from workflow_composer.cli.interrupt import INTERRUPTED, TERMINATED, Stopped, le
 from workflow_composer.cli.output import dollars, percent, print_json
 from workflow_composer.cli.progress import describe_tiers, progress_for
 from workflow_composer.cli.state import State
+from workflow_composer.snapshot import contexts_of
+from workflow_composer.types import ANY_TASK
 
 if TYPE_CHECKING:
     from workflow_composer.batch.planning import PlanTable
@@ -184,9 +186,16 @@ class BatchRun:
             "strategy": self._orchestrator.strategy,
             "models": self._models(),
             "votes": asdict(self._voting),
-            "fields": self._options.fields,
+            "fields": self._fields(),
             "replay": None if self._recorded is None else self._recorded.digest,
         }
+
+    def _fields(self) -> dict[str, Any]:
+        """The fields of every request; the context is named by its present text, also where the profile gives it."""
+        fields = self._options.fields
+        contexts = contexts_of(self._orchestrator.config, self._state.environ)
+        pins = contexts.of_request(fields.get("context"), ANY_TASK).pins
+        return {**fields, "context": list(pins)} if pins else fields
 
     def _models(self) -> dict[str, str]:
         return {name: f"{spec.backend}:{spec.model}" for name, spec in self._orchestrator.config.models.items()}

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from workflow_composer.cli.execute import spread
-from workflow_composer.cli.options import common_options, examples, profile_option
+from workflow_composer.cli.options import common_options, context_option, examples, profile_option
 from workflow_composer.cli.state import State
 
 _SHARE = click.FloatRange(0, 1, min_open=True, max_open=True)
@@ -68,6 +68,7 @@ class _WithTiers(click.Command):
 @click.option(
     "--top-logprobs", type=click.IntRange(min=1), metavar="K", help="Alternatives asked for. Default: by the data."
 )
+@context_option
 @click.option("--system", metavar="TEXT", help="The system message of the answers' requests; its digest is kept.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Most tokens that the answers could have.")
 @click.option(

@@ -45,6 +45,7 @@ class Options:
     temperature: float = 0.0
     top_logprobs: int | None = None
     system: str | None = None
+    contexts: tuple[str, ...] = ()
     max_tokens: int | None = None
     output: Path = Path("certificate.json")
     plots: Path | None = None
@@ -76,7 +77,7 @@ class Calibration:
                 escalation=options.escalation,
                 coverage=options.coverage,
                 identities=[self._identity(config, table, at) for at in range(len(table.tiers))],
-                request=RequestForm(system=digest_of(options.system), max_tokens=options.max_tokens),
+                request=RequestForm(system=digest_of(self._system(config)), max_tokens=options.max_tokens),
                 fit_share=options.fit_share,
                 seed=options.seed,
             )
@@ -106,6 +107,16 @@ class Calibration:
         return NOTHING_CERTIFIED if lacking else 0
 
     # -------------------------------------------------------------------------------------------------------- the parts
+
+    def _system(self, config: StrategyConfig | None) -> str | None:
+        """The whole system message of the answers' requests: the context, named or the profile's, and the text."""
+        from workflow_composer.contexts.applying import Contexts
+        from workflow_composer.snapshot import contexts_of
+        from workflow_composer.types import ANY_TASK
+
+        environ = self.state.environ
+        contexts = contexts_of(config, environ) if config else Contexts.of({}, environ=environ)
+        return contexts.of_request(self.options.contexts or None, ANY_TASK).system(self.options.system)
 
     def _table(self, config: StrategyConfig | None) -> CalibrationTable:
         options = self.options

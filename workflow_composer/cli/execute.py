@@ -9,7 +9,7 @@ from typing import Any, get_args
 import click
 
 from workflow_composer.answers.form import Comparison
-from workflow_composer.cli.options import common_options, examples, strategy_option
+from workflow_composer.cli.options import common_options, context_option, examples, strategy_option
 from workflow_composer.cli.state import State
 from workflow_composer.plan import Drawing, Measure, Stopping
 
@@ -93,6 +93,7 @@ def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]
 )
 @click.option("--extract", multiple=True, metavar="HOW", help="How final answers are found: boxed, json:FIELD, ...")
 @click.option("--compare", type=click.Choice(get_args(Comparison)), help="When two answers are the same.")
+@context_option
 @click.option("--system", metavar="TEXT", help="System message, put in front of every question.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Most tokens of an answer.")
 @click.option("--budget", type=click.FloatRange(min=0, min_open=True), metavar="DOLLARS", help="Most for one row.")
@@ -120,4 +121,8 @@ def execute(context: click.Context, /, **options: Any) -> None:
         raise click.UsageError("name --strategies or --routes (or --baselines)")
     if not options["datasets"] and options["replay"] is None:
         raise click.UsageError("name --datasets, or --replay a recording")
+    if options["contexts"]:
+        from workflow_composer.contexts.library import Library
+
+        options["contexts"] = Library(environ=state.environ).pins(options["contexts"])
     context.exit(Execution(state, Options(**options)).run())

@@ -54,6 +54,7 @@ class Options:
     extract: tuple[str, ...] = ()
     compare: str | None = None
     system: str | None = None
+    contexts: tuple[str, ...] = ()
     max_tokens: int | None = None
     budget: float | None = None
     timeout: float | None = None
@@ -78,6 +79,7 @@ class Options:
     def fields(self) -> dict[str, Any]:
         """Fields of every row's request."""
         given = {name: getattr(self, name) for name in ("system", "max_tokens", "budget", "timeout")}
+        given["context"] = self.contexts or None
         return {name: value for name, value in given.items() if value is not None}
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +21,9 @@ from workflow_composer.cli.rows import Row, RowFile
 from workflow_composer.cli.state import State
 from workflow_composer.errors import InputError, WorkflowComposerError
 
+if TYPE_CHECKING:
+    from workflow_composer.strategy import StrategyConfig
+
 SOME_FAILED = 1
 
 
@@ -28,14 +31,19 @@ def answer_file(
     state: State, source: Path, target: Path | None, fields: Mapping[str, Any], *, concurrency: int, limit: int | None
 ) -> int:
     """Answer the rows of ``source``; return the exit code. Raises `InputError` before the first row is sent."""
+    from workflow_composer.contexts.library import Library
+
+    library = Library(environ=state.environ)
+    if "context" in fields:
+        fields = {**fields, "context": library.pins(fields["context"])}
     salt = json.dumps({name: value for name, value in fields.items() if name != "timeout"}, sort_keys=True)
-    rows = RowFile(source, salt=salt, limit=limit)
+    rows = RowFile(source, salt=salt, limit=limit, pins=library.pins)
     tally = Tally(total=rows.count())
     with _output(target, source, tally) as (journal, write):
         if journal is not None:
             _check(journal, rows, whole=limit is None, total=tally.total)
         if tally.done < tally.total:
-            _run(state, tally, _todo(rows, journal), write, fields, concurrency)
+            _run(state, tally, rows, journal, write, fields, concurrency)
     _sum_up(state, tally, target)
     return SOME_FAILED if tally.errors else 0
 
@@ -43,16 +51,18 @@ def answer_file(
 def _run(
     state: State,
     tally: Tally,
-    rows: Iterator[Row],
+    rows: RowFile,
+    journal: Journal | None,
     write: Callable[[Record], None],
     fields: Mapping[str, Any],
     concurrency: int,
 ) -> None:
     state.log = log = DecisionLog()
     orchestrator = state.open(state, None)
+    todo = _todo(_ordered(rows, orchestrator.config, state, fields), journal)
     try:
         with log, progress_for(tally) as progress:
-            Batch(orchestrator, tally, write, progress, **fields).run(rows, min(concurrency, tally.total - tally.done))
+            Batch(orchestrator, tally, write, progress, **fields).run(todo, min(concurrency, tally.total - tally.done))
     except (KeyboardInterrupt, Stopped):
         click.echo(f"{tally.done} of {tally.total} rows done, {dollars(tally.cost)}; {_how_to_go_on(write)}", err=True)
         raise
@@ -92,7 +102,17 @@ def _check(journal: Journal, rows: RowFile, *, whole: bool, total: int) -> None:
             journal.is_done(row)
 
 
-def _todo(rows: RowFile, journal: Journal | None) -> Iterator[Row]:
+def _ordered(rows: RowFile, config: StrategyConfig, state: State, fields: Mapping[str, Any]) -> Iterable[Row]:
+    """The rows in the order of sending: as they stand, or by context where they can have different ones."""
+    if not rows.have_contexts and not config.task_contexts:
+        return rows
+    from workflow_composer.cli.grouping import together
+    from workflow_composer.snapshot import contexts_of
+
+    return together(rows, contexts_of(config, state.environ), fields)
+
+
+def _todo(rows: Iterable[Row], journal: Journal | None) -> Iterator[Row]:
     return (row for row in rows if journal is None or not journal.is_done(row))
 
 

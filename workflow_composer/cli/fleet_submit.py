@@ -46,6 +46,7 @@ def submit(state: State, roles: tuple[str, ...], fleet_file: str | None, dry_run
     slurm = Slurm(state.environ)
     done = []
     for server in servers:
+        fleet.states.forgive(server)
         done.append(submit_server(fleet, server, slurm))
         if not state.json:
             click.echo(_line(done[-1]))

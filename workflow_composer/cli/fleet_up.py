@@ -85,15 +85,16 @@ def _dry_run(state: State, fleet: Fleet, servers: tuple[str, ...]) -> int:
 
 def _wait(fleet: Fleet, servers: tuple[str, ...], waiting: Waiting) -> list[dict[str, str]]:
     """Start all, then wait for all; one result each, in the order of the file."""
-    from workflow_composer.errors import FleetError, WorkflowComposerError
+    from workflow_composer.errors import WorkflowComposerError
     from workflow_composer.fleet.local import Starting
 
     results: dict[str, dict[str, str]] = {}
     under_way: dict[str, Starting] = {}
     for server in servers:
         try:
+            fleet.states.forgive(server)
             under_way[server] = Starting(fleet, server)
-        except FleetError as error:
+        except WorkflowComposerError as error:
             results[server] = _result(fleet, server, "failed", str(error))
     while under_way:
         for server, starting in list(under_way.items()):

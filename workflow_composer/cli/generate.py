@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from workflow_composer.cli.options import common_options, examples, strategy_option
+from workflow_composer.cli.options import common_options, context_option, examples, strategy_option
 from workflow_composer.cli.state import State
 
 
@@ -22,6 +22,7 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float | N
     epilog=examples(
         'generate "What is 12 + 7?"',
         "generate --task code_generation --max-tokens 500 < prompt.txt",
+        'generate --context file-formats --context house-style "Filter this VCF by depth: ..."',
         'generate --model mv_cascade_small_k4_t0.7_large_k1_t0.0 "What is 12 + 7?"',
         "generate --input questions.jsonl --output answers.jsonl --concurrency 32",
         "generate --input questions.jsonl.gz --limit 100 --json | jq .text",
@@ -32,7 +33,8 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float | N
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="JSONL file for the answers.")
 @click.option("-t", "--task", "task_type", metavar="TASK", help="Task type, as in the profile's task_routing.")
 @click.option("-m", "--model", metavar="NAME", help="A role, tier, model or routing string instead of the task's.")
-@click.option("--system", metavar="TEXT", help="System message, put in front.")
+@context_option
+@click.option("--system", metavar="TEXT", help="System message, put in front of the prompt and behind the context.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Most tokens of an answer.")
 @click.option("--temperature", type=click.FloatRange(min=0), callback=_finite, metavar="T", help="0 is greedy.")
 @click.option("--logprobs", is_flag=True, default=None, help="Give the tokens' log-probabilities, too.")
@@ -58,6 +60,7 @@ def generate(
     target: Path | None,
     concurrency: int,
     limit: int | None,
+    contexts: tuple[str, ...],
     **fields: Any,
 ) -> None:
     """Answer a prompt, or every row of a file.
@@ -66,9 +69,10 @@ def generate(
     at the end, with everything that led to it.
 
     With --input every row is a JSON object with `question`, `prompt` or `messages`, and if wanted `id`, `task_type`,
-    `model` and `answer`, the right answer, by which answers are graded. The rows of the answer carry `index`, `id`, `text`,
-    `model`, `candidate`, `tier`, `fallback_depth`, `cost`, `tokens`, `latency_ms`, `confidence` and `correct`, or `error`;
-    they are in the order in which they were answered.
+    `model`, `context` (a name or a list of names) and `answer`, the right answer, by which answers are graded. Rows with the
+    same context are sent one after the other, so that servers find it in their caches. The rows of the answer carry `index`,
+    `id`, `text`, `model`, `candidate`, `tier`, `fallback_depth`, `cost`, `tokens`, `latency_ms`, `confidence` and `correct`,
+    or `error`; they are in the order in which they were answered.
 
     Run the same command again after an interruption: it goes on where it stopped, and tries rows with errors again. The
     whole input is checked before the first row is sent. Without --output the answers go to standard output. A summary
@@ -76,6 +80,8 @@ def generate(
     """
     state = context.ensure_object(State)
     given = {name: value for name, value in fields.items() if value is not None}
+    if contexts:
+        given["context"] = contexts
     if source is None:
         if target is not None or limit is not None:
             raise click.UsageError("--output and --limit need --input")

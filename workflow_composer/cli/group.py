@@ -22,6 +22,7 @@ COMMANDS = {
     "status": "Show the strategy, what is reachable, and the routers.",
     "fleet": "Start, stop and watch your own vLLM servers, here or on SLURM.",
     "strategies": "List, show and check strategy profiles.",
+    "contexts": "List, show and copy context templates.",
     "plugins": "List plugins and what they provide.",
     "metrics": "Summarize the metrics of past requests.",
     "record": "Record every tier's answers to data sets, graded and with log-probabilities.",

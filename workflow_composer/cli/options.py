@@ -45,6 +45,12 @@ def _keep(name: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
     return keep
 
 
+def context_option(function: F) -> F:
+    """``--context``, which may be repeated."""
+    text = "Context template that stands first (see `contexts list`); may be repeated. Default: the profile's for the task."
+    return click.option("--context", "contexts", multiple=True, metavar="NAME", help=text)(function)
+
+
 def json_option(function: F) -> F:
     """``--json``."""
     text = "Print JSON: results to standard output, errors to standard error."

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from workflow_composer.cli.options import common_options, examples, strategy_option
+from workflow_composer.cli.options import common_options, context_option, examples, strategy_option
 from workflow_composer.cli.state import State
 
 
@@ -30,6 +30,7 @@ from workflow_composer.cli.state import State
     "--top-logprobs", type=click.IntRange(0, 20), default=5, show_default=True, help="Alternatives kept beside each token."
 )
 @click.option("--no-logprobs", is_flag=True, help="Ask for no log-probabilities: some servers have none.")
+@context_option
 @click.option("--system", metavar="TEXT", help="System message, put in front of every question.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Most tokens of an answer.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Most time for an answer.")

@@ -106,6 +106,8 @@ class Recorder:
     def _fields(self) -> dict[str, Any]:
         options = self._options
         fields = {name: options[name] for name in ("system", "max_tokens", "timeout") if options[name] is not None}
+        if options["contexts"]:
+            fields["context"] = options["contexts"]
         fields["temperature"] = options["temperature"]
         if not options["no_logprobs"]:
             fields |= {"logprobs": True, "top_logprobs": options["top_logprobs"]}

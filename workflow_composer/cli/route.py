@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflow_composer.cli.options import common_options, examples, strategy_option
+from workflow_composer.cli.options import common_options, context_option, examples, strategy_option
 from workflow_composer.cli.output import print_json
 from workflow_composer.cli.prompt import read_prompt
 from workflow_composer.cli.state import State
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 @click.argument("prompt", required=False)
 @click.option("-t", "--task", default="*", metavar="TASK", help="Task type, as in the profile's task_routing.")
 @click.option("-m", "--model", metavar="NAME", help="A role, tier or model of the profile, instead of the task's.")
+@context_option
 @strategy_option
 @common_options
 @click.pass_obj
-def route(state: State, prompt: str | None, task: str, model: str | None) -> None:
+def route(state: State, prompt: str | None, task: str, model: str | None, contexts: tuple[str, ...]) -> None:
     """Show which models a request would go to, and why; sends nothing.
 
     Tiers are tried in order while an answer is not accepted (escalation); a tier's models in order while calls fail
@@ -38,14 +39,18 @@ def route(state: State, prompt: str | None, task: str, model: str | None) -> Non
     text = read_prompt(prompt)
     with state.orchestrator(NullSink()) as orchestrator:
         strategy = orchestrator.strategy
-        plan = orchestrator.plan(text, task_type=task, model=model)
+        request, plan = orchestrator.prepare(text, task_type=task, model=model, context=contexts or None)
         servers = servers_of(plan, orchestrator.config, state.environ)
+    context = request.context or ()
     if state.json:
-        print_json({"strategy": strategy, **to_dict(plan), "servers": servers})
+        known = {"strategy": strategy, "context": context, "query_length": request.query_length}
+        print_json({**known, **to_dict(plan), "servers": servers})
         return
     click.echo(f"strategy:  {strategy}")
     click.echo(f"router:    {plan.router}")
     click.echo(f"reason:    {plan.reason}")
+    for pin in context:
+        click.echo(f"context:   {pin}")
     for number, tier in enumerate(plan.tiers, 1):
         click.echo(f"tier {number}:    {_describe(tier)}")
     for role, places in servers.items():

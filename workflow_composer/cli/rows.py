@@ -6,14 +6,14 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from workflow_composer.errors import InputError
+from workflow_composer.errors import ContextError, InputError
 from workflow_composer.types import Message
 
 _GZIP = b"\x1f\x8b"
@@ -33,38 +33,57 @@ class Row:
     task_type: str | None = None
     model: str | None = None
     label: str | None = None
+    context: tuple[str, ...] | None = None
 
 
 class RowFile:
     """A JSONL file, plain or gzip. It is read anew by every iteration, one line at a time.
 
-    ``salt`` is what else the answers depend on (the options of the run): another salt gives other keys. Iterating raises
-    `InputError` at the first fault.
+    ``salt`` is what else the answers depend on (the options of the run): another salt gives other keys. ``pins``
+    makes of the contexts that a row names references to exactly their present texts; they go into the row's key, too.
+    Iterating raises `InputError` at the first fault.
     """
 
-    def __init__(self, path: Path, *, salt: str = "", limit: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        salt: str = "",
+        limit: int | None = None,
+        pins: Callable[[tuple[str, ...]], tuple[str, ...]] = lambda names: names,
+    ) -> None:
         self.path = path
+        self.have_contexts = False  # as far as `count` has seen
+        self._pins = pins
         self._salt = salt.encode()
         self._limit = limit
 
     def __iter__(self) -> Iterator[Row]:
         return islice(self._rows(), self._limit)
 
+    def only(self, wanted: Callable[[int], bool]) -> Iterator[Row]:
+        """The rows whose index is wanted; the others are not taken apart."""
+        return self._rows(wanted)
+
     def count(self) -> int:
         """Read every row, so that a fault shows before anything is paid for; return how many there are.
 
         Raises `InputError` where there is none.
         """
-        rows = sum(1 for _ in self)
+        rows = 0
+        for row in self:
+            rows += 1
+            self.have_contexts = self.have_contexts or row.context is not None
         if not rows:
             raise InputError(f"{self.path} has no rows", hint=f"it should have {_FORM}")
         return rows
 
-    def _rows(self) -> Iterator[Row]:
+    def _rows(self, wanted: Callable[[int], bool] = lambda index: True) -> Iterator[Row]:
         index = 0
         for number, line in enumerate(self._lines(), 1):
             if line.strip():
-                yield self._row(index, number, line.strip())
+                if wanted(index):
+                    yield self._row(index, number, line.strip())
                 index += 1
 
     def _lines(self) -> Iterator[bytes]:
@@ -79,8 +98,10 @@ class RowFile:
 
     def _row(self, index: int, number: int, line: bytes) -> Row:
         where = f"{self.path}:{number}"
-        key = hashlib.blake2b(line, key=hashlib.blake2b(self._salt, digest_size=16).digest(), digest_size=8).hexdigest()
         found = _object(line, where)
+        context = self._context(found, where)
+        salt = self._salt + ("\0" + " ".join(context)).encode() if context else self._salt
+        key = hashlib.blake2b(line, key=hashlib.blake2b(salt, digest_size=16).digest(), digest_size=8).hexdigest()
         return Row(
             index,
             number,
@@ -90,7 +111,22 @@ class RowFile:
             _text(found, "task_type", where),
             _text(found, "model", where),
             _label(found.get("answer")),
+            context,
         )
+
+    def _context(self, found: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
+        """The contexts that the row names, pinned; empty: it wants none; None: it does not say."""
+        value = found.get("context")
+        names = [value] if isinstance(value, str) else value
+        if names is None:
+            return None
+        if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
+            hint = 'write a name, or a list of names such as ["file-formats"]'
+            raise InputError(f"{where}: 'context' is {_kind(value)}, not a name or a list of names", hint=hint)
+        try:
+            return self._pins(tuple(names))
+        except ContextError as error:
+            raise InputError(f"{where}: {error.message}", hint=error.hint) from None
 
 
 def _open(path: Path) -> BinaryIO:

@@ -147,7 +147,10 @@ def vllm_command(
         argv += ["--gpu-memory-utilization", f"{role.gpu_memory_utilization:g}"]
     if role.gpus > 1:
         argv += ["--tensor-parallel-size", str(role.gpus)]
-    argv.append("--enable-prefix-caching" if role.prefix_caching else "--no-enable-prefix-caching")
+    if not role.prefix_caching:
+        argv.append("--no-enable-prefix-caching")
+    elif role.task == "generate":  # encoders keep no cache and do not start when told to share it: vLLM knows which can
+        argv.append("--enable-prefix-caching")
     if not gpus:
         # Compiling takes minutes and a C++ compiler; who wants it adds --no-enforce-eager.
         argv.append("--enforce-eager")

@@ -56,7 +56,9 @@ class RoleSpec(Part):
     gpu_memory_utilization: float | None = Field(
         default=None, gt=0, le=1, description="Share of the GPU's memory for weights and cache. Default: vLLM's own."
     )
-    prefix_caching: bool = Field(default=True, description="Keep the cache of prompts' beginnings.")
+    prefix_caching: bool = Field(
+        default=True, description="Keep the cache of prompts' beginnings; with `pooling`, where the model has one."
+    )
     api_key_env: EnvName | None = Field(
         default=None,
         description="The variable with the key that requests must carry. None: anyone who reaches the port may ask.",

@@ -98,6 +98,12 @@ class StateStore:
             self._write(state)
             return state
 
+    def forgive(self, server: str) -> None:
+        """Forget the monitor's restarts of a server: a person who starts it has looked."""
+        state = self.get(server)
+        if state is not None and state.restarts:
+            self.update(server, restarts=())
+
     def _write(self, state: ServerState) -> None:
         with self._explained():
             replace_file(self._path(state.server), state.text())

@@ -9,7 +9,7 @@ from json.encoder import encode_basestring_ascii as _quoted
 _LINE = (
     '{"timestamp":%s,"request_id":%s,"strategy":%s,"router":%s,"task_type":%s,"query_length":%d,"model_used":%s,'
     '"candidate":%s,"tier":%d,"fallback_depth":%d,"escalated":%s,"latency_ms":%.3f,"overhead_ms":%.3f,"prompt_tokens":%d,'
-    '"completion_tokens":%d,"cost":%r,"success":%s,"error":%s,"attempts":%d%s%s}\n'
+    '"completion_tokens":%d,"cost":%r,"success":%s,"error":%s,"attempts":%d%s%s%s}\n'
 )
 
 
@@ -21,7 +21,8 @@ class RoutingMetric:
     ``fallback_depth`` place the candidate that answered (or failed last) in its plan; ``tier`` counts escalations from 0.
     ``overhead_ms`` is the part of ``latency_ms`` in which no model was awaited. ``cost`` and the tokens include failed
     attempts and rejected tiers. ``error`` is the exception's type. ``prompt`` is None unless debugging is on.
-    ``alarm`` says why a certificate was suspended when the request was routed.
+    ``alarm`` says why a certificate was suspended when the request was routed. ``context`` names the templates that stood
+    first in the request, each as ``name@version#digest``, with spaces between them.
     """
 
     timestamp: str
@@ -45,6 +46,7 @@ class RoutingMetric:
     attempts: int
     prompt: str | None = None
     alarm: str | None = None
+    context: str | None = None
 
     def to_json(self) -> bytes:
         """The metric as one line of JSON with its line end; ASCII, so that a line is never cut inside a character."""
@@ -72,5 +74,6 @@ class RoutingMetric:
                 self.attempts,
                 "" if self.prompt is None else f',"prompt":{_quoted(self.prompt)}',
                 "" if self.alarm is None else f',"alarm":{_quoted(self.alarm)}',
+                "" if self.context is None else f',"context":{_quoted(self.context)}',
             )
         ).encode("ascii")

@@ -79,7 +79,7 @@ class Checks:
 
     def name_clashes(self) -> None:
         """Roles, models and tiers share one name space; two may share a name only where they mean the same."""
-        for section in (*self.names, "task_routing"):
+        for section in (*self.names, "task_routing", "task_contexts"):
             for name in _mapping(self.tree, section):
                 self._name(section, name)
         for name in self.targets:
@@ -94,7 +94,7 @@ class Checks:
     def _name(self, section: str, name: str) -> None:
         if not name.strip() or name != name.strip() or not name.isprintable():
             self.problems.add((section, name), "a name that is empty or has spaces around it", "a name")
-        elif section != "task_routing" and name in {CLOUD, CASCADE_TARGET, ANY_TASK}:
+        elif section in self.names and name in {CLOUD, CASCADE_TARGET, ANY_TASK}:
             self.problems.add((section, name), f"{name!r} has a meaning of its own", "another name")
         elif section == "tiers" and not can_name_tier(name):
             self.problems.add(

@@ -92,6 +92,7 @@ Names = Annotated[tuple[Name, ...], Field(strict=False)]
 Capabilities = Annotated[tuple[Capability, ...], Field(strict=False)]
 Settings = Annotated[Mapping[str, Any], BeforeValidator(plain), AfterValidator(frozen)]
 NameToName = Annotated[Mapping[str, Name], BeforeValidator(plain), AfterValidator(frozen)]
+NameToNames = Annotated[Mapping[str, Names], BeforeValidator(plain), AfterValidator(frozen)]
 RoleToServers = Annotated[
     Mapping[str, Annotated[str | tuple[str, ...], SkipValidation]], BeforeValidator(plain), AfterValidator(frozen)
 ]

@@ -124,6 +124,7 @@ class NormalForm:
             "vllm_endpoints": self._endpoints,
             "registry": lambda value: self._path(value, ("registry",), bare=False),
             "models": self._models,
+            "task_contexts": self._contexts,
             "fallback": self._fallback,
             "routers": self._routers,
         }
@@ -158,6 +159,9 @@ class NormalForm:
             path, f"{shown(value, path)}; {fault}", "allowed: registry:ROLE, such as registry:coder", hint=near
         )
         return _drop(self.problems, path)
+
+    def _contexts(self, value: Any) -> Any:
+        return self._each(value, lambda names, path: (names,) if isinstance(names, str) else names, ("task_contexts",))
 
     def _models(self, value: Any) -> Any:
         return self._each(value, self._model, ("models",))

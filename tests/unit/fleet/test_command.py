@@ -66,6 +66,9 @@ def test_a_model_of_vectors_runs_as_one():
 def test_prefix_caching_is_switched_off_by_its_key():
     assert "--no-enable-prefix-caching" in command(T4, prefix_caching=False).argv
     assert "--enable-prefix-caching" in command(T4).argv
+    pooling = command(T4, task="pooling").argv
+    assert not {"--enable-prefix-caching", "--no-enable-prefix-caching"} & set(pooling)
+    assert "--no-enable-prefix-caching" in command(T4, task="pooling", prefix_caching=False).argv
 
 
 def test_gpus_are_spanned_and_named_in_the_order_of_the_bus():

@@ -129,7 +129,8 @@ def test_where_the_guard_itself_is_killed_the_program_is_ended_by_the_supervisor
     until(lambda: not [pid for pid in pids if alive(pid)], "the end of the family")
 
 
-def test_nothing_is_left_of_a_supervisor_that_is_killed(tmp_path):
+@pytest.mark.parametrize("first", ["", "signal.signal(signal.SIGTERM, signal.SIG_IGN)"])
+def test_nothing_is_left_of_a_supervisor_that_is_killed(tmp_path, first):
     program = (
         "import os, sys, time; from pathlib import Path\n"
         "from workflow_composer.fleet.log import Log; from workflow_composer.fleet.process import Process\n"
@@ -137,7 +138,7 @@ def test_nothing_is_left_of_a_supervisor_that_is_killed(tmp_path):
         "while True: time.sleep(1)\n"
     )
     path = tmp_path / "s.log"
-    with subprocess.Popen([sys.executable, "-c", program, str(path), *family()]) as supervisor:
+    with subprocess.Popen([sys.executable, "-c", program, str(path), *family(first)]) as supervisor:
         pids = until(lambda: path.exists() and [int(w) for w in path.read_text().split()], "the family tells its numbers")
         assert all(alive(pid) for pid in pids)
 

@@ -15,7 +15,7 @@ import pytest
 from tests.unit.fleet.conftest import alive, until
 from workflow_composer.errors import FleetError
 from workflow_composer.fleet.holding import Holding
-from workflow_composer.fleet.supervisor import Ended, Place, Supervisor
+from workflow_composer.fleet.supervisor import NOTICE, Ended, Place, Supervisor
 
 
 class Running:
@@ -139,7 +139,7 @@ def test_requests_under_way_are_finished_before_it_stops(folder):
     answers = []
     with Running(folder, {"drain_seconds": 30}) as running:
         running.until("ready")
-        request = threading.Thread(target=lambda: answers.append(complete(folder.port, seconds=2)))
+        request = threading.Thread(target=lambda: answers.append(complete(folder.port, seconds=NOTICE + 3)))
         request.start()
         until(lambda: running.supervisor._api.busy() == 1, "a request that runs")
         running.supervisor.ask("stopped")

@@ -13,7 +13,15 @@ from tests.unit.metrics.examples import metric
 
 def test_a_line_holds_every_field_under_its_own_name():
     """Someone who reads the file finds the fields of the class, whatever else changes."""
-    written = metric(success=False, error="CallTimeout", escalated=True, tier=1, prompt="Why?", alarm="9 of 20 were wrong")
+    written = metric(
+        success=False,
+        error="CallTimeout",
+        escalated=True,
+        tier=1,
+        prompt="Why?",
+        alarm="9 of 20 were wrong",
+        context="a@1#0",
+    )
 
     assert json.loads(written.to_json()) == asdict(written)
 
@@ -27,6 +35,11 @@ def test_the_alarm_is_absent_unless_there_is_one():
     """Whoever watches the metrics looks for the key."""
     assert "alarm" not in json.loads(metric().to_json())
     assert json.loads(metric(alarm='9 of 20 "right"').to_json())["alarm"] == '9 of 20 "right"'
+
+
+def test_the_context_is_absent_unless_there_is_one():
+    """Most requests have none."""
+    assert "context" not in json.loads(metric().to_json())
 
 
 def test_times_are_rounded_to_microseconds_and_costs_are_not():

@@ -1,0 +1,142 @@
+"""``fleet monitor``: check every server, restart what has failed, tell who wants to know."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from workflow_composer.cli.fleet_options import fleet_option, open_fleet
+from workflow_composer.cli.interrupt import leave_now
+from workflow_composer.cli.options import common_options
+from workflow_composer.cli.output import print_json
+from workflow_composer.cli.state import State
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import FrameType
+
+    from workflow_composer.fleet.file import Fleet
+    from workflow_composer.fleet.monitor import Monitor, Round, Watched
+
+_EPILOG = """\b
+From cron, every 5 minutes; what is down is mailed once, by what this prints to standard error:
+  */5 * * * * cd FOLDER && .venv/bin/python scripts/llm/monitor_vllm_health.py > /dev/null
+Or in a terminal, or as a service:
+  workflow-composer fleet monitor --watch
+
+\b
+Exit codes: 0 all is well, or another monitor is at work; 1 a server that should run is down."""
+
+
+@click.command(epilog=_EPILOG)
+@click.option("--watch/--once", default=False, help="Go on, every `interval` seconds of the fleet file. Default: once.")
+@fleet_option
+@common_options
+@click.pass_obj
+def monitor(state: State, watch: bool, fleet_file: str | None) -> int:
+    """Check every server, restart what has failed, tell who wants to know.
+
+    A server must be healthy, serve its model and give one token within answer_seconds. What does not is started again,
+    with growing pauses and a cap; of each incident one alert tells, and one its end. Servers that were stopped on purpose
+    are left alone. Events go to standard error and to logs/fleet/monitor.log; what is down, to standard output.
+    """
+    fleet = open_fleet(state, fleet_file)
+    made = build(fleet)
+    if not watch:
+        found = made.round()
+        _show(state, found, fleet)
+        return 0 if found.well else 1
+    return _watch(state, made, fleet)
+
+
+def build(fleet: Fleet) -> Monitor:
+    """The monitor as the fleet file has it."""
+    from workflow_composer.fleet.alerts import channels
+    from workflow_composer.fleet.monitor import Monitor
+    from workflow_composer.fleet.runners import node_name, runners
+
+    return Monitor(
+        fleet=fleet,
+        runners=runners(fleet),
+        channels=channels(fleet.settings.monitor.alerts, fleet.environ),
+        say=Journal(fleet.logs / "fleet" / "monitor.log"),
+        node=node_name(),
+    )
+
+
+class Journal:
+    """Takes lines: to standard error, and with their time to a file, which it tries again with every line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._troubled = False
+
+    def __call__(self, line: str) -> None:
+        """Say one line."""
+        from workflow_composer.cli.output import printable
+
+        line = " ".join(printable(line).split())
+        click.echo(line, err=True)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {line}\n")
+        except OSError as error:
+            if not self._troubled:
+                click.echo(f"{self._path} cannot be written: {error.strerror or error}", err=True)
+            self._troubled = True
+
+
+def _watch(state: State, made: Monitor, fleet: Fleet) -> int:
+    """Rounds until Ctrl-C or SIGTERM, which end a round first, and a second time at once. A round that fails is reported."""
+    from workflow_composer.errors import WorkflowComposerError
+
+    ended = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if ended.is_set():  # asked twice; what a round does is written down before, so that the next one goes on
+            leave_now(128 + number)
+        ended.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    while not ended.is_set():
+        begun = time.monotonic()
+        try:
+            _show(state, made.round(), fleet)
+        except WorkflowComposerError as error:
+            click.echo(f"error: {error}", err=True)
+        ended.wait(max(0.0, begun + fleet.settings.monitor.interval - time.monotonic()))
+    return 0
+
+
+def _show(state: State, found: Round, fleet: Fleet) -> None:
+    if state.json:
+        print_json({"busy": found.busy, "servers": [to_dict(watched) for watched in found.servers]})
+    elif found.busy:
+        click.echo(f"another monitor is at work on {fleet.states.directory}: nothing was done")
+    elif not found.servers and sys.stdout.isatty():
+        click.echo("no server of this fleet has been started yet")
+    else:
+        for watched in found.servers:
+            if watched.seen in ("down", "overloaded"):
+                parts = (f"{watched.server} {watched.seen}", watched.reason, watched.action)
+                click.echo(": ".join(filter(None, parts)))
+    sys.stdout.flush()
+
+
+def to_dict(watched: Watched) -> dict[str, Any]:
+    """What a round found of one server, as plain data."""
+    return {
+        "server": watched.server,
+        "seen": watched.seen,
+        "reason": watched.reason,
+        "phase": watched.phase,
+        "action": watched.action,
+        "seconds": watched.check.seconds if watched.check else None,
+    }

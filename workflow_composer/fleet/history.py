@@ -1,0 +1,161 @@
+"""What checks found, for days: one line of JSON per check, in a file that is only appended to and cut at its old end.
+
+Two monitors may write it at once, on one machine or on several that share the folder: each write is made under the file's
+lock, whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Self
+
+Outcome = Literal["up", "overloaded", "down", "waiting"]
+
+DAY = 86400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One check of one server. ``time`` in seconds since 1970; ``tokens`` since its process began, at ``started``."""
+
+    time: float
+    server: str
+    outcome: Outcome
+    reason: str = ""
+    running: int | None = None
+    waiting: int | None = None
+    cache: float | None = None
+    tokens: float | None = None
+    started: float | None = None
+
+    @classmethod
+    def read(cls, line: bytes) -> Self:
+        """The record in a line. Raises ValueError, TypeError."""
+        data: Any = json.loads(line)
+        if not isinstance(data, dict) or not isinstance(data.get("time"), (int, float)) or "server" not in data:
+            raise ValueError("not a record")
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in data.items() if name in known})
+
+
+@dataclass(frozen=True, slots=True)
+class Uptime:
+    """The share of the checked time that a server was up, 0 to 1 (None: nobody looked), and the seconds checked."""
+
+    share: float | None
+    checked: float
+
+
+class History:
+    """The file of checks."""
+
+    def __init__(self, path: Path, days: float) -> None:
+        self.path = path
+        self._days = days
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Append all of them. Raises OSError; then nothing is added."""
+        lines = b"".join(json.dumps(asdict(record), separators=(",", ":")).encode() + b"\n" for record in records)
+        if not lines:
+            return
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._locked() as descriptor:
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                lines = b"\n" + lines  # a machine that lost power left half a line
+            written = os.write(descriptor, lines)
+            if written < len(lines):
+                os.ftruncate(descriptor, size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def prune(self, now: float) -> None:
+        """Cut off what is older than the days to keep, where the oldest line is older by a day. Raises OSError."""
+        oldest = next(self.records(), None)
+        if oldest is None or now - oldest.time < (self._days + 1) * DAY:
+            return
+        with self._locked():
+            beside = self.path.with_suffix(".new")
+            try:
+                with beside.open("wb") as file:
+                    for line in self._lines():
+                        if (record := _record(line)) is not None and now - record.time < self._days * DAY:
+                            file.write(line.rstrip(b"\n") + b"\n")
+                beside.replace(self.path)
+            except OSError:
+                beside.unlink(missing_ok=True)
+                raise
+
+    def records(self, since: float = 0.0) -> Iterator[Record]:
+        """The records from ``since`` on, as they were written; damaged lines are passed over."""
+        for line in self._lines():
+            if (record := _record(line)) is not None and record.time >= since:
+                yield record
+
+    def _lines(self) -> Iterator[bytes]:
+        with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
+            yield from file
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[int]:
+        """The file, locked; once more where another monitor has put a shorter one in its place meanwhile."""
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if _same(descriptor, self.path):
+                    yield descriptor
+                    return
+            finally:
+                os.close(descriptor)
+
+
+def uptime(records: Iterable[Record], now: float, *, reach: float, window: float = DAY) -> Uptime:
+    """How much of the last ``window`` seconds one server was up, by its records in order of time.
+
+    Each check vouches for the time until the next one, at most ``reach`` seconds; the rest of a longer gap is nobody's
+    knowledge and counts neither way. Overloaded counts as up, waiting (it starts, or its job is queued) as down.
+
+    >>> found = [Record(time=0, server="a", outcome="up"), Record(time=30, server="a", outcome="down")]
+    >>> uptime(found, 40.0, reach=60)
+    Uptime(share=0.75, checked=40.0)
+    """
+    begin = now - window
+    up = checked = 0.0
+    ordered = sorted((record for record in records if record.time <= now), key=lambda record: record.time)
+    ends = [record.time for record in ordered[1:]] + [now]
+    for record, end in zip(ordered, ends, strict=bool(ordered)):
+        spent = min(end, record.time + reach) - max(record.time, begin)
+        if spent > 0:
+            checked += spent
+            up += spent if record.outcome in ("up", "overloaded") else 0.0
+    return Uptime(up / checked if checked else None, checked)
+
+
+def tokens_per_second(records: Iterable[Record]) -> float | None:
+    """Tokens that one server generated per second between its last two checks; None where that is not known."""
+    known = [record for record in records if record.tokens is not None][-2:]
+    if len(known) < 2 or known[0].started != known[1].started:
+        return None
+    seconds = known[1].time - known[0].time
+    made = (known[1].tokens or 0.0) - (known[0].tokens or 0.0)
+    return made / seconds if seconds > 0 and made >= 0 else None
+
+
+def _record(line: bytes) -> Record | None:
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        return Record.read(line)
+    return None
+
+
+def _same(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,147 @@
+"""When a failing server is started again, and when somebody is told: a state machine without clock, files or network.
+
+::
+
+    healthy ──down──> down ──restart──> down (backoff, cap) ──up──> settling ──up for long enough──> healthy
+       │                ▲                                              │ down
+       └──overloaded──> overloaded ──down──> down                      └──> down, the same incident
+
+An **incident** opens when a server fails or is overloaded and ends when it is well again. Of one incident at most four
+things are told, each once: that it is overloaded, that it is down, that a person must look, and its end. The first incident
+in six hours ends with the first good check. A server that fails again and again (it *flaps*) must stay well for ten minutes,
+then twenty, at most an hour, before its incident ends; so that it cannot fill a mailbox.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Seen = Literal["up", "overloaded", "down", "waiting", "unwanted"]
+"""What a round saw. ``waiting``: it starts, drains or stands in a queue, as it should. ``unwanted``: stopped on purpose."""
+Phase = Literal["healthy", "overloaded", "down", "settling"]
+Kind = Literal["overloaded", "down", "person", "recovered", "ended"]
+
+WINDOW = 6 * 3600.0
+"""Seconds for which restarts and incidents are counted."""
+SETTLE = 600.0
+"""Seconds that the second incident within `WINDOW` takes to end; twice as long for each further one, at most `SETTLED`."""
+SETTLED = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """At most ``restarts`` within `WINDOW`; ``backoff`` seconds before the second, doubled for each further one."""
+
+    restarts: int = 5
+    backoff: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What the monitor knows of a server between rounds. Times in seconds since 1970.
+
+    ``told`` holds what was told of the open incident; ``incidents`` when it began, and those in the six hours before it;
+    ``restarts`` when it was started again; ``well_since`` since when it has been up while the incident settles;
+    ``last_up`` when it was last seen up.
+    """
+
+    phase: Phase = "healthy"
+    since: float = 0.0
+    reason: str = ""
+    told: tuple[Kind, ...] = ()
+    incidents: tuple[float, ...] = ()
+    restarts: tuple[float, ...] = ()
+    well_since: float = 0.0
+    last_up: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What a round makes of a server: what to remember, what to tell and whether to start it again now.
+
+    ``why_not`` says why a server that is down is not started again; empty where it is, or where it is not down.
+    """
+
+    memory: Memory
+    tell: tuple[Kind, ...] = ()
+    restart: bool = False
+    why_not: str = ""
+
+
+def advance(memory: Memory, seen: Seen, reason: str, now: float, rules: Rules, *, ours: bool = True) -> Step:
+    """The next step. ``ours``: the monitor may start it again; of others it only tells."""
+    now = max(now, memory.since)  # a clock that was set back must not end or begin anything
+    memory = replace(memory, restarts=_recent(memory.restarts, now))
+    if seen == "unwanted":
+        return _end(memory, "ended")
+    if seen == "waiting":
+        return Step(memory=replace(memory, phase="down") if memory.phase == "settling" else memory)
+    if seen in ("up", "overloaded"):
+        memory = replace(memory, last_up=now)
+        return _up(memory, now) if seen == "up" else _overloaded(memory, reason, now)
+    return _down(memory, reason, now, rules, ours=ours)
+
+
+def next_restart(memory: Memory, rules: Rules) -> float:
+    """When the backoff is over: at once for the first, then ``backoff``, twice as much, and so on after the last one."""
+    if not memory.restarts:
+        return 0.0
+    return memory.restarts[-1] + rules.backoff * 2.0 ** min(len(memory.restarts) - 1, 20)
+
+
+def _up(memory: Memory, now: float) -> Step:
+    if memory.phase == "healthy":
+        return Step(memory=memory)
+    since = memory.well_since if memory.phase == "settling" else now
+    if now - since >= _settling(memory):
+        return _end(memory, "recovered")
+    return Step(memory=replace(memory, phase="settling", well_since=since))
+
+
+def _overloaded(memory: Memory, reason: str, now: float) -> Step:
+    if memory.phase != "healthy":  # what was down answers again, but it is not well yet
+        return Step(memory=replace(memory, phase="overloaded", reason=reason))
+    opened = _open(memory, "overloaded", reason, now)
+    return _tell(opened, "overloaded")
+
+
+def _down(memory: Memory, reason: str, now: float, rules: Rules, *, ours: bool) -> Step:
+    if memory.phase == "healthy":
+        memory = _open(memory, "down", reason, now)
+    memory = replace(memory, phase="down", reason=reason)
+    if not ours:
+        return _tell(memory, "down", why_not="it is not the monitor's to start")
+    if len(memory.restarts) >= rules.restarts:
+        hours = f"{WINDOW / 3600:g} hours"
+        why = f"started again {len(memory.restarts)} times within {hours}: a person must look"
+        return _tell(memory, "down", "person", why_not=why)
+    if (at := next_restart(memory, rules)) > now:
+        return _tell(memory, "down", why_not=f"it is started again in {at - now:.0f} s at the earliest")
+    return replace(_tell(replace(memory, restarts=(*memory.restarts, now)), "down"), restart=True)
+
+
+def _open(memory: Memory, phase: Phase, reason: str, now: float) -> Memory:
+    incidents = (*_recent(memory.incidents, now), now)
+    return replace(memory, phase=phase, since=now, reason=reason, told=(), incidents=incidents, well_since=0.0)
+
+
+def _tell(memory: Memory, *kinds: Kind, why_not: str = "") -> Step:
+    new = tuple(kind for kind in kinds if kind not in memory.told)
+    return Step(memory=replace(memory, told=(*memory.told, *new)), tell=new, why_not=why_not)
+
+
+def _end(memory: Memory, kind: Kind) -> Step:
+    if memory.phase == "healthy":
+        return Step(memory=memory)
+    return Step(memory=replace(memory, phase="healthy", reason="", told=(), well_since=0.0), tell=(kind,))
+
+
+def _settling(memory: Memory) -> float:
+    """Seconds that the open incident must be well before it ends."""
+    earlier = len(memory.incidents) - 1
+    return 0.0 if earlier < 1 else min(SETTLED, SETTLE * 2.0 ** min(earlier - 1, 10))
+
+
+def _recent(times: tuple[float, ...], now: float) -> tuple[float, ...]:
+    return tuple(time for time in times if now - time < WINDOW)

@@ -1,0 +1,104 @@
+"""What the monitor remembers, on disk: one file per server, written before anything is done or told.
+
+Alerts wait there until their channel's turn, and are struck off before they are sent: a monitor that is killed at any moment
+tells nothing twice, and loses at most the alert that was just under way. One whose channel failed is tried once more in the
+next round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from workflow_composer.errors import WorkflowComposerError
+from workflow_composer.fleet.alerts import Alert
+from workflow_composer.fleet.incidents import Memory
+from workflow_composer.fleet.registry import replace_file
+
+
+@dataclass(frozen=True, slots=True)
+class Unsent:
+    """An alert that one channel has yet to send; ``failed``: it has tried once."""
+
+    channel: str
+    alert: Alert
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remembered:
+    """The incident's state, and the alerts that wait."""
+
+    memory: Memory = field(default_factory=Memory)
+    unsent: tuple[Unsent, ...] = ()
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """What stands in a file. Raises ValueError, TypeError, LookupError."""
+        data: Any = json.loads(text)
+        known = {known.name for known in fields(Memory)}
+        given: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in data["memory"].items() if name in known
+        }
+        unsent = tuple(Unsent(item["channel"], Alert(**item["alert"]), item["failed"]) for item in data["unsent"])
+        return cls(memory=Memory(**given), unsent=unsent)
+
+    def text(self) -> str:
+        """What stands in its file."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+class MonitorFiles:
+    """The monitor's files in a folder. One round at a time works with them: `turn`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[bool]:
+        """Whether this round may work: no other monitor is at it. Raises `WorkflowComposerError` without a folder."""
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file = (self.directory / "monitor.lock").open("a")
+        except OSError as error:
+            raise self._unwritable(error) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def load(self, server: str) -> Remembered:
+        """What is known of a server; nothing where its file is missing or damaged."""
+        with contextlib.suppress(OSError, ValueError, TypeError, LookupError, AttributeError):
+            return Remembered.read(self._path(server).read_text(encoding="utf-8"))
+        return Remembered()
+
+    def save(self, server: str, remembered: Remembered) -> None:
+        """Remember. Raises `WorkflowComposerError`: what cannot be remembered must not be done, or it is done again."""
+        if remembered == self.load(server):
+            return
+        try:
+            replace_file(self._path(server), remembered.text())
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def servers(self) -> list[str]:
+        """Those that something is remembered of."""
+        return sorted(path.stem for path in self.directory.glob("*.json") if not path.name.startswith("."))
+
+    def _path(self, server: str) -> Path:
+        return self.directory / f"{server}.json"
+
+    def _unwritable(self, error: OSError) -> WorkflowComposerError:
+        return WorkflowComposerError(
+            f"the monitor's memory in {self.directory} cannot be written: {error.strerror or error}",
+            hint="nothing was started or told; make room, or let the fleet file's `state` name another folder",
+        )

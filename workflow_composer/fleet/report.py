@@ -1,0 +1,176 @@
+"""What `fleet status` shows of each server: where it is, how it does, how it did in the last 24 hours."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from workflow_composer.fleet.checks import Check, Limits, Target, check
+from workflow_composer.fleet.history import DAY, Record, Uptime, tokens_per_second, uptime
+from workflow_composer.fleet.monitor import history
+from workflow_composer.fleet.readings import Readings
+from workflow_composer.fleet.runners import Look, Runner
+from workflow_composer.fleet.survey import Known, known_servers, limits
+from workflow_composer.fleet.web import all_at_once
+
+if TYPE_CHECKING:
+    from workflow_composer.fleet.file import Fleet
+    from workflow_composer.fleet.state import How, ServerState
+
+State = Literal["ready", "overloaded", "down", "starting", "draining", "queued", "stopped", "not started"]
+
+QUICK = 1.5
+"""Seconds that a server has where no token is asked for."""
+_GRACE = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One server. ``reason`` says why it is not ready; at ``expires`` its SLURM job ends."""
+
+    server: str
+    role: str
+    model: str
+    host: str = ""
+    port: int = 0
+    node: str = ""
+    job_id: str = ""
+    state: State = "not started"
+    reason: str = ""
+    readings: Readings = field(default_factory=Readings)
+    tokens_per_second: float | None = None
+    uptime: Uptime = field(default=Uptime(None, 0.0))
+    expires: float | None = None
+    restarts: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The line as plain data: times in seconds, uptime and cache as shares between 0 and 1, None where unknown."""
+        return {
+            "server": self.server,
+            "role": self.role,
+            "model": self.model,
+            "host": self.host,
+            "port": self.port,
+            "node": self.node,
+            "job_id": self.job_id,
+            "state": self.state,
+            "reason": self.reason,
+            "running": self.readings.running,
+            "waiting": self.readings.waiting,
+            "cache": self.readings.cache,
+            "tokens_per_second": self.tokens_per_second,
+            "uptime": self.uptime.share,
+            "uptime_checked_seconds": round(self.uptime.checked),
+            "expires": self.expires,
+            "restarts": self.restarts,
+        }
+
+
+def report(
+    fleet: Fleet, runners: Mapping[How, Runner], node: str, names: tuple[str, ...] = (), *, probe: bool = False
+) -> list[Line]:
+    """The lines of these servers or roles, or of all; asks servers, and SLURM, all at once.
+
+    With ``probe`` each is asked for a token, as the monitor does; without, an answer takes two seconds at most.
+    """
+    now = time.time()
+    found = known_servers(fleet, names)
+    targets = {known.server: target for known in found if (target := _target(known, fleet.environ, now, node))}
+    allowed = limits(fleet.settings.monitor)
+    allowed = allowed if probe else replace(allowed, seconds=QUICK)
+    checks, looks = _ask(found, targets, runners, allowed, probe=probe)
+    records: dict[str, list[Record]] = {}
+    for record in history(fleet).records(now - DAY - 2 * fleet.settings.monitor.interval):
+        records.setdefault(record.server, []).append(record)
+    reach = 2 * fleet.settings.monitor.interval
+    lines = []
+    for known in found:
+        line = _line(known, targets.get(known.server), checks.get(known.server), looks.get(known.server, Look()), now)
+        lines.append(_with_past(line, records.get(known.server, []), now, reach))
+    return lines
+
+
+def _target(known: Known, environ: Mapping[str, str], now: float, node: str) -> Target | None:
+    """Whom to ask; nobody where the server was stopped on purpose and the registry has forgotten it."""
+    stopped = known.state is None or not known.state.wanted or known.state.status == "stopped"
+    if stopped and not (known.entry and known.entry.alive(now)):
+        return None
+    return known.target(environ, now, node)
+
+
+def _ask(
+    found: list[Known], targets: Mapping[str, Target], runners: Mapping[How, Runner], allowed: Limits, *, probe: bool
+) -> tuple[dict[str, Check], dict[str, Look]]:
+    asking = {name: partial(check, target, allowed, probe=probe) for name, target in targets.items()}
+    looking = {
+        known.server: partial(runners[known.state.how].look, known.state)
+        for known in found
+        if known.state and known.state.wanted and known.state.how in runners
+    }
+    tasks: dict[str, partial[Check] | partial[Look]] = {f"check {name}": task for name, task in asking.items()}
+    tasks |= {f"look {name}": task for name, task in looking.items()}
+    done: dict[str, Check | Look] = all_at_once(tasks, allowed.seconds + (10.0 if probe else _GRACE))
+    late = f"no whole answer within {allowed.seconds:g} s"
+    checks = {name: done.get(f"check {name}", Check(verdict="down", reason=late)) for name in asking}
+    unseen = Look(foreign=f"it could not be seen within {allowed.seconds:g} s whether it runs")
+    looks = {name: done.get(f"look {name}", unseen) for name in looking}
+    return (
+        {name: value for name, value in checks.items() if isinstance(value, Check)},
+        {name: value for name, value in looks.items() if isinstance(value, Look)},
+    )
+
+
+def _line(known: Known, target: Target | None, check: Check | None, look: Look, now: float) -> Line:
+    state, reason = _state(known, check, look)
+    entry = known.entry if known.entry and known.entry.alive(now) else None
+    return Line(
+        server=known.server,
+        role=known.role,
+        model=known.model,
+        host=target.host if target else "",
+        port=target.port if target else 0,
+        node=entry.node if entry else known.state.node if known.state and target else "",
+        job_id=known.state.job_id if known.state and known.state.wanted else entry.job_id if entry else "",
+        state=state,
+        reason=reason,
+        readings=check.readings if check else Readings(),
+        expires=entry.expires if entry else None,
+        restarts=len(known.state.restarts) if known.state else 0,
+    )
+
+
+def _with_past(line: Line, records: list[Record], now: float, reach: float) -> Line:
+    readings = line.readings
+    live = Record(time=now, server=line.server, outcome="up", tokens=readings.tokens, started=readings.started)
+    speed = tokens_per_second([*records, live]) if readings.tokens is not None else None
+    return replace(line, uptime=uptime(records, now, reach=reach), tokens_per_second=speed)
+
+
+def _state(known: Known, check: Check | None, look: Look) -> tuple[State, str]:
+    state = known.state
+    if state is None and known.entry is None:
+        return "not started", ""
+    if state is not None and not state.wanted and (check is None or check.verdict == "down"):
+        return "stopped", state.detail
+    if look.waiting:
+        return "queued", look.waiting
+    if (known.entry and known.entry.state == "draining") or (state and state.status == "draining"):
+        return "draining", "it finishes what it has and takes nothing new"
+    if check is None or check.verdict == "down":
+        return _silent(state, check, look)
+    orphan = look.alive is False
+    how: State = "down" if orphan else "overloaded" if check.verdict == "overloaded" else "ready"
+    return how, "it answers, but the process that looks after it is gone" if orphan else check.reason
+
+
+def _silent(state: ServerState | None, check: Check | None, look: Look) -> tuple[State, str]:
+    """Of a server that should answer and does not."""
+    if state is not None and state.status == "starting" and look.alive is not False:
+        return "starting", ""
+    if state is not None and state.status == "failed" and state.detail:
+        return "down", state.detail
+    why = look.foreign or "nothing says where it runs"
+    return "down", check.reason if check else why
