@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workflow_composer.errors import InputError
@@ -39,6 +39,7 @@ def same(a, b):
     )
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 9), st.booleans())
 def test_what_is_written_is_read_again(lengths, seed, weighted):
     routes = some_routes(lengths, seed=seed, weighted=weighted)
