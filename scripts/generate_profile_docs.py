@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from workflow_composer.fleet.command import CAPABILITIES
 from workflow_composer.fleet.settings import AlertSettings, FleetSettings, MonitorSettings, RoleSpec, SlurmSettings
 from workflow_composer.profiles.models import BreakerSettings, ModelSpec, RetrySettings, TierSpec, TimeoutSettings
+from workflow_composer.routers.adaptive import AdaptiveSettings
 from workflow_composer.routers.cascade import CascadeSettings
 from workflow_composer.routers.cascading_provider import CascadingProviderSettings
 from workflow_composer.routers.feedback_settings import AuditSettings, ExecutionFeedbackSettings
@@ -36,6 +37,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "`circuit_breaker`": BreakerSettings,
     "`routers`: `cascade`": CascadeSettings,
     "`routers`: `cascading_provider`": CascadingProviderSettings,
+    "`routers`: `adaptive`": AdaptiveSettings,
     "`routers`: `execution_feedback`": ExecutionFeedbackSettings,
     "`routers`: `execution_feedback`: `audit`": AuditSettings,
 }

@@ -16,7 +16,9 @@ ROUTERS = {
     "cascade": "workflow_composer.routers.cascade:CascadeRouter",
     "execution_feedback": "workflow_composer.routers.execution_feedback:ExecutionFeedbackRouter",
     "cascading_provider": "workflow_composer.routers.cascading_provider:CascadingProviderRouter",
+    "adaptive": "workflow_composer.routers.adaptive:AdaptiveRouter",
 }
+_ROUTER_EXTRAS = {"adaptive": "calibration"}
 BACKENDS = {
     "vllm": "workflow_composer.backends.vllm:vllm_backend",
     "openai": "workflow_composer.backends.openai_compatible:OpenAICompatibleBackend",
@@ -70,7 +72,7 @@ class BuiltinPlugin:
     def register_routers(self, register: Callable[[str, RouterFactory], None]) -> None:
         """Register the routers of `workflow_composer.routers`."""
         for name, place in ROUTERS.items():
-            register(name, _Lazy(place))
+            register(name, _Lazy(place, extra=_ROUTER_EXTRAS.get(name, "")))
 
     @hookimpl
     def register_backends(self, register: RegisterBackend) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -209,19 +210,38 @@ def _server(spec: ModelSpec) -> str:
 
 def _router(config: StrategyConfig, registry: Registry, index: int, context: RouterContext) -> Router:
     spec = config.routers[index]
-    provided = _provided(registry.routers, spec.name, config, ("routers", index), "router")
+
+    def inner(name: str, settings: Mapping[str, Any]) -> Router:
+        return _made(config, registry, name, settings, context, ("routers", index, spec.name, "settings"))
+
+    return _made(
+        config, registry, spec.name, spec.settings, replace(context, router=inner), ("routers", index), (spec.name,)
+    )
+
+
+def _made(
+    config: StrategyConfig,
+    registry: Registry,
+    name: str,
+    settings: Mapping[str, Any],
+    context: RouterContext,
+    place: tuple[str | int, ...],
+    below: tuple[str, ...] = (),
+) -> Router:
+    """The router of that name; ``place`` is where the profile names it, ``place`` and ``below`` where its settings are."""
+    provided = _provided(registry.routers, name, config, place, "router")
     try:
-        router = provided.value(context, spec.settings)
+        router = provided.value(context, settings)
     except ValidationError as error:
         raise ProfileError(
             [
-                f"{config.where('routers', index, spec.name, *fault['loc'])}: {fault['msg']}"
+                f"{config.where(*place, *below, *fault['loc'])}: {fault['msg']}"
                 f"{_did_you_mean(provided, fault['loc'], fault['type'])}"
                 for fault in error.errors(include_url=False, include_input=False)
             ]
         ) from None
     if not isinstance(router, Router):
-        raise ConfigError(f"router {spec.name!r} of plugin {provided.plugin!r} is a {type(router).__name__}, not a Router")
+        raise ConfigError(f"router {name!r} of plugin {provided.plugin!r} is a {type(router).__name__}, not a Router")
     return router
 
 

@@ -23,11 +23,11 @@ def verify(certificate: Certificate, table: CalibrationTable) -> list[str]:
     if tuple(tier.name for tier in certificate.tiers) != table.names:
         there, here = ", ".join(tier.name for tier in certificate.tiers), ", ".join(table.names)
         return [f"tiers: {there} in the certificate, {here} in the data"]
-    found = _differences("", certificate, again(certificate, table))
+    found = differences("", certificate, again(certificate, table))
     return [line for line in found if line.partition(":")[0] not in NOT_COMPARED]
 
 
-def _differences(place: str, one: Any, other: Any) -> Sequence[str]:
+def differences(place: str, one: Any, other: Any) -> Sequence[str]:
     """Where two values differ, down to their parts; numbers count as equal within rounding of the libraries."""
     if is_dataclass(one) and type(one) is type(other):
         names = [field.name for field in fields(one)]
@@ -40,7 +40,7 @@ def _differences(place: str, one: Any, other: Any) -> Sequence[str]:
         return []
     else:
         return [f"{place}: {one!r} in the certificate, {other!r} from the data"]
-    return [line for name, pair in pairs.items() for line in _differences(name, *pair)]
+    return [line for name, pair in pairs.items() for line in differences(name, *pair)]
 
 
 def _join(place: str, name: str) -> str:

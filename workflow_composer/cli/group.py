@@ -29,6 +29,7 @@ COMMANDS = {
     "calibrate": "Find thresholds that keep the error of accepted answers below a limit.",
     "certificate": "Show a certificate, or compute it again from the data.",
     "feedback": "Grade accepted answers that were drawn for an audit, and see what the grades say.",
+    "var": "Route a mixture-of-experts model's tokens by table, cache or gate, within proven bounds.",
 }
 """Name -> short help. Each is the command of the same name in the module of the same name."""
 

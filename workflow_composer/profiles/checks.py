@@ -125,7 +125,8 @@ class Checks:
 
     def _cascade(self, path: KeyPath, target: str) -> None:
         """A routing string is well-formed, its tiers exist, and there is a router that follows it."""
-        names = [router["name"] for router in self.data["routers"]] if isinstance(self.data.get("routers"), tuple) else []
+        routers = self.data["routers"] if isinstance(self.data.get("routers"), tuple) else ()
+        names = [router["name"] for router in routers] + [(router.get("settings") or {}).get("router") for router in routers]
         if CASCADE_TARGET not in names:
             self.problems.add(
                 path, f"{shown(target, path)}, and no router of the profile follows it", "add cascade to routers"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from workflow_composer.errors import LocalModelUnavailable, RoutingError
+from workflow_composer.errors import ConfigError, LocalModelUnavailable, RoutingError
 from workflow_composer.types import Candidate, LLMRequest, LLMResponse, Plan, ResourceStatus, Tier
 
 if TYPE_CHECKING:
@@ -30,12 +30,17 @@ class RouterSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+def _no_router(name: str, settings: Mapping[str, Any]) -> Router:
+    raise ConfigError(f"there is nobody here who could make router {name!r}")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RouterContext:
     """What a router may use: the profile, its candidates by name, what is known of the resources, and the executor.
 
     ``candidates(target)`` gives the models that a role, tier, catalogue model or ``cloud`` stands for, best first, and
     raises `RoutingError` for an unknown name. ``report`` tells a person of what a router has noticed, in a sentence.
+    ``router(name, settings)`` makes another registered router, for one that wraps it; raises `ConfigError`.
     """
 
     config: StrategyConfig
@@ -43,15 +48,18 @@ class RouterContext:
     resources: Callable[[], ResourceStatus]
     execute: Callable[[Plan, LLMRequest], Awaitable[LLMResponse]]
     report: Callable[[str], None] = lambda text: None
+    router: Callable[[str, Mapping[str, Any]], Router] = _no_router
 
 
 class Router(ABC):
     """Base class of routers. ``Settings`` is the model of its keys in a profile.
 
     Two routers never compare equal, also where their settings do: each is registered, ordered and retired by identity.
+    ``repeatable``: a plan may be used again for a request like the one that it was made for.
     """
 
     name: ClassVar[str] = ""
+    repeatable: ClassVar[bool] = True
     Settings: ClassVar[type[RouterSettings]] = RouterSettings
 
     def __init__(self, context: RouterContext, settings: Mapping[str, Any] | None = None) -> None:

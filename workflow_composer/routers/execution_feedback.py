@@ -92,6 +92,7 @@ class ExecutionFeedbackRouter(Router):
     """
 
     name: ClassVar[str] = TARGET
+    repeatable: ClassVar[bool] = False  # an alarm must be noticed at the next request
     Settings: ClassVar[type[RouterSettings]] = ExecutionFeedbackSettings
 
     def __init__(self, context: RouterContext, settings: object = None) -> None:

@@ -1,0 +1,194 @@
+"""A certificate of adaptive routing: made from recorded routes, kept in a file, and made again to check it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import workflow_composer
+from workflow_composer.calibration.pairs import file_digest
+from workflow_composer.calibration.risk import check_levels
+from workflow_composer.calibration.route_risk import GRID, RouteSelection, ThresholdTest, select_route_threshold, starts_from
+from workflow_composer.calibration.verifying import differences
+from workflow_composer.errors import InputError
+from workflow_composer.moe.replaying import Paths, Replay, fit_tables, replay
+from workflow_composer.moe.routes import Routes, read_routes
+from workflow_composer.moe.tables import RouteTables
+
+FORMAT = "workflow-composer/var-certificate/1"
+_NOT_COMPARED = ("created", "version", "source")
+
+
+@dataclass(frozen=True, slots=True)
+class RouteCertificate:
+    """What was found, and all that is needed to find it again.
+
+    Of ``prompts`` recorded prompts a share ``fit_share`` (drawn with ``seed``) taught the tables, half of it, and placed the
+    starts, the other half; the rest calibrated. ``tables``: layer -> digest. ``digest``: SHA-256 of the recording.
+    """
+
+    margin: float
+    alpha: float
+    delta: float
+    paths: Paths
+    selection: RouteSelection
+    layers: tuple[int, ...]
+    num_experts: int
+    tables: Mapping[str, str]
+    prompts: int
+    fitted: int
+    fit_share: float
+    seed: int
+    digest: str
+    source: str
+    created: str
+    version: str
+
+    @property
+    def statement(self) -> str:
+        """What is guaranteed, in words."""
+        share, found = self.paths.learned_share, self.selection
+        asked = f"In each prompt and layer, of the first n tokens at most {share:g} * (n + 1) ask the gate, for every n."
+        if found.threshold is None:
+            return f"{asked} About quality nothing is guaranteed: {found.reason}."
+        return (
+            f"{asked} If prompts are exchangeable with the {found.prompts} calibrating ones, then with probability at least "
+            f"{1 - self.delta:g} over these, at most a share {self.alpha:g} of prompts loses more than {self.margin:g} of "
+            f"the gate's weight, where routes are fast from a confidence of {found.threshold:g} on."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, the statement in words included."""
+        return {"format": FORMAT, "statement": self.statement, **asdict(self)}
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all. Raises OSError."""
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> RouteCertificate:
+        """Read a file. Raises `InputError` where it is none."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"no certificate: {path}: {error.strerror}", hint="make one with `var certify`") from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: not a certificate: {error}") from None
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise InputError(f"{path}: not a certificate of the form {FORMAT}", hint="make one with `var certify`")
+        try:
+            return _from_dict(data)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise InputError(f"{path}: damaged certificate: {error}") from None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Certified:
+    """A certificate, the tables that it is about, and the replay of the calibrating prompts that it comes from."""
+
+    certificate: RouteCertificate
+    tables: Mapping[int, RouteTables]
+    replay: Replay
+
+
+def certify_routes(
+    path: Path,
+    *,
+    margin: float = 0.05,
+    alpha: float = 0.1,
+    delta: float = 0.1,
+    paths: Paths | None = None,
+    fit_share: float = 0.5,
+    seed: int = 0,
+) -> Certified:
+    """Learn tables from a part of a recording (`read_routes`), and certify a threshold on the rest.
+
+    Raises `InputError` where the recording cannot be read, or is of fewer than four prompts.
+    """
+    check_levels(alpha, delta)
+    check_levels(fit_share, delta)
+    used = paths or Paths()
+    routes = read_routes(path)
+    prompts = np.unique(routes.sequences)
+    if len(prompts) < 4:
+        raise InputError(f"{path}: {len(prompts)} prompts; at least four are needed", hint="give each its own `sequence`")
+    drawn = np.random.default_rng(seed).permutation(prompts)
+    fitted = min(max(2, round(fit_share * len(prompts))), len(prompts) - 1)
+    teach, place, calibrate = drawn[: fitted // 2], drawn[fitted // 2 : fitted], drawn[fitted:]
+    num_experts = routes.expert_count
+    tables = fit_tables(_of(routes, teach), used, num_experts)
+    starts = starts_from(replay(_of(routes, place), tables, GRID, used).losses, margin, alpha)
+    found = replay(_of(routes, calibrate), tables, GRID, used)
+    selection = select_route_threshold(
+        found.thresholds, found.losses, found.shares[:, :, 2], starts=starts, margin=margin, alpha=alpha, delta=delta
+    )
+    certificate = RouteCertificate(
+        margin=margin,
+        alpha=alpha,
+        delta=delta,
+        paths=used,
+        selection=selection,
+        layers=routes.layers,
+        num_experts=num_experts,
+        tables={str(layer): f"{table.digest:016x}" for layer, table in tables.items()},
+        prompts=len(prompts),
+        fitted=fitted,
+        fit_share=fit_share,
+        seed=seed,
+        digest=file_digest(path),
+        source=path.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        version=workflow_composer.__version__,
+    )
+    return Certified(certificate, tables, found)
+
+
+def verify_routes(certificate: RouteCertificate, path: Path) -> list[str]:
+    """Make everything again from the recording; what differs, one line each. Empty: it is what the data say."""
+    again = certify_routes(
+        path,
+        margin=certificate.margin,
+        alpha=certificate.alpha,
+        delta=certificate.delta,
+        paths=certificate.paths,
+        fit_share=certificate.fit_share,
+        seed=certificate.seed,
+    )
+    found = differences("", certificate, again.certificate)
+    return [line for line in found if line.partition(":")[0] not in _NOT_COMPARED]
+
+
+def _of(routes: Routes, prompts: np.ndarray[Any, Any]) -> Routes:
+    return routes.take(np.isin(routes.sequences, prompts))
+
+
+def _from_dict(data: Mapping[str, Any]) -> RouteCertificate:
+    values = {field.name: data[field.name] for field in fields(RouteCertificate)}
+    chosen = dict(values["selection"])
+    chosen["tested"] = tuple(ThresholdTest(**test) for test in chosen["tested"])
+    chosen["starts"] = tuple(chosen["starts"])
+    for name in ("margin", "alpha", "delta", "fit_share"):
+        values[name] = _share(values[name], name)
+    values["selection"] = RouteSelection(**chosen)
+    values["paths"] = Paths(**values["paths"])
+    values["layers"] = tuple(int(layer) for layer in values["layers"])
+    values["tables"] = {str(layer): str(digest) for layer, digest in values["tables"].items()}
+    return RouteCertificate(**values)
+
+
+def _share(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise ValueError(f"{name} is {value!r}; it must be a number below 1")
+    return float(value)

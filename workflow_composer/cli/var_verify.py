@@ -1,0 +1,39 @@
+"""``var verify``: whether a certificate says what the data say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from workflow_composer.cli.options import common_options, examples
+from workflow_composer.cli.output import print_json
+from workflow_composer.cli.state import State
+from workflow_composer.cli.var import libraries
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command(epilog=examples("var verify var-certificate.json --routes routes.jsonl"))
+@click.argument("file", type=_FILE)
+@click.option("--routes", type=_FILE, required=True, help="The recorded routes that it was made from.")
+@common_options
+@click.pass_context
+def verify(context: click.Context, file: Path, routes: Path) -> None:
+    """Learn, replay and test again from the recorded routes, and compare every number of the certificate.
+
+    Exit codes: 0 all the same; 1 something differs; 2 wrong usage or input.
+    """
+    with libraries("calibration"):
+        from workflow_composer.calibration.route_certificate import RouteCertificate, verify_routes
+
+        found = RouteCertificate.load(file)
+        differences = verify_routes(found, routes)
+    if context.ensure_object(State).json:
+        print_json({"verified": not differences, "differences": differences})
+    elif differences:
+        for line in differences:
+            click.echo(line)
+    else:
+        click.echo(f"{file}: every number is what {routes} gives ({found.prompts} prompts)")
+    context.exit(1 if differences else 0)

@@ -1,0 +1,45 @@
+"""Arrays of numpy and tensors of torch alike, without importing torch: whoever brings a tensor has it loaded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def is_tensor(array: Any) -> bool:
+    """Whether this is a tensor of torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+def numbers(array: Any) -> NDArray[Any]:
+    """As an array of numpy, in main memory; no copy where none is needed. bfloat16 becomes float32."""
+    if not is_tensor(array):
+        return np.asarray(array)
+    found = array.detach()
+    if str(found.dtype) == "torch.bfloat16":
+        found = found.float()
+    result: NDArray[Any] = found.cpu().numpy()
+    return result
+
+
+def like(array: NDArray[Any], model: Any) -> Any:
+    """``array`` as it is; or, where ``model`` is a tensor, as a tensor on its device (whole numbers of 16 bits as 64)."""
+    if not is_tensor(model):
+        return array
+    found = sys.modules["torch"].from_numpy(array).to(model.device)
+    return found.long() if array.dtype == np.int16 else found
+
+
+def joined(arrays: Sequence[Any]) -> Any:
+    """One behind the other, in main memory as numpy where they are numpy, else a tensor."""
+    return sys.modules["torch"].cat(list(arrays)) if is_tensor(arrays[0]) else np.concatenate(arrays)
+
+
+def rows_of(hidden: Any) -> Any:
+    """[..., d] -> [n, d], the same memory where that can be."""
+    return hidden.reshape(-1, hidden.shape[-1])

@@ -1,0 +1,132 @@
+"""A bound that holds at every prefix: after n decisions at most share * (n + 1) were made by asking.
+
+The bound is arithmetic, not statistics: a request to ask is refused where granting it would break the bound. *Proof.* Let
+a(n) = floor(share * (n + 1) + extra) and g(n) the number granted among the first n. g(0) = 0 <= a(0). If
+g(n - 1) <= a(n - 1), then either decision n is not granted and g(n) = g(n - 1) <= a(n - 1) <= a(n), because a does not fall;
+or it is, which happens only where g(n - 1) + 1 <= a(n). No assumption is made about who wants to ask, when, or how often.
+
+*A batch* of decisions is granted in one step exactly what one after the other would have been: with w(i) = 1 where decision
+i wants to ask, g(i) = min(g(i - 1) + w(i), a(i)), because a(i) >= g(i - 1) by the above. Unrolled, with W = cumsum(w):
+
+    g(i) = W(i) + min(0, min over j <= i of a(j) - W(j)),
+
+the reflection of a queue at its bound; a cumulative sum and a cumulative minimum.
+"""
+
+from __future__ import annotations
+
+import threading
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workflow_composer.errors import ConfigError
+
+_FINEST = 10**9  # shares are cut to nine places, so that products stay within 64 bits in batches of up to 2 ** 33
+
+
+class Budget:
+    """Grants at most ``share * (n + 1) + extra`` of the first n decisions, for every n; thread-safe.
+
+    ``share`` is from 0 to 1, in exact decimal arithmetic; ``extra`` is a number that may be asked on top, at the start or
+    later. Raises `ConfigError` for others.
+
+    >>> budget = Budget(0.15)
+    >>> [budget.take() for _ in range(8)]  # 0.15 * 7 is the first to exceed 1
+    [False, False, False, False, False, True, False, False]
+    """
+
+    def __init__(self, share: float = 0.15, *, extra: int = 0) -> None:
+        if not 0 <= share <= 1 or extra < 0:
+            raise ConfigError(f"a budget's share is from 0 to 1 and its extra not negative; not {share!r} and {extra!r}")
+        exact = Fraction(int(Decimal(str(share)) * _FINEST), _FINEST)
+        self._up, self._down = exact.numerator, exact.denominator
+        self.share, self.extra = share, extra
+        self._lock = threading.Lock()
+        self._decisions = 0
+        self._granted = 0
+        self._worst = 0.0
+
+    @property
+    def decisions(self) -> int:
+        """How many decisions were made, granted or not, wanting or not."""
+        return self._decisions
+
+    @property
+    def granted(self) -> int:
+        """How many of them may ask."""
+        return self._granted
+
+    @property
+    def worst(self) -> float:
+        """The largest granted / (n + 1) that any prefix had."""
+        return self._worst
+
+    def allowed(self, decisions: int) -> int:
+        """How many of so many decisions may ask at the most."""
+        return self._up * (decisions + 1) // self._down + self.extra
+
+    def take(self, *, wants: bool = True) -> bool:
+        """One decision: whether it may ask."""
+        with self._lock:
+            self._decisions += 1
+            if not wants or self._granted >= self.allowed(self._decisions):
+                return False
+            self._granted += 1
+            self._worst = max(self._worst, self._granted / (self._decisions + 1))
+            return True
+
+    def grant(self, decisions: int, wanting: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """So many decisions at once; those at the rising positions ``wanting`` [k] want to ask. True [k] where they may.
+
+        The same as `take` one by one. No other decision falls in between.
+        """
+        with self._lock:
+            limits = self._limits(wanting)
+            wanted = np.arange(1, len(wanting) + 1)
+            reached = wanted + np.minimum(np.minimum.accumulate(limits - wanted), 0) if len(wanting) else wanted
+            may = np.diff(reached, prepend=0) > 0
+            self._count(decisions, wanting[may], reached[may])
+            return may
+
+    def grant_keys(self, decisions: int, wanting: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """As `grant`, where a decision stops wanting once an earlier one of this batch with its key [k] was granted.
+
+        Keys are small whole numbers. One after the other: call it where keys repeat and the budget may bind.
+        """
+        with self._lock:
+            spared = bytearray(int(keys.max()) + 1 if len(keys) else 0)
+            granted, may = 0, np.zeros(len(wanting), np.bool_)
+            for at, (key, limit) in enumerate(zip(keys.tolist(), self._limits(wanting).tolist(), strict=True)):
+                if granted < limit and not spared[key]:
+                    granted += 1
+                    may[at] = True
+                    spared[key] = 1
+            self._count(decisions, wanting[may], np.arange(1, granted + 1))
+            return may
+
+    def affords(self, wanting: NDArray[np.int64]) -> bool:
+        """Whether `grant` would grant all of these."""
+        with self._lock:
+            return bool(np.all(self._limits(wanting) >= np.arange(1, len(wanting) + 1)))
+
+    def reset(self) -> None:
+        """Count anew, from no decisions."""
+        with self._lock:
+            self._decisions = self._granted = 0
+            self._worst = 0.0
+
+    def _limits(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many more may have been granted up to and including the decision at each position of a batch."""
+        whole, rest = divmod(self._up * (self._decisions + 2), self._down)
+        found: NDArray[np.int64] = (self._up * positions + rest) // self._down + (whole + self.extra - self._granted)
+        return found
+
+    def _count(self, decisions: int, positions: NDArray[np.int64], ranks: NDArray[np.int64]) -> None:
+        if len(positions):
+            shares = (self._granted + ranks) / (self._decisions + positions + 2)
+            self._worst = max(self._worst, float(shares.max()))
+        self._decisions += decisions
+        self._granted += len(positions)

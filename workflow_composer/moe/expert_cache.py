@@ -1,0 +1,94 @@
+"""Which experts stay in a bounded memory: the state of one layer's cache, for the simulator and the real offload alike."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from enum import StrEnum
+
+from workflow_composer.errors import ConfigError
+
+
+class Keep(StrEnum):
+    """What is kept when memory is full."""
+
+    NOTHING = "nothing"
+    """Every use is a transfer; an expert is gone once its token is through the layer."""
+    LRU = "lru"
+    """The least recently used one goes."""
+    LFU = "lfu"
+    """The least often used one goes; of those the least recently used."""
+    PINNED = "pinned"
+    """A fixed set stays for ever; the others share the remaining places, as under `LRU`."""
+
+
+class ExpertCache:
+    """One layer's experts in ``slots`` places.
+
+    ``pinned`` are those that stay under `Keep.PINNED`, at most ``slots - 1`` of them. Experts that are being loaded or used
+    are protected from eviction. Not thread-safe. Raises `ConfigError` where the sizes do not fit.
+    """
+
+    def __init__(self, slots: int, keep: Keep, *, pinned: Iterable[int] = ()) -> None:
+        self.slots, self.keep = slots, keep
+        self.pinned = frozenset(pinned)
+        if slots < 1 or len(self.pinned) > slots - 1:
+            raise ConfigError(f"a cache of {slots} places cannot pin {len(self.pinned)} experts and load another")
+        self._slot_of: dict[int, int] = {}
+        self._free = list(range(slots - 1, -1, -1))
+        self._used: dict[int, int] = {}
+        self._count: dict[int, int] = {}
+        self._tick = 0
+
+    def __contains__(self, expert: int) -> bool:
+        return expert in self._slot_of
+
+    def __len__(self) -> int:
+        return len(self._slot_of)
+
+    def slot(self, expert: int) -> int | None:
+        """Where the expert is, or None."""
+        return self._slot_of.get(expert)
+
+    def use(self, expert: int) -> None:
+        """Note that a token used the expert, resident or not."""
+        self._tick += 1
+        self._used[expert] = self._tick
+        self._count[expert] = self._count.get(expert, 0) + 1
+
+    def place(self, expert: int, protected: Collection[int] = ()) -> int | None:
+        """Make room for the expert and give it a slot; None where everything else is protected.
+
+        A new expert counts as used now, so that one that was fetched ahead is not the next to go.
+        """
+        found = self._slot_of.get(expert)
+        if found is not None:
+            return found
+        if not self._free:
+            victim = self._victim(protected)
+            if victim is None:
+                return None
+            self.drop(victim)
+        self._slot_of[expert] = self._free.pop()
+        self._tick += 1
+        self._used[expert] = self._tick
+        return self._slot_of[expert]
+
+    def drop(self, expert: int) -> None:
+        """Forget that the expert is here."""
+        slot = self._slot_of.pop(expert, None)
+        if slot is not None:
+            self._free.append(slot)
+
+    def through(self, experts: Iterable[int]) -> None:
+        """A token is through the layer, having used these; drop what the policy does not keep."""
+        if self.keep is Keep.NOTHING:
+            for expert in list(experts):
+                self.drop(expert)
+
+    def _victim(self, protected: Collection[int]) -> int | None:
+        free = [expert for expert in self._slot_of if expert not in protected and expert not in self.pinned]
+        if not free:
+            return None
+        if self.keep is Keep.LFU:
+            return min(free, key=lambda expert: (self._count.get(expert, 0), self._used[expert]))
+        return min(free, key=lambda expert: self._used[expert])

@@ -1,0 +1,87 @@
+"""Keys of contexts, and names for a gate's weights: 64 bits each, numpy only."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Keys = NDArray[np.uint64]
+Tokens = NDArray[np.int64]
+
+NO_TOKEN = -1
+"""Stands before the first token of a sequence."""
+
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+_FIRST = np.uint64(0xBF58476D1CE4E5B9)
+_SECOND = np.uint64(0x94D049BB133111EB)
+_LONG, _MIDDLE, _SHORT = np.uint64(32), np.uint64(29), np.uint64(27)
+
+
+def mixed(keys: Keys) -> Keys:
+    """Every bit of the input changes about half of the output's (the finalizer of splitmix64, Steele et al. 2014)."""
+    found = keys ^ (keys >> _LONG)
+    found *= _FIRST
+    found ^= found >> _MIDDLE
+    found *= _SECOND
+    found ^= found >> _SHORT
+    return found
+
+
+def suffix_keys(columns: Sequence[Tokens], gate: int = 0) -> Iterator[Keys]:
+    """Keys of the last token, the last two, the last three and so on: one array per step, each made from the one before.
+
+    ``columns`` holds the tokens *newest first*, one array [n] each; ``gate`` is the gate's `weights_key`, so that another
+    gate's routes are under other keys. Two different contexts share a key with a probability of about 2 ** -64.
+    """
+    state = np.full(len(columns[0]), np.uint64(gate & 0xFFFFFFFFFFFFFFFF), np.uint64)
+    for column in columns:
+        state ^= column.view(np.uint64) if column.dtype == np.int64 else column.astype(np.int64).view(np.uint64)
+        state *= _STEP
+        state ^= state >> _LONG
+        yield mixed(state)
+
+
+def context_keys(columns: Sequence[Tokens], gate: int = 0) -> Keys:
+    """The last of `suffix_keys`: the key of the whole context.
+
+    >>> newest, before = np.array([7, 7, 8]), np.array([3, 4, 3])
+    >>> len(set(context_keys([newest, before]).tolist()))
+    3
+    """
+    state = np.full(len(columns[0]), np.uint64(gate & 0xFFFFFFFFFFFFFFFF), np.uint64)
+    for column in columns:
+        state ^= column.view(np.uint64) if column.dtype == np.int64 else column.astype(np.int64).view(np.uint64)
+        state *= _STEP
+        state ^= state >> _LONG
+    return mixed(state)
+
+
+def columns_of(tokens: Tokens, width: int, before: Sequence[int] = ()) -> list[Tokens]:
+    """The contexts of a run of tokens [n] as columns, newest first: views, not copies.
+
+    ``before`` are tokens that came earlier; where there are fewer than needed, `NO_TOKEN` stands in.
+    """
+    earlier = list(before)[-(width - 1) :] if width > 1 else []
+    lead = [NO_TOKEN] * (width - 1 - len(earlier)) + earlier
+    line = np.concatenate([np.asarray(lead, np.int64), np.asarray(tokens, np.int64)])
+    return [line[width - 1 - back : len(line) - back] for back in range(width)]
+
+
+def columns_in(tokens: Tokens, width: int, sequences: NDArray[np.int64]) -> list[Tokens]:
+    """The same where ``sequences`` [n] says which sequence each token belongs to: no context reaches over an edge."""
+    columns = columns_of(tokens, width)
+    starts = np.flatnonzero(np.r_[True, sequences[1:] != sequences[:-1]])
+    age = np.arange(len(tokens)) - np.repeat(starts, np.diff(np.r_[starts, len(tokens)]))
+    return [np.where(age >= back, column, NO_TOKEN) for back, column in enumerate(columns)]
+
+
+def weights_key(*arrays: NDArray[np.generic]) -> int:
+    """A name of 64 bits for exactly these values (BLAKE2b of dtype, shape and bytes). Never 0, which means "no gate"."""
+    digest = hashlib.blake2b(digest_size=8)
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return int.from_bytes(digest.digest(), "little") or 1
