@@ -208,12 +208,16 @@ def test_a_port_that_is_taken_is_one_clear_line(fleet, tmp_path):
     assert fleet.status("math")["math"]["state"] == "ready"
 
 
-def test_another_model_on_the_port_is_one_clear_line(fleet, tmp_path):
-    """The fleet file expects another model than the server, which runs on, has."""
-    settings = json.loads(fleet.file.read_text())
+def test_another_model_on_the_port_is_one_clear_line(fleet):
+    """The fleet file was edited and wants another model than the server, which runs on, has."""
+    before = fleet.file.read_text()
+    settings = json.loads(before)
     settings["roles"]["math"]["served_name"] = "another"
-    changed = Fleet(tmp_path, settings, {"HOME": str(tmp_path)})
-    line = changed.status("math", "--check")["math"]
+    fleet.file.write_text(json.dumps(settings))
+    try:
+        line = fleet.status("math", "--check")["math"]
+    finally:
+        fleet.file.write_text(before)
     assert line["state"] == "down"
     assert line["reason"] == f"127.0.0.1:{fleet.state('math')['port']} serves the-math, not another"
 

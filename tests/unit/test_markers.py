@@ -192,11 +192,11 @@ def test_time_grows_no_faster_than_the_text(unit):
     def seconds(length):
         text = "mv_cascade_" + unit * (length // len(unit))
         best = float("inf")
-        for _ in range(3):
-            started = time.perf_counter()
+        for _ in range(5):
+            started = time.thread_time()  # of this thread alone: others may be at work
             with contextlib.suppress(MarkerError):
                 parse_route(text)
-            best = min(best, time.perf_counter() - started)
+            best = min(best, time.thread_time() - started)
         return best
 
     # Sixteen times the text: linear time is sixteenfold, quadratic 256-fold; the bound lies far from both.

@@ -60,8 +60,8 @@ class FleetGroup(click.Group):
 )
 @common_options
 def fleet() -> None:
-    """Start, stop and watch the vLLM servers that the fleet file names, here or as SLURM jobs.
+    """Start, stop and watch your own vLLM servers, here or on SLURM.
 
-    The file is the one given by --fleet, else config/fleet.yaml of the working directory, else the user's
+    The fleet file names them: the one given by --fleet, else config/fleet.yaml of the working directory, else the user's
     ~/.config/workflow-composer/fleet.yaml, else the shipped one.
     """

@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from workflow_composer.fleet.monitor import Monitor, Round, Watched
 
 _EPILOG = """\b
+Examples:
+  workflow-composer fleet monitor
+  workflow-composer fleet monitor --watch
+
+\b
 From cron, every 5 minutes; what is down is mailed once, by what this prints to standard error:
   */5 * * * * cd FOLDER && .venv/bin/python scripts/llm/monitor_vllm_health.py > /dev/null
-Or in a terminal, or as a service:
-  workflow-composer fleet monitor --watch
 
 \b
 Exit codes: 0 all is well, or another monitor is at work; 1 a server that should run is down."""

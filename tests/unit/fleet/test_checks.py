@@ -14,7 +14,7 @@ from workflow_composer.fleet.checks import GRACE, Limits, Target, check
 from workflow_composer.fleet.readings import read_metrics
 from workflow_composer.fleet.survey import check_all
 
-QUICK = Limits(seconds=0.5)
+QUICK = Limits(seconds=1.5)
 
 
 @pytest.fixture
@@ -64,9 +64,9 @@ def test_without_a_probe_no_token_is_asked_for(stub):
         ({"answers": {"/v1/completions": (200, b'{"choices": []}')}}, "answers a request for one token without a token"),
         ({"answers": {"/v1/completions": (200, b"[" * 100_000)}}, "answers a request for one token without a token"),
         ({"answers": {"/health": (307, b"")}, "headers": {"Location": "http://127.0.0.1:1/"}}, "its /health says 307"),
-        ({"hang": {"/health"}}, "is open, but no answer within 0.5 s: it hangs"),
-        ({"hang": {"/v1/models"}}, "is open, but no answer within 0.5 s: it hangs"),
-        ({"hang": {"/v1/completions"}}, "is open, but no token within 0.5 s: it hangs"),
+        ({"hang": {"/health"}}, "is open, but no answer within 1.5 s: it hangs"),
+        ({"hang": {"/v1/models"}}, "is open, but no answer within 1.5 s: it hangs"),
+        ({"hang": {"/v1/completions"}}, "is open, but no token within 1.5 s: it hangs"),
         ({"key": "sesame"}, "wants a key (401), but its role names no api_key_env"),
     ],
 )
@@ -112,7 +112,7 @@ def test_a_port_whose_process_is_stopped_hangs_within_the_limit():
         port = silent.getsockname()[1]
         begun = time.monotonic()
         found = check(Target(host="127.0.0.1", port=port, model="small"), QUICK)
-    assert found.reason == f"port {port} is open, but no answer within 0.5 s: it hangs"
+    assert found.reason == f"port {port} is open, but no answer within 1.5 s: it hangs"
     assert time.monotonic() - begun < 3
 
 
@@ -170,7 +170,7 @@ def test_an_answer_that_drips_is_given_up(stub):
     stub.body = drip
     begun = time.monotonic()
     found = check_all({"a": target(stub)}, QUICK, grace=0.5)["a"]
-    assert found.reason == f"127.0.0.1:{stub.port} gave no whole answer within 0.5 s: it hangs"
+    assert found.reason == f"127.0.0.1:{stub.port} gave no whole answer within 1.5 s: it hangs"
     assert time.monotonic() - begun < 3
 
 
@@ -200,7 +200,7 @@ def test_a_server_that_gives_no_token_but_works_on_others_is_overloaded(stub):
     """Its counters grow while the probe waits; a restart would lose what it works on."""
     stub.hang, stub.works, stub.waiting = {"/v1/completions"}, True, 7.0
     found = check(target(stub), QUICK)
-    assert (found.verdict, found.reason) == ("overloaded", "no token within 0.5 s, but it works: 7 requests wait")
+    assert (found.verdict, found.reason) == ("overloaded", "no token within 1.5 s, but it works: 7 requests wait")
     assert found.seconds < QUICK.seconds + GRACE
 
 

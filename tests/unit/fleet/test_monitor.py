@@ -61,7 +61,7 @@ class World:
     """A fleet with one server, coder, on a stub; the clock goes as told."""
 
     def __init__(self, folder, port, **monitor):
-        settings = {"answer_seconds": 0.5, "interval": 300.0} | monitor
+        settings = {"answer_seconds": 2.0, "interval": 300.0} | monitor
         role = {"model": "small", "port": port, "start_seconds": 100.0}
         content = {"registry": "registry", "state": "state", "roles": {"coder": role}, "monitor": settings}
         (folder / "fleet.yaml").write_text(json.dumps(content))
