@@ -44,6 +44,7 @@ def transformers(checkpoint: str, questions: list[str]) -> list[str]:
 def vllm(checkpoint: str, questions: list[str]) -> list[str]:
     """VLLM's offline engine, on the CPU where there is no GPU."""
     os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", VLLM_LOGGING_LEVEL="ERROR")
+    os.environ.update(VLLM_CPU_OMP_THREADS_BIND="nobind", OMP_NUM_THREADS="1")  # other servers may run beside it
     from vllm import LLM, SamplingParams
 
     engine = LLM(checkpoint, dtype="float32", enforce_eager=True, max_num_seqs=128, disable_log_stats=True)

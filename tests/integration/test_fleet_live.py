@@ -83,7 +83,7 @@ def spec(role, port, tiny):
         "start_seconds": STARTING,
         "drain_seconds": 10.0,
         "arguments": ["--max-num-seqs=4"],
-        "environment": {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"},
+        "environment": {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"},
     }
 
 

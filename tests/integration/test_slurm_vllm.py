@@ -85,7 +85,7 @@ class Client:
                 self.failures.append(error)
             else:
                 self.answers.append((asked, bool(response.decision.local)))
-            await asyncio.sleep(1.0)  # a server that starts beside the one that is asked needs the processor, too
+            await asyncio.sleep(2.0)  # vLLM spins for a second after each request, and a server that starts beside it needs the processor
 
     def local(self, since: float, until: float = float("inf")) -> list[bool]:
         """For each answer to a request of that span, whether it came from an own server."""
@@ -134,7 +134,7 @@ async def test_service_goes_on_across_time_limits_and_deaths(fleet, profile, clo
         await client.until(True, handed_over, 60)
         assert [e.job_id for e in fleet.ready("coder")] == [second]
         assert all(client.local(began)), "the cloud answered, although a server was up all the time"
-        assert len(client.local(began, handed_over)) > 20
+        assert len(client.local(began, handed_over)) > 10
 
         # A server that is killed: the profile's fallback answers until its job is up again.
         killed = time.time()

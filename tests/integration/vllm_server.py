@@ -58,6 +58,8 @@ class VLLMServer:
         """Start the server and return at once, so that others can be started beside it."""
         environ = os.environ | {
             "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else two servers share the first core, and one of them starves
+            "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "PYTHONPATH": "",

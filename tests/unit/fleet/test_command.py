@@ -170,6 +170,12 @@ def test_on_a_cpu_there_are_no_options_of_gpus_and_the_cache_has_its_space():
     assert "--enforce-eager" in found.argv
 
 
+def test_servers_on_one_cpu_are_not_all_bound_to_its_first_cores():
+    assert command().environ["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert command(environment={"VLLM_CPU_OMP_THREADS_BIND": "auto"}).environ["VLLM_CPU_OMP_THREADS_BIND"] == "auto"
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in command(T4).environ
+
+
 def test_what_the_role_says_of_the_number_format_holds_on_a_cpu_too():
     assert value(command(dtype="bfloat16"), "--dtype") == "bfloat16"
     assert value(command(quantization="awq"), "--dtype") == "auto"
@@ -181,7 +187,8 @@ def test_a_quarter_of_the_memory_is_for_the_cache_of_a_cpu(memory, space):
 
 
 def test_what_a_person_has_set_in_the_environment_or_the_role_stays():
-    found = command(environ={"VLLM_CPU_KVCACHE_SPACE": "9", "DO_NOT_TRACK": "0"}, environment={"A": "b"})
+    set_there = {"VLLM_CPU_KVCACHE_SPACE": "9", "VLLM_CPU_OMP_THREADS_BIND": "0-3", "DO_NOT_TRACK": "0"}
+    found = command(environ=set_there, environment={"A": "b"})
 
     assert found.environ == {"VLLM_NO_USAGE_STATS": "1", "A": "b"}
     assert command(environment={"VLLM_CPU_KVCACHE_SPACE": "3"}).environ["VLLM_CPU_KVCACHE_SPACE"] == "3"
