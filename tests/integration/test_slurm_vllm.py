@@ -85,7 +85,8 @@ class Client:
                 self.failures.append(error)
             else:
                 self.answers.append((asked, bool(response.decision.local)))
-            await asyncio.sleep(2.0)  # vLLM spins for a second after each request, and a server that starts beside it needs the processor
+            # vLLM spins for a second after each request, and a server that starts beside it needs the processor, too.
+            await asyncio.sleep(2.0)
 
     def local(self, since: float, until: float = float("inf")) -> list[bool]:
         """For each answer to a request of that span, whether it came from an own server."""
