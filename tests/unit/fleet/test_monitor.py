@@ -15,6 +15,7 @@ from tests.unit.fleet.stub_vllm import StubVLLM, serving
 from workflow_composer.errors import FleetError, WorkflowComposerError
 from workflow_composer.fleet.alerts import AlertFailed
 from workflow_composer.fleet.file import load_fleet
+from workflow_composer.fleet.history import DAY, Record
 from workflow_composer.fleet.memory import Remembered
 from workflow_composer.fleet.monitor import Monitor, history, judge, monitor_files
 from workflow_composer.fleet.registry import Entry
@@ -227,6 +228,15 @@ def test_cache_limit_is_the_fleet_files(tmp_path, stub):
     world = World(tmp_path, stub.port, cache_limit=0.5)
     world.round()
     assert world.kinds == ["overloaded"]
+
+
+@pytest.mark.parametrize(("days", "left"), [(1, 1), (30, 2)])
+def test_history_days_is_the_fleet_files(tmp_path, stub, days, left):
+    """A round cuts off what is older: of the check of ten days ago and its own, one or both are left."""
+    world = World(tmp_path, stub.port, history_days=days)
+    history(world.fleet).add([Record(time=world.now - 10 * DAY, server="coder", outcome="up")])
+    world.round()
+    assert len(list(history(world.fleet).records())) == left
 
 
 def test_a_channel_that_fails_is_tried_once_more_and_stops_nothing(world, stub):
