@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from workflow_composer.cli.options import common_options, examples
-from workflow_composer.cli.output import print_json, print_table
+from workflow_composer.cli.output import print_differences, print_json, print_table
 from workflow_composer.cli.state import State
 
 if TYPE_CHECKING:
@@ -75,14 +75,8 @@ def verify(context: click.Context, file: Path, pairs: Path | None, replay: Path 
             assert replay is not None  # checked above
             table = read_recording(replay, {tier.name: (tier.name, tier.identity.model) for tier in found.tiers})
         differences = differences_of(found, table)
-    if context.ensure_object(State).json:
-        print_json({"verified": not differences, "differences": differences})
-    elif differences:
-        for line in differences:
-            click.echo(line)
-    else:
-        click.echo(f"{file}: every number is what {table.source} gives ({len(table)} requests)")
-    context.exit(1 if differences else 0)
+    same = f"{file}: every number is what {table.source} gives ({len(table)} requests)"
+    context.exit(print_differences(differences, same, json=context.ensure_object(State).json))
 
 
 def _show_origin(found: Certificate) -> None:

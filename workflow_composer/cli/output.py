@@ -16,6 +16,16 @@ def print_json(value: Any, *, err: bool = False) -> None:
     click.echo(json.dumps(value, indent=2), err=err)
 
 
+def print_differences(differences: Sequence[str], same: str, *, json: bool) -> int:
+    """Say what differs between a certificate and its data, or ``same``; returns the exit code."""
+    if json:
+        print_json({"verified": not differences, "differences": list(differences)})
+    else:
+        for line in differences or (same,):
+            click.echo(line)
+    return 1 if differences else 0
+
+
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
     """Print a table: drawn on a terminal, plain columns elsewhere."""
     texts = [["" if cell is None else str(cell) for cell in row] for row in rows]

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from workflow_composer.cli.options import common_options, examples
-from workflow_composer.cli.output import print_json
+from workflow_composer.cli.output import print_differences
 from workflow_composer.cli.state import State
 from workflow_composer.cli.var import libraries
 
@@ -29,11 +29,5 @@ def verify(context: click.Context, file: Path, routes: Path) -> None:
 
         found = RouteCertificate.load(file)
         differences = verify_routes(found, routes)
-    if context.ensure_object(State).json:
-        print_json({"verified": not differences, "differences": differences})
-    elif differences:
-        for line in differences:
-            click.echo(line)
-    else:
-        click.echo(f"{file}: every number is what {routes} gives ({found.prompts} prompts)")
-    context.exit(1 if differences else 0)
+    same = f"{file}: every number is what {routes} gives ({found.prompts} prompts)"
+    context.exit(print_differences(differences, same, json=context.ensure_object(State).json))

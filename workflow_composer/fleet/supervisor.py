@@ -13,8 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 from workflow_composer.errors import FleetError, WorkflowComposerError
 from workflow_composer.fleet.file import Fleet
@@ -297,27 +298,27 @@ class Supervisor:
 
     # ---------------------------------------------------------------------------------------------------------- its state
 
+    def _state(self, status: Status, log: Path, **more: Any) -> ServerState:
+        """What the state says of this server while it is looked after here."""
+        return ServerState(
+            server=self.server,
+            role=self.role.name,
+            how=self.place.how,
+            wanted=self.wanted,
+            status=status,
+            node=os.uname().nodename,
+            job_id=self.place.job_id,
+            port=self.place.port,
+            log=str(log),
+            fleet_file=str(self.fleet.path),
+            options=self.options,
+            **more,
+        )
+
     def _remember_start(self, log: Log) -> None:
         before = self.fleet.states.get(self.server)
-        self.fleet.states.put(
-            ServerState(
-                server=self.server,
-                role=self.role.name,
-                how=self.place.how,
-                wanted=self.wanted,
-                status="starting",
-                node=os.uname().nodename,
-                pid=os.getpid(),
-                job_id=self.place.job_id,
-                port=self.place.port,
-                log=str(log.path),
-                fleet_file=str(self.fleet.path),
-                options=self.options,
-                started=time.time(),
-                restarts=before.restarts if before else (),
-                failures=before.failures if before else 0,
-            )
-        )
+        kept = {"restarts": before.restarts, "failures": before.failures} if before else {}
+        self.fleet.states.put(self._state("starting", log.path, pid=os.getpid(), started=time.time(), **kept))
 
     def _remember(self, status: Status, detail: str = "", **changes: object) -> None:
         with contextlib.suppress(WorkflowComposerError):
@@ -335,22 +336,7 @@ class Supervisor:
         line = " ".join(detail.split())
         with contextlib.suppress(WorkflowComposerError):
             if self.fleet.states.update(self.server, status="failed", detail=line, pid=0, wanted=self.wanted) is None:
-                self.fleet.states.put(
-                    ServerState(
-                        server=self.server,
-                        role=self.role.name,
-                        how=self.place.how,
-                        wanted=self.wanted,
-                        status="failed",
-                        detail=line,
-                        node=os.uname().nodename,
-                        job_id=self.place.job_id,
-                        port=self.place.port,
-                        log=str(log_path(self.fleet.logs, self.server)),
-                        fleet_file=str(self.fleet.path),
-                        options=self.options,
-                    )
-                )
+                self.fleet.states.put(self._state("failed", log_path(self.fleet.logs, self.server), detail=line))
 
     def _remember_end(self, ended: Ended) -> None:
         changes: dict[str, object] = {"pid": 0}
