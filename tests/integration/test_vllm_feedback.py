@@ -17,6 +17,7 @@ pytestmark = [
 
 ROUTE = "execution_feedback"
 ROWS = 200
+LENGTH = 400  # tokens of an answer that nobody leaves: far more than a server generates while its client makes up its mind
 HARD = "Clara has 6 trays with 7 apples in each. Then she finds 23 more. How many apples are there in the end?"
 
 
@@ -73,11 +74,11 @@ async def test_a_doubtful_answer_is_abandoned_at_the_server_before_its_end(run, 
     profile = made.profile("strict", min_logprob=-1e-9, abandon="always")
     before = server.metric("vllm:generation_tokens_total")
     async with ModelOrchestrator(profile, metrics=NullSink(), environ={}) as orchestrator:
-        stream = orchestrator.astream(HARD, temperature=0.0, max_tokens=200)
+        stream = orchestrator.astream(HARD, temperature=0.0, max_tokens=LENGTH, extra={"ignore_eos": True})
         pieces = [chunk.text async for chunk in stream]
     assert stream.response is not None
     abandoned, final = stream.response.tiers
     assert abandoned.verdict.reason.startswith("abandoned after ")
     assert final.name == "large"
     assert "".join(pieces) == stream.response.text == final.samples[0].text
-    assert server.metric("vllm:generation_tokens_total") - before < 20
+    assert server.metric("vllm:generation_tokens_total") - before < LENGTH
