@@ -1,0 +1,1 @@
+"""The HTTP service: OpenAI's API over an orchestrator."""
