@@ -1,20 +1,21 @@
 """The values that flow between layers.
 
 Read from top to bottom, this file follows one request: a caller makes an `LLMRequest`; a router turns it, with what
-`ResourceStatus` tells, into a `Plan` (in `workflow_composer.plan`, offered here too); the executor makes one `ModelCall` per
+`ResourceStatus` tells, into a `Plan` (both in files of their own, offered here too); the executor makes one `ModelCall` per
 attempt; a backend returns a `Completion`; and the caller gets an `LLMResponse` that says what happened. All are immutable.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
 from workflow_composer.plan import ALWAYS, Acceptance, AlwaysAccept, Candidate, Plan, Tier, Verdict, Voting
+from workflow_composer.relay import Relay
+from workflow_composer.resource_status import EndpointStatus, ResourceStatus
 from workflow_composer.values import quick
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Message",
     "ModelCall",
     "Plan",
+    "Relay",
     "ResourceStatus",
     "RoutingDecision",
     "Sample",
@@ -71,8 +73,9 @@ class LLMRequest:
     ``task_type`` selects the route in the profile. ``model`` names a role, tier, catalogue model or routing string instead
     and leaves the router no choice. ``budget`` is what the answer may cost (dollars): no tier is started that would
     probably cost more than is left of it. ``context`` names templates that stand first (docs/contexts.md; None: those
-    that the profile gives its task, empty: none). Every other field that is not None reaches the model unchanged or raises
-    `Unsupported`; ``extra`` holds fields that only some servers know and is passed through as it is.
+    that the profile gives its task, empty: none). ``n`` answers are wanted; they are `LLMResponse.samples`. With ``relay``
+    the caller takes the answer's own bytes where that is possible. Every other field that is not None reaches the model
+    unchanged or raises `Unsupported`; ``extra`` holds fields that only some servers know and is passed through as it is.
     """
 
     messages: tuple[Message, ...]
@@ -89,11 +92,13 @@ class LLMRequest:
     tools: tuple[Mapping[str, Any], ...] | None = None
     tool_choice: str | Mapping[str, Any] | None = None
     response_format: Mapping[str, Any] | None = None
+    n: int = 1
     extra: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     timeout: float | None = None
     budget: float | None = None
     context: tuple[str, ...] | None = None
     metadata: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
+    relay: Relay | None = field(default=None, compare=False)
     request_id: str = field(default_factory=new_request_id)
 
     @classmethod
@@ -360,40 +365,3 @@ class LLMResponse:
     def tool_calls(self) -> tuple[Mapping[str, Any], ...]:
         """Tool calls of the answer, in OpenAI's form."""
         return self.samples[0].tool_calls if self.samples else ()
-
-
-# ------------------------------------------------------------------------------------------------------- the resources
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointStatus:
-    """What a probe of one local server found, or of all ``replicas`` of a role. ``detail`` explains in words, always."""
-
-    name: str
-    url: str
-    healthy: bool
-    models: tuple[str, ...] = ()
-    latency_ms: float | None = None
-    detail: str = ""
-    replicas: tuple[EndpointStatus, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ResourceStatus:
-    """What is there to work with. ``probed_at`` is None where no probe has been made yet and endpoints are unknown."""
-
-    endpoints: Mapping[str, EndpointStatus] = field(default_factory=lambda: EMPTY)
-    cloud_apis: Mapping[str, bool] = field(default_factory=lambda: EMPTY)
-    slurm_available: bool = False
-    embedded_available: bool = False
-    probed_at: float | None = None
-
-    @property
-    def vllm_endpoints(self) -> Mapping[str, bool]:
-        """Endpoint name -> healthy."""
-        return {name: status.healthy for name, status in self.endpoints.items()}
-
-    @property
-    def age(self) -> float | None:
-        """Seconds since the probe."""
-        return None if self.probed_at is None else time.time() - self.probed_at

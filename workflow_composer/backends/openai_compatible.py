@@ -25,11 +25,22 @@ from workflow_composer.errors import (
     ServerUnreachable,
     Unsupported,
 )
-from workflow_composer.types import Chunk, Completion, Embeddings, EndpointStatus, LLMRequest, ModelCall, Timeouts, Usage
+from workflow_composer.types import (
+    Chunk,
+    Completion,
+    Embeddings,
+    EndpointStatus,
+    LLMRequest,
+    ModelCall,
+    Relay,
+    Timeouts,
+    Usage,
+)
 
 if TYPE_CHECKING:
     import httpx2
 
+    from workflow_composer.backends.relaying import RelayingClient
     from workflow_composer.strategy import ModelSpec
 
 T = TypeVar("T")
@@ -56,10 +67,14 @@ class OpenAICompatibleBackend:
         self._ignored = _IGNORED.get(self._server.host, ())
         self._stream_usage = True
         self._new_limit = False
+        self.relays: bool = self._several and self._server.direct
+        self._relaying: RelayingClient | None = None
 
     async def complete(self, call: ModelCall) -> Completion:
         """Return ``call.samples`` answers."""
         self._refuse_ignored(call.request)
+        if call.request.relay is not None and self.relays:
+            return await self._relay(call, call.request.relay)
         async with self._limit(call.timeouts.total, "the whole answer"):
             return await self._sample(call)
 
@@ -118,7 +133,28 @@ class OpenAICompatibleBackend:
 
     async def close(self) -> None:
         """Close all connections."""
+        if self._relaying is not None:
+            await self._relaying.close()
         await self._server.close()
+
+    async def _relay(self, call: ModelCall, relay: Relay) -> Completion:
+        """Hand the answer's own bytes on. Whoever awaits it bounds the time, as for every call of the executor's."""
+        if self._relaying is None:
+            from workflow_composer.backends.relaying import RelayingClient
+
+            self._relaying = RelayingClient(self._server)
+        relaying = self._relaying
+        body = openai_wire.chat_body(call, samples=call.samples, draw=call.first_sample)
+        if relay.write is not None:
+            body["stream"] = True
+            body["stream_options"] = {**body.get("stream_options", {}), "include_usage": True}
+        while True:
+            self._translate(body)
+            try:
+                return await self._server.addressed(body, lambda: relaying.send("/chat/completions", call, body))
+            except BadRequest as error:
+                if relay.begun or not self._learned(error.message, body):
+                    raise
 
     # ------------------------------------------------------------------------------------------------- several samples
 

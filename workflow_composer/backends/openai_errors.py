@@ -98,9 +98,13 @@ def _from_connection(cause: BaseException, server: Server) -> ModelError:
         return BadRequest(f"{name}: the request cannot be sent: {type(cause).__name__}", hint="check base_url and key")
     if isinstance(cause, httpx2.DecodingError):
         return ServerFailed(f"{name}: the answer cannot be decompressed")
-    connected = not isinstance(cause, (httpx2.ConnectError, httpx2.ProxyError))
+    return unreachable(cause, server, connected=not isinstance(cause, (httpx2.ConnectError, httpx2.ProxyError)))
+
+
+def unreachable(cause: BaseException, server: Server, *, connected: bool) -> ServerUnreachable:
+    """The error for a connection that broke, or that could not be made."""
     what = "the connection broke" if connected else "no connection"
-    return ServerUnreachable(f"{name}: {what}: {_reason(cause)}", hint=server.models_hint)
+    return ServerUnreachable(f"{server.name}: {what}: {_reason(cause)}", hint=server.models_hint)
 
 
 def from_reply(status: int, headers: Mapping[str, str], body: object, server: Server, secrets: Iterable[str]) -> ModelError:

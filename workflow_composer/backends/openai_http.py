@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +21,7 @@ from workflow_composer.types import LLMRequest, Timeouts
 if TYPE_CHECKING:
     import httpx2
 
+    from workflow_composer.backends.upstream import Upstream
     from workflow_composer.strategy import ModelSpec
 
 T = TypeVar("T")
@@ -37,8 +38,9 @@ class OpenAIServer:
         self._context = context
         self.url = api_url(spec.base_url or "")
         self.host, port = endpoint_of(self.url)
-        place = f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
-        self.label = Server(place, shown_url(self.url), spec.api_key_env)
+        self._port = port
+        self.authority = f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
+        self.label = Server(self.authority, shown_url(self.url), spec.api_key_env)
         self._served: str | None = None
         self._clients: PerLoop[_Clients] = PerLoop(self._make_clients, _Clients.close)
 
@@ -51,10 +53,14 @@ class OpenAIServer:
         timeouts: Timeouts | None = None,
         stream: bool = False,
     ) -> httpx2.Response:
-        """Post ``body`` with the model's id filled in. A server that was restarted with another model is asked again."""
+        """Post ``body`` with the model's id filled in."""
+        return await self.addressed(body, lambda: self._post(path, body, secrets, timeouts, stream=stream))
+
+    async def addressed(self, body: dict[str, Any], post: Callable[[], Awaitable[T]]) -> T:
+        """``post()``, with the model's id in ``body``. A server that was restarted with another model is asked again."""
         body["model"] = await self._model()
         try:
-            return await self._post(path, body, secrets, timeouts, stream=stream)
+            return await post()
         except ModelNotFound:
             if self._spec.model is not None:
                 raise
@@ -62,7 +68,7 @@ class OpenAIServer:
             body["model"] = await self._model()
             if self._served == gone:
                 raise
-            return await self._post(path, body, secrets, timeouts, stream=stream)
+            return await post()
 
     async def client(self) -> httpx2.AsyncClient:
         """The running loop's HTTP client."""
@@ -89,7 +95,11 @@ class OpenAIServer:
 
     def json(self, response: httpx2.Response, secrets: Iterable[str]) -> Any:
         """The answer's JSON. Raises `ServerFailed` for garbage, and the error that a server reports under status 200."""
-        data = self.understood(json.loads, response.content)
+        return self.read_json(response.content, secrets)
+
+    def read_json(self, content: bytes, secrets: Iterable[str]) -> Any:
+        """The same for an answer's bytes."""
+        data = self.understood(json.loads, content)
         self.raise_reported(data, secrets)
         return data
 
@@ -122,12 +132,16 @@ class OpenAIServer:
     async def _post(
         self, path: str, body: dict[str, Any], secrets: Iterable[str], timeouts: Timeouts | None, *, stream: bool
     ) -> httpx2.Response:
+        content = self.encoded(body)
+        return await self._request("post", path, secrets, timeouts, content=content, stream=stream)
+
+    def encoded(self, body: Mapping[str, Any]) -> bytes:
+        """The body as JSON. Raises `BadRequest` for what JSON cannot say."""
         try:
-            content = openai_wire.encode(body)
+            return openai_wire.encode(body)
         except (TypeError, ValueError) as error:
             why = type(error).__name__
             raise BadRequest(f"{self.label.name}: the request cannot be written as JSON: {why}") from None
-        return await self._request("post", path, secrets, timeouts, content=content, stream=stream)
 
     async def _request(
         self, method: str, path: str, secrets: Iterable[str], timeouts: Timeouts | None, **arguments: Any
@@ -165,12 +179,33 @@ class OpenAIServer:
 
     def _make_clients(self) -> _Clients:
         http = http_client(
-            self._context.egress,
-            timeouts=self._timeouts(),
-            environ=self._context.environ,
-            keepalive=_KEEPALIVE_LOCAL if self._spec.local else _KEEPALIVE_CLOUD,
+            self._context.egress, timeouts=self._timeouts(), environ=self._context.environ, keepalive=self._keepalive
         )
         return _Clients(http, self.url)
+
+    def upstream(self) -> Upstream:
+        """Connections for relayed answers, of the running loop."""
+        from workflow_composer.backends.upstream import Upstream
+
+        tls = self.url.startswith("https:")
+        return Upstream(self._context.egress, self.host, self._port, tls=tls, keepalive=self._keepalive)
+
+    @property
+    def path(self) -> str:
+        """What stands before each method's own path."""
+        return "/" + self.url.partition("://")[2].partition("/")[2]
+
+    @property
+    def direct(self) -> bool:
+        """Whether no proxy of the environment may stand between."""
+        names = ("http_proxy", "https_proxy", "all_proxy")
+        return self._spec.local or not any(
+            self._context.environ.get(n) or self._context.environ.get(n.upper()) for n in names
+        )
+
+    @property
+    def _keepalive(self) -> float:
+        return _KEEPALIVE_LOCAL if self._spec.local else _KEEPALIVE_CLOUD
 
     def _timeouts(self) -> Timeouts:
         found = self._context.config.timeouts

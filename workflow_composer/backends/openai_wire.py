@@ -51,7 +51,7 @@ def completion_of(data: Any, *, model: str) -> Completion:
         raise Malformed("no choices")
     if len(choices) > 1:
         choices = sorted(choices, key=lambda choice: choice.get("index") or 0)
-    samples = tuple(_sample(choice) for choice in choices)
+    samples = tuple(sample_of(choice) for choice in choices)
     return Completion(samples, usage_of(data.get("usage")), data.get("model") or model)
 
 
@@ -143,7 +143,8 @@ class EventDecoder:
         return self.feed(b"\n\n")
 
 
-def _sample(choice: Any) -> Sample:
+def sample_of(choice: Any) -> Sample:
+    """Read one choice. Raises `Malformed`."""
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
         raise Malformed("a choice without a message")

@@ -18,7 +18,7 @@ from workflow_composer.backends.replica import Place, Replica, Standing, another
 from workflow_composer.backends.replica_set import ReplicaSet
 from workflow_composer.backends.server_load import SECONDS
 from workflow_composer.errors import EgressDenied, ModelError, RateLimited, ServerFailed, ServerUnreachable
-from workflow_composer.types import Attempt, Chunk, Completion, Embeddings, EndpointStatus, ModelCall, Timeouts
+from workflow_composer.types import Attempt, Chunk, Completion, Embeddings, EndpointStatus, ModelCall, Relay, Timeouts
 
 if TYPE_CHECKING:
     from workflow_composer.strategy import ModelSpec
@@ -53,7 +53,8 @@ class ReplicatedBackend:
     async def complete(self, call: ModelCall) -> Completion:
         """Return ``call.samples`` answers, all by one server."""
         key = prefix_key(call.request.messages)
-        return await self._answered(key, call.timeouts, lambda backend, timeouts: backend.complete(_within(call, timeouts)))
+        relay = call.request.relay
+        return await self._answered(key, call.timeouts, lambda backend, left: backend.complete(_within(call, left)), relay)
 
     async def embed(self, texts: Sequence[str], *, timeout: float) -> Embeddings:
         """Return one vector per text."""
@@ -105,6 +106,7 @@ class ReplicatedBackend:
         key: bytes | None,
         timeouts: Timeouts,
         ask: Callable[[OpenAICompatibleBackend, Timeouts], Awaitable[A]],
+        relay: Relay | None = None,
     ) -> A:
         tour = _Tour(timeouts)
         await self._look_around()
@@ -116,6 +118,8 @@ class ReplicatedBackend:
                     tour.begin(replica)
                     found = await ask(replica.backend, tour.left)
             except (ModelError, EgressDenied) as error:
+                if relay is not None and relay.begun:
+                    raise
                 tour.failed(error)
             except asyncio.CancelledError:
                 tour.ended(timeouts.total, self._set.late)

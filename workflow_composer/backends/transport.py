@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import ipaddress
-import socket
 import ssl
-import threading
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any
 
 import httpcore2
 import httpx2
 
 from workflow_composer.backends.connections import Connections
-from workflow_composer.backends.egress import EgressPolicy, Resolve, literal_address
+from workflow_composer.backends.egress import EgressPolicy, Resolve
+from workflow_composer.backends.resolving import admitted_addresses, system_resolve
 from workflow_composer.backends.sockets import AsyncioNetwork
 from workflow_composer.errors import EgressDenied
 
@@ -96,7 +94,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
 
     def _make_pool(self, *, tls: bool, proxy: str | None) -> Connections:
         options: dict[str, Any] = {
-            "ssl_context": _tls() if tls else None,
+            "ssl_context": tls_context() if tls else None,
             "keepalive_expiry": self._keepalive,
         }
         if proxy is None:
@@ -120,11 +118,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
 
 
 class PinnedNetwork(httpcore2.AsyncNetworkBackend):
-    """Opens connections to admitted hosts, at admitted addresses.
-
-    Names are resolved here, each in a thread of its own: the default executor has few threads, and a hundred names that a
-    dead resolver lets wait would keep the one server that lives from being asked.
-    """
+    """Opens connections to admitted hosts, at admitted addresses."""
 
     def __init__(self, policy: EgressPolicy, resolve: Resolve, sockets: httpcore2.AsyncNetworkBackend | None = None) -> None:
         self._policy = policy
@@ -140,7 +134,6 @@ class PinnedNetwork(httpcore2.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
         """Connect to the first address that answers; raises `EgressDenied` or httpcore's connect errors."""
-        self._policy.check_endpoint(host, port)
         options: dict[str, Any] = {"local_address": local_address, "socket_options": socket_options}
         deadline = None if timeout is None else time.monotonic() + timeout
         addresses = await self._admitted(host, port, timeout)
@@ -168,55 +161,12 @@ class PinnedNetwork(httpcore2.AsyncNetworkBackend):
         await asyncio.sleep(seconds)
 
     async def _admitted(self, host: str, port: int, limit: float | None) -> list[str]:
-        literal = literal_address(host)
-        if literal is not None:
-            return [host if ":" in host else str(literal)]
         try:
-            found = await _in_thread(self._resolve, host, port, limit)
+            return await admitted_addresses(self._policy, host, port, resolve=self._resolve, limit=limit)
         except TimeoutError:
             raise httpcore2.ConnectTimeout(f"the name {host} was not resolved in time") from None
         except OSError as error:
             raise httpcore2.ConnectError(f"the name {host} cannot be resolved: {error.strerror or error}") from error
-        if not self._policy.is_local(host, port):
-            return found
-        admitted = [address for address in found if self._policy.admits(ipaddress.ip_address(address))]
-        if found and not admitted:
-            raise self._policy.far(host, port, found[0])
-        return admitted
-
-
-def system_resolve(host: str, port: int) -> list[str]:
-    """Addresses of a host by the system's resolver, in its order of preference."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
-
-
-async def _in_thread(resolve: Resolve, host: str, port: int, limit: float | None) -> list[str]:
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[list[str]] = loop.create_future()
-
-    def deliver(found: list[str], error: OSError | None) -> None:
-        if answer.done():
-            return
-        if error is None:
-            answer.set_result(found)
-        else:
-            answer.set_exception(error)
-
-    def work() -> None:
-        found: list[str] = []
-        failure = None
-        try:
-            found = list(resolve(host, port))
-        except OSError as error:
-            failure = error
-        except UnicodeError:  # a label that is empty or too long
-            failure = OSError("not a host name")
-        with suppress(RuntimeError):  # the loop has closed; nobody waits
-            loop.call_soon_threadsafe(deliver, found, failure)
-
-    threading.Thread(target=work, name=f"resolve-{host}", daemon=True).start()
-    return await asyncio.wait_for(answer, limit)
 
 
 class _Body(httpx2.AsyncByteStream):
@@ -242,7 +192,8 @@ def _translated(error: Exception) -> httpx2.RequestError:
 
 
 @functools.cache
-def _tls() -> ssl.SSLContext:
+def tls_context() -> ssl.SSLContext:
+    """What connections are encrypted by: the well-known authorities, names checked."""
     return httpx2.create_ssl_context()
 
 

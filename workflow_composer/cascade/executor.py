@@ -29,6 +29,7 @@ from workflow_composer.errors import (
     Unsupported,
 )
 from workflow_composer.types import (
+    ALWAYS,
     Candidate,
     Completion,
     Embeddings,
@@ -116,7 +117,7 @@ class PlanExecutor:
         call, walk = self.call(tier, request), self.walk(index, tier, request, trace)
         while (candidate := walk.next()) is not None:
             try:
-                done = await self._attempt(self.endpoints[candidate.name], call, walk)
+                done = await self.attempt(self.endpoints[candidate.name], call, walk)
             except ModelError as error:
                 call = await self.after(error, call, tier, request, walk)
             else:
@@ -144,7 +145,7 @@ class PlanExecutor:
             poll = Poll(
                 ballot,
                 position=position,
-                draw=lambda candidate, call, walk: self._attempt(self.endpoints[candidate.name], call, walk),
+                draw=lambda candidate, call, walk: self.attempt(self.endpoints[candidate.name], call, walk),
                 walk=lambda start: self.walk(index, tier, request, trace, position=start, quiet=True),
                 call=lambda samples, first: self.call(tier, request, samples=samples, first=first),
             )
@@ -168,7 +169,8 @@ class PlanExecutor:
         if self.observer is not None:
             self.observer.on_fallback(request, trace.attempts[-1], candidate)
 
-    async def _attempt(self, endpoint: Endpoint, call: ModelCall, walk: Walk) -> Completion:
+    async def attempt(self, endpoint: Endpoint, call: ModelCall, walk: Walk) -> Completion:
+        """One metered call, within its time. Raises `ModelError`."""
         with MeteredCall(endpoint, walk, call.samples) as metered:
             limit = self.limit(walk.trace.deadline)
             with Bounded(endpoint, limit, "complete answer"):
@@ -209,6 +211,13 @@ class PlanExecutor:
     def call(self, tier: Tier, request: LLMRequest, *, samples: int | None = None, first: int = 0) -> ModelCall:
         """What the tier's candidates are asked to do."""
         temperature = request.temperature if tier.temperature is None else tier.temperature
+        plain = tier.samples == 1 and tier.voting is None and tier.accept is ALWAYS
+        if plain and samples is None:
+            return ModelCall(request, request.n, temperature, self.timeouts, first)
+        if request.n > 1:
+            raise Unsupported(f"n is {request.n}, and an answer that is voted on or judged is one", hint="leave n out")
+        if request.relay is not None:  # an answer that is judged, or that many make, is read here
+            request = replace(request, relay=None)
         if tier.logprobs is not None:
             request = replace(request, logprobs=True, top_logprobs=max(tier.logprobs, request.top_logprobs or 0))
         elif tier.voting is not None and tier.voting.measure == "logprob" and not request.logprobs:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from workflow_composer.backends.gathering import Told
 from workflow_composer.cascade.executor import PlanExecutor
-from workflow_composer.cascade.listening import Told, listen
+from workflow_composer.cascade.listening import listen
 from workflow_composer.cascade.trace import Outcome, Trace
 from workflow_composer.errors import AllCandidatesFailed, ModelError, StreamInterrupted
 from workflow_composer.types import ALWAYS, Chunk, LLMRequest, Plan, Tier
@@ -59,18 +60,23 @@ class StreamRun:
     async def _live(self, index: int, tier: Tier) -> AsyncGenerator[Chunk, None]:
         call = self._executor.call(tier, self._request)
         walk = self._executor.walk(index, tier, self._request, self._trace)
+        relay = call.request.relay
         while (candidate := walk.next()) is not None:
-            told = Told()
+            told, endpoint = Told(), self._executor.endpoints[candidate.name]
             try:
-                async with aclosing(
-                    listen(self._executor, self._executor.endpoints[candidate.name], call, walk, told)
-                ) as pieces:
+                if relay is not None and getattr(endpoint.backend, "relays", False):
+                    done = await self._executor.attempt(endpoint, call, walk)
+                    verdict = tier.accept(done.samples)
+                    self.outcome = Outcome(done.samples, done.model, candidate, index, walk.position, verdict)
+                    return
+                async with aclosing(listen(self._executor, endpoint, call, walk, told)) as pieces:
                     async for piece in pieces:
                         yield piece
             except ModelError as error:
-                if told.pieces:
+                if told.pieces or (relay is not None and relay.begun):
+                    delivered = f"after {told.pieces} pieces" if told.pieces else "within the answer"
                     raise StreamInterrupted(
-                        f"the stream from {candidate.name} broke after {told.pieces} pieces: {error.message}",
+                        f"the stream from {candidate.name} broke {delivered}: {error.message}",
                         attempts=self._trace.attempts,
                         hint="what was delivered stands; ask again for a whole answer",
                     ) from error
