@@ -170,6 +170,8 @@ class ModelOrchestrator:
             plan: Plan | None = None
             try:
                 plan = active.plan(request)
+                if request.relay is not None:
+                    request.relay.keep = plan.router in active.listeners or self.plugins.implements("after_answer")
                 run = StreamRun(active.executor, plan, request, trace)
                 async with aclosing(run.chunks()) as chunks:
                     async for chunk in chunks:

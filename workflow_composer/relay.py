@@ -30,7 +30,7 @@ class Relay:
     A whole answer is left in ``body``. With ``write`` the answer is wanted as a stream: ``write`` takes whole server-sent
     events as they come, and ``begun`` says that some have been delivered, so that no other model may take over.
     ``usage``: the client has asked for the usage at the stream's end; else that event is kept from it. ``keep``: somebody
-    here wants to read the answer, too; else a stream's text is not gathered. ``source`` is there while a stream is under way.
+    here wants to read the answer, too; else a stream's text is not gathered. ``source`` is there while a stream comes.
     """
 
     __slots__ = ("begun", "body", "keep", "source", "usage", "write")

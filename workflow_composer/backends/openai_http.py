@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _KEEPALIVE_LOCAL = 4.0  # seconds; uvicorn, on which vLLM stands, closes after 5, and a request sent then is lost
 _KEEPALIVE_CLOUD = 30.0
 
@@ -198,10 +199,8 @@ class OpenAIServer:
     @property
     def direct(self) -> bool:
         """Whether no proxy of the environment may stand between."""
-        names = ("http_proxy", "https_proxy", "all_proxy")
-        return self._spec.local or not any(
-            self._context.environ.get(n) or self._context.environ.get(n.upper()) for n in names
-        )
+        environ = self._context.environ
+        return self._spec.local or not any(environ.get(name) for name in _PROXIES)
 
     @property
     def _keepalive(self) -> float:

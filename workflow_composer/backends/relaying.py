@@ -71,7 +71,10 @@ class RelayingClient:
         self._head = ("", b"")
 
     async def send(self, path: str, call: ModelCall, body: Mapping[str, Any]) -> Completion:
-        """Post a body that names its model; what comes back goes to the call's relay. Raises `ModelError`, `EgressDenied`."""
+        """Post a body that names its model; what comes back goes to the call's relay.
+
+        Raises `ModelError`, `EgressDenied`.
+        """
         relay = call.request.relay
         assert relay is not None  # who calls has looked
         content = self._encoded(body)

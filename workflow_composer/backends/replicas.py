@@ -41,6 +41,7 @@ class ReplicatedBackend:
     def __init__(self, spec: ModelSpec, context: BackendContext) -> None:
         self.name: str = spec.name
         self.local: bool = spec.local
+        self.relays = True
         self._spec = spec
         self._context = context
         self._role = spec.endpoint or spec.name

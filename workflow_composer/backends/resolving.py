@@ -20,8 +20,8 @@ async def admitted_addresses(
 ) -> list[str]:
     """Addresses of ``host`` to which bytes may go, in the resolver's order; ``limit`` in seconds.
 
-    Raises `EgressDenied` where the policy forbids the host or all of its addresses, TimeoutError, and OSError for a name that
-    cannot be resolved.
+    Raises `EgressDenied` where the policy forbids the host or all of its addresses, TimeoutError, and OSError for a name
+    that cannot be resolved.
     """
     policy.check_endpoint(host, port)
     literal = literal_address(host)

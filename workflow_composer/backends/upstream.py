@@ -224,10 +224,11 @@ class Upstream:
             try:
                 async with asyncio.timeout(max(0.001, ends - loop.time()) / left):
                     _, made = await loop.create_connection(lambda: Connection(loop), addresses[-left], self._port, **options)
-                return made
             except OSError:
                 if left == 1:
                     raise
+            else:
+                return made
         raise OSError("its name has no address")
 
 

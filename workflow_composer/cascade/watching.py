@@ -10,7 +10,8 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from workflow_composer.cascade.listening import Abandoned, Told, listen
+from workflow_composer.backends.gathering import Told
+from workflow_composer.cascade.listening import Abandoned, listen
 from workflow_composer.cascade.trace import Outcome, Trace
 from workflow_composer.errors import ModelError
 from workflow_composer.types import Candidate, LLMRequest, Tier, Verdict
