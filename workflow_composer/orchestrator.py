@@ -33,7 +33,7 @@ from workflow_composer.metrics.sink import MetricsSink, default_sink
 from workflow_composer.observation import Log, Narrator, PluginObserver, debug_wanted, metric_of
 from workflow_composer.plugins import PluginHost
 from workflow_composer.resources import ResourceDetector, unprobed
-from workflow_composer.responses import ResponseStream, SyncResponseStream, response_of
+from workflow_composer.responses import ResponseStream, SyncResponseStream, UnderWay, response_of
 from workflow_composer.routers.base import Router
 from workflow_composer.runner import LoopThread
 from workflow_composer.snapshot import Snapshot, build
@@ -173,6 +173,7 @@ class ModelOrchestrator:
                 if request.relay is not None:
                     request.relay.keep = plan.router in active.listeners or self.plugins.implements("after_answer")
                 run = StreamRun(active.executor, plan, request, trace)
+                stream.follow(UnderWay(active.config, request, plan, run, trace))
                 async with aclosing(run.chunks()) as chunks:
                     async for chunk in chunks:
                         yield chunk

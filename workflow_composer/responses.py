@@ -7,10 +7,45 @@ from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import Any, Self
 
+from workflow_composer.cascade.streaming import StreamRun
 from workflow_composer.cascade.trace import Outcome, Trace
 from workflow_composer.runner import LoopThread
 from workflow_composer.strategy import StrategyConfig
-from workflow_composer.types import Chunk, LLMRequest, LLMResponse, Plan, RoutingDecision
+from workflow_composer.types import Candidate, Chunk, LLMRequest, LLMResponse, Plan, RoutingDecision
+
+
+class UnderWay:
+    """What can be told of a stream before its end."""
+
+    __slots__ = ("_config", "_plan", "_request", "_run", "_trace")
+
+    def __init__(self, config: StrategyConfig, request: LLMRequest, plan: Plan, run: StreamRun, trace: Trace) -> None:
+        self._config = config
+        self._request = request
+        self._plan = plan
+        self._run = run
+        self._trace = trace
+
+    @property
+    def decision(self) -> RoutingDecision:
+        """What has been decided; the model's name is the profile's, since the server has not told its own yet."""
+        tier, candidate, depth = self._run.at
+        return _decision(self._config, self._request, self._plan, candidate, candidate.name, tier, depth)
+
+    @property
+    def attempts(self) -> int:
+        """Calls made so far, the one under way included."""
+        return len(self._trace.attempts) + 1
+
+    @property
+    def waited(self) -> float:
+        """Seconds spent in models and pauses so far, but for the call under way."""
+        return self._trace.waited
+
+    @property
+    def asked_at(self) -> float:
+        """When the call under way began (`time.perf_counter`)."""
+        return self._run.asked_at
 
 
 class ResponseStream:
@@ -18,7 +53,17 @@ class ResponseStream:
 
     def __init__(self, start: Callable[[ResponseStream], AsyncGenerator[Chunk, None]]) -> None:
         self.response: LLMResponse | None = None
+        self._under_way: UnderWay | None = None
         self._chunks = start(self)
+
+    def follow(self, under_way: UnderWay) -> None:
+        """The run whose pieces these are."""
+        self._under_way = under_way
+
+    @property
+    def under_way(self) -> UnderWay | None:
+        """Who is being asked; None until a router has a plan."""
+        return self._under_way
 
     def __aiter__(self) -> Self:
         return self
@@ -91,17 +136,7 @@ def response_of(
     samples = outcome.samples if verdict.choice == 0 else outcome.answer_first
     return LLMResponse(
         text=samples[0].text,
-        decision=RoutingDecision(
-            strategy=config.profile_name,
-            router=plan.router,
-            candidate=candidate.name,
-            model=outcome.model,
-            local=candidate.local,
-            tier=outcome.tier,
-            fallback_depth=outcome.fallback_depth,
-            task_type=request.task_type,
-            reason=plan.reason,
-        ),
+        decision=_decision(config, request, plan, candidate, outcome.model, outcome.tier, outcome.fallback_depth),
         samples=samples,
         usage=trace.usage,
         cost=trace.cost,
@@ -112,4 +147,20 @@ def response_of(
         confidence=verdict.confidence,
         accepted=verdict.accepted,
         climbed=tuple(trace.tiers),
+    )
+
+
+def _decision(
+    config: StrategyConfig, request: LLMRequest, plan: Plan, candidate: Candidate, model: str, tier: int, depth: int
+) -> RoutingDecision:
+    return RoutingDecision(
+        config.profile_name,  # strategy
+        plan.router,
+        candidate.name,
+        model,
+        candidate.local,
+        tier,
+        depth,  # fallback_depth
+        request.task_type,
+        plan.reason,
     )

@@ -233,6 +233,8 @@ class _Pump:
 
     def feed(self, data: bytes) -> None:
         """Take what came."""
+        if self.error is not None:
+            return
         if self._rest:
             data = self._rest + data
         if data.endswith(b"\n\n"):

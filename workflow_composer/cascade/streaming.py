@@ -7,6 +7,7 @@ arrives in one piece once it is accepted; until then its tokens are watched, and
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -14,15 +15,21 @@ from workflow_composer.backends.gathering import Told
 from workflow_composer.cascade.executor import PlanExecutor
 from workflow_composer.cascade.listening import listen
 from workflow_composer.cascade.trace import Outcome, Trace
-from workflow_composer.errors import AllCandidatesFailed, ModelError, StreamInterrupted
+from workflow_composer.errors import AllCandidatesFailed, ModelError, StreamInterrupted, Unsupported
 from workflow_composer.types import ALWAYS, Chunk, LLMRequest, Plan, Tier
 
 
 class StreamRun:
-    """One request run as a stream: iterate over `chunks`; ``outcome`` is there after the last one."""
+    """One request run as a stream: iterate over `chunks`; ``outcome`` is there after the last one.
+
+    ``at`` is where the run stands: tier, candidate, and candidates of the tier that have failed. ``asked_at`` is when that
+    candidate was asked (`time.perf_counter`).
+    """
 
     def __init__(self, executor: PlanExecutor, plan: Plan, request: LLMRequest, trace: Trace) -> None:
         self.outcome: Outcome | None = None
+        self.at = (0, plan.tiers[0].candidates[0], 0)
+        self.asked_at = time.perf_counter()
         self._executor = executor
         self._plan = plan
         self._request = request
@@ -46,7 +53,8 @@ class StreamRun:
                 ascent.answered(await run)
             except AllCandidatesFailed as error:
                 ascent.failed(index, self._executor.failure(error, self._trace))
-        self.outcome = ascent.outcome()
+        self.outcome = found = ascent.outcome()
+        self.at = (found.tier, found.candidate, found.fallback_depth)
         sample = self.outcome.answer
         yield Chunk(
             sample.text,
@@ -62,6 +70,7 @@ class StreamRun:
         walk = self._executor.walk(index, tier, self._request, self._trace)
         relay = call.request.relay
         while (candidate := walk.next()) is not None:
+            self.at, self.asked_at = (index, candidate, walk.position), time.perf_counter()
             told, endpoint = Told(), self._executor.endpoints[candidate.name]
             try:
                 if relay is not None and getattr(endpoint.backend, "relays", False):
@@ -69,6 +78,8 @@ class StreamRun:
                     verdict = tier.accept(done.samples)
                     self.outcome = Outcome(done.samples, done.model, candidate, index, walk.position, verdict)
                     return
+                if call.samples > 1:
+                    raise Unsupported(f"{candidate.name} streams one answer, and n is {call.samples}", hint="leave n or stream out")
                 async with aclosing(listen(self._executor, endpoint, call, walk, told)) as pieces:
                     async for piece in pieces:
                         yield piece

@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from workflow_composer.relay import Relay
+
 JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"
 
@@ -32,10 +34,11 @@ class Exchange(ABC):
 
     ``path`` is decoded and has no query; ``query`` is the raw text behind the question mark. ``headers`` have names in lower
     case; of a name that stands twice the values are joined by ", ". ``client`` is the sender's address. ``started`` is
-    `time.perf_counter` when the first byte of the request came.
+    `time.perf_counter` when the first byte of the request came. ``relay`` is set by who has a stream relayed to the sender, so
+    that it can be slowed down where the sender reads slowly.
     """
 
-    __slots__ = ("body", "client", "headers", "method", "path", "query", "request_id", "started")
+    __slots__ = ("body", "client", "headers", "method", "path", "query", "relay", "request_id", "started")
 
     def __init__(
         self,
@@ -57,6 +60,7 @@ class Exchange(ABC):
         self.client = client
         self.request_id = request_id
         self.started = started
+        self.relay: Relay | None = None
 
     @abstractmethod
     def open_stream(self, *, content_type: str = EVENTS, headers: Fields = ()) -> None:
@@ -71,8 +75,8 @@ class Exchange(ABC):
         """Wait until the sender has taken enough of what was written."""
 
     @abstractmethod
-    def close_stream(self) -> None:
-        """The opened stream is complete."""
+    def close_stream(self, trailers: Fields = ()) -> None:
+        """The opened stream is complete; ``trailers`` are headers that were not known before."""
 
     @property
     @abstractmethod

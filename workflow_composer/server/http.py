@@ -16,7 +16,6 @@ from typing import Any
 
 import httptools
 
-from workflow_composer.relay import Relay
 from workflow_composer.server.exchange import EVENTS, JSON, Exchange, Fields, Reply
 from workflow_composer.server.heads import BadTarget, head, path_and_query
 
@@ -115,6 +114,7 @@ class Connection(asyncio.Protocol):
         self._size = 0
         self._head_size = 0
         self._fields = 0
+        self._fields_size = 0
         self._in_body = False
 
     @property
@@ -190,8 +190,9 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
         self._fields += 1
-        if self._fields > self._limits.fields:
-            self._refuse(431, "there are too many headers")
+        self._fields_size += len(name) + len(value)
+        if self._fields > self._limits.fields or self._fields_size > self._limits.head:
+            self._refuse(431, "the head of the request is too long")
             return
         key = name.decode("latin-1").lower()
         text = value.decode("latin-1")
@@ -339,7 +340,7 @@ class Connection(asyncio.Protocol):
 class HttpExchange(Exchange):
     """A request on a connection."""
 
-    __slots__ = ("_opened", "chunks", "connection", "ends", "keep_alive", "relay")
+    __slots__ = ("_opened", "chunks", "connection", "ends", "keep_alive")
 
     connection: Connection
     keep_alive: bool
@@ -348,7 +349,6 @@ class HttpExchange(Exchange):
     def __init__(self, method: str, path: str, **given: Any) -> None:
         super().__init__(method, path, **given)
         self.ends = False
-        self.relay: Relay | None = None
         self._opened = False
 
     def send(self, reply: Reply) -> None:
@@ -375,10 +375,11 @@ class HttpExchange(Exchange):
         if (writable := self.connection.writable) is not None:
             await writable.wait()
 
-    def close_stream(self) -> None:
+    def close_stream(self, trailers: Fields = ()) -> None:
         """The end."""
         if self.chunks:
-            self.connection.transport.write(b"0\r\n\r\n")
+            told = "".join(f"{name}: {value}\r\n" for name, value in trailers)
+            self.connection.transport.write(f"0\r\n{told}\r\n".encode("ascii"))
 
     @property
     def opened(self) -> bool:

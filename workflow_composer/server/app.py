@@ -1,0 +1,79 @@
+"""The service put together: which path is answered by whom, and how one worker lives and ends. Start reading here.
+
+    connection --bytes--> http.py --Exchange--> App.serve --> a handler of the table --Reply--> http.py --bytes--> connection
+
+Handlers raise; what they raise becomes an answer here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from workflow_composer.server import telling
+from workflow_composer.server.exchange import Exchange, Handler, Reply
+from workflow_composer.server.failures import HttpFailure, failure_of, headers_of
+from workflow_composer.server.wire import Dialect
+from workflow_composer.types import new_request_id
+
+Routes = Mapping[tuple[str, str], Handler]
+Report = Callable[..., None]
+"""Takes an event's name and its fields, for the log."""
+
+
+class App:
+    """Answers exchanges by a table of handlers."""
+
+    def __init__(self, routes: Routes, dialects: Mapping[str, Dialect], usual: Dialect, report: Report) -> None:
+        self._routes = routes
+        self._dialects = dialects
+        self._usual = usual
+        self._report = report
+        self._paths: dict[str, list[str]] = {}
+        for method, path in routes:
+            self._paths.setdefault(path, []).append(method)
+
+    async def serve(self, exchange: Exchange) -> Reply | None:
+        """The answer, errors included; raises nothing but CancelledError."""
+        exchange.request_id = new_request_id()
+        method = "GET" if exchange.method == "HEAD" else exchange.method  # the body is left out where it is sent
+        handler = self._routes.get((method, exchange.path))
+        try:
+            if handler is None:
+                return self._other(exchange)
+            return await handler(exchange)
+        except Exception as error:  # noqa: BLE001  # whatever goes wrong in answering one request, the client is told
+            return self._failed(exchange, error)
+
+    def refuse(self, status: int, reason: str) -> Reply:
+        """The reply to what was no request."""
+        return self._reply(self._usual, HttpFailure(status, reason), new_request_id())
+
+    def _other(self, exchange: Exchange) -> Reply:
+        """What no handler answers: which methods a path has, or that it is none."""
+        methods = self._paths.get(exchange.path)
+        if methods is None and exchange.path != "*":
+            near = exchange.path.rstrip("/")
+            hint = f"did you mean {near}?" if near in self._paths else "see /openapi.json"
+            raise HttpFailure(404, f"there is no {exchange.path[:100]!r} here; {hint}", code="not_found")
+        known = methods or [method for method, _ in self._routes]
+        allowed = ("allow", ", ".join(sorted({*known, "OPTIONS", *(["HEAD"] if "GET" in known else [])})))
+        if exchange.method == "OPTIONS":
+            return Reply(204, headers=[allowed])
+        failure = HttpFailure(405, f"{exchange.method} is not possible here; {allowed[1]} are", code="method_not_allowed")
+        reply = self._reply(self._usual, failure, exchange.request_id)
+        reply.headers = [*reply.headers, allowed]
+        return reply
+
+    def _failed(self, exchange: Exchange, error: Exception) -> Reply | None:
+        failure = failure_of(error)
+        if failure.status >= 500:
+            self._report("request failed", request_id=exchange.request_id, status=failure.status, error=type(error).__name__)
+        if exchange.opened:  # too late for a status
+            exchange.close_stream()
+            return None
+        return self._reply(self._dialects.get(exchange.path, self._usual), failure, exchange.request_id)
+
+    def _reply(self, dialect: Dialect, failure: HttpFailure, request_id: str) -> Reply:
+        headers = [(telling.REQUEST_ID, request_id), *headers_of(failure)]
+        return Reply(failure.status, dialect.failure(failure), headers=headers)
+
