@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +32,7 @@ from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.metrics.sink import MetricsSink, default_sink
 from workflow_composer.observation import Log, Narrator, PluginObserver, debug_wanted, metric_of
 from workflow_composer.plugins import PluginHost
+from workflow_composer.resource_status import OrchestratorStatus
 from workflow_composer.resources import ResourceDetector, unprobed
 from workflow_composer.responses import ResponseStream, SyncResponseStream, UnderWay, response_of
 from workflow_composer.routers.base import Router
@@ -45,28 +46,11 @@ from workflow_composer.types import (
     LLMResponse,
     Message,
     Plan,
-    ResourceStatus,
 )
 
 Prompt = str | Sequence[Message] | LLMRequest
 
-
-@dataclass(frozen=True, slots=True)
-class OrchestratorStatus:
-    """What is active and what is reachable. ``chosen_by`` is "argument", "environment", "detection" or "switch";
-    ``in_process`` names the models that the embedded engine runs here.
-    """
-
-    strategy: str
-    source: str
-    chosen_by: str
-    allow_cloud: bool
-    debug: bool
-    resources: ResourceStatus
-    routers: tuple[str, ...]
-    models: tuple[str, ...]
-    in_process: tuple[str, ...]
-    broken_plugins: tuple[str, ...]
+__all__ = ["ModelOrchestrator", "OrchestratorStatus", "Prompt"]
 
 
 class ModelOrchestrator:
@@ -123,6 +107,10 @@ class ModelOrchestrator:
     def routers(self) -> Mapping[str, Router]:
         """The active profile's routers by name, in the order in which they are asked."""
         return {router.name: router for router in self._active.routers}
+
+    def breakers(self) -> dict[str, str]:
+        """The state of each model's circuit breaker: closed, open or half-open."""
+        return {name: endpoint.breaker.state for name, endpoint in self._active.endpoints.items()}
 
     # ----------------------------------------------------------------------------------------------------- requests
 
@@ -186,22 +174,20 @@ class ModelOrchestrator:
             await active.release()
 
     async def aembed(
-        self, texts: Sequence[str], *, model: str | None = None, task_type: str = "embeddings", timeout: float | None = None
+        self, texts: Sequence[str], *, task_type: str = "embeddings", dimensions: int | None = None, **fields: Any
     ) -> Embeddings:
         """One vector per text, from the first model that the plan names and from no other: vectors of two models cannot
-        be compared, so there is no fallback. Raises as `agenerate`.
+        be compared, so there is no fallback. ``fields``: ``model``, ``timeout``, ``request_id``. Raises as `agenerate`.
         """
         active = self._acquire()
         try:
-            request = self._request(
-                active, "\n".join(texts), {"kind": "embeddings", "model": model, "task_type": task_type, "timeout": timeout}
-            )
+            request = self._request(active, "\n".join(texts), {"kind": "embeddings", "task_type": task_type, **fields})
             started = time.perf_counter()
             trace = Trace(Deadline(request.timeout))
             plan: Plan | None = None
             try:
                 plan = active.plan(request)
-                found = await active.executor.embed(plan.tiers[0].candidates[0], texts, request, trace)
+                found = await active.executor.embed(plan.tiers[0].candidates[0], texts, request, trace, dimensions)
             except BaseException as error:
                 self._note(active, request, trace, started, plan=plan, error=error)
                 raise
@@ -227,7 +213,17 @@ class ModelOrchestrator:
 
         Requests under way end under the old profile; its connections close with the last of them.
         """
-        new = self._build(self._load(strategy))
+        await self.apublish(self.prepare_strategy(strategy))
+
+    def prepare_strategy(self, strategy: str | Path | StrategyConfig) -> Snapshot:
+        """Build and check all of another profile; nothing changes until `apublish`. Raises `ConfigError`.
+
+        One that is not published after all is to be closed by its ``retire``.
+        """
+        return self._build(self._load(strategy))
+
+    async def apublish(self, new: Snapshot) -> None:
+        """Make a prepared profile the active one, by one assignment."""
         with self._publishing:
             old, self._active, self._chosen_by = self._active, new, "switch"
         await old.retire()

@@ -45,3 +45,21 @@ class ResourceStatus:
     def age(self) -> float | None:
         """Seconds since the probe."""
         return None if self.probed_at is None else time.time() - self.probed_at
+
+
+@dataclass(frozen=True, slots=True)
+class OrchestratorStatus:
+    """What is active and what is reachable. ``chosen_by`` is "argument", "environment", "detection" or "switch";
+    ``in_process`` names the models that the embedded engine runs here.
+    """
+
+    strategy: str
+    source: str
+    chosen_by: str
+    allow_cloud: bool
+    debug: bool
+    resources: ResourceStatus
+    routers: tuple[str, ...]
+    models: tuple[str, ...]
+    in_process: tuple[str, ...]
+    broken_plugins: tuple[str, ...]

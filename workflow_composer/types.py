@@ -68,7 +68,7 @@ def new_request_id() -> str:
 @quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LLMRequest:
-    """What a caller asks. Times in seconds.
+    """What a caller asks. Times in seconds. A ``completion`` is a text to go on with, the only message's, as it is.
 
     ``task_type`` selects the route in the profile. ``model`` names a role, tier, catalogue model or routing string instead
     and leaves the router no choice. ``budget`` is what the answer may cost (dollars): no tier is started that would
@@ -79,7 +79,7 @@ class LLMRequest:
     """
 
     messages: tuple[Message, ...]
-    kind: Literal["chat", "embeddings"] = "chat"
+    kind: Literal["chat", "completion", "embeddings"] = "chat"
     task_type: str = ANY_TASK
     model: str | None = None
     max_tokens: int | None = None
@@ -118,7 +118,8 @@ class LLMRequest:
             "logprobs": self.logprobs or self.top_logprobs is not None,
             "vision": any(_shows_images(message) for message in self.messages),
         }
-        return frozenset([self.kind, *(name for name, is_wanted in wanted.items() if is_wanted)])
+        kind = "embeddings" if self.kind == "embeddings" else "chat"
+        return frozenset([kind, *(name for name, is_wanted in wanted.items() if is_wanted)])
 
     @property
     def query_length(self) -> int:

@@ -13,6 +13,17 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+_SLOTS: dict[type, tuple[tuple[str, Callable[..., Any], Callable[..., None]], ...]] = {}
+
+
+def changed(value: T, **changes: Any) -> T:
+    """`dataclasses.replace` for a value of a `quick` class, at a quarter of its time. The names must be right."""
+    made = object.__new__(type(value))
+    for name, get, put in _SLOTS[type(value)]:
+        put(made, changes[name] if name in changes else get(value))
+    return made
+
+
 def quick(cls: type[T]) -> type[T]:
     """Give a frozen dataclass with slots an ``__init__`` of the same signature that sets slots directly."""
     scope: dict[str, Any] = {"_MISSING": MISSING}
@@ -33,6 +44,7 @@ def quick(cls: type[T]) -> type[T]:
         body.append(f" _set_{name}(self, {value})")
     parameters = ["self", *ordinary, *(["*", *keyword_only] if keyword_only else [])]
     exec(f"def __init__({', '.join(parameters)}):\n" + "\n".join(body), scope)  # noqa: S102  # made of the class's own names
+    _SLOTS[cls] = tuple((f.name, cls.__dict__[f.name].__get__, cls.__dict__[f.name].__set__) for f in fields(cls))  # type: ignore[arg-type]
     made: Callable[..., None] = scope["__init__"]
     made.__qualname__ = f"{cls.__qualname__}.__init__"
     setattr(cls, "__init__", made)  # noqa: B010  # a type checker keeps the dataclass's own signature

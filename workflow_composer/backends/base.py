@@ -53,8 +53,8 @@ class Backend(Protocol):
         """
         ...
 
-    async def embed(self, texts: Sequence[str], *, timeout: float) -> Embeddings:
-        """Return one vector per text."""
+    async def embed(self, texts: Sequence[str], *, timeout: float, dimensions: int | None = None) -> Embeddings:
+        """Return one vector per text, shortened to ``dimensions`` numbers where the model can do that."""
         ...
 
     async def health(self, *, timeout: float) -> EndpointStatus:

@@ -98,8 +98,10 @@ class EmbeddedBackend:
         finally:
             feed.close()
 
-    async def embed(self, texts: Sequence[str], *, timeout: float) -> Embeddings:
+    async def embed(self, texts: Sequence[str], *, timeout: float, dimensions: int | None = None) -> Embeddings:
         """Return one vector per text. Raises `Unsupported` where the checkpoint writes text instead."""
+        if dimensions is not None:
+            raise Unsupported("the embedded engine shortens no vectors", hint="leave dimensions out, or route to a server")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         engine = await self._in_time(self._ready(), deadline, timeout, "total")

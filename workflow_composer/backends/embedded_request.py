@@ -23,6 +23,8 @@ _HINT = "leave it out, or route to a server"
 def fields_of(call: ModelCall, engine: Engine) -> dict[str, Any]:
     """The fields of ``mistralrs.ChatCompletionRequest``. Raises `Unsupported` or `BadRequest`, naming the field."""
     request = call.request
+    if request.kind == "completion":
+        raise Unsupported("the embedded engine answers chats and completes no bare texts", hint="use /chat/completions")
     if engine.checkpoint.embedding:
         raise Unsupported(f"{engine.directory.name} is an embedding model; it writes no text")
     temperature = request.temperature if call.temperature is None else call.temperature

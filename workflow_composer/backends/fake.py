@@ -160,11 +160,13 @@ class FakeBackend:
         finally:
             self.in_flight -= 1
 
-    async def embed(self, texts: Sequence[str], *, timeout: float) -> Embeddings:
+    async def embed(self, texts: Sequence[str], *, timeout: float, dimensions: int | None = None) -> Embeddings:
         """Return one vector per text."""
         self.embedded.extend(texts)
         tokens = sum(map(_count, texts))
-        return Embeddings(tuple(tuple(self._vector(text)) for text in texts), self.model, Usage(tokens), self.name)
+        return Embeddings(
+            tuple(tuple(self._vector(text))[:dimensions] for text in texts), self.model, Usage(tokens), self.name
+        )
 
     async def health(self, *, timeout: float) -> EndpointStatus:
         """Report ``healthy`` as it is set."""

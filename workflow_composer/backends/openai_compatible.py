@@ -103,11 +103,13 @@ class OpenAICompatibleBackend:
         if not finished:
             raise ServerUnreachable(f"{self._server.label.name}: the stream ended within the answer")
 
-    async def embed(self, texts: Sequence[str], *, timeout: float) -> Embeddings:
+    async def embed(self, texts: Sequence[str], *, timeout: float, dimensions: int | None = None) -> Embeddings:
         """Return one vector per text."""
         if not texts:
             return Embeddings((), self._model or self.name)
         body: dict[str, Any] = {"input": list(texts), "encoding_format": "float"}
+        if dimensions is not None:
+            body["dimensions"] = dimensions
         async with self._limit(timeout, "the vectors"):
             response = await self._server.send("/embeddings", body, texts)
         data = self._server.json(response, texts)
@@ -143,7 +145,7 @@ class OpenAICompatibleBackend:
             from workflow_composer.backends.relaying import RelayingClient
 
             self._relaying = RelayingClient(self._server)
-        relaying = self._relaying
+        relaying, path = self._relaying, openai_wire.path_of(call.request)
         body = openai_wire.chat_body(call, samples=call.samples, draw=call.first_sample)
         if relay.write is not None:
             body["stream"] = True
@@ -151,7 +153,7 @@ class OpenAICompatibleBackend:
         while True:
             self._translate(body)
             try:
-                return await self._server.addressed(body, lambda: relaying.send("/chat/completions", call, body))
+                return await self._server.addressed(body, lambda: relaying.send(path, call, body))
             except BadRequest as error:
                 if relay.begun or not self._learned(error.message, body):
                     raise
@@ -192,11 +194,11 @@ class OpenAICompatibleBackend:
 
     async def _chat(self, call: ModelCall, body: dict[str, Any], *, stream: bool = False) -> httpx2.Response:
         """Send ``body`` in the server's dialect; a refusal that teaches a word of it is not the request's fault."""
-        secrets = Secrets(call.request)
+        secrets, path = Secrets(call.request), openai_wire.path_of(call.request)
         while True:
             self._translate(body)
             try:
-                return await self._server.send("/chat/completions", body, secrets, timeouts=call.timeouts, stream=stream)
+                return await self._server.send(path, body, secrets, timeouts=call.timeouts, stream=stream)
             except BadRequest as error:
                 if not self._learned(error.message, body):
                     raise

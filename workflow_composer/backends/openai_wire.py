@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from workflow_composer.types import Chunk, Completion, Embeddings, LLMRequest, ModelCall, Sample, TokenLogprob, Usage
+from workflow_composer.types import Chunk, Completion, Embeddings, LLMRequest, ModelCall, Sample, TokenLogprob, Usage, texts
 
 _PLAIN = ("max_tokens", "top_p", "seed", "top_logprobs", "tool_choice", "response_format", "tools", "stop")
 
@@ -16,18 +16,25 @@ class Malformed(ValueError):
 
 
 def chat_body(call: ModelCall, *, samples: int = 1, draw: int = 0) -> dict[str, Any]:
-    """The body of a chat completion request, without model and stream.
+    """The body of a request for a chat completion, or for a bare one, without model and stream.
 
     ``draw`` numbers calls that stand in for one call with ``n``: each gets a seed of its own, as vLLM does within ``n``.
     """
     request = call.request
     body: dict[str, Any] = dict(request.extra)
-    body["messages"] = request.messages
+    if request.kind == "completion":
+        body["prompt"] = "".join(texts(request.messages[0]))
+    else:
+        body["messages"] = request.messages
     for name in _PLAIN:
         value = getattr(request, name)
         if value is not None:
             body[name] = value
-    if request.logprobs or request.top_logprobs is not None:
+    if request.kind == "completion":
+        body.pop("top_logprobs", None)
+        if request.logprobs or request.top_logprobs is not None:
+            body["logprobs"] = request.top_logprobs or 0
+    elif request.logprobs or request.top_logprobs is not None:
         body["logprobs"] = True
     temperature = request.temperature if call.temperature is None else call.temperature
     if temperature is not None:
@@ -65,6 +72,8 @@ def chunk_of(data: Any) -> Chunk | None:
     if not choices:
         return Chunk(usage=usage_of(usage), model=model) if usage else None
     choice = choices[0]
+    if "text" in choice:
+        return _text_chunk(choice, usage, model)
     delta = choice.get("delta") or {}
     chunk = Chunk(
         text=_text(delta.get("content")) or delta.get("refusal") or "",
@@ -84,7 +93,7 @@ def shows_work(data: dict[str, Any]) -> bool:
         return False
     delta = choices[0].get("delta") or {}
     signs = ("content", "refusal", "tool_calls", "reasoning_content", "reasoning")
-    return bool(choices[0].get("finish_reason") or any(delta.get(sign) for sign in signs))
+    return bool(choices[0].get("finish_reason") or choices[0].get("text") or any(delta.get(sign) for sign in signs))
 
 
 def embeddings_of(data: Any, *, count: int, model: str) -> Embeddings:
@@ -146,6 +155,8 @@ class EventDecoder:
 def sample_of(choice: Any) -> Sample:
     """Read one choice. Raises `Malformed`."""
     message = choice.get("message") if isinstance(choice, dict) else None
+    if message is None and isinstance(choice, dict) and isinstance(choice.get("text"), str):
+        return Sample(choice["text"], choice.get("finish_reason"), logprobs=_text_logprobs(choice.get("logprobs")))
     if not isinstance(message, dict):
         raise Malformed("a choice without a message")
     return Sample(
@@ -153,6 +164,26 @@ def sample_of(choice: Any) -> Sample:
         finish_reason=choice.get("finish_reason"),
         tool_calls=tuple(message.get("tool_calls") or ()),
         logprobs=_logprobs(choice.get("logprobs")),
+    )
+
+
+def _text_chunk(choice: dict[str, Any], usage: Any, model: str | None) -> Chunk:
+    """A piece of a bare completion."""
+    logprobs = _text_logprobs(choice.get("logprobs")) or ()
+    found = usage_of(usage) if usage else None
+    return Chunk(choice["text"] or "", choice.get("finish_reason"), logprobs=logprobs, usage=found, model=model)
+
+
+def _text_logprobs(found: Any) -> tuple[TokenLogprob, ...] | None:
+    """Log-probabilities of a bare completion: parallel lists, the first token of an echoed prompt without a value."""
+    if not isinstance(found, dict) or not found.get("tokens"):
+        return None
+    tops = found.get("top_logprobs") or [None] * len(found["tokens"])
+    rows = zip(found["tokens"], found["token_logprobs"], tops, strict=True)
+    return tuple(
+        TokenLogprob(token, logprob, tuple(sorted((top or {}).items(), key=_by_logprob, reverse=True)))
+        for token, logprob, top in rows
+        if logprob is not None
     )
 
 
@@ -198,3 +229,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def path_of(request: LLMRequest) -> str:
+    """Where such a request is posted."""
+    return "/completions" if request.kind == "completion" else "/chat/completions"

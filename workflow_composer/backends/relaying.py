@@ -40,7 +40,8 @@ class _Message(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
-    message: _Message
+    message: _Message | None = None
+    text: str | None = None
     index: int = 0
     finish_reason: str | None = None
     logprobs: dict[str, Any] | None = None
@@ -190,7 +191,7 @@ class RelayingClient:
 
 def _sample(choice: _Choice) -> Sample:
     message = choice.message
-    if message.tool_calls is None and choice.logprobs is None:
+    if message is not None and message.tool_calls is None and choice.logprobs is None:
         return Sample(message.content or message.refusal or "", choice.finish_reason)
     return openai_wire.sample_of(msgspec.to_builtins(choice))
 

@@ -56,7 +56,7 @@ class ReplayBackend:
             model=completion.model,
         )
 
-    async def embed(self, texts: Sequence[str], *, timeout: float) -> Embeddings:
+    async def embed(self, texts: Sequence[str], *, timeout: float, dimensions: int | None = None) -> Embeddings:
         """Raise `Unsupported`: no vectors are recorded."""
         raise Unsupported(f"{self.name}: recorded answers have no embeddings", hint="route embeddings to another model")
 

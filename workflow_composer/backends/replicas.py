@@ -57,10 +57,12 @@ class ReplicatedBackend:
         relay = call.request.relay
         return await self._answered(key, call.timeouts, lambda backend, left: backend.complete(_within(call, left)), relay)
 
-    async def embed(self, texts: Sequence[str], *, timeout: float) -> Embeddings:
+    async def embed(self, texts: Sequence[str], *, timeout: float, dimensions: int | None = None) -> Embeddings:
         """Return one vector per text."""
         return await self._answered(
-            None, Timeouts(total=timeout), lambda backend, left: backend.embed(texts, timeout=left.total)
+            None,
+            Timeouts(total=timeout),
+            lambda backend, left: backend.embed(texts, timeout=left.total, dimensions=dimensions),
         )
 
     async def stream(self, call: ModelCall) -> AsyncGenerator[Chunk, None]:

@@ -180,7 +180,9 @@ class PlanExecutor:
                 raise ServerFailed("the answer holds no choices")
             return done
 
-    async def embed(self, candidate: Candidate, texts: Sequence[str], request: LLMRequest, trace: Trace) -> Embeddings:
+    async def embed(
+        self, candidate: Candidate, texts: Sequence[str], request: LLMRequest, trace: Trace, dimensions: int | None = None
+    ) -> Embeddings:
         """Embed with this one model, retried; never with another, since vectors of two models cannot be compared."""
         walk = self.walk(0, Tier((candidate,)), request, trace)
         endpoint = self.endpoints[candidate.name]
@@ -189,7 +191,8 @@ class PlanExecutor:
                 with MeteredCall(endpoint, walk) as metered:
                     limit = self.limit(trace.deadline)
                     with Bounded(endpoint, limit, "embeddings"):
-                        found = await endpoint.backend.embed(texts, timeout=limit)
+                        wanted = {} if dimensions is None else {"dimensions": dimensions}
+                        found = await endpoint.backend.embed(texts, timeout=limit, **wanted)
                     metered.usage, metered.failovers = found.usage, found.failovers
             except ModelError as error:
                 await walk.failed(error)

@@ -79,7 +79,9 @@ class StreamRun:
                     self.outcome = Outcome(done.samples, done.model, candidate, index, walk.position, verdict)
                     return
                 if call.samples > 1:
-                    raise Unsupported(f"{candidate.name} streams one answer, and n is {call.samples}", hint="leave n or stream out")
+                    raise Unsupported(
+                        f"{candidate.name} streams one answer, and n is {call.samples}", hint="leave n or stream out"
+                    )
                 async with aclosing(listen(self._executor, endpoint, call, walk, told)) as pieces:
                     async for piece in pieces:
                         yield piece

@@ -19,6 +19,8 @@ COMMANDS = {
     "generate": "Answer a prompt, or every row of a file.",
     "execute": "Run data sets through cascades and batch strategies, and compare them.",
     "route": "Show which models a request would go to, and why; sends nothing.",
+    "serve": "Serve OpenAI's API over the strategy, with a dashboard.",
+    "keys": "Make, list and revoke the service's API keys.",
     "status": "Show the strategy, what is reachable, and the routers.",
     "fleet": "Start, stop and watch your own vLLM servers, here or on SLURM.",
     "strategies": "List, show and check strategy profiles.",

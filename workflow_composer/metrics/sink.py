@@ -107,6 +107,23 @@ class MemorySink:
         self.closed = True
 
 
+class TeeSink:
+    """Gives every metric to several sinks."""
+
+    def __init__(self, *sinks: MetricsSink) -> None:
+        self._sinks = sinks
+
+    def write(self, metric: RoutingMetric) -> None:
+        """Pass it on."""
+        for sink in self._sinks:
+            sink.write(metric)
+
+    def close(self) -> None:
+        """Close them all."""
+        for sink in self._sinks:
+            sink.close()
+
+
 class NullSink:
     """Drops everything."""
 

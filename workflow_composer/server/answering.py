@@ -7,7 +7,6 @@ of the model's server, the answer's own bytes are handed on instead (`workflow_c
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -15,11 +14,14 @@ from typing import TYPE_CHECKING
 from workflow_composer.errors import StreamInterrupted
 from workflow_composer.relay import Relay
 from workflow_composer.server import telling
+from workflow_composer.server.addressing import predict_task
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 from workflow_composer.server.failures import failure_of
 from workflow_composer.server.limits import Admission
 from workflow_composer.server.telling import Told
 from workflow_composer.server.wire import Asked, Dialect, decode
+from workflow_composer.types import ANY_TASK, LLMRequest, texts
+from workflow_composer.values import changed
 
 if TYPE_CHECKING:
     from workflow_composer.metrics.record import RoutingMetric
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from workflow_composer.orchestrator import ModelOrchestrator
     from workflow_composer.server.keys import Key, KeyRing
     from workflow_composer.server.ledger import Ledger
+    from workflow_composer.server.logs import ServiceLog
 
 
 @dataclass(slots=True)
@@ -37,12 +40,12 @@ class Accounts:
     ledger: Ledger | None = None
     _under_way: dict[str, Key] = field(default_factory=dict)
 
-    def enter(self, exchange: Exchange) -> Key | None:
-        """The key that a request shows, within its limits. Raises `HttpFailure`."""
+    def enter(self, exchange: Exchange, *, count: bool = True) -> Key | None:
+        """The key that a request shows, within its limits. Raises `HttpFailure`. ``count``: it may ask a model."""
         if self.keys is None:
             return None
         key = self.keys.identify(presented(exchange))
-        if self.ledger is not None:
+        if self.ledger is not None and count:
             self.ledger.admit(key, time.time())
         return key
 
@@ -51,6 +54,10 @@ class Accounts:
         if key is not None and self.keys is not None:
             self.keys.may_use(key, strategy=strategy, model=model)
             self._under_way[request_id] = key
+
+    def left(self, key: Key) -> float | None:
+        """Dollars that a key may still spend; None: as many as it wants."""
+        return None if self.ledger is None else self.ledger.left(key, time.time())
 
     def leave(self, request_id: str) -> None:
         """The request is over."""
@@ -89,27 +96,23 @@ def presented(exchange: Exchange) -> str | None:
     return exchange.headers.get("x-api-key")
 
 
-Predict = Callable[[Asked, Exchange], tuple[Asked, str]]
-"""Gives a request the task that it seems to be, and says so in words; "" where it named one."""
-
-
 class Answering:
-    """Handlers that answer by the orchestrator."""
+    """Handlers that answer by the orchestrator. ``debug``: tell decisions in full, and prompts to the log."""
 
     def __init__(
         self,
         orchestrator: ModelOrchestrator,
         accounts: Accounts,
         admission: Admission,
-        predict: Predict,
         *,
         debug: bool = False,
+        log: ServiceLog | None = None,
     ) -> None:
         self._orchestrator = orchestrator
         self._accounts = accounts
         self._admission = admission
-        self._predict = predict
         self._debug = debug
+        self._log = log
 
     def handler(self, dialect: Dialect, *, relays: bool = False) -> Handler:
         """The handler of one dialect. ``relays``: it is the one that models' servers speak, too."""
@@ -120,34 +123,44 @@ class Answering:
             if not admission.try_enter():
                 await admission.enter()
             try:
-                asked, task = self._predict(dialect.read(decode(exchange.body), exchange.headers), exchange)
-                request = asked.request
-                accounts.allow(key, exchange.request_id, strategy=self._orchestrator.strategy, model=request.model)
-                told = Told(task=task, warnings=asked.warnings, debug=self._debug)
+                asked = dialect.read(decode(exchange.body), exchange.headers)
+                request, told = self._understood(asked, exchange, key, Relay(usage=asked.include_usage) if relays else None)
                 if asked.stream:
-                    return await self._stream(dialect, exchange, asked, told, relays=relays)
-                return await self._whole(dialect, exchange, asked, told, relays=relays)
+                    await self._stream(dialect, exchange, asked, request, told)
+                    return None
+                return await self._whole(dialect, exchange, asked, request, told)
             finally:
                 accounts.leave(exchange.request_id)
                 admission.leave()
 
         return handle
 
-    async def _whole(self, dialect: Dialect, exchange: Exchange, asked: Asked, told: Told, *, relays: bool) -> Reply:
-        relay = Relay() if relays else None
-        request = replace(asked.request, relay=relay, request_id=exchange.request_id)
+    def _understood(self, asked: Asked, exchange: Exchange, key: Key | None, relay: Relay | None) -> tuple[LLMRequest, Told]:
+        """The request as it is to run: with a task, within what its key may do. Raises `HttpFailure`."""
+        request, orchestrator = asked.request, self._orchestrator
+        model, task, budget = request.model, request.task_type, request.budget
+        self._accounts.allow(key, exchange.request_id, strategy=orchestrator.strategy, model=model)
+        said = task
+        if task == ANY_TASK and model is None:
+            task = predict_task(request.messages, orchestrator.config.task_routing)
+            said = f"{task}; predicted"
+        if key is not None and (left := self._accounts.left(key)) is not None:
+            budget = left if budget is None else min(left, budget)
+        if self._log is not None:
+            prompt = [text for message in request.messages for text in texts(message)]
+            self._log.event("asked", request_id=exchange.request_id, prompt="\n".join(prompt))
+        request = changed(request, request_id=exchange.request_id, relay=relay, task_type=task, budget=budget)
+        return request, Told(task=said, warnings=asked.warnings, debug=self._debug)
+
+    async def _whole(self, dialect: Dialect, exchange: Exchange, asked: Asked, request: LLMRequest, told: Told) -> Reply:
         response = await self._orchestrator.agenerate(request)
-        body = relay.body if relay is not None else None
+        body = request.relay.body if request.relay is not None else None
         if body is None:
-            body = dialect.whole(asked, response)
+            body = dialect.whole(replace(asked, request=request), response)
         return Reply(200, body, headers=telling.of_answer(exchange, response, told))
 
-    async def _stream(self, dialect: Dialect, exchange: Exchange, asked: Asked, told: Told, *, relays: bool) -> None:
-        relay = None
-        if relays:
-            relay = Relay(write, usage=asked.include_usage)
-            exchange.relay = relay
-        request = replace(asked.request, relay=relay, request_id=exchange.request_id)
+    async def _stream(self, dialect: Dialect, exchange: Exchange, asked: Asked, request: LLMRequest, told: Told) -> None:
+        relay = exchange.relay = request.relay
         stream = self._orchestrator.astream(request)
 
         def write(data: bytes) -> None:
@@ -156,7 +169,9 @@ class Answering:
                 exchange.open_stream(headers=telling.of_stream(exchange, request, stream.under_way, told))
             exchange.write(data)
 
-        events = dialect.events(asked)
+        if relay is not None:
+            relay.write = write
+        events = dialect.events(replace(asked, request=request))
         try:
             async with aclosing(stream) as pieces:
                 async for piece in pieces:

@@ -7,6 +7,7 @@ Handlers raise; what they raise becomes an answer here and nowhere else.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 
 from workflow_composer.server import telling
@@ -23,7 +24,16 @@ Report = Callable[..., None]
 class App:
     """Answers exchanges by a table of handlers."""
 
-    def __init__(self, routes: Routes, dialects: Mapping[str, Dialect], usual: Dialect, report: Report) -> None:
+    def __init__(
+        self,
+        routes: Routes,
+        dialects: Mapping[str, Dialect],
+        usual: Dialect,
+        report: Report,
+        *,
+        access: Report | None = None,
+    ) -> None:
+        self._access = access
         self._routes = routes
         self._dialects = dialects
         self._usual = usual
@@ -37,12 +47,25 @@ class App:
         exchange.request_id = new_request_id()
         method = "GET" if exchange.method == "HEAD" else exchange.method  # the body is left out where it is sent
         handler = self._routes.get((method, exchange.path))
+        reply: Reply | None
         try:
-            if handler is None:
-                return self._other(exchange)
-            return await handler(exchange)
+            reply = self._other(exchange) if handler is None else await handler(exchange)
         except Exception as error:  # noqa: BLE001  # whatever goes wrong in answering one request, the client is told
-            return self._failed(exchange, error)
+            reply = self._failed(exchange, error)
+        if self._access is not None:
+            self._note(self._access, exchange, reply)
+        return reply
+
+    def _note(self, access: Report, exchange: Exchange, reply: Reply | None) -> None:
+        access(
+            "request",
+            request_id=exchange.request_id,
+            client=exchange.client,
+            method=exchange.method,
+            path=exchange.path[:200],
+            status=200 if reply is None else reply.status,
+            ms=round((time.perf_counter() - exchange.started) * 1000.0, 1),
+        )
 
     def refuse(self, status: int, reason: str) -> Reply:
         """The reply to what was no request."""
@@ -76,4 +99,3 @@ class App:
     def _reply(self, dialect: Dialect, failure: HttpFailure, request_id: str) -> Reply:
         headers = [(telling.REQUEST_ID, request_id), *headers_of(failure)]
         return Reply(failure.status, dialect.failure(failure), headers=headers)
-

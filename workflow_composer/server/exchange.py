@@ -34,8 +34,8 @@ class Exchange(ABC):
 
     ``path`` is decoded and has no query; ``query`` is the raw text behind the question mark. ``headers`` have names in lower
     case; of a name that stands twice the values are joined by ", ". ``client`` is the sender's address. ``started`` is
-    `time.perf_counter` when the first byte of the request came. ``relay`` is set by who has a stream relayed to the sender, so
-    that it can be slowed down where the sender reads slowly.
+    `time.perf_counter` when the first byte of the request came. ``relay`` is set by who has a stream relayed to the sender,
+    so that it can be slowed down where the sender reads slowly.
     """
 
     __slots__ = ("body", "client", "headers", "method", "path", "query", "relay", "request_id", "started")

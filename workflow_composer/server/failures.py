@@ -1,9 +1,42 @@
-"""What went wrong, as HTTP tells it: `HttpFailure` is raised by handlers, and made from the package's errors."""
+"""What went wrong, as HTTP tells it: `HttpFailure` is raised by handlers, and made from the package's errors.
+
+Statuses, types and codes are those that OpenAI's API uses, since clients decide by them what to try again.
+"""
 
 from __future__ import annotations
 
+import math
 
-class HttpFailure(Exception):
+from workflow_composer.errors import (
+    AllCandidatesFailed,
+    AuthenticationFailed,
+    BadRequest,
+    BudgetExceeded,
+    CallTimeout,
+    CircuitOpen,
+    ConfigError,
+    ContextOverflow,
+    DeadlineExceeded,
+    EgressDenied,
+    InputError,
+    ModelNotFound,
+    QuotaExhausted,
+    RateLimited,
+    RoutingError,
+    ServerFailed,
+    ServerUnreachable,
+    StreamInterrupted,
+    Unsupported,
+    WorkflowComposerError,
+)
+
+INVALID, SERVER, PERMISSION = "invalid_request_error", "server_error", "permission_error"
+LONGEST_MESSAGE = 2000
+RETRY_SOON = 1.0
+"""Seconds after which it is worth asking again where nobody knows better."""
+
+
+class HttpFailure(Exception):  # named for what happened
     """A request that is answered by an error.
 
     ``status`` is HTTP's; ``type``, ``code`` and ``param`` are those of OpenAI's error object; ``retry_after`` is in seconds.
@@ -14,7 +47,7 @@ class HttpFailure(Exception):
         status: int,
         message: str,
         *,
-        type: str = "invalid_request_error",  # noqa: A002  # OpenAI's name
+        type: str = INVALID,  # noqa: A002  # OpenAI's name
         code: str | None = None,
         param: str | None = None,
         retry_after: float | None = None,
@@ -26,3 +59,74 @@ class HttpFailure(Exception):
         self.code = code
         self.param = param
         self.retry_after = retry_after
+
+
+_KINDS: tuple[tuple[type[WorkflowComposerError], int, str, str | None], ...] = (
+    (QuotaExhausted, 429, "insufficient_quota", "insufficient_quota"),
+    (RateLimited, 429, "rate_limit_error", "rate_limit_exceeded"),
+    (ContextOverflow, 400, INVALID, "context_length_exceeded"),
+    (Unsupported, 400, INVALID, "unsupported_parameter"),
+    (BadRequest, 400, INVALID, None),
+    # The service's own key for the model's server is at fault, not the client's for the service.
+    (AuthenticationFailed, 502, SERVER, "upstream_authentication_failed"),
+    (ModelNotFound, 404, INVALID, "model_not_found"),
+    (CallTimeout, 504, SERVER, "timeout"),
+    (CircuitOpen, 503, SERVER, "model_unavailable"),
+    (ServerUnreachable, 502, SERVER, "model_unavailable"),
+    (ServerFailed, 502, SERVER, "upstream_failed"),
+    (EgressDenied, 403, PERMISSION, "egress_denied"),
+    (DeadlineExceeded, 504, SERVER, "timeout"),
+    (BudgetExceeded, 402, INVALID, "budget_exceeded"),
+    (StreamInterrupted, 502, SERVER, "stream_interrupted"),
+    (RoutingError, 404, INVALID, "model_not_found"),
+    (InputError, 400, INVALID, None),
+    (ConfigError, 400, INVALID, None),
+)
+
+
+def failure_of(error: BaseException) -> HttpFailure:
+    """What the client is told of an error.
+
+    An unforeseen one is a fault of the service, whose words are kept from clients.
+    """
+    if isinstance(error, HttpFailure):
+        return error
+    if isinstance(error, AllCandidatesFailed) and type(error) not in (DeadlineExceeded, BudgetExceeded):
+        return _all_failed(error)
+    for kind, status, name, code in _KINDS:
+        if isinstance(error, kind):
+            wait = getattr(error, "retry_after", None)
+            if wait is None and status in (429, 503):
+                wait = RETRY_SOON
+            return HttpFailure(status, _said(error), type=name, code=code, retry_after=wait)
+    return HttpFailure(500, "the service has failed to answer this request", type=SERVER, code="internal_error")
+
+
+def _all_failed(error: AllCandidatesFailed) -> HttpFailure:
+    """Every model failed: with one voice, if they have one; else the service is unavailable for now."""
+    kinds = {attempt.error_type for attempt in error.attempts if attempt.error_type}
+    if kinds and kinds <= {"RateLimited", "QuotaExhausted"}:
+        code = "rate_limit_exceeded"
+        return HttpFailure(429, _said(error), type="rate_limit_error", code=code, retry_after=RETRY_SOON)
+    if kinds == {"ContextOverflow"}:
+        return HttpFailure(400, _said(error), code="context_length_exceeded")
+    if kinds == {"ModelNotFound"}:
+        return HttpFailure(404, _said(error), code="model_not_found")
+    if kinds == {"Unsupported"}:
+        return HttpFailure(400, _said(error), code="unsupported_parameter")
+    if kinds == {"CallTimeout"}:
+        return HttpFailure(504, _said(error), type=SERVER, code="timeout", retry_after=RETRY_SOON)
+    return HttpFailure(503, _said(error), type=SERVER, code="model_unavailable", retry_after=RETRY_SOON)
+
+
+def _said(error: WorkflowComposerError) -> str:
+    return str(error)[:LONGEST_MESSAGE]
+
+
+def headers_of(failure: HttpFailure) -> list[tuple[str, str]]:
+    """Headers that go with an error."""
+    if failure.retry_after is not None and math.isfinite(failure.retry_after):
+        return [("retry-after", str(max(1, math.ceil(failure.retry_after))))]
+    if failure.status == 401:
+        return [("www-authenticate", "Bearer")]
+    return []

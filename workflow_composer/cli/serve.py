@@ -1,0 +1,100 @@
+"""``serve``: the HTTP service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from workflow_composer.cli.options import common_options, examples, strategy_option
+from workflow_composer.cli.state import State
+from workflow_composer.errors import ConfigError
+
+_SIZES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
+
+
+def _size(context: click.Context, parameter: click.Parameter, text: str) -> int:
+    number, unit = text.strip().lower().rstrip("ib"), 1
+    if number and number[-1] in _SIZES:
+        number, unit = number[:-1], _SIZES[number[-1]]
+    if not number.isdigit() or not int(number):
+        raise click.BadParameter(f"{text!r} is no size; write for example 32M or 500k")
+    return int(number) * unit
+
+
+@click.command(
+    epilog=examples(
+        "-s t4_hybrid serve",
+        "-s t4_hybrid serve --host 0.0.0.0 --port 8000 --workers 2 --keys keys.json",
+        "-s development serve --port 8080 --debug",
+    )
+)
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on. Other than loopback wants --keys."
+)
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Port; 0: any that is free.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes; one a core.")
+@click.option("--keys", type=click.Path(path_type=Path), help="Keys file (see `keys new`). Default: no key is asked for.")
+@click.option("--max-body", default="32M", show_default=True, callback=_size, help="Longest request body.")
+@click.option("--concurrency", default=512, show_default=True, type=click.IntRange(1), help="Requests at once, per worker.")
+@click.option("--queue", default=1024, show_default=True, type=click.IntRange(0), help="Requests that may wait, per worker.")
+@click.option(
+    "--drain", default=30.0, show_default=True, type=click.FloatRange(0), help="Seconds for what is under way at the end."
+)
+@click.option("--watch/--no-watch", default=True, show_default=True, help="Switch when the profile's file changes.")
+@click.option("--access-log", is_flag=True, help="One line in the log for every request.")
+@click.option("--explain", is_flag=True, help="Tell decisions in full, and log prompts (keys in them are hidden).")
+@strategy_option
+@common_options
+@click.pass_obj
+def serve(
+    state: State,
+    host: str,
+    port: int,
+    workers: int,
+    keys: Path | None,
+    max_body: int,
+    concurrency: int,
+    queue: int,
+    drain: float,
+    watch: bool,
+    access_log: bool,
+    explain: bool,
+) -> None:
+    """Serve OpenAI's API over the strategy: one address for every client.
+
+    Clients name `auto` as the model and the strategy decides, or a task (`task:code_generation`), a tier, a model or a
+    routing string. SIGTERM or Ctrl-C end the service once what is under way is answered. SIGHUP, a change of the profile's
+    file, or PUT /admin/strategy (with the token in $WORKFLOW_COMPOSER_ADMIN_TOKEN) switch the strategy without a restart.
+
+    The dashboard is at /dashboard, metrics are at /metrics, the API's description is at /openapi.json.
+    """
+    try:
+        from workflow_composer.server.service import serve as run
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name} is not installed", hint="pip install 'workflow-composer[serve]'") from error
+    from workflow_composer.server.settings import ADMIN_VARIABLE, ServerSettings, state_directory
+
+    settings = ServerSettings(
+        strategy=state.strategy,
+        host=host,
+        port=port,
+        workers=workers,
+        state_directory=state_directory(state.environ),
+        keys_file=keys,
+        admin_token=state.environ.get(ADMIN_VARIABLE, "").strip() or None,
+        max_body=max_body,
+        concurrency=concurrency,
+        queue=queue,
+        drain_seconds=drain,
+        watch=watch,
+        debug=explain,
+        access_log=access_log,
+        json=state.json,
+    )
+    if settings.open_to_others and keys is None:
+        raise ConfigError(
+            f"{host} can be reached by others, and without --keys everybody could use the models",
+            hint="make a key: keys new NAME --file keys.json, then serve --keys keys.json; or listen on 127.0.0.1",
+        )
+    run(settings, state.environ)

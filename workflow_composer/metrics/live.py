@@ -1,0 +1,164 @@
+"""What has happened since the service began, kept as counts: cheap to add to, small to keep, easy to add up over workers.
+
+Names of tasks and models come from requests, so their number is limited: what comes after `MOST_SERIES` different
+combinations is counted as "other".
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from workflow_composer.metrics.record import RoutingMetric
+
+LATENCY_BOUNDS = (5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1e3, 2.5e3, 5e3, 1e4, 3e4, 6e4, 3e5)
+"""Milliseconds; the buckets of latencies."""
+OVERHEAD_BOUNDS = (0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 100.0)
+"""Milliseconds; the buckets of the orchestrator's own part."""
+MOST_SERIES = 1000
+RECENT = 100
+"""Decisions that are kept."""
+SPANS = ((10, 360), (60, 1440))
+"""Seconds of a bucket, and so many are kept: an hour finely, a day coarsely."""
+OTHER = "other"
+
+LABELS = ("strategy", "router", "task", "model", "tier")
+COUNTS = ("requests", "errors", "fallbacks", "escalations", "prompt_tokens", "completion_tokens")
+SUMS = ("cost", "latency_sum", "overhead_sum")
+
+
+class Series:
+    """Counts of one combination of labels. Times in milliseconds, cost in dollars; buckets are not cumulative."""
+
+    __slots__ = (*COUNTS, *SUMS, "latency", "overhead")
+
+    def __init__(self) -> None:
+        self.requests = self.errors = self.fallbacks = self.escalations = 0
+        self.prompt_tokens = self.completion_tokens = 0
+        self.cost = self.latency_sum = self.overhead_sum = 0.0
+        self.latency = [0] * (len(LATENCY_BOUNDS) + 1)
+        self.overhead = [0] * (len(OVERHEAD_BOUNDS) + 1)
+
+
+class LiveMetrics:
+    """A metrics sink that counts. Written to by one event loop; `snapshot` may be taken at any time."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._since = clock()
+        self._series: dict[tuple[str, str, str, str, int], Series] = {}
+        self._kinds: dict[str, int] = {}
+        self._recent: deque[tuple[RoutingMetric, float]] = deque(maxlen=RECENT)
+        self._history: dict[int, deque[list[float]]] = {span: deque(maxlen=count) for span, count in SPANS}
+
+    def write(self, metric: RoutingMetric) -> None:
+        """Count one metric."""
+        labels = (metric.strategy, metric.router, metric.task_type, metric.candidate, metric.tier)
+        series = self._series.get(labels)
+        if series is None:
+            series = self._new(labels)
+        latency, failed = metric.latency_ms, not metric.success
+        series.requests += 1
+        series.prompt_tokens += metric.prompt_tokens
+        series.completion_tokens += metric.completion_tokens
+        series.cost += metric.cost
+        series.latency_sum += latency
+        series.overhead_sum += metric.overhead_ms
+        series.latency[bisect_left(LATENCY_BOUNDS, latency)] += 1
+        series.overhead[bisect_left(OVERHEAD_BOUNDS, metric.overhead_ms)] += 1
+        if metric.fallback_depth:
+            series.fallbacks += 1
+        if metric.escalated:
+            series.escalations += 1
+        if failed:
+            series.errors += 1
+            self._kinds[metric.error or OTHER] = self._kinds.get(metric.error or OTHER, 0) + 1
+        now = self._clock()
+        self._recent.append((metric, now))
+        for span, buckets in self._history.items():
+            start = now - now % span
+            if not buckets or buckets[-1][0] != start:
+                buckets.append([start, 0, 0, 0.0, 0.0])
+            bucket = buckets[-1]
+            bucket[1] += 1
+            bucket[2] += failed
+            bucket[3] += latency
+            bucket[4] += metric.cost
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _new(self, labels: tuple[str, str, str, str, int]) -> Series:
+        if len(self._series) >= MOST_SERIES:
+            strategy, router, _, _, tier = labels
+            labels = (strategy, router, OTHER, OTHER, min(tier, 9))
+        return self._series.setdefault(labels, Series())
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything, as plain data."""
+        series = []
+        for labels, counts in list(self._series.items()):
+            values = {name: getattr(counts, name) for name in (*COUNTS, *SUMS)}
+            lists = {"latency": list(counts.latency), "overhead": list(counts.overhead)}
+            series.append({**dict(zip(LABELS, labels, strict=True)), **values, **lists})
+        return {
+            "since": self._since,
+            "now": self._clock(),
+            "latency_bounds": list(LATENCY_BOUNDS),
+            "overhead_bounds": list(OVERHEAD_BOUNDS),
+            "series": series,
+            "errors": dict(self._kinds),
+            "history": {str(span): [list(bucket) for bucket in buckets] for span, buckets in self._history.items()},
+            "recent": [shown(metric) for metric, _ in list(self._recent)],
+        }
+
+
+def shown(metric: RoutingMetric) -> dict[str, Any]:
+    """A metric as plain data, without the prompt."""
+    return {name: getattr(metric, name) for name in RoutingMetric.__slots__ if name != "prompt"}
+
+
+def merged(snapshots: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several workers' snapshots as one."""
+    found = list(snapshots)
+    if len(found) == 1:
+        return dict(found[0])
+    series: dict[tuple[Any, ...], dict[str, Any]] = {}
+    kinds: dict[str, int] = {}
+    history: dict[str, dict[float, list[float]]] = {str(span): {} for span, _ in SPANS}
+    recent: list[dict[str, Any]] = []
+    for snapshot in found:
+        for one in snapshot["series"]:
+            _add_series(series, one)
+        for kind, count in snapshot["errors"].items():
+            kinds[kind] = kinds.get(kind, 0) + count
+        for span, buckets in snapshot["history"].items():
+            for start, *values in buckets:
+                total = history[span].setdefault(start, [0.0] * len(values))
+                history[span][start] = [a + b for a, b in zip(total, values, strict=True)]
+        recent += snapshot["recent"]
+    return {
+        "since": min((one["since"] for one in found), default=0.0),
+        "now": max((one["now"] for one in found), default=0.0),
+        "latency_bounds": list(LATENCY_BOUNDS),
+        "overhead_bounds": list(OVERHEAD_BOUNDS),
+        "series": list(series.values()),
+        "errors": kinds,
+        "history": {span: [[start, *values] for start, values in sorted(b.items())] for span, b in history.items()},
+        "recent": sorted(recent, key=lambda one: str(one["timestamp"]))[-RECENT:],
+    }
+
+
+def _add_series(series: dict[tuple[Any, ...], dict[str, Any]], one: Mapping[str, Any]) -> None:
+    key = tuple(one[label] for label in LABELS)
+    total = series.get(key)
+    if total is None:
+        series[key] = {**one, "latency": list(one["latency"]), "overhead": list(one["overhead"])}
+        return
+    for name in (*COUNTS, *SUMS):
+        total[name] += one[name]
+    for name in ("latency", "overhead"):
+        total[name] = [a + b for a, b in zip(total[name], one[name], strict=True)]

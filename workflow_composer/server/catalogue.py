@@ -1,0 +1,101 @@
+"""What can be asked for (``/v1/models``), vectors (``/v1/embeddings``), and grades of answers (``/v1/feedback``)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from workflow_composer.calibration.audits import AuditLog
+from workflow_composer.errors import InputError
+from workflow_composer.server import telling
+from workflow_composer.server.addressing import AUTO, TASK
+from workflow_composer.server.answering import Accounts
+from workflow_composer.server.exchange import Exchange, Handler, Reply
+from workflow_composer.server.failures import HttpFailure
+from workflow_composer.server.limits import Admission
+from workflow_composer.server.wire import Fields, decode, encode, wrong
+from workflow_composer.server.wire_embeddings import read_embeddings, written_embeddings
+from workflow_composer.types import ANY_TASK
+
+if TYPE_CHECKING:
+    from workflow_composer.orchestrator import ModelOrchestrator
+
+
+class Catalogue:
+    """Handlers for what is not an answer of a language model."""
+
+    def __init__(self, orchestrator: ModelOrchestrator, accounts: Accounts, admission: Admission, audits: AuditLog) -> None:
+        self._orchestrator = orchestrator
+        self._accounts = accounts
+        self._admission = admission
+        self._audits = audits
+        self._since = int(time.time())
+
+    def routes(self) -> Mapping[tuple[str, str], Handler]:
+        """Paths and their handlers."""
+        return {
+            ("GET", "/v1/models"): self.models,
+            ("POST", "/v1/embeddings"): self.embeddings,
+            ("POST", "/v1/feedback"): self.feedback,
+        }
+
+    async def models(self, exchange: Exchange) -> Reply:
+        """Every name that ``model`` may have: ``auto``, tasks, tiers, models, routers that can be asked for."""
+        self._accounts.enter(exchange, count=False)
+        config = self._orchestrator.config
+        tasks = [f"{TASK}{task}" for task in config.task_routing if task != ANY_TASK]
+        names = dict.fromkeys([AUTO, *tasks, *config.tiers, *config.backend_specs()])
+        owned = f"workflow_composer:{config.profile_name}"
+        rows = [{"id": name, "object": "model", "created": self._since, "owned_by": owned} for name in names]
+        return Reply(200, encode({"object": "list", "data": rows}))
+
+    async def embeddings(self, exchange: Exchange) -> Reply:
+        """Vectors of one model; never of another than the plan's first."""
+        key = self._accounts.enter(exchange)
+        if not self._admission.try_enter():
+            await self._admission.enter()
+        try:
+            asked = read_embeddings(decode(exchange.body), exchange.headers)
+            strategy = self._orchestrator.strategy
+            self._accounts.allow(key, exchange.request_id, strategy=strategy, model=asked.address.get("model"))
+            found = await self._orchestrator.aembed(
+                asked.texts, dimensions=asked.dimensions, request_id=exchange.request_id, **asked.address
+            )
+        finally:
+            self._accounts.leave(exchange.request_id)
+            self._admission.leave()
+        headers = [
+            (telling.REQUEST_ID, exchange.request_id),
+            (telling.PREFIX + "strategy", strategy),
+            (telling.PREFIX + "model", found.candidate),
+            (telling.COST, f"{found.cost:.9g}"),
+            *((telling.WARNING, warning) for warning in asked.warnings),
+        ]
+        return Reply(200, written_embeddings(asked, found), headers=headers)
+
+    async def feedback(self, exchange: Exchange) -> Reply:
+        """Grade an answer: ``{"id": ..., "correct": true}``. Where it was drawn for an audit, the grade is evidence."""
+        key = self._accounts.enter(exchange, count=False)
+        fields = Fields(decode(exchange.body))
+        identity, correct = fields.text("id"), fields.flag("correct")
+        by = fields.text("by") or ("anybody" if key is None else f"key {key.id}")
+        for name in fields.rest:
+            raise wrong(name, "is not known here")
+        if not identity or len(identity) > 200 or not identity.isprintable():
+            raise wrong("id", "must be the x-workflow-composer-request-id of an answer")
+        if correct is None:
+            raise wrong("correct", "must be true or false")
+        if len(by) > 200 or not by.isprintable():
+            raise wrong("by", "must be a short text")
+        return Reply(200, encode({"id": identity, "correct": correct, **self._graded(identity, correct, by)}))
+
+    def _graded(self, identity: str, correct: bool, by: str) -> dict[str, Any]:
+        try:
+            audit = self._audits.grade(identity, correct, by)
+        except InputError as error:
+            if identity in {pending.id for pending in self._audits.pending()}:
+                raise HttpFailure(409, str(error), code="already_graded") from None
+            self._audits.report(identity, correct, by)
+            return {"audited": False, "note": "noted; this answer was not drawn for an audit, so it is no part of the test"}
+        return {"audited": True, "certificate": audit.certificate, "stratum": audit.stratum}

@@ -1,0 +1,227 @@
+"""API keys: who may ask, for how much, and for what. On disk there are only their hashes.
+
+A key is ``wfc-ID-SECRET``. The secret has 256 random bits, so a fast keyed hash is enough: there is no dictionary to try.
+The ID is public and finds the record; a key whose ID is unknown is hashed and compared like any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from workflow_composer.errors import ConfigError
+from workflow_composer.server.failures import PERMISSION, HttpFailure
+
+Period = Literal["day", "month", "total"]
+
+PREFIX = "wfc-"
+VERSION = 1
+_LOOK_EVERY = 1.0
+"""Seconds between two looks at the file's date."""
+_MOST_REMEMBERED = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key's record.
+
+    ``budget`` is in dollars for each ``period`` (UTC); None or empty: no limit. Times are epoch seconds.
+    """
+
+    id: str
+    name: str
+    salt: str
+    digest: str
+    created: float
+    budget: float | None = None
+    period: Period = "month"
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    strategies: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    expires: float | None = None
+    revoked: bool = False
+
+    @classmethod
+    def new(cls, name: str, *, now: float | None = None, **limits: Any) -> tuple[Key, str]:
+        """A fresh record, and the key itself, which is nowhere else."""
+        identity, secret, salt = secrets.token_hex(6), secrets.token_urlsafe(32), secrets.token_hex(16)
+        created = time.time() if now is None else now
+        return cls(identity, name, salt, _digest(salt, secret), created, **limits), f"{PREFIX}{identity}-{secret}"
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> Key:
+        """A record from the file. Raises ValueError, TypeError."""
+        unknown = set(data) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
+        lists = {name: tuple(map(str, data.get(name) or ())) for name in ("strategies", "models")}
+        key = cls(**{**data, **lists})
+        if not all(isinstance(value, str) and value for value in (key.id, key.name, key.salt, key.digest)):
+            raise ValueError("id, name, salt and digest must be texts")
+        if key.period not in {"day", "month", "total"}:
+            raise ValueError("period must be day, month or total")
+        numbers = (key.created, key.budget, key.requests_per_minute, key.tokens_per_minute, key.expires)
+        if not all(value is None or (isinstance(value, (int, float)) and value >= 0) for value in numbers):
+            raise ValueError("limits and times must be numbers, none of them negative")
+        return key
+
+
+def _digest(salt: str, secret: str) -> str:
+    return hmac.new(salt.encode(), secret.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
+
+
+_NOBODY = Key("", "", "0" * 32, "0" * 64, 0.0)
+
+
+# ------------------------------------------------------------------------------------------------------------ the file
+
+
+def read_keys(path: Path) -> dict[str, Key]:
+    """All records by their IDs. Raises `ConfigError` naming the place, also where the file is missing."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"there is no keys file {path}", hint=f"make a key: keys new NAME --file {path}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    return _parsed(text, path)
+
+
+def _parsed(text: bytes, path: Path) -> dict[str, Key]:
+    hint = "restore it from a backup, or make new keys in another file"
+    try:
+        data = json.loads(text)
+        records, version = data["keys"], data["version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        place = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise ConfigError(f"{path}: this is no keys file{place}", hint=hint) from None
+    if version != VERSION or not isinstance(records, list):
+        raise ConfigError(f"{path}: version {version!r} of keys files is not known here", hint=hint)
+    found: dict[str, Key] = {}
+    for number, record in enumerate(records):
+        try:
+            key = Key.read(record)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{path}: keys[{number}]: {error}", hint=hint) from None
+        found[key.id] = key
+    return found
+
+
+def change_keys(path: Path, change: Callable[[dict[str, Key]], None]) -> None:
+    """Read, change and replace the file under a lock; a reader sees the old or the new one.
+
+    Raises `ConfigError`, OSError.
+    """
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        keys = read_keys(path) if path.exists() else {}
+        change(keys)
+        data = {"version": VERSION, "keys": [asdict(key) for key in keys.values()]}
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                json.dump(data, file, indent=1)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    finally:
+        os.close(lock)
+
+
+# ----------------------------------------------------------------------------------------------------------- the ring
+
+
+class KeyRing:
+    """The keys of a file, which is read again when it changes. Raises `ConfigError` where it is missing or damaged.
+
+    Damaged while the service runs, the last good one goes on, and ``report`` is told once.
+    """
+
+    def __init__(
+        self, path: Path, *, report: Callable[[str], None] = lambda text: None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._path = path
+        self._report = report
+        self._clock = clock
+        self._keys = read_keys(path)
+        self._stamp = self._look()
+        self._looked_at = clock()
+        self._pepper = secrets.token_bytes(32)
+        self._known: dict[bytes, Key] = {}
+
+    def identify(self, presented: str | None) -> Key:
+        """The record of a key. Raises `HttpFailure` 401 where it is none, revoked or expired."""
+        now = self._clock()
+        if now - self._looked_at >= _LOOK_EVERY:
+            self._looked_at = now
+            self._refresh()
+        if not presented:
+            raise _refused("no API key was given; send it as Authorization: Bearer wfc-...")
+        seen = hashlib.blake2b(presented.encode("utf-8", "surrogatepass"), digest_size=16, key=self._pepper).digest()
+        key = self._known.get(seen)
+        if key is None:
+            key = self._checked(presented)
+            if len(self._known) >= _MOST_REMEMBERED:
+                self._known.clear()
+            self._known[seen] = key
+        if key.expires is not None and key.expires <= now:
+            raise _refused("the API key has expired")
+        return key
+
+    def may_use(self, key: Key, *, strategy: str, model: str | None) -> None:
+        """Whether a key may use a strategy and name a model. Raises `HttpFailure` 403."""
+        if key.strategies and strategy not in key.strategies:
+            message = f"this API key may not use the strategy {strategy!r}"
+            raise HttpFailure(403, message, type=PERMISSION, code="strategy_not_allowed")
+        if key.models and (model or "auto") not in key.models:
+            message = f"this API key may use {', '.join(key.models)} and no other model"
+            raise HttpFailure(403, message, type=PERMISSION, code="model_not_allowed", param="model")
+
+    def _checked(self, presented: str) -> Key:
+        identity, _, secret = presented.removeprefix(PREFIX).partition("-")
+        key = self._keys.get(identity, _NOBODY) if presented.startswith(PREFIX) else _NOBODY
+        fits = hmac.compare_digest(_digest(key.salt, secret), key.digest)
+        if not fits or key is _NOBODY or key.revoked:
+            raise _refused("the API key is not valid")
+        return key
+
+    def _look(self) -> tuple[int, int, int]:
+        found = self._path.stat()
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+    def _refresh(self) -> None:
+        try:
+            stamp = self._look()
+            if stamp == self._stamp:
+                return
+            self._stamp = stamp
+            self._keys = read_keys(self._path)
+        except (OSError, ConfigError) as error:
+            said = error.message if isinstance(error, ConfigError) else (error.strerror or str(error))
+            if self._stamp != (0, 0, 0):
+                self._report(f"the keys file cannot be read, the keys of before stay: {said}")
+            self._stamp = self._stamp if isinstance(error, ConfigError) else (0, 0, 0)
+        else:
+            self._known.clear()
+
+
+def _refused(message: str) -> HttpFailure:
+    return HttpFailure(401, message, type="authentication_error", code="invalid_api_key")

@@ -1,0 +1,217 @@
+"""What keys have used, shared by all workers and kept over restarts: one record of fixed size for each, in a mapped file.
+
+A record is changed under a lock on its own bytes, which the kernel gives back when a process ends, however it ends. Rates
+are held by the generic cell rate algorithm (ITU-T I.371): one time stamp per limit, exact, and it knows when to ask again.
+
+A call's tokens and cost are known at its end. So a key can overshoot by what was under way when its limit was reached: at
+the most its concurrent requests, each of which is itself stopped from starting a model that the rest of the budget would
+not pay.
+"""
+
+from __future__ import annotations
+
+import calendar
+import fcntl
+import mmap
+import os
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from workflow_composer.server.failures import HttpFailure
+from workflow_composer.server.keys import Key
+
+_MAGIC = b"wfc-ledger-1\n".ljust(64, b"\0")
+_RECORD = struct.Struct("<32s d d d Q Q d d 24x")
+"""ID; start of the period, spent in it, spent in all (dollars); requests, tokens; time stamps of the two rates."""
+_ROOM = 64
+"""Records by which the file grows."""
+
+
+@dataclass(slots=True)
+class Account:
+    """What one key has used. Dollars, counts, epoch seconds."""
+
+    period_began: float = 0.0
+    spent: float = 0.0
+    spent_in_all: float = 0.0
+    requests: int = 0
+    tokens: int = 0
+    next_request: float = 0.0
+    next_token: float = 0.0
+
+
+class Ledger:
+    """Accounts by key. Used by one thread of each process."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._places: dict[str, int] = {}
+        with self._whole():
+            if os.fstat(self._file).st_size < len(_MAGIC):
+                os.pwrite(self._file, _MAGIC + bytes(_ROOM * _RECORD.size), 0)
+        self._map = mmap.mmap(self._file, 0)
+        if self._map[: len(_MAGIC)] != _MAGIC:
+            self.close()
+            raise ValueError(f"{path} is no ledger")
+
+    def admit(self, key: Key, now: float) -> None:
+        """Let a request in and count it, unless a limit is reached. Raises `HttpFailure` 429."""
+        if not (key.budget or key.requests_per_minute or key.tokens_per_minute):
+            return  # nothing to check; it is counted when it is charged
+        place = self._place(key.id)
+        self._lock(place)
+        try:
+            account = self._read(place)
+            _turn_over(account, key, now)
+            if key.budget is not None and account.spent >= key.budget:
+                raise _exhausted(key, now)
+            if key.tokens_per_minute and account.next_token - now > 60.0:
+                raise _too_fast("tokens", key.tokens_per_minute, account.next_token - now - 60.0)
+            if key.requests_per_minute:
+                step = 60.0 / key.requests_per_minute
+                early = account.next_request - now - (60.0 - step)
+                if early > 1e-9:
+                    raise _too_fast("requests", key.requests_per_minute, early)
+                account.next_request = max(account.next_request, now) + step
+                self._write(place, key.id, account)
+        finally:
+            self._unlock(place)
+
+    def charge(self, key: Key, *, cost: float, tokens: int, now: float | None = None) -> None:
+        """Count a request that has ended, and what it has cost."""
+        now = time.time() if now is None else now
+        place = self._place(key.id)
+        self._lock(place)
+        try:
+            account = self._read(place)
+            _turn_over(account, key, now)
+            account.spent += cost
+            account.spent_in_all += cost
+            account.requests += 1
+            account.tokens += tokens
+            if key.tokens_per_minute:
+                account.next_token = max(account.next_token, now) + tokens * 60.0 / key.tokens_per_minute
+            self._write(place, key.id, account)
+        finally:
+            self._unlock(place)
+
+    def account(self, key: Key, now: float) -> Account:
+        """What a key has used, in the period that ``now`` is in."""
+        account = self._read(self._place(key.id))
+        _turn_over(account, key, now)
+        return account
+
+    def left(self, key: Key, now: float) -> float | None:
+        """Dollars that are left of a key's budget; None where it has none."""
+        return None if key.budget is None else max(0.0, key.budget - self.account(key, now).spent)
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._map.close()
+        os.close(self._file)
+
+    # -------------------------------------------------------------------------------------------------------- records
+
+    def _place(self, identity: str) -> int:
+        place = self._places.get(identity)
+        if place is None:
+            place = self._places[identity] = self._find(identity)
+        return place
+
+    def _find(self, identity: str) -> int:
+        """The record's offset; a new one where there is none yet."""
+        name = identity.encode()[:32].ljust(32, b"\0")
+        with self._whole():
+            self._remap()
+            for place in range(len(_MAGIC), len(self._map) - _RECORD.size + 1, _RECORD.size):
+                found = self._map[place : place + 32]
+                if found == name:
+                    return place
+                if not any(found):
+                    self._map[place : place + 32] = name
+                    return place
+            place = len(self._map)
+            os.pwrite(self._file, bytes(_ROOM * _RECORD.size), place)
+            self._remap()
+            self._map[place : place + 32] = name
+            return place
+
+    def _remap(self) -> None:
+        """Another process may have let the file grow."""
+        if os.fstat(self._file).st_size > len(self._map):
+            self._map.close()
+            self._map = mmap.mmap(self._file, 0)
+
+    def _read(self, place: int) -> Account:
+        _, *numbers = _RECORD.unpack_from(self._map, place)
+        return Account(*numbers)
+
+    def _write(self, place: int, identity: str, account: Account) -> None:
+        _RECORD.pack_into(
+            self._map,
+            place,
+            identity.encode()[:32],
+            account.period_began,
+            account.spent,
+            account.spent_in_all,
+            account.requests,
+            account.tokens,
+            account.next_request,
+            account.next_token,
+        )
+
+    def _lock(self, start: int, length: int = _RECORD.size) -> None:
+        fcntl.lockf(self._file, fcntl.LOCK_EX, length, start)
+
+    def _unlock(self, start: int, length: int = _RECORD.size) -> None:
+        fcntl.lockf(self._file, fcntl.LOCK_UN, length, start)
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Alone with the file, to make or find a record."""
+        self._lock(0, len(_MAGIC))
+        try:
+            yield
+        finally:
+            self._unlock(0, len(_MAGIC))
+
+
+def _period(key: Key, now: float) -> tuple[float, float]:
+    """Start and end of the period that ``now`` is in, UTC."""
+    if key.period == "total":
+        return 0.0, float("inf")
+    year, month, day, *_ = time.gmtime(now)
+    if key.period == "day":
+        began = float(calendar.timegm((year, month, day, 0, 0, 0)))
+        return began, began + 86_400.0
+    following = (year + month // 12, month % 12 + 1)
+    return float(calendar.timegm((year, month, 1, 0, 0, 0))), float(calendar.timegm((*following, 1, 0, 0, 0)))
+
+
+def _turn_over(account: Account, key: Key, now: float) -> None:
+    """Begin a new period where the old one is over."""
+    if key.budget is None:
+        return
+    began, _ = _period(key, now)
+    if account.period_began != began:
+        account.period_began, account.spent = began, account.spent_in_all if key.period == "total" else 0.0
+
+
+def _exhausted(key: Key, now: float) -> HttpFailure:
+    _, ends = _period(key, now)
+    message = f"the budget of this API key (${key.budget:g} per {key.period}) is used up"
+    if key.period == "total":
+        message = f"the budget of this API key (${key.budget:g}) is used up"
+    code = "insufficient_quota"
+    return HttpFailure(429, message, type=code, code=code, retry_after=ends - now)
+
+
+def _too_fast(what: str, limit: int, wait: float) -> HttpFailure:
+    message = f"this API key has {limit} {what} per minute; ask again in {wait:.1f} s"
+    return HttpFailure(429, message, type="rate_limit_error", code="rate_limit_exceeded", retry_after=wait)

@@ -1,0 +1,59 @@
+"""The service's log: one JSON object a line on standard error, with the request's ID; never a prompt, never a key."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any
+
+from workflow_composer.profiles.redaction import scrub
+
+_OWN_KEY = re.compile(r"wfc-[0-9a-f]{12}-[\w-]+")
+
+
+def redact(text: str) -> str:
+    """A text without what looks like a key or a token."""
+    return scrub(_OWN_KEY.sub("<not shown>", text))
+
+
+class ServiceLog:
+    """Writes events. ``worker`` is the number of this process among several."""
+
+    def __init__(self, *, worker: int | None = None) -> None:
+        import structlog
+
+        processors: list[Any] = [
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _redacted,
+            structlog.processors.JSONRenderer(),
+        ]
+        # Standard error is looked up with every line: it may be replaced, and a closed one must not end the service.
+        structlog.configure(processors=processors, logger_factory=lambda *_: _Lines(), cache_logger_on_first_use=True)
+        bound = {} if worker is None else {"worker": worker}
+        self._log = structlog.get_logger("workflow_composer").bind(**bound)
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Something has happened."""
+        self._log.info(event, **fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        """Something that a person should look at."""
+        self._log.warning(event, **fields)
+
+
+class _Lines:
+    """What structlog writes to."""
+
+    def msg(self, line: str) -> None:
+        try:
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+        except (OSError, ValueError):  # nobody reads the log, or its disk is full: requests go on
+            return
+
+    debug = info = warning = warn = error = critical = exception = log = msg
+
+
+def _redacted(logger: Any, method: str, fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: redact(value) if isinstance(value, str) else value for name, value in fields.items()}

@@ -1,0 +1,257 @@
+"""The service from its start to its end: one process, or a supervisor with several workers.
+
+What `App` needs is put together here, once for each worker. One worker listens in this very process; several inherit one
+listening socket from a supervisor (`workflow_composer.server.workers`), which also carries switches of the strategy to all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from workflow_composer.calibration.audits import AuditLog, audits_file
+from workflow_composer.errors import ConfigError
+from workflow_composer.metrics.live import LiveMetrics
+from workflow_composer.metrics.live_files import SharedMetrics
+from workflow_composer.metrics.sink import TeeSink, default_sink
+from workflow_composer.orchestrator import ModelOrchestrator
+from workflow_composer.server.admin import Admin
+from workflow_composer.server.answering import Accounts, Answering, ChargingSink
+from workflow_composer.server.app import App
+from workflow_composer.server.audit import Audit
+from workflow_composer.server.catalogue import Catalogue
+from workflow_composer.server.dashboard import Dashboard
+from workflow_composer.server.describing import describing
+from workflow_composer.server.exchange import Handler
+from workflow_composer.server.http import HttpLimits, HttpServer
+from workflow_composer.server.keys import KeyRing
+from workflow_composer.server.ledger import Ledger
+from workflow_composer.server.limits import Admission
+from workflow_composer.server.logs import ServiceLog
+from workflow_composer.server.observing import Observing
+from workflow_composer.server.selfcheck import prove_egress
+from workflow_composer.server.settings import ServerSettings
+from workflow_composer.server.strategies import Local, Strategies, Switchboard
+from workflow_composer.server.watching import reload, watch
+from workflow_composer.server.wire import Dialect
+from workflow_composer.server.wire_chat import ChatDialect
+from workflow_composer.server.wire_completions import CompletionsDialect
+from workflow_composer.server.wire_messages import MessagesDialect
+from workflow_composer.server.wire_responses import ResponsesDialect
+from workflow_composer.strategy import StrategyConfig
+
+BACKLOG = 1024
+RELAYED = frozenset({"/v1/chat/completions", "/v1/completions"})
+"""Forms of API that models' own servers speak, so that answers are handed on as they come."""
+SAVE_EVERY = 1.0
+"""Seconds between two writings of a worker's metrics for the others."""
+
+
+def serve(settings: ServerSettings, environ: Mapping[str, str]) -> None:
+    """Serve until SIGTERM or Ctrl-C. Raises `ConfigError`, `EgressProofFailed`, OSError."""
+    listening = listen(settings.host, settings.port)
+    try:
+        if settings.workers > 1:
+            from workflow_composer.server.workers import supervise
+
+            supervise(settings, listening, environ)
+        else:
+            run(alone(settings, listening, environ))
+    finally:
+        listening.close()
+
+
+def run(work: Awaitable[None]) -> None:
+    """Run on uvloop, where there is one (not on Windows)."""
+    try:
+        import uvloop
+    except ImportError:  # asyncio's own loop does the same, more slowly
+        asyncio.run(work)  # type: ignore[arg-type]  # it is a coroutine
+        return
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(work)  # type: ignore[arg-type]
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, which workers may share. Raises `ConfigError` where the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"there is no address {host!r} to listen on: {error}") from None
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        hint = "something listens there already; choose another --port" if error.errno == 98 else "choose another address"
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}", hint=hint) from None
+    sock.setblocking(False)
+    return sock
+
+
+def announce(settings: ServerSettings, listening: socket.socket, strategy: str) -> None:
+    """Tell whoever started the service where it is."""
+    port = listening.getsockname()[1]
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{port}"
+    if settings.json:
+        print(json.dumps({"event": "serving", "url": url, "strategy": strategy, "workers": settings.workers}), flush=True)
+    else:
+        print(f"serving {strategy} at {url}/v1 (dashboard: {url}/dashboard); Ctrl-C ends it", flush=True)
+
+
+async def alone(settings: ServerSettings, listening: socket.socket, environ: Mapping[str, str]) -> None:
+    """The only worker, which knows all strategies itself."""
+    log = ServiceLog()
+    audit = Audit(settings.state_directory / "audit.jsonl", report=log.warning)
+
+    def switchboard(orchestrator: ModelOrchestrator) -> Switchboard:
+        local = Local(orchestrator)
+        return Strategies(orchestrator.config, lambda: (local,), audit, environ=environ)
+
+    worker = Worker(settings, environ, log, audit, settings.strategy, switchboard)
+    async with worker:
+        strategies = worker.strategies
+        told = asyncio.get_running_loop()
+        told.add_signal_handler(signal.SIGHUP, lambda: worker.begin(reload(strategies, "SIGHUP", log.event)))
+        if settings.watch:
+            worker.begin(watch(strategies, log.event))
+        announce(settings, listening, worker.orchestrator.strategy)
+        await worker.work(listening)
+
+
+@dataclass(slots=True)
+class Parts:
+    """What handlers are made of."""
+
+    orchestrator: ModelOrchestrator
+    accounts: Accounts
+    admission: Admission
+    observing: Observing
+    metrics: SharedMetrics
+    audits: AuditLog
+    strategies: Switchboard
+
+
+class Worker:
+    """One process's share: an orchestrator, the handlers around it, and a server for them. An async context manager."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        environ: Mapping[str, str],
+        log: ServiceLog,
+        audit: Audit,
+        strategy: str | StrategyConfig | None,
+        switchboard: Callable[[ModelOrchestrator], Switchboard],
+        *,
+        number: int | None = None,
+    ) -> None:
+        self._settings = settings
+        self._log = log
+        live = LiveMetrics()
+        accounts = _accounts(settings, log)
+        self.orchestrator = ModelOrchestrator(
+            strategy, metrics=ChargingSink(accounts, TeeSink(default_sink(environ), live)), environ=environ
+        )
+        self.strategies = switchboard(self.orchestrator)
+        self._accounts = accounts
+        admission = Admission(settings.concurrency, settings.queue, settings.queue_seconds)
+        self._metrics = SharedMetrics(live, None if number is None else settings.state_directory, number or 0)
+        audits = AuditLog(audits_file(environ))
+        self._observing = Observing(self.orchestrator, self._metrics, admission, audits=audits)
+        parts = Parts(self.orchestrator, accounts, admission, self._observing, self._metrics, audits, self.strategies)
+        app = app_of(parts, settings, audit, log)
+        self._server = HttpServer(app.serve, app.refuse, HttpLimits(body=settings.max_body))
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stop = asyncio.Event()
+
+    async def __aenter__(self) -> Worker:
+        snapshot = self.orchestrator.prepare_strategy(self.orchestrator.config)
+        try:
+            await prove_egress(snapshot)
+        finally:
+            await snapshot.retire()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        self._log.event("started", strategy=self.orchestrator.strategy, keys=self._accounts.keys is not None)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.orchestrator.aclose()
+        if self._accounts.ledger is not None:
+            self._accounts.ledger.close()
+
+    def begin(self, work: Any) -> None:
+        """Do something beside the serving."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def stop(self) -> None:
+        """End once what is under way is answered."""
+        self._stop.set()
+
+    async def work(self, listening: socket.socket) -> None:
+        """Serve until stopped, then drain."""
+        loop = asyncio.get_running_loop()
+        listener = await loop.create_server(self._server.protocol, sock=listening, backlog=BACKLOG)
+        self.begin(self._save())
+        await self._stop.wait()
+        self._observing.draining = True
+        listener.close()
+        lost = await self._server.drain(self._settings.drain_seconds)
+        self._metrics.save()
+        self._log.event("stopped", cut_off=lost)
+
+    async def _save(self) -> None:
+        while True:
+            await asyncio.sleep(SAVE_EVERY)
+            self._metrics.save()
+
+
+def _accounts(settings: ServerSettings, log: ServiceLog) -> Accounts:
+    if settings.keys_file is None:
+        return Accounts()
+    ring = KeyRing(settings.keys_file, report=log.warning)
+    try:
+        return Accounts(ring, Ledger(settings.state_directory / "ledger.bin"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the ledger of keys cannot be used: {error}", hint="set another state directory") from None
+
+
+def app_of(parts: Parts, settings: ServerSettings, audit: Audit, log: ServiceLog) -> App:
+    """The table of handlers."""
+    answering = Answering(
+        parts.orchestrator, parts.accounts, parts.admission, debug=settings.debug, log=log if settings.debug else None
+    )
+    chat = ChatDialect()
+    dialects: dict[str, Dialect] = {
+        "/v1/chat/completions": chat,
+        "/v1/completions": CompletionsDialect(),
+        "/v1/responses": ResponsesDialect(),
+        "/v1/messages": MessagesDialect(),
+    }
+    routes: dict[tuple[str, str], Handler] = {
+        ("POST", path): answering.handler(dialect, relays=path in RELAYED) for path, dialect in dialects.items()
+    }
+    dashboard = Dashboard(parts.orchestrator, parts.metrics, parts.observing, parts.strategies, parts.audits, settings)
+    admin = Admin(parts.strategies, audit, settings.admin_token)
+    catalogue = Catalogue(parts.orchestrator, parts.accounts, parts.admission, parts.audits)
+    for group in (catalogue, parts.observing, admin, dashboard):
+        routes.update(group.routes())
+    routes["GET", "/openapi.json"] = describing
+    return App(routes, dialects, chat, log.warning, access=log.event if settings.access_log else None)

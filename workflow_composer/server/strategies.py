@@ -1,0 +1,271 @@
+"""Which strategy is active, which were before, and how all workers go over to another one at once.
+
+A switch has two steps: every worker builds and checks the new strategy; only when all of them have it, every one publishes
+it. If one cannot, nobody switches. Requests under way end under the strategy under which they began.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from workflow_composer.errors import ConfigError, ProfileNotFound, WorkflowComposerError
+from workflow_composer.server.audit import Audit
+from workflow_composer.server.selfcheck import prove_egress
+from workflow_composer.snapshot import Snapshot
+from workflow_composer.strategy import StrategyConfig, profiles, search_path
+
+if TYPE_CHECKING:
+    from workflow_composer.orchestrator import ModelOrchestrator
+
+PREPARE_SECONDS = 10.0
+MOST_VERSIONS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A strategy that is or was active. ``digest`` is of the profile's contents."""
+
+    number: int
+    strategy: str
+    source: str
+    digest: str
+    at: str
+    who: str
+    why: str = ""
+
+
+class Participant(Protocol):
+    """A worker that takes part in switches."""
+
+    async def prepare(self, config: StrategyConfig) -> None:
+        """Build and check. Raises `ConfigError`."""
+        ...
+
+    async def commit(self) -> None:
+        """Publish what was prepared."""
+        ...
+
+    async def discard(self) -> None:
+        """Forget what was prepared."""
+        ...
+
+
+class Local:
+    """The orchestrator of this process as a participant."""
+
+    def __init__(self, orchestrator: ModelOrchestrator) -> None:
+        self._orchestrator = orchestrator
+        self._prepared: Snapshot | None = None
+
+    async def prepare(self, config: StrategyConfig) -> None:
+        """Build the snapshot, and prove where it cannot send anything."""
+        await self.discard()
+        prepared = self._orchestrator.prepare_strategy(config)
+        try:
+            await prove_egress(prepared)
+        except BaseException:
+            await prepared.retire()
+            raise
+        self._prepared = prepared
+
+    async def commit(self) -> None:
+        """Publish it."""
+        prepared, self._prepared = self._prepared, None
+        if prepared is None:
+            raise ConfigError("nothing was prepared")
+        await self._orchestrator.apublish(prepared)
+
+    async def discard(self) -> None:
+        """Close it."""
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            await prepared.retire()
+
+
+class Switchboard(Protocol):
+    """What can be asked about strategies, whichever process knows the answer."""
+
+    async def preview(self, source: str) -> Mapping[str, Any]:
+        """What a switch would change; nothing does."""
+        ...
+
+    async def switch(self, source: str, *, who: str, why: str = "") -> Version:
+        """Switch all workers."""
+        ...
+
+    async def reload(self, *, who: str) -> Version | None:
+        """Read the active profile's file again; None where nothing has changed in it."""
+        ...
+
+    async def rollback(self, number: int | None, *, who: str) -> Version:
+        """Go back to an earlier version, as it was then; None: the one before."""
+        ...
+
+    async def versions(self) -> Sequence[Version]:
+        """All versions, the active one last."""
+        ...
+
+
+class Strategies:
+    """The switchboard itself, in the process that knows all workers.
+
+    ``admit``: which sources may be named over the network; the operator's own (the command line's, SIGHUP, a watched file)
+    may always. Raises `ConfigError` and leaves everything as it was where a switch cannot be made.
+    """
+
+    def __init__(
+        self,
+        config: StrategyConfig,
+        participants: Callable[[], Sequence[Participant]],
+        audit: Audit,
+        *,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self._environ = os.environ if environ is None else environ
+        self._participants = participants
+        self._audit = audit
+        self._configs: dict[int, StrategyConfig] = {}
+        self._versions: list[Version] = []
+        self._switching = asyncio.Lock()
+        self._folder = config.directory
+        self._add(config, "start", "")
+
+    @property
+    def active(self) -> StrategyConfig:
+        """The active profile."""
+        return self._configs[self._versions[-1].number]
+
+    async def preview(self, source: str) -> Mapping[str, Any]:
+        """See `Switchboard`."""
+        return {"from": self.active.profile_name, **difference(self.active, self._load(source))}
+
+    async def switch(self, source: str, *, who: str, why: str = "") -> Version:
+        """See `Switchboard`."""
+        async with self._switching:
+            return await self._go(lambda: self._load(source), source, who=who, why=why, what="switch")
+
+    async def reload(self, *, who: str) -> Version | None:
+        """See `Switchboard`."""
+        async with self._switching:
+            source = self.active.source
+            fresh = StrategyConfig.load(Path(source), environ=self._environ)
+            if digest_of(fresh) == self._versions[-1].digest:
+                return None
+            return await self._go(lambda: fresh, source, who=who, why="", what="reload")
+
+    async def rollback(self, number: int | None, *, who: str) -> Version:
+        """See `Switchboard`."""
+        async with self._switching:
+            if number is None:
+                if len(self._versions) < 2:
+                    raise ConfigError("there is no earlier version")
+                number = self._versions[-2].number
+            if number not in self._configs:
+                known = ", ".join(str(version.number) for version in self._versions)
+                raise ConfigError(f"there is no version {number}", hint=f"there are: {known}")
+            config = self._configs[number]
+            return await self._go(lambda: config, f"version {number}", who=who, why=f"back to {number}", what="rollback")
+
+    async def versions(self) -> Sequence[Version]:
+        """See `Switchboard`."""
+        return tuple(self._versions)
+
+    # ---------------------------------------------------------------------------------------------------------- switching
+
+    async def _go(self, load: Callable[[], StrategyConfig], source: str, *, who: str, why: str, what: str) -> Version:
+        before = self._versions[-1]
+        try:
+            config = load()
+            await self._everywhere(config)
+        except WorkflowComposerError as error:
+            said = f"refused: {error.message}"
+            self._audit.write(what, who=who, source=source, before=before.strategy, outcome=said, why=why)
+            raise
+        version = self._add(config, who, why)
+        self._audit.write(
+            what,
+            who=who,
+            source=source,
+            before=before.strategy,
+            after=version.strategy,
+            version=version.number,
+            digest=version.digest,
+            outcome="done",
+            why=why,
+        )
+        return version
+
+    async def _everywhere(self, config: StrategyConfig) -> None:
+        participants = self._participants()
+        try:
+            async with asyncio.timeout(PREPARE_SECONDS):
+                found = await asyncio.gather(*(one.prepare(config) for one in participants), return_exceptions=True)
+        except TimeoutError:
+            found = [ConfigError(f"a worker did not get ready within {PREPARE_SECONDS:g} s")]
+        faults = [one for one in found if isinstance(one, BaseException)]
+        if faults:
+            await asyncio.gather(*(one.discard() for one in participants), return_exceptions=True)
+            raise faults[0] if isinstance(faults[0], WorkflowComposerError) else ConfigError(f"a worker failed: {faults[0]}")
+        # A worker that dies now is started again with what is active then.
+        await asyncio.gather(*(one.commit() for one in participants), return_exceptions=True)
+
+    def _load(self, source: str) -> StrategyConfig:
+        """A profile by name, or by the path of a file beside the one that the operator began with."""
+        known = profiles(search_path(self._environ))
+        beside = {path.stem: path for path in sorted(self._folder.glob("*.y*ml"))} if self._folder != Path() else {}
+        place = known.get(source) or beside.get(Path(source).stem if source.endswith((".yaml", ".yml")) else source)
+        if place is None or (os.sep in source and Path(source).resolve() != place.resolve()):
+            names = ", ".join(sorted({*known, *beside}))
+            raise ProfileNotFound(f"no profile {source!r} may be named here", hint=f"there are: {names}")
+        return StrategyConfig.load(place, environ=self._environ)
+
+    def _add(self, config: StrategyConfig, who: str, why: str) -> Version:
+        number = self._versions[-1].number + 1 if self._versions else 1
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        version = Version(number, config.profile_name, config.source, digest_of(config), at, who, why)
+        self._versions.append(version)
+        self._configs[number] = config
+        if len(self._versions) > MOST_VERSIONS:
+            self._configs.pop(self._versions.pop(0).number, None)
+        return version
+
+
+def digest_of(config: StrategyConfig) -> str:
+    """A digest of a profile's contents."""
+    text = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def difference(old: StrategyConfig, new: StrategyConfig) -> dict[str, Any]:
+    """What differs between two profiles, key by key, secrets hidden (profiles are written without any)."""
+    before, after = old.to_dict(), new.to_dict()
+    changes: dict[str, Any] = {}
+    for key in after:
+        if before[key] == after[key]:
+            continue
+        if isinstance(before[key], dict) and isinstance(after[key], dict):
+            changes[key] = {
+                "added": sorted(set(after[key]) - set(before[key])),
+                "removed": sorted(set(before[key]) - set(after[key])),
+                "changed": {
+                    name: {"from": before[key][name], "to": after[key][name]}
+                    for name in sorted(set(before[key]) & set(after[key]))
+                    if before[key][name] != after[key][name]
+                },
+            }
+        else:
+            changes[key] = {"from": before[key], "to": after[key]}
+    return {"to": new.profile_name, "source": new.source, "digest": digest_of(new), "changes": changes}
+
+
+def plain(version: Version) -> dict[str, Any]:
+    """A version as plain data."""
+    return asdict(version)

@@ -1,0 +1,301 @@
+"""Anthropic's messages: ``POST /v1/messages``, as far as text, images, tools and streams go.
+
+https://docs.anthropic.com/en/api/messages and .../messages-streaming give the shapes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from workflow_composer.server.addressing import address_of
+from workflow_composer.server.failures import HttpFailure
+from workflow_composer.server.wire import Asked, Fields, encode, event, wrong
+from workflow_composer.types import Chunk, LLMRequest, LLMResponse
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+_REFUSED = {
+    "thinking": "cannot be honoured here",
+    "container": "is not known here",
+    "mcp_servers": "is not known here",
+}
+_REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
+
+
+class MessagesDialect:
+    """Reads and writes messages."""
+
+    name = "messages"
+
+    def read(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
+        """Read a body. Raises `HttpFailure`."""
+        fields = Fields(data)
+        found = fields.items("messages")
+        if not found:
+            raise wrong("messages", "must be a list of at least one message")
+        messages = _system(fields.take("system"))
+        for number, message in enumerate(found):
+            messages += _messages(message, f"messages[{number}]")
+        limit = fields.whole("max_tokens", least=1)
+        if limit is None:
+            raise wrong("max_tokens", "is required")
+        stream = bool(fields.flag("stream"))
+        metadata = fields.mapping("metadata") or {}
+        metadata = {name: value for name, value in metadata.items() if name != "user_id"}
+        fields.refuse(
+            {"thinking": "cannot be honoured here", "container": "is not known here", "mcp_servers": "is not known here"}
+        )
+        warnings = fields.leave_out({"service_tier": "is not known here"})
+        choice, parallel = _tool_choice(fields.mapping("tool_choice"))
+        tools = fields.items("tools")
+        request = LLMRequest(
+            messages=tuple(messages),
+            **address_of(fields.text("model"), headers, metadata),
+            max_tokens=limit,
+            temperature=fields.number("temperature", 0.0, 2.0),
+            top_p=fields.number("top_p", 0.0, 1.0),
+            stop=fields.stop("stop_sequences"),
+            tools=tuple(_tool(tool, number) for number, tool in enumerate(tools)) if tools else None,
+            tool_choice=choice,
+            metadata=metadata,
+            request_id="",
+            extra={**parallel, **fields.rest},
+        )
+        return Asked(request, stream, warnings=warnings)
+
+    def whole(self, asked: Asked, response: LLMResponse) -> bytes:
+        """A ``message`` object."""
+        sample = response.samples[0]
+        content: list[dict[str, Any]] = (
+            [{"type": "text", "text": sample.text}] if sample.text or not sample.tool_calls else []
+        )
+        content += [_use(call) for call in sample.tool_calls]
+        reason = "tool_use" if sample.tool_calls else _REASONS.get(sample.finish_reason or "", "end_turn")
+        head = _head(response.request_id, response.model, response.usage.prompt_tokens)
+        usage = {"input_tokens": response.usage.prompt_tokens, "output_tokens": response.usage.completion_tokens}
+        return encode({**head, "content": content, "stop_reason": reason, "usage": usage})
+
+    def events(self, asked: Asked) -> MessageEvents:
+        """A writer of a message's events."""
+        return MessageEvents(asked)
+
+    def failure(self, failure: HttpFailure) -> bytes:
+        """An error object."""
+        return encode(_error(failure))
+
+
+class MessageEvents:
+    """Writes one stream: text in one block, each tool call in a block of its own."""
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+        self._begun = False
+        self._block: tuple[str, int] | None = None
+        self._blocks = 0
+        self._reason = "end_turn"
+
+    def piece(self, chunk: Chunk) -> bytes:
+        """The events for a piece."""
+        out = self._open(chunk.model or "")
+        if chunk.text:
+            out += self._enter("text", -1, {"type": "text", "text": ""})
+            out += self._delta({"type": "text_delta", "text": chunk.text})
+        for number, call in enumerate(chunk.tool_calls):
+            index, function = call.get("index", number), call.get("function") or {}
+            if self._block != ("tool", index):
+                out += self._enter("tool", index, _begun(call, index))
+            if function.get("arguments"):
+                out += self._delta({"type": "input_json_delta", "partial_json": function["arguments"]})
+            self._reason = "tool_use"
+        if chunk.finish_reason and self._reason != "tool_use":
+            self._reason = _REASONS.get(chunk.finish_reason, "end_turn")
+        return out
+
+    def end(self, response: LLMResponse) -> bytes:
+        """The last block's end, why the model stopped, and the usage."""
+        out = self._open(response.model)
+        if not self._blocks:
+            out += self._enter("text", -1, {"type": "text", "text": ""})
+        out += self._leave()
+        usage = {"input_tokens": response.usage.prompt_tokens, "output_tokens": response.usage.completion_tokens}
+        delta = {"stop_reason": self._reason, "stop_sequence": None}
+        out += event({"type": "message_delta", "delta": delta, "usage": usage}, "message_delta")
+        return out + event({"type": "message_stop"}, "message_stop")
+
+    def failed(self, failure: HttpFailure) -> bytes:
+        """The error, as an event."""
+        return event(_error(failure), "error")
+
+    def _open(self, model: str) -> bytes:
+        if self._begun:
+            return b""
+        self._begun = True
+        head = _head(self._asked.request.request_id, model, 0)
+        return event({"type": "message_start", "message": {**head, "content": [], "stop_reason": None}}, "message_start")
+
+    def _enter(self, kind: str, number: int, block: Mapping[str, Any]) -> bytes:
+        if self._block == (kind, number):
+            return b""
+        out = self._leave()
+        self._block = (kind, number)
+        start = {"type": "content_block_start", "index": self._blocks, "content_block": block}
+        self._blocks += 1
+        return out + event(start, "content_block_start")
+
+    def _delta(self, delta: Mapping[str, Any]) -> bytes:
+        return event({"type": "content_block_delta", "index": self._blocks - 1, "delta": delta}, "content_block_delta")
+
+    def _leave(self) -> bytes:
+        if self._block is None:
+            return b""
+        self._block = None
+        return event({"type": "content_block_stop", "index": self._blocks - 1}, "content_block_stop")
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def _system(found: Any) -> list[dict[str, Any]]:
+    if found is None:
+        return []
+    if isinstance(found, str):
+        return [{"role": "system", "content": found}]
+    if isinstance(found, list) and all(isinstance(one, dict) and isinstance(one.get("text"), str) for one in found):
+        return [{"role": "system", "content": "\n\n".join(one["text"] for one in found)}]
+    raise wrong("system", "must be a text or a list of text blocks")
+
+
+def _messages(message: Any, place: str) -> list[dict[str, Any]]:
+    """One of Anthropic's messages as OpenAI's: results of tools become messages of their own, before the rest."""
+    if not isinstance(message, dict) or message.get("role") not in ("user", "assistant"):
+        raise wrong(f"{place}.role", "must be user or assistant")
+    role, content = message["role"], message.get("content")
+    if isinstance(content, str):
+        return [{"role": role, "content": content}]
+    if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
+        raise wrong(f"{place}.content", "must be a text or a list of blocks")
+    parts: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for number, block in enumerate(content):
+        _block(block, f"{place}.content[{number}]", parts, calls, results)
+    rest: dict[str, Any] = {"role": role, "content": _content(parts)}
+    if calls:
+        rest["tool_calls"] = calls
+    return [*results, *([rest] if parts or calls else [])]
+
+
+def _block(
+    block: Mapping[str, Any],
+    place: str,
+    parts: list[dict[str, Any]],
+    calls: list[dict[str, Any]],
+    results: list[dict[str, Any]],
+) -> None:
+    kind = block.get("type")
+    if kind == "text" and isinstance(block.get("text"), str):
+        parts.append({"type": "text", "text": block["text"]})
+    elif kind == "image" and isinstance(block.get("source"), dict):
+        parts.append({"type": "image_url", "image_url": {"url": _image(block["source"], place)}})
+    elif kind == "tool_use" and isinstance(block.get("id"), str) and isinstance(block.get("name"), str):
+        arguments = json.dumps(block.get("input") or {})
+        calls.append({"id": block["id"], "type": "function", "function": {"name": block["name"], "arguments": arguments}})
+    elif kind == "tool_result" and isinstance(block.get("tool_use_id"), str):
+        results.append(
+            {"role": "tool", "tool_call_id": block["tool_use_id"], "content": _result(block.get("content"), place)}
+        )
+    else:
+        raise wrong(place, "must be a text, image, tool_use or tool_result block", code="unsupported_parameter")
+
+
+def _content(parts: list[dict[str, Any]]) -> Any:
+    if not parts:
+        return None
+    return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
+
+
+def _image(source: Mapping[str, Any], place: str) -> str:
+    if source.get("type") == "url" and isinstance(source.get("url"), str):
+        return str(source["url"])
+    if source.get("type") == "base64" and isinstance(source.get("data"), str) and isinstance(source.get("media_type"), str):
+        return f"data:{source['media_type']};base64,{source['data']}"
+    raise wrong(f"{place}.source", "must be a url or base64 data with a media_type")
+
+
+def _result(content: Any, place: str) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    if isinstance(content, list) and all(isinstance(one, dict) and isinstance(one.get("text"), str) for one in content):
+        return "\n".join(one["text"] for one in content)
+    raise wrong(f"{place}.content", "must be a text or a list of text blocks")
+
+
+def _tool(tool: Any, number: int) -> dict[str, Any]:
+    if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
+        raise wrong(f"tools[{number}]", "must be an object with a name")
+    if tool.get("type", "custom") != "custom":
+        raise wrong(
+            f"tools[{number}].type", "must be custom; the service runs no tools itself", code="unsupported_parameter"
+        )
+    function = {"name": tool["name"], "parameters": tool.get("input_schema") or {"type": "object"}}
+    if tool.get("description") is not None:
+        function["description"] = tool["description"]
+    return {"type": "function", "function": function}
+
+
+def _tool_choice(found: Mapping[str, Any] | None) -> tuple[str | Mapping[str, Any] | None, dict[str, Any]]:
+    if found is None:
+        return None, {}
+    parallel = {"parallel_tool_calls": False} if found.get("disable_parallel_tool_use") else {}
+    kind = found.get("type")
+    if kind == "tool" and isinstance(found.get("name"), str):
+        return {"type": "function", "function": {"name": found["name"]}}, parallel
+    named = {"auto": "auto", "any": "required", "none": "none"}
+    if kind not in named:
+        raise wrong("tool_choice.type", "must be auto, any, none or tool")
+    return named[kind], parallel
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def _head(request_id: str, model: str, prompt_tokens: int) -> dict[str, Any]:
+    usage = {"input_tokens": prompt_tokens, "output_tokens": 0}
+    return {
+        "id": f"msg_{request_id}",
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "stop_sequence": None,
+        "usage": usage,
+    }
+
+
+def _use(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call.get("function") or {}
+    try:
+        arguments = json.loads(function.get("arguments") or "{}")
+    except ValueError:  # a model's mistake, shown as it is
+        arguments = {"arguments": function["arguments"]}
+    return {"type": "tool_use", "id": call.get("id") or "toolu_0", "name": function.get("name") or "", "input": arguments}
+
+
+def _begun(call: Mapping[str, Any], index: int) -> dict[str, Any]:
+    name = (call.get("function") or {}).get("name") or ""
+    return {"type": "tool_use", "id": call.get("id") or f"toolu_{index}", "name": name, "input": {}}
+
+
+def _error(failure: HttpFailure) -> dict[str, Any]:
+    kind = _TYPES.get(failure.status, "api_error")
+    return {"type": "error", "error": {"type": kind, "message": failure.message}}

@@ -1,0 +1,333 @@
+"""OpenAI's responses: ``POST /v1/responses``, as far as text, images, tools and streams go; nothing is stored.
+
+https://platform.openai.com/docs/api-reference/responses and .../responses-streaming give the shapes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from workflow_composer.server.addressing import address_of
+from workflow_composer.server.failures import HttpFailure
+from workflow_composer.server.wire import Asked, Fields, encode, event, openai_failure, wrong
+from workflow_composer.types import Chunk, LLMRequest, LLMResponse, Usage
+
+_REFUSED = {
+    "previous_response_id": "cannot be honoured: no response is stored; send the whole conversation as input",
+    "conversation": "cannot be honoured: no conversation is stored",
+    "background": "cannot be honoured: answers are given at once",
+    "prompt": "cannot be honoured: no prompt templates are stored",
+    "context_management": "cannot be honoured here",
+    "max_tool_calls": "cannot be honoured: the service runs no tools itself",
+}
+_UNHEARD = {
+    "store": "is not done here",
+    "service_tier": "is not known here",
+    "include": "is not known here",
+    "truncation": "is left to the model's server",
+    "prompt_cache_key": "is not known here",
+    "safety_identifier": "is not known here",
+}
+
+
+class ResponsesDialect:
+    """Reads and writes responses."""
+
+    name = "responses"
+
+    def read(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
+        """Read a body. Raises `HttpFailure`."""
+        fields = Fields(data)
+        messages = _input(fields.take("input"))
+        if (instructions := fields.text("instructions")) is not None:
+            messages.insert(0, {"role": "system", "content": instructions})
+        stream = bool(fields.flag("stream"))
+        fields.refuse(_REFUSED)
+        if data.get("store") is False:
+            fields.take("store")
+        warnings = fields.leave_out(_UNHEARD)
+        fields.mapping("stream_options")
+        metadata = fields.mapping("metadata") or {}
+        extra: dict[str, Any] = {}
+        if reasoning := fields.mapping("reasoning"):
+            if set(reasoning) - {"effort"}:
+                raise wrong("reasoning", "only effort can be honoured here", code="unsupported_parameter")
+            extra["reasoning_effort"] = reasoning.get("effort")
+        tools = fields.items("tools")
+        top = fields.whole("top_logprobs", least=0, most=100)
+        request = LLMRequest(
+            messages=tuple(messages),
+            **address_of(fields.text("model"), headers, metadata),
+            max_tokens=fields.whole("max_output_tokens", least=1),
+            temperature=fields.number("temperature", 0.0, 2.0),
+            top_p=fields.number("top_p", 0.0, 1.0),
+            top_logprobs=top or None,
+            logprobs=bool(top),
+            tools=tuple(_tool(tool, number) for number, tool in enumerate(tools)) if tools else None,
+            tool_choice=_tool_choice(fields.take("tool_choice")),
+            response_format=_format(fields.mapping("text")),
+            metadata=metadata,
+            request_id="",
+            extra={**extra, **fields.rest},
+        )
+        return Asked(request, stream, warnings=warnings)
+
+    def whole(self, asked: Asked, response: LLMResponse) -> bytes:
+        """A ``response`` object."""
+        sample = response.samples[0]
+        output: list[dict[str, Any]] = []
+        identity = response.request_id
+        if sample.text or not sample.tool_calls:
+            output.append(_message(identity, sample.text))
+        output += [_call(call, f"fc_{identity}_{number}") for number, call in enumerate(sample.tool_calls)]
+        cut = sample.finish_reason == "length"
+        return encode(_response(asked, response.model, output, usage=response.usage, cut=cut))
+
+    def events(self, asked: Asked) -> ResponseEvents:
+        """A writer of a response's events."""
+        return ResponseEvents(asked)
+
+    def failure(self, failure: HttpFailure) -> bytes:
+        """An error object."""
+        return openai_failure(failure)
+
+
+class ResponseEvents:
+    """Writes one stream: a message item for the text, a function call item for each tool call."""
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+        self._number = 0
+        self._model = ""
+        self._begun = False
+        self._text: list[str] = []
+        self._text_at: int | None = None
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._items = 0
+        self._cut = False
+
+    def piece(self, chunk: Chunk) -> bytes:
+        """The events for a piece."""
+        out = self._open(chunk.model or "")
+        if chunk.text:
+            out += self._begin_text()
+            self._text.append(chunk.text)
+            out += self._event("response.output_text.delta", **self._text_place(), delta=chunk.text, logprobs=[])
+        for number, call in enumerate(chunk.tool_calls):
+            out += self._heard_call(call.get("index", number), call)
+        self._cut = self._cut or chunk.finish_reason == "length"
+        return out
+
+    def end(self, response: LLMResponse) -> bytes:
+        """Every item's end, and the whole response."""
+        out = self._open(response.model)
+        if self._text_at is None and not self._calls:
+            out += self._begin_text()
+        output: list[tuple[int, dict[str, Any]]] = []
+        if self._text_at is not None:
+            item = _message(self._asked.request.request_id, "".join(self._text))
+            part = item["content"][0]
+            out += self._event("response.output_text.done", **self._text_place(), text=part["text"], logprobs=[])
+            out += self._event("response.content_part.done", **self._text_place(), part=part)
+            out += self._event("response.output_item.done", output_index=self._text_at, item=item)
+            output.append((self._text_at, item))
+        for call in self._calls.values():
+            at, item = call["at"], call["item"]
+            item["status"] = "completed"
+            place = {"item_id": item["id"], "output_index": at}
+            arguments = item["arguments"]
+            out += self._event("response.function_call_arguments.done", **place, name=item["name"], arguments=arguments)
+            out += self._event("response.output_item.done", output_index=at, item=item)
+            output.append((at, item))
+        items = [item for _, item in sorted(output, key=lambda pair: pair[0])]
+        whole = _response(self._asked, response.model, items, usage=response.usage, cut=self._cut)
+        return out + self._event("response.incomplete" if self._cut else "response.completed", response=whole)
+
+    def failed(self, failure: HttpFailure) -> bytes:
+        """The error, as an event."""
+        return self._event("error", code=failure.code or failure.type, message=failure.message, param=failure.param)
+
+    def _open(self, model: str) -> bytes:
+        if self._begun:
+            return b""
+        self._begun = True
+        self._model = model
+        begun = {**_response(self._asked, model, [], usage=None), "status": "in_progress"}
+        return self._event("response.created", response=begun) + self._event("response.in_progress", response=begun)
+
+    def _begin_text(self) -> bytes:
+        if self._text_at is not None:
+            return b""
+        self._text_at = self._items
+        self._items += 1
+        item = {**_message(self._asked.request.request_id, ""), "status": "in_progress", "content": []}
+        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        opened = self._event("response.output_item.added", output_index=self._text_at, item=item)
+        return opened + self._event("response.content_part.added", **self._text_place(), part=part)
+
+    def _heard_call(self, index: int, piece: Mapping[str, Any]) -> bytes:
+        out, function = b"", piece.get("function") or {}
+        if index not in self._calls:
+            item = _call(
+                {**piece, "function": {**function, "arguments": ""}}, f"fc_{self._asked.request.request_id}_{index}"
+            )
+            item["status"] = "in_progress"
+            self._calls[index] = {"at": self._items, "item": item}
+            out = self._event("response.output_item.added", output_index=self._items, item=dict(item))
+            self._items += 1
+        call = self._calls[index]
+        if arguments := function.get("arguments"):
+            call["item"]["arguments"] += arguments
+            place = {"item_id": call["item"]["id"], "output_index": call["at"]}
+            out += self._event("response.function_call_arguments.delta", **place, delta=arguments)
+        return out
+
+    def _text_place(self) -> dict[str, Any]:
+        return {"item_id": f"msg_{self._asked.request.request_id}", "output_index": self._text_at, "content_index": 0}
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        self._number += 1
+        return event({"type": kind, "sequence_number": self._number - 1, **fields}, kind)
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def _input(found: Any) -> list[dict[str, Any]]:
+    if isinstance(found, str):
+        return [{"role": "user", "content": found}]
+    if not isinstance(found, list) or not found:
+        raise wrong("input", "must be a text or a list of items")
+    messages: list[dict[str, Any]] = []
+    for number, item in enumerate(found):
+        if not isinstance(item, dict):
+            raise wrong(f"input[{number}]", "must be an object")
+        message = _item(item, f"input[{number}]")
+        if "tool_calls" in message and messages and "tool_calls" in messages[-1]:
+            messages[-1]["tool_calls"] += message["tool_calls"]  # calls made at once belong to one message
+        else:
+            messages.append(message)
+    return messages
+
+
+def _item(item: Mapping[str, Any], place: str) -> dict[str, Any]:
+    kind = item.get("type", "message")
+    if kind == "message" and item.get("role") in {"user", "assistant", "system", "developer"}:
+        return {"role": item["role"], "content": _content(item.get("content"), place)}
+    if kind == "function_call" and all(isinstance(item.get(name), str) for name in ("call_id", "name", "arguments")):
+        function = {"name": item["name"], "arguments": item["arguments"]}
+        call = {"id": item["call_id"], "type": "function", "function": function}
+        return {"role": "assistant", "content": None, "tool_calls": [call]}
+    if kind == "function_call_output" and isinstance(item.get("call_id"), str):
+        output = item.get("output")
+        content = output if isinstance(output, str) else _content(output, f"{place}.output")
+        return {"role": "tool", "tool_call_id": item["call_id"], "content": content}
+    message = "must be a message, function_call or function_call_output with all of its fields"
+    raise wrong(place, message, code="unsupported_parameter")
+
+
+def _content(content: Any, place: str) -> Any:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        raise wrong(f"{place}.content", "must be a text or a list of parts")
+    parts: list[dict[str, Any]] = []
+    for number, part in enumerate(content):
+        if part.get("type") in {"input_text", "output_text", "text"} and isinstance(part.get("text"), str):
+            parts.append({"type": "text", "text": part["text"]})
+        elif part.get("type") == "input_image" and isinstance(part.get("image_url"), str):
+            image = {"url": part["image_url"], **({"detail": part["detail"]} if isinstance(part.get("detail"), str) else {})}
+            parts.append({"type": "image_url", "image_url": image})
+        else:
+            raise wrong(f"{place}.content[{number}]", "must be a text or an image by its URL", code="unsupported_parameter")
+    return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
+
+
+def _tool(tool: Any, number: int) -> dict[str, Any]:
+    if not isinstance(tool, dict) or tool.get("type") != "function" or not isinstance(tool.get("name"), str):
+        message = "must be a function with a name; the service runs no tools itself"
+        raise wrong(f"tools[{number}]", message, code="unsupported_parameter")
+    names = ("name", "description", "parameters", "strict")
+    return {"type": "function", "function": {name: tool[name] for name in names if tool.get(name) is not None}}
+
+
+def _tool_choice(found: Any) -> str | Mapping[str, Any] | None:
+    if found is None or isinstance(found, str):
+        return found
+    if isinstance(found, dict) and found.get("type") == "function" and isinstance(found.get("name"), str):
+        return {"type": "function", "function": {"name": found["name"]}}
+    raise wrong("tool_choice", "must be a text or a function by its name")
+
+
+def _format(text: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    form = (text or {}).get("format")
+    if form is None:
+        return None
+    kind = form.get("type") if isinstance(form, dict) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "json_object"}
+    if kind == "json_schema":
+        schema = {name: form[name] for name in ("name", "schema", "strict", "description") if form.get(name) is not None}
+        return {"type": "json_schema", "json_schema": schema}
+    raise wrong("text.format.type", "must be text, json_object or json_schema")
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def _message(request_id: str, text: str) -> dict[str, Any]:
+    part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    return {"id": f"msg_{request_id}", "type": "message", "role": "assistant", "status": "completed", "content": [part]}
+
+
+def _call(call: Mapping[str, Any], identity: str) -> dict[str, Any]:
+    function = call.get("function") or {}
+    return {
+        "id": identity,
+        "type": "function_call",
+        "call_id": call.get("id") or identity,
+        "name": function.get("name") or "",
+        "arguments": function.get("arguments") or "",
+        "status": "completed",
+    }
+
+
+def _response(
+    asked: Asked, model: str, output: list[dict[str, Any]], *, usage: Usage | None, cut: bool = False
+) -> dict[str, Any]:
+    request = asked.request
+    return {
+        "id": f"resp_{request.request_id}",
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": "incomplete" if cut else "completed",
+        "error": None,
+        "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+        "instructions": None,
+        "max_output_tokens": request.max_tokens,
+        "metadata": dict(request.metadata),
+        "model": model,
+        "output": output,
+        "parallel_tool_calls": True,
+        "temperature": request.temperature,
+        "tool_choice": request.tool_choice or "auto",
+        "tools": [
+            {"type": "function", "strict": None, "parameters": None, **tool["function"]} for tool in request.tools or ()
+        ],
+        "top_p": request.top_p,
+        "usage": None if usage is None else _usage(usage),
+    }
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": usage.total_tokens,
+    }
