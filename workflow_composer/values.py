@@ -44,7 +44,8 @@ def quick(cls: type[T]) -> type[T]:
         body.append(f" _set_{name}(self, {value})")
     parameters = ["self", *ordinary, *(["*", *keyword_only] if keyword_only else [])]
     exec(f"def __init__({', '.join(parameters)}):\n" + "\n".join(body), scope)  # noqa: S102  # made of the class's own names
-    _SLOTS[cls] = tuple((f.name, cls.__dict__[f.name].__get__, cls.__dict__[f.name].__set__) for f in fields(cls))  # type: ignore[arg-type]
+    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]  # it is a dataclass
+    _SLOTS[cls] = tuple((name, cls.__dict__[name].__get__, cls.__dict__[name].__set__) for name in names)
     made: Callable[..., None] = scope["__init__"]
     made.__qualname__ = f"{cls.__qualname__}.__init__"
     setattr(cls, "__init__", made)  # noqa: B010  # a type checker keeps the dataclass's own signature

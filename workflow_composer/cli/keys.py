@@ -19,6 +19,7 @@ FILE = click.option(
 
 
 @click.group(epilog=examples("keys new alice --budget 5 --per day", "keys list", "keys revoke 1f0c9a2b3d4e"))
+@common_options
 def keys() -> None:
     """Make, list and revoke the service's API keys.
 

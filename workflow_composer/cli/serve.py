@@ -61,7 +61,7 @@ def serve(
     access_log: bool,
     explain: bool,
 ) -> None:
-    """Serve OpenAI's API over the strategy: one address for every client.
+    """Serve OpenAI's API over the strategy, with a dashboard.
 
     Clients name `auto` as the model and the strategy decides, or a task (`task:code_generation`), a tier, a model or a
     routing string. SIGTERM or Ctrl-C end the service once what is under way is answered. SIGHUP, a change of the profile's

@@ -11,11 +11,12 @@ from urllib.parse import parse_qs
 from workflow_composer.errors import ConfigError
 from workflow_composer.server.answering import presented
 from workflow_composer.server.audit import Audit
+from workflow_composer.server.checks import wrong
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 from workflow_composer.server.failures import PERMISSION, HttpFailure
 from workflow_composer.server.settings import ADMIN_VARIABLE
 from workflow_composer.server.strategies import Switchboard, plain
-from workflow_composer.server.wire import Fields, decode, encode, wrong
+from workflow_composer.server.wire import Fields, decode, encode
 
 _REFUSALS_PER_MINUTE = 30
 """Wrong tokens that are looked at and written down; beyond them the answer is 429."""

@@ -11,10 +11,11 @@ from workflow_composer.errors import InputError
 from workflow_composer.server import telling
 from workflow_composer.server.addressing import AUTO, TASK
 from workflow_composer.server.answering import Accounts
+from workflow_composer.server.checks import wrong
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.server.limits import Admission
-from workflow_composer.server.wire import Fields, decode, encode, wrong
+from workflow_composer.server.wire import Fields, decode, encode
 from workflow_composer.server.wire_embeddings import read_embeddings, written_embeddings
 from workflow_composer.types import ANY_TASK
 

@@ -1,7 +1,7 @@
 """The service from its start to its end: one process, or a supervisor with several workers.
 
-What `App` needs is put together here, once for each worker. One worker listens in this very process; several inherit one
-listening socket from a supervisor (`workflow_composer.server.workers`), which also carries switches of the strategy to all.
+What `App` needs is put together here, once for each worker. One worker listens in this very process; several inherit their
+listening sockets from a supervisor (`workflow_composer.server.workers`), which also carries switches of the strategy to all.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import json
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from workflow_composer.server.http import HttpLimits, HttpServer
 from workflow_composer.server.keys import KeyRing
 from workflow_composer.server.ledger import Ledger
 from workflow_composer.server.limits import Admission
+from workflow_composer.server.listening import BACKLOG, close, listen
 from workflow_composer.server.logs import ServiceLog
 from workflow_composer.server.observing import Observing
 from workflow_composer.server.selfcheck import prove_egress
@@ -45,7 +46,6 @@ from workflow_composer.server.wire_messages import MessagesDialect
 from workflow_composer.server.wire_responses import ResponsesDialect
 from workflow_composer.strategy import StrategyConfig
 
-BACKLOG = 1024
 RELAYED = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Forms of API that models' own servers speak, so that answers are handed on as they come."""
 SAVE_EVERY = 1.0
@@ -54,48 +54,27 @@ SAVE_EVERY = 1.0
 
 def serve(settings: ServerSettings, environ: Mapping[str, str]) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises `ConfigError`, `EgressProofFailed`, OSError."""
-    listening = listen(settings.host, settings.port)
+    listening = listen(settings.host, settings.port, settings.workers)
     try:
         if settings.workers > 1:
             from workflow_composer.server.workers import supervise
 
             supervise(settings, listening, environ)
         else:
-            run(alone(settings, listening, environ))
+            run(alone(settings, listening[0], environ))
     finally:
-        listening.close()
+        close(listening)
 
 
-def run(work: Awaitable[None]) -> None:
+def run(work: Coroutine[Any, Any, None]) -> None:
     """Run on uvloop, where there is one (not on Windows)."""
     try:
         import uvloop
     except ImportError:  # asyncio's own loop does the same, more slowly
-        asyncio.run(work)  # type: ignore[arg-type]  # it is a coroutine
+        asyncio.run(work)
         return
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(work)  # type: ignore[arg-type]
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, which workers may share. Raises `ConfigError` where the address cannot be had."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        sock = socket.socket(family, kind, protocol)
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"there is no address {host!r} to listen on: {error}") from None
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        hint = "something listens there already; choose another --port" if error.errno == 98 else "choose another address"
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}", hint=hint) from None
-    sock.setblocking(False)
-    return sock
+        runner.run(work)
 
 
 def announce(settings: ServerSettings, listening: socket.socket, strategy: str) -> None:
@@ -121,6 +100,7 @@ async def alone(settings: ServerSettings, listening: socket.socket, environ: Map
     worker = Worker(settings, environ, log, audit, settings.strategy, switchboard)
     async with worker:
         strategies = worker.strategies
+        assert isinstance(strategies, Strategies)  # as made above
         told = asyncio.get_running_loop()
         told.add_signal_handler(signal.SIGHUP, lambda: worker.begin(reload(strategies, "SIGHUP", log.event)))
         if settings.watch:

@@ -101,10 +101,6 @@ class Switchboard(Protocol):
         """Switch all workers."""
         ...
 
-    async def reload(self, *, who: str) -> Version | None:
-        """Read the active profile's file again; None where nothing has changed in it."""
-        ...
-
     async def rollback(self, number: int | None, *, who: str) -> Version:
         """Go back to an earlier version, as it was then; None: the one before."""
         ...
@@ -153,7 +149,7 @@ class Strategies:
             return await self._go(lambda: self._load(source), source, who=who, why=why, what="switch")
 
     async def reload(self, *, who: str) -> Version | None:
-        """See `Switchboard`."""
+        """Read the active profile's file again; None where nothing has changed in it."""
         async with self._switching:
             source = self.active.source
             fresh = StrategyConfig.load(Path(source), environ=self._environ)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from workflow_composer.errors import WorkflowComposerError
-from workflow_composer.server.strategies import Switchboard
+from workflow_composer.server.strategies import Strategies
 
 EVERY = 0.5
 """Seconds between two looks; a file is read when two looks in a row found it alike, so that half a file is not."""
@@ -15,7 +15,7 @@ EVERY = 0.5
 Stamp = tuple[int, int, int] | None
 
 
-async def reload(strategies: Switchboard, who: str, report: Callable[[str], None]) -> None:
+async def reload(strategies: Strategies, who: str, report: Callable[[str], None]) -> None:
     """Read the profile again; a broken one is reported, and the one before serves on."""
     try:
         version = await strategies.reload(who=who)
@@ -25,9 +25,10 @@ async def reload(strategies: Switchboard, who: str, report: Callable[[str], None
         report(f"{who}: nothing has changed" if version is None else f"{who}: version {version.number} is active")
 
 
-async def watch(strategies: Switchboard, report: Callable[[str], None], *, every: float = EVERY) -> None:
+async def watch(strategies: Strategies, report: Callable[[str], None], *, every: float = EVERY) -> None:
     """Watch until cancelled."""
-    seen: dict[str, Stamp] = {}
+    source = (await strategies.versions())[-1].source
+    seen: dict[str, Stamp] = {source: _stamp(Path(source))}  # what is saved before the first look is seen at it, too
     moving: Stamp = None
     while True:
         await asyncio.sleep(every)

@@ -8,8 +8,9 @@ from typing import Any
 
 from workflow_composer.server import checks
 from workflow_composer.server.addressing import address_of
+from workflow_composer.server.checks import wrong
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.wire import Asked, Fields, encode, event, openai_failure, usage_of, wrong
+from workflow_composer.server.wire import Asked, Fields, encode, event, openai_failure, usage_of
 from workflow_composer.types import Chunk, LLMRequest, LLMResponse, Sample, TokenLogprob
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workflow_composer.server.addressing import address_of
+from workflow_composer.server.checks import wrong
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.wire import Asked, Fields, encode, event, openai_failure, usage_of, wrong
+from workflow_composer.server.wire import Asked, Fields, encode, event, openai_failure, usage_of
 from workflow_composer.server.wire_chat import DONE, MOST_CHOICES, stream_options
 from workflow_composer.types import Chunk, LLMRequest, LLMResponse, TokenLogprob
 

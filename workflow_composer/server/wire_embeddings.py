@@ -10,7 +10,8 @@ from sys import byteorder
 from typing import Any
 
 from workflow_composer.server.addressing import address_of
-from workflow_composer.server.wire import Fields, encode, wrong
+from workflow_composer.server.checks import wrong
+from workflow_composer.server.wire import Fields, encode
 from workflow_composer.types import Embeddings
 
 MOST_TEXTS = 2048

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from workflow_composer.server.addressing import address_of
+from workflow_composer.server.checks import wrong
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.wire import Asked, Fields, encode, event, openai_failure, wrong
+from workflow_composer.server.wire import Asked, Fields, encode, event, openai_failure
 from workflow_composer.types import Chunk, LLMRequest, LLMResponse, Usage
 
 _REFUSED = {

@@ -38,10 +38,6 @@ class Remote:
         """See `Switchboard`."""
         return _version(await self._channel.ask("switch", source=source, who=who, why=why, limit=_SWITCH_SECONDS))
 
-    async def reload(self, *, who: str) -> Version | None:
-        """Workers get no signals and watch no files; the supervisor does."""
-        raise NotImplementedError
-
     async def rollback(self, number: int | None, *, who: str) -> Version:
         """See `Switchboard`."""
         return _version(await self._channel.ask("rollback", version=number, who=who, limit=_SWITCH_SECONDS))

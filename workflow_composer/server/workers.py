@@ -1,8 +1,9 @@
-"""Several workers behind one listening socket: started, watched, started again, switched together, ended together.
+"""Several workers behind one address: started, watched, started again, switched together, ended together.
 
-The socket is bound once and inherited, so no request is turned away while a worker is replaced: the others go on accepting,
-and what waits in the socket's queue waits. The supervisor serves nothing itself. A worker that notices the supervisor's end
-drains and ends, too.
+The sockets are bound once and inherited (`workflow_composer.server.listening`), so no request is turned away while a worker
+is replaced: what waits in its socket's queue waits for its successor.
+
+The supervisor serves nothing itself. A worker that notices the supervisor's end drains and ends, too.
 """
 
 from __future__ import annotations
@@ -25,22 +26,19 @@ from workflow_composer.metrics.live_files import forget
 from workflow_composer.orchestrator import ModelOrchestrator
 from workflow_composer.server.audit import Audit
 from workflow_composer.server.control import Channel
+from workflow_composer.server.listening import close
 from workflow_composer.server.logs import ServiceLog
 from workflow_composer.server.settings import ServerSettings
 from workflow_composer.server.strategies import Strategies, plain
 from workflow_composer.server.watching import reload, watch
 from workflow_composer.strategy import StrategyConfig
 
-START_SECONDS = 30.0
-"""A worker that does not serve by then has failed."""
-SOON = 10.0
-"""Seconds; a worker that dies younger has failed to start."""
 MOST_FAILURES = 5
-"""So many workers in a row that failed to start are enough."""
+"""So many workers in a row that ended before they served are enough."""
 _LONGEST_PAUSE = 5.0
 
 
-def supervise(settings: ServerSettings, listening: socket.socket, environ: Mapping[str, str]) -> None:
+def supervise(settings: ServerSettings, listening: list[socket.socket], environ: Mapping[str, str]) -> None:
     """Run the workers until SIGTERM or Ctrl-C. Raises `ConfigError` where they cannot be started."""
     asyncio.run(Supervisor(settings, listening, environ).run())
 
@@ -71,7 +69,7 @@ class WorkerProcess:
 class Supervisor:
     """Starts and watches the workers."""
 
-    def __init__(self, settings: ServerSettings, listening: socket.socket, environ: Mapping[str, str]) -> None:
+    def __init__(self, settings: ServerSettings, listening: list[socket.socket], environ: Mapping[str, str]) -> None:
         self._settings = settings
         self._listening = listening
         self._environ = environ
@@ -89,7 +87,7 @@ class Supervisor:
         settings = self._settings
         settings.state_directory.mkdir(parents=True, exist_ok=True)
         forget(settings.state_directory)
-        with ModelOrchestrator(settings.strategy, environ=self._environ) as chosen:  # finds and checks the profile
+        async with ModelOrchestrator(settings.strategy, environ=self._environ) as chosen:  # finds and checks the profile
             config = chosen.config
         self._strategies = Strategies(config, self._ready, self._audit, environ=self._environ)
         loop = asyncio.get_running_loop()
@@ -101,7 +99,7 @@ class Supervisor:
         )
         try:
             if await self._all_ready():
-                announce(settings, self._listening, self._strategies.active.profile_name)
+                announce(settings, self._listening[0], self._strategies.active.profile_name)
             if settings.watch:
                 tasks.append(loop.create_task(watch(self._strategies, self._log.event)))
             await self._stop.wait()
@@ -129,11 +127,11 @@ class Supervisor:
             if self._stop.is_set():
                 return
             age = time.monotonic() - worker.began
-            self._failures = self._failures + 1 if age < SOON else 0
+            self._failures = 0 if worker.ready.is_set() else self._failures + 1
             self._log.warning("a worker has ended and is started again", worker=number, code=code, seconds=round(age, 1))
             if self._failures >= MOST_FAILURES:
                 hint = "the log above says why; try with --workers 1"
-                self._fault = ConfigError(f"{self._failures} workers in a row ended within {SOON:g} s", hint=hint)
+                self._fault = ConfigError(f"{self._failures} workers in a row ended before they served", hint=hint)
                 self._stop.set()
                 return
             if self._failures > 1:
@@ -143,8 +141,8 @@ class Supervisor:
         ours, theirs = socket.socketpair()
         environ = {**os.environ, **self._environ}
         command = [sys.executable, "-m", "workflow_composer.server.worker"]
-        arguments = [str(number), str(self._listening.fileno()), str(theirs.fileno())]
-        descriptors = (self._listening.fileno(), theirs.fileno())
+        descriptors = (self._listening[number].fileno(), theirs.fileno())
+        arguments = [str(number), *map(str, descriptors)]
         # Of its own group: a Ctrl-C on the terminal reaches the supervisor, which then lets the workers drain.
         process = subprocess.Popen(  # noqa: ASYNC220, S603  # returns at once; it is this program
             [*command, *arguments], pass_fds=descriptors, env=environ, start_new_session=True, stdin=subprocess.DEVNULL
@@ -191,6 +189,7 @@ class Supervisor:
     async def _end(self, tasks: list[asyncio.Task[Any]]) -> None:
         """Let every worker drain, then see that it is gone."""
         self._stop.set()
+        close(self._listening)  # whoever comes now is refused at once, instead of waiting for nobody
         for worker in self._workers.values():
             with suppress(ProcessLookupError):
                 worker.process.send_signal(signal.SIGTERM)

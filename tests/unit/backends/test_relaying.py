@@ -209,7 +209,8 @@ async def test_the_usage_is_handed_on_where_the_client_asked_for_it(server, loca
 async def test_events_arrive_whole_however_they_are_cut(size):
     """Whatever the network's pieces, each write to the client ends where an event ends; CRLF and comments included."""
     body = b": hello\r\n\r\n" + b"".join(
-        b"data: " + json.dumps({"choices": [{"delta": {"content": text}}]}).encode() + b"\r\n\r\n" for text in ("a", "b", "ü")
+        b"data: " + json.dumps({"choices": [{"delta": {"content": text}}]}).encode() + b"\r\n\r\n"
+        for text in ("a", "b", "ü")
     )
     body += b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
     chunks = [body[start : start + size] for start in range(0, len(body), size)]
@@ -295,7 +296,7 @@ async def test_garbage_within_a_stream_is_a_failed_server(server, local):
 async def test_no_first_token_in_time_is_a_timeout(server, local):
     """The limit is the profile's, and the connection is closed."""
     server.script(Reply.stream("late", first=30.0))
-    with pytest.raises(CallTimeout, match="no first token within 0.3 s"):
+    with pytest.raises(CallTimeout, match=r"no first token within 0\.3 s"):
         await local.complete(streamed(Client()))
     assert await asyncio.to_thread(server.wait_for, lambda s: s.disconnects == 1)
 

@@ -61,13 +61,17 @@ GET = b"GET /a?b=c HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
 
 async def test_a_request_is_answered_with_its_own_path_query_and_body():
     async with serving() as (_, port):
-        answer = await talk(port, b"POST /a%20b?q=1 HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nConnection: close\r\n\r\nxyz")
+        answer = await talk(
+            port, b"POST /a%20b?q=1 HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nConnection: close\r\n\r\nxyz"
+        )
     assert answer.endswith(b"POST /a b q=1 3")
 
 
 async def test_pieces_of_any_size_make_the_same_request():
     async with serving() as (_, port):
-        request = b"POST /p HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+        request = (
+            b"POST /p HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+        )
         answer = await talk(port, *(request[i : i + 1] for i in range(len(request))))
     assert answer.endswith(b"POST /p  3")
 
@@ -102,7 +106,10 @@ async def test_requests_that_come_at_once_are_answered_in_their_order():
         (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1e3\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999999999999999999\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 10001\r\n\r\n", 413),
-        (b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n2800\r\n" + b"x" * 0x2800 + b"\r\n0\r\n\r\n", 413),
+        (
+            b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n2800\r\n" + b"x" * 0x2800 + b"\r\n0\r\n\r\n",
+            413,
+        ),
         (b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: h\r\nX: a\r\n b\r\n\r\n", 400),  # a folded header
         (b"GET / HTTP/1.1\r\nHost: h\r\nX: a\x00b\r\n\r\n", 400),
@@ -137,7 +144,9 @@ async def test_a_bad_request_behind_good_ones_is_refused_after_their_answers():
     assert re.findall(rb"HTTP/1.1 (\d+) ", answer) == [b"200", b"200", b"400"]
 
 
-@pytest.mark.parametrize("parts", [(b"GET / HTTP/1.1\r\nHo",), (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nab",)])
+@pytest.mark.parametrize(
+    "parts", [(b"GET / HTTP/1.1\r\nHo",), (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nab",)]
+)
 async def test_a_request_that_does_not_come_to_its_end_is_timed_out(parts):
     async with serving() as (_, port):
         assert status(await talk(port, *parts)) == 408
