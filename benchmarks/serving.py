@@ -1,16 +1,17 @@
-"""What the service costs per request, beside no proxy, nginx, sglang's router and LiteLLM's proxy, in one run on one machine.
+"""What the service costs per request, beside no proxy, nginx, sglang's router and LiteLLM's proxy: one run, one machine.
 
     python benchmarks/serving.py [--peers FOLDER] [--rounds 5] [--seconds 3] [--only NAME ...] [--json]
 
 ``--peers``: an environment with the others (``python -m venv FOLDER``; ``FOLDER/bin/pip install 'litellm[proxy]'
 sglang-router``); nginx and wrk come from the system. What is missing is left out and said so.
 
-Every server has one worker on the first core, all of its usual work on (ours: keys with a budget, metrics, the JSONL log of
-decisions, breakers, live figures) and the same upstream: `serving_stub.py`, which answers at once from the second core, where
-the load comes from, too. "direct" is that stub on the first core. All run side by side and are measured in turn, round after
-round, so that whatever else the machine does meets all of them; given are medians over rounds and, in brackets, the least
-and the most. CPU is user and system time of the server per request. With two workers, the second core is shared with the
-load, which is why there only the CPU time per request means something.
+Every server has one worker on the first core, all of its usual work on (ours: keys with a budget, metrics, the JSONL log
+of decisions, breakers, live figures; LiteLLM: its key and its metrics; sglang's router: its metrics and breakers) and the
+same upstream: `serving_stub.py`, which answers at once from the second core, where the load comes from, too. "direct" is
+that stub on the first core. All run side by side and are measured in turn, round after round, so that whatever else the
+machine does meets all of them; given are medians over rounds and, in brackets, the least and the most. CPU is user and
+system time of the server per request. With two workers, the second core is shared with the load, which is why there only
+the CPU time per request means something.
 """
 
 from __future__ import annotations

@@ -112,6 +112,7 @@ class Caller:
         return first or 0.0, time.perf_counter() - began
 
     def close(self) -> None:
+        """Hang up."""
         self._socket.close()
 
 

@@ -31,18 +31,31 @@ class Running:
 
     @property
     def url(self) -> str:
+        """Where chats are asked."""
         return f"http://127.0.0.1:{self.port}{PATH}"
 
     def caller(self, *, stream: bool = False) -> Caller:
+        """A connection of one's own."""
         return Caller(self.port, PATH, self.key, body_of(self.model, stream=stream))
 
     def stop(self) -> None:
+        """End it."""
         self.process.terminate()
         try:
             self.process.wait(20)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def _answers(running: Running) -> bool:
+    try:
+        caller = running.caller()
+        caller.unary()
+        caller.close()
+    except OSError:
+        return False
+    return True
 
 
 @dataclass
@@ -67,20 +80,13 @@ class Peer:
                 pinned(core, command), stdout=log, stderr=log, env={**os.environ, **environ}, start_new_session=True
             )
         running = Running(self.name, process, port, self.key_of(folder), self.model)
-        while True:
-            try:
-                caller = running.caller()
-                caller.unary()
-                caller.close()
-                running.first = time.perf_counter() - began
-                return running
-            except OSError as error:
-                if process.poll() is not None or time.perf_counter() - began > 120:
-                    running.stop()
-                    raise RuntimeError(
-                        f"{self.name} did not start: {error}; {(folder / 'log').read_text()[-2000:]}"
-                    ) from None
-                time.sleep(0.005)
+        while not _answers(running):
+            if process.poll() is not None or time.perf_counter() - began > 120:
+                running.stop()
+                raise RuntimeError(f"{self.name} did not start: {(folder / 'log').read_text()[-2000:]}")
+            time.sleep(0.005)
+        running.first = time.perf_counter() - began
+        return running
 
     def key_of(self, folder: Path) -> str:
         """The key that it wants, which may be in a file that its command wrote."""
@@ -119,6 +125,11 @@ vllm_endpoints:
   stub: http://127.0.0.1:{upstream}/v1
 task_routing:
   "*": stub
+models:
+  stub-7b:
+    backend: vllm
+    endpoint: stub
+    gpu_hour_price: 0.35
 routers: [cascade, t4_model]
 """
         )
@@ -155,7 +166,7 @@ def _litellm(program: str) -> Callable[[Path, int, int], tuple[list[str], dict[s
         config = {
             "model_list": [{"model_name": "stub", "litellm_params": parameters}],
             "general_settings": {"master_key": KEY},
-            "litellm_settings": {"telemetry": False},
+            "litellm_settings": {"telemetry": False, "callbacks": ["prometheus"]},
         }
         (folder / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
         return [program, "--config", str(folder / "config.yaml"), "--host", "127.0.0.1", "--port", str(port)], {

@@ -2,8 +2,9 @@
 
     python benchmarks/serving_stub.py PORT
 
-Any POST gets one short chat answer, or, where its body asks for a stream, 64 tokens: each an event that is written by itself,
-as a model's server does, and then usage and ``[DONE]``. Any GET gets a list of one model. It knows just enough HTTP for that.
+Any POST gets one short chat answer, or, where its body asks for a stream, 64 tokens: each an event that is written by
+itself, as a model's server does, and then usage and ``[DONE]``. Any GET gets a list of one model. It knows just enough HTTP
+for that.
 """
 
 from __future__ import annotations
@@ -57,12 +58,14 @@ class Stub(asyncio.Protocol):
     """One connection; requests come one after the other."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._received = b""
         self._left = 0
 
     def data_received(self, data: bytes) -> None:
+        """Answer once a request is whole."""
         if self._received:
             data = self._received + data
             self._received = b""

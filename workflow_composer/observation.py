@@ -118,6 +118,7 @@ def metric_of(
     error: BaseException | None,
     debug: bool,
     model: str = "",
+    strongest_cost: float | None = None,
 ) -> RoutingMetric:
     """The line about one request, answered or not; with the prompt's text only where debugging is on."""
     if response is not None:
@@ -152,7 +153,18 @@ def metric_of(
         "\n".join(text for message in request.messages for text in texts(message)) if debug else None,  # prompt
         plan.alarm or None if plan is not None else None,  # alarm
         " ".join(request.context) if request.context else None,  # context
+        strongest_cost,
+        plan.reason if plan is not None else "",
+        told(plan, trace) if debug else None,  # decision
     )
+
+
+def told(plan: Plan | None, trace: Trace) -> dict[str, Any]:
+    """A decision in full, as plain data: the plan, what it left out, and what became of every call."""
+    calls = [f"{call.name}: {call.error_type or 'ok'} in {call.latency_ms:.0f} ms" for call in trace.attempts]
+    if plan is None:
+        return {"plan": None, "left_out": [], "attempts": calls}
+    return {"plan": describe(plan), "left_out": list(plan.left_out), "attempts": calls}
 
 
 _second: tuple[int, str] = (0, "")

@@ -386,6 +386,7 @@ class ModelOrchestrator:
             response=response,
             error=error,
             model=model,
+            strongest_cost=active.strongest_cost(plan, response),
             debug=debug,
         )
         self._metrics.write(metric)

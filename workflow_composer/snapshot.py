@@ -24,6 +24,7 @@ from workflow_composer.cascade.executor import PlanExecutor
 from workflow_composer.cascade.retry import RetryPolicy
 from workflow_composer.contexts.applying import Contexts
 from workflow_composer.errors import ConfigError, ContextError, ProfileError, RoutingError, WorkflowComposerError
+from workflow_composer.metrics.escalation import always_strongest
 from workflow_composer.names import nearest
 from workflow_composer.plugins import Provided, Registry
 from workflow_composer.routers.base import Router, RouterContext
@@ -78,6 +79,13 @@ class Snapshot:
             if plan is not None:
                 return plan
         raise self._no_plan(request)
+
+    def strongest_cost(self, plan: Plan | None, response: LLMResponse | None) -> float | None:
+        """Dollars for always asking the plan's last tier; None where there is no other, or no answer to compare."""
+        if plan is None or response is None or len(plan.tiers) == 1:
+            return None
+        price = self.endpoints[plan.tiers[-1].candidates[0].name].price
+        return always_strongest(response, len(plan.tiers) - 1, price.cost_of_tokens)
 
     def _no_plan(self, request: LLMRequest) -> RoutingError:
         where = f"strategy {self.config.profile_name!r}"

@@ -24,6 +24,11 @@ class PerLoop(Generic[T]):
         self._close = close
         self._held: dict[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[T, None]]] = {}
 
+    def made(self) -> T | None:
+        """The running loop's resource, where there is one already."""
+        held = self._held.get(asyncio.get_running_loop())
+        return None if held is None else held[0]
+
     async def get(self) -> T:
         """The running loop's resource."""
         loop = asyncio.get_running_loop()

@@ -81,7 +81,8 @@ class RelayingClient:
         content = self._encoded(body)
         data = b"%s%d\r\n\r\n%s" % (self._start(path), len(content), content)
         pump = None if relay.write is None else _Pump(relay)
-        connection = await self._connection(call)
+        upstream = self._upstreams.made() or await self._upstreams.get()
+        connection = upstream.idle() or await self._connect(upstream, call)
         try:
             answer = await self._exchange(connection, data, pump, call)
         except BaseException:
@@ -89,7 +90,6 @@ class RelayingClient:
             raise
         finally:
             relay.source = None
-            upstream = await self._upstreams.get()
             upstream.give_back(connection)
         if answer.status != 200:
             raise self._refusal(answer, call)
@@ -117,11 +117,10 @@ class RelayingClient:
         except (TypeError, ValueError, UnicodeEncodeError):
             return self._server.encoded(body)
 
-    async def _connection(self, call: ModelCall) -> Connection:
+    async def _connect(self, upstream: Upstream, call: ModelCall) -> Connection:
         label, limit = self._server.label, call.timeouts.connect
-        upstream = await self._upstreams.get()
         try:
-            return await upstream.take(limit)
+            return await upstream.connect(limit)
         except TimeoutError:
             late = CallTimeout(f"{label.name}: no connection in time (connect)", hint=label.models_hint)
             late.sent = False

@@ -180,19 +180,23 @@ class Upstream:
         self._idle: deque[Connection] = deque()
         self._busy: set[Connection] = set()
 
-    async def take(self, connect_limit: float) -> Connection:
-        """A connection for one request; `give_back` it. ``connect_limit`` in seconds.
-
-        Raises `EgressDenied`, TimeoutError, and OSError where no connection can be made.
-        """
+    def idle(self) -> Connection | None:
+        """An open connection for one request; `give_back` it. None where a new one is needed."""
         idle = self._idle
         while idle:
             connection = idle.pop()
             if connection.usable and time.monotonic() - connection.idle_since < self._keepalive:
-                break
+                self._busy.add(connection)
+                return connection
             connection.abort()
-        else:
-            connection = await self._connect(connect_limit)
+        return None
+
+    async def connect(self, limit: float) -> Connection:
+        """A new connection for one request, within so many seconds; `give_back` it.
+
+        Raises `EgressDenied`, TimeoutError, and OSError where no connection can be made.
+        """
+        connection = await self._connect(limit)
         self._busy.add(connection)
         return connection
 

@@ -76,7 +76,8 @@ class PlanExecutor:
             len(tiers) == 1
             and first.voting is None
             and not first.name
-            and request.budget is plan.budget is first.budget is None
+            and plan.budget is first.budget is None
+            and (request.budget is None or self._estimate(first, request) <= request.budget)
         ):
             # By far the most frequent plan; what only several tiers need would add a tenth to the core's work.
             try:

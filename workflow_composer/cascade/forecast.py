@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ UNSEEN_ANSWER = 512
 CHARACTERS_PER_TOKEN = 4.0
 _MEMORY = 20
 """So many of the last calls count."""
+_NOTHING = (0, 0, 0, 0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,27 +27,37 @@ class Expected:
 class Forecast:
     """Means over one endpoint's last answers: tokens per character of prompt, tokens per answer, GPU time per token.
 
-    Every call is noted, budgets are rare: so noting is one append, and the means are made when they are asked for.
+    Sums are kept up to date, so that neither a call that ends nor a budget that asks has to look at all of them.
     """
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[LLMRequest, Usage, int, float]] = deque(maxlen=_MEMORY)
+        self._lock = threading.Lock()
+        self._seen: deque[tuple[int, int, int, int, float]] = deque()
+        self._sums = (0, 0, 0, 0, 0.0)
 
     def learn(self, request: LLMRequest, usage: Usage, samples: int, gpu_seconds: float) -> None:
         """Take note of one call that ended well."""
-        self._seen.append((request, usage, samples, gpu_seconds))
+        prompt, answer = usage.prompt_tokens, usage.completion_tokens
+        call = (request.query_length if prompt else 0, prompt, answer, samples if answer else 0, gpu_seconds)
+        with self._lock:
+            seen = self._seen
+            seen.append(call)
+            gone = seen.popleft() if len(seen) > _MEMORY else _NOTHING
+            old = self._sums
+            self._sums = (
+                old[0] + call[0] - gone[0],
+                old[1] + call[1] - gone[1],
+                old[2] + call[2] - gone[2],
+                old[3] + call[3] - gone[3],
+                old[4] + call[4] - gone[4],
+            )
 
     def expect(self, request: LLMRequest, samples: int) -> Expected:
         """What ``samples`` answers to this request will take, in one call. ``max_tokens`` limits what is expected."""
-        seen = tuple(self._seen)
-        characters = sum(asked.query_length for asked, usage, _, _ in seen if usage.prompt_tokens)
-        prompts = sum(usage.prompt_tokens for _, usage, _, _ in seen)
-        tokens = sum(usage.completion_tokens for _, usage, _, _ in seen)
-        drawn = sum(count for _, usage, count, _ in seen if usage.completion_tokens)
+        characters, prompts, tokens, drawn, gpu = self._sums
         answer = tokens / drawn if drawn else UNSEEN_ANSWER
         if request.max_tokens is not None and (not drawn or request.max_tokens < answer):
             answer = request.max_tokens
         per_character = prompts / characters if characters else 1.0 / CHARACTERS_PER_TOKEN
         usage = Usage(round(request.query_length * per_character), round(answer * samples))
-        gpu = sum(seconds for _, _, _, seconds in seen)
-        return Expected(usage, usage.completion_tokens * gpu / tokens if tokens else 0.0)
+        return Expected(usage, usage.completion_tokens * max(gpu, 0.0) / tokens if tokens else 0.0)

@@ -13,11 +13,14 @@ from workflow_composer.cli.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import timedelta
 
     from workflow_composer.metrics.summary import Percentiles, Summary, Tally
 
 
-@click.command(epilog=examples("metrics --since 24h", "metrics --file logs/routing_metrics.jsonl --json"))
+@click.command(
+    epilog=examples("metrics --since 24h", "metrics --file logs/routing_metrics.jsonl --json", "metrics --html report.html")
+)
 @click.option("--since", metavar="TIME", help="Only this long back: 30m, 24h, 7d, 2w. Default: everything.")
 @click.option(
     "--file",
@@ -25,9 +28,12 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="The metrics file. Default: $WORKFLOW_COMPOSER_METRICS, else logs/routing_metrics.jsonl.",
 )
+@click.option(
+    "--html", "page", type=click.Path(path_type=Path, dir_okay=False), help="Write the dashboard's page about it to a file."
+)
 @common_options
 @click.pass_obj
-def metrics(state: State, since: str | None, path: Path | None) -> None:
+def metrics(state: State, since: str | None, path: Path | None, page: Path | None) -> None:
     """Summarize the metrics of past requests.
 
     Rates of fallback (a model failed, another answered), escalation (an answer was not accepted, a stronger model was
@@ -38,11 +44,30 @@ def metrics(state: State, since: str | None, path: Path | None) -> None:
     from workflow_composer.metrics.summary import parse_duration, summarize
 
     period = None if since is None else parse_duration(since)
-    found = summarize(path or metrics_file(state.environ) or DEFAULT_FILE, since=period)
+    path = path or metrics_file(state.environ) or DEFAULT_FILE
+    if page is not None:
+        _write_page(page, path, period, since)
+        return
+    found = summarize(path, since=period)
     if state.json:
         print_json(found.to_dict())
     else:
         _print(found)
+
+
+def _write_page(page: Path, path: Path, period: timedelta | None, since: str | None) -> None:
+    from workflow_composer.errors import InputError
+    from workflow_composer.metrics import page as pages
+    from workflow_composer.metrics.figures import figures, snapshot_of_file
+
+    told = "all of it" if since is None else f"the last {since}"
+    found = figures(snapshot_of_file(path, since=period))
+    text = pages.page({"live": False, "title": path.name, "period": told, "figures": found})
+    try:
+        page.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {page}: {error.strerror}", hint="name another file") from error
+    click.echo(f"{found['total']['requests']} requests are shown in {page}", err=True)
 
 
 def _print(found: Summary) -> None:

@@ -17,6 +17,19 @@ from typing import Any
 from workflow_composer.types import LLMResponse, Usage
 
 
+def always_strongest(response: LLMResponse, last: int, price: Callable[[Usage], float]) -> float:
+    """Dollars that the plan's tier number ``last`` alone would have cost for this answer, by its ``price`` of tokens.
+
+    Exact where that tier gave the answer; else an estimate: one answer to the same prompt, of as many tokens.
+    """
+    number = response.decision.tier
+    good = [attempt for attempt in response.attempts if attempt.tier == number and attempt.error is None]
+    if number == last:
+        return sum(attempt.cost for attempt in good)
+    usage = sum((attempt.usage for attempt in good), Usage())
+    return price(Usage(usage.prompt_tokens // max(1, len(good)), usage.completion_tokens // max(1, len(response.samples))))
+
+
 @dataclass(frozen=True, slots=True)
 class EscalationStats:
     """Counts of requests, and dollars; see the module. ``by_tier`` counts the tiers whose answers were returned.

@@ -21,24 +21,27 @@ OVERHEAD_BOUNDS = (0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 100.0)
 MOST_SERIES = 1000
 RECENT = 100
 """Decisions that are kept."""
-SPANS = ((10, 360), (60, 1440))
-"""Seconds of a bucket, and so many are kept: an hour finely, a day coarsely."""
+SPANS = ((10, 360), (60, 1440), (3600, 2160))
+"""Seconds of a bucket, and so many are kept: an hour finely, a day by the minute, a season by the hour."""
 OTHER = "other"
 
 LABELS = ("strategy", "router", "task", "model", "tier")
 COUNTS = ("requests", "errors", "fallbacks", "escalations", "prompt_tokens", "completion_tokens")
-SUMS = ("cost", "latency_sum", "overhead_sum")
+SUMS = ("cost", "latency_sum", "overhead_sum", "compared_cost", "strongest_cost")
 
 
 class Series:
-    """Counts of one combination of labels. Times in milliseconds, cost in dollars; buckets are not cumulative."""
+    """Counts of one combination of labels. Times in milliseconds, cost in dollars; buckets are not cumulative.
+
+    ``compared_cost`` is the part of ``cost`` for which it is known what the strongest tier alone would have cost.
+    """
 
     __slots__ = (*COUNTS, *SUMS, "latency", "overhead")
 
     def __init__(self) -> None:
         self.requests = self.errors = self.fallbacks = self.escalations = 0
         self.prompt_tokens = self.completion_tokens = 0
-        self.cost = self.latency_sum = self.overhead_sum = 0.0
+        self.cost = self.latency_sum = self.overhead_sum = self.compared_cost = self.strongest_cost = 0.0
         self.latency = [0] * (len(LATENCY_BOUNDS) + 1)
         self.overhead = [0] * (len(OVERHEAD_BOUNDS) + 1)
 
@@ -69,6 +72,9 @@ class LiveMetrics:
         series.overhead_sum += metric.overhead_ms
         series.latency[bisect_left(LATENCY_BOUNDS, latency)] += 1
         series.overhead[bisect_left(OVERHEAD_BOUNDS, metric.overhead_ms)] += 1
+        if metric.strongest_cost is not None:
+            series.compared_cost += metric.cost
+            series.strongest_cost += metric.strongest_cost
         if metric.fallback_depth:
             series.fallbacks += 1
         if metric.escalated:

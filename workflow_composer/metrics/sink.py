@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +13,9 @@ from workflow_composer.metrics.record import RoutingMetric
 
 METRICS_VARIABLE = "WORKFLOW_COMPOSER_METRICS"
 """Another file for the metrics than ``logs/routing_metrics.jsonl``; ``off`` writes none."""
+
+TOGETHER = 0.02
+"""Seconds within which a service's lines are written together."""
 
 DEFAULT_FILE = Path("logs/routing_metrics.jsonl")
 
@@ -36,10 +40,22 @@ class JsonlSink:
 
     ``on_trouble`` is told, once, why lines cannot be written (default: a warning in the log). Writing is tried again with
     every metric, so lines come back when there is room on the disk again.
+
+    ``together``: seconds for which a line may wait for others, to be written with them; for who writes thousands a second.
+    What waits is written by the next line that comes later, by `flush`, and by `close`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, on_trouble: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        on_trouble: Callable[[str], None] | None = None,
+        together: float = 0.0,
+    ) -> None:
         self.path = Path(path)
+        self._together = together
+        self._waiting: list[bytes] = []
+        self._written_at = float("-inf")
         self._on_trouble = on_trouble or _warn
         self._lock = threading.Lock()
         self._descriptor: int | None = None
@@ -50,16 +66,41 @@ class JsonlSink:
         """Append the metric's line."""
         try:
             line = metric.to_json()
+        except (TypeError, ValueError) as error:  # a field that is no text or number
+            self._report(f"{type(error).__name__}: {error}")
+            return
+        if self._together:
+            with self._lock:
+                self._waiting.append(line)
+                now = time.monotonic()
+                if now - self._written_at < self._together:
+                    return
+                line = self._gathered(now)
+        self._append(line)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if self._waiting:
+            with self._lock:
+                lines = self._gathered(time.monotonic())
+            self._append(lines)
+
+    def _gathered(self, now: float) -> bytes:
+        self._written_at = now
+        lines = b"".join(self._waiting)
+        self._waiting.clear()
+        return lines
+
+    def _append(self, lines: bytes) -> None:
+        try:
             with self._lock:  # so that no thread writes to a descriptor that another has just closed
                 if self._descriptor is None or self._broken_line:
-                    line = self._ready(line)
-                written = os.write(self._descriptor, line)  # type: ignore[arg-type]  # _ready has opened it
-            if written != len(line):
+                    lines = self._ready(lines)
+                written = os.write(self._descriptor, lines)  # type: ignore[arg-type]  # _ready has opened it
+            if written != len(lines):
                 self._report("the disk filled up in mid-line")
         except OSError as error:
             self._report(error.strerror or str(error))
-        except (TypeError, ValueError) as error:  # a field that is no text or number
-            self._report(f"{type(error).__name__}: {error}")
 
     def _ready(self, line: bytes) -> bytes:
         """Open the file where it is not; put a line end in front of the line where the file does not end with one."""
@@ -84,7 +125,8 @@ class JsonlSink:
         return os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     def close(self) -> None:
-        """Close the file; a metric that comes later opens it again."""
+        """Write what waits and close the file; a metric that comes later opens it again."""
+        self.flush()
         with self._lock:
             if self._descriptor is not None:
                 os.close(self._descriptor)
@@ -130,6 +172,9 @@ class NullSink:
     def write(self, metric: RoutingMetric) -> None:
         """Drop it."""
 
+    def flush(self) -> None:
+        """Nothing waits."""
+
     def close(self) -> None:
         """Nothing is held."""
 
@@ -142,10 +187,16 @@ def metrics_file(environ: Mapping[str, str]) -> Path | None:
     return Path(named).expanduser() if named else DEFAULT_FILE
 
 
-def default_sink(environ: Mapping[str, str]) -> MetricsSink:
+def default_sink(environ: Mapping[str, str]) -> NullSink | JsonlSink:
     """The sink that the environment asks for."""
     path = metrics_file(environ)
     return NullSink() if path is None else JsonlSink(path)
+
+
+def service_sink(environ: Mapping[str, str]) -> NullSink | JsonlSink:
+    """The same for a service: lines that come at once are written at once; it calls `flush` every now and then."""
+    path = metrics_file(environ)
+    return NullSink() if path is None else JsonlSink(path, together=TOGETHER)
 
 
 def _warn(message: str) -> None:

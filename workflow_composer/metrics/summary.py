@@ -9,7 +9,7 @@ import json
 import math
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -155,6 +155,10 @@ class Summary:
         """``count`` as a share of all requests; None where there are none."""
         return count / self.total.requests if self.total.requests else None
 
+    def damage(self) -> None:
+        """Count one more line that cannot be read."""
+        self.damaged_lines += 1
+
     def add(self, metric: Mapping[str, Any], at: datetime) -> None:
         """Count one more request."""
         self.total.add(metric)
@@ -210,15 +214,23 @@ def _by_cost(groups: Mapping[str, Tally]) -> list[tuple[str, Tally]]:
 
 def summarize(path: Path, *, since: timedelta | None = None, now: datetime | None = None) -> Summary:
     """Summarize a metrics file from ``since`` before ``now`` on (None: all of it). Raises `InputError`."""
+    summary = Summary()
+    for metric, at in metrics_since(path, since, now, damaged=summary.damage):
+        summary.add(metric, at)
+    return summary
+
+
+def metrics_since(
+    path: Path, since: timedelta | None, now: datetime | None = None, *, damaged: Callable[[], None] = lambda: None
+) -> Iterator[tuple[Mapping[str, Any], datetime]]:
+    """The metrics from ``since`` before ``now`` on, with their times; ``damaged`` is told of every other line."""
     try:
         start = None if since is None else (now or datetime.now(UTC)) - since
     except OverflowError:
         start = None
-    summary = Summary()
     for metric in read_metrics(path):
         at = None if metric is None else _time(metric["timestamp"])
         if metric is None or at is None:
-            summary.damaged_lines += 1
+            damaged()
         elif start is None or at >= start:
-            summary.add(metric, at)
-    return summary
+            yield metric, at

@@ -1,35 +1,104 @@
-"""The dashboard's routes."""
+"""The dashboard: a page, and what it shows.
+
+The page itself holds no data, so anybody may load it; the data want a key where the service does, or the operator's token.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import hmac
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from workflow_composer.calibration.audits import AuditLog
+from workflow_composer.metrics.figures import figures
 from workflow_composer.metrics.live_files import SharedMetrics
-from workflow_composer.server.exchange import Handler
-from workflow_composer.server.observing import Observing
+from workflow_composer.metrics.page import page, policy
+from workflow_composer.server.answering import Accounts, presented
+from workflow_composer.server.exchange import Exchange, Handler, Reply
+from workflow_composer.server.observing import Observing, able_models
 from workflow_composer.server.settings import ServerSettings
-from workflow_composer.server.strategies import Switchboard
+from workflow_composer.server.wire import encode
 
 if TYPE_CHECKING:
-    from workflow_composer.orchestrator import ModelOrchestrator
+    from workflow_composer.orchestrator import ModelOrchestrator, OrchestratorStatus
+
+_HEADERS = (("cache-control", "no-store"), ("x-content-type-options", "nosniff"), ("referrer-policy", "no-referrer"))
 
 
 class Dashboard:
-    """Handlers of the page and of what it shows."""
+    """Handlers of the page and of its data. ``profiles`` names the strategies that could be switched to."""
 
     def __init__(
         self,
         orchestrator: ModelOrchestrator,
+        accounts: Accounts,
         metrics: SharedMetrics,
         observing: Observing,
-        strategies: Switchboard,
         audits: AuditLog,
         settings: ServerSettings,
+        profiles: Callable[[], list[str]],
     ) -> None:
         self._orchestrator = orchestrator
+        self._accounts = accounts
+        self._metrics = metrics
+        self._observing = observing
+        self._audits = audits
+        self._settings = settings
+        self._profiles = profiles
 
     def routes(self) -> Mapping[tuple[str, str], Handler]:
         """Paths and their handlers."""
-        return {}
+        return {("GET", "/dashboard"): self.page, ("GET", "/dashboard/data"): self.data}
+
+    async def page(self, exchange: Exchange) -> Reply:
+        """The page."""
+        rules = ("content-security-policy", policy() + "; frame-ancestors 'none'")
+        return Reply(200, page().encode(), content_type="text/html; charset=utf-8", headers=(*_HEADERS, rules))
+
+    async def data(self, exchange: Exchange) -> Reply:
+        """What the page shows. Raises `HttpFailure` for who may not see it."""
+        if not self._is_operator(exchange):
+            self._accounts.enter(exchange, count=False)
+        found = await self._observing.status()
+        switchable = self._settings.admin_token is not None
+        body = {
+            "live": True,
+            "title": found.strategy,
+            "strategy": found.strategy,
+            "ready": bool(able_models(found)),
+            "draining": self._observing.draining,
+            "switchable": switchable,
+            "profiles": self._profiles() if switchable else [],
+            "servers": self._servers(found),
+            "certificates": self._certificates(),
+            "figures": figures(self._metrics.all()),
+        }
+        return Reply(200, encode(body), headers=_HEADERS)
+
+    def _is_operator(self, exchange: Exchange) -> bool:
+        token, given = self._settings.admin_token, presented(exchange)
+        return token is not None and given is not None and hmac.compare_digest(given.encode(), token.encode())
+
+    def _servers(self, found: OrchestratorStatus) -> list[dict[str, Any]]:
+        """Servers, models in this process, and cloud models, each with its circuit breaker where it has one."""
+        breakers = self._orchestrator.breakers()
+        states = {name: (status.healthy, status.detail) for name, status in found.resources.endpoints.items()}
+        states.update(dict.fromkeys(found.in_process, (True, "in this process")))
+        clouds = found.resources.cloud_apis.items()
+        states.update({name: (ready, "cloud" if ready else "cloud; its key is not set") for name, ready in clouds})
+        return [
+            {"name": name, "healthy": healthy, "detail": detail, "breaker": breakers.get(name)}
+            for name, (healthy, detail) in states.items()
+        ]
+
+    def _certificates(self) -> list[dict[str, Any]]:
+        self._audits.refresh()
+        found = []
+        for certificate in self._audits.certificates:
+            watched = self._audits.watched(certificate)
+            if watched is not None:
+                audits = watched.monitor.audits
+                error = watched.monitor.error if audits else None
+                told = {"audits": audits, "error": error, "alarmed": watched.alarmed, "reason": watched.reason}
+                found.append({"certificate": certificate[:16], **told})
+        return found

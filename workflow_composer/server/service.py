@@ -10,6 +10,7 @@ import asyncio
 import json
 import signal
 import socket
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from workflow_composer.calibration.audits import AuditLog, audits_file
 from workflow_composer.errors import ConfigError
 from workflow_composer.metrics.live import LiveMetrics
 from workflow_composer.metrics.live_files import SharedMetrics
-from workflow_composer.metrics.sink import TeeSink, default_sink
+from workflow_composer.metrics.sink import TeeSink, service_sink
 from workflow_composer.orchestrator import ModelOrchestrator
 from workflow_composer.server.admin import Admin
 from workflow_composer.server.answering import Accounts, Answering, ChargingSink
@@ -37,7 +38,7 @@ from workflow_composer.server.logs import ServiceLog
 from workflow_composer.server.observing import Observing
 from workflow_composer.server.selfcheck import prove_egress
 from workflow_composer.server.settings import ServerSettings
-from workflow_composer.server.strategies import Local, Strategies, Switchboard
+from workflow_composer.server.strategies import Local, Strategies, Switchboard, available
 from workflow_composer.server.watching import reload, watch
 from workflow_composer.server.wire import Dialect
 from workflow_composer.server.wire_chat import ChatDialect
@@ -140,8 +141,9 @@ class Worker:
         self._log = log
         live = LiveMetrics()
         accounts = _accounts(settings, log)
+        self._lines = service_sink(environ)
         self.orchestrator = ModelOrchestrator(
-            strategy, metrics=ChargingSink(accounts, TeeSink(default_sink(environ), live)), environ=environ
+            strategy, metrics=ChargingSink(accounts, TeeSink(self._lines, live)), environ=environ
         )
         self.strategies = switchboard(self.orchestrator)
         self._accounts = accounts
@@ -150,7 +152,7 @@ class Worker:
         audits = AuditLog(audits_file(environ))
         self._observing = Observing(self.orchestrator, self._metrics, admission, audits=audits)
         parts = Parts(self.orchestrator, accounts, admission, self._observing, self._metrics, audits, self.strategies)
-        app = app_of(parts, settings, audit, log)
+        app = app_of(parts, settings, environ, audit, log)
         self._server = HttpServer(app.serve, app.refuse, HttpLimits(body=settings.max_body))
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stop = asyncio.Event()
@@ -201,6 +203,9 @@ class Worker:
         while True:
             await asyncio.sleep(SAVE_EVERY)
             self._metrics.save()
+            self._lines.flush()
+            if self._accounts.ledger is not None:
+                self._accounts.ledger.write(time.time())
 
 
 def _accounts(settings: ServerSettings, log: ServiceLog) -> Accounts:
@@ -213,7 +218,7 @@ def _accounts(settings: ServerSettings, log: ServiceLog) -> Accounts:
         raise ConfigError(f"the ledger of keys cannot be used: {error}", hint="set another state directory") from None
 
 
-def app_of(parts: Parts, settings: ServerSettings, audit: Audit, log: ServiceLog) -> App:
+def app_of(parts: Parts, settings: ServerSettings, environ: Mapping[str, str], audit: Audit, log: ServiceLog) -> App:
     """The table of handlers."""
     answering = Answering(
         parts.orchestrator, parts.accounts, parts.admission, debug=settings.debug, log=log if settings.debug else None
@@ -228,7 +233,15 @@ def app_of(parts: Parts, settings: ServerSettings, audit: Audit, log: ServiceLog
     routes: dict[tuple[str, str], Handler] = {
         ("POST", path): answering.handler(dialect, relays=path in RELAYED) for path, dialect in dialects.items()
     }
-    dashboard = Dashboard(parts.orchestrator, parts.metrics, parts.observing, parts.strategies, parts.audits, settings)
+    dashboard = Dashboard(
+        parts.orchestrator,
+        parts.accounts,
+        parts.metrics,
+        parts.observing,
+        parts.audits,
+        settings,
+        lambda: available(parts.orchestrator.config, environ),
+    )
     admin = Admin(parts.strategies, audit, settings.admin_token)
     catalogue = Catalogue(parts.orchestrator, parts.accounts, parts.admission, parts.audits)
     for group in (catalogue, parts.observing, admin, dashboard):

@@ -215,12 +215,15 @@ class Strategies:
 
     def _load(self, source: str) -> StrategyConfig:
         """A profile by name, or by the path of a file beside the one that the operator began with."""
-        known = profiles(search_path(self._environ))
-        beside = {path.stem: path for path in sorted(self._folder.glob("*.y*ml"))} if self._folder != Path() else {}
-        place = known.get(source) or beside.get(Path(source).stem if source.endswith((".yaml", ".yml")) else source)
-        if place is None or (os.sep in source and Path(source).resolve() != place.resolve()):
-            names = ", ".join(sorted({*known, *beside}))
-            raise ProfileNotFound(f"no profile {source!r} may be named here", hint=f"there are: {names}")
+        found = _places(self._folder, self._environ)
+        named = Path(source)
+        if os.sep in source:  # a path, of the very file that its name stands for
+            place = found.get(named.stem)
+            place = place if place is not None and named.resolve() == place.resolve() else None
+        else:
+            place = found.get(source) or found.get(named.stem if named.suffix in {".yaml", ".yml"} else source)
+        if place is None:
+            raise ProfileNotFound(f"no profile {source!r} may be named here", hint=f"there are: {', '.join(sorted(found))}")
         return StrategyConfig.load(place, environ=self._environ)
 
     def _add(self, config: StrategyConfig, who: str, why: str) -> Version:
@@ -232,6 +235,17 @@ class Strategies:
         if len(self._versions) > MOST_VERSIONS:
             self._configs.pop(self._versions.pop(0).number, None)
         return version
+
+
+def _places(folder: Path, environ: Mapping[str, str]) -> dict[str, Path]:
+    """Profiles by name: those beside the one that the operator began with, and those of the search path before them."""
+    beside = {path.stem: path for path in sorted(folder.glob("*.y*ml"))} if folder != Path() else {}
+    return {**beside, **profiles(search_path(environ))}
+
+
+def available(config: StrategyConfig, environ: Mapping[str, str]) -> list[str]:
+    """The names of the profiles that a service may be switched to while this one is active."""
+    return sorted({config.profile_name, *_places(config.directory, environ)})
 
 
 def digest_of(config: StrategyConfig) -> str:

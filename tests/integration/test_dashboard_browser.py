@@ -1,0 +1,182 @@
+"""The dashboard in a real browser: what it shows is true, it switches, and it asks nobody but the service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.integration.browser import CHROMIUM, Page, browsing
+from tests.paths import ROOT
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+TOKEN = "the-operators-token"
+CASCADE = "mv_cascade_small_k2_t0.7_large_k1_t0.0"
+
+
+@asynccontextmanager
+async def serving(folder: Path, *options: str) -> AsyncIterator[str]:
+    """The service over the embedded models; its URL."""
+    environ = {
+        **os.environ,
+        "WORKFLOW_COMPOSER_METRICS": str(folder / "metrics.jsonl"),
+        "WORKFLOW_COMPOSER_SERVE_STATE": str(folder / "state"),
+        "WORKFLOW_COMPOSER_ADMIN_TOKEN": TOKEN,
+    }
+    command = ("-m", "workflow_composer", "-s", "development", "serve", "--port", "0", "--json", *options)
+    with (folder / "log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *command, cwd=ROOT, env=environ, stdout=asyncio.subprocess.PIPE, stderr=log
+        )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(30):
+            line = await process.stdout.readline()
+        yield json.loads(line)["url"]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+
+
+def ask(url: str, model: str, text: str, key: str = "") -> int:
+    """One chat request; its status."""
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": text}]}).encode()
+    headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
+    request = urllib.request.Request(f"{url}/v1/chat/completions", body, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            return reply.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def text_of(element: str) -> str:
+    """JavaScript for what an element shows."""
+    return f"document.getElementById('{element}').innerText"
+
+
+async def is_clean(page: Page, url: str, besides: str = "nothing") -> None:
+    """The page has had nothing to complain of, and has asked only the service."""
+    assert [complaint for complaint in page.complaints if besides not in complaint] == []
+    assert [asked for asked in page.asked if not asked.startswith((url, "data:"))] == []
+
+
+async def test_it_shows_what_was_asked_and_why(tmp_path):
+    """Counts, models, tiers, failures and reasons; a question never, nor markup in a name."""
+    async with serving(tmp_path) as url, browsing(tmp_path / "browser") as page:
+        await page.open(f"{url}/dashboard")
+        await page.until(f"{text_of('state')} === 'ready'")
+        assert "No requests yet." in await page.value(text_of("models"))
+        for number in (3, 4, 5):
+            assert await asyncio.to_thread(ask, url, "auto", f"Ann has {number} apples and buys 9. How many?") == 200
+        assert await asyncio.to_thread(ask, url, CASCADE, "Bob has 2 pens and loses 1. How many?") == 200
+        assert await asyncio.to_thread(ask, url, "<img src=x onerror=document.title='hurt'>", "x") == 404
+        await page.until(f"{text_of('tiles')}.includes('20 %')")  # one of five requests has failed
+        tiles = (await page.value(text_of("tiles"))).split("\n")
+        assert tiles[:3] == ["Requests", "5", "5 per minute"]
+        assert tiles[tiles.index("Errors") + 1 : tiles.index("Errors") + 3] == ["20 %", "1 failed"]
+        assert "of always the strongest" in await page.value(text_of("tiles"))
+        assert "large" in await page.value(text_of("models"))
+        assert "first" in await page.value(text_of("tiers"))
+        assert "RoutingError" in await page.value(text_of("errors"))
+        recent = await page.value(text_of("recent"))
+        assert "task math_statistics is routed to large" in recent
+        assert f"the caller named {CASCADE}" in recent
+        whole = await page.value("document.documentElement.outerHTML")
+        assert "apples" not in whole
+        assert await page.value("document.querySelectorAll('img').length") == 0
+        assert await page.value("document.title") == "workflow_composer"
+        fleet = await page.value(text_of("fleet"))
+        assert all(name in fleet for name in ("small", "medium", "large", "in this process", "closed"))
+        await is_clean(page, url)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+async def test_it_fits_the_screen(tmp_path, width):
+    """Nothing is wider than the page, on a desk and on a phone."""
+    async with serving(tmp_path) as url, browsing(tmp_path / "browser") as page:
+        assert await asyncio.to_thread(ask, url, CASCADE, "Bob has 2 pens and loses 1. How many?") == 200
+        await page.size(width)
+        await page.open(f"{url}/dashboard")
+        await page.until(f"{text_of('models')}.includes('share') || {text_of('models')}.includes('requests')")
+        assert await page.value("document.documentElement.scrollWidth") <= width
+        assert len(await page.screenshot()) > 20_000
+        await is_clean(page, url)
+
+
+async def test_the_operator_switches_and_goes_back(tmp_path):
+    """First what would change, then the switch, then back to the version before; a wrong token is told."""
+    async with serving(tmp_path) as url, browsing(tmp_path / "browser") as page:
+        await page.open(f"{url}/dashboard")
+        await page.until(f"{text_of('strategy')} === 'development'")
+        await page.value("document.getElementById('token').value = 'wrong'")
+        await page.value("document.getElementById('target').value = 't4_local_only'")
+        await page.value("document.getElementById('preview').click()")
+        await page.until(f"{text_of('outcome')}.includes('token is missing or wrong')")
+        await page.value(f"document.getElementById('token').value = '{TOKEN}'")
+        await page.value("document.getElementById('preview').click()")
+        await page.until(f"{text_of('outcome')}.includes('this would change')")
+        assert "allow_cloud" not in await page.value(text_of("outcome"))  # false in both
+        assert "task_routing" in await page.value(text_of("outcome"))
+        assert await page.value(text_of("strategy")) == "development"
+        await page.value("document.getElementById('confirm').click()")
+        await page.until(f"{text_of('strategy')} === 't4_local_only'")
+        await page.until("document.querySelector('#versions button') !== null")
+        await page.value("document.querySelector('#versions button').click()")
+        await page.until(f"{text_of('strategy')} === 'development'")
+        await is_clean(page, url, besides="status of 401")
+    assert '"rollback"' in (tmp_path / "state" / "audit.jsonl").read_text()
+
+
+async def test_without_a_key_it_shows_nothing_where_the_service_wants_one(tmp_path):
+    """The page asks for a key; with one it shows its data, with another none."""
+    made = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "workflow_composer", "keys", "new", "ann", "--file", str(tmp_path / "keys.json"),
+        cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    key = (await made.communicate())[0].decode().strip()
+    async with serving(tmp_path, "--keys", str(tmp_path / "keys.json")) as url, browsing(tmp_path / "browser") as page:
+        await page.open(f"{url}/dashboard")
+        await page.until(f"{text_of('state')} === 'locked'")
+        assert await page.value("document.getElementById('content').hidden")
+        for given, state in (("sk-wrong", "locked"), (key, "ready"), (TOKEN, "ready")):
+            await page.value(f"document.getElementById('key').value = '{given}'")
+            await page.value("document.getElementById('entry').requestSubmit()")
+            await page.until(f"{text_of('state')} === '{state}'")
+        await is_clean(page, url, besides="status of 401")
+
+
+async def test_it_says_when_it_is_not_up_to_date(tmp_path):
+    """The last numbers stay, under a banner."""
+    async with browsing(tmp_path / "browser") as page:
+        async with serving(tmp_path) as url:
+            await page.open(f"{url}/dashboard")
+            await page.until(f"{text_of('state')} === 'ready'")
+        await page.until(f"{text_of('state')} === 'no connection'")
+        assert "cannot be reached" in await page.value(text_of("trouble"))
+        assert "Requests" in await page.value(text_of("tiles"))
+
+
+async def test_a_file_of_metrics_becomes_the_same_page(tmp_path):
+    """`metrics --html` needs no service, and no network."""
+    async with serving(tmp_path) as url:
+        assert await asyncio.to_thread(ask, url, CASCADE, "Bob has 2 pens and loses 1. How many?") == 200
+    report = tmp_path / "report.html"
+    command = ("-m", "workflow_composer", "metrics", "--file", str(tmp_path / "metrics.jsonl"), "--html", str(report))
+    made = await asyncio.create_subprocess_exec(sys.executable, *command, cwd=ROOT, stderr=asyncio.subprocess.PIPE)
+    assert b"1 requests are shown" in (await made.communicate())[1]
+    async with browsing(tmp_path / "browser") as page:
+        await page.open(report.as_uri())
+        await page.until(f"{text_of('state')} === 'from a file'")
+        assert (await page.value(text_of("tiles"))).split("\n")[:2] == ["Requests", "1"]
+        assert f"the caller named {CASCADE}" in await page.value(text_of("recent"))
+        assert await page.value("document.getElementById('switching').hidden")
+        await is_clean(page, report.as_uri())

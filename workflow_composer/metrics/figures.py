@@ -1,0 +1,103 @@
+"""What the dashboard shows, worked out from live metrics or from a file of them; plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from workflow_composer.metrics.live import COUNTS, SUMS, LiveMetrics
+from workflow_composer.metrics.record import RoutingMetric
+from workflow_composer.metrics.summary import metrics_since
+
+_RATE_SECONDS = 60.0
+_FIELDS = tuple(name for name in RoutingMetric.__slots__ if name not in {"prompt", "decision"})
+
+
+def figures(snapshot: Mapping[str, Any]) -> dict[str, Any]:
+    """Totals, shares, percentiles and the course of time of a snapshot of `LiveMetrics`.
+
+    Percentiles come from histograms, so they are exact to their buckets only; None where nothing was counted.
+    """
+    series: Sequence[Mapping[str, Any]] = snapshot["series"]
+    latency, overhead = _added(series, "latency"), _added(series, "overhead")
+    since_a_minute = snapshot["now"] - _RATE_SECONDS
+    return {
+        "since": snapshot["since"],
+        "until": snapshot["now"],
+        "total": {name: sum(one[name] for one in series) for name in (*COUNTS, *SUMS)},
+        "rate_now": sum(bucket[1] for bucket in snapshot["history"]["10"] if bucket[0] >= since_a_minute),
+        "latency": _percentiles(snapshot["latency_bounds"], latency),
+        "overhead": _percentiles(snapshot["overhead_bounds"], overhead),
+        "models": _by(series, "model", snapshot["latency_bounds"]),
+        "tiers": sorted(_by(series, "tier", snapshot["latency_bounds"]), key=lambda one: one["tier"]),
+        "errors": snapshot["errors"],
+        "history": snapshot["history"],
+        "recent": snapshot["recent"],
+    }
+
+
+def snapshot_of_file(path: Path, *, since: timedelta | None = None, now: datetime | None = None) -> dict[str, Any]:
+    """The snapshot that a file of metrics gives, from ``since`` before ``now`` on. Raises `InputError`."""
+    moment = 0.0
+    live = LiveMetrics(clock=lambda: moment)
+    first = None
+    for metric, at in metrics_since(path, since, now):
+        moment = max(moment, at.timestamp())
+        first = moment if first is None else first
+        live.write(RoutingMetric(**{**_MISSING, **{name: metric[name] for name in _FIELDS if name in metric}}))
+    return {**live.snapshot(), "since": first or 0.0}
+
+
+_MISSING: dict[str, Any] = {
+    "request_id": "",
+    "router": "",
+    "query_length": 0,
+    "tier": 0,
+    "error": None,
+    "attempts": 1,
+}
+"""What a line may lack and still count; all else is checked where it is read."""
+
+
+def percentile(bounds: Sequence[float], counts: Sequence[int], share: float) -> float | None:
+    """A percentile of what a histogram has counted, between the bounds of its bucket; beyond the last bound that bound.
+
+    >>> percentile([10.0, 20.0], [0, 4, 0], 0.5)
+    15.0
+    """
+    total = sum(counts)
+    if not total:
+        return None
+    wanted, below = share * total, 0
+    for number, count in enumerate(counts[:-1]):
+        if count and below + count >= wanted:
+            low = bounds[number - 1] if number else 0.0
+            return low + (bounds[number] - low) * (wanted - below) / count
+        below += count
+    return bounds[-1]
+
+
+def _percentiles(bounds: Sequence[float], counts: Sequence[int]) -> dict[str, float | None]:
+    return {f"p{percent}": percentile(bounds, counts, percent / 100) for percent in (50, 95, 99)}
+
+
+def _added(series: Sequence[Mapping[str, Any]], name: str) -> list[int]:
+    return [sum(counts) for counts in zip(*(one[name] for one in series), strict=True)]
+
+
+def _by(series: Sequence[Mapping[str, Any]], label: str, bounds: Sequence[float]) -> list[dict[str, Any]]:
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    for one in series:
+        groups.setdefault(one[label], []).append(one)
+    key = "name" if label == "model" else label
+    found = [
+        {
+            key: value,
+            **{name: sum(one[name] for one in group) for name in ("requests", "errors", "cost")},
+            "p50": percentile(bounds, _added(group, "latency"), 0.5),
+        }
+        for value, group in groups.items()
+    ]
+    return sorted(found, key=lambda one: -one["requests"])

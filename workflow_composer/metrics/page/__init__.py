@@ -1,0 +1,43 @@
+"""The dashboard's page: one file of HTML with its style and script inside, which asks nobody but the service for anything.
+
+The page's Content-Security-Policy names the digests of that style and script, so nothing else runs on it, whatever a model
+or a task may be called.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from base64 import b64encode
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_FOLDER = Path(__file__).parent
+
+
+@functools.cache
+def _part(name: str) -> str:
+    return (_FOLDER / name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def policy() -> str:
+    """The page's Content-Security-Policy."""
+    style, script = (
+        f"'sha256-{b64encode(hashlib.sha256(_part(name).encode()).digest()).decode()}'" for name in ("page.css", "page.js")
+    )
+    rest = "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'"
+    return f"default-src 'none'; style-src {style}; script-src {script}; {rest}"
+
+
+def page(data: Mapping[str, Any] | None = None) -> str:
+    """The page; with its data inside where it stands alone, else it asks the service it came from."""
+    told = "" if data is None else json.dumps(data).replace("<", "\\u003c")
+    meta = "" if data is None else f'<meta http-equiv="Content-Security-Policy" content="{policy()}">'
+    parts = {"policy": meta, "style": _part("page.css"), "script": _part("page.js"), "data": told}
+    text = _part("page.html")
+    for name, part in parts.items():
+        text = text.replace("{{" + name + "}}", part, 1)
+    return text

@@ -1,0 +1,218 @@
+"use strict";
+// Everything that comes from data becomes text, never markup.
+const $ = (id) => document.getElementById(id);
+const make = (name, attributes = {}, ...children) => {
+  const node = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key === "class") node.className = value;
+    else if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else node.setAttribute(key, value);
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+};
+const fill = (id, ...children) => $(id).replaceChildren(...children.filter((child) => child !== null));
+const quiet = (text) => make("p", { class: "quiet" }, text);
+
+const count = (n) => (n >= 1e6 ? (n / 1e6).toFixed(2) + " M" : Math.round(n).toLocaleString("en"));
+const share = (part, whole) => (whole ? ((100 * part) / whole).toFixed(part && part / whole < 0.0995 ? 1 : 0) + " %" : "–");
+const dollars = (x) => (x === 0 ? "$0" : x < 1e-6 ? "<$0.000001" : x < 0.01 ? "$" + x.toPrecision(2) : "$" + x.toFixed(x < 10 ? 3 : 2));
+const millis = (x) => (x === null ? "–" : x >= 1e4 ? (x / 1e3).toFixed(0) + " s" : x >= 1e3 ? (x / 1e3).toFixed(2) + " s" : x >= 10 ? x.toFixed(0) + " ms" : x.toFixed(2) + " ms");
+const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+const day = (seconds) => new Date(seconds * 1000).toLocaleDateString([], { day: "numeric", month: "short" });
+
+const table = (columns, rows) =>
+  make("div", { class: "scroll" }, make("table", {},
+    make("thead", {}, make("tr", {}, ...columns.map(([title, kind]) => make("th", { class: kind || "" }, title)))),
+    make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map((cell, i) => make("td", { class: columns[i][1] || "" }, cell)))))));
+
+const bar = (part, whole) => {
+  const inner = make("i");
+  inner.style.width = (whole ? (100 * part) / whole : 0).toFixed(1) + "%";
+  return make("div", { class: "share" }, inner);
+};
+
+const tile = (name, value, note) => make("div", { class: "tile" }, make("span", { class: "name" }, name), make("b", {}, value), make("span", {}, note || " "));
+
+function tiles(all) {
+  const t = all.total;
+  const minutes = Math.max((all.until - all.since) / 60, 1);
+  const rate = all.live ? all.rate_now : t.requests / minutes;
+  const saved = t.strongest_cost - t.compared_cost;
+  const against = t.strongest_cost > 0
+    ? `${share(t.compared_cost, t.strongest_cost)} of always the strongest` + (saved >= 0 ? `, ${dollars(saved)} saved` : `, ${dollars(-saved)} more`)
+    : "no tiers to compare with";
+  fill("tiles",
+    tile("Requests", count(t.requests), `${rate.toFixed(rate < 10 && !Number.isInteger(rate) ? 1 : 0)} per minute`),
+    tile("Errors", share(t.errors, t.requests), `${count(t.errors)} failed`),
+    tile("Latency", millis(all.latency.p50), `p95 ${millis(all.latency.p95)}, p99 ${millis(all.latency.p99)}`),
+    tile("Overhead", millis(all.overhead.p50), `p95 ${millis(all.overhead.p95)}, p99 ${millis(all.overhead.p99)}`),
+    tile("Cost", dollars(t.cost), against),
+    tile("Escalations", share(t.escalations, t.requests), "answered by a later tier"),
+    tile("Fallbacks", share(t.fallbacks, t.requests), "another model stepped in"),
+    tile("Tokens", count(t.prompt_tokens + t.completion_tokens), `${count(t.prompt_tokens)} in, ${count(t.completion_tokens)} out`));
+}
+
+// ------------------------------------------------------------------------------------------------------------------ chart
+const SPANS = [["hour", "10", 3600], ["day", "60", 86400], ["90 days", "3600", 7776000]];
+let chosen = null;
+
+function chart(all) {
+  if (chosen === null) chosen = all.live ? 0 : SPANS.findIndex(([, , length]) => all.until - all.since <= length);
+  if (chosen < 0) chosen = 2;
+  fill("spans", ...SPANS.map(([name], i) => make("button", {
+    type: "button", "aria-pressed": String(i === chosen), onclick: () => { chosen = i; chart(all); },
+  }, name)));
+  const [, step, length] = SPANS[chosen];
+  const slots = 72, width = length / slots, end = all.until, start = end - length;
+  const good = new Array(slots).fill(0), bad = new Array(slots).fill(0);
+  for (const [at, requests, errors] of all.history[step] || []) {
+    const slot = Math.min(slots - 1, Math.floor((at - start) / width));
+    if (slot >= 0) { good[slot] += requests - errors; bad[slot] += errors; }
+  }
+  const most = Math.max(1, ...good.map((n, i) => n + bad[i]));
+  const svg = (name, attributes, text) => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    if (text !== undefined) node.textContent = text;
+    return node;
+  };
+  const W = 1000, H = 140, picture = svg("svg", { viewBox: `0 0 ${W} 170`, preserveAspectRatio: "none", role: "img" });
+  picture.append(svg("title", {}, `${count(good.concat(bad).reduce((a, b) => a + b, 0))} requests in the last ${SPANS[chosen][0]}`));
+  picture.append(svg("line", { x1: 0, x2: W, y1: H + 8, y2: H + 8 }), svg("line", { x1: 0, x2: W, y1: 8, y2: 8 }));
+  for (let i = 0; i < slots; i++) {
+    const x = (i * W) / slots + 1, w = W / slots - 2, a = (good[i] / most) * H, b = (bad[i] / most) * H;
+    if (a) picture.append(svg("rect", { class: "ok", x, width: w, y: 8 + H - a, height: a, rx: 1.5 }));
+    if (b) picture.append(svg("rect", { class: "bad", x, width: w, y: 8 + H - a - b, height: b, rx: 1.5 }));
+  }
+  const label = length > 86400 ? day : clock;
+  const scale = make("div", { class: "head quiet" }, make("small", {}, label(start)), make("small", {}, `at most ${count(most)} in ${width >= 3600 ? (width / 3600).toFixed(0) + " h" : width >= 60 ? (width / 60).toFixed(0) + " min" : width.toFixed(0) + " s"}`), make("small", {}, label(end)));
+  fill("chart", picture, scale);
+}
+
+// ----------------------------------------------------------------------------------------------------------------- tables
+function models(all) {
+  if (!all.models.length) return fill("models", quiet("No requests yet."));
+  fill("models", table([["model", "name"], ["share", "number"], ["requests", "number"], ["errors", "number"], ["p50", "number"], ["cost", "number"]],
+    all.models.map((m) => [make("div", {}, m.name || "(no answer)", bar(m.requests, all.total.requests)), share(m.requests, all.total.requests), count(m.requests), count(m.errors), millis(m.p50), dollars(m.cost)])));
+}
+
+function tiers(all) {
+  fill("tiers", all.tiers.length ? table([["tier", "name"], ["share", "number"], ["requests", "number"], ["cost", "number"]],
+    all.tiers.map((t) => [make("div", {}, t.tier === 0 ? "first" : `${t.tier + 1}.`, bar(t.requests, all.total.requests)), share(t.requests, all.total.requests), count(t.requests), dollars(t.cost)])) : quiet("No requests yet."));
+  const kinds = Object.entries(all.errors).sort((a, b) => b[1] - a[1]);
+  fill("errors", kinds.length ? table([["error", "name"], ["requests", "number"]], kinds.map(([kind, n]) => [kind, count(n)])) : quiet("None."));
+}
+
+function recent(all) {
+  if (!all.recent.length) return fill("recent", quiet("No requests yet."));
+  const open = new Set([...document.querySelectorAll("#recent details[open]")].map((node) => node.dataset.id));
+  const why = (r) => {
+    const text = r.success ? r.reason || "" : `${r.error}${r.reason ? "; " + r.reason : ""}`;
+    if (!r.decision) return text;
+    const d = make("details", { "data-id": r.request_id }, make("summary", {}, text || "the decision"), make("pre", {}, JSON.stringify({ ...r.decision, router: r.router, strategy: r.strategy, request_id: r.request_id }, null, 1)));
+    if (open.has(r.request_id)) d.setAttribute("open", "");
+    return d;
+  };
+  fill("recent", table([["time", ""], ["task", "name"], ["model", "name"], ["tier", "number"], ["latency", "number"], ["cost", "number"], ["why", "why"]],
+    all.recent.slice(-25).reverse().map((r) => [
+      new Date(r.timestamp).toLocaleTimeString(), r.task_type, make("span", { class: r.success ? "" : "ill" }, r.candidate || "–"),
+      (r.tier + 1) + (r.fallback_depth ? ` (+${r.fallback_depth})` : ""), millis(r.latency_ms), dollars(r.cost), why(r)])));
+}
+
+function fleet(found) {
+  const rows = found.servers.map((s) => [s.name, make("span", { class: s.healthy ? "good" : "ill" }, s.healthy ? "up" : "down"), s.breaker || "–", s.detail || ""]);
+  fill("fleet", rows.length ? table([["model or server", "name"], ["state", ""], ["breaker", ""], ["", "why"]], rows) : quiet("No servers in this profile."));
+}
+
+function certificates(found) {
+  if (!found.length) return fill("certificates", quiet("No certificate is in force."));
+  fill("certificates", table([["certificate", "name"], ["audited", "number"], ["wrong", "number"], ["state", "why"]],
+    found.map((c) => [c.certificate, count(c.audits), c.audits ? share(c.error * c.audits, c.audits) : "–", make("span", { class: c.alarmed ? "ill" : "good" }, c.alarmed ? `suspended: ${c.reason}` : "in force")])));
+}
+
+// ----------------------------------------------------------------------------------------------------------------- switch
+const admin = async (method, path, body) => {
+  const token = $("token").value || sessionStorage.getItem("token") || "";
+  if ($("token").value) sessionStorage.setItem("token", token);
+  const answer = await fetch(path, { method, headers: { "x-admin-token": token, "content-type": "application/json" }, body: body && JSON.stringify(body) });
+  const data = await answer.json();
+  if (!answer.ok) throw new Error(data.error.message);
+  return data;
+};
+const attempt = (work) => async (event) => {
+  if (event) event.preventDefault();
+  try { await work(); } catch (error) { fill("outcome", make("p", { class: "ill" }, error.message)); }
+};
+const lines = (change) => {
+  if (change && typeof change === "object" && "added" in change) {
+    return [...change.added.map((n) => `+ ${n}`), ...change.removed.map((n) => `− ${n}`), ...Object.entries(change.changed).map(([n, c]) => `${n}: ${JSON.stringify(c.from)} → ${JSON.stringify(c.to)}`)];
+  }
+  return [`${JSON.stringify(change.from)} → ${JSON.stringify(change.to)}`];
+};
+const preview = attempt(async () => {
+  const target = $("target").value;
+  const found = await admin("PUT", "/admin/strategy?dry_run=true", { strategy: target });
+  const changes = Object.entries(found.changes);
+  const go = make("button", { id: "confirm", onclick: attempt(async () => {
+    const version = await admin("PUT", "/admin/strategy", { strategy: target });
+    fill("outcome", make("p", { class: "good" }, `Version ${version.number} is active: ${version.strategy}.`));
+    await versions(); await refresh();
+  }) }, `Switch to ${found.to}`);
+  fill("outcome", make("p", {}, changes.length ? `From ${found.from} to ${found.to}, this would change:` : `Nothing differs between ${found.from} and ${found.to}.`),
+    changes.length ? make("div", { class: "changes" }, table([["setting", "name"], ["change", "why"]], changes.map(([name, change]) => [name, make("div", {}, ...lines(change).map((line) => make("div", {}, line)))]))) : null, go);
+});
+const versions = async () => {
+  const found = await admin("GET", "/admin/strategy/versions");
+  fill("versions", table([["version", "number"], ["strategy", "name"], ["since", ""], ["by", "why"], ["", ""]],
+    found.versions.slice(-8).reverse().map((v) => [String(v.number), v.strategy, new Date(v.at).toLocaleString(), v.who,
+      v.number === found.active ? make("span", { class: "good" }, "active") : make("button", { class: "plain", onclick: attempt(async () => {
+        await admin("POST", "/admin/strategy/rollback", { version: v.number }); await versions(); await refresh();
+      }) }, "go back")])));
+};
+
+// ------------------------------------------------------------------------------------------------------------------- life
+let last = 0;
+function show(data) {
+  last = Date.now();
+  $("entry").hidden = true; $("content").hidden = false;
+  $("strategy").textContent = data.title;
+  const [text, kind] = data.live ? (data.draining ? ["draining", "warn"] : data.ready ? ["ready", "ok"] : ["no model can answer", "bad"]) : ["from a file", ""];
+  $("state").textContent = text; $("state").className = "pill " + kind;
+  const all = data.figures;
+  all.live = data.live;
+  tiles(all); chart(all); models(all); tiers(all); recent(all);
+  $("live").hidden = $("switching").hidden = !data.live;
+  if (!data.live) { $("updated").textContent = data.period; return; }
+  fleet(data); certificates(data.certificates);
+  $("closed").hidden = data.switchable; $("switch").hidden = !data.switchable;
+  const names = data.profiles.join("\n");
+  if ($("target").dataset.names !== names) {
+    $("target").dataset.names = names;
+    $("target").replaceChildren(...data.profiles.map((name) => make("option", { value: name }, name)));
+    $("target").value = data.strategy;
+  }
+}
+async function refresh() {
+  try {
+    const key = sessionStorage.getItem("key");
+    const answer = await fetch("/dashboard/data", { headers: key ? { authorization: "Bearer " + key } : {}, cache: "no-store" });
+    if (answer.status === 401) { $("entry").hidden = false; $("content").hidden = true; $("state").textContent = "locked"; $("state").className = "pill"; return; }
+    if (!answer.ok) throw new Error(`the service answers ${answer.status}`);
+    show(await answer.json());
+    $("trouble").hidden = true;
+  } catch (error) {
+    $("trouble").hidden = false;
+    $("trouble").textContent = `Not up to date: ${error.message === "Failed to fetch" ? "the service cannot be reached" : error.message}.`;
+    $("state").textContent = "no connection"; $("state").className = "pill bad";
+  }
+}
+$("entry").addEventListener("submit", (event) => { event.preventDefault(); sessionStorage.setItem("key", $("key").value.trim()); refresh(); });
+$("switch").addEventListener("submit", async (event) => { await preview(event); await attempt(versions)(); });
+const embedded = $("data").textContent.trim();
+if (embedded) show(JSON.parse(embedded));
+else {
+  refresh();
+  setInterval(() => { if (!document.hidden) refresh(); }, 2000);
+  setInterval(() => { $("updated").textContent = last ? `${Math.round((Date.now() - last) / 1000)} s ago` : ""; }, 1000);
+}
