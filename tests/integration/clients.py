@@ -1,0 +1,88 @@
+"""The Python that has the clients which people use, and the service as a process for them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.paths import ROOT
+
+VARIABLE = "WORKFLOW_COMPOSER_CLIENTS_PYTHON"
+"""A Python that has openai, anthropic, langchain-openai, litellm, llm and schemathesis."""
+
+
+def clients_python() -> str | None:
+    """The interpreter with the clients, where one is named and there."""
+    path = os.environ.get(VARIABLE)
+    return path if path and Path(path).exists() else None
+
+
+@contextmanager
+def serving(folder: Path, strategy: str, *options: str) -> Iterator[tuple[str, str]]:
+    """The service with keys; its URL, and a key."""
+    keys = folder / "keys.json"
+    program = [sys.executable, "-m", "workflow_composer"]
+    made = subprocess.run(
+        [*program, "keys", "new", "test", "--file", keys], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    environ = {
+        **os.environ,
+        "WORKFLOW_COMPOSER_METRICS": str(folder / "metrics.jsonl"),
+        "WORKFLOW_COMPOSER_SERVE_STATE": str(folder / "state"),
+    }
+    command = [*program, "-s", strategy, "serve", "--port", "0", "--json", "--keys", str(keys), *options]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=log)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert line, (folder / "log").read_text()
+        yield json.loads(line)["url"], made.stdout.strip()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        process.stdout.close()
+    assert "Traceback" not in (folder / "log").read_text()
+
+
+def call(client: str, url: str, key: str, model: str, vectors: str) -> dict[str, Any]:
+    """What a client's calls gave."""
+    script = str(ROOT / "tests" / "integration" / "client_calls.py")
+    command = [clients_python() or "python", script, client, url, key, model, vectors]
+    plain = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=plain, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def llm_command(folder: Path, url: str, key: str, model: str, *arguments: str) -> str:
+    """What simonw's `llm` prints, given the service as one more model."""
+    listed = f"- model_id: served\n  model_name: {model}\n  api_base: {url}/v1\n  api_key_name: served\n"
+    (folder / "extra-openai-models.yaml").write_text(listed)
+    environ = {"PATH": os.environ["PATH"], "HOME": str(folder), "LLM_USER_PATH": str(folder)}
+    command = [str(Path(clients_python() or "python").parent / "llm"), "-m", "served", "--key", key, *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env=environ, stdin=subprocess.DEVNULL, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def curl(url: str, key: str, body: Mapping[str, Any], *options: str) -> tuple[dict[str, str], str]:
+    """What curl gets: headers and body."""
+    program = shutil.which("curl")
+    assert program is not None
+    headers = ("-H", f"Authorization: Bearer {key}", "-H", "Content-Type: application/json")
+    command = [program, "-sS", "-i", "-N", f"{url}/v1/chat/completions", *headers, "-d", json.dumps(body), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    head, _, rest = done.stdout.partition("\n\n" if "\r\n\r\n" not in done.stdout else "\r\n\r\n")
+    pairs = (line.partition(": ") for line in head.splitlines()[1:])
+    return {name.lower(): value for name, _, value in pairs}, rest
