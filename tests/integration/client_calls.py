@@ -1,7 +1,9 @@
 """Calls by the clients that people use; run by a Python that has them: ``CLIENT URL KEY MODEL VECTORS``. Prints JSON."""
 
 import asyncio
+import base64
 import json
+import struct
 import sys
 
 QUESTION = "Anna has 3 pens. Then she finds 4 more. How many pens does Anna have now?"
@@ -28,6 +30,12 @@ def told(client, **fields):
             "retry_after": retry,
             "text": str(error),
         }
+
+
+def packed(text):
+    """The numbers of a vector that came as base64: the client unpacks only what it has asked for by itself."""
+    data = base64.b64decode(text)
+    return struct.unpack(f"<{len(data) // 4}f", data)
 
 
 def openai_client(url, key, model, vectors):
@@ -77,7 +85,8 @@ def openai_client(url, key, model, vectors):
 
     def embed(**fields):
         found = client.embeddings.create(model=vectors, input=["what is a gene", "what is a cell"], **fields)
-        return {"lengths": [len(one.embedding) for one in found.data], "first": found.data[0].embedding[:3]}
+        read = [packed(one.embedding) if isinstance(one.embedding, str) else one.embedding for one in found.data]
+        return {"lengths": [len(one) for one in read], "first": list(read[0][:3])}
 
     async def together():
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key) as many:
