@@ -221,10 +221,21 @@ def streamed(body: bytes) -> tuple[str, list[Any]]:
 def echo(request: Request) -> Reply:
     """Answer with the last message, so that every answer shows whose it is."""
     data = request.json
-    text = data["messages"][-1]["content"]
+    if request.path.endswith("/embeddings"):
+        rows = [{"index": at, "embedding": [1.0, 0.5]} for at in range(len(data["input"]))]
+        return Reply.of({"model": "m", "data": rows, "usage": {"prompt_tokens": 1, "total_tokens": 1}})
+    older = request.path.endswith("/v1/completions")
+    text = data["prompt"] if older else written(data["messages"][-1].get("content"))
     if data.get("stream"):
         return Reply.stream(*(text[at : at + 8] for at in range(0, len(text), 8)))
-    return Reply.chat(text)
+    if older:
+        return Reply.of({"model": "m", "choices": [{"index": 0, "text": text, "finish_reason": "stop"}]})
+    return Reply.chat(*[text] * data.get("n", 1))
+
+
+def written(content: Any) -> str:
+    """A message's content as a text."""
+    return content if isinstance(content, str) else json.dumps(content)
 
 
 def echoing(**options: Any) -> StubServer:

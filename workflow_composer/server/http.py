@@ -217,6 +217,7 @@ class Connection(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         """A piece of the target."""
         self._target += url
+        self._coming = True
         if len(self._target) > self._limits.target:
             self._refuse(414, "the target is too long")
 
@@ -319,9 +320,10 @@ class Connection(asyncio.Protocol):
             if reply is not None and not self.transport.is_closing():
                 exchange.send(reply)
                 await exchange.drain()  # what a client does not read must not pile up, answer after answer
-        except BaseException:
-            self.abort()  # whatever it was, nobody is left waiting
-            raise
+        except Exception as error:  # noqa: BLE001  # a fault of the service must not leave the client waiting
+            self._loop.call_exception_handler({"message": "a request was not answered", "exception": error})
+            self.abort()
+            return
         self._task = None
         if not self.transport.is_closing():
             self._next(exchange)

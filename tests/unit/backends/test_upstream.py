@@ -18,15 +18,15 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 async def connected(sent: bytes) -> AsyncIterator[Connection]:
     """A connection to a server that sends these bytes to every request."""
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(sent)
-            await reader.read()
-        writer.close()
+    class Server(asyncio.Protocol):
+        def connection_made(self, transport):
+            self.transport = transport
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        def data_received(self, data):
+            self.transport.write(sent)
+
     loop = asyncio.get_running_loop()
+    server = await loop.create_server(Server, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     _, connection = await loop.create_connection(lambda: Connection(loop), "127.0.0.1", port)
     try:
