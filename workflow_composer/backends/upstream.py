@@ -99,7 +99,7 @@ class Connection(asyncio.Protocol):
         self._begun = True
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(f"what it sends is not HTTP ({type(error).__name__})")
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -115,6 +115,10 @@ class Connection(asyncio.Protocol):
             )
 
     # --------------------------------------------------------------------------------------------- the parser's callbacks
+
+    def on_message_begin(self) -> None:
+        """An answer behind the one that was asked for would be taken for the next one's."""
+        self.usable = self.usable and self._waiter is not None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header."""

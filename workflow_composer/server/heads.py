@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from email.utils import formatdate
 from http import HTTPStatus
 from urllib.parse import unquote_to_bytes
@@ -57,6 +57,17 @@ def _date() -> str:
         text = formatdate(now, usegmt=True)
         _second = (now, text)
     return text
+
+
+def head_without_upgrade(method: bytes, target: bytes, version: str, headers: Mapping[str, str]) -> bytes:
+    """The head of a request that offers to speak another protocol, without the offer, which a server may ignore."""
+    lines = [f"{method.decode('latin-1')} {target.decode('latin-1')} HTTP/{version}"]
+    for name, value in headers.items():
+        if name == "connection":
+            value = ", ".join(one for one in value.split(",") if one.strip().lower() != "upgrade")  # noqa: PLW2901  # less
+        if name != "upgrade":
+            lines.append(f"{name}: {value}")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 def path_and_query(target: bytes) -> tuple[str, str]:

@@ -16,8 +16,9 @@ from typing import Any
 
 import httptools
 
-from workflow_composer.server.exchange import EVENTS, JSON, Exchange, Fields, Reply
-from workflow_composer.server.heads import BadTarget, head, path_and_query
+from workflow_composer.server.exchange import JSON, Exchange, Reply
+from workflow_composer.server.heads import BadTarget, head, head_without_upgrade, path_and_query
+from workflow_composer.server.http_exchange import HttpExchange
 
 Serve = Callable[[Exchange], Awaitable[Reply | None]]
 """Answers an exchange; raises nothing but CancelledError."""
@@ -27,6 +28,13 @@ Refuse = Callable[[int, str], Reply]
 
 _WAITING = 8
 """Requests of one connection that may wait for their turn before no more is read from it."""
+_LINGER = 2.0
+"""Seconds for which what a refused client still sends is taken, and thrown away: closing at once would reset the connection,
+and the client would not see why."""
+_GRACE = 0.25
+"""Seconds at the end of the service in which a kept connection may bring one more request, that was on its way."""
+_SLOWEST = 1024
+"""Bytes a second that a client must read of what waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +81,9 @@ class HttpServer:
     async def drain(self, seconds: float) -> int:
         """Let what is under way end, for so many seconds; close the rest, and say how many that were."""
         self.draining = True
-        ends = time.monotonic() + seconds
-        while self.connections and time.monotonic() < ends:
-            for connection in list(self.connections):
+        began = time.monotonic()
+        while self.connections and (now := time.monotonic()) < began + seconds:
+            for connection in list(self.connections) if now >= began + min(_GRACE, seconds) else ():
                 connection.close_if_idle()
             await asyncio.sleep(0.01)
         left = [connection for connection in self.connections if connection.busy]
@@ -100,27 +108,37 @@ class Connection(asyncio.Protocol):
         self._client = ""
         self._begin()
         self._started = 0.0
+        self._since = time.monotonic()
+        self._unsent = 0
         self._refused: tuple[int, str] | None = None
         self._closing = False
         self.transport: Any = None
         self.writable: asyncio.Event | None = None
-        self.deadline = time.monotonic() + self._limits.head_seconds
+        self.deadline = self._since + self._limits.head_seconds
 
     def _begin(self) -> None:
         """Nothing of the next request is known yet."""
         self._target = b""
+        self._version = ""
         self._headers: dict[str, str] = {}
-        self._body: list[bytes] = []
+        self._body: bytes | bytearray = b""
         self._size = 0
-        self._head_size = 0
+        self._coming = False
+        self._unread = 0  # bytes since the message began, or since its last piece of body
         self._fields = 0
         self._fields_size = 0
         self._in_body = False
+        self._declined = False
 
     @property
     def busy(self) -> bool:
         """Whether a request is being answered or has partly come."""
-        return self._current is not None or self._head_size > 0
+        return self._current is not None or (self._coming and not self._closing)
+
+    @property
+    def ending(self) -> bool:
+        """Whether no further request is answered here."""
+        return self._closing or self._server.draining
 
     # ----------------------------------------------------------------------------------------------- asyncio's callbacks
 
@@ -135,27 +153,42 @@ class Connection(asyncio.Protocol):
         """Parse; a fault is answered after the requests before it."""
         if self._refused is not None or self._closing:
             return
-        now = time.monotonic()
-        if not self._head_size:
-            self._started = time.perf_counter()
+        if not self._coming:
+            self._coming, self._started = True, time.perf_counter()
             if self._current is None:
-                self.deadline = now + self._limits.head_seconds
-        if not self._in_body:
-            self._head_size += len(data)
+                self._since = time.monotonic()
+                self.deadline = self._since + self._limits.head_seconds
+        self._unread += len(data)
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._closing = True  # what follows would be another protocol, which nobody here speaks
+            self._feed(data)
         except httptools.HttpParserError:
             self._refuse(400, "the request is not HTTP/1.1 as it should be")
-        if not self._in_body and self._head_size > self._limits.head:
-            self._refuse(431, "the head of the request is too long")
+        if self._unread > self._limits.head:
+            self._refuse(431, "the head of the request, or what stands in place of its body, is too long")
         if self._current is None:
             self._send_refusal()
+
+    def _feed(self, data: bytes) -> None:
+        """Parse. The parser takes a request for another protocol for the end of this one; it is asked again without that."""
+        rest = memoryview(data)
+        while rest:
+            try:
+                self._parser.feed_data(rest)
+                rest = rest[:0]
+            except httptools.HttpParserUpgrade as offer:
+                if self._refused is not None:
+                    return
+                rest = rest[offer.args[0] :]
+                again = head_without_upgrade(self._parser.get_method(), self._target, self._version, self._headers)
+                self._begin()
+                self._coming = True
+                self._parser = httptools.HttpRequestParser(self)
+                self._parser.feed_data(again)
 
     def pause_writing(self) -> None:
         """The client reads more slowly than a model writes: take no more from the model."""
         self.writable = asyncio.Event()
+        self._unsent = self.transport.get_write_buffer_size()
         self.deadline = time.monotonic() + self._limits.stuck_seconds
         if self._current is not None and self._current.relay is not None and self._current.relay.source is not None:
             self._current.relay.source.pause()
@@ -184,11 +217,14 @@ class Connection(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         """A piece of the target."""
         self._target += url
+        self._coming = True
         if len(self._target) > self._limits.target:
             self._refuse(414, "the target is too long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
+        if self._in_body:
+            return  # a trailer: nobody here has asked for any, and none may change what the head has said
         self._fields += 1
         self._fields_size += len(name) + len(value)
         if self._fields > self._limits.fields or self._fields_size > self._limits.head:
@@ -205,9 +241,15 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Refuse what cannot be answered before its body is read."""
         self._in_body = True
-        headers, version = self._headers, self._parser.get_http_version()
+        headers = self._headers
+        version = self._version = self._parser.get_http_version()
+        self._declined = self._parser.should_upgrade()
         length, coding = headers.get("content-length"), headers.get("transfer-encoding")
-        if version not in {"1.0", "1.1"}:
+        if self._parser.get_method() == b"CONNECT":
+            self._refuse(501, "this is no proxy")
+        elif self._declined and self._refused is None:
+            return
+        elif version not in {"1.0", "1.1"}:
             self._refuse(505, "HTTP/1.1 is spoken here")
         elif version == "1.1" and not headers.get("host"):
             self._refuse(400, "the header host is missing")
@@ -217,41 +259,46 @@ class Connection(asyncio.Protocol):
             self._refuse(413, f"the body is longer than {self._limits.body} bytes")
         elif "expect" in headers and headers["expect"].lower() != "100-continue":
             self._refuse(417, "only 100-continue can be expected")
-        elif "expect" in headers and self._current is None and version == "1.1":
+        elif "expect" in headers and self._current is None and version == "1.1" and self._refused is None:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self.deadline = self._body_deadline()
+        self._expect_body()
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
+        self._unread = 0
         self._size += len(body)
         if self._size > self._limits.body:
             self._refuse(413, f"the body is longer than {self._limits.body} bytes")
         elif self._refused is None:
-            self._body.append(body)
-            self.deadline = self._body_deadline()
+            if not self._body:
+                self._body = body
+            else:  # one buffer: a list of pieces would take many times their size, were they of a byte each
+                if isinstance(self._body, bytes):
+                    self._body = bytearray(self._body)
+                self._body += body
+            self._expect_body()
 
     def on_message_complete(self) -> None:
         """The request is whole: answer it now, or after those before it."""
-        if self._refused is not None:
+        if self._refused is not None or self._declined:
             return
         try:
             path, query = path_and_query(self._target)
         except BadTarget as error:
             self._refuse(400, str(error))
             return
-        body = self._body
         exchange = HttpExchange(
             self._parser.get_method().decode("latin-1"),
             path,
             headers=self._headers,
-            body=body[0] if len(body) == 1 else b"".join(body),
+            body=bytes(self._body),
             query=query,
             client=self._client,
             started=self._started,
         )
         exchange.connection = self
         exchange.keep_alive = self._parser.should_keep_alive()
-        exchange.chunks = self._parser.get_http_version() == "1.1"
+        exchange.chunks = self._version == "1.1"
         self._begin()
         if self._current is None:
             self._answer(exchange)
@@ -268,13 +315,18 @@ class Connection(asyncio.Protocol):
         self._task = self._loop.create_task(self._run(exchange))
 
     async def _run(self, exchange: HttpExchange) -> None:
-        reply = await self._server.serve(exchange)
-        self._task = None
-        if self._closing and self.transport.is_closing():
+        try:
+            reply = await self._server.serve(exchange)
+            if reply is not None and not self.transport.is_closing():
+                exchange.send(reply)
+                await exchange.drain()  # what a client does not read must not pile up, answer after answer
+        except Exception as error:  # noqa: BLE001  # a fault of the service must not leave the client waiting
+            self._loop.call_exception_handler({"message": "a request was not answered", "exception": error})
+            self.abort()
             return
-        if reply is not None:
-            exchange.send(reply)
-        self._next(exchange)
+        self._task = None
+        if not self.transport.is_closing():
+            self._next(exchange)
 
     def _next(self, exchange: HttpExchange) -> None:
         """The answer is complete: close, or go on with what waits."""
@@ -282,18 +334,21 @@ class Connection(asyncio.Protocol):
         if exchange.ends or (self._closing and not self._queue):
             self._close()
             return
-        self.deadline = time.monotonic() + self._limits.idle_seconds
+        self._since = time.monotonic()
+        self.deadline = self._since + self._limits.idle_seconds
         if self._queue:
             if len(self._queue) == _WAITING:
                 self.transport.resume_reading()
             self._answer(self._queue.popleft())
-        else:
-            self._send_refusal()
+            return
+        if self._coming:
+            self._expect_body()
+        self._send_refusal()
 
     def _refuse(self, status: int, reason: str) -> None:
         if self._refused is None:
             self._refused = (status, reason)
-            self._body = []
+            self._body = b""
 
     def _send_refusal(self) -> None:
         """Answer a request that was refused, if there is one, now that those before it are answered."""
@@ -302,15 +357,14 @@ class Connection(asyncio.Protocol):
         reply = self._server.refuse(*self._refused)
         head_ = head(reply.status, reply.content_type, reply.headers, length=len(reply.body), close=True)
         self.transport.write(head_ + reply.body)
-        self._close()
+        self._closing = True
+        self.deadline = time.monotonic() + _LINGER
+        self.transport.write_eof()
 
-    def _body_deadline(self) -> float:
-        return time.monotonic() + self._limits.body_seconds if self._size == 0 else self._paced()
-
-    def _paced(self) -> float:
+    def _expect_body(self) -> None:
         """A body must come at a pace, or one client after the other could hold a connection for ever."""
-        passed = time.perf_counter() - self._started
-        return time.monotonic() - passed + self._limits.body_seconds + self._size / self._limits.pace
+        if self._current is None:  # else the deadline is that of the answer
+            self.deadline = self._since + self._limits.body_seconds + self._size / self._limits.pace
 
     def _close(self) -> None:
         """Close once everything is written."""
@@ -321,7 +375,10 @@ class Connection(asyncio.Protocol):
 
     def expire(self) -> None:
         """The time for what was expected is over."""
-        if self._current is None and self._head_size and not self._closing:
+        before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
+        if 0 < self._unsent <= before - _SLOWEST * self._limits.stuck_seconds:
+            self.deadline = time.monotonic() + self._limits.stuck_seconds  # the client reads, if slowly
+        elif self._current is None and self._coming and not self._closing:
             self._refuse(408, "the request did not come in time")
             self._send_refusal()
         else:
@@ -335,60 +392,6 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once."""
         self.transport.abort()
-
-
-class HttpExchange(Exchange):
-    """A request on a connection."""
-
-    __slots__ = ("_opened", "chunks", "connection", "ends", "keep_alive")
-
-    connection: Connection
-    keep_alive: bool
-    chunks: bool
-
-    def __init__(self, method: str, path: str, **given: Any) -> None:
-        super().__init__(method, path, **given)
-        self.ends = False
-        self._opened = False
-
-    def send(self, reply: Reply) -> None:
-        """Send a whole answer."""
-        self.ends = self._last
-        body = reply.body
-        head_ = head(reply.status, reply.content_type, reply.headers, length=len(body), close=self.ends)
-        self.connection.transport.write(head_ if self.method == "HEAD" else head_ + body)
-
-    def open_stream(self, *, content_type: str = EVENTS, headers: Fields = ()) -> None:
-        """Send the head of a stream."""
-        self._opened = True
-        self.ends = self._last or not self.chunks
-        head_ = head(200, content_type, headers, length=None, close=self.ends, chunked=self.chunks)
-        self.connection.transport.write(head_)
-
-    def write(self, data: bytes) -> None:
-        """Send a piece."""
-        if data:
-            self.connection.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self.chunks else data)
-
-    async def drain(self) -> None:
-        """Wait while the client does not keep up."""
-        if (writable := self.connection.writable) is not None:
-            await writable.wait()
-
-    def close_stream(self, trailers: Fields = ()) -> None:
-        """The end."""
-        if self.chunks:
-            told = "".join(f"{name}: {value}\r\n" for name, value in trailers)
-            self.connection.transport.write(f"0\r\n{told}\r\n".encode("ascii"))
-
-    @property
-    def opened(self) -> bool:
-        """Whether the head of a stream has been sent."""
-        return self._opened
-
-    @property
-    def _last(self) -> bool:
-        return not self.keep_alive or self.connection._server.draining or self.connection._closing
 
 
 __all__ = ["JSON", "Connection", "HttpExchange", "HttpLimits", "HttpServer"]

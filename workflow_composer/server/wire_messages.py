@@ -55,7 +55,12 @@ class MessagesDialect:
         metadata = fields.mapping("metadata") or {}
         metadata = {name: value for name, value in metadata.items() if name != "user_id"}
         fields.refuse(
-            {"thinking": "cannot be honoured here", "container": "is not known here", "mcp_servers": "is not known here"}
+            {
+                "thinking": "cannot be honoured here",
+                "container": "is not known here",
+                "mcp_servers": "is not known here",
+                "n": "is one in this form; ask /v1/chat/completions for more",
+            }
         )
         warnings = fields.leave_out({"service_tier": "is not known here"})
         choice, parallel = _tool_choice(fields.mapping("tool_choice"))

@@ -22,6 +22,7 @@ _REFUSED = {
     "prompt": "cannot be honoured: no prompt templates are stored",
     "context_management": "cannot be honoured here",
     "max_tool_calls": "cannot be honoured: the service runs no tools itself",
+    "n": "is one in this form; ask /v1/chat/completions for more",
 }
 _UNHEARD = {
     "store": "is not done here",

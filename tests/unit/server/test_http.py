@@ -305,3 +305,95 @@ async def test_a_target_with_scheme_and_host_is_its_path():
     async with serving() as (_, port):
         answer = await talk(port, b"GET http://h/a/b?c HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
     assert answer.endswith(b"GET /a/b c 0")
+
+
+async def test_a_request_that_waits_for_its_turn_does_not_shorten_the_one_before_it():
+    """The first answer takes longer than a body may; a second request, whole or half, is no reason to cut it off."""
+
+    async def slow_first(exchange: Exchange) -> Reply:
+        await asyncio.sleep(2.0 if exchange.path == "/slow" else 0)
+        return await echo(exchange)
+
+    slow = b"GET /slow HTTP/1.1\r\nHost: h\r\n\r\n"
+    half = b"POST /half HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nab"
+    async with serving(slow_first) as (_, port):
+        whole, broken = await asyncio.gather(talk(port, slow + GET), talk(port, slow + half))
+    assert re.findall(rb"HTTP/1.1 (\d+) ", whole) == [b"200", b"200"]
+    assert re.findall(rb"HTTP/1.1 (\d+) ", broken) == [b"200", b"408"]
+
+
+async def test_answers_that_nobody_reads_are_not_made_ahead():
+    made = 0
+
+    async def big(exchange: Exchange) -> Reply:
+        nonlocal made
+        made += 1
+        return Reply(200, b"x" * 1_000_000)
+
+    async with serving(big) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+        writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n" * 500 + GET)
+        await asyncio.sleep(0.5)
+        assert made < 50  # what the sockets' buffers take
+        async with asyncio.timeout(20):
+            while await reader.read(1 << 20):
+                pass
+        assert made == 501
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_client_that_reads_slowly_gets_all_and_one_that_reads_nothing_is_cut_off():
+    limits = HttpLimits(stuck_seconds=1.0)
+
+    async def big(exchange: Exchange) -> Reply:
+        return Reply(200, b"x" * 20_000_000)
+
+    async with serving(big, limits) as (_, port):
+
+        async def read(first: float, pause: float) -> int:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+            writer.write(GET)
+            await asyncio.sleep(first)
+            size = 0
+            with contextlib.suppress(ConnectionError):
+                while piece := await reader.read(1 << 18):
+                    size += len(piece)
+                    await asyncio.sleep(pause)
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+            return size
+
+        async with asyncio.timeout(30):
+            slow, stuck = await asyncio.gather(read(0.0, 0.03), read(3.0, 0.0))
+    assert slow > 20_000_000
+    assert stuck < 20_000_000
+
+
+async def test_a_handler_that_breaks_its_word_and_raises_leaves_nobody_waiting():
+    async def broken(exchange: Exchange) -> Reply:
+        raise ValueError("unforeseen")
+
+    told: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(repr(context.get("exception"))))
+    async with serving(broken) as (_, port):
+        with contextlib.suppress(ConnectionError):
+            assert await talk(port, GET) == b""
+    assert told == ["ValueError('unforeseen')"]
+
+
+async def test_draining_lets_a_kept_connection_bring_what_was_on_its_way():
+    async with serving() as (server, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /1 HTTP/1.1\r\nHost: h\r\n\r\n")
+        await reader.readuntil(b"GET /1  0")
+        draining = asyncio.create_task(server.drain(5.0))
+        await asyncio.sleep(0.05)
+        writer.write(b"GET /2 HTTP/1.1\r\nHost: h\r\n\r\n")
+        answer = await reader.read()
+        assert b"connection: close" in answer
+        assert answer.endswith(b"GET /2  0")
+        assert await draining == 0
+        writer.close()
+        await writer.wait_closed()
