@@ -335,7 +335,7 @@ async def test_a_client_that_reads_slowly_slows_the_server_down(server, local):
 
     relay.write = write
     await local.complete(call)
-    assert seen[1] <= 2  # what had been read already when it was paused
+    assert seen[1] < 300  # what had been read already when it was paused: at most 256 KiB of three million bytes
     assert client.events[-1] == "[DONE]"
 
 
