@@ -14,6 +14,7 @@ from typing import Any
 from workflow_composer.backends.egress import EgressPolicy, http_client
 from workflow_composer.backends.resolving import admitted_addresses
 from workflow_composer.errors import ConfigError, EgressDenied
+from workflow_composer.server.tracing import check_collector
 from workflow_composer.snapshot import Snapshot
 
 PUBLIC = (
@@ -33,8 +34,12 @@ class EgressProofFailed(ConfigError):
     exit_code = 4
 
 
-async def prove_egress(snapshot: Snapshot) -> tuple[str, ...]:
-    """What was tried and refused; empty where the profile allows the cloud. Raises `EgressProofFailed`."""
+async def prove_egress(snapshot: Snapshot, *, collector: str | None = None) -> tuple[str, ...]:
+    """What was tried and refused; empty where the profile allows the cloud. Raises `EgressProofFailed`.
+
+    ``collector``: where traces go. Raises `ConfigError` where the profile forbids to send anything there.
+    """
+    check_collector(collector, snapshot.egress)
     if snapshot.config.allow_cloud:
         return ()
     policy, tried, through = snapshot.egress, list[str](), list[str]()

@@ -39,6 +39,7 @@ from workflow_composer.server.observing import Observing
 from workflow_composer.server.selfcheck import prove_egress
 from workflow_composer.server.settings import ServerSettings
 from workflow_composer.server.strategies import Local, Strategies, Switchboard, available
+from workflow_composer.server.tracing import Tracing, collector
 from workflow_composer.server.watching import reload, watch
 from workflow_composer.server.wire import Dialect
 from workflow_composer.server.wire_chat import ChatDialect
@@ -95,7 +96,7 @@ async def alone(settings: ServerSettings, listening: socket.socket, environ: Map
     audit = Audit(settings.state_directory / "audit.jsonl", report=log.warning)
 
     def switchboard(orchestrator: ModelOrchestrator) -> Switchboard:
-        local = Local(orchestrator)
+        local = Local(orchestrator, collector=collector(environ))
         return Strategies(orchestrator.config, lambda: (local,), audit, environ=environ)
 
     worker = Worker(settings, environ, log, audit, settings.strategy, switchboard)
@@ -142,9 +143,10 @@ class Worker:
         live = LiveMetrics()
         accounts = _accounts(settings, log)
         self._lines = service_sink(environ)
-        self.orchestrator = ModelOrchestrator(
-            strategy, metrics=ChargingSink(accounts, TeeSink(self._lines, live)), environ=environ
-        )
+        self._collector = collector(environ)
+        self._tracing = None if self._collector is None else Tracing(environ)
+        sinks = (self._lines, live) if self._tracing is None else (self._lines, live, self._tracing)
+        self.orchestrator = ModelOrchestrator(strategy, metrics=ChargingSink(accounts, TeeSink(*sinks)), environ=environ)
         self.strategies = switchboard(self.orchestrator)
         self._accounts = accounts
         admission = Admission(settings.concurrency, settings.queue, settings.queue_seconds)
@@ -152,7 +154,7 @@ class Worker:
         audits = AuditLog(audits_file(environ))
         self._observing = Observing(self.orchestrator, self._metrics, admission, audits=audits)
         parts = Parts(self.orchestrator, accounts, admission, self._observing, self._metrics, audits, self.strategies)
-        app = app_of(parts, settings, environ, audit, log)
+        app = app_of(parts, settings, environ, audit, log, self._tracing)
         self._server = HttpServer(app.serve, app.refuse, HttpLimits(body=settings.max_body))
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stop = asyncio.Event()
@@ -160,7 +162,7 @@ class Worker:
     async def __aenter__(self) -> Worker:
         snapshot = self.orchestrator.prepare_strategy(self.orchestrator.config)
         try:
-            await prove_egress(snapshot)
+            await prove_egress(snapshot, collector=self._collector)
         finally:
             await snapshot.retire()
         loop = asyncio.get_running_loop()
@@ -218,7 +220,14 @@ def _accounts(settings: ServerSettings, log: ServiceLog) -> Accounts:
         raise ConfigError(f"the ledger of keys cannot be used: {error}", hint="set another state directory") from None
 
 
-def app_of(parts: Parts, settings: ServerSettings, environ: Mapping[str, str], audit: Audit, log: ServiceLog) -> App:
+def app_of(
+    parts: Parts,
+    settings: ServerSettings,
+    environ: Mapping[str, str],
+    audit: Audit,
+    log: ServiceLog,
+    tracing: Tracing | None,
+) -> App:
     """The table of handlers."""
     answering = Answering(
         parts.orchestrator, parts.accounts, parts.admission, debug=settings.debug, log=log if settings.debug else None
@@ -247,4 +256,4 @@ def app_of(parts: Parts, settings: ServerSettings, environ: Mapping[str, str], a
     for group in (catalogue, parts.observing, admin, dashboard):
         routes.update(group.routes())
     routes["GET", "/openapi.json"] = describing
-    return App(routes, dialects, chat, log.warning, access=log.event if settings.access_log else None)
+    return App(routes, dialects, chat, log.warning, access=log.event if settings.access_log else None, tracing=tracing)

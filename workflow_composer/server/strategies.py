@@ -61,8 +61,9 @@ class Participant(Protocol):
 class Local:
     """The orchestrator of this process as a participant."""
 
-    def __init__(self, orchestrator: ModelOrchestrator) -> None:
+    def __init__(self, orchestrator: ModelOrchestrator, *, collector: str | None = None) -> None:
         self._orchestrator = orchestrator
+        self._collector = collector
         self._prepared: Snapshot | None = None
 
     async def prepare(self, config: StrategyConfig) -> None:
@@ -70,7 +71,7 @@ class Local:
         await self.discard()
         prepared = self._orchestrator.prepare_strategy(config)
         try:
-            await prove_egress(prepared)
+            await prove_egress(prepared, collector=self._collector)
         except BaseException:
             await prepared.retire()
             raise

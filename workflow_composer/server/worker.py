@@ -17,6 +17,7 @@ from workflow_composer.server.logs import ServiceLog
 from workflow_composer.server.service import Worker, run
 from workflow_composer.server.settings import ServerSettings
 from workflow_composer.server.strategies import Local, Version, digest_of
+from workflow_composer.server.tracing import collector
 from workflow_composer.strategy import StrategyConfig
 
 _SWITCH_SECONDS = 30.0
@@ -84,7 +85,7 @@ async def work(number: int, listening: socket.socket, control: socket.socket) ->
     config = _unpacked(told["config"])
     worker = Worker(settings, os.environ, log, audit, config, switchboard, number=number)
     async with worker:
-        local = Local(worker.orchestrator)
+        local = Local(worker.orchestrator, collector=collector(os.environ))
 
         async def orphaned() -> None:
             await channel.closed.wait()
