@@ -50,22 +50,23 @@ class Account:
 class _Charges:
     """What a key's requests have cost since it was last written down."""
 
-    __slots__ = ("cost", "key", "requests", "tokens")
+    __slots__ = ("at", "cost", "key", "requests", "tokens")
 
     def __init__(self, key: Key) -> None:
         self.key = key
+        self.at = 0.0
         self.cost = 0.0
         self.requests = 0
         self.tokens = 0
 
-    def add_to(self, account: Account, now: float) -> None:
-        _turn_over(account, self.key, now)
+    def add_to(self, account: Account) -> None:
+        _turn_over(account, self.key, self.at)
         account.spent += self.cost
         account.spent_in_all += self.cost
         account.requests += self.requests
         account.tokens += self.tokens
         if self.key.tokens_per_minute:
-            account.next_token = max(account.next_token, now) + self.tokens * 60.0 / self.key.tokens_per_minute
+            account.next_token = max(account.next_token, self.at) + self.tokens * 60.0 / self.key.tokens_per_minute
 
 
 class Ledger:
@@ -121,6 +122,7 @@ class Ledger:
         charges = self._unwritten.get(key.id)
         if charges is None:
             charges = self._unwritten[key.id] = _Charges(key)
+        charges.at = now
         charges.cost += cost
         charges.tokens += tokens
         charges.requests += 1
@@ -136,7 +138,7 @@ class Ledger:
             self._lock(place)
             try:
                 account = self._read(place)
-                charges.add_to(account, now)
+                charges.add_to(account)
                 self._write(place, identity, account)
             finally:
                 self._unlock(place)
@@ -145,10 +147,9 @@ class Ledger:
         """What a key has used, in the period that ``now`` is in."""
         account = self._read(self._place(key.id))
         charges = self._unwritten.get(key.id)
-        if charges is None:
-            _turn_over(account, key, now)
-        else:
-            charges.add_to(account, now)
+        if charges is not None:
+            charges.add_to(account)
+        _turn_over(account, key, now)
         return account
 
     def left(self, key: Key, now: float) -> float | None:

@@ -30,6 +30,7 @@ _REFUSED = {
     "thinking": "cannot be honoured here",
     "container": "is not known here",
     "mcp_servers": "is not known here",
+    "n": "is one in this form; ask /v1/chat/completions for more",
 }
 _REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 
@@ -54,14 +55,7 @@ class MessagesDialect:
         stream = bool(fields.flag("stream"))
         metadata = fields.mapping("metadata") or {}
         metadata = {name: value for name, value in metadata.items() if name != "user_id"}
-        fields.refuse(
-            {
-                "thinking": "cannot be honoured here",
-                "container": "is not known here",
-                "mcp_servers": "is not known here",
-                "n": "is one in this form; ask /v1/chat/completions for more",
-            }
-        )
+        fields.refuse(_REFUSED)
         warnings = fields.leave_out({"service_tier": "is not known here"})
         choice, parallel = _tool_choice(fields.mapping("tool_choice"))
         tools = fields.items("tools")

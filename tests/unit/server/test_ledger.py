@@ -1,0 +1,148 @@
+"""What keys have used: budgets and rates, over workers and restarts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from calendar import timegm
+
+import pytest
+
+from workflow_composer.server.failures import HttpFailure
+from workflow_composer.server.keys import Key
+from workflow_composer.server.ledger import TOGETHER, Ledger
+
+NOW = float(timegm((2026, 5, 31, 23, 0, 0)))
+DAY = 86_400.0
+
+
+def key_of(name="ann", **limits):
+    """A key's record."""
+    return Key.new(name, now=NOW, **limits)[0]
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    made = Ledger(tmp_path / "ledger.bin")
+    yield made
+    made.close()
+
+
+def refusal(ledger, key, now):
+    """Why a request is refused; None where it is let in."""
+    try:
+        ledger.admit(key, now)
+    except HttpFailure as failure:
+        return failure
+    return None
+
+
+@pytest.mark.parametrize(("period", "reset"), [("day", NOW + 3600), ("month", NOW + 3600), ("total", None)])
+def test_a_spent_budget_ends_with_its_period(ledger, period, reset):
+    key = key_of(budget=1.0, period=period)
+    assert refusal(ledger, key, NOW) is None
+    ledger.charge(key, cost=0.6, tokens=10, now=NOW)
+    assert ledger.left(key, NOW) == pytest.approx(0.4)
+    ledger.charge(key, cost=0.6, tokens=10, now=NOW)  # it was under way
+    failure = refusal(ledger, key, NOW)
+    assert failure is not None
+    assert (failure.status, failure.code) == (429, "insufficient_quota")
+    assert ledger.left(key, NOW) == 0.0
+    if reset is None:
+        assert refusal(ledger, key, NOW + 400 * DAY) is not None
+    else:
+        assert failure.retry_after == reset - NOW
+        assert refusal(ledger, key, reset) is None
+        assert ledger.left(key, reset) == 1.0
+    assert ledger.account(key, NOW).spent_in_all == pytest.approx(1.2)
+
+
+def test_requests_per_minute_may_come_at_once_and_then_one_by_one(ledger):
+    key = key_of(requests_per_minute=6)
+    assert [refusal(ledger, key, NOW) for _ in range(6)] == [None] * 6
+    failure = refusal(ledger, key, NOW)
+    assert failure is not None
+    assert failure.code == "rate_limit_exceeded"
+    assert failure.retry_after == pytest.approx(10.0)
+    assert refusal(ledger, key, NOW + 9.9) is not None
+    assert refusal(ledger, key, NOW + 10.0) is None
+    assert refusal(ledger, key, NOW + 10.0) is not None
+
+
+def test_tokens_per_minute_count_when_the_answer_is_there(ledger):
+    key = key_of(tokens_per_minute=600)
+    assert refusal(ledger, key, NOW) is None
+    ledger.charge(key, cost=0.0, tokens=1200, now=NOW)
+    failure = refusal(ledger, key, NOW)
+    assert failure is not None
+    assert failure.retry_after == pytest.approx(60.0)
+    assert refusal(ledger, key, NOW + 61.0) is None
+
+
+def test_charges_that_come_together_are_all_counted_and_soon_seen_by_others(tmp_path, ledger):
+    """This process knows of them at once, another one when they are written: with the first charge after a moment."""
+    key, other = key_of(budget=100.0), Ledger(tmp_path / "ledger.bin")
+    for number in range(100):
+        ledger.charge(key, cost=0.01, tokens=1, now=NOW + number * TOGETHER / 1000)
+    assert ledger.account(key, NOW).requests == 100
+    assert other.account(key, NOW).requests < 100
+    ledger.charge(key, cost=0.01, tokens=1, now=NOW + 2 * TOGETHER)
+    assert other.account(key, NOW).requests == 101
+    ledger.charge(key, cost=0.01, tokens=1, now=NOW + 2 * TOGETHER)
+    ledger.write(NOW + 1.0)
+    assert other.account(key, NOW).spent == pytest.approx(1.02)
+    other.close()
+
+
+def test_it_is_all_there_after_a_restart(tmp_path):
+    key, path = key_of(budget=5.0), tmp_path / "l.bin"
+    first = Ledger(path)
+    first.charge(key, cost=1.0, tokens=7, now=NOW)
+    first.charge(key, cost=1.0, tokens=7, now=NOW)
+    first.close()
+    again = Ledger(path)
+    found = again.account(key, NOW)
+    assert (found.spent, found.tokens, found.requests) == (2.0, 14, 2)
+    again.close()
+
+
+CHARGES = """
+import sys, time
+from pathlib import Path
+from workflow_composer.server.keys import Key
+from workflow_composer.server.ledger import Ledger
+ledger = Ledger(Path(sys.argv[1]))
+keys = [Key(f"{n:012d}", "k", "s", "d", 0.0, budget=1e9, period="total", requests_per_minute=10**7) for n in range(100)]
+for _ in range(20):
+    for key in keys:
+        ledger.admit(key, time.time())
+        ledger.charge(key, cost=0.5, tokens=2)
+ledger.close()
+"""
+
+
+def test_several_processes_that_charge_at_once_lose_nothing(tmp_path):
+    """A hundred keys: the file grows meanwhile."""
+    path = tmp_path / "l.bin"
+    running = [subprocess.Popen([sys.executable, "-c", CHARGES, str(path)]) for _ in range(4)]
+    assert [process.wait(60) for process in running] == [0] * 4
+    ledger = Ledger(path)
+    for number in range(100):
+        key = Key(f"{number:012d}", "k", "s", "d", 0.0, budget=1e9, period="total")
+        found = ledger.account(key, NOW)
+        assert (found.requests, found.tokens, found.spent) == (80, 160, 40.0)
+    ledger.close()
+
+
+def test_what_is_no_ledger_is_refused(tmp_path):
+    (tmp_path / "l").write_bytes(b"something else that is longer than the mark of a ledger" * 4)
+    with pytest.raises(ValueError, match="no ledger"):
+        Ledger(tmp_path / "l")
+
+
+def test_a_key_without_limits_is_let_in_and_still_counted(ledger):
+    key = key_of()
+    assert refusal(ledger, key, NOW) is None
+    ledger.charge(key, cost=0.1, tokens=3, now=NOW)
+    assert ledger.left(key, NOW) is None
+    assert ledger.account(key, NOW).spent_in_all == pytest.approx(0.1)
