@@ -20,7 +20,7 @@ def listen(host: str, port: int, shares: int = 1) -> list[socket.socket]:
     """Listening sockets for so many workers. Raises `ConfigError` where the address cannot be had."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"there is no address {host!r} to listen on: {error}") from None

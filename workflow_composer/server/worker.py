@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.orchestrator import ModelOrchestrator
 from workflow_composer.server.audit import Audit
 from workflow_composer.server.control import Channel
@@ -109,7 +110,11 @@ def main(arguments: Sequence[str]) -> None:
     with socket.socket(fileno=listening) as sock, socket.socket(fileno=control) as channel:
         sock.setblocking(False)
         channel.setblocking(False)
-        run(work(number, sock, channel))
+        try:
+            run(work(number, sock, channel))
+        except WorkflowComposerError as error:  # the supervisor's log is the place to look
+            ServiceLog(worker=number).warning("a worker cannot serve", error=str(error))
+            sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -26,10 +26,13 @@ from workflow_composer.metrics.live_files import forget
 from workflow_composer.orchestrator import ModelOrchestrator
 from workflow_composer.server.audit import Audit
 from workflow_composer.server.control import Channel
+from workflow_composer.server.keys import read_keys
 from workflow_composer.server.listening import close
 from workflow_composer.server.logs import ServiceLog
+from workflow_composer.server.selfcheck import prove_egress
 from workflow_composer.server.settings import ServerSettings
 from workflow_composer.server.strategies import Strategies, plain
+from workflow_composer.server.tracing import collector
 from workflow_composer.server.watching import reload, watch
 from workflow_composer.strategy import StrategyConfig
 
@@ -87,8 +90,7 @@ class Supervisor:
         settings = self._settings
         settings.state_directory.mkdir(parents=True, exist_ok=True)
         forget(settings.state_directory)
-        async with ModelOrchestrator(settings.strategy, environ=self._environ) as chosen:  # finds and checks the profile
-            config = chosen.config
+        config = await self._checked()
         self._strategies = Strategies(config, self._ready, self._audit, environ=self._environ)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -107,6 +109,18 @@ class Supervisor:
             await self._end(tasks)
         if self._fault is not None:
             raise self._fault
+
+    async def _checked(self) -> StrategyConfig:
+        """The profile. What would keep every worker from serving is told here, once. Raises `ConfigError`."""
+        if self._settings.keys_file is not None:
+            read_keys(self._settings.keys_file)
+        async with ModelOrchestrator(self._settings.strategy, environ=self._environ) as chosen:
+            snapshot = chosen.prepare_strategy(chosen.config)
+            try:
+                await prove_egress(snapshot, collector=collector(self._environ))
+            finally:
+                await snapshot.retire()
+            return chosen.config
 
     def _ready(self) -> list[WorkerProcess]:
         return [worker for worker in self._workers.values() if worker.ready.is_set() and not worker.channel.closed.is_set()]

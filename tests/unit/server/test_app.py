@@ -1,0 +1,275 @@
+"""The handlers together, without a network: answers, keys, budgets, admission, health, models, feedback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from workflow_composer import ModelOrchestrator
+from workflow_composer.calibration.audits import AuditLog
+from workflow_composer.metrics.live import LiveMetrics
+from workflow_composer.metrics.live_files import SharedMetrics
+from workflow_composer.metrics.sink import MemorySink, TeeSink
+from workflow_composer.server.answering import Accounts, ChargingSink
+from workflow_composer.server.audit import Audit
+from workflow_composer.server.keys import Key, KeyRing, change_keys
+from workflow_composer.server.ledger import Ledger
+from workflow_composer.server.limits import Admission
+from workflow_composer.server.logs import ServiceLog
+from workflow_composer.server.observing import Observing
+from workflow_composer.server.service import Parts, app_of
+from workflow_composer.server.settings import ServerSettings
+from workflow_composer.server.strategies import Local, Strategies
+from workflow_composer.strategy import StrategyConfig
+
+CHAT = {"model": "auto", "messages": [{"role": "user", "content": "What is two and two?"}]}
+
+
+class Parted:
+    """An app over one model that repeats the question, and what it is made of."""
+
+    def __init__(self, folder, *, keys=False, concurrency=8, queue=8, **settings):
+        model = {"backend": "fake", "input_price": 1e6, "output_price": 1e6}  # a dollar a token
+        config = StrategyConfig(profile_name="p", allow_cloud=False, models={"m": model}, task_routing={"*": "m", "t": "m"})
+        self.settings = ServerSettings(state_directory=folder, admin_token="secret", **settings)
+        self.accounts = Accounts()
+        if keys:
+            self.path = folder / "keys.json"
+            change_keys(self.path, lambda known: None)
+            self.accounts = Accounts(KeyRing(self.path, clock=self.clock), Ledger(folder / "ledger.bin"))
+        self.sink, live = MemorySink(), LiveMetrics()
+        sink = ChargingSink(self.accounts, TeeSink(self.sink, live))
+        self.orchestrator = ModelOrchestrator(config, metrics=sink, environ={})
+        self.admission = Admission(concurrency, queue, 5.0)
+        shared, audits = SharedMetrics(live), AuditLog(folder / "audits.jsonl")
+        self.observing = Observing(self.orchestrator, shared, self.admission, audits=audits)
+        audit = Audit(folder / "audit.jsonl")
+        local = Local(self.orchestrator)
+        strategies = Strategies(config, lambda: (local,), audit, environ={})
+        parts = Parts(self.orchestrator, self.accounts, self.admission, self.observing, shared, audits, strategies)
+        self.app = app_of(parts, self.settings, {}, audit, ServiceLog(), None)
+
+    now = 1_000_000.0
+
+    def clock(self):
+        self.now += 2.0
+        return self.now
+
+    def key(self, name="ann", **limits):
+        """A new key, known to the service."""
+        key, secret = Key.new(name, **limits)
+        change_keys(self.path, lambda known: known.update({key.id: key}))
+        return secret
+
+    async def close(self):
+        await self.orchestrator.aclose()
+        if self.accounts.ledger is not None:
+            self.accounts.ledger.close()
+
+
+@pytest.fixture
+async def parted(tmp_path):
+    """Makes apps."""
+    made = []
+
+    def make(**settings):
+        made.append(Parted(tmp_path, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        await one.close()
+
+
+@pytest.fixture
+def ask(given):
+    """Asks an app; status, body and headers, and the exchange where it was a stream."""
+
+    async def asked(parted, method="POST", path="/v1/chat/completions", body=CHAT, key=None, query="", **headers):
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        if key is not None:
+            headers["authorization"] = f"Bearer {key}"
+        exchange = given(method, path, b"" if method == "GET" else body, headers, query)
+        reply = await parted.app.serve(exchange)
+        if reply is None:
+            return 200, b"".join(exchange.written), {}
+        return reply.status, json.loads(reply.body) if reply.body[:1] in {b"{", b"["} else reply.body, dict(reply.headers)
+
+    return asked
+
+
+async def test_a_chat_is_answered_and_says_how(parted, ask):
+    status, body, headers = await ask(parted())
+    assert (status, body["object"]) == (200, "chat.completion")
+    assert body["choices"][0]["message"]["content"] == "What is two and two?"
+    assert headers["x-workflow-composer-model"] == "m"
+    assert headers["x-workflow-composer-strategy"] == "p"
+    assert float(headers["x-workflow-composer-cost"]) == body["usage"]["total_tokens"]
+    assert "x-workflow-composer-reason" not in headers
+    _, _, headers = await ask(parted(debug=True))
+    assert headers["x-workflow-composer-reason"]
+
+
+async def test_a_predicted_task_can_be_read_and_a_named_one_is_kept(parted, ask):
+    one = parted()
+    _, _, headers = await ask(one)
+    assert "x-workflow-composer-task" in headers
+    _, _, headers = await ask(one, body={**CHAT, "model": "task:t"})
+    assert headers["x-workflow-composer-task"] == "t"
+    assert one.sink.metrics[-1].task_type == "t"
+
+
+async def test_a_stream_ends_with_its_mark_and_with_its_usage_where_asked(parted, ask):
+    status, body, _ = await ask(parted(), body={**CHAT, "stream": True, "stream_options": {"include_usage": True}})
+    assert status == 200
+    assert body.endswith(b"data: [DONE]\n\n")
+    assert b'"usage":{"prompt_tokens"' in body
+
+
+async def test_without_a_key_nobody_is_let_in_and_nothing_is_asked(parted, ask):
+    one = parted(keys=True)
+    for path, method in (("/v1/chat/completions", "POST"), ("/v1/models", "GET"), ("/v1/embeddings", "POST")):
+        status, body, headers = await ask(one, method, path)
+        assert (status, body["error"]["code"], headers["www-authenticate"]) == (401, "invalid_api_key", "Bearer")
+    assert one.sink.metrics == []
+    assert (await ask(one, "GET", "/health"))[0] == 200  # who only watches needs none
+
+
+async def test_a_key_s_budget_stops_it_and_what_it_spent_is_what_the_metrics_say(parted, ask):
+    one = parted(keys=True)
+    key = one.key(budget=25.0, period="total")
+    seen = [await ask(one, key=key, body={**CHAT, "max_tokens": 6}) for _ in range(6)]
+    statuses = [status for status, _, _ in seen]
+    assert statuses[0] == 200
+    assert statuses[-1] in {402, 429}
+    assert statuses == sorted(statuses)
+    spent = sum(metric.cost for metric in one.sink.metrics)
+    record = next(iter(one.accounts.keys._keys.values()))
+    assert one.accounts.ledger.account(record, 0.0).spent == pytest.approx(spent)
+    assert spent <= 25.0
+
+
+async def test_a_key_is_held_to_its_models_and_strategies(parted, ask):
+    one = parted(keys=True)
+    key = one.key(models=("auto",), strategies=("p",))
+    assert (await ask(one, key=key))[0] == 200
+    status, body, _ = await ask(one, key=key, body={**CHAT, "model": "m"})
+    assert (status, body["error"]["code"]) == (403, "model_not_allowed")
+    other = one.key("bob", strategies=("q",))
+    assert (await ask(one, key=other))[1]["error"]["code"] == "strategy_not_allowed"
+    assert one.accounts._under_way == {}
+
+
+async def test_beyond_places_and_queue_the_answer_is_429_and_places_come_back(parted, ask, monkeypatch):
+    one, going = parted(concurrency=1, queue=1), asyncio.Event()
+    real = one.orchestrator.agenerate
+
+    async def slow(request):
+        await going.wait()
+        return await real(request)
+
+    monkeypatch.setattr(one.orchestrator, "agenerate", slow)
+    waiting = [asyncio.create_task(ask(one)) for _ in range(3)]
+    done, rest = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    status, body, headers = done.pop().result()
+    assert (status, body["error"]["code"], headers["retry-after"]) == (429, "overloaded", "1")
+    going.set()
+    assert [(await task)[0] for task in rest] == [200, 200]
+    assert (one.admission.in_flight, one.admission.queued) == (0, 0)
+
+
+async def test_a_client_that_goes_away_leaves_nothing_behind(parted, ask, monkeypatch):
+    one = parted(keys=True)
+
+    async def never(request):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(one.orchestrator, "agenerate", never)
+    task = asyncio.create_task(ask(one, key=one.key()))
+    while not one.admission.in_flight:
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert one.admission.in_flight == 0
+    assert one.accounts._under_way == {}
+
+
+async def test_what_can_be_asked_for_is_listed(parted, ask):
+    _, body, _ = await ask(parted(), "GET", "/v1/models")
+    assert [row["id"] for row in body["data"]] == ["auto", "task:t", "m"]
+
+
+async def test_it_is_ready_while_some_model_can_answer_and_it_is_not_about_to_end(parted, ask):
+    one = parted()
+    status, body, _ = await ask(one, "GET", "/ready")
+    assert status == (200 if body["models"] else 503)
+    one.observing.draining = True
+    status, body, headers = await ask(one, "GET", "/ready")
+    assert (status, body["ready"], headers["retry-after"]) == (503, False, "2")
+
+
+async def test_a_scrape_counts_what_was_answered(parted, ask):
+    one = parted()
+    await ask(one)
+    _, body, _ = await ask(one, "GET", "/metrics")
+    assert b'workflow_composer_requests_total{model="m",router=' in body
+    assert b"workflow_composer_requests_in_flight 0.0" in body
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "id"),
+        ({"id": "x"}, "correct"),
+        ({"id": "x", "correct": "yes"}, "correct"),
+        ({"id": "\n", "correct": True}, "id"),
+        ({"id": "x", "correct": True, "colour": 1}, "colour"),
+        ({"id": "x", "correct": True, "by": "a" * 300}, "by"),
+    ],
+)
+async def test_a_grade_without_sense_is_refused_by_its_field(parted, ask, body, param):
+    status, found, _ = await ask(parted(), path="/v1/feedback", body=body)
+    assert (status, found["error"]["param"]) == (400, param)
+
+
+async def test_a_grade_of_an_answer_that_was_not_drawn_is_noted(parted, ask):
+    status, body, _ = await ask(parted(), path="/v1/feedback", body={"id": "req-1", "correct": True})
+    assert (status, body["audited"]) == (200, False)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nowhere", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("DELETE", "/health", 405),
+        ("OPTIONS", "/health", 204),
+    ],
+)
+async def test_paths_and_methods_that_are_none(parted, ask, method, path, status):
+    found, _, headers = await ask(parted(), method, path)
+    assert found == status
+    if status in {204, 405}:
+        assert "allow" in headers
+
+
+async def test_a_fault_of_the_service_is_a_500_without_its_words(parted, ask, monkeypatch):
+    one = parted()
+
+    async def broken(request):
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr(one.orchestrator, "agenerate", broken)
+    status, body, headers = await ask(one)
+    assert status == 500
+    assert "secret" not in json.dumps(body)
+    assert headers["x-workflow-composer-request-id"]
+
+
+async def test_the_description_of_the_api_names_every_path(parted, ask):
+    one = parted()
+    _, body, _ = await ask(one, "GET", "/openapi.json")
+    served = {path for _, path in one.app._routes} - {"/openapi.json", "/dashboard", "/dashboard/data"}
+    assert served <= set(body["paths"])

@@ -1,0 +1,78 @@
+"""Admission: places, a queue for them, and a quick word to the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from workflow_composer.server.failures import HttpFailure
+from workflow_composer.server.limits import Admission
+
+
+async def settle():
+    """Let everything that can go on go on."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_who_waits_gets_a_place_in_the_order_of_coming():
+    admission, order = Admission(1, 10, 5.0), []
+    await admission.enter()
+
+    async def wait(number):
+        await admission.enter()
+        order.append(number)
+        admission.leave()
+
+    waiting = [asyncio.create_task(wait(number)) for number in range(5)]
+    await settle()
+    assert admission.queued == 5
+    assert not admission.try_enter()  # nobody passes the queue
+    admission.leave()
+    await asyncio.gather(*waiting)
+    assert order == [0, 1, 2, 3, 4]
+    assert (admission.in_flight, admission.queued) == (0, 0)
+
+
+async def test_beyond_the_queue_the_answer_comes_at_once():
+    admission = Admission(1, 0, 60.0)
+    await admission.enter()
+    began = time.perf_counter()
+    with pytest.raises(HttpFailure) as caught:
+        await admission.enter()
+    assert time.perf_counter() - began < 1.0
+    assert caught.value.status == 429
+    assert caught.value.retry_after
+
+
+async def test_nobody_waits_longer_than_the_limit():
+    admission = Admission(1, 5, 0.02)
+    await admission.enter()
+    with pytest.raises(HttpFailure, match=r"within 0\.02 s"):
+        await admission.enter()
+    assert admission.queued == 0
+    admission.leave()
+    assert admission.try_enter()
+
+
+@pytest.mark.parametrize("in_the_same_moment", [True, False])
+async def test_who_gives_up_waiting_takes_no_place_with_him(in_the_same_moment):
+    """Not even one that was given to him in that very moment."""
+    admission = Admission(1, 5, 5.0)
+    await admission.enter()
+    one, two = asyncio.create_task(admission.enter()), asyncio.create_task(admission.enter())
+    await settle()
+    if in_the_same_moment:
+        admission.leave()
+        one.cancel()
+    else:
+        one.cancel()
+        await settle()
+        admission.leave()
+    await asyncio.wait_for(two, 1.0)
+    assert one.cancelled() or await asyncio.gather(one, return_exceptions=True)
+    assert admission.in_flight == 1
+    admission.leave()
+    assert (admission.in_flight, admission.queued) == (0, 0)
