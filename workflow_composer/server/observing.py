@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from workflow_composer.metrics.escalation import EscalationStats
 from workflow_composer.metrics.live_files import SharedMetrics
 from workflow_composer.metrics.prometheus import CONTENT_TYPE, Gauge, breaker_gauge, exposition
 from workflow_composer.server.exchange import Exchange, Handler, Reply
@@ -15,6 +16,7 @@ from workflow_composer.server.wire import encode
 
 if TYPE_CHECKING:
     from workflow_composer.orchestrator import ModelOrchestrator, OrchestratorStatus
+    from workflow_composer.routers.base import Router
 
 _FRESH = 2.0
 """Seconds for which what probes have found is good enough."""
@@ -79,13 +81,24 @@ class Observing:
         ]
         if states := self._orchestrator.breakers():
             found.append(breaker_gauge(states))
-        return found + audit_gauges(self._audits)
+        return found + acceptance_gauges(self._orchestrator.routers) + audit_gauges(self._audits)
 
 
 def able_models(found: OrchestratorStatus) -> list[str]:
     """What could answer now: healthy servers, models in this process, cloud models with a key."""
     servers = [name for name, status in found.resources.endpoints.items() if status.healthy]
     return [*servers, *found.in_process, *(name for name, ready in found.resources.cloud_apis.items() if ready)]
+
+
+def acceptance_gauges(routers: Mapping[str, Router]) -> list[Gauge]:
+    """What routers that judge answers have accepted since the strategy became active, and what that has cost and saved."""
+    told = {name: getattr(router, "escalation_stats", None) for name, router in routers.items()}
+    counted = {name: stats for name, stats in told.items() if isinstance(stats, EscalationStats)}
+    shares = [({"router": name}, stats.accepted / stats.requests) for name, stats in counted.items() if stats.requests]
+    saved = [({"router": name}, stats.saved) for name, stats in counted.items()]
+    texts = [("accepted_share", "Share of answers that their tier's rule accepted.", shares)]
+    texts += [("saved_dollars", "What always asking the strongest tier would have cost more.", saved)]
+    return [Gauge(name, text, values) for name, text, values in texts if values]
 
 
 def audit_gauges(audits: Any) -> list[Gauge]:

@@ -9,6 +9,7 @@ import pytest
 
 from workflow_composer import ModelOrchestrator
 from workflow_composer.calibration.audits import AuditLog
+from workflow_composer.metrics.escalation import EscalationStats
 from workflow_composer.metrics.live import LiveMetrics
 from workflow_composer.metrics.live_files import SharedMetrics
 from workflow_composer.metrics.sink import MemorySink, TeeSink
@@ -18,7 +19,7 @@ from workflow_composer.server.keys import Key, KeyRing, change_keys
 from workflow_composer.server.ledger import Ledger
 from workflow_composer.server.limits import Admission
 from workflow_composer.server.logs import ServiceLog
-from workflow_composer.server.observing import Observing
+from workflow_composer.server.observing import Observing, acceptance_gauges
 from workflow_composer.server.service import Parts, app_of
 from workflow_composer.server.settings import ServerSettings
 from workflow_composer.server.strategies import Local, Strategies
@@ -216,6 +217,28 @@ async def test_a_scrape_counts_what_was_answered(parted, ask):
     _, body, _ = await ask(one, "GET", "/metrics")
     assert b'workflow_composer_requests_total{model="m",router=' in body
     assert b"workflow_composer_requests_in_flight 0.0" in body
+
+
+def test_a_scrape_says_what_share_of_judged_answers_was_accepted():
+    """Routers that judge nothing, and those that have not judged yet, say nothing of it."""
+
+    class Judging:
+        def __init__(self, requests):
+            numbers = {
+                "escalated": 1,
+                "accepted": 3,
+                "abandoned": 0,
+                "by_tier": {},
+                "spent": 1.0,
+                "kept": 1.0,
+                "wasted": 0.0,
+            }
+            self.escalation_stats = EscalationStats(requests=requests, always_strongest=3.0, saved=2.0, **numbers)
+
+    found = {gauge.name: gauge.values for gauge in acceptance_gauges({"a": Judging(4), "b": object(), "c": Judging(0)})}
+    assert found["accepted_share"] == [({"router": "a"}, 0.75)]
+    assert found["saved_dollars"][0] == ({"router": "a"}, 2.0)
+    assert acceptance_gauges({"b": object()}) == []
 
 
 @pytest.mark.parametrize(
