@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from workflow_composer.backends.gathering import Told
+from workflow_composer.cascade.attempt import MeteredCall
 from workflow_composer.cascade.executor import PlanExecutor
 from workflow_composer.cascade.listening import listen
 from workflow_composer.cascade.trace import Outcome, Trace
@@ -79,9 +80,9 @@ class StreamRun:
                     self.outcome = Outcome(done.samples, done.model, candidate, index, walk.position, verdict)
                     return
                 if call.samples > 1:
-                    raise Unsupported(
-                        f"{candidate.name} streams one answer, and n is {call.samples}", hint="leave n or stream out"
-                    )
+                    with MeteredCall(endpoint, walk):  # an attempt as any other
+                        reason = f"{candidate.name} streams one answer, and n is {call.samples}"
+                        raise Unsupported(reason, hint="leave n or stream out")
                 async with aclosing(listen(self._executor, endpoint, call, walk, told)) as pieces:
                     async for piece in pieces:
                         yield piece

@@ -60,7 +60,7 @@ def address_of(model: str | None, headers: Mapping[str, str], metadata: Mapping[
     name = (model or AUTO).strip()
     if len(name) > LONGEST_NAME or not name.isprintable():
         raise HttpFailure(400, "model: is no name", param="model")
-    task = headers.get(TASK_HEADER) or metadata.get("task_type")
+    task = headers.get(TASK_HEADER, metadata.get("task_type"))
     if name.startswith(TASK):
         task = name.removeprefix(TASK).strip()
     elif name and name != AUTO:

@@ -16,7 +16,7 @@ _LIST: Schema = {"type": "array"}
 _FLAG: Schema = {"type": ["boolean", "null"]}
 _STOP: Schema = {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": _TEXT}]}
 _TEMPERATURE: Schema = {"type": ["number", "null"], "minimum": 0, "maximum": 2}
-_TOP_P: Schema = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
+_TOP_P: Schema = {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1}
 _COUNT: Schema = {"type": ["integer", "null"], "minimum": 1, "maximum": 2**31 - 1}
 _OBJECT: Schema = {"type": ["object", "null"]}
 _MODEL: Schema = {
@@ -68,13 +68,13 @@ def _paths() -> Schema:
         "/ready": {"get": _plain("Whether a model can answer", {"ready": {"type": "boolean"}}, 503)},
         "/metrics": {"get": _other("Prometheus metrics", "text/plain")},
         "/dashboard": {"get": _other("The dashboard", "text/html")},
-        "/dashboard/data": {"get": _plain("What the dashboard shows", {"strategy": _OBJECT})},
+        "/dashboard/data": {"get": _operation("What the dashboard shows", None, {"strategy": _TEXT})},
         "/openapi.json": {"get": _plain("This document", {"openapi": _TEXT})},
         "/admin/strategy": {
             "get": _admin("The active strategy", None, [_query("preview", "A profile: what a switch to it would change")]),
             "put": _admin(
                 "Switch",
-                _object({"strategy": _TEXT, "why": _TEXT, "dry_run": _FLAG}, "strategy"),
+                _switch(),
                 [_query("dry_run", "true")],
             ),
         },
@@ -177,8 +177,9 @@ def _embeddings() -> Schema:
 
 
 def _feedback() -> Schema:
-    identity: Schema = {"type": "string", "minLength": 1, "maxLength": 200}
-    return _object({"id": identity, "correct": {"type": "boolean"}, "by": {"type": ["string", "null"]}}, "id", "correct")
+    identity: Schema = {"type": "string", "pattern": "^[!-~]{1,200}$"}
+    grader: Schema = {"type": ["string", "null"], "pattern": "^[ -~]{0,200}$"}
+    return _object({"id": identity, "correct": {"type": "boolean"}, "by": grader}, "id", "correct")
 
 
 def _switch() -> Schema:
@@ -216,8 +217,8 @@ def _failures(name: str, *more: int) -> Schema:
 def _asking(summary: str, body: Schema, kind: str | None, *, error: str = "Error") -> Schema:
     """An operation that answers whole, or as a stream."""
     whole = _object({"id": _TEXT, **({} if kind is None else {"object": {"const": kind}})}, "id")
-    content: Schema = {"application/json": {"schema": whole}, "text/event-stream": {"schema": _TEXT}}
-    task = {"name": "x-workflow-composer-task", "in": "header", "schema": {"type": "string", "pattern": "^[a-z_]{1,40}$"}}
+    content: Schema = {"application/json": {"schema": whole}, "text/event-stream": {}}
+    task = {"name": "x-workflow-composer-task", "in": "header", "schema": {"type": "string", "pattern": "^[!-~]{1,200}$"}}
     return {
         "summary": summary,
         "security": [{"key": []}, {}],

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from workflow_composer.server import checks
 from workflow_composer.server.addressing import address_of
 from workflow_composer.server.checks import wrong
 from workflow_composer.server.failures import HttpFailure
@@ -58,14 +59,14 @@ class MessagesDialect:
         fields.refuse(_REFUSED)
         warnings = fields.leave_out({"service_tier": "is not known here"})
         choice, parallel = _tool_choice(fields.mapping("tool_choice"))
-        tools = fields.items("tools")
+        tools, sequences = fields.items("tools"), fields.items("stop_sequences")
         request = LLMRequest(
             messages=tuple(messages),
             **address_of(fields.text("model"), headers, metadata),
             max_tokens=limit,
             temperature=fields.number("temperature", 0.0, 2.0),
             top_p=fields.number("top_p", 0.0, 1.0),
-            stop=fields.stop("stop_sequences"),
+            stop=checks.stop("stop_sequences", sequences) if sequences else None,
             tools=tuple(_tool(tool, number) for number, tool in enumerate(tools)) if tools else None,
             tool_choice=choice,
             metadata=metadata,

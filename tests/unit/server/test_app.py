@@ -129,6 +129,13 @@ async def test_a_stream_ends_with_its_mark_and_with_its_usage_where_asked(parted
     assert b'"usage":{"prompt_tokens"' in body
 
 
+async def test_several_answers_in_one_stream_are_refused_by_a_model_that_streams_one(parted, ask):
+    """It is the request that cannot be honoured; asking again would not help."""
+    status, body, _ = await ask(parted(), body={**CHAT, "stream": True, "n": 2})
+    assert (status, body["error"]["code"]) == (400, "unsupported_parameter")
+    assert "leave n or stream out" in body["error"]["message"]
+
+
 async def test_without_a_key_nobody_is_let_in_and_nothing_is_asked(parted, ask):
     one = parted(keys=True)
     for path, method in (("/v1/chat/completions", "POST"), ("/v1/models", "GET"), ("/v1/embeddings", "POST")):
