@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -149,9 +151,6 @@ async def test_a_switch_every_tenth_of_a_second_disturbs_nobody(tmp_path, second
 
 async def test_a_switch_while_a_worker_starts_reaches_it(tmp_path):
     """Workers are killed while strategies are switched; once both have settled, all answer under the last strategy."""
-    import os
-    import signal
-
     with marked("one") as one, marked("two") as two:
         write_profile(tmp_path, "two", two.url)
         profile = write_profile(tmp_path, "one", one.url)
