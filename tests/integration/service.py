@@ -304,10 +304,12 @@ def echo(request: Request) -> Reply:
         return Reply.of({"model": "m", "data": rows, "usage": {"prompt_tokens": 1, "total_tokens": 1}})
     older = request.path.endswith("/v1/completions")
     text = data["prompt"] if older else written(data["messages"][-1].get("content"))
+    if older:
+        choice = {"index": 0, "text": text, "finish_reason": "stop"}
+        whole = {"id": "c", "object": "text_completion", "model": "m", "choices": [choice]}
+        return Reply(events=(json.dumps(whole).encode(),)) if data.get("stream") else Reply.of(whole)
     if data.get("stream"):
         return Reply.stream(*(text[at : at + 8] for at in range(0, len(text), 8)))
-    if older:
-        return Reply.of({"model": "m", "choices": [{"index": 0, "text": text, "finish_reason": "stop"}]})
     return Reply.chat(*[text] * data.get("n", 1))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
+from workflow_composer.server.addressing import LONGEST_NAME
 from workflow_composer.server.wire_chat import MOST_CHOICES, ROLES
-from workflow_composer.server.wire_embeddings import MOST_TEXTS
+from workflow_composer.server.wire_embeddings import MOST_DIMENSIONS, MOST_TEXTS
 
 Schema = dict[str, Any]
 
@@ -19,11 +20,17 @@ _TEMPERATURE: Schema = {"type": ["number", "null"], "minimum": 0, "maximum": 2}
 _TOP_P: Schema = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
 _COUNT: Schema = {"type": ["integer", "null"], "minimum": 1, "maximum": 2**31 - 1}
 _OBJECT: Schema = {"type": ["object", "null"]}
+_NAME: Schema = {"type": ["string", "null"], "pattern": "^[ -~]*$", "maxLength": LONGEST_NAME}
+_METADATA: Schema = {**_OBJECT, "description": "`task_type`: the task that the request belongs to"}
 _MODEL: Schema = {
-    "type": ["string", "null"],
+    **_NAME,
     "description": "auto, task:NAME, a tier, a model of the catalogue, or a routing string such as mv_small_k8_t0.7",
     "examples": ["auto"],
-    "maxLength": 200,
+}
+_EVENT: Schema = {
+    "type": "object",
+    "description": "Server-sent events, each with JSON as its data",
+    "properties": {"event": _TEXT, "data": _TEXT},
 }
 
 
@@ -74,12 +81,12 @@ def _paths() -> Schema:
             "get": _admin("The active strategy", None, [_query("preview", "A profile: what a switch to it would change")]),
             "put": _admin(
                 "Switch",
-                _object({"strategy": _TEXT, "why": _TEXT, "dry_run": _FLAG}, "strategy"),
+                _switch(),
                 [_query("dry_run", "true")],
             ),
         },
         "/admin/strategy/versions": {"get": _admin("All versions", None)},
-        "/admin/strategy/rollback": {"post": _admin("Back to a version", _object({"version": _COUNT}))},
+        "/admin/strategy/rollback": {"post": _admin("Back to a version", _object({"version": _COUNT}, closed=True))},
     }
 
 
@@ -87,10 +94,14 @@ def _paths() -> Schema:
 
 
 def _chat() -> Schema:
-    content: Schema = {"anyOf": [_TEXT, {"type": "array", "items": _part(), "minItems": 1}]}
-    message = _object({"role": {"enum": sorted(ROLES)}, "content": content, "name": _TEXT}, "role", "content")
-    function = _object({"name": _TEXT, "description": _TEXT, "parameters": {"type": "object"}}, "name")
-    tool = _object({"type": {"const": "function"}, "function": function}, "type", "function")
+    content: Schema = {"anyOf": [_TEXT, {"type": "array", "items": _part()}]}
+    may_be_empty: Schema = {"anyOf": [content, {"type": "null"}]}
+    silent = ("assistant", "function")  # they may only call tools
+    spoken = _object({"role": {"enum": sorted(ROLES.difference(silent))}, "content": content}, "role", "content")
+    message: Schema = {"anyOf": [spoken, _object({"role": {"enum": silent}, "content": may_be_empty}, "role")]}
+    function = _object({"name": _TEXT, "description": {"type": ["string", "null"]}, "parameters": _OBJECT}, "name")
+    other = _object({"type": {"type": "string", "not": {"const": "function"}}}, "type")
+    tool: Schema = {"anyOf": [_object({"type": {"const": "function"}, "function": function}, "type", "function"), other]}
     return _object(
         {
             "model": _MODEL,
@@ -107,14 +118,15 @@ def _chat() -> Schema:
             "top_logprobs": {"type": ["integer", "null"], "minimum": 0, "maximum": 100},
             "tools": {"type": ["array", "null"], "items": tool},
             "response_format": _OBJECT,
-            "metadata": _OBJECT,
+            "metadata": _METADATA,
         },
         "messages",
     )
 
 
 def _part() -> Schema:
-    return _object({"type": {"const": "text"}, "text": _TEXT}, "type", "text")
+    other = _object({"type": {"type": "string", "not": {"const": "text"}}}, "type")
+    return {"anyOf": [_object({"type": {"const": "text"}, "text": _TEXT}, "type", "text"), other]}
 
 
 def _completion() -> Schema:
@@ -143,7 +155,7 @@ def _response() -> Schema:
             "temperature": _TEMPERATURE,
             "top_p": _TOP_P,
             "stream": _FLAG,
-            "metadata": _OBJECT,
+            "metadata": _METADATA,
         },
         "input",
     )
@@ -172,21 +184,34 @@ def _embeddings() -> Schema:
     texts: Schema = {"type": "array", "items": text, "minItems": 1, "maxItems": MOST_TEXTS}
     form: Schema = {"enum": ["float", "base64", None]}
     return _object(
-        {"model": _MODEL, "input": {"anyOf": [text, texts]}, "encoding_format": form, "dimensions": _COUNT}, "input"
+        {
+            "model": _MODEL,
+            "input": {"anyOf": [text, texts]},
+            "encoding_format": form,
+            "dimensions": {**_COUNT, "maximum": MOST_DIMENSIONS},
+            "metadata": _METADATA,
+            "user": {"description": "says nothing to a model"},
+        },
+        "input",
+        closed=True,
     )
 
 
 def _feedback() -> Schema:
-    identity: Schema = {"type": "string", "minLength": 1, "maxLength": 200}
-    return _object({"id": identity, "correct": {"type": "boolean"}, "by": {"type": ["string", "null"]}}, "id", "correct")
+    identity: Schema = {"type": "string", "pattern": "^[ -~]{1,200}$"}
+    by: Schema = {"type": ["string", "null"], "pattern": "^[ -~]{0,200}$"}
+    return _object({"id": identity, "correct": {"type": "boolean"}, "by": by}, "id", "correct", closed=True)
 
 
 def _switch() -> Schema:
-    return _object({"strategy": _TEXT, "why": _TEXT, "dry_run": _FLAG}, "strategy")
+    name: Schema = {"type": "string", "minLength": 1, "description": "The name of a profile"}
+    return _object({"strategy": name, "why": {"type": ["string", "null"]}, "dry_run": _FLAG}, "strategy", closed=True)
 
 
-def _object(properties: Schema, *required: str) -> Schema:
-    return {"type": "object", "properties": properties, "required": list(required)}
+def _object(properties: Schema, *required: str, closed: bool = False) -> Schema:
+    """``closed``: no other property is known, and only a null is let pass."""
+    more: Schema = {"additionalProperties": {"type": "null"}} if closed else {}
+    return {"type": "object", "properties": properties, "required": list(required), **more}
 
 
 # ------------------------------------------------------------------------------------------------------------ answers
@@ -216,8 +241,8 @@ def _failures(name: str, *more: int) -> Schema:
 def _asking(summary: str, body: Schema, kind: str | None, *, error: str = "Error") -> Schema:
     """An operation that answers whole, or as a stream."""
     whole = _object({"id": _TEXT, **({} if kind is None else {"object": {"const": kind}})}, "id")
-    content: Schema = {"application/json": {"schema": whole}, "text/event-stream": {"schema": _TEXT}}
-    task = {"name": "x-workflow-composer-task", "in": "header", "schema": {"type": "string", "pattern": "^[a-z_]{1,40}$"}}
+    content: Schema = {"application/json": {"schema": whole}, "text/event-stream": {"schema": _EVENT}}
+    task = {"name": "x-workflow-composer-task", "in": "header", "schema": {**_NAME, "type": "string"}}
     return {
         "summary": summary,
         "security": [{"key": []}, {}],

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from workflow_composer.server import checks
 from workflow_composer.server.addressing import address_of
 from workflow_composer.server.checks import wrong
 from workflow_composer.server.failures import HttpFailure
@@ -71,7 +72,7 @@ class MessagesDialect:
             max_tokens=limit,
             temperature=fields.number("temperature", 0.0, 2.0),
             top_p=fields.number("top_p", 0.0, 1.0),
-            stop=fields.stop("stop_sequences"),
+            stop=fields.get("stop_sequences", checks.texts),
             tools=tuple(_tool(tool, number) for number, tool in enumerate(tools)) if tools else None,
             tool_choice=choice,
             metadata=metadata,
