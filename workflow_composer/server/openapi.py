@@ -19,6 +19,9 @@ _STOP: Schema = {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "item
 _TEMPERATURE: Schema = {"type": ["number", "null"], "minimum": 0, "maximum": 2}
 _TOP_P: Schema = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
 _COUNT: Schema = {"type": ["integer", "null"], "minimum": 1, "maximum": 2**31 - 1}
+_SEED: Schema = {"type": ["integer", "null"], "minimum": 1 - 2**63, "maximum": 2**63 - 1}
+_CHOICES: Schema = {"type": ["integer", "null"], "minimum": 1, "maximum": MOST_CHOICES}
+_ONE_CHOICE: Schema = {"enum": [None, False, 0, [], {}], "description": "Answers are given one at a time here."}
 _OBJECT: Schema = {"type": ["object", "null"]}
 _NAME: Schema = {"type": ["string", "null"], "pattern": "^[ -~]*$", "maxLength": LONGEST_NAME}
 _METADATA: Schema = {**_OBJECT, "description": "`task_type`: the task that the request belongs to"}
@@ -110,9 +113,9 @@ def _chat() -> Schema:
             "max_completion_tokens": _COUNT,
             "temperature": _TEMPERATURE,
             "top_p": _TOP_P,
-            "n": {"type": ["integer", "null"], "minimum": 1, "maximum": MOST_CHOICES},
+            "n": _CHOICES,
             "stop": _STOP,
-            "seed": {"type": ["integer", "null"]},
+            "seed": _SEED,
             "stream": _FLAG,
             "logprobs": _FLAG,
             "top_logprobs": {"type": ["integer", "null"], "minimum": 0, "maximum": 100},
@@ -134,6 +137,8 @@ def _completion() -> Schema:
         {
             "model": _MODEL,
             "prompt": _TEXT,
+            "n": _CHOICES,
+            "seed": _SEED,
             "max_tokens": _COUNT,
             "temperature": _TEMPERATURE,
             "top_p": _TOP_P,
@@ -151,6 +156,7 @@ def _response() -> Schema:
             "model": _MODEL,
             "input": _TEXT,
             "instructions": {"type": ["string", "null"]},
+            "n": _ONE_CHOICE,
             "max_output_tokens": _COUNT,
             "temperature": _TEMPERATURE,
             "top_p": _TOP_P,
@@ -168,6 +174,7 @@ def _messages() -> Schema:
             "model": _MODEL,
             "messages": {"type": "array", "minItems": 1, "items": message},
             "system": {"type": ["string", "null"]},
+            "n": _ONE_CHOICE,
             "max_tokens": {"type": "integer", "minimum": 1, "maximum": 2**31 - 1},
             "temperature": _TEMPERATURE,
             "top_p": _TOP_P,
