@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -186,6 +187,83 @@ def serving(folder: Path, *stubs: StubServer, options: tuple[str, ...] = (), **m
         yield service
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What became of one request: ``text`` of the answer, ``errors`` that a stream told of or that kept it from coming."""
+
+    mark: str
+    status: int = 0
+    text: str = ""
+    errors: tuple[Any, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def lost(self) -> bool:
+        """Whether the client did not get the whole answer to its own question."""
+        return self.status != 200 or self.text != self.mark or bool(self.errors)
+
+
+def ask(service: Service, mark: str, **fields: Any) -> Answer:
+    """Ask for an echo of a mark, as a stream or not; whatever happens is an `Answer`."""
+    began = time.monotonic()
+    try:
+        status, headers, body = service.ask(mark, **fields)
+        if status != 200:
+            text, errors = "", [json.loads(body)["error"]]
+        else:
+            text, errors = streamed(body) if fields.get("stream") else (said(body), [])
+    except (OSError, http.client.HTTPException) as error:
+        return Answer(mark, errors=(repr(error),), seconds=time.monotonic() - began)
+    return Answer(mark, status, text, tuple(errors), dict(headers), time.monotonic() - began)
+
+
+class Crowd:
+    """Clients that ask without a pause, every other time for a stream, until told to stop or ``each`` is reached.
+
+    A context manager; ``answers`` is what became of their requests.
+    """
+
+    def __init__(self, service: Service, clients: int = 8, *, each: int | None = None, pause: float = 0.0) -> None:
+        self.answers: list[Answer] = []
+        self._service = service
+        self._each = each
+        self._pause = pause
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(clients)]
+
+    def _ask(self, number: int) -> None:
+        turn = 0
+        while not self._over.is_set() and turn != self._each:
+            turn += 1
+            self.answers.append(ask(self._service, f"client {number} in turn {turn}", stream=bool(turn % 2)))
+            self._over.wait(self._pause)
+
+    def wait_for(self, count: int) -> None:
+        """Until so many answers are there."""
+        ends = time.monotonic() + PATIENCE
+        while len(self.answers) < count:
+            assert time.monotonic() < ends, self.answers[-5:]
+            time.sleep(0.002)
+
+    @property
+    def lost(self) -> list[Answer]:
+        """The requests that did not get what they asked for."""
+        return [answer for answer in self.answers if answer.lost]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None or self._each is None:
+            self._over.set()
+        for thread in self._threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "a request is stuck"
+
+
 def chat(text: str, **fields: Any) -> dict[str, Any]:
     """The body of a chat request."""
     return {"model": "auto", "messages": [{"role": "user", "content": text}], **fields}
@@ -226,10 +304,12 @@ def echo(request: Request) -> Reply:
         return Reply.of({"model": "m", "data": rows, "usage": {"prompt_tokens": 1, "total_tokens": 1}})
     older = request.path.endswith("/v1/completions")
     text = data["prompt"] if older else written(data["messages"][-1].get("content"))
+    if older:
+        choice = {"index": 0, "text": text, "finish_reason": "stop"}
+        whole = {"id": "c", "object": "text_completion", "model": "m", "choices": [choice]}
+        return Reply(events=(json.dumps(whole).encode(),)) if data.get("stream") else Reply.of(whole)
     if data.get("stream"):
         return Reply.stream(*(text[at : at + 8] for at in range(0, len(text), 8)))
-    if older:
-        return Reply.of({"model": "m", "choices": [{"index": 0, "text": text, "finish_reason": "stop"}]})
     return Reply.chat(*[text] * data.get("n", 1))
 
 

@@ -180,7 +180,8 @@ class RelayingClient:
             raise ServerFailed(f"{label.name}: answers a streaming request without a stream")
         if not pump.whole:
             raise ServerUnreachable(f"{label.name}: the stream ended within the answer")
-        pump.flush()
+        if not pump.works:
+            raise ServerFailed(f"{label.name}: the stream ended without an answer")
         return Completion((pump.sample(),), pump.usage, pump.model or model)
 
     def _raise_reported(self, error: Mapping[str, Any] | None, call: ModelCall) -> None:
@@ -210,10 +211,10 @@ class _Pump:
         self._timer: asyncio.TimerHandle | None = None
         self._rest = b""
         self._held: list[bytes] = []
-        self._works = False
         self._done = False
         self._last: tuple[bytes, bytes] = (b"", b"")
         self._kept: list[bytes] = []
+        self.works = False
         self.model: str | None = None
         self.usage = Usage()
         self.late = False
@@ -245,7 +246,7 @@ class _Pump:
                 self._keep_for_later(data)
                 return
             data, self._rest = data[:end], data[end:]
-        if not self._works or b'"usage":{' in data or b'"usage": {' in data or b'"error":' in data:
+        if not self.works or b'"usage":{' in data or b'"usage": {' in data or b'"error":' in data:
             data = self._looked_at(data)
         if data:
             self._last = (self._last[1], data)
@@ -267,7 +268,7 @@ class _Pump:
                 break
             if event and self._shows(event):
                 passed.append(event + b"\n\n")
-        if not self._works:
+        if not self.works:
             self._held += passed
             return b""
         if self._held:
@@ -292,8 +293,8 @@ class _Pump:
             self._stop(found)
             return False
         self.model = found.get("model") or self.model
-        if not self._works and openai_wire.shows_work(found):
-            self._works = True
+        if not self.works and openai_wire.shows_work(found):
+            self.works = True
             if self._timer is not None:
                 self._timer.cancel()
         usage = found.get("usage")
@@ -309,7 +310,7 @@ class _Pump:
     @property
     def whole(self) -> bool:
         """Whether the answer has come to its end: the protocol's end mark, or a reason why the model stopped."""
-        if self._rest.strip() and self._works:
+        if self._rest.strip() and self.works:
             self.feed(b"\n\n")  # an event that the stream's end completes
         if any(b"data: [DONE]" in part or b"data:[DONE]" in part for part in (*self._last, *self._held)):
             return self.error is None
@@ -323,13 +324,6 @@ class _Pump:
                 except (msgspec.DecodeError, AttributeError):
                     continue
         return False
-
-    def flush(self) -> None:
-        """Hand on what was held back of a stream that ends without a token."""
-        if self._held:
-            self._relay.begun = True
-            self._write(b"".join(self._held))
-            self._held = []
 
     def sample(self) -> Sample:
         """The answer, where somebody wants to read it; else an empty one."""

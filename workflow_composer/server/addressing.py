@@ -57,10 +57,11 @@ _SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 def address_of(model: str | None, headers: Mapping[str, str], metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of an `LLMRequest` that say where it goes and what it may take. Raises `HttpFailure`."""
     found: dict[str, Any] = {}
-    name = (model or AUTO).strip()
+    name = model or AUTO
     if len(name) > LONGEST_NAME or not name.isprintable():
         raise HttpFailure(400, "model: is no name", param="model")
-    task = headers.get(TASK_HEADER, metadata.get("task_type"))
+    name = name.strip()
+    task = headers.get(TASK_HEADER) or metadata.get("task_type")
     if name.startswith(TASK):
         task = name.removeprefix(TASK).strip()
     elif name and name != AUTO:

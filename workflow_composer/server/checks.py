@@ -45,8 +45,15 @@ def stop(name: str, value: Any) -> str | tuple[str, ...] | None:
     """A text or a list of texts."""
     if isinstance(value, str):
         return value
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, list):
         raise wrong(name, "must be a text or a list of texts")
+    return texts(name, value)
+
+
+def texts(name: str, value: Any) -> tuple[str, ...] | None:
+    """A list of texts; None where it is empty."""
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise wrong(name, "must be a list of texts")
     return tuple(value) or None
 
 

@@ -12,6 +12,7 @@ more than everything else that is done for its key; a process that is killed los
 from __future__ import annotations
 
 import calendar
+import errno
 import fcntl
 import mmap
 import os
@@ -81,21 +82,25 @@ class Ledger:
         self._written_at = float("-inf")
         with self._whole():
             if os.fstat(self._file).st_size < len(_MAGIC):
-                os.pwrite(self._file, _MAGIC + bytes(_ROOM * _RECORD.size), 0)
+                self._fill(_MAGIC + bytes(_ROOM * _RECORD.size), 0)
         self._map = mmap.mmap(self._file, 0)
         if self._map[: len(_MAGIC)] != _MAGIC:
             self.close()
             raise ValueError(f"{path} is no ledger")
 
     def admit(self, key: Key, now: float) -> None:
-        """Let a request in and count it, unless a limit is reached. Raises `HttpFailure` 429."""
+        """Let a request in and count it, unless a limit is reached. Raises `HttpFailure` 429, and 503 without a record."""
+        try:
+            place = self._place(key.id)  # made now, so that nothing can fail when an answer is to be charged
+        except OSError as error:
+            message = f"what this API key uses cannot be written down: {error.strerror}"
+            raise HttpFailure(503, message, type="server_error", code="ledger_full", retry_after=5.0) from None
         if not (key.budget or key.requests_per_minute or key.tokens_per_minute):
             return  # nothing to check; it is counted when it is charged
         if not key.requests_per_minute:
             self._check(self.account(key, now), key, now)
             return
         self.write(now)
-        place = self._place(key.id)
         self._lock(place)
         try:
             account = self._read(place)
@@ -182,11 +187,16 @@ class Ledger:
                 if not any(found):
                     self._map[place : place + 32] = name
                     return place
-            place = len(self._map)
-            os.pwrite(self._file, bytes(_ROOM * _RECORD.size), place)
+            place = len(self._map) - (len(self._map) - len(_MAGIC)) % _RECORD.size  # a full disk may have cut the last one
+            self._fill(bytes(_ROOM * _RECORD.size), place)
             self._remap()
             self._map[place : place + 32] = name
             return place
+
+    def _fill(self, data: bytes, place: int) -> None:
+        """Write all of it: a record that is mapped and has no room on the disk would end the process."""
+        if os.pwrite(self._file, data, place) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _remap(self) -> None:
         """Another process may have let the file grow."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
+from workflow_composer.server.addressing import LONGEST_NAME
 from workflow_composer.server.wire_chat import MOST_CHOICES, ROLES
-from workflow_composer.server.wire_embeddings import MOST_TEXTS
+from workflow_composer.server.wire_embeddings import MOST_DIMENSIONS, MOST_TEXTS
 
 Schema = dict[str, Any]
 
@@ -16,14 +17,23 @@ _LIST: Schema = {"type": "array"}
 _FLAG: Schema = {"type": ["boolean", "null"]}
 _STOP: Schema = {"anyOf": [{"type": ["string", "null"]}, {"type": "array", "items": _TEXT}]}
 _TEMPERATURE: Schema = {"type": ["number", "null"], "minimum": 0, "maximum": 2}
-_TOP_P: Schema = {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1}
+_TOP_P: Schema = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
 _COUNT: Schema = {"type": ["integer", "null"], "minimum": 1, "maximum": 2**31 - 1}
+_SEED: Schema = {"type": ["integer", "null"], "minimum": 1 - 2**63, "maximum": 2**63 - 1}
+_CHOICES: Schema = {"type": ["integer", "null"], "minimum": 1, "maximum": MOST_CHOICES}
+_ONE_CHOICE: Schema = {"enum": [None, False, 0, [], {}], "description": "Answers are given one at a time here."}
 _OBJECT: Schema = {"type": ["object", "null"]}
+_NAME: Schema = {"type": ["string", "null"], "pattern": "^[ -~]*$", "maxLength": LONGEST_NAME}
+_METADATA: Schema = {**_OBJECT, "description": "`task_type`: the task that the request belongs to"}
 _MODEL: Schema = {
-    "type": ["string", "null"],
+    **_NAME,
     "description": "auto, task:NAME, a tier, a model of the catalogue, or a routing string such as mv_small_k8_t0.7",
     "examples": ["auto"],
-    "maxLength": 200,
+}
+_EVENT: Schema = {
+    "type": "object",
+    "description": "Server-sent events, each with JSON as its data",
+    "properties": {"event": _TEXT, "data": _TEXT},
 }
 
 
@@ -68,7 +78,7 @@ def _paths() -> Schema:
         "/ready": {"get": _plain("Whether a model can answer", {"ready": {"type": "boolean"}}, 503)},
         "/metrics": {"get": _other("Prometheus metrics", "text/plain")},
         "/dashboard": {"get": _other("The dashboard", "text/html")},
-        "/dashboard/data": {"get": _operation("What the dashboard shows", None, {"strategy": _TEXT})},
+        "/dashboard/data": {"get": _plain("What the dashboard shows", {"strategy": _OBJECT})},
         "/openapi.json": {"get": _plain("This document", {"openapi": _TEXT})},
         "/admin/strategy": {
             "get": _admin("The active strategy", None, [_query("preview", "A profile: what a switch to it would change")]),
@@ -79,7 +89,7 @@ def _paths() -> Schema:
             ),
         },
         "/admin/strategy/versions": {"get": _admin("All versions", None)},
-        "/admin/strategy/rollback": {"post": _admin("Back to a version", _object({"version": _COUNT}))},
+        "/admin/strategy/rollback": {"post": _admin("Back to a version", _object({"version": _COUNT}, closed=True))},
     }
 
 
@@ -87,10 +97,14 @@ def _paths() -> Schema:
 
 
 def _chat() -> Schema:
-    content: Schema = {"anyOf": [_TEXT, {"type": "array", "items": _part(), "minItems": 1}]}
-    message = _object({"role": {"enum": sorted(ROLES)}, "content": content, "name": _TEXT}, "role", "content")
-    function = _object({"name": _TEXT, "description": _TEXT, "parameters": {"type": "object"}}, "name")
-    tool = _object({"type": {"const": "function"}, "function": function}, "type", "function")
+    content: Schema = {"anyOf": [_TEXT, {"type": "array", "items": _part()}]}
+    may_be_empty: Schema = {"anyOf": [content, {"type": "null"}]}
+    silent = ("assistant", "function")  # they may only call tools
+    spoken = _object({"role": {"enum": sorted(ROLES.difference(silent))}, "content": content}, "role", "content")
+    message: Schema = {"anyOf": [spoken, _object({"role": {"enum": silent}, "content": may_be_empty}, "role")]}
+    function = _object({"name": _TEXT, "description": {"type": ["string", "null"]}, "parameters": _OBJECT}, "name")
+    other = _object({"type": {"type": "string", "not": {"const": "function"}}}, "type")
+    tool: Schema = {"anyOf": [_object({"type": {"const": "function"}, "function": function}, "type", "function"), other]}
     return _object(
         {
             "model": _MODEL,
@@ -99,22 +113,23 @@ def _chat() -> Schema:
             "max_completion_tokens": _COUNT,
             "temperature": _TEMPERATURE,
             "top_p": _TOP_P,
-            "n": {"type": ["integer", "null"], "minimum": 1, "maximum": MOST_CHOICES},
+            "n": _CHOICES,
             "stop": _STOP,
-            "seed": {"type": ["integer", "null"]},
+            "seed": _SEED,
             "stream": _FLAG,
             "logprobs": _FLAG,
             "top_logprobs": {"type": ["integer", "null"], "minimum": 0, "maximum": 100},
             "tools": {"type": ["array", "null"], "items": tool},
             "response_format": _OBJECT,
-            "metadata": _OBJECT,
+            "metadata": _METADATA,
         },
         "messages",
     )
 
 
 def _part() -> Schema:
-    return _object({"type": {"const": "text"}, "text": _TEXT}, "type", "text")
+    other = _object({"type": {"type": "string", "not": {"const": "text"}}}, "type")
+    return {"anyOf": [_object({"type": {"const": "text"}, "text": _TEXT}, "type", "text"), other]}
 
 
 def _completion() -> Schema:
@@ -122,6 +137,8 @@ def _completion() -> Schema:
         {
             "model": _MODEL,
             "prompt": _TEXT,
+            "n": _CHOICES,
+            "seed": _SEED,
             "max_tokens": _COUNT,
             "temperature": _TEMPERATURE,
             "top_p": _TOP_P,
@@ -139,11 +156,12 @@ def _response() -> Schema:
             "model": _MODEL,
             "input": _TEXT,
             "instructions": {"type": ["string", "null"]},
+            "n": _ONE_CHOICE,
             "max_output_tokens": _COUNT,
             "temperature": _TEMPERATURE,
             "top_p": _TOP_P,
             "stream": _FLAG,
-            "metadata": _OBJECT,
+            "metadata": _METADATA,
         },
         "input",
     )
@@ -156,6 +174,7 @@ def _messages() -> Schema:
             "model": _MODEL,
             "messages": {"type": "array", "minItems": 1, "items": message},
             "system": {"type": ["string", "null"]},
+            "n": _ONE_CHOICE,
             "max_tokens": {"type": "integer", "minimum": 1, "maximum": 2**31 - 1},
             "temperature": _TEMPERATURE,
             "top_p": _TOP_P,
@@ -172,22 +191,34 @@ def _embeddings() -> Schema:
     texts: Schema = {"type": "array", "items": text, "minItems": 1, "maxItems": MOST_TEXTS}
     form: Schema = {"enum": ["float", "base64", None]}
     return _object(
-        {"model": _MODEL, "input": {"anyOf": [text, texts]}, "encoding_format": form, "dimensions": _COUNT}, "input"
+        {
+            "model": _MODEL,
+            "input": {"anyOf": [text, texts]},
+            "encoding_format": form,
+            "dimensions": {**_COUNT, "maximum": MOST_DIMENSIONS},
+            "metadata": _METADATA,
+            "user": {"description": "says nothing to a model"},
+        },
+        "input",
+        closed=True,
     )
 
 
 def _feedback() -> Schema:
-    identity: Schema = {"type": "string", "pattern": "^[!-~]{1,200}$"}
-    grader: Schema = {"type": ["string", "null"], "pattern": "^[ -~]{0,200}$"}
-    return _object({"id": identity, "correct": {"type": "boolean"}, "by": grader}, "id", "correct")
+    identity: Schema = {"type": "string", "pattern": "^[ -~]{1,200}$"}
+    by: Schema = {"type": ["string", "null"], "pattern": "^[ -~]{0,200}$"}
+    return _object({"id": identity, "correct": {"type": "boolean"}, "by": by}, "id", "correct", closed=True)
 
 
 def _switch() -> Schema:
-    return _object({"strategy": _TEXT, "why": _TEXT, "dry_run": _FLAG}, "strategy")
+    name: Schema = {"type": "string", "minLength": 1, "description": "The name of a profile"}
+    return _object({"strategy": name, "why": {"type": ["string", "null"]}, "dry_run": _FLAG}, "strategy", closed=True)
 
 
-def _object(properties: Schema, *required: str) -> Schema:
-    return {"type": "object", "properties": properties, "required": list(required)}
+def _object(properties: Schema, *required: str, closed: bool = False) -> Schema:
+    """``closed``: no other property is known, and only a null is let pass."""
+    more: Schema = {"additionalProperties": {"type": "null"}} if closed else {}
+    return {"type": "object", "properties": properties, "required": list(required), **more}
 
 
 # ------------------------------------------------------------------------------------------------------------ answers
@@ -217,8 +248,8 @@ def _failures(name: str, *more: int) -> Schema:
 def _asking(summary: str, body: Schema, kind: str | None, *, error: str = "Error") -> Schema:
     """An operation that answers whole, or as a stream."""
     whole = _object({"id": _TEXT, **({} if kind is None else {"object": {"const": kind}})}, "id")
-    content: Schema = {"application/json": {"schema": whole}, "text/event-stream": {}}
-    task = {"name": "x-workflow-composer-task", "in": "header", "schema": {"type": "string", "pattern": "^[!-~]{1,200}$"}}
+    content: Schema = {"application/json": {"schema": whole}, "text/event-stream": {"schema": _EVENT}}
+    task = {"name": "x-workflow-composer-task", "in": "header", "schema": {**_NAME, "type": "string"}}
     return {
         "summary": summary,
         "security": [{"key": []}, {}],

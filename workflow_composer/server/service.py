@@ -50,6 +50,8 @@ from workflow_composer.strategy import StrategyConfig
 
 RELAYED = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Forms of API that models' own servers speak, so that answers are handed on as they come."""
+ACCEPTING = 0.02
+"""Seconds at the end in which the loop takes in the connections that are made already: the kernel would reset them."""
 SAVE_EVERY = 1.0
 """Seconds between two writings of a worker's metrics for the others."""
 
@@ -196,6 +198,7 @@ class Worker:
         self.begin(self._save())
         await self._stop.wait()
         self._observing.draining = True
+        await asyncio.sleep(ACCEPTING)
         listener.close()
         lost = await self._server.drain(self._settings.drain_seconds)
         self._metrics.save()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from workflow_composer.errors import ConfigError, ProfileNotFound, WorkflowComposerError
 from workflow_composer.server.audit import Audit
+from workflow_composer.server.control import ChannelClosed
 from workflow_composer.server.selfcheck import prove_egress
 from workflow_composer.snapshot import Snapshot
 from workflow_composer.strategy import StrategyConfig, profiles, search_path
@@ -200,8 +201,27 @@ class Strategies:
         )
         return version
 
+    async def join(self, participant: Participant, digest: str, enter: Callable[[], None]) -> None:
+        """Let a worker that has just started take part, under what is active now; no switch comes in between.
+
+        ``digest`` is that of the profile with which it has started.
+        """
+        async with self._switching:
+            if digest != self._versions[-1].digest:
+                await participant.prepare(self.active)
+                await participant.commit()
+            enter()
+
     async def _everywhere(self, config: StrategyConfig) -> None:
+        try:
+            await self._together(config)
+        except ChannelClosed:  # a worker has died; those that are left can switch without it
+            await self._together(config)
+
+    async def _together(self, config: StrategyConfig) -> None:
         participants = self._participants()
+        if not participants:
+            raise ConfigError("no worker is ready", hint="try again in a moment")
         try:
             async with asyncio.timeout(PREPARE_SECONDS):
                 found = await asyncio.gather(*(one.prepare(config) for one in participants), return_exceptions=True)

@@ -193,9 +193,16 @@ def _tools(name: str, found: Any) -> tuple[Mapping[str, Any], ...] | None:
     for number, tool in enumerate(checks.items(name, found)):
         if not isinstance(tool, dict) or not isinstance(tool.get("type"), str):
             raise wrong(f"tools[{number}]", "must be an object with a type")
-        if tool["type"] == "function" and not isinstance((tool.get("function") or {}), dict):
-            raise wrong(f"tools[{number}].function", "must be an object")
+        if tool["type"] == "function":
+            _check_function(tool.get("function"), f"tools[{number}].function")
     return tuple(found) or None
+
+
+def _check_function(function: Any, place: str) -> None:
+    checks.text(f"{place}.name", checks.mapping(place, function).get("name"))
+    for name, check in (("description", checks.text), ("parameters", checks.mapping)):
+        if function.get(name) is not None:
+            check(f"{place}.{name}", function[name])
 
 
 def _tool_choice(name: str, found: Any) -> str | Mapping[str, Any]:

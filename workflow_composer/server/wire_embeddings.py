@@ -15,6 +15,7 @@ from workflow_composer.server.wire import Fields, encode
 from workflow_composer.types import Embeddings
 
 MOST_TEXTS = 2048
+MOST_DIMENSIONS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ def read_embeddings(data: Mapping[str, Any], headers: Mapping[str, str]) -> Aske
     form = fields.text("encoding_format") or "float"
     if form not in {"float", "base64"}:
         raise wrong("encoding_format", "must be float or base64")
-    dimensions = fields.whole("dimensions", least=1, most=1_000_000)
+    dimensions = fields.whole("dimensions", least=1, most=MOST_DIMENSIONS)
     address = address_of(fields.text("model"), headers, fields.mapping("metadata") or {})
     address.pop("budget", None)
     warnings = fields.leave_out({"user": "says nothing to a model"})

@@ -59,14 +59,14 @@ class MessagesDialect:
         fields.refuse(_REFUSED)
         warnings = fields.leave_out({"service_tier": "is not known here"})
         choice, parallel = _tool_choice(fields.mapping("tool_choice"))
-        tools, sequences = fields.items("tools"), fields.items("stop_sequences")
+        tools = fields.items("tools")
         request = LLMRequest(
             messages=tuple(messages),
             **address_of(fields.text("model"), headers, metadata),
             max_tokens=limit,
             temperature=fields.number("temperature", 0.0, 2.0),
             top_p=fields.number("top_p", 0.0, 1.0),
-            stop=checks.stop("stop_sequences", sequences) if sequences else None,
+            stop=fields.get("stop_sequences", checks.texts),
             tools=tuple(_tool(tool, number) for number, tool in enumerate(tools)) if tools else None,
             tool_choice=choice,
             metadata=metadata,

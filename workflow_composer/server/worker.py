@@ -93,7 +93,7 @@ async def work(number: int, listening: socket.socket, control: socket.socket) ->
             worker.stop()
 
         worker.begin(orphaned())
-        await channel.ask("ready", digest=digest_of(config))
+        await channel.ask("ready", digest=digest_of(config), limit=_SWITCH_SECONDS)
         await worker.work(listening)
     channel.close()
 

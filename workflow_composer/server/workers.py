@@ -179,10 +179,7 @@ class Supervisor:
 
         async def ready(data: Mapping[str, Any]) -> Mapping[str, Any]:
             worker = self._workers[number]
-            if data["digest"] != (await strategies.versions())[-1].digest:  # a switch came in between
-                await worker.prepare(strategies.active)
-                await worker.commit()
-            worker.ready.set()
+            await strategies.join(worker, data["digest"], worker.ready.set)
             return {}
 
         async def preview(data: Mapping[str, Any]) -> Mapping[str, Any]:
