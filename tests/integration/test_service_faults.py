@@ -157,14 +157,13 @@ def test_a_server_whose_name_has_no_address_loses_nothing(tmp_path, host):
 
 
 def test_a_port_where_nobody_listens_and_one_where_nobody_accepts_lose_nothing(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = reserved.getsockname()[1]
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as silent, echoing() as good:
+    with socket.socket() as deaf, socket.create_server(("127.0.0.1", 0), backlog=0) as silent, echoing() as good:
+        deaf.bind(("127.0.0.1", 0))  # held, so that nobody else gets it, and without listening
         filling = [socket.socket() for _ in range(4)]
         for sock in filling:
             sock.setblocking(False)
             sock.connect_ex(silent.getsockname())
-        urls = [f"http://127.0.0.1:{port}/v1", f"http://127.0.0.1:{silent.getsockname()[1]}/v1", good.url]
+        urls = [*(f"http://127.0.0.1:{one.getsockname()[1]}/v1" for one in (deaf, silent)), good.url]
         models = {f"p-{number}": {"backend": "vllm", "base_url": url} for number, url in enumerate(urls)}
         with (
             serving(tmp_path, good, good, good, models=models, timeouts=QUICK) as service,
