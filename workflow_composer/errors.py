@@ -8,6 +8,7 @@
     │   ├── ProfileError             names file, line, key, what was found, what is allowed
     │   ├── CertificateMismatch      a certificate was made for something else than what would run
     │   ├── ContextError             a context template is missing, faulty, or not the pinned one
+    │   ├── EgressProofFailed        the cloud is forbidden, and something could be sent there all the same
     │   └── InfeasibleTarget         no rule could accept so much with so few errors
     ├── PluginError                  a plugin is broken or clashes with another
     ├── InputError                   data given by the caller cannot be read
@@ -15,6 +16,7 @@
     ├── RoutingError                 no plan can be made for a request
     │   └── NoStrategy               nothing is configured and nothing was detected
     ├── FleetError                   a server of the fleet cannot be started, found or stopped
+    ├── ChannelClosed                another process of the service is gone
     ├── EgressDenied                 the profile forbids sending bytes to that host
     ├── ModelError                   one call to one model failed
     │   ├── BadRequest               400: the request itself is at fault
@@ -36,7 +38,7 @@
 
 A `ModelError` says by two flags what may be done about it: ``retryable`` (the same candidate may succeed in a moment) and
 ``fallback`` (another candidate may succeed now). Errors of client libraries are mapped to these classes in one place per
-backend, and nowhere else.
+backend, and nowhere else. What never leaves its layer is defined there (`HttpFailure`, say).
 """
 
 from __future__ import annotations
@@ -90,6 +92,12 @@ class ContextError(ConfigError):
     task: str | None = None
 
 
+class EgressProofFailed(ConfigError):
+    """A profile forbids the cloud, and something could be sent there all the same. Nothing is served then."""
+
+    exit_code = 4
+
+
 class InfeasibleTarget(ConfigError):
     """No rule, however good its scores, could accept so many answers with so few wrong ones."""
 
@@ -139,6 +147,10 @@ class FleetError(WorkflowComposerError):
     def __init__(self, message: str, *, hint: str = "", problems: Sequence[str] = ()) -> None:
         super().__init__(message, hint=hint)
         self.problems = tuple(problems) or (message,)
+
+
+class ChannelClosed(WorkflowComposerError):
+    """Another process of the service, which was asked something, is gone."""
 
 
 class EgressDenied(WorkflowComposerError):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,9 +14,18 @@ from workflow_composer.cli.output import dollars, print_json, print_table
 from workflow_composer.cli.state import State
 from workflow_composer.errors import ConfigError
 
+if TYPE_CHECKING:
+    from workflow_composer.server.ledger import Ledger
+
 FILE = click.option(
     "--file", "path", type=click.Path(path_type=Path), default=Path("keys.json"), show_default=True, help="The keys file."
 )
+
+
+def _number(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is no number")
+    return value
 
 
 @click.group(epilog=examples("keys new alice --budget 5 --per day", "keys list", "keys revoke 1f0c9a2b3d4e"))
@@ -30,7 +40,12 @@ def keys() -> None:
 @keys.command(epilog=examples("keys new alice", "keys new batch --requests-per-minute 600 --model small --expires 30d"))
 @click.argument("name")
 @FILE
-@click.option("--budget", type=click.FloatRange(0, min_open=True), help="Dollars that it may spend in each period.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(0, 1e12, min_open=True),
+    callback=_number,
+    help="Dollars that it may spend in each period.",
+)
 @click.option(
     "--per", "period", type=click.Choice(["day", "month", "total"]), default="month", show_default=True, help="Period."
 )
@@ -67,11 +82,8 @@ def new(state: State, /, name: str, path: Path, expires: str | None, **limits: A
 def list_(state: State, path: Path) -> None:
     """List keys, their limits, and what they have used."""
     from workflow_composer.server.keys import read_keys
-    from workflow_composer.server.ledger import Ledger
-    from workflow_composer.server.settings import state_directory
 
-    place, now = state_directory(state.environ) / "ledger.bin", time.time()
-    ledger = Ledger(place) if place.is_file() else None
+    ledger, now = _ledger(state), time.time()
     found: list[dict[str, Any]] = []
     for key in read_keys(path).values():
         used = None if ledger is None else ledger.account(key, now)
@@ -121,6 +133,19 @@ def revoke(state: State, identity: str, path: Path) -> None:
         print_json({"id": identity, "revoked": True})
         return
     click.echo(f"key {identity} is revoked")
+
+
+def _ledger(state: State) -> Ledger | None:
+    """What keys have used, where a service has written that down. Raises `ConfigError`."""
+    from workflow_composer.server.ledger import Ledger
+    from workflow_composer.server.settings import STATE_VARIABLE, state_directory
+
+    place = state_directory(state.environ) / "ledger.bin"
+    try:
+        return Ledger(place) if place.is_file() else None
+    except (OSError, ValueError) as error:
+        hint = f"${STATE_VARIABLE} names another state directory"
+        raise ConfigError(f"the ledger of keys cannot be read: {error}", hint=hint) from None
 
 
 def _budget(key: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ def _size(context: click.Context, parameter: click.Parameter, text: str) -> int:
     number, unit = text.strip().lower().rstrip("ib"), 1
     if number and number[-1] in _SIZES:
         number, unit = number[:-1], _SIZES[number[-1]]
-    if not number.isdigit() or not int(number):
+    if not number.isdecimal() or not int(number):
         raise click.BadParameter(f"{text!r} is no size; write for example 32M or 500k")
     return int(number) * unit
 

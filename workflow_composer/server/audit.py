@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -15,6 +16,7 @@ class Audit:
     def __init__(self, path: Path, *, report: Callable[[str], None] = lambda text: None) -> None:
         self.path = path
         self._report = report
+        self._cut = False
 
     def write(self, what: str, *, who: str, outcome: str, **fields: object) -> None:
         """One line. ``who`` is a key's ID, an address, SIGHUP or a file; never a token."""
@@ -26,14 +28,18 @@ class Audit:
             "outcome": outcome,
             **{k: v for k, v in fields.items() if v not in (None, "")},
         }
+        reason = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                os.write(descriptor, json.dumps(line, default=str).encode() + b"\n")
+                data = (b"\n" if self._cut else b"") + json.dumps(line, default=str).encode() + b"\n"
+                self._cut = os.write(descriptor, data) < len(data)  # the next line does not go on with half of this one
             finally:
                 os.close(descriptor)
+            if self._cut:
+                reason = os.strerror(errno.ENOSPC)
         except OSError as error:
-            self._report(
-                f"the audit log {self.path} cannot be written: {error.strerror}; it was: {what} by {who}: {outcome}"
-            )
+            reason = error.strerror
+        if reason is not None:
+            self._report(f"the audit log {self.path} cannot be written: {reason}; it was: {what} by {who}: {outcome}")

@@ -13,15 +13,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from workflow_composer.errors import ConfigError, WorkflowComposerError
+from workflow_composer.errors import ChannelClosed, ConfigError, WorkflowComposerError
 
 Answer = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
 
 _LONGEST_LINE = 16 * 2**20
-
-
-class ChannelClosed(WorkflowComposerError):
-    """The other process is gone."""
 
 
 class Channel:

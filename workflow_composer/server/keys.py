@@ -24,6 +24,8 @@ Period = Literal["day", "month", "total"]
 
 PREFIX = "wfc-"
 VERSION = 1
+LONGEST_ID = 32
+"""Bytes of an ID in a ledger's record."""
 _LOOK_EVERY = 1.0
 """Seconds between two looks at the file's date."""
 _MOST_REMEMBERED = 4096
@@ -63,16 +65,27 @@ class Key:
         unknown = set(data) - {field.name for field in fields(cls)}
         if unknown:
             raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
-        lists = {name: tuple(map(str, data.get(name) or ())) for name in ("strategies", "models")}
+        lists = {name: tuple(_names(name, data.get(name))) for name in ("strategies", "models")}
         key = cls(**{**data, **lists})
         if not all(isinstance(value, str) and value for value in (key.id, key.name, key.salt, key.digest)):
             raise ValueError("id, name, salt and digest must be texts")
+        if not key.id.isalnum() or len(key.id) > LONGEST_ID or not f"{key.id}{key.salt}{key.digest}".isascii():
+            raise ValueError(f"id must be at most {LONGEST_ID} letters and digits; id, salt and digest must be ASCII")
+        if not isinstance(key.revoked, bool):
+            raise TypeError("revoked must be true or false")
         if key.period not in {"day", "month", "total"}:
             raise ValueError("period must be day, month or total")
         numbers = (key.created, key.budget, key.requests_per_minute, key.tokens_per_minute, key.expires)
         if not all(value is None or (isinstance(value, (int, float)) and value >= 0) for value in numbers):
             raise ValueError("limits and times must be numbers, none of them negative")
         return key
+
+
+def _names(name: str, found: Any) -> list[str]:
+    names = [] if found is None else found
+    if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
+        raise ValueError(f"{name} must be a list of texts")
+    return names
 
 
 def _digest(salt: str, secret: str) -> str:
@@ -129,13 +142,13 @@ def change_keys(path: Path, change: Callable[[dict[str, Key]], None]) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         keys = read_keys(path) if path.exists() else {}
         change(keys)
-        data = {"version": VERSION, "keys": [asdict(key) for key in keys.values()]}
+        text = json.dumps({"version": VERSION, "keys": [asdict(key) for key in keys.values()]}, indent=1) + "\n"
+        _parsed(text.encode(), path)  # what could not be read again would shut everybody out
         temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(data, file, indent=1)
-                file.write("\n")
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -161,8 +174,8 @@ class KeyRing:
         self._path = path
         self._report = report
         self._clock = clock
+        self._stamp = self._look() if path.exists() else (0, 0, 0)  # before reading: a change meanwhile is seen later
         self._keys = read_keys(path)
-        self._stamp = self._look()
         self._looked_at = clock()
         self._pepper = secrets.token_bytes(32)
         self._known: dict[bytes, Key] = {}
@@ -170,7 +183,7 @@ class KeyRing:
     def identify(self, presented: str | None) -> Key:
         """The record of a key. Raises `HttpFailure` 401 where it is none, revoked or expired."""
         now = self._clock()
-        if now - self._looked_at >= _LOOK_EVERY:
+        if not 0.0 <= now - self._looked_at < _LOOK_EVERY:  # a clock that was set back must not keep revoked keys alive
             self._looked_at = now
             self._refresh()
         if not presented:
@@ -205,7 +218,7 @@ class KeyRing:
 
     def _look(self) -> tuple[int, int, int]:
         found = self._path.stat()
-        return found.st_mtime_ns, found.st_size, found.st_ino
+        return found.st_ctime_ns, found.st_size, found.st_ino  # changed by chmod, too: it may now be readable
 
     def _refresh(self) -> None:
         try:

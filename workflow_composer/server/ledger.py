@@ -17,17 +17,19 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from workflow_composer.server.failures import HttpFailure
+from workflow_composer.server.failures import RETRY_SOON, SERVER, HttpFailure
 from workflow_composer.server.keys import Key
 
 _MAGIC = b"wfc-ledger-1\n".ljust(64, b"\0")
 _RECORD = struct.Struct("<32s d d d Q Q d d 24x")
 """ID; start of the period, spent in it, spent in all (dollars); requests, tokens; time stamps of the two rates."""
+_NUMBERS = struct.Struct("<d d d Q Q d d")
+"""The part of a record that changes."""
 _ROOM = 64
 """Records by which the file grows."""
 TOGETHER = 0.02
@@ -70,27 +72,42 @@ class _Charges:
 
 
 class Ledger:
-    """Accounts by key. Used by one thread of each process."""
+    """Accounts by key. Used by one thread of each process.
 
-    def __init__(self, path: Path) -> None:
+    ``report`` is told, once, where the file has no room for a new key: its charges wait in this process until it has, and
+    where limits cannot be checked, the key is not let in.
+    """
+
+    def __init__(self, path: Path, *, report: Callable[[str], None] = lambda text: None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
+        self._report = report
+        self._full = False
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._places: dict[str, int] = {}
         self._unwritten: dict[str, _Charges] = {}
         self._written_at = float("-inf")
         with self._whole():
-            if os.fstat(self._file).st_size < len(_MAGIC):
-                os.pwrite(self._file, _MAGIC + bytes(_ROOM * _RECORD.size), 0)
+            begun = os.pread(self._file, len(_MAGIC) + _RECORD.size, 0)
+            if len(begun) < len(_MAGIC) + _RECORD.size and _MAGIC.startswith(begun[: len(_MAGIC)]):
+                self._append(_MAGIC + bytes(_ROOM * _RECORD.size), 0)
         self._map = mmap.mmap(self._file, 0)
         if self._map[: len(_MAGIC)] != _MAGIC:
             self.close()
             raise ValueError(f"{path} is no ledger")
 
     def admit(self, key: Key, now: float) -> None:
-        """Let a request in and count it, unless a limit is reached. Raises `HttpFailure` 429."""
+        """Let a request in and count it, unless a limit is reached. Raises `HttpFailure` 429; 503 where nobody can tell."""
         if not (key.budget or key.requests_per_minute or key.tokens_per_minute):
             return  # nothing to check; it is counted when it is charged
+        try:
+            self._admit(key, now)
+        except OSError as error:
+            self._tell(error)
+            message = "what this API key has used cannot be looked up"
+            raise HttpFailure(503, message, type=SERVER, code="ledger_unavailable", retry_after=RETRY_SOON) from None
+
+    def _admit(self, key: Key, now: float) -> None:
         if not key.requests_per_minute:
             self._check(self.account(key, now), key, now)
             return
@@ -106,7 +123,7 @@ class Ledger:
             if early > 1e-9:
                 raise _too_fast("requests", key.requests_per_minute, early)
             account.next_request = max(account.next_request, now) + step
-            self._write(place, key.id, account)
+            self._write(place, account)
         finally:
             self._unlock(place)
 
@@ -132,16 +149,28 @@ class Ledger:
     def write(self, now: float) -> None:
         """Let the other workers, and the file, know of all charges."""
         self._written_at = now
-        while self._unwritten:
-            identity, charges = self._unwritten.popitem()
-            place = self._place(identity)
-            self._lock(place)
+        for identity, charges in list(self._unwritten.items()):
             try:
-                account = self._read(place)
-                charges.add_to(account)
-                self._write(place, identity, account)
-            finally:
-                self._unlock(place)
+                self._write_one(identity, charges)
+            except OSError as error:
+                self._tell(error)
+            else:
+                del self._unwritten[identity]
+
+    def _write_one(self, identity: str, charges: _Charges) -> None:
+        place = self._place(identity)
+        self._lock(place)
+        try:
+            account = self._read(place)
+            charges.add_to(account)
+            self._write(place, account)
+        finally:
+            self._unlock(place)
+
+    def _tell(self, error: OSError) -> None:
+        if not self._full:
+            self._report(f"the ledger {self._path} cannot be written, charges wait: {error.strerror or error}")
+        self._full = True
 
     def account(self, key: Key, now: float) -> Account:
         """What a key has used, in the period that ``now`` is in."""
@@ -182,11 +211,22 @@ class Ledger:
                 if not any(found):
                     self._map[place : place + 32] = name
                     return place
-            place = len(self._map)
-            os.pwrite(self._file, bytes(_ROOM * _RECORD.size), place)
+            place = len(_MAGIC) + (len(self._map) - len(_MAGIC)) // _RECORD.size * _RECORD.size
+            self._append(bytes(_ROOM * _RECORD.size), place)
+            self._full = False
             self._remap()
             self._map[place : place + 32] = name
             return place
+
+    def _append(self, data: bytes, place: int) -> None:
+        """Let the file grow by all of the data or by nothing: what is mapped must be on the disk. Raises OSError."""
+        before, written = os.fstat(self._file).st_size, 0
+        try:
+            while written < len(data):
+                written += os.pwrite(self._file, data[written:], place + written)
+        except OSError:
+            os.ftruncate(self._file, before)
+            raise
 
     def _remap(self) -> None:
         """Another process may have let the file grow."""
@@ -198,11 +238,10 @@ class Ledger:
         _, *numbers = _RECORD.unpack_from(self._map, place)
         return Account(*numbers)
 
-    def _write(self, place: int, identity: str, account: Account) -> None:
-        _RECORD.pack_into(
-            self._map,
-            place,
-            identity.encode()[:32],
+    def _write(self, place: int, account: Account) -> None:
+        # The ID stays as it is and the numbers are copied in one go: who reads without the lock, or finds the record of a
+        # process that was killed, must not see it empty, as it is for a moment while a struct is packed into the map.
+        numbers = _NUMBERS.pack(
             account.period_began,
             account.spent,
             account.spent_in_all,
@@ -211,6 +250,7 @@ class Ledger:
             account.next_request,
             account.next_token,
         )
+        self._map[place + 32 : place + 32 + len(numbers)] = numbers
 
     def _lock(self, start: int, length: int = _RECORD.size) -> None:
         fcntl.lockf(self._file, fcntl.LOCK_EX, length, start)

@@ -56,4 +56,12 @@ class _Lines:
 
 
 def _redacted(logger: Any, method: str, fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: redact(value) if isinstance(value, str) else value for name, value in fields.items()}
+    return {name: _without_keys(value) for name, value in fields.items()}
+
+
+def _without_keys(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {name: _without_keys(one) for name, one in value.items()}
+    return [_without_keys(one) for one in value] if isinstance(value, (list, tuple)) else value

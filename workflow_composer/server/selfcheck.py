@@ -13,7 +13,7 @@ from typing import Any
 
 from workflow_composer.backends.egress import EgressPolicy, http_client
 from workflow_composer.backends.resolving import admitted_addresses
-from workflow_composer.errors import ConfigError, EgressDenied
+from workflow_composer.errors import EgressDenied, EgressProofFailed
 from workflow_composer.server.tracing import check_collector
 from workflow_composer.snapshot import Snapshot
 
@@ -26,12 +26,6 @@ PUBLIC = (
 """Where data must not go; none of them is contacted."""
 OUT = "8.8.8.8"
 _SECONDS = 5.0
-
-
-class EgressProofFailed(ConfigError):
-    """A profile forbids the cloud, and something could be sent there all the same."""
-
-    exit_code = 4
 
 
 async def prove_egress(snapshot: Snapshot, *, collector: str | None = None) -> tuple[str, ...]:

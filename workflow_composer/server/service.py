@@ -215,7 +215,7 @@ def _accounts(settings: ServerSettings, log: ServiceLog) -> Accounts:
         return Accounts()
     ring = KeyRing(settings.keys_file, report=log.warning)
     try:
-        return Accounts(ring, Ledger(settings.state_directory / "ledger.bin"))
+        return Accounts(ring, Ledger(settings.state_directory / "ledger.bin", report=log.warning))
     except (OSError, ValueError) as error:
         raise ConfigError(f"the ledger of keys cannot be used: {error}", hint="set another state directory") from None
 

@@ -48,7 +48,7 @@ class ServerSettings:
         return self.host not in LOOPBACK
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, for the processes of workers; the token travels in their environment."""
+        """As plain data, for the processes of workers; the token travels beside them."""
         found = {name: getattr(self, name) for name in self.__slots__ if name != "admin_token"}
         return found | {
             "state_directory": str(self.state_directory),

@@ -65,17 +65,19 @@ class Local:
         self._orchestrator = orchestrator
         self._collector = collector
         self._prepared: Snapshot | None = None
+        self._taking_turns = asyncio.Lock()  # a slow preparation that was given up must not end behind a later one
 
     async def prepare(self, config: StrategyConfig) -> None:
         """Build the snapshot, and prove where it cannot send anything."""
-        await self.discard()
-        prepared = self._orchestrator.prepare_strategy(config)
-        try:
-            await prove_egress(prepared, collector=self._collector)
-        except BaseException:
-            await prepared.retire()
-            raise
-        self._prepared = prepared
+        async with self._taking_turns:
+            await self._forget()
+            prepared = self._orchestrator.prepare_strategy(config)
+            try:
+                await prove_egress(prepared, collector=self._collector)
+            except BaseException:
+                await prepared.retire()
+                raise
+            self._prepared = prepared
 
     async def commit(self) -> None:
         """Publish it."""
@@ -86,6 +88,10 @@ class Local:
 
     async def discard(self) -> None:
         """Close it."""
+        async with self._taking_turns:
+            await self._forget()
+
+    async def _forget(self) -> None:
         prepared, self._prepared = self._prepared, None
         if prepared is not None:
             await prepared.retire()
@@ -147,16 +153,17 @@ class Strategies:
     async def switch(self, source: str, *, who: str, why: str = "") -> Version:
         """See `Switchboard`."""
         async with self._switching:
-            return await self._go(lambda: self._load(source), source, who=who, why=why, what="switch")
+            return await self._switch(lambda: self._load(source), source, who=who, why=why, what="switch")
 
     async def reload(self, *, who: str) -> Version | None:
         """Read the active profile's file again; None where nothing has changed in it."""
         async with self._switching:
             source = self.active.source
-            fresh = StrategyConfig.load(Path(source), environ=self._environ)
-            if digest_of(fresh) == self._versions[-1].digest:
-                return None
-            return await self._go(lambda: fresh, source, who=who, why="", what="reload")
+
+            def load() -> StrategyConfig:
+                return StrategyConfig.load(Path(source), environ=self._environ)
+
+            return await self._go(load, source, who=who, why="", what="reload", unless=self._versions[-1].digest)
 
     async def rollback(self, number: int | None, *, who: str) -> Version:
         """See `Switchboard`."""
@@ -169,7 +176,8 @@ class Strategies:
                 known = ", ".join(str(version.number) for version in self._versions)
                 raise ConfigError(f"there is no version {number}", hint=f"there are: {known}")
             config = self._configs[number]
-            return await self._go(lambda: config, f"version {number}", who=who, why=f"back to {number}", what="rollback")
+            why = f"back to {number}"
+            return await self._switch(lambda: config, f"version {number}", who=who, why=why, what="rollback")
 
     async def versions(self) -> Sequence[Version]:
         """See `Switchboard`."""
@@ -177,10 +185,20 @@ class Strategies:
 
     # ---------------------------------------------------------------------------------------------------------- switching
 
-    async def _go(self, load: Callable[[], StrategyConfig], source: str, *, who: str, why: str, what: str) -> Version:
+    async def _switch(self, load: Callable[[], StrategyConfig], source: str, *, who: str, why: str, what: str) -> Version:
+        version = await self._go(load, source, who=who, why=why, what=what, unless="")
+        assert version is not None  # no digest is empty
+        return version
+
+    async def _go(
+        self, load: Callable[[], StrategyConfig], source: str, *, who: str, why: str, what: str, unless: str
+    ) -> Version | None:
+        """Go over, unless that is the profile of this digest; what is refused is written down, too."""
         before = self._versions[-1]
         try:
             config = load()
+            if digest_of(config) == unless:
+                return None
             await self._everywhere(config)
         except WorkflowComposerError as error:
             said = f"refused: {error.message}"

@@ -6,9 +6,9 @@ import pytest
 
 from workflow_composer import ModelOrchestrator
 from workflow_composer.backends.egress import EgressPolicy
-from workflow_composer.errors import ConfigError
+from workflow_composer.errors import ConfigError, EgressProofFailed
 from workflow_composer.metrics.sink import MemorySink
-from workflow_composer.server.selfcheck import EgressProofFailed, prove_egress
+from workflow_composer.server.selfcheck import prove_egress
 from workflow_composer.server.tracing import collector
 from workflow_composer.strategy import StrategyConfig
 

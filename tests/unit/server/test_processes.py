@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from tests.unit.metrics.examples import metric
-from workflow_composer.errors import ConfigError, WorkflowComposerError
+from workflow_composer.errors import ChannelClosed, ConfigError, WorkflowComposerError
 from workflow_composer.metrics.live import LiveMetrics
 from workflow_composer.metrics.live_files import SharedMetrics, forget
-from workflow_composer.server.control import Channel, ChannelClosed
+from workflow_composer.server.control import Channel
 from workflow_composer.server.listening import close, listen
 
 
