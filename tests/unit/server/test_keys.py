@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from dataclasses import replace
 
@@ -123,6 +124,13 @@ def test_a_file_that_breaks_while_the_service_runs_shuts_nobody_out_and_is_repor
         {"period": "year"},
         {"budget": "much"},
         {"id": ""},
+        {"id": "a" * 33},
+        {"id": "a-b"},
+        {"salt": "\ud800"},
+        {"digest": "ä" * 64},
+        {"strategies": "abc"},
+        {"models": [1]},
+        {"revoked": "no"},
     ],
 )
 def test_a_damaged_record_is_named_at_the_start(path, record):
@@ -158,3 +166,34 @@ def test_a_key_may_use_only_what_it_is_for(path):
         with pytest.raises(HttpFailure) as caught:
             ring.may_use(key, strategy=strategy, model=model)
         assert (caught.value.status, caught.value.code) == (403, code)
+
+
+def test_a_clock_that_is_set_back_keeps_no_revoked_key_alive(path, clock):
+    key, secret = add(path)
+    ring = KeyRing(path, clock=clock)
+    change_keys(path, lambda known: known.update({key.id: replace(key, revoked=True)}))
+    clock.now -= 3600.0
+    assert refused(ring, secret).status == 401
+
+
+def test_a_change_that_keeps_date_and_size_is_taken_up(path, clock):
+    """As a copy with its old date is, or a file that may be read again since its mode was put right."""
+    _, secret = add(path)
+    was, ring = path.stat(), KeyRing(path, clock=clock)
+    ring.identify(secret)
+    path.write_bytes(path.read_bytes().replace(b'"revoked": false', b'"revoked":  true'))
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_ino) == (was.st_size, was.st_ino)
+    clock.now += 1.0
+    assert refused(ring, secret).status == 401
+
+
+@pytest.mark.parametrize("limits", [{"budget": float("nan")}, {"period": "year"}, {"expires": -1.0}])
+def test_what_could_not_be_read_again_is_not_written(path, limits):
+    """One bad record would shut everybody out."""
+    add(path)
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=r"keys\[1\]"):
+        add(path, "bob", **limits)
+    assert path.read_bytes() == before
+    assert not list(path.parent.glob("*.new"))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import signal
 import subprocess
 import sys
+import time
 from calendar import timegm
 
 import pytest
@@ -134,15 +137,141 @@ def test_several_processes_that_charge_at_once_lose_nothing(tmp_path):
     ledger.close()
 
 
-def test_what_is_no_ledger_is_refused(tmp_path):
-    (tmp_path / "l").write_bytes(b"something else that is longer than the mark of a ledger" * 4)
-    with pytest.raises(ValueError, match="no ledger"):
-        Ledger(tmp_path / "l")
-
-
 def test_a_key_without_limits_is_let_in_and_still_counted(ledger):
     key = key_of()
     assert refusal(ledger, key, NOW) is None
     ledger.charge(key, cost=0.1, tokens=3, now=NOW)
     assert ledger.left(key, NOW) is None
     assert ledger.account(key, NOW).spent_in_all == pytest.approx(0.1)
+
+
+WRITES = """
+import sys
+from pathlib import Path
+from workflow_composer.server.keys import Key
+from workflow_composer.server.ledger import Ledger
+ledger = Ledger(Path(sys.argv[1]))
+key = Key("000000000001", "k", "s", "d", 0.0, budget=1e9, period="total")
+for number in range(10**9):
+    ledger.charge(key, cost=1.0, tokens=2, now=1.0 + number)
+    if number == 0:
+        print("writing", flush=True)
+"""
+
+
+def writing(path):
+    """A process that charges as fast as it can."""
+    process = subprocess.Popen([sys.executable, "-c", WRITES, str(path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def test_who_reads_while_another_process_writes_never_sees_less_than_before(tmp_path):
+    """A record that were seen empty for a moment would let a spent budget in, or be taken by another key."""
+    process, key = writing(tmp_path / "l.bin"), Key("000000000001", "k", "s", "d", 0.0, budget=1e9, period="total")
+    ledger, seen, fell = Ledger(tmp_path / "l.bin"), 0.0, 0
+    began = time.monotonic()
+    while time.monotonic() - began < 2.0:
+        found = ledger.account(key, NOW).spent
+        fell, seen = fell + (found < seen), found
+    process.kill()
+    process.communicate()
+    ledger.close()
+    assert seen > 1000
+    assert fell == 0
+
+
+def test_a_process_killed_at_any_moment_leaves_a_sound_ledger_and_no_lock(tmp_path):
+    path, before = tmp_path / "l.bin", 0.0
+    key = Key("000000000001", "k", "s", "d", 0.0, budget=1e9, period="total")
+    for _ in range(5):
+        process = writing(path)
+        time.sleep(random.uniform(0.0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        ledger = Ledger(path)
+        ledger.charge(key, cost=1.0, tokens=2, now=NOW)  # would wait for ever for a lock that was left
+        found = ledger.account(key, NOW)
+        ledger.close()
+        assert found.spent > before + 1.0
+        assert found.spent == found.spent_in_all == found.requests
+        assert found.tokens == 2 * found.requests
+        before = found.spent
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from workflow_composer.server.failures import HttpFailure
+from workflow_composer.server.keys import Key
+from workflow_composer.server.ledger import Ledger
+told = []
+path = Path(sys.argv[1])
+ledger = Ledger(path, report=told.append)
+keys = [Key(f"{n:012d}", "k", "s", "d", 0.0, budget=10.0, period="total") for n in range(70)]
+for key in keys[:64]:
+    ledger.charge(key, cost=1.0, tokens=1, now=1.0)
+ledger.write(2.0)
+size = path.stat().st_size
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, hard))  # no room for one record more
+for number in range(3):
+    ledger.charge(keys[0], cost=1.0, tokens=1, now=3.0 + number)
+    ledger.charge(keys[66], cost=1.0, tokens=1, now=3.0 + number)
+assert ledger.account(keys[0], 9.0).spent == 4.0, "known keys go on"
+try:
+    ledger.admit(keys[66], 9.0)
+except HttpFailure as failure:
+    assert failure.status == 503, failure.status
+else:
+    raise AssertionError("let in although nobody knows what it has spent")
+assert len(told) == 1, told
+assert path.stat().st_size == size, "no half records"
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+ledger.admit(keys[66], 10.0)
+ledger.close()
+again = Ledger(path)
+assert again.account(keys[66], 11.0).spent == 3.0, "what waited is written once there is room"
+assert again.account(keys[65], 11.0).spent == 0.0
+again.close()
+"""
+
+
+def test_a_full_disk_loses_no_charge_and_lets_nobody_in_unchecked(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "l.bin")], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "content", [b"x", b"wfc-ledger-2\n", b"something else that is longer than the mark of a ledger" * 4]
+)
+def test_a_file_that_is_no_ledger_is_left_as_it_is(tmp_path, content):
+    (tmp_path / "l").write_bytes(content)
+    with pytest.raises(ValueError, match="no ledger"):
+        Ledger(tmp_path / "l")
+    assert (tmp_path / "l").read_bytes() == content
+
+
+def test_a_ledger_that_was_begun_when_the_disk_filled_up_is_made_whole(tmp_path):
+    (tmp_path / "l").write_bytes(b"wfc-ledger-1\n")
+    ledger = Ledger(tmp_path / "l")
+    ledger.charge(key_of(), cost=1.0, tokens=1, now=NOW)
+    ledger.close()
+
+
+@pytest.mark.parametrize(
+    ("period", "begins", "again"),
+    [
+        ("day", timegm((2026, 12, 31, 0, 0, 0)), timegm((2027, 1, 1, 0, 0, 0))),
+        ("month", timegm((2026, 12, 1, 0, 0, 0)), timegm((2027, 1, 1, 0, 0, 0))),
+        ("month", timegm((2028, 2, 1, 0, 0, 0)), timegm((2028, 3, 1, 0, 0, 0))),
+    ],
+)
+def test_periods_are_those_of_the_calendar(ledger, period, begins, again):
+    key = key_of(budget=1.0, period=period)
+    ledger.charge(key, cost=1.0, tokens=0, now=float(begins))
+    assert refusal(ledger, key, again - 1.0).retry_after == 1.0
+    assert refusal(ledger, key, float(again)) is None

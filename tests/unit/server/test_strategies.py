@@ -7,11 +7,13 @@ import json
 
 import pytest
 
-from workflow_composer.errors import ConfigError
+from workflow_composer import ModelOrchestrator
+from workflow_composer.errors import ChannelClosed, ConfigError, EgressProofFailed
+from workflow_composer.metrics.sink import MemorySink
 from workflow_composer.server.admin import Admin
 from workflow_composer.server.audit import Audit
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.strategies import MOST_VERSIONS, Strategies, available, difference
+from workflow_composer.server.strategies import MOST_VERSIONS, Local, Strategies, available, difference
 from workflow_composer.server.watching import reload, watch
 from workflow_composer.strategy import StrategyConfig
 
@@ -248,3 +250,89 @@ async def test_a_wrong_order_is_a_bad_request(admin, given, body):
     with pytest.raises(HttpFailure) as caught:
         await admin.switch(given("PUT", body=body, headers=TOKEN))
     assert caught.value.status == 400
+
+
+async def test_a_reload_that_is_refused_is_on_record_and_one_that_changes_nothing_is_not(folder):
+    strategies = switchboard(folder, Worker())
+    await strategies.reload(who="SIGHUP")
+    assert audited(folder) == []
+    (folder / "one.yaml").write_text("profile_name: [")
+    with pytest.raises(ConfigError):
+        await strategies.reload(who="SIGHUP")
+    line = audited(folder)[-1]
+    assert (line["what"], line["who"]) == ("reload", "SIGHUP")
+    assert line["outcome"].startswith("refused: ")
+
+
+async def test_a_preparation_that_was_given_up_does_not_end_behind_a_later_one(folder, monkeypatch):
+    """Its worker goes on with it; what is published is what was asked for last."""
+    slow, first = asyncio.Event(), []
+
+    async def proof(snapshot, *, collector):
+        if not first:
+            first.append(snapshot)
+            await slow.wait()
+
+    monkeypatch.setattr("workflow_composer.server.strategies.prove_egress", proof)
+    one, two = (StrategyConfig.load(folder / f"{name}.yaml", environ={}) for name in ("one", "two"))
+    async with ModelOrchestrator(one, metrics=MemorySink(), environ={}) as orchestrator:
+        local = Local(orchestrator)
+        late = asyncio.create_task(local.prepare(one))
+        while not first:
+            await asyncio.sleep(0)
+        given_up, later = asyncio.create_task(local.discard()), asyncio.create_task(local.prepare(two))
+        await asyncio.sleep(0.01)
+        slow.set()
+        await asyncio.gather(late, given_up, later)
+        await local.commit()
+        assert orchestrator.strategy == "two"
+        assert not first[0].acquire()  # the one that was given up is closed
+        with pytest.raises(ConfigError, match="nothing was prepared"):
+            await local.commit()
+
+
+async def test_a_strategy_whose_egress_rule_does_not_hold_is_not_prepared(folder, monkeypatch):
+    async def proof(snapshot, *, collector):
+        raise EgressProofFailed("something gets out")
+
+    monkeypatch.setattr("workflow_composer.server.strategies.prove_egress", proof)
+    config = StrategyConfig.load(folder / "one.yaml", environ={})
+    async with ModelOrchestrator(config, metrics=MemorySink(), environ={}) as orchestrator:
+        local = Local(orchestrator)
+        with pytest.raises(EgressProofFailed):
+            await local.prepare(config)
+        with pytest.raises(ConfigError, match="nothing was prepared"):
+            await local.commit()
+
+
+async def test_switches_asked_for_at_once_come_one_after_the_other(folder):
+    class Slow(Worker):
+        going = 0
+
+        async def prepare(self, config):
+            Slow.going += 1
+            assert Slow.going == 1
+            await asyncio.sleep(0.001)
+            await super().prepare(config)
+
+        async def commit(self):
+            await super().commit()
+            Slow.going -= 1
+
+    worker = Slow()
+    strategies = switchboard(folder, worker)
+    found = await asyncio.gather(*(strategies.switch("two" if n % 2 else "one", who="x") for n in range(10)))
+    assert [version.number for version in found] == list(range(2, 12))
+    assert worker.active.profile_name == strategies.active.profile_name == found[-1].strategy
+
+
+async def test_a_worker_that_dies_in_the_last_step_keeps_nobody_from_switching(folder):
+    """Its successor begins with what is active then."""
+
+    class Dying(Worker):
+        async def commit(self):
+            raise ChannelClosed("gone")
+
+    whole = Worker()
+    await switchboard(folder, Dying(), whole).switch("two", who="x")
+    assert whole.active.profile_name == "two"
