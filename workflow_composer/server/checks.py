@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -70,9 +69,9 @@ def number(least: float, most: float) -> Callable[[str, Any], float]:
     """A number within limits."""
 
     def check(name: str, value: Any) -> float:
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise wrong(name, "must be a number")
-        if not least <= value <= most:
+        if not least <= value <= most:  # compares exactly, however many digits it has
             raise wrong(name, f"must be from {least:g} to {most:g}")
         return value
 
