@@ -153,13 +153,20 @@ def merged(snapshots: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "overhead_bounds": list(OVERHEAD_BOUNDS),
         "series": list(series.values()),
         "errors": kinds,
-        "history": {span: [[start, *values] for start, values in sorted(b.items())] for span, b in history.items()},
+        "history": {str(span): _latest(history[str(span)], count) for span, count in SPANS},
         "recent": sorted(recent, key=lambda one: str(one["timestamp"]))[-RECENT:],
     }
 
 
+def _latest(buckets: Mapping[float, list[float]], count: int) -> list[list[float]]:
+    return [[start, *values] for start, values in sorted(buckets.items())[-count:]]
+
+
 def _add_series(series: dict[tuple[Any, ...], dict[str, Any]], one: Mapping[str, Any]) -> None:
     key = tuple(one[label] for label in LABELS)
+    if key not in series and len(series) >= MOST_SERIES:
+        one = {**one, "task": OTHER, "model": OTHER, "tier": min(one["tier"], 9)}
+        key = tuple(one[label] for label in LABELS)
     total = series.get(key)
     if total is None:
         series[key] = {**one, "latency": list(one["latency"]), "overhead": list(one["overhead"])}

@@ -78,7 +78,7 @@ def number(least: float, most: float) -> Callable[[str, Any], float]:
     def check(name: str, value: Any) -> float:
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise wrong(name, "must be a number")
-        if not least <= value <= most:
+        if not least <= value <= most:  # compares exactly, however many digits it has
             raise wrong(name, f"must be from {least:g} to {most:g}")
         return value
 

@@ -68,14 +68,16 @@ class Channel:
         task.add_done_callback(self._tasks.discard)
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
-        with suppress(OSError, ValueError):
-            while line := await reader.readline():
-                data = json.loads(line)
-                if "ask" in data:
-                    self._begin(self._answer(data))
-                elif (waiting := self._waiting.get(data["id"])) is not None and not waiting.done():
-                    waiting.set_result(data)
-        self._end()
+        try:
+            with suppress(OSError, ValueError, LookupError, TypeError):  # or what comes is nothing that we would send
+                while line := await reader.readline():
+                    data = json.loads(line)
+                    if "ask" in data:
+                        self._begin(self._answer(data))
+                    elif (waiting := self._waiting.get(data["id"])) is not None and not waiting.done():
+                        waiting.set_result(data)
+        finally:
+            self._end()
 
     def _end(self) -> None:
         self.closed.set()

@@ -91,6 +91,14 @@ def decode(body: bytes) -> dict[str, Any]:
     return found
 
 
+NOTHING: tuple[Any, ...] = (None, False, "", [], {})
+"""Values by which a field asks for nothing."""
+OTHERS = frozenset(
+    {"messages", "prompt", "n", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs"}
+) | frozenset({"response_format", "stream_options"})
+"""Fields that a model's server is sent in any case, or whose effect on the answer only some dialects can write."""
+
+
 class Fields:
     """A body's fields, each taken once; what is left at the end are the ones that only a model may know."""
 
@@ -137,12 +145,27 @@ class Fields:
     def refuse(self, reasons: Mapping[str, str]) -> None:
         """Refuse fields that cannot be honoured, unless they ask for nothing."""
         for name, reason in reasons.items():
-            if self._left.pop(name, None) not in (None, False, [], {}):
+            if self._left.pop(name, None) not in NOTHING:
                 raise wrong(name, reason, code="unsupported_parameter")
 
     def leave_out(self, names: Mapping[str, str]) -> tuple[str, ...]:
         """Leave out fields that cannot change the answer; the warnings."""
-        return tuple(f"{name} {why}" for name, why in names.items() if self._left.pop(name, None) not in (None, False))
+        return tuple(f"{name} {why}" for name, why in names.items() if self._left.pop(name, None) not in NOTHING)
+
+    def nothing_else(self, reason: str = "is not known here", *, within: str = "") -> None:
+        """Refuse whatever is left. ``within``: the field that these are parts of."""
+        for name in self.rest:
+            raise wrong(f"{within}.{name}" if within else name, reason, code="unsupported_parameter")
+
+    def passed_on(self) -> dict[str, Any]:
+        """What is left, for the model's server, which may know it. Raises `HttpFailure`.
+
+        Fields of its own API that this dialect says in other words would contradict what is sent along with them.
+        """
+        for name in self._left.keys() & OTHERS:
+            if self._left[name] is not None:
+                raise wrong(name, "is no field of this form of API", code="unsupported_parameter")
+        return self.rest
 
     @property
     def rest(self) -> dict[str, Any]:

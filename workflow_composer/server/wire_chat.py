@@ -46,8 +46,10 @@ class ChatDialect:
                 extra[name] = value
         if "messages" not in request:
             raise wrong("messages", "must be a list of at least one message")
-        if "max_completion_tokens" in own:
-            request["max_tokens"] = own["max_completion_tokens"]
+        if (limit := own.get("max_completion_tokens")) is not None:
+            if request.get("max_tokens", limit) != limit:
+                warnings.append("max_tokens is not heeded beside max_completion_tokens")
+            request["max_tokens"] = limit
         stream = own.get("stream", False)
         options = own.get("stream_options")
         if options is not None and not stream:
@@ -251,7 +253,12 @@ def _message(sample: Sample) -> dict[str, Any]:
 def _logprobs(tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
     if tokens is None:
         return None
-    return {"content": [{**_token(one.token, one.logprob), "top_logprobs": _top(one)} for one in tokens]}
+    return {"content": logprobs_of(tokens)}
+
+
+def logprobs_of(tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """Tokens with their log-probabilities, in OpenAI's form."""
+    return [{**_token(one.token, one.logprob), "top_logprobs": _top(one)} for one in tokens]
 
 
 def _top(one: TokenLogprob) -> list[dict[str, Any]]:

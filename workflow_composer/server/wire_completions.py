@@ -48,10 +48,11 @@ class CompletionsDialect:
             seed=fields.whole("seed", most=2**63 - 1),
             logprobs=top is not None,
             top_logprobs=top,
+            response_format=fields.mapping("response_format"),
             n=fields.whole("n", least=1, most=MOST_CHOICES) or 1,
             metadata=metadata,
             request_id="",
-            extra=fields.rest,
+            extra=fields.passed_on(),
         )
         return Asked(request, stream, include_usage)
 

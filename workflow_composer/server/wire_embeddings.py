@@ -43,10 +43,10 @@ def read_embeddings(data: Mapping[str, Any], headers: Mapping[str, str]) -> Aske
         raise wrong("encoding_format", "must be float or base64")
     dimensions = fields.whole("dimensions", least=1, most=MOST_DIMENSIONS)
     address = address_of(fields.text("model"), headers, fields.mapping("metadata") or {})
-    address.pop("budget", None)
     warnings = fields.leave_out({"user": "says nothing to a model"})
-    for name in fields.rest:
-        raise wrong(name, "cannot be honoured here", code="unsupported_parameter")
+    if address.pop("budget", None) is not None:
+        warnings += ("the budget is not heeded: vectors come from one model, whatever they cost",)
+    fields.nothing_else("cannot be honoured here")
     return AskedEmbeddings(texts, address, form == "base64", dimensions, warnings)
 
 

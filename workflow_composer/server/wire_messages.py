@@ -6,7 +6,7 @@ https://docs.anthropic.com/en/api/messages and .../messages-streaming give the s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from workflow_composer.server import checks
@@ -28,11 +28,18 @@ _TYPES = {
     504: "timeout_error",
 }
 _REFUSED = {
-    "thinking": "cannot be honoured here",
     "container": "is not known here",
     "mcp_servers": "is not known here",
     "n": "is one in this form; ask /v1/chat/completions for more",
 }
+_CACHE = "cache_control is not known here; servers keep what requests have in common by themselves"
+_BLOCKS = {
+    "text": {"type", "text", "cache_control", "citations"},
+    "image": {"type", "source", "cache_control"},
+    "tool_use": {"type", "id", "name", "input", "cache_control", "caller"},
+    "tool_result": {"type", "tool_use_id", "content", "is_error", "cache_control"},
+}
+"""The fields of each kind of block. Citations and callers are of answers that are sent back: they say nothing new."""
 _REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 
 
@@ -47,17 +54,23 @@ class MessagesDialect:
         found = fields.items("messages")
         if not found:
             raise wrong("messages", "must be a list of at least one message")
-        messages = _system(fields.take("system"))
+        notes: dict[str, None] = {}  # a set in order
+        messages = _system(fields.take("system"), notes)
         for number, message in enumerate(found):
-            messages += _messages(message, f"messages[{number}]")
+            messages += _messages(message, f"messages[{number}]", notes)
         limit = fields.whole("max_tokens", least=1)
         if limit is None:
             raise wrong("max_tokens", "is required")
         stream = bool(fields.flag("stream"))
         metadata = fields.mapping("metadata") or {}
-        metadata = {name: value for name, value in metadata.items() if name != "user_id"}
+        if metadata.get("user_id") is not None:
+            notes["metadata.user_id is not told to the model"] = None
+        if fields.get("thinking", checks.mapping) not in (None, {"type": "disabled"}):
+            raise wrong("thinking", "cannot be honoured here", code="unsupported_parameter")
         fields.refuse(_REFUSED)
         warnings = fields.leave_out({"service_tier": "is not known here"})
+        if fields.mapping("cache_control"):
+            notes[_CACHE] = None
         choice, parallel = _tool_choice(fields.mapping("tool_choice"))
         tools = fields.items("tools")
         request = LLMRequest(
@@ -67,13 +80,13 @@ class MessagesDialect:
             temperature=fields.number("temperature", 0.0, 2.0),
             top_p=fields.number("top_p", 0.0, 1.0),
             stop=fields.get("stop_sequences", checks.texts),
-            tools=tuple(_tool(tool, number) for number, tool in enumerate(tools)) if tools else None,
+            tools=tuple(_tool(tool, f"tools[{number}]", notes) for number, tool in enumerate(tools)) if tools else None,
             tool_choice=choice,
             metadata=metadata,
             request_id="",
-            extra={**parallel, **fields.rest},
+            extra={**parallel, **fields.passed_on()},
         )
-        return Asked(request, stream, warnings=warnings)
+        return Asked(request, stream, warnings=(*warnings, *notes))
 
     def whole(self, asked: Asked, response: LLMResponse) -> bytes:
         """A ``message`` object."""
@@ -167,30 +180,50 @@ class MessageEvents:
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def _system(found: Any) -> list[dict[str, Any]]:
+def _system(found: Any, notes: dict[str, None]) -> list[dict[str, Any]]:
     if found is None:
         return []
     if isinstance(found, str):
         return [{"role": "system", "content": found}]
-    if isinstance(found, list) and all(isinstance(one, dict) and isinstance(one.get("text"), str) for one in found):
-        return [{"role": "system", "content": "\n\n".join(one["text"] for one in found)}]
-    raise wrong("system", "must be a text or a list of text blocks")
+    if not isinstance(found, list) or not all(_is_text(one) for one in found):
+        raise wrong("system", "must be a text or a list of text blocks")
+    for number, block in enumerate(found):
+        _known(block, _BLOCKS["text"], f"system[{number}]", notes)
+    return [{"role": "system", "content": "\n\n".join(one["text"] for one in found)}] if found else []
 
 
-def _messages(message: Any, place: str) -> list[dict[str, Any]]:
+def _is_text(block: Any) -> bool:
+    return isinstance(block, dict) and block.get("type", "text") == "text" and isinstance(block.get("text"), str)
+
+
+def _known(found: Mapping[str, Any], names: Collection[str], place: str, notes: dict[str, None]) -> None:
+    """Refuse what is not known of a block or tool; note what is known and cannot change the answer."""
+    for name, value in found.items():
+        if name not in names and value is not None:
+            raise wrong(f"{place}.{name}", "cannot be honoured here", code="unsupported_parameter")
+    if found.get("cache_control") is not None:
+        notes[_CACHE] = None
+
+
+def _messages(message: Any, place: str, notes: dict[str, None]) -> list[dict[str, Any]]:
     """One of Anthropic's messages as OpenAI's: results of tools become messages of their own, before the rest."""
     if not isinstance(message, dict) or message.get("role") not in ("user", "assistant"):
         raise wrong(f"{place}.role", "must be user or assistant")
+    _known(message, ("role", "content"), place, notes)
     role, content = message["role"], message.get("content")
     if isinstance(content, str):
         return [{"role": role, "content": content}]
-    if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
-        raise wrong(f"{place}.content", "must be a text or a list of blocks")
+    if not content or not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
+        raise wrong(f"{place}.content", "must be a text or a list of at least one block")
     parts: list[dict[str, Any]] = []
     calls: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     for number, block in enumerate(content):
-        _block(block, f"{place}.content[{number}]", parts, calls, results)
+        where = f"{place}.content[{number}]"
+        _block(block, where, parts, calls, results)
+        _known(block, _BLOCKS[block["type"]], where, notes)
+        if block.get("is_error"):
+            notes["tool_result.is_error is not told to the model; the content should say it"] = None
     rest: dict[str, Any] = {"role": role, "content": _content(parts)}
     if calls:
         rest["tool_calls"] = calls
@@ -237,21 +270,19 @@ def _image(source: Mapping[str, Any], place: str) -> str:
 def _result(content: Any, place: str) -> str:
     if content is None or isinstance(content, str):
         return content or ""
-    if isinstance(content, list) and all(isinstance(one, dict) and isinstance(one.get("text"), str) for one in content):
+    if isinstance(content, list) and all(_is_text(one) for one in content):
         return "\n".join(one["text"] for one in content)
     raise wrong(f"{place}.content", "must be a text or a list of text blocks")
 
 
-def _tool(tool: Any, number: int) -> dict[str, Any]:
+def _tool(tool: Any, place: str, notes: dict[str, None]) -> dict[str, Any]:
     if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
-        raise wrong(f"tools[{number}]", "must be an object with a name")
-    if tool.get("type", "custom") != "custom":
-        raise wrong(
-            f"tools[{number}].type", "must be custom; the service runs no tools itself", code="unsupported_parameter"
-        )
+        raise wrong(place, "must be an object with a name")
+    if (tool.get("type") or "custom") != "custom":
+        raise wrong(f"{place}.type", "must be custom; the service runs no tools itself", code="unsupported_parameter")
+    _known(tool, ("type", "name", "input_schema", "description", "strict", "cache_control"), place, notes)
     function = {"name": tool["name"], "parameters": tool.get("input_schema") or {"type": "object"}}
-    if tool.get("description") is not None:
-        function["description"] = tool["description"]
+    function |= {name: tool[name] for name in ("description", "strict") if tool.get(name) is not None}
     return {"type": "function", "function": function}
 
 
@@ -259,11 +290,12 @@ def _tool_choice(found: Mapping[str, Any] | None) -> tuple[str | Mapping[str, An
     if found is None:
         return None, {}
     parallel = {"parallel_tool_calls": False} if found.get("disable_parallel_tool_use") else {}
+    _known(found, ("type", "name", "disable_parallel_tool_use"), "tool_choice", {})
     kind = found.get("type")
     if kind == "tool" and isinstance(found.get("name"), str):
         return {"type": "function", "function": {"name": found["name"]}}, parallel
     named = {"auto": "auto", "any": "required", "none": "none"}
-    if kind not in named:
+    if not isinstance(kind, str) or kind not in named:
         raise wrong("tool_choice.type", "must be auto, any, none or tool")
     return named[kind], parallel
 
@@ -287,7 +319,7 @@ def _use(call: Mapping[str, Any]) -> dict[str, Any]:
     function = call.get("function") or {}
     try:
         arguments = json.loads(function.get("arguments") or "{}")
-    except ValueError:  # a model's mistake, shown as it is
+    except (ValueError, RecursionError):  # a model's mistake, shown as it is
         arguments = {"arguments": function["arguments"]}
     return {"type": "tool_use", "id": call.get("id") or "toolu_0", "name": function.get("name") or "", "input": arguments}
 

@@ -6,14 +6,15 @@ https://platform.openai.com/docs/api-reference/responses and .../responses-strea
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workflow_composer.server.addressing import address_of
 from workflow_composer.server.checks import wrong
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.server.wire import Asked, Fields, encode, event, openai_failure
-from workflow_composer.types import Chunk, LLMRequest, LLMResponse, Usage
+from workflow_composer.server.wire_chat import logprobs_of
+from workflow_composer.types import Chunk, LLMRequest, LLMResponse, TokenLogprob, Usage
 
 _REFUSED = {
     "previous_response_id": "cannot be honoured: no response is stored; send the whole conversation as input",
@@ -27,11 +28,13 @@ _REFUSED = {
 _UNHEARD = {
     "store": "is not done here",
     "service_tier": "is not known here",
-    "include": "is not known here",
     "truncation": "is left to the model's server",
     "prompt_cache_key": "is not known here",
     "safety_identifier": "is not known here",
 }
+
+
+_LOGPROBS = "message.output_text.logprobs"
 
 
 class ResponsesDialect:
@@ -47,16 +50,18 @@ class ResponsesDialect:
             messages.insert(0, {"role": "system", "content": instructions})
         stream = bool(fields.flag("stream"))
         fields.refuse(_REFUSED)
-        if data.get("store") is False:
-            fields.take("store")
+        wanted = fields.items("include") or []
         warnings = fields.leave_out(_UNHEARD)
-        fields.mapping("stream_options")
+        warnings += tuple(f"include: {one} is not known here" for one in wanted if one != _LOGPROBS)
+        options = Fields(fields.mapping("stream_options") or {})
+        options.flag("include_obfuscation")  # nothing is: it hides lengths from those who watch an encrypted line
+        options.nothing_else("cannot be honoured here", within="stream_options")
         metadata = fields.mapping("metadata") or {}
-        extra: dict[str, Any] = {}
-        if reasoning := fields.mapping("reasoning"):
-            if set(reasoning) - {"effort"}:
-                raise wrong("reasoning", "only effort can be honoured here", code="unsupported_parameter")
-            extra["reasoning_effort"] = reasoning.get("effort")
+        reasoning, form = Fields(fields.mapping("reasoning") or {}), Fields(fields.mapping("text") or {})
+        extra = {"reasoning_effort": reasoning.text("effort"), "verbosity": form.text("verbosity")}
+        reasoning.nothing_else("cannot be honoured here", within="reasoning")
+        response_format = _format(form.mapping("format"))
+        form.nothing_else("cannot be honoured here", within="text")
         tools = fields.items("tools")
         top = fields.whole("top_logprobs", least=0, most=100)
         request = LLMRequest(
@@ -66,13 +71,13 @@ class ResponsesDialect:
             temperature=fields.number("temperature", 0.0, 2.0),
             top_p=fields.number("top_p", 0.0, 1.0),
             top_logprobs=top or None,
-            logprobs=bool(top),
+            logprobs=bool(top) or _LOGPROBS in wanted,
             tools=tuple(_tool(tool, number) for number, tool in enumerate(tools)) if tools else None,
             tool_choice=_tool_choice(fields.take("tool_choice")),
-            response_format=_format(fields.mapping("text")),
+            response_format=response_format,
             metadata=metadata,
             request_id="",
-            extra={**extra, **fields.rest},
+            extra={**{name: value for name, value in extra.items() if value is not None}, **fields.passed_on()},
         )
         return Asked(request, stream, warnings=warnings)
 
@@ -82,7 +87,7 @@ class ResponsesDialect:
         output: list[dict[str, Any]] = []
         identity = response.request_id
         if sample.text or not sample.tool_calls:
-            output.append(_message(identity, sample.text))
+            output.append(_message(identity, sample.text, _logprobs(asked, sample.logprobs or ())))
         output += [_call(call, f"fc_{identity}_{number}") for number, call in enumerate(sample.tool_calls)]
         cut = sample.finish_reason == "length"
         return encode(_response(asked, response.model, output, usage=response.usage, cut=cut))
@@ -105,6 +110,7 @@ class ResponseEvents:
         self._model = ""
         self._begun = False
         self._text: list[str] = []
+        self._logprobs: list[dict[str, Any]] = []
         self._text_at: int | None = None
         self._calls: dict[int, dict[str, Any]] = {}
         self._items = 0
@@ -116,7 +122,9 @@ class ResponseEvents:
         if chunk.text:
             out += self._begin_text()
             self._text.append(chunk.text)
-            out += self._event("response.output_text.delta", **self._text_place(), delta=chunk.text, logprobs=[])
+            logprobs = _logprobs(self._asked, chunk.logprobs)
+            self._logprobs += logprobs
+            out += self._event("response.output_text.delta", **self._text_place(), delta=chunk.text, logprobs=logprobs)
         for number, call in enumerate(chunk.tool_calls):
             out += self._heard_call(call.get("index", number), call)
         self._cut = self._cut or chunk.finish_reason == "length"
@@ -129,9 +137,9 @@ class ResponseEvents:
             out += self._begin_text()
         output: list[tuple[int, dict[str, Any]]] = []
         if self._text_at is not None:
-            item = _message(self._asked.request.request_id, "".join(self._text))
+            item = _message(self._asked.request.request_id, "".join(self._text), self._logprobs)
             part = item["content"][0]
-            out += self._event("response.output_text.done", **self._text_place(), text=part["text"], logprobs=[])
+            out += self._event("response.output_text.done", **self._text_place(), text=part["text"], logprobs=self._logprobs)
             out += self._event("response.content_part.done", **self._text_place(), part=part)
             out += self._event("response.output_item.done", output_index=self._text_at, item=item)
             output.append((self._text_at, item))
@@ -216,7 +224,7 @@ def _input(found: Any) -> list[dict[str, Any]]:
 
 def _item(item: Mapping[str, Any], place: str) -> dict[str, Any]:
     kind = item.get("type", "message")
-    if kind == "message" and item.get("role") in {"user", "assistant", "system", "developer"}:
+    if kind == "message" and item.get("role") in ("user", "assistant", "system", "developer"):
         return {"role": item["role"], "content": _content(item.get("content"), place)}
     if kind == "function_call" and all(isinstance(item.get(name), str) for name in ("call_id", "name", "arguments")):
         function = {"name": item["name"], "arguments": item["arguments"]}
@@ -237,7 +245,7 @@ def _content(content: Any, place: str) -> Any:
         raise wrong(f"{place}.content", "must be a text or a list of parts")
     parts: list[dict[str, Any]] = []
     for number, part in enumerate(content):
-        if part.get("type") in {"input_text", "output_text", "text"} and isinstance(part.get("text"), str):
+        if part.get("type") in ("input_text", "output_text", "text") and isinstance(part.get("text"), str):
             parts.append({"type": "text", "text": part["text"]})
         elif part.get("type") == "input_image" and isinstance(part.get("image_url"), str):
             image = {"url": part["image_url"], **({"detail": part["detail"]} if isinstance(part.get("detail"), str) else {})}
@@ -251,8 +259,7 @@ def _tool(tool: Any, number: int) -> dict[str, Any]:
     if not isinstance(tool, dict) or tool.get("type") != "function" or not isinstance(tool.get("name"), str):
         message = "must be a function with a name; the service runs no tools itself"
         raise wrong(f"tools[{number}]", message, code="unsupported_parameter")
-    names = ("name", "description", "parameters", "strict")
-    return {"type": "function", "function": {name: tool[name] for name in names if tool.get(name) is not None}}
+    return {"type": "function", "function": {name: tool[name] for name in tool if name != "type" and tool[name] is not None}}
 
 
 def _tool_choice(found: Any) -> str | Mapping[str, Any] | None:
@@ -263,17 +270,16 @@ def _tool_choice(found: Any) -> str | Mapping[str, Any] | None:
     raise wrong("tool_choice", "must be a text or a function by its name")
 
 
-def _format(text: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    form = (text or {}).get("format")
+def _format(form: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     if form is None:
         return None
-    kind = form.get("type") if isinstance(form, dict) else None
+    kind = form.get("type")
     if kind == "text":
         return None
     if kind == "json_object":
         return {"type": "json_object"}
     if kind == "json_schema":
-        schema = {name: form[name] for name in ("name", "schema", "strict", "description") if form.get(name) is not None}
+        schema = {name: value for name, value in form.items() if name != "type" and value is not None}
         return {"type": "json_schema", "json_schema": schema}
     raise wrong("text.format.type", "must be text, json_object or json_schema")
 
@@ -281,8 +287,13 @@ def _format(text: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
-def _message(request_id: str, text: str) -> dict[str, Any]:
-    part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _logprobs(asked: Asked, tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """The tokens' log-probabilities, where the client wants to see them."""
+    return logprobs_of(tokens) if asked.request.logprobs else []
+
+
+def _message(request_id: str, text: str, logprobs: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    part = {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
     return {"id": f"msg_{request_id}", "type": "message", "role": "assistant", "status": "completed", "content": [part]}
 
 
@@ -314,7 +325,7 @@ def _response(
         "metadata": dict(request.metadata),
         "model": model,
         "output": output,
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": request.extra.get("parallel_tool_calls", True),
         "temperature": request.temperature,
         "tool_choice": request.tool_choice or "auto",
         "tools": [

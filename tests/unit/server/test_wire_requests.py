@@ -122,7 +122,7 @@ def test_what_a_request_can_hold_is_carried(form, fields, expected):
         ("completions", {"best_of": 3}, "best_of"),
         ("messages", {"max_tokens": None}, "max_tokens"),
         ("messages", {"thinking": {"type": "enabled"}}, "thinking"),
-        ("responses", {"reasoning": {"summary": "auto"}}, "reasoning"),
+        ("responses", {"reasoning": {"summary": "auto"}}, "reasoning.summary"),
         ("responses", {"previous_response_id": "r"}, "previous_response_id"),
     ],
 )
