@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ class SharedMetrics:
             temporary.write_text(json.dumps(self.own()), encoding="utf-8")
             temporary.replace(self._path)
         except OSError:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # whatever keeps it from being written may keep it from being removed
+                temporary.unlink()
 
 
 def forget(directory: Path) -> None:

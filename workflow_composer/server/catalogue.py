@@ -95,8 +95,9 @@ class Catalogue:
         try:
             audit = self._audits.grade(identity, correct, by)
         except InputError as error:
-            if identity in {pending.id for pending in self._audits.pending()}:
-                raise HttpFailure(409, str(error), code="already_graded") from None
-            self._audits.report(identity, correct, by)
+            try:
+                self._audits.report(identity, correct, by)
+            except InputError:  # it was drawn, so it has the other grade already
+                raise HttpFailure(409, error.message, code="already_graded") from None
             return {"audited": False, "note": "noted; this answer was not drawn for an audit, so it is no part of the test"}
         return {"audited": True, "certificate": audit.certificate, "stratum": audit.stratum}
