@@ -70,17 +70,18 @@ class _Watch:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.calls: dict[Bounded, None] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._at = 0.0  # uvloop's handle of a timer that is due at once does not know
 
     def add(self, call: Bounded) -> None:
         self.calls[call] = None
-        if self._timer is None or call.deadline < self._timer.when():
+        if self._timer is None or call.deadline < self._at:
             self._set(call.deadline)
 
     def _set(self, when: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self.loop.call_at(when, self._look)
+        self._timer, self._at = self.loop.call_at(when, self._look), when
 
     def _look(self) -> None:
         self._timer = None

@@ -67,3 +67,16 @@ async def test_a_foreign_error_is_named_as_the_backends_fault(bench, fake):
         raise KeyError("x")
     with pytest.raises(CallTimeout, match="mine"), Bounded(endpoint, 1.0, "late"):
         raise CallTimeout("mine")
+
+
+def test_a_limit_that_is_due_at_once_does_not_disturb_the_next_call_on_uvloop(bench, fake):
+    """There, a timer of less than half a millisecond is no timer, and does not know when it is due."""
+    uvloop = pytest.importorskip("uvloop")
+    endpoint = bench(fake("a")).endpoints["a"]
+
+    async def calls():
+        with Bounded(endpoint, 0.0, "late"), Bounded(endpoint, 30.0, "late"):
+            pass
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(calls())
