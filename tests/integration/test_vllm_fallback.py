@@ -90,7 +90,9 @@ async def test_a_task_goes_to_its_server_falls_back_when_it_is_killed_and_return
         assert "####" in first.text
         assert first.cost > 0  # a local server costs its GPU's time
 
-        asked, _ = await interrupted(lambda: orchestrator.agenerate(QUESTION, task_type="code_generation", **LONG), server)
+        asked, early = await interrupted(
+            lambda: orchestrator.agenerate(QUESTION, task_type="code_generation", **LONG), server
+        )
         await asyncio.to_thread(server.kill)
         second = await asked
         assert not second.decision.local
