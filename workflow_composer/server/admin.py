@@ -42,7 +42,7 @@ class Admin:
 
     async def show(self, exchange: Exchange) -> Reply:
         """The active strategy; with ``?preview=NAME`` what a switch to another would change."""
-        self._check(exchange)
+        self.check(exchange)
         asked = parse_qs(exchange.query).get("preview")
         if asked:
             return Reply(200, encode(await self._preview(asked[0])))
@@ -50,7 +50,7 @@ class Admin:
 
     async def switch(self, exchange: Exchange) -> Reply:
         """Switch, or with ``dry_run`` (in the query or in the body) say what a switch would change."""
-        who = self._check(exchange)
+        who = self.check(exchange)
         fields = Fields(decode(exchange.body))
         source, why, dry = fields.text("strategy"), fields.text("why"), fields.flag("dry_run")
         _nothing_else(fields)
@@ -65,13 +65,13 @@ class Admin:
 
     async def versions(self, exchange: Exchange) -> Reply:
         """Every version, the active one last."""
-        self._check(exchange)
+        self.check(exchange)
         found = await self._strategies.versions()
         return Reply(200, encode({"active": found[-1].number, "versions": [plain(one) for one in found]}))
 
     async def rollback(self, exchange: Exchange) -> Reply:
         """Back to a version (``{"version": 3}``), or to the one before."""
-        who = self._check(exchange)
+        who = self.check(exchange)
         fields = Fields(decode(exchange.body) if exchange.body else {})
         number = fields.whole("version", least=1)
         _nothing_else(fields)
@@ -86,7 +86,7 @@ class Admin:
         except ConfigError as error:
             raise _refusal(error) from None
 
-    def _check(self, exchange: Exchange) -> str:
+    def check(self, exchange: Exchange) -> str:
         """Who asks. Raises `HttpFailure` where the token is missing or wrong; compares in constant time."""
         who = f"admin from {exchange.client or 'here'}"
         if self._token is None:

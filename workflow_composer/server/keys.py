@@ -78,6 +78,8 @@ class Key:
         numbers = (key.created, key.budget, key.requests_per_minute, key.tokens_per_minute, key.expires)
         if not all(value is None or (isinstance(value, (int, float)) and value >= 0) for value in numbers):
             raise ValueError("limits and times must be numbers, none of them negative")
+        if 0 in (key.budget, key.requests_per_minute, key.tokens_per_minute):  # would be taken for no limit
+            raise ValueError("limits must be more than 0; revoke a key that may do nothing")
         return key
 
 
@@ -125,6 +127,8 @@ def _parsed(text: bytes, path: Path) -> dict[str, Key]:
             key = Key.read(record)
         except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path}: keys[{number}]: {error}", hint=hint) from None
+        if key.id in found:
+            raise ConfigError(f"{path}: keys[{number}]: there is another key {key.id!r}", hint=hint)
         found[key.id] = key
     return found
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.metrics.escalation import EscalationStats
 from workflow_composer.metrics.live_files import SharedMetrics
 from workflow_composer.metrics.prometheus import CONTENT_TYPE, Gauge, breaker_gauge, exposition
@@ -106,7 +107,10 @@ def audit_gauges(audits: Any) -> list[Gauge]:
     if audits is None:
         return []
     rows: dict[str, list[tuple[Mapping[str, str], float]]] = {"error": [], "count": [], "alarm": []}
-    audits.refresh()
+    try:
+        audits.refresh()
+    except WorkflowComposerError:  # the file of audits cannot be read: everything else can be told
+        return []
     for certificate in audits.certificates:
         watched = audits.watched(certificate)
         if watched is None:

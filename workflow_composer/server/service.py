@@ -245,6 +245,7 @@ def app_of(
     routes: dict[tuple[str, str], Handler] = {
         ("POST", path): answering.handler(dialect, relays=path in RELAYED) for path, dialect in dialects.items()
     }
+    admin = Admin(parts.strategies, audit, settings.admin_token)
     dashboard = Dashboard(
         parts.orchestrator,
         parts.accounts,
@@ -252,9 +253,9 @@ def app_of(
         parts.observing,
         parts.audits,
         settings,
+        admin,
         lambda: available(parts.orchestrator.config, environ),
     )
-    admin = Admin(parts.strategies, audit, settings.admin_token)
     catalogue = Catalogue(parts.orchestrator, parts.accounts, parts.admission, parts.audits)
     for group in (catalogue, parts.observing, admin, dashboard):
         routes.update(group.routes())

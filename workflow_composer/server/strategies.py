@@ -253,6 +253,8 @@ class Strategies:
 
     def _load(self, source: str) -> StrategyConfig:
         """A profile by name, or by the path of a file beside the one that the operator began with."""
+        if "\0" in source:
+            raise ProfileNotFound("no profile's name holds a null byte", hint="name one of those that are offered")
         found = _places(self._folder, self._environ)
         named = Path(source)
         if os.sep in source:  # a path, of the very file that its name stands for

@@ -204,6 +204,25 @@ async def test_a_client_that_goes_away_leaves_nothing_behind(parted, ask, monkey
     assert one.accounts._under_way == {}
 
 
+async def test_the_operator_s_token_cannot_be_guessed_at_the_dashboard(parted, ask):
+    """Guesses there count with those at the operator's own paths; a key opens it, too."""
+    one = parted(keys=True)
+    key = one.key()
+    assert (await ask(one, "GET", "/dashboard/data", key=key))[0] == 200
+    assert (await ask(one, "GET", "/dashboard/data", key="secret"))[0] == 200
+    statuses = [(await ask(one, "GET", "/dashboard/data", key=f"guess{number}"))[0] for number in range(40)]
+    assert statuses[0] == 401
+    assert statuses[-1] == 429
+    assert (await ask(one, "GET", "/dashboard/data", key=key))[0] == 200
+
+
+async def test_audits_that_cannot_be_read_hide_nothing_else(parted, ask, tmp_path):
+    one = parted()
+    (tmp_path / "audits.jsonl").mkdir()
+    assert (await ask(one, "GET", "/metrics"))[0] == 200
+    assert (await ask(one, "GET", "/dashboard/data"))[0] == 200
+
+
 async def test_what_can_be_asked_for_is_listed(parted, ask):
     _, body, _ = await ask(parted(), "GET", "/v1/models")
     assert [row["id"] for row in body["data"]] == ["auto", "task:t", "m"]

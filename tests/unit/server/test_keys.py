@@ -121,6 +121,8 @@ def test_a_file_that_breaks_while_the_service_runs_shuts_nobody_out_and_is_repor
     [
         {"colour": "red"},
         {"budget": -1},
+        {"budget": 0},
+        {"requests_per_minute": 0},
         {"period": "year"},
         {"budget": "much"},
         {"id": ""},

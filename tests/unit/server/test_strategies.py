@@ -107,7 +107,7 @@ async def test_a_profile_is_named_by_its_name_its_file_or_its_path(folder, monke
 
 
 @pytest.mark.parametrize(
-    "source", ["", "three", "../two", "/etc/passwd", "/etc/passwd.yaml", "../x/two.yaml", "\0", "a" * 5000]
+    "source", ["", "three", "../two", "/etc/passwd", "/etc/passwd.yaml", "../x/two.yaml", "\0", "/x\0/two.yaml", "a" * 5000]
 )
 async def test_no_file_elsewhere_can_be_named(folder, source):
     """A profile of the same name in another folder is not the one that was offered."""
