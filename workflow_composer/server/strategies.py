@@ -10,11 +10,11 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from workflow_composer.errors import ChannelClosed, ConfigError, ProfileNotFound, WorkflowComposerError
 from workflow_composer.server.audit import Audit
@@ -24,6 +24,8 @@ from workflow_composer.strategy import StrategyConfig, profiles, search_path
 
 if TYPE_CHECKING:
     from workflow_composer.orchestrator import ModelOrchestrator
+
+T = TypeVar("T")
 
 PREPARE_SECONDS = 10.0
 MOST_VERSIONS = 100
@@ -138,7 +140,9 @@ class Strategies:
         self._configs: dict[int, StrategyConfig] = {}
         self._versions: list[Version] = []
         self._switching = asyncio.Lock()
-        self._folder = config.directory
+        # The folder of the operator's profile; one made in Python has none, and nothing may be named beside it.
+        self._folder = _folder_of(config)
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._add(config, "start", "")
 
     @property
@@ -152,12 +156,12 @@ class Strategies:
 
     async def switch(self, source: str, *, who: str, why: str = "") -> Version:
         """See `Switchboard`."""
-        async with self._switching:
-            return await self._switch(lambda: self._load(source), source, who=who, why=why, what="switch")
+        return await self._whole(self._switch(lambda: self._load(source), source, who=who, why=why, what="switch"))
 
     async def reload(self, *, who: str) -> Version | None:
         """Read the active profile's file again; None where nothing has changed in it."""
-        async with self._switching:
+
+        async def work() -> Version | None:
             source = self.active.source
 
             def load() -> StrategyConfig:
@@ -165,25 +169,41 @@ class Strategies:
 
             return await self._go(load, source, who=who, why="", what="reload", unless=self._versions[-1].digest)
 
+        return await self._whole(work())
+
     async def rollback(self, number: int | None, *, who: str) -> Version:
         """See `Switchboard`."""
-        async with self._switching:
-            if number is None:
-                if len(self._versions) < 2:
-                    raise ConfigError("there is no earlier version")
-                number = self._versions[-2].number
-            if number not in self._configs:
-                known = ", ".join(str(version.number) for version in self._versions)
-                raise ConfigError(f"there is no version {number}", hint=f"there are: {known}")
-            config = self._configs[number]
-            why = f"back to {number}"
-            return await self._switch(lambda: config, f"version {number}", who=who, why=why, what="rollback")
+        return await self._whole(self._rollback(number, who))
 
     async def versions(self) -> Sequence[Version]:
         """See `Switchboard`."""
         return tuple(self._versions)
 
     # ---------------------------------------------------------------------------------------------------------- switching
+
+    async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do it alone, and to its end, also where who asked for it goes away meanwhile: it must be written down, too."""
+
+        async def alone() -> T:
+            async with self._switching:
+                return await work
+
+        task = asyncio.get_running_loop().create_task(alone())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
+    async def _rollback(self, number: int | None, who: str) -> Version:
+        if number is None:
+            if len(self._versions) < 2:
+                raise ConfigError("there is no earlier version")
+            number = self._versions[-2].number
+        if number not in self._configs:
+            known = ", ".join(str(version.number) for version in self._versions)
+            raise ConfigError(f"there is no version {number}", hint=f"there are: {known}")
+        config = self._configs[number]
+        why = f"back to {number}"
+        return await self._switch(lambda: config, f"version {number}", who=who, why=why, what="rollback")
 
     async def _switch(self, load: Callable[[], StrategyConfig], source: str, *, who: str, why: str, what: str) -> Version:
         version = await self._go(load, source, who=who, why=why, what=what, unless="")
@@ -277,15 +297,19 @@ class Strategies:
         return version
 
 
-def _places(folder: Path, environ: Mapping[str, str]) -> dict[str, Path]:
+def _places(folder: Path | None, environ: Mapping[str, str]) -> dict[str, Path]:
     """Profiles by name: those beside the one that the operator began with, and those of the search path before them."""
-    beside = {path.stem: path for path in sorted(folder.glob("*.y*ml"))} if folder != Path() else {}
+    beside = {path.stem: path for path in sorted(folder.glob("*.y*ml"))} if folder is not None else {}
     return {**beside, **profiles(search_path(environ))}
 
 
 def available(config: StrategyConfig, environ: Mapping[str, str]) -> list[str]:
     """The names of the profiles that a service may be switched to while this one is active."""
-    return sorted({config.profile_name, *_places(config.directory, environ)})
+    return sorted({config.profile_name, *_places(_folder_of(config), environ)})
+
+
+def _folder_of(config: StrategyConfig) -> Path | None:
+    return config.directory.absolute() if Path(config.source).is_file() else None
 
 
 def digest_of(config: StrategyConfig) -> str:

@@ -99,6 +99,36 @@ async def test_a_worker_that_is_never_ready_is_not_waited_for_for_ever(folder, m
         await switchboard(folder, Stuck()).switch("two", who="ann")
 
 
+async def test_a_switch_that_has_begun_is_finished_and_written_down_though_nobody_waits_for_it(folder):
+    """Who asked went away while the workers went over."""
+    going = asyncio.Event()
+
+    class Slow(Worker):
+        async def commit(self):
+            await going.wait()
+            await super().commit()
+
+    worker = Slow()
+    strategies = switchboard(folder, worker)
+    asked = asyncio.create_task(strategies.switch("two", who="ann"))
+    while worker.prepared is None:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    going.set()
+    assert (await strategies.switch("one", who="bob")).number == 3  # behind the other one
+    assert [version.strategy for version in await strategies.versions()] == ["one", "two", "one"]
+    assert [line["who"] for line in audited(folder)] == ["ann", "bob"]
+
+
+async def test_a_profile_of_the_working_folder_has_neighbours_too(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    config = StrategyConfig.load("./one.yaml", environ={})
+    strategies = Strategies(config, lambda: (Worker(),), Audit(folder / "audit.jsonl"), environ={})
+    assert (await strategies.switch("two", who="x")).strategy == "two"
+
+
 async def test_a_profile_is_named_by_its_name_its_file_or_its_path(folder, monkeypatch):
     monkeypatch.chdir(folder)
     for source in ("two", "two.yaml", str(folder / "two.yaml"), "./two.yaml"):
