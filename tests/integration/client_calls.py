@@ -180,7 +180,18 @@ def litellm_client(url, key, model, vectors):
     }
 
 
+def limited(url, key, model, vectors):
+    """OpenAI's client with a key for one request in a minute, and a field that says nothing to a model."""
+    import openai
+
+    create = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0).chat.completions.with_raw_response.create
+    fields = {"model": model, "messages": MESSAGES, "max_tokens": 5, "service_tier": "flex"}
+    first = create(**fields)
+    return {"warning": first.headers.get("x-workflow-composer-warning"), "second": told(lambda: create(**fields).text)}
+
+
 CLIENTS = {"openai": openai_client, "anthropic": anthropic_client, "langchain": langchain, "litellm": litellm_client}
+CLIENTS["limited"] = limited
 
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]

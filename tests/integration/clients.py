@@ -26,12 +26,12 @@ def clients_python() -> str | None:
 
 
 @contextmanager
-def serving(folder: Path, strategy: str, *options: str) -> Iterator[tuple[str, str]]:
-    """The service with keys; its URL, and a key."""
+def serving(folder: Path, strategy: str, *options: str, limits: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """The service with keys; its URL, and a key with these limits (options of `keys new`)."""
     keys = folder / "keys.json"
     program = [sys.executable, "-m", "workflow_composer"]
     made = subprocess.run(
-        [*program, "keys", "new", "test", "--file", keys], capture_output=True, text=True, check=True, cwd=ROOT
+        [*program, "keys", "new", "test", "--file", keys, *limits], capture_output=True, text=True, check=True, cwd=ROOT
     )
     environ = {
         **os.environ,

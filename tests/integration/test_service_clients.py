@@ -115,6 +115,14 @@ def test_errors_are_the_client_s_own(openai):
     assert openai["wrong_key"]["error"] == "AuthenticationError"
 
 
+def test_a_rate_limit_and_a_field_left_out_are_told_to_the_client(tmp_path):
+    with serving(tmp_path, "development", limits=("--requests-per-minute", "1")) as found:
+        told = call("limited", *found, "large", "large")
+    assert "service_tier" in told["warning"]
+    assert told["second"]["error"] == "RateLimitError"
+    assert int(told["second"]["retry_after"]) >= 1
+
+
 def test_anthropic_s_client_gets_the_same_answer(service, answer):
     found = call("anthropic", *service, "large", "large")
     assert found["message"]["text"] == answer
