@@ -125,13 +125,18 @@ def family(pid: int) -> list[int]:
     return found
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and its children, so far."""
-    ticks = 0
+def cpu_times(pid: int) -> tuple[float, float]:
+    """Seconds of user and of system time of a process and its children, so far."""
+    user = system = 0
     for one in family(pid):
         fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+        user, system = user + int(fields[11]), system + int(fields[12])
+    return user / os.sysconf("SC_CLK_TCK"), system / os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Both together."""
+    return sum(cpu_times(pid))
 
 
 def megabytes(pid: int) -> float:

@@ -160,13 +160,13 @@ def _sglang(program: str) -> Callable[[Path, int, int], tuple[list[str], dict[st
     return command
 
 
-def _litellm(program: str) -> Callable[[Path, int, int], tuple[list[str], dict[str, str]]]:
+def _litellm(program: str, *, metrics: bool) -> Callable[[Path, int, int], tuple[list[str], dict[str, str]]]:
     def command(folder: Path, port: int, upstream: int) -> tuple[list[str], dict[str, str]]:
         parameters = {"model": "openai/stub", "api_base": f"http://127.0.0.1:{upstream}/v1", "api_key": "none"}
         config = {
             "model_list": [{"model_name": "stub", "litellm_params": parameters}],
             "general_settings": {"master_key": KEY},
-            "litellm_settings": {"telemetry": False, "callbacks": ["prometheus"]},
+            "litellm_settings": {"telemetry": False, **({"callbacks": ["prometheus"]} if metrics else {})},
         }
         (folder / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
         return [program, "--config", str(folder / "config.yaml"), "--host", "127.0.0.1", "--port", str(port)], {
@@ -194,7 +194,14 @@ def peers(folder: Path | None) -> list[Peer]:
         Peer(
             "sglang-router", _sglang(found("sglang-router")), why_not=missing("sglang-router", "pip install sglang-router")
         ),
-        Peer("LiteLLM", _litellm(found("litellm")), why_not=missing("litellm", "pip install 'litellm[proxy]'")),
+        Peer(
+            "LiteLLM", _litellm(found("litellm"), metrics=True), why_not=missing("litellm", "pip install 'litellm[proxy]'")
+        ),
+        Peer(
+            "LiteLLM, no metrics",
+            _litellm(found("litellm"), metrics=False),
+            why_not=missing("litellm", "pip install 'litellm[proxy]'"),
+        ),
         Peer("workflow_composer", _ours(1), model="auto"),
         Peer("workflow_composer, 2 workers", _ours(2), model="auto"),
     ]

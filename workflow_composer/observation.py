@@ -11,6 +11,7 @@ from typing import Any, Protocol, TextIO, cast
 from workflow_composer.cascade.trace import Trace
 from workflow_composer.metrics.record import RoutingMetric
 from workflow_composer.plugins import PluginHost
+from workflow_composer.profiles.redaction import scrub
 from workflow_composer.strategy import StrategyConfig
 from workflow_composer.types import Attempt, Candidate, LLMRequest, LLMResponse, Plan, Verdict, texts
 
@@ -120,7 +121,7 @@ def metric_of(
     model: str = "",
     strongest_cost: float | None = None,
 ) -> RoutingMetric:
-    """The line about one request, answered or not; with the prompt's text only where debugging is on."""
+    """The line about one request, answered or not; with the prompt's text, without keys, only where debugging is on."""
     if response is not None:
         decision, usage, cost = response.decision, response.usage, response.cost
         candidate, tier, depth, model = decision.candidate, decision.tier, decision.fallback_depth, decision.model
@@ -150,7 +151,7 @@ def metric_of(
         error is None,  # success
         None if error is None else type(error).__name__,  # error
         len(trace.attempts),  # attempts
-        "\n".join(text for message in request.messages for text in texts(message)) if debug else None,  # prompt
+        scrub("\n".join(text for message in request.messages for text in texts(message))) if debug else None,  # prompt
         plan.alarm or None if plan is not None else None,  # alarm
         " ".join(request.context) if request.context else None,  # context
         strongest_cost,

@@ -24,7 +24,7 @@ from workflow_composer.cascade.executor import PlanExecutor
 from workflow_composer.cascade.retry import RetryPolicy
 from workflow_composer.contexts.applying import Contexts
 from workflow_composer.errors import ConfigError, ContextError, ProfileError, RoutingError, WorkflowComposerError
-from workflow_composer.metrics.escalation import always_strongest
+from workflow_composer.metrics.escalation import Kept
 from workflow_composer.names import nearest
 from workflow_composer.plugins import Provided, Registry
 from workflow_composer.routers.base import Router, RouterContext
@@ -81,11 +81,20 @@ class Snapshot:
         raise self._no_plan(request)
 
     def strongest_cost(self, plan: Plan | None, response: LLMResponse | None) -> float | None:
-        """Dollars for always asking the plan's last tier; None where there is no other, or no answer to compare."""
+        """Dollars that the plan's last tier alone would have cost for this answer.
+
+        Exact where that tier gave it; else an estimate: one answer to the same prompt, of as many tokens. None where the
+        plan has no other tier, there is no answer, or the price is by GPU time and nothing is known of that yet.
+        """
         if plan is None or response is None or len(plan.tiers) == 1:
             return None
-        price = self.endpoints[plan.tiers[-1].candidates[0].name].price
-        return always_strongest(response, len(plan.tiers) - 1, price.cost_of_tokens)
+        last, number = len(plan.tiers) - 1, response.decision.tier
+        kept = Kept.of(response, next(tier for tier in response.tiers if tier.tier == number))
+        if number == last:
+            return kept.cost
+        endpoint = self.endpoints[plan.tiers[last].candidates[0].name]
+        seconds = endpoint.forecast.gpu_seconds(kept.one.completion_tokens) if endpoint.price.gpu_hour else 0.0
+        return None if seconds is None else endpoint.cost(kept.one, seconds)
 
     def _no_plan(self, request: LLMRequest) -> RoutingError:
         where = f"strategy {self.config.profile_name!r}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.integration.service import Service
 from tests.paths import ROOT
 
 VARIABLE = "WORKFLOW_COMPOSER_CLIENTS_PYTHON"
@@ -26,31 +26,21 @@ def clients_python() -> str | None:
 
 
 @contextmanager
-def serving(folder: Path, strategy: str, *options: str, limits: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+def serving(
+    folder: Path,
+    strategy: str,
+    *options: str,
+    limits: tuple[str, ...] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Iterator[tuple[str, str]]:
     """The service with keys; its URL, and a key with these limits (options of `keys new`)."""
     keys = folder / "keys.json"
     program = [sys.executable, "-m", "workflow_composer"]
     made = subprocess.run(
         [*program, "keys", "new", "test", "--file", keys, *limits], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    environ = {
-        **os.environ,
-        "WORKFLOW_COMPOSER_METRICS": str(folder / "metrics.jsonl"),
-        "WORKFLOW_COMPOSER_SERVE_STATE": str(folder / "state"),
-    }
-    command = [*program, "-s", strategy, "serve", "--port", "0", "--json", "--keys", str(keys), *options]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=log)
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        assert line, (folder / "log").read_text()
-        yield json.loads(line)["url"], made.stdout.strip()
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-        process.stdout.close()
-    assert "Traceback" not in (folder / "log").read_text()
+    with Service(strategy, "--keys", str(keys), *options, folder=folder, environ=environ) as service:
+        yield service.url, made.stdout.strip()
 
 
 def call(client: str, url: str, key: str, model: str, vectors: str) -> dict[str, Any]:

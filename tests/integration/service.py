@@ -1,4 +1,4 @@
-"""The service as a real process over stub servers, for tests of how it bears what is done to it."""
+"""The service as a real process, over stub servers or any profile, and clients that ask it."""
 
 from __future__ import annotations
 
@@ -49,11 +49,14 @@ def write_profile(folder: Path, name: str, *urls: str, **more: Any) -> Path:
 class Service:
     """``serve`` over a profile, from its "serving" line to its end by SIGTERM; a context manager.
 
+    ``strategy`` is a profile's path or name; ``folder``, for all that is written, is that of the profile unless it is named.
     ``options`` are the command's; ``environ`` is added to an environment that names nothing else of the service's.
     """
 
-    def __init__(self, profile: Path, *options: str, environ: Mapping[str, str] | None = None) -> None:
-        folder = profile.parent
+    def __init__(
+        self, strategy: Path | str, *options: str, folder: Path | None = None, environ: Mapping[str, str] | None = None
+    ) -> None:
+        folder = folder or Path(strategy).parent
         self.metrics = folder / "metrics.jsonl"
         own = {
             "WORKFLOW_COMPOSER_METRICS": str(self.metrics),
@@ -62,7 +65,18 @@ class Service:
             "XDG_STATE_HOME": str(folder / "xdg"),
         }
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH", "LANG") if name in os.environ}
-        command = [sys.executable, "-m", "workflow_composer", "-s", str(profile), "serve", "--port", "0", "--json", *options]
+        command = [
+            sys.executable,
+            "-m",
+            "workflow_composer",
+            "-s",
+            str(strategy),
+            "serve",
+            "--port",
+            "0",
+            "--json",
+            *options,
+        ]
         self._log_path = folder / f"log-{time.monotonic_ns()}.txt"
         with self._log_path.open("wb") as log:
             self.process = subprocess.Popen(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 import sys
 import urllib.request
 from collections.abc import AsyncIterator
@@ -15,35 +13,18 @@ from pathlib import Path
 import pytest
 
 from tests.integration.browser import CHROMIUM, Page, browsing
+from tests.integration.service import ADMIN, Service
 from tests.paths import ROOT
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-TOKEN = "the-operators-token"
 CASCADE = "mv_cascade_small_k2_t0.7_large_k1_t0.0"
 
 
 @asynccontextmanager
 async def serving(folder: Path, *options: str) -> AsyncIterator[str]:
     """The service over the embedded models; its URL."""
-    environ = {
-        **os.environ,
-        "WORKFLOW_COMPOSER_METRICS": str(folder / "metrics.jsonl"),
-        "WORKFLOW_COMPOSER_SERVE_STATE": str(folder / "state"),
-        "WORKFLOW_COMPOSER_ADMIN_TOKEN": TOKEN,
-    }
-    command = ("-m", "workflow_composer", "-s", "development", "serve", "--port", "0", "--json", *options)
-    with (folder / "log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, *command, cwd=ROOT, env=environ, stdout=asyncio.subprocess.PIPE, stderr=log
-        )
-    assert process.stdout is not None
-    try:
-        async with asyncio.timeout(30):
-            line = await process.stdout.readline()
-        yield json.loads(line)["url"]
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert await process.wait() == 0
+    with Service("development", *options, folder=folder) as service:
+        yield service.url
 
 
 def ask(url: str, model: str, text: str, key: str = "") -> int:
@@ -121,7 +102,7 @@ async def test_the_operator_switches_and_goes_back(tmp_path):
         await page.value("document.getElementById('target').value = 't4_local_only'")
         await page.value("document.getElementById('preview').click()")
         await page.until(f"{text_of('outcome')}.includes('token is missing or wrong')")
-        await page.value(f"document.getElementById('token').value = '{TOKEN}'")
+        await page.value(f"document.getElementById('token').value = {json.dumps(ADMIN)}")
         await page.value("document.getElementById('preview').click()")
         await page.until(f"{text_of('outcome')}.includes('this would change')")
         assert "allow_cloud" not in await page.value(text_of("outcome"))  # false in both
@@ -147,8 +128,8 @@ async def test_without_a_key_it_shows_nothing_where_the_service_wants_one(tmp_pa
         await page.open(f"{url}/dashboard")
         await page.until(f"{text_of('state')} === 'locked'")
         assert await page.value("document.getElementById('content').hidden")
-        for given, state in (("sk-wrong", "locked"), (key, "ready"), (TOKEN, "ready")):
-            await page.value(f"document.getElementById('key').value = '{given}'")
+        for given, state in (("sk-wrong", "locked"), (key, "ready"), (ADMIN, "ready")):
+            await page.value(f"document.getElementById('key').value = {json.dumps(given)}")
             await page.value("document.getElementById('entry').requestSubmit()")
             await page.until(f"{text_of('state')} === '{state}'")
         await is_clean(page, url, besides="status of 401")

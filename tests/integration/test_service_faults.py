@@ -12,7 +12,7 @@ import pytest
 from tests.integration.service import Answer, Crowd, ask, chat, echo, echoing, post, serving, streamed
 from tests.integration.stub_server import Reply, Request, StubServer
 
-QUICK = {"connect": 1.0, "first_token": 0.6, "total": 1.0}
+QUICK = {"connect": 1.5, "first_token": 1.0, "total": 2.0}
 ROLE = Reply.stream().events[:1]
 
 Fault = Callable[[Request], Reply]
@@ -79,7 +79,7 @@ def test_where_no_other_model_is_there_the_client_is_told_in_its_own_terms(tmp_p
         assert answer.status in statuses, answer
         assert answer.errors[0]["message"]
         assert answer.errors[0]["type"]
-        assert answer.seconds < 2.0
+        assert answer.seconds < 2 * QUICK["total"]
         if answer.status in {429, 503}:
             assert 1 <= int(answer.headers["retry-after"]) <= 7
 

@@ -19,8 +19,8 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 @pytest.fixture
-def collector(monkeypatch):
-    """A collector on this machine; the bodies that it has got."""
+def collector():
+    """A collector on this machine: the bodies that it has got, and what names it to a service."""
     bodies = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -35,9 +35,8 @@ def collector(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
-    yield bodies
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    yield bodies, {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_COMPRESSION": "none"}
     server.shutdown()
     server.server_close()
     thread.join()
@@ -59,12 +58,13 @@ def spans_of(bodies):
 
 
 def test_a_request_is_a_span_of_the_caller_s_trace_with_the_model_s_work_in_it(tmp_path, collector):
-    with serving(tmp_path, "development") as (url, key):
+    bodies, environ = collector
+    with serving(tmp_path, "development", environ=environ) as (url, key):
         header = ("-H", f"traceparent: {PARENT}")
         told, _ = curl(url, key, {"model": "large", "messages": MESSAGES, "max_tokens": 30}, *header)
         curl(url, key, {"model": "small", "messages": MESSAGES, "max_tokens": 30, "stream": True})
         curl(url, key, {"model": "large", "messages": MESSAGES, "tools": [TOOL]})
-    spans = spans_of(collector)
+    spans = spans_of(bodies)
     served, _ = spans["POST /v1/chat/completions"][0]
     work, attributes = spans["chat large"][0]
     assert served.trace_id.hex() == PARENT.split("-")[1]
@@ -85,9 +85,10 @@ def test_a_request_is_a_span_of_the_caller_s_trace_with_the_model_s_work_in_it(t
 
 
 def test_no_text_of_anybody_is_in_a_trace(tmp_path, collector):
-    with serving(tmp_path, "development") as (url, key):
+    bodies, environ = collector
+    with serving(tmp_path, "development", environ=environ) as (url, key):
         curl(url, key, {"model": "large", "messages": MESSAGES, "max_tokens": 30})
-    whole = b"".join(collector)
+    whole = b"".join(bodies)
     assert b"chat large" in whole
     assert b"pens" not in whole
     assert key.encode() not in whole

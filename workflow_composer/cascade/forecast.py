@@ -52,12 +52,17 @@ class Forecast:
                 old[4] + call[4] - gone[4],
             )
 
+    def gpu_seconds(self, tokens: int) -> float | None:
+        """GPU time that an answer of so many tokens takes; None where none has been seen."""
+        _, _, answered, _, gpu = self._sums
+        return tokens * max(gpu, 0.0) / answered if answered else None
+
     def expect(self, request: LLMRequest, samples: int) -> Expected:
         """What ``samples`` answers to this request will take, in one call. ``max_tokens`` limits what is expected."""
-        characters, prompts, tokens, drawn, gpu = self._sums
+        characters, prompts, tokens, drawn, _ = self._sums
         answer = tokens / drawn if drawn else UNSEEN_ANSWER
         if request.max_tokens is not None and (not drawn or request.max_tokens < answer):
             answer = request.max_tokens
         per_character = prompts / characters if characters else 1.0 / CHARACTERS_PER_TOKEN
         usage = Usage(round(request.query_length * per_character), round(answer * samples))
-        return Expected(usage, usage.completion_tokens * max(gpu, 0.0) / tokens if tokens else 0.0)
+        return Expected(usage, self.gpu_seconds(usage.completion_tokens) or 0.0)

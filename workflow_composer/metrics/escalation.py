@@ -14,20 +14,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from workflow_composer.types import LLMResponse, Usage
+from workflow_composer.types import LLMResponse, TierResult, Usage
 
 
-def always_strongest(response: LLMResponse, last: int, price: Callable[[Usage], float]) -> float:
-    """Dollars that the plan's tier number ``last`` alone would have cost for this answer, by its ``price`` of tokens.
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The answer that was returned: what it cost, all samples of a vote together, and the usage of one sample alone."""
 
-    Exact where that tier gave the answer; else an estimate: one answer to the same prompt, of as many tokens.
-    """
-    number = response.decision.tier
-    good = [attempt for attempt in response.attempts if attempt.tier == number and attempt.error is None]
-    if number == last:
-        return sum(attempt.cost for attempt in good)
-    usage = sum((attempt.usage for attempt in good), Usage())
-    return price(Usage(usage.prompt_tokens // max(1, len(good)), usage.completion_tokens // max(1, len(response.samples))))
+    cost: float
+    usage: Usage
+    one: Usage
+
+    @classmethod
+    def of(cls, response: LLMResponse, tier: TierResult) -> Kept:
+        """By the calls of the tier that gave the answer."""
+        good = [attempt for attempt in response.attempts if attempt.tier == tier.tier and attempt.error is None]
+        usage = sum((attempt.usage for attempt in good), Usage())
+        one = Usage(usage.prompt_tokens // max(1, len(good)), usage.completion_tokens // max(1, len(tier.samples)))
+        return cls(sum(attempt.cost for attempt in good), usage, one)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +80,7 @@ class EscalationTally:
         deciding = next(tier for tier in tiers if tier.tier == response.decision.tier)
         strongest = deciding.name == self._strongest
         abandoned = sum(attempt.error_type == "Abandoned" for attempt in response.attempts)
-        good = [attempt for attempt in response.attempts if attempt.tier == deciding.tier and attempt.error is None]
-        usage = sum((attempt.usage for attempt in good), Usage())
-        kept = sum(attempt.cost for attempt in good)
-        tokens = usage.completion_tokens // max(1, len(deciding.samples))
+        kept = Kept.of(response, deciding)
         with self._lock:
             self._counts["requests"] += 1
             self._counts["escalated"] += deciding is not tiers[0]
@@ -87,14 +88,14 @@ class EscalationTally:
             self._counts["abandoned"] += abandoned
             self._tiers[deciding.name] += 1
             self._spent += response.cost
-            self._kept += kept
+            self._kept += kept.cost
             if strongest:
-                self._always += kept
-                self._beyond_dollars += kept - self._price(usage)
-                self._beyond_tokens += usage.completion_tokens
+                self._always += kept.cost
+                self._beyond_dollars += kept.cost - self._price(kept.usage)
+                self._beyond_tokens += kept.usage.completion_tokens
             else:
-                self._always += self._price(Usage(usage.prompt_tokens // max(1, len(good)), tokens))
-                self._other_tokens += tokens
+                self._always += self._price(kept.one)
+                self._other_tokens += kept.one.completion_tokens
 
     def stats(self) -> EscalationStats:
         """All of it so far."""

@@ -11,6 +11,10 @@ from workflow_composer.metrics.live import COUNTS, SUMS, LiveMetrics
 from workflow_composer.metrics.record import RoutingMetric
 from workflow_composer.metrics.summary import metrics_since
 
+PERIODS = {"hour": (3600, 10), "day": (86_400, 60), "90 days": (7_776_000, 3600)}
+"""What a chart can show: seconds, and the width of the live metrics' buckets that it is made from."""
+SLOTS = 72
+"""Bars of a chart."""
 _RATE_SECONDS = 60.0
 _FIELDS = tuple(name for name in RoutingMetric.__slots__ if name not in {"prompt", "decision"})
 
@@ -33,9 +37,21 @@ def figures(snapshot: Mapping[str, Any]) -> dict[str, Any]:
         "models": _by(series, "model", snapshot["latency_bounds"]),
         "tiers": sorted(_by(series, "tier", snapshot["latency_bounds"]), key=lambda one: one["tier"]),
         "errors": snapshot["errors"],
-        "history": snapshot["history"],
+        "course": {name: course(snapshot, seconds, width) for name, (seconds, width) in PERIODS.items()},
         "recent": snapshot["recent"],
     }
+
+
+def course(snapshot: Mapping[str, Any], seconds: int, width: int) -> list[list[int]]:
+    """Requests that were answered and that failed, in each of `SLOTS` equal parts of the last ``seconds``."""
+    slots = [[0, 0] for _ in range(SLOTS)]
+    start = snapshot["now"] - seconds
+    for at, requests, errors, *_ in snapshot["history"][str(width)]:
+        slot = min(SLOTS - 1, int((at - start) * SLOTS // seconds))
+        if slot >= 0:
+            slots[slot][0] += requests - errors
+            slots[slot][1] += errors
+    return slots
 
 
 def snapshot_of_file(path: Path, *, since: timedelta | None = None, now: datetime | None = None) -> dict[str, Any]:

@@ -22,7 +22,8 @@ class RoutingMetric:
     ``timestamp`` is the end of the request, ISO 8601 in UTC. ``query_length`` counts characters. ``tier`` and
     ``fallback_depth`` place the candidate that answered (or failed last) in its plan; ``tier`` counts escalations from 0.
     ``overhead_ms`` is the part of ``latency_ms`` in which no model was awaited. ``cost`` and the tokens include failed
-    attempts and rejected tiers. ``error`` is the exception's type. ``prompt`` is None unless debugging is on.
+    attempts and rejected tiers. ``error`` is the exception's type. ``prompt`` is None unless
+    debugging is on, and without what looks like a key.
     ``alarm`` says why a certificate was suspended when the request was routed. ``context`` names the templates that stood
     first in the request, each as ``name@version#digest``, with spaces between them. ``strongest_cost`` is what the plan's
     last tier alone would have cost, None where the plan had one tier. ``reason`` says why the plan was chosen; ``decision``

@@ -12,6 +12,7 @@ _PREFIXED = re.compile(
     r"(?<![A-Za-z0-9])(?:"
     r"sk-[\w-]{8,}"  # OpenAI, Anthropic, DeepSeek, OpenRouter
     r"|(?:gsk|hf|ghp|gho|ghu|ghs|ghr|fw|r8|sk_live|sk_test|github_pat)_\w{12,}"
+    r"|wfc-[0-9a-f]{12}-[\w-]{8,}"  # the service's own
     r"|(?:glpat|nvapi|pplx|xai|csk|xox[abprs])-[\w-]{12,}"
     r"|AKIA[0-9A-Z]{12,}|AIza[\w-]{20,}"
     r"|eyJ[\w-]{8,}\.[\w-]{8,}[\w.-]*"  # a JSON web token

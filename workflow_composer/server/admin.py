@@ -19,7 +19,8 @@ from workflow_composer.server.strategies import Switchboard, plain
 from workflow_composer.server.wire import Fields, decode, encode
 
 _REFUSALS_PER_MINUTE = 30
-"""Wrong tokens that are looked at and written down; beyond them the answer is 429."""
+"""Wrong tokens of one address that are looked at and written down; beyond them it gets 429, even with the right one."""
+_MOST_ADDRESSES = 4096
 
 
 class Admin:
@@ -29,7 +30,7 @@ class Admin:
         self._strategies = strategies
         self._audit = audit
         self._token = token
-        self._refused: list[float] = []
+        self._refused: dict[str, list[float]] = {}
 
     def routes(self) -> Mapping[tuple[str, str], Handler]:
         """Paths and their handlers."""
@@ -93,14 +94,14 @@ class Admin:
             message = f"switching over the network is off; start the service with {ADMIN_VARIABLE}"
             raise HttpFailure(403, message, type=PERMISSION, code="admin_disabled")
         now = time.monotonic()
-        self._refused = [at for at in self._refused if now - at < 60.0]
-        if len(self._refused) >= _REFUSALS_PER_MINUTE:
-            raise HttpFailure(
-                429, "too many wrong tokens", type="rate_limit_error", retry_after=60.0 - (now - self._refused[0])
-            )
+        refused = [at for at in self._refused.get(exchange.client, ()) if now - at < 60.0]
+        if len(refused) >= _REFUSALS_PER_MINUTE:
+            raise HttpFailure(429, "too many wrong tokens", type="rate_limit_error", retry_after=60.0 - (now - refused[0]))
         given = exchange.headers.get("x-admin-token") or presented(exchange) or ""
         if not hmac.compare_digest(given.encode("utf-8", "surrogatepass"), self._token.encode()):
-            self._refused.append(now)
+            if len(self._refused) >= _MOST_ADDRESSES:
+                self._refused.pop(next(iter(self._refused)))
+            self._refused[exchange.client] = [*refused, now]
             self._audit.write("admin", who=who, outcome="refused: wrong token", path=exchange.path)
             raise HttpFailure(
                 401, "the admin token is missing or wrong", type="authentication_error", code="invalid_admin_token"

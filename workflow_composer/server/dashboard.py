@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from workflow_composer.calibration.audits import AuditLog
-from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.metrics.figures import figures
 from workflow_composer.metrics.live_files import SharedMetrics
 from workflow_composer.metrics.page import page, policy
@@ -17,7 +16,7 @@ from workflow_composer.server.admin import Admin
 from workflow_composer.server.answering import Accounts, presented
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 from workflow_composer.server.keys import PREFIX
-from workflow_composer.server.observing import Observing, able_models
+from workflow_composer.server.observing import Observing, able_models, watched_certificates
 from workflow_composer.server.settings import ServerSettings
 from workflow_composer.server.wire import encode
 
@@ -101,16 +100,22 @@ class Dashboard:
         ]
 
     def _certificates(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        try:
-            self._audits.refresh()
-        except WorkflowComposerError:  # the file of audits cannot be read: everything else can be shown
-            return found
-        for certificate in self._audits.certificates:
-            watched = self._audits.watched(certificate)
-            if watched is not None:
-                audits = watched.monitor.audits
-                error = watched.monitor.error if audits else None
-                told = {"audits": audits, "error": error, "alarmed": watched.alarmed, "reason": watched.reason}
-                found.append({"certificate": certificate[:16], **told})
+        """The certificates by which routers accept answers now, and how these answers fare in their audits."""
+        routers = self._orchestrator.routers.items()
+        in_force = [(name, router, one) for name, router in routers if (one := getattr(router, "certificate", None))]
+        watched = watched_certificates(self._audits) if in_force else {}
+        found = []
+        for name, router, certificate in in_force:
+            audited = watched.get(certificate.digest)
+            audits = 0 if audited is None else audited.monitor.audits
+            found.append(
+                {
+                    "router": name,
+                    "certificate": certificate.digest[:16],
+                    "statement": certificate.statement,
+                    "audits": audits,
+                    "error": None if audited is None else audited.monitor.error,
+                    "alarm": getattr(router, "alarm", ""),
+                }
+            )
         return found

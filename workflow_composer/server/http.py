@@ -1,8 +1,8 @@
 """HTTP/1.1 over asyncio: bytes to `Exchange`s and back. Parsing is llhttp's, through httptools.
 
-Written for one thing: that a request costs little besides its handler (docs/serving.md has the comparison with general
-servers). What comes from the network is hostile: the size of heads and bodies and the time that they may take are limited,
-and a message that two readers could read in two ways is refused and its connection closed.
+Written for one thing: that a request costs little besides its handler (`benchmarks/serving_parts.py` compares it with
+general servers). What comes from the network is hostile: the size of heads and bodies and the time that they may take are
+limited, and a message that two readers could read in two ways is refused and its connection closed.
 """
 
 from __future__ import annotations

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from typing import Any
 
 from workflow_composer.profiles.redaction import scrub
-
-_OWN_KEY = re.compile(r"wfc-[0-9a-f]{12}-[\w-]+")
-
-
-def redact(text: str) -> str:
-    """A text without what looks like a key or a token."""
-    return scrub(_OWN_KEY.sub("<not shown>", text))
 
 
 class ServiceLog:
@@ -61,7 +53,7 @@ def _redacted(logger: Any, method: str, fields: dict[str, Any]) -> dict[str, Any
 
 def _without_keys(value: Any) -> Any:
     if isinstance(value, str):
-        return redact(value)
+        return scrub(value)
     if isinstance(value, dict):
         return {name: _without_keys(one) for name, one in value.items()}
     return [_without_keys(one) for one in value] if isinstance(value, (list, tuple)) else value

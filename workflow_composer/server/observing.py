@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from workflow_composer.calibration.audits import AuditLog, Watched
 from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.metrics.escalation import EscalationStats
 from workflow_composer.metrics.live_files import SharedMetrics
@@ -27,7 +28,7 @@ class Observing:
     """Handlers for those who watch. ``draining`` is set when the service is about to end."""
 
     def __init__(
-        self, orchestrator: ModelOrchestrator, metrics: SharedMetrics, admission: Admission, *, audits: Any = None
+        self, orchestrator: ModelOrchestrator, metrics: SharedMetrics, admission: Admission, *, audits: AuditLog
     ) -> None:
         self.draining = False
         self._orchestrator = orchestrator
@@ -102,24 +103,25 @@ def acceptance_gauges(routers: Mapping[str, Router]) -> list[Gauge]:
     return [Gauge(name, text, values) for name, text, values in texts if values]
 
 
-def audit_gauges(audits: Any) -> list[Gauge]:
-    """How certified answers fare in their audits, where there are some."""
-    if audits is None:
-        return []
-    rows: dict[str, list[tuple[Mapping[str, str], float]]] = {"error": [], "count": [], "alarm": []}
+def watched_certificates(audits: AuditLog) -> dict[str, Watched]:
+    """What audits say of each certificate that has had some; empty where their file cannot be read."""
     try:
         audits.refresh()
-    except WorkflowComposerError:  # the file of audits cannot be read: everything else can be told
-        return []
-    for certificate in audits.certificates:
-        watched = audits.watched(certificate)
-        if watched is None:
-            continue
+    except WorkflowComposerError:  # everything else can be told all the same
+        return {}
+    found = {certificate: audits.watched(certificate) for certificate in audits.certificates}
+    return {certificate: watched for certificate, watched in found.items() if watched is not None}
+
+
+def audit_gauges(audits: AuditLog) -> list[Gauge]:
+    """How certified answers fare in their audits, where there are some."""
+    rows: dict[str, list[tuple[Mapping[str, str], float]]] = {"error": [], "count": [], "alarm": []}
+    for certificate, watched in watched_certificates(audits).items():
         labels = {"certificate": certificate[:16]}
         rows["count"].append((labels, watched.monitor.audits))
         rows["alarm"].append((labels, float(watched.alarmed)))
-        if watched.monitor.audits:
-            rows["error"].append((labels, watched.monitor.error))
+        if (error := watched.monitor.error) is not None:
+            rows["error"].append((labels, error))
     texts = {
         "error": ("audited_error", "Share of audited answers that were wrong."),
         "count": ("audited_answers", "Accepted answers that were audited."),

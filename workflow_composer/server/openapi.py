@@ -168,7 +168,7 @@ def _response() -> Schema:
 
 
 def _messages() -> Schema:
-    message = _object({"role": {"enum": ["user", "assistant"]}, "content": _TEXT}, "role", "content")
+    message = _object({"role": {"enum": ["user", "assistant"]}, "content": _TEXT}, "role", "content", closed=True)
     return _object(
         {
             "model": _MODEL,

@@ -122,8 +122,8 @@ class Switchboard(Protocol):
 class Strategies:
     """The switchboard itself, in the process that knows all workers.
 
-    ``admit``: which sources may be named over the network; the operator's own (the command line's, SIGHUP, a watched file)
-    may always. Raises `ConfigError` and leaves everything as it was where a switch cannot be made.
+    ``participants`` gives those that take part in a switch now. Raises `ConfigError` and leaves everything as it was where a
+    switch cannot be made.
     """
 
     def __init__(
@@ -268,7 +268,7 @@ class Strategies:
         if faults:
             await asyncio.gather(*(one.discard() for one in participants), return_exceptions=True)
             raise faults[0] if isinstance(faults[0], WorkflowComposerError) else ConfigError(f"a worker failed: {faults[0]}")
-        # A worker that dies now is started again with what is active then.
+        # A worker that dies now, or cannot publish what it has prepared, is started again with what is active then.
         await asyncio.gather(*(one.commit() for one in participants), return_exceptions=True)
 
     def _load(self, source: str) -> StrategyConfig:

@@ -61,8 +61,12 @@ class WorkerProcess:
         await self.channel.ask("prepare", config=_packed(config))
 
     async def commit(self) -> None:
-        """Have it publish that."""
-        await self.channel.ask("commit")
+        """Have it publish that. One that cannot is ended: it would go on serving another strategy than the rest."""
+        try:
+            await self.channel.ask("commit")
+        except (ConfigError, TimeoutError):
+            self.process.kill()
+            raise
 
     async def discard(self) -> None:
         """Have it forget that."""

@@ -68,7 +68,25 @@ def test_several_workers_are_shown_as_one():
     found = figures(merged([one.snapshot(), two.snapshot()]))
     assert found["total"]["requests"] == 3
     assert {m["name"]: m["requests"] for m in found["models"]} == {"a": 2, "b": 1}
-    assert sum(bucket[1] for bucket in found["history"]["60"]) == 3
+    assert [sum(map(sum, slots)) for slots in found["course"].values()] == [3, 3, 3]
+
+
+def test_the_course_of_time_is_of_the_same_length_however_much_happened():
+    """The bars of an hour, a day and ninety days; what is older than a chart is not on it."""
+    moment = NOW.timestamp()
+    found = LiveMetrics(clock=lambda: moment)
+    for hours in (100, 30, 2, 0):
+        moment = NOW.timestamp() - hours * 3600
+        found.write(metric(success=hours != 2, error=None if hours != 2 else "X"))
+    courses = figures(found.snapshot())["course"]
+    assert {name: len(slots) for name, slots in courses.items()} == {"hour": 72, "day": 72, "90 days": 72}
+    assert {name: [sum(column) for column in zip(*slots, strict=True)] for name, slots in courses.items()} == {
+        "hour": [1, 0],
+        "day": [1, 1],
+        "90 days": [3, 1],
+    }
+    assert courses["day"][-1] == [1, 0]
+    assert courses["day"][66] == [0, 1]  # 22 of 24 hours
 
 
 def test_what_is_kept_is_bounded_however_long_it_runs():

@@ -95,7 +95,7 @@ def ask(given):
         exchange = given(method, path, b"" if method == "GET" else body, headers, query)
         reply = await parted.app.serve(exchange)
         if reply is None:
-            return 200, b"".join(exchange.written), {}
+            return 200, exchange.written, {}
         return reply.status, json.loads(reply.body) if reply.body[:1] in {b"{", b"["} else reply.body, dict(reply.headers)
 
     return asked

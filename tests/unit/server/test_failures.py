@@ -8,8 +8,8 @@ import json
 import pytest
 
 from workflow_composer import errors
+from workflow_composer.profiles.redaction import scrub
 from workflow_composer.server.failures import HttpFailure, failure_of, headers_of
-from workflow_composer.server.logs import redact
 from workflow_composer.server.wire_chat import ChatDialect
 from workflow_composer.server.wire_messages import MessagesDialect
 from workflow_composer.types import Attempt, Usage
@@ -89,5 +89,5 @@ def test_the_time_to_wait_is_in_whole_seconds_and_finite(seconds, header):
 
 @pytest.mark.parametrize("secret", ["wfc-0123456789ab-c2VjcmV0LXNlY3JldA", "sk-abcdefghijklmnop0123456789"])
 def test_keys_are_hidden_in_the_log(secret):
-    assert secret not in redact(f"the prompt has {secret} in it")
-    assert "the prompt has" in redact(f"the prompt has {secret} in it")
+    assert secret not in scrub(f"the prompt has {secret} in it")
+    assert "the prompt has" in scrub(f"the prompt has {secret} in it")

@@ -249,6 +249,9 @@ async def test_only_the_token_opens_and_guesses_are_written_down_and_limited(fol
         with pytest.raises(HttpFailure) as caught:
             await admin.show(given(headers={"x-admin-token": "guess"}))
     assert caught.value.status == 429
+    elsewhere = given(headers=TOKEN)
+    elsewhere.client = "10.0.0.8"  # who guesses shuts himself out, and not the operator
+    assert (await answer(admin.show, elsewhere))["strategy"] == "one"
 
 
 async def test_without_a_token_switching_over_the_network_is_off(folder, given):

@@ -214,3 +214,26 @@ def test_the_pieces_of_a_stream_are_whole_events_that_hold_all_the_text(dialect)
         assert "".join(map(deltas[dialect.name], found)) == "".join(pieces)
 
     check()
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, (None, "*")),
+        ({"model": "auto"}, (None, "*")),
+        ({"model": "task:code_generation"}, (None, "code_generation")),
+        ({"model": "mv_small_k4_t0.7"}, ("mv_small_k4_t0.7", "*")),
+        ({"metadata": {"task_type": "biomedical"}}, (None, "biomedical")),
+    ],
+)
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+def test_the_model_is_the_routing_address_in_every_form(dialect, fields, expected):
+    request = read(dialect, {**LEAST[dialect.name], **fields}).request
+    assert (request.model, request.task_type) == expected
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+def test_task_budget_and_time_may_come_as_headers_in_every_form(dialect):
+    told = {"task": "safety", "budget": "0.25", "timeout": "9"}
+    request = read(dialect, LEAST[dialect.name], {f"x-workflow-composer-{k}": v for k, v in told.items()}).request
+    assert (request.task_type, request.budget, request.timeout) == ("safety", 0.25, 9.0)

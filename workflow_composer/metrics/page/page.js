@@ -54,22 +54,16 @@ function tiles(all) {
 }
 
 // ------------------------------------------------------------------------------------------------------------------ chart
-const SPANS = [["hour", "10", 3600], ["day", "60", 86400], ["90 days", "3600", 7776000]];
+const PERIODS = { hour: 3600, day: 86400, "90 days": 7776000 };
 let chosen = null;
 
 function chart(all) {
-  if (chosen === null) chosen = all.live ? 0 : SPANS.findIndex(([, , length]) => all.until - all.since <= length);
-  if (chosen < 0) chosen = 2;
-  fill("spans", ...SPANS.map(([name], i) => make("button", {
-    type: "button", "aria-pressed": String(i === chosen), onclick: () => { chosen = i; chart(all); },
+  if (chosen === null) chosen = (!all.live && Object.keys(PERIODS).find((name) => all.until - all.since <= PERIODS[name])) || (all.live ? "hour" : "90 days");
+  fill("spans", ...Object.keys(PERIODS).map((name) => make("button", {
+    type: "button", "aria-pressed": String(name === chosen), onclick: () => { chosen = name; chart(all); },
   }, name)));
-  const [, step, length] = SPANS[chosen];
-  const slots = 72, width = length / slots, end = all.until, start = end - length;
-  const good = new Array(slots).fill(0), bad = new Array(slots).fill(0);
-  for (const [at, requests, errors] of all.history[step] || []) {
-    const slot = Math.min(slots - 1, Math.floor((at - start) / width));
-    if (slot >= 0) { good[slot] += requests - errors; bad[slot] += errors; }
-  }
+  const length = PERIODS[chosen], slots = all.course[chosen].length, width = length / slots, end = all.until, start = end - length;
+  const good = all.course[chosen].map(([answered]) => answered), bad = all.course[chosen].map(([, failed]) => failed);
   const most = Math.max(1, ...good.map((n, i) => n + bad[i]));
   const svg = (name, attributes, text) => {
     const node = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -78,7 +72,7 @@ function chart(all) {
     return node;
   };
   const W = 1000, H = 140, picture = svg("svg", { viewBox: `0 0 ${W} 170`, preserveAspectRatio: "none", role: "img" });
-  picture.append(svg("title", {}, `${count(good.concat(bad).reduce((a, b) => a + b, 0))} requests in the last ${SPANS[chosen][0]}`));
+  picture.append(svg("title", {}, `${count(good.concat(bad).reduce((a, b) => a + b, 0))} requests in the last ${chosen}`));
   picture.append(svg("line", { x1: 0, x2: W, y1: H + 8, y2: H + 8 }), svg("line", { x1: 0, x2: W, y1: 8, y2: 8 }));
   for (let i = 0; i < slots; i++) {
     const x = (i * W) / slots + 1, w = W / slots - 2, a = (good[i] / most) * H, b = (bad[i] / most) * H;
@@ -128,7 +122,8 @@ function fleet(found) {
 function certificates(found) {
   if (!found.length) return fill("certificates", quiet("No certificate is in force."));
   fill("certificates", table([["certificate", "name"], ["audited", "number"], ["wrong", "number"], ["state", "why"]],
-    found.map((c) => [c.certificate, count(c.audits), c.audits ? share(c.error * c.audits, c.audits) : "–", make("span", { class: c.alarmed ? "ill" : "good" }, c.alarmed ? `suspended: ${c.reason}` : "in force")])));
+    found.map((c) => [`${c.router}: ${c.certificate}`, count(c.audits), c.audits ? share(c.error * c.audits, c.audits) : "–",
+      make("div", {}, make("span", { class: c.alarm ? "ill" : "good" }, c.alarm ? `suspended: ${c.alarm}` : "in force"), make("div", {}, c.statement))])));
 }
 
 // ----------------------------------------------------------------------------------------------------------------- switch

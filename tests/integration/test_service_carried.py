@@ -1,0 +1,84 @@
+"""What a client sends reaches the model's server as it was, and what that server answers reaches the client as it was."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.integration.service import Service, chat, echoing, serving
+from tests.integration.stub_server import Reply
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {}}}}}
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA", "detail": "low"}}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": {"type": "object"}}}
+FIELDS = [
+    {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "add"}}, "parallel_tool_calls": False},
+    {"response_format": SCHEMA},
+    {"seed": 7, "stop": ["a", "b"], "logit_bias": {"5": -100}, "temperature": 0.25, "top_p": 0.5, "max_tokens": 9},
+    {"logprobs": True, "top_logprobs": 4, "n": 3, "presence_penalty": 0.5, "user": "ann"},
+    {"top_k": 5, "min_p": 0.1, "guided_json": {"type": "object"}, "chat_template_kwargs": {"think": [1, None]}},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "what is it?"}, PICTURE]}]},
+    {"messages": [{"role": "system", "content": "ü \u2028 \"", "name": "x"}, {"role": "user", "content": "hi", "extra": 1}]},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A service over one stub server."""
+    with echoing() as stub, serving(tmp_path_factory.mktemp("carried"), stub) as service:
+        yield service, stub
+
+
+def sent(service: Service, stub, body) -> dict:
+    """What the model's server got for a body."""
+    status, _, answer = service.request("POST", "/v1/chat/completions", body)
+    assert status == 200, answer
+    return stub.requests[-1].json
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fields", FIELDS, ids=lambda fields: next(iter(fields)))
+def test_every_field_arrives_unchanged_and_none_is_added(served, fields, stream):
+    """But for the model's own name, and the usage that is always asked for with a stream."""
+    if stream and "n" in fields:
+        fields = {**fields, "n": 1}
+    body = {**chat("hi"), **fields}
+    found = sent(*served, {**body, "stream": True} if stream else body)
+    added = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    expected = {**body, **added}
+    expected.pop("model")
+    if expected.get("n") == 1:
+        expected.pop("n")  # which says nothing
+    found.pop("model")
+    if found.get("n") == 1:
+        found.pop("n")
+    assert found == expected
+
+
+def test_a_whole_answer_is_the_server_s_own_bytes(served):
+    """Spaces, order and fields that nobody here knows included."""
+    service, stub = served
+    own = b'{ "id":"cmpl-9",  "object":"chat.completion","model":"m","choices":[{"index":0,"message":{"role":"assistant",\n'
+    own += b'"content":"4","odd":[1]},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1},"x":null}'
+    real, stub.answer = stub.answer, lambda request: Reply(body=own)
+    try:
+        _, headers, body = service.ask("hi")
+        assert body == own
+        assert headers["x-workflow-composer-model"] == "p-0"
+    finally:
+        stub.answer = real
+
+
+def test_a_stream_s_cost_and_attempts_follow_behind_its_end(served):
+    """As trailers, which its head has announced."""
+    service, _ = served
+    with service.connect() as connection:
+        data = json.dumps(chat("hi", stream=True)).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {len(data)}\r\n\r\n"
+        connection.sendall(head.encode() + data)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    begun, _, rest = answer.partition(b"\r\n\r\n")
+    assert b"\r\ntrailer: x-workflow-composer-cost, x-workflow-composer-attempts" in begun
+    trailers = b"x-workflow-composer-cost: 0\r\nx-workflow-composer-attempts: 1\r\n"
+    assert rest.endswith(b"\r\n0\r\n" + trailers + b"\r\n")
