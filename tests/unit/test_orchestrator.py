@@ -428,3 +428,12 @@ class TestSwitching:
         assert errors == []
         assert answers == ["answer of small"] * 100
         assert sum(not backend.closed for backend in scripted.made) == 2
+
+
+async def test_a_prompt_that_debugging_writes_down_is_without_keys():
+    """The line may lie about in a file."""
+    config = StrategyConfig(profile_name="p", models={"a": {"backend": "fake"}}, task_routing={"*": "a"}, debug_routing=True)
+    sink = MemorySink()
+    async with ModelOrchestrator(config, metrics=sink, environ={}, log=io.StringIO()) as orchestrator:
+        await orchestrator.agenerate("my key is wfc-0123456789ab-c2VjcmV0LXNlY3JldA, is it good?")
+    assert sink.metrics[0].prompt == "my key is <not shown>, is it good?"

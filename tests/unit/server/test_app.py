@@ -223,6 +223,23 @@ async def test_audits_that_cannot_be_read_hide_nothing_else(parted, ask, tmp_pat
     assert (await ask(one, "GET", "/dashboard/data"))[0] == 200
 
 
+async def test_the_dashboard_shows_the_certificate_in_force_also_before_its_first_audit(parted, ask, monkeypatch):
+    """And not one that only has audits in the file."""
+
+    class Certificate:
+        digest, statement = "0123456789abcdef", "at most 0.1 of the accepted answers are wrong"
+
+    class Judging:
+        certificate, alarm = Certificate(), "9 of 20 were wrong"
+
+    one = parted()
+    assert (await ask(one, "GET", "/dashboard/data"))[1]["certificates"] == []
+    monkeypatch.setattr(type(one.orchestrator), "routers", property(lambda self: {"judge": Judging(), "plain": object()}))
+    (shown,) = (await ask(one, "GET", "/dashboard/data"))[1]["certificates"]
+    assert (shown["router"], shown["audits"], shown["error"]) == ("judge", 0, None)
+    assert (shown["statement"], shown["alarm"]) == (Certificate.statement, Judging.alarm)
+
+
 async def test_what_can_be_asked_for_is_listed(parted, ask):
     _, body, _ = await ask(parted(), "GET", "/v1/models")
     assert [row["id"] for row in body["data"]] == ["auto", "task:t", "m"]

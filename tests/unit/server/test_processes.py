@@ -15,6 +15,7 @@ from workflow_composer.metrics.live import LiveMetrics
 from workflow_composer.metrics.live_files import SharedMetrics, forget
 from workflow_composer.server.control import Channel
 from workflow_composer.server.listening import close, listen
+from workflow_composer.server.workers import WorkerProcess
 
 
 @pytest.fixture
@@ -69,6 +70,24 @@ async def test_who_asks_is_told_that_the_other_is_gone_or_late(ends):
     with pytest.raises(ChannelClosed):
         await ends[0].ask("double", number=1)
     assert issubclass(ChannelClosed, WorkflowComposerError)
+
+
+async def test_a_worker_that_cannot_publish_a_strategy_is_ended_so_that_its_successor_does():
+    """It would go on serving another one than the rest."""
+
+    async def cannot(data):
+        raise ConfigError("nothing was prepared")
+
+    left, right = socket.socketpair()
+    ours, theirs = Channel({}), Channel({"commit": cannot})
+    await ours.open(left)
+    await theirs.open(right)
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])  # noqa: ASYNC220  # returns at once
+    with pytest.raises(ConfigError, match="nothing was prepared"):
+        await WorkerProcess(0, process, ours).commit()
+    assert process.wait(10) == -9
+    ours.close()
+    theirs.close()
 
 
 def connected(port, count):
