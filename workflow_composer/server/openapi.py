@@ -78,7 +78,7 @@ def _paths() -> Schema:
         "/ready": {"get": _plain("Whether a model can answer", {"ready": {"type": "boolean"}}, 503)},
         "/metrics": {"get": _other("Prometheus metrics", "text/plain")},
         "/dashboard": {"get": _other("The dashboard", "text/html")},
-        "/dashboard/data": {"get": _plain("What the dashboard shows", {"strategy": _OBJECT})},
+        "/dashboard/data": {"get": _operation("What the dashboard shows", None, {"strategy": _TEXT})},
         "/openapi.json": {"get": _plain("This document", {"openapi": _TEXT})},
         "/admin/strategy": {
             "get": _admin("The active strategy", None, [_query("preview", "A profile: what a switch to it would change")]),
