@@ -40,7 +40,7 @@ class Study:
     def __init__(self, directory: Path, options: argparse.Namespace) -> None:
         self.model = OlmoeForCausalLM.from_pretrained(directory).eval()
         self.tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        self.context, self.share = options.context, options.share
+        self.context, self.share, self.remember = options.context, options.share, options.remember
         learned = self.routes_of(rows_of(tiny.encode(self.tokenizer, tiny.training_texts(1001), options.learn), WIDTH))[0]
         start = time.process_time()
         self.tables = {layer: self.fit(learned, layer, options) for layer in learned.layers}
@@ -69,7 +69,7 @@ class Study:
     def routed(self, batches: list[torch.Tensor], untouched, layers: list[int]) -> tuple[Effect, dict]:
         """What tables in these layers do."""
         tables = {layer: self.tables[layer] for layer in layers}
-        with TableRouting(self.model, tables, share=self.share, width=self.context) as routing:
+        with TableRouting(self.model, tables, share=self.share, width=self.context, remember=self.remember) as routing:
             found = predict(self.model, batches)
         return effect(found, untouched), routing.counts()
 
@@ -97,6 +97,7 @@ def measure(study: Study, name: str, tokens: int, *, alone: bool) -> dict:
         "untouched": together.untouched,
         "perplexity": together.perplexity,
         "increase": together.increase,
+        "interval": together.interval,
         "agreement": together.agreement,
         "layers": layers,
     }
@@ -112,12 +113,13 @@ def main() -> None:
     parser.add_argument("--min-count", type=int, default=2)
     parser.add_argument("--smoothing", type=float, default=3.0)
     parser.add_argument("--share", type=float, default=0.15)
+    parser.add_argument("--remember", action="store_true", help="take what the gate said lately before asking it")
     parser.add_argument("--texts", nargs="+", choices=tiny.HELD_OUT, default=tiny.HELD_OUT)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     study = Study(options.model, options)
-    found = {name: measure(study, name, options.tokens, alone=name == "problems") for name in options.texts}
+    found = {name: measure(study, name, options.tokens, alone=name in ("problems", "fresh")) for name in options.texts}
     if options.json:
         print(json.dumps(found, indent=2))
         return
@@ -125,10 +127,10 @@ def main() -> None:
     print(f"tables: contexts of up to {options.context} tokens, learned from {options.learn:,} tokens' routes in "
           f"{study.fitting:.1f} s of CPU time; {', '.join(f'{len(t):,}' for t in study.tables.values())} rows, "
           f"{size / 1e6:.1f} MB in all")  # fmt: skip
-    print(f"\n{'text':16}{'tokens':>8}{'untouched':>11}{'routed':>9}{'increase':>10}{'agree':>8}")
+    print(f"\n{'text':16}{'tokens':>8}{'untouched':>11}{'routed':>9}{'increase':>10}{'95 % interval':>18}{'agree':>8}")
     for name, row in found.items():
         print(f"{name:16}{row['tokens']:8,}{row['untouched']:11.3f}{row['perplexity']:9.3f}{row['increase']:10.2%}"
-              f"{row['agreement']:8.1%}")  # fmt: skip
+              f"{'{:.2%} to {:.2%}'.format(*row['interval']):>18}{row['agreement']:8.1%}")  # fmt: skip
     heads = ("learned", "worst", "cached", "fast", "forced", "overlap", "exact", "alone")
     print(f"\n{'text':16}{'layer':>6}" + "".join(f"{head:>9}" for head in heads))
     for name, row in found.items():

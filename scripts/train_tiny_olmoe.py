@@ -14,6 +14,7 @@ The texts that nothing was trained on: ``texts(name)`` for each of ``HELD_OUT``.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import random
@@ -37,7 +38,8 @@ from word_problems import problems
 ROOT = Path(__file__).resolve().parent.parent
 END, VOCABULARY = "<|endoftext|>", 1024
 PROSE_SHARE = 0.2
-HELD_OUT = ("problems", "prose", "documentation", "source")
+FRESH_SEED = 20_261_127
+HELD_OUT = ("fresh", "problems", "prose", "documentation", "source")
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,13 @@ def _problem(row: dict[str, str]) -> str:
 def texts(name: str) -> list[str]:
     """Documents that the model was not trained on.
 
-    ``problems``: the shipped test problems, whose templates are held out (in domain); ``prose``: one page in ten of
-    ``pydoc_data.topics``; ``documentation``: this project's own pages; ``source``: modules of Python's standard library. The
-    last two are out of domain.
+    In domain, problems from templates that are held out: ``fresh``, on which nothing was ever chosen, and ``problems``, the
+    shipped ones, on which the settings were chosen. ``prose``: one page in ten of ``pydoc_data.topics``. Out of domain:
+    ``documentation``, this project's own pages, and ``source``, modules of Python's standard library.
     """
+    if name == "fresh":
+        stories = itertools.islice(problems(FRESH_SEED, held_out=True), 1000)
+        return [_problem({"question": story.question, "answer": story.answer}) for story in stories]
     if name == "problems":
         shipped = ROOT / "workflow_composer" / "checkpoints" / "problems.jsonl"
         return [_problem(json.loads(line)) for line in shipped.read_text().splitlines()]

@@ -1,5 +1,6 @@
 """A model that is really trained, for half a minute: its routes, tables in the place of its gates, its experts in a file."""
 
+import itertools
 import sys
 
 import pytest
@@ -63,14 +64,24 @@ def test_training_is_the_same_again_from_its_seed(tiny):
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
+def test_texts_that_are_measured_are_in_no_training_text(tiny):
+    """Nor are the problems on which settings were chosen among the fresh ones."""
+    taught = set(itertools.islice(tiny.training_texts(tiny.Recipe.seed), 20_000))
+    taught |= set(itertools.islice(tiny.training_texts(1001), 20_000))
+    texts = {name: set(tiny.texts(name)) for name in tiny.HELD_OUT}
+    assert all(found and not found & taught for found in texts.values())
+    assert not texts["fresh"] & texts["problems"]
+
+
 def test_tables_keep_a_trained_models_perplexity_within_a_few_percent_at_their_share(tiny, trained):
     """On held-out problems; and far closer to it than with tables alone that know nothing but single tokens."""
     model, tokenizer, tables = trained
-    text = rows_of(tiny.encode(tokenizer, tiny.texts("problems"), 4000), 128)
+    text = rows_of(tiny.encode(tokenizer, tiny.texts("fresh"), 4000), 128)
     untouched = predict(model, text)
     with TableRouting(model, tables, share=0.15, width=6) as routing:
         found = effect(predict(model, text), untouched)
     assert found.increase < 0.05
+    assert found.interval[0] < found.increase < found.interval[1]
     assert found.agreement > 0.9
     for count in routing.counts().values():
         assert 0.05 < count["learned_share"] <= 0.15

@@ -40,6 +40,11 @@ def joined(arrays: Sequence[Any]) -> Any:
     return sys.modules["torch"].cat(list(arrays)) if is_tensor(arrays[0]) else np.concatenate(arrays)
 
 
+def taken(array: Any, at: NDArray[np.int64]) -> Any:
+    """Rows ``at`` of an array or a tensor, where that lies; of a tensor several times as fast as by ``array[at]``."""
+    return array.index_select(0, like(at, array)) if is_tensor(array) else array.take(at, 0)
+
+
 def rows_of(hidden: Any) -> Any:
     """[..., d] -> [n, d], the same memory where that can be."""
     return hidden.reshape(-1, hidden.shape[-1])

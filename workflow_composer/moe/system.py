@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workflow_composer.errors import ConfigError, InputError
-from workflow_composer.moe.arrays import joined, like, numbers, rows_of
+from workflow_composer.moe.arrays import joined, like, numbers, rows_of, taken
 from workflow_composer.moe.core import Choice, Clock, Path, ThreePaths
 from workflow_composer.moe.decisions import BatchDecision, RoutingDecision, TokenStats, stats_of
 from workflow_composer.moe.hashing import Tokens, columns_in, columns_of, context_keys
@@ -245,7 +245,7 @@ class VARSystem:
         return self.tables is None or self.tables.gate not in (0, gate)
 
     def _ask(self, at: slice | NDArray[np.int64], hidden: Any, tokens: Tokens) -> GateOutput:
-        mine = hidden[at if isinstance(at, slice) else like(at, hidden)]
+        mine = hidden[at] if isinstance(at, slice) else taken(hidden, at)
         return self.router.route(mine, like(tokens, hidden))
 
     # -------------------------------------------------------------------------------------------------- what is known

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch", reason="pip install 'workflow-composer[moe]
 from tests.unit.moe.conftest import VOCABULARY, tiny_model  # noqa: E402  # needs torch
 from workflow_composer.errors import ConfigError, InputError  # noqa: E402  # needs torch
 from workflow_composer.moe.gates import cache_argument, gates  # noqa: E402  # needs torch
-from workflow_composer.moe.recording import RouteRecorder  # noqa: E402  # needs torch
+from workflow_composer.moe.recording import RouteRecorder, effect, predict  # noqa: E402  # needs torch
 from workflow_composer.moe.transformers_moe import TableRouting  # noqa: E402  # needs torch
 
 
@@ -303,3 +303,37 @@ def test_bfloat16_models_get_scores_of_their_own_type(model):
     model = model.to(torch.bfloat16)
     with routed(model):
         assert logits(model, some_ids()).dtype == torch.bfloat16
+
+
+def test_losses_are_those_of_each_row_by_itself(model):
+    """Whatever the batches; a row of nine tokens has eight predictions."""
+    rows = some_ids(5, 9)
+    together = predict(model, [rows[:2], rows[2:]])
+    alone = [predict(model, [row[None]]) for row in rows]
+    assert together.losses == pytest.approx([one.loss * one.tokens for one in alone])
+    assert together.tokens_per_row.tolist() == [8] * 5
+    assert together.loss == pytest.approx(sum(one.losses[0] for one in alone) / 40)
+
+
+def test_the_interval_of_an_increase_is_that_of_resampled_rows(model):
+    """Around the increase, against an independent computation; of nothing at all where nothing has changed."""
+    rows = [some_ids(16, 12, seed) for seed in range(4)]
+    untouched = predict(model, rows)
+    assert effect(untouched, untouched).interval == (0.0, 0.0)
+    with routed(model):
+        changed = predict(model, rows)
+    found = effect(changed, untouched)
+    drawing, factors = np.random.default_rng(5), []
+    for _ in range(4000):
+        picked = drawing.choice(64, 64)
+        before, after = (np.exp(one.losses[picked].sum() / (64 * 11)) for one in (untouched, changed))
+        factors.append(after / before - 1)
+    low, high = found.interval
+    assert low < found.increase < high
+    assert (low, high) == pytest.approx(np.quantile(factors, [0.025, 0.975]), abs=0.1 * (high - low))
+
+
+def test_predictions_of_different_texts_are_not_compared(model):
+    """An error, not a number."""
+    with pytest.raises(InputError, match="same text"):
+        effect(predict(model, [some_ids(2)]), predict(model, [some_ids(3)]))
