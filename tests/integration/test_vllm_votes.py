@@ -17,8 +17,9 @@ pytestmark = [
 ]
 
 QUESTION = "Clara has 6 trays with 7 apples in each. Then she finds 23 more. How many apples are there in the end?"
-K = 64
-"""Four times what the server generates side by side, so that most of it has hardly begun when the vote is decided."""
+K = 128
+"""Eight times what the server generates side by side, so that most of it has hardly begun when the vote is decided, even
+where this process gets to read the first answers only after the server's second round."""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ async def ask(server, route, **settings):
 
 
 async def test_a_decided_vote_stops_the_samples_that_are_under_way_and_waiting(server):
-    """64 samples are asked for; four that agree decide; the server finishes a fraction of the rest."""
+    """128 samples are asked for; four that agree decide; the server finishes a fraction of the rest."""
     await ask(server, "mv_m_k2_t0.1")  # the first request of a server takes long
     stopped, tokens = server.finished_requests("stop"), server.metric("vllm:generation_tokens_total")
     response = await ask(server, f"mv_m_k{K}_t0.1", stopping="beta")
