@@ -4,7 +4,7 @@
     python benchmarks/var_model.py logs/tiny-olmoe [--learn 1000000] [--context 10] [--share 0.15] [--json]
 
 Tables are learned from the routes that the model takes on text of the kind it was trained on (not the text itself); the
-gate is asked for the tokens of which the table is least confident. The four texts that are measured are in neither.
+gate is asked for the tokens of which the table is least confident. The texts that are measured are in neither.
 Perplexity and the likeliest next token are compared with the untouched model's on the same tokens. "alone" puts the tables
 into one layer only.
 """

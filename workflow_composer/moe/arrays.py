@@ -9,6 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+PIECE = 65_536
+"""Tokens that are worked on at a time, so that what is looked up stays in the processor's caches and memory is bounded."""
+
+
+def pieces(size: int) -> list[slice]:
+    """The parts of so many tokens, `PIECE` each."""
+    return [slice(start, min(start + PIECE, size)) for start in range(0, size, PIECE)]
+
 
 def is_tensor(array: Any) -> bool:
     """Whether this is a tensor of torch."""

@@ -18,6 +18,9 @@ from workflow_composer.errors import InputError
 from workflow_composer.moe.gates import TokenWatch, gates
 from workflow_composer.moe.routes import Routes
 
+RESAMPLES = 2000
+"""Of the bootstrap in `effect`."""
+
 
 class RouteRecorder:
     """Keeps the routes of every forward call in its ``with`` block, whoever chose them: the gate or a `TableRouting`.
@@ -156,15 +159,17 @@ def predict(model: nn.Module, batches: Iterable[Tensor]) -> Prediction:
     return made
 
 
-def effect(changed: Prediction, untouched: Prediction, *, resamples: int = 2000) -> Effect:
+def effect(changed: Prediction, untouched: Prediction) -> Effect:
     """Compare two predictions of the same batches. Raises `InputError` where they are not. Deterministic."""
     if [a.shape for a in changed.likeliest] != [a.shape for a in untouched.likeliest]:
         raise InputError("the two predictions are not of the same text")
     same = sum(int((a == b).sum()) for a, b in zip(changed.likeliest, untouched.likeliest, strict=True))
-    rows = len(untouched.losses)
-    drawn = np.random.default_rng(0).integers(rows, size=(resamples, rows))
-    more = (changed.losses - untouched.losses)[drawn].sum(1) / untouched.tokens_per_row[drawn].sum(1)
-    low, high = np.expm1(np.quantile(more, [0.025, 0.975])).tolist()
+    more, tokens = changed.losses - untouched.losses, untouched.tokens_per_row
+    drawing, rows, found = np.random.default_rng(0), len(more), []
+    for _ in range(RESAMPLES):  # one at a time: all at once would take thousands of times the rows' memory
+        drawn = drawing.integers(rows, size=rows)
+        found.append(more[drawn].sum() / tokens[drawn].sum())
+    low, high = np.expm1(np.quantile(found, [0.025, 0.975])).tolist()
     return Effect(changed.perplexity, untouched.perplexity, same / untouched.tokens, (low, high))
 
 

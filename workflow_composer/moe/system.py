@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workflow_composer.errors import ConfigError, InputError
-from workflow_composer.moe.arrays import joined, like, numbers, rows_of, taken
+from workflow_composer.moe.arrays import joined, like, numbers, pieces, rows_of, taken
 from workflow_composer.moe.core import Choice, Clock, Path, ThreePaths
 from workflow_composer.moe.decisions import BatchDecision, RoutingDecision, TokenStats, stats_of
 from workflow_composer.moe.hashing import Tokens, columns_in, columns_of, context_keys
@@ -22,9 +22,6 @@ from workflow_composer.moe.learned_gate import Gate, GateOutput
 from workflow_composer.moe.route_arrays import Batch, Routes
 from workflow_composer.moe.tables import RouteTables
 from workflow_composer.moe.thresholds import Eligibility, learn_threshold, lost_weight
-
-_PIECE = 65_536
-"""Tokens that are worked on at a time, so that what is looked up stays in the processor's caches."""
 
 _SPECIAL = 10
 
@@ -89,7 +86,7 @@ class VARSystem:
         one). With a ``quality_margin``, the last fifth is held out of the tables and the threshold is learned on it.
         """
         tokens = numbers(token_ids).astype(np.int64)
-        said = [self._ask(part, hidden_states, tokens[part]) for part in _pieces(len(tokens))]
+        said = [self._ask(part, hidden_states, tokens[part]) for part in pieces(len(tokens))]
         experts, weights, logits, sure = (numbers(joined([getattr(one, name) for one in said])) for name in _PARTS)
         line = np.zeros(len(tokens), np.int64) if sequences is None else numbers(sequences).astype(np.int64)
         known = len(tokens) if self.quality_margin is None else len(tokens) - len(tokens) // 5
@@ -191,7 +188,7 @@ class VARSystem:
                 columns = columns_of(flat, width, self._recent)
                 self._recent = [*self._recent, *flat[-width:].tolist()][-width:]
             made = Batch(len(flat), self.router.top_k)
-            for part in _pieces(len(flat)):
+            for part in pieces(len(flat)):
                 self._route([column[part] for column in columns], part, hidden, made)
         return made.decision(hidden_states)
 
@@ -312,7 +309,3 @@ class _FastRoutes(Mapping[int, RoutingDecision]):
 
     def __len__(self) -> int:
         return len(self._rows)
-
-
-def _pieces(size: int) -> list[slice]:
-    return [slice(start, min(start + _PIECE, size)) for start in range(0, size, _PIECE)]

@@ -23,13 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workflow_composer.errors import InputError
+from workflow_composer.moe.arrays import PIECE, pieces
 from workflow_composer.moe.hashing import NO_TOKEN, Keys, Tokens, columns_in, suffix_key_rows, weights_key
 from workflow_composer.moe.index import HashIndex
 from workflow_composer.moe.route_arrays import Routes
 from workflow_composer.moe.table_fitting import Fitted, fit_rows
 
 FORMAT = "workflow-composer/var-tables/1"
-_PIECE = 65_536  # contexts that are looked up at a time: bounds memory, and keeps keys within the processor's caches
 _ARRAYS = ("experts", "weights", "confidence", "counts", "tokens", "keys", "orders", "deepest")
 
 
@@ -123,9 +123,8 @@ class RouteTables:
         Only tokens that have longer contexts at all are looked up again.
         """
         token = columns[0]
-        if len(token) > _PIECE:
-            starts = range(0, len(token), _PIECE)
-            return np.concatenate([self.rows([column[at : at + _PIECE] for column in columns]) for at in starts])
+        if len(token) > PIECE:
+            return np.concatenate([self.rows([column[part] for column in columns]) for part in pieces(len(token))])
         known = token.view(np.uint64) < np.uint64(self.vocabulary) if token.dtype == np.int64 else token < self.vocabulary
         found = np.where(known, token, self.vocabulary).astype(np.int32)
         deepest = self.deepest[found]

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from workflow_composer.errors import ConfigError
+from workflow_composer.moe.arrays import taken
 from workflow_composer.moe.core import Clock, ThreePaths
 from workflow_composer.moe.gates import TokenWatch, gates, patched
 from workflow_composer.moe.hashing import context_keys, weights_key
@@ -192,7 +193,7 @@ class _TableGate:
             rows = at[choice.ask]
             if not len(rows):
                 return rows, None
-            word: tuple[Tensor, Tensor, Tensor] = self._own(hidden[torch.from_numpy(rows).to(hidden.device)])
+            word: tuple[Tensor, Tensor, Tensor] = self._own(taken(hidden, rows))
             experts[rows] = word[2].detach().cpu().numpy()
             weights[rows] = word[1].detach().float().cpu().numpy()
             repeats, first = at[choice.repeats], rows[choice.repeated]
