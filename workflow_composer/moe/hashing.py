@@ -30,31 +30,18 @@ def mixed(keys: Keys) -> Keys:
     return found
 
 
-def _states(columns: Sequence[Tokens], gate: int) -> Iterator[Keys]:
-    """Of the last token, the last two and so on, before `mixed`; the same array, changed from one step to the next."""
-    state = np.full(len(columns[0]), np.uint64(gate & 0xFFFFFFFFFFFFFFFF), np.uint64)
-    for column in columns:
-        state ^= column.view(np.uint64) if column.dtype == np.int64 else column.astype(np.int64).view(np.uint64)
-        state *= _STEP
-        state ^= state >> _LONG
-        yield state
-
-
 def suffix_keys(columns: Sequence[Tokens], gate: int = 0) -> Iterator[Keys]:
     """Keys of the last token, the last two, the last three and so on: one array per step, each made from the one before.
 
     ``columns`` holds the tokens *newest first*, one array [n] each; ``gate`` is the gate's `weights_key`, so that another
     gate's routes are under other keys. Two different contexts share a key with a probability of about 2 ** -64.
     """
-    return map(mixed, _states(columns, gate))
-
-
-def suffix_key_rows(columns: Sequence[Tokens], gate: int = 0) -> Keys:
-    """The same at once, [width, n]: quicker for few tokens, and all of it in memory."""
-    found = np.empty((len(columns), len(columns[0])), np.uint64)
-    for row, state in zip(found, _states(columns, gate), strict=True):
-        row[:] = state
-    return mixed(found)
+    state = np.full(len(columns[0]), np.uint64(gate & 0xFFFFFFFFFFFFFFFF), np.uint64)
+    for column in columns:
+        state ^= column.view(np.uint64) if column.dtype == np.int64 else column.astype(np.int64).view(np.uint64)
+        state *= _STEP
+        state ^= state >> _LONG
+        yield mixed(state)
 
 
 def context_keys(columns: Sequence[Tokens], gate: int = 0) -> Keys:
@@ -64,7 +51,11 @@ def context_keys(columns: Sequence[Tokens], gate: int = 0) -> Keys:
     >>> len(set(context_keys([newest, before]).tolist()))
     3
     """
-    *_, state = _states(columns, gate)
+    state = np.full(len(columns[0]), np.uint64(gate & 0xFFFFFFFFFFFFFFFF), np.uint64)
+    for column in columns:
+        state ^= column.view(np.uint64) if column.dtype == np.int64 else column.astype(np.int64).view(np.uint64)
+        state *= _STEP
+        state ^= state >> _LONG
     return mixed(state)
 
 
