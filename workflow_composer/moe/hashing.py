@@ -14,6 +14,8 @@ Tokens = NDArray[np.int64]
 NO_TOKEN = -1
 """Stands before the first token of a sequence."""
 
+_START = 0xD1B54A32D192ED03
+"""What no token cancels out: from a state of zero, a context that ends in token 0 would have the key of one without it."""
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
@@ -30,18 +32,32 @@ def mixed(keys: Keys) -> Keys:
     return found
 
 
-def suffix_keys(columns: Sequence[Tokens], gate: int = 0) -> Iterator[Keys]:
-    """Keys of the last token, the last two, the last three and so on: one array per step, each made from the one before.
-
-    ``columns`` holds the tokens *newest first*, one array [n] each; ``gate`` is the gate's `weights_key`, so that another
-    gate's routes are under other keys. Two different contexts share a key with a probability of about 2 ** -64.
-    """
-    state = np.full(len(columns[0]), np.uint64(gate & 0xFFFFFFFFFFFFFFFF), np.uint64)
+def _states(columns: Sequence[Tokens], gate: int) -> Iterator[Keys]:
+    """Of the last token, the last two and so on, before `mixed`; the same array, changed from one step to the next."""
+    state = np.full(len(columns[0]), np.uint64(_START ^ (gate & 0xFFFFFFFFFFFFFFFF)), np.uint64)
     for column in columns:
         state ^= column.view(np.uint64) if column.dtype == np.int64 else column.astype(np.int64).view(np.uint64)
         state *= _STEP
         state ^= state >> _LONG
-        yield mixed(state)
+        yield state
+
+
+def suffix_keys(columns: Sequence[Tokens], gate: int = 0) -> Iterator[Keys]:
+    """Keys of the last token, the last two, the last three and so on: one array per step, each made from the one before.
+
+    ``columns`` holds the tokens *newest first*, one array [n] each; ``gate`` is the gate's `weights_key`, so that another
+    gate's routes are under other keys. Two different contexts, of whatever lengths, share a key with a probability of about
+    2 ** -64.
+    """
+    return map(mixed, _states(columns, gate))
+
+
+def suffix_key_rows(columns: Sequence[Tokens], gate: int = 0) -> Keys:
+    """The same at once, [width, n]: quicker for few tokens, and all of it in memory."""
+    found = np.empty((len(columns), len(columns[0])), np.uint64)
+    for row, state in zip(found, _states(columns, gate), strict=True):
+        row[:] = state
+    return mixed(found)
 
 
 def context_keys(columns: Sequence[Tokens], gate: int = 0) -> Keys:
@@ -51,11 +67,7 @@ def context_keys(columns: Sequence[Tokens], gate: int = 0) -> Keys:
     >>> len(set(context_keys([newest, before]).tolist()))
     3
     """
-    state = np.full(len(columns[0]), np.uint64(gate & 0xFFFFFFFFFFFFFFFF), np.uint64)
-    for column in columns:
-        state ^= column.view(np.uint64) if column.dtype == np.int64 else column.astype(np.int64).view(np.uint64)
-        state *= _STEP
-        state ^= state >> _LONG
+    *_, state = _states(columns, gate)
     return mixed(state)
 
 

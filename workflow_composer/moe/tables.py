@@ -23,12 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workflow_composer.errors import InputError
-from workflow_composer.moe.hashing import NO_TOKEN, Keys, Tokens, columns_in, suffix_keys, weights_key
+from workflow_composer.moe.arrays import PIECE, pieces
+from workflow_composer.moe.hashing import NO_TOKEN, Keys, Tokens, columns_in, suffix_key_rows, weights_key
 from workflow_composer.moe.index import HashIndex
 from workflow_composer.moe.route_arrays import Routes
 from workflow_composer.moe.table_fitting import Fitted, fit_rows
 
-FORMAT = "workflow-composer/var-tables/1"
+FORMAT = "workflow-composer/var-tables/2"
 _ARRAYS = ("experts", "weights", "confidence", "counts", "tokens", "keys", "orders", "deepest")
 
 
@@ -52,11 +53,10 @@ class RouteTables:
         self.orders: NDArray[np.uint8] = fitted.orders
         self.deepest: NDArray[np.uint8] = fitted.deepest
         self.vocabulary = len(fitted.deepest) - 1
-        self._index: dict[int, HashIndex] = {}
-        for order in np.unique(self.orders).tolist():
-            rows = np.flatnonzero(self.orders == order)
-            self._index[order] = HashIndex(len(rows))
-            self._index[order].add(self.keys[rows], (rows + len(fitted.deepest)).astype(np.int32))
+        self.width = int(self.orders.max(initial=1))
+        """The longest context, in tokens."""
+        self._index = HashIndex(len(self.keys))  # one for all lengths: a key says its length, too
+        self._index.add(self.keys, np.arange(len(fitted.deepest), len(self.experts), dtype=np.int32))
 
     @classmethod
     def fit(
@@ -109,15 +109,10 @@ class RouteTables:
         return int(self.experts.shape[1])
 
     @property
-    def width(self) -> int:
-        """The longest context, in tokens."""
-        return max(self._index, default=1)
-
-    @property
     def nbytes(self) -> int:
         """What the tables take in memory, in bytes."""
         arrays: int = sum(getattr(self, name).nbytes for name in _ARRAYS)
-        return arrays + sum(index.nbytes for index in self._index.values())
+        return arrays + self._index.nbytes
 
     def __len__(self) -> int:
         return len(self.experts)
@@ -128,19 +123,20 @@ class RouteTables:
         Only tokens that have longer contexts at all are looked up again.
         """
         token = columns[0]
+        if len(token) > PIECE:
+            return np.concatenate([self.rows([column[part] for column in columns]) for part in pieces(len(token))])
         known = token.view(np.uint64) < np.uint64(self.vocabulary) if token.dtype == np.int64 else token < self.vocabulary
         found = np.where(known, token, self.vocabulary).astype(np.int32)
-        width = min(self.width, len(columns))
+        deepest = self.deepest[found]
+        open_ = np.flatnonzero(deepest > 1)
+        width = min(int(deepest.max(initial=1)), len(columns))
         if width > 1:
-            open_ = np.flatnonzero(self.deepest[found] > 1)
-            deepest = self.deepest[found[open_]]
-            keys = suffix_keys([column[open_] for column in columns[:width]])
-            for order, key in enumerate(keys, 1):
-                if order in self._index and len(open_):
-                    row = self._index[order].find(key)
-                    # A longer context that is known takes over; what is deeper than the token's deepest is not there.
-                    there = (row >= 0) & (deepest >= order)
-                    found[open_[there]] = row[there]
+            keys = suffix_key_rows([column[open_] for column in columns[:width]])[1:]
+            longer = self._index.find(keys.ravel()).reshape(keys.shape)
+            longest = found[open_]
+            for row in longer:  # a longer context that is known takes over
+                np.copyto(longest, row, where=row >= 0)
+            found[open_] = longest
         return found
 
     def predict(

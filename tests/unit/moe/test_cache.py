@@ -105,6 +105,16 @@ def test_keys_depend_on_every_token_their_order_and_the_gate():
     assert len(set(made)) == 8
 
 
+@pytest.mark.parametrize("gate", [0, 5])
+def test_contexts_of_different_lengths_have_different_keys_whatever_token_they_end_in(gate):
+    """All contexts of up to six tokens out of four, among them those of zeros only."""
+    found = []
+    for width in range(1, 7):
+        every = np.arange(4**width)
+        found.append(context_keys([every // 4**at % 4 for at in range(width)], gate))
+    assert len(np.unique(np.concatenate(found))) == sum(4**width for width in range(1, 7))
+
+
 def test_keys_of_a_million_contexts_differ():
     """And their low bits, which are places in the index, are spread evenly."""
     numbers = np.arange(1_000_000)

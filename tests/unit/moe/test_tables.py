@@ -7,6 +7,7 @@ import pytest
 
 from workflow_composer.errors import InputError
 from workflow_composer.moe.decisions import TokenStats, entropies, stats_of
+from workflow_composer.moe.hashing import columns_of, suffix_keys
 from workflow_composer.moe.tables import NO_TOKEN, RouteTables
 from workflow_composer.moe.thresholds import Eligibility, learn_threshold, lost_weight
 
@@ -41,6 +42,32 @@ def test_without_longer_contexts_it_is_the_token_that_counts():
     experts, _, confidence = fitted(context=1).predict(np.array([[0, 2], [1, 2]]))
     assert (experts[0] == experts[1]).all()
     assert (confidence < 0.7).all()
+
+
+def test_rows_are_those_that_a_plain_dictionary_of_contexts_finds():
+    """A hundred thousand rows of up to ten tokens, token 0 often among them; other text than was learned from, too."""
+    drawing = np.random.default_rng(1)
+    text = np.minimum(drawing.geometric(0.3, 300_000) - 1, 40)
+    tables = RouteTables.fit(text, drawing.integers(0, 64, (len(text), 1)), num_experts=64, context=10, min_count=2)
+    first = tables.vocabulary + 1
+    there = dict(zip(zip(tables.orders.tolist(), tables.keys.tolist(), strict=True), range(first, len(tables)), strict=True))
+    assert len(there) == len(tables) - first
+    assert len(there) > 100_000
+    named: dict[tuple[int, ...], int] = {}
+    for order, keys in enumerate(suffix_keys(columns_of(text, 10)), 1):
+        ends = [text[order - 1 - back : len(text) - back].tolist() for back in range(order)]
+        for context, key in zip(zip(*ends, strict=True), keys[order - 1 :].tolist(), strict=True):
+            if order > 1 and (order, key) in there:
+                named[context] = there[order, key]
+    assert sorted(named.values()) == sorted(there.values())
+
+    other = np.minimum(drawing.geometric(0.3, 20_000) - 1, 45)
+    for asked in (text[:20_000], other):
+        columns = columns_of(asked, 10)
+        found = tables.rows(columns)
+        for at, context in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+            known = (named[context[:order]] for order in range(10, 1, -1) if context[:order] in named)
+            assert found[at] == next(known, min(context[0], tables.vocabulary))
 
 
 def test_confidence_is_the_share_of_the_gates_choice_that_is_met():
