@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -85,6 +86,42 @@ def refused(service: Service) -> bool:
 
 
 @WORKERS
+def test_sigterm_lets_a_slow_client_ask_once_more_on_its_kept_connection(tmp_path, workers):
+    """It had an answer before the signal, and sends its next request well after it; that is answered, and is the last."""
+    request = chat_of("once more")
+    with echoing() as stub, serving(tmp_path, stub, options=("--workers", workers)) as service:
+        with service.connect() as sock, sock.makefile("rb") as file:
+            sock.sendall(request)
+            assert b"connection: close" not in answer_on(file)
+            service.terminate()
+            deadline = time.monotonic() + PATIENCE
+            while not refused(service):
+                assert time.monotonic() < deadline
+            time.sleep(0.8)  # what is tested: a client that takes its time
+            sock.sendall(request)
+            assert b"connection: close" in answer_on(file)
+            assert file.read() == b""
+        assert service.ended() == 0
+
+
+def chat_of(text: str) -> bytes:
+    """A request, as it is sent."""
+    body = json.dumps({"messages": [{"role": "user", "content": text}]}).encode()
+    return b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+def answer_on(file: BinaryIO) -> bytes:
+    """A whole answer of 200 in lower case: status line, headers and body."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        line = file.readline()
+        assert line, f"lost after {head!r}"
+        head += line.lower()
+    assert b" 200 " in head, head
+    return head + file.read(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])).lower()
+
+
+@WORKERS
 def test_sigterm_under_load_loses_nothing_that_a_kept_connection_had_sent(tmp_path, workers):
     """Clients on kept connections ask as fast as they can; each is told with an answer that it was the last one."""
     with echoing() as stub, serving(tmp_path, stub, options=("--workers", workers)) as service:
@@ -93,30 +130,15 @@ def test_sigterm_under_load_loses_nothing_that_a_kept_connection_had_sent(tmp_pa
 
         def client(number: int) -> None:
             try:
-                ask_on(number)
-            except OSError as error:
+                with service.connect() as sock, sock.makefile("rb") as file:
+                    answer = b""
+                    while b"connection: close" not in answer:
+                        sock.sendall(chat_of(f"mark {number}"))
+                        answer = answer_on(file)
+                        assert f'"mark {number}"'.encode() in answer
+                ends.append("told")
+            except (OSError, AssertionError) as error:
                 ends.append(f"lost: {error!r}")
-
-        def ask_on(number: int) -> None:
-            body = json.dumps({"messages": [{"role": "user", "content": f"mark {number}"}]}).encode()
-            request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-            with service.connect() as sock, sock.makefile("rb") as file:
-                while True:
-                    sock.sendall(request)
-                    head = b""
-                    while not head.endswith(b"\r\n\r\n"):
-                        line = file.readline()
-                        if not line:
-                            ends.append(f"lost after {head!r}")
-                            return
-                        head += line
-                    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-                    if f'"mark {number}"'.encode() not in file.read(length) or b" 200 " not in head:
-                        ends.append(f"not its own: {head!r}")
-                        return
-                    if b"connection: close" in head:
-                        ends.append("told")
-                        return
 
         threads = [threading.Thread(target=client, args=(number,)) for number in range(16)]
         for thread in threads:

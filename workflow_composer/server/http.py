@@ -33,6 +33,8 @@ _LINGER = 2.0
 and the client would not see why."""
 _GRACE = 0.25
 """Seconds at the end of the service in which a kept connection may bring one more request, that was on its way."""
+_RECENT = 2.0
+"""The same after the last answer on a connection (or its making): its client is at work and may ask again, if slowly."""
 _SLOWEST = 1024
 """Bytes a second that a client must read of what waits for it."""
 
@@ -83,8 +85,8 @@ class HttpServer:
         self.draining = True
         began = time.monotonic()
         while self.connections and (now := time.monotonic()) < began + seconds:
-            for connection in list(self.connections) if now >= began + min(_GRACE, seconds) else ():
-                connection.close_if_idle()
+            for connection in list(self.connections) if now >= began + _GRACE else ():
+                connection.close_if_idle(now - _RECENT)
             await asyncio.sleep(0.01)
         left = [connection for connection in self.connections if connection.busy]
         for connection in list(self.connections):
@@ -384,9 +386,9 @@ class Connection(asyncio.Protocol):
         else:
             self.abort()
 
-    def close_if_idle(self) -> None:
-        """Close where nothing is under way."""
-        if not self.busy and not self._closing:
+    def close_if_idle(self, since: float) -> None:
+        """Close where nothing is under way, and nothing was after that moment."""
+        if not self.busy and not self._closing and self._since <= since:
             self._close()
 
     def abort(self) -> None:
