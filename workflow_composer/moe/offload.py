@@ -40,7 +40,7 @@ class Forecaster(Protocol):
 class TableForecaster:
     """Tables say at the token's beginning which experts it will need in every layer, where they are confident enough.
 
-    One token at a time is looked up by dictionaries, whose keys are made once for all layers: a tenth of the time that
+    One token at a time is looked up by dictionaries, whose keys are made once for all layers: a third of the time that
     `RouteTables.predict` takes for a batch of one.
     """
 
