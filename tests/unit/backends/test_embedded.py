@@ -574,10 +574,19 @@ started.wait()
 
 
 def test_control_c_ends_a_running_call(chat_model):
-    """An interrupt arrives as KeyboardInterrupt, and the process ends at once."""
+    """An interrupt arrives as KeyboardInterrupt, and the process ends at once.
+
+    The loop has something to wake up for: `asyncio.run` does not see a signal that comes just before the loop goes to sleep,
+    until it wakes.
+    """
     program = """
+async def tick():
+    while True:
+        await asyncio.sleep(0.1)
+
 async def announce():
     await work()
+    ticking = asyncio.ensure_future(tick())
     running = asyncio.ensure_future(backend.complete(endless))
     await asyncio.sleep(0.2)
     print("started", flush=True)
