@@ -577,9 +577,12 @@ def test_control_c_ends_a_running_call(chat_model):
     """An interrupt arrives as KeyboardInterrupt, and the process ends at once.
 
     The loop has something to wake up for: `asyncio.run` does not see a signal that comes just before the loop goes to sleep,
-    until it wakes.
+    until it wakes. And tests that a shell runs in the background have inherited that it is ignored.
     """
     program = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 async def tick():
     while True:
         await asyncio.sleep(0.1)
