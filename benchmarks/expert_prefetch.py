@@ -181,6 +181,17 @@ def transfer_for(measured: Measured, share: float, path: Path, rounds: int) -> t
     return compute * share / (1 - share) / uses, compute
 
 
+def cost_of_tables(measured: Measured, rounds: int) -> float:
+    """Seconds per layer and token that tables in the gates' place take, more than the gates; nothing is offloaded."""
+    plain, routed = [], []
+    for _ in range(rounds):
+        plain.append(measured.read())
+        with TableRouting(measured.model, measured.tables, width=measured.context):
+            routed.append(measured.read())
+    more = np.min(routed, axis=0) - np.min(plain, axis=0)
+    return float(more.mean()) / len(measured.tables)
+
+
 def simulated(measured: Measured, slots: int, transfer: float, compute: float) -> dict[str, dict]:
     """The same policies in the simulator, with the measured times."""
     layers = len(measured.routes.layers)
@@ -231,6 +242,7 @@ def main() -> None:
         path = Path(folder) / "experts"
         transfer, compute = transfer_for(measured, 0.85, path, options.rounds)
         transfer = options.transfer / 1000 if options.transfer else transfer
+        tables = cost_of_tables(measured, options.rounds)
         cases = policies(measured, options.slots)
         rounds: dict[str, list[dict]] = {name: [] for name in cases}
         for _ in range(options.rounds):
@@ -239,15 +251,15 @@ def main() -> None:
     rows = {name: summary(found) for name, found in rounds.items()}
     replayed = simulated(measured, options.slots, transfer, compute)
     if options.json:
-        print(
-            json.dumps({"transfer_ms": 1000 * transfer, "compute_ms": 1000 * compute, "rows": rows, "simulated": replayed})
-        )
+        times = {"transfer_ms": 1000 * transfer, "compute_ms": 1000 * compute, "tables_ms": 1000 * tables}
+        print(json.dumps({**times, "rows": rows, "simulated": replayed}))
         return
     size = sum(p[0].numel() * p.element_size() for p in measured.model.model.layers[0].mlp.experts.parameters())
     everything = measured.model.config.num_experts
     print(f"{measured.tokens} tokens of {options.text}, {options.slots} of {everything} experts of each layer in memory, "
           f"{size / 1024:.0f} KiB each; a transfer takes {1000 * transfer:.2f} ms ({size / transfer / 1e6:.0f} MB/s), "
-          f"a token without transfers {1000 * compute:.2f} ms")  # fmt: skip
+          f"a token without transfers {1000 * compute:.2f} ms; tables in the gates' place {1000 * tables:.2f} ms more per "
+          "layer and token")  # fmt: skip
     lru, pinned = rows["LRU"]["ms"], rows["frequency-pinned"]["ms"]
     linear = min(row["ms"] for name, row in rows.items() if name.startswith("linear"))
     print(f"{'':24}{'ms/token':>9}{'vs LRU':>8}{'vs pin':>8}{'vs lin':>8}{'hit':>7}{'late':>7}{'moved':>7}{'useless':>8}"

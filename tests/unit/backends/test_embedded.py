@@ -574,14 +574,24 @@ started.wait()
 
 
 def test_control_c_ends_a_running_call(chat_model):
-    """An interrupt arrives as KeyboardInterrupt, and the process ends at once.
+    """An interrupt arrives as KeyboardInterrupt, and the process ends without an answer being generated to its end.
 
     The loop has something to wake up for: `asyncio.run` does not see a signal that comes just before the loop goes to sleep,
     until it wakes. And tests that a shell runs in the background have inherited that it is ignored.
     """
     program = """
-import signal
+import atexit, signal
+from workflow_composer.backends.embedded_engine import Engine
+
 signal.signal(signal.SIGINT, signal.default_int_handler)
+finished = []
+atexit.register(lambda: print(len(finished)))  # which runs when all threads have ended
+
+def noted(self, *args, sample=Engine.sample, **settings):
+    finished.append(sample(self, *args, **settings))
+    return finished[-1]
+
+Engine.sample = noted
 
 async def tick():
     while True:
@@ -589,6 +599,7 @@ async def tick():
 
 async def announce():
     await work()
+    finished.clear()
     ticking = asyncio.ensure_future(tick())
     running = asyncio.ensure_future(backend.complete(endless))
     await asyncio.sleep(0.2)
@@ -599,6 +610,7 @@ asyncio.run(announce())
     with running(program, chat_model) as process:
         assert process.stdout.readline() == "started\n"
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=SOON)
+        out, err = process.communicate(timeout=SOON)
+    assert out == "0\n"
     assert err.rstrip().endswith("KeyboardInterrupt")
     assert process.returncode in {-signal.SIGINT, 130, 1}
