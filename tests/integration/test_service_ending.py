@@ -161,7 +161,7 @@ def test_what_does_not_end_is_cut_off_when_the_time_for_it_is_over(tmp_path):
             service.terminate()
             began = time.monotonic()
             assert service.ended() == 0
-            assert time.monotonic() - began < 3.0
+            assert time.monotonic() - began < 20  # without the option it would be thirty
     assert all(answer.lost for answer in wave.answers)
     assert '"cut_off": 4' in service.log
 

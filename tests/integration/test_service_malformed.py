@@ -294,4 +294,4 @@ def test_what_never_comes_to_its_end_is_timed_out(service):
     for sock in sockets.values():
         sock.close()
     assert not waiting
-    assert {head: abs(seconds - cases[head][0]) < 2 for head, seconds in took.items()} == dict.fromkeys(cases, True)
+    assert {head: 0 < seconds - cases[head][0] + 1 < 10 for head, seconds in took.items()} == dict.fromkeys(cases, True)

@@ -74,7 +74,7 @@ async def test_a_comparison_that_takes_too_long_ends_at_the_limit():
     await reader.decide("2x", "x+x")
     before = time.monotonic()
     assert await reader.decide(TOWER, "x^2") is False
-    assert time.monotonic() - before < 0.5 + 5
+    assert time.monotonic() - before < PATIENCE
     assert reader.timed_out == 1
     assert await reader.decide("x^2", TOWER) is False
     assert reader.timed_out == 1

@@ -114,7 +114,7 @@ def test_a_port_whose_process_is_stopped_hangs_within_the_limit():
         begun = time.monotonic()
         found = check(Target(host="127.0.0.1", port=port, model="small"), QUICK)
     assert found.reason == f"port {port} is open, but no answer within 1.5 s: it hangs"
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 8  # the ordinary limit is ten seconds
 
 
 def test_a_name_that_nobody_knows_is_said(stub):
@@ -164,8 +164,7 @@ def test_an_answer_that_drips_is_given_up(stub):
     """Each byte comes within the socket's time limit; the whole does not, and the round goes on without it."""
 
     def drip():
-        for _ in range(100):
-            time.sleep(0.1)
+        while not stub.released.wait(0.1):
             yield b"x"
 
     stub.answers["/health"] = (200, b"")
@@ -173,7 +172,7 @@ def test_an_answer_that_drips_is_given_up(stub):
     begun = time.monotonic()
     found = check_all({"a": target(stub)}, QUICK, grace=0.5)["a"]
     assert found.reason == f"127.0.0.1:{stub.port} gave no whole answer within 1.5 s: it hangs"
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 20
 
 
 @pytest.mark.parametrize(
@@ -235,8 +234,8 @@ def test_metrics_that_are_no_metrics_say_nothing():
 
 
 def test_many_servers_are_checked_at_once():
-    """Ten that hang take as long as one."""
-    sockets = [socket.socket() for _ in range(10)]
+    """Forty that hang take as long as one, not a minute."""
+    sockets = [socket.socket() for _ in range(40)]
     try:
         for silent in sockets:
             silent.bind(("127.0.0.1", 0))
@@ -247,9 +246,9 @@ def test_many_servers_are_checked_at_once():
         }
         begun = time.monotonic()
         found = check_all(targets, QUICK)
-        assert time.monotonic() - begun < 4
+        assert time.monotonic() - begun < 30
         assert {item.verdict for item in found.values()} == {"down"}
-        assert len(found) == 10
+        assert len(found) == 40
     finally:
         for silent in sockets:
             silent.close()

@@ -1,5 +1,6 @@
 """Experts in a file, fetched when or before they are needed."""
 
+import threading
 import time
 
 import numpy as np
@@ -127,9 +128,10 @@ def test_a_predictor_of_layers_ahead_has_one_for_each_layer_that_has_such(tmp_pa
     assert list(fitted.weights) == [0]
 
 
-def store_of(tmp_path, **options):
-    model = tiny_model("olmoe", layers=1)
-    return ExpertStore(ExpertFile(tmp_path / "experts", {0: model.model.layers[0].mlp.experts}), **options)
+def store_of(tmp_path, layers=1, **options):
+    model = tiny_model("olmoe", layers=layers)
+    experts = {layer: model.model.layers[layer].mlp.experts for layer in range(layers)}
+    return ExpertStore(ExpertFile(tmp_path / "experts", experts), **options)
 
 
 def test_a_transfer_takes_what_the_link_says(tmp_path):
@@ -144,14 +146,24 @@ def test_a_transfer_takes_what_the_link_says(tmp_path):
 
 
 def test_what_is_needed_goes_ahead_of_what_is_expected(tmp_path):
-    store = store_of(tmp_path, slots=6, link=None)
-    store.link = Link(bandwidth_for(store.file, 0.05))
-    store.want(0, [0, 1, 2, 3])
-    start = time.perf_counter()
+    """Behind the transfer that is under way, and ahead of the others, of whichever layer."""
+    store = store_of(tmp_path, layers=2, slots=6)
+    order, begun, go, copy = [], threading.Event(), threading.Event(), store._copy
+
+    def held(key, slot):
+        order.append(key)
+        begun.set()
+        assert go.wait(60)
+        copy(key, slot)
+
+    store._copy = held
+    store.want(1, [0, 1, 2, 3])
+    assert begun.wait(60)
     store.begin(0, [4])
+    go.set()
     store.acquire(0, 4)
-    assert time.perf_counter() - start < 0.19, "behind the one under way, not behind all four"
     store.close()
+    assert order[:2] == [(1, 0), (0, 4)]
 
 
 def test_an_expert_in_use_is_not_evicted(tmp_path):
