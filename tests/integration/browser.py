@@ -39,7 +39,7 @@ class Page:
         self._writer.write(
             struct.pack("!BBQ", 0x81, 0xFF, len(data)) + mask + bytes(byte ^ mask[i % 4] for i, byte in enumerate(data))
         )
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             found = await answer
         assert "error" not in found, found
         return found["result"]
@@ -50,7 +50,7 @@ class Page:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    async def until(self, script: str, *, seconds: float = 15.0) -> None:
+    async def until(self, script: str, *, seconds: float = 60.0) -> None:
         """Wait until an expression is true."""
         ends = time.monotonic() + seconds
         while not await self.value(script):
@@ -120,7 +120,7 @@ async def browsing(folder: Path) -> AsyncIterator[Page]:
     )  # fmt: skip
     try:
         place = folder / "DevToolsActivePort"
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not (place.is_file() and len(place.read_text().splitlines()) == 2):
                 await asyncio.sleep(0.05)
         port = int(place.read_text().splitlines()[0])

@@ -137,7 +137,7 @@ class StubServer:
         started = asyncio.run_coroutine_threadsafe(
             asyncio.start_server(self._serve, host, port, backlog=1024, ssl=tls), self._loop
         )
-        self._server = started.result(10)
+        self._server = started.result(60)
         self.host, self.port = self._server.sockets[0].getsockname()[:2]
 
     @property
@@ -150,7 +150,7 @@ class StubServer:
         """Give these answers to the next POST requests, in order."""
         self._script.extend(replies)
 
-    def wait_for(self, condition: Callable[[Self], bool], seconds: float = 10.0) -> bool:
+    def wait_for(self, condition: Callable[[Self], bool], seconds: float = 60.0) -> bool:
         """Wait until a condition on the record holds."""
         with self._changed:
             return self._changed.wait_for(lambda: condition(self), seconds)
@@ -168,9 +168,9 @@ class StubServer:
         """Stop listening and cut every connection."""
         self.thaw()
         if not self._loop.is_closed():
-            asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
+            asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(60)
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(10)
+            self._thread.join(60)
             self._loop.close()
 
     def __enter__(self) -> Self:

@@ -155,7 +155,7 @@ def test_watching_goes_on_until_a_signal(fleet, number):
     history = fleet.folder / "state" / "monitor" / "history.jsonl"
     until(lambda: history.exists() and len(history.read_text().splitlines()) >= 6, "three rounds", 60)
     watching.send_signal(number)
-    out, err = watching.communicate(timeout=30)
+    out, err = watching.communicate(timeout=60)
     assert (watching.returncode, out, err) == (0, "", "")
 
 

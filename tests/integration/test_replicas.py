@@ -35,7 +35,7 @@ def places(servers):
     return [server.url for server in servers]
 
 
-async def until(condition, limit=10.0):
+async def until(condition, limit=60.0):
     """Wait for a condition."""
     ends = time.monotonic() + limit
     while not condition():
@@ -77,7 +77,7 @@ async def test_votes_stay_with_the_server_that_knows_the_prompt(servers):
 
 async def known(models, servers):
     """Ask until every server has been asked for its metrics, so that something is known of each."""
-    ends = time.monotonic() + 30
+    ends = time.monotonic() + 60
     while not all(any(request.path == "/metrics" for request in server.requests) for server in servers):
         await models.agenerate("Who is there?")
         assert time.monotonic() < ends
@@ -128,7 +128,7 @@ async def test_a_server_that_others_keep_busy_gets_less_work(servers):
     free.metrics = 'vllm:num_requests_running{engine="0"} 0.0\n'
     async with orchestrator(profile(places(servers))) as models:
         await known(models, servers)
-        ends = time.monotonic() + 30
+        ends = time.monotonic() + 60
         while load_of(models, busy) < 50:
             await models.agenerate("Who is busy?")
             assert time.monotonic() < ends
@@ -334,7 +334,7 @@ async def test_the_connections_of_a_server_that_has_gone_are_closed(tmp_path, se
         await asyncio.gather(*(models.agenerate(f"{n}?") for n in range(10)))
         assert old.open
         Registry(tmp_path).withdraw(gone)
-        ends = time.monotonic() + 10
+        ends = time.monotonic() + 60
         while old.open:
             await models.agenerate("Hello?")
             await asyncio.sleep(0.05)
@@ -428,7 +428,7 @@ async def test_the_backend_itself_says_how_many_of_its_servers_are_up(servers, u
     """As the status does."""
     config = profile([servers[0].url, f"http://127.0.0.1:{unused_tcp_port}/v1"])
     backend = vllm_backend(config.backend_specs()["coder"], BackendContext(config, EgressPolicy.of(config), {}))
-    found = await backend.health(timeout=2.0)
+    found = await backend.health(timeout=60)
     await backend.close()
     assert (found.healthy, found.detail) == (True, "1 of 2 up")
     assert found.models == (MODEL,)

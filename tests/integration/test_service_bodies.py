@@ -187,7 +187,7 @@ def test_a_thousand_idle_connections_keep_nobody_out(service):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
         assert threads_answers == [200] * 16
         rest = post(chat("late"))
         head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nContent-Le"

@@ -12,7 +12,7 @@ import pytest
 from tests.integration.service import Answer, Crowd, ask, chat, echo, echoing, post, serving, streamed
 from tests.integration.stub_server import Reply, Request, StubServer
 
-QUICK = {"connect": 1.5, "first_token": 1.0, "total": 2.0}
+QUICK = {"connect": 2.0, "first_token": 2.0, "total": 4.0}
 ROLE = Reply.stream().events[:1]
 
 Fault = Callable[[Request], Reply]
@@ -37,7 +37,7 @@ FAULTS: dict[str, tuple[Fault, set[int]]] = {
     "dies within the answer": (cut, {502, 503}),
     "is not there any more": (always(Reply(die_after=0)), {502, 503}),
     "hangs": (always(Reply(hang=True)), {504}),
-    "answers too late": (always(Reply.chat("late", delay=3.0), Reply.stream("late", first=3.0)), {504}),
+    "answers too late": (always(Reply.chat("late", delay=6.0), Reply.stream("late", first=6.0)), {504}),
     "answers garbage": (always(Reply(body=bytes(range(256)))), {502, 503}),
     "answers half of the JSON": (always(Reply(body=Reply.chat("whole").body[:60])), {502, 503}),
     "answers another JSON": (always(Reply.of(["no", "object"])), {502, 503}),
@@ -114,7 +114,7 @@ def test_a_stream_that_breaks_ends_with_a_typed_error_and_nothing_is_sent_twice(
     whole = Reply.stream("one ", "two ", "three")
     broken = {
         "reset": replace(whole, die_after=3),
-        "hung": replace(whole, events=(*whole.events[:3], *[b'{"choices": []}'] * 9), gap=0.2),
+        "hung": replace(whole, events=(*whole.events[:3], *[b'{"choices": []}'] * 12), gap=0.5),
         "error": replace(whole, events=(*whole.events[:3], b'{"error": {"message": "out of memory", "code": 500}}')),
     }[fault]
     with echoing() as first, echoing() as second, serving(tmp_path, first, second, timeouts=QUICK) as service:
@@ -203,7 +203,7 @@ def test_a_client_that_leaves_ends_the_work_at_the_model(tmp_path):
                 assert stub.wait_for(lambda found, asked=asked: len(found.requests) > asked)
                 if reply is slow:
                     assert b"200 OK" in sock.recv(65536)
-            assert stub.wait_for(lambda found, number=number: found.disconnects == number + 1, 5.0)
+            assert stub.wait_for(lambda found, number=number: found.disconnects == number + 1)
         assert not ask(service, "served on").lost
         assert service.gauge("requests_in_flight") == 0
 

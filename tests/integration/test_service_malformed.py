@@ -100,7 +100,7 @@ def talk(service: Service, data: bytes) -> bytes:
         found = b""
         while piece := sock.recv(65536):
             found += piece
-        sender.join(5)
+        sender.join(60)
     return found
 
 

@@ -102,7 +102,7 @@ def test_requests_under_way_are_finished_before_a_job_ends(fleet):
         busy = lambda: "running" in (t := requests.get(f"{entry.url[:-3]}/metrics", timeout=5).text) and " 1.0" in t  # noqa: E731
         fleet.until(busy, "the request is under way")
         fleet.slurm.cancel([fleet.job(old)])
-        answer, _ = asking.communicate(timeout=30)
+        answer, _ = asking.communicate(timeout=60)
     assert json.loads(answer)["choices"][0]["text"] == "42"
     assert fleet.until_over(old).state == "COMPLETED"
 

@@ -51,13 +51,13 @@ def test_an_interrupt_cancels_the_work(thread):
             raise
 
     def interrupt():
-        began.wait(10)
+        began.wait(60)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         thread.run(work())
-    assert cancelled.wait(10)
+    assert cancelled.wait(60)
 
 
 def test_stopping_ends_the_thread_and_a_later_run_starts_anew():
@@ -85,10 +85,10 @@ def test_an_interrupted_stream_can_be_closed(thread):
             ended.set()
 
     def interrupt():
-        began.wait(10)
+        began.wait(60)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt), SyncResponseStream(thread, ResponseStream(chunks)) as stream:
         next(stream)
-    assert ended.wait(10)
+    assert ended.wait(60)

@@ -355,7 +355,7 @@ async def test_a_slow_reader_holds_the_reading_thread(chat_model):
     feed = embedded._Feed(asyncio.get_running_loop(), engine)
     filling = engine.pool.submit(feed.fill, pieces())
     for expected in range(10):
-        assert (await asyncio.wait_for(feed.get(), 5)).text == str(expected)
+        assert (await asyncio.wait_for(feed.get(), 60)).text == str(expected)
     await asyncio.to_thread(full.wait, 5)
     assert last == 10 + embedded._AHEAD
     feed.close()

@@ -219,8 +219,8 @@ async def test_connections_are_used_again(server, local):
     for _ in range(3):
         await local.complete(call())
         await collect(local, call())
-    await local.embed(["a"], timeout=5)
-    await local.health(timeout=5)
+    await local.embed(["a"], timeout=60)
+    await local.health(timeout=60)
     assert server.connections == 1
 
 
@@ -308,7 +308,7 @@ async def test_a_refused_host_is_refused_by_every_method(server):
     for attempt in (backend.complete(call()), collect(backend, call()), backend.embed(["a"], timeout=1)):
         with pytest.raises(EgressDenied, match="keeps data local"):
             await attempt
-    health = await backend.health(timeout=1)
+    health = await backend.health(timeout=60)
     assert not health.healthy
     assert "keeps data local" in health.detail
     assert server.connections == 0
@@ -318,12 +318,12 @@ async def test_a_refused_host_is_refused_by_every_method(server):
 async def test_a_redirect_is_not_followed_by_any_method(server, local):
     """It would carry the prompt elsewhere; the error says what to do."""
     with StubServer() as elsewhere:
-        for attempt in (local.complete(call()), collect(local, call()), local.embed(["a"], timeout=2)):
+        for attempt in (local.complete(call()), collect(local, call()), local.embed(["a"], timeout=60)):
             server.script(Reply.redirect(elsewhere.url))
             with pytest.raises(ModelNotFound, match="redirects, which is not followed"):
                 await attempt
         server.listing = Reply.redirect(elsewhere.url)
-        health = await local.health(timeout=2)
+        health = await local.health(timeout=60)
         assert (health.healthy, elsewhere.connections) == (False, 0)
         assert "redirects" in health.detail
 
@@ -335,7 +335,7 @@ async def test_vectors_come_in_the_order_of_the_texts(server, local):
     """Whatever order the server gives them in."""
     rows = [{"index": 1, "embedding": [2]}, {"index": 0, "embedding": [1]}]
     server.script(Reply.of({"model": "e", "data": rows, "usage": {"prompt_tokens": 4}}))
-    found = await local.embed(["a", "b"], timeout=5)
+    found = await local.embed(["a", "b"], timeout=60)
     assert (found.vectors, found.model, found.usage) == (((1.0,), (2.0,)), "e", Usage(4, 0))
 
 
@@ -343,12 +343,12 @@ async def test_missing_vectors_are_a_failure(server, local):
     """Two texts, two vectors."""
     server.script(Reply.of({"data": [{"index": 0, "embedding": [1.0]}]}))
     with pytest.raises(ServerFailed, match="not 2 vectors"):
-        await local.embed(["a", "b"], timeout=5)
+        await local.embed(["a", "b"], timeout=60)
 
 
 async def test_no_texts_need_no_call(server, local):
     """Nothing in, nothing out."""
-    assert (await local.embed([], timeout=5)).vectors == ()
+    assert (await local.embed([], timeout=60)).vectors == ()
     assert server.connections == 0
 
 
@@ -361,7 +361,7 @@ async def test_embedding_ends_in_time(server, local):
 
 async def test_health_says_what_is_served(server, local):
     """With the time the answer took."""
-    health = await local.health(timeout=2)
+    health = await local.health(timeout=60)
     assert (health.healthy, health.models, health.name) == (True, (MODEL,), "model")
     assert health.latency_ms > 0
 
@@ -369,7 +369,7 @@ async def test_health_says_what_is_served(server, local):
 async def test_a_local_server_without_the_model_is_not_healthy(server):
     """It could not answer a request for it."""
     backend = local_backend(server.url, model="another")
-    health = await backend.health(timeout=2)
+    health = await backend.health(timeout=60)
     await backend.close()
     assert not health.healthy
     assert health.detail == "serves stub-model, not another"
@@ -377,7 +377,7 @@ async def test_a_local_server_without_the_model_is_not_healthy(server):
 
 async def test_a_cloud_list_may_leave_out_the_model(cloud):
     """Aliases and fine-tuned models are not listed and can be called."""
-    assert (await cloud.health(timeout=2)).healthy
+    assert (await cloud.health(timeout=60)).healthy
 
 
 async def test_the_backend_is_one(local, cloud):

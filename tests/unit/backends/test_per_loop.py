@@ -42,7 +42,7 @@ def test_closing_reaches_a_loop_that_runs_in_another_thread():
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    thing = asyncio.run_coroutine_threadsafe(held.get(), loop).result(5)
+    thing = asyncio.run_coroutine_threadsafe(held.get(), loop).result(60)
 
     async def close() -> Thing:
         here = await held.get()
@@ -54,7 +54,7 @@ def test_closing_reaches_a_loop_that_runs_in_another_thread():
     here = asyncio.run(close())
     assert here.closed_in is not None
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(5)
+    thread.join(60)
     loop.close()
 
 

@@ -45,9 +45,9 @@ def tls_server(certificate):
 
 async def test_bytes_go_both_ways(server):
     """And the connection knows its ends."""
-    stream = await AsyncioNetwork().connect_tcp(server.host, server.port, timeout=5)
-    await stream.write(GREETING, timeout=5)
-    assert (await stream.read(4, timeout=5)) == b"HTTP"
+    stream = await AsyncioNetwork().connect_tcp(server.host, server.port, timeout=60)
+    await stream.write(GREETING, timeout=60)
+    assert (await stream.read(4, timeout=60)) == b"HTTP"
     assert stream.get_extra_info("server_addr") == (server.host, server.port)
     assert stream.get_extra_info("client_addr")[0] == "127.0.0.1"
     assert stream.get_extra_info("ssl_object") is None
@@ -57,7 +57,7 @@ async def test_bytes_go_both_ways(server):
 
 async def test_an_idle_connection_shows_that_its_server_has_gone(server):
     """It must not be used for the next request."""
-    stream = await AsyncioNetwork().connect_tcp(server.host, server.port, timeout=5)
+    stream = await AsyncioNetwork().connect_tcp(server.host, server.port, timeout=60)
     assert stream.get_extra_info("is_readable") is False
     await asyncio.to_thread(server.wait_for, lambda stub: stub.open == 1)
     server.close()
@@ -71,7 +71,7 @@ async def test_an_idle_connection_shows_that_its_server_has_gone(server):
 async def test_reading_is_limited():
     """A server that says nothing costs no more than the limit."""
     (silent,) = silent_sockets(1)
-    stream = await AsyncioNetwork().connect_tcp(*silent.getsockname(), timeout=5)
+    stream = await AsyncioNetwork().connect_tcp(*silent.getsockname(), timeout=60)
     with pytest.raises(httpcore2.ReadTimeout):
         await stream.read(10, timeout=0.05)
     with pytest.raises(httpcore2.ConnectTimeout):
@@ -82,14 +82,14 @@ async def test_reading_is_limited():
 async def test_a_refused_connection_says_so(unused_tcp_port):
     """In the system's words."""
     with pytest.raises(httpcore2.ConnectError, match="Connection refused"):
-        await AsyncioNetwork().connect_tcp("127.0.0.1", unused_tcp_port, timeout=5)
+        await AsyncioNetwork().connect_tcp("127.0.0.1", unused_tcp_port, timeout=60)
 
 
 async def test_tls_carries_bytes_both_ways(tls_server, certificate):
     """With the certificate checked against the host's name."""
     trusting = ssl.create_default_context(cafile=certificate)
-    stream = await AsyncioNetwork().connect_tcp(tls_server.host, tls_server.port, timeout=5)
-    stream = await stream.start_tls(trusting, "localhost", timeout=5)
+    stream = await AsyncioNetwork().connect_tcp(tls_server.host, tls_server.port, timeout=60)
+    stream = await stream.start_tls(trusting, "localhost", timeout=60)
     await stream.write(GREETING)
     assert (await stream.read(4)) == b"HTTP"
     assert stream.get_extra_info("ssl_object").version().startswith("TLS")
@@ -100,9 +100,9 @@ async def test_tls_carries_bytes_both_ways(tls_server, certificate):
 async def test_a_certificate_that_is_not_trusted_ends_the_connection(tls_server, certificate, trusted, name):
     """Whether its issuer is unknown or it belongs to another host."""
     context = ssl.create_default_context(cafile=certificate if trusted else None)
-    stream = await AsyncioNetwork().connect_tcp(tls_server.host, tls_server.port, timeout=5)
+    stream = await AsyncioNetwork().connect_tcp(tls_server.host, tls_server.port, timeout=60)
     with pytest.raises(httpcore2.ConnectError, match="certificate"):
-        await stream.start_tls(context, name, timeout=5)
+        await stream.start_tls(context, name, timeout=60)
     assert await asyncio.to_thread(tls_server.wait_for, lambda stub: stub.open == 0)
 
 

@@ -215,7 +215,7 @@ async def test_closing_waits_for_audits_of_other_event_loops(bench):
     await asyncio.sleep(0)
     assert not closing.done()
     released.set()
-    await asyncio.wait_for(closing, 10)
+    await asyncio.wait_for(closing, 60)
     thread.join()
     assert events(bench.path)[-1]["correct"] is True
 
@@ -235,6 +235,6 @@ def test_an_audit_whose_loop_stands_still_holds_up_nobody(bench):
 
     with asyncio.Runner() as runner:
         runner.run(once())  # the audit is not cancelled before the runner ends
-        asyncio.run(asyncio.wait_for(auditor.aclose(), 10))
-    asyncio.run(asyncio.wait_for(auditor.aclose(), 10))
+        asyncio.run(asyncio.wait_for(auditor.aclose(), 60))
+    asyncio.run(asyncio.wait_for(auditor.aclose(), 60))
     assert [audit.id for audit in bench.log.pending()] == ["req-0"]

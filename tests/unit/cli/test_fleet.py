@@ -202,7 +202,7 @@ def test_the_script_serves_until_a_signal_and_leaves_nothing(folder, number):  #
         state = json.loads((folder.path / "state" / "small.json").read_text())
         assert (state["status"], state["pid"]) == ("ready", script.pid)
         script.send_signal(number)
-        out, err = script.communicate(timeout=30)
+        out, err = script.communicate(timeout=60)
 
     assert (script.returncode, err) == (0, "")
     assert out.endswith("small has stopped\n")
@@ -246,7 +246,7 @@ def test_a_failure_is_exit_code_1_with_the_reason(folder):  # noqa: F811
     folder.write()
     folder.environ["FAKE_VLLM"] = "memory"
     with serve(folder, "small") as script:
-        out, _ = script.communicate(timeout=30)
+        out, _ = script.communicate(timeout=60)
 
     assert script.returncode == 1
     assert out.splitlines()[-1].startswith("small has failed: the GPU's memory does not suffice: ")
@@ -256,7 +256,7 @@ def test_every_fault_before_the_start_is_a_line_of_its_own(folder):  # noqa: F81
     (folder.model / "config.json").unlink()
     folder.write({"small": {"memory_gb": 1e6}})
     with serve(folder, "small") as script:
-        _, err = script.communicate(timeout=30)
+        _, err = script.communicate(timeout=60)
 
     lines = err.splitlines()
     assert script.returncode == 1
@@ -277,7 +277,7 @@ def test_what_is_neither_role_nor_model_is_one_line(folder, name, fault):  # noq
     folder.write()
     folder.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": "/nix"}
     with serve(folder, name, "--port", str(free_port())) as script:
-        _, err = script.communicate(timeout=30)
+        _, err = script.communicate(timeout=60)
 
     assert script.returncode == 1
     assert fault in err.splitlines()[0]
@@ -350,7 +350,7 @@ def test_following_a_log_goes_on_where_it_is_begun_anew(tmp_path: Path):
     until(lambda: found == ["one", "two"], "the second line")
     path.rename(tmp_path / "log.1")
     path.write_text("three\n")
-    reader.join(10)
+    reader.join(60)
 
     assert found == ["one", "two", "three"]
     lines.close()

@@ -109,4 +109,4 @@ def serving(stub: StubVLLM, port: int = 0) -> Iterator[StubVLLM]:
         stub.released.set()
         server.shutdown()
         server.server_close()
-        thread.join(10)
+        thread.join(60)

@@ -102,13 +102,13 @@ def test_a_line_that_waited_while_the_file_was_replaced_goes_into_the_new_one(ke
         adding = threading.Thread(target=kept.add, args=([record(10)],))
         adding.start()
         waits = re.compile(rf"-> FLOCK .*:{os.fstat(held.fileno()).st_ino} ")
-        ends = time.monotonic() + 10
+        ends = time.monotonic() + 60
         while not waits.search(Path("/proc/locks").read_text()):
             assert time.monotonic() < ends
         beside = kept.path.with_suffix(".beside")
         beside.write_bytes(kept.path.read_bytes())
         beside.replace(kept.path)
-    adding.join(10)
+    adding.join(60)
     assert list(kept.records()) == [record(30), record(10)]
 
 

@@ -332,7 +332,7 @@ def test_of_two_monitors_one_works(world, stub):
         assert found.well
         assert (world.runner.restarted, stub.asked) == ([], [])
         holder.stdin.close()
-        holder.wait(10)
+        holder.wait(60)
     assert not world.round().busy
 
 

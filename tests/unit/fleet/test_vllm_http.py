@@ -35,7 +35,7 @@ def saying(*parts, pause=0.0):
         thread.start()
         yield Api("127.0.0.1", listener.getsockname()[1])
         listener.shutdown(socket.SHUT_RDWR)
-    thread.join(10)
+    thread.join(60)
 
 
 def answer(body: bytes, status: bytes = b"200 OK") -> bytes:

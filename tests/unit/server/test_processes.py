@@ -85,7 +85,7 @@ async def test_a_worker_that_cannot_publish_a_strategy_is_ended_so_that_its_succ
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])  # noqa: ASYNC220  # returns at once
     with pytest.raises(ConfigError, match="nothing was prepared"):
         await WorkerProcess(0, process, ours).commit()
-    assert process.wait(10) == -9
+    assert process.wait(60) == -9
     ours.close()
     theirs.close()
 
