@@ -8,6 +8,8 @@ import pytest
 
 from tests.integration.replica_profile import CONTEXT, asked, entry, orchestrator, profile, publish
 from tests.integration.stub_server import MODEL, Reply, StubServer
+from workflow_composer.backends import replica_set
+from workflow_composer.backends import replicas as replicas_module
 from workflow_composer.backends.base import BackendContext
 from workflow_composer.backends.egress import EgressPolicy
 from workflow_composer.backends.openai_compatible import OpenAICompatibleBackend
@@ -339,6 +341,30 @@ async def test_the_connections_of_a_server_that_has_gone_are_closed(tmp_path, se
             await models.agenerate("Hello?")
             await asyncio.sleep(0.05)
             assert time.monotonic() < ends
+
+
+async def test_connections_that_are_about_to_be_closed_are_closed_by_the_end(tmp_path, servers, monkeypatch):
+    """A server has gone, and the end comes before the task that closes its connections has taken its first step."""
+    monkeypatch.setattr(replica_set, "GONE", 0.0)
+    monkeypatch.setattr(replicas_module, "ASK_EVERY", 0.0)
+    old, new = servers
+    gone = publish(tmp_path, old)
+    publish(tmp_path, new, "coder-2")
+    async with orchestrator(profile("registry:coder", tmp_path)) as models:
+        await asyncio.gather(*(models.agenerate(f"{n}?", system=f"{n} {CONTEXT}") for n in range(20)))
+        assert old.open
+        Registry(tmp_path).withdraw(gone)
+        kept = replicas(models)  # held, so that no garbage collection closes what nobody else does
+        (endpoint,) = models._active.endpoints.values()
+        backend = endpoint.backend
+        started = time.monotonic()
+        while len(replicas(models)) == 2:
+            assert time.monotonic() - started < PATIENCE
+            await asyncio.sleep(0.01)
+            await backend._look_around()
+        await backend.close()
+        assert old.wait_for(lambda stub: not stub.open, 10)
+    assert len(kept) == 2
 
 
 async def test_a_server_that_changed_its_model_is_asked_for_the_new_one(tmp_path):

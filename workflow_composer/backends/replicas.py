@@ -160,7 +160,7 @@ class ReplicatedBackend:
         self._asked_at = now
         work = await self._work.get()
         for replica in self._set.ended():
-            work.begin(replica.backend.close())
+            work.finish(replica.backend.close())
         replicas = self._set.replicas
         if len(replicas) > 1 or any(replica.standing(now) is not Standing.GOOD for replica in replicas):
             for replica in replicas:
@@ -248,20 +248,27 @@ class _Background:
     """Tasks of one event loop for which nobody waits."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._begun: set[asyncio.Task[None]] = set()
+        self._to_finish: set[asyncio.Task[None]] = set()
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:
-        """Start a task."""
+        """Start a task that `close` may cancel."""
+        self._start(work, self._begun)
+
+    def finish(self, work: Coroutine[Any, Any, None]) -> None:
+        """Start a task that comes to its end, `close` or not: what it does would be done by nobody else."""
+        self._start(work, self._to_finish)
+
+    def _start(self, work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> None:
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        among.add(task)
+        task.add_done_callback(among.discard)
 
     async def close(self) -> None:
-        """Cancel what is under way."""
-        tasks = list(self._tasks)
-        for task in tasks:
+        """Cancel what was begun, and wait for what has to finish."""
+        for task in self._begun:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._begun, *self._to_finish, return_exceptions=True)
 
 
 def _within(call: ModelCall, timeouts: Timeouts) -> ModelCall:
