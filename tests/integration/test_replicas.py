@@ -142,7 +142,7 @@ async def test_a_server_that_others_keep_busy_gets_less_work(servers):
 
 
 async def test_metrics_are_asked_for_once_a_second_at_most_and_only_in_use(servers):
-    """Three seconds of requests, then silence."""
+    """Two and a half seconds of requests, then silence."""
     async with orchestrator(profile(places(servers))) as models:
         began = time.monotonic()
         while (seconds := time.monotonic() - began) < 2.5:

@@ -245,7 +245,7 @@ class _Tour:
 
 
 class _Background:
-    """Tasks of one event loop for which nobody waits."""
+    """Tasks of one event loop for which no call waits."""
 
     def __init__(self) -> None:
         self._begun: set[asyncio.Task[None]] = set()

@@ -114,7 +114,7 @@ def test_a_port_whose_process_is_stopped_hangs_within_the_limit():
         begun = time.monotonic()
         found = check(Target(host="127.0.0.1", port=port, model="small"), QUICK)
     assert found.reason == f"port {port} is open, but no answer within 1.5 s: it hangs"
-    assert time.monotonic() - begun < 8  # the ordinary limit is ten seconds
+    assert time.monotonic() - begun < 20  # the ordinary limit is thirty seconds
 
 
 def test_a_name_that_nobody_knows_is_said(stub):
