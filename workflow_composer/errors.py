@@ -223,11 +223,18 @@ class ServerUnreachable(ModelError):
 
 
 class CallTimeout(ModelError):
-    """The call ran out of time: to connect, to the first token, or in total. Another candidate may be quicker."""
+    """The call ran out of time: to connect, to the first token, or in total. Another candidate may be quicker.
+
+    ``by_request``: it was the time that the request itself allows, which speaks against no server.
+    """
+
+    by_request = False
 
 
 class Unsupported(ModelError):
-    """This backend cannot honour a field of the request; it is not dropped in silence."""
+    """A field of the request cannot be honoured here; it is not dropped in silence. ``field`` names it, if known."""
+
+    field: str | None = None
 
 
 class CircuitOpen(ModelError):

@@ -44,6 +44,14 @@ class Narrator:
 
     def __init__(self, stream: Log | None = None) -> None:
         self._stream = stream
+        self._broken_sink = ""
+
+    def broken_sink(self, error: Exception) -> None:
+        """A metric could not be written down; told once for each kind of error."""
+        kind = type(error).__name__
+        if kind != self._broken_sink:
+            self._broken_sink = kind
+            self.warning(f"metrics cannot be written down: {kind}: {error}; requests go on without them")
 
     def broken_plugin(self, plugin: str, reason: str) -> None:
         """A hook of a plugin failed; the request went on."""

@@ -389,6 +389,9 @@ class ModelOrchestrator:
             strongest_cost=active.strongest_cost(plan, response),
             debug=debug,
         )
-        self._metrics.write(metric)
+        try:
+            self._metrics.write(metric)
+        except Exception as trouble:  # noqa: BLE001  # a sink's fault must not become the caller's
+            self._narrator.broken_sink(trouble)
         if debug:
             self._narrator.decision(metric, plan, trace.attempts)

@@ -22,6 +22,8 @@ __all__ = [
     "ALWAYS",
     "ANY_TASK",
     "EMPTY",
+    "MOST_TOKENS",
+    "TIMER_EARLY",
     "Acceptance",
     "AlwaysAccept",
     "Attempt",
@@ -151,6 +153,10 @@ def _shows_images(message: Message) -> bool:
 # ------------------------------------------------------------------------------------------------------------ the call
 
 
+TIMER_EARLY = 0.1
+"""Seconds by which a timer of a busy event loop may fire before its time: a loop tells the time once a turn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """Seconds to connect, to the first token (of a stream), and in total for one call."""
@@ -200,6 +206,10 @@ class Sample:
     score: float | None = None
 
 
+MOST_TOKENS = 2**40
+"""No call uses more; a larger count is a mistake of the server's."""
+
+
 @quick
 @dataclass(frozen=True, slots=True)
 class Usage:
@@ -215,6 +225,13 @@ class Usage:
     def total_tokens(self) -> int:
         """Prompt and completion together."""
         return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def can_be(self) -> bool:
+        """Whether one call can have used so much: what a server or a plugin says is a claim."""
+        prompt, completion = self.prompt_tokens, self.completion_tokens
+        whole = type(prompt) is int and type(completion) is int
+        return whole and 0 <= prompt <= MOST_TOKENS and 0 <= completion <= MOST_TOKENS
 
 
 @quick

@@ -437,3 +437,23 @@ async def test_a_prompt_that_debugging_writes_down_is_without_keys():
     async with ModelOrchestrator(config, metrics=sink, environ={}, log=io.StringIO()) as orchestrator:
         await orchestrator.agenerate("my key is wfc-0123456789ab-c2VjcmV0LXNlY3JldA, is it good?")
     assert sink.metrics[0].prompt == "my key is <not shown>, is it good?"
+
+
+async def test_a_sink_that_raises_fails_no_request(make):
+    """Answers, streams, embeddings and errors come as they are; the fault is told once."""
+
+    class Broken(MemorySink):
+        def write(self, metric):
+            raise OverflowError("int too large")
+
+    log = io.StringIO()
+    config = profile(models={name: {"backend": "fake"} for name in ("small", "large")})
+    async with ModelOrchestrator(config, metrics=Broken(), environ={}, log=log) as orchestrator:
+        assert (await orchestrator.agenerate("hello")).text == "hello"
+        async for _ in (stream := orchestrator.astream("hello")):
+            pass
+        assert stream.response.text == "hello"
+        assert (await orchestrator.aembed(["a"])).vectors
+        with pytest.raises(RoutingError):
+            await orchestrator.agenerate("hello", model="nobody")
+    assert log.getvalue().count("OverflowError") == 1

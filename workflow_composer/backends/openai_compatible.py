@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -65,8 +65,7 @@ class OpenAICompatibleBackend:
         self._server = OpenAIServer(spec, context)
         self._several = self._server.host not in _ONE_AT_A_TIME
         self._ignored = _IGNORED.get(self._server.host, ())
-        self._stream_usage = True
-        self._new_limit = False
+        self._words: frozenset[str] = frozenset()
         self.relays: bool = self._several and self._server.direct
         self._relaying: RelayingClient | None = None
 
@@ -150,13 +149,9 @@ class OpenAICompatibleBackend:
         if relay.write is not None:
             body["stream"] = True
             body["stream_options"] = {**body.get("stream_options", {}), "include_usage": True}
-        while True:
-            self._translate(body)
-            try:
-                return await self._server.addressed(body, lambda: relaying.send(path, call, body))
-            except BadRequest as error:
-                if relay.begun or not self._learned(error.message, body):
-                    raise
+        return await self._in_its_words(
+            body, lambda: self._server.addressed(body, lambda: relaying.send(path, call, body)), lambda: relay.begun
+        )
 
     # ------------------------------------------------------------------------------------------------- several samples
 
@@ -195,28 +190,32 @@ class OpenAICompatibleBackend:
     async def _chat(self, call: ModelCall, body: dict[str, Any], *, stream: bool = False) -> httpx2.Response:
         """Send ``body`` in the server's dialect; a refusal that teaches a word of it is not the request's fault."""
         secrets, path = Secrets(call.request), openai_wire.path_of(call.request)
+        return await self._in_its_words(
+            body, lambda: self._server.send(path, body, secrets, timeouts=call.timeouts, stream=stream)
+        )
+
+    async def _in_its_words(
+        self, body: dict[str, Any], send: Callable[[], Awaitable[T]], begun: Callable[[], bool] = lambda: False
+    ) -> T:
+        """Send ``body``, in other words where the server refuses ours.
+
+        What a refusal seems to teach is kept for other calls only where it helped this one: an error's text may repeat
+        whatever a client wrote.
+        """
+        words = self._words
+        openai_wire.reword(body, words)
         while True:
-            self._translate(body)
             try:
-                return await self._server.send(path, body, secrets, timeouts=call.timeouts, stream=stream)
+                answer = await send()
             except BadRequest as error:
-                if not self._learned(error.message, body):
+                lesson = None if begun() else openai_wire.lesson_of(error.message, body)
+                if lesson is None:
                     raise
-
-    def _translate(self, body: dict[str, Any]) -> None:
-        if self._new_limit and "max_tokens" in body:
-            body["max_completion_tokens"] = body.pop("max_tokens")
-        if not self._stream_usage:
-            body.pop("stream_options", None)
-
-    def _learned(self, message: str, body: dict[str, Any]) -> bool:
-        if "max_completion_tokens" in message and "max_tokens" in body:  # OpenAI's reasoning models
-            self._new_limit = True
-            return True
-        if "stream_options" in message and "stream_options" in body:  # servers from before it
-            self._stream_usage = False
-            return True
-        return False
+                words |= {lesson}
+                openai_wire.reword(body, words)
+            else:
+                self._words |= words
+                return answer
 
     # ------------------------------------------------------------------------------------------------------ the stream
 

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from workflow_composer.types import Chunk, Completion, Embeddings, LLMRequest, ModelCall, Sample, TokenLogprob, Usage, texts
+from workflow_composer.types import (
+    MOST_TOKENS,
+    Chunk,
+    Completion,
+    Embeddings,
+    LLMRequest,
+    ModelCall,
+    Sample,
+    TokenLogprob,
+    Usage,
+    texts,
+)
 
+_WORD = re.compile(r"\w+")
 _PLAIN = ("max_tokens", "top_p", "seed", "top_logprobs", "tool_choice", "response_format", "tools", "stop")
 
 
@@ -46,6 +59,30 @@ def chat_body(call: ModelCall, *, samples: int = 1, draw: int = 0) -> dict[str, 
     return body
 
 
+NEW_LIMIT, NO_STREAM_USAGE = "max_completion_tokens", "stream_options"
+_STREAM_USAGE = {"include_usage": True}
+
+
+def lesson_of(refusal: str, body: Mapping[str, Any]) -> str | None:
+    """What a refusal says of the server's words: `NEW_LIMIT` (OpenAI's reasoning models), `NO_STREAM_USAGE` (servers from
+    before that field), or nothing. Only of words that we chose ourselves.
+    """
+    said = set(_WORD.findall(refusal))
+    if NEW_LIMIT in said and "max_tokens" in body:
+        return NEW_LIMIT
+    if NO_STREAM_USAGE in said and body.get("stream_options") == _STREAM_USAGE:
+        return NO_STREAM_USAGE
+    return None
+
+
+def reword(body: dict[str, Any], lessons: Collection[str]) -> None:
+    """Say it as the lessons tell."""
+    if NEW_LIMIT in lessons and "max_tokens" in body:
+        body["max_completion_tokens"] = body.pop("max_tokens")
+    if NO_STREAM_USAGE in lessons:
+        body.pop("stream_options", None)
+
+
 def encode(body: Mapping[str, Any]) -> bytes:
     """JSON in UTF-8; raises ValueError or TypeError for what JSON cannot say."""
     return json.dumps(body, default=_plain, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
@@ -70,7 +107,8 @@ def chunk_of(data: Any) -> Chunk | None:
     choices = data.get("choices")
     model = data.get("model")
     if not choices:
-        return Chunk(usage=usage_of(usage), model=model) if usage else None
+        found = usage_in(usage)
+        return Chunk(usage=found, model=model) if found else None
     choice = choices[0]
     if "text" in choice:
         return _text_chunk(choice, usage, model)
@@ -80,7 +118,7 @@ def chunk_of(data: Any) -> Chunk | None:
         finish_reason=choice.get("finish_reason"),
         tool_calls=tuple(delta.get("tool_calls") or ()),
         logprobs=_logprobs(choice.get("logprobs")) or (),
-        usage=usage_of(usage) if usage else None,
+        usage=usage_in(usage),
         model=model,
     )
     return chunk if chunk.carries_content or chunk.usage or chunk.logprobs else None
@@ -116,10 +154,22 @@ def model_ids(data: Any) -> tuple[str, ...]:
 
 
 def usage_of(usage: Any) -> Usage:
-    """Read token counts; zero where the server gives none."""
+    """Read token counts; zero where the server gives none that can be."""
+    return usage_in(usage) or Usage()
+
+
+def usage_in(usage: Any) -> Usage | None:
+    """Token counts; None where the server gives none that can be."""
     if not isinstance(usage, dict):
-        return Usage()
-    return Usage(usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)
+        return None
+    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    return None if prompt is completion is None else Usage(prompt or 0, completion or 0)
+
+
+def _count(claim: Any) -> int | None:
+    if type(claim) is float and claim.is_integer():
+        claim = int(claim)
+    return claim if type(claim) is int and 0 <= claim <= MOST_TOKENS else None
 
 
 def secrets_of(request: LLMRequest) -> Iterator[str]:
@@ -170,8 +220,7 @@ def sample_of(choice: Any) -> Sample:
 def _text_chunk(choice: dict[str, Any], usage: Any, model: str | None) -> Chunk:
     """A piece of a bare completion."""
     logprobs = _text_logprobs(choice.get("logprobs")) or ()
-    found = usage_of(usage) if usage else None
-    return Chunk(choice["text"] or "", choice.get("finish_reason"), logprobs=logprobs, usage=found, model=model)
+    return Chunk(choice["text"] or "", choice.get("finish_reason"), logprobs=logprobs, usage=usage_in(usage), model=model)
 
 
 def _text_logprobs(found: Any) -> tuple[TokenLogprob, ...] | None:

@@ -169,6 +169,7 @@ class RelayingClient:
         else:
             counts = found.usage
             usage = Usage(counts.prompt_tokens or 0, counts.completion_tokens or 0) if counts is not None else Usage()
+            usage = usage if usage.can_be else openai_wire.usage_of(msgspec.to_builtins(counts))
             done = Completion(tuple(map(_sample, found.choices)), usage, found.model or model)
         relay.body = body
         return done

@@ -127,7 +127,9 @@ def speaks_against(error: ModelError) -> bool:
     """Whether an error is the server's fault: it is not there, breaks, is another one than was thought, or is too late."""
     if isinstance(error, AuthenticationFailed):
         return error.status is not None  # a missing key is nobody's fault but ours
-    return isinstance(error, (ServerUnreachable, ServerFailed, ModelNotFound, CallTimeout))
+    if isinstance(error, CallTimeout):
+        return not error.by_request
+    return isinstance(error, (ServerUnreachable, ServerFailed, ModelNotFound))
 
 
 def another_may_answer(error: ModelError) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,8 +17,18 @@ from workflow_composer.backends.places import Finder
 from workflow_composer.backends.replica import Place, Replica, Standing, another_may_answer
 from workflow_composer.backends.replica_set import ReplicaSet
 from workflow_composer.backends.server_load import SECONDS
-from workflow_composer.errors import EgressDenied, ModelError, RateLimited, ServerFailed, ServerUnreachable
-from workflow_composer.types import Attempt, Chunk, Completion, Embeddings, EndpointStatus, ModelCall, Relay, Timeouts
+from workflow_composer.errors import CallTimeout, EgressDenied, ModelError, RateLimited, ServerFailed, ServerUnreachable
+from workflow_composer.types import (
+    TIMER_EARLY,
+    Attempt,
+    Chunk,
+    Completion,
+    Embeddings,
+    EndpointStatus,
+    ModelCall,
+    Relay,
+    Timeouts,
+)
 
 if TYPE_CHECKING:
     from workflow_composer.strategy import ModelSpec
@@ -67,7 +77,7 @@ class ReplicatedBackend:
 
     async def stream(self, call: ModelCall) -> AsyncGenerator[Chunk, None]:
         """Yield one answer piece by piece, all by one server."""
-        key, tour = prefix_key(call.request.messages), _Tour(call.timeouts)
+        key, tour = prefix_key(call.request.messages), self._tour(call.timeouts)
         await self._look_around()
         while True:
             begun = False
@@ -75,11 +85,11 @@ class ReplicatedBackend:
                 with self._set.lent(key, tour.tried) as replica:
                     if replica is None:
                         raise self._nobody(tour)
-                    tour.begin(replica)
-                    async with aclosing(replica.backend.stream(_within(call, tour.left))) as chunks:
-                        async for chunk in chunks:
-                            begun = begun or chunk.carries_content
-                            yield tour.marked(chunk)
+                    with tour.begin(replica):
+                        async with aclosing(replica.backend.stream(_within(call, tour.left))) as chunks:
+                            async for chunk in chunks:
+                                begun = begun or chunk.carries_content
+                                yield tour.marked(chunk)
                     return
             except (ModelError, EgressDenied) as error:
                 if begun:
@@ -111,15 +121,15 @@ class ReplicatedBackend:
         ask: Callable[[OpenAICompatibleBackend, Timeouts], Awaitable[A]],
         relay: Relay | None = None,
     ) -> A:
-        tour = _Tour(timeouts)
+        tour = self._tour(timeouts)
         await self._look_around()
         while True:
             try:
                 with self._set.lent(key, tour.tried) as replica:
                     if replica is None:
                         raise self._nobody(tour)
-                    tour.begin(replica)
-                    found = await ask(replica.backend, tour.left)
+                    with tour.begin(replica):
+                        found = await ask(replica.backend, tour.left)
             except (ModelError, EgressDenied) as error:
                 if relay is not None and relay.begun:
                     raise
@@ -129,6 +139,9 @@ class ReplicatedBackend:
                 raise
             else:
                 return replace(found, failovers=tuple(tour.failovers)) if tour.failovers else found
+
+    def _tour(self, timeouts: Timeouts) -> _Tour:
+        return _Tour(timeouts, by_request=timeouts.total < self._context.config.timeouts.total)
 
     def _nobody(self, tour: _Tour) -> ModelError | EgressDenied:
         """The error where no server is left to ask."""
@@ -184,25 +197,36 @@ async def _ask(replica: Replica) -> None:
 
 
 class _Tour:
-    """One call's way from server to server, within its time."""
+    """One call's way from server to server, within its time; ``by_request``: the request itself allows no more."""
 
-    def __init__(self, timeouts: Timeouts) -> None:
+    def __init__(self, timeouts: Timeouts, *, by_request: bool) -> None:
         self.tried: set[Place] = set()
         self.failovers: list[Attempt] = []
         self.last: ModelError | EgressDenied | None = None
         self._timeouts = timeouts
         self._ends = time.monotonic() + timeouts.total
+        self._own = self._ends if by_request else float("inf")
         self._began = 0.0
         self._answers = 0
         self._server = ""
         self._replica: Replica | None = None
 
-    def begin(self, replica: Replica) -> None:
-        """A server is asked."""
+    @contextmanager
+    def begin(self, replica: Replica) -> Iterator[None]:
+        """A server is asked. A call that ends at its request's own limit says so."""
         self.tried.add(replica.place)
         self._replica = replica
         self._server = replica.place.url
         self._began = time.monotonic()
+        try:
+            yield
+        except CallTimeout as error:
+            error.by_request = self._own_time_is_over
+            raise
+
+    @property
+    def _own_time_is_over(self) -> bool:
+        return time.monotonic() >= self._own - TIMER_EARLY
 
     @property
     def left(self) -> Timeouts:
@@ -227,6 +251,8 @@ class _Tour:
 
     def ended(self, limit: float, late: Callable[[Replica], None]) -> None:
         """The call was cancelled: by whoever asked, or because its time was up, which speaks against the server."""
+        if self._own_time_is_over:
+            return
         if self._replica is not None and time.monotonic() - self._began >= 0.98 * limit:
             late(self._replica)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import replace
 from types import TracebackType
@@ -13,6 +14,7 @@ from workflow_composer.cascade.retry import RetryPolicy
 from workflow_composer.cascade.trace import Trace
 from workflow_composer.errors import (
     AllCandidatesFailed,
+    CallTimeout,
     CircuitOpen,
     ContextOverflow,
     ModelError,
@@ -65,18 +67,34 @@ class MeteredCall:
         now = time.perf_counter()
         seconds = now - self._started
         self._walk.trace.go_on(now)
+        self._check()
         breaker = self._endpoint.breaker
         if error is None:
             breaker.succeed()
             self._endpoint.forecast.learn(self._walk.request, self.usage, self._samples, gpu_seconds)
         elif isinstance(error, ModelError):
             self.failovers = error.failovers or self.failovers
-            breaker.fail(error, probe=self._probe)
+            self._blame(error)
         else:
             breaker.release(probe=self._probe)
         if self.failovers:
             self._record_failovers()
         self._record(seconds, gpu_seconds, error)
+
+    def _check(self) -> None:
+        """Take usage and cost for what they are, claims of a server or a plugin: those that cannot be are unknown."""
+        if not self.usage.can_be:
+            self.usage = Usage()
+        if self.cost is not None and not 0.0 <= self.cost < math.inf:
+            self.cost = None
+
+    def _blame(self, error: ModelError) -> None:
+        """Tell the breaker; a call that ended at its request's own limit was nobody's failure."""
+        breaker = self._endpoint.breaker
+        if isinstance(error, CallTimeout) and (error.by_request or self._walk.trace.deadline.nearly_over):
+            breaker.release(probe=self._probe)
+        else:
+            breaker.fail(error, probe=self._probe)
 
     def _record_failovers(self) -> None:
         walk, candidate = self._walk, self._endpoint.candidate

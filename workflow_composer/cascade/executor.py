@@ -70,6 +70,8 @@ class PlanExecutor:
         Raises `AllCandidatesFailed` (or `DeadlineExceeded`) when no tier gave one; a `ModelError` that no other candidate
         can mend (a bad request, a wrong key) comes through as it is.
         """
+        if request.n > 1:
+            refuse_several(plan, request)
         tiers = plan.tiers
         first = tiers[0]
         if (
@@ -215,11 +217,8 @@ class PlanExecutor:
     def call(self, tier: Tier, request: LLMRequest, *, samples: int | None = None, first: int = 0) -> ModelCall:
         """What the tier's candidates are asked to do."""
         temperature = request.temperature if tier.temperature is None else tier.temperature
-        plain = tier.samples == 1 and tier.voting is None and tier.accept is ALWAYS
-        if plain and samples is None:
+        if samples is None and _is_plain(tier):
             return ModelCall(request, request.n, temperature, self.timeouts, first)
-        if request.n > 1:
-            raise Unsupported(f"n is {request.n}, and an answer that is voted on or judged is one", hint="leave n out")
         if request.relay is not None:  # an answer that is judged, or that many make, is read here
             request = replace(request, relay=None)
         if tier.logprobs is not None:
@@ -265,3 +264,16 @@ class PlanExecutor:
             hint = "the profile forbids the cloud, so nothing was sent elsewhere; see which servers are up: status"
             return LocalModelUnavailable(error.summary, attempts=trace.attempts, hint=hint)
         return AllCandidatesFailed(error.summary, attempts=trace.attempts, hint="see which servers are up: status")
+
+
+def refuse_several(plan: Plan, request: LLMRequest) -> None:
+    """Raise `Unsupported` where a plan that votes on answers or judges them gives one, and the request asks for ``n``."""
+    if not all(_is_plain(tier) for tier in plan.tiers):
+        votes = f"n is {request.n}, and {plan} gives one answer, which is voted on or judged"
+        error = Unsupported(votes, hint="leave n out, or name a model")
+        error.field = "n"
+        raise error
+
+
+def _is_plain(tier: Tier) -> bool:
+    return tier.samples == 1 and tier.voting is None and tier.accept is ALWAYS

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from workflow_composer.errors import ModelError
+from workflow_composer.types import TIMER_EARLY
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +58,8 @@ class Deadline:
     def over(self) -> bool:
         """Whether the time is up."""
         return self.at is not None and self._clock() >= self.at
+
+    @property
+    def nearly_over(self) -> bool:
+        """Whether the time is up as far as a timer can tell: it may fire early by as much as its loop is behind."""
+        return self.at is not None and self._clock() >= self.at - TIMER_EARLY

@@ -13,7 +13,7 @@ from contextlib import aclosing
 
 from workflow_composer.backends.gathering import Told
 from workflow_composer.cascade.attempt import MeteredCall
-from workflow_composer.cascade.executor import PlanExecutor
+from workflow_composer.cascade.executor import PlanExecutor, refuse_several
 from workflow_composer.cascade.listening import listen
 from workflow_composer.cascade.trace import Outcome, Trace
 from workflow_composer.errors import AllCandidatesFailed, ModelError, StreamInterrupted, Unsupported
@@ -38,6 +38,8 @@ class StreamRun:
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
         """Yield the answer piece by piece. Closing the generator stops the work at the server."""
+        if self._request.n > 1:
+            refuse_several(self._plan, self._request)
         ascent = self._executor.ascent(self._plan, self._request, self._trace)
         for index, tier in ascent.tiers():
             last = ascent.is_last(index)

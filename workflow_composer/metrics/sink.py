@@ -66,7 +66,7 @@ class JsonlSink:
         """Append the metric's line."""
         try:
             line = metric.to_json()
-        except (TypeError, ValueError) as error:  # a field that is no text or number
+        except (TypeError, ValueError, OverflowError) as error:  # a field that is no text or number, or not a finite one
             self._report(f"{type(error).__name__}: {error}")
             return
         if self._together:
@@ -150,15 +150,21 @@ class MemorySink:
 
 
 class TeeSink:
-    """Gives every metric to several sinks."""
+    """Gives every metric to several sinks. One that raises keeps it from none of the others."""
 
     def __init__(self, *sinks: MetricsSink) -> None:
         self._sinks = sinks
 
     def write(self, metric: RoutingMetric) -> None:
-        """Pass it on."""
+        """Pass it on; raises the first error once all have had it."""
+        failed: Exception | None = None
         for sink in self._sinks:
-            sink.write(metric)
+            try:
+                sink.write(metric)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the caller hears of it below
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     def close(self) -> None:
         """Close them all."""

@@ -95,13 +95,13 @@ class Router(ABC):
     def remembered(
         self, request: LLMRequest, resources: ResourceStatus, make: Callable[[LLMRequest, ResourceStatus], Plan | None]
     ) -> Plan | None:
-        """``make(request, resources)``, kept for requests of one model, task and needs while the resources are the same.
+        """``make(request, resources)``, kept for requests of one kind, model, task and needs, for the same resources.
 
         For routers that look at nothing else of a request. Plans are immutable, so one serves many requests.
         """
         if resources is not self._planned_for or len(self._plans) >= _MOST_PLANS:
             self._plans, self._planned_for = {}, resources
-        key = (request.model, request.task_type, request.needs if self._listed else None)
+        key = (request.kind, request.model, request.task_type, request.needs if self._listed else None)
         if key not in self._plans:
             self._plans[key] = make(request, resources)
         return self._plans[key]

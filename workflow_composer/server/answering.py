@@ -80,8 +80,10 @@ class ChargingSink:
 
     def write(self, metric: RoutingMetric) -> None:
         """Charge, and pass the metric on."""
-        self._accounts.charge(metric)
-        self._behind.write(metric)
+        try:
+            self._accounts.charge(metric)
+        finally:
+            self._behind.write(metric)
 
     def close(self) -> None:
         """Close what stands behind."""

@@ -106,7 +106,8 @@ def failure_of(error: BaseException) -> HttpFailure:
             wait = getattr(error, "retry_after", None)
             if wait is None and status in (429, 503):
                 wait = RETRY_SOON
-            return HttpFailure(status, _said(error), type=name, code=code, retry_after=wait)
+            field = getattr(error, "field", None)
+            return HttpFailure(status, _said(error), type=name, code=code, param=field, retry_after=wait)
     return HttpFailure(500, "the service has failed to answer this request", type=SERVER, code="internal_error")
 
 

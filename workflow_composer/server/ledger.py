@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import calendar
 import fcntl
+import math
 import mmap
 import os
 import struct
@@ -30,6 +31,8 @@ _RECORD = struct.Struct("<32s d d d Q Q d d 24x")
 """ID; start of the period, spent in it, spent in all (dollars); requests, tokens; time stamps of the two rates."""
 _NUMBERS = struct.Struct("<d d d Q Q d d")
 """The part of a record that changes."""
+_MOST = 2**64 - 1
+"""What a record has room to count to."""
 _ROOM = 64
 """Records by which the file grows."""
 TOGETHER = 0.02
@@ -65,8 +68,8 @@ class _Charges:
         _turn_over(account, self.key, self.at)
         account.spent += self.cost
         account.spent_in_all += self.cost
-        account.requests += self.requests
-        account.tokens += self.tokens
+        account.requests = min(account.requests + self.requests, _MOST)
+        account.tokens = min(account.tokens + self.tokens, _MOST)
         if self.key.tokens_per_minute:
             account.next_token = max(account.next_token, self.at) + self.tokens * 60.0 / self.key.tokens_per_minute
 
@@ -134,8 +137,11 @@ class Ledger:
             raise _too_fast("tokens", key.tokens_per_minute, account.next_token - now - 60.0)
 
     def charge(self, key: Key, *, cost: float, tokens: int, now: float | None = None) -> None:
-        """Count a request that has ended, and what it has cost."""
+        """Count a request that has ended, and what it has cost. A charge that cannot be is reported, and counts nothing."""
         now = time.time() if now is None else now
+        if not (0.0 <= cost < math.inf and 0 <= tokens <= _MOST):
+            self._report(f"a request of key {key.id} cannot have cost ${cost:g} or used {tokens} tokens; it is not charged")
+            cost, tokens = 0.0, 0
         charges = self._unwritten.get(key.id)
         if charges is None:
             charges = self._unwritten[key.id] = _Charges(key)
@@ -152,7 +158,7 @@ class Ledger:
         for identity, charges in list(self._unwritten.items()):
             try:
                 self._write_one(identity, charges)
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001  # one record's trouble must not keep the others from being written
                 self._tell(error)
             else:
                 del self._unwritten[identity]
@@ -167,9 +173,10 @@ class Ledger:
         finally:
             self._unlock(place)
 
-    def _tell(self, error: OSError) -> None:
+    def _tell(self, error: Exception) -> None:
         if not self._full:
-            self._report(f"the ledger {self._path} cannot be written, charges wait: {error.strerror or error}")
+            why = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+            self._report(f"the ledger {self._path} cannot be written, charges wait: {why}")
         self._full = True
 
     def account(self, key: Key, now: float) -> Account:
@@ -235,8 +242,10 @@ class Ledger:
             self._map = mmap.mmap(self._file, 0)
 
     def _read(self, place: int) -> Account:
-        _, *numbers = _RECORD.unpack_from(self._map, place)
-        return Account(*numbers)
+        _, began, spent, in_all, requests, tokens, request, token = _RECORD.unpack_from(self._map, place)
+        if not 0.0 <= spent + in_all + began + request + token < math.inf or min(spent, in_all) < 0.0:
+            return _mended(Account(began, spent, in_all, requests, tokens, request, token))
+        return Account(began, spent, in_all, requests, tokens, request, token)
 
     def _write(self, place: int, account: Account) -> None:
         # The ID stays as it is and the numbers are copied in one go: who reads without the lock, or finds the record of a
@@ -266,6 +275,14 @@ class Ledger:
             yield
         finally:
             self._unlock(0, len(_MAGIC))
+
+
+def _mended(account: Account) -> Account:
+    """A damaged record without the numbers that cannot be, so that its key is neither free for ever nor locked out."""
+    for name in ("period_began", "spent", "spent_in_all", "next_request", "next_token"):
+        if not 0.0 <= getattr(account, name) < math.inf:
+            setattr(account, name, 0.0)
+    return account
 
 
 _periods: dict[str, tuple[float, float]] = {"total": (0.0, float("inf"))}

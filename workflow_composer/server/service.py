@@ -160,6 +160,7 @@ class Worker:
         self._server = HttpServer(app.serve, app.refuse, HttpLimits(body=settings.max_body))
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stop = asyncio.Event()
+        self._told = ""
 
     async def __aenter__(self) -> Worker:
         snapshot = self.orchestrator.prepare_strategy(self.orchestrator.config)
@@ -207,10 +208,20 @@ class Worker:
     async def _save(self) -> None:
         while True:
             await asyncio.sleep(SAVE_EVERY)
-            self._metrics.save()
-            self._lines.flush()
-            if self._accounts.ledger is not None:
-                self._accounts.ledger.write(time.time())
+            for save in (self._metrics.save, self._lines.flush, self._write_ledger):
+                try:
+                    save()
+                except Exception as error:  # noqa: BLE001  # it is tried again in a moment, and the others go on
+                    self._tell(f"the service's figures cannot be saved: {type(error).__name__}: {error}")
+
+    def _tell(self, trouble: str) -> None:
+        if trouble != self._told:
+            self._told = trouble
+            self._log.warning(trouble)
+
+    def _write_ledger(self) -> None:
+        if self._accounts.ledger is not None:
+            self._accounts.ledger.write(time.time())
 
 
 def _accounts(settings: ServerSettings, log: ServiceLog) -> Accounts:

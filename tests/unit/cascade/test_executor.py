@@ -240,6 +240,54 @@ class TestBreaker:
         assert len(b.backends["a"].calls) == calls == 3
         assert b.trace.attempts[-2].error_type == "CircuitOpen"
 
+    @pytest.mark.parametrize("form", ["complete", "embed"])
+    async def test_a_call_cut_by_its_requests_own_limit_is_nobodys_failure(self, bench, fake, form):
+        """However many requests are impatient, the breaker stays closed; the profile's own limit still opens it."""
+        slow = fake("a", Delay(30.0, "late"))
+        if form == "embed":
+
+            async def late(texts, **_):
+                await asyncio.sleep(30.0)
+
+            slow.embed = late
+        b = bench(slow, failures=3, timeouts=Timeouts(1.0, 1.0, 0.3), retry=RetryPolicy(attempts=1))
+
+        async def ask(seconds):
+            trace = Trace(Deadline(seconds))
+            with pytest.raises(AllCandidatesFailed):
+                if form == "embed":
+                    await b.executor.embed(b.candidates("a")[0], ["x"], ASK, trace)
+                else:
+                    await b.executor.run(one_tier(b), ASK, trace)
+
+        for _ in range(6):
+            await ask(0.01)
+        assert b.endpoints["a"].breaker.state == "closed"
+        for _ in range(3):
+            await ask(None)
+        assert b.endpoints["a"].breaker.state == "open"
+
+    async def test_an_impatient_probe_leaves_the_place_to_another(self, bench, fake):
+        """A half-open breaker's one probe that ended at its own limit has said nothing; the next request may try."""
+        b = bench(fake("a", ServerUnreachable("down"), Delay(30.0, "late"), "4"), failures=1, cooldown=0.0)
+        b.executor._retry = RetryPolicy(attempts=1)
+        with pytest.raises(AllCandidatesFailed):
+            await b.executor.run(one_tier(b), ASK, b.trace)
+        with pytest.raises(AllCandidatesFailed):
+            await b.executor.run(one_tier(b), ASK, Trace(Deadline(0.01)))
+        outcome = await b.executor.run(one_tier(b), ASK, Trace(Deadline(None)))
+        assert outcome.samples[0].text == "4"
+
+
+@pytest.mark.parametrize("tokens", [-1, 2**40 + 1, 2**64, 1e308, float("nan"), "abc", None])
+@pytest.mark.parametrize("cost", [-1.0, float("nan"), float("inf")])
+async def test_what_a_backend_claims_to_have_used_is_unknown_where_it_cannot_be(bench, fake, tokens, cost):
+    """A plugin's figures are checked as a server's are: later requests are priced and forecast as if none had come."""
+    b = bench(fake("a", Completion((Sample("4"),), Usage(5, tokens), "m", cost)), prices={"a": Price(1.0, 1.0)})
+    await b.executor.run(one_tier(b), ASK, b.trace)
+    assert (b.trace.usage, b.trace.cost) == (Usage(), 0.0)
+    assert b.endpoints["a"].prompt_tokens(ASK) >= 0
+
 
 class TestEmbeddings:
     async def test_embeddings_are_retried_with_the_same_model_only(self, bench, fake):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.unit.metrics.examples import metric
-from workflow_composer.metrics.sink import JsonlSink, MemorySink, NullSink, default_sink
+from workflow_composer.metrics.sink import JsonlSink, MemorySink, NullSink, TeeSink, default_sink
 
 WRITER = """
 import sys
@@ -173,3 +175,32 @@ def test_the_memory_sink_keeps_what_it_is_given():
 
     assert sink.metrics == [one]
     assert sink.closed
+
+
+class Broken:
+    """A sink that raises."""
+
+    def write(self, metric):
+        raise OverflowError("cannot convert float infinity to integer")
+
+    def close(self):
+        pass
+
+
+def test_a_sink_that_raises_keeps_a_metric_from_none_of_the_others():
+    """All get it; whoever writes hears of the fault."""
+    before, behind = MemorySink(), MemorySink()
+    with pytest.raises(OverflowError):
+        TeeSink(before, Broken(), behind).write(metric())
+    assert len(before.metrics) == len(behind.metrics) == 1
+
+
+def test_a_number_that_is_not_finite_is_dropped_with_a_word(tmp_path):
+    """The line is missing; the next one is not."""
+    told = []
+    sink = JsonlSink(tmp_path / "m.jsonl", on_trouble=told.append)
+    sink.write(replace(metric(), prompt_tokens=math.inf))
+    sink.write(metric())
+    sink.close()
+    assert len(told) == 1
+    assert len(lines_of(tmp_path / "m.jsonl")) == 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -275,3 +277,65 @@ def test_periods_are_those_of_the_calendar(ledger, period, begins, again):
     ledger.charge(key, cost=1.0, tokens=0, now=float(begins))
     assert refusal(ledger, key, again - 1.0).retry_after == 1.0
     assert refusal(ledger, key, float(again)) is None
+
+
+@pytest.mark.parametrize("cost", [-1.0, math.inf, math.nan])
+def test_a_charge_that_cannot_be_is_told_and_counts_nothing(tmp_path, cost):
+    """The request itself counts; whatever else is charged goes on being written."""
+    told = []
+    ledger = Ledger(tmp_path / "ledger.bin", report=told.append)
+    key, other = key_of("ann", budget=1.0), key_of("bob", budget=1.0)
+    ledger.charge(key, cost=cost, tokens=2, now=NOW)
+    ledger.charge(key, cost=0.1, tokens=-1000, now=NOW)
+    ledger.charge(key, cost=0.1, tokens=2**70, now=NOW)
+    for one in (key, other):
+        ledger.charge(one, cost=0.25, tokens=3, now=NOW)
+    ledger.write(NOW)
+    assert len(told) == 3
+    assert [ledger.left(one, NOW) for one in (key, other)] == [0.75, 0.75]
+    assert ledger.account(key, NOW).requests == 4
+    ledger.close()
+
+
+def test_a_record_that_cannot_be_written_keeps_no_other_from_being_written(tmp_path, monkeypatch):
+    """Whatever is raised for one key, the charges of all others are on the disk, and its own wait."""
+    told = []
+    ledger = Ledger(tmp_path / "ledger.bin", report=told.append)
+    bad, good = key_of("ann"), key_of("bob")
+    whole = Ledger._write_one
+
+    def write(self, identity, charges):
+        if identity == bad.id:
+            raise struct.error("int too large to convert")
+        whole(self, identity, charges)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "_write_one", write)
+        for _ in range(3):
+            ledger.charge(bad, cost=1.0, tokens=1, now=NOW)
+            ledger.charge(good, cost=1.0, tokens=1, now=NOW)
+        ledger.write(NOW)
+    assert len(told) == 1
+    ledger.close()
+    again = Ledger(tmp_path / "ledger.bin")
+    assert [again.account(key, NOW).spent_in_all for key in (bad, good)] == [3.0, 3.0]
+    again.close()
+
+
+@pytest.mark.parametrize("spent", [math.nan, math.inf, -5.0])
+def test_a_damaged_record_neither_frees_nor_locks_out_its_key(tmp_path, spent):
+    """What cannot be in a file is taken as nothing; charges count from there."""
+    key = key_of(budget=1.0, requests_per_minute=60, period="total")
+    ledger = Ledger(tmp_path / "ledger.bin")
+    ledger.charge(key, cost=0.5, tokens=1, now=NOW)
+    ledger.close()
+    data = bytearray((tmp_path / "ledger.bin").read_bytes())
+    place = data.index(key.id.encode())
+    struct.pack_into("<ddd", data, place + 32, spent, spent, spent)
+    struct.pack_into("<d", data, place + 32 + 40, math.inf)
+    (tmp_path / "ledger.bin").write_bytes(data)
+    ledger = Ledger(tmp_path / "ledger.bin")
+    assert refusal(ledger, key, NOW) is None
+    ledger.charge(key, cost=1.5, tokens=1, now=NOW)
+    assert refusal(ledger, key, NOW).code == "insufficient_quota"
+    ledger.close()
