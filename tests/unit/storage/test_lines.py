@@ -1,0 +1,89 @@
+"""Lines of JSON as people, programs and operating systems write them."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workflow_composer.errors import InputError
+from workflow_composer.storage.lines import LONGEST, blocks, encoded, lines, objects, parsed
+
+ROWS = [{"q": "a\u2028b\u0085c\x0cd\x1ee"}, {"q": "\u00fc \U0001f600"}, {"q": 'line\nend "quoted"'}]
+PLAIN = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+MARK = "\ufeff"
+
+ENCODINGS = {
+    "plain": PLAIN.encode(),
+    "with a byte order mark": (MARK + PLAIN).encode(),
+    "UTF-16, little": (MARK + PLAIN).encode("utf-16-le"),
+    "UTF-16, big": (MARK + PLAIN).encode("utf-16-be"),
+    "ends of lines of Windows": PLAIN.replace("\n", "\r\n").encode(),
+    "without a last end": PLAIN.rstrip("\n").encode(),
+    "blank lines": PLAIN.replace("\n", "\n\n \n").encode(),
+    "escapes": "".join(json.dumps(row) + "\n" for row in ROWS).encode(),
+    "surrogates one by one": PLAIN.replace("\U0001f600", "\ud83d\ude00").encode("utf-8", "surrogatepass"),
+}
+PACKERS = {"": bytes, "gzip": gzip.compress, "gzip, two members": lambda d: gzip.compress(d[:9]) + gzip.compress(d[9:])}
+PACKERS |= {"bzip2": bz2.compress, "xz": lzma.compress}
+
+
+@pytest.mark.parametrize("packed", PACKERS.values(), ids=PACKERS)
+@pytest.mark.parametrize("data", ENCODINGS.values(), ids=ENCODINGS)
+def test_the_same_rows_are_read_however_a_file_was_written(tmp_path, data, packed):
+    """Whatever the name says; a line ends at a line feed only."""
+    (tmp_path / "rows.txt").write_bytes(packed(data))
+    assert [row for _, row in objects(tmp_path / "rows.txt")] == ROWS
+    assert b"".join(blocks(tmp_path / "rows.txt")) == b"".join(lines(tmp_path / "rows.txt"))
+
+
+@given(st.lists(st.dictionaries(st.text(), st.one_of(st.text(), st.integers(), st.floats(allow_nan=False)), min_size=1)))
+def test_what_is_written_is_read_again(tmp_path_factory, rows):
+    """Any text, half surrogate pairs too."""
+    path = tmp_path_factory.mktemp("lines") / "f"
+    path.write_bytes(b"".join(map(encoded, rows)))
+    told = [{key: None if value in (float("inf"), float("-inf")) else value for key, value in row.items()} for row in rows]
+    assert [row for _, row in objects(path)] == told
+
+
+def test_half_a_surrogate_pair_is_written_as_an_escape():
+    """UTF-8 cannot say it, JSON can; what has no word in JSON is null."""
+    assert encoded({"a": "\ud83d"}) == b'{"a":"\\ud83d"}\n'
+    assert encoded({"a": "\ud83d", "b": float("nan")}) == b'{"a":"\\ud83d","b":null}\n'
+    assert parsed(encoded({"a": "\ud83d"}), "here") == {"a": "\ud83d"}
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b'{"a": 1}\n{"a": \xe9}\n', r":2: not UTF-8: byte 7 of the line is 0xe9"),
+        (b'{"a": 1}\n[1]\n', r":2: this is a list, not an object"),
+        (b'{"a": 1}\n{"a"\n', r":2: not valid JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}\n", r":1: not valid JSON"),
+        (b'{"a": ' + b"[" * 100_000 + b"}\n", r":1: not valid JSON"),
+        (b"\x28\xb5\x2f\xfd....", r"is Zstandard .*zstd -d"),
+        (b"PK\x03\x04....", r"is a ZIP archive .*unzip"),
+        (gzip.compress(b'{"a": 1}\n' * 100, mtime=0)[:-12], r"is damaged"),
+        (b"\xff\xfea\x00\x00", r"is damaged: .*UTF-16-LE"),
+    ],
+)
+def test_a_fault_names_place_and_remedy(tmp_path, data, said):
+    """In the first line of the error, without a traceback of a library."""
+    (tmp_path / "f").write_bytes(data)
+    with pytest.raises(InputError, match=said) as failure:
+        list(objects(tmp_path / "f"))
+    assert failure.value.hint
+
+
+def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(tmp_path):
+    """As rows and in blocks."""
+    with (tmp_path / "f").open("wb") as file:
+        file.truncate(LONGEST + 2)
+    for read in (lines, blocks):
+        with pytest.raises(InputError, match="longer than 64 MiB"):
+            list(read(tmp_path / "f"))
