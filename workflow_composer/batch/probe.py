@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from workflow_composer.batch.features import NAMES, VERSION
 from workflow_composer.batch.strategies import Floats, Questions
 from workflow_composer.errors import InputError
+from workflow_composer.storage.replacing import replace_file
 
 LARGEST_FILE = 8_000_000
 """Bytes: what is larger is no probe."""
@@ -168,10 +169,7 @@ class Probe(Part):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the probe as JSON, all of it or nothing."""
-        path = Path(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_text(json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
-        beside.replace(path)
+        replace_file(Path(path), json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Probe:

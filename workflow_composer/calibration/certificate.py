@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from workflow_composer.calibration.scores import ScoreModel
 from workflow_composer.errors import InputError
+from workflow_composer.storage.replacing import replace_file
 from workflow_composer.types import ANY_TASK
 
 FORMAT = "workflow-composer/certificate/1"
@@ -186,12 +186,7 @@ class Certificate:
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all. Raises OSError."""
         text = json.dumps(self.to_dict(), indent=2) + "\n"
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        replace_file(path, text)
 
     @classmethod
     def load(cls, path: Path) -> Certificate:

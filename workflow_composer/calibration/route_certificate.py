@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from workflow_composer.errors import InputError
 from workflow_composer.moe.replaying import Paths, Replay, fit_tables, replay
 from workflow_composer.moe.routes import Routes, read_routes
 from workflow_composer.moe.tables import RouteTables
+from workflow_composer.storage.replacing import replace_file
 
 FORMAT = "workflow-composer/var-certificate/1"
 _NOT_COMPARED = ("created", "version", "source")
@@ -70,12 +70,7 @@ class RouteCertificate:
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all. Raises OSError."""
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        replace_file(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> RouteCertificate:

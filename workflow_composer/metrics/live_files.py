@@ -5,14 +5,15 @@ A worker that is started in the place of one that died goes on from that one's c
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from workflow_composer.metrics.live import LiveMetrics, merged
+from workflow_composer.storage.replacing import replace_file
 
 
 class SharedMetrics:
@@ -37,16 +38,17 @@ class SharedMetrics:
         return merged([self.own(), *(found for found in others if found is not None)])
 
     def save(self) -> None:
-        """Let the others know. What cannot be written is missing from their sums until it can."""
-        if self._path is None:
-            return
-        temporary = self._path.with_suffix(f".{os.getpid()}.new")
-        try:
-            temporary.write_text(json.dumps(self.own()), encoding="utf-8")
-            temporary.replace(self._path)
-        except OSError:
-            with suppress(OSError):  # whatever keeps it from being written may keep it from being removed
-                temporary.unlink()
+        """Let the others know, and wait for the disk. What cannot be written is missing from their sums until it can."""
+        self._write(self.own())
+
+    async def asave(self) -> None:
+        """The same without keeping the event loop, which counts on meanwhile."""
+        await asyncio.to_thread(self._write, self.own())
+
+    def _write(self, counted: Mapping[str, Any]) -> None:
+        if self._path is not None:
+            with suppress(OSError):
+                replace_file(self._path, json.dumps(counted))
 
 
 def forget(directory: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +18,8 @@ from typing import Any, Literal
 
 from workflow_composer.errors import ConfigError
 from workflow_composer.server.failures import PERMISSION, HttpFailure
+from workflow_composer.storage.locks import locked
+from workflow_composer.storage.replacing import replace_file
 
 Period = Literal["day", "month", "total"]
 
@@ -138,29 +139,13 @@ def change_keys(path: Path, change: Callable[[dict[str, Key]], None]) -> None:
 
     Raises `ConfigError`, OSError.
     """
-    import fcntl
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path):
         keys = read_keys(path) if path.exists() else {}
         change(keys)
         text = json.dumps({"version": VERSION, "keys": [asdict(key) for key in keys.values()]}, indent=1) + "\n"
         _parsed(text.encode(), path)  # what could not be read again would shut everybody out
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
-        try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    finally:
-        os.close(lock)
+        replace_file(path, text, mode=0o600)
 
 
 # ----------------------------------------------------------------------------------------------------------- the ring

@@ -12,19 +12,19 @@ more than everything else that is done for its key; a process that is killed los
 from __future__ import annotations
 
 import calendar
-import fcntl
 import math
 import mmap
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from workflow_composer.server.failures import RETRY_SOON, SERVER, HttpFailure
 from workflow_composer.server.keys import Key
+from workflow_composer.storage.locks import RangeLocks
 
 _MAGIC = b"wfc-ledger-1\n".ljust(64, b"\0")
 _RECORD = struct.Struct("<32s d d d Q Q d d 24x")
@@ -35,6 +35,8 @@ _MOST = 2**64 - 1
 """What a record has room to count to."""
 _ROOM = 64
 """Records by which the file grows."""
+PATIENCE = 0.2
+"""Seconds to wait for a record that another process holds, where it must be looked at now. It is held for microseconds."""
 TOGETHER = 0.02
 """Seconds; charges that come closer together than this are written at once."""
 
@@ -84,9 +86,10 @@ class Ledger:
     def __init__(self, path: Path, *, report: Callable[[str], None] = lambda text: None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
+        self._locks = RangeLocks(path)
         self._report = report
         self._full = False
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = self._locks.descriptor
         self._places: dict[str, int] = {}
         self._unwritten: dict[str, _Charges] = {}
         self._written_at = float("-inf")
@@ -116,8 +119,7 @@ class Ledger:
             return
         self.write(now)
         place = self._place(key.id)
-        self._lock(place)
-        try:
+        with self._locks.hold(place, _RECORD.size, wait=PATIENCE):
             account = self._read(place)
             _turn_over(account, key, now)
             self._check(account, key, now)
@@ -127,8 +129,6 @@ class Ledger:
                 raise _too_fast("requests", key.requests_per_minute, early)
             account.next_request = max(account.next_request, now) + step
             self._write(place, account)
-        finally:
-            self._unlock(place)
 
     def _check(self, account: Account, key: Key, now: float) -> None:
         if key.budget is not None and account.spent >= key.budget:
@@ -152,26 +152,25 @@ class Ledger:
         if not 0.0 <= now - self._written_at < TOGETHER:
             self.write(now)
 
-    def write(self, now: float) -> None:
-        """Let the other workers, and the file, know of all charges."""
+    def write(self, now: float, *, wait: float = 0.0) -> None:
+        """Let the other workers, and the file, know of all charges; those of a record that another holds, the next time."""
         self._written_at = now
         for identity, charges in list(self._unwritten.items()):
             try:
-                self._write_one(identity, charges)
+                self._write_one(identity, charges, wait)
+            except TimeoutError:
+                continue
             except Exception as error:  # noqa: BLE001  # one record's trouble must not keep the others from being written
                 self._tell(error)
             else:
                 del self._unwritten[identity]
 
-    def _write_one(self, identity: str, charges: _Charges) -> None:
+    def _write_one(self, identity: str, charges: _Charges, wait: float) -> None:
         place = self._place(identity)
-        self._lock(place)
-        try:
+        with self._locks.hold(place, _RECORD.size, wait=wait):
             account = self._read(place)
             charges.add_to(account)
             self._write(place, account)
-        finally:
-            self._unlock(place)
 
     def _tell(self, error: Exception) -> None:
         if not self._full:
@@ -194,9 +193,9 @@ class Ledger:
 
     def close(self) -> None:
         """Write what is not written, and give the file back."""
-        self.write(time.time())
+        self.write(time.time(), wait=PATIENCE)
         self._map.close()
-        os.close(self._file)
+        self._locks.close()
 
     # -------------------------------------------------------------------------------------------------------- records
 
@@ -261,20 +260,9 @@ class Ledger:
         )
         self._map[place + 32 : place + 32 + len(numbers)] = numbers
 
-    def _lock(self, start: int, length: int = _RECORD.size) -> None:
-        fcntl.lockf(self._file, fcntl.LOCK_EX, length, start)
-
-    def _unlock(self, start: int, length: int = _RECORD.size) -> None:
-        fcntl.lockf(self._file, fcntl.LOCK_UN, length, start)
-
-    @contextmanager
-    def _whole(self) -> Iterator[None]:
+    def _whole(self) -> AbstractContextManager[None]:
         """Alone with the file, to make or find a record."""
-        self._lock(0, len(_MAGIC))
-        try:
-            yield
-        finally:
-            self._unlock(0, len(_MAGIC))
+        return self._locks.hold(0, len(_MAGIC), wait=PATIENCE)
 
 
 def _mended(account: Account) -> Account:

@@ -208,9 +208,9 @@ class Worker:
     async def _save(self) -> None:
         while True:
             await asyncio.sleep(SAVE_EVERY)
-            for save in (self._metrics.save, self._lines.flush, self._write_ledger):
+            for save in (self._metrics.asave, self._flush_lines, self._write_ledger):
                 try:
-                    save()
+                    await save()
                 except Exception as error:  # noqa: BLE001  # it is tried again in a moment, and the others go on
                     self._tell(f"the service's figures cannot be saved: {type(error).__name__}: {error}")
 
@@ -219,7 +219,10 @@ class Worker:
             self._told = trouble
             self._log.warning(trouble)
 
-    def _write_ledger(self) -> None:
+    async def _flush_lines(self) -> None:
+        self._lines.flush()
+
+    async def _write_ledger(self) -> None:
         if self._accounts.ledger is not None:
             self._accounts.ledger.write(time.time())
 

@@ -138,23 +138,23 @@ class RangeLocks:
     of a process share the file, they share the lock within the process, and close by `close`.
     """
 
-    def __init__(self, path: Path, *, mode: int = 0o600, wait: float = 1.0) -> None:
+    def __init__(self, path: Path, *, mode: int = 0o600) -> None:
         self._path = path
-        self._wait = wait
         self._mutex, self._generation = _mutex(path), _generation
         with self._mutex:
             self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
 
     @contextmanager
-    def hold(self, start: int, length: int) -> Iterator[None]:
-        """Alone with these bytes. Raises as `FileLock.take`."""
+    def hold(self, start: int, length: int, *, wait: float) -> Iterator[None]:
+        """Alone with these bytes, tried for ``wait`` seconds. Raises as `FileLock.take`."""
         if self._generation != _generation:
             self._mutex, self._generation = _mutex(self._path), _generation
         mutex = self._mutex
-        if not mutex.acquire(timeout=self._wait):
+        ends = time.monotonic() + wait
+        if not (mutex.acquire(timeout=wait) if wait > 0 else mutex.acquire(blocking=False)):
             raise _taken(self._path)
         try:
-            _try_until(time.monotonic() + self._wait, self.descriptor, self._path, start, length)
+            _try_until(ends, self.descriptor, self._path, start, length)
             try:
                 yield
             finally:

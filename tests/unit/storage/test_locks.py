@@ -152,7 +152,7 @@ def test_a_file_system_without_locks_is_told_with_the_remedy(tmp_path, monkeypat
 def test_ranges_of_one_file_are_apart_between_processes_and_shared_within_one(tmp_path):
     """A stranger's lock on one record keeps nobody from another; a second object here ends no lock of the first."""
     path = tmp_path / "records"
-    first, second = RangeLocks(path, wait=0.05), RangeLocks(path, wait=0.05)
+    first, second = RangeLocks(path), RangeLocks(path)
     held = subprocess.Popen(
         [sys.executable, "-c", STRANGER.replace("LOCK_EX)", "LOCK_EX, 10, 0)"), str(path)],
         stdin=subprocess.PIPE,
@@ -160,16 +160,16 @@ def test_ranges_of_one_file_are_apart_between_processes_and_shared_within_one(tm
     )
     try:
         assert held.stdout.readline() == b"held\n"
-        with first.hold(10, 10):
+        with first.hold(10, 10, wait=0.05):
             pass
-        with pytest.raises(TimeoutError), first.hold(0, 10):
+        with pytest.raises(TimeoutError), first.hold(0, 10, wait=0.05):
             pass
     finally:
         held.communicate(b"\n", timeout=20)
-    with first.hold(0, 10), pytest.raises(TimeoutError), second.hold(20, 10):
+    with first.hold(0, 10, wait=0.05), pytest.raises(TimeoutError), second.hold(20, 10, wait=0.05):
         pass
     closing = threading.Thread(target=second.close)
-    with first.hold(0, 10):
+    with first.hold(0, 10, wait=0.05):
         closing.start()
         probe = "import fcntl,sys; fcntl.lockf(open(sys.argv[1],'a'), fcntl.LOCK_EX|fcntl.LOCK_NB, 10, 0)"
         assert subprocess.run([sys.executable, "-c", probe, path], capture_output=True, check=False).returncode != 0
