@@ -18,7 +18,6 @@ What is known of a certificate is always rebuilt from the file, so processes and
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -32,6 +31,9 @@ from typing import Any
 
 from workflow_composer.calibration.monitor import StratifiedMonitor
 from workflow_composer.errors import ConfigError, InputError, WorkflowComposerError
+from workflow_composer.storage.appending import append_to, open_for_appending
+from workflow_composer.storage.lines import encoded
+from workflow_composer.storage.locks import locked
 
 AUDITS_VARIABLE = "WORKFLOW_COMPOSER_AUDITS"
 """Another file for the audits than ``logs/audits.jsonl``."""
@@ -250,12 +252,12 @@ class AuditLog:
             self._read()  # so that little is left to be read while others wait
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                descriptor = open_for_appending(self.path)
                 try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
-                    yield descriptor
+                    with locked(self.path):
+                        yield descriptor
                 finally:
-                    os.close(descriptor)  # lets go of the lock, too
+                    os.close(descriptor)
             except OSError as error:
                 raise WorkflowComposerError(
                     f"audits cannot be written to {self.path}: {error.strerror or error}",
@@ -358,13 +360,9 @@ _TAKES = {
 
 
 def _write(descriptor: int, event: Mapping[str, Any]) -> None:
-    """Append one line, behind a line end where a machine that lost power has left half a line. Raises OSError."""
-    size = os.fstat(descriptor).st_size
-    torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+    """Append one event. Raises OSError."""
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
-    line = b"\n" * torn + json.dumps({**event, "at": at}, allow_nan=False).encode() + b"\n"
-    if os.write(descriptor, line) != len(line):
-        raise OSError("the disk filled up in mid-line")
+    append_to(descriptor, encoded({**event, "at": at}))
 
 
 def _word(correct: bool) -> str:

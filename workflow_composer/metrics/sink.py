@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from workflow_composer.metrics.record import RoutingMetric
+from workflow_composer.storage.appending import LineFile
 
 METRICS_VARIABLE = "WORKFLOW_COMPOSER_METRICS"
 """Another file for the metrics than ``logs/routing_metrics.jsonl``; ``off`` writes none."""
@@ -18,6 +19,11 @@ TOGETHER = 0.02
 """Seconds within which a service's lines are written together."""
 
 DEFAULT_FILE = Path("logs/routing_metrics.jsonl")
+
+_PATIENCE, _LONG_PATIENCE = 0.05, 2.0
+"""Seconds to wait for another process that appends: once while requests are served, and at the end."""
+_MOST_WAITING = 10_000
+"""Lines that wait for the file's lock; it is held for microseconds, unless by somebody who should not."""
 
 
 class MetricsSink(Protocol):
@@ -35,14 +41,15 @@ class MetricsSink(Protocol):
 class JsonlSink:
     """Appends one line of JSON per request to a file, which is made with its folder when the first line comes.
 
-    A line is one ``write`` to a descriptor in append mode, which a local file system does not interleave with those of
-    other processes. (NFS has no append: let each machine write a file of its own.) To rotate the file, copy and truncate it.
+    Any number of processes may append to it (`storage.appending`), and it may be rotated in either way: moved away, or
+    copied and truncated.
 
     ``on_trouble`` is told, once, why lines cannot be written (default: a warning in the log). Writing is tried again with
     every metric, so lines come back when there is room on the disk again.
 
     ``together``: seconds for which a line may wait for others, to be written with them; for who writes thousands a second.
-    What waits is written by the next line that comes later, by `flush`, and by `close`.
+    What waits is written by the next line that comes later, by `flush`, and by `close`; so are lines that came while another
+    process had the file's lock.
     """
 
     def __init__(
@@ -54,13 +61,13 @@ class JsonlSink:
     ) -> None:
         self.path = Path(path)
         self._together = together
+        self._file = LineFile(self.path)
         self._waiting: list[bytes] = []
         self._written_at = float("-inf")
         self._on_trouble = on_trouble or _warn
         self._lock = threading.Lock()
-        self._descriptor: int | None = None
         self._troubled = False
-        self._broken_line = False
+        self._held_up = False
 
     def write(self, metric: RoutingMetric) -> None:
         """Append the metric's line."""
@@ -69,68 +76,45 @@ class JsonlSink:
         except (TypeError, ValueError, OverflowError) as error:  # a field that is no text or number, or not a finite one
             self._report(f"{type(error).__name__}: {error}")
             return
-        if self._together:
-            with self._lock:
-                self._waiting.append(line)
-                now = time.monotonic()
-                if now - self._written_at < self._together:
-                    return
-                line = self._gathered(now)
-        self._append(line)
+        with self._lock:
+            self._waiting.append(line)
+            now = time.monotonic()
+            if now - self._written_at >= self._together:
+                self._written_at = now
+                self._append(0.0 if self._held_up else _PATIENCE)
 
     def flush(self) -> None:
         """Write what waits."""
         if self._waiting:
             with self._lock:
-                lines = self._gathered(time.monotonic())
-            self._append(lines)
-
-    def _gathered(self, now: float) -> bytes:
-        self._written_at = now
-        lines = b"".join(self._waiting)
-        self._waiting.clear()
-        return lines
-
-    def _append(self, lines: bytes) -> None:
-        try:
-            with self._lock:  # so that no thread writes to a descriptor that another has just closed
-                if self._descriptor is None or self._broken_line:
-                    lines = self._ready(lines)
-                written = os.write(self._descriptor, lines)  # type: ignore[arg-type]  # _ready has opened it
-            if written != len(lines):
-                self._report("the disk filled up in mid-line")
-        except OSError as error:
-            self._report(error.strerror or str(error))
-
-    def _ready(self, line: bytes) -> bytes:
-        """Open the file where it is not; put a line end in front of the line where the file does not end with one."""
-        if self._descriptor is None:
-            self._descriptor = self._open()
-            # A machine that lost power may have left half a line.
-            size = os.fstat(self._descriptor).st_size
-            self._broken_line = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
-        if self._broken_line:
-            self._broken_line = False
-            return b"\n" + line
-        return line
-
-    def _report(self, reason: str) -> None:
-        self._broken_line = True  # perhaps; a blank line does no harm
-        if not self._troubled:
-            self._troubled = True
-            self._on_trouble(f"metrics cannot be written to {self.path}: {reason}; requests go on without them")
-
-    def _open(self) -> int:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                self._written_at = time.monotonic()
+                self._append(0.0)
 
     def close(self) -> None:
         """Write what waits and close the file; a metric that comes later opens it again."""
-        self.flush()
         with self._lock:
-            if self._descriptor is not None:
-                os.close(self._descriptor)
-                self._descriptor = None
+            if self._waiting:
+                self._append(_LONG_PATIENCE)
+            self._file.close()
+
+    def _append(self, wait: float) -> None:
+        try:
+            self._file.append(b"".join(self._waiting), wait=wait)
+        except TimeoutError as error:
+            self._held_up = True
+            if len(self._waiting) < _MOST_WAITING:
+                return
+            self._report(str(error.strerror))
+        except OSError as error:
+            self._report(error.strerror or str(error))
+        else:
+            self._held_up = False
+        self._waiting.clear()
+
+    def _report(self, reason: str) -> None:
+        if not self._troubled:
+            self._troubled = True
+            self._on_trouble(f"metrics cannot be written to {self.path}: {reason}; requests go on without them")
 
 
 class MemorySink:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from workflow_composer.storage.locks import WAIT, locked
+from workflow_composer.storage.locks import WAIT, FileLock, lock_beside, locked
 
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 
@@ -17,6 +19,8 @@ def append_lines(path: Path, lines: bytes, *, wait: float = WAIT, mode: int = 0o
 
     The file is made where it is missing, its folder is not. Raises OSError; then nothing was added.
     """
+    with suppress(FileNotFoundError):
+        _refuse_odd(path.stat())  # before a lock is made beside a device
     with locked(path, wait=wait):
         descriptor = open_for_appending(path, mode=mode)
         try:
@@ -28,10 +32,19 @@ def append_lines(path: Path, lines: bytes, *, wait: float = WAIT, mode: int = 0o
 def open_for_appending(path: Path, *, mode: int = 0o644) -> int:
     """A descriptor for `append_to`. Raises OSError, also where the path is no regular file."""
     descriptor = os.open(path, _FLAGS | os.O_NONBLOCK, mode)  # else a pipe would wait for its reader
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        _refuse_odd(os.fstat(descriptor))
+    except OSError:
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no regular file")
+        raise
     return descriptor
+
+
+def _refuse_odd(status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
 
 
 def append_to(descriptor: int, lines: bytes) -> None:
@@ -50,3 +63,67 @@ def append_to(descriptor: int, lines: bytes) -> None:
         raise
     os.ftruncate(descriptor, before)
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class LineFile:
+    """A file of lines that is kept open between appends; made, with its folder, by the first. For one thread at a time.
+
+    Where it was moved away or removed (log rotation), the next line begins a new one. A pipe or a device is written to as it
+    is, and so is a file in a folder that gives no right to make a lock: one write in append mode is whole on a local disk.
+    """
+
+    def __init__(self, path: Path, *, mode: int = 0o644) -> None:
+        self.path = path
+        self._mode = mode
+        self._descriptor: int | None = None
+        self._inode = (0, 0)
+        self._regular = True
+
+    def append(self, lines: bytes, *, wait: float = 0.0) -> None:
+        """Append whole lines. Raises OSError: then nothing was added, or (a device) perhaps a part."""
+        descriptor = self._opened()
+        if not self._regular:
+            if os.write(descriptor, lines) != len(lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return
+        with self._alone(wait):
+            append_to(descriptor, lines)
+
+    @contextmanager
+    def _alone(self, wait: float) -> Iterator[None]:
+        lock = FileLock(lock_beside(self.path))
+        try:
+            lock.take(wait)
+        except TimeoutError:
+            raise
+        except OSError:
+            yield
+            return
+        with lock:
+            yield
+
+    def _opened(self) -> int:
+        if self._descriptor is not None:
+            if self._regular and self._inode != _inode_at(self.path):
+                self.close()
+            else:
+                return self._descriptor
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = descriptor = os.open(self.path, _FLAGS, self._mode)
+        status = os.fstat(descriptor)
+        self._regular, self._inode = stat.S_ISREG(status.st_mode), (status.st_dev, status.st_ino)
+        return descriptor
+
+    def close(self) -> None:
+        """Close the file; the next line opens it again."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _inode_at(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

@@ -7,14 +7,19 @@ import stat
 import subprocess
 import sys
 import threading
+from functools import partial
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.paths import ROOT
+from workflow_composer.calibration import audits
 from workflow_composer.calibration.audits import DEFAULT_FILE, AuditLog, audits_file
 from workflow_composer.errors import InputError, WorkflowComposerError
+from workflow_composer.storage import appending
+from workflow_composer.storage.locks import locked
 
 
 @pytest.fixture
@@ -398,10 +403,32 @@ def test_a_file_without_the_right_to_write_is_named(path):
     assert [audit.id for audit in log.pending()] == ["r1"]
 
 
-def test_a_full_disk_is_told():
-    """Linux has a device that is always full."""
-    with pytest.raises(WorkflowComposerError, match=r"written to /dev/full: No space left"):
+def test_a_full_disk_is_told(path, monkeypatch):
+    """What was there before stays whole, and the drawing can be noted once there is room."""
+    draw(AuditLog(path), "r1")
+    with monkeypatch.context() as patch:
+        patch.setattr(appending.os, "write", lambda descriptor, data: len(data) // 2)
+        with pytest.raises(WorkflowComposerError, match="No space left"):
+            draw(AuditLog(path), "r2")
+    draw(AuditLog(path), "r3")
+    assert [audit.id for audit in AuditLog(path).pending()] == ["r1", "r3"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_device_is_no_file_of_audits():
+    """It could not be read again; nothing is made beside it."""
+    before = sorted(os.listdir("/dev"))
+    with pytest.raises(WorkflowComposerError, match="no regular file"):
         draw(AuditLog("/dev/full"), "r1")
+    assert sorted(os.listdir("/dev")) == before
+
+
+def test_a_lock_that_somebody_keeps_is_told_with_what_to_do(path, monkeypatch):
+    """Within a bounded time."""
+    draw(AuditLog(path), "r0")
+    monkeypatch.setattr(audits, "locked", partial(locked, wait=0.01))
+    with locked(path), pytest.raises(WorkflowComposerError, match="holds the lock"):
+        draw(AuditLog(path), "r1")
 
 
 def test_the_environment_chooses_the_file():

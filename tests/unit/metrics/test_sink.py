@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 
 from tests.unit.metrics.examples import metric
 from workflow_composer.metrics.sink import JsonlSink, MemorySink, NullSink, TeeSink, default_sink
+from workflow_composer.storage.locks import locked
 
 WRITER = """
 import sys
@@ -149,6 +151,44 @@ def test_a_metric_with_an_odd_field_is_dropped_with_a_word(tmp_path):
 
     assert len(lines_of(sink.path)) == 1
     assert "TypeError" in troubles[0]
+
+
+def test_lines_that_came_while_another_held_the_lock_are_written_later(tmp_path):
+    """None is lost, and no request waits for each of them."""
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    with locked(sink.path):
+        for _ in range(3):
+            sink.write(metric())
+        assert not sink.path.exists() or lines_of(sink.path) == []
+    sink.write(metric())
+    assert len(lines_of(sink.path)) == 4
+    with locked(sink.path):
+        sink.write(metric())
+    sink.close()
+    assert len(lines_of(sink.path)) == 5
+
+
+@pytest.mark.parametrize("rotate", [lambda path: path.rename(path.with_suffix(".1")), lambda path: path.write_bytes(b"")])
+def test_a_file_that_is_rotated_is_gone_on_with(tmp_path, rotate):
+    """Moved away, or copied and truncated."""
+    sink = JsonlSink(tmp_path / "metrics.jsonl")
+    sink.write(metric())
+    rotate(sink.path)
+    sink.write(metric())
+    assert len(lines_of(sink.path)) == 1
+    sink.close()
+
+
+def test_metrics_may_go_into_a_pipe(tmp_path):
+    """As to a container's standard output; no lock is made beside it."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    sink = JsonlSink(tmp_path / "pipe")
+    sink.write(metric(request_id="req-1"))
+    assert json.loads(os.read(reader, 65536))["request_id"] == "req-1"
+    sink.close()
+    os.close(reader)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_trouble_goes_to_the_log_by_default(tmp_path, caplog):
