@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import math
 import os
-import tempfile
 import threading
 import weakref
 from array import array
@@ -15,9 +13,10 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from workflow_composer.errors import BadRequest, ModelNotFound
+from workflow_composer.errors import BadRequest, InputError, ModelNotFound
+from workflow_composer.storage.lines import seekable
 from workflow_composer.types import TokenLogprob
 
 
@@ -159,15 +158,15 @@ def _hash(question: str) -> int:
 class Recording:
     """An open, indexed file of recorded answers; thread-safe. The file must not change while it is open.
 
-    A ``.gz`` file is unpacked into a temporary file without a name, which vanishes with this object.
+    A packed file is unpacked into a temporary one without a name, which vanishes with this object.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._models: dict[str, _Index] = {}
         try:
-            self._file = _seekable(path)
-        except (OSError, EOFError) as error:
+            self._file = seekable(path)
+        except (OSError, InputError) as error:
             raise ModelNotFound(f"no recorded answers: {path}: {error}") from None
         try:
             self._read()
@@ -183,7 +182,7 @@ class Recording:
 
     def records(self) -> Iterator[Recorded]:
         """Every answer, in the order of the file."""
-        with _seekable(self.path) as file:
+        with seekable(self.path) as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield self._record(line, number)
@@ -223,21 +222,6 @@ class Recording:
             return Recorded.parse(line)
         except (ValueError, RecursionError) as error:
             raise ModelNotFound(f"damaged recording: {self.path}:{number}: {error}") from None
-
-
-def _seekable(path: Path) -> IO[bytes]:
-    if path.suffix != ".gz":
-        return path.open("rb")
-    unpacked = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the recording that reads it
-    try:
-        with gzip.open(path) as packed:
-            while block := packed.read(1 << 20):
-                unpacked.write(block)
-    except BaseException:
-        unpacked.close()
-        raise
-    unpacked.seek(0)
-    return unpacked
 
 
 _open: weakref.WeakValueDictionary[tuple[Path, int, int], Recording] = weakref.WeakValueDictionary()

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
-import io
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +15,7 @@ from numpy.typing import NDArray
 
 from workflow_composer.calibration.signal_table import Answer, Floats, SignalTable
 from workflow_composer.errors import InputError
+from workflow_composer.storage.lines import decoded, lines, objects
 from workflow_composer.types import ANY_TASK, TokenLogprob
 
 KEYS = ("score", "correct", "id", "group", "tier", "cost")
@@ -352,24 +350,11 @@ def file_digest(path: Path) -> str:
 
 def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Numbered lines of a file as mappings."""
-    text = _text_of(path)
-    if path.name.removesuffix(".gz").endswith(".csv"):
-        yield from _csv_lines(path, text)
-        return
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            data = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{number}: not JSON: {error}", hint=FORM) from None
-        if not isinstance(data, dict):
-            raise InputError(f"{path}:{number}: not a JSON object", hint=FORM)
-        yield number, data
+    yield from _csv_lines(path) if path.name.removesuffix(".gz").endswith(".csv") else objects(path, form=FORM)
 
 
-def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+def _csv_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    reader = csv.DictReader(decoded(line, f"{path}:{number}") for number, line in enumerate(lines(path), 1))
     try:
         for row in reader:
             if None in row or None in row.values():
@@ -378,13 +363,3 @@ def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]
             yield reader.line_num, {str(key).strip(): value for key, value in row.items()}
     except csv.Error as error:
         raise InputError(f"{path}:{reader.line_num}: not CSV: {error}", hint=FORM) from None
-
-
-def _text_of(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8: {error}", hint=FORM) from None
-    except (OSError, EOFError) as error:
-        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}", hint=FORM) from None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_composer.errors import InputError
+from workflow_composer.storage.lines import lines
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _TEXTS = ("timestamp", "strategy", "task_type", "model_used", "candidate")
@@ -42,17 +43,11 @@ def read_metrics(path: Path) -> Iterator[Mapping[str, Any] | None]:
 
     Damaged is what is not a JSON object with a metric's fields: half a line left by a full disk, bytes that are no UTF-8.
     """
-    try:
-        with path.open("rb") as lines:
-            for line in lines:
-                if line.strip():
-                    yield _metric(line)
-    except FileNotFoundError:
-        raise InputError(
-            f"there is no metrics file {path}", hint="send a request first, or name another file with --file"
-        ) from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}", hint="name another file with --file") from error
+    if not path.exists():
+        raise InputError(f"there is no metrics file {path}", hint="send a request first, or name another file with --file")
+    for line in lines(path):
+        if line.strip():
+            yield _metric(line)
 
 
 def _metric(line: bytes) -> Mapping[str, Any] | None:

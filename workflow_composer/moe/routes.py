@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from workflow_composer.errors import InputError
 from workflow_composer.moe.hashing import NO_TOKEN
+from workflow_composer.storage.lines import decoded, lines
 
 HIGHEST = 2**31 - 1
 
@@ -113,19 +114,13 @@ class Routes:
 
 def read_routes(path: Path) -> Routes:
     """Read a recording. Raises `InputError`, which names the line and what is wrong with it."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            return parse_routes(file, str(path))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text") from None
+    return parse_routes((decoded(line, f"{path}, line {number}") for number, line in enumerate(lines(path), 1)), str(path))
 
 
-def parse_routes(lines: Iterable[str], name: str = "recording") -> Routes:
+def parse_routes(written: Iterable[str], name: str = "recording") -> Routes:
     """The routes of a recording's lines. Raises `InputError`."""
     layers: dict[int, _Layer] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(written, start=1):
         if not line.strip():
             continue
         place = f"{name}, line {number}"

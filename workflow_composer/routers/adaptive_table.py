@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -10,9 +9,11 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
-from workflow_composer.errors import ConfigError
+from workflow_composer.errors import ConfigError, InputError
+from workflow_composer.storage.lines import objects
 from workflow_composer.types import LLMRequest, Plan, texts
 
+_SHAPE = '{"shape": "...", "target": "a model or role"}'
 _SPACE = re.compile(r"\s+")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _CODE = re.compile(r"```|^\s*(?:def|class|import|#include|function|SELECT)\b", re.MULTILINE)
@@ -143,22 +144,13 @@ def _same(one: Plan | None, other: Plan | None) -> bool:
 
 def read_shapes(path: Path) -> Mapping[str, str]:
     """Shape -> target, from JSON lines ``{"shape": ..., "target": ...}``. Raises `ConfigError`, naming the line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"no table of shapes: {path}: {error}") from None
     found: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            shape, target = entry["shape"], entry["target"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            shape = target = None
-        if not (isinstance(shape, str) and isinstance(target, str)):
-            raise ConfigError(
-                f"{path}:{number}: not a shape", hint='a line is {"shape": "...", "target": "a model or role"}'
-            )
-        found[shape] = target
+    try:
+        for number, entry in objects(path, form=_SHAPE):
+            shape, target = entry.get("shape"), entry.get("target")
+            if not (isinstance(shape, str) and isinstance(target, str)):
+                raise ConfigError(f"{path}:{number}: not a shape", hint=f"write {_SHAPE}")
+            found[shape] = target
+    except InputError as error:
+        raise ConfigError(f"no table of shapes: {error.message}", hint=error.hint) from None
     return found

@@ -13,6 +13,8 @@ import gzip
 import io
 import json
 import lzma
+import shutil
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -158,11 +160,35 @@ def blocks(path: Path) -> Iterator[bytes]:
             yield rest
 
 
-def objects(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """The JSON objects of a file and the numbers of their lines; blank lines hold none. Raises `InputError`."""
+def seekable(path: Path) -> BinaryIO:
+    """The same bytes, open for reading at any place: the file itself, else a copy that vanishes when it is closed.
+
+    Raises `InputError`, and FileNotFoundError where there is no file.
+    """
+    plain = path.open("rb")
+    begin = plain.peek(8)[:8]
+    if not begin.startswith((*_PACKED, *_FOREIGN, _UTF8_MARK, *_UTF16_MARKS)):
+        return plain
+    plain.close()
+    copy = tempfile.TemporaryFile()  # noqa: SIM115  # closed by whoever reads it
+    try:
+        with opened(path) as file:
+            shutil.copyfileobj(file, copy)
+    except BaseException:
+        copy.close()
+        raise
+    copy.seek(0)
+    return cast(BinaryIO, copy)
+
+
+def objects(path: Path, *, form: str = _FORM) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The JSON objects of a file and the numbers of their lines; blank lines hold none.
+
+    Raises `InputError`; ``form`` says what lines should look like.
+    """
     for number, line in enumerate(lines(path), 1):
         if not line.isspace():
-            yield number, parsed(line, f"{path}:{number}")
+            yield number, parsed(line, f"{path}:{number}", form=form)
 
 
 def decoded(line: bytes, where: str) -> str:
@@ -183,9 +209,9 @@ def decoded(line: bytes, where: str) -> str:
             ) from None
 
 
-def parsed(line: bytes, where: str) -> Mapping[str, Any]:
+def parsed(line: bytes, where: str, *, form: str = _FORM) -> Mapping[str, Any]:
     """The JSON object of a line. Raises `InputError` where it holds none."""
-    hint = "turn an array into lines with: jq -c '.[]'" if line.lstrip().startswith(b"[") else f"write {_FORM}"
+    hint = "turn an array into lines with: jq -c '.[]'" if line.lstrip().startswith(b"[") else f"write {form}"
     try:
         found = json.loads(decoded(line, where))
     except json.JSONDecodeError as error:

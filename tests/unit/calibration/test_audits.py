@@ -417,10 +417,10 @@ def test_a_full_disk_is_told(path, monkeypatch):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_device_is_no_file_of_audits():
     """It could not be read again; nothing is made beside it."""
-    before = sorted(os.listdir("/dev"))
+    before = sorted(Path("/dev").iterdir())
     with pytest.raises(WorkflowComposerError, match="no regular file"):
         draw(AuditLog("/dev/full"), "r1")
-    assert sorted(os.listdir("/dev")) == before
+    assert sorted(Path("/dev").iterdir()) == before
 
 
 def test_a_lock_that_somebody_keeps_is_told_with_what_to_do(path, monkeypatch):

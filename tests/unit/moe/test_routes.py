@@ -127,6 +127,6 @@ def test_an_empty_recording_is_refused():
 def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path):
     with pytest.raises(InputError, match="cannot read"):
         read_routes(tmp_path / "none.jsonl")
-    (tmp_path / "bytes").write_bytes(b"\xff\xfe\xff")
+    (tmp_path / "bytes").write_bytes(b"\xff\xff\xff")
     with pytest.raises(InputError, match="not UTF-8"):
         read_routes(tmp_path / "bytes")
