@@ -58,7 +58,7 @@ class ModelOrchestrator:
 
     Args:
         strategy: a profile's name, path or `StrategyConfig`. None: the environment's ``BIOPIPELINES_STRATEGY``, else
-            detection (healthy local servers, cloud keys, the embedded engine), which may take two seconds.
+            detection (healthy servers of your own, else the embedded engine; never the cloud), which may take two seconds.
         plugins: a `PluginHost`; None: the package's own parts and every installed plugin.
         metrics: where the line about each request goes; None: ``logs/routing_metrics.jsonl``.
         environ: environment variables; None: the process's own.
@@ -325,7 +325,7 @@ class ModelOrchestrator:
         if named := self._environ.get(STRATEGY_VARIABLE, "").strip():
             return self._load(named), "environment"
         try:
-            return self._load(self._thread.run(detect_strategy(self._environ))), "detection"
+            return self._thread.run(detect_strategy(self._environ, report=self._narrator.warning)), "detection"
         except BaseException:
             self._thread.stop()
             raise
