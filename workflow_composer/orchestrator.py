@@ -67,7 +67,9 @@ class ModelOrchestrator:
     Raises `ConfigError` where the profile is wrong, `NoStrategy` where none is named and none can be detected.
 
     The methods whose names begin with ``a`` are the implementation; the others run them on a thread of the orchestrator's
-    own. Both kinds may be used from any thread or event loop. Close it, or use it as a context manager.
+    own and wait, in a notebook too, whose event loop stands still meanwhile. Both kinds may be used from any thread or event
+    loop, and side by side; only what runs on the orchestrator's own loop (a router or hook, say) must await. Close it, or
+    use it as a context manager.
 
     >>> with ModelOrchestrator("development") as orchestrator:  # doctest: +SKIP
     ...     orchestrator.generate("What is 12 + 7?").text
@@ -262,27 +264,27 @@ class ModelOrchestrator:
     # ---------------------------------------------------------------------------------------- the synchronous facade
 
     def generate(self, prompt: Prompt, **fields: Any) -> LLMResponse:
-        """`agenerate`, for callers without an event loop."""
+        """`agenerate`, for callers that do not await."""
         return self._thread.run(self.agenerate(prompt, **fields))
 
     def stream(self, prompt: Prompt, **fields: Any) -> SyncResponseStream:
-        """`astream`, for callers without an event loop: ``for chunk in (stream := orchestrator.stream(...)): ...``."""
+        """`astream`, for callers that do not await: ``for chunk in (stream := orchestrator.stream(...)): ...``."""
         return SyncResponseStream(self._thread, self.astream(prompt, **fields))
 
     def embed(self, texts: Sequence[str], **fields: Any) -> Embeddings:
-        """`aembed`, for callers without an event loop."""
+        """`aembed`, for callers that do not await."""
         return self._thread.run(self.aembed(texts, **fields))
 
     def switch_strategy(self, strategy: str | Path | StrategyConfig) -> None:
-        """`aswitch_strategy`, for callers without an event loop."""
+        """`aswitch_strategy`, for callers that do not await."""
         self._thread.run(self.aswitch_strategy(strategy))
 
     def status(self, *, probe: bool = True) -> OrchestratorStatus:
-        """`astatus`, for callers without an event loop."""
+        """`astatus`, for callers that do not await."""
         return self._thread.run(self.astatus(probe=probe))
 
     def close(self) -> None:
-        """`aclose`, for callers without an event loop; ends the orchestrator's thread too."""
+        """`aclose`, for callers that do not await; ends the orchestrator's thread too."""
         self._thread.run(self.aclose())
         self._thread.stop()
 
