@@ -72,8 +72,8 @@ class ModelOrchestrator:
     use it as a context manager.
 
     >>> with ModelOrchestrator("development") as orchestrator:  # doctest: +SKIP
-    ...     orchestrator.generate("What is 12 + 7?").text
-    '12 + 7 = 19. #### 19'
+    ...     orchestrator.generate("What is 30 + 12?").text
+    '30 + 12 = 42. #### 42'
     """
 
     def __init__(
