@@ -49,8 +49,8 @@ def write_profile(folder: Path, name: str, *urls: str, **more: Any) -> Path:
 class Service:
     """``serve`` over a profile, from its "serving" line to its end by SIGTERM; a context manager.
 
-    ``strategy`` is a profile's path or name; None: the service finds one. ``folder``, for all that is written, is that of the
-    profile unless it is named.
+    ``strategy`` is a profile's path or name; None: the service finds one. ``folder``, for all that is written, is that of
+    the profile unless it is named.
     ``options`` are the command's; ``environ`` is added to an environment that names nothing else of the service's.
     """
 
