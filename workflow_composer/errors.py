@@ -14,7 +14,7 @@
     ├── InputError                   data given by the caller cannot be read
     │   └── MarkerError              a routing string is malformed; points at the part
     ├── RoutingError                 no plan can be made for a request
-    │   └── NoStrategy               nothing is configured and nothing was detected
+    │   └── NoStrategy               none was named, and none that stays on one's own machines can work
     ├── FleetError                   a server of the fleet cannot be started, found or stopped
     ├── ChannelClosed                another process of the service is gone
     ├── EgressDenied                 the profile forbids sending bytes to that host
@@ -138,7 +138,7 @@ class RoutingError(WorkflowComposerError):
 
 
 class NoStrategy(RoutingError):
-    """No strategy was named and none could be detected."""
+    """No strategy was named, and none that stays on one's own machines can work here."""
 
 
 class FleetError(WorkflowComposerError):

@@ -58,7 +58,7 @@ class ModelOrchestrator:
 
     Args:
         strategy: a profile's name, path or `StrategyConfig`. None: the environment's ``BIOPIPELINES_STRATEGY``, else
-            detection (healthy local servers, cloud keys, the embedded engine), which may take two seconds.
+            detection (healthy servers of your own, else the embedded engine; never the cloud), which may take two seconds.
         plugins: a `PluginHost`; None: the package's own parts and every installed plugin.
         metrics: where the line about each request goes; None: ``logs/routing_metrics.jsonl``.
         environ: environment variables; None: the process's own.
@@ -67,11 +67,13 @@ class ModelOrchestrator:
     Raises `ConfigError` where the profile is wrong, `NoStrategy` where none is named and none can be detected.
 
     The methods whose names begin with ``a`` are the implementation; the others run them on a thread of the orchestrator's
-    own. Both kinds may be used from any thread or event loop. Close it, or use it as a context manager.
+    own and wait, in a notebook too, whose event loop stands still meanwhile. Both kinds may be used from any thread or event
+    loop, and side by side; only what runs on the orchestrator's own loop (a router or hook, say) must await. Close it, or
+    use it as a context manager.
 
     >>> with ModelOrchestrator("development") as orchestrator:  # doctest: +SKIP
-    ...     orchestrator.generate("What is 12 + 7?").text
-    '12 + 7 = 19. #### 19'
+    ...     orchestrator.generate("What is 30 + 12?").text
+    '30 + 12 = 42. #### 42'
     """
 
     def __init__(
@@ -262,27 +264,27 @@ class ModelOrchestrator:
     # ---------------------------------------------------------------------------------------- the synchronous facade
 
     def generate(self, prompt: Prompt, **fields: Any) -> LLMResponse:
-        """`agenerate`, for callers without an event loop."""
+        """`agenerate`, for callers that do not await."""
         return self._thread.run(self.agenerate(prompt, **fields))
 
     def stream(self, prompt: Prompt, **fields: Any) -> SyncResponseStream:
-        """`astream`, for callers without an event loop: ``for chunk in (stream := orchestrator.stream(...)): ...``."""
+        """`astream`, for callers that do not await: ``for chunk in (stream := orchestrator.stream(...)): ...``."""
         return SyncResponseStream(self._thread, self.astream(prompt, **fields))
 
     def embed(self, texts: Sequence[str], **fields: Any) -> Embeddings:
-        """`aembed`, for callers without an event loop."""
+        """`aembed`, for callers that do not await."""
         return self._thread.run(self.aembed(texts, **fields))
 
     def switch_strategy(self, strategy: str | Path | StrategyConfig) -> None:
-        """`aswitch_strategy`, for callers without an event loop."""
+        """`aswitch_strategy`, for callers that do not await."""
         self._thread.run(self.aswitch_strategy(strategy))
 
     def status(self, *, probe: bool = True) -> OrchestratorStatus:
-        """`astatus`, for callers without an event loop."""
+        """`astatus`, for callers that do not await."""
         return self._thread.run(self.astatus(probe=probe))
 
     def close(self) -> None:
-        """`aclose`, for callers without an event loop; ends the orchestrator's thread too."""
+        """`aclose`, for callers that do not await; ends the orchestrator's thread too."""
         self._thread.run(self.aclose())
         self._thread.stop()
 
@@ -325,7 +327,7 @@ class ModelOrchestrator:
         if named := self._environ.get(STRATEGY_VARIABLE, "").strip():
             return self._load(named), "environment"
         try:
-            return self._load(self._thread.run(detect_strategy(self._environ))), "detection"
+            return self._thread.run(detect_strategy(self._environ, report=self._narrator.warning)), "detection"
         except BaseException:
             self._thread.stop()
             raise

@@ -1,4 +1,4 @@
-"""An answer on its way: streams, for callers with an event loop and without; and what a finished run is made into."""
+"""An answer on its way: streams, for callers that await and those that do not; and what a finished run is made into."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class ResponseStream:
 
 
 class SyncResponseStream:
-    """The same for callers without an event loop."""
+    """The same for callers that do not await, on an event loop or not."""
 
     def __init__(self, thread: LoopThread, stream: ResponseStream) -> None:
         self._thread = thread

@@ -1,10 +1,15 @@
-"""The synchronous facade's thread: one event loop, started when it is first needed."""
+"""The synchronous facade's thread: one event loop, started when it is first needed.
+
+Callers may have a running event loop of their own, as every cell of a notebook has. It stands still while they wait, and
+nothing that runs on the thread's loop waits for it (`stands_still`).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
@@ -12,9 +17,19 @@ from workflow_composer.errors import WorkflowComposerError
 
 T = TypeVar("T")
 
+_GLANCE = 0.1
+"""Seconds after which a caller on an event loop looks whether its task has been cancelled: nothing else would tell it."""
+
+_standing: set[asyncio.AbstractEventLoop] = set()
+
+
+def stands_still(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether a synchronous method is waiting on this loop, so that nothing runs there before it returns."""
+    return loop in _standing
+
 
 class LoopThread:
-    """Runs coroutines on an event loop in a thread of its own, from any other thread."""
+    """Runs coroutines on an event loop in a thread of its own, for callers on any other thread or event loop."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -22,26 +37,31 @@ class LoopThread:
         self._thread: threading.Thread | None = None
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run to the end and return the result. An interrupt (Ctrl-C) cancels the coroutine and is raised.
+        """Run to the end and return the result. A running event loop of the caller's stands still meanwhile.
 
-        Raises `WorkflowComposerError` where it is called from within an event loop, which it would block.
+        An interrupt (Ctrl-C) cancels the coroutine and is raised; so is a cancellation of the caller's task, which is what
+        the first Ctrl-C is under `asyncio.run`. Raises `WorkflowComposerError` where it is called on the thread's own
+        loop, which would wait for itself.
         """
-        if _inside_loop():
+        try:
+            self._refuse_own_loop()
+        except WorkflowComposerError:
             coroutine.close()
-            raise _would_block()
+            raise
         return self._wait_for(_Job(lambda: coroutine, coroutine.close))
 
     def call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """As `run`, for a coroutine that is made only when it begins: an interrupt before that leaves none behind."""
-        if _inside_loop():
-            raise _would_block()
+        self._refuse_own_loop()
         return self._wait_for(_Job(function))
 
     def _wait_for(self, job: _Job[T]) -> T:
         loop = self._running_loop()
+        cancelled = _cancellations()  # looked at first: the cancellation may come as soon as the job has begun
         try:
-            loop.call_soon_threadsafe(job.start)
-            return job.result.result()
+            with _callers_loop_standing():
+                loop.call_soon_threadsafe(job.start)
+                return _awaited(job.result, cancelled)
         except BaseException as error:
             loop.call_soon_threadsafe(job.cancel)
             if isinstance(error, RuntimeError) and isinstance(error.__context__, KeyboardInterrupt):
@@ -59,12 +79,21 @@ class LoopThread:
             return self._loop
 
     def stop(self) -> None:
-        """Cancel what still runs, end the thread, close the loop. A later `run` starts anew."""
+        """Cancel what still runs, end the thread, close the loop. A later `run` starts anew. Raises as `run`."""
+        self._refuse_own_loop()
         with self._lock:
             loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
         if loop is not None and thread is not None:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
+
+    def _refuse_own_loop(self) -> None:
+        if self._loop is not None and _callers_loop() is self._loop:
+            raise WorkflowComposerError(
+                "a synchronous method was called on the orchestrator's own event loop (by a router, a hook or another "
+                "plugin), which would wait for itself",
+                hint="await the methods whose names begin with a: agenerate, astream, aembed, aswitch_strategy",
+            )
 
 
 class _Job(Generic[T]):
@@ -109,19 +138,41 @@ class _Job(Generic[T]):
             self._task.cancel()
 
 
-def _would_block() -> WorkflowComposerError:
-    return WorkflowComposerError(
-        "a synchronous method was called inside a running event loop, which it would block",
-        hint="await the method whose name begins with a: agenerate, astream, aembed, aswitch_strategy",
-    )
-
-
-def _inside_loop() -> bool:
+def _callers_loop() -> asyncio.AbstractEventLoop | None:
     try:
-        asyncio.get_running_loop()
+        return asyncio.get_running_loop()
     except RuntimeError:
-        return False
-    return True
+        return None
+
+
+@contextlib.contextmanager
+def _callers_loop_standing() -> Iterator[None]:
+    """Let `stands_still` know of the caller's loop, where it has one."""
+    loop = _callers_loop()
+    if loop is None:
+        yield
+        return
+    _standing.add(loop)
+    try:
+        yield
+    finally:
+        _standing.discard(loop)
+
+
+def _cancellations() -> int | None:
+    """How often the caller's task has been cancelled so far; None where it has no task."""
+    task = None if _callers_loop() is None else asyncio.current_task()
+    return None if task is None else task.cancelling()
+
+
+def _awaited(result: Future[T], cancelled: int | None) -> T:
+    """Wait for a result; raises CancelledError where the caller's task is cancelled once more than so often."""
+    while cancelled is not None and not result.done():
+        with contextlib.suppress(TimeoutError):
+            result.exception(_GLANCE)
+        if _cancellations() != cancelled:
+            raise asyncio.CancelledError
+    return result.result()
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:

@@ -8,7 +8,7 @@ once, each with its file, line and key. ``docs/profiles.md`` lists every key.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -312,10 +312,16 @@ def find(name_or_path: str | os.PathLike[str], search: Sequence[Path]) -> Path:
     name = os.fspath(name_or_path)
     if not isinstance(name_or_path, str) or name.endswith(SUFFIXES) or "/" in name or os.sep in name:
         return Path(name)
-    candidates = [folder / f"{name}{suffix}" for folder in search for suffix in SUFFIXES] if name.isprintable() else []
-    for path in candidates:
-        if os.path.exists(path):  # noqa: PTH110  # unlike Path.exists, False for a name too long and a closed folder
-            return path
+    if (path := next(candidates(name, search), None)) is not None:
+        return path
     places = ", ".join(str(folder) for folder in search)
     hint = nearest(name, profiles(search)) or f"there are: {', '.join(sorted(profiles(search))) or 'none'}"
     raise ProfileNotFound(f"no profile named {name!r} in {places}", hint=hint)
+
+
+def candidates(name: str, search: Sequence[Path]) -> Iterator[Path]:
+    """Every file of a profile's name, that of the first folder first."""
+    places = (folder / f"{name}{suffix}" for folder in search for suffix in SUFFIXES) if name.isprintable() else ()
+    for path in places:
+        if os.path.exists(path):  # noqa: PTH110  # unlike Path.exists, False for a name too long and a closed folder
+            yield path

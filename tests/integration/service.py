@@ -49,14 +49,19 @@ def write_profile(folder: Path, name: str, *urls: str, **more: Any) -> Path:
 class Service:
     """``serve`` over a profile, from its "serving" line to its end by SIGTERM; a context manager.
 
-    ``strategy`` is a profile's path or name; ``folder``, for all that is written, is that of the profile unless it is named.
+    ``strategy`` is a profile's path or name; None: the service finds one. ``folder``, for all that is written, is that of
+    the profile unless it is named.
     ``options`` are the command's; ``environ`` is added to an environment that names nothing else of the service's.
     """
 
     def __init__(
-        self, strategy: Path | str, *options: str, folder: Path | None = None, environ: Mapping[str, str] | None = None
+        self,
+        strategy: Path | str | None,
+        *options: str,
+        folder: Path | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
-        folder = folder or Path(strategy).parent
+        folder = folder or Path(strategy or "").parent
         self.metrics = folder / "metrics.jsonl"
         own = {
             "WORKFLOW_COMPOSER_METRICS": str(self.metrics),
@@ -69,8 +74,7 @@ class Service:
             sys.executable,
             "-m",
             "workflow_composer",
-            "-s",
-            str(strategy),
+            *(() if strategy is None else ("-s", str(strategy))),
             "serve",
             "--port",
             "0",

@@ -14,6 +14,7 @@ from tests.paths import ROOT
 
 README = (ROOT / "README.md").read_text()
 TEST_COMMAND = "<!-- test command -->"
+EQUATION = re.compile(r"(?<![\d.])(\d+) ([-+*/]) (\d+) = (\d+)(?!\.?\d)")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,28 @@ def matches(expected, printed):
     """Whether the output is as promised; ``...`` stands for anything, and for the end where it is the last line."""
     pattern = re.escape(expected).replace(re.escape("..."), ".*")
     return re.fullmatch(pattern, printed.strip("\n"), re.S) is not None
+
+
+def untrue(text):
+    """The equations in a text that do not hold."""
+    results = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: b and a / b}
+    return [
+        found[0] for found in EQUATION.finditer(text) if results[found[2]](int(found[1]), int(found[3])) != int(found[4])
+    ]
+
+
+def test_wrong_sums_are_seen_and_right_ones_are_not():
+    """In an answer with steps, at the end of a sentence, and beside numbers that are no whole ones."""
+    assert untrue("12 + 30 = 32. 32 - 7 = 25. #### 25") == ["12 + 30 = 32"]
+    assert untrue("6 * 7 = 42. 42 / 2 = 20") == ["42 / 2 = 20"]
+    assert untrue("4 / 0 = 1") == ["4 / 0 = 1"]
+    assert untrue("12 + 30 = 42. 42 - 7 = 35. 0.5 * 2 = 1.0; 39 / 3 = 13") == []
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name)
+def test_every_sum_on_a_page_is_right(page):
+    """An answer that is shown is one to be proud of."""
+    assert untrue(page.read_text()) == []
 
 
 def test_the_readme_names_the_test_command_once():
@@ -76,3 +99,4 @@ def test_every_command_does_what_the_readme_says(tmp_path):
         printed = done.stdout if step.expected else ""
         assert done.returncode == 0, f"$ {step.command}\n{done.stdout}{done.stderr}"
         assert matches(step.expected, printed), f"$ {step.command}\nexpected:\n{step.expected}\nprinted:\n{printed}"
+        assert not untrue(done.stdout), f"$ {step.command}\nanswers wrongly:\n{done.stdout}"

@@ -198,19 +198,13 @@ class TestOneRequest:
         assert scripted.made[0].closed
 
     def test_the_synchronous_methods_give_the_same(self, make):
-        """generate, stream, embed and status for callers without an event loop."""
+        """generate, stream, embed and status for callers that do not await; in a notebook, see `test_notebook`."""
         orchestrator, _ = make()
         assert orchestrator.generate("x").text == "answer of small"
         stream = orchestrator.stream("x")
         assert "".join(chunk.text for chunk in stream) == "answer of small" == stream.response.text
         assert len(orchestrator.embed(["a", "b"]).vectors) == 2
         assert orchestrator.status().strategy == "test"
-
-    async def test_a_synchronous_method_inside_an_event_loop_says_what_to_use(self, make):
-        """It would block the loop."""
-        orchestrator, _ = make()
-        with pytest.raises(WorkflowComposerError, match="agenerate"):
-            orchestrator.generate("x")
 
     def test_after_closing_nothing_is_answered(self, make):
         """A closed orchestrator says so."""

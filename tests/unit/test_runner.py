@@ -8,7 +8,7 @@ import pytest
 
 from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.responses import ResponseStream, SyncResponseStream
-from workflow_composer.runner import LoopThread
+from workflow_composer.runner import LoopThread, stands_still
 from workflow_composer.types import Chunk
 
 
@@ -32,10 +32,51 @@ def test_results_and_errors_come_back(thread):
         thread.run(double(-1))
 
 
-async def test_inside_an_event_loop_it_refuses(thread):
-    """It would block the loop that it is called from; the coroutine is closed, not left behind."""
-    with pytest.raises(WorkflowComposerError, match="agenerate"):
-        thread.run(asyncio.sleep(0))
+async def test_inside_an_event_loop_it_blocks_that_loop_and_answers(thread):
+    """As a notebook's user wants it: results and errors come back, and meanwhile the loop is known to stand still."""
+    here = asyncio.get_running_loop()
+    others = []
+    here.call_soon(others.append, "ran")
+
+    async def fail():
+        raise TimeoutError("of its own")
+
+    async def seen():
+        return stands_still(here), stands_still(asyncio.get_running_loop())
+
+    assert thread.run(asyncio.sleep(0.15, "a")) == "a"
+    assert thread.call(seen) == (True, False)
+    with pytest.raises(TimeoutError, match="of its own"):
+        thread.run(fail())
+    assert not stands_still(here)
+    assert others == []
+
+
+def test_on_its_own_loop_it_refuses(thread):
+    """It would wait for itself; the error names the methods to await, and no coroutine is left behind."""
+
+    async def outer():
+        for misuse in (lambda: thread.run(asyncio.sleep(0)), lambda: thread.call(seven), thread.stop):
+            with pytest.raises(WorkflowComposerError, match="own event loop") as caught:
+                misuse()
+            assert "agenerate" in caught.value.hint
+        return await asyncio.to_thread(thread.call, seven)  # another thread may: the loop goes on
+
+    async def seven():
+        return 7
+
+    assert thread.run(outer()) == 7
+
+
+def test_a_thread_may_wait_for_another(thread):
+    """A hook of one orchestrator may use another one."""
+    other = LoopThread()
+
+    async def ask():
+        return other.run(asyncio.sleep(0, "from the other"))
+
+    assert thread.run(ask()) == "from the other"
+    other.stop()
 
 
 def test_an_interrupt_cancels_the_work(thread):
@@ -57,6 +98,31 @@ def test_an_interrupt_cancels_the_work(thread):
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         thread.run(work())
+    assert cancelled.wait(60)
+
+
+def test_the_first_interrupt_reaches_a_caller_under_asyncio_run(thread):
+    """`asyncio.run` answers Ctrl-C by cancelling the main task, which waits here and would not hear of it."""
+    began, cancelled = threading.Event(), threading.Event()
+
+    async def work():
+        began.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    async def main():
+        thread.run(work())
+
+    def interrupt():
+        began.wait(60)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
     assert cancelled.wait(60)
 
 

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from workflow_composer.calibration.audits import AuditLog
 from workflow_composer.calibration.certificate import Certificate
 from workflow_composer.errors import WorkflowComposerError
+from workflow_composer.runner import stands_still
 from workflow_composer.types import LLMRequest, LLMResponse
 
 Judge = Callable[[LLMRequest, LLMResponse], Awaitable[bool | None]]
@@ -76,8 +77,8 @@ class Auditor:
             task.add_done_callback(self._ended)
 
     async def aclose(self) -> None:
-        """Wait for the audits under way, those of other event loops too; one whose loop stands still will never end."""
-        while ends := [end for task, end in tuple(self._tasks.items()) if task.get_loop().is_running()]:
+        """Wait for the audits under way, those of other event loops too; one whose loop stands still would never end."""
+        while ends := [end for task, end in tuple(self._tasks.items()) if _goes_on(task.get_loop())]:
             await asyncio.wait([asyncio.wrap_future(end) for end in ends])
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -126,3 +127,7 @@ class Auditor:
         if not self._troubled:
             self._troubled = True
             self._report(f"{text}; further trouble with audits is not reported")
+
+
+def _goes_on(loop: asyncio.AbstractEventLoop) -> bool:
+    return loop.is_running() and not stands_still(loop)

@@ -20,10 +20,10 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float | N
 
 @click.command(
     epilog=examples(
-        'generate "What is 12 + 7?"',
+        'generate "What is 30 + 12?"',
         "generate --task code_generation --max-tokens 500 < prompt.txt",
         'generate --context file-formats --context house-style "Filter this VCF by depth: ..."',
-        'generate --model mv_cascade_small_k4_t0.7_large_k1_t0.0 "What is 12 + 7?"',
+        'generate --model mv_cascade_small_k4_t0.7_large_k1_t0.0 "What is 30 + 12?"',
         "generate --input questions.jsonl --output answers.jsonl --concurrency 32",
         "generate --input questions.jsonl.gz --limit 100 --json | jq .text",
     )

@@ -112,7 +112,7 @@ def commands_of(host: PluginHost) -> dict[str, click.Command]:
     cls=LazyGroup,
     invoke_without_command=True,
     epilog=examples(
-        '-s development generate "Ann has 3 apples and buys 4. How many?"',
+        '-s development generate "What is 30 + 12?"',
         "generate --input questions.jsonl --output answers.jsonl",
         'route --task code_generation "Write a parser"',
         "--json status",

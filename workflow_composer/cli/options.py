@@ -21,7 +21,7 @@ def common_options(function: F) -> F:
 
 def strategy_option(function: F) -> F:
     """Let ``--strategy`` stand behind the name of a command that has a use for it."""
-    return profile_option("$BIOPIPELINES_STRATEGY, else detection")(function)
+    return profile_option("$BIOPIPELINES_STRATEGY, else what is found on your own machines")(function)
 
 
 def profile_option(default: str) -> Callable[[F], F]:

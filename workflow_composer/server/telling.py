@@ -15,6 +15,8 @@ ATTEMPTS = PREFIX + "attempts"
 OVERHEAD = PREFIX + "overhead-ms"
 WARNING = PREFIX + "warning"
 TRAILERS = ("trailer", f"{COST}, {ATTEMPTS}")
+UNBUFFERED = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
+"""What keeps a proxy from gathering a stream's pieces: nginx does so unless the answer says no."""
 
 _STRATEGY, _ROUTER, _MODEL = PREFIX + "strategy", PREFIX + "router", PREFIX + "model"
 _TIER, _DEPTH, _ESCALATED = PREFIX + "tier", PREFIX + "fallback-depth", PREFIX + "escalated"
@@ -50,7 +52,7 @@ def of_stream(exchange: Exchange, request: LLMRequest, under_way: UnderWay, told
     overhead = (under_way.asked_at - exchange.started - under_way.waited) * 1000.0
     decision = under_way.decision
     fields = _of(request.request_id, decision, under_way.attempts, overhead)
-    fields.append(TRAILERS)
+    fields += (TRAILERS, *UNBUFFERED)
     if told.debug:
         fields.append((_REASON, decision.reason))
     return _with(fields, told)

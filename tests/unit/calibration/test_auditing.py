@@ -12,6 +12,7 @@ import pytest
 from tests.unit.calibration.certificates import certificate
 from workflow_composer.calibration.auditing import Auditor
 from workflow_composer.calibration.audits import AuditLog
+from workflow_composer.runner import LoopThread
 from workflow_composer.types import LLMRequest, LLMResponse, RoutingDecision, Sample, TierResult, Usage, Verdict
 
 MADE = certificate()
@@ -233,6 +234,13 @@ def test_an_audit_whose_loop_stands_still_holds_up_nobody(bench):
         while not bench.path.exists():
             await asyncio.sleep(0)
 
+    async def from_a_notebook(thread):
+        await once()
+        thread.run(asyncio.wait_for(auditor.aclose(), 5))
+
+    thread = LoopThread()
+    asyncio.run(from_a_notebook(thread))
+    thread.stop()
     with asyncio.Runner() as runner:
         runner.run(once())  # the audit is not cancelled before the runner ends
         asyncio.run(asyncio.wait_for(auditor.aclose(), 60))

@@ -1,0 +1,107 @@
+"""Streams of the service pass proxies piece by piece, in every form of API."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import socket
+import subprocess
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from tests.integration.service import PATIENCE, echoing, serving
+from tests.integration.stub_server import Reply
+
+QUESTION = [{"role": "user", "content": "one two three"}]
+FORMS = {
+    "/v1/chat/completions": {"messages": QUESTION},
+    "/v1/completions": {"prompt": "one two three"},
+    "/v1/responses": {"input": "one two three"},
+    "/v1/messages": {"messages": QUESTION, "max_tokens": 9},
+}
+VOTE = "mv_one_k2_t0.5"
+"""Asks twice, so that no server's stream can be handed on."""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("streams")
+    more = {"tiers": {"one": {"model": "p-0"}}, "routers": ["cascade", "cascading_provider"]}
+    with echoing() as stub, serving(folder, stub, **more) as service:
+        yield service, stub
+
+
+@pytest.mark.parametrize("model", ["auto", VOTE])
+@pytest.mark.parametrize("path", FORMS)
+def test_a_stream_tells_proxies_not_to_gather_it(served, path, model):
+    """Handed on as it comes (`auto`, in the two forms that servers speak) or written here."""
+    service, stub = served
+    status, headers, body = service.request("POST", path, {"model": model, "stream": True, **FORMS[path]})
+    assert (status, headers["content-type"]) == (200, "text/event-stream; charset=utf-8"), body
+    assert bool(stub.requests[-1].json.get("stream")) == (model == "auto")
+    assert b'"id":"' in body or b'"id": "' in body
+    assert headers.get_all("cache-control") == ["no-cache"]
+    assert headers.get_all("x-accel-buffering") == ["no"]
+
+
+@pytest.mark.parametrize("path", FORMS)
+def test_a_whole_answer_says_nothing_of_that(served, path):
+    """It is gathered anyway."""
+    _, headers, _ = served[0].request("POST", path, {"model": "auto", **FORMS[path]})
+    assert headers["x-accel-buffering"] is None
+
+
+@contextmanager
+def nginx(folder, port):
+    """A proxy before a port, with nothing set but where to go; yields the port that it listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        own = free.getsockname()[1]
+    bodies = "".join(f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    site = f"server {{ listen 127.0.0.1:{own}; location / {{ proxy_pass http://127.0.0.1:{port}; }} }}"
+    (folder / "nginx.conf").write_text(
+        f"daemon off; pid {folder}/pid; error_log stderr;\nevents {{}}\nhttp {{ access_log off; {bodies} {site} }}\n"
+    )
+    process = subprocess.Popen([program(), "-p", str(folder), "-c", str(folder / "nginx.conf")])
+    try:
+        ends = time.monotonic() + PATIENCE
+        while time.monotonic() < ends:
+            try:
+                socket.create_connection(("127.0.0.1", own)).close()
+                break
+            except OSError:
+                time.sleep(0.02)
+        yield own
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def program():
+    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+
+
+@pytest.mark.skipif(program() is None, reason="nginx is not installed")
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+def test_a_stream_comes_through_nginx_as_it_is_set_by_default_piece_by_piece(served, tmp_path, path):
+    """The first words are there while the model still writes."""
+    service, stub = served
+    real, stub.answer = stub.answer, lambda request: Reply.stream("one", "two", "three", gap=0.5)
+    try:
+        with nginx(tmp_path, service.port) as port:
+            client = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+            client.request("POST", path, json.dumps({"model": "auto", "stream": True, **FORMS[path]}))
+            reply = client.getresponse()
+            assert reply.status == 200
+            seen = b""
+            while b"one" not in seen:
+                seen += reply.read1()
+            assert b"three" not in seen
+            while piece := reply.read1():
+                seen += piece
+            assert b"three" in seen
+            client.close()
+    finally:
+        stub.answer = real
