@@ -11,6 +11,8 @@ import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Generic, TypeVar
 
+from workflow_composer.runner import stands_still
+
 T = TypeVar("T")
 _PATIENCE = 1.0
 """Seconds to wait for another thread's loop to close what it holds."""
@@ -48,8 +50,9 @@ class PerLoop(Generic[T]):
                 await guard.aclose()
             elif loop.is_running():
                 ended = asyncio.run_coroutine_threadsafe(_end(guard), loop)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(asyncio.wrap_future(ended), _PATIENCE)
+                if not stands_still(loop):  # one that waits for this very call closes when it goes on
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(asyncio.wrap_future(ended), _PATIENCE)
 
     async def _lifetime(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[T, None]:
         # A loop ends the async generators that were started in it before it closes (`shutdown_asyncgens`, which
