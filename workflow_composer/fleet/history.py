@@ -14,7 +14,7 @@ from typing import Literal
 
 from workflow_composer.storage.appending import append_lines
 from workflow_composer.storage.lines import encoded
-from workflow_composer.storage.locks import locked
+from workflow_composer.storage.locks import WAIT, locked
 from workflow_composer.storage.replacing import replacing
 from workflow_composer.storage.saved import read_saved
 
@@ -49,23 +49,24 @@ class Uptime:
 class History:
     """The file of checks."""
 
-    def __init__(self, path: Path, days: float) -> None:
+    def __init__(self, path: Path, days: float, *, wait: float = WAIT) -> None:
         self.path = path
         self._days = days
+        self._wait = wait
 
     def add(self, records: Iterable[Record]) -> None:
         """Append all of them. Raises OSError; then nothing is added."""
         lines = b"".join(encoded(asdict(record)) for record in records)
         if lines:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            append_lines(self.path, lines, mode=0o600)
+            append_lines(self.path, lines, wait=self._wait, mode=0o600)
 
     def prune(self, now: float) -> None:
         """Cut off what is older than the days to keep, where the oldest line is older by a day. Raises OSError."""
         oldest = next(self.records(), None)
         if oldest is None or now - oldest.time < (self._days + 1) * DAY:
             return
-        with locked(self.path), replacing(self.path) as file:
+        with locked(self.path, wait=self._wait), replacing(self.path) as file:
             for line in self._lines():
                 if (record := _record(line)) is not None and now - record.time < self._days * DAY:
                     file.write(line.rstrip(b"\n") + b"\n")
