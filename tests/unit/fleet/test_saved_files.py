@@ -198,7 +198,7 @@ def test_a_holder_and_claims_are_read_as_before(tmp_path):
     with_lock.release()
     claim = {"pid": os.getpid(), "gpus": {"GPU-0": 10, "GPU-1": 2.5}}
     damaged = {"pid": "x", "gpus": {"GPU-1": 16}}, {"pid": -1, "gpus": {"GPU-1": 16}}, {"pid": os.getpid()}, 5
-    text = json.dumps({"a#1": claim, **{f"{n}#1": one for n, one in enumerate(damaged)}}, indent=1)
+    text = json.dumps({**{f"{n}#1": one for n, one in enumerate(damaged)}, "a#1": claim}, indent=1)
     (tmp_path / "node.gpus").write_text(text)
     gpus = [Gpu(index, "T4", 75, 16, 16, f"GPU-{index}") for index in range(2)]
     chosen = Claims(tmp_path, "node").take("b", gpus, 2, lambda gpu: 1.0)
