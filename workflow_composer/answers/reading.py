@@ -71,9 +71,10 @@ class Reader:
         one, other = notation(a), notation(b)
         if one.text == other.text and one.text:
             return True
-        if one.number is not None and other.number is not None:
+        literal = self._compare == "auto" and (one.literal or other.literal)
+        if one.number is not None and other.number is not None and not literal:
             return one.number == other.number and (one.unit == other.unit or not one.unit or not other.unit)
-        if not self._mathematics or not self._may_be_equal(one, other):
+        if literal or not self._mathematics or not self._may_be_equal(one, other):
             return False
         return None if is_closed(a) and is_closed(b) else False
 
