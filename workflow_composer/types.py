@@ -199,6 +199,11 @@ class Sample:
     logprobs: tuple[TokenLogprob, ...] | None = None
     score: float | None = None
 
+    @property
+    def cut_off(self) -> bool:
+        """Whether a limit on its length ended it, and not the model."""
+        return self.finish_reason == "length"
+
 
 @quick
 @dataclass(frozen=True, slots=True)
