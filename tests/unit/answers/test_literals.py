@@ -21,7 +21,13 @@ DIFFERENT = [
     *(("genotype 0/1", "genotype 0/2"), ("Genotype: 0/1", "Genotype: 0/2"), ("0/1 (het)", "0/2 (het)"), ("0 / 1", "0 / 2")),
     *(("BRAF V600E", "BRAF E600V"), (r"\text{0/1}", r"\text{0/2}")),
 ]
-SAME = [("V600E", "**V600E**"), ("0/1", r"\text{0/1}"), ("0/1", "0 / 1"), ("v1.10", "V1.10."), ("04/02/2021", "`04/02/2021`")]
+SAME = [
+    ("V600E", "**V600E**"),
+    ("0/1", r"\text{0/1}"),
+    ("0/1", "0 / 1"),
+    ("v1.10", "V1.10."),
+    ("04/02/2021", "`04/02/2021`"),
+]
 VALUES = [("1/2", "0.5"), ("1/2", r"\frac{1}{2}"), ("2/4", "1/2"), ("3/6", "0.5"), ("1.10", "1.1"), ("1e5", "100000")]
 
 
@@ -47,7 +53,9 @@ def test_what_has_a_value_keeps_it(a, b):
     assert reader().same(b, a) is True
 
 
-@pytest.mark.parametrize("text", ["x-1", "2x", "n - 1", "sqrt2", "x1+x2", "x<3", "A>B", "pi/2", "5km", "(1, 2)", "1e5", "-3", "5-6"])
+@pytest.mark.parametrize(
+    "text", ["x-1", "2x", "n - 1", "sqrt2", "x1+x2", "x<3", "A>B", "pi/2", "5km", "(1, 2)", "1e5", "-3", "5-6"]
+)
 def test_algebra_is_no_name(text):
     """It keeps its mathematics."""
     assert not is_literal(text)
