@@ -14,7 +14,12 @@ from workflow_composer.types import LLMRequest, Plan, Sample, Tier, Verdict
 ASK = LLMRequest.of("What is 2 + 2?")
 CUT = Sample("First I add 2 and", "length")
 CALLS = Sample("", "tool_calls", ({"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}},))
-NOTHING = [Sample("", "stop"), Sample(" \n", "stop"), Sample("<think>2 + 2 is 4.</think>", "stop"), Sample("2 + 2</think>\n")]
+NOTHING = [
+    Sample("", "stop"),
+    Sample(" \n", "stop"),
+    Sample("<think>2 + 2 is 4.</think>", "stop"),
+    Sample("2 + 2</think>\n"),
+]
 
 
 def plan(b, *names, **fields):
