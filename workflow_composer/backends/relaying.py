@@ -1,13 +1,14 @@
 """Answers handed on as they come: what an OpenAI-compatible backend does with a request that has a `Relay`.
 
 The request is written from its fields as always. Of the answer only what the executor must know is read: usage, model, the
-text of a whole answer; of a stream only the events before the first token and the one with the usage. Errors become the
-package's own, by the same rules as everywhere (`openai_errors`).
+text of a whole answer; of a stream only the events before the first token, the one with the usage, and whether it was cut
+off. Errors become the package's own, by the same rules as everywhere (`openai_errors`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 LONGEST_EVENT = 16 * 2**20
 """Bytes; a server that sends more without an event's end sends no events."""
 
+_CUT_OFF = re.compile(rb'"finish_reason": ?"length"')
 _HEAD = (
     "POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {key}\r\nAccept: application/json, text/event-stream\r\n"
     "Accept-Encoding: identity\r\nUser-Agent: workflow-composer\r\nContent-Type: application/json\r\nContent-Length: "
@@ -219,6 +221,7 @@ class _Pump:
         self.model: str | None = None
         self.usage = Usage()
         self.late = False
+        self._cut_off = False
         self.error: Mapping[str, Any] | None = None
 
     def begin(self, connection: Connection, timer: asyncio.TimerHandle) -> None:
@@ -249,6 +252,8 @@ class _Pump:
             data, self._rest = data[:end], data[end:]
         if not self.works or b'"usage":{' in data or b'"usage": {' in data or b'"error":' in data:
             data = self._looked_at(data)
+        if b'"length"' in data and _CUT_OFF.search(data):
+            self._cut_off = True
         if data:
             self._last = (self._last[1], data)
             self._relay.begun = True
@@ -327,7 +332,9 @@ class _Pump:
         return False
 
     def sample(self) -> Sample:
-        """The answer, where somebody wants to read it; else an empty one."""
+        """The answer, where somebody wants to read it; else an empty one, of which is known only whether it was cut off."""
+        if not self._relay.keep:
+            return Sample("", "length" if self._cut_off else None)
         told, decoder = Told(), openai_wire.EventDecoder()
         for part in self._kept:
             for event in decoder.feed(part):
