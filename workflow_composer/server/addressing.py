@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from workflow_composer.server import schemas
-from workflow_composer.server.checks import described, mapping, text, wrong
+from workflow_composer.server.checks import described, wrong
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.types import ANY_TASK, Message, texts
 
@@ -68,10 +68,9 @@ _NAME: schemas.Schema = {**schemas.TEXT, "maxLength": LONGEST_NAME}
 )
 def model_name(name: str, value: Any) -> str:
     """What ``model`` may be."""
-    found = text(name, value)
-    if len(found) > LONGEST_NAME or not found.isprintable():
-        raise wrong(name, "is no name")
-    return found
+    if isinstance(value, str) and len(value) <= LONGEST_NAME and value.isprintable():
+        return value
+    raise wrong(name, "is no name" if isinstance(value, str) else "must be a text")
 
 
 _TASK_NAME: schemas.Schema = {**_NAME, "minLength": 1, "pattern": f"^{schemas.PRINTABLE}*$"}
@@ -85,10 +84,11 @@ _TASK_NAME: schemas.Schema = {**_NAME, "minLength": 1, "pattern": f"^{schemas.PR
 )
 def metadata(name: str, value: Any) -> dict[str, Any]:
     """Metadata; where they name a task, it must be a name."""
-    found = mapping(name, value)
-    if (task := found.get("task_type")) is not None:
+    if not isinstance(value, dict):
+        raise wrong(name, "must be an object")
+    if (task := value.get("task_type")) is not None:
         _task(task)
-    return found
+    return value
 
 
 def address_of(model: str | None, headers: Mapping[str, str], metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,8 +103,8 @@ def address_of(model: str | None, headers: Mapping[str, str], metadata: Mapping[
     elif name and name != AUTO:
         found["model"] = name
     if "task_type" not in found:
-        if header := headers.get(TASK_HEADER):
-            found["task_type"] = _task(header)
+        if task := headers.get(TASK_HEADER):
+            found["task_type"] = _task(task)
         elif (task := metadata.get("task_type")) is not None:
             found["task_type"] = task
     if (budget := headers.get(BUDGET_HEADER)) is not None:

@@ -108,15 +108,17 @@ def texts(name: str, value: Any) -> tuple[str, ...] | None:
 
 def whole(*, least: int | None = None, most: int = 2**31 - 1) -> FieldCheck[int]:
     """A whole number within limits; 5.0 counts as one."""
+    lowest = -most if least is None else least
+    limits = f"must be {'' if least is None else f'{least} or more, and '}at most {most}"
 
-    @described({"type": "integer", "minimum": -most if least is None else least, "maximum": most})
+    @described({"type": "integer", "minimum": lowest, "maximum": most})
     def check(name: str, value: Any) -> int:
-        if isinstance(value, float) and value.is_integer():
+        if type(value) is float and value.is_integer():
             value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool):
+        if type(value) is not int:  # nor true or false
             raise wrong(name, "must be a whole number")
-        if (least is not None and value < least) or abs(value) > most:
-            raise wrong(name, f"must be {'' if least is None else f'{least} or more, and '}at most {most}")
+        if not lowest <= value <= most:
+            raise wrong(name, limits)
         return value
 
     return check
@@ -127,7 +129,7 @@ def number(least: float, most: float) -> FieldCheck[float]:
 
     @described({"type": "number", "minimum": least, "maximum": most})
     def check(name: str, value: Any) -> float:
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
+        if type(value) is not float and type(value) is not int:  # nor true or false
             raise wrong(name, "must be a number")
         if not least <= value <= most:  # compares exactly, however many digits it has
             raise wrong(name, f"must be from {least:g} to {most:g}")

@@ -35,10 +35,10 @@ class ChatDialect:
             if request.get("max_tokens", limit) != limit:
                 warnings.append("max_tokens is not heeded beside max_completion_tokens")
             request["max_tokens"] = limit
-        stream, include_usage = streaming(own)
+        include_usage = "stream_options" in own and usage_at_end(own)
         request.update(address_of(own.get("model"), headers, request.get("metadata", {})))
         made = LLMRequest(extra=extra, request_id="", **request)  # the handler knows the ID
-        return Asked(made, stream, include_usage, tuple(warnings))
+        return Asked(made, own.get("stream", False), include_usage, tuple(warnings))
 
     def whole(self, asked: Asked, response: LLMResponse) -> bytes:
         """A ``chat.completion`` object."""
@@ -184,15 +184,14 @@ STREAM_OPTIONS_IN_STREAMS = schemas.either(
     {"properties": {"stream_options": schemas.NULL}},
     {"properties": {"stream": schemas.constant(True)}, "required": ["stream"]},
 )
-"""What `streaming` checks."""
+"""What `usage_at_end` checks."""
 
 
-def streaming(own: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Whether a stream is wanted, and the usage at its end. Raises `HttpFailure`."""
-    stream = own.get("stream", False)
-    if "stream_options" in own and not stream:
+def usage_at_end(own: Mapping[str, Any]) -> bool:
+    """Whether the ``stream_options`` want the usage at the stream's end. Raises `HttpFailure` if there is no stream."""
+    if not own.get("stream"):
         raise wrong("stream_options", "is allowed only with stream")
-    return stream, own.get("stream_options", False)
+    return bool(own["stream_options"])
 
 
 _FUNCTION = {"description": checks.text, "parameters": checks.mapping}

@@ -18,7 +18,7 @@ from workflow_composer.server.wire_chat import (
     SEED,
     STREAM_OPTIONS,
     STREAM_OPTIONS_IN_STREAMS,
-    streaming,
+    usage_at_end,
 )
 from workflow_composer.types import Chunk, LLMRequest, LLMResponse, TokenLogprob
 
@@ -31,7 +31,7 @@ class CompletionsDialect:
     def read(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
         """Read a body. Raises `HttpFailure`."""
         request, own, extra, warnings = FORM.read(data)
-        stream, include_usage = streaming(own)
+        include_usage = "stream_options" in own and usage_at_end(own)
         top = own.get("logprobs")
         request.update(address_of(own.get("model"), headers, request.get("metadata", {})))
         made = LLMRequest(
@@ -43,7 +43,7 @@ class CompletionsDialect:
             extra=extra,
             **request,
         )
-        return Asked(made, stream, include_usage, tuple(warnings))
+        return Asked(made, own.get("stream", False), include_usage, tuple(warnings))
 
     def whole(self, asked: Asked, response: LLMResponse) -> bytes:
         """A ``text_completion`` object."""
