@@ -1,16 +1,16 @@
-"""JSON Schema for tests: whether a value fits, values that do, and values that almost do.
+"""JSON Schema for tests: whether a value fits, values that do, and values that differ from such in one part.
 
 It knows the keywords that the service's forms use, and fails at any other.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import re
 import sys
 import unicodedata
+from collections.abc import Iterator
 from typing import Any
 
 from hypothesis import strategies as st
@@ -86,28 +86,22 @@ def characters(category: str) -> str:
 
 # -------------------------------------------------------------------------------------------------------------- values
 
-ODD = [
-    0,
-    -1,
-    5.0,
-    1.5,
-    2.5,
-    101,
-    129,
-    10**6 + 1,
-    2**31,
-    2**63,
-    10**400,
-    "a\nb",
-    "é",
-    "\u2028",
-    "x" * 201,
-    "x" * 513,
-    "task:",
+ODD: list[Any] = [
+    *(None, True, False, 0, -1, 1, 5.0, 1.5, -0.1, 1.01, 2.5, 101, 129, 10**6 + 1, 2**31, 2**63, -(2**63), 10**400),
+    *("", "a", "a\nb", "a\n", "é", "\u2028", "x" * 201, "x" * 513, "task:", " task: ", "text", "function", "tool"),
+    *([], {}, [1], ["a"], ["a", "b"], {"type": "text"}, {"type": []}, {"task_type": 1}),
 ]
+MANY = ["a"] * 2049
+
+
+def odd() -> st.SearchStrategy[Any]:
+    """One of them, by its place: Hypothesis would print them all."""
+    return st.sampled_from(range(len(ODD))).map(ODD.__getitem__)
+
+
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5)
 ANY = st.recursive(
-    LEAVES | st.sampled_from(ODD),
+    LEAVES | odd(),
     lambda inner: (
         st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["type", "text"]) | st.text(), inner, max_size=2)
     ),
@@ -158,19 +152,44 @@ MAKERS = {
 }
 
 
-@st.composite
-def bent(draw: st.DrawFn, schema: dict[str, Any]) -> Any:
-    """A value that fits, but for one part of it, which is something else or missing."""
-    value = copy.deepcopy(draw(values(schema)))  # an enum's own values are not to be changed
-    where = value
-    while isinstance(where, (dict, list)) and where:
-        place = draw(st.sampled_from(sorted(where) if isinstance(where, dict) else range(len(where))))
-        if not isinstance(where[place], (dict, list)) or not where[place] or draw(st.booleans()):
-            if isinstance(where, dict) and draw(st.booleans()):
-                where.pop(place)
-                where |= draw(st.just({}) | st.dictionaries(st.just("surprise"), ANY))
-            else:
-                where[place] = draw(ANY)
-            return value
-        where = where[place]
-    return draw(ANY)
+def samples(schema: dict[str, Any]) -> list[Any]:
+    """A few values that fit a schema: its limits, each alternative, each property."""
+    if "enum" in schema:
+        return list(schema["enum"])
+    if "anyOf" in schema and "type" not in schema:
+        return [value for one in schema["anyOf"] for value in samples(one)]
+    kinds = schema.get("type", ["null", "number", "object"])
+    found = [value for kind in ([kinds] if isinstance(kinds, str) else kinds) for value in SAMPLES[kind](schema)]
+    return [value for value in found if fits(schema, value)]
+
+
+def _sample_objects(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    known = {name: samples(inner) for name, inner in schema.get("properties", {}).items()}
+    least = {name: known[name][0] for name in schema.get("required", ())}
+    return [least, *({**least, name: value} for name, found in known.items() for value in found)]
+
+
+SAMPLES = {
+    "null": lambda schema: [None],
+    "boolean": lambda schema: [True, False],
+    "string": lambda schema: ["", "a", "é", "x" * schema.get("maxLength", 9)],
+    "array": lambda schema: [[], *([one] for one in samples(schema.get("items", {})))],
+    "object": _sample_objects,
+    "integer": lambda schema: [schema["minimum"], schema["maximum"], float(max(schema["minimum"], 1))],
+    "number": lambda schema: [schema.get("minimum", 0), schema.get("maximum", 0.5)],
+}
+
+
+def variants(value: Any) -> Iterator[Any]:
+    """The value with one part of it changed, for each part: something odd in its place, one more, or one less."""
+    yield from ODD
+    if isinstance(value, dict):
+        yield {**value, "surprise": 1}
+        yield {**value, "surprise": None}
+        for name, inner in value.items():
+            yield {one: rest for one, rest in value.items() if one != name}
+            yield from ({**value, name: other} for other in variants(inner))
+    elif isinstance(value, list):
+        yield from ([*value, one] for one in ODD)
+        for place, inner in enumerate(value):
+            yield from ([*value[:place], other, *value[place + 1 :]] for other in variants(inner))
