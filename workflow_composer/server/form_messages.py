@@ -222,6 +222,6 @@ FORM = Form(
         "mcp_servers": refused("is not known here"),
         "n": refused("is one in this form; ask /v1/chat/completions for more"),
     },
-    chat_only=True,
+    translated=True,
     example={"model": "auto", "max_tokens": 256, "messages": [{"role": "user", "content": "What is 2 + 2?"}]},
 )

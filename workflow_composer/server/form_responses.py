@@ -147,6 +147,6 @@ FORM = Form(
         "max_tool_calls": refused("cannot be honoured: the service runs no tools itself"),
         "n": refused("is one in this form; ask /v1/chat/completions for more"),
     },
-    chat_only=True,
+    translated=True,
     example={"model": "auto", "input": "What is 2 + 2?"},
 )

@@ -15,7 +15,7 @@ from workflow_composer.server import addressing, checks, schemas
 from workflow_composer.server.checks import NOTHING, FieldCheck, wrong
 from workflow_composer.server.schemas import Schema
 
-CHAT_ONLY = frozenset(
+FOREIGN = frozenset(
     {"messages", "prompt", "n", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs"}
 ) | frozenset({"response_format", "stream_options"})
 """Fields that a model's server is sent in any case, or whose effect on the answer only some dialects can write.
@@ -59,8 +59,8 @@ class Form:
     """The fields of one body.
 
     ``closed`` is the reason to refuse all others, ``code`` the code of that refusal; without it they are handed back.
-    ``chat_only``: the fields in `CHAT_ONLY` that the table lacks are refused. ``beside`` is the schema of what fields demand
-    of each other, which the caller checks.
+    ``translated``: the form has words of its own for what `FOREIGN` fields say, so those that the table lacks are refused.
+    ``beside`` is the schema of what fields demand of each other, which the caller checks; ``example`` is a body.
     """
 
     def __init__(
@@ -69,13 +69,13 @@ class Form:
         *,
         closed: str = "",
         code: str | None = None,
-        chat_only: bool = False,
+        translated: bool = False,
         beside: Schema | None = None,
         example: Mapping[str, Any],
     ) -> None:
-        absent = sorted(CHAT_ONLY.difference(fields)) if chat_only else ()
+        absent = sorted(FOREIGN.difference(fields)) if translated else ()
         self.fields = {**fields, **{name: Field(checks.foreign) for name in absent}}
-        # Plain tuples behind one bound look-up: 6 % less time for a usual chat than the fields themselves.
+        # Plain tuples behind one bound look-up: 6 % less time to read a usual chat than with the fields themselves.
         self._rule = {name: (field.to, field.check, field.left_out) for name, field in self.fields.items()}.get
         self._required = tuple((name, field.required) for name, field in fields.items() if field.required)
         self._closed = closed

@@ -126,7 +126,7 @@ FORM = Form(
         "suffix": refused("cannot be honoured here"),
         "best_of": refused("cannot be honoured here; ask for n, or name a routing string such as mv_MODEL_k8_t0.7"),
     },
-    chat_only=True,
+    translated=True,
     beside=STREAM_OPTIONS_IN_STREAMS,
     example={"model": "auto", "prompt": "Once upon a time", "max_tokens": 64},
 )

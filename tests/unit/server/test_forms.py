@@ -22,7 +22,7 @@ from workflow_composer.server import (
 from workflow_composer.server.admin import ROLLBACK, SWITCH
 from workflow_composer.server.catalogue import FEEDBACK
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.forms import CHAT_ONLY, Field, Form, left_out, refused
+from workflow_composer.server.forms import FOREIGN, Field, Form, left_out, refused
 from workflow_composer.server.openapi import document
 from workflow_composer.server.wire_chat import ChatDialect
 from workflow_composer.server.wire_completions import CompletionsDialect
@@ -147,7 +147,7 @@ FORM = Form(
         "by": refused("cannot be honoured"),
         "user": left_out("says nothing"),
     },
-    chat_only=True,
+    translated=True,
     example={"name": "a"},
 )
 CLOSED = Form({"name": Field(checks.text)}, closed="is not known", code="a_code", example={})
@@ -176,7 +176,7 @@ def test_a_required_field_that_is_missing_or_null_is_named(body):
         FORM.read(body)
 
 
-@pytest.mark.parametrize("name", sorted(CHAT_ONLY))
+@pytest.mark.parametrize("name", sorted(FOREIGN))
 def test_a_chats_field_that_the_form_lacks_is_refused_whatever_it_holds(name):
     with pytest.raises(HttpFailure, match=f"{name}: is no field of this form") as caught:
         FORM.read({"name": "a", name: False})

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.unit.server.examples import answer, asked, events, read
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.forms import CHAT_ONLY
+from workflow_composer.server.forms import FOREIGN
 from workflow_composer.server.wire import Asked, decode, event, openai_failure, usage_of
 from workflow_composer.server.wire_chat import ChatDialect
 from workflow_composer.server.wire_completions import CompletionsDialect
@@ -136,7 +136,7 @@ def test_a_field_that_only_a_server_knows_is_carried_as_it_is(dialect):
 
 
 @pytest.mark.parametrize("dialect", [COMPLETIONS, MESSAGES, RESPONSES], ids=lambda dialect: dialect.name)
-@pytest.mark.parametrize("name", sorted(CHAT_ONLY))
+@pytest.mark.parametrize("name", sorted(FOREIGN))
 def test_a_chats_field_does_not_slip_into_another_form(dialect, name):
     """It would stand beside, or in the place of, what the dialect itself says to the model's server."""
     found = outcome(lambda: read(dialect, {name: 5, **LEAST[dialect.name]}))
