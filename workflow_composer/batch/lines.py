@@ -27,6 +27,7 @@ _REST = tuple(name for name in RowRecord.__slots__ if name not in (*_HEAD, "tier
 _TIER = tuple(TierRecord.__slots__)
 _LATER = {"cut_off": 0}
 """Columns of a tier that journals of earlier versions lack, and what they stand for there."""
+_MISSING = tuple(_LATER.get(name) for name in _TIER)
 COLUMNS = {"head": list(_HEAD), "rest": list(_REST), "tiers": list(_TIER)}
 
 _head_of, _rest_of, _tier_of = attrgetter(*_HEAD), attrgetter(*_REST), attrgetter(*_TIER)
@@ -116,7 +117,7 @@ def fields_of(text: bytes) -> dict[str, Any]:
     _, head, rest, tiers = json.loads(text)
     fields = dict(zip(_HEAD, head, strict=True))
     fields.update(zip(_REST, rest, strict=True))
-    fields["tiers"] = [{**_LATER, **dict(zip(_TIER, tier, strict=False))} for tier in tiers]
+    fields["tiers"] = [dict(zip(_TIER, (*tier, *_MISSING[len(tier) :]), strict=True)) for tier in tiers]
     return fields
 
 
