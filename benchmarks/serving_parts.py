@@ -127,8 +127,9 @@ SERVERS: dict[str, Callable[[int], None]] = {
 
 async def ask_ours(port: int) -> Callable[[], Awaitable[object]]:
     """The service's own connections."""
-    from workflow_composer.backends.egress import EgressPolicy
     from workflow_composer.backends.upstream import Upstream
+
+    from workflow_composer.backends.egress import EgressPolicy
     from workflow_composer.strategy import StrategyConfig
 
     config = StrategyConfig(profile_name="p", vllm_endpoints={"a": f"http://127.0.0.1:{port}/v1"})

@@ -1,4 +1,4 @@
-"""The small HTTP client of relayed answers: what a server sends out of turn is nobody's answer."""
+"""One HTTP connection: what a server sends out of turn is nobody's answer, and what is too much is left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from workflow_composer.backends.upstream import Broken, Connection
+from workflow_composer.backends.http.connection import Broken, Connection
 
 ASK = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -42,7 +42,7 @@ async def connected(sent: bytes) -> AsyncIterator[Connection]:
 @pytest.mark.parametrize("sent", [OK, b"HTTP/1.1 100 Continue\r\n\r\n" + OK])
 async def test_a_connection_that_is_in_step_can_be_used_again(sent):
     async with connected(sent) as connection:
-        assert (await connection.ask(ASK, None)).body == b"ok"
+        assert (await connection.ask(ASK)).body == b"ok"
         assert connection.usable
 
 
@@ -50,11 +50,11 @@ async def test_a_connection_that_is_in_step_can_be_used_again(sent):
 async def test_a_connection_with_something_behind_the_answer_is_not_used_again(behind):
     """What follows would be taken for the answer to the next request, which may be another client's."""
     async with connected(OK + behind) as connection:
-        assert (await connection.ask(ASK, None)).body == b"ok"
+        assert (await connection.ask(ASK)).body == b"ok"
         assert not connection.usable
 
 
 async def test_a_server_that_goes_over_to_another_protocol_has_failed():
     async with connected(b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n") as connection:
         with pytest.raises(Broken):
-            await connection.ask(ASK, None)
+            await connection.ask(ASK)
