@@ -97,7 +97,8 @@ class OpenAIServer:
     def _authorization(self) -> str:
         """The key; where the profile names none, user and password that its address has."""
         if self._spec.api_key_env is None and self._user:
-            return "Basic " + base64.b64encode(urllib.parse.unquote_to_bytes(self._user)).decode()
+            user = self._user if ":" in self._user else self._user + ":"
+            return "Basic " + base64.b64encode(urllib.parse.unquote_to_bytes(user)).decode()
         return f"Bearer {self.key()}"
 
     # ------------------------------------------------------------------------------------------------ answers and errors

@@ -98,12 +98,13 @@ async def test_a_stream_that_breaks_raises_what_broke_it(server, local, reply, e
     assert texts == delivered
 
 
-async def test_an_answer_that_is_no_stream_leaves_no_connection_behind(server, local):
-    """It is not read, so its connection cannot be used again."""
+async def test_an_answer_that_is_no_stream_is_a_failure_and_leaves_its_connection_in_step(server, local):
+    """It is read to its end, so the next call may use the same one."""
     server.script(Reply.chat("no stream"))
     with pytest.raises(ServerFailed, match="without a stream"):
         await collect(local, call())
-    assert await asyncio.to_thread(server.wait_for, lambda stub: stub.open == 0)
+    assert (await local.complete(call())).samples
+    assert server.connections == 1
 
 
 # ---------------------------------------------------------------------------------------------------- time, cancellation

@@ -88,7 +88,7 @@ class Connection(asyncio.Protocol):
         self._sink: Sink | None = None
         self._parts: list[bytes] = []
         self._headers: dict[str, str] = {}
-        self._received = self._decoded = 0
+        self._received = self._decoded = self._named = 0
         self._headed = self._streams = self._aborted = False
         self._inflating: _Inflating | None = None
         self.transport: Any = None
@@ -100,7 +100,7 @@ class Connection(asyncio.Protocol):
         self._waiter = waiter = self._loop.create_future()
         self._bounds = bounds
         self._sink, self._parts, self._headers = sink, [], {}
-        self._received = self._decoded = 0
+        self._received = self._decoded = self._named = 0
         self._headed = self._streams = False
         self._inflating = None
         self.transport.write(data)
@@ -134,6 +134,9 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         self._received += len(data)
+        if self._received > self._bounds.answer:
+            self._fail(TooLong(f"its answer is longer than {self._bounds.answer} bytes"))
+            return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -141,8 +144,6 @@ class Connection(asyncio.Protocol):
             return
         if self._received > self._bounds.head and not self._headed:
             self._fail(TooLong(f"its head is longer than {self._bounds.head} bytes"))
-        elif self._received > self._bounds.answer:
-            self._fail(TooLong(f"its answer is longer than {self._bounds.answer} bytes"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """An answer that has no length of its own ends here; any other is broken off."""
@@ -164,6 +165,7 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header; those behind a body say nothing that anybody wants to know."""
+        self._named += len(name) + len(value)
         if not self._headed:
             self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
@@ -173,6 +175,9 @@ class Connection(asyncio.Protocol):
         if status < 200:
             return
         self._headed = True
+        if self._named > self._bounds.head:
+            self._fail(TooLong(f"its head is longer than {self._bounds.head} bytes"))
+            return
         coding = self._headers.get("content-encoding", "").strip().lower()
         if coding not in ("", "identity"):
             if coding not in ("gzip", "x-gzip", "deflate"):
