@@ -72,33 +72,46 @@ async def test_idle_connections_beyond_need_are_closed_while_others_work(server)
 
 
 class Closing:
-    """A server that answers some requests of each connection and closes it when the next one comes."""
+    """A server that answers some requests of each connection with ``body``, and closes it when the next one comes."""
 
-    def __init__(self, answers: int, *, says: bytes = b"") -> None:
-        self.connections = self.requests = 0
+    def __init__(self, answers: int, *, body: bytes = b"{}", says: bytes = b"") -> None:
         self.answers = answers
+        self.connections = self.requests = 0
+        self._answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
         self._says = says
+        self._open: set[asyncio.Transport] = set()
 
-    async def _serve(self, reader, writer):
-        self.connections += 1
-        answers = self.answers
-        for number in range(answers + 1):
-            await reader.readuntil(b"\r\n\r\n")
-            self.requests += 1
-            if number == answers:
-                writer.write(self._says)
-                break
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
-        await writer.drain()
-        writer.close()
+    def made(self) -> asyncio.Protocol:
+        """What serves one connection; each request comes in one piece."""
+        server, left = self, self.answers
+
+        class Serving(asyncio.Protocol):
+            def connection_made(self, transport):
+                self.transport, self.left = transport, left
+                server._open.add(transport)
+                server.connections += 1
+
+            def data_received(self, data):
+                server.requests += 1
+                self.left -= 1
+                self.transport.write(server._answer if self.left >= 0 else server._says)
+                if self.left < 0:
+                    self.transport.close()
+
+            def connection_lost(self, exc):
+                server._open.discard(self.transport)
+
+        return Serving()
 
     async def __aenter__(self):
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.get_running_loop().create_server(self.made, "127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
         return self
 
     async def __aexit__(self, *_):
         self._server.close()
+        for transport in self._open:
+            transport.abort()
         await asyncio.sleep(0)
 
 
@@ -137,24 +150,12 @@ async def test_an_answer_that_breaks_off_is_not_asked_for_again():
 async def test_a_call_over_a_stale_connection_counts_as_no_attempt():
     """The backend's user sees an answer, and no failure before it."""
     body = b'{"choices":[{"index":0,"message":{"content":"4"},"finish_reason":"stop"}]}'
-    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-
-    async def serve(reader, writer):
-        for _ in range(2):
-            start = await reader.readuntil(b"\r\n\r\n")
-            length = next(int(line[15:]) for line in start.split(b"\r\n") if line.lower().startswith(b"content-length:"))
-            await reader.readexactly(length)
-            if _:
-                break
-            writer.write(answer)
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    backend = local_backend(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", model="m")
-    for _ in range(4):
-        assert (await backend.complete(call())).samples[0].text == "4"
-    await backend.close()
-    server.close()
+    async with Closing(1, body=body) as server:
+        backend = local_backend(server.url, model="m")
+        for _ in range(4):
+            assert (await backend.complete(call())).samples[0].text == "4"
+        await backend.close()
+    assert server.requests > 4
 
 
 async def test_an_answer_that_is_too_long_is_not_tried_again(server, local):
