@@ -40,7 +40,8 @@ class Verdict:
     """Whether a tier's answer is taken. ``confidence`` is None where nothing is known: unknown is not confident.
 
     ``choice`` is the position of the sample that is the answer. Where there was a vote, ``votes`` are the answers and how
-    many samples gave each, the leader first; ``unreadable`` samples voted for nothing. ``straight_up``: the answer is so
+    many samples gave each, the leader first; ``unreadable`` samples voted for nothing, or are no answer (cut off by their
+    length, or empty). ``straight_up``: the answer is so
     doubtful that the last tier is asked next, and none between.
     """
 

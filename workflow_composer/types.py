@@ -207,6 +207,11 @@ class Sample:
     score: float | None = None
     reasoning: str = ""
 
+    @property
+    def cut_off(self) -> bool:
+        """Whether a limit on its length ended it, and not the model."""
+        return self.finish_reason == "length"
+
 
 MOST_TOKENS = 2**40
 """No call uses more; a larger count is a mistake of the server's."""

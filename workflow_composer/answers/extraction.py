@@ -24,7 +24,7 @@ _TOKEN = re.compile(r"\\(?:boxed|fbox)\b\s{0,9}(\{?)|\\[^\w]|[{}]")
 _BARE = re.compile(r"([^\s{}$\\]+)")
 _PHRASE = re.compile(r"\banswers?\b[*_]{0,3}\s{0,9}(?:(?:is|was|are)\b|[:=])[*_]{0,3}\s{0,9}[:=]?", re.IGNORECASE)
 _LAST_LINE = re.compile(r"A:[ \t]*(\S.*)")
-_SENTENCE_END = re.compile(r"[.?][*_]{0,3}(?:\s|$)")
+_SENTENCE_END = re.compile(r"[.?][*_]{0,3}(?:\s|$)|,? because\b")
 _BRACES = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[{}]', re.DOTALL)
 _BRACE = re.compile(r"[{}]")
 
@@ -105,14 +105,26 @@ def phrase(text: str) -> str | None:
     return (rest[: end.start()] if end else rest).strip(" \t*_:") or None
 
 
+def tagged(text: str) -> str | None:
+    """What the last ``<answer>...</answer>`` holds.
+
+    >>> tagged("<answer>Paris</answer>"), tagged("<answer>Paris")
+    ('Paris', None)
+    """
+    _, mark, inside = text.rpartition("</answer>")[0].rpartition("<answer>")
+    return inside.strip() or None if mark else None
+
+
 def auto(text: str) -> str | None:
-    r"""``####``, else ``\boxed{}``, else a phrase.
+    r"""``<answer>``, else ``####``, else ``\boxed{}``, else a phrase.
 
     A ``####`` line is taken for a heading where a box follows it, or where it has no digit and a phrase follows it.
 
     >>> auto("#### 18"), auto(r"#### Conclusion" + "\n" + r"It is \boxed{5}."), auto("#### Result\nThe answer is 5.")
     ('18', '5', '5')
     """
+    if (inside := tagged(text)) is not None:
+        return boxed(inside) or inside
     head, mark, behind = text.rpartition(_HASHES)
     if not mark:
         return boxed(text) or phrase(text)

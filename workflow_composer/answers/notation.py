@@ -4,6 +4,8 @@ A `Notation` is an answer with its dress taken off. ``text`` has no LaTeX wrappe
 ``\,``, degrees), no emphasis, no trailing dots, no needless space and no capitals. ``number`` is its value where it is a
 plain number: with separators of thousands, a sign of currency or percent, a fraction or a mixed number (``1\frac12``), a
 power of ten; and ``unit`` is the word behind it, for what is counted. Percent signs are ignored, as in GSM8K: 5 % is 5.
+``literal`` tells that it names something that has no value: a date, a time, a genotype, a mutation, a version, an identifier
+(`workflow_composer.answers.literals`).
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+
+from workflow_composer.answers.literals import is_literal
 
 _CACHED_LENGTH = 256
 _LONGEST_NUMBER = 400
@@ -66,7 +70,9 @@ _RATIO = re.compile(
 )
 _UNIT = re.compile(r"[^\W\d_]+\.?(?:[ /-][^\W\d_]+\.?){0,5}(?: ?\^ ?\{?[23]\}?)?")
 _PERCENT = re.compile(r" ?(?:\\?%|per ?cent(?:age)?\b)")
-_JOINED_UNITS = re.compile("am|cm|ft|g|hr|hrs|in|kg|km|km/h|kwh|lb|lbs|mg|min|mins|ml|mm|mph|ms|pm|sec")
+JOINED_UNITS = "am|cm|ft|g|hr|hrs|in|kg|km|km/h|kwh|lb|lbs|mg|min|mins|ml|mm|mph|ms|pm|sec"
+"""Units that may follow a number without a space; a pattern."""
+_JOINED_UNITS = re.compile(JOINED_UNITS)
 _LETTERS_THAT_ARE_UNITS = frozenset("mgshl")
 _MULTIPLES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _NO_UNITS = re.compile(
@@ -88,6 +94,7 @@ class Notation:
     text: str
     number: Fraction | None
     unit: str
+    literal: bool = False
 
     @property
     def is_mathematical(self) -> bool:
@@ -102,9 +109,11 @@ def notation(answer: str) -> Notation:
     r"""Take an answer's dress off.
 
     >>> notation(r"\$1,450.00 \text{ dollars}.")
-    Notation(text='1,450.00 dollars', number=Fraction(1450, 1), unit='dollar')
+    Notation(text='1,450.00 dollars', number=Fraction(1450, 1), unit='dollar', literal=False)
     >>> notation(r"$-\dfrac{1}{2}$").number, notation("1 1/2").number, notation(r"5\%").number
     (Fraction(-1, 2), Fraction(3, 2), Fraction(5, 1))
+    >>> notation("0/1").literal, notation("1/2").literal, notation("V600E").literal
+    (True, False, True)
     >>> notation("two  Dogs.").text, notation("Tom").is_mathematical, notation("2x").is_mathematical
     ('two dogs', False, True)
     """
@@ -146,12 +155,14 @@ def _undress(answer: str) -> Notation:
     text = _SILENT.sub("", text.replace("{,}", ","))
     text = _WRAPPER.sub(r" \1 ", text)
     text = _FRACTION.sub(_as_ratio, text)
-    text = " ".join(text.casefold().split()).strip("*`\"' ").rstrip(".,;: ")
+    text = " ".join(text.split()).strip("*`\"' ").rstrip(".,;: ")
+    literal = len(text) <= _LONGEST_NUMBER and is_literal(text)
+    text = text.casefold()
     number, unit = _number(text) if len(text) <= _LONGEST_NUMBER else (None, "")
     text = _TIGHT.sub(r"\1", text)
     if len(text) == 3 and text[0] == "(" and text[2] == ")" and text[1].isalpha():
         text = text[1]  # a choice among several: (B)
-    return Notation(text, number, unit)
+    return Notation(text, number, unit, literal)
 
 
 _cached = lru_cache(maxsize=8192)(_undress)

@@ -6,10 +6,13 @@ import asyncio
 from collections import OrderedDict
 from functools import lru_cache
 from threading import Lock
+from typing import Protocol
 
 from workflow_composer.answers.extraction import boxed, finder, hashes
 from workflow_composer.answers.form import ANY_FORM, AnswerForm
 from workflow_composer.answers.notation import Notation, formula, is_closed, notation, words
+from workflow_composer.answers.reasoning import without_reasoning
+from workflow_composer.answers.unmarked import to_the_point, unmarked
 from workflow_composer.errors import ConfigError
 
 LONGEST = 2000
@@ -19,13 +22,26 @@ _REMEMBERED = 16384
 _LETTERS_OF_A_WORD = 4
 
 
+class Said(Protocol):
+    """One answer of a model; ``cut_off``: its length ended it before the model did."""
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether it lacks its end."""
+
+
 class Reader:
     """Reads and compares answers as one `AnswerForm` says. Made by `reader`; may be used from any thread and event loop.
 
     Two answers are the same where they are written alike, but for case, space and LaTeX's dress (`notation`); or where both
     are plain numbers of the same value, and not of different units; or, for ``math`` and (where LaTeX or algebra is in
-    them) ``auto``, where math-verify says that they are equal. Sameness is symmetric; it is not transitive in all cases: "5
-    km" and "5 miles" are each the same as "5".
+    them) ``auto``, where math-verify says that they are equal. For ``auto``, what names something (a date, a genotype, a
+    version: `workflow_composer.answers.literals`) has no value and is the same only where it is written alike. Sameness is
+    symmetric; it is not transitive in all cases: "5 km" and "5 miles" are each the same as "5".
 
     ``timed_out`` counts the comparisons that were given up, at the form's limit or for want of memory; such answers count
     as not the same.
@@ -35,6 +51,7 @@ class Reader:
         self.form = form
         self.timed_out = 0
         self._find = finder(form.extract)
+        self._takes_unmarked = form.extract[-1] == "auto"
         self._compare = form.compare
         self._mathematics = form.compare in {"auto", "math"} and _mathematics_is_installed()
         self._known: OrderedDict[tuple[str, str], bool] = OrderedDict()
@@ -48,15 +65,27 @@ class Reader:
         if not 0 < form.limit <= LONGEST_LIMIT:
             raise ConfigError(f"a comparison may take from 0 to {LONGEST_LIMIT} seconds, not {form.limit!r}")
 
-    def read(self, text: str) -> str | None:
-        r"""The final answer as it is written, or None where there is none to be found.
+    def read(self, text: str, label: str | None = None) -> str | None:
+        r"""The final answer as it is written, or None where there is none to be found. Reasoning is left out first.
 
-        Takes time linear in the text and never raises.
+        Where ``auto`` comes last and no mark is found, the last number or all of a short text is the answer; the label,
+        where there is one, tells which. Takes time linear in the text and never raises.
 
-        >>> reader().read(r"So 9 * 2 = 18. The answer is $\boxed{18}$.")
-        '18'
+        >>> reader().read(r"So 9 * 2 = 18. The answer is $\boxed{18}$."), reader().read("9 * 2 = 18, so she has 18 left.")
+        ('18', '18')
         """
-        return self._find(text)
+        text = without_reasoning(text)
+        answer = self._find(text)
+        if not self._takes_unmarked:
+            return answer
+        wanted = None if label is None else self._bare(label)
+        if answer is None:
+            return unmarked(text, wanted)
+        return answer if wanted is None else to_the_point(answer, wanted)
+
+    def read_said(self, said: Said, label: str | None = None) -> str | None:
+        """The same of a model's answer; one that was cut off has no final answer."""
+        return None if said.cut_off else self.read(said.text, label)
 
     def same(self, a: str, b: str) -> bool | None:
         r"""Whether two answers are the same by cheap rules; None where only mathematics can tell (`decide`).
@@ -71,9 +100,10 @@ class Reader:
         one, other = notation(a), notation(b)
         if one.text == other.text and one.text:
             return True
-        if one.number is not None and other.number is not None:
+        literal = self._compare == "auto" and (one.literal or other.literal)
+        if one.number is not None and other.number is not None and not literal:
             return one.number == other.number and (one.unit == other.unit or not one.unit or not other.unit)
-        if not self._mathematics or not self._may_be_equal(one, other):
+        if literal or not self._mathematics or not self._may_be_equal(one, other):
             return False
         return None if is_closed(a) and is_closed(b) else False
 
@@ -109,7 +139,10 @@ class Reader:
         """
         if answer is None:
             return False
-        return await self.decide(answer, hashes(label) or boxed(label) or self.read(label) or label.strip())
+        return await self.decide(answer, self._bare(label))
+
+    def _bare(self, label: str) -> str:
+        return hashes(label) or boxed(label) or self._find(label) or label.strip()
 
     def _may_be_equal(self, one: Notation, other: Notation) -> bool:
         """Whether it is worth asking mathematics: never about two words, which it would take for products of letters."""

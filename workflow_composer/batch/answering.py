@@ -60,7 +60,7 @@ class Answering:
         decided = next(at for at, tier in enumerate(response.tiers) if tier.tier == response.decision.tier)
         result = response.tiers[decided]
         choice = result.verdict.choice
-        answer = self._reader.read(result.samples[choice].text)
+        answer = self._reader.read_said(result.samples[choice], job.row.label)
         right = tiers[decided].right
         return RowRecord(
             row=job.row.row,
@@ -80,7 +80,7 @@ class Answering:
 
     async def _tier(self, job: Job, tier: TierResult) -> TierRecord:
         verdict = tier.verdict
-        answers = [self._reader.read(sample.text) for sample in tier.samples]
+        answers = [self._reader.read_said(sample, job.row.label) for sample in tier.samples]
         return TierRecord(
             name=tier.name,
             model=tier.model,
@@ -96,6 +96,7 @@ class Answering:
             seconds=round(tier.latency_ms / 1000.0, 6),
             right=await self._grades(job, tier, answers),
             texts=tuple(sample.text for sample in tier.samples) if self._keep_texts else (),
+            cut_off=sum(sample.cut_off for sample in tier.samples),
         )
 
     async def _grades(self, job: Job, tier: TierResult, answers: list[str | None]) -> tuple[bool, ...]:

@@ -127,7 +127,7 @@ class Journal:
             lines = whole_lines(file, self.path)
             first = next(lines, None)
             if first is not None:
-                _compare(header_of(first, self.path), run, self.path)
+                _compare(header_of(first, self.path, to_go_on=True), run, self.path)
                 self._size = first.end
             for line in lines:
                 self._remember(head_of(line), line.number, each)

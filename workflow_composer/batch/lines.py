@@ -25,6 +25,8 @@ VERSION = 1
 _HEAD = ("row", "error", "deciding", "correct", "cost")
 _REST = tuple(name for name in RowRecord.__slots__ if name not in (*_HEAD, "tiers"))
 _TIER = tuple(TierRecord.__slots__)
+_LATER = {"cut_off": 0}
+"""Columns of a tier that journals of earlier versions lack, and what they stand for there."""
 COLUMNS = {"head": list(_HEAD), "rest": list(_REST), "tiers": list(_TIER)}
 
 _head_of, _rest_of, _tier_of = attrgetter(*_HEAD), attrgetter(*_REST), attrgetter(*_TIER)
@@ -78,16 +80,29 @@ def record_line(record: RowRecord) -> bytes:
     return sealed(_head_of(record), _rest_of(record), [_tier_of(tier) for tier in record.tiers])
 
 
-def header_of(line: Line, path: Path) -> Mapping[str, Any]:
-    """What the journal is of. Raises `InputError` where another version of this program wrote it."""
+def header_of(line: Line, path: Path, *, to_go_on: bool = False) -> Mapping[str, Any]:
+    """What the journal is of. Raises `InputError` where another version of this program wrote it.
+
+    Some earlier versions' journals can be read, but not gone on with: answers were read in another way then.
+    """
     (found,) = json.loads(line.text)[1:]
-    if not isinstance(found, dict) or (found.get("journal"), found.get("columns")) != (VERSION, COLUMNS):
+    columns = found.get("columns") if isinstance(found, dict) and found.get("journal") == VERSION else None
+    if columns != COLUMNS and (to_go_on or not _known(columns)):
         raise InputError(
             f"{path} was written by another version of this program",
             hint="go on with that version, or name another output folder",
         )
     run: Mapping[str, Any] = found["run"]
     return run
+
+
+def _known(columns: Any) -> bool:
+    """Whether a journal has our columns, of a tier perhaps without those that came later."""
+    if not isinstance(columns, dict) or not isinstance(columns.get("tiers"), list):
+        return False
+    begun = _TIER[: len(columns["tiers"])]
+    missing = set(_TIER[len(begun) :])
+    return missing <= _LATER.keys() and columns == {**COLUMNS, "tiers": list(begun)}
 
 
 def head_of(line: Line) -> Head:
@@ -101,7 +116,7 @@ def fields_of(text: bytes) -> dict[str, Any]:
     _, head, rest, tiers = json.loads(text)
     fields = dict(zip(_HEAD, head, strict=True))
     fields.update(zip(_REST, rest, strict=True))
-    fields["tiers"] = [dict(zip(_TIER, tier, strict=True)) for tier in tiers]
+    fields["tiers"] = [{**_LATER, **dict(zip(_TIER, tier, strict=False))} for tier in tiers]
     return fields
 
 

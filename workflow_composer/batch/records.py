@@ -13,8 +13,9 @@ from typing import Any
 class TierRecord:
     """What one tier did for a row. ``votes``: answer and count, leader first. Cost in dollars, time in seconds.
 
-    ``texts`` are the samples' texts where they were asked for; ``right`` says for each sample, in the order in which it
-    came, whether it is right; both are empty where that is not known.
+    ``texts`` are the samples' texts, unless they were left out; ``right`` says for each sample, in the order in which it
+    came, whether it is right; both are empty where that is not known. ``cut_off`` of the samples were ended by their length;
+    they count as ``unreadable``.
     """
 
     name: str
@@ -31,6 +32,7 @@ class TierRecord:
     seconds: float
     right: tuple[bool, ...] = ()
     texts: tuple[str, ...] = ()
+    cut_off: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -42,10 +42,15 @@ _GROUP_ROWS, _GROUP_BYTES = 32_768, 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """How many rows the result files hold, and how many of them failed."""
+    """How many rows the result files hold, and how many of them failed.
+
+    ``unreadable`` rows have an answer that could not be read; ``cut_off`` of them were ended by their length.
+    """
 
     rows: int
     errors: int
+    unreadable: int = 0
+    cut_off: int = 0
 
 
 def records(journal: Path) -> Iterator[RowRecord]:
@@ -64,7 +69,7 @@ def write_results(journal: Path, folder: Path) -> Written:
     `WorkflowComposerError` where there is no room; older files stay then.
     """
     arrow_library()
-    rows = errors = 0
+    rows = errors = unreadable = cut_off = 0
     every = map(fields_of, _last_lines(journal))
     with (
         _in_place_of(folder / JSONL) as lines,
@@ -77,7 +82,10 @@ def write_results(journal: Path, folder: Path) -> Written:
             table.add(found)
             rows += len(found)
             errors += sum(row["error"] is not None for row in found)
-    return Written(rows, errors)
+            lost = [row for row in found if row["answer"] is None and row["error"] is None]
+            unreadable += len(lost)
+            cut_off += sum(any(tier["cut_off"] for tier in row["tiers"]) for row in lost)
+    return Written(rows, errors, unreadable, cut_off)
 
 
 def schema() -> pa.Schema:
@@ -100,6 +108,7 @@ def schema() -> pa.Schema:
         "seconds": number,
         "right": pa.list_(truth),
         "texts": pa.list_(text),
+        "cut_off": count,
     }
     types = {
         "row": count,

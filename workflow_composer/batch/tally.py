@@ -20,7 +20,8 @@ class Tally:
     ``answered`` counts rows with an answer, ``earlier`` those of them that an earlier run has answered; ``errors`` rows of
     this run that failed. ``tiers``: answered rows by the name of the deciding tier. ``graded`` answers had a label, and
     ``correct`` of them were right. ``cost`` (dollars) is what all runs have cost, failed rows included, ``cost_now`` this
-    run's share. ``in_flight`` rows are under way, and ``limit`` may be.
+    run's share. ``in_flight`` rows are under way, and ``limit`` may be. ``unreadable`` answers, of which ``cut_off`` were
+    ended by their length, are counted when the results are written.
     """
 
     total: int
@@ -35,6 +36,8 @@ class Tally:
     cost_now: float = 0.0
     in_flight: int = 0
     limit: int = 0
+    unreadable: int = 0
+    cut_off: int = 0
     _started: float = field(init=False)
     _marks: deque[tuple[float, int]] = field(init=False)
 

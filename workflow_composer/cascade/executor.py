@@ -15,6 +15,7 @@ from workflow_composer.cascade.ascent import Ascent
 from workflow_composer.cascade.attempt import MeteredCall, Observer, Walk, within
 from workflow_composer.cascade.bound import Bounded
 from workflow_composer.cascade.endpoint import Endpoint
+from workflow_composer.cascade.judging import judged
 from workflow_composer.cascade.polling import GivenUp, Poll
 from workflow_composer.cascade.retry import Deadline, RetryPolicy
 from workflow_composer.cascade.trace import Outcome, Trace
@@ -124,7 +125,9 @@ class PlanExecutor:
             except ModelError as error:
                 call = await self.after(error, call, tier, request, walk)
             else:
-                return Outcome(done.samples, done.model, candidate, index, walk.position, tier.accept(done.samples))
+                return Outcome(
+                    done.samples, done.model, candidate, index, walk.position, judged(tier, done.samples, request)
+                )
         raise walk.exhausted()
 
     async def _run_in_time(
@@ -237,10 +240,10 @@ class PlanExecutor:
         await walk.failed(error)
         return self.call(tier, request)
 
-    async def judge(self, tier: Tier, sample: Sample) -> Verdict:
+    async def judge(self, tier: Tier, sample: Sample, request: LLMRequest) -> Verdict:
         """The verdict on a tier's only sample."""
         if tier.voting is None:
-            return tier.accept((sample,))
+            return judged(tier, (sample,), request)
         ballot = ballot_of(tier, last=True)
         await ballot.add(sample)
         return ballot.verdict()

@@ -2,7 +2,8 @@
 
 Before the first piece, failures fall back unnoticed; after it, nothing that was delivered is replaced: the stream ends with
 `StreamInterrupted`. A tier whose answer must be judged before it may be shown (a vote, a threshold with a tier behind it)
-arrives in one piece once it is accepted; until then its tokens are watched, and it may be abandoned for the next tier.
+arrives in one piece once it is accepted; until then its tokens are watched, and it may be abandoned for the next tier. One
+whose answer is taken whatever it is arrives piece by piece, and stands even where it is cut off: it was shown.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from contextlib import aclosing
 from workflow_composer.backends.stream_accumulator import StreamAccumulator
 from workflow_composer.cascade.attempt import MeteredCall
 from workflow_composer.cascade.executor import PlanExecutor, refuse_several
+from workflow_composer.cascade.judging import judged
 from workflow_composer.cascade.listening import listen
 from workflow_composer.cascade.trace import Outcome, Trace
 from workflow_composer.errors import AllCandidatesFailed, ModelError, StreamInterrupted, Unsupported
@@ -78,7 +80,9 @@ class StreamRun:
             try:
                 if relay is not None and getattr(endpoint.backend, "relays", False):
                     done = await self._executor.attempt(endpoint, call, walk)
-                    verdict = tier.accept(done.samples)
+                    # A relayed stream's text is read only where somebody wants it; that it was cut off is known in any case.
+                    is_known = relay.keep or done.samples[0].cut_off
+                    verdict = judged(tier, done.samples, self._request) if is_known else tier.accept(done.samples)
                     self.outcome = Outcome(done.samples, done.model, candidate, index, walk.position, verdict)
                     return
                 if call.samples > 1:
@@ -99,7 +103,7 @@ class StreamRun:
                 call = await self._executor.after(error, call, tier, self._request, walk)
             else:
                 sample = heard.sample()
-                verdict = await self._executor.judge(tier, sample)
+                verdict = await self._executor.judge(tier, sample, self._request)
                 self.outcome = Outcome((sample,), heard.model or candidate.name, candidate, index, walk.position, verdict)
                 return
         raise walk.exhausted()

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from workflow_composer.answers import Reader, reader
 from workflow_composer.cascade.confidence import confidence, leader
+from workflow_composer.cascade.judging import CUT_OFF
 from workflow_composer.cascade.stopping import UNREADABLE, StoppingRule, stopping_rule
 from workflow_composer.plan import Tier, Verdict, Voting
 from workflow_composer.types import Sample
@@ -45,7 +46,7 @@ class Ballot:
 
     async def add(self, sample: Sample) -> None:
         """Count one sample."""
-        answer = self._reader.read(sample.text)
+        answer = self._reader.read_said(sample)
         group = UNREADABLE if answer is None else await self._group(answer)
         self.samples.append(sample)
         self._votes.append(group)
@@ -159,7 +160,7 @@ class Ballot:
         first = leader(votes, weights)
         unreadable = self._votes.count(UNREADABLE)
         if first is None:
-            reason = cut_short or f"no answer could be read in {len(votes)} samples"
+            reason = cut_short or self._nothing_read(len(votes))
             return Verdict(accepted=False, confidence=0.0, reason=reason, unreadable=unreadable)
         tally, choice = self._tally(first), self._votes.index(first)
         if self._limit == 1:
@@ -175,9 +176,15 @@ class Ballot:
         best = max(known, default=None) if len(known) == len(scores) else None
         choice = 0 if best is None else scores.index(best)
         votes = self._tally(self._votes[choice] if self._votes else UNREADABLE)
-        accepted = best is not None and best >= self._voting.target - _ROUNDING
-        reason = self._reason(best, len(scores), cut_short)
+        cut_off = any(sample.cut_off for sample in self.samples[choice : choice + 1])
+        accepted = best is not None and best >= self._voting.target - _ROUNDING and not cut_off
+        reason = self._reason(best, len(scores), cut_short or (CUT_OFF if cut_off else ""))
         return Verdict(accepted, best, reason, choice, votes, self._votes.count(UNREADABLE))
+
+    def _nothing_read(self, votes: int) -> str:
+        reason = f"no answer could be read in {votes} samples"
+        cut_off = sum(sample.cut_off for sample in self.samples)
+        return f"{reason}; {cut_off} cut off by their length" if cut_off else reason
 
     def _tally(self, first: int) -> tuple[tuple[str, int], ...]:
         """Answers and their counts, the group ``first`` before the others."""

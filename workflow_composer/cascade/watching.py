@@ -11,6 +11,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from workflow_composer.backends.stream_accumulator import StreamAccumulator
+from workflow_composer.cascade.judging import judged
 from workflow_composer.cascade.listening import Abandoned, listen
 from workflow_composer.cascade.trace import Outcome, Trace
 from workflow_composer.errors import ModelError
@@ -43,7 +44,7 @@ async def watched(executor: PlanExecutor, index: int, tier: Tier, request: LLMRe
             call = await executor.after(error, call, tier, request, walk)
             continue
         sample = heard.sample()
-        verdict, model = abandoned or tier.accept((sample,)), heard.model or candidate.name
+        verdict, model = abandoned or judged(tier, (sample,), request), heard.model or candidate.name
         return Outcome((sample,), model, candidate, index, walk.position, verdict, whole=abandoned is None)
     raise walk.exhausted()
 

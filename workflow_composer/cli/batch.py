@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from workflow_composer.answers import is_correct
+from workflow_composer.answers import reader
 from workflow_composer.cli.interrupt import INTERRUPTED, TERMINATED, Stopped, leave_soon
 from workflow_composer.cli.rows import Row
 
 if TYPE_CHECKING:
     from workflow_composer.orchestrator import ModelOrchestrator
-    from workflow_composer.types import LLMResponse
+    from workflow_composer.types import LLMResponse, Sample
 
 _BLOCK = 64
 Record = Mapping[str, Any]
@@ -24,7 +24,11 @@ Record = Mapping[str, Any]
 
 @dataclass(slots=True)
 class Tally:
-    """How far a run has come. ``cost`` (dollars) is this run's own; the other numbers include ``earlier`` runs' rows."""
+    """How far a run has come. ``cost`` (dollars) is this run's own; the other numbers include ``earlier`` runs' rows.
+
+    ``unreadable`` of the ``graded`` answers count as wrong because none could be read; ``cut_off`` of them were ended by
+    their length.
+    """
 
     total: int
     answered: int = 0
@@ -32,6 +36,8 @@ class Tally:
     errors: int = 0
     graded: int = 0
     correct: int = 0
+    unreadable: int = 0
+    cut_off: int = 0
     cost: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
@@ -76,6 +82,8 @@ class Tally:
         if isinstance(record.get("correct"), bool):
             self.graded += 1
             self.correct += record["correct"]
+            self.unreadable += record.get("answer", "") is None
+            self.cut_off += record.get("answer", "") is None and record.get("finish_reason") == "length"
 
 
 class Batch:
@@ -173,10 +181,10 @@ class Batch:
 
     async def _made(self, row: Row, response: LLMResponse) -> Record:
         """What is kept of an answer."""
-        return _record(response, row.label, logprobs=bool(self._fields.get("logprobs")))
+        return await _record(response, row.label, logprobs=bool(self._fields.get("logprobs")))
 
 
-def _record(response: LLMResponse, label: str | None, *, logprobs: bool) -> dict[str, Any]:
+async def _record(response: LLMResponse, label: str | None, *, logprobs: bool) -> dict[str, Any]:
     decision, usage = response.decision, response.usage
     record = {
         "text": response.text,
@@ -190,10 +198,17 @@ def _record(response: LLMResponse, label: str | None, *, logprobs: bool) -> dict
         "confidence": response.confidence,
     }
     if label is not None:
-        record["correct"] = is_correct(response.text, label)
+        record |= await graded(response.samples[0], label)
     if logprobs:
         record["logprobs"] = logprobs_of(response)
     return record
+
+
+async def graded(sample: Sample, label: str) -> dict[str, Any]:
+    """What was read in an answer, why it ended, and whether it is right."""
+    answer = reader().read_said(sample, label)
+    right = await reader().grade(answer, label)
+    return {"answer": answer, "finish_reason": sample.finish_reason, "correct": right}
 
 
 def logprobs_of(response: LLMResponse) -> list[list[Any]] | None:

@@ -28,6 +28,7 @@ from workflow_composer.cli.interrupt import INTERRUPTED, TERMINATED, Stopped, le
 from workflow_composer.cli.output import dollars, percent, print_json
 from workflow_composer.cli.progress import describe_tiers, progress_for
 from workflow_composer.cli.state import State
+from workflow_composer.cli.unread import ENDING, tell_unread
 from workflow_composer.snapshot import contexts_of
 from workflow_composer.types import ANY_TASK
 
@@ -70,6 +71,8 @@ class BatchRun:
             for strategy, table in tables.items():
                 tally = self.answer(rows, table, runs[strategy], label=f"{name}, {strategy}")
                 summaries.append(self._summary(name, strategy, tally, runs[strategy]))
+                if rows is not self._recorded:  # there the recording says what is right, whether it can be read or not
+                    _tell_what_looks_wrong(f"{name}, {strategy}", tally, runs[strategy])
             self._report(name, folder, runs)
         if given_up := reader(self._voting.form).timed_out:
             click.echo(f"note: {given_up} comparisons of answers took too long and count as not the same", err=True)
@@ -86,7 +89,8 @@ class BatchRun:
         with Journal.open(folder / JOURNAL, head, rows=total, each=tally.add_earlier) as journal:
             if tally.answered < total:
                 asyncio.run(self._answer(rows, table, journal, tally, label))
-        write_results(folder / JOURNAL, folder)
+        written = write_results(folder / JOURNAL, folder)
+        tally.unreadable, tally.cut_off = written.unreadable, written.cut_off
         return tally
 
     async def _answer(self, rows: Any, table: PlanTable, journal: Journal, tally: Tally, label: str) -> None:
@@ -148,6 +152,8 @@ class BatchRun:
             "errors": tally.errors,
             "graded": tally.graded,
             "accuracy": tally.accuracy,
+            "unreadable": tally.unreadable,
+            "cut_off": tally.cut_off,
             "shares": dict(tally.shares),
             "cost": tally.cost,
             "seconds": round(tally.seconds, 3),
@@ -169,7 +175,7 @@ class BatchRun:
             reader(self._voting.form),
             fields=self._options.fields,
             recorded=None if self._recorded is None else self._recorded.right,
-            keep_texts=self._options.texts,
+            keep_texts=not self._options.no_texts,
             overloaded=limiter.overloaded,
         )
 
@@ -207,6 +213,17 @@ def _voting_of(config: StrategyConfig) -> Voting:
 
     spec = next(spec for spec in config.routers if spec.name == "cascade")
     return CascadeSettings.model_validate(dict(spec.settings)).voting()
+
+
+def _tell_what_looks_wrong(label: str, tally: Tally, folder: Path) -> None:
+    """Explain answers that could not be read, and an accuracy of zero."""
+    where = f"the texts are in {folder / 'results.jsonl'}"
+    remedy = f"{ENDING}, or say with --extract where the answer stands (line, whole, json:FIELD, ...); {where}"
+    tell_unread(tally.unreadable, tally.answered, cut_off=tally.cut_off, remedy=remedy, whose=label)
+    if tally.graded > tally.unreadable and not tally.correct:
+        read = next((record.answer for record in records(folder / JOURNAL) if record.answer is not None), None)
+        click.echo(f"{label}: none of {tally.graded} answers is right; the first was read as {read!r}", err=True)
+        click.echo(f"hint: compare it with its label; {where}", err=True)
 
 
 def _line(found: Mapping[str, Any]) -> str:

@@ -99,7 +99,8 @@ def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]
 @click.option("--budget", type=click.FloatRange(min=0, min_open=True), metavar="DOLLARS", help="Most for one row.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Most time for one row.")
 @click.option("--in-flight", type=click.IntRange(1, 10_000), metavar="N", help="Rows at a time; default: adapts, to 512.")
-@click.option("--texts", is_flag=True, help="Keep the samples' texts in the results.")
+@click.option("--no-texts", is_flag=True, help="Leave the samples' texts out of the results.")
+@click.option("--texts", is_flag=True, hidden=True, expose_value=False, help="Keep the samples' texts, as is usual.")
 @strategy_option
 @common_options
 @click.pass_context
@@ -112,7 +113,8 @@ def execute(context: click.Context, /, **options: Any) -> None:
     (report.md, report.html) that compares them; --baselines adds every tier alone to the comparison.
 
     Data sets are JSONL, CSV or Parquet files in the data folder; docs/datasets.md says how they are found. Rows with a label
-    are graded. Exit codes: 0 done; 1 some rows failed; 2 wrong usage or input.
+    are graded, and the samples' texts are kept beside what was read in them. Exit codes: 0 done; 1 some rows failed; 2 wrong
+    usage or input.
     """
     from workflow_composer.cli.execution import Execution, Options
 

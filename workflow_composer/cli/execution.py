@@ -59,7 +59,7 @@ class Options:
     budget: float | None = None
     timeout: float | None = None
     in_flight: int | None = None
-    texts: bool = False
+    no_texts: bool = False
 
     @property
     def votes(self) -> dict[str, Any]:

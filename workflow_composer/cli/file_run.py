@@ -19,6 +19,7 @@ from workflow_composer.cli.output import dollars, percent, print_json
 from workflow_composer.cli.progress import progress_for
 from workflow_composer.cli.rows import Row, RowFile
 from workflow_composer.cli.state import State
+from workflow_composer.cli.unread import ENDING, tell_unread
 from workflow_composer.errors import InputError, WorkflowComposerError
 
 if TYPE_CHECKING:
@@ -129,6 +130,8 @@ def _sum_up(state: State, tally: Tally, target: Path | None) -> None:
             "errors": tally.errors,
             "graded": tally.graded,
             "accuracy": tally.accuracy,
+            "unreadable": tally.unreadable,
+            "cut_off": tally.cut_off,
             "cost": tally.cost,
             "seconds": round(tally.seconds, 3),
         }
@@ -142,5 +145,6 @@ def _sum_up(state: State, tally: Tally, target: Path | None) -> None:
         parts.append(f"accuracy {percent(tally.accuracy)} of {tally.graded}")
     parts += [f"cost {dollars(tally.cost)}", f"{tally.seconds:.1f} s"]
     click.echo(", ".join(parts), err=True)
+    tell_unread(tally.unreadable, tally.graded, cut_off=tally.cut_off, remedy=ENDING)
     if tally.errors and target is not None:
         click.echo("hint: run the same command again to try the rows with errors again", err=True)

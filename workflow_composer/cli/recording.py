@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflow_composer.answers import reader
 from workflow_composer.backends.recordings import Recorded
 from workflow_composer.batch.locking import append_whole, open_locked, unwritable
-from workflow_composer.cli.batch import Batch, Record, Tally
+from workflow_composer.cli.batch import Batch, Record, Tally, graded
 from workflow_composer.cli.decisions import DecisionLog
 from workflow_composer.cli.interrupt import Stopped
 from workflow_composer.cli.journal import OTHER, encoded
@@ -23,6 +22,7 @@ from workflow_composer.cli.output import dollars, percent, print_json
 from workflow_composer.cli.progress import progress_for
 from workflow_composer.cli.rows import Row
 from workflow_composer.cli.state import State
+from workflow_composer.cli.unread import ENDING, tell_unread
 from workflow_composer.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -165,6 +165,8 @@ class Recorder:
             "errors": tally.errors,
             "first_error": self._first_error or None,
             "accuracy": tally.accuracy,
+            "unreadable": tally.unreadable,
+            "cut_off": tally.cut_off,
             "cost": tally.cost,
             "seconds": round(tally.seconds, 3),
         }
@@ -175,6 +177,7 @@ class Recorder:
             accuracy = "" if tally.accuracy is None else f", accuracy {percent(tally.accuracy)}"
             parts = f"{tally.answered} answers{earlier}, {tally.errors} errors{accuracy}, cost {dollars(tally.cost)}"
             click.echo(f"{self._output}: {parts}, {tally.seconds:.1f} s", err=True)
+            tell_unread(tally.unreadable, tally.graded, cut_off=tally.cut_off, remedy=ENDING)
             if tally.errors:
                 click.echo(f"the first error: {' '.join(self._first_error.split())}", err=True)
                 click.echo("hint: run the same command again to try what failed again", err=True)
@@ -187,20 +190,20 @@ class _Answers(Batch):
     async def _made(self, row: Row, response: LLMResponse) -> Mapping[str, Any]:
         sample = response.samples[0]
         assert row.label is not None  # rows without one are refused
-        correct = await reader().grade(reader().read(sample.text), row.label)
+        grade = await graded(sample, row.label)
         line: dict[str, Any] = {
             "question": row.prompt,
             "model": row.model,
             "sample": 0,
             "answer": sample.text,
-            "correct": correct,
+            "correct": grade["correct"],
             "tokens": response.usage.completion_tokens,
             "prompt_tokens": response.usage.prompt_tokens,
             "cost": response.cost,
         }
         if sample.logprobs is not None:
             line["logprobs"] = [_token(token) for token in sample.logprobs]
-        return {"cost": response.cost, "correct": correct, "recorded": line}
+        return {"cost": response.cost, **grade, "recorded": line}
 
 
 def _token(token: TokenLogprob) -> dict[str, Any]:

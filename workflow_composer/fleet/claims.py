@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from workflow_composer.errors import FleetError
 from workflow_composer.fleet.hardware import Gpu
-from workflow_composer.fleet.registry import replace_file
+from workflow_composer.fleet.state import remedy
+from workflow_composer.storage.locks import WAIT, locked
+from workflow_composer.storage.replacing import replace_file
+from workflow_composer.storage.saved import read_saved, value_of
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a process will use of GPUs: bytes by their names."""
+
+    pid: int
+    gpus: dict[str, float]
 
 
 class Claims:
     """The claims on one node's GPUs, in a file beside the fleet's state. A claim ends with its process."""
 
-    def __init__(self, directory: Path, node: str) -> None:
+    def __init__(self, directory: Path, node: str, *, wait: float = WAIT) -> None:
         self._path = directory / f"{node}.gpus"
+        self._wait = wait
 
     def take(self, server: str, gpus: Sequence[Gpu], count: int, need: Callable[[Gpu], float]) -> tuple[Gpu, ...]:
         """Claim the ``count`` GPUs with the most memory left, each with what is left of it. Raises `FleetError`."""
@@ -29,7 +41,7 @@ class Claims:
             left = [replace(gpu, free=min(gpu.free, int(gpu.total - _claimed(gpu, others)))) for gpu in gpus]
             chosen = tuple(sorted(left, key=lambda gpu: (-gpu.free, gpu.index))[:count])
             mine = {_name(gpu): need(gpu) for gpu in chosen}
-            self._write({**others, _mine(server): {"pid": os.getpid(), "gpus": mine}})
+            self._write({**others, _mine(server): Claim(os.getpid(), mine)})
         return chosen
 
     def release(self, server: str) -> None:
@@ -41,25 +53,27 @@ class Claims:
                 self._write({name: claim for name, claim in claims.items() if name != _mine(server)})
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[dict[str, Any]]:
+    def _locked(self) -> Iterator[dict[str, Claim]]:
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with self._path.with_suffix(".gpus.lock").open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with locked(self._path, wait=self._wait):
                 yield self._read()
         except OSError as error:
-            raise FleetError(
-                f"{self._path} cannot be written: {error.strerror}", hint="the fleet's state is kept there"
-            ) from error
+            hint = remedy(error, "the fleet's state is kept there")
+            raise FleetError(f"{self._path} cannot be written: {error.strerror}", hint=hint) from error
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> dict[str, Claim]:
+        """The claims in the file; one that is damaged takes no other with it."""
+        found: dict[str, Claim] = {}
         with contextlib.suppress(OSError, ValueError):
-            data = json.loads(self._path.read_bytes())
-            return data if isinstance(data, dict) else {}
-        return {}
+            for name, item in read_saved(dict[str, Any], self._path.read_bytes()).items():
+                with contextlib.suppress(ValueError):
+                    found[name] = value_of(Claim, item)
+        return found
 
-    def _write(self, claims: dict[str, Any]) -> None:
-        replace_file(self._path, json.dumps(claims, indent=1) + "\n")
+    def _write(self, claims: dict[str, Claim]) -> None:
+        text = json.dumps({name: asdict(claim) for name, claim in claims.items()}, indent=1)
+        replace_file(self._path, text + "\n", mode=0o644)
 
 
 def _mine(server: str) -> str:
@@ -71,15 +85,18 @@ def _name(gpu: Gpu) -> str:
     return gpu.uuid or str(gpu.index)
 
 
-def _claimed(gpu: Gpu, claims: dict[str, Any]) -> float:
-    return sum(float(claim["gpus"].get(_name(gpu), 0)) for claim in claims.values())
+def _claimed(gpu: Gpu, claims: dict[str, Claim]) -> float:
+    return sum(claim.gpus.get(_name(gpu), 0.0) for claim in claims.values())
 
 
-def _alive(claim: Any) -> bool:
+def _alive(claim: Claim) -> bool:
+    """Whether the process still runs; what no process can have written is nobody's claim."""
+    if claim.pid <= 0 or not all(map(math.isfinite, claim.gpus.values())):
+        return False
     try:
-        os.kill(int(claim["pid"]), 0)
-    except (ProcessLookupError, KeyError, TypeError, ValueError):
+        os.kill(claim.pid, 0)
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        return True
-    return isinstance(claim.get("gpus"), dict)
+        pass
+    return True

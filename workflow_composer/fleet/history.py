@@ -1,20 +1,22 @@
 """What checks found, for days: one line of JSON per check, in a file that is only appended to and cut at its old end.
 
-Two monitors may write it at once, on one machine or on several that share the folder: each write is made under the file's
-lock, whole or not at all.
+Two monitors may write it at once, on one machine or on several that share the folder: each write is made under the lock
+beside the file, whole or not at all.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import json
-import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal
+
+from workflow_composer.storage.appending import append_lines
+from workflow_composer.storage.lines import encoded
+from workflow_composer.storage.locks import WAIT, locked
+from workflow_composer.storage.replacing import replacing
+from workflow_composer.storage.saved import read_saved
 
 Outcome = Literal["up", "overloaded", "down", "waiting"]
 
@@ -35,15 +37,6 @@ class Record:
     tokens: float | None = None
     started: float | None = None
 
-    @classmethod
-    def read(cls, line: bytes) -> Self:
-        """The record in a line. Raises ValueError, TypeError."""
-        data: Any = json.loads(line)
-        if not isinstance(data, dict) or not isinstance(data.get("time"), (int, float)) or "server" not in data:
-            raise ValueError("not a record")
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in data.items() if name in known})
-
 
 @dataclass(frozen=True, slots=True)
 class Uptime:
@@ -56,41 +49,27 @@ class Uptime:
 class History:
     """The file of checks."""
 
-    def __init__(self, path: Path, days: float) -> None:
+    def __init__(self, path: Path, days: float, *, wait: float = WAIT) -> None:
         self.path = path
         self._days = days
+        self._wait = wait
 
     def add(self, records: Iterable[Record]) -> None:
         """Append all of them. Raises OSError; then nothing is added."""
-        lines = b"".join(json.dumps(asdict(record), separators=(",", ":")).encode() + b"\n" for record in records)
-        if not lines:
-            return
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._locked() as descriptor:
-            size = os.fstat(descriptor).st_size
-            if size and os.pread(descriptor, 1, size - 1) != b"\n":
-                lines = b"\n" + lines  # a machine that lost power left half a line
-            written = os.write(descriptor, lines)
-            if written < len(lines):
-                os.ftruncate(descriptor, size)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        lines = b"".join(encoded(asdict(record)) for record in records)
+        if lines:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            append_lines(self.path, lines, wait=self._wait, mode=0o600)
 
     def prune(self, now: float) -> None:
         """Cut off what is older than the days to keep, where the oldest line is older by a day. Raises OSError."""
         oldest = next(self.records(), None)
         if oldest is None or now - oldest.time < (self._days + 1) * DAY:
             return
-        with self._locked():
-            beside = self.path.with_suffix(".new")
-            try:
-                with beside.open("wb") as file:
-                    for line in self._lines():
-                        if (record := _record(line)) is not None and now - record.time < self._days * DAY:
-                            file.write(line.rstrip(b"\n") + b"\n")
-                beside.replace(self.path)
-            except OSError:
-                beside.unlink(missing_ok=True)
-                raise
+        with locked(self.path, wait=self._wait), replacing(self.path) as file:
+            for line in self._lines():
+                if (record := _record(line)) is not None and now - record.time < self._days * DAY:
+                    file.write(line.rstrip(b"\n") + b"\n")
 
     def records(self, since: float = 0.0) -> Iterator[Record]:
         """The records from ``since`` on, as they were written; damaged lines are passed over."""
@@ -100,20 +79,7 @@ class History:
 
     def _lines(self) -> Iterator[bytes]:
         with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
-            yield from file
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[int]:
-        """The file, locked; once more where another monitor has put a shorter one in its place meanwhile."""
-        while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                if _same(descriptor, self.path):
-                    yield descriptor
-                    return
-            finally:
-                os.close(descriptor)
+            yield from file  # which a line feed alone ends, whatever a damaged line holds
 
 
 def uptime(records: Iterable[Record], now: float, *, reach: float, window: float = DAY) -> Uptime:
@@ -149,13 +115,6 @@ def tokens_per_second(records: Iterable[Record]) -> float | None:
 
 
 def _record(line: bytes) -> Record | None:
-    with contextlib.suppress(ValueError, TypeError, RecursionError):
-        return Record.read(line)
+    with contextlib.suppress(ValueError):
+        return read_saved(Record, line)
     return None
-
-
-def _same(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False

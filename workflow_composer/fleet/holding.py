@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from dataclasses import dataclass
@@ -11,6 +10,12 @@ from pathlib import Path
 
 from workflow_composer.errors import FleetError
 from workflow_composer.fleet.registry import ROLE
+from workflow_composer.storage.locks import FileLock, lock_beside
+from workflow_composer.storage.replacing import replace_file
+from workflow_composer.storage.saved import read_saved
+
+_MOMENT = 0.2
+"""Seconds for which the lock is tried: another thread of this process that asks who holds it has it for an instant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,59 +32,49 @@ class Holder:
 
 
 class Holding:
-    """The lock of one server, in the folder of the fleet's state: flock, which goes with the open file."""
+    """The lock of one server, in the folder of the fleet's state, and a file beside it that says who has it.
+
+    The lock is the process's own: no process that it forks or starts has it, and it ends with the process.
+    """
 
     def __init__(self, directory: Path, server: str) -> None:
         if not ROLE.fullmatch(server):
             raise ValueError(f"not a server's name: {server!r}")
         self._path = directory / f"{server}.run"
-        self._file: int | None = None
+        self._lock = FileLock(lock_beside(self._path), mode=0o600)
 
     def take(self) -> Holder | None:
         """Take the lock; who has it, where that is another. Raises `FleetError` where the folder cannot be written."""
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock.take(_MOMENT)
+        except TimeoutError:
+            return self.holder() or Holder(0, "")
         except OSError as error:
             raise FleetError(
                 f"{self._path} cannot be written: {error.strerror}", hint="the fleet's state is kept there"
             ) from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(file)
-            return self.holder() or Holder(0, "")
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
-            os.ftruncate(file, 0)
-            os.pwrite(file, json.dumps([os.getpid(), os.uname().nodename]).encode(), 0)
-        self._file = file
+            self._path.unlink(missing_ok=True)  # first: it names a process that was killed
+            replace_file(self._path, json.dumps([os.getpid(), os.uname().nodename]), mode=0o600)
         return None
 
     def release(self) -> None:
         """Let others take it."""
-        if self._file is not None:
+        if self._lock.held:
             with contextlib.suppress(OSError):
-                os.ftruncate(self._file, 0)
-            os.close(self._file)
-            self._file = None
+                self._path.unlink(missing_ok=True)
+        self._lock.release()
 
     def holder(self) -> Holder | None:
         """Who looks after the server now; None where nobody does."""
         try:
-            file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+            if not self._lock.is_taken():
+                return None
         except OSError:
             return None
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return self._named(os.pread(file, 1000, 0))
-        finally:
-            os.close(file)
-        return None
-
-    def _named(self, text: bytes) -> Holder:
-        try:
-            pid, node = json.loads(text)
-            return Holder(int(pid), str(node))
-        except (ValueError, TypeError):
-            return Holder(0, "")
+        with contextlib.suppress(OSError, ValueError):
+            pid, node = read_saved(tuple[int, str], self._path.read_bytes())
+            if pid > 0:  # others are groups of processes to whoever sends it a signal
+                return Holder(pid, node)
+        return Holder(0, "")

@@ -70,10 +70,10 @@ class ServerJob:
         """Run the server to its end; returns the exit code."""
         began = time.monotonic()
         with self._signals():
-            if not self._take_over():
-                self.say(f"{self.server} is not wanted any more")
-                return 0
             try:
+                if not self._take_over():
+                    self.say(f"{self.server} is not wanted any more")
+                    return 0
                 ended = self._supervise(self._place())
             except WorkflowComposerError as error:
                 ended = Ended("failed", error.message)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from workflow_composer.errors import FleetError
+from workflow_composer.storage.replacing import set_aside
 
 LARGEST = 50 * 1000 * 1000
 """Bytes from which a log is set aside as ``NAME.log.1`` and begun anew."""
@@ -66,7 +67,7 @@ class Log:
 
     def _set_aside(self) -> None:
         if self.path.exists() and self.path.stat().st_size > self._largest:
-            self.path.replace(self.path.with_name(self.path.name + ".1"))
+            set_aside(self.path, f"{self.path.name}.1")
 
     @property
     def tail(self) -> str:

@@ -8,17 +8,16 @@ next round.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
 
 from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.fleet.alerts import Alert
 from workflow_composer.fleet.incidents import Memory
-from workflow_composer.fleet.registry import replace_file
+from workflow_composer.storage.locks import FileLock
+from workflow_composer.storage.replacing import replace_file
+from workflow_composer.storage.saved import read_saved, saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +36,6 @@ class Remembered:
     memory: Memory = field(default_factory=Memory)
     unsent: tuple[Unsent, ...] = ()
 
-    @classmethod
-    def read(cls, text: str) -> Self:
-        """What stands in a file. Raises ValueError, TypeError, LookupError."""
-        data: Any = json.loads(text)
-        known = {known.name for known in fields(Memory)}
-        given: dict[str, Any] = {
-            name: tuple(v) if isinstance(v, list) else v for name, v in data["memory"].items() if name in known
-        }
-        unsent = tuple(Unsent(item["channel"], Alert(**item["alert"]), item["failed"]) for item in data["unsent"])
-        return cls(memory=Memory(**given), unsent=unsent)
-
-    def text(self) -> str:
-        """What stands in its file."""
-        return json.dumps(asdict(self), indent=1) + "\n"
-
 
 class MonitorFiles:
     """The monitor's files in a folder. One round at a time works with them: `turn`."""
@@ -62,23 +46,20 @@ class MonitorFiles:
     @contextlib.contextmanager
     def turn(self) -> Iterator[bool]:
         """Whether this round may work: no other monitor is at it. Raises `WorkflowComposerError` without a folder."""
+        lock = FileLock(self.directory / "monitor.lock")
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file = (self.directory / "monitor.lock").open("a")
+            with contextlib.suppress(TimeoutError):  # another round may take minutes, and does what this one would do
+                lock.take()
         except OSError as error:
             raise self._unwritable(error) from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+        with lock:
+            yield lock.held
 
     def load(self, server: str) -> Remembered:
         """What is known of a server; nothing where its file is missing or damaged."""
-        with contextlib.suppress(OSError, ValueError, TypeError, LookupError, AttributeError):
-            return Remembered.read(self._path(server).read_text(encoding="utf-8"))
+        with contextlib.suppress(OSError, ValueError):
+            return read_saved(Remembered, self._path(server).read_bytes())
         return Remembered()
 
     def save(self, server: str, remembered: Remembered) -> None:
@@ -86,7 +67,7 @@ class MonitorFiles:
         if remembered == self.load(server):
             return
         try:
-            replace_file(self._path(server), remembered.text())
+            replace_file(self._path(server), saved(remembered), mode=0o644)
         except OSError as error:
             raise self._unwritable(error) from error
 

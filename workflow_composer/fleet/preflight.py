@@ -8,13 +8,13 @@ import json
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from workflow_composer.fleet.hardware import GIGA, Gpu, Hardware
 from workflow_composer.fleet.settings import RoleSpec
 from workflow_composer.fleet.vllm_http import Api
+from workflow_composer.storage.replacing import try_to_write
 
 LEAST_DISK = 32 * 1024 * 1024
 """Bytes that must be free where logs are written: hours of a server's ordinary log."""
@@ -138,9 +138,7 @@ def disk_fault(logs: Path) -> str | None:
     remedy = "`logs` in the fleet file names another folder"
     try:
         logs.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=logs) as file:
-            file.write(bytes(4096))
-            file.flush()
+        try_to_write(logs)
         free = shutil.disk_usage(logs).free
     except OSError as error:
         what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error.strerror).lower()

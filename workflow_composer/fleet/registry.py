@@ -14,14 +14,15 @@ import json
 import os
 import re
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from workflow_composer.errors import WorkflowComposerError
+from workflow_composer.storage.replacing import replace_file
+from workflow_composer.storage.saved import read_saved
 
 State = Literal["starting", "ready", "draining"]
 
@@ -37,6 +38,13 @@ LARGEST = 16_384
 ROLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 """What a role may be called: it becomes part of file names and of SLURM's job names."""
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})|[0-9A-Fa-f:.]{2,45}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Formed:
+    """What says how the rest of a file is to be read."""
+
+    form: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,30 +86,22 @@ class Entry:
     @classmethod
     def read(cls, text: bytes) -> Self:
         """The entry in a file. Raises ValueError where it is none: whoever can write to the folder could have written it."""
-        try:
-            data: Any = json.loads(text)
-        except RecursionError:
-            raise ValueError("nested too deeply") from None
-        if not isinstance(data, dict) or data.pop("form", None) != FORM:
+        if read_saved(_Formed, text).form != FORM:
             raise ValueError("not an entry of this version")
-        entry = cls(**{name: data[name] for name in (field.name for field in fields(cls)) if name in data})
+        entry = read_saved(cls, text)
         entry._check()
         return entry
 
     def _check(self) -> None:
+        """What the fields' types do not say."""
         texts = (self.server, self.role, self.host, self.model, self.node, self.job_id)
-        numbers = (self.started, self.updated, self.expires or 0.0)
         right = (
-            all(isinstance(text, str) and len(text) < 1000 and text.isprintable() for text in texts)
-            and all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers)
+            all(len(text) < 1000 and text.isprintable() for text in texts)
             and ROLE.fullmatch(self.role)
             and ROLE.fullmatch(self.server)
             and _HOST.fullmatch(self.host)
             and self.model
-            and type(self.port) is int
             and 0 < self.port < 65536
-            and type(self.pid) is int
-            and self.state in ("starting", "ready", "draining")
         )
         if not right:
             raise ValueError("a field has a value that it cannot have")
@@ -126,7 +126,7 @@ class Registry:
         try:
             # Others may read and connect; only the owner may say where prompts go.
             self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-            replace_file(self.directory / entry.file_name, entry.text())
+            replace_file(self.directory / entry.file_name, entry.text(), mode=0o644, follow=False)
         except OSError as error:
             raise WorkflowComposerError(
                 f"the registry {self.directory} cannot be written: {error.strerror or error}",
@@ -150,7 +150,7 @@ class Registry:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             for path in sorted(self.directory.iterdir()):
                 if path.suffix == ".json" and not path.name.startswith("."):
-                    with contextlib.suppress(OSError, ValueError, TypeError):
+                    with contextlib.suppress(OSError, ValueError):
                         yield Entry.read(_trusted(path))
 
 
@@ -162,19 +162,3 @@ def _trusted(path: Path) -> bytes:
         if not stat.S_ISREG(found.st_mode) or found.st_mode & stat.S_IWOTH or found.st_size > LARGEST:
             raise ValueError("not a file that its owner alone writes")
         return file.read(LARGEST)
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old or the new text at any time. Raises OSError, and leaves nothing then."""
-    descriptor, beside = tempfile.mkstemp(prefix=".", suffix=".new", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o644)
-        Path(beside).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(beside).unlink()
-        raise

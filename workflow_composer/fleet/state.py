@@ -7,15 +7,16 @@ says how it goes, the monitor starts again what is wanted and does not answer. A
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from workflow_composer.errors import WorkflowComposerError
-from workflow_composer.fleet.registry import ROLE, replace_file
+from workflow_composer.fleet.registry import ROLE
+from workflow_composer.storage.locks import WAIT, FileLock
+from workflow_composer.storage.replacing import replace_file
+from workflow_composer.storage.saved import read_saved, saved
 
 How = Literal["process", "slurm"]
 Status = Literal["starting", "ready", "draining", "stopped", "failed"]
@@ -48,26 +49,15 @@ class ServerState:
     restarts: tuple[float, ...] = ()
     failures: int = 0
 
-    @classmethod
-    def read(cls, text: str) -> Self:
-        """The state in a file. Raises ValueError, TypeError."""
-        data: Any = json.loads(text)
-        if not isinstance(data, dict):
-            raise TypeError("not a server's state")
-        known = {field.name for field in fields(cls)}
-        lists = {name: tuple(data[name]) for name in ("options", "restarts") if name in data}
-        return cls(**{name: value for name, value in data.items() if name in known} | lists)
-
-    def text(self) -> str:
-        """What stands in its file."""
-        return json.dumps(asdict(self), indent=1) + "\n"
-
 
 class StateStore:
-    """The states in a folder. Raises `WorkflowComposerError` where it cannot be written to."""
+    """The states in a folder. Raises `WorkflowComposerError` where it cannot be written to, and where another process holds
+    a state's lock for ``wait`` seconds.
+    """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, wait: float = WAIT) -> None:
         self.directory = directory
+        self._wait = wait
 
     def all(self) -> list[ServerState]:
         """Every server's state, by name."""
@@ -78,8 +68,8 @@ class StateStore:
 
     def get(self, server: str) -> ServerState | None:
         """A server's state; None where there is none that can be read."""
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            return ServerState.read(self._path(server).read_text(encoding="utf-8"))
+        with contextlib.suppress(OSError, ValueError):
+            return read_saved(ServerState, self._path(server).read_bytes())
         return None
 
     def put(self, state: ServerState) -> ServerState:
@@ -106,7 +96,7 @@ class StateStore:
 
     def _write(self, state: ServerState) -> None:
         with self._explained():
-            replace_file(self._path(state.server), state.text())
+            replace_file(self._path(state.server), saved(state), mode=0o644)
 
     def _path(self, server: str) -> Path:
         if not ROLE.fullmatch(server):
@@ -115,11 +105,11 @@ class StateStore:
 
     @contextlib.contextmanager
     def _lock(self, server: str) -> Iterator[None]:
+        lock = FileLock(self._path(server).with_suffix(".lock"))
         with self._explained():
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file = self._path(server).with_suffix(".lock").open("a")
-        with file:
-            fcntl.lockf(file, fcntl.LOCK_EX)
+            lock.take(self._wait)
+        with lock:
             yield
 
     @contextlib.contextmanager
@@ -129,5 +119,14 @@ class StateStore:
         except OSError as error:
             raise WorkflowComposerError(
                 f"the fleet's state in {self.directory} cannot be written: {error.strerror or error}",
-                hint="it must be a folder of your own with space left; the fleet file's `state` names another",
+                hint=remedy(
+                    error, "it must be a folder of your own with space left; the fleet file's `state` names another"
+                ),
             ) from error
+
+
+def remedy(error: OSError, otherwise: str) -> str:
+    """What to do where one of the fleet's files cannot be written: its lock is held for too long, or something else."""
+    if isinstance(error, TimeoutError):
+        return "it is held for milliseconds: whoever holds it for seconds was suspended, or hangs on its file system"
+    return otherwise

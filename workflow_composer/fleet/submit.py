@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import sys
 import time
 from collections.abc import Iterator
@@ -14,8 +13,12 @@ from workflow_composer.errors import FleetError
 from workflow_composer.fleet.file import Fleet
 from workflow_composer.fleet.registry import Entry
 from workflow_composer.fleet.sbatch import job_script, sbatch_command, time_limit
-from workflow_composer.fleet.slurm import Job, Slurm
+from workflow_composer.fleet.slurm import LIMIT, Job, Slurm
 from workflow_composer.fleet.state import ServerState
+from workflow_composer.storage.locks import WAIT, FileLock, lock_beside
+
+SUBMITTING = 2 * LIMIT + WAIT
+"""Seconds that another submission of a server is waited for: it asks SLURM twice, and writes down what came of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,19 +102,22 @@ def entry_of(fleet: Fleet, server: str, job_id: str) -> Entry | None:
 
 
 @contextmanager
-def one_at_a_time(fleet: Fleet, server: str) -> Iterator[None]:
+def one_at_a_time(fleet: Fleet, server: str, *, wait: float = SUBMITTING) -> Iterator[None]:
     """Keep two that submit the same server (a person and the monitor, say) from both finding no job, and a job that starts
-    at once from finding no word of its submission.
+    at once from finding no word of its submission. Raises `FleetError`, also where another takes ``wait`` seconds for it.
     """
     path = fleet.states.directory / f"{server}.submit"
+    lock = FileLock(lock_beside(path))
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = path.open("a")
+        lock.take(wait)
+    except TimeoutError as error:
+        hint = "`squeue --me` shows whether its job is queued by now"
+        raise FleetError(f"{server} is being submitted by another: {error.strerror}", hint=hint) from error
     except OSError as error:
         hint = "it must be a folder of your own with space left; the fleet file's `state` names another"
         raise FleetError(f"the fleet's state {path} cannot be written: {error.strerror or error}", hint=hint) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with lock:
         yield
 
 

@@ -37,7 +37,8 @@ class CascadeSettings(RouterSettings):
     extract: Extractors = Field(
         ("auto",),
         description="how the final answer is found: `hashes`, `boxed`, `phrase`, `json:FIELD`, `line`, `whole`, "
-        "`python:MODULE:FUNCTION`, `auto`; the first that finds one",
+        "`python:MODULE:FUNCTION`, `auto`; the first that finds one. Where `auto` comes last, an answer without a mark is "
+        "read, too: the last number, or a short text",
     )
     compare: Comparison = Field("auto", description="when answers are the same: `number`, `text`, `math`, `auto`")
     compare_seconds: float = Field(2.0, gt=0, le=60, description="seconds of processor time for one comparison")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import BinaryIO
 
 
 @contextmanager
-def replacing(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, mode: int | None = None, follow: bool = True) -> Iterator[BinaryIO]:
     """A file to write to, which takes the place of ``path`` when the block ends well, and is gone when it does not.
 
-    File and folder are put on the disk first. A symbolic link stays, and the file that it names is replaced. ``mode``:
-    its permissions, whatever the umask; None: those of the file that it replaces, else the usual ones. Raises OSError.
+    File and folder are put on the disk first. A symbolic link stays, and the file that it names is replaced; without
+    ``follow`` the link itself is, as it must be where others may have put it there. ``mode``: its permissions, whatever
+    the umask; None: those of the file that it replaces, else the usual ones. Raises OSError.
     """
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(path)) if follow else path
     if mode is None:
         with suppress(OSError):
             mode = target.stat().st_mode & 0o777
@@ -39,10 +41,22 @@ def replacing(path: Path, *, mode: int | None = None) -> Iterator[BinaryIO]:
     sync_folder(target.parent)
 
 
-def replace_file(path: Path, content: str | bytes, *, mode: int | None = None) -> None:
+def replace_file(path: Path, content: str | bytes, *, mode: int | None = None, follow: bool = True) -> None:
     """Write a whole file so (UTF-8). Raises OSError."""
-    with replacing(path, mode=mode) as file:
+    with replacing(path, mode=mode, follow=follow) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def set_aside(path: Path, name: str) -> None:
+    """Give a file another name in its folder, in place of what has that name. Raises OSError."""
+    path.replace(path.with_name(name))
+
+
+def try_to_write(folder: Path) -> None:
+    """Write a page to a file of the folder that nobody sees and that is gone afterwards. Raises OSError where that fails."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(4096))
+        file.flush()
 
 
 def sync_file(descriptor: int) -> None:

@@ -26,7 +26,7 @@ def read_saved(kind: type[T], text: str | bytes) -> T:
     passed over, so that an older version reads what a newer one wrote.
     """
     try:
-        found: T = _ADAPTERS[kind].validate_json(text, strict=True)
+        found: T = _ADAPTERS[kind].validate_json(_encodable(text), strict=True)
     except ValidationError as error:
         raise ValueError(fault_in(error)) from None
     return found
@@ -35,6 +35,16 @@ def read_saved(kind: type[T], text: str | bytes) -> T:
 def value_of(kind: type[T], data: Any) -> T:
     """The same from what `json.loads` has read. Raises ValueError."""
     return read_saved(kind, json.dumps(data))
+
+
+def _encodable(text: str | bytes) -> str | bytes:
+    """The JSON without halves of surrogate pairs, which it can say and no text can hold: each becomes a question mark."""
+    if not (b"\\ud" in text.lower() if isinstance(text, bytes) else "\\ud" in text.lower()):
+        return text
+    try:
+        return json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace")
+    except (ValueError, RecursionError):
+        return text
 
 
 def fault_in(error: ValidationError) -> str:

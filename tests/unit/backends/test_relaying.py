@@ -346,3 +346,15 @@ async def test_the_model_of_a_restarted_server_is_asked_for_again(server, local)
     server.script(Reply.error(404, "no such model"))
     await local.complete(whole())
     assert [post.json["model"] for post in posts(server)] == [MODEL, MODEL, "another"]
+
+
+async def test_that_a_relayed_stream_was_cut_off_is_known_though_nobody_reads_it(server, named):
+    """The last event says so, however it is spaced."""
+    for spaced in (b'"finish_reason": "length"', b'"finish_reason":"length"'):
+        start = b'data: {"choices":[{"delta":{"content":"Say \\"length\\""}}]}\n\n'
+        end = b'data: {"choices":[{"delta":{},' + spaced + b"}]}\n\ndata: [DONE]\n\n"
+        server.script(Reply(body=start + end, headers={"content-type": "text/event-stream"}))
+        client = Client()
+        done = await named.complete(streamed(client))
+        assert done.samples == (Sample("", "length"),)
+        assert client.text.encode() == start + end

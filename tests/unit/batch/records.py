@@ -46,6 +46,7 @@ TIERS = st.builds(
     seconds=NUMBERS,
     right=st.lists(st.booleans(), max_size=3).map(tuple),
     texts=st.lists(texts(8), max_size=2).map(tuple),
+    cut_off=COUNTS,
 )
 
 

@@ -68,6 +68,7 @@ def test_a_row_has_all_documented_columns(tmp_path):
             "seconds": 2.5,
             "right": [],
             "texts": [],
+            "cut_off": 0,
         }
     ]
 

@@ -9,6 +9,7 @@ import pytest
 from workflow_composer.cli.batch_run import slug
 from workflow_composer.cli.execute import spread
 from workflow_composer.errors import ServerFailed
+from workflow_composer.types import Sample
 
 ROUTE = "mv_cascade_small_k3_t0.7_remote_k1_t0.0"
 TIERS = {"tiers": {"small": {"model": "small", "cost": 1.0}, "remote": {"model": "remote", "cost": 20.0}}}
@@ -106,7 +107,7 @@ def test_another_run_in_the_same_folder_is_refused_and_named(data):
     ("options", "seen"),
     [
         (["--accept", "0.3"], lambda row: len(row["tiers"]) == 1),
-        (["--texts"], lambda row: row["tiers"][0]["texts"] == ["#### 1", "#### 2"]),
+        (["--no-texts"], lambda row: row["tiers"][0]["texts"] == []),
         (["--stopping", "fixed"], lambda row: row["tiers"][0]["samples"] == 3),
         (["--measure", "score"], lambda row: row["tiers"][0]["confidence"] is None),
         (["--budget", "0.000001"], lambda row: (row["error"] or {}).get("type") == "BudgetExceeded"),
@@ -121,6 +122,53 @@ def test_every_option_changes_the_run(data, options, seen):
     (row,) = results(data, "sums", ROUTE)
     assert seen(row), row
     assert options[0] == "--draw" or not seen(plain)
+
+
+def test_texts_are_kept_unless_they_are_left_out(data):
+    """The option of old that asked for them is still taken."""
+    for number, option in enumerate(([], ["--texts"], ["--no-texts"])):
+        folder = f"run{number}"
+        data("execute", "--routes", "remote", "--datasets", "sums", "--limit", "1", "--output", folder, *option)
+        row = json.loads((data.folder / folder / "sums" / "remote" / "results.jsonl").read_text())
+        assert row["tiers"][0]["texts"] == ([] if option == ["--no-texts"] else ["#### 1"])
+
+
+def test_labels_in_words_are_graded_by_short_texts(data):
+    """Where a model answers in a sentence, that is told, and what to do about it."""
+    pairs = [("Paris.", "Paris"), ("It is Rome, as everybody who has been there knows.", "Rome"), ("Oslo", "Bergen")]
+    data.write("data/capitals.jsonl", *({"question": text, "answer": label} for text, label in pairs))
+    data.remote = (lambda call: call.request.messages[-1]["content"],)
+    done = data("execute", "--routes", "remote", "--datasets", "capitals")
+    assert "accuracy 33.3%" in done.out
+    assert "capitals, remote: 1 of 3 answers could not be read; they count as wrong" in done.err
+    assert "--extract" in done.err
+    assert "The answer is 18." in done.err
+    assert "max-tokens" not in done.err
+    rows = results(data, "capitals", "remote")
+    assert [row["answer"] for row in rows] == ["Paris.", None, "Oslo"]
+    assert rows[1]["tiers"][0]["texts"] == [pairs[1][0]]
+
+
+def test_answers_that_were_cut_off_are_told_apart_with_their_own_remedy(data):
+    """They count as wrong, whatever could be read in them."""
+    data.remote = (Sample("#### 1", "length"),)
+    done = data("execute", "--routes", "remote", "--datasets", "sums", "--limit", "2")
+    assert "2 of 2 answers could not be read" in done.err
+    assert "2 of them were cut off by their length: raise --max-tokens" in done.err
+    assert "--extract" not in done.err
+    (run,) = data("--json", "execute", "--routes", "remote", "--datasets", "sums", "--limit", "2").json
+    assert (run["accuracy"], run["unreadable"], run["cut_off"]) == (0.0, 2, 2)
+    row = results(data, "sums", "remote")[0]
+    assert (row["answer"], row["accepted"], row["tiers"][0]["cut_off"]) == (None, False, 1)
+
+
+def test_an_accuracy_of_zero_is_explained(data):
+    """By what was read first, and where the texts are."""
+    data.remote = ("So it is 999.",)
+    done = data("execute", "--routes", "remote", "--datasets", "sums")
+    assert "none of 10 answers is right; the first was read as '999'" in done.err
+    assert "results.jsonl" in done.err
+    assert "none of" not in data("execute", "--routes", "small", "--datasets", "sums").err
 
 
 def test_fields_reach_the_models(data):

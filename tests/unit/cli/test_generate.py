@@ -159,10 +159,25 @@ class TestFile:
             "cost": 0.006,
             "tokens": {"prompt": 3, "completion": 3},
             "confidence": None,
+            "answer": "4",
+            "finish_reason": "stop",
             "correct": True,
         }
         assert "correct" not in second
         assert "2 rows, 0 errors, accuracy 100.0% of 1, cost $0.008" in done.err
+
+    def test_answers_are_graded_as_everywhere_and_what_could_not_be_read_is_told(self, command):
+        """Also of rows that an earlier run has answered."""
+        texts = ["She makes 9 * $2 = $18 every day at the market.", "<think>#### 7</think>I do not know."]
+        command.script = (lambda call: call.request.messages[-1]["content"],)
+        source = command.write("in.jsonl", *({"question": text, "answer": "18"} for text in texts))
+        for _ in range(2):
+            done = command("generate", "--input", source, "--output", "out.jsonl")
+            assert "accuracy 50.0% of 2" in done.err
+            assert "1 of 2 answers could not be read" in done.err
+        rows = sorted(command.read("out.jsonl"), key=lambda row: row["index"])
+        assert [(row["answer"], row["correct"]) for row in rows] == [("$18", True), (None, False)]
+        assert rows[1]["text"] == texts[1]
 
     def test_without_output_the_rows_go_to_standard_output(self, command):
         """And the summary to standard error, so that a pipe gets rows only."""

@@ -37,6 +37,15 @@ def test_every_tier_s_answer_to_every_question_is_kept_and_graded(sums):
     assert all(line["tokens"] > 0 and line["cost"] >= 0 for line in lines)
 
 
+def test_what_could_not_be_read_is_told_and_so_is_what_was_cut_off(sums):
+    """A recording to learn from must not hold them as wrong unnoticed."""
+    sums.script, sums.remote = (Sample("I do not know.", "stop"),), (Sample("#### 3", "length"),)
+    done = sums(*ARGUMENTS, "--no-logprobs")
+    assert "6 of 6 answers could not be read" in done.err
+    assert "3 of them were cut off by their length: raise --max-tokens" in done.err
+    assert not any(line["correct"] for line in sums.read("answers.jsonl"))
+
+
 def test_log_probabilities_are_kept_with_their_alternatives(sums):
     sums(*ARGUMENTS, "--limit", "1", "--tiers", "cheap")
     (line,) = sums.read("answers.jsonl")

@@ -10,16 +10,10 @@ import threading
 
 import pytest
 
+from tests.unit.storage.stranger import STRANGER, Stranger
 from workflow_composer.storage import locks
 from workflow_composer.storage.locks import FileLock, RangeLocks, lock_beside, locked
 
-STRANGER = """
-import fcntl, sys
-file = open(sys.argv[1], "a")
-fcntl.lockf(file, fcntl.LOCK_EX)
-print("held", flush=True)
-sys.stdin.readline()
-"""
 COUNTER = """
 import sys
 from pathlib import Path
@@ -29,21 +23,6 @@ for _ in range(int(sys.argv[2])):
     with locked(path, wait=60.0):
         path.write_text(str(int(path.read_text()) + 1))
 """
-
-
-class Stranger:
-    """Another process that holds the lock, knowing nothing of this package; a context manager."""
-
-    def __init__(self, path):
-        command = [sys.executable, "-c", STRANGER, str(path)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self.process.stdout.readline() == b"held\n"
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.communicate(b"\n", timeout=20)
 
 
 def test_a_second_object_of_the_same_process_is_turned_away(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from workflow_composer.storage import replacing as module
-from workflow_composer.storage.replacing import replace_file, replacing
+from workflow_composer.storage.replacing import replace_file, replacing, set_aside, try_to_write
 
 WRITER = """
 import sys
@@ -89,3 +89,34 @@ def test_a_link_stays_a_link(tmp_path):
     replace_file(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "folder" / "real").read_text() == "new"
+
+
+def test_a_link_that_others_may_have_put_there_is_replaced_itself(tmp_path):
+    """In a folder that others write to, it could name any file of the writer's."""
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "link").symlink_to("mine")
+    replace_file(tmp_path / "link", "new", follow=False)
+    assert (tmp_path / "mine").read_text() == "precious"
+    assert (tmp_path / "link").read_text() == "new"
+    assert not (tmp_path / "link").is_symlink()
+
+
+def test_what_is_set_aside_takes_the_place_of_what_has_that_name(tmp_path):
+    """In the same folder; nothing is left under the old name."""
+    (tmp_path / "a.log").write_text("newer")
+    (tmp_path / "a.log.1").write_text("older")
+    set_aside(tmp_path / "a.log", "a.log.1")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.log.1"]
+    assert (tmp_path / "a.log.1").read_text() == "newer"
+    with pytest.raises(FileNotFoundError):
+        set_aside(tmp_path / "a.log", "a.log.1")
+
+
+def test_trying_to_write_leaves_nothing_and_tells_of_what_forbids_it(tmp_path):
+    """Whether the folder is missing, or no folder."""
+    try_to_write(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "missing", tmp_path / "file"):
+        with pytest.raises(OSError, match=r"No such file|Not a directory"):
+            try_to_write(place)

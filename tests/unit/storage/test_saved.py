@@ -53,3 +53,12 @@ def test_a_wrong_value_is_named_by_its_place_and_not_shown(text, place):
     with pytest.raises(ValueError, match=place) as failure:
         read_saved(Whole, text)
     assert "sideways" not in str(failure.value)
+
+
+@pytest.mark.parametrize("kind", [str, bytes])
+def test_half_a_surrogate_pair_is_read_as_a_question_mark(kind):
+    """`json.dumps` writes it, for a path that is not UTF-8, say; whole pairs and everything else stay as they are."""
+    text = saved(Whole(name="caf\udce9 \N{GRINNING FACE} \\ud800", share=math.inf))
+    assert read_saved(Whole, kind(text, "ascii") if kind is bytes else text) == Whole(
+        name="caf? \N{GRINNING FACE} \\ud800", share=math.inf
+    )

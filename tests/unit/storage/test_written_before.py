@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from workflow_composer.backends.recordings import open_recording
+from workflow_composer.batch.journal import Journal
 from workflow_composer.batch.probe import Probe
 from workflow_composer.batch.results import records
 from workflow_composer.calibration.audits import AuditLog
 from workflow_composer.calibration.certificate import Certificate
 from workflow_composer.calibration.route_certificate import RouteCertificate
+from workflow_composer.errors import InputError
 from workflow_composer.fleet.history import History
 from workflow_composer.fleet.memory import MonitorFiles
 from workflow_composer.fleet.registry import Registry
@@ -50,6 +52,9 @@ def test_journals_of_batches(old):
     found = list(records(old / "batch" / "journal.jsonl"))
     assert [record.row for record in found] == list(range(6))
     assert all(record.error is None and record.tiers[0].votes and record.correct for record in found)
+    assert {tier.cut_off for record in found for tier in record.tiers} == {0}
+    with pytest.raises(InputError, match="another version"):  # answers were read in another way then
+        Journal.open(old / "batch" / "journal.jsonl", {}, rows=6)
     lines = [json.loads(line) for line in (old / "answers.jsonl").read_text().splitlines()]
     assert sorted(line["index"] for line in lines) == list(range(6))
 

@@ -1,0 +1,49 @@
+"""What a model says after it has reasoned: the text without what stands between the marks of reasoning. Pure, linear."""
+
+from __future__ import annotations
+
+import re
+
+_MARK = re.compile(
+    r"<(/?)(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning)>|\[(/?)THINK\]|\u25c1(/?)think\u25b7", re.IGNORECASE
+)
+_EDGES = "<>[]\u25c1\u25b7"
+
+
+def without_reasoning(text: str) -> str:
+    """The text without ``<think>...</think>`` and its kin.
+
+    Reasoning that is never closed lasts until the end. A text with a closing mark alone began within its reasoning: chat
+    templates often write the opening mark themselves.
+
+    >>> without_reasoning("<think>12 + 6</think>18"), without_reasoning("12 + 6</think>18"), without_reasoning("<think>12 +")
+    ('18', '18', '')
+    """
+    said: list[str] = []
+    start: int | None = 0
+    for mark in _MARK.finditer(text):
+        if mark[1] or mark[2] or mark[3]:
+            if start is not None:
+                said.clear()
+            start = mark.end()
+        elif start is not None:
+            said.append(text[start : mark.start()])
+            start = None
+    if start == 0:
+        return text
+    if start is not None:
+        said.append(text[start:])
+    return "".join(said)
+
+
+def says_nothing(text: str) -> bool:
+    """Whether the text is blank, or reasoning only. Quick for a text that neither begins nor ends with a mark.
+
+    >>> says_nothing(" "), says_nothing("<think>Let me see.</think>"), says_nothing("18")
+    (True, True, False)
+    """
+    if not text or text.isspace():
+        return True
+    if text.lstrip()[0] not in _EDGES and text.rstrip()[-1] not in _EDGES:
+        return False
+    return not without_reasoning(text).strip()
