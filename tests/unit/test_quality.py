@@ -1,5 +1,6 @@
 """The code's form: formatted, linted, typed, layered, with nothing left lying about."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -77,3 +78,41 @@ def test_no_path_of_a_machine_is_in_the_project():
             continue
         found = re.search(r"(?<![\w.])/(root|work|farm|home)/", path.read_text(errors="replace"))
         assert found is None or path == Path(__file__), f"{name}: {found}"
+
+
+def _uses(path):
+    """Modules that a file imports, and what it calls by a dotted name, each with its line."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module, node.lineno
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner = node.func.value
+            name = owner.id if isinstance(owner, ast.Name) else ""
+            if name == "os" or (len(node.args) == 1 and node.func.attr in {"replace", "rename"}):
+                yield f"{'os' if name == 'os' else 'path'}.{node.func.attr}", node.lineno
+
+
+MECHANISMS = {
+    "fcntl": {"storage/locks.py"},
+    "tempfile": {"storage/lines.py", "storage/replacing.py"},
+    "os.fsync": {"storage/replacing.py"},
+    "os.replace": set(),
+    "os.rename": set(),
+    "os.link": set(),
+    "path.replace": {"storage/replacing.py"},
+    "path.rename": set(),
+}
+"""What is done in one place only: modules that are imported, functions and methods of paths (with one argument) called."""
+
+
+def test_files_are_locked_and_replaced_in_one_place_only():
+    """Whoever needs it uses that place; nobody begins another."""
+    found = {}
+    for path in PACKAGE:
+        for use, line in _uses(path):
+            if use in MECHANISMS:
+                place = path.relative_to(ROOT / "workflow_composer").as_posix()
+                found.setdefault(use, set()).add(place if place in MECHANISMS[use] else f"{place}:{line}")
+    assert found == {use: places for use, places in MECHANISMS.items() if places}

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workflow_composer.batch.reading import kind
 from workflow_composer.errors import InputError
+from workflow_composer.storage.lines import kind
 
 QUESTIONS = ("question", "problem", "prompt", "input")
 LABELS = ("answer", "solution", "label", "target", "output")

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from workflow_composer.batch.columns import Columns
 from workflow_composer.batch.finding import Found, look_for
 from workflow_composer.batch.formats import BATCH
-from workflow_composer.batch.reading import opened, unreadable
 from workflow_composer.errors import InputError
+from workflow_composer.storage.lines import opened, unreadable
 from workflow_composer.values import quick
 
 if TYPE_CHECKING:

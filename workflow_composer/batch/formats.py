@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from workflow_composer.batch.columns import NUMBER, TEXT, Columns, Fields, id_of, label_of, question_of
-from workflow_composer.batch.reading import blocks, lines, parsed, records, unreadable
+from workflow_composer.batch.reading import records
 from workflow_composer.errors import ConfigError, InputError
+from workflow_composer.storage.lines import blocks, lines, parsed, unreadable
 
 if TYPE_CHECKING:
     import pyarrow as pa

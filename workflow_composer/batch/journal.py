@@ -6,21 +6,18 @@ A machine that loses power may lose what was written since the last `Journal.syn
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
 from workflow_composer.batch.lines import Head, head_of, header_line, header_of, record_line, whole_lines
-from workflow_composer.batch.locking import open_locked, unwritable
+from workflow_composer.batch.locking import open_own, unwritable
 from workflow_composer.batch.records import RowRecord
 from workflow_composer.errors import InputError, WorkflowComposerError
+from workflow_composer.storage.appending import OwnFile
 
 _OPEN, _FAILED, _DONE = 0, 1, 2
 _ROWS = "rows"
@@ -36,13 +33,12 @@ class Journal:
     later record counts. One byte per row of the data set is kept in memory.
     """
 
-    def __init__(self, path: Path, descriptor: int, rows: int) -> None:
-        self.path = path
-        self._descriptor: int | None = descriptor
+    def __init__(self, file: OwnFile, rows: int) -> None:
+        self.path = file.path
+        self._file = file
         self._state = bytearray(rows)
         self._size = 0
         self._broken = False
-        _open_journals().add(self)
 
     @classmethod
     def open(
@@ -53,15 +49,15 @@ class Journal:
         ``run`` (plain data for JSON) and ``rows`` (of the data set) say what the journal is of: digests, settings, version.
         Raises `InputError` where the file is in use, is damaged, is no journal, or is one of something else.
         """
+        journal = cls(open_own(path, other=_OTHER), rows)
         try:
-            journal = cls(path, open_locked(path, other=_OTHER), rows)
-            try:
-                journal._begin({_ROWS: rows, **run}, each)
-            except BaseException:
-                journal.close()
-                raise
+            journal._begin({_ROWS: rows, **run}, each)
         except OSError as error:
+            journal.close()
             raise unwritable(path, error, other=_OTHER) from error
+        except BaseException:
+            journal.close()
+            raise
         return journal
 
     def __enter__(self) -> Self:
@@ -102,27 +98,24 @@ class Journal:
         """
         if not 0 <= record.row < self.rows or self.is_done(record.row):
             raise ValueError(f"row {record.row} is done already, or is none of {self.rows}")
-        if self._descriptor is None or self._broken:
+        if not self._file.is_open or self._broken:
             raise WorkflowComposerError(f"{self.path} is not open any more", hint="run the same command again to go on")
         self._write(record_line(record))
         self._state[record.row] = _DONE if record.error is None else _FAILED
 
     def sync(self) -> None:
         """Have all that was written put on the disk itself; slow, and safe to call from another thread."""
-        if self._descriptor is not None:
+        if self._file.is_open:
             try:
-                os.fsync(self._descriptor)
+                self._file.sync()
             except OSError as error:
                 raise unwritable(self.path, error, other=_OTHER) from error
 
     def close(self) -> None:
         """Let others have the file."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
+        self._file.close()
 
     def _begin(self, run: Mapping[str, Any], each: Callable[[Head], None]) -> None:
-        assert self._descriptor is not None
         with self.path.open("rb") as file:
             lines = whole_lines(file, self.path)
             first = next(lines, None)
@@ -132,11 +125,10 @@ class Journal:
             for line in lines:
                 self._remember(head_of(line), line.number, each)
                 self._size = line.end
-        if os.fstat(self._descriptor).st_size > self._size:
-            os.ftruncate(self._descriptor, self._size)
+        self._file.cut(self._size)
         if first is None:
             self._write(header_line(run))
-            _sync_folder(self.path.parent)
+            self._file.sync()
 
     def _remember(self, head: Head, number: int, each: Callable[[Head], None]) -> None:
         if not 0 <= head.row < self.rows or self.is_done(head.row):
@@ -148,13 +140,12 @@ class Journal:
         each(head)
 
     def _write(self, line: bytes) -> None:
-        assert self._descriptor is not None
         try:
-            _write_whole(self._descriptor, line)
+            self._file.append(line)
         except OSError as error:
             self._broken = True
             with suppress(OSError):  # what is left of the line is dropped when the file is opened again
-                os.ftruncate(self._descriptor, self._size)
+                self._file.cut(self._size)
             raise unwritable(self.path, error, other=_OTHER) from error
         self._size += len(line)
 
@@ -196,31 +187,3 @@ def _shown(value: Any) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------ the file
-
-
-def _write_whole(descriptor: int, line: bytes) -> None:
-    """One write. Raises OSError where the disk takes only a part of it: it is full then."""
-    if os.write(descriptor, line) < len(line):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-@cache
-def _open_journals() -> weakref.WeakSet[Journal]:
-    """Those of this process. A forked worker closes them: it would keep them locked when it outlives this process."""
-    journals: weakref.WeakSet[Journal] = weakref.WeakSet()
-
-    def close() -> None:
-        for journal in list(journals):
-            journal.close()
-
-    os.register_at_fork(after_in_child=close)
-    return journals
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the file's name put on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

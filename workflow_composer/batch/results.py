@@ -7,10 +7,9 @@ another name and then renamed.
 from __future__ import annotations
 
 import json
-import os
 from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,9 +17,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from workflow_composer.batch.formats import arrow_library
 from workflow_composer.batch.lines import fields_of, head_of, header_of, record_of, whole_lines
-from workflow_composer.batch.reading import unreadable
 from workflow_composer.batch.records import RowRecord
 from workflow_composer.errors import InputError, WorkflowComposerError
+from workflow_composer.storage.lines import encoded, unreadable
+from workflow_composer.storage.replacing import replacing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,7 +78,7 @@ def write_results(journal: Path, folder: Path) -> Written:
     ):
         while block := list(islice(every, _ROWS_AT_A_TIME)):
             found = [_row(fields) for fields in block]
-            lines.writelines(map(_line, found))
+            lines.writelines(map(encoded, found))
             table.add(found)
             rows += len(found)
             errors += sum(row["error"] is not None for row in found)
@@ -163,20 +163,13 @@ def _offsets(file: BinaryIO, journal: Path) -> array[int]:
 
 @contextmanager
 def _in_place_of(path: Path) -> Iterator[BinaryIO]:
-    """A file that is written under another name, and takes its own when it is whole and on the disk."""
-    partial = path.with_name(f".{path.name}.partial")
+    """A file that takes the place of another when it is whole and on the disk."""
     try:
-        with partial.open("wb") as file:
+        with replacing(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except OSError as error:
         hint = "make room, or allow this user to write there; then run the same command again: no answer is lost"
         raise WorkflowComposerError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 class _Table:
@@ -212,16 +205,6 @@ class _Table:
         if self._waiting:
             self._writer.write_table(self._pa.Table.from_batches(self._waiting, self._schema))
         self._waiting = []
-
-
-def _line(row: dict[str, Any]) -> bytes:
-    """A row as a line of JSON; NaN and infinities become null."""
-    try:
-        return _readable(row).encode() + b"\n"
-    except UnicodeEncodeError:  # half a surrogate pair: JSON can say it, UTF-8 cannot
-        return json.dumps(row, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-    except ValueError:
-        return _line(json.loads(json.dumps(row), parse_constant=lambda _: None))
 
 
 def _encodable(value: Any) -> Any:

@@ -30,6 +30,7 @@ from workflow_composer.cli.progress import describe_tiers, progress_for
 from workflow_composer.cli.state import State
 from workflow_composer.cli.unread import ENDING, tell_unread
 from workflow_composer.snapshot import contexts_of
+from workflow_composer.storage.replacing import replace_file
 from workflow_composer.types import ANY_TASK
 
 if TYPE_CHECKING:
@@ -135,9 +136,7 @@ class BatchRun:
         ]
         markdown, html = build_report(sources, title=name, tiers=tuple(config.tiers), notes=notes)
         for place, text in ((folder / "report.md", markdown), (folder / "report.html", html)):
-            partial_file = place.with_name(f".{place.name}.partial")
-            partial_file.write_text(text, encoding="utf-8")
-            partial_file.replace(place)
+            replace_file(place, text)
         if not self._state.json:
             click.echo(f"report: {folder / 'report.md'}, {folder / 'report.html'}", err=True)
 

@@ -14,13 +14,14 @@ import click
 from workflow_composer.cli.batch import Batch, Record, Tally
 from workflow_composer.cli.decisions import DecisionLog
 from workflow_composer.cli.interrupt import Stopped
-from workflow_composer.cli.journal import Journal, encoded
+from workflow_composer.cli.journal import Journal
 from workflow_composer.cli.output import dollars, percent, print_json
 from workflow_composer.cli.progress import progress_for
 from workflow_composer.cli.rows import Row, RowFile
 from workflow_composer.cli.state import State
 from workflow_composer.cli.unread import ENDING, tell_unread
 from workflow_composer.errors import InputError, WorkflowComposerError
+from workflow_composer.storage.lines import encoded
 
 if TYPE_CHECKING:
     from workflow_composer.strategy import StrategyConfig

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import shutil
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from workflow_composer.batch.locking import append_whole, open_locked, unwritable
+from workflow_composer.batch.locking import open_own, unwritable
 from workflow_composer.cli.rows import Row
 from workflow_composer.errors import InputError
+from workflow_composer.storage.appending import OwnFile
+from workflow_composer.storage.lines import encoded
 
 OTHER = "another --output"
 
@@ -31,9 +31,9 @@ class Journal:
     Each row is one ``write``: a process that is killed loses the rows in flight and none besides.
     """
 
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self.path = path
-        self._descriptors = [descriptor]
+    def __init__(self, file: OwnFile) -> None:
+        self.path = file.path
+        self._file = file
         self._keys = array("Q")
         self.dropped = 0
 
@@ -46,21 +46,20 @@ class Journal:
         path = Path(os.path.realpath(path))
         if path.exists() and source.exists() and path.samefile(source):
             raise InputError(f"{path} is both input and output", hint="name another --output")
+        journal = cls(open_own(path, other=OTHER))
         try:
-            journal = cls(path, open_locked(path, other=OTHER))
-            try:
-                journal._read(each)
-            except BaseException:
-                journal.close()
-                raise
+            journal._read(each)
         except OSError as error:
+            journal.close()
             raise unwritable(path, error, other=OTHER) from error
+        except BaseException:
+            journal.close()
+            raise
         return journal
 
     def close(self) -> None:
         """Let others have the file."""
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        self._file.close()
 
     def is_done(self, row: Row) -> bool:
         """Whether the row has its answer. Raises `InputError` where the answer is to another row or other options."""
@@ -83,7 +82,7 @@ class Journal:
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a row. Raises `WorkflowComposerError` where there is no room; what was written before stays whole."""
         try:
-            append_whole(self._descriptors[-1], encoded(record))
+            self._file.append(encoded(record))
         except OSError as error:
             raise unwritable(self.path, error, other=OTHER) from error
 
@@ -125,35 +124,12 @@ class Journal:
 
     def _rewrite(self) -> None:
         """Put a file without the dropped lines in the place of this one, all at once."""
-        spare = self.path.with_name(self.path.name + ".rewrite")
-        descriptor = os.open(spare, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        self._descriptors.append(descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before anyone can see it under its new name
         self._keys = array("Q")
-        try:
-            with open(descriptor, "wb", closefd=False) as copy:
-                for line, record in self._records():
-                    if record is not None:
-                        self._remember(record)
-                        copy.write(line)
-            os.fsync(descriptor)
-            shutil.copymode(self.path, spare)
-            spare.replace(self.path)
-        except BaseException:
-            spare.unlink(missing_ok=True)
-            raise
-
-
-def encoded(record: Mapping[str, Any]) -> bytes:
-    """A row as a line of JSON, readable where its text can be encoded; NaN and infinities become null."""
-    try:
-        text = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        return text.encode() + b"\n"
-    except UnicodeEncodeError:  # half a surrogate pair: JSON can say it, UTF-8 cannot
-        return json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-    except ValueError:
-        plain = json.loads(json.dumps(record), parse_constant=lambda _: None)
-        return json.dumps(plain, separators=(",", ":")).encode() + b"\n"
+        with self._file.rewriting() as copy:
+            for line, record in self._records():
+                if record is not None:
+                    self._remember(record)
+                    copy.write(line)
 
 
 def _record(line: bytes) -> Mapping[str, Any] | None:

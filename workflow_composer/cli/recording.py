@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -13,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from workflow_composer.backends.recordings import Recorded
-from workflow_composer.batch.locking import append_whole, open_locked, unwritable
+from workflow_composer.batch.locking import open_own, unwritable
 from workflow_composer.cli.batch import Batch, Record, Tally, graded
 from workflow_composer.cli.decisions import DecisionLog
 from workflow_composer.cli.interrupt import Stopped
-from workflow_composer.cli.journal import OTHER, encoded
+from workflow_composer.cli.journal import OTHER
 from workflow_composer.cli.output import dollars, percent, print_json
 from workflow_composer.cli.progress import progress_for
 from workflow_composer.cli.rows import Row
 from workflow_composer.cli.state import State
 from workflow_composer.cli.unread import ENDING, tell_unread
 from workflow_composer.errors import ConfigError, InputError
+from workflow_composer.storage.appending import OwnFile
+from workflow_composer.storage.lines import encoded
 
 if TYPE_CHECKING:
     from workflow_composer.orchestrator import ModelOrchestrator
@@ -47,7 +48,7 @@ class Recorder:
     def run(self) -> int:
         """Record what is not recorded yet; the exit code."""
         self._state.log = log = DecisionLog()
-        with self._appending() as descriptor:
+        with self._appending() as file:
             orchestrator = self._open()
             try:
                 rows = self._rows(self._tiers(orchestrator))
@@ -58,7 +59,7 @@ class Recorder:
             tally = Tally(len(rows), len(rows) - len(todo), len(rows) - len(todo))
             try:
                 with log, progress_for(tally) as progress:
-                    batch = _Answers(orchestrator, tally, self._writer(descriptor), progress, **self._fields())
+                    batch = _Answers(orchestrator, tally, self._writer(file), progress, **self._fields())
                     batch.run(iter(todo), self._options["in_flight"])
             except (KeyboardInterrupt, Stopped):
                 click.echo(f"{tally.done} of {tally.total} answers recorded; run the same command again to go on", err=True)
@@ -116,25 +117,21 @@ class Recorder:
     # -------------------------------------------------------------------------------------------------- the recording
 
     @contextmanager
-    def _appending(self) -> Iterator[int]:
+    def _appending(self) -> Iterator[OwnFile]:
         """The recording, locked, behind its last whole line; what it holds already is remembered."""
-        path = self._output
-        try:
-            descriptor = open_locked(path, other=OTHER)
-        except OSError as error:
-            raise unwritable(path, error, other=OTHER) from error
+        file = open_own(self._output, other=OTHER)
         try:
             whole = 0
-            with path.open("rb") as lines:
+            with self._output.open("rb") as lines:
                 for number, line in enumerate(lines, 1):
                     if not line.endswith(b"\n"):  # a run was killed while it wrote
-                        os.ftruncate(descriptor, whole)
                         break
                     whole += len(line)
                     self._remember(line, number)
-            yield descriptor
+            file.cut(whole)
+            yield file
         finally:
-            os.close(descriptor)
+            file.close()
 
     def _remember(self, line: bytes, number: int) -> None:
         try:
@@ -145,13 +142,13 @@ class Recorder:
             ) from None
         self._done.add(_key(recorded.model, recorded.question))
 
-    def _writer(self, descriptor: int) -> Any:
+    def _writer(self, file: OwnFile) -> Any:
         def write(record: Record) -> None:
             if "error" in record:
                 self._first_error = self._first_error or record["error"]["message"]
                 return
             try:
-                append_whole(descriptor, encoded(record["recorded"]))
+                file.append(encoded(record["recorded"]))
             except OSError as error:
                 raise unwritable(self._output, error, other=OTHER) from error
 

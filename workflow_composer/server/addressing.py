@@ -10,6 +10,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from workflow_composer.server import schemas
+from workflow_composer.server.checks import described, wrong
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.types import ANY_TASK, Message, texts
 
@@ -54,22 +56,57 @@ _SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 )
 
 
+_NAME: schemas.Schema = {**schemas.TEXT, "maxLength": LONGEST_NAME}
+
+
+@described(
+    {
+        **_NAME,
+        "pattern": f"^(?! *{TASK} *$){schemas.PRINTABLE}*$",  # `address_of` refuses a task without a name
+        "description": "auto, task:NAME, a tier, a model of the catalogue, or a routing string such as mv_small_k8_t0.7",
+    }
+)
+def model_name(name: str, value: Any) -> str:
+    """What ``model`` may be."""
+    if isinstance(value, str) and len(value) <= LONGEST_NAME and value.isprintable():
+        return value
+    raise wrong(name, "is no name" if isinstance(value, str) else "must be a text")
+
+
+_TASK_NAME: schemas.Schema = {**_NAME, "minLength": 1, "pattern": f"^{schemas.PRINTABLE}*$"}
+
+
+@described(
+    {
+        **schemas.record({"task_type": schemas.nullable(_TASK_NAME)}),
+        "description": "`task_type`: the task that the request belongs to",
+    }
+)
+def metadata(name: str, value: Any) -> dict[str, Any]:
+    """Metadata; where they name a task, it must be a name."""
+    if not isinstance(value, dict):
+        raise wrong(name, "must be an object")
+    if (task := value.get("task_type")) is not None:
+        _task(task)
+    return value
+
+
 def address_of(model: str | None, headers: Mapping[str, str], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of an `LLMRequest` that say where it goes and what it may take. Raises `HttpFailure`."""
+    """The fields of an `LLMRequest` that say where it goes and what it may take. Raises `HttpFailure`.
+
+    ``model`` and ``metadata`` have passed their checks.
+    """
     found: dict[str, Any] = {}
-    name = model or AUTO
-    if len(name) > LONGEST_NAME or not name.isprintable():
-        raise HttpFailure(400, "model: is no name", param="model")
-    name = name.strip()
-    task = headers.get(TASK_HEADER) or metadata.get("task_type")
+    name = (model or AUTO).strip()
     if name.startswith(TASK):
-        task = name.removeprefix(TASK).strip()
+        found["task_type"] = _task(name.removeprefix(TASK).strip())
     elif name and name != AUTO:
         found["model"] = name
-    if task is not None:
-        if not isinstance(task, str) or not task or len(task) > LONGEST_NAME or not task.isprintable():
-            raise HttpFailure(400, "the task is no name", param="metadata.task_type")
-        found["task_type"] = task
+    if "task_type" not in found:
+        if task := headers.get(TASK_HEADER):
+            found["task_type"] = _task(task)
+        elif (task := metadata.get("task_type")) is not None:
+            found["task_type"] = task
     if (budget := headers.get(BUDGET_HEADER)) is not None:
         found["budget"] = _positive(budget, BUDGET_HEADER)
     if (timeout := headers.get(TIMEOUT_HEADER)) is not None:
@@ -93,6 +130,12 @@ def predict_task(messages: Sequence[Message], known: Collection[str]) -> str:
                     return task
             break
     return ANY_TASK
+
+
+def _task(found: Any) -> str:
+    if not isinstance(found, str) or not found or len(found) > LONGEST_NAME or not found.isprintable():
+        raise HttpFailure(400, "the task is no name", param="metadata.task_type")
+    return found
 
 
 def _positive(text: str, name: str) -> float:

@@ -9,18 +9,35 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from workflow_composer.errors import ConfigError
+from workflow_composer.server import checks
 from workflow_composer.server.answering import presented
 from workflow_composer.server.audit import Audit
-from workflow_composer.server.checks import wrong
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 from workflow_composer.server.failures import PERMISSION, HttpFailure
+from workflow_composer.server.forms import Field, Form
 from workflow_composer.server.settings import ADMIN_VARIABLE
 from workflow_composer.server.strategies import Switchboard, plain
-from workflow_composer.server.wire import Fields, decode, encode
+from workflow_composer.server.wire import decode, encode
 
 _REFUSALS_PER_MINUTE = 30
 """Wrong tokens of one address that are looked at and written down; beyond them it gets 429, even with the right one."""
 _MOST_ADDRESSES = 4096
+
+_NO_PROFILE = "must be the name of a profile"
+SWITCH = Form(
+    {
+        "strategy": Field(checks.filled(_NO_PROFILE), required=_NO_PROFILE, note="The name of a profile"),
+        "why": Field(checks.text, note="For the audit log"),
+        "dry_run": Field(checks.flag, note="Only say what a switch would change"),
+    },
+    closed="is not known here",
+    example={"strategy": "t4_local_only", "why": "the budget is spent", "dry_run": True},
+)
+ROLLBACK = Form(
+    {"version": Field(checks.whole(least=1), note="Without it, the one before")},
+    closed="is not known here",
+    example={"version": 3},
+)
 
 
 class Admin:
@@ -52,15 +69,12 @@ class Admin:
     async def switch(self, exchange: Exchange) -> Reply:
         """Switch, or with ``dry_run`` (in the query or in the body) say what a switch would change."""
         who = self.check(exchange)
-        fields = Fields(decode(exchange.body))
-        source, why, dry = fields.text("strategy"), fields.text("why"), fields.flag("dry_run")
-        _nothing_else(fields)
-        if not source:
-            raise wrong("strategy", "must be the name of a profile")
-        if dry or parse_qs(exchange.query).get("dry_run", ["false"])[0].lower() in {"1", "true", "yes"}:
+        _, own, _, _ = SWITCH.read(decode(exchange.body))
+        source, why = own["strategy"], own.get("why", "")
+        if own.get("dry_run") or parse_qs(exchange.query).get("dry_run", ["false"])[0].lower() in {"1", "true", "yes"}:
             return Reply(200, encode(await self._preview(source)))
         try:
-            return Reply(200, encode(plain(await self._strategies.switch(source, who=who, why=why or ""))))
+            return Reply(200, encode(plain(await self._strategies.switch(source, who=who, why=why))))
         except ConfigError as error:
             raise _refusal(error) from None
 
@@ -73,11 +87,9 @@ class Admin:
     async def rollback(self, exchange: Exchange) -> Reply:
         """Back to a version (``{"version": 3}``), or to the one before."""
         who = self.check(exchange)
-        fields = Fields(decode(exchange.body) if exchange.body else {})
-        number = fields.whole("version", least=1)
-        _nothing_else(fields)
+        _, own, _, _ = ROLLBACK.read(decode(exchange.body) if exchange.body else {})
         try:
-            return Reply(200, encode(plain(await self._strategies.rollback(number, who=who))))
+            return Reply(200, encode(plain(await self._strategies.rollback(own.get("version"), who=who))))
         except ConfigError as error:
             raise _refusal(error) from None
 
@@ -107,11 +119,6 @@ class Admin:
                 401, "the admin token is missing or wrong", type="authentication_error", code="invalid_admin_token"
             )
         return who
-
-
-def _nothing_else(fields: Fields) -> None:
-    for name in fields.rest:
-        raise wrong(name, "is not known here")
 
 
 def _refusal(error: ConfigError) -> HttpFailure:

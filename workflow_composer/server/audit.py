@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+
+from workflow_composer.storage.appending import append_lines
+
+_PATIENCE = 0.5
+"""Seconds to wait for another process that appends."""
 
 
 class Audit:
@@ -16,7 +19,6 @@ class Audit:
     def __init__(self, path: Path, *, report: Callable[[str], None] = lambda text: None) -> None:
         self.path = path
         self._report = report
-        self._cut = False
 
     def write(self, what: str, *, who: str, outcome: str, **fields: object) -> None:
         """One line. ``who`` is a key's ID, an address, SIGHUP or a file; never a token."""
@@ -28,18 +30,9 @@ class Audit:
             "outcome": outcome,
             **{k: v for k, v in fields.items() if v not in (None, "")},
         }
-        reason = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                data = (b"\n" if self._cut else b"") + json.dumps(line, default=str).encode() + b"\n"
-                self._cut = os.write(descriptor, data) < len(data)  # the next line does not go on with half of this one
-            finally:
-                os.close(descriptor)
-            if self._cut:
-                reason = os.strerror(errno.ENOSPC)
+            append_lines(self.path, json.dumps(line, default=str).encode() + b"\n", wait=_PATIENCE, mode=0o600)
         except OSError as error:
-            reason = error.strerror
-        if reason is not None:
-            self._report(f"the audit log {self.path} cannot be written: {reason}; it was: {what} by {who}: {outcome}")
+            lost = f"{what} by {who}: {outcome}"
+            self._report(f"the audit log {self.path} cannot be written: {error.strerror}; it was: {lost}")

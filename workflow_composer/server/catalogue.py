@@ -9,19 +9,30 @@ from typing import TYPE_CHECKING, Any
 
 from workflow_composer.calibration.audits import AuditLog
 from workflow_composer.errors import InputError
-from workflow_composer.server import telling
+from workflow_composer.server import checks, telling
 from workflow_composer.server.addressing import AUTO, TASK
 from workflow_composer.server.answering import Accounts
-from workflow_composer.server.checks import wrong
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 from workflow_composer.server.failures import HttpFailure
+from workflow_composer.server.forms import Field, Form
 from workflow_composer.server.limits import Admission
-from workflow_composer.server.wire import Fields, decode, encode
+from workflow_composer.server.wire import decode, encode
 from workflow_composer.server.wire_embeddings import read_embeddings, written_embeddings
 from workflow_composer.types import ANY_TASK
 
 if TYPE_CHECKING:
     from workflow_composer.orchestrator import ModelOrchestrator
+
+_NO_ID = "must be the x-workflow-composer-request-id of an answer"
+FEEDBACK = Form(
+    {
+        "id": Field(checks.printable(_NO_ID, least=1, most=200), required=_NO_ID),
+        "correct": Field(checks.flag, required="must be true or false"),
+        "by": Field(checks.printable("must be a short text", most=200), note="Who grades; without it, the key's name"),
+    },
+    closed="is not known here",
+    example={"id": "req-6b1f0c5ad2e94c3f8f0a1b2c", "correct": True},
+)
 
 
 class Catalogue:
@@ -79,17 +90,9 @@ class Catalogue:
     async def feedback(self, exchange: Exchange) -> Reply:
         """Grade an answer: ``{"id": ..., "correct": true}``. Where it was drawn for an audit, the grade is evidence."""
         key = self._accounts.enter(exchange, count=False)
-        fields = Fields(decode(exchange.body))
-        identity, correct = fields.text("id"), fields.flag("correct")
-        by = fields.text("by") or ("anybody" if key is None else f"key {key.id}")
-        for name in fields.rest:
-            raise wrong(name, "is not known here")
-        if not identity or len(identity) > 200 or not identity.isprintable():
-            raise wrong("id", "must be the x-workflow-composer-request-id of an answer")
-        if correct is None:
-            raise wrong("correct", "must be true or false")
-        if len(by) > 200 or not by.isprintable():
-            raise wrong("by", "must be a short text")
+        _, own, _, _ = FEEDBACK.read(decode(exchange.body))
+        identity, correct = own["id"], own["correct"]
+        by = own.get("by") or ("anybody" if key is None else f"key {key.id}")
         found = await asyncio.to_thread(self._graded, identity, correct, by)  # the file's lock may have to be waited for
         return Reply(200, encode({"id": identity, "correct": correct, **found}))
 

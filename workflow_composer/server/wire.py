@@ -1,25 +1,19 @@
 """What all dialects share: what is asked, how answers are written, and how JSON from the network is read.
 
 A dialect is one form of API (OpenAI's chat completions, its older completions, its responses, Anthropic's messages). It
-turns a body into an `LLMRequest` and an `LLMResponse` into a body, and does no I/O. Of a request nothing is dropped in
-silence: a field is honoured, passed on to the model, or refused by name; one that cannot change the answer may be left out
-with a warning.
+turns a body into an `LLMRequest` and an `LLMResponse` into a body, and does no I/O. `forms` says what a body may hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import msgspec
 
-from workflow_composer.server import checks
-from workflow_composer.server.checks import wrong
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.types import Chunk, LLMRequest, LLMResponse
-
-T = TypeVar("T")
 
 encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -89,88 +83,6 @@ def decode(body: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise HttpFailure(400, "the body must be a JSON object")
     return found
-
-
-NOTHING: tuple[Any, ...] = (None, False, "", [], {})
-"""Values by which a field asks for nothing."""
-OTHERS = frozenset(
-    {"messages", "prompt", "n", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs"}
-) | frozenset({"response_format", "stream_options"})
-"""Fields that a model's server is sent in any case, or whose effect on the answer only some dialects can write."""
-
-
-class Fields:
-    """A body's fields, each taken once; what is left at the end are the ones that only a model may know."""
-
-    def __init__(self, data: Mapping[str, Any]) -> None:
-        self._left = dict(data)
-
-    def take(self, name: str) -> Any:
-        """Any value."""
-        return self._left.pop(name, None)
-
-    def get(self, name: str, check: Callable[[str, Any], T]) -> T | None:
-        """A value that passes the check; None where there is none. Raises `HttpFailure`."""
-        value = self._left.pop(name, None)
-        return None if value is None else check(name, value)
-
-    def text(self, name: str) -> str | None:
-        """A text."""
-        return self.get(name, checks.text)
-
-    def flag(self, name: str) -> bool | None:
-        """True or false."""
-        return self.get(name, checks.flag)
-
-    def mapping(self, name: str) -> dict[str, Any] | None:
-        """An object."""
-        return self.get(name, checks.mapping)
-
-    def items(self, name: str) -> list[Any] | None:
-        """A list."""
-        return self.get(name, checks.items)
-
-    def whole(self, name: str, *, least: int | None = None, most: int = 2**31 - 1) -> int | None:
-        """A whole number within limits."""
-        return self.get(name, checks.whole(least=least, most=most))
-
-    def number(self, name: str, least: float, most: float) -> float | None:
-        """A number within limits."""
-        return self.get(name, checks.number(least, most))
-
-    def stop(self, name: str = "stop") -> str | tuple[str, ...] | None:
-        """A text or a list of texts."""
-        return self.get(name, checks.stop)
-
-    def refuse(self, reasons: Mapping[str, str]) -> None:
-        """Refuse fields that cannot be honoured, unless they ask for nothing."""
-        for name, reason in reasons.items():
-            if self._left.pop(name, None) not in NOTHING:
-                raise wrong(name, reason, code="unsupported_parameter")
-
-    def leave_out(self, names: Mapping[str, str]) -> tuple[str, ...]:
-        """Leave out fields that cannot change the answer; the warnings."""
-        return tuple(f"{name} {why}" for name, why in names.items() if self._left.pop(name, None) not in NOTHING)
-
-    def nothing_else(self, reason: str = "is not known here", *, within: str = "") -> None:
-        """Refuse whatever is left. ``within``: the field that these are parts of."""
-        for name in self.rest:
-            raise wrong(f"{within}.{name}" if within else name, reason, code="unsupported_parameter")
-
-    def passed_on(self) -> dict[str, Any]:
-        """What is left, for the model's server, which may know it. Raises `HttpFailure`.
-
-        Fields of its own API that this dialect says in other words would contradict what is sent along with them.
-        """
-        for name in self._left.keys() & OTHERS:
-            if self._left[name] is not None:
-                raise wrong(name, "is no field of this form of API", code="unsupported_parameter")
-        return self.rest
-
-    @property
-    def rest(self) -> dict[str, Any]:
-        """What has not been taken, but for nulls."""
-        return {name: value for name, value in self._left.items() if value is not None}
 
 
 # ------------------------------------------------------------------------------------------------------------- writing

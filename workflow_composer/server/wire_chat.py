@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workflow_composer.server import checks
+from workflow_composer.server import checks, schemas
 from workflow_composer.server.addressing import address_of
-from workflow_composer.server.checks import wrong
+from workflow_composer.server.checks import UNSUPPORTED, described, wrong
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.wire import Asked, Fields, encode, event, openai_failure, usage_of
+from workflow_composer.server.forms import COMMON, TOKENS, TOP_LOGPROBS, Field, Form, left_out
+from workflow_composer.server.schemas import Schema
+from workflow_composer.server.wire import Asked, encode, event, openai_failure, usage_of
 from workflow_composer.types import Chunk, LLMRequest, LLMResponse, Sample, TokenLogprob
 
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 DONE = b"data: [DONE]\n\n"
-UNHEARD = {"store": "is not done here", "service_tier": "is not known here", "prompt_cache_key": "is not known here"}
-"""Fields of OpenAI's own service that say nothing to a model."""
 
-MOST_CHOICES = 128
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+_MAY_BE_SILENT = frozenset({"assistant", "function"})
+"""They may only call tools."""
+_NO_MESSAGES = "must be a list of at least one message"
 
 
 class ChatDialect:
@@ -28,36 +30,15 @@ class ChatDialect:
 
     def read(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
         """Read a body. Raises `HttpFailure`."""
-        request: dict[str, Any] = {}
-        extra: dict[str, Any] = {}
-        own: dict[str, Any] = {}
-        warnings: list[str] = []
-        for name, value in data.items():
-            if value is None:
-                continue
-            if (rule := _RULES.get(name)) is not None:
-                request[rule[0]] = rule[1](name, value)
-            elif (check := _OWN.get(name)) is not None:
-                own[name] = check(name, value)
-            elif name in UNHEARD:
-                if value is not False:
-                    warnings.append(f"{name} {UNHEARD[name]}")
-            else:
-                extra[name] = value
-        if "messages" not in request:
-            raise wrong("messages", "must be a list of at least one message")
+        request, own, extra, warnings = FORM.read(data)
         if (limit := own.get("max_completion_tokens")) is not None:
             if request.get("max_tokens", limit) != limit:
                 warnings.append("max_tokens is not heeded beside max_completion_tokens")
             request["max_tokens"] = limit
-        stream = own.get("stream", False)
-        options = own.get("stream_options")
-        if options is not None and not stream:
-            raise wrong("stream_options", "is allowed only with stream")
-        metadata = request.get("metadata", {})
-        request.update(address_of(own.get("model"), headers, metadata))
+        include_usage = "stream_options" in own and usage_at_end(own)
+        request.update(address_of(own.get("model"), headers, request.get("metadata", {})))
         made = LLMRequest(extra=extra, request_id="", **request)  # the handler knows the ID
-        return Asked(made, stream, bool(options), tuple(warnings))
+        return Asked(made, own.get("stream", False), include_usage, tuple(warnings))
 
     def whole(self, asked: Asked, response: LLMResponse) -> bytes:
         """A ``chat.completion`` object."""
@@ -143,26 +124,37 @@ class ChatEvents:
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def checked_messages(found: Any) -> tuple[Mapping[str, Any], ...]:
+def _message_schema() -> Schema:
+    part = schemas.either(
+        schemas.record({"type": schemas.constant("text"), "text": schemas.TEXT}, "type", "text"),
+        schemas.record({"type": {**schemas.TEXT, "not": schemas.constant("text")}}, "type"),
+    )
+    content = schemas.either(schemas.TEXT, schemas.listed(part))
+    spoken = {"role": schemas.constant(*sorted(_ROLES - _MAY_BE_SILENT)), "content": content}
+    silent = {"role": schemas.constant(*sorted(_MAY_BE_SILENT)), "content": schemas.nullable(content)}
+    return schemas.either(schemas.record(spoken, "role", "content"), schemas.record(silent, "role"))
+
+
+@described(schemas.listed(_message_schema(), least=1))
+def _messages(name: str, found: Any) -> tuple[Mapping[str, Any], ...]:
     """Messages in OpenAI's form. Raises `HttpFailure` naming the one at fault."""
     if not found or not isinstance(found, list):
-        raise wrong("messages", "must be a list of at least one message")
+        raise wrong(name, _NO_MESSAGES)
     for number, message in enumerate(found):
         if not isinstance(message, dict):
-            raise wrong(f"messages[{number}]", "must be an object")
+            raise wrong(f"{name}[{number}]", "must be an object")
         role = message.get("role")
-        if not isinstance(role, str) or role not in ROLES:
-            raise wrong(f"messages[{number}].role", f"must be one of {', '.join(sorted(ROLES))}")
+        if not isinstance(role, str) or role not in _ROLES:
+            raise wrong(f"{name}[{number}].role", f"must be one of {', '.join(sorted(_ROLES))}")
         content = message.get("content")
         if not isinstance(content, str):
-            _check_parts(content, number, role)
+            _check_parts(content, f"{name}[{number}].content", role)
     return tuple(found)
 
 
-def _check_parts(content: Any, number: int, role: str) -> None:
-    place = f"messages[{number}].content"
+def _check_parts(content: Any, place: str, role: str) -> None:
     if content is None:
-        if role not in {"assistant", "function"}:
+        if role not in _MAY_BE_SILENT:
             raise wrong(place, "must be a text or a list of parts")
         return
     if not isinstance(content, list) or not all(
@@ -174,69 +166,97 @@ def _check_parts(content: Any, number: int, role: str) -> None:
             raise wrong(f"{place}[{index}].text", "must be a text")
 
 
-def stream_options(fields: Fields, *, stream: bool) -> bool:
-    """Whether the usage is wanted at a stream's end. Raises `HttpFailure`."""
-    options = fields.take("stream_options")
-    if options is not None and not stream:
-        raise wrong("stream_options", "is allowed only with stream")
-    return options is not None and _include_usage("stream_options", options)
+_OPTIONS = {"include_usage": schemas.nullable(schemas.BOOLEAN), "include_obfuscation": schemas.nullable(schemas.BOOLEAN)}
 
 
+@described({**schemas.record(_OPTIONS), "additionalProperties": False})
 def _include_usage(name: str, options: Any) -> bool:
     for option, value in checks.mapping(name, options).items():
-        if option not in {"include_usage", "include_obfuscation"}:
-            raise wrong(f"{name}.{option}", "cannot be honoured here", code="unsupported_parameter")
+        if option not in _OPTIONS:
+            raise wrong(f"{name}.{option}", "cannot be honoured here", code=UNSUPPORTED)
         if value is not None and not isinstance(value, bool):
             raise wrong(f"{name}.{option}", "must be true or false")
     return bool(options.get("include_usage"))
 
 
+STREAM_OPTIONS = Field(_include_usage, note="Only with `stream`")
+STREAM_OPTIONS_IN_STREAMS = schemas.either(
+    {"properties": {"stream_options": schemas.NULL}},
+    {"properties": {"stream": schemas.constant(True)}, "required": ["stream"]},
+)
+"""What `usage_at_end` checks."""
+
+
+def usage_at_end(own: Mapping[str, Any]) -> bool:
+    """Whether the ``stream_options`` want the usage at the stream's end. Raises `HttpFailure` if there is no stream."""
+    if not own.get("stream"):
+        raise wrong("stream_options", "is allowed only with stream")
+    return bool(own["stream_options"])
+
+
+_FUNCTION = {"description": checks.text, "parameters": checks.mapping}
+_FUNCTION_TOOL = {
+    "type": schemas.constant("function"),
+    "function": schemas.record(
+        {"name": schemas.TEXT, **{name: schemas.nullable(check.schema) for name, check in _FUNCTION.items()}}, "name"
+    ),
+}
+_OTHER_TOOL = {"type": {**schemas.TEXT, "not": schemas.constant("function")}}
+
+
+@described(
+    schemas.listed(
+        schemas.either(schemas.record(_FUNCTION_TOOL, "type", "function"), schemas.record(_OTHER_TOOL, "type")),
+    )
+)
 def _tools(name: str, found: Any) -> tuple[Mapping[str, Any], ...] | None:
     for number, tool in enumerate(checks.items(name, found)):
         if not isinstance(tool, dict) or not isinstance(tool.get("type"), str):
-            raise wrong(f"tools[{number}]", "must be an object with a type")
+            raise wrong(f"{name}[{number}]", "must be an object with a type")
         if tool["type"] == "function":
-            _check_function(tool.get("function"), f"tools[{number}].function")
+            _check_function(tool.get("function"), f"{name}[{number}].function")
     return tuple(found) or None
 
 
 def _check_function(function: Any, place: str) -> None:
     checks.text(f"{place}.name", checks.mapping(place, function).get("name"))
-    for name, check in (("description", checks.text), ("parameters", checks.mapping)):
+    for name, check in _FUNCTION.items():
         if function.get(name) is not None:
             check(f"{place}.{name}", function[name])
 
 
+@described(schemas.either(schemas.TEXT, schemas.OBJECT))
 def _tool_choice(name: str, found: Any) -> str | Mapping[str, Any]:
     if not isinstance(found, (str, dict)):
         raise wrong(name, "must be a text or an object")
     return found
 
 
-_RULES: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
-    "messages": ("messages", lambda name, value: checked_messages(value)),
-    "max_tokens": ("max_tokens", checks.whole(least=1)),
-    "temperature": ("temperature", checks.number(0.0, 2.0)),
-    "top_p": ("top_p", checks.number(0.0, 1.0)),
-    "stop": ("stop", checks.stop),
-    "seed": ("seed", checks.whole(most=2**63 - 1)),
-    "logprobs": ("logprobs", checks.flag),
-    "top_logprobs": ("top_logprobs", checks.whole(least=0, most=100)),
-    "tools": ("tools", _tools),
-    "tool_choice": ("tool_choice", _tool_choice),
-    "response_format": ("response_format", checks.mapping),
-    "n": ("n", checks.whole(least=1, most=MOST_CHOICES)),
-    "metadata": ("metadata", checks.mapping),
-}
-"""Fields that a request has: the name there, and what checks the value."""
+CHOICES = Field(checks.whole(least=1, most=128), "n")
+SEED = Field(checks.whole(most=2**63 - 1), "seed")
 
-_OWN: dict[str, Callable[[str, Any], Any]] = {
-    "model": checks.text,
-    "stream": checks.flag,
-    "stream_options": _include_usage,
-    "max_completion_tokens": checks.whole(least=1),
-}
-"""Fields that say how the answer is wanted."""
+FORM = Form(
+    {
+        **COMMON,
+        "messages": Field(_messages, "messages", required=_NO_MESSAGES),
+        "max_tokens": Field(TOKENS, "max_tokens"),
+        "max_completion_tokens": Field(TOKENS, note="Counts where `max_tokens` says otherwise"),
+        "n": CHOICES,
+        "stop": Field(checks.stop, "stop"),
+        "seed": SEED,
+        "stream_options": STREAM_OPTIONS,
+        "logprobs": Field(checks.flag, "logprobs"),
+        "top_logprobs": Field(TOP_LOGPROBS, "top_logprobs"),
+        "tools": Field(_tools, "tools"),
+        "tool_choice": Field(_tool_choice, "tool_choice"),
+        "response_format": Field(checks.mapping, "response_format"),
+        "store": left_out("is not done here"),
+        "service_tier": left_out("is not known here"),
+        "prompt_cache_key": left_out("is not known here"),
+    },
+    beside=STREAM_OPTIONS_IN_STREAMS,
+    example={"model": "auto", "messages": [{"role": "user", "content": "What is 2 + 2?"}]},
+)
 
 
 # ------------------------------------------------------------------------------------------------------------- writing

@@ -6,17 +6,21 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from workflow_composer.server import checks, schemas
 from workflow_composer.server.addressing import address_of
-from workflow_composer.server.checks import wrong
+from workflow_composer.server.checks import described, wrong
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.wire import Asked, Fields, encode, event, openai_failure, usage_of
-from workflow_composer.server.wire_chat import DONE, MOST_CHOICES, stream_options
+from workflow_composer.server.forms import COMMON, TOKENS, TOP_LOGPROBS, Field, Form, refused
+from workflow_composer.server.wire import Asked, encode, event, openai_failure, usage_of
+from workflow_composer.server.wire_chat import (
+    CHOICES,
+    DONE,
+    SEED,
+    STREAM_OPTIONS,
+    STREAM_OPTIONS_IN_STREAMS,
+    usage_at_end,
+)
 from workflow_composer.types import Chunk, LLMRequest, LLMResponse, TokenLogprob
-
-_REFUSED = {
-    "suffix": "cannot be honoured here",
-    "best_of": "cannot be honoured here; ask for n, or name a routing string such as mv_MODEL_k8_t0.7",
-}
 
 
 class CompletionsDialect:
@@ -26,35 +30,20 @@ class CompletionsDialect:
 
     def read(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
         """Read a body. Raises `HttpFailure`."""
-        fields = Fields(data)
-        prompt = fields.take("prompt")
-        if isinstance(prompt, list) and len(prompt) == 1:
-            prompt = prompt[0]
-        if not isinstance(prompt, str):
-            raise wrong("prompt", "must be a text; send several texts (or tokens) as requests of their own")
-        stream = bool(fields.flag("stream"))
-        include_usage = stream_options(fields, stream=stream)
-        fields.refuse(_REFUSED)
-        metadata = fields.mapping("metadata") or {}
-        top = fields.whole("logprobs", least=0, most=100)
-        request = LLMRequest(
+        request, own, extra, warnings = FORM.read(data)
+        include_usage = "stream_options" in own and usage_at_end(own)
+        top = own.get("logprobs")
+        request.update(address_of(own.get("model"), headers, request.get("metadata", {})))
+        made = LLMRequest(
             kind="completion",
-            messages=({"role": "user", "content": prompt},),
-            **address_of(fields.text("model"), headers, metadata),
-            max_tokens=fields.whole("max_tokens", least=1),
-            temperature=fields.number("temperature", 0.0, 2.0),
-            top_p=fields.number("top_p", 0.0, 1.0),
-            stop=fields.stop(),
-            seed=fields.whole("seed", most=2**63 - 1),
+            messages=({"role": "user", "content": own["prompt"]},),
             logprobs=top is not None,
             top_logprobs=top,
-            response_format=fields.mapping("response_format"),
-            n=fields.whole("n", least=1, most=MOST_CHOICES) or 1,
-            metadata=metadata,
             request_id="",
-            extra=fields.passed_on(),
+            extra=extra,
+            **request,
         )
-        return Asked(request, stream, include_usage)
+        return Asked(made, own.get("stream", False), include_usage, tuple(warnings))
 
     def whole(self, asked: Asked, response: LLMResponse) -> bytes:
         """A ``text_completion`` object."""
@@ -107,6 +96,43 @@ class CompletionEvents:
 
     def _open(self, model: str) -> None:
         self._frame = self._frame or _frame(self._asked.request.request_id, model)
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+_NO_PROMPT = "must be a text; send several texts (or tokens) as requests of their own"
+
+
+@described(schemas.either(schemas.TEXT, schemas.listed(schemas.TEXT, least=1, most=1)))
+def _prompt(name: str, found: Any) -> str:
+    if isinstance(found, list) and len(found) == 1:
+        found = found[0]
+    if not isinstance(found, str):
+        raise wrong(name, _NO_PROMPT)
+    return found
+
+
+FORM = Form(
+    {
+        **COMMON,
+        "prompt": Field(_prompt, required=_NO_PROMPT),
+        "max_tokens": Field(TOKENS, "max_tokens"),
+        "n": CHOICES,
+        "stop": Field(checks.stop, "stop"),
+        "seed": SEED,
+        "stream_options": STREAM_OPTIONS,
+        "logprobs": Field(TOP_LOGPROBS),
+        "response_format": Field(checks.mapping, "response_format"),
+        "suffix": refused("cannot be honoured here"),
+        "best_of": refused("cannot be honoured here; ask for n, or name a routing string such as mv_MODEL_k8_t0.7"),
+    },
+    translated=True,
+    beside=STREAM_OPTIONS_IN_STREAMS,
+    example={"model": "auto", "prompt": "Once upon a time", "max_tokens": 64},
+)
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
 
 
 def _frame(request_id: str, model: str) -> dict[str, Any]:

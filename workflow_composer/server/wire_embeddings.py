@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from sys import byteorder
 from typing import Any
 
+from workflow_composer.server import addressing, checks, schemas
 from workflow_composer.server.addressing import address_of
-from workflow_composer.server.checks import wrong
-from workflow_composer.server.wire import Fields, encode
+from workflow_composer.server.checks import UNSUPPORTED, described, wrong
+from workflow_composer.server.forms import Field, Form, left_out
+from workflow_composer.server.wire import encode
 from workflow_composer.types import Embeddings
 
 MOST_TEXTS = 2048
-MOST_DIMENSIONS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,23 +32,41 @@ class AskedEmbeddings:
 
 def read_embeddings(data: Mapping[str, Any], headers: Mapping[str, str]) -> AskedEmbeddings:
     """Read a body. Raises `HttpFailure`."""
-    fields = Fields(data)
-    found = fields.take("input")
+    _, own, _, warnings = FORM.read(data)
+    address = address_of(own.get("model"), headers, own.get("metadata", {}))
+    if address.pop("budget", None) is not None:
+        warnings.append("the budget is not heeded: vectors come from one model, whatever they cost")
+    wanted = own.get("encoding_format") == "base64"
+    return AskedEmbeddings(own["input"], address, wanted, own.get("dimensions"), tuple(warnings))
+
+
+_NO_TEXTS = "must be a text or a list of texts, none of them empty (tokens are not taken)"
+_FILLED = {**schemas.TEXT, "minLength": 1}
+
+
+@described(schemas.either(_FILLED, schemas.listed(_FILLED, least=1, most=MOST_TEXTS)))
+def _texts(name: str, found: Any) -> tuple[str, ...]:
     texts = (found,) if isinstance(found, str) else tuple(found) if isinstance(found, list) else ()
     if not texts or not all(isinstance(text, str) and text for text in texts):
-        raise wrong("input", "must be a text or a list of texts, none of them empty (tokens are not taken)")
+        raise wrong(name, _NO_TEXTS)
     if len(texts) > MOST_TEXTS:
-        raise wrong("input", f"must have at most {MOST_TEXTS} texts")
-    form = fields.text("encoding_format") or "float"
-    if form not in {"float", "base64"}:
-        raise wrong("encoding_format", "must be float or base64")
-    dimensions = fields.whole("dimensions", least=1, most=MOST_DIMENSIONS)
-    address = address_of(fields.text("model"), headers, fields.mapping("metadata") or {})
-    warnings = fields.leave_out({"user": "says nothing to a model"})
-    if address.pop("budget", None) is not None:
-        warnings += ("the budget is not heeded: vectors come from one model, whatever they cost",)
-    fields.nothing_else("cannot be honoured here")
-    return AskedEmbeddings(texts, address, form == "base64", dimensions, warnings)
+        raise wrong(name, f"must have at most {MOST_TEXTS} texts")
+    return texts
+
+
+FORM = Form(
+    {
+        "model": Field(addressing.model_name),
+        "metadata": Field(addressing.metadata),
+        "input": Field(_texts, required=_NO_TEXTS),
+        "encoding_format": Field(checks.one_of("float", "base64", "", message="must be float or base64")),
+        "dimensions": Field(checks.whole(least=1, most=1_000_000)),
+        "user": left_out("says nothing to a model"),
+    },
+    closed="cannot be honoured here",
+    code=UNSUPPORTED,
+    example={"model": "auto", "input": ["a text", "another"]},
+)
 
 
 def written_embeddings(asked: AskedEmbeddings, found: Embeddings) -> bytes:

@@ -6,14 +6,13 @@ https://docs.anthropic.com/en/api/messages and .../messages-streaming give the s
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from workflow_composer.server import checks
 from workflow_composer.server.addressing import address_of
-from workflow_composer.server.checks import wrong
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.wire import Asked, Fields, encode, event
+from workflow_composer.server.form_messages import CACHE, FORM
+from workflow_composer.server.wire import Asked, encode, event
 from workflow_composer.types import Chunk, LLMRequest, LLMResponse
 
 _TYPES = {
@@ -27,19 +26,6 @@ _TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
-_REFUSED = {
-    "container": "is not known here",
-    "mcp_servers": "is not known here",
-    "n": "is one in this form; ask /v1/chat/completions for more",
-}
-_CACHE = "cache_control is not known here; servers keep what requests have in common by themselves"
-_BLOCKS = {
-    "text": {"type", "text", "cache_control", "citations"},
-    "image": {"type", "source", "cache_control"},
-    "tool_use": {"type", "id", "name", "input", "cache_control", "caller"},
-    "tool_result": {"type", "tool_use_id", "content", "is_error", "cache_control"},
-}
-"""The fields of each kind of block. Citations and callers are of answers that are sent back: they say nothing new."""
 _REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 
 
@@ -50,43 +36,25 @@ class MessagesDialect:
 
     def read(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
         """Read a body. Raises `HttpFailure`."""
-        fields = Fields(data)
-        found = fields.items("messages")
-        if not found:
-            raise wrong("messages", "must be a list of at least one message")
-        notes: dict[str, None] = {}  # a set in order
-        messages = _system(fields.take("system"), notes)
-        for number, message in enumerate(found):
-            messages += _messages(message, f"messages[{number}]", notes)
-        limit = fields.whole("max_tokens", least=1)
-        if limit is None:
-            raise wrong("max_tokens", "is required")
-        stream = bool(fields.flag("stream"))
-        metadata = fields.mapping("metadata") or {}
-        if metadata.get("user_id") is not None:
+        request, own, extra, warnings = FORM.read(data)
+        (system, notes), (messages, more) = own.get("system", ([], {})), own["messages"]
+        notes = {**notes, **more}
+        if request.get("metadata", {}).get("user_id") is not None:
             notes["metadata.user_id is not told to the model"] = None
-        if fields.get("thinking", checks.mapping) not in (None, {"type": "disabled"}):
-            raise wrong("thinking", "cannot be honoured here", code="unsupported_parameter")
-        fields.refuse(_REFUSED)
-        warnings = fields.leave_out({"service_tier": "is not known here"})
-        if fields.mapping("cache_control"):
-            notes[_CACHE] = None
-        choice, parallel = _tool_choice(fields.mapping("tool_choice"))
-        tools = fields.items("tools")
-        request = LLMRequest(
-            messages=tuple(messages),
-            **address_of(fields.text("model"), headers, metadata),
-            max_tokens=limit,
-            temperature=fields.number("temperature", 0.0, 2.0),
-            top_p=fields.number("top_p", 0.0, 1.0),
-            stop=fields.get("stop_sequences", checks.texts),
-            tools=tuple(_tool(tool, f"tools[{number}]", notes) for number, tool in enumerate(tools)) if tools else None,
+        if own.get("cache_control"):
+            notes[CACHE] = None
+        tools, more = own.get("tools", (None, {}))
+        choice, parallel = own.get("tool_choice", (None, {}))
+        request.update(address_of(own.get("model"), headers, request.get("metadata", {})))
+        made = LLMRequest(
+            messages=(*system, *messages),
+            tools=tools,
             tool_choice=choice,
-            metadata=metadata,
             request_id="",
-            extra={**parallel, **fields.passed_on()},
+            extra={**parallel, **extra},
+            **request,
         )
-        return Asked(request, stream, warnings=(*warnings, *notes))
+        return Asked(made, own.get("stream", False), warnings=(*warnings, *{**notes, **more}))
 
     def whole(self, asked: Asked, response: LLMResponse) -> bytes:
         """A ``message`` object."""
@@ -175,132 +143,6 @@ class MessageEvents:
             return b""
         self._block = None
         return event({"type": "content_block_stop", "index": self._blocks - 1}, "content_block_stop")
-
-
-# ------------------------------------------------------------------------------------------------------------- reading
-
-
-def _system(found: Any, notes: dict[str, None]) -> list[dict[str, Any]]:
-    if found is None:
-        return []
-    if isinstance(found, str):
-        return [{"role": "system", "content": found}]
-    if not isinstance(found, list) or not all(_is_text(one) for one in found):
-        raise wrong("system", "must be a text or a list of text blocks")
-    for number, block in enumerate(found):
-        _known(block, _BLOCKS["text"], f"system[{number}]", notes)
-    return [{"role": "system", "content": "\n\n".join(one["text"] for one in found)}] if found else []
-
-
-def _is_text(block: Any) -> bool:
-    return isinstance(block, dict) and block.get("type", "text") == "text" and isinstance(block.get("text"), str)
-
-
-def _known(found: Mapping[str, Any], names: Collection[str], place: str, notes: dict[str, None]) -> None:
-    """Refuse what is not known of a block or tool; note what is known and cannot change the answer."""
-    for name, value in found.items():
-        if name not in names and value is not None:
-            raise wrong(f"{place}.{name}", "cannot be honoured here", code="unsupported_parameter")
-    if found.get("cache_control") is not None:
-        notes[_CACHE] = None
-
-
-def _messages(message: Any, place: str, notes: dict[str, None]) -> list[dict[str, Any]]:
-    """One of Anthropic's messages as OpenAI's: results of tools become messages of their own, before the rest."""
-    if not isinstance(message, dict) or message.get("role") not in ("user", "assistant"):
-        raise wrong(f"{place}.role", "must be user or assistant")
-    _known(message, ("role", "content"), place, notes)
-    role, content = message["role"], message.get("content")
-    if isinstance(content, str):
-        return [{"role": role, "content": content}]
-    if not content or not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
-        raise wrong(f"{place}.content", "must be a text or a list of at least one block")
-    parts: list[dict[str, Any]] = []
-    calls: list[dict[str, Any]] = []
-    results: list[dict[str, Any]] = []
-    for number, block in enumerate(content):
-        where = f"{place}.content[{number}]"
-        _block(block, where, parts, calls, results)
-        _known(block, _BLOCKS[block["type"]], where, notes)
-        if block.get("is_error"):
-            notes["tool_result.is_error is not told to the model; the content should say it"] = None
-    rest: dict[str, Any] = {"role": role, "content": _content(parts)}
-    if calls:
-        rest["tool_calls"] = calls
-    return [*results, *([rest] if parts or calls else [])]
-
-
-def _block(
-    block: Mapping[str, Any],
-    place: str,
-    parts: list[dict[str, Any]],
-    calls: list[dict[str, Any]],
-    results: list[dict[str, Any]],
-) -> None:
-    kind = block.get("type")
-    if kind == "text" and isinstance(block.get("text"), str):
-        parts.append({"type": "text", "text": block["text"]})
-    elif kind == "image" and isinstance(block.get("source"), dict):
-        parts.append({"type": "image_url", "image_url": {"url": _image(block["source"], place)}})
-    elif kind == "tool_use" and isinstance(block.get("id"), str) and isinstance(block.get("name"), str):
-        arguments = json.dumps(block.get("input") or {})
-        calls.append({"id": block["id"], "type": "function", "function": {"name": block["name"], "arguments": arguments}})
-    elif kind == "tool_result" and isinstance(block.get("tool_use_id"), str):
-        results.append(
-            {"role": "tool", "tool_call_id": block["tool_use_id"], "content": _result(block.get("content"), place)}
-        )
-    else:
-        raise wrong(place, "must be a text, image, tool_use or tool_result block", code="unsupported_parameter")
-
-
-def _content(parts: list[dict[str, Any]]) -> Any:
-    if not parts:
-        return None
-    return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
-
-
-def _image(source: Mapping[str, Any], place: str) -> str:
-    if source.get("type") == "url" and isinstance(source.get("url"), str):
-        return str(source["url"])
-    if source.get("type") == "base64" and isinstance(source.get("data"), str) and isinstance(source.get("media_type"), str):
-        return f"data:{source['media_type']};base64,{source['data']}"
-    raise wrong(f"{place}.source", "must be a url or base64 data with a media_type")
-
-
-def _result(content: Any, place: str) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    if isinstance(content, list) and all(_is_text(one) for one in content):
-        return "\n".join(one["text"] for one in content)
-    raise wrong(f"{place}.content", "must be a text or a list of text blocks")
-
-
-def _tool(tool: Any, place: str, notes: dict[str, None]) -> dict[str, Any]:
-    if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
-        raise wrong(place, "must be an object with a name")
-    if (tool.get("type") or "custom") != "custom":
-        raise wrong(f"{place}.type", "must be custom; the service runs no tools itself", code="unsupported_parameter")
-    _known(tool, ("type", "name", "input_schema", "description", "strict", "cache_control"), place, notes)
-    function = {"name": tool["name"], "parameters": tool.get("input_schema") or {"type": "object"}}
-    function |= {name: tool[name] for name in ("description", "strict") if tool.get(name) is not None}
-    return {"type": "function", "function": function}
-
-
-def _tool_choice(found: Mapping[str, Any] | None) -> tuple[str | Mapping[str, Any] | None, dict[str, Any]]:
-    if found is None:
-        return None, {}
-    parallel = {"parallel_tool_calls": False} if found.get("disable_parallel_tool_use") else {}
-    _known(found, ("type", "name", "disable_parallel_tool_use"), "tool_choice", {})
-    kind = found.get("type")
-    if kind == "tool" and isinstance(found.get("name"), str):
-        return {"type": "function", "function": {"name": found["name"]}}, parallel
-    named = {"auto": "auto", "any": "required", "none": "none"}
-    if not isinstance(kind, str) or kind not in named:
-        raise wrong("tool_choice.type", "must be auto, any, none or tool")
-    return named[kind], parallel
-
-
-# ------------------------------------------------------------------------------------------------------------- writing
 
 
 def _head(request_id: str, model: str, prompt_tokens: int) -> dict[str, Any]:

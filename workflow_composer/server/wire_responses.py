@@ -10,29 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workflow_composer.server.addressing import address_of
-from workflow_composer.server.checks import wrong
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.wire import Asked, Fields, encode, event, openai_failure
+from workflow_composer.server.form_responses import FORM
+from workflow_composer.server.wire import Asked, encode, event, openai_failure
 from workflow_composer.server.wire_chat import logprobs_of
 from workflow_composer.types import Chunk, LLMRequest, LLMResponse, TokenLogprob, Usage
-
-_REFUSED = {
-    "previous_response_id": "cannot be honoured: no response is stored; send the whole conversation as input",
-    "conversation": "cannot be honoured: no conversation is stored",
-    "background": "cannot be honoured: answers are given at once",
-    "prompt": "cannot be honoured: no prompt templates are stored",
-    "context_management": "cannot be honoured here",
-    "max_tool_calls": "cannot be honoured: the service runs no tools itself",
-    "n": "is one in this form; ask /v1/chat/completions for more",
-}
-_UNHEARD = {
-    "store": "is not done here",
-    "service_tier": "is not known here",
-    "truncation": "is left to the model's server",
-    "prompt_cache_key": "is not known here",
-    "safety_identifier": "is not known here",
-}
-
 
 _LOGPROBS = "message.output_text.logprobs"
 
@@ -44,42 +26,26 @@ class ResponsesDialect:
 
     def read(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
         """Read a body. Raises `HttpFailure`."""
-        fields = Fields(data)
-        messages = _input(fields.take("input"))
-        if (instructions := fields.text("instructions")) is not None:
+        request, own, extra, warnings = FORM.read(data)
+        messages = own["input"]
+        if (instructions := own.get("instructions")) is not None:
             messages.insert(0, {"role": "system", "content": instructions})
-        stream = bool(fields.flag("stream"))
-        fields.refuse(_REFUSED)
-        wanted = fields.items("include") or []
-        warnings = fields.leave_out(_UNHEARD)
-        warnings += tuple(f"include: {one} is not known here" for one in wanted if one != _LOGPROBS)
-        options = Fields(fields.mapping("stream_options") or {})
-        options.flag("include_obfuscation")  # nothing is: it hides lengths from those who watch an encrypted line
-        options.nothing_else("cannot be honoured here", within="stream_options")
-        metadata = fields.mapping("metadata") or {}
-        reasoning, form = Fields(fields.mapping("reasoning") or {}), Fields(fields.mapping("text") or {})
-        extra = {"reasoning_effort": reasoning.text("effort"), "verbosity": form.text("verbosity")}
-        reasoning.nothing_else("cannot be honoured here", within="reasoning")
-        response_format = _format(form.mapping("format"))
-        form.nothing_else("cannot be honoured here", within="text")
-        tools = fields.items("tools")
-        top = fields.whole("top_logprobs", least=0, most=100)
-        request = LLMRequest(
+        wanted = own.get("include", [])
+        warnings += (f"include: {one} is not known here" for one in wanted if one != _LOGPROBS)
+        reasoning, form = own.get("reasoning", {}), own.get("text", {})
+        said = {"reasoning_effort": reasoning.get("effort"), "verbosity": form.get("verbosity")}
+        top = own.get("top_logprobs")
+        request.update(address_of(own.get("model"), headers, request.get("metadata", {})))
+        made = LLMRequest(
             messages=tuple(messages),
-            **address_of(fields.text("model"), headers, metadata),
-            max_tokens=fields.whole("max_output_tokens", least=1),
-            temperature=fields.number("temperature", 0.0, 2.0),
-            top_p=fields.number("top_p", 0.0, 1.0),
             top_logprobs=top or None,
             logprobs=bool(top) or _LOGPROBS in wanted,
-            tools=tuple(_tool(tool, number) for number, tool in enumerate(tools)) if tools else None,
-            tool_choice=_tool_choice(fields.take("tool_choice")),
-            response_format=response_format,
-            metadata=metadata,
+            response_format=form.get("format"),
             request_id="",
-            extra={**{name: value for name, value in extra.items() if value is not None}, **fields.passed_on()},
+            extra={**{name: value for name, value in said.items() if value is not None}, **extra},
+            **request,
         )
-        return Asked(request, stream, warnings=warnings)
+        return Asked(made, own.get("stream", False), warnings=tuple(warnings))
 
     def whole(self, asked: Asked, response: LLMResponse) -> bytes:
         """A ``response`` object."""
@@ -200,91 +166,6 @@ class ResponseEvents:
     def _event(self, kind: str, **fields: Any) -> bytes:
         self._number += 1
         return event({"type": kind, "sequence_number": self._number - 1, **fields}, kind)
-
-
-# ------------------------------------------------------------------------------------------------------------- reading
-
-
-def _input(found: Any) -> list[dict[str, Any]]:
-    if isinstance(found, str):
-        return [{"role": "user", "content": found}]
-    if not isinstance(found, list) or not found:
-        raise wrong("input", "must be a text or a list of items")
-    messages: list[dict[str, Any]] = []
-    for number, item in enumerate(found):
-        if not isinstance(item, dict):
-            raise wrong(f"input[{number}]", "must be an object")
-        message = _item(item, f"input[{number}]")
-        if "tool_calls" in message and messages and "tool_calls" in messages[-1]:
-            messages[-1]["tool_calls"] += message["tool_calls"]  # calls made at once belong to one message
-        else:
-            messages.append(message)
-    return messages
-
-
-def _item(item: Mapping[str, Any], place: str) -> dict[str, Any]:
-    kind = item.get("type", "message")
-    if kind == "message" and item.get("role") in ("user", "assistant", "system", "developer"):
-        return {"role": item["role"], "content": _content(item.get("content"), place)}
-    if kind == "function_call" and all(isinstance(item.get(name), str) for name in ("call_id", "name", "arguments")):
-        function = {"name": item["name"], "arguments": item["arguments"]}
-        call = {"id": item["call_id"], "type": "function", "function": function}
-        return {"role": "assistant", "content": None, "tool_calls": [call]}
-    if kind == "function_call_output" and isinstance(item.get("call_id"), str):
-        output = item.get("output")
-        content = output if isinstance(output, str) else _content(output, f"{place}.output")
-        return {"role": "tool", "tool_call_id": item["call_id"], "content": content}
-    message = "must be a message, function_call or function_call_output with all of its fields"
-    raise wrong(place, message, code="unsupported_parameter")
-
-
-def _content(content: Any, place: str) -> Any:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
-        raise wrong(f"{place}.content", "must be a text or a list of parts")
-    parts: list[dict[str, Any]] = []
-    for number, part in enumerate(content):
-        if part.get("type") in ("input_text", "output_text", "text") and isinstance(part.get("text"), str):
-            parts.append({"type": "text", "text": part["text"]})
-        elif part.get("type") == "input_image" and isinstance(part.get("image_url"), str):
-            image = {"url": part["image_url"], **({"detail": part["detail"]} if isinstance(part.get("detail"), str) else {})}
-            parts.append({"type": "image_url", "image_url": image})
-        else:
-            raise wrong(f"{place}.content[{number}]", "must be a text or an image by its URL", code="unsupported_parameter")
-    return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
-
-
-def _tool(tool: Any, number: int) -> dict[str, Any]:
-    if not isinstance(tool, dict) or tool.get("type") != "function" or not isinstance(tool.get("name"), str):
-        message = "must be a function with a name; the service runs no tools itself"
-        raise wrong(f"tools[{number}]", message, code="unsupported_parameter")
-    return {"type": "function", "function": {name: tool[name] for name in tool if name != "type" and tool[name] is not None}}
-
-
-def _tool_choice(found: Any) -> str | Mapping[str, Any] | None:
-    if found is None or isinstance(found, str):
-        return found
-    if isinstance(found, dict) and found.get("type") == "function" and isinstance(found.get("name"), str):
-        return {"type": "function", "function": {"name": found["name"]}}
-    raise wrong("tool_choice", "must be a text or a function by its name")
-
-
-def _format(form: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    if form is None:
-        return None
-    kind = form.get("type")
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return {"type": "json_object"}
-    if kind == "json_schema":
-        schema = {name: value for name, value in form.items() if name != "type" and value is not None}
-        return {"type": "json_schema", "json_schema": schema}
-    raise wrong("text.format.type", "must be text, json_object or json_schema")
-
-
-# ------------------------------------------------------------------------------------------------------------- writing
 
 
 def _logprobs(asked: Asked, tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:

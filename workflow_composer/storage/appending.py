@@ -8,8 +8,10 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO, Self
 
 from workflow_composer.storage.locks import WAIT, FileLock, lock_beside, locked
+from workflow_composer.storage.replacing import replacing, sync_file, sync_folder
 
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 
@@ -44,7 +46,7 @@ def _refuse_odd(status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file")
+        raise OSError(errno.EINVAL, "it is not a regular file")
 
 
 def append_to(descriptor: int, lines: bytes) -> None:
@@ -63,6 +65,79 @@ def append_to(descriptor: int, lines: bytes) -> None:
         raise
     os.ftruncate(descriptor, before)
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class OwnFile:
+    """A file that one run at a time appends to: open and locked from `open` to `close`, or to the end of the process.
+
+    The lock stands beside it (`locks.lock_beside`), so the file itself may be read and replaced meanwhile.
+    """
+
+    def __init__(self, path: Path, lock: FileLock, descriptor: int) -> None:
+        self.path = path
+        self._lock = lock
+        self._descriptor: int | None = descriptor
+
+    @classmethod
+    def open(cls, path: Path, *, mode: int = 0o644) -> Self:
+        """Lock the file and open it, made where it is missing. Raises `TimeoutError` where another run has it, OSError."""
+        path = Path(os.path.realpath(path))
+        with suppress(FileNotFoundError):
+            _refuse_odd(path.stat())
+        lock = FileLock(lock_beside(path)).take()
+        try:
+            return cls(path, lock, open_for_appending(path, mode=mode))
+        except BaseException:
+            lock.release()
+            raise
+
+    @property
+    def is_open(self) -> bool:
+        """Whether lines may be appended."""
+        return self._descriptor is not None
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return os.fstat(self._opened).st_size
+
+    def append(self, lines: bytes) -> None:
+        """Append all of it or nothing. Raises OSError."""
+        before = self.size
+        if os.write(self._opened, lines) < len(lines):  # the disk is full now
+            os.ftruncate(self._opened, before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def cut(self, size: int) -> None:
+        """Leave so many bytes. Raises OSError."""
+        if self.size > size:
+            os.ftruncate(self._opened, size)
+
+    def sync(self) -> None:
+        """Have all that was written put on the disk, the file's name included. Raises OSError."""
+        sync_file(self._opened)
+        sync_folder(self.path.parent)
+
+    @contextmanager
+    def rewriting(self) -> Iterator[BinaryIO]:
+        """A file to write to, which takes the place of this one when the block ends well. Raises OSError."""
+        with replacing(self.path) as file:
+            yield file
+        before, self._descriptor = self._opened, open_for_appending(self.path)
+        os.close(before)
+
+    def close(self) -> None:
+        """Let others have it; safe to call twice."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+            self._lock.release()
+
+    @property
+    def _opened(self) -> int:
+        if self._descriptor is None:
+            raise ValueError(f"{self.path} is closed")
+        return self._descriptor
 
 
 class LineFile:

@@ -229,6 +229,14 @@ class TestColumns:
         assert [label for _, label in table(data)] == [None, None, None, None, "x", None]
 
 
+def test_a_file_as_windows_writes_it_is_read(tmp_path):
+    """UTF-16 with its mark, from PowerShell; by rows and as tables."""
+    (tmp_path / "d.jsonl").write_bytes('{"question": "q\u2028\u00fc", "answer": "a"}\r\n'.encode("utf-16"))
+    data = find("d", tmp_path)
+    assert [(row.question, row.label) for row in data.rows()] == [("q\u2028\u00fc", "a")]
+    assert data.count() == sum(map(len, data.chunks())) == 1
+
+
 class TestFaults:
     """Each names file and line."""
 
@@ -247,12 +255,13 @@ class TestFaults:
             (b'{"question": "q", "answer": [1]}\n', "d.jsonl:1: 'answer' is a list"),
             (b'{"question": "\\ud800"}\n', "d.jsonl:1: 'question' holds \\ud800"),
             (b'{"question": "q"}\n{"question": "\xe9"}\n', "d.jsonl:2: not UTF-8: byte 15 of the line is 0xe9"),
-            ('{"question": "q"}\n'.encode("utf-16"), "iconv -f UTF-16"),
+            ('{"question": "q"}\n'.encode("utf-16")[:-1], "damaged"),
             (b'{"question": "q", "n": ' + b"9" * 5000 + b"}\n", "d.jsonl:1: not valid JSON"),
             (b"[" * 100_000 + b"\n", "d.jsonl:1: not valid JSON"),
         ],
     )
     def test_json_lines(self, tmp_path, content, told):
+        """Place and remedy are named."""
         (tmp_path / "d.jsonl").write_bytes(content)
 
         assert told in fault("d", tmp_path)
@@ -263,7 +272,7 @@ class TestFaults:
             (b'{"question": "q"', "not valid JSON"),
             (b'{"question": "a"} {"question": "b"}', "not valid JSON: Extra data"),
             (b'{"question": "\xe9"}', "not UTF-8"),
-            (b'{"question": "\xed\xa0\x80"}', "not UTF-8"),
+            (b'{"question": "\xed\xa0\x80"}', "half of a surrogate pair"),
             (b'{"question": 5}', "'question' is a number"),
             (b'{"problem": "q"}', "no 'question' in this row"),
             (b'{"question": "q", "answer": {}}', "'answer' is an object"),

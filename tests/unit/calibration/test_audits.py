@@ -418,7 +418,7 @@ def test_a_full_disk_is_told(path, monkeypatch):
 def test_a_device_is_no_file_of_audits():
     """It could not be read again; nothing is made beside it."""
     before = sorted(Path("/dev").iterdir())
-    with pytest.raises(WorkflowComposerError, match="no regular file"):
+    with pytest.raises(WorkflowComposerError, match="not a regular file"):
         draw(AuditLog("/dev/full"), "r1")
     assert sorted(Path("/dev").iterdir()) == before
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflow_composer.server import checks
+from workflow_composer.server import addressing, checks
 from workflow_composer.server.addressing import BUDGET_HEADER, TASK_HEADER, TIMEOUT_HEADER, address_of, predict_task
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.types import ANY_TASK
@@ -73,7 +73,11 @@ def test_any_conversation_has_a_task(messages):
     metadata=st.dictionaries(st.sampled_from(["task_type", "x"]), values),
 )
 def test_any_address_is_understood_or_refused_by_name(model, headers, metadata):
-    found, failure = attempt(lambda: address_of(model, headers, metadata))
+    def work():
+        name = None if model is None else addressing.model_name("model", model)
+        return address_of(name, headers, addressing.metadata("metadata", metadata))
+
+    found, failure = attempt(work)
     if failure is not None:
         assert (failure.status, bool(failure.param)) == (400, True)
         return

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from tests.unit.server.examples import answer, asked, events, read
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.wire import OTHERS, Asked, Fields, decode, event, openai_failure, usage_of
-from workflow_composer.server.wire_chat import _OWN, _RULES, UNHEARD, ChatDialect
+from workflow_composer.server.forms import FOREIGN
+from workflow_composer.server.wire import Asked, decode, event, openai_failure, usage_of
+from workflow_composer.server.wire_chat import ChatDialect
 from workflow_composer.server.wire_completions import CompletionsDialect
 from workflow_composer.server.wire_embeddings import AskedEmbeddings, read_embeddings
 from workflow_composer.server.wire_messages import MessagesDialect
@@ -135,7 +136,7 @@ def test_a_field_that_only_a_server_knows_is_carried_as_it_is(dialect):
 
 
 @pytest.mark.parametrize("dialect", [COMPLETIONS, MESSAGES, RESPONSES], ids=lambda dialect: dialect.name)
-@pytest.mark.parametrize("name", sorted(OTHERS))
+@pytest.mark.parametrize("name", sorted(FOREIGN))
 def test_a_chats_field_does_not_slip_into_another_form(dialect, name):
     """It would stand beside, or in the place of, what the dialect itself says to the model's server."""
     found = outcome(lambda: read(dialect, {name: 5, **LEAST[dialect.name]}))
@@ -145,42 +146,12 @@ def test_a_chats_field_does_not_slip_into_another_form(dialect, name):
         assert name not in found.request.extra
 
 
-def test_every_field_of_a_chat_has_one_rule():
-    assert not set(_RULES) & set(_OWN)
-    assert not (set(_RULES) | set(_OWN)) & set(UNHEARD)
-
-
 def test_nulls_are_as_if_they_were_not_there():
     for dialect in DIALECTS:
         body = dict.fromkeys([*FIELDS, "x_new"])
         bare = read(dialect, {**body, **LEAST[dialect.name]})
         assert bare.request == read(dialect, LEAST[dialect.name]).request
         assert bare.warnings == ()
-
-
-def test_a_field_is_taken_once_and_what_is_left_is_named():
-    fields = Fields({"a": 1, "b": None, "c": "x"})
-    assert fields.take("a") == 1
-    assert fields.take("a") is None
-    assert fields.rest == {"c": "x"}
-    with pytest.raises(HttpFailure, match=r"outer\.c: is not known here"):
-        fields.nothing_else(within="outer")
-
-
-@pytest.mark.parametrize("value", [None, False, "", [], {}])
-def test_a_field_that_asks_for_nothing_is_neither_refused_nor_warned_of(value):
-    fields = Fields({"refused": value, "unheard": value})
-    fields.refuse({"refused": "cannot be honoured"})
-    assert fields.leave_out({"unheard": "says nothing"}) == ()
-    assert fields.rest == {}
-
-
-def test_a_field_that_asks_for_something_is_refused_or_warned_of():
-    fields = Fields({"refused": "x", "unheard": "x"})
-    assert fields.leave_out({"unheard": "says nothing"}) == ("unheard says nothing",)
-    with pytest.raises(HttpFailure) as caught:
-        fields.refuse({"refused": "cannot be honoured"})
-    assert (caught.value.param, caught.value.code) == ("refused", "unsupported_parameter")
 
 
 def test_an_event_is_one_block_whatever_its_text_is():

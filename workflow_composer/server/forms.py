@@ -1,0 +1,133 @@
+"""Forms of bodies: each field is declared once, and both the reading of a body and its JSON Schema come from there.
+
+A form is a table from the field's name to a `Field`. Of a body nothing is dropped in silence: a field goes to the request,
+or to the code that asked, or is refused by name, or is left out with a warning because it cannot change the answer. What the
+form does not know is handed back, for a model's server that may know it; a closed form refuses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from workflow_composer.server import addressing, checks, schemas
+from workflow_composer.server.checks import NOTHING, FieldCheck, wrong
+from workflow_composer.server.schemas import Schema
+
+FOREIGN = frozenset(
+    {"messages", "prompt", "n", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs"}
+) | frozenset({"response_format", "stream_options"})
+"""Fields that a model's server is sent in any case, or whose effect on the answer only some dialects can write.
+
+Passed on from a form that says them in other words, they would contradict what is sent along with them.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of a body.
+
+    ``to`` names the attribute of `LLMRequest` that takes the value; without it the caller gets it. ``required`` is what is
+    said where the field is missing. ``left_out`` says why the value is not heeded. ``note`` is for the API's description.
+    """
+
+    check: FieldCheck[Any]
+    to: str | None = None
+    required: str = ""
+    left_out: str = ""
+    note: str = ""
+
+    @property
+    def schema(self) -> Schema:
+        """What the field may hold; null is as if it were not there."""
+        found = self.check.schema if self.required else schemas.nullable(self.check.schema)
+        return {**found, "description": self.note} if self.note else found
+
+
+def refused(reason: str) -> Field:
+    """A field that cannot be honoured, and may only ask for nothing."""
+    return Field(checks.nothing(reason), note=reason)
+
+
+def left_out(reason: str) -> Field:
+    """A field that cannot change the answer: any value, and a warning if it asks for something."""
+    return Field(checks.anything, left_out=reason, note=f"Not heeded: {reason}")
+
+
+class Form:
+    """The fields of one body.
+
+    ``closed`` is the reason to refuse all others, ``code`` the code of that refusal; without it they are handed back.
+    ``translated``: the form has words of its own for what `FOREIGN` fields say, so those that the table lacks are refused.
+    ``beside`` is the schema of what fields demand of each other, which the caller checks; ``example`` is a body.
+    """
+
+    def __init__(
+        self,
+        fields: Mapping[str, Field],
+        *,
+        closed: str = "",
+        code: str | None = None,
+        translated: bool = False,
+        beside: Schema | None = None,
+        example: Mapping[str, Any],
+    ) -> None:
+        absent = sorted(FOREIGN.difference(fields)) if translated else ()
+        self.fields = {**fields, **{name: Field(checks.foreign) for name in absent}}
+        # Plain tuples behind one bound look-up: 6 % less time to read a usual chat than with the fields themselves.
+        self._rule = {name: (field.to, field.check, field.left_out) for name, field in self.fields.items()}.get
+        self._required = tuple((name, field.required) for name, field in fields.items() if field.required)
+        self._closed = closed
+        self._code = code
+        self._more = {**(beside or {}), "examples": [example]}
+
+    def read(self, data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
+        """Read a body: attributes of the request, other fields by their names, unknown fields, and warnings.
+
+        Raises `HttpFailure`. Every request to the service passes through here: one look-up and one call per field.
+        """
+        rule_of = self._rule
+        request: dict[str, Any] = {}
+        own: dict[str, Any] = {}
+        extra: dict[str, Any] = {}
+        warnings: list[str] = []
+        for name, value in data.items():
+            if value is None:
+                continue
+            if (rule := rule_of(name)) is None:
+                extra[name] = value
+                continue
+            to, check, why_left_out = rule
+            if to is not None:
+                request[to] = check(name, value)
+            elif not why_left_out:
+                own[name] = check(name, value)
+            elif value not in NOTHING:
+                warnings.append(f"{name} {why_left_out}")
+        for name, message in self._required:
+            if data.get(name) is None:
+                raise wrong(name, message)
+        if extra and self._closed:
+            raise wrong(next(iter(extra)), self._closed, code=self._code)
+        return request, own, extra, warnings
+
+    @property
+    def schema(self) -> Schema:
+        """The JSON Schema of a body."""
+        properties = {name: field.schema for name, field in self.fields.items()}
+        required = (name for name, _ in self._required)
+        return {**schemas.record(properties, *required, closed=bool(self._closed)), **self._more}
+
+
+COMMON = {
+    "model": Field(addressing.model_name),
+    "stream": Field(checks.flag),
+    "temperature": Field(checks.number(0.0, 2.0), "temperature"),
+    "top_p": Field(checks.number(0.0, 1.0), "top_p"),
+    "metadata": Field(addressing.metadata, "metadata"),
+}
+"""What every form that asks a language model has."""
+
+TOKENS = checks.whole(least=1)
+TOP_LOGPROBS = checks.whole(least=0, most=100)
