@@ -67,7 +67,8 @@ def stub() -> tuple[subprocess.Popen, int]:
 def profile(folder: Path, port: int) -> Path:
     """One model behind the stub."""
     path = folder / "counts.yaml"
-    model = {"backend": "vllm", "base_url": f"http://127.0.0.1:{port}/v1", "model": "stub", "input_price": 1, "output_price": 1}
+    prices = {"input_price": 1, "output_price": 1}
+    model = {"backend": "vllm", "base_url": f"http://127.0.0.1:{port}/v1", "model": "stub", **prices}
     routers = [{"cascade": {"draw": "at_once", "stopping": "fixed"}}, "cascading_provider"]
     text = {"profile_name": "counts", "allow_cloud": False, "models": {"small": model}, "routers": routers}
     path.write_text(json.dumps({**text, "task_routing": {"*": "small"}}))
@@ -173,7 +174,8 @@ def main() -> None:
         return
     print(f"{platform.platform()}, Python {platform.python_version()}; medians of {REQUESTS} requests")
     for what, counted in result.items():
-        print(f"{what:<16} {counted['own_calls']:>5} own calls in {counted['own_files']:>2} files; {counted['all_frames']:>5} frames in all")
+        own = f"{counted['own_calls']:>5} own calls in {counted['own_files']:>2} files"
+        print(f"{what:<16} {own}; {counted['all_frames']:>5} frames in all")
     if options.list:
         for what, calls in (("chat completion", served[0]), ("vote of six", voted[0])):
             print(f"\n{what}")
