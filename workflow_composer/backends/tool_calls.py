@@ -42,8 +42,8 @@ class ToolCalls:
     def __bool__(self) -> bool:
         return bool(self._calls)
 
-    def hear(self, pieces: Iterable[Mapping[str, Any]]) -> Iterator[ToolDelta]:
-        """Take the pieces of one event, and tell what they add."""
+    def hear(self, pieces: Iterable[Mapping[str, Any]], *, last: bool = False) -> Iterator[ToolDelta]:
+        """Take the pieces of one event, and tell what they add; ``last``: no more will come."""
         for position, piece in enumerate(pieces):
             number = self._number(piece, position)
             call = self._calls[number]
@@ -52,7 +52,10 @@ class ToolCalls:
             call.name = call.name or _text(function.get("name"))
             if arguments := _arguments(function.get("arguments")):
                 call.arguments.append(arguments)
-            yield from self._told(number, call)
+            yield from self._told(number, call, last=False)
+        if last:
+            for number, call in enumerate(self._calls):
+                yield from self._told(number, call, last=True)
 
     def whole(self) -> tuple[Mapping[str, Any], ...]:
         """The calls as OpenAI's API has them; one that has no id gets one."""
@@ -65,9 +68,12 @@ class ToolCalls:
             for number, call in enumerate(self._calls)
         )
 
-    def _told(self, number: int, call: _Call) -> Iterator[ToolDelta]:
-        """What is new of a call; nothing until it has a name, since no API can begin one without."""
-        if not call.name or call.told == len(call.arguments):
+    def _told(self, number: int, call: _Call, *, last: bool) -> Iterator[ToolDelta]:
+        """What is new of a call; nothing until it has a name, since no API can begin one without, and an id, if one comes
+        before its arguments.
+        """
+        ready = last or (call.name and (call.id or call.arguments))
+        if not ready or call.told == len(call.arguments):
             return
         begins = call.told < 0
         new = "".join(call.arguments[max(0, call.told) :])

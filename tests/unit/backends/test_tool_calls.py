@@ -68,6 +68,8 @@ CUT = {
         [[piece("a", "get", "")], [piece("b", "put", "")], [piece("a", None, '{"x":1}')], [piece("b", None, '{"y":2}')]],
         TWO,
     ),
+    "a call without arguments": ([[piece("a", "get", "", 0)], [piece(index=0)]], [("a", "get", "")]),
+    "a name alone": ([[piece(name="get", index=0)]], [("call_0", "get", "")]),
     "neither id nor index": (
         [[piece(name="get", arguments=HALVES[0])], [piece(arguments=HALVES[1])]],
         [("call_0", "get", '{"x":1}')],
@@ -79,8 +81,8 @@ CUT = {
 def test_the_calls_are_the_same_however_they_are_cut_up(events, calls):
     """Joined to whole ones, and told piece by piece: each call begins once, with its name, and its arguments follow."""
     joined, told = ToolCalls(), {}
-    for event in events:
-        for delta in joined.hear(event):
+    for event in [*events, None]:
+        for delta in joined.hear(event or (), last=event is None):
             assert delta.begins == (delta.number not in told)
             told.setdefault(delta.number, [delta.name, ""])[1] += delta.arguments
     whole = [(call["id"], call["function"]["name"], call["function"]["arguments"]) for call in joined.whole()]
