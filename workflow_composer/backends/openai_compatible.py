@@ -70,7 +70,8 @@ class OpenAICompatibleBackend:
 
     async def complete(self, call: ModelCall) -> Completion:
         """Return ``call.samples`` answers."""
-        self._refuse_ignored(call.request)
+        if self._ignored:
+            self._refuse_ignored(call.request)
         if call.request.relay is not None and self.relays:
             return await self._relay(call, call.request.relay)
         async with self._limit(call.timeouts.total, "the whole answer"):
@@ -85,11 +86,14 @@ class OpenAICompatibleBackend:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        secrets, path = Secrets(call.request), openai_wire.path_of(call.request)
+        secrets, path, connect = Secrets(call.request), openai_wire.path_of(call.request), call.timeouts.connect
         async with self._limit_by(clock):
-            stream = await self._in_its_words(
-                body, lambda: self._server.open(path, body, secrets, connect=call.timeouts.connect)
-            )
+            openai_wire.reword(body, self._words)
+            try:
+                stream = await self._server.open(path, body, secrets, connect=connect)
+            except BadRequest as error:
+                again = lambda: self._server.open(path, body, secrets, connect=connect)  # noqa: E731  # said once
+                stream = await self._in_other_words(error, body, again)
         finished = False
         try:
             async with aclosing(self._events(stream, clock, secrets)) as events:
@@ -148,15 +152,22 @@ class OpenAICompatibleBackend:
         if relay.write is not None:
             body["stream"] = True
             body["stream_options"] = {**body.get("stream_options", {}), "include_usage": True}
-        return await self._in_its_words(body, lambda: relayed(self._server, path, call, body), lambda: relay.begun)
+        openai_wire.reword(body, self._words)
+        try:
+            return await relayed(self._server, path, call, body)
+        except BadRequest as error:
+            if relay.begun:
+                raise
+            return await self._in_other_words(error, body, lambda: relayed(self._server, path, call, body))
 
     # ------------------------------------------------------------------------------------------------- several samples
 
     async def _sample(self, call: ModelCall) -> Completion:
         if call.samples > 1 and not self._several:
             return await self._draw_singly(call, call.samples)
+        secrets = Secrets(call.request)
         try:
-            first = await self._draw(call, samples=call.samples)
+            first = await self._draw(call, secrets, samples=call.samples)
         except BadRequest:
             if call.samples == 1:
                 raise
@@ -172,40 +183,41 @@ class OpenAICompatibleBackend:
         return Completion(first.samples + rest.samples, first.usage + rest.usage, first.model)
 
     async def _draw_singly(self, call: ModelCall, count: int, *, start: int = 0) -> Completion:
-        parts = await _together(self._draw(call, draw=start + number) for number in range(count))
+        secrets = Secrets(call.request)
+        parts = await _together([self._draw(call, secrets, draw=start + number) for number in range(count)])
         usage = sum((part.usage for part in parts), Usage())
         return Completion(tuple(part.samples[0] for part in parts), usage, parts[0].model)
 
-    async def _draw(self, call: ModelCall, *, samples: int = 1, draw: int = 0) -> Completion:
+    async def _draw(self, call: ModelCall, secrets: Secrets, *, samples: int = 1, draw: int = 0) -> Completion:
+        server, connect, path = self._server, call.timeouts.connect, openai_wire.path_of(call.request)
         body = openai_wire.chat_body(call, samples=samples, draw=call.first_sample + draw)
-        secrets, path, connect = Secrets(call.request), openai_wire.path_of(call.request), call.timeouts.connect
-        answer = await self._in_its_words(body, lambda: self._server.send(path, body, secrets, connect=connect))
-        return self._server.completion(answer.body, secrets, model=body["model"])
+        openai_wire.reword(body, self._words)
+        try:
+            answer = await server.send(path, body, secrets, connect=connect)
+        except BadRequest as error:
+            answer = await self._in_other_words(error, body, lambda: server.send(path, body, secrets, connect=connect))
+        return server.completion(answer.body, secrets, model=body["model"])
 
     # ------------------------------------------------------------------------------------------------------ the dialect
 
-    async def _in_its_words(
-        self, body: dict[str, Any], send: Callable[[], Awaitable[T]], begun: Callable[[], bool] = lambda: False
-    ) -> T:
-        """Send ``body``, in other words where the server refuses ours.
+    async def _in_other_words(self, refusal: BadRequest, body: dict[str, Any], send: Callable[[], Awaitable[T]]) -> T:
+        """Send ``body`` again, in the words that the server's refusal asks for; raises it where it asks for none.
 
         What a refusal seems to teach is kept for other calls only where it helped this one: an error's text may repeat
         whatever a client wrote.
         """
         words = self._words
-        openai_wire.reword(body, words)
-        while True:
+        while (lesson := openai_wire.lesson_of(refusal.message, body)) is not None:
+            words |= {lesson}
+            openai_wire.reword(body, words)
             try:
                 answer = await send()
             except BadRequest as error:
-                lesson = None if begun() else openai_wire.lesson_of(error.message, body)
-                if lesson is None:
-                    raise
-                words |= {lesson}
-                openai_wire.reword(body, words)
+                refusal = error
             else:
                 self._words |= words
                 return answer
+        raise refusal
 
     # ------------------------------------------------------------------------------------------------------ the stream
 

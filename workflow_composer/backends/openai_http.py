@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import urllib.parse
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +19,7 @@ from workflow_composer.backends.openai_answers import quick_completion
 from workflow_composer.backends.openai_errors import Server
 from workflow_composer.backends.per_loop import PerLoop
 from workflow_composer.backends.probe import api_url, shown_url
-from workflow_composer.errors import AuthenticationFailed, BadRequest, ModelNotFound, ServerFailed
+from workflow_composer.errors import AuthenticationFailed, BadRequest, ModelError, ModelNotFound, ServerFailed
 from workflow_composer.types import Completion, LLMRequest
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class OpenAIServer:
         name = f"[{self.host}]:{self.origin.port}" if ":" in self.host else f"{self.host}:{self.origin.port}"
         self.label = Server(name, shown_url(self.url), spec.api_key_env)
         self._proxy = proxy_for(self.origin, context.egress, context.environ)
+        self._keyless = "" if spec.api_key_env is not None else self._authorization()
         self._served: str | None = None
         self._lines: PerLoop[_Lines] = PerLoop(self._new_lines, _Lines.close)
         self._heads: dict[str, tuple[str, bytes]] = {}
@@ -56,13 +57,42 @@ class OpenAIServer:
         self, path: str, body: dict[str, Any], secrets: Iterable[str], *, connect: float, sink: Sink | None = None
     ) -> Answer:
         """Post ``body``, with the model's id filled in; the answer has status 2xx. Raises `ModelError`, `EgressDenied`."""
-        return await self._addressed(body, lambda: self._post(path, body, secrets, connect, sink))
+        again = True
+        while True:
+            body["model"] = model = self._spec.model or self._served or await self._model()
+            content = self._encoded(body)
+            lines = self._lines.made() or await self._lines.get()
+            try:
+                if lines.proxied is None:
+                    answer = await lines.direct.send(self.origin, self._request(path, content), connect=connect, sink=sink)
+                else:
+                    answer = await lines.proxied.ask("POST", path, self._headers(), content, connect=connect)
+            except (OSError, Broken) as error:
+                raise openai_errors.from_connection(error, self.label) from None
+            if 200 <= answer.status < 300:
+                return answer
+            refusal = self._refusal(answer, secrets)
+            if not (again and isinstance(refusal, ModelNotFound) and await self._serves_another_than(model)):
+                raise refusal
+            again = False
 
     async def open(
         self, path: str, body: dict[str, Any], secrets: Iterable[str], *, connect: float
     ) -> Stream | ProxiedStream:
         """The same, until the head of an event stream has come; it is the caller's to close."""
-        return await self._addressed(body, lambda: self._open(path, body, secrets, connect))
+        again = True
+        while True:
+            body["model"] = model = self._spec.model or self._served or await self._model()
+            stream = await self._opened(path, self._encoded(body), connect)
+            if stream.whole is None:
+                return stream
+            await stream.close()
+            if 200 <= stream.whole.status < 300:
+                raise ServerFailed(f"{self.label.name}: answers a streaming request without a stream")
+            refusal = self._refusal(stream.whole, secrets)
+            if not (again and isinstance(refusal, ModelNotFound) and await self._serves_another_than(model)):
+                raise refusal
+            again = False
 
     async def ask(self, url: str, limit: float, bounds: Bounds = BOUNDS) -> Answer:
         """A small question (GET) to the server, below its API or elsewhere. Raises as `Client.send`."""
@@ -138,62 +168,22 @@ class OpenAIServer:
         except (OSError, Broken) as error:
             raise openai_errors.from_connection(error, self.label) from None
 
-    def _checked(self, answer: Answer, secrets: Iterable[str]) -> Answer:
-        if 200 <= answer.status < 300:
-            return answer
+    def _refusal(self, answer: Answer, secrets: Iterable[str]) -> ModelError:
         said = answer.body.decode("utf-8", "replace")
-        raise openai_errors.from_reply(answer.status, answer.headers, said, self.label, (self.key(), *secrets))
+        return openai_errors.from_reply(answer.status, answer.headers, said, self.label, (self.key(), *secrets))
 
     # ------------------------------------------------------------------------------------------------------ the HTTP call
 
-    async def _addressed(self, body: dict[str, Any], post: Callable[[], Awaitable[T]]) -> T:
-        """``post()``, with the model's id in ``body``. A server that was restarted with another model is asked again."""
-        body["model"] = self._spec.model or self._served or await self._model()
-        try:
-            return await post()
-        except ModelNotFound:
-            if self._spec.model is not None:
-                raise
-            gone, self._served = self._served, None
-            body["model"] = await self._model()
-            if self._served == gone:
-                raise
-            return await post()
-
-    async def _post(
-        self, path: str, body: Mapping[str, Any], secrets: Iterable[str], connect: float, sink: Sink | None
-    ) -> Answer:
-        content = self._encoded(body)
+    async def _opened(self, path: str, content: bytes, connect: float) -> Stream | ProxiedStream:
         lines = self._lines.made() or await self._lines.get()
-        try:
-            if lines.proxied is None:
-                answer = await lines.direct.send(self.origin, self._request(path, content), connect=connect, sink=sink)
-            else:
-                answer = await lines.proxied.ask("POST", path, self._headers(), content, connect=connect)
-        except (OSError, Broken) as error:
-            raise openai_errors.from_connection(error, self.label) from None
-        return self._checked(answer, secrets)
-
-    async def _open(
-        self, path: str, body: Mapping[str, Any], secrets: Iterable[str], connect: float
-    ) -> Stream | ProxiedStream:
-        content = self._encoded(body)
-        lines = self._lines.made() or await self._lines.get()
-        stream: Stream | ProxiedStream
         with self.errors():
             if lines.proxied is None:
-                stream = await lines.direct.stream(self.origin, self._request(path, content), connect=connect)
-            else:
-                stream = await lines.proxied.open("POST", path, self._headers(), content, connect=connect)
-        if stream.whole is None:
-            return stream
-        await stream.close()
-        self._checked(stream.whole, secrets)
-        raise ServerFailed(f"{self.label.name}: answers a streaming request without a stream")
+                return await lines.direct.stream(self.origin, self._request(path, content), connect=connect)
+            return await lines.proxied.open("POST", path, self._headers(), content, connect=connect)
 
     def _request(self, path: str, content: bytes) -> bytes:
         """A request's bytes; the head is made anew where the key has changed."""
-        key = self._authorization()
+        key = self._keyless or self._authorization()
         made = self._heads.get(path)
         if made is None or made[0] != key:
             start = head("POST", self._base.rstrip("/") + path, self.origin, {**_ACCEPTED, "Authorization": key})
@@ -217,10 +207,20 @@ class OpenAIServer:
                 self._served = await self._ask_for_model()
         return self._served
 
+    async def _serves_another_than(self, model: str) -> bool:
+        """Whether a server that does not know the model any more was restarted with another one."""
+        if self._spec.model is not None:
+            return False
+        if self._served == model:
+            self._served = None
+        return (self._served or await self._model()) != model
+
     async def _ask_for_model(self) -> str:
         with self.errors():
             answer = await self.ask(f"{self.url}/models", self._context.config.timeouts.connect)
-        models = self.understood(openai_wire.model_ids, self.read_json(self._checked(answer, ()).body, ()))
+        if not 200 <= answer.status < 300:
+            raise self._refusal(answer, ())
+        models = self.understood(openai_wire.model_ids, self.read_json(answer.body, ()))
         if not models:
             raise ModelNotFound(f"{self.label.name}: the server serves no model", hint=self.label.models_hint)
         return models[0]
