@@ -126,22 +126,18 @@ SERVERS: dict[str, Callable[[int], None]] = {
 
 
 async def ask_ours(port: int) -> Callable[[], Awaitable[object]]:
-    """The service's own connections."""
+    """The package's own client."""
     from workflow_composer.backends.egress import EgressPolicy
-    from workflow_composer.backends.upstream import Upstream
+    from workflow_composer.backends.http.client import Client, Origin, head
     from workflow_composer.strategy import StrategyConfig
 
     config = StrategyConfig(profile_name="p", vllm_endpoints={"a": f"http://127.0.0.1:{port}/v1"})
-    upstream = Upstream(EgressPolicy.of(config), "127.0.0.1", port, tls=False, keepalive=60.0)
-    head = f"POST {PATH} HTTP/1.1\r\nHost: s\r\nContent-Type: application/json\r\nContent-Length: {len(REQUEST)}\r\n\r\n"
-    data = head.encode() + REQUEST
+    client, origin = Client(EgressPolicy.of(config), keepalive=60.0), Origin(False, "127.0.0.1", port)
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(REQUEST))}
+    data = head("POST", PATH, origin, headers) + b"\r\n" + REQUEST
 
     async def ask() -> object:
-        connection = upstream.idle() or await upstream.connect(5.0)
-        try:
-            return (await connection.ask(data, None)).body
-        finally:
-            upstream.give_back(connection)
+        return (await client.send(origin, data, connect=5.0)).body
 
     return ask
 

@@ -26,6 +26,7 @@
     │   ├── RateLimited              429; may carry ``retry_after``
     │   │   └── QuotaExhausted       402, or 429 for an account without credit
     │   ├── ServerFailed             5xx, or an answer that is not one
+    │   │   └── AnswerTooLong        more bytes than any model writes
     │   ├── ServerUnreachable        no connection, or it broke
     │   ├── CallTimeout              connect, first token or total time ran out
     │   ├── Unsupported              this backend cannot honour a field of the request
@@ -214,6 +215,12 @@ class ServerFailed(ModelError):
     """The server failed, or its answer could not be understood."""
 
     retryable = True
+
+
+class AnswerTooLong(ServerFailed):
+    """The server sends more than any model writes; asked again, it would do so again."""
+
+    retryable = False
 
 
 class ServerUnreachable(ModelError):

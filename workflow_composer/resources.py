@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from workflow_composer.backends.egress import EgressPolicy, http_client
+from workflow_composer.backends.egress import EgressPolicy
+from workflow_composer.backends.http.client import Client
 from workflow_composer.backends.places import Finder
-from workflow_composer.backends.probe import api_url, probe
+from workflow_composer.backends.probe import Ask, api_url, probe
 from workflow_composer.backends.replica import Place
 from workflow_composer.types import EndpointStatus, ResourceStatus
 
@@ -76,9 +77,14 @@ class ResourceDetector:
             if target.registered:
                 egress = egress.admitting(target.url)
         questions = list(dict.fromkeys((target.url, target.key, target.model) for target in targets))
-        async with http_client(egress, environ=self._environ) as client:
+        async with Client(egress) as client:
+
+            def asking(key: str | None) -> Ask:
+                headers = {"Authorization": f"Bearer {key}"} if key else {}
+                return lambda url: client.get(url, headers=headers, connect=self._limit)
+
             found = await asyncio.gather(
-                *(probe(client, "", url, limit=self._limit, key=key, model=model) for url, key, model in questions)
+                *(probe(asking(key), "", url, limit=self._limit, model=model) for url, key, model in questions)
             )
         answers = dict(zip(questions, found, strict=True))
         return [(target, replace(answers[target.url, target.key, target.model], name=target.name)) for target in targets]

@@ -197,6 +197,7 @@ class Sample:
     """One answer. ``logprobs`` is None where the backend returned none.
 
     ``score`` is what a gate, a reward model or a judge thinks of it, where the backend has one; more is better.
+    ``reasoning`` is what the model thought before, where its server tells that apart; it is no part of the answer.
     """
 
     text: str
@@ -204,6 +205,7 @@ class Sample:
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None
     score: float | None = None
+    reasoning: str = ""
 
     @property
     def cut_off(self) -> bool:
@@ -267,11 +269,12 @@ class Chunk:
     usage: Usage | None = None
     model: str | None = None
     failovers: tuple[Attempt, ...] = ()
+    reasoning: str = ""
 
     @property
     def carries_content(self) -> bool:
         """Whether a client would notice it."""
-        return bool(self.text or self.tool_calls or self.finish_reason)
+        return bool(self.text or self.tool_calls or self.finish_reason or self.reasoning)
 
 
 @dataclass(frozen=True, slots=True)

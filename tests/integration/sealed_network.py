@@ -23,7 +23,8 @@ from tests.integration.stub_backends import call as a_call
 from tests.integration.stub_backends import cloud_backend, local_backend
 from tests.integration.stub_server import Reply, StubServer
 from workflow_composer import ModelOrchestrator
-from workflow_composer.backends.egress import EgressPolicy, http_client
+from workflow_composer.backends.egress import EgressPolicy
+from workflow_composer.backends.http.client import Client
 from workflow_composer.fleet.registry import Entry, Registry
 from workflow_composer.strategy import StrategyConfig
 from workflow_composer.types import Timeouts
@@ -182,7 +183,7 @@ def foreign_client() -> Any:
 
     async def ask() -> Any:
         policy = EgressPolicy.of(StrategyConfig.load("t4_local_only"))
-        async with http_client(policy) as client:
+        async with Client(policy) as client:
             return await client.get("http://data-in-a-name.example/")
 
     return asyncio.run(ask())

@@ -14,7 +14,21 @@ import pytest
 LIST = "; import json, sys; print('\\n' + json.dumps(sorted(sys.modules)))"
 RUN = "from workflow_composer.cli.main import run; run({arguments!r})"
 
-HEAVY = {"httpx2", "mistralrs", "numpy", "openai", "pandas", "pluggy", "pydantic", "ray", "requests", "rich", "structlog"}
+HEAVY = {
+    "httptools",
+    "httpx2",
+    "mistralrs",
+    "msgspec",
+    "numpy",
+    "openai",
+    "pandas",
+    "pluggy",
+    "pydantic",
+    "ray",
+    "requests",
+    "rich",
+    "structlog",
+}
 HEAVY |= {"tokenizers", "torch", "transformers", "vllm", "yaml"}
 
 

@@ -1,28 +1,25 @@
-"""Where bytes may go: the profile's rule, and the one HTTP client that obeys it.
+"""Where bytes may go: the profile's rule.
 
 A router that plans a cloud call by mistake, a backend with a wrong address, a server that redirects, a proxy named in the
-environment: each of them ends here, before a byte has left. Every client of the package comes from `http_client`, whose
-transport (`workflow_composer.backends.transport`) asks the `EgressPolicy` for each request and again for each connection.
+environment: each of them ends here, before a byte has left. Every connection of the one client
+(`workflow_composer.backends.http.client`) is made to an address that the `EgressPolicy` has judged; the client behind a
+proxy (`http.proxied`), which leaves names to the proxy, asks it before each request.
 """
 
 from __future__ import annotations
 
 import functools
 import ipaddress
-import os
 import re
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workflow_composer.errors import EgressDenied
 from workflow_composer.profiles.models import registered_role
-from workflow_composer.types import Timeouts
 
 if TYPE_CHECKING:
-    import httpx2
-
     from workflow_composer.strategy import StrategyConfig
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -53,6 +50,10 @@ NEAR: tuple[Network, ...] = tuple(
 
 _NUMERIC_HOST = re.compile(r"[0-9a-fx.]+")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_URL = re.compile(
+    r"(?P<scheme>https?)://(?:[^/?#@\\\s]*@)?(?P<host>\[[0-9a-f:.]+\]|[^\[\]/?#@:%\\\s]+)(?::(?P<port>\d{1,5}))?(?:[/?#][^\\\s]*)?",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class EgressPolicy:
         networks = tuple(ipaddress.ip_network(network) for network in config.local_networks)
         return cls(config.allow_cloud, frozenset(local), networks, frozenset(cloud))
 
-    def check(self, url: str | httpx2.URL) -> None:
+    def check(self, url: str) -> None:
         """Return if bytes may go to ``url``; raise `EgressDenied` if not. Looks nothing up."""
         self.check_endpoint(*endpoint_of(url))
 
@@ -131,17 +132,22 @@ class EgressPolicy:
         )
 
 
-def endpoint_of(url: str | httpx2.URL) -> Endpoint:
-    """Host and port of an HTTP URL, read by the same parser that sends the request. Raises `EgressDenied`."""
-    import httpx2
-
-    try:
-        parsed = url if isinstance(url, httpx2.URL) else httpx2.URL(url)
-    except (httpx2.InvalidURL, TypeError):
-        parsed = httpx2.URL()
-    if parsed.scheme not in _DEFAULT_PORTS or not parsed.raw_host:
+def endpoint_of(url: str) -> Endpoint:
+    """Host and port of an HTTP URL: what a connection is made to. Raises `EgressDenied` for what is not plainly one."""
+    found = _URL.fullmatch(url) if isinstance(url, str) else None
+    host = _ascii(found["host"].strip("[]")) if found is not None else ""
+    port = int(found["port"] or _DEFAULT_PORTS[found["scheme"].lower()]) if found is not None else 0
+    if not host or not 0 < port < 65536 or (":" in host and literal_address(host) is None):
         raise EgressDenied("not an HTTP address", hint="write http://host:port/v1 or https://host/v1")
-    return canonical_host(parsed.raw_host.decode("ascii")), parsed.port or _DEFAULT_PORTS[parsed.scheme]
+    return canonical_host(host), port
+
+
+def _ascii(host: str) -> str:
+    """A host's name as resolvers know it; empty where it is none."""
+    try:
+        return host if host.isascii() else host.encode("idna").decode("ascii")
+    except UnicodeError:
+        return ""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -165,33 +171,6 @@ def literal_address(host: str) -> Address | None:
         return ipaddress.IPv4Address(socket.inet_aton(host))
     except OSError:
         return None
-
-
-def http_client(
-    policy: EgressPolicy,
-    *,
-    timeouts: Timeouts | None = None,
-    environ: Mapping[str, str] | None = None,
-    resolve: Resolve | None = None,
-    keepalive: float = 4.0,
-) -> httpx2.AsyncClient:
-    """Make an HTTP client that reaches the policy's hosts and no other, for use in one event loop.
-
-    Proxies named in ``environ`` (default: the process's) serve cloud hosts where the policy allows the cloud, and nothing
-    else. Redirects are not followed: they would carry prompt and key to wherever a server says. Only the connect timeout
-    applies here; callers bound the rest. ``keepalive``: seconds before an idle connection is closed; uvicorn, on which
-    vLLM stands, closes after 5, and a request sent at that moment is lost. ``resolve`` replaces the system's resolver.
-    """
-    import httpx2
-
-    from workflow_composer.backends.transport import GuardedTransport
-
-    transport = GuardedTransport(
-        policy, environ=os.environ if environ is None else environ, resolve=resolve, keepalive=keepalive
-    )
-    options: dict[str, Any] = {"trust_env": False, "follow_redirects": False}
-    timeout = httpx2.Timeout(None, connect=(timeouts or Timeouts()).connect)
-    return httpx2.AsyncClient(transport=transport, timeout=timeout, **options)
 
 
 def _unmapped(address: Address) -> Address:

@@ -1,7 +1,7 @@
 """Models behind OpenAI's HTTP API: vLLM servers of one's own, and the cloud APIs that speak the same language.
 
-The ``openai`` client builds and sends requests; its transport is the package's own (`egress`), its retries are off (the
-executor's task), and its response models are left aside (`openai_wire`).
+Requests are written and answers read by `openai_wire`, sent by the one client (`http.client`), and never tried again here,
+which is the executor's task.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from workflow_composer.backends import openai_wire
 from workflow_composer.backends.base import BackendContext
+from workflow_composer.backends.http.client import Stream
+from workflow_composer.backends.http.connection import BOUNDS
+from workflow_composer.backends.http.events import DONE, EventReader, payloads
+from workflow_composer.backends.http.proxied import ProxiedStream
 from workflow_composer.backends.openai_http import OpenAIServer, Secrets
 from workflow_composer.backends.probe import probe
-from workflow_composer.backends.server_load import ServerLoad, read_load
+from workflow_composer.backends.server_load import METRICS, SECONDS, ServerLoad, read_load
 from workflow_composer.errors import (
     AuthenticationFailed,
     BadRequest,
     CallTimeout,
-    ServerFailed,
     ServerUnreachable,
     Unsupported,
 )
@@ -38,9 +41,6 @@ from workflow_composer.types import (
 )
 
 if TYPE_CHECKING:
-    import httpx2
-
-    from workflow_composer.backends.relaying import RelayingClient
     from workflow_composer.strategy import ModelSpec
 
 T = TypeVar("T")
@@ -67,11 +67,11 @@ class OpenAICompatibleBackend:
         self._ignored = _IGNORED.get(self._server.host, ())
         self._words: frozenset[str] = frozenset()
         self.relays: bool = self._several and self._server.direct
-        self._relaying: RelayingClient | None = None
 
     async def complete(self, call: ModelCall) -> Completion:
         """Return ``call.samples`` answers."""
-        self._refuse_ignored(call.request)
+        if self._ignored:
+            self._refuse_ignored(call.request)
         if call.request.relay is not None and self.relays:
             return await self._relay(call, call.request.relay)
         async with self._limit(call.timeouts.total, "the whole answer"):
@@ -86,11 +86,17 @@ class OpenAICompatibleBackend:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        secrets, path, connect = Secrets(call.request), openai_wire.path_of(call.request), call.timeouts.connect
         async with self._limit_by(clock):
-            response = await self._chat(call, body, stream=True)
+            openai_wire.reword(body, self._words)
+            try:
+                stream = await self._server.open(path, body, secrets, connect=connect)
+            except BadRequest as error:
+                again = lambda: self._server.open(path, body, secrets, connect=connect)  # noqa: E731  # said once
+                stream = await self._in_other_words(error, body, again)
         finished = False
         try:
-            async with aclosing(self._events(response, clock, Secrets(call.request))) as events:
+            async with aclosing(self._events(stream, clock, secrets)) as events:
                 async for data in events:
                     chunk = self._server.understood(openai_wire.chunk_of, data)
                     clock.started = clock.started or openai_wire.shows_work(data)
@@ -98,7 +104,7 @@ class OpenAICompatibleBackend:
                         finished = finished or chunk.finish_reason is not None
                         yield chunk
         finally:
-            await response.aclose()
+            await stream.close()
         if not finished:
             raise ServerUnreachable(f"{self._server.label.name}: the stream ended within the answer")
 
@@ -110,8 +116,8 @@ class OpenAICompatibleBackend:
         if dimensions is not None:
             body["dimensions"] = dimensions
         async with self._limit(timeout, "the vectors"):
-            response = await self._server.send("/embeddings", body, texts)
-        data = self._server.json(response, texts)
+            answer = await self._server.send("/embeddings", body, texts, connect=timeout)
+        data = self._server.read_json(answer.body, texts)
         return self._server.understood(
             lambda found: openai_wire.embeddings_of(found, count=len(texts), model=body["model"]), data
         )
@@ -120,46 +126,48 @@ class OpenAICompatibleBackend:
         """Say whether the server answers and, if it is local, serves the model. Never raises."""
         label = self._server.label
         try:
-            key = self._server.key()
+            self._server.key()
         except AuthenticationFailed as error:
             return EndpointStatus(self.name, label.url, healthy=False, detail=str(error))
         # Cloud lists leave out aliases and fine-tuned models that can be called all the same.
         expected = self._model if self.local else None
-        client = await self._server.client()
-        return await probe(client, self.name, self._server.url, limit=timeout, key=key, model=expected)
+        return await probe(
+            lambda url: self._server.ask(url, timeout), self.name, self._server.url, limit=timeout, model=expected
+        )
 
     async def load(self) -> ServerLoad:
-        """How busy the server says it is (vLLM's metrics). Raises TimeoutError and the HTTP client's errors."""
-        return await read_load(await self._server.client(), self._server.url)
+        """How busy the server says it is (vLLM's metrics). Raises TimeoutError, OSError, `Broken`."""
+        return await read_load(lambda url: self._server.ask(url, SECONDS, METRICS), self._server.url)
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._relaying is not None:
-            await self._relaying.close()
         await self._server.close()
 
     async def _relay(self, call: ModelCall, relay: Relay) -> Completion:
         """Hand the answer's own bytes on. Whoever awaits it bounds the time, as for every call of the executor's."""
-        if self._relaying is None:
-            from workflow_composer.backends.relaying import RelayingClient
+        from workflow_composer.backends.relaying import relayed
 
-            self._relaying = RelayingClient(self._server)
-        relaying, path = self._relaying, openai_wire.path_of(call.request)
+        path = openai_wire.path_of(call.request)
         body = openai_wire.chat_body(call, samples=call.samples, draw=call.first_sample)
         if relay.write is not None:
             body["stream"] = True
             body["stream_options"] = {**body.get("stream_options", {}), "include_usage": True}
-        return await self._in_its_words(
-            body, lambda: self._server.addressed(body, lambda: relaying.send(path, call, body)), lambda: relay.begun
-        )
+        openai_wire.reword(body, self._words)
+        try:
+            return await relayed(self._server, path, call, body)
+        except BadRequest as error:
+            if relay.begun:
+                raise
+            return await self._in_other_words(error, body, lambda: relayed(self._server, path, call, body))
 
     # ------------------------------------------------------------------------------------------------- several samples
 
     async def _sample(self, call: ModelCall) -> Completion:
         if call.samples > 1 and not self._several:
             return await self._draw_singly(call, call.samples)
+        secrets = Secrets(call.request)
         try:
-            first = await self._draw(call, samples=call.samples)
+            first = await self._draw(call, secrets, samples=call.samples)
         except BadRequest:
             if call.samples == 1:
                 raise
@@ -175,63 +183,56 @@ class OpenAICompatibleBackend:
         return Completion(first.samples + rest.samples, first.usage + rest.usage, first.model)
 
     async def _draw_singly(self, call: ModelCall, count: int, *, start: int = 0) -> Completion:
-        parts = await _together(self._draw(call, draw=start + number) for number in range(count))
+        secrets = Secrets(call.request)
+        parts = await _together([self._draw(call, secrets, draw=start + number) for number in range(count)])
         usage = sum((part.usage for part in parts), Usage())
         return Completion(tuple(part.samples[0] for part in parts), usage, parts[0].model)
 
-    async def _draw(self, call: ModelCall, *, samples: int = 1, draw: int = 0) -> Completion:
+    async def _draw(self, call: ModelCall, secrets: Secrets, *, samples: int = 1, draw: int = 0) -> Completion:
+        server, connect, path = self._server, call.timeouts.connect, openai_wire.path_of(call.request)
         body = openai_wire.chat_body(call, samples=samples, draw=call.first_sample + draw)
-        response = await self._chat(call, body)
-        data = self._server.json(response, Secrets(call.request))
-        return self._server.understood(lambda found: openai_wire.completion_of(found, model=body["model"]), data)
+        openai_wire.reword(body, self._words)
+        try:
+            answer = await server.send(path, body, secrets, connect=connect)
+        except BadRequest as error:
+            answer = await self._in_other_words(error, body, lambda: server.send(path, body, secrets, connect=connect))
+        return server.completion(answer.body, secrets, model=body["model"])
 
     # ------------------------------------------------------------------------------------------------------ the dialect
 
-    async def _chat(self, call: ModelCall, body: dict[str, Any], *, stream: bool = False) -> httpx2.Response:
-        """Send ``body`` in the server's dialect; a refusal that teaches a word of it is not the request's fault."""
-        secrets, path = Secrets(call.request), openai_wire.path_of(call.request)
-        return await self._in_its_words(
-            body, lambda: self._server.send(path, body, secrets, timeouts=call.timeouts, stream=stream)
-        )
-
-    async def _in_its_words(
-        self, body: dict[str, Any], send: Callable[[], Awaitable[T]], begun: Callable[[], bool] = lambda: False
-    ) -> T:
-        """Send ``body``, in other words where the server refuses ours.
+    async def _in_other_words(self, refusal: BadRequest, body: dict[str, Any], send: Callable[[], Awaitable[T]]) -> T:
+        """Send ``body`` again, in the words that the server's refusal asks for; raises it where it asks for none.
 
         What a refusal seems to teach is kept for other calls only where it helped this one: an error's text may repeat
         whatever a client wrote.
         """
         words = self._words
-        openai_wire.reword(body, words)
-        while True:
+        while (lesson := openai_wire.lesson_of(refusal.message, body)) is not None:
+            words |= {lesson}
+            openai_wire.reword(body, words)
             try:
                 answer = await send()
             except BadRequest as error:
-                lesson = None if begun() else openai_wire.lesson_of(error.message, body)
-                if lesson is None:
-                    raise
-                words |= {lesson}
-                openai_wire.reword(body, words)
+                refusal = error
             else:
                 self._words |= words
                 return answer
+        raise refusal
 
     # ------------------------------------------------------------------------------------------------------ the stream
 
     async def _events(
-        self, response: httpx2.Response, clock: _Clock, secrets: Secrets
+        self, stream: Stream | ProxiedStream, clock: _Clock, secrets: Secrets
     ) -> AsyncGenerator[dict[str, Any], None]:
-        if "event-stream" not in response.headers.get("content-type", ""):
-            raise ServerFailed(f"{self._server.label.name}: answers a streaming request without a stream")
-        decoder = openai_wire.EventDecoder()
-        parts = aiter(response.aiter_bytes())
+        reader = EventReader(BOUNDS.event)
         while True:
-            async with self._limit_by(clock), self._server.errors(secrets):
-                part = await anext(parts, b"")
-            for event in decoder.feed(part) if part else decoder.end():
-                if event.startswith(b"[DONE]"):
-                    await _drain(parts)
+            async with self._limit_by(clock):
+                with self._server.errors():
+                    part = await stream.read()
+                    whole = reader.whole(part) if part else reader.rest()
+            for event in payloads(whole):
+                if event.startswith(DONE):
+                    await _drain(stream)
                     return
                 data = self._server.understood(json.loads, event)
                 self._server.raise_reported(data, secrets)
@@ -301,8 +302,8 @@ async def _together(calls: Iterable[Awaitable[T]]) -> list[T]:
         raise
 
 
-async def _drain(parts: AsyncIterator[bytes]) -> None:
+async def _drain(stream: Stream | ProxiedStream) -> None:
     with suppress(Exception):  # the answer is complete; all that can be lost is a connection's second use
         async with asyncio.timeout(_DRAIN):
-            async for _ in parts:
+            while await stream.read():
                 pass

@@ -1,4 +1,4 @@
-"""Errors of OpenAI-compatible servers and of the client library, mapped to the package's own: here and nowhere else.
+"""Errors of OpenAI-compatible servers and of connections to them, mapped to the package's own: here and nowhere else.
 
 A server's message is worth reading ("temperature must be non-negative") and may repeat what was sent to it: vLLM's
 validation errors quote the request's body, and an error about a key quotes the key. So messages are cut at the quoted body,
@@ -10,18 +10,21 @@ from __future__ import annotations
 import email.utils
 import json
 import math
+import os
 import re
+import ssl
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from workflow_composer.backends.http.connection import Broken, TooLong, Undecodable
 from workflow_composer.errors import (
+    AnswerTooLong,
     AuthenticationFailed,
     BadRequest,
     CallTimeout,
     ContextOverflow,
-    EgressDenied,
     ModelError,
     ModelNotFound,
     QuotaExhausted,
@@ -64,41 +67,17 @@ class Server:
         return f"is the server running? curl {self.url}/models"
 
 
-def from_exception(error: Exception, server: Server, secrets: Iterable[str]) -> Exception:
-    """The package's error for one raised by the ``openai`` client, by httpx, or by the transport.
-
-    ``secrets``: the key and the request's texts, which the message must not repeat.
-    """
-    import httpx2
-    import openai
-
-    if isinstance(error, openai.APIStatusError):
-        return from_reply(error.status_code, error.response.headers, error.body, server, secrets)
-    cause: BaseException = error
-    if isinstance(error, openai.APIConnectionError):  # early releases wrap whatever a transport raises
-        cause = error.__cause__ or error
-    if isinstance(cause, (ModelError, EgressDenied)):
-        return cause
-    if isinstance(cause, (httpx2.RequestError, httpx2.InvalidURL, openai.APIConnectionError, OSError)):
-        return _from_connection(cause, server)
-    return ServerFailed(f"{server.name}: the answer cannot be understood: {type(error).__name__}")
-
-
-def _from_connection(cause: BaseException, server: Server) -> ModelError:
-    import httpx2
-
-    name = server.name
-    if isinstance(cause, httpx2.TimeoutException):
-        connecting = isinstance(cause, (httpx2.ConnectTimeout, httpx2.PoolTimeout))
-        late = "no connection in time (connect)" if connecting else "no answer in time"
-        error = CallTimeout(f"{name}: {late}", hint=server.models_hint)
-        error.sent = not connecting
-        return error
-    if isinstance(cause, (httpx2.LocalProtocolError, httpx2.InvalidURL, httpx2.UnsupportedProtocol)):
-        return BadRequest(f"{name}: the request cannot be sent: {type(cause).__name__}", hint="check base_url and key")
-    if isinstance(cause, httpx2.DecodingError):
-        return ServerFailed(f"{name}: the answer cannot be decompressed")
-    return unreachable(cause, server, connected=not isinstance(cause, (httpx2.ConnectError, httpx2.ProxyError)))
+def from_connection(error: Exception, server: Server) -> ModelError:
+    """The package's error for what a client raises: `Broken`, `TooLong`, TimeoutError (no connection in time), OSError."""
+    if isinstance(error, TooLong):
+        return AnswerTooLong(f"{server.name}: {error}", hint="limit max_tokens; is this a model's server?")
+    if isinstance(error, Undecodable):
+        return ServerFailed(f"{server.name}: {error}", hint="see the server's log")
+    if isinstance(error, TimeoutError):
+        late = CallTimeout(f"{server.name}: no connection in time (connect)", hint=server.models_hint)
+        late.sent = False
+        return late
+    return unreachable(error, server, connected=isinstance(error, Broken))
 
 
 def unreachable(cause: BaseException, server: Server, *, connected: bool) -> ServerUnreachable:
@@ -219,12 +198,16 @@ def _read(body: object) -> tuple[str, str]:
 
 def _reason(error: BaseException) -> str:
     text = str(error).lower()
+    if isinstance(error, OSError) and error.errno and error.errno > 0 and not isinstance(error, ssl.SSLError):
+        text = os.strerror(error.errno).lower()  # asyncio writes "Connect call failed" over the system's words
     for sign, reason in (
         ("refused", "refused"),
         ("unreachable", "there is no way to its network"),
         ("no route", "there is no way to it"),
         ("reset", "reset by the server"),
-        ("cannot be resolved", "its name is unknown"),
+        ("name or service", "its name is unknown"),
+        ("name resolution", "its name cannot be resolved for now"),
+        ("host name", "its name is unknown"),
         ("has no address", "its name has no address"),
         ("without sending a response", "closed before an answer"),
         ("incomplete", "closed within the answer"),
@@ -236,4 +219,4 @@ def _reason(error: BaseException) -> str:
     ):
         if sign in text:
             return reason
-    return type(error).__name__
+    return str(error) if isinstance(error, Broken) else type(error).__name__

@@ -1,34 +1,35 @@
-"""One OpenAI-compatible server: its clients, key and model id, and single HTTP calls whose errors are the package's own."""
+"""One OpenAI-compatible server: its connections, key and model id, and single calls whose errors are the package's own."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
+import base64
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from workflow_composer.backends import openai_errors, openai_wire
 from workflow_composer.backends.base import BackendContext
-from workflow_composer.backends.egress import endpoint_of, http_client
+from workflow_composer.backends.http.client import Client, Origin, Stream, head
+from workflow_composer.backends.http.connection import BOUNDS, Answer, Bounds, Broken, Sink
+from workflow_composer.backends.http.proxied import ProxiedClient, ProxiedStream, proxy_for
+from workflow_composer.backends.openai_answers import quick_completion
 from workflow_composer.backends.openai_errors import Server
 from workflow_composer.backends.per_loop import PerLoop
 from workflow_composer.backends.probe import api_url, shown_url
-from workflow_composer.errors import AuthenticationFailed, BadRequest, EgressDenied, ModelNotFound, ServerFailed
-from workflow_composer.types import LLMRequest, Timeouts
+from workflow_composer.errors import AuthenticationFailed, BadRequest, ModelError, ModelNotFound, ServerFailed
+from workflow_composer.types import Completion, LLMRequest
 
 if TYPE_CHECKING:
-    import httpx2
-
-    from workflow_composer.backends.upstream import Upstream
     from workflow_composer.strategy import ModelSpec
 
 T = TypeVar("T")
 
-_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _KEEPALIVE_LOCAL = 4.0  # seconds; uvicorn, on which vLLM stands, closes after 5, and a request sent then is lost
 _KEEPALIVE_CLOUD = 30.0
+_ACCEPTED = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
 
 
 class OpenAIServer:
@@ -38,46 +39,77 @@ class OpenAIServer:
         self._spec = spec
         self._context = context
         self.url = api_url(spec.base_url or "")
-        self.host, port = endpoint_of(self.url)
-        self._port = port
-        self.authority = f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
-        self.label = Server(self.authority, shown_url(self.url), spec.api_key_env)
+        self.origin = Origin.of(self.url)
+        self.host = self.origin.host
+        self._base = "/" + self.url.partition("://")[2].partition("/")[2]
+        self._user = self.url.partition("://")[2].partition("/")[0].rpartition("@")[0]
+        name = f"[{self.host}]:{self.origin.port}" if ":" in self.host else f"{self.host}:{self.origin.port}"
+        self.label = Server(name, shown_url(self.url), spec.api_key_env)
+        self._proxy = proxy_for(self.origin, context.egress, context.environ)
+        self._keyless = "" if spec.api_key_env is not None else self._authorization()
         self._served: str | None = None
-        self._clients: PerLoop[_Clients] = PerLoop(self._make_clients, _Clients.close)
+        self._lines: PerLoop[_Lines] = PerLoop(self._new_lines, _Lines.close)
+        self._heads: dict[str, tuple[str, bytes]] = {}
+
+    # ------------------------------------------------------------------------------------------------------------ calls
 
     async def send(
-        self,
-        path: str,
-        body: dict[str, Any],
-        secrets: Iterable[str],
-        *,
-        timeouts: Timeouts | None = None,
-        stream: bool = False,
-    ) -> httpx2.Response:
-        """Post ``body`` with the model's id filled in."""
-        return await self.addressed(body, lambda: self._post(path, body, secrets, timeouts, stream=stream))
+        self, path: str, body: dict[str, Any], secrets: Iterable[str], *, connect: float, sink: Sink | None = None
+    ) -> Answer:
+        """Post ``body``, with the model's id filled in; the answer has status 2xx. Raises `ModelError`, `EgressDenied`."""
+        again = True
+        while True:
+            body["model"] = model = self._spec.model or self._served or await self._model()
+            content = self._encoded(body)
+            lines = self._lines.made() or await self._lines.get()
+            try:
+                if lines.proxied is None:
+                    answer = await lines.direct.send(self.origin, self._request(path, content), connect=connect, sink=sink)
+                else:
+                    answer = await lines.proxied.ask("POST", path, self._headers(), content, connect=connect)
+            except (OSError, Broken) as error:
+                raise openai_errors.from_connection(error, self.label) from None
+            if 200 <= answer.status < 300:
+                return answer
+            refusal = self._refusal(answer, secrets)
+            if not (again and isinstance(refusal, ModelNotFound) and await self._serves_another_than(model)):
+                raise refusal
+            again = False
 
-    async def addressed(self, body: dict[str, Any], post: Callable[[], Awaitable[T]]) -> T:
-        """``post()``, with the model's id in ``body``. A server that was restarted with another model is asked again."""
-        body["model"] = await self._model()
-        try:
-            return await post()
-        except ModelNotFound:
-            if self._spec.model is not None:
-                raise
-            gone, self._served = self._served, None
-            body["model"] = await self._model()
-            if self._served == gone:
-                raise
-            return await post()
+    async def open(
+        self, path: str, body: dict[str, Any], secrets: Iterable[str], *, connect: float
+    ) -> Stream | ProxiedStream:
+        """The same, until the head of an event stream has come; it is the caller's to close."""
+        again = True
+        while True:
+            body["model"] = model = self._spec.model or self._served or await self._model()
+            stream = await self._opened(path, self._encoded(body), connect)
+            if stream.whole is None:
+                return stream
+            await stream.close()
+            if 200 <= stream.whole.status < 300:
+                raise ServerFailed(f"{self.label.name}: answers a streaming request without a stream")
+            refusal = self._refusal(stream.whole, secrets)
+            if not (again and isinstance(refusal, ModelNotFound) and await self._serves_another_than(model)):
+                raise refusal
+            again = False
 
-    async def client(self) -> httpx2.AsyncClient:
-        """The running loop's HTTP client."""
-        return (await self._clients.get()).http
+    async def ask(self, url: str, limit: float, bounds: Bounds = BOUNDS) -> Answer:
+        """A small question (GET) to the server, below its API or elsewhere. Raises as `Client.send`."""
+        lines = self._lines.made() or await self._lines.get()
+        headers = self._headers() if url.startswith(self.url) else {}  # the key is for the API alone
+        if lines.proxied is not None:
+            return await lines.proxied.ask("GET", url.removeprefix(self.url), headers, None, connect=limit)
+        return await lines.direct.get(url, headers=headers, connect=limit, bounds=bounds)
 
     async def close(self) -> None:
         """Close the connections of every loop."""
-        await self._clients.close()
+        await self._lines.close()
+
+    @property
+    def direct(self) -> bool:
+        """Whether no proxy of the environment stands between."""
+        return self._proxy is None
 
     def key(self) -> str:
         """The key, read now. Raises `AuthenticationFailed` where it is missing."""
@@ -92,17 +124,28 @@ class OpenAIServer:
             raise AuthenticationFailed(f"{name}: {variable} holds characters that no key has", hint="copy the key again")
         return key
 
+    def _authorization(self) -> str:
+        """The key; where the profile names none, user and password that its address has."""
+        if self._spec.api_key_env is None and self._user:
+            user = self._user if ":" in self._user else self._user + ":"
+            return "Basic " + base64.b64encode(urllib.parse.unquote_to_bytes(user)).decode()
+        return f"Bearer {self.key()}"
+
     # ------------------------------------------------------------------------------------------------ answers and errors
 
-    def json(self, response: httpx2.Response, secrets: Iterable[str]) -> Any:
-        """The answer's JSON. Raises `ServerFailed` for garbage, and the error that a server reports under status 200."""
-        return self.read_json(response.content, secrets)
-
     def read_json(self, content: bytes, secrets: Iterable[str]) -> Any:
-        """The same for an answer's bytes."""
+        """An answer's JSON. Raises `ServerFailed` for garbage, and the error that a server reports under status 200."""
         data = self.understood(json.loads, content)
         self.raise_reported(data, secrets)
         return data
+
+    def completion(self, content: bytes, secrets: Iterable[str], *, model: str) -> Completion:
+        """A whole answer's completion. Raises as `read_json`."""
+        found = quick_completion(content, model=model)
+        if found is None:
+            data = self.read_json(content, secrets)
+            found = self.understood(lambda data: openai_wire.completion_of(data, model=model), data)
+        return found
 
     def raise_reported(self, data: Any, secrets: Iterable[str]) -> None:
         """Raise the error that an answer or an event of a stream reports, if it does."""
@@ -117,26 +160,40 @@ class OpenAIServer:
             reason = str(error) if isinstance(error, openai_wire.Malformed) else type(error).__name__
             raise ServerFailed(f"{self.label.name}: the answer cannot be understood: {reason}") from None
 
-    @asynccontextmanager
-    async def errors(self, secrets: Iterable[str], key: str = "") -> AsyncIterator[None]:
-        """Map what the client library raises."""
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """What a connection raises becomes the package's own; who is too late is told by whoever bounds the time."""
         try:
             yield
-        except (TimeoutError, EgressDenied):
-            raise
-        except Exception as error:  # noqa: BLE001 - the mapping knows every class and has an answer for the rest
-            # Not `from error`: a traceback would print the server's message, which may quote the prompt.
-            raise openai_errors.from_exception(error, self.label, (key, *secrets)) from None
+        except (OSError, Broken) as error:
+            raise openai_errors.from_connection(error, self.label) from None
+
+    def _refusal(self, answer: Answer, secrets: Iterable[str]) -> ModelError:
+        said = answer.body.decode("utf-8", "replace")
+        return openai_errors.from_reply(answer.status, answer.headers, said, self.label, (self.key(), *secrets))
 
     # ------------------------------------------------------------------------------------------------------ the HTTP call
 
-    async def _post(
-        self, path: str, body: dict[str, Any], secrets: Iterable[str], timeouts: Timeouts | None, *, stream: bool
-    ) -> httpx2.Response:
-        content = self.encoded(body)
-        return await self._request("post", path, secrets, timeouts, content=content, stream=stream)
+    async def _opened(self, path: str, content: bytes, connect: float) -> Stream | ProxiedStream:
+        lines = self._lines.made() or await self._lines.get()
+        with self.errors():
+            if lines.proxied is None:
+                return await lines.direct.stream(self.origin, self._request(path, content), connect=connect)
+            return await lines.proxied.open("POST", path, self._headers(), content, connect=connect)
 
-    def encoded(self, body: Mapping[str, Any]) -> bytes:
+    def _request(self, path: str, content: bytes) -> bytes:
+        """A request's bytes; the head is made anew where the key has changed."""
+        key = self._keyless or self._authorization()
+        made = self._heads.get(path)
+        if made is None or made[0] != key:
+            start = head("POST", self._base.rstrip("/") + path, self.origin, {**_ACCEPTED, "Authorization": key})
+            made = self._heads[path] = (key, start + b"Content-Length: ")
+        return b"%b%d\r\n\r\n%b" % (made[1], len(content), content)
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": self._authorization()}
+
+    def _encoded(self, body: Mapping[str, Any]) -> bytes:
         """The body as JSON. Raises `BadRequest` for what JSON cannot say."""
         try:
             return openai_wire.encode(body)
@@ -144,90 +201,50 @@ class OpenAIServer:
             why = type(error).__name__
             raise BadRequest(f"{self.label.name}: the request cannot be written as JSON: {why}") from None
 
-    async def _request(
-        self, method: str, path: str, secrets: Iterable[str], timeouts: Timeouts | None, **arguments: Any
-    ) -> httpx2.Response:
-        import httpx2
-
-        key = self.key()
-        client = (await self._clients.get()).openai
-        limit = httpx2.Timeout(None, connect=(timeouts or self._timeouts()).connect)
-        options = {"headers": {"Authorization": f"Bearer {key}"}, "timeout": limit}
-        async with self.errors(secrets, key):
-            response: httpx2.Response = await getattr(client, method)(
-                path, cast_to=httpx2.Response, options=options, **arguments
-            )
-        return response
-
     async def _model(self) -> str:
-        named: str | None = self._spec.model
-        if named is not None:
-            return named
-        if self._served is None:
-            async with (await self._clients.get()).asking:
-                if self._served is None:
-                    self._served = await self._ask_for_model()
+        async with (await self._lines.get()).asking:
+            if self._served is None:
+                self._served = await self._ask_for_model()
         return self._served
 
+    async def _serves_another_than(self, model: str) -> bool:
+        """Whether a server that does not know the model any more was restarted with another one."""
+        if self._spec.model is not None:
+            return False
+        if self._served == model:
+            self._served = None
+        return (self._served or await self._model()) != model
+
     async def _ask_for_model(self) -> str:
-        response = await self._request("get", "/models", (), None)
-        models = self.understood(openai_wire.model_ids, self.json(response, ()))
+        with self.errors():
+            answer = await self.ask(f"{self.url}/models", self._context.config.timeouts.connect)
+        if not 200 <= answer.status < 300:
+            raise self._refusal(answer, ())
+        models = self.understood(openai_wire.model_ids, self.read_json(answer.body, ()))
         if not models:
             raise ModelNotFound(f"{self.label.name}: the server serves no model", hint=self.label.models_hint)
         return models[0]
 
-    # -------------------------------------------------------------------------------------------------------- the clients
-
-    def _make_clients(self) -> _Clients:
-        http = http_client(
-            self._context.egress, timeouts=self._timeouts(), environ=self._context.environ, keepalive=self._keepalive
-        )
-        return _Clients(http, self.url)
-
-    def upstream(self) -> Upstream:
-        """Connections for relayed answers, of the running loop."""
-        from workflow_composer.backends.upstream import Upstream
-
-        tls = self.url.startswith("https:")
-        return Upstream(self._context.egress, self.host, self._port, tls=tls, keepalive=self._keepalive)
-
-    @property
-    def path(self) -> str:
-        """What stands before each method's own path."""
-        return "/" + self.url.partition("://")[2].partition("/")[2]
-
-    @property
-    def direct(self) -> bool:
-        """Whether no proxy of the environment may stand between."""
-        environ = self._context.environ
-        return self._spec.local or not any(environ.get(name) for name in _PROXIES)
-
-    @property
-    def _keepalive(self) -> float:
-        return _KEEPALIVE_LOCAL if self._spec.local else _KEEPALIVE_CLOUD
-
-    def _timeouts(self) -> Timeouts:
-        found = self._context.config.timeouts
-        return Timeouts(found.connect, found.first_token, found.total)
+    def _new_lines(self) -> _Lines:
+        keepalive = _KEEPALIVE_LOCAL if self._spec.local else _KEEPALIVE_CLOUD
+        proxied = None
+        if self._proxy is not None:
+            proxied = ProxiedClient(self._context.egress, self.origin, self._base, self._proxy)
+        return _Lines(Client(self._context.egress, keepalive=keepalive), proxied)
 
 
-class _Clients:
+class _Lines:
     """What belongs to one event loop."""
 
-    def __init__(self, http: httpx2.AsyncClient, url: str) -> None:
-        self.http = http
+    def __init__(self, direct: Client, proxied: ProxiedClient | None) -> None:
+        self.direct = direct
+        self.proxied = proxied
         self.asking = asyncio.Lock()
-        self._url = url
-
-    @functools.cached_property
-    def openai(self) -> Any:
-        """The client library's client; loaded by the first call, not by a probe."""
-        from workflow_composer.backends.openai_client import BareClient
-
-        return BareClient(api_key="-", base_url=self._url, http_client=self.http, max_retries=0)
 
     async def close(self) -> None:
-        await self.http.aclose()
+        await self.direct.close()
+        if self.proxied is not None:
+            await self.proxied.close()
 
 
 class Secrets:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import msgspec
+
 from workflow_composer.types import (
     MOST_TOKENS,
     Chunk,
@@ -20,6 +22,7 @@ from workflow_composer.types import (
     texts,
 )
 
+_quick = msgspec.json.Encoder().encode
 _WORD = re.compile(r"\w+")
 _PLAIN = ("max_tokens", "top_p", "seed", "top_logprobs", "tool_choice", "response_format", "tools", "stop")
 
@@ -85,7 +88,17 @@ def reword(body: dict[str, Any], lessons: Collection[str]) -> None:
 
 def encode(body: Mapping[str, Any]) -> bytes:
     """JSON in UTF-8; raises ValueError or TypeError for what JSON cannot say."""
-    return json.dumps(body, default=_plain, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    try:
+        quick = _quick(body)
+        if b"null" not in quick:  # which may stand for a NaN
+            return quick
+    except (TypeError, ValueError):
+        pass
+    text = json.dumps(body, default=_plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    try:
+        return text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair: JSON can say it, UTF-8 cannot
+        return json.dumps(body, default=_plain, allow_nan=False, separators=(",", ":")).encode()
 
 
 def completion_of(data: Any, *, model: str) -> Completion:
@@ -120,6 +133,7 @@ def chunk_of(data: Any) -> Chunk | None:
         logprobs=_logprobs(choice.get("logprobs")) or (),
         usage=usage_in(usage),
         model=model,
+        reasoning=_reasoning(delta),
     )
     return chunk if chunk.carries_content or chunk.usage or chunk.logprobs else None
 
@@ -179,29 +193,6 @@ def secrets_of(request: LLMRequest) -> Iterator[str]:
     yield from _strings(request.extra)
 
 
-class EventDecoder:
-    """Splits the bytes of a server-sent event stream into the data of its events."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._data: list[bytes] = []
-
-    def feed(self, part: bytes) -> Iterator[bytes]:
-        """Data of the events that ``part`` completes."""
-        *lines, self._rest = (self._rest + part).split(b"\n")
-        for line in (line.removesuffix(b"\r") for line in lines):
-            if line.startswith(b"data:"):
-                self._data.append(line[5:].removeprefix(b" "))
-            elif not line and self._data:
-                event = b"\n".join(self._data)
-                self._data.clear()
-                yield event
-
-    def end(self) -> Iterator[bytes]:
-        """Data of an event that the stream's end completes."""
-        return self.feed(b"\n\n")
-
-
 def sample_of(choice: Any) -> Sample:
     """Read one choice. Raises `Malformed`."""
     message = choice.get("message") if isinstance(choice, dict) else None
@@ -212,9 +203,24 @@ def sample_of(choice: Any) -> Sample:
     return Sample(
         text=_text(message.get("content")) or message.get("refusal") or "",
         finish_reason=choice.get("finish_reason"),
-        tool_calls=tuple(message.get("tool_calls") or ()),
+        tool_calls=tuple(map(_tool_call, message.get("tool_calls") or ())),
         logprobs=_logprobs(choice.get("logprobs")),
+        reasoning=_reasoning(message),
     )
+
+
+def _tool_call(call: Any) -> Mapping[str, Any]:
+    """A call as OpenAI has it: some servers (TGI) give arguments as an object."""
+    function = call["function"] if call.get("type", "function") == "function" else None
+    if function is None or isinstance(function.get("arguments"), str):
+        return dict(call)
+    arguments = json.dumps(function.get("arguments") or {}, ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _reasoning(said: Mapping[str, Any]) -> str:
+    found = said.get("reasoning_content") or said.get("reasoning") or ""
+    return found if isinstance(found, str) else ""
 
 
 def _text_chunk(choice: dict[str, Any], usage: Any, model: str | None) -> Chunk:

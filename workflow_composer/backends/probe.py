@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
 
+from workflow_composer.backends.http.connection import Answer
 from workflow_composer.backends.openai_wire import Malformed, model_ids
 from workflow_composer.errors import EgressDenied
 from workflow_composer.types import EndpointStatus
 
-if TYPE_CHECKING:
-    import httpx2
+Ask = Callable[[str], Awaitable[Answer]]
+"""Sends a GET to a URL."""
 
 
 def api_url(url: str) -> str:
@@ -28,20 +31,18 @@ def shown_url(url: str) -> str:
     return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
 
 
-async def probe(
-    client: httpx2.AsyncClient, name: str, url: str, *, limit: float, key: str | None = None, model: str | None = None
-) -> EndpointStatus:
+async def probe(ask: Ask, name: str, url: str, *, limit: float, model: str | None = None) -> EndpointStatus:
     """Ask for the models below ``url`` (from `api_url`) and wait ``limit`` seconds at most. Never raises.
 
-    ``model``: the id that is expected; a server without it is not healthy.
+    ``ask`` sends a question (GET). ``model``: the id that is expected; a server without it is not healthy.
     """
     started = time.perf_counter()
     models: tuple[str, ...] = ()
     try:
         async with asyncio.timeout(limit):
-            response = await client.get(f"{url}/models", headers={"Authorization": f"Bearer {key}"} if key else None)
-        detail = _fault(response)
-        models = () if detail else model_ids(response.json())
+            answer = await ask(f"{url}/models")
+        detail = _fault(answer.status)
+        models = () if detail else model_ids(json.loads(answer.body))
     except EgressDenied as error:
         detail = str(error)
     except (Malformed, ValueError):
@@ -64,8 +65,7 @@ def _listed(models: tuple[str, ...]) -> str:
     return (", ".join(models[:5]) or "no model") + more
 
 
-def _fault(response: httpx2.Response) -> str:
-    status = response.status_code
+def _fault(status: int) -> str:
     if status in (401, 403):
         return f"answers {status}: it wants a key; name its variable in the model's api_key_env"
     if 300 <= status < 400:
@@ -74,12 +74,10 @@ def _fault(response: httpx2.Response) -> str:
 
 
 def _reason(error: Exception, limit: float) -> str:
-    import httpx2
-
-    if isinstance(error, (TimeoutError, httpx2.TimeoutException)):
+    if isinstance(error, TimeoutError):
         return f"no answer within {limit:g} s"
-    if "cannot be resolved" in str(error):
+    if isinstance(error, socket.gaierror) or "host name" in str(error):
         return "its name is unknown"
-    if isinstance(error, httpx2.ConnectError):
+    if isinstance(error, ConnectionRefusedError):
         return "refuses connections; is it running?"
-    return f"the connection broke: {type(error).__name__}"
+    return f"the connection broke: {error}"

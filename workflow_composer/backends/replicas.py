@@ -11,13 +11,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from workflow_composer.backends.balance import prefix_key
 from workflow_composer.backends.base import BackendContext
+from workflow_composer.backends.http.connection import Broken
 from workflow_composer.backends.openai_compatible import OpenAICompatibleBackend
 from workflow_composer.backends.per_loop import PerLoop
 from workflow_composer.backends.places import Finder
 from workflow_composer.backends.replica import Place, Replica, Standing, another_may_answer
 from workflow_composer.backends.replica_set import ReplicaSet
 from workflow_composer.backends.server_load import SECONDS
-from workflow_composer.errors import CallTimeout, EgressDenied, ModelError, RateLimited, ServerFailed, ServerUnreachable
+from workflow_composer.errors import (
+    AuthenticationFailed,
+    CallTimeout,
+    EgressDenied,
+    ModelError,
+    RateLimited,
+    ServerFailed,
+    ServerUnreachable,
+)
 from workflow_composer.types import (
     TIMER_EARLY,
     Attempt,
@@ -182,16 +191,14 @@ class ReplicatedBackend:
 
 async def _ask(replica: Replica) -> None:
     """Ask a server how busy it is. Whatever it does, no request fails for it."""
-    import httpx2
-
     calls, began = replica.calls, time.monotonic()
     try:
         load = await replica.backend.load()
-    except httpx2.ConnectError:
-        replica.said_nothing(refused=True, now=time.monotonic())
-    except (TimeoutError, httpx2.HTTPError, EgressDenied):
+    except (TimeoutError, Broken, EgressDenied, AuthenticationFailed):
         if time.monotonic() - began < 2.0 * SECONDS:  # else it was this process that had no time
             replica.said_nothing(refused=False, now=time.monotonic())
+    except OSError:
+        replica.said_nothing(refused=True, now=time.monotonic())
     else:
         replica.told(load, calls, time.monotonic())
 

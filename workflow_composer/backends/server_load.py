@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import httpx2
+from workflow_composer.backends.http.connection import Bounds
+from workflow_composer.backends.probe import Ask
 
-LIMIT = 1 << 20
-"""Bytes of metrics that are read; vLLM's have about 60,000."""
+METRICS = Bounds(answer=1 << 20, decoded=1 << 22)
+"""Of a page of metrics; vLLM's have about 60,000 bytes."""
 SECONDS = 1.0
 """Time that they may take."""
 
@@ -56,12 +55,8 @@ def metrics_url(api: str) -> str:
     return api.rstrip("/").removesuffix("/v1") + "/metrics"
 
 
-async def read_load(client: httpx2.AsyncClient, api: str) -> ServerLoad:
-    """Ask a server. A server without such metrics has an empty load; raises TimeoutError and the client's errors."""
-    async with asyncio.timeout(SECONDS), client.stream("GET", metrics_url(api)) as response:
-        body = b""
-        async for part in response.aiter_bytes():
-            body += part
-            if len(body) >= LIMIT:
-                break
-        return parse(body[:LIMIT].decode("utf-8", "replace")) if response.status_code == 200 else ServerLoad()
+async def read_load(ask: Ask, api: str) -> ServerLoad:
+    """Ask a server. A server without such metrics has an empty load; raises TimeoutError, OSError and `Broken`."""
+    async with asyncio.timeout(SECONDS):
+        answer = await ask(metrics_url(api))
+    return parse(answer.body.decode("utf-8", "replace")) if answer.status == 200 else ServerLoad()

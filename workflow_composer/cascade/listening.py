@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from workflow_composer.backends.gathering import Told
+from workflow_composer.backends.stream_accumulator import StreamAccumulator
 from workflow_composer.cascade.attempt import MeteredCall, Walk, within
 from workflow_composer.cascade.bound import Bounded
 from workflow_composer.cascade.endpoint import Endpoint
@@ -34,29 +34,29 @@ async def listen(
     endpoint: Endpoint,
     call: ModelCall,
     walk: Walk,
-    told: Told,
+    heard: StreamAccumulator,
     watch: Watch | None = None,
 ) -> AsyncGenerator[Chunk, None]:
-    """Yield the pieces of one call, noted in ``told``. Raises `Abandoned` as soon as ``watch`` says why."""
+    """Yield the pieces of one call, noted in ``heard``. Raises `Abandoned` as soon as ``watch`` says why."""
     with MeteredCall(endpoint, walk) as metered:
         limit = executor.limit(walk.trace.deadline)
         started = time.monotonic()
         async with aclosing(endpoint.backend.stream(within(call, limit))) as pieces:
             while True:
                 whole = limit - (time.monotonic() - started)
-                wait = whole if told.pieces else min(whole, call.timeouts.first_token)
-                with Bounded(endpoint, wait, "end of the stream" if told.pieces else "first token"):
+                wait = whole if heard.pieces else min(whole, call.timeouts.first_token)
+                with Bounded(endpoint, wait, "end of the stream" if heard.pieces else "first token"):
                     piece = await anext(pieces, None)
                 if piece is None:
                     break
-                told.hear(piece)
-                metered.usage = told.usage
+                heard.add(piece)
+                metered.usage = heard.usage
                 if piece.failovers:
                     metered.failovers = piece.failovers
                 going_on = piece.finish_reason is None  # at its end there is nothing to save
                 if watch is not None and going_on and piece.logprobs and (verdict := watch.hear(piece.logprobs)):
-                    metered.usage = told.usage_so_far(endpoint.prompt_tokens(call.request))
-                    raise Abandoned(verdict, told.tokens)
+                    metered.usage = heard.usage_so_far(endpoint.prompt_tokens(call.request))
+                    raise Abandoned(verdict, heard.tokens)
                 yield piece
-        if told.finish_reason is None:
+        if heard.finish_reason is None:
             raise ServerFailed("the stream stopped before its end")

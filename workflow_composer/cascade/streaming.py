@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from workflow_composer.backends.gathering import Told
+from workflow_composer.backends.stream_accumulator import StreamAccumulator
 from workflow_composer.cascade.attempt import MeteredCall
 from workflow_composer.cascade.executor import PlanExecutor, refuse_several
 from workflow_composer.cascade.judging import judged
@@ -76,7 +76,7 @@ class StreamRun:
         relay = call.request.relay
         while (candidate := walk.next()) is not None:
             self.at, self.asked_at = (index, candidate, walk.position), time.perf_counter()
-            told, endpoint = Told(), self._executor.endpoints[candidate.name]
+            heard, endpoint = StreamAccumulator(), self._executor.endpoints[candidate.name]
             try:
                 if relay is not None and getattr(endpoint.backend, "relays", False):
                     done = await self._executor.attempt(endpoint, call, walk)
@@ -89,12 +89,12 @@ class StreamRun:
                     with MeteredCall(endpoint, walk):  # an attempt as any other
                         reason = f"{candidate.name} streams one answer, and n is {call.samples}"
                         raise Unsupported(reason, hint="leave n or stream out")
-                async with aclosing(listen(self._executor, endpoint, call, walk, told)) as pieces:
+                async with aclosing(listen(self._executor, endpoint, call, walk, heard)) as pieces:
                     async for piece in pieces:
                         yield piece
             except ModelError as error:
-                if told.pieces or (relay is not None and relay.begun):
-                    delivered = f"after {told.pieces} pieces" if told.pieces else "within the answer"
+                if heard.pieces or (relay is not None and relay.begun):
+                    delivered = f"after {heard.pieces} pieces" if heard.pieces else "within the answer"
                     raise StreamInterrupted(
                         f"the stream from {candidate.name} broke {delivered}: {error.message}",
                         attempts=self._trace.attempts,
@@ -102,8 +102,8 @@ class StreamRun:
                     ) from error
                 call = await self._executor.after(error, call, tier, self._request, walk)
             else:
-                sample = told.sample()
+                sample = heard.sample()
                 verdict = await self._executor.judge(tier, sample, self._request)
-                self.outcome = Outcome((sample,), told.model or candidate.name, candidate, index, walk.position, verdict)
+                self.outcome = Outcome((sample,), heard.model or candidate.name, candidate, index, walk.position, verdict)
                 return
         raise walk.exhausted()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from workflow_composer.backends.gathering import Told
+from workflow_composer.backends.stream_accumulator import StreamAccumulator
 from workflow_composer.cascade.judging import judged
 from workflow_composer.cascade.listening import Abandoned, listen
 from workflow_composer.cascade.trace import Outcome, Trace
@@ -32,10 +32,10 @@ async def watched(executor: PlanExecutor, index: int, tier: Tier, request: LLMRe
     assert tier.watch is not None  # the executor has looked
     call, walk = executor.call(tier, request), executor.walk(index, tier, request, trace)
     while (candidate := walk.next()) is not None:
-        told, watch = Told(), tier.watch(_longest(request, candidate))
+        heard, watch = StreamAccumulator(), tier.watch(_longest(request, candidate))
         abandoned: Verdict | None = None
         try:
-            async with aclosing(listen(executor, executor.endpoints[candidate.name], call, walk, told, watch)) as pieces:
+            async with aclosing(listen(executor, executor.endpoints[candidate.name], call, walk, heard, watch)) as pieces:
                 async for _ in pieces:
                     pass
         except Abandoned as end:
@@ -43,8 +43,8 @@ async def watched(executor: PlanExecutor, index: int, tier: Tier, request: LLMRe
         except ModelError as error:
             call = await executor.after(error, call, tier, request, walk)
             continue
-        sample = told.sample()
-        verdict, model = abandoned or judged(tier, (sample,), request), told.model or candidate.name
+        sample = heard.sample()
+        verdict, model = abandoned or judged(tier, (sample,), request), heard.model or candidate.name
         return Outcome((sample,), model, candidate, index, walk.position, verdict, whole=abandoned is None)
     raise walk.exhausted()
 

@@ -11,7 +11,9 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
-from workflow_composer.backends.egress import EgressPolicy, http_client
+from workflow_composer.backends.egress import EgressPolicy
+from workflow_composer.backends.http.client import Client, Origin
+from workflow_composer.backends.http.proxied import proxy_for
 from workflow_composer.backends.resolving import admitted_addresses
 from workflow_composer.errors import EgressDenied, EgressProofFailed
 from workflow_composer.server.tracing import check_collector
@@ -66,8 +68,11 @@ async def _request(policy: EgressPolicy, url: str, environ: dict[str, str], trie
         through.append(f"{how}: its name was to be resolved")
         raise OSError("not resolved by the check")
 
-    client = http_client(policy, environ=environ, resolve=resolve)
+    client = Client(policy, resolve=resolve)
     try:
+        if proxy_for(Origin.of(url), policy, environ) is not None:
+            through.append(how)
+            return
         async with asyncio.timeout(_SECONDS):
             await client.get(url)
         through.append(how)
@@ -76,7 +81,7 @@ async def _request(policy: EgressPolicy, url: str, environ: dict[str, str], trie
     except Exception as error:  # noqa: BLE001  # whatever else it was, it was no refusal
         through.append(f"{how}: {type(error).__name__} instead of a refusal")
     finally:
-        await client.aclose()
+        await client.close()
 
 
 async def _name_turned_out(policy: EgressPolicy, host: str, port: int, tried: list[str], through: list[str]) -> None:

@@ -6,6 +6,7 @@ turns a body into an `LLMRequest` and an `LLMResponse` into a body, and does no 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ import msgspec
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.types import Chunk, LLMRequest, LLMResponse
 
-encode = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
 
@@ -86,6 +87,14 @@ def decode(body: bytes) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
+
+
+def encode(value: Any) -> bytes:
+    """JSON in UTF-8."""
+    try:
+        return _encode(value)
+    except UnicodeEncodeError:  # half a surrogate pair, as a model's server may send it: JSON can say it, UTF-8 cannot
+        return json.dumps(value, separators=(",", ":")).encode()
 
 
 def openai_failure(failure: HttpFailure) -> bytes:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from workflow_composer.backends.tool_calls import ToolCalls, ToolDelta
 from workflow_composer.server import checks, schemas
 from workflow_composer.server.addressing import address_of
 from workflow_composer.server.checks import UNSUPPORTED, described, wrong
@@ -77,7 +78,7 @@ class ChatEvents:
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
         self._frame: dict[str, Any] = {}
-        self._calls = 0
+        self._calls = ToolCalls()
 
     def piece(self, chunk: Chunk) -> bytes:
         """The chunk for a piece; the first one is preceded by the role."""
@@ -85,8 +86,12 @@ class ChatEvents:
         if not chunk.carries_content:
             return opening
         delta: dict[str, Any] = {"content": chunk.text} if chunk.text else {}
-        if chunk.tool_calls:
-            delta["tool_calls"] = [self._call(call) for call in chunk.tool_calls]
+        if chunk.reasoning:
+            delta["reasoning_content"] = chunk.reasoning
+        if chunk.tool_calls or self._calls:
+            calls = self._calls.hear(chunk.tool_calls, last=chunk.finish_reason is not None)
+            if pieces := [_piece(call) for call in calls]:
+                delta["tool_calls"] = pieces
         choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": chunk.finish_reason}
         if self._asked.request.logprobs and chunk.logprobs:
             choice["logprobs"] = _logprobs(chunk.logprobs)
@@ -113,12 +118,13 @@ class ChatEvents:
         start = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
         return event({**self._frame, "choices": [start]})
 
-    def _call(self, call: Mapping[str, Any]) -> dict[str, Any]:
-        """A piece of a tool call; a whole one, which has no index, gets the next."""
-        if "index" in call:
-            return dict(call)
-        self._calls += 1
-        return {"index": self._calls - 1, **call}
+
+def _piece(call: ToolDelta) -> dict[str, Any]:
+    """A piece of a tool call; the first one names it."""
+    if not call.begins:
+        return {"index": call.number, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.number, "id": call.id, "type": "function", "function": function}
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -264,6 +270,8 @@ FORM = Form(
 
 def _message(sample: Sample) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": sample.text}
+    if sample.reasoning:
+        message["reasoning_content"] = sample.reasoning
     if sample.tool_calls:
         message["content"] = sample.text or None
         message["tool_calls"] = [{"type": "function", **call} for call in sample.tool_calls]

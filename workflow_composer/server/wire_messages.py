@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from workflow_composer.backends.tool_calls import ToolCalls, ToolDelta
 from workflow_composer.server.addressing import address_of
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.server.form_messages import CACHE, FORM
@@ -86,20 +87,20 @@ class MessageEvents:
         self._block: tuple[str, int] | None = None
         self._blocks = 0
         self._reason = "end_turn"
+        self._calls = ToolCalls()
+        self._call: int | None = None
+        self._arguments = ""
+        self._waiting: list[str | ToolDelta] = []
 
     def piece(self, chunk: Chunk) -> bytes:
         """The events for a piece."""
         out = self._open(chunk.model or "")
         if chunk.text:
-            out += self._enter("text", -1, {"type": "text", "text": ""})
-            out += self._delta({"type": "text_delta", "text": chunk.text})
-        for number, call in enumerate(chunk.tool_calls):
-            index, function = call.get("index", number), call.get("function") or {}
-            if self._block != ("tool", index):
-                out += self._enter("tool", index, _begun(call, index))
-            if function.get("arguments"):
-                out += self._delta({"type": "input_json_delta", "partial_json": function["arguments"]})
+            out += self._in_turn(chunk.text)
+        if chunk.tool_calls or self._calls:
             self._reason = "tool_use"
+            for call in self._calls.hear(chunk.tool_calls, last=chunk.finish_reason is not None):
+                out += self._in_turn(call)
         if chunk.finish_reason and self._reason != "tool_use":
             self._reason = _REASONS.get(chunk.finish_reason, "end_turn")
         return out
@@ -107,6 +108,10 @@ class MessageEvents:
     def end(self, response: LLMResponse) -> bytes:
         """The last block's end, why the model stopped, and the usage."""
         out = self._open(response.model)
+        self._call = None
+        while self._waiting:
+            out += self._flushed()
+            self._call = None
         if not self._blocks:
             out += self._enter("text", -1, {"type": "text", "text": ""})
         out += self._leave()
@@ -118,6 +123,44 @@ class MessageEvents:
     def failed(self, failure: HttpFailure) -> bytes:
         """The error, as an event."""
         return event(_error(failure), "error")
+
+    def _in_turn(self, piece: str | ToolDelta) -> bytes:
+        """A piece of text or of a call, unless another call must end first: blocks come one after the other here."""
+        number = None if isinstance(piece, str) else piece.number
+        if self._call is not None and self._call != number:
+            if self._waiting or not _is_whole(self._arguments):
+                self._waiting.append(piece)
+                return b""
+        elif self._call is not None and self._waiting:
+            out = self._written(piece)
+            return out + self._flushed() if _is_whole(self._arguments) else out
+        return self._written(piece)
+
+    def _flushed(self) -> bytes:
+        """What waited, up to the next call that must end first."""
+        waiting, self._waiting, self._call = self._waiting, [], None
+        first = next((piece.number for piece in waiting if not isinstance(piece, str)), None)
+        out = b""
+        for piece in waiting:
+            if isinstance(piece, str) or piece.number == first:
+                out += self._written(piece)
+            else:
+                self._waiting.append(piece)
+        return out
+
+    def _written(self, piece: str | ToolDelta) -> bytes:
+        if isinstance(piece, str):
+            self._call = None
+            out = self._enter("text", -1, {"type": "text", "text": ""})
+            return out + self._delta({"type": "text_delta", "text": piece})
+        out = b""
+        if piece.begins:
+            self._call, self._arguments = piece.number, ""
+            out = self._enter("tool", piece.number, {"type": "tool_use", "id": piece.id, "name": piece.name, "input": {}})
+        if piece.arguments:
+            self._arguments += piece.arguments
+            out += self._delta({"type": "input_json_delta", "partial_json": piece.arguments})
+        return out
 
     def _open(self, model: str) -> bytes:
         if self._begun:
@@ -166,9 +209,13 @@ def _use(call: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "tool_use", "id": call.get("id") or "toolu_0", "name": function.get("name") or "", "input": arguments}
 
 
-def _begun(call: Mapping[str, Any], index: int) -> dict[str, Any]:
-    name = (call.get("function") or {}).get("name") or ""
-    return {"type": "tool_use", "id": call.get("id") or f"toolu_{index}", "name": name, "input": {}}
+def _is_whole(arguments: str) -> bool:
+    """Whether a call's arguments have come to their end."""
+    try:
+        json.loads(arguments)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _error(failure: HttpFailure) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from workflow_composer.backends.tool_calls import ToolCalls, ToolDelta
 from workflow_composer.server.addressing import address_of
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.server.form_responses import FORM
@@ -78,6 +79,7 @@ class ResponseEvents:
         self._text: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
         self._text_at: int | None = None
+        self._heard = ToolCalls()
         self._calls: dict[int, dict[str, Any]] = {}
         self._items = 0
         self._cut = False
@@ -91,8 +93,9 @@ class ResponseEvents:
             logprobs = _logprobs(self._asked, chunk.logprobs)
             self._logprobs += logprobs
             out += self._event("response.output_text.delta", **self._text_place(), delta=chunk.text, logprobs=logprobs)
-        for number, call in enumerate(chunk.tool_calls):
-            out += self._heard_call(call.get("index", number), call)
+        if chunk.tool_calls or self._heard:
+            for call in self._heard.hear(chunk.tool_calls, last=chunk.finish_reason is not None):
+                out += self._called(call)
         self._cut = self._cut or chunk.finish_reason == "length"
         return out
 
@@ -143,21 +146,20 @@ class ResponseEvents:
         opened = self._event("response.output_item.added", output_index=self._text_at, item=item)
         return opened + self._event("response.content_part.added", **self._text_place(), part=part)
 
-    def _heard_call(self, index: int, piece: Mapping[str, Any]) -> bytes:
-        out, function = b"", piece.get("function") or {}
-        if index not in self._calls:
-            item = _call(
-                {**piece, "function": {**function, "arguments": ""}}, f"fc_{self._asked.request.request_id}_{index}"
-            )
+    def _called(self, piece: ToolDelta) -> bytes:
+        out = b""
+        if piece.begins:
+            function = {"name": piece.name, "arguments": ""}
+            item = _call({"id": piece.id, "function": function}, f"fc_{self._asked.request.request_id}_{piece.number}")
             item["status"] = "in_progress"
-            self._calls[index] = {"at": self._items, "item": item}
+            self._calls[piece.number] = {"at": self._items, "item": item}
             out = self._event("response.output_item.added", output_index=self._items, item=dict(item))
             self._items += 1
-        call = self._calls[index]
-        if arguments := function.get("arguments"):
-            call["item"]["arguments"] += arguments
+        call = self._calls[piece.number]
+        if piece.arguments:
+            call["item"]["arguments"] += piece.arguments
             place = {"item_id": call["item"]["id"], "output_index": call["at"]}
-            out += self._event("response.function_call_arguments.delta", **place, delta=arguments)
+            out += self._event("response.function_call_arguments.delta", **place, delta=piece.arguments)
         return out
 
     def _text_place(self) -> dict[str, Any]:

@@ -7,15 +7,16 @@ import ipaddress
 import threading
 from collections.abc import Iterable
 
-import httpcore2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.integration.stub_backends import backend_of, call
 from tests.integration.stub_server import Reply, StubServer
-from workflow_composer.backends.egress import EgressPolicy, canonical_host, endpoint_of, http_client
-from workflow_composer.backends.transport import PinnedNetwork
-from workflow_composer.errors import EgressDenied
+from workflow_composer.backends.egress import EgressPolicy, canonical_host, endpoint_of
+from workflow_composer.backends.http.client import Client, Origin
+from workflow_composer.backends.http.proxied import ProxiedClient, proxy_for
+from workflow_composer.errors import EgressDenied, RateLimited, ServerFailed, ServerUnreachable
 from workflow_composer.strategy import StrategyConfig
 
 LOCAL = EgressPolicy.of(
@@ -38,20 +39,6 @@ CLOUD = EgressPolicy.of(
         models={"api": {"backend": "openai", "base_url": "https://api.example/v1", "api_key_env": "KEY"}},
     )
 )
-
-
-class RecordedSockets(httpcore2.AsyncNetworkBackend):
-    """Stands where connections are made; opens none."""
-
-    def __init__(self, *refusing: str) -> None:
-        self.opened: list[tuple[str, int]] = []
-        self.refusing = refusing
-
-    async def connect_tcp(self, host, port, timeout=None, local_address=None, socket_options=None):
-        self.opened.append((host, port))
-        if host in self.refusing:
-            raise httpcore2.ConnectError("refused")
-        return httpcore2.AsyncMockStream([])
 
 
 class RecordedResolver:
@@ -186,60 +173,66 @@ def test_every_spelling_of_an_address_is_one_host(address):
 # ------------------------------------------------------------------------------------------------------- the connection
 
 
-async def test_a_local_name_that_resolves_to_the_world_gets_no_connection():
+@pytest.fixture
+def opened(monkeypatch):
+    """Stands where connections are made and opens none: the addresses that were tried, all of which refuse."""
+    tried: list[tuple[str, int]] = []
+
+    async def connect(self, make, host, port, **_):
+        tried.append((host, port))
+        raise ConnectionRefusedError(111, "refused")
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "create_connection", connect)
+    return tried
+
+
+async def asked(url: str, policy: EgressPolicy = LOCAL, resolver=None) -> None:
+    """One request."""
+    async with Client(policy, resolve=resolver) as client:
+        await client.get(url)
+
+
+async def test_a_local_name_that_resolves_to_the_world_gets_no_connection(opened):
     """The address decides, not the name."""
-    sockets = RecordedSockets()
-    network = PinnedNetwork(LOCAL, RecordedResolver("8.8.8.8", "2001:4860:4860::8888"), sockets)
     with pytest.raises(EgressDenied, match=r"gpu01:80 has the address 8\.8\.8\.8"):
-        await network.connect_tcp("gpu01", 80)
-    assert sockets.opened == []
+        await asked("http://gpu01/v1", LOCAL, RecordedResolver("8.8.8.8", "2001:4860:4860::8888"))
+    assert opened == []
 
 
-async def test_the_connection_goes_to_the_address_that_was_judged():
+async def test_the_connection_goes_to_the_address_that_was_judged(opened):
     """A second look-up, which could answer otherwise, is not made; far addresses are left out."""
-    sockets, resolver = RecordedSockets(), RecordedResolver("8.8.8.8", "192.168.0.7")
-    await PinnedNetwork(LOCAL, resolver, sockets).connect_tcp("gpu01", 80, timeout=2.0)
-    assert sockets.opened == [("192.168.0.7", 80)]
+    resolver = RecordedResolver("8.8.8.8", "192.168.0.7")
+    with pytest.raises(ConnectionRefusedError):
+        await asked("http://gpu01/v1", LOCAL, resolver)
+    assert opened == [("192.168.0.7", 80)]
     assert resolver.asked == ["gpu01"]
 
 
-async def test_declared_networks_count_as_near():
+async def test_declared_networks_count_as_near(opened):
     """`local_networks` admits what a name resolves to."""
     config = StrategyConfig(
         profile_name="p", allow_cloud=False, vllm_endpoints={"a": "http://gpu01/v1"}, local_networks=["141.2.0.0/16"]
     )
-    sockets = RecordedSockets()
-    await PinnedNetwork(EgressPolicy.of(config), RecordedResolver("141.2.3.4"), sockets).connect_tcp("gpu01", 80)
-    assert sockets.opened == [("141.2.3.4", 80)]
+    with pytest.raises(ConnectionRefusedError):
+        await asked("http://gpu01/v1", EgressPolicy.of(config), RecordedResolver("141.2.3.4"))
+    assert opened == [("141.2.3.4", 80)]
 
 
-async def test_the_next_address_is_tried_where_one_refuses():
+async def test_the_next_address_is_tried_where_one_refuses(opened):
     """A name with an IPv6 address nobody listens on still connects."""
-    sockets = RecordedSockets("::1")
-    await PinnedNetwork(LOCAL, RecordedResolver("::1", "127.0.0.1"), sockets).connect_tcp("localhost", 8001, timeout=2.0)
-    assert sockets.opened == [("::1", 8001), ("127.0.0.1", 8001)]
+    with pytest.raises(ConnectionRefusedError):
+        await asked("http://localhost:8001/", LOCAL, RecordedResolver("::1", "127.0.0.1"))
+    assert opened == [("::1", 8001), ("127.0.0.1", 8001)]
 
 
 @pytest.mark.parametrize("policy", [LOCAL, CLOUD])
-async def test_the_connection_itself_is_checked_without_a_lookup(policy):
-    """Even where a request slipped past the first check, no name is resolved and no socket opened for a foreign host."""
-    sockets, resolver = RecordedSockets(), RecordedResolver("127.0.0.1")
-    network = PinnedNetwork(policy, resolver, sockets)
-    for host, port in (("evil.example", 443), ("localhost", 9999), ("8.8.8.8", 53)):
-        with pytest.raises(EgressDenied):
-            await network.connect_tcp(host, port)
-    with pytest.raises(EgressDenied):
-        await network.connect_unix_socket("/run/proxy.sock")
-    assert (sockets.opened, resolver.asked) == ([], [])
-
-
-async def test_a_refused_request_looks_nothing_up():
-    """The first check comes before the resolver: a name can carry data, too."""
+async def test_a_refused_request_looks_nothing_up_and_opens_nothing(policy, opened):
+    """A name can carry data, too."""
     resolver = RecordedResolver("127.0.0.1")
-    async with http_client(LOCAL, resolve=resolver) as client:
+    for url in ("http://secret-data.evil.example/", "http://localhost:9999/", "http://8.8.8.8:53/", "unix:///run/x"):
         with pytest.raises(EgressDenied):
-            await client.get("http://secret-data.evil.example/")
-    assert resolver.asked == []
+            await asked(url, policy, resolver)
+    assert (opened, resolver.asked) == ([], [])
 
 
 async def test_dead_names_do_not_keep_a_living_server_waiting():
@@ -256,8 +249,8 @@ async def test_dead_names_do_not_keep_a_living_server_waiting():
     with StubServer() as server:
         names = [f"dead{number}" for number in range(50)]
         policy = EgressPolicy(False, frozenset((name, server.port) for name in [*names, "alive"]))
-        async with http_client(policy, resolve=resolve) as client:
-            dead = [asyncio.ensure_future(client.get(f"http://{name}:{server.port}/")) for name in names]
+        async with Client(policy, resolve=resolve) as client:
+            dead = [asyncio.ensure_future(client.get(f"http://{name}:{server.port}/", connect=60.0)) for name in names]
             try:
                 async with asyncio.timeout(60):
                     while len(asked) < len(names):
@@ -269,7 +262,7 @@ async def test_dead_names_do_not_keep_a_living_server_waiting():
                 for task in dead:
                     task.cancel()
                 await asyncio.gather(*dead, return_exceptions=True)
-    assert response.status_code == 200
+    assert response.status == 200
 
 
 # ------------------------------------------------------------------------------------------------ redirects and proxies
@@ -279,70 +272,97 @@ async def test_dead_names_do_not_keep_a_living_server_waiting():
 async def test_redirects_are_not_followed(server, status):
     """Not even to another endpoint of the profile: the answer is the redirect."""
     with StubServer() as other:
-        server.script(Reply.redirect(other.url, status))
+        server.listing = Reply.redirect(other.url, status)
         policy = EgressPolicy(False, frozenset({endpoint_of(server.url), endpoint_of(other.url)}))
-        async with http_client(policy) as client:
-            response = await client.post(server.url + "/chat/completions", content=b"prompt")
-        assert response.status_code == status
+        async with Client(policy) as client:
+            answer = await client.get(server.url + "/models")
+        assert answer.status == status
         assert other.connections == 0
 
 
-@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
-@pytest.mark.parametrize("allow_cloud", [True, False])
-async def test_local_servers_are_never_reached_through_a_proxy(server, monkeypatch, variable, allow_cloud):
+def model_of(url: str, *, cloud: bool, environ: dict[str, str]):
+    """A backend for one model at an address."""
+    spec = {"backend": "openai", "api_key_env": "KEY"} if cloud else {"backend": "vllm"}
+    models = {"m": {**spec, "model": "m", "base_url": url}}
+    config = StrategyConfig(profile_name="p", allow_cloud=cloud, models=models)
+    return backend_of("m", config, {"KEY": "sk-1", **environ})
+
+
+VARIABLES = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY", "all_proxy")
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+async def test_local_servers_are_never_reached_through_a_proxy(server, monkeypatch, variable):
     """Whether the variable stands in the process's environment or in the one that was given."""
     with StubServer() as proxy:
         monkeypatch.setenv(variable, proxy.url)
-        policy = EgressPolicy(allow_cloud, frozenset({endpoint_of(server.url)}))
-        for environ in (None, {variable: proxy.url}):
-            async with http_client(policy, environ=environ) as client:
-                assert (await client.get(server.url + "/models")).status_code == 200
+        for environ in ({}, {variable: proxy.url}):
+            backend = model_of(server.url, cloud=False, environ=environ)
+            await backend.complete(call())
+            await backend.close()
         assert (server.connections, proxy.connections) == (2, 0)
 
 
-async def test_without_the_cloud_a_proxy_is_no_way_out():
-    """A foreign host is refused before the proxy would be asked."""
-    with StubServer() as proxy:
-        environ = {"HTTP_PROXY": proxy.url, "HTTPS_PROXY": proxy.url, "ALL_PROXY": proxy.url, "NO_PROXY": "localhost"}
-        async with http_client(LOCAL, environ=environ) as client:
-            for url in ("http://evil.example/", "https://api.example/"):
-                with pytest.raises(EgressDenied):
-                    await client.get(url)
-        assert proxy.connections == 0
+@pytest.mark.parametrize("origin", [Origin(tls, host, 443) for tls in (True, False) for host in ("evil.example", "8.8.8.8")])
+def test_without_the_cloud_no_proxy_is_ever_chosen(origin):
+    """Whatever the environment says."""
+    environ = dict.fromkeys(VARIABLES, "http://proxy.example:3128")
+    assert proxy_for(origin, LOCAL, environ) is None
+    assert proxy_for(Origin(False, "localhost", 8001), CLOUD, environ) is None
 
 
 async def test_with_the_cloud_allowed_a_proxy_serves_no_other_host():
-    """The catalogue holds for proxied requests, too."""
+    """The catalogue holds for proxied requests, too; the client asks before each."""
     with StubServer() as proxy:
-        async with http_client(CLOUD, environ={"all_proxy": proxy.url}) as client:
-            with pytest.raises(EgressDenied):
-                await client.get("http://evil.example/")
+        client = ProxiedClient(CLOUD, Origin(False, "evil.example", 80), "/v1", proxy.url)
+        with pytest.raises(EgressDenied):
+            await client.ask("POST", "/chat/completions", {}, b"{}", connect=2.0)
+        await client.close()
         assert proxy.connections == 0
 
 
-class Careless(EgressPolicy):
-    """A policy that lets every request pass its first check."""
-
-    def check(self, url):
-        pass
-
-
-async def test_a_request_that_passes_the_first_check_by_mistake_is_stopped_at_the_connection():
-    """And finds no proxy to take it."""
+@pytest.mark.parametrize(("no_proxy", "proxied"), [("", True), ("other.example", True), ("127.0.0.1", False), ("*", False)])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_with_the_cloud_allowed_its_hosts_are_reached_through_the_proxy(server, no_proxy, proxied, stream):
+    """As a cluster without a direct way out needs it; `NO_PROXY` is honoured, and answers are the same."""
     with StubServer() as proxy:
-        async with http_client(Careless(False, LOCAL.local), environ={"all_proxy": proxy.url}) as client:
-            with pytest.raises(EgressDenied):
-                await client.get("http://evil.example/")
-        assert proxy.connections == 0
-
-
-@pytest.mark.parametrize(("no_proxy", "proxied"), [("", 1), ("other.example", 1), ("127.0.0.1", 0), ("*", 0)])
-async def test_with_the_cloud_allowed_its_hosts_are_reached_through_the_proxy(server, no_proxy, proxied):
-    """As a cluster without a direct way out needs it; `NO_PROXY` is honoured."""
-    with StubServer() as proxy:
-        policy = EgressPolicy(True, frozenset(), cloud=frozenset({endpoint_of(server.url)}))
         environ = {"http_proxy": proxy.url.removesuffix("/v1"), "no_proxy": no_proxy}
-        async with http_client(policy, environ=environ) as client:
-            assert (await client.get(server.url + "/models")).status_code == 200
-        assert (proxy.connections, server.connections) == (proxied, 1 - proxied)
-        assert [request.path for request in proxy.requests] == [server.url + "/models"] * proxied
+        backend = model_of(server.url, cloud=True, environ=environ)
+        (proxy if proxied else server).script(Reply.stream("4") if stream else Reply.chat("4"))
+        if stream:
+            assert "".join([chunk.text async for chunk in backend.stream(call())]) == "4"
+        else:
+            assert (await backend.complete(call())).samples[0].text == "4"
+        assert (await backend.health(timeout=5.0)).healthy
+        await backend.close()
+        assert (proxy.connections > 0, server.connections > 0) == (proxied, not proxied)
+        paths = [request.path for request in proxy.requests]
+        assert paths == ([server.url + "/chat/completions", server.url + "/models"] if proxied else [])
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (Reply.error(429, "slow", headers={"Retry-After": "7"}), RateLimited),
+        (Reply.error(500, "oops"), ServerFailed),
+        (Reply(body=b"not json"), ServerFailed),
+        (Reply.chat("a", die_after=1), ServerUnreachable),
+    ],
+)
+async def test_behind_a_proxy_what_goes_wrong_raises_what_it_raises_elsewhere(server, reply, error):
+    """The library's own errors stay behind the seam."""
+    with StubServer() as proxy:
+        backend = model_of(server.url, cloud=True, environ={"http_proxy": proxy.url.removesuffix("/v1")})
+        proxy.script(reply)
+        with pytest.raises(error):
+            await backend.complete(call())
+        await backend.close()
+
+
+async def test_a_proxy_that_is_not_there_is_told(server, unused_tcp_port):
+    """As a server that is not there."""
+    backend = model_of(server.url, cloud=True, environ={"all_proxy": f"127.0.0.1:{unused_tcp_port}"})
+    with pytest.raises(ServerUnreachable):
+        await backend.complete(call())
+    await backend.close()
+    assert server.connections == 0

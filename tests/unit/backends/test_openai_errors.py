@@ -7,19 +7,15 @@ import email.utils
 import time
 import traceback
 
-import httpx2
-import openai
 import pytest
 
 from tests.integration.stub_backends import KEY, PROMPT, call, local_backend
 from tests.integration.stub_server import Reply
-from workflow_composer.backends.openai_errors import MESSAGE_LENGTH, Server, from_exception, redact, retry_after
+from workflow_composer.backends.openai_errors import MESSAGE_LENGTH, redact, retry_after
 from workflow_composer.errors import (
     AuthenticationFailed,
     BadRequest,
-    CallTimeout,
     ContextOverflow,
-    EgressDenied,
     ModelError,
     ModelNotFound,
     RateLimited,
@@ -206,11 +202,3 @@ def test_a_quoted_body_is_cut_whatever_its_escapes():
     """Text that is quoted with escapes is not recognized as the request's; the quotation is."""
     said = r"field required, 'loc': ('body', 'n'), 'input': {'messages': [{'content': 'M\u00fcller h\u00e4lt'}]}"
     assert redact(said, ["M\u00fcller h\u00e4lt"]) == "field required, 'loc': ('body', 'n'), [request]"
-
-
-@pytest.mark.parametrize("refusal", [EgressDenied("no"), CallTimeout("late")])
-def test_an_error_of_ours_is_taken_out_of_the_client_librarys(refusal):
-    """Early releases of it wrap whatever a transport raises."""
-    wrapped = openai.APIConnectionError(request=httpx2.Request("GET", "http://localhost/"))
-    wrapped.__cause__ = refusal
-    assert from_exception(wrapped, Server("localhost:1", "http://localhost:1/v1"), ()) is refusal

@@ -98,12 +98,13 @@ async def test_a_stream_that_breaks_raises_what_broke_it(server, local, reply, e
     assert texts == delivered
 
 
-async def test_an_answer_that_is_no_stream_leaves_no_connection_behind(server, local):
-    """It is not read, so its connection cannot be used again."""
+async def test_an_answer_that_is_no_stream_is_a_failure_and_leaves_its_connection_in_step(server, local):
+    """It is read to its end, so the next call may use the same one."""
     server.script(Reply.chat("no stream"))
     with pytest.raises(ServerFailed, match="without a stream"):
         await collect(local, call())
-    assert await asyncio.to_thread(server.wait_for, lambda stub: stub.open == 0)
+    assert (await local.complete(call())).samples
+    assert server.connections == 1
 
 
 # ---------------------------------------------------------------------------------------------------- time, cancellation
@@ -114,7 +115,7 @@ async def test_a_silent_stream_runs_into_the_first_token_timeout(server, local):
     server.script(Reply.stream("late", gap=60.0))
     with pytest.raises(CallTimeout, match=r"no first token within 0\.3 s"):
         await collect(local, call(timeouts=Timeouts(first_token=0.3, total=30.0)))
-    assert server.wait_for(lambda stub: stub.disconnects == 1)
+    assert await asyncio.to_thread(server.wait_for, lambda stub: stub.disconnects == 1)
 
 
 async def test_a_stream_that_thinks_first_has_started(server, local):
@@ -123,7 +124,8 @@ async def test_a_stream_that_thinks_first_has_started(server, local):
     answer = json.dumps({"choices": [{"index": 0, "delta": {"content": "yes"}, "finish_reason": "stop"}]}).encode()
     server.script(Reply(events=(thinking, answer), gap=1.3))
     timeouts = Timeouts(first_token=1.0, total=30.0)
-    assert [chunk.text for chunk in await collect(local, call(timeouts=timeouts))] == ["yes"]
+    found = [(chunk.reasoning, chunk.text) for chunk in await collect(local, call(timeouts=timeouts))]
+    assert found == [("hm", ""), ("", "yes")]
 
 
 async def test_a_stream_that_never_ends_runs_into_the_total_timeout(server, local):
@@ -131,7 +133,7 @@ async def test_a_stream_that_never_ends_runs_into_the_total_timeout(server, loca
     server.script(Reply.stream(*"abcdefgh", gap=0.2))
     with pytest.raises(CallTimeout, match=r"longer than 0\.5 s \(total\)"):
         await collect(local, call(timeouts=Timeouts(total=0.5)))
-    assert server.wait_for(lambda stub: stub.disconnects == 1)
+    assert await asyncio.to_thread(server.wait_for, lambda stub: stub.disconnects == 1)
 
 
 async def test_an_answer_that_never_comes_runs_into_the_total_timeout(server, local):
@@ -139,7 +141,7 @@ async def test_an_answer_that_never_comes_runs_into_the_total_timeout(server, lo
     server.script(Reply(hang=True))
     with pytest.raises(CallTimeout, match=r"longer than 0\.3 s \(total\)"):
         await local.complete(call(timeouts=Timeouts(first_token=0.1, total=0.3)))
-    assert server.wait_for(lambda stub: stub.disconnects == 1)
+    assert await asyncio.to_thread(server.wait_for, lambda stub: stub.disconnects == 1)
 
 
 async def test_a_server_that_accepts_no_connection_runs_into_the_connect_timeout():

@@ -186,12 +186,19 @@ def test_a_stream_without_a_piece_still_opens_and_ends():
     assert done == "[DONE]"
 
 
-def test_whole_tool_calls_in_a_stream_are_numbered():
-    writer = CHAT.events(asked(stream=True))
-    data = writer.piece(Chunk(tool_calls=(CALL, CALL))) + writer.piece(Chunk(tool_calls=({"index": 7, **CALL},)))
-    _, two, one = events(data)
-    assert [call["index"] for call in two["choices"][0]["delta"]["tool_calls"]] == [0, 1]
-    assert one["choices"][0]["delta"]["tool_calls"][0]["index"] == 7
+def test_reasoning_is_a_field_of_its_own():
+    """Whole and piece by piece, as vLLM writes it."""
+    whole = json.loads(CHAT.whole(asked(), answer(Sample("4", "stop", reasoning="2 + 2"))))
+    assert whole["choices"][0]["message"] == {"role": "assistant", "content": "4", "reasoning_content": "2 + 2"}
+    _, piece = events(CHAT.events(asked(stream=True)).piece(Chunk(reasoning="2 + 2")))
+    assert piece["choices"][0]["delta"] == {"reasoning_content": "2 + 2"}
+
+
+def test_half_a_surrogate_pair_is_written_as_an_escape():
+    """A model's server may cut a character in two."""
+    body = CHAT.whole(asked(), answer("ok \ud83d"))
+    assert b"\\ud83d" in body
+    assert json.loads(body)["choices"][0]["message"]["content"] == "ok \ud83d"
 
 
 def test_log_probabilities_come_with_their_piece():

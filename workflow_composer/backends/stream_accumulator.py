@@ -1,14 +1,12 @@
-"""A stream's pieces, gathered into the answer that they make."""
+"""A stream's pieces, put together to the answer that they make: the one place that does."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from workflow_composer.backends.tool_calls import ToolCalls
 from workflow_composer.types import Chunk, Sample, TokenLogprob, Usage
 
 
-class Told:
+class StreamAccumulator:
     """What a stream has delivered so far."""
 
     def __init__(self) -> None:
@@ -16,7 +14,8 @@ class Told:
         self.finish_reason: str | None = None
         self.model: str | None = None
         self._texts: list[str] = []
-        self._tool_calls: dict[int, dict[str, Any]] = {}
+        self._reasoning: list[str] = []
+        self._tool_calls = ToolCalls()
         self._logprobs: list[TokenLogprob] = []
         self._usage: Usage | None = None
 
@@ -34,31 +33,28 @@ class Told:
         """The usage of a stream that is left before its end; servers tell the prompt's tokens at the end only."""
         return self._usage or Usage(prompt_tokens, self.tokens)
 
-    def hear(self, chunk: Chunk) -> None:
+    def add(self, chunk: Chunk) -> None:
         """Take note of one piece."""
         self.pieces += chunk.carries_content
         if chunk.text:
             self._texts.append(chunk.text)
-        for call in chunk.tool_calls:
-            self._hear_tool_call(call)
+        if chunk.reasoning:
+            self._reasoning.append(chunk.reasoning)
+        if chunk.tool_calls:
+            for _ in self._tool_calls.hear(chunk.tool_calls):
+                pass
         if chunk.logprobs:
             self._logprobs.extend(chunk.logprobs)
         self.finish_reason = chunk.finish_reason or self.finish_reason
         self.model = chunk.model or self.model
         self._usage = chunk.usage or self._usage
 
-    def _hear_tool_call(self, piece: Mapping[str, Any]) -> None:
-        """Join the pieces of a tool call: the first names it, the rest continue its arguments."""
-        index = piece.get("index", len(self._tool_calls))
-        function = piece.get("function") or {}
-        whole = self._tool_calls.setdefault(
-            index, {"id": None, "type": "function", "function": {"name": None, "arguments": ""}}
-        )
-        whole["id"] = piece.get("id") or whole["id"]
-        whole["function"]["name"] = function.get("name") or whole["function"]["name"]
-        whole["function"]["arguments"] += function.get("arguments") or ""
-
     def sample(self) -> Sample:
         """The whole answer."""
-        calls = tuple(self._tool_calls[i] for i in sorted(self._tool_calls))
-        return Sample("".join(self._texts), self.finish_reason, calls, tuple(self._logprobs) or None)
+        return Sample(
+            "".join(self._texts),
+            self.finish_reason,
+            self._tool_calls.whole(),
+            tuple(self._logprobs) or None,
+            reasoning="".join(self._reasoning),
+        )

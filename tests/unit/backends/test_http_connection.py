@@ -1,0 +1,120 @@
+"""One HTTP connection: what a server sends out of turn is nobody's answer, and what is too much is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import zlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from workflow_composer.backends.http.connection import Bounds, Broken, Connection, TooLong, Undecodable
+
+ASK = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+@contextlib.asynccontextmanager
+async def connected(sent: bytes) -> AsyncIterator[Connection]:
+    """A connection to a server that sends these bytes to every request."""
+
+    class Server(asyncio.Protocol):
+        def connection_made(self, transport):
+            self.transport = transport
+
+        def data_received(self, data):
+            self.transport.write(sent)
+
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Server, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    _, connection = await loop.create_connection(lambda: Connection(loop), "127.0.0.1", port)
+    try:
+        async with asyncio.timeout(5):
+            yield connection
+    finally:
+        connection.abort()
+        server.close()
+        await server.wait_closed()
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("sent", [OK, b"HTTP/1.1 100 Continue\r\n\r\n" + OK])
+async def test_a_connection_that_is_in_step_can_be_used_again(sent):
+    async with connected(sent) as connection:
+        assert (await connection.ask(ASK)).body == b"ok"
+        assert connection.usable
+
+
+@pytest.mark.parametrize("behind", [b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhalf of", OK, b"nonsense"])
+async def test_a_connection_with_something_behind_the_answer_is_not_used_again(behind):
+    """What follows would be taken for the answer to the next request, which may be another client's."""
+    async with connected(OK + behind) as connection:
+        assert (await connection.ask(ASK)).body == b"ok"
+        assert not connection.usable
+
+
+async def test_a_server_that_goes_over_to_another_protocol_has_failed():
+    async with connected(b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n") as connection:
+        with pytest.raises(Broken):
+            await connection.ask(ASK)
+
+
+def sent_as(body: bytes, coding: str = "", *, chunked: bool = False) -> bytes:
+    """An answer on the wire."""
+    head = "HTTP/1.1 200 OK\r\n" + (f"Content-Encoding: {coding}\r\n" if coding else "")
+    if not chunked:
+        return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    pieces = b"".join(b"%x\r\n%b\r\n" % (len(body[at : at + 7]), body[at : at + 7]) for at in range(0, len(body), 7))
+    return f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + pieces + b"0\r\n\r\n"
+
+
+def raw_deflate(data: bytes) -> bytes:
+    """Deflate without zlib's head, as some servers send it."""
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(data) + packer.flush()
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(
+    ("coding", "packed"),
+    [("gzip", gzip.compress), ("x-gzip", gzip.compress), ("deflate", zlib.compress), ("deflate", raw_deflate), ("", bytes)],
+)
+async def test_compressed_answers_are_read_as_what_they_stand_for(coding, packed, chunked):
+    """Although they were not asked for."""
+    text = b'{"a": "' + bytes(range(32, 127)).replace(b'"', b"") * 2000 + b'"}'
+    async with connected(sent_as(packed(text), coding, chunked=chunked)) as connection:
+        assert (await connection.ask(ASK)).body == text
+        assert connection.usable
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (sent_as(b"garbage", "gzip"), Undecodable),
+        (sent_as(gzip.compress(b"x" * 1000)[:-9], "gzip"), Undecodable),
+        (sent_as(b"x", "br"), Undecodable),
+        (sent_as(gzip.compress(b"0" * 200_000), "gzip"), TooLong),  # 200 bytes that stand for 200,000
+        (sent_as(b"0" * 60_000), TooLong),
+        (sent_as(b"0" * 60_000, chunked=True), TooLong),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 9_000 + b"\r\n", TooLong),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 3_000, TooLong),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"X: y\r\n" * 20_000, TooLong),
+    ],
+    ids=["no gzip", "half", "brotli", "a bomb", "long", "long chunks", "long header", "many headers", "many trailers"],
+)
+async def test_what_is_too_much_or_cannot_be_read_ends_the_connection(answer, error):
+    """Before it has filled the memory; the connection is not used again."""
+    bounds = Bounds(head=8_000, answer=50_000, decoded=100_000)
+    async with connected(answer) as connection:
+        with pytest.raises(error):
+            await connection.ask(ASK, bounds=bounds)
+        assert not connection.usable
+
+
+async def test_a_head_and_a_long_body_in_one_piece_are_not_taken_for_a_long_head():
+    """Only bytes before the body count."""
+    async with connected(sent_as(b"0" * 40_000)) as connection:
+        assert len((await connection.ask(ASK, bounds=Bounds(head=200))).body) == 40_000

@@ -1,0 +1,297 @@
+"""The one HTTP client: pooled connections to the hosts that the `EgressPolicy` admits, at addresses that it has judged.
+
+It sends requests whose bytes are there and gives back status, headers and bytes, or a stream of bytes. It follows no
+redirect, reads no environment and goes through no proxy. A kept connection that turns out to have been closed by its server
+is replaced by a new one, once, and nobody hears of it. Who cancels a request, or leaves a stream, ends it at the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import ssl
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
+
+from workflow_composer.backends.egress import EgressPolicy, Resolve, endpoint_of
+from workflow_composer.backends.http.connection import BOUNDS, Answer, Bounds, Broken, Connection, Sink
+from workflow_composer.backends.resolving import admitted_addresses
+
+KEEPALIVE = 4.0
+"""Seconds for which an idle connection is kept: uvicorn, on which vLLM stands, closes after 5."""
+_MOST_WAITING = 256 * 2**10
+"""Bytes of a stream that may wait for their reader before nothing more is read."""
+
+
+class Origin(NamedTuple):
+    """A server: whether it is spoken to by TLS, its host in canonical form, and its port."""
+
+    tls: bool
+    host: str
+    port: int
+
+    @classmethod
+    def of(cls, url: str) -> Self:
+        """The server of a URL. Raises `EgressDenied` where it is none of HTTP."""
+        return cls(url[:6].lower() == "https:", *endpoint_of(url))
+
+    @property
+    def authority(self) -> str:
+        """Host and port, as a ``Host`` header has them: the usual port is left out."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
+
+
+class Client:
+    """Requests of one event loop. ``keepalive`` in seconds; ``resolve`` replaces the system's resolver."""
+
+    def __init__(
+        self,
+        policy: EgressPolicy,
+        *,
+        keepalive: float = KEEPALIVE,
+        resolve: Resolve | None = None,
+    ) -> None:
+        self._policy = policy
+        self._keepalive = keepalive
+        self._resolve = resolve
+        self._idle: dict[Origin, deque[Connection]] = {}
+        self._busy: set[Connection] = set()
+
+    async def send(
+        self, origin: Origin, data: bytes, *, connect: float, sink: Sink | None = None, bounds: Bounds = BOUNDS
+    ) -> Answer:
+        """Send a request, whole, and wait for its answer; a connection must stand within ``connect`` seconds.
+
+        Raises `EgressDenied`; TimeoutError and OSError where no connection can be made; `Broken` where it ends.
+        """
+        connection = self._kept(origin)
+        reused = connection is not None
+        while True:
+            if connection is None:
+                connection = await self._opened(origin, connect)
+            if sink is not None:
+                sink.attach(connection)
+            try:
+                return await connection.ask(data, sink, bounds)
+            except Broken as error:
+                if not (reused and error.stale):
+                    raise
+            except BaseException:
+                connection.abort()
+                raise
+            finally:
+                self._give_back(origin, connection)
+            connection, reused = None, False
+
+    async def stream(self, origin: Origin, data: bytes, *, connect: float) -> Stream:
+        """Send a request, and wait for the head of its answer. Raises as `send`."""
+        inbox = _Inbox()
+        connection = self._kept(origin)
+        reused = connection is not None
+        while True:
+            if connection is None:
+                connection = await self._opened(origin, connect)
+            inbox.attach(connection)
+            inbox.follow(connection.ask(data, inbox))
+            try:
+                await inbox.headed
+            except BaseException as error:
+                connection.abort()
+                self._give_back(origin, connection)
+                if not (reused and isinstance(error, Broken) and error.stale):
+                    raise
+                connection, reused = None, False
+            else:
+                return Stream(inbox, functools.partial(self._give_back, origin))
+
+    async def get(
+        self, url: str, *, headers: Mapping[str, str] | None = None, connect: float = 2.0, bounds: Bounds = BOUNDS
+    ) -> Answer:
+        """One small question. Raises as `send`."""
+        origin = Origin.of(url)
+        data = head("GET", path_of(url), origin, headers or {}) + b"\r\n"
+        return await self.send(origin, data, connect=connect, bounds=bounds)
+
+    async def close(self) -> None:
+        """Close every connection, those in use among them."""
+        for connection in (*(one for kept in self._idle.values() for one in kept), *self._busy):
+            connection.abort()
+        self._idle.clear()
+        self._busy.clear()
+        await asyncio.sleep(0)  # the loop closes the sockets in its next round
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # ------------------------------------------------------------------------------------------------------- connections
+
+    def _kept(self, origin: Origin) -> Connection | None:
+        kept = self._idle.get(origin)
+        while kept:
+            connection = kept.pop()
+            if connection.usable and time.monotonic() - connection.idle_since < self._keepalive:
+                self._busy.add(connection)
+                return connection
+            connection.abort()
+        return None
+
+    def _give_back(self, origin: Origin, connection: Connection) -> None:
+        self._busy.discard(connection)
+        if not connection.usable:
+            connection.abort()
+            return
+        connection.idle_since = now = time.monotonic()
+        kept = self._idle.get(origin)
+        if kept is None:
+            kept = self._idle[origin] = deque()
+        kept.append(connection)
+        if now - kept[0].idle_since >= self._keepalive:  # one at a time is enough to keep up with those given back
+            kept.popleft().abort()
+
+    async def _opened(self, origin: Origin, limit: float) -> Connection:
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + limit
+        tls, host, port = origin
+        addresses = await admitted_addresses(self._policy, host, port, resolve=self._resolve, limit=limit)
+        options: dict[str, Any] = {"ssl": tls_context(), "server_hostname": host} if tls else {}
+        for left in range(len(addresses), 0, -1):
+            try:
+                async with asyncio.timeout(max(0.001, ends - loop.time()) / left):
+                    _, made = await loop.create_connection(lambda: Connection(loop), addresses[-left], port, **options)
+            except OSError:
+                if left == 1:
+                    raise
+            else:
+                self._busy.add(made)
+                return made
+        raise OSError("its name has no address")
+
+
+class Stream:
+    """An answer whose head has come. ``whole`` is it, where it is no event stream; else `read` its pieces."""
+
+    def __init__(self, inbox: _Inbox, give_back: Any) -> None:
+        self._inbox = inbox
+        self._give_back = give_back
+
+    @property
+    def whole(self) -> Answer | None:
+        """The answer, where the server did not send what was asked for: an error, say."""
+        return None if self._inbox.streams else self._inbox.answer
+
+    async def read(self) -> bytes:
+        """The next bytes; none at the end. Raises `Broken`."""
+        return await self._inbox.read()
+
+    async def close(self) -> None:
+        """Be done with it; before its end, that ends it at the server. Safe to call twice."""
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            connection = self._inbox.connection
+            if self._inbox.answer is None:
+                connection.abort()
+                await asyncio.sleep(0)  # the loop closes the socket in its next round
+            give_back(connection)
+
+
+class _Inbox:
+    """Takes a stream's pieces until they are read; holds the server up where nobody reads them."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._paused = False
+        self._wanted: asyncio.Future[None] | None = None
+        self._error: BaseException | None = None
+        self.connection: Connection
+        self.headed: asyncio.Future[None]
+        self.answer: Answer | None = None
+        self.streams = False
+
+    def attach(self, connection: Connection) -> None:
+        self.connection = connection
+        self.headed = self._loop.create_future()
+
+    def follow(self, asked: asyncio.Future[Answer]) -> None:
+        """What becomes of the request."""
+        asked.add_done_callback(self._ended)
+
+    def begin(self) -> None:
+        self.streams = True
+        if not self.headed.done():
+            self.headed.set_result(None)
+
+    def feed(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > _MOST_WAITING and not self._paused:
+            self._paused = True
+            self.connection.pause()
+        self._wake()
+
+    async def read(self) -> bytes:
+        while not self._parts:
+            if self._error is not None:
+                raise self._error
+            if self.answer is not None:
+                return b""
+            self._wanted = self._loop.create_future()
+            await self._wanted
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts, self._size = [], 0
+        if self._paused:
+            self._paused = False
+            self.connection.resume()
+        return data
+
+    def _ended(self, asked: asyncio.Future[Answer]) -> None:
+        if asked.cancelled():
+            error: BaseException | None = asyncio.CancelledError()
+        else:
+            error = asked.exception()
+        if not self.headed.done():
+            self.headed.set_exception(error) if error is not None else self.headed.set_result(None)
+        if error is None:
+            self.answer = asked.result()
+        elif self.streams:
+            self._error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        wanted, self._wanted = self._wanted, None
+        if wanted is not None and not wanted.done():
+            wanted.set_result(None)
+
+
+def head(method: str, path: str, origin: Origin, headers: Mapping[str, str]) -> bytes:
+    """A request's head, without the empty line that ends it. Raises ValueError for what no header can say."""
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {origin.authority}", "User-Agent: workflow-composer"]
+    lines += [f"{name}: {value}" for name, value in {"Accept-Encoding": "identity", **headers}.items()]
+    text = "\r\n".join(lines)
+    if text.count("\n") != len(lines) - 1 or "\0" in text:
+        raise ValueError("a header with a line break")
+    return text.encode("latin-1") + b"\r\n"
+
+
+def path_of(url: str) -> str:
+    """What a request to a URL names: its path and query."""
+    place = url.partition("://")[2].partition("#")[0]
+    path = place[len(place.partition("/")[0].partition("?")[0]) :]
+    return path if path.startswith("/") else "/" + path
+
+
+@functools.cache
+def tls_context() -> ssl.SSLContext:
+    """What connections are encrypted by: the system's authorities and the well-known ones, names checked."""
+    import certifi
+
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    return context

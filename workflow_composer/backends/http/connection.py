@@ -1,0 +1,267 @@
+"""One HTTP/1.1 connection: a request whose bytes are there goes out, an answer comes back whole or piece by piece.
+
+What a server sends is a claim: head, answer and decoded answer have bounds, each byte is looked at once, and what stands
+behind an answer is nobody's. Parsing is llhttp's, through httptools.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import httptools
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Bytes of a head, of one event of a stream, of an answer as it is sent, and of the same decoded, at the most."""
+
+    head: int = 64 * 2**10
+    event: int = 16 * 2**20
+    answer: int = 256 * 2**20
+    decoded: int = 256 * 2**20
+
+
+BOUNDS = Bounds()
+"""Far beyond what models write."""
+
+
+class Broken(Exception):  # named for what happened
+    """The connection ended, or what came is not HTTP.
+
+    ``begun``: within an answer. ``stale``: the server closed the connection before it sent anything, as it does with one
+    that was idle for too long; a request on another connection may well be answered.
+    """
+
+    def __init__(self, reason: str, *, begun: bool = True, stale: bool = False) -> None:
+        super().__init__(reason)
+        self.begun = begun
+        self.stale = stale
+
+
+class Undecodable(Broken):
+    """The answer is compressed in a way that cannot be read."""
+
+
+class TooLong(Broken):
+    """More came than the bounds allow. To ask again would bring it again."""
+
+
+class Answer:
+    """What a server sent; names of headers in lower case. ``body`` is empty where a sink took it."""
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+
+class Sink(Protocol):
+    """Takes the body of an event stream under status 200; anything else comes as an `Answer`."""
+
+    def attach(self, connection: Connection) -> None:
+        """The answer will come over this connection; told again where a stale one was given up."""
+        ...
+
+    def begin(self) -> None:
+        """The head has come, and says that a stream follows."""
+        ...
+
+    def feed(self, data: bytes) -> None:
+        """A piece, decoded. Raises `TooLong`."""
+        ...
+
+
+class Connection(asyncio.Protocol):
+    """One connection, with one request at a time on it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._bounds = BOUNDS
+        self._parser = httptools.HttpResponseParser(self)
+        self._waiter: asyncio.Future[Answer] | None = None
+        self._sink: Sink | None = None
+        self._parts: list[bytes] = []
+        self._headers: dict[str, str] = {}
+        self._received = self._decoded = self._named = 0
+        self._headed = self._streams = self._aborted = False
+        self._inflating: _Inflating | None = None
+        self.transport: Any = None
+        self.usable = True
+        self.idle_since = 0.0
+
+    def ask(self, data: bytes, sink: Sink | None = None, bounds: Bounds = BOUNDS) -> asyncio.Future[Answer]:
+        """Send a request, whole. The future's error is a `Broken`."""
+        self._waiter = waiter = self._loop.create_future()
+        self._bounds = bounds
+        self._sink, self._parts, self._headers = sink, [], {}
+        self._received = self._decoded = self._named = 0
+        self._headed = self._streams = False
+        self._inflating = None
+        self.transport.write(data)
+        return waiter
+
+    def pause(self) -> None:
+        """Read nothing for now."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def abort(self) -> None:
+        """Close at once; the server sees that nobody waits any more."""
+        self.usable, self._aborted = False, True
+        if self.transport is not None:
+            self.transport.abort()
+
+    # ----------------------------------------------------------------------------------------------- asyncio's callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came."""
+        if self._waiter is None:  # an idle connection on which a server speaks is out of step
+            self.abort()
+            return
+        self._received += len(data)
+        if self._received > self._bounds.answer:
+            self._fail(TooLong(f"its answer is longer than {self._bounds.answer} bytes"))
+            return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(Broken(f"what it sends is not HTTP ({type(error).__name__})"))
+            return
+        if self._received > self._bounds.head and not self._headed:
+            self._fail(TooLong(f"its head is longer than {self._bounds.head} bytes"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """An answer that has no length of its own ends here; any other is broken off."""
+        self.usable = False
+        begun = self._received > 0
+        if self._waiter is None:
+            return
+        if self._headed and not self._aborted and not {"content-length", "transfer-encoding"} & self._headers.keys():
+            self._finish()
+        else:
+            how = "reset by the server" if exc else "closed within the answer" if begun else "closed before an answer"
+            self._fail(Broken(how, begun=begun, stale=not begun and not self._aborted))
+
+    # --------------------------------------------------------------------------------------------- the parser's callbacks
+
+    def on_message_begin(self) -> None:
+        """An answer behind the one that was asked for would be taken for the next one's."""
+        self.usable = self.usable and self._waiter is not None
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header; those behind a body say nothing that anybody wants to know."""
+        self._named += len(name) + len(value)
+        if not self._headed:
+            self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        """See how the body is to be taken."""
+        status = self._parser.get_status_code()
+        if status < 200:
+            return
+        self._headed = True
+        if self._named > self._bounds.head:
+            self._fail(TooLong(f"its head is longer than {self._bounds.head} bytes"))
+            return
+        coding = self._headers.get("content-encoding", "").strip().lower()
+        if coding not in ("", "identity"):
+            if coding not in ("gzip", "x-gzip", "deflate"):
+                self._fail(Undecodable(f"its answer is encoded in a way that was not asked for: {coding[:20]!r}"))
+                return
+            self._inflating = _Inflating()
+        if self._sink is not None and status == 200 and "event-stream" in self._headers.get("content-type", ""):
+            self._streams = True
+            self._sink.begin()
+
+    def on_body(self, body: bytes) -> None:
+        """Hand a piece on, or keep it."""
+        if self._waiter is None:
+            return
+        try:
+            if self._inflating is None:
+                self._take(body)
+            else:
+                for piece in self._inflating.feed(body):
+                    self._take(piece)
+        except zlib.error:
+            self._fail(Undecodable("its answer cannot be decompressed"))
+        except TooLong as error:
+            self._fail(error)
+
+    def _take(self, piece: bytes) -> None:
+        self._decoded += len(piece)
+        if self._decoded > self._bounds.decoded:
+            raise TooLong(f"its answer is longer than {self._bounds.decoded} bytes, decompressed")
+        if self._streams:
+            self._sink.feed(piece)  # type: ignore[union-attr]  # a stream has one
+        else:
+            self._parts.append(piece)
+
+    def on_message_complete(self) -> None:
+        """The answer is whole, unless it was only an interim one."""
+        if self._parser.get_status_code() < 200:
+            self._headers = {}
+            return
+        self.usable = self.usable and self._parser.should_keep_alive()
+        if self._inflating is not None and not self._inflating.whole:
+            self._fail(Undecodable("its answer cannot be decompressed: it lacks its end"))
+            return
+        self._finish()
+
+    def _finish(self) -> None:
+        waiter, self._waiter, self._sink = self._waiter, None, None
+        if waiter is not None and not waiter.done():
+            parts = self._parts
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            waiter.set_result(Answer(self._parser.get_status_code(), self._headers, body))
+
+    def _fail(self, error: Broken) -> None:
+        waiter, self._waiter, self._sink, self._streams = self._waiter, None, None, False
+        self.abort()
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(error)
+
+
+class _Inflating:
+    """Decompresses gzip and deflate in pieces of bounded size, however much a few bytes may stand for."""
+
+    PIECE = 64 * 2**10
+
+    def __init__(self) -> None:
+        self._inflate: Any = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the end has come; an answer without a body has none."""
+        return self._inflate is None or self._inflate.eof
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """What ``data`` stands for. Raises `zlib.error`."""
+        if self._inflate is None:
+            self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, by its head
+            try:
+                piece = self._inflate.decompress(data, self.PIECE)
+            except zlib.error:  # some servers send deflate without zlib's head
+                self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+                piece = self._inflate.decompress(data, self.PIECE)
+        else:
+            piece = self._inflate.decompress(data, self.PIECE)
+        while piece:
+            yield piece
+            rest = self._inflate.unconsumed_tail
+            piece = self._inflate.decompress(rest, self.PIECE)

@@ -1,0 +1,152 @@
+"""Cloud models behind a proxy of the environment: the ``openai`` client, over the library's own transport and pool.
+
+Only here are names left to somebody else to resolve, and only for hosts of the catalogue in a profile that allows the cloud.
+The proxy itself stands where the environment says. Nothing of this is imported where no proxy is named.
+"""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from workflow_composer.backends.egress import EgressPolicy
+from workflow_composer.backends.http.connection import BOUNDS, Answer, Broken, TooLong
+from workflow_composer.errors import EgressDenied
+
+if TYPE_CHECKING:
+    import httpx2
+
+    from workflow_composer.backends.http.client import Origin
+
+
+def proxy_for(origin: Origin, policy: EgressPolicy, environ: Mapping[str, str]) -> str | None:
+    """The proxy that the environment names for a server; None where there is none, or where none may be used."""
+    if not policy.allow_cloud or policy.is_local(origin.host, origin.port):
+        return None
+    scheme = "https" if origin.tls else "http"
+    found = _variable(environ, f"{scheme}_proxy") or _variable(environ, "all_proxy")
+    bypass: Any = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]  # older than typeshed, and not in it
+    if not found or bypass(f"{origin.host}:{origin.port}", {"no": _variable(environ, "no_proxy")}):
+        return None
+    return found if "://" in found else f"http://{found}"
+
+
+def _variable(environ: Mapping[str, str], name: str) -> str:
+    return environ.get(name) or environ.get(name.upper()) or ""
+
+
+class ProxiedClient:
+    """Requests of one event loop to one server, through a proxy. ``base``: the API's path on the server."""
+
+    def __init__(self, policy: EgressPolicy, origin: Origin, base: str, proxy: str) -> None:
+        self._policy = policy
+        self._url = f"{'https' if origin.tls else 'http'}://{origin.authority}{base}"
+        self._origin = origin
+        self._proxy = proxy
+        self._client: Any = None
+
+    async def ask(
+        self, method: str, path: str, headers: Mapping[str, str], content: bytes | None, *, connect: float
+    ) -> Answer:
+        """A request and its whole answer. Raises as `Client.send`."""
+        opened = await self.open(method, path, headers, content, connect=connect)
+        try:
+            return opened.whole or await opened.gathered()
+        finally:
+            await opened.close()
+
+    async def open(
+        self, method: str, path: str, headers: Mapping[str, str], content: bytes | None, *, connect: float
+    ) -> ProxiedStream:
+        """A request and the head of its answer. Raises as `Client.stream`."""
+        import httpx2
+        import openai
+
+        self._policy.check_endpoint(self._origin.host, self._origin.port)
+        options = {"headers": dict(headers), "timeout": httpx2.Timeout(None, connect=connect)}
+        try:
+            client = self._client = self._client or self._made()
+            send = client.post if method == "POST" else client.get
+            more = {} if content is None else {"content": content}
+            response = await send(path, cast_to=httpx2.Response, options=options, stream=True, **more)
+        except openai.APIStatusError as error:
+            body = await error.response.aread()
+            return ProxiedStream(error.response, Answer(error.status_code, _headers(error.response), body))
+        except Exception as error:  # noqa: BLE001  # two libraries' errors, all mapped below
+            raise _plain(error) from None
+        return ProxiedStream(response)
+
+    def _made(self) -> Any:
+        import httpx2
+        from openai import AsyncOpenAI
+
+        class Bare(AsyncOpenAI):
+            """Sends no header that the process's environment names, such as ``OPENAI_ORG_ID``."""
+
+            @property
+            def default_headers(self) -> dict[str, Any]:
+                return {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "workflow-composer"}
+
+        http = httpx2.AsyncClient(proxy=self._proxy, trust_env=False, follow_redirects=False)
+        return Bare(api_key="-", base_url=self._url, http_client=http, max_retries=0)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+
+class ProxiedStream:
+    """As `client.Stream`."""
+
+    def __init__(self, response: httpx2.Response, whole: Answer | None = None) -> None:
+        self.whole = whole
+        self._response = response
+        self._parts: AsyncIterator[bytes] | None = None
+        self._size = 0
+
+    async def read(self) -> bytes:
+        """The next bytes; none at the end. Raises `Broken`."""
+        try:
+            self._parts = self._parts or aiter(self._response.aiter_bytes())
+            part = await anext(self._parts, b"")
+        except Exception as error:  # noqa: BLE001  # two libraries' errors, all mapped below
+            raise _plain(error) from None
+        self._size += len(part)
+        if self._size > BOUNDS.decoded:
+            raise TooLong(f"its answer is longer than {BOUNDS.decoded} bytes")
+        return part
+
+    async def gathered(self) -> Answer:
+        """The rest of it, whole."""
+        parts: list[bytes] = []
+        while part := await self.read():
+            parts.append(part)
+        return Answer(self._response.status_code, _headers(self._response), b"".join(parts))
+
+    async def close(self) -> None:
+        """Be done with it."""
+        await self._response.aclose()
+
+
+def _headers(response: httpx2.Response) -> dict[str, str]:
+    return {name.lower(): value for name, value in response.headers.items()}
+
+
+def _plain(error: Exception) -> Exception:
+    """What `Client` raises for the same."""
+    import httpx2
+    import openai
+
+    cause: Exception | BaseException = error
+    if isinstance(error, openai.APIConnectionError):  # it wraps whatever the transport raises
+        cause = error.__cause__ or error
+    if isinstance(cause, EgressDenied):
+        return cause
+    if isinstance(cause, (httpx2.ConnectTimeout, httpx2.PoolTimeout)):
+        return TimeoutError(str(cause))
+    if isinstance(cause, (httpx2.ConnectError, httpx2.ProxyError, httpx2.UnsupportedProtocol, ImportError)):
+        return OSError(str(cause))
+    return Broken(str(cause) or type(cause).__name__)

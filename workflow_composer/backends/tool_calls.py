@@ -1,0 +1,120 @@
+"""Pieces of tool calls, joined to the calls that they belong to, in all the ways in which servers cut them up.
+
+A piece is told apart by its id, else by its index, else by its position. Servers leave out the index (SGLang), give every
+call the index 0, repeat the id or make up a new one for each piece, send the name after the id, or arguments as an object
+(TGI).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+
+class ToolDelta(NamedTuple):
+    """What a piece adds to a call, whose name is known by now. ``begins``: nothing was told of this call before."""
+
+    number: int
+    id: str
+    name: str
+    arguments: str
+    begins: bool
+
+
+@dataclass(slots=True)
+class _Call:
+    id: str = ""
+    name: str = ""
+    arguments: list[str] = field(default_factory=list)
+    told: int = -1
+
+
+class ToolCalls:
+    """The calls of one answer, so far."""
+
+    def __init__(self) -> None:
+        self._calls: list[_Call] = []
+        self._by_id: dict[str, int] = {}
+        self._by_index: dict[int, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._calls)
+
+    def hear(self, pieces: Iterable[Mapping[str, Any]], *, last: bool = False) -> Iterator[ToolDelta]:
+        """Take the pieces of one event, and tell what they add; ``last``: no more will come."""
+        for position, piece in enumerate(pieces):
+            number = self._number(piece, position)
+            call = self._calls[number]
+            function = piece.get("function") or {}
+            call.id = call.id or _text(piece.get("id"))
+            call.name = call.name or _text(function.get("name"))
+            if arguments := _arguments(function.get("arguments")):
+                call.arguments.append(arguments)
+            yield from self._told(number, call, last=False)
+        if last:
+            for number, call in enumerate(self._calls):
+                yield from self._told(number, call, last=True)
+
+    def whole(self) -> tuple[Mapping[str, Any], ...]:
+        """The calls as OpenAI's API has them; one that has no id gets one."""
+        return tuple(
+            {
+                "id": _id(call, number),
+                "type": "function",
+                "function": {"name": call.name, "arguments": "".join(call.arguments)},
+            }
+            for number, call in enumerate(self._calls)
+        )
+
+    def _told(self, number: int, call: _Call, *, last: bool) -> Iterator[ToolDelta]:
+        """What is new of a call; nothing until it has a name, since no API can begin one without, and an id, if one comes
+        before its arguments.
+        """
+        ready = last or (call.name and (call.id or call.arguments))
+        if not ready or call.told == len(call.arguments):
+            return
+        begins = call.told < 0
+        new = "".join(call.arguments[max(0, call.told) :])
+        call.told = len(call.arguments)
+        yield ToolDelta(number, _id(call, number), call.name, new, begins)
+
+    def _number(self, piece: Mapping[str, Any], position: int) -> int:
+        identity, index = _text(piece.get("id")), piece.get("index")
+        named = bool(_text((piece.get("function") or {}).get("name")))
+        known = self._by_id.get(identity) if identity else None
+        if known is None and isinstance(index, int):
+            known = self._by_index.get(index)
+            if known is not None and identity and named and self._calls[known].id and self._calls[known].name:
+                known = None  # another call under the same index
+        elif known is None and not identity:
+            known = self._at(position, named=named)
+        if known is None:
+            known = len(self._calls)
+            self._calls.append(_Call())
+        if identity:
+            self._by_id.setdefault(identity, known)
+        if isinstance(index, int):
+            self._by_index[index] = known
+        return known
+
+    def _at(self, position: int, *, named: bool) -> int | None:
+        """The call that a piece without id and index goes on with: none where it names a function itself."""
+        if not self._calls or (named and self._calls[-1].name):
+            return None
+        return position if position < len(self._calls) and position else len(self._calls) - 1
+
+
+def _id(call: _Call, number: int) -> str:
+    return call.id or f"call_{number}"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _arguments(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False)
