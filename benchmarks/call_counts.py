@@ -1,11 +1,12 @@
 """How many Python functions one request runs through: of the package's own, and of all.
 
-    python benchmarks/call_counts.py [--json] [--list]
+    python benchmarks/call_counts.py [--json] [--list] [--cpu]
 
 Counted by ``sys.setprofile`` in the thread of a warm worker of the service (a key with a budget, metrics and live figures
 on), for one plain chat completion over HTTP; and, without HTTP, for one `agenerate` with a vote of six whose samples are a
 call each. The model's server, `serving_stub.py`, is a process of its own. Counts do not depend on the machine; given are
-the medians of 21 requests. ``--list`` names the functions.
+the medians of 21 requests. ``--list`` names the functions. ``--cpu`` adds the processor time per sample of a vote, which
+does depend on the machine: the median of five rounds of 100 votes, for a comparison of two checkouts in turn.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -136,6 +138,24 @@ def count_vote(path: Path) -> list[Counter[tuple[str, str]]]:
     return asyncio.run(run())
 
 
+def cpu_per_sample(path: Path) -> float:
+    """Microseconds of this process (user and system) for each sample of a vote of six."""
+    from workflow_composer.metrics.sink import NullSink
+    from workflow_composer.orchestrator import ModelOrchestrator
+
+    async def run() -> float:
+        rounds = []
+        async with ModelOrchestrator(str(path), metrics=NullSink(), environ={}) as orchestrator:
+            for _ in range(6):
+                began = time.process_time()
+                for _ in range(100):
+                    await orchestrator.agenerate("What is 2 + 2?", model="mv_small_k6_t0.7")
+                rounds.append((time.process_time() - began) / 600 * 1e6)
+        return statistics.median(rounds[1:])
+
+    return asyncio.run(run())
+
+
 def figures(found: list[Counter[tuple[str, str]]]) -> dict[str, int]:
     """Medians over requests."""
     package = str(ROOT / "workflow_composer")
@@ -151,6 +171,7 @@ def main() -> None:
     """Count and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--cpu", action="store_true", help="measure the processor time of a sample, too")
     parser.add_argument("--list", action="store_true", help="name the functions, with their counts")
     options = parser.parse_args()
     process, port = stub()
@@ -165,17 +186,20 @@ def main() -> None:
                 finally:
                     sys.stdout = kept
             voted = count_vote(path)
+            cpu = cpu_per_sample(path) if options.cpu else None
     finally:
         process.terminate()
         process.wait()
     result = {"chat completion": figures(served), "vote of six": figures(voted)}
     if options.json:
-        print(json.dumps(result))
+        print(json.dumps(result | ({} if cpu is None else {"cpu_us_per_sample": round(cpu, 1)})))
         return
     print(f"{platform.platform()}, Python {platform.python_version()}; medians of {REQUESTS} requests")
     for what, counted in result.items():
         own = f"{counted['own_calls']:>5} own calls in {counted['own_files']:>2} files"
         print(f"{what:<16} {own}; {counted['all_frames']:>5} frames in all")
+    if cpu is not None:
+        print(f"{cpu:.0f} us of processor time per sample of the vote")
     if options.list:
         for what, calls in (("chat completion", served[0]), ("vote of six", voted[0])):
             print(f"\n{what}")
