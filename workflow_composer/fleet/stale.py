@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 
+from workflow_composer.backends.registry import LIFETIME, Entry, Registry
 from workflow_composer.fleet.processes import supervisor
-from workflow_composer.fleet.registry import LIFETIME, Entry, Registry
 
 LONG_GONE = 600.0
 """Seconds without renewal after which an entry whose port refuses connections is taken away."""

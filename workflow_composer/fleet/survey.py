@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from workflow_composer.backends.registry import Entry
 from workflow_composer.fleet.checks import Check, Limits, Target, check
-from workflow_composer.fleet.registry import Entry
 from workflow_composer.fleet.state import ServerState
 from workflow_composer.fleet.web import all_at_once
 

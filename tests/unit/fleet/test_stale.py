@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.integration.fleet_commands import free_ports
-from workflow_composer.fleet.registry import LIFETIME, Entry, Registry
+from workflow_composer.backends.registry import LIFETIME, Entry, Registry
 from workflow_composer.fleet.stale import LONG_GONE, withdraw_dead
 from workflow_composer.storage.replacing import replace_file
 
