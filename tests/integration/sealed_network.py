@@ -184,7 +184,7 @@ def foreign_client() -> Any:
     async def ask() -> Any:
         policy = EgressPolicy.of(StrategyConfig.load("t4_local_only"))
         async with Client(policy) as client:
-            return await client.get("http://data-in-a-name.example/")
+            return await client.ask("http://data-in-a-name.example/")
 
     return asyncio.run(ask())
 
