@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from workflow_composer.backends.registry import BEAT, Entry, State
 from workflow_composer.errors import FleetError, WorkflowComposerError
+from workflow_composer.fleet.asking import Api
 from workflow_composer.fleet.file import Fleet
 from workflow_composer.fleet.holding import Holding
 from workflow_composer.fleet.log import Log
@@ -28,7 +29,6 @@ from workflow_composer.fleet.process import Process, log_path
 from workflow_composer.fleet.reasons import last_line, reason
 from workflow_composer.fleet.settings import RoleSpec
 from workflow_composer.fleet.state import How, ServerState, Status
-from workflow_composer.fleet.vllm_http import Api
 
 TICK = 0.25
 NOTICE = 3.0
