@@ -53,9 +53,11 @@ async def hostile(*parts: bytes, pause: float = 0.0, again: bool = False):
             writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with observing(server.sockets[0].getsockname()[1]) as observer:
-        yield observer
-    server.close()
+    try:
+        async with observing(server.sockets[0].getsockname()[1]) as observer:
+            yield observer
+    finally:
+        server.close()
 
 
 def answer(body: bytes, *headers: bytes, status: bytes = b"200 OK") -> bytes:
