@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from workflow_composer.backends.egress import EgressPolicy
 from workflow_composer.backends.http.client import Client
+from workflow_composer.backends.observer import Observer
 from workflow_composer.backends.places import Finder
-from workflow_composer.backends.probe import Ask, api_url, probe
+from workflow_composer.backends.probe import api_url, probe
 from workflow_composer.backends.replica import Place
 from workflow_composer.types import EndpointStatus, ResourceStatus
 
@@ -78,13 +79,11 @@ class ResourceDetector:
                 egress = egress.admitting(target.url)
         questions = list(dict.fromkeys((target.url, target.key, target.model) for target in targets))
         async with Client(egress) as client:
-
-            def asking(key: str | None) -> Ask:
-                headers = {"Authorization": f"Bearer {key}"} if key else {}
-                return lambda url: client.get(url, headers=headers, connect=self._limit)
-
             found = await asyncio.gather(
-                *(probe(asking(key), "", url, limit=self._limit, model=model) for url, key, model in questions)
+                *(
+                    probe(Observer.over(client, url, key), "", limit=self._limit, model=model)
+                    for url, key, model in questions
+                )
             )
         answers = dict(zip(questions, found, strict=True))
         return [(target, replace(answers[target.url, target.key, target.model], name=target.name)) for target in targets]

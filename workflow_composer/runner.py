@@ -28,6 +28,35 @@ def stands_still(loop: asyncio.AbstractEventLoop) -> bool:
     return loop in _standing
 
 
+async def in_own_thread(work: Callable[[], T], name: str) -> T:
+    """Run a function that blocks in a thread of its own, which holds up no other and keeps no program from ending.
+
+    Raises what it raises. The default executor has few threads, and a loop that closes waits for them.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[T] = loop.create_future()
+
+    def deliver(result: T | None, error: Exception | None) -> None:
+        if answer.done():
+            return
+        if error is None:
+            answer.set_result(result)  # type: ignore[arg-type]  # without an error it is a T
+        else:
+            answer.set_exception(error)
+
+    def run() -> None:
+        result, failure = None, None
+        try:
+            result = work()
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is the caller's
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop has closed; nobody waits
+            loop.call_soon_threadsafe(deliver, result, failure)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return await answer
+
+
 class LoopThread:
     """Runs coroutines on an event loop in a thread of its own, for callers on any other thread or event loop."""
 

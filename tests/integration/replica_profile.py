@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.integration.stub_server import MODEL, StubServer
 from workflow_composer import ModelOrchestrator
-from workflow_composer.fleet.registry import Entry, Registry
+from workflow_composer.backends.registry import Entry, Registry
 from workflow_composer.metrics.sink import MemorySink
 from workflow_composer.strategy import StrategyConfig
 

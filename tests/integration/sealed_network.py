@@ -25,7 +25,7 @@ from tests.integration.stub_server import Reply, StubServer
 from workflow_composer import ModelOrchestrator
 from workflow_composer.backends.egress import EgressPolicy
 from workflow_composer.backends.http.client import Client
-from workflow_composer.fleet.registry import Entry, Registry
+from workflow_composer.backends.registry import Entry, Registry
 from workflow_composer.strategy import StrategyConfig
 from workflow_composer.types import Timeouts
 
@@ -184,7 +184,7 @@ def foreign_client() -> Any:
     async def ask() -> Any:
         policy = EgressPolicy.of(StrategyConfig.load("t4_local_only"))
         async with Client(policy) as client:
-            return await client.get("http://data-in-a-name.example/")
+            return await client.ask("http://data-in-a-name.example/")
 
     return asyncio.run(ask())
 

@@ -16,8 +16,8 @@ import yaml
 
 from tests.integration.slurm_cluster import SlurmCluster
 from tests.paths import CHECKPOINTS, ROOT
+from workflow_composer.backends.registry import Entry
 from workflow_composer.fleet.file import Fleet, load_fleet
-from workflow_composer.fleet.registry import Entry
 from workflow_composer.fleet.slurm import Job, Slurm
 from workflow_composer.fleet.state import ServerState
 

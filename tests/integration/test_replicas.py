@@ -13,10 +13,10 @@ from workflow_composer.backends import replicas as replicas_module
 from workflow_composer.backends.base import BackendContext
 from workflow_composer.backends.egress import EgressPolicy
 from workflow_composer.backends.openai_compatible import OpenAICompatibleBackend
+from workflow_composer.backends.registry import Registry
 from workflow_composer.backends.replica import Standing
 from workflow_composer.backends.vllm import vllm_backend
 from workflow_composer.errors import AllCandidatesFailed, StreamInterrupted
-from workflow_composer.fleet.registry import Registry
 from workflow_composer.types import LLMRequest
 
 SOON = 3.0

@@ -6,8 +6,7 @@ import pytest
 
 from tests.integration.service import Service, echoing
 from tests.integration.stub_server import MODEL
-from workflow_composer.fleet.places import REGISTRY_VARIABLE
-from workflow_composer.fleet.registry import Entry, Registry
+from workflow_composer.backends.registry import REGISTRY_VARIABLE, Entry, Registry
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -8,10 +8,9 @@ import pytest
 from tests.integration.stub_server import MODEL, StubServer
 from tests.paths import PROFILES
 from workflow_composer import ModelOrchestrator
+from workflow_composer.backends.registry import REGISTRY_VARIABLE, Entry, Registry
 from workflow_composer.detection import detect_strategy
 from workflow_composer.errors import NoStrategy
-from workflow_composer.fleet.places import REGISTRY_VARIABLE
-from workflow_composer.fleet.registry import Entry, Registry
 from workflow_composer.metrics.sink import MemorySink
 
 KEYS = ("DEEPSEEK_API_KEY", "ANTHROPIC_API_KEY", "OPENAI_API_KEY")

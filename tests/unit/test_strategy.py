@@ -291,7 +291,7 @@ def test_several_servers_are_printed_as_they_were_written(tmp_path):
 
 def test_roles_of_the_registry_are_named_as_in_the_fleet():
     """The profile's rule and the fleet's are one."""
-    from workflow_composer.fleet.registry import ROLE
+    from workflow_composer.backends.registry import ROLE
     from workflow_composer.profiles.models import REGISTERED_ROLE
 
     assert REGISTERED_ROLE.pattern == ROLE.pattern

@@ -18,9 +18,10 @@ from workflow_composer.backends.http.client import Stream
 from workflow_composer.backends.http.connection import BOUNDS
 from workflow_composer.backends.http.events import DONE, EventReader, payloads
 from workflow_composer.backends.http.proxied import ProxiedStream
+from workflow_composer.backends.observer import Observer
 from workflow_composer.backends.openai_http import OpenAIServer, Secrets
 from workflow_composer.backends.probe import probe
-from workflow_composer.backends.server_load import METRICS, SECONDS, ServerLoad, read_load
+from workflow_composer.backends.readings import Readings
 from workflow_composer.errors import (
     AuthenticationFailed,
     BadRequest,
@@ -63,6 +64,7 @@ class OpenAICompatibleBackend:
         self.local: bool = spec.local
         self._model = spec.model
         self._server = OpenAIServer(spec, context)
+        self._observer = Observer(self._server.ask, self._server.url)
         self._several = self._server.host not in _ONE_AT_A_TIME
         self._ignored = _IGNORED.get(self._server.host, ())
         self._words: frozenset[str] = frozenset()
@@ -131,13 +133,11 @@ class OpenAICompatibleBackend:
             return EndpointStatus(self.name, label.url, healthy=False, detail=str(error))
         # Cloud lists leave out aliases and fine-tuned models that can be called all the same.
         expected = self._model if self.local else None
-        return await probe(
-            lambda url: self._server.ask(url, timeout), self.name, self._server.url, limit=timeout, model=expected
-        )
+        return await probe(self._observer, self.name, limit=timeout, model=expected)
 
-    async def load(self) -> ServerLoad:
-        """How busy the server says it is (vLLM's metrics). Raises TimeoutError, OSError, `Broken`."""
-        return await read_load(lambda url: self._server.ask(url, SECONDS, METRICS), self._server.url)
+    async def readings(self, limit: float) -> Readings:
+        """How busy the server says it is (vLLM's metrics). Raises as `Observer`."""
+        return await self._observer.readings(limit)
 
     async def close(self) -> None:
         """Close all connections."""

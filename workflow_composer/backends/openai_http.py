@@ -94,13 +94,22 @@ class OpenAIServer:
                 raise refusal
             again = False
 
-    async def ask(self, url: str, limit: float, bounds: Bounds = BOUNDS) -> Answer:
-        """A small question (GET) to the server, below its API or elsewhere. Raises as `Client.send`."""
+    async def ask(
+        self,
+        url: str,
+        content: bytes | None = None,
+        *,
+        connect: float,
+        sink: Sink | None = None,
+        bounds: Bounds = BOUNDS,
+    ) -> Answer:
+        """A small question to the server, below its API or elsewhere. Raises as `Client.ask`."""
         lines = self._lines.made() or await self._lines.get()
         headers = self._headers() if url.startswith(self.url) else {}  # the key is for the API alone
         if lines.proxied is not None:
-            return await lines.proxied.ask("GET", url.removeprefix(self.url), headers, None, connect=limit)
-        return await lines.direct.get(url, headers=headers, connect=limit, bounds=bounds)
+            method, path = "GET" if content is None else "POST", url.removeprefix(self.url)
+            return await lines.proxied.ask(method, path, headers, content, connect=connect, bounds=bounds)
+        return await lines.direct.ask(url, content, headers=headers, connect=connect, sink=sink, bounds=bounds)
 
     async def close(self) -> None:
         """Close the connections of every loop."""
@@ -217,7 +226,7 @@ class OpenAIServer:
 
     async def _ask_for_model(self) -> str:
         with self.errors():
-            answer = await self.ask(f"{self.url}/models", self._context.config.timeouts.connect)
+            answer = await self.ask(f"{self.url}/models", connect=self._context.config.timeouts.connect)
         if not 200 <= answer.status < 300:
             raise self._refusal(answer, ())
         models = self.understood(openai_wire.model_ids, self.read_json(answer.body, ()))

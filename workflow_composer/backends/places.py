@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 from workflow_composer.backends.egress import canonical_host, endpoint_of
 from workflow_composer.backends.probe import api_url, shown_url
 from workflow_composer.backends.registered import Picture, RegistryView, view_of
+from workflow_composer.backends.registry import Entry, registry_directory
 from workflow_composer.backends.replica import Place
-from workflow_composer.fleet.places import registry_directory
-from workflow_composer.fleet.registry import Entry
 from workflow_composer.profiles.models import registered_role
 from workflow_composer.types import EndpointStatus
 

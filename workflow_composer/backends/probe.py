@@ -1,20 +1,13 @@
-"""Ask a server what it serves. Plain HTTP: `status` must not load a client library to find that nothing answers."""
+"""What a server that was asked for its models comes to, in words for people."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import socket
 import time
-from collections.abc import Awaitable, Callable
 
-from workflow_composer.backends.http.connection import Answer
-from workflow_composer.backends.openai_wire import Malformed, model_ids
+from workflow_composer.backends.observer import Listing, Observer
 from workflow_composer.errors import EgressDenied
 from workflow_composer.types import EndpointStatus
-
-Ask = Callable[[str], Awaitable[Answer]]
-"""Sends a GET to a URL."""
 
 
 def api_url(url: str) -> str:
@@ -31,29 +24,26 @@ def shown_url(url: str) -> str:
     return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
 
 
-async def probe(ask: Ask, name: str, url: str, *, limit: float, model: str | None = None) -> EndpointStatus:
-    """Ask for the models below ``url`` (from `api_url`) and wait ``limit`` seconds at most. Never raises.
+async def probe(observer: Observer, name: str, *, limit: float, model: str | None = None) -> EndpointStatus:
+    """Ask a server for its models and wait ``limit`` seconds at most. Never raises.
 
-    ``ask`` sends a question (GET). ``model``: the id that is expected; a server without it is not healthy.
+    ``model``: the id that is expected; a server without it is not healthy.
     """
     started = time.perf_counter()
     models: tuple[str, ...] = ()
     try:
-        async with asyncio.timeout(limit):
-            answer = await ask(f"{url}/models")
-        detail = _fault(answer.status)
-        models = () if detail else model_ids(json.loads(answer.body))
+        found = await observer.models(limit)
+        detail = _fault(found)
+        models = found.models or ()
     except EgressDenied as error:
         detail = str(error)
-    except (Malformed, ValueError):
-        detail = "answers, but not with a list of models; is this an OpenAI-compatible server?"
     except Exception as error:  # noqa: BLE001 - whatever a dead server does, the others are still to be reported
         detail = _reason(error, limit)
     latency = (time.perf_counter() - started) * 1000
     served = _listed(models)
     if not detail and (not models or model not in (None, *models)):
         detail = f"serves {served}" + (f", not {model}" if model else "")
-    url = shown_url(url)
+    url = shown_url(observer.api)
     if detail:
         return EndpointStatus(name, url, healthy=False, models=models, detail=detail)
     detail = f"serves {served}; answered in {latency:.0f} ms"
@@ -65,12 +55,15 @@ def _listed(models: tuple[str, ...]) -> str:
     return (", ".join(models[:5]) or "no model") + more
 
 
-def _fault(status: int) -> str:
+def _fault(found: Listing) -> str:
+    status = found.status
     if status in (401, 403):
         return f"answers {status}: it wants a key; name its variable in the model's api_key_env"
     if 300 <= status < 400:
         return f"answers {status}: it redirects, which is not followed"
-    return f"answers {status} instead of a list of models" if status != 200 else ""
+    if status != 200:
+        return f"answers {status} instead of a list of models"
+    return "" if found.models is not None else "answers, but not with a list of models; is this an OpenAI-compatible server?"
 
 
 def _reason(error: Exception, limit: float) -> str:

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from workflow_composer.fleet.registry import Entry, Registry
+from workflow_composer.backends.registry import Entry, Registry
 
 EVERY = 1.0
 """Seconds between two readings while requests come."""

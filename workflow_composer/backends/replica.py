@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from workflow_composer.backends.server_load import ServerLoad
+from workflow_composer.backends.readings import Readings
 from workflow_composer.errors import (
     AuthenticationFailed,
     CallTimeout,
@@ -104,15 +104,15 @@ class Replica:
         self._pause_ends = now + min(self._longest, FIRST_PAUSE * 2.0 ** min(self._in_a_row - 1, 20))
         return was_well
 
-    def told(self, load: ServerLoad, calls: int, now: float) -> None:
+    def told(self, readings: Readings, calls: int, now: float) -> None:
         """It has answered a question for its metrics, when ``calls`` of this process's were under way there."""
         self._silent = 0
         if self._unreachable:  # what had kept calls from it is over
             self._in_a_row, self._pause_ends, self._unreachable = 0, float("-inf"), False
         self._good = self._good or self._in_a_row == 0
-        if load.requests is not None:
-            self._others = max(0.0, load.requests - calls)
-            self._pressure = 1.0 + 10.0 * max(0.0, min(1.0, load.cache or 0.0) - 0.9)
+        if readings.requests is not None:
+            self._others = max(0.0, readings.requests - calls)
+            self._pressure = 1.0 + 10.0 * max(0.0, min(1.0, readings.cache or 0.0) - 0.9)
             self._told_at = now
 
     def said_nothing(self, *, refused: bool, now: float) -> None:

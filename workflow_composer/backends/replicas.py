@@ -17,7 +17,6 @@ from workflow_composer.backends.per_loop import PerLoop
 from workflow_composer.backends.places import Finder
 from workflow_composer.backends.replica import Place, Replica, Standing, another_may_answer
 from workflow_composer.backends.replica_set import ReplicaSet
-from workflow_composer.backends.server_load import SECONDS
 from workflow_composer.errors import (
     AuthenticationFailed,
     CallTimeout,
@@ -44,6 +43,8 @@ if TYPE_CHECKING:
 
 ASK_EVERY = 1.0
 """Seconds between two questions for the servers' metrics, while there are calls."""
+ANSWER_WITHIN = 1.0
+"""Seconds that an answer may take."""
 
 
 A = TypeVar("A", Completion, Embeddings)
@@ -193,14 +194,14 @@ async def _ask(replica: Replica) -> None:
     """Ask a server how busy it is. Whatever it does, no request fails for it."""
     calls, began = replica.calls, time.monotonic()
     try:
-        load = await replica.backend.load()
+        readings = await replica.backend.readings(ANSWER_WITHIN)
     except (TimeoutError, Broken, EgressDenied, AuthenticationFailed):
-        if time.monotonic() - began < 2.0 * SECONDS:  # else it was this process that had no time
+        if time.monotonic() - began < 2.0 * ANSWER_WITHIN:  # else it was this process that had no time
             replica.said_nothing(refused=False, now=time.monotonic())
     except OSError:
         replica.said_nothing(refused=True, now=time.monotonic())
     else:
-        replica.told(load, calls, time.monotonic())
+        replica.told(readings, calls, time.monotonic())
 
 
 class _Tour:

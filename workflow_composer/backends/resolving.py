@@ -7,12 +7,12 @@ lets wait would keep the one server that lives from being asked.
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import socket
-import threading
-from contextlib import suppress
 
 from workflow_composer.backends.egress import EgressPolicy, Resolve, literal_address
+from workflow_composer.runner import in_own_thread
 
 
 async def admitted_addresses(
@@ -27,7 +27,8 @@ async def admitted_addresses(
     literal = literal_address(host)
     if literal is not None:
         return [host if ":" in host else str(literal)]
-    found = await _in_thread(resolve or system_resolve, host, port, limit)
+    resolving = in_own_thread(functools.partial(_resolved, resolve or system_resolve, host, port), f"resolve-{host}")
+    found = await asyncio.wait_for(resolving, limit)
     if not policy.is_local(host, port):
         return found
     admitted = [address for address in found if policy.admits(ipaddress.ip_address(address))]
@@ -42,29 +43,8 @@ def system_resolve(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
 
 
-async def _in_thread(resolve: Resolve, host: str, port: int, limit: float | None) -> list[str]:
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[list[str]] = loop.create_future()
-
-    def deliver(found: list[str], error: OSError | None) -> None:
-        if answer.done():
-            return
-        if error is None:
-            answer.set_result(found)
-        else:
-            answer.set_exception(error)
-
-    def work() -> None:
-        found: list[str] = []
-        failure = None
-        try:
-            found = list(resolve(host, port))
-        except OSError as error:
-            failure = error
-        except UnicodeError:  # a label that is empty or too long
-            failure = OSError("not a host name")
-        with suppress(RuntimeError):  # the loop has closed; nobody waits
-            loop.call_soon_threadsafe(deliver, found, failure)
-
-    threading.Thread(target=work, name=f"resolve-{host}", daemon=True).start()
-    return await asyncio.wait_for(answer, limit)
+def _resolved(resolve: Resolve, host: str, port: int) -> list[str]:
+    try:
+        return list(resolve(host, port))
+    except UnicodeError:  # a label that is empty or too long
+        raise OSError("not a host name") from None

@@ -14,16 +14,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from email.message import EmailMessage
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from workflow_composer.fleet.incidents import Kind
 from workflow_composer.fleet.settings import AlertSettings
-from workflow_composer.fleet.web import Line, OutOfTime, TooLarge
 from workflow_composer.profiles.models import as_written
 
 SECONDS = 20.0
 """Seconds that one channel has."""
+CONNECT = 5.0
+"""Seconds in which a webhook's connection must stand."""
 SENDMAIL_FOLDERS = "/usr/sbin:/usr/lib"
 """Where sendmail lies besides the folders of PATH; cron's PATH lacks them."""
 
@@ -154,12 +155,9 @@ class WebhookChannel:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise AlertFailed("its address is no http or https address")
         try:
-            with Line(SECONDS) as line:
-                status, _ = line.ask("POST", str(self._address), json.loads(alert.json()))
-        except OutOfTime:
+            status = _posted(str(self._address), json.loads(alert.json()))
+        except TimeoutError:
             raise AlertFailed(f"{self._shown} gave no answer within {SECONDS:g} s") from None
-        except TooLarge:
-            return  # it was taken
         except (requests.RequestException, ValueError) as error:
             raise AlertFailed(f"{self._shown} cannot be reached ({type(error).__name__})") from None
         if not 200 <= status < 300:
@@ -170,6 +168,23 @@ class WebhookChannel:
         """The address without what may be secret in it: path and query are how webhooks tell their users apart."""
         written = urlsplit(str(as_written(self._address)))
         return written.hostname or "the webhook"
+
+
+def _posted(address: str, data: Mapping[str, Any]) -> int:
+    """The status by which a webhook takes what is posted; what it says besides is not read.
+
+    Only here does the fleet go out into the world, which `requests` is made for. Raises TimeoutError, and what that raises.
+    """
+    import requests
+
+    with requests.Session() as session:
+        session.trust_env = False  # neither proxies nor ~/.netrc
+        limits = (min(CONNECT, SECONDS), SECONDS)
+        try:
+            with session.post(address, json=data, timeout=limits, allow_redirects=False, stream=True) as response:
+                return response.status_code
+        except requests.exceptions.Timeout as error:
+            raise TimeoutError(str(error)) from error
 
 
 def _run(command: list[str], given: bytes, environ: Mapping[str, str]) -> None:

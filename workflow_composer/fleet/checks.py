@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
+import socket
 import time
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
-from workflow_composer.fleet.readings import Readings, read_metrics
-from workflow_composer.fleet.web import Line, OutOfTime, TooLarge
+from workflow_composer.backends.http.connection import Broken, TooLong
+from workflow_composer.backends.observer import Late, Observer
+from workflow_composer.backends.readings import Readings
+from workflow_composer.errors import EgressDenied
+from workflow_composer.fleet.asking import observing
+
+T = TypeVar("T")
 
 Verdict = Literal["up", "overloaded", "down"]
 
@@ -66,75 +73,86 @@ class _Unauthorized(_Down):
     """It wants another key than the monitor has."""
 
 
-def check(target: Target, limits: Limits = Limits(), *, probe: bool = True) -> Check:
+async def check(target: Target, limits: Limits = Limits(), *, probe: bool = True) -> Check:
     """Check a server; without ``probe`` no token is asked for. Raises nothing that a server could bring about.
 
     Takes at most ``limits.seconds``, and `GRACE` more where the server gives no token but says what it is doing.
     """
     begun = time.monotonic()
-    with Line(limits.seconds, target.key) as line:
-        server = _Server(target, line, limits)
-        try:
-            reason = server.examine(probe=probe)
-            verdict: Verdict = "overloaded" if reason else "up"
-            curable = True
-        except _Down as down:
-            reason, verdict, curable = str(down), "down", not isinstance(down, _Unauthorized)
+    readings, curable = Readings(), True
+    verdict: Verdict
+    try:
+        async with observing(target.host, target.port, target.key) as observer:
+            server = _Server(target, observer, limits)
+            try:
+                reason = await server.examine(probe=probe)
+            finally:
+                readings = server.readings
+        verdict = "overloaded" if reason else "up"
+    except _Down as down:
+        reason, verdict, curable = str(down), "down", not isinstance(down, _Unauthorized)
+    except EgressDenied:
+        reason, verdict = f"{target.host} is not the name of a host", "down"
     seconds = time.monotonic() - begun
-    return Check(verdict=verdict, reason=reason, readings=server.readings, seconds=seconds, curable=curable)
+    return Check(verdict=verdict, reason=reason, readings=readings, seconds=seconds, curable=curable)
 
 
 class _Server:
-    """The questions to one server, in order."""
+    """The questions to one server, in order, all within one deadline."""
 
-    def __init__(self, target: Target, line: Line, limits: Limits) -> None:
+    def __init__(self, target: Target, observer: Observer, limits: Limits) -> None:
         self.target = target
-        self.line = line
         self.limits = limits
         self.readings = Readings()
+        self._observer = observer
+        self._ends = time.monotonic() + limits.seconds
 
-    def examine(self, *, probe: bool) -> str:
+    async def examine(self, *, probe: bool) -> str:
         """Why it counts as overloaded; empty where it does not. Raises `_Down`."""
-        status, _ = self._ask("GET", "/health")
+        status = await self._heard("/health", self._observer.health(self._left))
         if status != 200:
             raise _Down(f"{self.target.place} answers, but its /health says {status}")
-        self._identify()
-        self._read()
+        await self._identify()
+        await self._read()
         if probe:
             try:
-                self._probe()
-            except OutOfTime:
-                return self._without_token()
-            self._read()
+                await self._probe()
+            except Late:
+                return await self._without_token()
+            await self._read()
         return self._load()
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, bytes]:
+    async def _heard(self, path: str, question: Awaitable[T]) -> T:
+        """The answer. Raises `_Down` where there is none in time."""
         try:
-            return self._exchange(method, path, body)
-        except OutOfTime as late:
+            return await self._asked(path, question)
+        except Late as late:
+            if late.begun:
+                raise _Down(f"{self.target.place} gave no whole answer within {self._limit}: it hangs") from None
             if late.connected:
                 raise _Down(f"port {self.target.port} is open, but no answer within {self._limit}: it hangs") from None
             raise _Down(f"{self.target.place} cannot be reached: no connection within {self._limit}") from None
 
-    def _exchange(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, bytes]:
-        import requests
-
+    async def _asked(self, path: str, question: Awaitable[T]) -> T:
+        """The answer. Raises `Late` where there is none in time, and `_Down` for every other fault."""
         try:
-            return self.line.ask(method, f"http://{self.target.place}{path}", body)
-        except TooLarge:
+            return await question
+        except Late:
+            raise
+        except TooLong:
             raise _Down(f"{self.target.place}{path} answers without end") from None
-        except (requests.RequestException, ValueError) as error:  # ValueError: a host that is no name
+        except (OSError, Broken, ValueError) as error:  # ValueError: a key that no header can carry
             raise _Down(_unreachable(self.target, error)) from None
 
-    def _identify(self) -> None:
-        status, body = self._ask("GET", "/v1/models")
-        if status in (401, 403):
-            raise _Unauthorized(self._unauthorized(status))
-        served = _models(body) if status == 200 else None
-        if served is None:
-            raise _Down(f"what answers on {self.target.place} is no OpenAI-compatible server: /v1/models says {status}")
-        if self.target.model not in served:
-            raise _Down(f"{self.target.place} serves {_named(served)}, not {self.target.model}")
+    async def _identify(self) -> None:
+        found = await self._heard("/v1/models", self._observer.models(self._left))
+        if found.status in (401, 403):
+            raise _Unauthorized(self._unauthorized(found.status))
+        if found.models is None:
+            says = f"/v1/models says {found.status}"
+            raise _Down(f"what answers on {self.target.place} is no OpenAI-compatible server: {says}")
+        if self.target.model not in found.models:
+            raise _Down(f"{self.target.place} serves {_named(found.models)}, not {self.target.model}")
 
     def _unauthorized(self, status: int) -> str:
         variable = self.target.key_variable
@@ -144,37 +162,33 @@ class _Server:
             return f"{self.target.place} wants a key ({status}), but ${variable} is not set here"
         return f"{self.target.place} refuses the key in ${variable} ({status})"
 
-    def _probe(self) -> None:
-        """Ask for one token or one vector. Raises `OutOfTime`."""
+    async def _probe(self) -> None:
+        """Ask for one token or one vector. Raises `Late`."""
         if self.target.pooling:
-            path, what = "/v1/embeddings", "vector"
-            body: dict[str, Any] = {"model": self.target.model, "input": ["1"]}
+            question = self._asked("/v1/embeddings", self._observer.one_vector(self.target.model, self._left))
         else:
-            path, what = "/v1/completions", "token"
-            body = {"model": self.target.model, "prompt": "1", "max_tokens": 1, "temperature": 0}
-        status, answer = self._exchange("POST", path, body)
-        if status in (401, 403):
-            raise _Unauthorized(self._unauthorized(status))
-        if status != 200:
-            raise _Down(f"{self.target.place} answers a request for one {what} with status {status}")
-        if not _is_answer(answer, pooling=self.target.pooling):
-            raise _Down(f"{self.target.place} answers a request for one {what} without a {what}")
+            question = self._asked("/v1/completions", self._observer.one_token(self.target.model, self._left))
+        given = await question
+        if given.status in (401, 403):
+            raise _Unauthorized(self._unauthorized(given.status))
+        if given.status != 200:
+            raise _Down(f"{self.target.place} answers a request for one {self._what} with status {given.status}")
+        if not given.whole:
+            raise _Down(f"{self.target.place} answers a request for one {self._what} without a {self._what}")
 
-    def _without_token(self) -> str:
+    async def _without_token(self) -> str:
         """It hangs, unless its counters show that it worked on something else while the probe waited. Raises `_Down`."""
         before = self.readings.work
-        self.line.ends = time.monotonic() + GRACE
-        self._read()
+        self._ends = time.monotonic() + GRACE
+        await self._read()
         if self.readings.work > before:
             return f"no {self._what} within {self._limit}, but it works: {self.readings.waiting or 0} requests wait"
         raise _Down(f"port {self.target.port} is open, but no {self._what} within {self._limit}: it hangs")
 
-    def _read(self) -> None:
+    async def _read(self) -> None:
         """Read the metrics; a server that has none is not down for that."""
-        with contextlib.suppress(OutOfTime, _Down):
-            status, body = self._exchange("GET", "/metrics")
-            if status == 200:
-                self.readings = read_metrics(body.decode("utf-8", "replace"))
+        with contextlib.suppress(Late, _Down):
+            self.readings = await self._asked("/metrics", self._observer.readings(self._left))
 
     def _load(self) -> str:
         waiting, cache = self.readings.waiting or 0, self.readings.cache or 0.0
@@ -189,41 +203,25 @@ class _Server:
         return "vector" if self.target.pooling else "token"
 
     @property
+    def _left(self) -> float:
+        return max(0.0, self._ends - time.monotonic())
+
+    @property
     def _limit(self) -> str:
         return f"{self.limits.seconds:g} s"
 
 
 def _unreachable(target: Target, error: Exception) -> str:
-    text = str(error).lower()
-    if "refused" in text:
+    if isinstance(error, ConnectionRefusedError):
         return f"{target.place} refuses connections"
-    if "resolve" in text or "name or service" in text:
+    if isinstance(error, socket.gaierror) or "host name" in str(error):
         return f"the name {target.host} cannot be resolved"
-    if "no route" in text or "unreachable" in text:
+    if isinstance(error, OSError) and error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
         return f"{target.place} cannot be reached: no route"
     return f"{target.place} broke the connection off, or speaks no HTTP"
 
 
-def _models(body: bytes) -> list[str] | None:
-    """The ids that a server lists; None where the answer is no list of models."""
-    try:
-        listed = json.loads(body)["data"]
-        return [str(model["id"]) for model in listed]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return None
-
-
-def _named(served: list[str]) -> str:
+def _named(served: Sequence[str]) -> str:
     """The ids for a message: one line, however hostile the server."""
     first = "".join(c if c.isprintable() else "?" for c in served[0])[:100] if served else "no model"
     return first if len(served) < 2 else f"{first} and {len(served) - 1} more"
-
-
-def _is_answer(body: bytes, *, pooling: bool) -> bool:
-    try:
-        answer = json.loads(body)
-        if pooling:
-            return len(answer["data"][0]["embedding"]) > 0
-        return isinstance(answer["choices"][0]["text"], str)
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return False

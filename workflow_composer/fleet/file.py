@@ -13,12 +13,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from workflow_composer.backends.registry import ROLE, Registry, registry_directory
 from workflow_composer.errors import FleetError, ProfileNotFound
 from workflow_composer.fleet.options import faults
-from workflow_composer.fleet.places import registry_directory, state_directory
-from workflow_composer.fleet.registry import ROLE, Registry
 from workflow_composer.fleet.settings import FleetSettings, RoleSpec
-from workflow_composer.fleet.state import StateStore
+from workflow_composer.fleet.state import StateStore, state_directory
 from workflow_composer.names import nearest
 from workflow_composer.profiles.faults import add_faults
 from workflow_composer.profiles.models import Expanded

@@ -8,8 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from workflow_composer.backends.registry import ROLE
 from workflow_composer.errors import FleetError
-from workflow_composer.fleet.registry import ROLE
 from workflow_composer.storage.locks import FileLock, lock_beside
 from workflow_composer.storage.replacing import replace_file
 from workflow_composer.storage.saved import read_saved

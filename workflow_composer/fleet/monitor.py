@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.fleet.alerts import Alert, Channel
+from workflow_composer.fleet.asking import answer_to
 from workflow_composer.fleet.checks import Check
 from workflow_composer.fleet.delivery import Delivery
 from workflow_composer.fleet.history import History, Record
@@ -17,8 +18,7 @@ from workflow_composer.fleet.incidents import Phase, Rules, Seen, Step, advance
 from workflow_composer.fleet.memory import MonitorFiles, Remembered
 from workflow_composer.fleet.runners import Look, Runner
 from workflow_composer.fleet.stale import withdraw_dead
-from workflow_composer.fleet.survey import Known, check_all, known_servers, limits, of_file
-from workflow_composer.fleet.web import all_at_once
+from workflow_composer.fleet.survey import Known, check_all, known_servers, limits, look_all, of_file
 
 if TYPE_CHECKING:
     from workflow_composer.fleet.file import Fleet
@@ -107,15 +107,17 @@ class _Turn:
                 self.delivery.flush(server)
                 if server not in servers:
                     self._forget(server)
-        asking = {server: partial(self._look, known) for server, known in servers.items()}
-        late = Look(foreign="it could not be seen in time whether it runs")
-        seen = all_at_once(asking, LOOKING)
-        looks = {server: seen.get(server, late) for server in servers}
-        checks = self._check(servers, looks)
+        looks, checks = answer_to(self._see(servers))
         done = tuple(self._handle(known, looks[name], checks.get(name)) for name, known in servers.items())
         self._record(done)
         withdraw_dead(self.monitor.fleet.registry, self.monitor.node, self.monitor.clock())
         return Round(servers=done)
+
+    async def _see(self, servers: Mapping[str, Known]) -> tuple[dict[str, Look], dict[str, Check]]:
+        """What runs each server, and what those say that are not waited for."""
+        looking = {server: partial(self._look, known) for server, known in servers.items()}
+        looks = await look_all(looking, LOOKING, Look(foreign="it could not be seen in time whether it runs"))
+        return looks, await self._check(servers, looks)
 
     def _look(self, known: Known) -> Look:
         assert known.state is not None, "servers without a state are not the monitor's"
@@ -124,7 +126,7 @@ class _Turn:
             return Look()
         return runner.look(known.state) if runner else Look(foreign=f"nothing here starts servers by {known.state.how}")
 
-    def _check(self, servers: Mapping[str, Known], looks: Mapping[str, Look]) -> dict[str, Check]:
+    async def _check(self, servers: Mapping[str, Known], looks: Mapping[str, Look]) -> dict[str, Check]:
         now, environ = self.monitor.clock(), self.monitor.fleet.environ
         targets = {
             server: target
@@ -132,7 +134,7 @@ class _Turn:
             if known.state and known.state.wanted and not looks[server].waiting
             if (target := known.target(environ, now, self.monitor.node))
         }
-        return check_all(targets, limits(self.settings))
+        return await check_all(targets, limits(self.settings))
 
     def _handle(self, known: Known, look: Look, check: Check | None) -> Watched:
         before = self.files.load(known.server)

@@ -11,9 +11,9 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from workflow_composer.fleet.asking import Api
 from workflow_composer.fleet.hardware import GIGA, Gpu, Hardware
 from workflow_composer.fleet.settings import RoleSpec
-from workflow_composer.fleet.vllm_http import Api
 from workflow_composer.storage.replacing import try_to_write
 
 LEAST_DISK = 32 * 1024 * 1024

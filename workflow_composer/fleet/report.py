@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from workflow_composer.fleet.checks import Check, Limits, Target, check
+from workflow_composer.backends.readings import Readings
+from workflow_composer.fleet.asking import answer_to
+from workflow_composer.fleet.checks import Check, Limits, Target
 from workflow_composer.fleet.history import DAY, Record, Uptime, tokens_per_second, uptime
 from workflow_composer.fleet.monitor import history
-from workflow_composer.fleet.readings import Readings
 from workflow_composer.fleet.runners import Look, Runner
-from workflow_composer.fleet.survey import Known, known_servers, limits
-from workflow_composer.fleet.web import all_at_once
+from workflow_composer.fleet.survey import Known, check_all, known_servers, limits, look_all
 
 if TYPE_CHECKING:
     from workflow_composer.fleet.file import Fleet
@@ -81,7 +82,7 @@ def report(
     targets = {known.server: target for known in found if (target := _target(known, fleet.environ, now, node))}
     allowed = limits(fleet.settings.monitor)
     allowed = allowed if probe else replace(allowed, seconds=QUICK)
-    checks, looks = _ask(found, targets, runners, allowed, probe=probe)
+    checks, looks = answer_to(_ask(found, targets, runners, allowed, probe=probe))
     records: dict[str, list[Record]] = {}
     for record in history(fleet).records(now - DAY - 2 * fleet.settings.monitor.interval):
         records.setdefault(record.server, []).append(record)
@@ -101,25 +102,18 @@ def _target(known: Known, environ: Mapping[str, str], now: float, node: str) -> 
     return known.target(environ, now, node)
 
 
-def _ask(
+async def _ask(
     found: list[Known], targets: Mapping[str, Target], runners: Mapping[How, Runner], allowed: Limits, *, probe: bool
 ) -> tuple[dict[str, Check], dict[str, Look]]:
-    asking = {name: partial(check, target, allowed, probe=probe) for name, target in targets.items()}
+    grace = 10.0 if probe else _GRACE
     looking = {
         known.server: partial(runners[known.state.how].look, known.state)
         for known in found
         if known.state and known.state.wanted and known.state.how in runners
     }
-    tasks: dict[str, partial[Check] | partial[Look]] = {f"check {name}": task for name, task in asking.items()}
-    tasks |= {f"look {name}": task for name, task in looking.items()}
-    done: dict[str, Check | Look] = all_at_once(tasks, allowed.seconds + (10.0 if probe else _GRACE))
-    late = f"no whole answer within {allowed.seconds:g} s"
-    checks = {name: done.get(f"check {name}", Check(verdict="down", reason=late)) for name in asking}
     unseen = Look(foreign=f"it could not be seen within {allowed.seconds:g} s whether it runs")
-    looks = {name: done.get(f"look {name}", unseen) for name in looking}
-    return (
-        {name: value for name, value in checks.items() if isinstance(value, Check)},
-        {name: value for name, value in looks.items() if isinstance(value, Look)},
+    return await asyncio.gather(
+        check_all(targets, allowed, probe=probe, grace=grace), look_all(looking, allowed.seconds + grace, unseen)
     )
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from workflow_composer.fleet.registry import ROLE
+from workflow_composer.backends.registry import ROLE
 from workflow_composer.profiles.models import (
     EnvName,
     Name,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import socket
-
+from workflow_composer.backends.http.connection import Broken
+from workflow_composer.backends.registry import LIFETIME, Entry, Registry
+from workflow_composer.errors import EgressDenied
+from workflow_composer.fleet.asking import all_at_once, answer_to, observing
 from workflow_composer.fleet.processes import supervisor
-from workflow_composer.fleet.registry import LIFETIME, Entry, Registry
 
 LONG_GONE = 600.0
 """Seconds without renewal after which an entry whose port refuses connections is taken away."""
@@ -18,24 +19,33 @@ def withdraw_dead(registry: Registry, node: str, now: float) -> list[Entry]:
     Surely dead: not renewed in time, and either its process was on this node and is gone, or its port has refused
     connections long after. A node that cannot be reached may come back, and its entry stays; clients do not believe it.
     """
-    dead = [entry for entry in registry.all() if now - entry.updated >= LIFETIME and _is_dead(entry, node, now)]
+    stale = [entry for entry in registry.all() if now - entry.updated >= LIFETIME]
+    ended = [entry for entry in stale if _ended_here(entry, node)]
+    silent = [entry for entry in stale if entry not in ended and now - entry.updated >= LONG_GONE]
+    dead = ended + (answer_to(_refusing(silent)) if silent else [])
     for entry in dead:
         if entry in list(registry.all()):  # not renewed meanwhile
             registry.withdraw(entry)
     return dead
 
 
-def _is_dead(entry: Entry, node: str, now: float) -> bool:
-    if entry.node == node and not entry.job_id and supervisor(entry.pid, entry.server, entry.started) is None:
-        return True
-    return now - entry.updated >= LONG_GONE and _refuses(entry.host, entry.port)
+def _ended_here(entry: Entry, node: str) -> bool:
+    return entry.node == node and not entry.job_id and supervisor(entry.pid, entry.server, entry.started) is None
 
 
-def _refuses(host: str, port: int) -> bool:
+async def _refusing(entries: list[Entry]) -> list[Entry]:
+    """Those whose ports refuse connections; a name server that hangs holds up none of them."""
+    asking = {entry.file_name: _refuses(entry.host, entry.port) for entry in entries}
+    found = await all_at_once(asking, 2 * _PATIENCE)
+    return [entry for entry in entries if found.get(entry.file_name)]
+
+
+async def _refuses(host: str, port: int) -> bool:
     try:
-        socket.create_connection((host, port), timeout=_PATIENCE).close()
+        async with observing(host, port) as server:
+            await server.health(_PATIENCE)
     except ConnectionRefusedError:
         return True
-    except OSError:
+    except (OSError, Broken, EgressDenied):
         return False
     return False

@@ -2,24 +2,34 @@
 
 One JSON file per server. `fleet up`, `fleet down` and `fleet submit` say what is wanted, the process that runs the server
 says how it goes, the monitor starts again what is wanted and does not answer. All of them change a file under its lock.
+Clients read the registry instead (`backends.registry`): the state belongs to whoever runs the fleet.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from workflow_composer.backends.registry import ROLE, shared_directory
 from workflow_composer.errors import WorkflowComposerError
-from workflow_composer.fleet.registry import ROLE
 from workflow_composer.storage.locks import WAIT, FileLock
 from workflow_composer.storage.replacing import replace_file
 from workflow_composer.storage.saved import read_saved, saved
 
 How = Literal["process", "slurm"]
 Status = Literal["starting", "ready", "draining", "stopped", "failed"]
+
+STATE_VARIABLE = "WORKFLOW_COMPOSER_FLEET_STATE"
+"""Another folder for the fleet's state."""
+
+
+def state_directory(environ: Mapping[str, str], named: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of the fleet's state: the environment's, else the one that a file names, else the user's own."""
+    return shared_directory(environ, STATE_VARIABLE, named, "fleet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from workflow_composer.backends.registry import Entry
 from workflow_composer.errors import FleetError
 from workflow_composer.fleet.file import Fleet
-from workflow_composer.fleet.registry import Entry
 from workflow_composer.fleet.sbatch import job_script, sbatch_command, time_limit
 from workflow_composer.fleet.slurm import LIMIT, Job, Slurm
 from workflow_composer.fleet.state import ServerState

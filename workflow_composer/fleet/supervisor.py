@@ -17,7 +17,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from workflow_composer.backends.registry import BEAT, Entry, State
 from workflow_composer.errors import FleetError, WorkflowComposerError
+from workflow_composer.fleet.asking import Api
 from workflow_composer.fleet.file import Fleet
 from workflow_composer.fleet.holding import Holding
 from workflow_composer.fleet.log import Log
@@ -25,10 +27,8 @@ from workflow_composer.fleet.preflight import reachable
 from workflow_composer.fleet.preparing import Prepared, prepare
 from workflow_composer.fleet.process import Process, log_path
 from workflow_composer.fleet.reasons import last_line, reason
-from workflow_composer.fleet.registry import BEAT, Entry, State
 from workflow_composer.fleet.settings import RoleSpec
 from workflow_composer.fleet.state import How, ServerState, Status
-from workflow_composer.fleet.vllm_http import Api
 
 TICK = 0.25
 NOTICE = 3.0

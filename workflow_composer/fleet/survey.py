@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
+from workflow_composer.backends.registry import Entry
+from workflow_composer.fleet.asking import all_at_once
 from workflow_composer.fleet.checks import Check, Limits, Target, check
-from workflow_composer.fleet.registry import Entry
+from workflow_composer.fleet.runners import Look
 from workflow_composer.fleet.state import ServerState
-from workflow_composer.fleet.web import all_at_once
+from workflow_composer.runner import in_own_thread
 
 if TYPE_CHECKING:
     from workflow_composer.fleet.file import Fleet
@@ -85,18 +86,28 @@ def limits(settings: MonitorSettings) -> Limits:
     return Limits(seconds=settings.answer_seconds, queue=settings.queue_limit, cache=settings.cache_limit)
 
 
-def check_all(
+async def check_all(
     targets: Mapping[str, Target], allowed: Limits, *, probe: bool = True, grace: float = 10.0
 ) -> dict[str, Check]:
     """Check all at once. One whose check does not end within its seconds and ``grace`` hangs, too."""
-    checks = {server: partial(check, target, allowed, probe=probe) for server, target in targets.items()}
-    found = all_at_once(checks, allowed.seconds + grace)
+    checks = {server: check(target, allowed, probe=probe) for server, target in targets.items()}
+    found = await all_at_once(checks, allowed.seconds + grace)
     late = {
         server: Check(verdict="down", reason=f"{target.place} gave no whole answer within {allowed.seconds:g} s: it hangs")
         for server, target in targets.items()
         if server not in found
     }
     return found | late
+
+
+async def look_all(looks: Mapping[str, Callable[[], Look]], seconds: float, unseen: Look) -> dict[str, Look]:
+    """Look after all runners at once; ``unseen`` is what is known of one that cannot be seen within ``seconds``.
+
+    Each look blocks in a thread of its own: a question to SLURM is a command.
+    """
+    looking = {server: in_own_thread(look, f"look-{server}") for server, look in looks.items()}
+    found = await all_at_once(looking, seconds)
+    return {server: found.get(server, unseen) for server in looks}
 
 
 def _newer(one: Entry, other: Entry) -> bool:

@@ -74,7 +74,7 @@ async def _request(policy: EgressPolicy, url: str, environ: dict[str, str], trie
             through.append(how)
             return
         async with asyncio.timeout(_SECONDS):
-            await client.get(url)
+            await client.ask(url)
         through.append(how)
     except EgressDenied:
         tried.append(how)

@@ -189,7 +189,7 @@ def opened(monkeypatch):
 async def asked(url: str, policy: EgressPolicy = LOCAL, resolver=None) -> None:
     """One request."""
     async with Client(policy, resolve=resolver) as client:
-        await client.get(url)
+        await client.ask(url)
 
 
 async def test_a_local_name_that_resolves_to_the_world_gets_no_connection(opened):
@@ -250,12 +250,12 @@ async def test_dead_names_do_not_keep_a_living_server_waiting():
         names = [f"dead{number}" for number in range(50)]
         policy = EgressPolicy(False, frozenset((name, server.port) for name in [*names, "alive"]))
         async with Client(policy, resolve=resolve) as client:
-            dead = [asyncio.ensure_future(client.get(f"http://{name}:{server.port}/", connect=60.0)) for name in names]
+            dead = [asyncio.ensure_future(client.ask(f"http://{name}:{server.port}/", connect=60.0)) for name in names]
             try:
                 async with asyncio.timeout(60):
                     while len(asked) < len(names):
                         await asyncio.sleep(0.01)
-                    response = await client.get(f"http://alive:{server.port}/v1/models")
+                    response = await client.ask(f"http://alive:{server.port}/v1/models")
                 assert not any(task.done() for task in dead)
             finally:
                 release.set()
@@ -275,7 +275,7 @@ async def test_redirects_are_not_followed(server, status):
         server.listing = Reply.redirect(other.url, status)
         policy = EgressPolicy(False, frozenset({endpoint_of(server.url), endpoint_of(other.url)}))
         async with Client(policy) as client:
-            answer = await client.get(server.url + "/models")
+            answer = await client.ask(server.url + "/models")
         assert answer.status == status
         assert other.connections == 0
 

@@ -54,9 +54,9 @@ async def test_a_connection_that_the_server_closed_is_not_used_again(server):
 async def test_a_connection_that_was_idle_for_too_long_is_not_used_again(server):
     """The server may be about to close it."""
     async with client_of(server, keepalive=0.05) as client:
-        await client.get(server.url + "/models")
+        await client.ask(server.url + "/models")
         await asyncio.sleep(0.1)
-        await client.get(server.url + "/models")
+        await client.ask(server.url + "/models")
         assert await asyncio.to_thread(server.wait_for, lambda stub: stub.open == 1)
     assert server.connections == 2
 
@@ -64,10 +64,10 @@ async def test_a_connection_that_was_idle_for_too_long_is_not_used_again(server)
 async def test_idle_connections_beyond_need_are_closed_while_others_work(server):
     """After a burst their number falls again, although one of them is always fresh."""
     async with client_of(server, keepalive=0.3) as client:
-        await asyncio.gather(*(client.get(server.url + "/models") for _ in range(5)))
+        await asyncio.gather(*(client.ask(server.url + "/models") for _ in range(5)))
         async with asyncio.timeout(60):
             while server.open > 1:
-                await client.get(server.url + "/models")
+                await client.ask(server.url + "/models")
     assert server.connections == 5
 
 
@@ -119,7 +119,7 @@ async def test_a_kept_connection_that_the_server_closes_is_replaced_once_and_nob
     """It is closed in the moment in which the next request is sent: each second request meets that."""
     async with Closing(1) as server, client_of(server) as client:
         for _ in range(4):
-            assert (await client.get(server.url + "/models")).body == b"{}"
+            assert (await client.ask(server.url + "/models")).body == b"{}"
     assert server.requests == 4 + 3  # three of the four found a kept connection, which was closed
     assert server.connections == 4
 
@@ -129,10 +129,10 @@ async def test_a_new_connection_that_is_closed_without_an_answer_is_an_error(ans
     """The server is asked no third time."""
     async with Closing(answers) as server, client_of(server) as client:
         if answers:
-            await client.get(server.url + "/models")
+            await client.ask(server.url + "/models")
             server.answers = 0
         with pytest.raises(Broken) as caught:
-            await client.get(server.url + "/models")
+            await client.ask(server.url + "/models")
     assert not caught.value.begun
     assert server.connections == 1 + answers
 
@@ -140,9 +140,9 @@ async def test_a_new_connection_that_is_closed_without_an_answer_is_an_error(ans
 async def test_an_answer_that_breaks_off_is_not_asked_for_again():
     """It may have cost something."""
     async with Closing(1, says=b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf") as server, client_of(server) as client:
-        await client.get(server.url + "/models")
+        await client.ask(server.url + "/models")
         with pytest.raises(Broken) as caught:
-            await client.get(server.url + "/models")
+            await client.ask(server.url + "/models")
     assert caught.value.begun
     assert server.requests == 2
 
@@ -218,7 +218,7 @@ async def test_a_request_that_is_cancelled_ends_at_the_server(server, streaming)
         with pytest.raises(asyncio.CancelledError):
             await task
         assert await asyncio.to_thread(server.wait_for, lambda stub: stub.disconnects == 1)
-        assert (await client.get(server.url + "/models")).status == 200
+        assert (await client.ask(server.url + "/models")).status == 200
 
 
 async def test_a_refusal_of_a_stream_is_a_whole_answer(server):
@@ -229,7 +229,7 @@ async def test_a_refusal_of_a_stream_is_a_whole_answer(server):
         assert stream.whole is not None
         assert (stream.whole.status, b"no" in stream.whole.body) == (400, True)
         await stream.close()
-        await client.get(server.url + "/models")
+        await client.ask(server.url + "/models")
     assert server.connections == 1
 
 

@@ -13,8 +13,7 @@ import pytest
 from workflow_composer.backends import registered
 from workflow_composer.backends.places import Finder
 from workflow_composer.backends.registered import RegistryView, view_of
-from workflow_composer.fleet.places import REGISTRY_VARIABLE
-from workflow_composer.fleet.registry import LARGEST, LIFETIME, Entry, Registry
+from workflow_composer.backends.registry import LARGEST, LIFETIME, REGISTRY_VARIABLE, Entry, Registry
 from workflow_composer.strategy import StrategyConfig
 
 

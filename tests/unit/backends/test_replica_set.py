@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workflow_composer.backends.readings import Readings
 from workflow_composer.backends.replica import FRESH, Place, Replica, Standing, another_may_answer
 from workflow_composer.backends.replica_set import GONE, ReplicaSet
-from workflow_composer.backends.server_load import ServerLoad
 from workflow_composer.errors import (
     AuthenticationFailed,
     BadRequest,
@@ -112,7 +112,7 @@ def test_a_server_that_answers_a_question_for_its_metrics_is_reachable_again():
     servers = Servers(A)
     for _ in range(3):
         servers.ask(error=ServerUnreachable("x"))
-    servers.of(A).told(ServerLoad(), 0, servers.clock.now)
+    servers.of(A).told(Readings(), 0, servers.clock.now)
     assert servers.ask() == A
     assert servers.of(A).standing(servers.clock.now) is Standing.GOOD
 
@@ -121,7 +121,7 @@ def test_a_server_with_the_wrong_model_is_not_made_good_by_its_metrics():
     """It is there, and it is another."""
     servers = Servers(A)
     servers.ask(error=ModelNotFound("no such model", status=404))
-    servers.of(A).told(ServerLoad(), 0, servers.clock.now)
+    servers.of(A).told(Readings(), 0, servers.clock.now)
     assert servers.of(A).standing(servers.clock.now) is Standing.DOUBTFUL
 
 
@@ -132,7 +132,7 @@ def test_a_server_that_says_nothing_is_asked_last():
     assert servers.of(A).standing(servers.clock.now) is Standing.GOOD
     servers.of(A).said_nothing(refused=False, now=servers.clock.now)
     assert {servers.ask() for _ in range(30)} == {B}
-    servers.of(A).told(ServerLoad(), 0, servers.clock.now)
+    servers.of(A).told(Readings(), 0, servers.clock.now)
     assert {servers.ask() for _ in range(60)} == {A, B}
 
 
@@ -141,7 +141,7 @@ def test_a_listed_server_is_unknown_until_something_is_heard_of_it():
     listed = Place("http://d:1/v1")
     servers = Servers(listed, A)
     assert {servers.ask(key=bytes([n]) * 16) for n in range(30)} == {A}
-    servers.of(listed).told(ServerLoad(), 0, servers.clock.now)
+    servers.of(listed).told(Readings(), 0, servers.clock.now)
     assert {servers.ask() for _ in range(60)} == {listed, A}
 
 
@@ -192,9 +192,9 @@ def test_what_others_ask_a_server_counts_as_its_load():
     servers = Servers(A)
     replica, now = servers.of(A), servers.clock.now
     replica.calls = 2
-    replica.told(ServerLoad(10.0, 0.5), 2, now)
+    replica.told(Readings(requests=10, cache=0.5), 2, now)
     assert replica.load(now) == 10.0
-    replica.told(ServerLoad(10.0, 1.0), 2, now)
+    replica.told(Readings(requests=10, cache=1.0), 2, now)
     assert replica.load(now) == pytest.approx(20.0)
     assert replica.load(now + FRESH + 0.1) == 2.0
 

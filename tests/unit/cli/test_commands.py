@@ -126,7 +126,7 @@ class TestRoute:
 
     def test_the_servers_of_a_role_are_shown(self, command, tmp_path):
         """Those that the registry says are ready, and the listed ones; without asking any of them."""
-        from workflow_composer.fleet.registry import Entry, Registry
+        from workflow_composer.backends.registry import Entry, Registry
 
         ready = {"server": "coder", "role": "coder", "host": "10.0.0.7", "port": 8002, "model": "m", "state": "ready"}
         Registry(tmp_path).publish(Entry(**ready, started=1.0, updated=0.0))

@@ -141,7 +141,7 @@ def test_a_server_on_another_node_is_not_stopped_from_here(fleet, folder):  # no
 
 
 def test_a_server_that_runs_as_a_job_is_not_started_here_too(fleet, folder):  # noqa: F811
-    from workflow_composer.fleet.registry import Entry, Registry
+    from workflow_composer.backends.registry import Entry, Registry
 
     entry = Entry(
         server="small",

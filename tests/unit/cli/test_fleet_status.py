@@ -11,10 +11,10 @@ import pytest
 from tests.integration.fleet_commands import free_ports
 from tests.unit.fleet.stub_vllm import StubVLLM, serving
 from tests.unit.test_imports import HEAVY, RUN, foreign, loaded_by, ours
+from workflow_composer.backends.readings import Readings
+from workflow_composer.backends.registry import Entry, Registry
 from workflow_composer.cli.fleet_status import _row
 from workflow_composer.fleet.history import History, Record, Uptime
-from workflow_composer.fleet.readings import Readings
-from workflow_composer.fleet.registry import Entry, Registry
 from workflow_composer.fleet.report import Line
 from workflow_composer.fleet.state import ServerState, StateStore
 

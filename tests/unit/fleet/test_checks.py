@@ -11,8 +11,8 @@ import time
 import pytest
 
 from tests.unit.fleet.stub_vllm import StubVLLM, serving
+from workflow_composer.backends.readings import Readings
 from workflow_composer.fleet.checks import GRACE, Limits, Target, check
-from workflow_composer.fleet.readings import read_metrics
 from workflow_composer.fleet.survey import check_all
 
 QUICK = Limits(seconds=1.5)
@@ -28,9 +28,9 @@ def target(stub, **options):
     return Target(**({"host": "127.0.0.1", "port": stub.port, "model": "small"} | options))
 
 
-def test_a_server_that_gives_a_token_is_up_and_says_how_busy_it_is(stub):
+async def test_a_server_that_gives_a_token_is_up_and_says_how_busy_it_is(stub):
     stub.running, stub.waiting, stub.cache = 3.0, 2.0, 0.25
-    found = check(target(stub))
+    found = await check(target(stub))
 
     assert (found.verdict, found.reason) == ("up", "")
     assert (found.readings.running, found.readings.waiting, found.readings.cache) == (3, 2, 0.25)
@@ -40,14 +40,14 @@ def test_a_server_that_gives_a_token_is_up_and_says_how_busy_it_is(stub):
     ]
 
 
-def test_a_pooling_server_is_asked_for_a_vector(stub):
-    assert check(target(stub, pooling=True)).verdict == "up"
+async def test_a_pooling_server_is_asked_for_a_vector(stub):
+    assert (await check(target(stub, pooling=True))).verdict == "up"
     assert ("POST", "/v1/embeddings", {"model": "small", "input": ["1"]}) in stub.asked
     assert not [path for _, path, _ in stub.asked if path == "/v1/completions"]
 
 
-def test_without_a_probe_no_token_is_asked_for(stub):
-    assert check(target(stub), probe=False).verdict == "up"
+async def test_without_a_probe_no_token_is_asked_for(stub):
+    assert (await check(target(stub), probe=False)).verdict == "up"
     assert {method for method, _, _ in stub.asked} == {"GET"}
 
 
@@ -71,10 +71,10 @@ def test_without_a_probe_no_token_is_asked_for(stub):
         ({"key": "sesame"}, "wants a key (401), but its role names no api_key_env"),
     ],
 )
-def test_each_fault_has_one_clear_line(stub, changes, reason):
+async def test_each_fault_has_one_clear_line(stub, changes, reason):
     for name, value in changes.items():
         setattr(stub, name, value)
-    found = check(target(stub), QUICK)
+    found = await check(target(stub), QUICK)
 
     assert found.verdict == "down"
     assert found.reason.endswith(reason)
@@ -82,47 +82,47 @@ def test_each_fault_has_one_clear_line(stub, changes, reason):
     assert "\n" not in found.reason
 
 
-def test_a_pooling_server_without_a_vector_is_down(stub):
+async def test_a_pooling_server_without_a_vector_is_down(stub):
     stub.answers["/v1/embeddings"] = (200, b'{"data": [{"embedding": []}]}')
-    assert check(target(stub, pooling=True)).reason.endswith("answers a request for one vector without a vector")
+    assert (await check(target(stub, pooling=True))).reason.endswith("answers a request for one vector without a vector")
 
 
-def test_the_key_of_the_role_opens_the_server_and_never_stands_in_a_reason(stub):
+async def test_the_key_of_the_role_opens_the_server_and_never_stands_in_a_reason(stub):
     stub.key = "sesame"
-    assert check(target(stub, key="sesame", key_variable="FLEET_KEY")).verdict == "up"
+    assert (await check(target(stub, key="sesame", key_variable="FLEET_KEY"))).verdict == "up"
 
-    wrong = check(target(stub, key="secret-but-wrong", key_variable="FLEET_KEY"))
+    wrong = await check(target(stub, key="secret-but-wrong", key_variable="FLEET_KEY"))
     assert wrong.reason.endswith("refuses the key in $FLEET_KEY (401)")
     assert "secret" not in repr(wrong)
-    assert check(target(stub, key_variable="FLEET_KEY")).reason.endswith("but $FLEET_KEY is not set here")
+    assert (await check(target(stub, key_variable="FLEET_KEY"))).reason.endswith("but $FLEET_KEY is not set here")
 
 
-def test_a_closed_port_refuses():
+async def test_a_closed_port_refuses():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    found = check(Target(host="127.0.0.1", port=port, model="small"))
+    found = await check(Target(host="127.0.0.1", port=port, model="small"))
     assert (found.verdict, found.reason) == ("down", f"127.0.0.1:{port} refuses connections")
 
 
-def test_a_port_whose_process_is_stopped_hangs_within_the_limit():
+async def test_a_port_whose_process_is_stopped_hangs_within_the_limit():
     """SIGSTOP leaves the kernel to take connections that nobody answers."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(8)
         port = silent.getsockname()[1]
         begun = time.monotonic()
-        found = check(Target(host="127.0.0.1", port=port, model="small"), QUICK)
+        found = await check(Target(host="127.0.0.1", port=port, model="small"), QUICK)
     assert found.reason == f"port {port} is open, but no answer within 1.5 s: it hangs"
     assert time.monotonic() - begun < 20  # the ordinary limit is thirty seconds
 
 
-def test_a_name_that_nobody_knows_is_said(stub):
-    found = check(target(stub, host="no-such-host.invalid"), Limits(seconds=5))
+async def test_a_name_that_nobody_knows_is_said(stub):
+    found = await check(target(stub, host="no-such-host.invalid"), Limits(seconds=5))
     assert found.reason == "the name no-such-host.invalid cannot be resolved"
 
 
-def test_a_server_that_hangs_up_is_down(stub):
+async def test_a_server_that_hangs_up_is_down(stub):
     with socket.socket() as rude:
         rude.bind(("127.0.0.1", 0))
         rude.listen(8)
@@ -134,33 +134,33 @@ def test_a_server_that_hangs_up_is_down(stub):
 
         thread = threading.Thread(target=hang_up, daemon=True)
         thread.start()
-        found = check(target(stub, port=rude.getsockname()[1]), QUICK)
+        found = await check(target(stub, port=rude.getsockname()[1]), QUICK)
     assert found.reason.endswith("broke the connection off, or speaks no HTTP")
 
 
-def test_no_redirect_is_followed(stub):
+async def test_no_redirect_is_followed(stub):
     """What a server says must not send the key elsewhere."""
     with serving(StubVLLM()) as other:
         stub.answers["/v1/models"] = (302, b"")
         stub.headers["Location"] = f"http://127.0.0.1:{other.port}/v1/models"
-        assert check(target(stub, key="k")).verdict == "down"
+        assert (await check(target(stub, key="k"))).verdict == "down"
         assert other.asked == []
 
 
-def test_the_environments_proxy_is_not_used(stub, monkeypatch):
+async def test_the_environments_proxy_is_not_used(stub, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    assert check(target(stub)).verdict == "up"
+    assert (await check(target(stub))).verdict == "up"
 
 
-def test_an_answer_without_end_is_cut_off(stub):
+async def test_an_answer_without_end_is_cut_off(stub):
     stub.answers["/health"] = (200, b"")
     stub.body = lambda: itertools.repeat(b"x" * 65536)
-    found = check(target(stub), Limits(seconds=20))
+    found = await check(target(stub), Limits(seconds=20))
     assert found.reason.endswith("/health answers without end")
 
 
-def test_an_answer_that_drips_is_given_up(stub):
+async def test_an_answer_that_drips_is_given_up(stub):
     """Each byte comes within the socket's time limit; the whole does not, and the round goes on without it."""
 
     def drip():
@@ -172,7 +172,7 @@ def test_an_answer_that_drips_is_given_up(stub):
     stub.answers["/health"] = (200, b"")
     stub.body = drip
     begun = time.monotonic()
-    found = check_all({"a": target(stub)}, QUICK, grace=0.5)["a"]
+    found = (await check_all({"a": target(stub)}, QUICK, grace=0.5))["a"]
     assert found.reason == f"127.0.0.1:{stub.port} gave no whole answer within 1.5 s: it hangs"
     assert time.monotonic() - begun < 20
 
@@ -185,57 +185,36 @@ def test_an_answer_that_drips_is_given_up(stub):
         ({"waiting": 99.0, "cache": 0.97}, ""),
     ],
 )
-def test_a_long_queue_or_a_full_cache_is_overload_and_no_failure(stub, changes, reason):
+async def test_a_long_queue_or_a_full_cache_is_overload_and_no_failure(stub, changes, reason):
     for name, value in changes.items():
         setattr(stub, name, value)
-    found = check(target(stub))
+    found = await check(target(stub))
     assert (found.verdict, found.reason) == ("overloaded" if reason else "up", reason)
 
 
-def test_limits_are_the_callers(stub):
+async def test_limits_are_the_callers(stub):
     stub.waiting, stub.cache = 5.0, 0.5
-    assert check(target(stub), Limits(queue=5)).verdict == "overloaded"
-    assert check(target(stub), Limits(cache=0.5)).verdict == "overloaded"
-    assert check(target(stub), Limits(queue=6, cache=0.51)).verdict == "up"
+    assert (await check(target(stub), Limits(queue=5))).verdict == "overloaded"
+    assert (await check(target(stub), Limits(cache=0.5))).verdict == "overloaded"
+    assert (await check(target(stub), Limits(queue=6, cache=0.51))).verdict == "up"
 
 
-def test_a_server_that_gives_no_token_but_works_on_others_is_overloaded(stub):
+async def test_a_server_that_gives_no_token_but_works_on_others_is_overloaded(stub):
     """Its counters grow while the probe waits; a restart would lose what it works on."""
     stub.hang, stub.works, stub.waiting = {"/v1/completions"}, True, 7.0
-    found = check(target(stub), QUICK)
+    found = await check(target(stub), QUICK)
     assert (found.verdict, found.reason) == ("overloaded", "no token within 1.5 s, but it works: 7 requests wait")
     assert found.seconds < QUICK.seconds + GRACE
 
 
-def test_a_server_without_metrics_is_up(stub):
+async def test_a_server_without_metrics_is_up(stub):
     stub.answers["/metrics"] = (404, b"")
-    found = check(target(stub))
+    found = await check(target(stub))
     assert found.verdict == "up"
     assert found.readings.running is None
 
 
-def test_metrics_of_several_engines_are_added_and_the_older_name_of_the_cache_is_known():
-    text = "\n".join(
-        [
-            'vllm:num_requests_running{engine="0"} 1.0',
-            'vllm:num_requests_running{engine="1"} 2.0',
-            'vllm:gpu_cache_usage_perc{engine="0"} 0.2',
-            'vllm:gpu_cache_usage_perc{engine="1"} 0.9',
-            'vllm:num_requests_waiting{model_name="a} 9"} NaN',
-            "process_start_time_seconds 1.7e9 1700000000000",
-            'vllm:generation_tokens_total_of_another{engine="0"} 5',
-        ]
-    )
-    found = read_metrics(text)
-    assert (found.running, found.waiting, found.cache, found.started, found.tokens) == (3, None, 0.9, 1.7e9, None)
-
-
-def test_metrics_that_are_no_metrics_say_nothing():
-    for text in ("", "vllm:num_requests_running", "vllm:num_requests_running{", "vllm:num_requests_running{} x", "\0" * 99):
-        assert read_metrics(text).running is None
-
-
-def test_many_servers_are_checked_at_once():
+async def test_many_servers_are_checked_at_once():
     """Forty that hang take as long as one, not a minute."""
     sockets = [socket.socket() for _ in range(40)]
     try:
@@ -247,10 +226,46 @@ def test_many_servers_are_checked_at_once():
             for index, silent in enumerate(sockets)
         }
         begun = time.monotonic()
-        found = check_all(targets, QUICK)
+        found = await check_all(targets, QUICK)
         assert time.monotonic() - begun < 30
         assert {item.verdict for item in found.values()} == {"down"}
         assert len(found) == 40
     finally:
         for silent in sockets:
             silent.close()
+
+
+async def test_a_name_server_that_hangs_holds_up_nobody_else(stub, monkeypatch):
+    """Its own server cannot be reached; the others are well at once."""
+    released, known = threading.Event(), socket.getaddrinfo
+
+    def slow(host, *arguments, **options):
+        if host == "slow.example":
+            released.wait(60)
+        return known(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    targets = {f"slow-{index}": target(stub, host="slow.example") for index in range(50)} | {"well": target(stub)}
+    begun = time.monotonic()
+    found = await check_all(targets, QUICK)
+    released.set()
+    assert time.monotonic() - begun < 20
+    assert found.pop("well").verdict == "up"
+    assert {item.reason for item in found.values()} == {
+        f"slow.example:{stub.port} cannot be reached: no connection within 1.5 s"
+    }
+
+
+async def test_a_host_that_is_none_is_said(stub):
+    """Whoever wrote it into the state or the registry."""
+    found = await check(target(stub, host="evil@example"))
+    assert (found.verdict, found.reason) == ("down", "evil@example is not the name of a host")
+    assert stub.asked == []
+
+
+async def test_endless_metrics_leave_a_server_up_and_unread(stub):
+    """It gives its token; a server without metrics is not down for that, either."""
+    stub.answers["/metrics"] = (200, b"")
+    stub.body = lambda: itertools.repeat(b"vllm:num_requests_running 1\n" * 4096)
+    found = await check(target(stub), Limits(seconds=20))
+    assert (found.verdict, found.readings) == ("up", Readings())

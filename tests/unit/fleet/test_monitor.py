@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.unit.fleet.stub_vllm import StubVLLM, serving
+from workflow_composer.backends.registry import Entry
 from workflow_composer.errors import FleetError, WorkflowComposerError
 from workflow_composer.fleet.alerts import AlertFailed
 from workflow_composer.fleet.file import load_fleet
 from workflow_composer.fleet.history import DAY, Record
 from workflow_composer.fleet.memory import Remembered
 from workflow_composer.fleet.monitor import Monitor, history, judge, monitor_files
-from workflow_composer.fleet.registry import Entry
 from workflow_composer.fleet.runners import Look
 from workflow_composer.fleet.state import ServerState
 from workflow_composer.fleet.survey import known_servers

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from workflow_composer.backends.registry import Entry, Registry
 from workflow_composer.fleet.alerts import Alert
 from workflow_composer.fleet.claims import Claims
 from workflow_composer.fleet.hardware import Gpu
@@ -16,7 +17,6 @@ from workflow_composer.fleet.history import History, Record
 from workflow_composer.fleet.holding import Holder, Holding
 from workflow_composer.fleet.incidents import Memory
 from workflow_composer.fleet.memory import MonitorFiles, Remembered, Unsent
-from workflow_composer.fleet.registry import Entry, Registry
 from workflow_composer.fleet.state import ServerState, StateStore
 
 ENTRY_TEXT = """{

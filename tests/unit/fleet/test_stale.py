@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 
 import pytest
 
 from tests.integration.fleet_commands import free_ports
-from workflow_composer.fleet.registry import LIFETIME, Entry, Registry
+from workflow_composer.backends.registry import LIFETIME, Entry, Registry
 from workflow_composer.fleet.stale import LONG_GONE, withdraw_dead
 from workflow_composer.storage.replacing import replace_file
 
@@ -63,3 +64,16 @@ def test_a_node_that_cannot_be_reached_may_come_back(registry):
     put(registry, age=LONG_GONE + 5, host="no-such-host.invalid")
     assert withdraw_dead(registry, NODE, time.time()) == []
     assert len(list(registry.all())) == 1
+
+
+def test_a_name_server_that_hangs_holds_up_no_other_entry(registry, monkeypatch):
+    """Twenty names that nobody resolves take as long as one, and the port that refuses is taken away."""
+    released = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: released.wait(60) or [])
+    for index in range(20):
+        put(registry, age=LONG_GONE + 5, server=f"slow-{index}", host=f"slow-{index}.example")
+    gone = put(registry, age=LONG_GONE + 5)
+    begun = time.monotonic()
+    assert withdraw_dead(registry, NODE, time.time()) == [gone]
+    assert time.monotonic() - begun < 15
+    released.set()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from workflow_composer.backends.recordings import open_recording
+from workflow_composer.backends.registry import Registry
 from workflow_composer.batch.journal import Journal
 from workflow_composer.batch.probe import Probe
 from workflow_composer.batch.results import records
@@ -19,7 +20,6 @@ from workflow_composer.calibration.route_certificate import RouteCertificate
 from workflow_composer.errors import InputError
 from workflow_composer.fleet.history import History
 from workflow_composer.fleet.memory import MonitorFiles
-from workflow_composer.fleet.registry import Registry
 from workflow_composer.fleet.state import StateStore
 from workflow_composer.metrics.live import LiveMetrics
 from workflow_composer.metrics.live_files import SharedMetrics

@@ -107,13 +107,22 @@ class Client:
             else:
                 return Stream(inbox, functools.partial(self._give_back, origin))
 
-    async def get(
-        self, url: str, *, headers: Mapping[str, str] | None = None, connect: float = 2.0, bounds: Bounds = BOUNDS
+    async def ask(
+        self,
+        url: str,
+        content: bytes | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        connect: float = 2.0,
+        sink: Sink | None = None,
+        bounds: Bounds = BOUNDS,
     ) -> Answer:
-        """One small question. Raises as `send`."""
+        """One small question: a GET, or a POST of JSON where there is ``content``. Raises as `send`."""
         origin = Origin.of(url)
-        data = head("GET", path_of(url), origin, headers or {}) + b"\r\n"
-        return await self.send(origin, data, connect=connect, bounds=bounds)
+        sized = {} if content is None else {"Content-Type": "application/json", "Content-Length": str(len(content))}
+        start = head("GET" if content is None else "POST", path_of(url), origin, {**sized, **(headers or {})})
+        data = b"%b\r\n%b" % (start, content or b"")
+        return await self.send(origin, data, connect=connect, sink=sink, bounds=bounds)
 
     async def close(self) -> None:
         """Close every connection, those in use among them."""

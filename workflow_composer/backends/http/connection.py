@@ -106,6 +106,11 @@ class Connection(asyncio.Protocol):
         self.transport.write(data)
         return waiter
 
+    @property
+    def begun(self) -> bool:
+        """Whether something of the answer has come."""
+        return self._received > 0
+
     def pause(self) -> None:
         """Read nothing for now."""
         if self.transport is not None and not self.transport.is_closing():

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from workflow_composer.backends.egress import EgressPolicy
-from workflow_composer.backends.http.connection import BOUNDS, Answer, Broken, TooLong
+from workflow_composer.backends.http.connection import BOUNDS, Answer, Bounds, Broken, TooLong
 from workflow_composer.errors import EgressDenied
 
 if TYPE_CHECKING:
@@ -47,12 +47,19 @@ class ProxiedClient:
         self._client: Any = None
 
     async def ask(
-        self, method: str, path: str, headers: Mapping[str, str], content: bytes | None, *, connect: float
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        content: bytes | None,
+        *,
+        connect: float,
+        bounds: Bounds = BOUNDS,
     ) -> Answer:
         """A request and its whole answer. Raises as `Client.send`."""
         opened = await self.open(method, path, headers, content, connect=connect)
         try:
-            return opened.whole or await opened.gathered()
+            return opened.whole or await opened.gathered(bounds)
         finally:
             await opened.close()
 
@@ -119,11 +126,13 @@ class ProxiedStream:
             raise TooLong(f"its answer is longer than {BOUNDS.decoded} bytes")
         return part
 
-    async def gathered(self) -> Answer:
-        """The rest of it, whole."""
+    async def gathered(self, bounds: Bounds = BOUNDS) -> Answer:
+        """The rest of it, whole. Raises `Broken`."""
         parts: list[bytes] = []
         while part := await self.read():
             parts.append(part)
+            if self._size > bounds.decoded:
+                raise TooLong(f"its answer is longer than {bounds.decoded} bytes")
         return Answer(self._response.status_code, _headers(self._response), b"".join(parts))
 
     async def close(self) -> None:

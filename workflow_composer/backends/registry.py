@@ -4,6 +4,8 @@ Whoever runs a server publishes it, beats while it lives and withdraws it at its
 (written beside, then renamed), so that no reader sees half of one. An entry that has not been renewed for `LIFETIME` seconds
 counts as gone: its server's node may have died with it, and what listens on that port now may be somebody else's.
 
+Backends read it; the fleet, which stands above them, publishes.
+
 Clocks of the nodes must agree to within a few seconds, as NTP keeps them.
 """
 
@@ -15,7 +17,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
@@ -25,6 +27,9 @@ from workflow_composer.storage.replacing import replace_file
 from workflow_composer.storage.saved import read_saved
 
 State = Literal["starting", "ready", "draining"]
+
+REGISTRY_VARIABLE = "WORKFLOW_COMPOSER_REGISTRY"
+"""Another folder for the registry."""
 
 FORM = 1
 """The version of the file's form."""
@@ -162,3 +167,19 @@ def _trusted(path: Path) -> bytes:
         if not stat.S_ISREG(found.st_mode) or found.st_mode & stat.S_IWOTH or found.st_size > LARGEST:
             raise ValueError("not a file that its owner alone writes")
         return file.read(LARGEST)
+
+
+def registry_directory(environ: Mapping[str, str], named: str | os.PathLike[str] | None = None) -> Path:
+    """The registry's folder: the environment's, else the one that a file names, else the user's own."""
+    return shared_directory(environ, REGISTRY_VARIABLE, named, "registry")
+
+
+def shared_directory(environ: Mapping[str, str], variable: str, named: str | os.PathLike[str] | None, name: str) -> Path:
+    """A folder that a fleet's parts share: the one in ``variable``, else ``named``, else ``name`` in the user's own state.
+
+    It must lie on a file system that every node sees; a home directory usually does.
+    """
+    if place := environ.get(variable, "").strip() or named:
+        return Path(place).expanduser().absolute()
+    home = environ.get("XDG_STATE_HOME") or Path(environ.get("HOME") or Path.home()) / ".local" / "state"
+    return Path(home) / "workflow-composer" / name
