@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import stat
@@ -100,6 +101,14 @@ def test_a_webhook_is_not_redirected(hook):
         with pytest.raises(AlertFailed, match="answers with status 302"):
             WebhookChannel(f"http://127.0.0.1:{hook.port}/moved").send(ALERT)
         assert elsewhere.asked == []
+
+
+def test_a_webhook_has_taken_an_alert_when_its_status_says_so(hook):
+    """Whatever it says besides, without end, is not read, and makes no failure a success."""
+    hook.body = lambda: itertools.repeat(b"x" * 65536)
+    WebhookChannel(f"http://127.0.0.1:{hook.port}/hook?key=sesame").send(ALERT)
+    with pytest.raises(AlertFailed, match="answers with status 500"):
+        WebhookChannel(f"http://127.0.0.1:{hook.port}/broken").send(ALERT)
 
 
 def test_a_webhook_that_fails_does_not_show_its_secret(hook, monkeypatch):
