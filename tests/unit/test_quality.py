@@ -95,6 +95,12 @@ def _uses(path):
 
 
 MECHANISMS = {
+    "openai": {"backends/http/proxied.py"},
+    "httpx2": {"backends/http/proxied.py"},
+    "httpcore2": set(),
+    "http.client": set(),
+    "urllib.request": {"backends/http/proxied.py"},
+    "requests": {"fleet/alerts.py", "server/tracing.py"},  # webhooks, and the OTLP exporter's
     "fcntl": {"storage/locks.py"},
     "tempfile": {"storage/lines.py", "storage/replacing.py"},
     "os.fsync": {"storage/replacing.py"},
@@ -107,7 +113,7 @@ MECHANISMS = {
 """What is done in one place only: modules that are imported, functions and methods of paths (with one argument) called."""
 
 
-def test_files_are_locked_and_replaced_in_one_place_only():
+def test_files_and_servers_are_reached_in_one_place_only():
     """Whoever needs it uses that place; nobody begins another."""
     found = {}
     for path in PACKAGE:
