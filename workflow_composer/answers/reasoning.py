@@ -7,6 +7,8 @@ import re
 _MARK = re.compile(
     r"<(/?)(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning)>|\[(/?)THINK\]|\u25c1(/?)think\u25b7", re.IGNORECASE
 )
+_CHANNEL = "<|channel|>final<|message|>"
+"""What stands before the answer where a server gives gpt-oss's channels as they are."""
 _EDGES = "<>[]\u25c1\u25b7"
 
 
@@ -19,6 +21,8 @@ def without_reasoning(text: str) -> str:
     >>> without_reasoning("<think>12 + 6</think>18"), without_reasoning("12 + 6</think>18"), without_reasoning("<think>12 +")
     ('18', '18', '')
     """
+    if _CHANNEL in text:
+        return text.rpartition(_CHANNEL)[2].partition("<|")[0]
     said: list[str] = []
     start: int | None = 0
     for mark in _MARK.finditer(text):

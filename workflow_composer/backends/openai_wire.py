@@ -109,7 +109,7 @@ def completion_of(data: Any, *, model: str) -> Completion:
     if len(choices) > 1:
         choices = sorted(choices, key=lambda choice: choice.get("index") or 0)
     samples = tuple(sample_of(choice) for choice in choices)
-    return Completion(samples, usage_of(data.get("usage")), data.get("model") or model)
+    return Completion(samples, usage_of(data.get("usage")), name_in(data) or model)
 
 
 def chunk_of(data: Any) -> Chunk | None:
@@ -118,7 +118,7 @@ def chunk_of(data: Any) -> Chunk | None:
         raise Malformed("an event that is no object")
     usage = data.get("usage")
     choices = data.get("choices")
-    model = data.get("model")
+    model = name_in(data)
     if not choices:
         found = usage_in(usage)
         return Chunk(usage=found, model=model) if found else None
@@ -155,7 +155,7 @@ def embeddings_of(data: Any, *, count: int, model: str) -> Embeddings:
         raise Malformed(f"not {count} vectors")
     rows = sorted(rows, key=lambda row: row.get("index") or 0)
     vectors = tuple(tuple(map(float, row["embedding"])) for row in rows)
-    return Embeddings(vectors, data.get("model") or model, usage_of(data.get("usage")))
+    return Embeddings(vectors, name_in(data) or model, usage_of(data.get("usage")))
 
 
 def model_ids(data: Any) -> tuple[str, ...]:
@@ -165,6 +165,12 @@ def model_ids(data: Any) -> tuple[str, ...]:
         raise Malformed("no list of models")
     rows = sorted((row for row in rows if isinstance(row, dict) and row.get("id")), key=lambda row: bool(row.get("parent")))
     return tuple(str(row["id"]) for row in rows)
+
+
+def name_in(data: Mapping[str, Any]) -> str | None:
+    """The name that a server gives itself, where it is one."""
+    name = data.get("model")
+    return name if isinstance(name, str) else None
 
 
 def usage_of(usage: Any) -> Usage:

@@ -162,7 +162,7 @@ class _Pump:
         if found.get("error") or found.get("object") == "error":
             self._stop(found)
             return False
-        self.model = found.get("model") or self.model
+        self.model = openai_wire.name_in(found) or self.model
         if not self.works and openai_wire.shows_work(found):
             self.works = True
             self._timer.cancel()

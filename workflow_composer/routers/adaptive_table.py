@@ -20,7 +20,7 @@ _CODE = re.compile(r"```|^\s*(?:def|class|import|#include|function|SELECT)\b", r
 
 
 def shape_of(request: LLMRequest) -> str:
-    """The kind of a request in a word: task, needs, length, and whether there are code and numbers in it.
+    """The kind of a request in a word: task, form, needs, length, and whether there are code and numbers in it.
 
     Lengths are characters, rounded up to a power of four.
 
@@ -33,7 +33,8 @@ def shape_of(request: LLMRequest) -> str:
         length *= 4
     marks = [mark for mark, form in (("code", _CODE), ("numbers", _NUMBER)) if form.search(text)]
     model = [f"model={request.model}"] if request.model else []
-    return " ".join([request.task_type, *model, *sorted(request.needs), str(length), *marks])
+    bare = ["completion"] if request.kind == "completion" else []  # which no vote can be taken of
+    return " ".join([request.task_type, *model, *bare, *sorted(request.needs), str(length), *marks])
 
 
 def key_of(request: LLMRequest, *, digits_alike: bool) -> int:

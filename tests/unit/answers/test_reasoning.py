@@ -69,3 +69,11 @@ def test_a_megabyte_of_marks_takes_no_time(piece):
     before = time.process_time()
     reader().read(piece * (1_000_000 // len(piece)))
     assert time.process_time() - before < 5
+
+
+def test_the_final_channel_is_the_answer_where_a_server_shows_all_of_them():
+    """As gpt-oss writes them, and as some servers hand them on."""
+    text = "<|channel|>analysis<|message|>It is 5.<|end|><|start|>assistant<|channel|>final<|message|>7<|return|>"
+    assert without_reasoning(text) == "7"
+    assert not says_nothing(text)
+    assert says_nothing("<|channel|>final<|message|> <|return|>")

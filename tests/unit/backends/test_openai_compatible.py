@@ -384,3 +384,14 @@ async def test_the_backend_is_one(local, cloud):
     """It satisfies the seam and knows where its bytes stay."""
     assert isinstance(local, Backend)
     assert (local.local, cloud.local) == (True, False)
+
+
+@pytest.mark.parametrize("name", [5, ["m"], {"a": 1}, True, "", None])
+async def test_a_name_that_a_server_gives_itself_and_that_is_none_is_passed_over(server, local, name):
+    """What goes into headers and figures is a text."""
+    choice = {"index": 0, "message": {"content": "4"}, "finish_reason": "stop"}
+    server.script(Reply.of({"choices": [choice], "model": name}))
+    assert (await local.complete(call())).model == MODEL
+    chunk = {"choices": [{"index": 0, "delta": {"content": "4"}, "finish_reason": "stop"}], "model": name}
+    server.script(Reply(events=(json.dumps(chunk).encode(),)))
+    assert [piece.model for piece in await collect(local, call())] == [name if name == "" else None]

@@ -309,6 +309,9 @@ def test_the_bound_holds_where_many_ask_at_once(orchestrating):
 def test_shapes_tell_task_needs_length_and_what_stands_in_the_text():
     """And nothing of the words."""
     assert shape_of(LLMRequest.of("Sort it.")) == "* chat 16"
+    assert (
+        shape_of(LLMRequest.of("Sort it.", kind="completion")) == "* completion chat 16"
+    )  # another plan, as it has no vote
     assert shape_of(LLMRequest.of("```\nx = 1\n```" + " word" * 20, model="m")) == "* model=m chat 256 code numbers"
 
 
