@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -241,7 +241,7 @@ def _text_logprobs(found: Any) -> tuple[TokenLogprob, ...] | None:
         return None
     tops = found.get("top_logprobs") or [None] * len(found["tokens"])
     rows = zip(found["tokens"], found["token_logprobs"], tops, strict=True)
-    return tuple(
+    return _known(
         TokenLogprob(token, logprob, tuple(sorted((top or {}).items(), key=_by_logprob, reverse=True)))
         for token, logprob, top in rows
         if logprob is not None
@@ -260,7 +260,13 @@ def _logprobs(found: Any) -> tuple[TokenLogprob, ...] | None:
     content = found.get("content") if isinstance(found, dict) else None
     if content is None:
         return None
-    return tuple(TokenLogprob(token["token"], token["logprob"], _top(token.get("top_logprobs"))) for token in content)
+    return _known(TokenLogprob(token["token"], token["logprob"], _top(token.get("top_logprobs"))) for token in content)
+
+
+def _known(tokens: Iterable[TokenLogprob]) -> tuple[TokenLogprob, ...] | None:
+    """The tokens, or None where one of them says nothing of its probability: what is unknown is not certain."""
+    found = tuple(tokens)
+    return found if all(type(one.logprob) in (float, int) and one.logprob <= 0.01 for one in found) else None
 
 
 def _top(found: Any) -> tuple[tuple[str, float], ...]:

@@ -395,3 +395,13 @@ async def test_a_name_that_a_server_gives_itself_and_that_is_none_is_passed_over
     chunk = {"choices": [{"index": 0, "delta": {"content": "4"}, "finish_reason": "stop"}], "model": name}
     server.script(Reply(events=(json.dumps(chunk).encode(),)))
     assert [piece.model for piece in await collect(local, call())] == [name if name == "" else None]
+
+
+@pytest.mark.parametrize("claim", ["abc", None, [], True, 3.5, float("nan")])
+async def test_log_probabilities_that_cannot_be_are_unknown(server, local, claim):
+    """Whatever judges by them takes the answer for one without; the answer itself stands."""
+    tokens = [{"token": "4", "logprob": -0.1, "top_logprobs": []}, {"token": "!", "logprob": claim, "top_logprobs": []}]
+    choice = {"index": 0, "message": {"content": "4!"}, "finish_reason": "stop", "logprobs": {"content": tokens}}
+    server.script(Reply.of({"choices": [choice]}))
+    (sample,) = (await local.complete(call(logprobs=True))).samples
+    assert (sample.text, sample.logprobs) == ("4!", None)
