@@ -91,7 +91,7 @@ def test_another_status_than_200_is_not_healthy_and_no_redirect_is_followed():
 def test_an_answer_beyond_its_limit_says_nothing():
     """Not what its first bytes say, either."""
     start = b'vllm:num_requests_running{engine="0"} 0.0\n'
-    with saying(HEAD, start, b"#" * METRICS.answer) as api:
+    with saying(answer(start + b"#" * METRICS.answer)) as api:
         assert api.busy(timeout=20) is None
 
 
