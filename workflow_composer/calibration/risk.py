@@ -83,7 +83,8 @@ def fewest_accepted(alpha: float, level: float) -> int:
     (22, 203)
     """
     fewest = max(1, math.ceil(math.log(level) / math.log1p(-alpha)))
-    return fewest if float(p_value(0, fewest, alpha)) <= level else fewest + 1
+    near = range(max(1, fewest - 1), fewest + 1)  # rounding may put the formula one off, to either side
+    return next((count for count in near if float(p_value(0, count, alpha)) <= level), fewest + 1)
 
 
 def highest_coverage(base_error: float, alpha: float) -> float:

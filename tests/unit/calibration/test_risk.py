@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta, binom
 
@@ -76,6 +76,7 @@ def test_the_upper_bound_is_clopper_and_pearsons(count, delta):
 
 @settings(deadline=None)
 @given(shares, st.floats(0.0005, 0.5))
+@example(0.49999999999999994, 0.5)
 def test_fewest_accepted_is_the_first_number_that_can_pass(alpha, level):
     """With none wrong, that many pass and one fewer do not."""
     fewest = risk.fewest_accepted(alpha, level)
