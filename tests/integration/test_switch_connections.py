@@ -19,7 +19,10 @@ def own_threads():
 
 
 def profile(name, url):
-    return StrategyConfig(profile_name=name, vllm_endpoints={name: url}, task_routing={"*": name}, allow_cloud=False)
+    endpoints, timeouts = {name: url}, {"connect": 30.0}  # client and server share a process that other tests may stall
+    return StrategyConfig(
+        profile_name=name, vllm_endpoints=endpoints, task_routing={"*": name}, allow_cloud=False, timeouts=timeouts
+    )
 
 
 async def test_a_hundred_switches_leave_no_connection_behind():
