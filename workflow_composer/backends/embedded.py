@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from workflow_composer.backends import embedded_engine
 from workflow_composer.backends.embedded_engine import INSTALL, Checkpoint, Engine, Piece
 from workflow_composer.backends.embedded_request import fields_of
+from workflow_composer.backends.limit import Limit
 from workflow_composer.errors import CallTimeout, ModelError, ServerFailed, ServerUnreachable, Unsupported
 from workflow_composer.types import Chunk, Completion, Embeddings, EndpointStatus, ModelCall, Usage
 
@@ -47,13 +48,8 @@ class EmbeddedBackend:
 
     async def complete(self, call: ModelCall) -> Completion:
         """Return ``call.samples`` answers, generated side by side."""
-        try:
-            async with asyncio.timeout(call.timeouts.total) as limit:
-                return await self._complete(call)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise self._late(call.timeouts.total, "total") from None
+        with Limit(call.timeouts.total, lambda: self._late(call.timeouts.total, "total")):
+            return await self._complete(call)
 
     async def _complete(self, call: ModelCall) -> Completion:
         engine = await self._ready()
@@ -156,13 +152,8 @@ class EmbeddedBackend:
             raise self._is_closed() from None
 
     async def _in_time(self, work: Any, deadline: float, seconds: float, which: str) -> Any:
-        try:
-            async with asyncio.timeout_at(deadline) as limit:
-                return await work
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise self._late(seconds, which) from None
+        with Limit(deadline - asyncio.get_running_loop().time(), lambda: self._late(seconds, which)):
+            return await work
 
     def _late(self, seconds: float, which: str) -> CallTimeout:
         return CallTimeout(f"{self.name}: no answer within {seconds:g} s ({which})", hint="raise the profile's timeouts")

@@ -6,7 +6,6 @@ environment's, no redirect, and an answer is bounded in bytes and in its whole t
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any, Protocol, Self
 
 from workflow_composer.backends.http.client import Client
 from workflow_composer.backends.http.connection import Answer, Bounds, Connection, Sink
+from workflow_composer.backends.limit import Limit
 from workflow_composer.backends.openai_wire import Malformed, encode, model_ids
 from workflow_composer.backends.readings import Readings, read_metrics
 
@@ -110,7 +110,7 @@ class Observer:
     async def _answer(self, url: str, limit: float, content: bytes | None = None, *, bounds: Bounds = SMALL) -> Answer:
         line = _Line()
         try:
-            async with asyncio.timeout(limit):
+            with Limit(limit):
                 return await self._ask(url, content, connect=min(CONNECT, limit), sink=line, bounds=bounds)
         except TimeoutError:
             raise Late(connected=line.connection is not None, begun=line.begun) from None

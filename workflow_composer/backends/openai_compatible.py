@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from workflow_composer.backends import openai_wire
@@ -18,6 +18,7 @@ from workflow_composer.backends.http.client import Stream
 from workflow_composer.backends.http.connection import BOUNDS
 from workflow_composer.backends.http.events import DONE, EventReader, payloads
 from workflow_composer.backends.http.proxied import ProxiedStream
+from workflow_composer.backends.limit import Limit
 from workflow_composer.backends.observer import Observer
 from workflow_composer.backends.openai_http import OpenAIServer, Secrets
 from workflow_composer.backends.probe import probe
@@ -76,7 +77,7 @@ class OpenAICompatibleBackend:
             self._refuse_ignored(call.request)
         if call.request.relay is not None and self.relays:
             return await self._relay(call, call.request.relay)
-        async with self._limit(call.timeouts.total, "the whole answer"):
+        with self._limit(call.timeouts.total, "the whole answer"):
             return await self._sample(call)
 
     async def stream(self, call: ModelCall) -> AsyncGenerator[Chunk, None]:
@@ -89,7 +90,7 @@ class OpenAICompatibleBackend:
             "stream_options": {"include_usage": True},
         }
         secrets, path, connect = Secrets(call.request), openai_wire.path_of(call.request), call.timeouts.connect
-        async with self._limit_by(clock):
+        with self._limit_by(clock):
             openai_wire.reword(body, self._words)
             try:
                 stream = await self._server.open(path, body, secrets, connect=connect)
@@ -117,7 +118,7 @@ class OpenAICompatibleBackend:
         body: dict[str, Any] = {"input": list(texts), "encoding_format": "float"}
         if dimensions is not None:
             body["dimensions"] = dimensions
-        async with self._limit(timeout, "the vectors"):
+        with self._limit(timeout, "the vectors"):
             answer = await self._server.send("/embeddings", body, texts, connect=timeout)
         data = self._server.read_json(answer.body, texts)
         return self._server.understood(
@@ -226,10 +227,9 @@ class OpenAICompatibleBackend:
     ) -> AsyncGenerator[dict[str, Any], None]:
         reader = EventReader(BOUNDS.event)
         while True:
-            async with self._limit_by(clock):
-                with self._server.errors():
-                    part = await stream.read()
-                    whole = reader.whole(part) if part else reader.rest()
+            with self._limit_by(clock), self._server.errors():
+                part = await stream.read()
+                whole = reader.whole(part) if part else reader.rest()
             for event in payloads(whole):
                 if event.startswith(DONE):
                     await _drain(stream)
@@ -242,21 +242,11 @@ class OpenAICompatibleBackend:
 
     # ------------------------------------------------------------------------------------------------------ the limits
 
-    @asynccontextmanager
-    async def _limit(self, seconds: float, what: str) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(seconds):
-                yield
-        except TimeoutError:
-            raise self._late(f"{what} took longer than {seconds:g} s (total)") from None
+    def _limit(self, seconds: float, what: str) -> Limit:
+        return Limit(seconds, lambda: self._late(f"{what} took longer than {seconds:g} s (total)"))
 
-    @asynccontextmanager
-    async def _limit_by(self, clock: _Clock) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout_at(clock.deadline):
-                yield
-        except TimeoutError:
-            raise self._late(clock.reason) from None
+    def _limit_by(self, clock: _Clock) -> Limit:
+        return Limit(clock.deadline - asyncio.get_running_loop().time(), lambda: self._late(clock.reason))
 
     def _late(self, reason: str) -> CallTimeout:
         hint = "raise the profile's timeouts, or look at the server's load"

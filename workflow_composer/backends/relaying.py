@@ -7,9 +7,8 @@ off. Errors become the package's own, by the same rules as everywhere (`openai_e
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,6 +16,7 @@ import msgspec
 from workflow_composer.backends import openai_errors, openai_wire
 from workflow_composer.backends.http.connection import BOUNDS, Connection
 from workflow_composer.backends.http.events import DONE, EventReader, payloads
+from workflow_composer.backends.limit import Limit
 from workflow_composer.backends.openai_http import Secrets
 from workflow_composer.backends.stream_accumulator import StreamAccumulator
 from workflow_composer.errors import CallTimeout, ModelError, ServerFailed, ServerUnreachable
@@ -39,22 +39,20 @@ async def relayed(server: OpenAIServer, path: str, call: ModelCall, body: dict[s
         done = server.completion(answer.body, secrets, model=str(body["model"]))
         relay.body = answer.body
         return done
-    pump = _Pump(relay, call.timeouts.first_token)
+    limit = Limit(call.timeouts.first_token, lambda: _late(server, call.timeouts.first_token))
+    pump = _Pump(relay, limit.end)
     streams = True
     try:
-        answer = await server.send(path, body, secrets, connect=connect, sink=pump)
+        with limit:
+            answer = await server.send(path, body, secrets, connect=connect, sink=pump)
     except ModelError:
-        if pump.late:
-            reason = f"no first token within {call.timeouts.first_token:g} s (first_token)"
-            hint = "raise the profile's timeouts, or look at the server's load"
-            raise CallTimeout(f"{server.label.name}: {reason}", hint=hint) from None
         _raise_reported(server, pump, secrets)
         if not pump.whole:
             raise
     else:
         streams = "event-stream" in answer.headers.get("content-type", "")
     finally:
-        pump.end()
+        relay.source = None
     _raise_reported(server, pump, secrets)
     label = server.label
     if not streams:
@@ -64,6 +62,11 @@ async def relayed(server: OpenAIServer, path: str, call: ModelCall, body: dict[s
     if not pump.works:
         raise ServerFailed(f"{label.name}: the stream ended without an answer")
     return Completion((pump.sample(),), pump.usage, pump.model or str(body["model"]))
+
+
+def _late(server: OpenAIServer, seconds: float) -> CallTimeout:
+    hint = "raise the profile's timeouts, or look at the server's load"
+    return CallTimeout(f"{server.label.name}: no first token within {seconds:g} s (first_token)", hint=hint)
 
 
 def _raise_reported(server: OpenAIServer, pump: _Pump, secrets: Secrets) -> None:
@@ -78,13 +81,13 @@ class _Pump:
     error is not handed on: it ends the stream, and the executor says so.
     """
 
-    def __init__(self, relay: Relay, first_token: float) -> None:
+    def __init__(self, relay: Relay, on_first_token: Callable[[], None]) -> None:
         assert relay.write is not None  # a stream is wanted
         self._relay = relay
         self._write = relay.write
         self._connection: Connection | None = None
         self._reader = EventReader(BOUNDS.event)
-        self._timer = asyncio.get_running_loop().call_later(first_token, self._expire)
+        self._on_first_token = on_first_token
         self._held: list[bytes] = []
         self._last: tuple[bytes, bytes] = (b"", b"")
         self._kept: list[bytes] = []
@@ -92,7 +95,6 @@ class _Pump:
         self.works = False
         self.model: str | None = None
         self.usage = Usage()
-        self.late = False
         self.error: Mapping[str, Any] | None = None
 
     def attach(self, connection: Connection) -> None:
@@ -101,17 +103,6 @@ class _Pump:
 
     def begin(self) -> None:
         """Its head has come."""
-
-    def end(self) -> None:
-        """No more comes."""
-        self._timer.cancel()
-        self._relay.source = None
-
-    def _expire(self) -> None:
-        """No token has come in time."""
-        self.late = True
-        if self._connection is not None:
-            self._connection.abort()
 
     def feed(self, data: bytes) -> None:
         """Take what came."""
@@ -165,7 +156,7 @@ class _Pump:
         self.model = openai_wire.name_in(found) or self.model
         if not self.works and openai_wire.shows_work(found):
             self.works = True
-            self._timer.cancel()
+            self._on_first_token()
         usage = found.get("usage")
         if usage:
             self.usage = openai_wire.usage_of(usage)

@@ -6,7 +6,6 @@ lets wait would keep the one server that lives from being asked.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import ipaddress
 import socket
@@ -15,20 +14,18 @@ from workflow_composer.backends.egress import EgressPolicy, Resolve, literal_add
 from workflow_composer.runner import in_own_thread
 
 
-async def admitted_addresses(
-    policy: EgressPolicy, host: str, port: int, *, resolve: Resolve | None = None, limit: float | None = None
-) -> list[str]:
-    """Addresses of ``host`` to which bytes may go, in the resolver's order; ``limit`` in seconds.
+async def admitted_addresses(policy: EgressPolicy, host: str, port: int, *, resolve: Resolve | None = None) -> list[str]:
+    """Addresses of ``host`` to which bytes may go, in the resolver's order.
 
-    Raises `EgressDenied` where the policy forbids the host or all of its addresses, TimeoutError, and OSError for a name
-    that cannot be resolved.
+    Raises `EgressDenied` where the policy forbids the host or all of its addresses, and OSError for a name that cannot be
+    resolved.
     """
     policy.check_endpoint(host, port)
     literal = literal_address(host)
     if literal is not None:
         return [host if ":" in host else str(literal)]
-    resolving = in_own_thread(functools.partial(_resolved, resolve or system_resolve, host, port), f"resolve-{host}")
-    found = await asyncio.wait_for(resolving, limit)
+    work = functools.partial(_resolved, resolve or system_resolve, host, port)
+    found = await in_own_thread(work, f"resolve-{host}")
     if not policy.is_local(host, port):
         return found
     admitted = [address for address in found if policy.admits(ipaddress.ip_address(address))]

@@ -90,7 +90,7 @@ async def _name_turned_out(policy: EgressPolicy, host: str, port: int, tried: li
     if _is_address(host):
         return
     try:
-        found: Any = await admitted_addresses(policy, host, port, resolve=lambda *_: [OUT], limit=_SECONDS)
+        found: Any = await admitted_addresses(policy, host, port, resolve=lambda *_: [OUT])
         through.append(f"{how}: {found}")
     except EgressDenied:
         tried.append(how)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import ssl
-import subprocess
 
 import pytest
 
@@ -234,20 +232,6 @@ async def test_a_refusal_of_a_stream_is_a_whole_answer(server):
 
 
 # ------------------------------------------------------------------------------------------------------------ TLS, heads
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """Certificate and key of localhost, in one file."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("needs the openssl command")
-    file = tmp_path_factory.mktemp("tls") / "localhost.pem"
-    options = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
-    names = ["-addext", "subjectAltName=DNS:localhost", "-keyout", file, "-out", file.with_suffix(".crt")]
-    subprocess.run([openssl, *options.split(), *names], check=True, capture_output=True)
-    file.write_text(file.read_text() + file.with_suffix(".crt").read_text())
-    return file
 
 
 @pytest.fixture

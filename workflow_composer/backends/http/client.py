@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self
 
 from workflow_composer.backends.egress import EgressPolicy, Resolve, endpoint_of
 from workflow_composer.backends.http.connection import BOUNDS, Answer, Bounds, Broken, Connection, Sink
+from workflow_composer.backends.limit import Limit
 from workflow_composer.backends.resolving import admitted_addresses
 
 KEEPALIVE = 4.0
@@ -165,20 +166,20 @@ class Client:
 
     async def _opened(self, origin: Origin, limit: float) -> Connection:
         loop = asyncio.get_running_loop()
-        ends = loop.time() + limit
         tls, host, port = origin
-        addresses = await admitted_addresses(self._policy, host, port, resolve=self._resolve, limit=limit)
         options: dict[str, Any] = {"ssl": tls_context(), "server_hostname": host} if tls else {}
-        for left in range(len(addresses), 0, -1):
-            try:
-                async with asyncio.timeout(max(0.001, ends - loop.time()) / left):
-                    _, made = await loop.create_connection(lambda: Connection(loop), addresses[-left], port, **options)
-            except OSError:
-                if left == 1:
-                    raise
-            else:
-                self._busy.add(made)
-                return made
+        with Limit(limit) as whole:
+            addresses = await admitted_addresses(self._policy, host, port, resolve=self._resolve)
+            for left in range(len(addresses), 0, -1):
+                try:
+                    with Limit(whole.left / left):
+                        _, made = await loop.create_connection(lambda: Connection(loop), addresses[-left], port, **options)
+                except OSError:
+                    if left == 1:
+                        raise
+                else:
+                    self._busy.add(made)
+                    return made
         raise OSError("its name has no address")
 
 
