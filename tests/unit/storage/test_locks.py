@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -154,3 +155,45 @@ def test_ranges_of_one_file_are_apart_between_processes_and_shared_within_one(tm
         assert subprocess.run([sys.executable, "-c", probe, path], capture_output=True, check=False).returncode != 0
     closing.join(20)
     first.close()
+
+
+def test_two_threads_are_never_in_the_same_lock_and_one_gives_way_to_the_other(tmp_path):
+    """POSIX locks are a process's: to them both would be one."""
+    inside, waiting, order = threading.Event(), threading.Event(), []
+
+    def second():
+        inside.wait(20)
+        with pytest.raises(TimeoutError):
+            FileLock(tmp_path / "l").take()
+        waiting.set()
+        with FileLock(tmp_path / "l").take(wait=20.0):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with FileLock(tmp_path / "l").take():
+        inside.set()
+        assert waiting.wait(20)
+        order.append("first")
+    thread.join(20)
+    assert order == ["first", "second"]
+
+
+@pytest.mark.parametrize("fault", ["a stranger has it", "there is no folder", "no locks"])
+def test_an_attempt_that_fails_leaves_nothing_behind(tmp_path, monkeypatch, fault):
+    """Neither a descriptor nor a lock within the process: the next attempt is a new one."""
+    path = tmp_path / "folder" / "l"
+    if fault == "there is no folder":
+        with pytest.raises(FileNotFoundError):
+            FileLock(path).take()
+        path.parent.mkdir()
+    else:
+        path.parent.mkdir()
+        with Stranger(path):
+            if fault == "no locks":
+                monkeypatch.setattr(locks.fcntl, "lockf", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "none")))
+            with pytest.raises(OSError):  # noqa: PT011  # TimeoutError or another, as the fault is
+                FileLock(path).take()
+        monkeypatch.undo()
+    assert str(path) not in {os.path.realpath(descriptor) for descriptor in Path("/proc/self/fd").iterdir()}
+    FileLock(path).take().release()
