@@ -1,6 +1,7 @@
 """The code's form: formatted, linted, typed, layered, with nothing left lying about."""
 
 import ast
+import fnmatch
 import re
 import subprocess
 import sys
@@ -81,44 +82,101 @@ def test_no_path_of_a_machine_is_in_the_project():
 
 
 def _uses(path):
-    """Modules that a file imports, and what it calls by a dotted name, each with its line."""
+    """Modules that a file imports, names that it takes from them, functions and methods that it calls, with the lines."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module, node.lineno
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            owner = node.func.value
-            name = owner.id if isinstance(owner, ast.Name) else ""
-            if name == "os" or (len(node.args) == 1 and node.func.attr in {"replace", "rename"}):
-                yield f"{'os' if name == 'os' else 'path'}.{node.func.attr}", node.lineno
+            owner, method = node.func.value, node.func.attr
+            if isinstance(owner, ast.Name) and owner.id in {"os", "shutil"}:
+                yield f"{owner.id}.{method}", node.lineno
+            elif method in {"replace", "rename"}:
+                if [keyword.arg for keyword in node.keywords] == ([] if len(node.args) == 1 else ["target"]):
+                    yield f"path.{method}", node.lineno
+            else:
+                yield f"method.{method}", node.lineno
 
 
+def _mechanism(use):
+    """Whose use it is: that of a module or of one below it, of a function, of a method."""
+    parts = use.split(".")
+    names = {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
+    return next((one for one in MECHANISMS for name in names if fnmatch.fnmatchcase(name, one)), None)
+
+
+LISTENER = {f"server/{name}.py" for name in ("control", "listening", "service", "worker", "workers")}
 MECHANISMS = {
     "openai": {"backends/http/proxied.py"},
-    "httpx2": {"backends/http/proxied.py"},
-    "httpcore2": set(),
+    "httpx*": {"backends/http/proxied.py"},
+    "httpcore*": set(),
     "http.client": set(),
     "urllib.request": {"backends/http/proxied.py"},
+    "urllib3": set(),
+    "aiohttp": set(),
     "requests": {"fleet/alerts.py", "server/tracing.py"},  # webhooks, and the OTLP exporter's
+    "socket": {
+        "backends/resolving.py",
+        "backends/egress.py",  # the resolver's reading of an address
+        "fleet/preflight.py",  # whether a port is free
+        *LISTENER,
+    },
+    "method.create_connection": {"backends/http/client.py"},
+    "method.open_connection": set(),
+    "method.open_unix_connection": {"server/control.py"},
+    "method.create_server": {"server/service.py"},
+    "method.start_server": set(),
     "fcntl": {"storage/locks.py"},
     "tempfile": {"storage/lines.py", "storage/replacing.py"},
     "os.fsync": {"storage/replacing.py"},
+    "os.fdatasync": set(),
     "os.replace": set(),
-    "os.rename": set(),
+    "os.rename*": set(),
     "os.link": set(),
+    "shutil.move": set(),
     "path.replace": {"storage/replacing.py"},
     "path.rename": set(),
+    "method.hardlink_to": set(),
 }
-"""What is done in one place only: modules that are imported, functions and methods of paths (with one argument) called."""
+"""What is done in one place only: modules that are imported, functions and methods (of paths, with one argument) called."""
 
 
 def test_files_and_servers_are_reached_in_one_place_only():
     """Whoever needs it uses that place; nobody begins another."""
     found = {}
     for path in PACKAGE:
+        place = path.relative_to(ROOT / "workflow_composer").as_posix()
         for use, line in _uses(path):
-            if use in MECHANISMS:
-                place = path.relative_to(ROOT / "workflow_composer").as_posix()
-                found.setdefault(use, set()).add(place if place in MECHANISMS[use] else f"{place}:{line}")
+            mechanism = _mechanism(use)
+            if mechanism is not None:
+                found.setdefault(mechanism, set()).add(place if place in MECHANISMS[mechanism] else f"{place}:{line}")
     assert found == {use: places for use, places in MECHANISMS.items() if places}
+
+
+@pytest.mark.parametrize(
+    ("line", "mechanism"),
+    [
+        ("import socket", "socket"),
+        ("from socket import create_connection", "socket"),
+        ("import http.client as h", "http.client"),
+        ("from http import client", "http.client"),
+        ("from urllib import request", "urllib.request"),
+        ("import httpx", "httpx*"),
+        ("from httpcore2 import AsyncConnectionPool", "httpcore*"),
+        ("from requests.adapters import HTTPAdapter", "requests"),
+        ("await asyncio.open_connection(host, port)", "method.open_connection"),
+        ("from os import fsync", "os.fsync"),
+        ("os.rename(a, b)", "os.rename*"),
+        ("shutil.move(a, b)", "shutil.move"),
+        ("path.with_suffix('.x').replace(path)", "path.replace"),
+        ("path.rename(target=path)", "path.rename"),
+        ("'text'.replace('a', 'b')", None),
+        ("dataclasses.replace(value, field=1, other=2)", None),
+        ("from http import HTTPStatus", None),
+    ],
+)
+def test_a_mechanism_is_seen_however_it_is_spelled(tmp_path, line, mechanism):
+    """By whatever import, and whatever the module is called afterwards."""
+    (tmp_path / "module.py").write_text(line)
+    assert {_mechanism(use) for use, _ in _uses(tmp_path / "module.py")} - {None} == ({mechanism} if mechanism else set())

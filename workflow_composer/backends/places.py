@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -108,4 +108,4 @@ def place_of(entry: Entry) -> Place:
 
 def _endpoint(url: str) -> tuple[str, int]:
     host, port = endpoint_of(url)
-    return ("localhost" if host in ("127.0.0.1", "::1", socket.gethostname().lower()) else host), port
+    return ("localhost" if host in ("127.0.0.1", "::1", os.uname().nodename.lower()) else host), port

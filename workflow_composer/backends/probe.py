@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import socket
 import time
 
 from workflow_composer.backends.observer import Listing, Observer
+from workflow_composer.backends.resolving import is_unknown_name
 from workflow_composer.errors import EgressDenied
 from workflow_composer.types import EndpointStatus
 
@@ -69,7 +69,7 @@ def _fault(found: Listing) -> str:
 def _reason(error: Exception, limit: float) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {limit:g} s"
-    if isinstance(error, socket.gaierror) or "host name" in str(error):
+    if is_unknown_name(error):
         return "its name is unknown"
     if isinstance(error, ConnectionRefusedError):
         return "refuses connections; is it running?"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
+import os
 import stat
 import threading
 import time
@@ -51,7 +51,7 @@ class RegistryView:
     def __init__(self, directory: Path, *, clock: Callable[[], float] = time.monotonic, node: str | None = None) -> None:
         self.directory = directory
         self._clock = clock
-        self._node = _short(node or socket.gethostname())
+        self._node = _short(node or os.uname().nodename)
         self._lock = threading.Lock()
         self._reading: tuple[Future[None], float] | None = None
         self._picture = NOTHING

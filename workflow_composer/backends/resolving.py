@@ -34,6 +34,11 @@ async def admitted_addresses(policy: EgressPolicy, host: str, port: int, *, reso
     return admitted
 
 
+def is_unknown_name(error: Exception) -> bool:
+    """Whether a connection could not be made because the server's name has no address."""
+    return isinstance(error, socket.gaierror)
+
+
 def system_resolve(host: str, port: int) -> list[str]:
     """Addresses of a host by the system's resolver, in its order of preference."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -44,4 +49,4 @@ def _resolved(resolve: Resolve, host: str, port: int) -> list[str]:
     try:
         return list(resolve(host, port))
     except UnicodeError:  # a label that is empty or too long
-        raise OSError("not a host name") from None
+        raise socket.gaierror(socket.EAI_NONAME, "not a host name") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import socket
 import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Literal, TypeVar
 from workflow_composer.backends.http.connection import Broken, TooLong
 from workflow_composer.backends.observer import Late, Observer
 from workflow_composer.backends.readings import Readings
+from workflow_composer.backends.resolving import is_unknown_name
 from workflow_composer.errors import EgressDenied
 from workflow_composer.fleet.asking import observing
 
@@ -214,7 +214,7 @@ class _Server:
 def _unreachable(target: Target, error: Exception) -> str:
     if isinstance(error, ConnectionRefusedError):
         return f"{target.place} refuses connections"
-    if isinstance(error, socket.gaierror) or "host name" in str(error):
+    if is_unknown_name(error):
         return f"the name {target.host} cannot be resolved"
     if isinstance(error, OSError) and error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
         return f"{target.place} cannot be reached: no route"

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +25,7 @@ from typing import TypeVar
 from workflow_composer.errors import FleetError, WorkflowComposerError
 from workflow_composer.fleet.file import Fleet
 from workflow_composer.fleet.handover import Handover
+from workflow_composer.fleet.preflight import try_to_listen
 from workflow_composer.fleet.sbatch import job_name
 from workflow_composer.fleet.slurm import SETTLE, Job, Slurm
 from workflow_composer.fleet.submit import one_at_a_time, queued
@@ -269,11 +269,8 @@ def free_port(fleet: Fleet, server: str, listen: str) -> int:
 
 
 def _is_free(listen: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET6 if ":" in listen else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((listen, port))
-            probe.listen(1)
-        except OSError:
-            return False
-        return True
+    try:
+        try_to_listen(listen, port)
+    except OSError:
+        return False
+    return True

@@ -48,13 +48,8 @@ def faults(
 
 def port_fault(listen: str, port: int) -> str | None:
     """Why the port cannot be listened on; says what listens there, as far as one can tell."""
-    family = socket.AF_INET6 if ":" in listen else socket.AF_INET
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((listen, port))
-            # vLLM binds with SO_REUSEPORT, with which two servers may share a port; this one may not.
-            probe.listen(1)
+        try_to_listen(listen, port)
     except socket.gaierror:
         return f"this machine has no address {listen}; `listen` in the fleet file names one"
     except OSError as error:
@@ -64,6 +59,14 @@ def port_fault(listen: str, port: int) -> str | None:
             return f"this machine has no address {listen}; `listen` in the fleet file names one"
         return f"port {port} cannot be listened on: {os.strerror(error.errno or 0)}; choose another, above 1023"
     return None
+
+
+def try_to_listen(listen: str, port: int) -> None:
+    """Raises OSError where no server can listen there, and `socket.gaierror` for an address that is none."""
+    with socket.socket(socket.AF_INET6 if ":" in listen else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((listen, port))
+        probe.listen(1)  # vLLM binds with SO_REUSEPORT, with which two servers may share a port; this one may not
 
 
 def reachable(listen: str) -> str:

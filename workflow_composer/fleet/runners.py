@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -89,9 +90,7 @@ class ProcessRunner:
 
 def node_name() -> str:
     """What this machine is called."""
-    import socket
-
-    return socket.gethostname()
+    return os.uname().nodename
 
 
 def runners(fleet: Fleet) -> dict[How, Runner]:
