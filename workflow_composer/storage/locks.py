@@ -97,8 +97,7 @@ class FileLock:
         descriptor, mutex, self._descriptor, self._mutex = self._descriptor, self._mutex, None, None
         if descriptor is not None and mutex is not None:
             os.close(descriptor)
-            if self._generation == _generation:
-                mutex.release()
+            mutex.release()
 
     def __enter__(self) -> Self:
         return self

@@ -73,3 +73,14 @@ def test_a_long_event_in_small_pieces_costs_no_more_than_its_bytes():
         reader.whole(Counted(b"x" * 50))
     assert len(reader.whole(b"\n\n")) == 1_000_002
     assert Counted.looked < 4 * 1_000_000
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
+def test_an_event_whose_end_comes_in_pieces_is_handed_on_with_the_last(end):
+    """Wherever the end is cut; an event that waited for the next one would come a token late."""
+    for at in range(1, len(end)):
+        reader = EventReader(100)
+        passed = reader.whole(b"data: a" + end[:at])
+        assert passed + reader.whole(end[at:]) == b"data: a" + end
+    reader = EventReader(100)
+    assert [reader.whole(bytes([byte])) for byte in b"data: a" + end][-1] == b"data: a" + end

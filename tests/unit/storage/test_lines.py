@@ -42,6 +42,16 @@ def test_the_same_rows_are_read_however_a_file_was_written(tmp_path, data, packe
     assert b"".join(blocks(tmp_path / "rows.txt")) == b"".join(lines(tmp_path / "rows.txt"))
 
 
+@pytest.mark.parametrize("coding", ["utf-16-le", "utf-16-be"])
+def test_a_character_of_two_units_is_one_wherever_a_block_of_the_file_ends(tmp_path, coding):
+    """UTF-16 writes it in four bytes; lines are UTF-8, in which its halves cannot stand."""
+    line = "x" * (2**15 - 2) + "\U0001f600" * 3 + "\n"  # behind the mark, the first block ends within the first of them
+    (tmp_path / "f").write_bytes((MARK + "y" + line).encode(coding))
+    assert b"".join(lines(tmp_path / "f")) == ("y" + line).encode()
+    (tmp_path / "f").write_bytes((MARK + line).encode(coding))
+    assert b"".join(lines(tmp_path / "f")) == line.encode()
+
+
 @given(st.lists(st.dictionaries(st.text(), st.one_of(st.text(), st.integers(), st.floats(allow_nan=False)), min_size=1)))
 def test_what_is_written_is_read_again(tmp_path_factory, rows):
     """Any text, half surrogate pairs too."""

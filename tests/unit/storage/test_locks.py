@@ -148,6 +148,8 @@ def test_ranges_of_one_file_are_apart_between_processes_and_shared_within_one(tm
         held.communicate(b"\n", timeout=20)
     with first.hold(0, 10, wait=0.05), pytest.raises(TimeoutError), second.hold(20, 10, wait=0.05):
         pass
+    with Stranger(path):  # nothing is left of what was held
+        pass
     closing = threading.Thread(target=second.close)
     with first.hold(0, 10, wait=0.05):
         closing.start()
