@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import ipaddress
 import threading
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from tests.integration.stub_backends import backend_of, call
 from tests.integration.stub_server import Reply, StubServer
 from workflow_composer.backends.egress import EgressPolicy, canonical_host, endpoint_of
 from workflow_composer.backends.http.client import Client, Origin
+from workflow_composer.backends.http.connection import Bounds, TooLong
 from workflow_composer.backends.http.proxied import ProxiedClient, proxy_for
 from workflow_composer.errors import EgressDenied, RateLimited, ServerFailed, ServerUnreachable
 from workflow_composer.strategy import StrategyConfig
@@ -357,6 +359,26 @@ async def test_behind_a_proxy_what_goes_wrong_raises_what_it_raises_elsewhere(se
         with pytest.raises(error):
             await backend.complete(call())
         await backend.close()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+async def test_behind_a_proxy_an_answer_is_bounded_as_elsewhere(packed):
+    """As it is decoded, whether it is wanted whole or as a stream."""
+    body = b"0" * 20_000
+    reply = Reply(body=gzip.compress(body), headers={"Content-Encoding": "gzip"}) if packed else Reply(body=body)
+    enough, short = {"bounds": Bounds(decoded=20_000)}, {"bounds": Bounds(decoded=19_999)}
+    with StubServer() as proxy:
+        proxy.script(*[reply] * 3)
+        client = ProxiedClient(CLOUD, Origin(False, "api.example", 443), "/v1", proxy.url)
+        assert (await client.ask("POST", "/x", {}, b"{}", connect=2.0, **enough)).body == body
+        with pytest.raises(TooLong):
+            await client.ask("POST", "/x", {}, b"{}", connect=2.0, **short)
+        stream = await client.open("POST", "/x", {}, b"{}", connect=2.0, **short)
+        with pytest.raises(TooLong):
+            while await stream.read():
+                pass
+        await stream.close()
+        await client.close()
 
 
 async def test_a_proxy_that_is_not_there_is_told(server, unused_tcp_port):

@@ -57,14 +57,21 @@ class ProxiedClient:
         bounds: Bounds = BOUNDS,
     ) -> Answer:
         """A request and its whole answer. Raises as `Client.send`."""
-        opened = await self.open(method, path, headers, content, connect=connect)
+        opened = await self.open(method, path, headers, content, connect=connect, bounds=bounds)
         try:
-            return opened.whole or await opened.gathered(bounds)
+            return opened.whole or await opened.gathered()
         finally:
             await opened.close()
 
     async def open(
-        self, method: str, path: str, headers: Mapping[str, str], content: bytes | None, *, connect: float
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        content: bytes | None,
+        *,
+        connect: float,
+        bounds: Bounds = BOUNDS,
     ) -> ProxiedStream:
         """A request and the head of its answer. Raises as `Client.stream`."""
         import httpx2
@@ -79,10 +86,10 @@ class ProxiedClient:
             response = await send(path, cast_to=httpx2.Response, options=options, stream=True, **more)
         except openai.APIStatusError as error:
             body = await error.response.aread()
-            return ProxiedStream(error.response, Answer(error.status_code, _headers(error.response), body))
+            return ProxiedStream(error.response, bounds, Answer(error.status_code, _headers(error.response), body))
         except Exception as error:  # noqa: BLE001  # two libraries' errors, all mapped below
             raise _plain(error) from None
-        return ProxiedStream(response)
+        return ProxiedStream(response, bounds)
 
     def _made(self) -> Any:
         import httpx2
@@ -108,9 +115,10 @@ class ProxiedClient:
 class ProxiedStream:
     """As `client.Stream`."""
 
-    def __init__(self, response: httpx2.Response, whole: Answer | None = None) -> None:
+    def __init__(self, response: httpx2.Response, bounds: Bounds, whole: Answer | None = None) -> None:
         self.whole = whole
         self._response = response
+        self._bounds = bounds
         self._parts: AsyncIterator[bytes] | None = None
         self._size = 0
 
@@ -122,17 +130,15 @@ class ProxiedStream:
         except Exception as error:  # noqa: BLE001  # two libraries' errors, all mapped below
             raise _plain(error) from None
         self._size += len(part)
-        if self._size > BOUNDS.decoded:
-            raise TooLong(f"its answer is longer than {BOUNDS.decoded} bytes")
+        if self._size > self._bounds.decoded:
+            raise TooLong(f"its answer is longer than {self._bounds.decoded} bytes, decompressed")
         return part
 
-    async def gathered(self, bounds: Bounds = BOUNDS) -> Answer:
+    async def gathered(self) -> Answer:
         """The rest of it, whole. Raises `Broken`."""
         parts: list[bytes] = []
         while part := await self.read():
             parts.append(part)
-            if self._size > bounds.decoded:
-                raise TooLong(f"its answer is longer than {bounds.decoded} bytes")
         return Answer(self._response.status_code, _headers(self._response), b"".join(parts))
 
     async def close(self) -> None:
