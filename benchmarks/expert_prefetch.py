@@ -19,18 +19,21 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 from transformers import OlmoeForCausalLM
 
 from workflow_composer.moe.expert_cache import Keep
 from workflow_composer.moe.expert_store import Link
 from workflow_composer.moe.gates import cache_argument, gates
+from workflow_composer.moe.hashing import Tokens
 from workflow_composer.moe.linear import LinearPredictor, watch_layers
-from workflow_composer.moe.offload import LinearForecaster, OffloadedModel, TableForecaster
+from workflow_composer.moe.offload import OffloadedModel, TableForecaster
 from workflow_composer.moe.prefetch import Forecast, Machine, most_used, overlap, simulate
 from workflow_composer.moe.recording import RouteRecorder, predict, rows_of
 from workflow_composer.moe.tables import RouteTables
@@ -131,6 +134,25 @@ def policies(measured: Measured, slots: int) -> dict[str, dict]:
         },
         "VAR decides, LFU": {"forecaster": tables, "keep": Keep.LFU, "routed": True},
     }
+
+
+class LinearForecaster:
+    """Linear predictors say, as the token reaches a layer, which experts it will need there or some layers on."""
+
+    def __init__(self, predictors: Sequence[LinearPredictor], count: int) -> None:
+        self._predictors, self._count = predictors, count
+
+    def for_token(self, contexts: Tokens) -> Mapping[int, Sequence[int]]:
+        """Nothing: there is no hidden state yet."""
+        return {}
+
+    def for_layer(self, layer: int, hidden: Tensor) -> Mapping[int, Sequence[int]]:
+        """The experts of the layers that the predictors reach from here."""
+        return {
+            layer + predictor.ahead: predictor.likely(layer, hidden, self._count)[0].tolist()
+            for predictor in self._predictors
+            if layer in predictor.weights
+        }
 
 
 class Both:

@@ -16,7 +16,6 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from workflow_composer.fleet.command import CAPABILITIES
 from workflow_composer.fleet.settings import AlertSettings, FleetSettings, MonitorSettings, RoleSpec, SlurmSettings
 from workflow_composer.profiles.models import BreakerSettings, ModelSpec, RetrySettings, TierSpec, TimeoutSettings
 from workflow_composer.routers.adaptive import AdaptiveSettings
@@ -56,15 +55,6 @@ def tables(sections: Mapping[str, type[BaseModel]]) -> str:
     return "\n\n".join(f"### {title}\n\n{_table(model)}" for title, model in sections.items())
 
 
-def capabilities() -> str:
-    """What each GPU can run: the methods by the least compute capability that they need."""
-    rows = []
-    for level in sorted(set(CAPABILITIES.values())):
-        names = ", ".join(f"`{name}`" for name, least in CAPABILITIES.items() if least == level)
-        rows.append(f"| {level // 10}.{level % 10} | {names} |")
-    return "\n".join(["### Quantisation", "", "| compute capability | methods |", "|---|---|", *rows])
-
-
 def page(text: str) -> str:
     """The page of profiles with its generated part renewed."""
     return _renewed(text, tables(SECTIONS))
@@ -72,7 +62,7 @@ def page(text: str) -> str:
 
 def fleet_page(text: str) -> str:
     """The page of the fleet file with its generated part renewed."""
-    return _renewed(text, f"{tables(FLEET_SECTIONS)}\n\n{capabilities()}")
+    return _renewed(text, tables(FLEET_SECTIONS))
 
 
 def _renewed(text: str, generated: str) -> str:

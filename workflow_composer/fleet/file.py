@@ -29,7 +29,6 @@ VLLM_PYTHON = "WORKFLOW_COMPOSER_VLLM_PYTHON"
 
 FILE = "fleet.yaml"
 _WEBHOOK: KeyPath = ("monitor", "alerts", "webhook")
-_ROLE_KEYS = tuple(key for key in RoleSpec.model_fields if key != "name")
 _FOLDERS = ("registry", "state", "python")
 
 

@@ -47,7 +47,7 @@ _KNOWN: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
                 r"is (?:currently )?not supported (?:in|for quantization)",
             ),
             "this quantization is not supported here",
-            "docs/fleet.md lists what each GPU can run",
+            "weights in another form; vLLM's documentation lists what each GPU can run",
         ),
         (
             (

@@ -49,9 +49,7 @@ class RoleSpec(Part):
     dtype: Literal["auto", "half", "bfloat16", "float32"] = Field(
         default="auto", description="Number format; `auto` is half on GPUs without bfloat16 (a T4), float32 on a CPU."
     )
-    quantization: Name | None = Field(
-        default=None, description="vLLM's name of the method, such as `awq`; one that the GPU cannot run is refused."
-    )
+    quantization: Name | None = Field(default=None, description="vLLM's name of the method, such as `awq`.")
     max_model_len: int | None = Field(default=None, ge=1, description="Context length in tokens. Default: the model's own.")
     gpu_memory_utilization: float | None = Field(
         default=None, gt=0, le=1, description="Share of the GPU's memory for weights and cache. Default: vLLM's own."

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workflow_composer.errors import ConfigError
 from workflow_composer.moe.expert_cache import ExpertCache, Keep
 from workflow_composer.moe.prefetch import LayerCount
 
@@ -247,10 +246,3 @@ class ExpertStore:
         assert slot is not None
         for room, part in zip(self._room[key[0]], self.file.read(*key), strict=True):
             room[slot].copy_(part)
-
-
-def bandwidth_for(file: ExpertFile, seconds: float) -> float:
-    """The bandwidth at which an expert of the first layer takes so long. Raises `ConfigError` for no time at all."""
-    if seconds <= 0:
-        raise ConfigError("a transfer takes some time")
-    return file.bytes_of(next(iter(file.experts))) / seconds

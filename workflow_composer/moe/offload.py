@@ -23,7 +23,7 @@ from workflow_composer.moe.expert_cache import Keep
 from workflow_composer.moe.expert_store import ExpertFile, ExpertStore, Link
 from workflow_composer.moe.gates import TokenWatch, gates, inner_model, patched
 from workflow_composer.moe.hashing import Tokens, suffix_keys
-from workflow_composer.moe.linear import LinearPredictor, watch_layers
+from workflow_composer.moe.linear import watch_layers
 from workflow_composer.moe.tables import RouteTables
 
 
@@ -69,26 +69,6 @@ class TableForecaster:
     def for_layer(self, layer: int, hidden: Tensor) -> Mapping[int, Sequence[int]]:
         """Nothing: a table does not see hidden states."""
         return {}
-
-
-class LinearForecaster:
-    """Linear predictors say, as the token reaches a layer, which experts it will need there or some layers on."""
-
-    def __init__(self, predictors: Sequence[LinearPredictor], count: int) -> None:
-        self._predictors, self._count = predictors, count
-        self._begun = False
-
-    def for_token(self, contexts: Tokens) -> Mapping[int, Sequence[int]]:
-        """Nothing: there is no hidden state yet."""
-        return {}
-
-    def for_layer(self, layer: int, hidden: Tensor) -> Mapping[int, Sequence[int]]:
-        """The experts of the layers that the predictors reach from here."""
-        return {
-            layer + predictor.ahead: predictor.likely(layer, hidden, self._count)[0].tolist()
-            for predictor in self._predictors
-            if layer in predictor.weights
-        }
 
 
 class OffloadedModel:
