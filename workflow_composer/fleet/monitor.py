@@ -16,8 +16,9 @@ from workflow_composer.fleet.delivery import Delivery
 from workflow_composer.fleet.history import History, Record
 from workflow_composer.fleet.incidents import Phase, Rules, Seen, Step, advance
 from workflow_composer.fleet.memory import MonitorFiles, Remembered
-from workflow_composer.fleet.runners import Look, Runner
+from workflow_composer.fleet.runners import Runner
 from workflow_composer.fleet.stale import withdraw_dead
+from workflow_composer.fleet.state import Look
 from workflow_composer.fleet.survey import Known, check_all, known_servers, limits, look_all, of_file
 
 if TYPE_CHECKING:

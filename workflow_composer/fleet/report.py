@@ -14,7 +14,8 @@ from workflow_composer.fleet.asking import answer_to
 from workflow_composer.fleet.checks import Check, Limits, Target
 from workflow_composer.fleet.history import DAY, Record, Uptime, tokens_per_second, uptime
 from workflow_composer.fleet.monitor import history
-from workflow_composer.fleet.runners import Look, Runner
+from workflow_composer.fleet.runners import Runner
+from workflow_composer.fleet.state import Look
 from workflow_composer.fleet.survey import Known, check_all, known_servers, limits, look_all
 
 if TYPE_CHECKING:

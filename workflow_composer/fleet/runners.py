@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from workflow_composer.errors import FleetError
 from workflow_composer.fleet.processes import command_line, stop_supervisor, supervisor
-from workflow_composer.fleet.state import ServerState
+from workflow_composer.fleet.slurm import Slurm
+from workflow_composer.fleet.slurm_runner import SlurmRunner
+from workflow_composer.fleet.state import Look, ServerState
 
 if TYPE_CHECKING:
     from workflow_composer.fleet.file import Fleet
@@ -19,18 +20,6 @@ if TYPE_CHECKING:
 PREFLIGHT = 60.0
 """Seconds in which a start that cannot succeed is expected to say so; the rest is waited for by later rounds."""
 _TICK = 0.2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """What runs a server. ``alive``: None where that cannot be seen from here.
-
-    ``waiting`` says why it is left alone for now (its job is in the queue), ``foreign`` why it cannot be started again.
-    """
-
-    alive: bool | None = None
-    waiting: str = ""
-    foreign: str = ""
 
 
 class Runner(Protocol):
@@ -95,7 +84,4 @@ def node_name() -> str:
 
 def runners(fleet: Fleet) -> dict[How, Runner]:
     """Processes of this machine, and SLURM's jobs."""
-    from workflow_composer.fleet.slurm import Slurm
-    from workflow_composer.fleet.slurm_runner import SlurmRunner
-
     return {"process": ProcessRunner(fleet, node_name()), "slurm": SlurmRunner(fleet, Slurm(fleet.environ))}

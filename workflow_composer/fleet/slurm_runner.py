@@ -7,9 +7,8 @@ import time
 from typing import TYPE_CHECKING
 
 from workflow_composer.errors import FleetError
-from workflow_composer.fleet.runners import Look
 from workflow_composer.fleet.slurm import Job, Slurm
-from workflow_composer.fleet.state import ServerState
+from workflow_composer.fleet.state import Look, ServerState
 from workflow_composer.fleet.submit import submit
 
 if TYPE_CHECKING:

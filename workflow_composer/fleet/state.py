@@ -60,6 +60,18 @@ class ServerState:
     failures: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What runs a server. ``alive``: None where that cannot be seen from here.
+
+    ``waiting`` says why it is left alone for now (its job is in the queue), ``foreign`` why it cannot be started again.
+    """
+
+    alive: bool | None = None
+    waiting: str = ""
+    foreign: str = ""
+
+
 class StateStore:
     """The states in a folder. Raises `WorkflowComposerError` where it cannot be written to, and where another process holds
     a state's lock for ``wait`` seconds.

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from workflow_composer.backends.registry import Entry
 from workflow_composer.fleet.asking import all_at_once
 from workflow_composer.fleet.checks import Check, Limits, Target, check
-from workflow_composer.fleet.runners import Look
-from workflow_composer.fleet.state import ServerState
+from workflow_composer.fleet.state import Look, ServerState
 from workflow_composer.runner import in_own_thread
 
 if TYPE_CHECKING:

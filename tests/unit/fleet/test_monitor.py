@@ -19,8 +19,7 @@ from workflow_composer.fleet.file import load_fleet
 from workflow_composer.fleet.history import DAY, Record
 from workflow_composer.fleet.memory import Remembered
 from workflow_composer.fleet.monitor import Monitor, history, judge, monitor_files
-from workflow_composer.fleet.runners import Look
-from workflow_composer.fleet.state import ServerState
+from workflow_composer.fleet.state import Look, ServerState
 from workflow_composer.fleet.survey import known_servers
 
 NODE = os.uname().nodename
