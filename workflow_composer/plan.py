@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from workflow_composer.answers.form import ANY_FORM, AnswerForm
+from workflow_composer.sample import Sample, TokenLogprob
 from workflow_composer.values import quick
-
-if TYPE_CHECKING:
-    from workflow_composer.types import Sample, TokenLogprob
 
 
 @quick

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from workflow_composer.plan import ALWAYS, Acceptance, AlwaysAccept, Candidate, Plan, Tier, Verdict, Voting
 from workflow_composer.relay import Relay
 from workflow_composer.resource_status import EndpointStatus, ResourceStatus
+from workflow_composer.sample import Message, Sample, TokenLogprob
 from workflow_composer.values import quick
 
 __all__ = [
@@ -51,9 +52,6 @@ __all__ = [
     "new_request_id",
     "texts",
 ]
-
-Message = Mapping[str, Any]
-"""One chat message in OpenAI's form: ``{"role": "user", "content": "..."}``."""
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 ANY_TASK = "*"
@@ -180,37 +178,6 @@ class ModelCall:
     temperature: float | None = None
     timeouts: Timeouts = Timeouts()
     first_sample: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """One generated token, its log-probability (nats), and the most likely alternatives, best first."""
-
-    token: str
-    logprob: float
-    top: tuple[tuple[str, float], ...] = ()
-
-
-@quick
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One answer. ``logprobs`` is None where the backend returned none.
-
-    ``score`` is what a gate, a reward model or a judge thinks of it, where the backend has one; more is better.
-    ``reasoning`` is what the model thought before, where its server tells that apart; it is no part of the answer.
-    """
-
-    text: str
-    finish_reason: str | None = None
-    tool_calls: tuple[Mapping[str, Any], ...] = ()
-    logprobs: tuple[TokenLogprob, ...] | None = None
-    score: float | None = None
-    reasoning: str = ""
-
-    @property
-    def cut_off(self) -> bool:
-        """Whether a limit on its length ended it, and not the model."""
-        return self.finish_reason == "length"
 
 
 MOST_TOKENS = 2**40
