@@ -113,26 +113,58 @@ class Closing:
         await asyncio.sleep(0)
 
 
-async def test_a_kept_connection_that_the_server_closes_is_replaced_once_and_nobody_hears_of_it():
+async def sent(client: Client, server: Closing) -> bytes:
+    """The body of an answer that is wanted whole."""
+    return (await client.send(Origin.of(server.url), request_to(server), connect=2.0)).body
+
+
+async def streamed(client: Client, server: Closing) -> bytes:
+    """The same of one that may be a stream."""
+    stream = await client.stream(Origin.of(server.url), request_to(server), connect=2.0)
+    await stream.close()
+    assert stream.whole is not None
+    return stream.whole.body
+
+
+@pytest.mark.parametrize("ask", [sent, streamed])
+async def test_a_kept_connection_that_the_server_closes_is_replaced_once_and_nobody_hears_of_it(ask):
     """It is closed in the moment in which the next request is sent: each second request meets that."""
     async with Closing(1) as server, client_of(server) as client:
         for _ in range(4):
-            assert (await client.ask(server.url + "/models")).body == b"{}"
+            assert await ask(client, server) == b"{}"
     assert server.requests == 4 + 3  # three of the four found a kept connection, which was closed
     assert server.connections == 4
 
 
 @pytest.mark.parametrize("answers", [0, 1])
-async def test_a_new_connection_that_is_closed_without_an_answer_is_an_error(answers):
+@pytest.mark.parametrize("ask", [sent, streamed])
+async def test_a_new_connection_that_is_closed_without_an_answer_is_an_error(answers, ask):
     """The server is asked no third time."""
     async with Closing(answers) as server, client_of(server) as client:
         if answers:
-            await client.ask(server.url + "/models")
+            await ask(client, server)
             server.answers = 0
         with pytest.raises(Broken) as caught:
-            await client.ask(server.url + "/models")
+            async with asyncio.timeout(60):
+                await ask(client, server)
     assert not caught.value.begun
     assert server.connections == 1 + answers
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_a_client_that_is_closed_ends_its_requests_and_begins_none_anew(server, streaming):
+    """A request on a kept connection is not taken for one that met a stale one."""
+    client = client_of(server)
+    await client.ask(server.url + "/models")
+    server.script(Reply(hang=True))
+    send = client.stream if streaming else client.send
+    task = asyncio.ensure_future(send(Origin.of(server.url), request_to(server), connect=2.0))
+    assert await asyncio.to_thread(server.wait_for, lambda stub: len(stub.requests) == 2)
+    await client.close()
+    with pytest.raises(Broken):
+        async with asyncio.timeout(60):
+            await task
+    assert server.connections == 1
 
 
 async def test_an_answer_that_breaks_off_is_not_asked_for_again():

@@ -56,6 +56,22 @@ async def test_a_connection_with_something_behind_the_answer_is_not_used_again(b
         assert not connection.usable
 
 
+async def test_a_connection_on_which_a_server_speaks_unasked_is_not_used_again():
+    """As some say that a connection was idle for too long; it would be taken for the next answer."""
+    async with connected(OK) as connection:
+        await connection.ask(ASK)
+        connection.data_received(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+        assert not connection.usable
+
+
+async def test_an_answers_headers_are_those_of_its_own_head():
+    """Neither of an interim answer before it, nor behind its body, where a server could take back what it said."""
+    interim = b"HTTP/1.1 103 Early Hints\r\nLink: a\r\nX: interim\r\n\r\n"
+    answer = b"HTTP/1.1 200 OK\r\nX: head\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nX: behind\r\nY: behind\r\n\r\n"
+    async with connected(interim + answer) as connection:
+        assert (await connection.ask(ASK)).headers == {"x": "head", "transfer-encoding": "chunked"}
+
+
 async def test_a_server_that_goes_over_to_another_protocol_has_failed():
     async with connected(b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n") as connection:
         with pytest.raises(Broken):
