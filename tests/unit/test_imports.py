@@ -96,7 +96,7 @@ def test_the_values_load_nothing_heavy(at_start, name):
     """A plugin that only makes plans pays for plans only."""
     found = loaded_by(f"from workflow_composer import {name}") - at_start
 
-    assert ours(found) == {"types", "values", "plan", "relay", "resource_status", "answers", "answers.form"}
+    assert ours(found) == {"types", "values", "sample", "plan", "relay", "resource_status", "answers", "answers.form"}
     assert foreign(found) == set()
 
 
