@@ -140,13 +140,13 @@ def _above(found: list[str], name: str, value: float | None, limit: float, unit:
 # ------------------------------------------------------------------------------------------------------------- analysis
 
 
-def signal_of(sample: Sample, rules: Rules = DEFAULT_RULES, *, vocabulary: int = VOCABULARY) -> FeedbackSignal:
+def signal_of(sample: Sample, rules: Rules = DEFAULT_RULES) -> FeedbackSignal:
     """The signal of one sample."""
     tokens = sample.logprobs
     if not tokens:
         return UNKNOWN
     top = [[value for _, value in token.top] for token in tokens]
-    return analyze([token.logprob for token in tokens], top, rules, vocabulary=vocabulary)
+    return analyze([token.logprob for token in tokens], top, rules)
 
 
 def analyze(

@@ -82,8 +82,8 @@ class History:
             yield from file  # which a line feed alone ends, whatever a damaged line holds
 
 
-def uptime(records: Iterable[Record], now: float, *, reach: float, window: float = DAY) -> Uptime:
-    """How much of the last ``window`` seconds one server was up, by its records in order of time.
+def uptime(records: Iterable[Record], now: float, *, reach: float) -> Uptime:
+    """How much of the last `DAY` one server was up, by its records in order of time.
 
     Each check vouches for the time until the next one, at most ``reach`` seconds; the rest of a longer gap is nobody's
     knowledge and counts neither way. Overloaded counts as up, waiting (it starts, or its job is queued) as down.
@@ -92,7 +92,7 @@ def uptime(records: Iterable[Record], now: float, *, reach: float, window: float
     >>> uptime(found, 40.0, reach=60)
     Uptime(share=0.75, checked=40.0)
     """
-    begin = now - window
+    begin = now - DAY
     up = checked = 0.0
     ordered = sorted((record for record in records if record.time <= now), key=lambda record: record.time)
     ends = [record.time for record in ordered[1:]] + [now]

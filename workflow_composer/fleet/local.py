@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +24,8 @@ from workflow_composer.names import nearest
 BARE_PORT = 8000
 """The port of a model that is no role of the fleet file: vLLM's own default."""
 LISTEN = "127.0.0.1"
-_TICK = 0.2
 _SLACK = 30.0
 """Seconds beyond the limits that the supervisor itself keeps."""
-
-Progress = Callable[[str, float, str], None]
-"""Takes a server's name, the seconds it has been waited for, and the last line of its log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,25 +183,6 @@ def _spawn(fleet: Fleet, named: str, server: str, options: Sequence[str], port: 
         ) from error
 
 
-def start(
-    fleet: Fleet,
-    server: str,
-    *,
-    options: Sequence[str] = (),
-    port: int | None = None,
-    progress: Progress = lambda name, seconds, line: None,
-) -> ServerState:
-    """Start a server in the background and wait until it is ready. One that runs already is waited for, too.
-
-    Raises `FleetError` with the reason where it does not become ready.
-    """
-    starting = Starting(fleet, server, options=options, port=port)
-    while (state := starting.poll()) is None:
-        progress(starting.server, starting.seconds, starting.last_line())
-        time.sleep(_TICK)
-    return state
-
-
 # ---------------------------------------------------------------------------------------------------------------- stopping
 
 
@@ -260,11 +237,3 @@ def _drain_seconds(fleet: Fleet, server: str) -> float:
         return fleet.find(server)[0].drain_seconds
     except FleetError:  # a model that is no role
         return bare_role("model").drain_seconds
-
-
-def stop(fleet: Fleet, server: str, *, wanted: bool = False) -> bool:
-    """Stop a server of this machine and wait for its end; whether there was one. Raises `FleetError`."""
-    stopping = Stopping(fleet, server, wanted=wanted)
-    while not stopping.poll():
-        time.sleep(_TICK)
-    return stopping.holder is not None

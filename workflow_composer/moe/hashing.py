@@ -52,10 +52,10 @@ def suffix_keys(columns: Sequence[Tokens], gate: int = 0) -> Iterator[Keys]:
     return map(mixed, _states(columns, gate))
 
 
-def suffix_key_rows(columns: Sequence[Tokens], gate: int = 0) -> Keys:
-    """The same at once, [width, n]: quicker for few tokens, and all of it in memory."""
+def suffix_key_rows(columns: Sequence[Tokens]) -> Keys:
+    """The same at once, of no gate, [width, n]: quicker for few tokens, and all of it in memory."""
     found = np.empty((len(columns), len(columns[0])), np.uint64)
-    for row, state in zip(found, _states(columns, gate), strict=True):
+    for row, state in zip(found, _states(columns, 0), strict=True):
         row[:] = state
     return mixed(found)
 

@@ -17,6 +17,8 @@ from workflow_composer.moe.gates import gates, inner_model
 
 Hook = Callable[[int, Tensor], None]
 
+_RIDGE = 1e-2
+
 
 def watch_layers(model: nn.Module, hook: Hook) -> Callable[[], None]:
     """Call ``hook(layer, hidden)`` as hidden [batch, length, width] enters a layer with experts; returns what ends that."""
@@ -43,7 +45,7 @@ class LinearPredictor:
         self.weights, self.ahead = weights, ahead
 
     @classmethod
-    def fit(cls, model: nn.Module, batches: Iterable[Tensor], *, ahead: int = 0, ridge: float = 1e-2) -> LinearPredictor:
+    def fit(cls, model: nn.Module, batches: Iterable[Tensor], *, ahead: int = 0) -> LinearPredictor:
         """Learn from the model's own run over batches of token ids [batch, length]."""
         found = gates(model)
         hidden: dict[int, Tensor] = {}
@@ -62,7 +64,7 @@ class LinearPredictor:
                 handle.remove()
         weights = {}
         for layer, (gram, moment) in sums.items():
-            identity = torch.eye(len(gram), dtype=gram.dtype) * (ridge * gram.diagonal().mean())
+            identity = torch.eye(len(gram), dtype=gram.dtype) * (_RIDGE * gram.diagonal().mean())
             weights[layer] = torch.linalg.solve(gram + identity, moment).float()
         return cls(weights, ahead)
 

@@ -79,14 +79,14 @@ class OwnFile:
         self._descriptor: int | None = descriptor
 
     @classmethod
-    def open(cls, path: Path, *, mode: int = 0o644) -> Self:
+    def open(cls, path: Path) -> Self:
         """Lock the file and open it, made where it is missing. Raises `TimeoutError` where another run has it, OSError."""
         path = Path(os.path.realpath(path))
         with suppress(FileNotFoundError):
             _refuse_odd(path.stat())
         lock = FileLock(lock_beside(path)).take()
         try:
-            return cls(path, lock, open_for_appending(path, mode=mode))
+            return cls(path, lock, open_for_appending(path))
         except BaseException:
             lock.release()
             raise
@@ -147,9 +147,8 @@ class LineFile:
     is, and so is a file in a folder that gives no right to make a lock: one write in append mode is whole on a local disk.
     """
 
-    def __init__(self, path: Path, *, mode: int = 0o644) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._mode = mode
         self._descriptor: int | None = None
         self._inode = (0, 0)
         self._regular = True
@@ -184,7 +183,7 @@ class LineFile:
             else:
                 return self._descriptor
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = descriptor = os.open(self.path, _FLAGS, self._mode)
+        self._descriptor = descriptor = os.open(self.path, _FLAGS, 0o644)
         status = os.fstat(descriptor)
         self._regular, self._inode = stat.S_ISREG(status.st_mode), (status.st_dev, status.st_ino)
         return descriptor

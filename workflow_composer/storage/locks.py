@@ -137,11 +137,11 @@ class RangeLocks:
     of a process share the file, they share the lock within the process, and close by `close`.
     """
 
-    def __init__(self, path: Path, *, mode: int = 0o600) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
         self._mutex, self._generation = _mutex(path), _generation
         with self._mutex:
-            self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
+            self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     @contextmanager
     def hold(self, start: int, length: int, *, wait: float) -> Iterator[None]:
