@@ -44,8 +44,9 @@ class ToolCalls:
 
     def hear(self, pieces: Iterable[Mapping[str, Any]], *, last: bool = False) -> Iterator[ToolDelta]:
         """Take the pieces of one event, and tell what they add; ``last``: no more will come."""
-        for position, piece in enumerate(pieces):
-            number = self._number(piece, position)
+        event = tuple(pieces)
+        for position, piece in enumerate(event):
+            number = self._number(piece, position if len(event) > 1 else None)
             call = self._calls[number]
             function = piece.get("function") or {}
             call.id = call.id or _text(piece.get("id"))
@@ -80,7 +81,7 @@ class ToolCalls:
         call.told = len(call.arguments)
         yield ToolDelta(number, _id(call, number), call.name, new, begins)
 
-    def _number(self, piece: Mapping[str, Any], position: int) -> int:
+    def _number(self, piece: Mapping[str, Any], position: int | None) -> int:
         identity, index = _text(piece.get("id")), piece.get("index")
         named = bool(_text((piece.get("function") or {}).get("name")))
         known = self._by_id.get(identity) if identity else None
@@ -99,11 +100,15 @@ class ToolCalls:
             self._by_index[index] = known
         return known
 
-    def _at(self, position: int, *, named: bool) -> int | None:
-        """The call that a piece without id and index goes on with: none where it names a function itself."""
+    def _at(self, position: int | None, *, named: bool) -> int | None:
+        """The call that a piece without id and index goes on with: none where it names a function itself.
+
+        ``position``: among several pieces of one event, of which each goes on with the call of its place.
+        """
         if not self._calls or (named and self._calls[-1].name):
             return None
-        return position if position < len(self._calls) and position else len(self._calls) - 1
+        last = len(self._calls) - 1
+        return last if position is None else min(position, last)
 
 
 def _id(call: _Call, number: int) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ssl
+import weakref
 
 import pytest
 
@@ -47,6 +49,22 @@ async def test_a_connection_that_the_server_closed_is_not_used_again(server):
             server.script(Reply(headers={"Connection": "close"}, body=b"{}"))
             assert (await client.send(Origin.of(server.url), request_to(server), connect=2.0)).status == 200
     assert server.connections == 3
+
+
+async def test_nothing_is_kept_of_a_connection_that_is_done_with(server):
+    """A service that runs for months opens many."""
+    async with client_of(server) as client:
+        server.script(Reply(headers={"Connection": "close"}, body=b"{}"))
+        seen = []
+
+        class Sink:
+            attach = staticmethod(lambda connection: seen.append(weakref.ref(connection)))
+
+        await client.send(Origin.of(server.url), request_to(server), connect=2.0, sink=Sink())
+        assert await asyncio.to_thread(server.wait_for, lambda stub: stub.open == 0)
+        await asyncio.sleep(0)
+        gc.collect()
+        assert [found() for found in seen] == [None]
 
 
 async def test_a_connection_that_was_idle_for_too_long_is_not_used_again(server):

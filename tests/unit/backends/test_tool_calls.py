@@ -70,6 +70,14 @@ CUT = {
     ),
     "a call without arguments": ([[piece("a", "get", "", 0)], [piece(index=0)]], [("a", "get", "")]),
     "a name alone": ([[piece(name="get", index=0)]], [("call_0", "get", "")]),
+    "two at once, by position alone": (
+        [
+            [piece("a", "get", ""), piece("b", "put", "")],
+            [piece(arguments=HALVES[0]), piece(arguments='{"y"')],
+            [piece(arguments=HALVES[1]), piece(arguments=":2}")],
+        ],
+        TWO,
+    ),
     "neither id nor index": (
         [[piece(name="get", arguments=HALVES[0])], [piece(arguments=HALVES[1])]],
         [("call_0", "get", '{"x":1}')],
