@@ -141,6 +141,7 @@ def test_a_quantization_that_the_gpu_cannot_run_is_refused_with_those_that_it_ca
     assert method not in caught.value.hint.split(", ")
 
 
+@pytest.mark.vllm
 def test_the_table_of_capabilities_is_vllms():
     """Where a vLLM is named that is new enough to compare with; reads its source, imports nothing of it."""
     import os
