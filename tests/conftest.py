@@ -64,7 +64,7 @@ def pytest_sessionfinish() -> None:
     """Wait for the workers' own ends before xdist cuts them short."""
     ends = time.monotonic() + GRACE + PATIENCE
     for node in run.workers:
-        with contextlib.suppress(node.channel.RemoteError, node.channel.TimeoutError):
+        with contextlib.suppress(EOFError, node.channel.RemoteError, node.channel.TimeoutError):
             node.channel.waitclose(max(0.0, ends - time.monotonic()))
 
 

@@ -41,7 +41,7 @@ def test_ended_by_sigterm_the_suite_leaves_no_process(workers, tmp_path):
         suite = subprocess.Popen(
             [sys.executable, "-m", "pytest", *options, HELD],
             cwd=ROOT,
-            env=os.environ | {"HELD": str(held)},
+            env=os.environ | {"HELD": str(held), "PYTEST_ADDOPTS": ""},
             stdout=log,
             stderr=log,
             start_new_session=True,
