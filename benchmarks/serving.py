@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -265,6 +266,8 @@ def main() -> None:
     print(table(figures, [p.name for p in chosen if p.name in figures.values]))
     print()
     for text, value, form, met in targets(figures):
+        if math.isnan(value):  # with `--only`, or for want of a peer
+            continue
         print(f"{'met   ' if met else 'missed'}  {form.format(value):>8}  {text}")
 
 
