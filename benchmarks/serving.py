@@ -1,13 +1,14 @@
-"""What the service costs per request, beside no proxy, nginx, sglang's router and LiteLLM's proxy: one run, one machine.
+"""What the service costs per request, beside no proxy, nginx, three routers in Rust and LiteLLM's proxy, on one machine.
 
     python benchmarks/serving.py [--peers FOLDER] [--rounds 5] [--seconds 3] [--only NAME ...] [--json]
 
 ``--peers``: an environment with the others (``python -m venv FOLDER``; ``FOLDER/bin/pip install 'litellm[proxy]'
-sglang-router``); nginx and wrk come from the system. What is missing is left out and said so.
+sglang-router smg vllm-router``); nginx and wrk come from the system. What is missing is left out and said so.
 
 Every server has one worker on the first core, all of its usual work on (ours: keys with a budget, metrics, the JSONL log
-of decisions, breakers, live figures; LiteLLM: its key, and its metrics or not; sglang's router: its metrics and breakers)
-and the same upstream: `serving_stub.py`, which answers at once from the second core, where the load comes from, too.
+of decisions, breakers, live figures; LiteLLM: its key, and its metrics or not; sglang-router, smg and vllm-router: their
+metrics and breakers) and the same upstream: `serving_stub.py`, which answers at once from the second core, where the load
+comes from, too.
 "direct" is that stub on the first core. All run side by side and are measured in turn, round after round, so that
 whatever else the machine does meets all of them; given are medians over rounds and, in brackets, the least and the most.
 CPU is user and system time of the server per request. With two workers, the second core is shared with the load, which is
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -32,6 +34,8 @@ from benchmarks.serving_peers import Peer, Running, peers
 
 SERVER_CORE, LOAD_CORE = 0, 1
 CONNECTIONS = (1, 16, 64)
+LARGE = 16 * 1024
+"""Bytes of a large request's body: a question with a few pages of context."""
 OURS, TWO = "workflow_composer", "workflow_composer, 2 workers"
 
 
@@ -63,7 +67,8 @@ class Figures:
         pairs = zip(
             self.values.get(server, {}).get(quantity, []), self.values.get("direct", {}).get(quantity, []), strict=False
         )
-        return statistics.median(one - two for one, two in pairs)
+        differences = [one - two for one, two in pairs]
+        return statistics.median(differences) if differences else float("nan")
 
     def cell(self, server: str, quantity: str, form: str = "{:,.0f}") -> str:
         """The median with its range, as text."""
@@ -74,16 +79,22 @@ class Figures:
         return middle if len(found) == 1 else f"{middle} ({least} to {most})"
 
 
+def unary(running: Running, figures: Figures, what: str, body: bytes, connections: int, seconds: float) -> None:
+    """Load of whole answers, and the processor's time for each."""
+    before = cpu_times(running.process.pid)
+    load = wrk(running.url, running.key, body, connections=connections, seconds=seconds, core=LOAD_CORE)
+    user, system = (after - start for after, start in zip(cpu_times(running.process.pid), before, strict=True))
+    note(figures, running.name, f"unary {what}", load)
+    figures.add(running.name, f"cpu {what}", (user + system) / max(load.rate * seconds, 1) * 1e6)
+    figures.add(running.name, f"kernel {what}", system / max(load.rate * seconds, 1) * 1e6)
+
+
 def measure(running: Running, figures: Figures, seconds: float, calls: int) -> None:
     """One round of one server."""
-    name, body = running.name, body_of(running.model)
+    name = running.name
     for connections in CONNECTIONS:
-        before = cpu_times(running.process.pid)
-        load = wrk(running.url, running.key, body, connections=connections, seconds=seconds, core=LOAD_CORE)
-        user, system = (after - start for after, start in zip(cpu_times(running.process.pid), before, strict=True))
-        note(figures, name, f"unary {connections}", load)
-        figures.add(name, f"cpu {connections}", (user + system) / max(load.rate * seconds, 1) * 1e6)
-        figures.add(name, f"kernel {connections}", system / max(load.rate * seconds, 1) * 1e6)
+        unary(running, figures, str(connections), body_of(running.model), connections, seconds)
+    unary(running, figures, "large", body_of(running.model, size=LARGE), 16, seconds)
     load = wrk(
         running.url, running.key, body_of(running.model, stream=True), connections=16, seconds=seconds, core=LOAD_CORE
     )
@@ -178,6 +189,10 @@ def table(figures: Figures, names: list[str]) -> str:
         ("requests/s, 16 conn.", "unary 16 rate", "{:,.0f}"),
         ("CPU us/request", "cpu 16", "{:,.0f}"),
         ("of it the kernel's", "kernel 16", "{:,.0f}"),
+        ("requests/s, 16 KiB, 16 conn.", "unary large rate", "{:,.0f}"),
+        ("CPU us/request, 16 KiB", "cpu large", "{:,.0f}"),
+        ("p50 ms, 16 KiB, 16 conn.", "unary large p50", "{:.2f}"),
+        ("p99 ms, 16 KiB, 16 conn.", "unary large p99", "{:.2f}"),
         *((f"p{p} ms, {c} conn.", f"unary {c} p{p}", "{:.2f}") for c in CONNECTIONS for p in (50, 95, 99)),
         ("one call p50 ms", "one p50", "{:.3f}"),
         ("one call p99 ms", "one p99", "{:.3f}"),
@@ -231,7 +246,7 @@ def say(text: str) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peers", type=Path, help="environment with LiteLLM's proxy and sglang's router")
+    parser.add_argument("--peers", type=Path, help="environment with LiteLLM's proxy and the routers")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement by wrk")
     parser.add_argument("--calls", type=int, default=2000, help="over one connection, in each round")
@@ -251,6 +266,8 @@ def main() -> None:
     print(table(figures, [p.name for p in chosen if p.name in figures.values]))
     print()
     for text, value, form, met in targets(figures):
+        if math.isnan(value):  # with `--only`, or for want of a peer
+            continue
         print(f"{'met   ' if met else 'missed'}  {form.format(value):>8}  {text}")
 
 

@@ -16,10 +16,18 @@ from pathlib import Path
 MESSAGES = [{"role": "user", "content": "What is two and two? Answer with one word, and think about it before you do."}]
 
 
-def body_of(model: str, *, stream: bool = False) -> bytes:
-    """A request's body."""
+def body_of(model: str, *, stream: bool = False, size: int = 0) -> bytes:
+    """A request's body; a question before it makes it ``size`` bytes long, if it is shorter."""
     asked = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
-    return json.dumps({"model": model, "messages": MESSAGES, "temperature": 0.0, "max_tokens": 64, **asked}).encode()
+
+    def body(messages: list[dict[str, str]]) -> bytes:
+        return json.dumps({"model": model, "messages": messages, "temperature": 0.0, "max_tokens": 64, **asked}).encode()
+
+    missing = size - len(body([{"role": "user", "content": ""}, *MESSAGES]))
+    if missing <= 0:
+        return body(MESSAGES)
+    text = "There are words before the question. " * (missing // 37 + 1)
+    return body([{"role": "user", "content": text[:missing]}, *MESSAGES])
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How each server of `serving.py` is started and asked: the stub itself, nginx, sglang's router, LiteLLM's proxy, ours."""
+"""How each server of `serving.py` is started and asked: the stub itself, nginx, routers in Rust, LiteLLM's proxy, ours."""
 
 from __future__ import annotations
 
@@ -103,7 +103,8 @@ def _nginx(folder: Path, port: int, upstream: int) -> tuple[list[str], dict[str,
         f"""daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log;
 events {{ worker_connections 4096; }}
 http {{
-  access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/f;
+  access_log off; client_body_buffer_size 64k;
+  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/f;
   uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s; keepalive_requests 100000000;
   upstream stub {{ server 127.0.0.1:{upstream}; keepalive 256; keepalive_requests 100000000; }}
   server {{ listen 127.0.0.1:{port}; location / {{
@@ -151,11 +152,13 @@ routers: [cascade, t4_model]
     return command
 
 
-def _sglang(program: str) -> Callable[[Path, int, int], tuple[list[str], dict[str, str]]]:
+def _rust(program: str, *first: str, log: str = "warn") -> Callable[[Path, int, int], tuple[list[str], dict[str, str]]]:
+    """The routers that have descended from sglang's, which take the same options."""
+
     def command(folder: Path, port: int, upstream: int) -> tuple[list[str], dict[str, str]]:
-        settings = ["--worker-urls", f"http://127.0.0.1:{upstream}", "--policy", "round_robin", "--log-level", "warn"]
+        settings = ["--worker-urls", f"http://127.0.0.1:{upstream}", "--policy", "round_robin", "--log-level", log]
         metrics = ["--prometheus-port", str(free_port())]
-        return [program, "launch", "--host", "127.0.0.1", "--port", str(port), *settings, *metrics], {}
+        return [program, *first, "--host", "127.0.0.1", "--port", str(port), *settings, *metrics], {}
 
     return command
 
@@ -178,7 +181,7 @@ def _litellm(program: str, *, metrics: bool) -> Callable[[Path, int, int], tuple
 
 
 def peers(folder: Path | None) -> list[Peer]:
-    """All servers; those that are not installed say so. ``folder``: of an environment with LiteLLM and sglang's router."""
+    """All servers; those that are not installed say so. ``folder``: of an environment with LiteLLM and the routers."""
 
     def found(name: str) -> str:
         return (
@@ -188,12 +191,15 @@ def peers(folder: Path | None) -> list[Peer]:
     def missing(name: str, install: str) -> str:
         return "" if found(name) else f"not installed: {install}"
 
+    def router(name: str, *first: str, log: str = "warn") -> Peer:
+        return Peer(name, _rust(found(name), *first, log=log), why_not=missing(name, f"pip install {name}"))
+
     return [
         Peer("direct", _stub),
         Peer("nginx", _nginx, why_not=missing("nginx", "apt install nginx")),
-        Peer(
-            "sglang-router", _sglang(found("sglang-router")), why_not=missing("sglang-router", "pip install sglang-router")
-        ),
+        router("sglang-router", "launch"),
+        router("smg", "launch"),
+        router("vllm-router", log="warning"),
         Peer(
             "LiteLLM", _litellm(found("litellm"), metrics=True), why_not=missing("litellm", "pip install 'litellm[proxy]'")
         ),

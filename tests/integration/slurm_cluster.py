@@ -10,6 +10,7 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -185,7 +186,16 @@ class SlurmCluster:
                 daemon.kill()
                 daemon.wait()
         self._daemons.clear()
+        self._kill_steps()
         shutil.rmtree(self.place, ignore_errors=True)
+
+    def _kill_steps(self) -> None:
+        """A job's slurmstepd is a daemon of its own, which waits for the controller; slurmd's log is open in it."""
+        log = self.place / "slurmd.log"
+        for file in Path("/proc").glob("[0-9]*/fd/[0-9]"):
+            with contextlib.suppress(OSError):
+                if file.readlink() == log:
+                    os.kill(int(file.parts[2]), signal.SIGKILL)
 
     def _end_jobs(self) -> None:
         with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):

@@ -11,7 +11,11 @@ from tests.integration.fleet_commands import alerting, alerts
 from tests.integration.slurm_cluster import SlurmCluster, why_not
 from tests.integration.slurm_fleet import SlurmFleet
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.slow,
+    pytest.mark.skipif(why_not() is not None, reason=why_not() or ""),
+]
 
 
 @pytest.fixture(scope="module")

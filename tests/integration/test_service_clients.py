@@ -9,7 +9,10 @@ import pytest
 from tests.integration.client_calls import MESSAGES, QUESTION
 from tests.integration.clients import VARIABLE, call, clients_python, curl, llm_command, serving
 
-pytestmark = pytest.mark.skipif(clients_python() is None, reason=f"{VARIABLE} names no Python with the clients")
+pytestmark = [
+    pytest.mark.clients,
+    pytest.mark.skipif(clients_python() is None, reason=f"{VARIABLE} names no Python with the clients"),
+]
 
 
 @pytest.fixture(scope="module")

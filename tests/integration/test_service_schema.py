@@ -19,6 +19,7 @@ SCHEMATHESIS = Path(clients_python() or "python").parent / "schemathesis"
 EXAMPLES = "60"
 
 pytestmark = [
+    pytest.mark.clients,
     pytest.mark.slow,
     pytest.mark.skipif(not SCHEMATHESIS.exists(), reason=f"{VARIABLE} names no Python with the clients"),
 ]

@@ -16,7 +16,7 @@ from tests.integration.vllm_server import VLLMServer, vllm_python
 from tests.paths import CHECKPOINTS, ROOT
 
 pytestmark = [
-    pytest.mark.vllm,
+    pytest.mark.clients,
     pytest.mark.slow,
     pytest.mark.skipif(vllm_python() is None, reason=f"{VLLM_VARIABLE} names no Python with vLLM"),
     pytest.mark.skipif(clients_python() is None, reason=f"{VARIABLE} names no Python with the clients"),

@@ -14,7 +14,11 @@ from tests.integration.slurm_cluster import NODE, SlurmCluster, why_not
 from tests.integration.slurm_fleet import SlurmFleet
 from tests.paths import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=why_not() or "")]
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.slow,
+    pytest.mark.skipif(why_not() is not None, reason=why_not() or ""),
+]
 
 SCRIPT = ROOT / "scripts" / "llm" / "slurm_vllm_job.sh"
 

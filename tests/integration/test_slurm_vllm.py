@@ -22,7 +22,7 @@ from workflow_composer import ModelOrchestrator
 from workflow_composer.metrics.sink import MemorySink
 
 pytestmark = [
-    pytest.mark.vllm,
+    pytest.mark.slurm,
     pytest.mark.slow,
     pytest.mark.skipif(vllm_python() is None, reason=f"{VARIABLE} names no Python with vLLM"),
     pytest.mark.skipif(why_not() is not None, reason=why_not() or ""),
