@@ -13,8 +13,7 @@ measure      formula, for n samples of which n_i gave answer i                  
 `logprob`    weight of the leader's votes / weight of all votes                   counts against
 ============ ==================================================================== ==================================
 
-With weights w_j, `entropy` puts W_i / W in the place of n_i / n, and in the place of log n the entropy of votes that all
-differ: -sum of (w_j / W) log(w_j / W).
+W_i is the weight of all votes for answer i, W that of all votes; with weights `entropy` has W_i / W in place of n_i / n.
 
 None of them is the probability that the answer is right: a model can be of one mind and wrong. None (unknown, never
 "confident") comes back for one vote out of one sample, where there is nothing to compare with, and from `logprob` where a
@@ -102,19 +101,14 @@ def _share_of_weight(votes: Sequence[int], weights: Weights | None) -> float | N
 
 
 def _entropy_of_weight(votes: Sequence[int], weights: Weights) -> float | None:
-    """`_entropy` for votes of different weights; equal weights give the same."""
+    """`_entropy` with weights; equal weights give the same."""
     if not _all_known(weights):
         return None
     alone = [weight for vote, weight in zip(votes, weights, strict=True) if vote == UNREADABLE]
-    most = _surprise(weights)
-    return min(1.0, max(0.0, 1 - _surprise([*totals(votes, weights).values(), *alone]) / most)) if most > 0 else None
-
-
-def _surprise(weights: Weights) -> float:
-    """Entropy (nats) of a distribution in proportion to these weights."""
-    known = [weight for weight in weights if weight]
-    whole = math.fsum(known)
-    return math.fsum(weight / whole * math.log(whole / weight) for weight in known)
+    parts = [weight for weight in (*totals(votes, weights).values(), *alone) if weight]
+    whole = math.fsum(parts)
+    surprise = math.fsum(part / whole * math.log(whole / part) for part in parts)
+    return min(1.0, max(0.0, 1 - surprise / math.log(len(votes))))
 
 
 _MEASURES = {"share": _share, "entropy": _entropy, "posterior": _posterior, "logprob": _share}

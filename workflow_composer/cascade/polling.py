@@ -7,6 +7,7 @@ decided, or a member's together in one call where none of them can be spared (th
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -28,7 +29,7 @@ class GivenUp(Exception):  # no error: the way goes on at ``position``
 
 @dataclass(slots=True, eq=False)
 class _Seat:
-    """A member at the poll: which of its candidates draws for it, and how many samples that one was asked for.
+    """A member at the poll: which of its candidates draws for it.
 
     ``model`` is the name that its server gave itself. ``gently``: the candidate was in trouble, so one call goes ahead of
     the others.
@@ -37,7 +38,6 @@ class _Seat:
     number: int
     member: Member
     position: int = 0
-    asked: int = 0
     model: str = ""
     gently: bool = False
 
@@ -73,6 +73,7 @@ class Poll:
         self._ballot = Ballot(tier.voting, tier.members, last=last)
         self._seats = [_Seat(number, member) for number, member in enumerate(tier.members)]
         self._under_way: dict[asyncio.Task[Completion], _Draw] = {}
+        self._asked: Counter[str] = Counter()  # members may share a model, and each sample of it has a number
         self._note = ""
         self._failure: ModelError | None = None
         self._first_attempt = len(trace.attempts)
@@ -102,7 +103,7 @@ class Poll:
 
     def _begin(self, seat: _Seat, position: int) -> None:
         """That candidate draws for the member from now on."""
-        seat.position, seat.asked = position, 0
+        seat.position = position
         seat.gently = self._models.endpoints[seat.candidate.name].breaker.state != "closed"
 
     async def _fill(self) -> None:
@@ -110,7 +111,7 @@ class Poll:
             for seat in self._seats:
                 self._start(seat, wanted.count(seat.number))
             done, _ = await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
-            await self._count(sorted(done, key=lambda task: self._under_way[task].first))
+            await self._count([task for task in self._under_way if task in done])
 
     def _start(self, seat: _Seat, wanted: int) -> None:
         """See that so many of a member's samples are under way."""
@@ -121,9 +122,9 @@ class Poll:
             return
         size = wanted if self._ballot.together else 1
         while under_way < wanted:
-            draw = _Draw(seat, seat.asked, size)
+            draw = _Draw(seat, self._asked[seat.candidate.name], size)
             self._under_way[asyncio.ensure_future(self._ask(draw))] = draw
-            seat.asked += size
+            self._asked[seat.candidate.name] += size
             under_way += size
 
     async def _count(self, done: Sequence[asyncio.Task[Completion]]) -> None:
