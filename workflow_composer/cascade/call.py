@@ -486,6 +486,10 @@ class Call:
         )
 
 
+_TURNS = 10
+"""Turns of the loop in which it sees what has come: a connection takes four from the system to whoever awaits it."""
+
+
 class _Watch:
     """The awaits under way on one event loop, and one timer for the earliest of their limits.
 
@@ -503,7 +507,14 @@ class _Watch:
         """See to it that somebody looks at this time of the loop."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer, self.due = self.loop.call_at(when, self._look), when
+        self._timer, self.due = self.loop.call_at(when, self._settle, _TURNS), when
+
+    def _settle(self, turns: int) -> None:
+        """Give the loop some turns before anybody is late: what came while it stood still came in time."""
+        if turns:
+            self._timer = self.loop.call_soon(self._settle, turns - 1)
+        else:
+            self._look()
 
     def _look(self) -> None:
         self._timer, self.due = None, math.inf

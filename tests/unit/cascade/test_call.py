@@ -58,6 +58,29 @@ async def test_each_of_many_calls_ends_at_its_own_limit(within):
     assert under_way() == {}
 
 
+async def test_an_answer_that_came_while_the_loop_stood_still_came_in_time(within):
+    """Both timers are due in the same turn; the answer takes some more turns to whoever awaits it."""
+    loop = asyncio.get_running_loop()
+
+    async def answer():
+        for _ in range(4):
+            await asyncio.sleep(0)
+        return "there"
+
+    async def slow():
+        await asyncio.sleep(0.01)
+        return await loop.create_task(answer())
+
+    async def call():
+        with within(0.05):
+            return await slow()
+
+    asking = asyncio.create_task(call())
+    await asyncio.sleep(0)
+    time.sleep(0.1)  # noqa: ASYNC251  # the machine has no time for the loop
+    assert await asking == "there"
+
+
 async def test_a_cancellation_from_outside_stays_one(within):
     """Only the limit itself becomes a timeout."""
 
