@@ -26,7 +26,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from workflow_composer.batch.datasets import find
-from workflow_composer.batch.engine import Job, run
+from workflow_composer.batch.answering import Answering, Job
+from workflow_composer.batch.run.runner import run
 from workflow_composer.batch.journal import Journal, fingerprint
 from workflow_composer.batch.limiter import Limiter
 from workflow_composer.batch.records import RowRecord, TierRecord

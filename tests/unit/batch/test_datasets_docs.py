@@ -9,11 +9,11 @@ import pytest
 
 from tests.paths import ROOT
 from tests.unit.batch.records import record
-from workflow_composer.batch import engine
 from workflow_composer.batch.columns import IDS, LABELS, QUESTIONS
 from workflow_composer.batch.finding import KNOWN, SPLITS
 from workflow_composer.batch.formats import FORMATS
 from workflow_composer.batch.journal import Journal
+from workflow_composer.batch.run import runner
 from workflow_composer.batch.results import COLUMNS, schema, write_results
 
 DOCS = (ROOT / "docs" / "datasets.md").read_text()
@@ -57,7 +57,7 @@ def test_formats_and_splits_are_the_codes_in_their_order():
 
 
 def test_the_file_is_synced_as_often_as_it_says():
-    assert engine._SYNC_EVERY == 5.0
+    assert runner._SYNC_EVERY == 5.0
     assert "Every five seconds" in DOCS
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from workflow_composer.cli.batch_run import slug
+from workflow_composer.batch.run.planned import slug
 from workflow_composer.cli.execute import spread
 from workflow_composer.errors import ServerFailed
 from workflow_composer.types import Sample

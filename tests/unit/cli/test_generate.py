@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gzip
 import io
-import itertools
 import json
 import sys
 
 import pytest
 
 from workflow_composer.backends.fake import Interrupted
-from workflow_composer.errors import CallTimeout, InputError, ServerUnreachable
+from workflow_composer.errors import CallTimeout, ServerUnreachable
 from workflow_composer.types import texts
 
 
@@ -336,35 +335,6 @@ class TestFile:
         command("generate", "--input", source, "--concurrency", "5")
 
         assert command.made[0].most_in_flight == 5
-
-    def test_the_input_is_read_as_it_is_needed(self, command):
-        """A file of any length takes no more memory than the rows in flight."""
-        import workflow_composer.cli.batch as module
-
-        taken = itertools.count()
-        rows = (module.Row(next(taken), i + 1, f"{i:016x}", "p") for i in range(10_000))
-        most = []
-
-        class Watched:
-            """An orchestrator that stops early."""
-
-            async def __aenter__(self):
-                return self
-
-            async def __aexit__(self, *_):
-                pass
-
-            async def agenerate(self, prompt, **fields):
-                raise InputError("row fails")
-
-        def write(record):
-            most.append(record["index"])
-            if len(most) == 100:
-                raise OSError("stop here")
-
-        with pytest.raises(OSError, match="stop here"):
-            module.Batch(Watched(), module.Tally(10_000), write, lambda _: None).run(rows, 8)
-        assert next(taken) < 300
 
     def test_a_fault_of_a_backend_is_the_rows_own(self, command):
         """Whatever it raises."""

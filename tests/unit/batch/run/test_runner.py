@@ -8,11 +8,14 @@ import signal
 import pytest
 
 from tests.unit.batch.records import failed, record
+from workflow_composer.answers import AnswerForm, reader
+from workflow_composer.batch.answering import Answering, Job
 from workflow_composer.batch.datasets import Row
-from workflow_composer.batch.engine import Job, run
 from workflow_composer.batch.journal import Journal
 from workflow_composer.batch.limiter import Limiter
-from workflow_composer.batch.lines import Head
+from workflow_composer.batch.records import Head
+from workflow_composer.batch.run.budget import Budget
+from workflow_composer.batch.run.runner import run
 from workflow_composer.batch.tally import Tally
 from workflow_composer.errors import AllCandidatesFailed, InputError, RateLimited, WorkflowComposerError
 from workflow_composer.types import Attempt, Usage
@@ -28,6 +31,20 @@ async def at_once(job):
     return record(job.row.row)
 
 
+class Answers:
+    """Answers jobs by a function; what each was allowed to cost is in ``granted``."""
+
+    failed = Answering(None, reader(AnswerForm())).failed
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.granted = {}
+
+    async def __call__(self, job, budget):
+        self.granted[job.row.row] = budget
+        return await self.answer(job)
+
+
 class Batch:
     """Runs jobs with a journal in a folder; every run opens it anew."""
 
@@ -38,8 +55,10 @@ class Batch:
         """Run, and return the tally."""
         rows = len(found) if rows is None else rows
         self.tally = tally = Tally(rows)
+        self.answers = Answers(answer)
         with Journal.open(self.path, {}, rows=rows, each=tally.add_earlier) as journal:
-            return await run(found, answer, journal, tally=tally, limiter=limiter or Limiter(), **options)
+            left = (job for job in found if not journal.is_done(job.row.row))
+            return await run(left, self.answers, journal, tally=tally, limiter=limiter or Limiter(), **options)
 
     def finished(self, rows):
         """Numbers of the rows that are written down with an answer."""
@@ -239,7 +258,7 @@ async def test_a_full_disk_ends_the_run_with_its_error_and_cancels_the_calls(bat
         Full.open(batch.path, {}, rows=50) as journal,
         pytest.raises(WorkflowComposerError, match="no space left"),
     ):
-        await run(jobs(50), answer, journal, tally=Tally(50), limiter=Limiter(least=10, most=10))
+        await run(jobs(50), Answers(answer), journal, tally=Tally(50), limiter=Limiter(least=10, most=10))
 
     assert not gate.waiting
     assert batch.finished(50) == list(range(5))
@@ -299,17 +318,6 @@ async def test_the_limiter_hears_of_overload(batch, error):
     assert limiter.limit < 64
 
 
-async def test_the_limiter_hears_of_overload_in_a_record_too(batch):
-    limiter = Limiter(start=16, most=16)
-
-    async def answer(job):
-        return failed(job.row.row, error=("RateLimited", "slow down")) if job.row.row < 10 else record(job.row.row)
-
-    await batch.run(jobs(12), answer, limiter=limiter)
-
-    assert limiter.limit == 8
-
-
 async def test_a_pause_is_waited_for_before_the_next_row_and_ends_with_the_first_answer(batch):
     """A server that is down gets one row after each pause; the pause of an hour is cut short by an answer."""
 
@@ -346,7 +354,7 @@ async def test_what_was_written_is_put_on_the_disk_in_the_end(batch):
             self.synced = self.done
 
     with Synced.open(batch.path, {}, rows=5) as journal:
-        await run(jobs(5), at_once, journal, tally=Tally(5), limiter=Limiter())
+        await run(jobs(5), Answers(at_once), journal, tally=Tally(5), limiter=Limiter())
         assert journal.synced == 5
 
 
@@ -386,8 +394,8 @@ class TestTally:
     def test_it_counts_tiers_accuracy_and_cost(self, clock):
         tally = Tally(10, clock)
         for row, correct in enumerate([True, True, False, None]):
-            tally.add(record(row, correct=correct, cost=0.5))
-        tally.add(failed(4, cost=0.25))
+            tally.add(record(row, correct=correct, cost=0.5).head)
+        tally.add(failed(4, cost=0.25).head)
 
         assert tally.shares == {"7B": 1.0}
         assert tally.accuracy == pytest.approx(2 / 3)
@@ -401,7 +409,7 @@ class TestTally:
         for pace, seconds in ((1, 100), (4, 100)):
             for _ in range(pace * seconds):
                 clock.now += 1 / pace
-                tally.add(record(row))
+                tally.add(record(row).head)
                 row += 1
 
         assert tally.rows_per_second == pytest.approx(4, rel=0.05)
@@ -414,7 +422,7 @@ class TestTally:
         tally.start()
         assert tally.seconds_left is None
         clock.now += 10
-        tally.add(record(50))
+        tally.add(record(50).head)
 
         assert tally.rows_per_second == pytest.approx(0.1)
         assert tally.seconds_left == pytest.approx(490)

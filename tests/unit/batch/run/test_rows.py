@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from workflow_composer.cli.rows import RowFile
+from workflow_composer.batch.run.rows import RowFile
 from workflow_composer.errors import InputError
 
 
