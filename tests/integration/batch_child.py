@@ -15,13 +15,13 @@ import random
 import sys
 from pathlib import Path
 
+from workflow_composer.batch.answering import Job
 from workflow_composer.batch.datasets import find
-from workflow_composer.batch.answering import Answering, Job
-from workflow_composer.batch.run.runner import run
 from workflow_composer.batch.journal import Journal, fingerprint
 from workflow_composer.batch.limiter import Limiter
 from workflow_composer.batch.records import RowRecord, TierRecord
 from workflow_composer.batch.results import write_results
+from workflow_composer.batch.run.runner import run
 from workflow_composer.batch.tally import Tally
 from workflow_composer.errors import CallTimeout, InputError
 

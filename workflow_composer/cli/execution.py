@@ -221,7 +221,7 @@ class Execution:
         """What came of one run; printed at once, unless everything is printed as JSON in the end."""
         from workflow_composer.batch.results import records
 
-        found = {
+        found: dict[str, Any] = {
             "dataset": name,
             "strategy": strategy,
             "rows": tally.total,

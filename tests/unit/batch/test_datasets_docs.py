@@ -13,8 +13,8 @@ from workflow_composer.batch.columns import IDS, LABELS, QUESTIONS
 from workflow_composer.batch.finding import KNOWN, SPLITS
 from workflow_composer.batch.formats import FORMATS
 from workflow_composer.batch.journal import Journal
-from workflow_composer.batch.run import runner
 from workflow_composer.batch.results import COLUMNS, schema, write_results
+from workflow_composer.batch.run import runner
 
 DOCS = (ROOT / "docs" / "datasets.md").read_text()
 

@@ -108,6 +108,7 @@ async def run_rows(
 ) -> BatchRun:
     """Answer rows into a journal, going on where it ends; see `ModelOrchestrator.arun_batch`."""
     limits, limiter = Budget.of(budget), Limiter.of(_whole("concurrency", concurrency, 1))
+    tries_more = _whole("retries", retries, 0) or 0
     library = Library(environ=environ)
     if fields.get("context") is not None:
         names = fields["context"]
@@ -127,7 +128,7 @@ async def run_rows(
             tally=tally,
             limiter=limiter,
             budget=limits,
-            retries=_whole("retries", retries, 0) or 0,
+            retries=tries_more,
             progress=progress or (lambda tally: None),
         )
         if not tally.stopped_by:

@@ -20,10 +20,13 @@ from workflow_composer.batch.tally import Tally
 from workflow_composer.types import LLMResponse
 
 _BLOCK = 256
-"""Rows read at a time, in a thread: a slow disk must not hold up the calls in flight."""
+"""Most rows read at a time, in a thread: a slow disk must not hold up the calls in flight."""
 
 _LONGEST_READ = 0.05
-"""Seconds after which a block is complete, whatever its size: an iterator may be in no hurry."""
+"""Seconds after which a block is complete, and the next begins small: an iterator may be in no hurry."""
+
+_LONGEST_PAUSE = 30.0
+"""Seconds between a row's failure and another try where nothing else is left to do."""
 
 _SYNC_EVERY = 5.0
 """Seconds between two `Journal.sync`: what a loss of power may cost."""
@@ -88,19 +91,21 @@ async def run(
     limiter: Limiter,
     budget: Budget | None = None,
     retries: int = 0,
+    retry_after: float = 2.0,
     progress: Callable[[Tally], None] = lambda tally: None,
     stop: asyncio.Event | None = None,
 ) -> Tally:
     """Answer all rows; return the tally. ``progress`` is told it after each row, which is written down by then.
 
     Errors that ``answers`` raises become the row's record, with their cost, and the limiter hears of those that tell of
-    overload. A row that failed for want of a server is tried again, behind rows that were not tried yet, ``retries`` times.
+    overload. A row that failed for want of a server is tried again, behind rows that were not tried yet, ``retries`` times;
+    where nothing else is left to do, after ``retry_after`` seconds, twice that the next time, and half a minute at most.
     Where the run's budget is used up, no further row begins, and ``tally.stopped_by`` says so. Calls in flight are
     cancelled, and what was written stays, where this task is cancelled, where ``stop`` is set (then this returns as usual),
     and where ``journal`` or ``progress`` raises, which is raised on. An error of ``jobs`` is raised once the rows in flight
     are done.
     """
-    whole = _Run(answers, journal, tally, limiter, budget or Budget(), retries, progress)
+    whole = _Run(answers, journal, tally, limiter, budget or Budget(), (retries, retry_after), progress)
     tally.start()
     try:
         async with asyncio.TaskGroup() as group:
@@ -131,7 +136,7 @@ class _Run(Generic[J, R]):
         tally: Tally,
         limiter: Limiter,
         budget: Budget,
-        retries: int,
+        retries: tuple[int, float],
         progress: Callable[[Tally], None],
     ) -> None:
         self._answers = answers
@@ -139,7 +144,7 @@ class _Run(Generic[J, R]):
         self._tally = tally
         self._limiter = limiter
         self._budget = budget
-        self._retries = retries
+        self._retries, self._retry_after = retries
         self._progress = progress
         self._ended = asyncio.Event()
         self._again: list[tuple[J, int]] = []
@@ -152,9 +157,14 @@ class _Run(Generic[J, R]):
             block = [(job, 0) for job in await reader.block()]
             if not block and tasks:
                 await asyncio.wait(tasks)
-            again, self._again = self._again, []
+            again: list[tuple[J, int]] = []
+            if not block or len(self._again) >= _BLOCK:
+                again, self._again = self._again, []
             if not block and not again:
                 break
+            if not block:
+                await asyncio.sleep(self._retry_after)
+                self._retry_after = min(2 * self._retry_after, _LONGEST_PAUSE)
             for job, tries in block + again:
                 if not await self._room():
                     self._tally.stopped_by = BUDGET
@@ -242,6 +252,7 @@ class _Reader(Generic[J]):
     def __init__(self, jobs: Iterable[J]) -> None:
         self._jobs = jobs
         self._iterator: Iterator[J] | None = None
+        self._size = 1
         self._is_over = False
         self.fault: Exception | None = None
 
@@ -254,8 +265,9 @@ class _Reader(Generic[J]):
         latest = time.monotonic() + _LONGEST_READ
         try:
             self._iterator = self._iterator or iter(self._jobs)
-            while len(block) < _BLOCK and (not block or time.monotonic() < latest):
+            while len(block) < self._size and (not block or time.monotonic() < latest):
                 block.append(next(self._iterator))
+            self._size = min(2 * self._size, _BLOCK) if time.monotonic() < latest else 1
         except StopIteration:
             self._is_over = True
         except Exception as error:  # noqa: BLE001  # raised on as soon as the rows in flight are done

@@ -91,7 +91,7 @@ def test_an_answer_to_another_row_is_an_error(path, open_file):
     first.write(record(0))
     first.close()
 
-    with pytest.raises(InputError, match="answers another row 0 than in.jsonl:1 gives"):
+    with pytest.raises(InputError, match=r"answers another row 0 than in\.jsonl:1 gives"):
         open_file().is_done(row(0, key="f" * 16))
 
 
