@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future
 from typing import Any, Generic, TypeVar
 
 from workflow_composer.errors import WorkflowComposerError
@@ -93,7 +93,8 @@ class LoopThread:
                 return _awaited(job.result, cancelled)
         except BaseException as error:
             loop.call_soon_threadsafe(job.cancel)
-            wait([job.result], patience)
+            with contextlib.suppress(CancelledError, TimeoutError):
+                job.result.exception(patience)
             if isinstance(error, RuntimeError) and isinstance(error.__context__, KeyboardInterrupt):
                 # The interrupt struck within threading.Condition, which then releases a lock that it does not hold.
                 raise KeyboardInterrupt from None

@@ -103,6 +103,39 @@ def test_another_run_in_the_same_folder_is_refused_and_named(data):
     assert "target" in done.err
 
 
+def test_the_runs_budget_is_that_of_all_strategies_and_counts_what_was_spent_before(data):
+    """It stops with its own exit code, its answers are in the results, and with more money it goes on."""
+    prices = {"backend": "scripted", "input_price": 0.0, "output_price": 125_000.0}
+    data.profile = {**TIERS, "models": {"small": prices, "remote": prices}}
+    data.script = data.remote = ("#### 1",)  # two tokens: a quarter of a dollar
+    arguments = ["execute", "--routes", "small", "remote", "--datasets", "sums", "--run-budget"]
+    stopped = data(*arguments, "3.5", "--json")
+    assert stopped.code == 6
+    assert [(run["strategy"], run["answered"]) for run in stopped.json] == [("small", 10), ("remote", 4)]
+    assert (
+        "the run's budget of $3.50 is used up: $3.50 spent, 4 of 10 rows done" in json.loads(stopped.err)["error"]["message"]
+    )
+    assert len(results(data, "sums", "remote")) == 4
+
+    assert data(*arguments, "3.5").code == 6
+    done = data(*arguments, "5.0")
+    assert done.code == 0
+    assert "earlier runs have spent $3.50 of the run's $5.00" in done.err
+    assert len(results(data, "sums", "remote")) == 10
+
+
+def test_the_runs_budget_counts_a_strategy_that_comes_later(data):
+    """Where the first has rows to try again, the second's money is spent all the same."""
+    prices = {"backend": "scripted", "input_price": 0.0, "output_price": 125_000.0}
+    data.profile = {**TIERS, "models": {"small": prices, "remote": prices}}
+    data.script, data.remote = (ServerFailed("500"),), ("#### 1",)
+    assert data("execute", "--routes", "small", "remote", "--datasets", "sums").code == 1
+    data.script = ("#### 1",)
+    stopped = data("execute", "--routes", "small", "remote", "--datasets", "sums", "--run-budget", "3.0")
+    assert stopped.code == 6
+    assert "$3.00 spent, 2 of 10 rows done" in stopped.err
+
+
 @pytest.mark.parametrize(
     ("options", "seen"),
     [

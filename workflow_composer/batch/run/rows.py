@@ -131,13 +131,16 @@ class RowFile:
         self, wanted: Callable[[int], bool] = lambda index: True, each: Callable[[bytes], None] = lambda line: None
     ) -> Iterator[InputRow]:
         index = 0
-        self.check()
-        for number, line in enumerate(lines(self.path), 1):
-            if content := line.strip():
-                if wanted(index):
-                    each(content + b"\n")
-                    yield self._row(index, number, content)
-                index += 1
+        try:
+            for number, line in enumerate(lines(self.path), 1):
+                if content := line.strip():
+                    if wanted(index):
+                        each(content + b"\n")
+                        yield self._row(index, number, content)
+                    index += 1
+        except InputError:
+            self.check()  # where the file has changed, that is the fault to tell of
+            raise
         self.check()
 
     def _row(self, index: int, number: int, line: bytes) -> InputRow:
