@@ -3,8 +3,9 @@
     python -m tests.integration.rows_child DOOR DATA OUTPUT
 
 DOOR is generate, execute, record or run_batch. The answer to a row depends on the row alone; it takes a moment, and every
-17th row fails the first time that its models are asked. Every call is logged as a line with the row's number before it is made. Exit
-codes: those of the command line; for run_batch 0 where all rows have answers, 1 where some failed, 2 where it cannot begin.
+17th row fails the first time that its models are asked. Every call is logged as a line with the row's number before it is
+made. Exit codes: those of the command line; for run_batch 0 where all rows have answers, 1 where some failed, 2 where it
+cannot begin.
 """
 
 from __future__ import annotations
