@@ -6,12 +6,14 @@ import json
 
 import pytest
 
+from tests.paths import ROOT
 from workflow_composer.batch.run.planned import slug
 from workflow_composer.cli.execute import spread
 from workflow_composer.errors import ServerFailed
 from workflow_composer.types import Sample
 
 ROUTE = "mv_cascade_small_k3_t0.7_remote_k1_t0.0"
+ROUTE_OF_OLD = "mv_cascade_a_k3_t0.7_b_k1_t0.0"
 TIERS = {"tiers": {"small": {"model": "small", "cost": 1.0}, "remote": {"model": "remote", "cost": 20.0}}}
 
 
@@ -335,3 +337,18 @@ def test_more_samples_than_were_recorded_is_a_row_with_an_error(command):
     assert (done.code, done.json[0]["errors"]) == (1, 1)
     (row,) = results(command, "own", "mv_m_k5_t0.7")
     assert "has 1 answers of 'm'" in row["error"]["message"]
+
+
+def test_a_journal_of_an_earlier_version_is_gone_on_with(command):
+    """What a run is has the same words as before, and so have its rows."""
+    old = ROOT / "tests" / "unit" / "storage" / "written_before" / "executed"
+    command.write("own.jsonl", (old / "own.jsonl").read_bytes())
+    place = command.folder / "results" / "own" / ROUTE_OF_OLD
+    place.mkdir(parents=True)
+    before = (old / "journal.jsonl").read_bytes()
+    (place / "journal.jsonl").write_bytes(before)
+    options = ["--replay", "own.jsonl", "--routes", ROUTE_OF_OLD, "--budget", "1", "--system", "Be brief."]
+    done = command("--json", "execute", *options)
+    assert done.code == 0, done.err
+    assert (done.json[0]["earlier"], done.json[0]["answered"]) == (3, 6)
+    assert (place / "journal.jsonl").read_bytes().startswith(before)
