@@ -418,7 +418,7 @@ class TestBudget:
         async def answer(job):
             raise AllCandidatesFailed("none left", attempts=[attempt])
 
-        tally = await batch.run(jobs(10), answer, budget=Budget(run=1.0))
+        tally = await asyncio.wait_for(batch.run(jobs(10), answer, budget=Budget(run=1.0)), 30)
         assert (tally.errors, tally.cost, tally.stopped_by) == (2, 1.0, "budget")
 
     async def test_no_more_rows_are_under_way_than_the_money_pays_for(self, batch):
