@@ -108,7 +108,8 @@ class Execution:
 
         def answer(rows: Any, table: PlanTable, folder: Path, label: str) -> None:
             with self._voting(config, stopping="fixed") as fixed:
-                self._answer(fixed, self._planned(fixed.config, options.probing_rows), rows, table, folder, label)
+                run = self._planned(fixed.config, options.probing_rows)
+                raise_if_over(self._budget, self._answer(fixed, run, rows, table, folder, label))
 
         predictor, tokens = predictor_of(preparation, context, answer, lambda text: click.echo(text, err=True))
         return replace(context, predictor=predictor), tokens

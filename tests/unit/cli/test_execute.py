@@ -260,6 +260,17 @@ def test_folders_are_named_readably_and_apart():
     assert slug("..") not in {"", ".", ".."}
 
 
+def test_the_samples_of_a_probe_are_paid_from_the_runs_budget(data):
+    """Where it does not pay for them, no probe is made of the few there are."""
+    prices = {"backend": "scripted", "input_price": 0.0, "output_price": 125_000.0}
+    data.profile = {**TIERS, "models": {"small": prices, "remote": prices}}
+    options = ["--strategies", "adaptive_k_sampling", "--probing-dataset", "sums", "--datasets", "sums"]
+    done = data("execute", *options, "--run-budget", "2.0")
+    assert done.code == 6
+    assert "2 of 10 rows done" in done.err
+    assert not list((data.folder / "results" / "probes").glob("*.json"))
+
+
 ADAPTIVE = ["adaptive_k_sampling", "cost_aware_escalation", "entropy_aware_escalation"]
 
 
