@@ -22,7 +22,7 @@ from workflow_composer.batch.results import JSONL, PARQUET
 
 ROWS = 600
 KILLS = 8
-KILLS_AT_THE_END = 4
+KILLS_AT_THE_END = 3
 DOORS = ("generate", "execute", "record", "run_batch")
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from workflow_composer.batch.limiter import Limiter
-from workflow_composer.batch.records import Head
 from workflow_composer.batch.run.answer_file import AnswerFile, AnswerLine
 from workflow_composer.batch.run.budget import Budget
 from workflow_composer.batch.run.grouping import together
@@ -77,16 +76,13 @@ class FileRun:
 
     def opened(self, target: Path) -> AnswerFile:
         """The file of answers, opened to go on where it ends. Raises `InputError` where it is another run's."""
-        file = AnswerFile.open(target, source=self.rows.path, each=self._earlier, other=OTHER)
+        file = AnswerFile.open(target, source=self.rows.path, each=self.tally.add_earlier, other=OTHER)
         try:
             self._compare(file)
         except BaseException:
             file.close()
             raise
         return file
-
-    def _earlier(self, head: Head) -> None:
-        self.tally.add_earlier(head)
 
     def _compare(self, file: AnswerFile) -> None:
         total = self.tally.total or 0
