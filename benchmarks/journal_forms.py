@@ -24,8 +24,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.batch_memory import ROUTE, answer, processor
+from workflow_composer.batch.answering import Job
 from workflow_composer.batch.datasets import Row
-from workflow_composer.batch.engine import Job
 from workflow_composer.batch.journal import Journal
 from workflow_composer.batch.lines import record_line
 from workflow_composer.batch.records import RowRecord

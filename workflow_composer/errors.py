@@ -31,6 +31,7 @@
     │   ├── CallTimeout              connect, first token or total time ran out
     │   ├── Unsupported              this backend cannot honour a field of the request
     │   └── CircuitOpen              the endpoint failed repeatedly and is left alone for now
+    ├── RunBudgetReached             a run of rows has used up its budget; it can be gone on with
     ├── StreamInterrupted            a stream broke after its first token
     └── AllCandidatesFailed          every attempt failed; lists each with its cause
         ├── LocalModelUnavailable    the same, where the profile forbids the cloud
@@ -246,6 +247,12 @@ class Unsupported(ModelError):
 
 class CircuitOpen(ModelError):
     """The endpoint failed repeatedly and is left alone until its cooldown is over."""
+
+
+class RunBudgetReached(WorkflowComposerError):
+    """A run of rows has used up its budget. What was answered is kept; with a higher budget the run goes on."""
+
+    exit_code = 6
 
 
 class StreamInterrupted(WorkflowComposerError):

@@ -16,12 +16,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from workflow_composer.builtin import plugin_host
 from workflow_composer.cascade.call import Outcome, Trace
@@ -47,7 +47,14 @@ from workflow_composer.types import (
     Plan,
 )
 
+if TYPE_CHECKING:
+    from workflow_composer.batch.run.python import BatchRun
+    from workflow_composer.batch.tally import Tally
+
 Prompt = str | Sequence[Message] | LLMRequest
+
+_CLOSING = 10.0
+"""Seconds that an interrupted batch has to close its journal."""
 
 __all__ = ["ModelOrchestrator", "OrchestratorStatus", "Prompt"]
 
@@ -199,6 +206,45 @@ class ModelOrchestrator:
         finally:
             await active.release()
 
+    async def arun_batch(
+        self,
+        rows: Iterable[str | Mapping[str, Any] | LLMRequest],
+        *,
+        journal: str | Path,
+        budget: Mapping[str, float] | None = None,
+        concurrency: int | None = None,
+        retries: int = 1,
+        progress: Callable[[Tally], None] | None = None,
+        **fields: Any,
+    ) -> BatchRun:
+        """Answer many rows, each written to the ``journal`` as it is answered; a later run with it goes on there.
+
+        A row is a text, an `LLMRequest`, or a mapping with ``prompt`` (or ``question``, or ``messages``) and, if wanted,
+        ``id``, ``task_type``, ``model``, ``context``, and ``answer``, the right answer, by which the row is graded. ``rows``
+        may be an iterator, which is read as rows are sent. ``budget`` is ``{"row": dollars, "run": dollars}``: what a row
+        may cost, and the run, with all that earlier runs have spent. ``concurrency`` rows are under way at a time; None: as
+        many as make the whole faster. Rows that failed for want of a server are tried again ``retries`` times. ``progress``
+        is told after each row how far the run has come. ``fields`` are those of `LLMRequest` for all rows, and ``system``.
+
+        A row that fails is a result with an error, and a later run tries it again. Raises `InputError` where rows are
+        faulty, or the journal is another run's or in use, and what ``progress`` raises. However it ends, what was answered
+        is in the journal.
+        """
+        from workflow_composer.batch.run.python import run_rows
+
+        return await run_rows(
+            self.agenerate,
+            rows,
+            config=self.config,
+            environ=self._environ,
+            journal=journal,
+            budget=budget,
+            concurrency=concurrency,
+            retries=retries,
+            progress=progress,
+            fields=fields,
+        )
+
     def plan(self, prompt: Prompt, **fields: Any) -> Plan:
         """The plan that a request would follow; nothing is sent."""
         return self.prepare(prompt, **fields)[1]
@@ -275,6 +321,13 @@ class ModelOrchestrator:
     def embed(self, texts: Sequence[str], **fields: Any) -> Embeddings:
         """`aembed`, for callers that do not await."""
         return self._thread.run(self.aembed(texts, **fields))
+
+    def run_batch(self, rows: Iterable[str | Mapping[str, Any] | LLMRequest], **options: Any) -> BatchRun:
+        """`arun_batch`, for callers that do not await; ``progress`` is told on the orchestrator's own thread.
+
+        Ctrl-C ends it when calls in flight are cancelled and the journal is closed, so that the same call goes on there.
+        """
+        return self._thread.run(self.arun_batch(rows, **options), patience=_CLOSING)
 
     def switch_strategy(self, strategy: str | Path | StrategyConfig) -> None:
         """`aswitch_strategy`, for callers that do not await."""

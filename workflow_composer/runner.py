@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any, Generic, TypeVar
 
 from workflow_composer.errors import WorkflowComposerError
@@ -65,26 +65,26 @@ class LoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def run(self, coroutine: Coroutine[Any, Any, T], *, patience: float = 0.0) -> T:
         """Run to the end and return the result. A running event loop of the caller's stands still meanwhile.
 
-        An interrupt (Ctrl-C) cancels the coroutine and is raised; so is a cancellation of the caller's task, which is what
-        the first Ctrl-C is under `asyncio.run`. Raises `WorkflowComposerError` where it is called on the thread's own
-        loop, which would wait for itself.
+        An interrupt (Ctrl-C) cancels the coroutine, which has ``patience`` seconds to end, and is raised; so is a
+        cancellation of the caller's task, which is what the first Ctrl-C is under `asyncio.run`. Raises
+        `WorkflowComposerError` where it is called on the thread's own loop, which would wait for itself.
         """
         try:
             self._refuse_own_loop()
         except WorkflowComposerError:
             coroutine.close()
             raise
-        return self._wait_for(_Job(lambda: coroutine, coroutine.close))
+        return self._wait_for(_Job(lambda: coroutine, coroutine.close), patience)
 
     def call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """As `run`, for a coroutine that is made only when it begins: an interrupt before that leaves none behind."""
         self._refuse_own_loop()
         return self._wait_for(_Job(function))
 
-    def _wait_for(self, job: _Job[T]) -> T:
+    def _wait_for(self, job: _Job[T], patience: float = 0.0) -> T:
         loop = self._running_loop()
         cancelled = _cancellations()  # looked at first: the cancellation may come as soon as the job has begun
         try:
@@ -93,6 +93,8 @@ class LoopThread:
                 return _awaited(job.result, cancelled)
         except BaseException as error:
             loop.call_soon_threadsafe(job.cancel)
+            with contextlib.suppress(CancelledError, TimeoutError):
+                job.result.exception(patience)
             if isinstance(error, RuntimeError) and isinstance(error.__context__, KeyboardInterrupt):
                 # The interrupt struck within threading.Condition, which then releases a lock that it does not hold.
                 raise KeyboardInterrupt from None
@@ -121,7 +123,7 @@ class LoopThread:
             raise WorkflowComposerError(
                 "a synchronous method was called on the orchestrator's own event loop (by a router, a hook or another "
                 "plugin), which would wait for itself",
-                hint="await the methods whose names begin with a: agenerate, astream, aembed, aswitch_strategy",
+                hint="await the methods whose names begin with a: agenerate, astream, aembed, arun_batch, aswitch_strategy",
             )
 
 

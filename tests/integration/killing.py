@@ -17,17 +17,36 @@ PATIENCE = 60.0
 PAUSE = 0.005
 
 
+Finished = tuple[int, bytes]
+"""A row that has its answer, and the line that says so."""
+
+
 def finished_rows(journal: Path) -> list[int]:
-    """Numbers of the rows that have their answer, as they stand in the journal: read without the program's own code."""
-    lines = journal.read_bytes().split(b"\n")[1:-1] if journal.exists() else []
-    rows = []
-    for line in lines:
-        seal, (row, error, *_), *_ = json.loads(line)
-        assert int(seal, 16) == zlib.crc32(line[12:]), f"the checksum of row {row} is wrong"
-        if error is None:
-            rows.append(row)
-    assert len(rows) == len(set(rows)), "a row is finished twice"
-    return rows
+    """Numbers of the rows that have their answer, as they stand in a file: read without the program's own code."""
+    return [row for row, _ in finished(journal)]
+
+
+def finished(journal: Path) -> list[Finished]:
+    """The same, with their lines. The file may be that of `execute`, of `generate` and `run_batch`, or a recording."""
+    lines = journal.read_bytes().split(b"\n")[:-1] if journal.exists() else []
+    found = [(row, line) for line in lines if (row := _answered(line)) is not None]
+    assert len(found) == len({row for row, _ in found}), "a row is finished twice"
+    return found
+
+
+def _answered(line: bytes) -> int | None:
+    """The row that a line has the answer of, if it has one."""
+    fields = json.loads(line)
+    if isinstance(fields, dict):
+        if "error" in fields:
+            return None
+        return fields["index"] if "index" in fields else int(fields["question"].split()[2])
+    seal, head, *_ = fields
+    assert int(seal, 16) == zlib.crc32(line[12:]), f"the checksum of {line[:80]!r} is wrong"
+    if isinstance(head, dict):
+        return None
+    row, error, *_ = head
+    return row if error is None else None
 
 
 def answers(results: Path) -> list[tuple[object, ...]]:
@@ -58,7 +77,7 @@ class Killer:
         self.journal = journal
         self.kills = 0
         self.repeated: set[int] = set()
-        self._asked, self._calls = asked, calls
+        self.asked, self._calls = asked, calls
         self._chance = chance
         self._environ = environ
 
@@ -89,8 +108,8 @@ class Killer:
         Most kills fall at a random moment after the first call of a run, some at a random moment of its start.
         """
         while True:
-            done = finished_rows(self.journal)
-            before, asked, calls = self._whole_lines(), len(self._asked()), self._calls()
+            done = finished(self.journal)
+            asked, calls = len(self.asked()), self._calls()
             process = self.start()
             if self._chance.random() < 0.15:
                 delay = self._chance.uniform(0.0, first)
@@ -98,7 +117,7 @@ class Killer:
                 self.wait_for_call(process, calls)
                 delay = self._chance.uniform(0.0, 2 * part * work)
             told = self._kill_after(process, delay)
-            self._check(before, done, asked)
+            self._check(done, asked)
             if process.returncode == 0:
                 return
             assert process.returncode in {FAILED, -9}, told
@@ -130,11 +149,6 @@ class Killer:
         while process.poll() is None and self._calls() == calls:
             time.sleep(PAUSE)
 
-    def _whole_lines(self) -> bytes:
-        text = self.journal.read_bytes() if self.journal.exists() else b""
-        return text[: text.rfind(b"\n") + 1]
-
-    def _check(self, before: bytes, done: list[int], asked: int) -> None:
-        assert self.journal.read_bytes().startswith(before) if before else True, "what was written has changed"
-        assert finished_rows(self.journal)[: len(done)] == done, "a finished row is lost"
-        self.repeated.update(set(self._asked()[asked:]) & set(done))
+    def _check(self, done: list[Finished], asked: int) -> None:
+        assert finished(self.journal)[: len(done)] == done, "a finished row is lost, or its line has changed"
+        self.repeated.update(set(self.asked()[asked:]) & {row for row, _ in done})

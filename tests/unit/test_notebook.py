@@ -41,8 +41,8 @@ def stub(server):
     return server
 
 
-def test_every_synchronous_method_works_inside_a_running_loop(stub):
-    """Opening, asking, streaming, embedding, planning, status, switching, closing: a cell needs no await."""
+def test_every_synchronous_method_works_inside_a_running_loop(stub, tmp_path):
+    """Opening, asking, streaming, embedding, planning, rows, status, switching, closing: a cell needs no await."""
 
     async def cell():
         with opened(stub.url) as o:
@@ -54,6 +54,7 @@ def test_every_synchronous_method_works_inside_a_running_loop(stub):
             assert stream.response.text == "abc"
             with o.stream("left early") as early:
                 next(early)
+            assert [row.text for row in o.run_batch(["a", "b"], journal=tmp_path / "rows.jsonl")] == ["a", "b"]
             assert o.status().resources.vllm_endpoints == {"m": True}
             o.switch_strategy(profile(stub.url, "other"))
             assert o.generate("again").decision.strategy == "other"

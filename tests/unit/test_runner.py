@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import threading
+import time
 
 import pytest
 
@@ -99,6 +100,30 @@ def test_an_interrupt_cancels_the_work(thread):
     with pytest.raises(KeyboardInterrupt):
         thread.run(work())
     assert cancelled.wait(60)
+
+
+def test_an_interrupted_caller_with_patience_goes_on_when_the_work_has_ended(thread):
+    """And no later: what the work holds is free then."""
+    began, log = threading.Event(), []
+
+    async def work():
+        began.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.2)
+            log.append("ended")
+
+    def interrupt():
+        began.wait(60)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    waited = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        thread.run(work(), patience=60.0)
+    assert log == ["ended"]
+    assert time.monotonic() - waited < 30.0
 
 
 def test_the_first_interrupt_reaches_a_caller_under_asyncio_run(thread):

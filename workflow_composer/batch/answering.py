@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from workflow_composer.answers import Reader
-from workflow_composer.batch.engine import Job
-from workflow_composer.batch.limiter import OVERLOAD
+from workflow_composer.batch.datasets import Row
 from workflow_composer.batch.records import RowRecord, TierRecord
+from workflow_composer.batch.run.runner import Generate
 from workflow_composer.markers import is_routing_string
 from workflow_composer.types import LLMRequest, LLMResponse, TierResult
+from workflow_composer.values import quick
 
-Generate = Callable[[LLMRequest], Awaitable[LLMResponse]]
 Recorded = Callable[[str, str, int], bool | None]
 """``(model, question, number of the sample) -> right``: what a recording says; None where nobody has graded it."""
+
+
+@quick
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A row of a data set, and the routing string that it is sent by."""
+
+    row: Row
+    route: str
 
 
 class Answering:
     """Answers jobs with whatever answers requests, and raises what that raises.
 
     ``reader`` reads and grades final answers; ``recorded`` grades where a row has no label. ``fields`` are those of
-    `LLMRequest` for every row, and ``system``; ``keep_texts`` keeps the samples' texts in the records. ``overloaded`` hears
-    the error of a row that was answered only after a server had refused it.
+    `LLMRequest` for every row, and ``system``; ``keep_texts`` keeps the samples' texts in the records.
     """
 
     def __init__(
@@ -33,26 +42,42 @@ class Answering:
         fields: Mapping[str, Any] | None = None,
         recorded: Recorded | None = None,
         keep_texts: bool = False,
-        overloaded: Callable[[str], None] = lambda error: None,
     ) -> None:
         self._generate = generate
         self._reader = reader
         self._fields = dict(fields or {})
         self._recorded = recorded
         self._keep_texts = keep_texts
-        self._overloaded = overloaded
 
-    async def __call__(self, job: Job) -> RowRecord:
-        """The record of one row."""
-        response = await self._generate(self._request(job))
-        refused = next((attempt.error_type for attempt in response.attempts if attempt.error_type in OVERLOAD), None)
-        if refused is not None:
-            self._overloaded(refused)
-        return await self._record(job, response)
+    async def __call__(self, job: Job, budget: float | None = None) -> RowRecord:
+        """The record of one row, which may cost ``budget`` dollars."""
+        return await self._record(job, await self._generate(self._request(job, budget)))
 
-    def _request(self, job: Job) -> LLMRequest:
+    def failed(self, job: Job, error: BaseException, seconds: float) -> RowRecord:
+        """The record of a row that has failed, with the cost of its attempts."""
+        attempts = getattr(error, "attempts", ())
+        return RowRecord(
+            row=job.row.row,
+            id=job.row.id,
+            route=job.route,
+            answer=None,
+            confidence=None,
+            accepted=False,
+            tier=0,
+            tiers=(),
+            correct=None,
+            prompt_tokens=sum(attempt.usage.prompt_tokens for attempt in attempts),
+            completion_tokens=sum(attempt.usage.completion_tokens for attempt in attempts),
+            cost=sum(attempt.cost for attempt in attempts),
+            seconds=seconds,
+            error=(type(error).__name__, str(error)),
+        )
+
+    def _request(self, job: Job, budget: float | None) -> LLMRequest:
         # A routing string says itself how its tiers sample; a model's own name stands for one greedy answer.
-        own = {} if is_routing_string(job.route) else {"temperature": 0.0}
+        own: dict[str, Any] = {} if is_routing_string(job.route) else {"temperature": 0.0}
+        if budget is not None:
+            own["budget"] = budget
         return LLMRequest.of(job.row.question, **{**self._fields, "model": job.route, **own})
 
     async def _record(self, job: Job, response: LLMResponse) -> RowRecord:

@@ -13,9 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from workflow_composer.batch.lines import Head, head_of, header_line, header_of, record_line, whole_lines
+from workflow_composer.batch.lines import head_of, header_line, header_of, record_line, whole_lines
 from workflow_composer.batch.locking import open_own, unwritable
-from workflow_composer.batch.records import RowRecord
+from workflow_composer.batch.records import Head, RowRecord
 from workflow_composer.errors import InputError, WorkflowComposerError
 from workflow_composer.storage.appending import OwnFile
 
@@ -80,11 +80,6 @@ class Journal:
     def failed(self) -> int:
         """Rows whose last record is an error."""
         return self._state.count(_FAILED)
-
-    @property
-    def first_open(self) -> int:
-        """The lowest number of a row that is not done; `rows` where all are."""
-        return next((row for row, state in enumerate(self._state) if state != _DONE), self.rows)
 
     def is_done(self, row: int) -> bool:
         """Whether the row has its answer."""

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import Self
 
 WORTH = 0.2
 TOO_MANY = 0.125
@@ -34,6 +35,9 @@ _FEWEST = 32
 """Rows from which something can be told: fewer than this say more about chance than about a server."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
+
+FEWEST_IN_FLIGHT = 4
+"""A server that cannot take so many lets them wait; with fewer, chance would decide about the pace."""
 
 
 class Limiter:
@@ -56,6 +60,13 @@ class Limiter:
         self.in_flight = 0
         self.pause = 0.0
         self._begin_round()
+
+    @classmethod
+    def of(cls, concurrency: int | None) -> Self:
+        """So many rows at a time; None: as many as make the whole faster."""
+        if concurrency is None:
+            return cls(least=FEWEST_IN_FLIGHT)
+        return cls(least=concurrency, most=concurrency, start=concurrency)
 
     @property
     def limit(self) -> int:

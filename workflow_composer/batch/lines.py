@@ -18,7 +18,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from workflow_composer.batch.records import RowRecord, TierRecord
+from workflow_composer.batch.records import Head, RowRecord, TierRecord
 from workflow_composer.errors import InputError
 
 VERSION = 1
@@ -36,16 +36,6 @@ _FORM = b'["########",'
 _HEX = b"0123456789abcdef"
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _decode = json.JSONDecoder().raw_decode
-
-
-class Head(NamedTuple):
-    """What is known of a record without reading all of it; ``error`` (type, message) where the row failed."""
-
-    row: int
-    error: tuple[str, str] | None
-    deciding: str
-    correct: bool | None
-    cost: float
 
 
 class Line(NamedTuple):

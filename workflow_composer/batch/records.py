@@ -6,7 +6,23 @@ The journal, the result files and the report all hold this one record.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Head(NamedTuple):
+    """What counting needs to know of a finished row; ``error`` (type, message) where the row failed.
+
+    ``deciding`` names the tier that decided. An answer is ``unreadable`` where no final answer was found in it, and
+    ``cut_off`` where that is because its length ended it.
+    """
+
+    row: int
+    error: tuple[str, str] | None
+    deciding: str
+    correct: bool | None
+    cost: float
+    unreadable: bool = False
+    cut_off: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +93,11 @@ class RowRecord:
     def deciding(self) -> str:
         """The deciding tier's name; empty where the row failed."""
         return self.tiers[self.tier].name if self.tiers and self.error is None else ""
+
+    @property
+    def head(self) -> Head:
+        """What counting needs."""
+        return Head(self.row, self.error, self.deciding, self.correct, self.cost)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

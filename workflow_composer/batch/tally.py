@@ -7,24 +7,24 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from workflow_composer.batch.lines import Head
-from workflow_composer.batch.records import RowRecord
+from workflow_composer.batch.records import Head
 
 _WINDOW = 60.0
 
 
 @dataclass(slots=True)
 class Tally:
-    """How far a run has come, of ``total`` rows. ``clock`` gives seconds.
+    """How far a run has come, of ``total`` rows (None: nobody knows yet how many there are). ``clock`` gives seconds.
 
     ``answered`` counts rows with an answer, ``earlier`` those of them that an earlier run has answered; ``errors`` rows of
     this run that failed. ``tiers``: answered rows by the name of the deciding tier. ``graded`` answers had a label, and
     ``correct`` of them were right. ``cost`` (dollars) is what all runs have cost, failed rows included, ``cost_now`` this
-    run's share. ``in_flight`` rows are under way, and ``limit`` may be. ``unreadable`` answers, of which ``cut_off`` were
-    ended by their length, are counted when the results are written.
+    run's share. ``in_flight`` rows are under way, and ``limit`` may be. ``unreadable`` answers count as wrong, and
+    ``cut_off`` of them were ended by their length. ``stopped_by`` says what has stopped the run before its end; empty:
+    nothing has.
     """
 
-    total: int
+    total: int | None
     clock: Callable[[], float] = time.monotonic
     answered: int = 0
     earlier: int = 0
@@ -38,6 +38,7 @@ class Tally:
     limit: int = 0
     unreadable: int = 0
     cut_off: int = 0
+    stopped_by: str = ""
     _started: float = field(init=False)
     _marks: deque[tuple[float, int]] = field(init=False)
 
@@ -78,16 +79,17 @@ class Tally:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the pace of the last minute; None before the first row."""
+        """At the pace of the last minute; None before the first row, and where the total is not known."""
         pace = self.rows_per_second
-        return None if pace is None else (self.total - self.done) / pace
+        return None if pace is None or self.total is None else (self.total - self.done) / pace
 
-    def add(self, record: RowRecord) -> None:
-        """Count a row of this run."""
-        self.cost += record.cost
-        self.cost_now += record.cost
-        if record.error is None:
-            self._answered(record.deciding, record.correct)
+    def add(self, head: Head, *, again: bool = False) -> None:
+        """Count a row of this run; ``again``: it has failed before in this run, and was tried again."""
+        self.cost += head.cost
+        self.cost_now += head.cost
+        self.errors -= again
+        if head.error is None:
+            self._answered(head)
         else:
             self.errors += 1
         now = self.clock()
@@ -97,16 +99,21 @@ class Tally:
                 self._marks.popleft()
 
     def add_earlier(self, head: Head) -> None:
-        """Count a record that an earlier run has written: an answer, or what a failed row has cost."""
+        """Count a record that an earlier run has written: an answer, or what a failed row has cost.
+
+        Of a row beyond the total, which an earlier run with a higher limit has answered, only the cost counts.
+        """
         self.cost += head.cost
-        if head.error is None:
+        if head.error is None and (self.total is None or head.row < self.total):
             self.earlier += 1
-            self._answered(head.deciding, head.correct)
+            self._answered(head)
             self._marks[0] = (self._started, self.done)
 
-    def _answered(self, deciding: str, correct: bool | None) -> None:
+    def _answered(self, head: Head) -> None:
         self.answered += 1
-        self.tiers[deciding] += 1
-        if correct is not None:
+        self.tiers[head.deciding] += 1
+        self.unreadable += head.unreadable
+        self.cut_off += head.cut_off
+        if head.correct is not None:
             self.graded += 1
-            self.correct += correct
+            self.correct += head.correct

@@ -9,7 +9,14 @@ from typing import Any, get_args
 import click
 
 from workflow_composer.answers.form import Comparison
-from workflow_composer.cli.options import common_options, context_option, examples, strategy_option
+from workflow_composer.cli.options import (
+    common_options,
+    context_option,
+    examples,
+    finite,
+    run_budget_option,
+    strategy_option,
+)
 from workflow_composer.cli.state import State
 from workflow_composer.plan import Drawing, Measure, Stopping
 
@@ -96,7 +103,14 @@ def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]
 @context_option
 @click.option("--system", metavar="TEXT", help="System message, put in front of every question.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Most tokens of an answer.")
-@click.option("--budget", type=click.FloatRange(min=0, min_open=True), metavar="DOLLARS", help="Most for one row.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0, min_open=True),
+    callback=finite,
+    metavar="DOLLARS",
+    help="Most for one row.",
+)
+@run_budget_option
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Most time for one row.")
 @click.option("--in-flight", type=click.IntRange(1, 10_000), metavar="N", help="Rows at a time; default: adapts, to 512.")
 @click.option("--no-texts", is_flag=True, help="Leave the samples' texts out of the results.")
@@ -113,10 +127,12 @@ def execute(context: click.Context, /, **options: Any) -> None:
     (report.md, report.html) that compares them; --baselines adds every tier alone to the comparison.
 
     Data sets are JSONL, CSV or Parquet files in the data folder; docs/datasets.md says how they are found. Rows with a label
-    are graded, and the samples' texts are kept beside what was read in them. Exit codes: 0 done; 1 some rows failed; 2 wrong
-    usage or input.
+    are graded, and the samples' texts are kept beside what was read in them. --run-budget is for all data sets and
+    strategies of the command. Exit codes: 0 done; 1 some rows failed; 2 wrong usage or input; 6 the budget of the run is
+    used up: run the same command with a higher one to go on.
     """
-    from workflow_composer.cli.execution import Execution, Options
+    from workflow_composer.batch.run.preparing import Options
+    from workflow_composer.cli.execution import Execution
 
     state = context.ensure_object(State)
     if not options["strategies"] and not options["routes"] and not options["baselines"]:

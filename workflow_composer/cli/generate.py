@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import click
 
-from workflow_composer.cli.options import common_options, context_option, examples, strategy_option
+from workflow_composer.cli.options import (
+    common_options,
+    context_option,
+    examples,
+    finite,
+    run_budget_option,
+    strategy_option,
+)
 from workflow_composer.cli.state import State
-
-
-def _finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter("is no finite number", context, parameter)
-    return value
 
 
 @click.command(
@@ -26,6 +26,7 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float | N
         'generate --model mv_cascade_small_k4_t0.7_large_k1_t0.0 "What is 30 + 12?"',
         "generate --input questions.jsonl --output answers.jsonl --concurrency 32",
         "generate --input questions.jsonl.gz --limit 100 --json | jq .text",
+        "generate --input questions.jsonl --output answers.jsonl --budget 0.01 --run-budget 5",
     )
 )
 @click.argument("prompt", required=False)
@@ -36,18 +37,24 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float | N
 @context_option
 @click.option("--system", metavar="TEXT", help="System message, put in front of the prompt and behind the context.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Most tokens of an answer.")
-@click.option("--temperature", type=click.FloatRange(min=0), callback=_finite, metavar="T", help="0 is greedy.")
+@click.option("--temperature", type=click.FloatRange(min=0), callback=finite, metavar="T", help="0 is greedy.")
 @click.option("--logprobs", is_flag=True, default=None, help="Give the tokens' log-probabilities, too.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
-    callback=_finite,
+    callback=finite,
     metavar="SECONDS",
     help="Most time for a prompt or row, with retries and all.",
 )
 @click.option(
-    "--concurrency", type=click.IntRange(1, 10_000), default=8, show_default=True, metavar="N", help="Rows in flight."
+    "--budget",
+    type=click.FloatRange(min=0, min_open=True),
+    callback=finite,
+    metavar="DOLLARS",
+    help="Most for a prompt or row.",
 )
+@run_budget_option
+@click.option("--concurrency", type=click.IntRange(1, 10_000), metavar="N", help="Rows at a time; default: adapts, to 512.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows.")
 @strategy_option
 @common_options
@@ -58,7 +65,9 @@ def generate(
     prompt: str | None,
     source: Path | None,
     target: Path | None,
-    concurrency: int,
+    concurrency: int | None,
+    budget: float | None,
+    run_budget: float | None,
     limit: int | None,
     contexts: tuple[str, ...],
     **fields: Any,
@@ -75,23 +84,29 @@ def generate(
     `error`; graded ones also `answer` (what was read in the text; null where nothing could be), `finish_reason` and
     `correct`. They are in the order in which they were answered.
 
-    Run the same command again after an interruption: it goes on where it stopped, and tries rows with errors again. The
-    whole input is checked before the first row is sent. Without --output the answers go to standard output. A summary
-    goes to standard error (with --json and --output: as JSON to standard output).
+    Run the same command again after an interruption: it goes on where it stopped, and tries rows with errors again. While
+    it runs, a row that failed has a line for each try, of which the last counts. The whole input is checked before the first
+    row is sent. Without --output the answers go to standard output. A summary goes to standard error (with --json and
+    --output: as JSON to standard output); `sha256` in it is the digest of the rows that were read.
+
+    Exit codes: 0 done; 1 some rows failed; 2 wrong usage or input; 6 the budget of the run is used up: run the same command
+    with a higher --run-budget to go on.
     """
     state = context.ensure_object(State)
     given = {name: value for name, value in fields.items() if value is not None}
     if contexts:
         given["context"] = contexts
     if source is None:
-        if target is not None or limit is not None:
-            raise click.UsageError("--output and --limit need --input")
+        if target is not None or limit is not None or run_budget is not None:
+            raise click.UsageError("--output, --limit and --run-budget need --input")
         from workflow_composer.cli.single import answer_prompt
 
-        answer_prompt(state, prompt, given)
+        answer_prompt(state, prompt, given if budget is None else given | {"budget": budget})
         return
     if prompt is not None:
         raise click.UsageError("give a prompt or --input, not both")
+    from workflow_composer.batch.run.budget import Budget
     from workflow_composer.cli.file_run import answer_file
 
-    context.exit(answer_file(state, source, target, given, concurrency=concurrency, limit=limit))
+    limits = Budget(budget, run_budget)
+    context.exit(answer_file(state, source, target, given, concurrency=concurrency, limit=limit, budget=limits))

@@ -130,7 +130,8 @@ def cli(context: click.Context) -> None:
     Without a command: a short status, and what to do next.
 
     Exit codes: 0 done; 1 some rows failed, or a file could not be written; 2 wrong usage, profile or input; 3 no route;
-    4 forbidden by the profile; 5 no model answered; 70 a fault of this program; 130 Ctrl-C; 143 SIGTERM.
+    4 forbidden by the profile; 5 no model answered; 6 the budget of a run is used up; 70 a fault of this program;
+    130 Ctrl-C; 143 SIGTERM.
     """
     context.ensure_object(State)
     if context.invoked_subcommand is None:

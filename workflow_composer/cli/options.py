@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
 from workflow_composer.cli.state import State
+from workflow_composer.errors import RunBudgetReached
 
 F = TypeVar("F", bound=Callable[..., Any])
+STOPPED = RunBudgetReached.exit_code
 
 
 def common_options(function: F) -> F:
@@ -49,6 +52,20 @@ def context_option(function: F) -> F:
     """``--context``, which may be repeated."""
     text = "Context template that stands first (see `contexts list`); may be repeated. Default: the profile's for the task."
     return click.option("--context", "contexts", multiple=True, metavar="NAME", help=text)(function)
+
+
+def run_budget_option(function: F) -> F:
+    """``--run-budget``."""
+    text = f"Most for all rows, with what earlier runs of the same output have spent; then it stops (exit code {STOPPED})."
+    kind = click.FloatRange(min=0, min_open=True)
+    return click.option("--run-budget", type=kind, callback=finite, metavar="DOLLARS", help=text)(function)
+
+
+def finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """Refuse numbers that are none."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter("is no finite number", context, parameter)
+    return value
 
 
 def json_option(function: F) -> F:

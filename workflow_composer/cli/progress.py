@@ -13,33 +13,10 @@ import click
 from workflow_composer.cli.output import dollars, percent
 
 if TYPE_CHECKING:
-    from workflow_composer.batch.tally import Tally as BatchTally
+    from workflow_composer.batch.tally import Tally
 
 _REDRAW = 0.1
 """Seconds: describing every one of thousands of rows a second would cost more than the rows."""
-
-
-class Tally(Protocol):
-    """How far a run has come; dollars and seconds."""
-
-    total: int
-    errors: int
-    cost: float
-
-    @property
-    def done(self) -> int:
-        """Rows that are over with."""
-        ...
-
-    @property
-    def accuracy(self) -> float | None:
-        """The share of right answers; None where nothing can be graded."""
-        ...
-
-    @property
-    def seconds_left(self) -> float | None:
-        """At the pace so far; None where there is none yet."""
-        ...
 
 
 class Progress(Protocol):
@@ -57,19 +34,23 @@ class Progress(Protocol):
 
 
 def describe(tally: Tally) -> str:
-    """Accuracy (where rows have labels), errors (where there are any) and cost so far, on one line."""
+    """Accuracy (where rows have labels), errors (where there are any) and this run's cost so far, on one line."""
+    return _described(tally, tally.cost_now)
+
+
+def _described(tally: Tally, cost: float) -> str:
     parts = []
     if tally.accuracy is not None:
         parts.append(f"accuracy {percent(tally.accuracy)}")
     if tally.errors:
         parts.append(f"errors {tally.errors}")
-    return ", ".join([*parts, f"cost {dollars(tally.cost)}"])
+    return ", ".join([*parts, f"cost {dollars(cost)}"])
 
 
-def describe_tiers(tally: BatchTally) -> str:
-    """The same, with the share of rows that each tier has decided, and the rows in flight."""
+def describe_tiers(tally: Tally) -> str:
+    """The same, with the cost of earlier runs, the share of rows that each tier has decided, and the rows in flight."""
     shares = " ".join(f"{name} {share:.0%}" for name, share in tally.shares.items())
-    return ", ".join(filter(None, [shares, describe(tally), f"{tally.in_flight} in flight"]))
+    return ", ".join(filter(None, [shares, _described(tally, tally.cost), f"{tally.in_flight} in flight"]))
 
 
 Describe = Callable[[Any], str]

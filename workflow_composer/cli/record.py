@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from workflow_composer.cli.options import common_options, context_option, examples, strategy_option
+from workflow_composer.cli.options import (
+    common_options,
+    context_option,
+    examples,
+    finite,
+    run_budget_option,
+    strategy_option,
+)
 from workflow_composer.cli.state import State
 
 
@@ -33,6 +40,14 @@ from workflow_composer.cli.state import State
 @context_option
 @click.option("--system", metavar="TEXT", help="System message, put in front of every question.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Most tokens of an answer.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0, min_open=True),
+    callback=finite,
+    metavar="DOLLARS",
+    help="Most for an answer.",
+)
+@run_budget_option
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Most time for an answer.")
 @click.option(
     "--in-flight", type=click.IntRange(1, 10_000), default=16, show_default=True, metavar="N", help="Answers at a time."
@@ -44,9 +59,10 @@ def record(context: click.Context, /, **options: Any) -> None:
     """Record every tier's answers to data sets, graded and with log-probabilities.
 
     A recording is what `calibrate` learns from, and what `execute --replay` plays back (docs/recordings.md). Every answer is
-    kept as soon as it has come: after an interruption the same command goes on where it stopped. Exit codes: 0 done; 1 some
-    answers failed; 2 wrong usage or input.
+    kept as soon as it has come: after an interruption the same command goes on where it stopped. What the answers in the
+    recording have cost counts for --run-budget; answers that failed are not kept, and count for their own run only. Exit
+    codes: 0 done; 1 some answers failed; 2 wrong usage or input; 6 the budget of the run is used up.
     """
-    from workflow_composer.cli.recording import Recorder
+    from workflow_composer.cli.recording import Recording
 
-    context.exit(Recorder(context.ensure_object(State), **options).run())
+    context.exit(Recording(context.ensure_object(State), **options).run())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflow_composer.cli.batch import logprobs_of
+from workflow_composer.batch.run.line_answers import logprobs_of
 from workflow_composer.cli.output import dollars, print_json, printable
 from workflow_composer.cli.prompt import read_prompt
 from workflow_composer.cli.state import State

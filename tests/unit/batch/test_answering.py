@@ -11,10 +11,11 @@ import pytest
 from workflow_composer import ModelOrchestrator, StrategyConfig, hookimpl
 from workflow_composer.answers import AnswerForm, reader
 from workflow_composer.backends.fake import FakeBackend
-from workflow_composer.batch.answering import Answering
+from workflow_composer.batch.answering import Answering, Job
 from workflow_composer.batch.datasets import Row
-from workflow_composer.batch.engine import Job
+from workflow_composer.batch.limiter import Limiter
 from workflow_composer.batch.replaying import RecordedAnswers
+from workflow_composer.batch.run.runner import heard
 from workflow_composer.builtin import plugin_host
 from workflow_composer.errors import BadRequest, InputError, RateLimited
 from workflow_composer.metrics.sink import NullSink
@@ -89,6 +90,11 @@ def test_what_fails_is_raised(recording):
 def test_a_row_that_was_refused_before_it_was_answered_is_told_of():
     """The pace of a batch must fall before rows fail."""
     told = []
+
+    class Heard(Limiter):
+        def overloaded(self, error):
+            told.append(error)
+
     fake = FakeBackend(RateLimited("slow down"), "#### 4", name="m")
 
     class Plugin:
@@ -102,7 +108,7 @@ def test_a_row_that_was_refused_before_it_was_answered_is_told_of():
 
     async def run():
         async with ModelOrchestrator(config, plugins=host, metrics=NullSink(), environ={}) as orchestrator:
-            answering = Answering(orchestrator.agenerate, reader(AnswerForm()), overloaded=told.append)
+            answering = Answering(heard(orchestrator.agenerate, Heard()), reader(AnswerForm()))
             return [await answering(Job(Row(n, str(n), "2 + 2?", "4"), "m")) for n in range(2)]
 
     first, second = asyncio.run(run())

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
 from tests.paths import ROOT
 from tests.unit.batch.records import record
-from workflow_composer.batch import engine
 from workflow_composer.batch.columns import IDS, LABELS, QUESTIONS
 from workflow_composer.batch.finding import KNOWN, SPLITS
 from workflow_composer.batch.formats import FORMATS
 from workflow_composer.batch.journal import Journal
 from workflow_composer.batch.results import COLUMNS, schema, write_results
+from workflow_composer.batch.run import runner
 
 DOCS = (ROOT / "docs" / "datasets.md").read_text()
 
@@ -57,11 +60,41 @@ def test_formats_and_splits_are_the_codes_in_their_order():
 
 
 def test_the_file_is_synced_as_often_as_it_says():
-    assert engine._SYNC_EVERY == 5.0
+    assert runner._SYNC_EVERY == 5.0
     assert "Every five seconds" in DOCS
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", DOCS, re.S))
+EXAMPLES = re.findall(r"```python\n(.*?)```", DOCS, re.S)
+
+
+@pytest.mark.embedded
+def test_the_script_with_rows_from_python_runs_as_it_is_and_goes_on_when_it_is_run_again(tmp_path):
+    """In a process of its own, as a notebook's cell: the second time nothing is asked, and the results are the same."""
+    (code,) = [example for example in EXAMPLES if "run_batch" in example]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "WORKFLOW_COMPOSER_METRICS": str(tmp_path / "metrics.jsonl")}
+
+    def run():
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    told, *rows = run()
+    assert told.startswith("20 answered (0 before), 0 failed, $0.")
+    assert [line.split()[0] for line in rows] == [str(n) for n in range(20)]
+    asked = (tmp_path / "metrics.jsonl").read_bytes()
+    assert run() == [told.replace("(0 before)", "(20 before)"), *rows]
+    assert (tmp_path / "metrics.jsonl").read_bytes() == asked
+
+    journal = tmp_path / "runs" / "first.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:7]) + lines[7][:40])  # as a kill leaves it
+    assert run()[0].startswith("20 answered (7 before), 0 failed, $0.")
+    assert len((tmp_path / "metrics.jsonl").read_bytes().splitlines()) == 20 + 13
+
+
+@pytest.mark.parametrize("code", [example for example in EXAMPLES if "run_batch" not in example])
 def test_the_examples_run(code, tmp_path, monkeypatch):
     """In a folder with a data set and results."""
     (tmp_path / "data" / "openai_gsm8k").mkdir(parents=True)

@@ -6,12 +6,14 @@ import json
 
 import pytest
 
-from workflow_composer.cli.batch_run import slug
+from tests.paths import ROOT
+from workflow_composer.batch.run.planned import slug
 from workflow_composer.cli.execute import spread
 from workflow_composer.errors import ServerFailed
 from workflow_composer.types import Sample
 
 ROUTE = "mv_cascade_small_k3_t0.7_remote_k1_t0.0"
+ROUTE_OF_OLD = "mv_cascade_a_k3_t0.7_b_k1_t0.0"
 TIERS = {"tiers": {"small": {"model": "small", "cost": 1.0}, "remote": {"model": "remote", "cost": 20.0}}}
 
 
@@ -101,6 +103,39 @@ def test_another_run_in_the_same_folder_is_refused_and_named(data):
     done = data("execute", "--routes", ROUTE, "--datasets", "sums", "--accept", "0.9")
     assert done.code == 2
     assert "target" in done.err
+
+
+def test_the_runs_budget_is_that_of_all_strategies_and_counts_what_was_spent_before(data):
+    """It stops with its own exit code, its answers are in the results, and with more money it goes on."""
+    prices = {"backend": "scripted", "input_price": 0.0, "output_price": 125_000.0}
+    data.profile = {**TIERS, "models": {"small": prices, "remote": prices}}
+    data.script = data.remote = ("#### 1",)  # two tokens: a quarter of a dollar
+    arguments = ["execute", "--routes", "small", "remote", "--datasets", "sums", "--run-budget"]
+    stopped = data(*arguments, "3.5", "--json")
+    assert stopped.code == 6
+    assert [(run["strategy"], run["answered"]) for run in stopped.json] == [("small", 10), ("remote", 4)]
+    assert (
+        "the run's budget of $3.50 is used up: $3.50 spent, 4 of 10 rows done" in json.loads(stopped.err)["error"]["message"]
+    )
+    assert len(results(data, "sums", "remote")) == 4
+
+    assert data(*arguments, "3.5").code == 6
+    done = data(*arguments, "5.0")
+    assert done.code == 0
+    assert "earlier runs have spent $3.50 of the run's $5.00" in done.err
+    assert len(results(data, "sums", "remote")) == 10
+
+
+def test_the_runs_budget_counts_a_strategy_that_comes_later(data):
+    """Where the first has rows to try again, the second's money is spent all the same."""
+    prices = {"backend": "scripted", "input_price": 0.0, "output_price": 125_000.0}
+    data.profile = {**TIERS, "models": {"small": prices, "remote": prices}}
+    data.script, data.remote = (ServerFailed("500"),), ("#### 1",)
+    assert data("execute", "--routes", "small", "remote", "--datasets", "sums").code == 1
+    data.script = ("#### 1",)
+    stopped = data("execute", "--routes", "small", "remote", "--datasets", "sums", "--run-budget", "3.0")
+    assert stopped.code == 6
+    assert "$3.00 spent, 2 of 10 rows done" in stopped.err
 
 
 @pytest.mark.parametrize(
@@ -225,6 +260,17 @@ def test_folders_are_named_readably_and_apart():
     assert slug("..") not in {"", ".", ".."}
 
 
+def test_the_samples_of_a_probe_are_paid_from_the_runs_budget(data):
+    """Where it does not pay for them, no probe is made of the few there are."""
+    prices = {"backend": "scripted", "input_price": 0.0, "output_price": 125_000.0}
+    data.profile = {**TIERS, "models": {"small": prices, "remote": prices}}
+    options = ["--strategies", "adaptive_k_sampling", "--probing-dataset", "sums", "--datasets", "sums"]
+    done = data("execute", *options, "--run-budget", "2.0")
+    assert done.code == 6
+    assert "2 of 10 rows done" in done.err
+    assert not list((data.folder / "results" / "probes").glob("*.json"))
+
+
 ADAPTIVE = ["adaptive_k_sampling", "cost_aware_escalation", "entropy_aware_escalation"]
 
 
@@ -302,3 +348,18 @@ def test_more_samples_than_were_recorded_is_a_row_with_an_error(command):
     assert (done.code, done.json[0]["errors"]) == (1, 1)
     (row,) = results(command, "own", "mv_m_k5_t0.7")
     assert "has 1 answers of 'm'" in row["error"]["message"]
+
+
+def test_a_journal_of_an_earlier_version_is_gone_on_with(command):
+    """What a run is has the same words as before, and so have its rows."""
+    old = ROOT / "tests" / "unit" / "storage" / "written_before" / "executed"
+    command.write("own.jsonl", (old / "own.jsonl").read_bytes())
+    place = command.folder / "results" / "own" / ROUTE_OF_OLD
+    place.mkdir(parents=True)
+    before = (old / "journal.jsonl").read_bytes()
+    (place / "journal.jsonl").write_bytes(before)
+    options = ["--replay", "own.jsonl", "--routes", ROUTE_OF_OLD, "--budget", "1", "--system", "Be brief."]
+    done = command("--json", "execute", *options)
+    assert done.code == 0, done.err
+    assert (done.json[0]["earlier"], done.json[0]["answered"]) == (3, 6)
+    assert (place / "journal.jsonl").read_bytes().startswith(before)

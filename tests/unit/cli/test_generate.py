@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import gzip
 import io
-import itertools
 import json
 import sys
 
 import pytest
 
 from workflow_composer.backends.fake import Interrupted
-from workflow_composer.errors import CallTimeout, InputError, ServerUnreachable
+from workflow_composer.errors import CallTimeout, ServerUnreachable
 from workflow_composer.types import texts
 
 
@@ -111,6 +110,8 @@ class TestOnePrompt:
             (["generate", "x", "--input", "y"], None, "not both"),
             (["generate", "x", "--output", "y"], None, "need --input"),
             (["generate", "x", "--limit", "3"], None, "need --input"),
+            (["generate", "x", "--run-budget", "3"], None, "need --input"),
+            (["generate", "x", "--budget", "nan"], None, "no finite number"),
             (["generate", "x", "--temperature", "nan"], None, "no finite number"),
             (["generate", "x", "--max-tokens", "0"], None, "0 is not in the range"),
             (["generate", "x", "--timeout", "0"], None, "0.0 is not in the range"),
@@ -337,35 +338,6 @@ class TestFile:
 
         assert command.made[0].most_in_flight == 5
 
-    def test_the_input_is_read_as_it_is_needed(self, command):
-        """A file of any length takes no more memory than the rows in flight."""
-        import workflow_composer.cli.batch as module
-
-        taken = itertools.count()
-        rows = (module.Row(next(taken), i + 1, f"{i:016x}", "p") for i in range(10_000))
-        most = []
-
-        class Watched:
-            """An orchestrator that stops early."""
-
-            async def __aenter__(self):
-                return self
-
-            async def __aexit__(self, *_):
-                pass
-
-            async def agenerate(self, prompt, **fields):
-                raise InputError("row fails")
-
-        def write(record):
-            most.append(record["index"])
-            if len(most) == 100:
-                raise OSError("stop here")
-
-        with pytest.raises(OSError, match="stop here"):
-            module.Batch(Watched(), module.Tally(10_000), write, lambda _: None).run(rows, 8)
-        assert next(taken) < 300
-
     def test_a_fault_of_a_backend_is_the_rows_own(self, command):
         """Whatever it raises."""
         command.script = (ZeroDivisionError("oops"),)
@@ -374,3 +346,92 @@ class TestFile:
 
         assert done.code == 1
         assert "oops" in done.rows[0]["error"]["message"]
+
+    def test_at_the_runs_budget_it_stops_with_its_own_exit_code_and_goes_on_with_a_higher_one(self, command):
+        """What earlier runs have spent counts, and is said; the answers so far stay."""
+        command.script = ("x",)
+        command.profile = {"models": {"small": {"backend": "scripted", "output_price": 250_000.0, "input_price": 0.0}}}
+        command.profile["fallback"] = []
+        source = command.write("in.jsonl", *({"prompt": p} for p in "abcdef"))
+        arguments = ("generate", "--input", source, "--output", "out.jsonl", "--run-budget")
+        stopped = command(*arguments, "0.75")
+        assert stopped.code == 6
+        assert "the run's budget of $0.75 is used up: $0.75 spent, 3 of 6 rows done" in stopped.err
+        assert "higher --run-budget" in stopped.err
+        assert [row["index"] for row in command.read("out.jsonl")] == [0, 1, 2]
+
+        again = command(*arguments, "0.75", "--json")
+        assert (again.code, again.json["earlier"], again.json["cost"]) == (6, 3, 0)
+        done = command(*arguments, "1.5")
+        assert done.code == 0
+        assert "earlier runs have spent $0.75 of the run's $1.50" in done.err
+        assert sorted(row["index"] for row in command.read("out.jsonl")) == list(range(6))
+
+    def test_a_row_that_its_budget_does_not_pay_for_fails_by_its_own_error(self, command):
+        """And is tried again with more money."""
+        command.profile = {"fallback": []}
+        source = command.write("in.jsonl", {"prompt": "a"})
+        arguments = ("generate", "--input", source, "--output", "out.jsonl", "--budget")
+        assert command(*arguments, "0.0001").code == 1
+        assert command.read("out.jsonl")[0]["error"]["type"] == "BudgetExceeded"
+        assert command(*arguments, "1000").code == 0
+        assert "error" not in command.read("out.jsonl")[0]
+
+    def test_a_prompts_budget_reaches_the_request(self, command):
+        command("generate", "--budget", "900", "x")
+        assert command.made[0].calls[0].request.budget == 900
+
+    def test_as_many_rows_are_under_way_as_make_the_whole_faster(self, command):
+        """Unless it is said how many; more than the eight of old from the start."""
+        source = command.write("in.jsonl", *({"prompt": str(i)} for i in range(40)))
+        waiting = []
+
+        async def together(call):
+            import asyncio
+
+            waiting.append(call)
+            while len(waiting) < 12:
+                await asyncio.sleep(0)
+            return "x"
+
+        command.script = (together,)
+        assert command("generate", "--input", source).code == 0
+
+    def test_the_summary_has_the_checksum_of_the_input(self, command):
+        """So that answers can be told to belong to it, however it is packed."""
+        import hashlib
+
+        text = b'{"prompt":"a"}\n{"prompt":"b"}\n'
+        for name, data in (("in.jsonl", text), ("in.jsonl.gz", gzip.compress(text))):
+            source = command.write(name, data)
+            found = command("generate", "--input", source, "--output", f"{name}.out", "--json").json
+            assert found["sha256"] == hashlib.sha256(text).hexdigest()
+
+    def test_an_input_that_changes_while_it_is_answered_is_told(self, command):
+        """Rows would no longer be those that were checked; what was answered stays."""
+        source = command.write("in.jsonl", *({"prompt": str(i)} for i in range(600)))
+
+        def change(call):
+            if prompt_of(call) == "0":
+                command.write("in.jsonl", {"prompt": "other"})
+            return "x"
+
+        command.script = (change,)
+        done = command("generate", "--input", source, "--output", "out.jsonl", "--concurrency", "1")
+        assert done.code == 2
+        assert "in.jsonl has changed since the run began" in done.err
+        assert command.read("out.jsonl")
+
+    def test_a_file_of_answers_of_old_is_gone_on_with(self, command):
+        """Also one in which a row has failed."""
+        from tests.paths import ROOT
+
+        old = ROOT / "tests" / "unit" / "storage" / "written_before"
+        lines = (old / "answers.jsonl").read_bytes().splitlines(keepends=True)
+        failed = lines[0].replace(b'"text"', b'"error":{"type":"CallTimeout","message":"late"},"text"')
+        command.write("out.jsonl", *lines[1:], failed)
+        done = command(
+            "generate", "--input", str(old / "problems.jsonl"), "--output", "out.jsonl", "--model", "small", "--json"
+        )
+        assert (done.code, done.json["earlier"], done.json["answered"]) == (0, 5, 6)
+        assert sorted(row["index"] for row in command.read("out.jsonl")) == list(range(6))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import sys
 
-from workflow_composer.batch.tally import Tally as BatchTally
-from workflow_composer.cli.batch import Tally
+from workflow_composer.batch.records import Head
+from workflow_composer.batch.tally import Tally
 from workflow_composer.cli.progress import Bar, Lines, describe, describe_tiers, progress_for
 
 
-def answered(tally, **fields):
+def answered(tally, correct=None, error=None):
     """One more row."""
-    tally.add({"index": 0, "cost": 0.5, **fields})
+    tally.add(Head(0, error, "", correct, 0.5))
     return tally
 
 
@@ -36,10 +36,10 @@ def test_a_line_comes_no_more_often_than_every_few_seconds():
 def test_errors_and_earlier_rows_are_counted():
     """Errors cost, too; earlier rows count for the accuracy and not for the pace or the cost."""
     tally = Tally(total=4)
-    tally.add_earlier({"index": 0, "cost": 9.0, "correct": True})
+    tally.add_earlier(Head(0, None, "", True, 9.0))
     assert (tally.seconds_left, tally.done, tally.accuracy) == (None, 1, 1.0)
 
-    answered(tally, error={"type": "CallTimeout"})
+    answered(tally, error=("CallTimeout", "late"))
     assert describe(tally) == "accuracy 100.0%, errors 1, cost $0.50"
     assert (tally.done, tally.answered, tally.errors, tally.earlier) == (2, 1, 1, 1)
     assert tally.seconds_left is not None
@@ -78,7 +78,7 @@ def test_the_terminal_decides(monkeypatch):
 def test_a_batch_shows_which_tiers_decide_and_what_is_in_flight():
     """Beside the same figures as every run, and behind its own label."""
     now, shown = [0.0], []
-    tally = BatchTally(total=4, clock=lambda: now[0])
+    tally = Tally(total=4, clock=lambda: now[0])
     assert describe_tiers(tally) == "cost $0.00, 0 in flight"
 
     tally.tiers.update({"small": 3, "large": 1})

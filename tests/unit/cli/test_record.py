@@ -136,3 +136,24 @@ def test_infinite_log_probabilities_become_what_servers_write_for_them(sums):
     sums.script = (Sample("#### 3", "stop", logprobs=(TokenLogprob("x", float("-inf")),)),)
     sums(*ARGUMENTS, "--limit", "1", "--tiers", "cheap")
     assert json.loads((sums.folder / "answers.jsonl").read_text())["logprobs"][0]["logprob"] == -9999.0
+
+
+def test_at_the_runs_budget_it_stops_and_goes_on_with_a_higher_one(sums):
+    """What the answers in the recording have cost counts, and is said."""
+    prices = {"backend": "scripted", "input_price": 0.0, "output_price": 250_000.0}
+    sums.profile["models"] = {"small": prices, "remote": prices}
+    sums.script = sums.remote = (Sample("3", "stop"),)
+    stopped = sums(*ARGUMENTS, "--run-budget", "1.0")
+    assert stopped.code == 6
+    assert "the run's budget of $1.00 is used up: $1.00 spent, 4 of 6 rows done" in stopped.err
+    assert len(sums.read("answers.jsonl")) == 4
+    assert sums(*ARGUMENTS, "--run-budget", "1.0").code == 6
+    done = sums(*ARGUMENTS, "--run-budget", "2.0")
+    assert done.code == 0
+    assert "earlier runs have spent $1.00 of the run's $2.00" in done.err
+    assert len(sums.read("answers.jsonl")) == 6
+
+
+def test_the_budget_of_an_answer_reaches_the_request(sums):
+    sums(*ARGUMENTS, "--budget", "900")
+    assert {call.request.budget for backend in sums.made for call in backend.calls} == {900}

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
 import numpy as np
 
 from workflow_composer.batch.costs import TokenAssumption
 from workflow_composer.batch.planning import plan
 from workflow_composer.batch.probe import Probe
 from workflow_composer.batch.probe_training import samples_of, train
-from workflow_composer.cli.output import percent
+from workflow_composer.batch.run.planned import JOURNAL
+from workflow_composer.batch.run.preparing import Everywhere, Preparation, limited
 from workflow_composer.errors import InputError
 
 if TYPE_CHECKING:
+    from workflow_composer.batch.planning import PlanTable
     from workflow_composer.batch.replaying import RecordedAnswers
     from workflow_composer.batch.strategies import Floats, PlanningContext, PlanningTier, Predictor, Questions
-    from workflow_composer.cli.execution import Execution
-    from workflow_composer.orchestrator import ModelOrchestrator
+
+    Answer = Callable[[Any, PlanTable, Path, str], None]
 
 SAMPLES = 4
 """Samples per question and tier that a probe is trained on: several say how sure a tier is, few are cheap."""
@@ -36,53 +38,55 @@ class Uninformed:
 
 
 def predictor_of(
-    execution: Execution, orchestrator: ModelOrchestrator, context: PlanningContext
+    preparation: Preparation, context: PlanningContext, answer: Answer, tell: Callable[[str], None]
 ) -> tuple[Predictor, TokenAssumption]:
-    """The predictor for the plans, and what it knows about tokens.
+    """The predictor for the plans, and what it knows about tokens; ``tell`` is told in words how good it is.
 
     A probe trained on the same rows, tiers and models is taken from the output folder. A dry run trains none where that
-    needs answers of models: it plans as if nothing were known, and says so.
+    needs answers of models, which ``answer`` (rows, plan, folder, label) gets, every vote drawn to its end: it plans as if
+    nothing were known, and says so.
     """
-    options = execution.options
+    options = preparation.options
     names = [tier.name for tier in context.tiers]
-    models = {name: str(orchestrator.config.resolve(name)[0].model) for name in names}
+    models = {name: str(preparation.config.resolve(name)[0].model) for name in names}
     if options.probe is not None:
         probe = Probe.load(options.probe)
         probe.check(names, models)
         return probe, TokenAssumption.of_probe(probe)
-    rows = _rows(execution)
+    rows = _rows(preparation)
     what = hashlib.sha256(repr((rows.sha256(), models, options.probing_rows, SAMPLES)).encode()).hexdigest()
     path = options.output / "probes" / f"{rows.name}-{what[:12]}.json"
     if path.exists():
         probe = Probe.load(path)
         probe.check(names, models)
-    elif options.dry_run and execution.recorded is None:
-        click.echo(
+    elif options.dry_run and preparation.recorded is None:
+        tell(
             f"note: no probe has been trained on {rows.name} for these tiers yet. The plan below takes every tier to answer "
-            "half of the questions rightly; without --dry-run the probe is trained first.",
-            err=True,
+            "half of the questions rightly; without --dry-run the probe is trained first."
         )
         return Uninformed(), TokenAssumption()
     else:
-        samples = _recorded(execution.recorded, rows, models, options.probing_rows)
+        samples = _recorded(preparation.recorded, rows, models, options.probing_rows)
         if samples is None:
-            samples = _drawn(execution, orchestrator, context, rows, path.with_suffix(""))
+            samples = _drawn(options.probing_rows, context, rows, path.with_suffix(""), answer)
         probe = train(samples, names, dataset=rows.name, digest=rows.sha256(), models=models)
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.save(path)
-    _tell(probe, path)
+    tell(f"probe: {path}, trained on {probe.training.rows} rows of {probe.training.dataset}")
+    for name, predictor in probe.tiers.items():
+        tell(f"  {name}: {_scores(predictor)}")
     return probe, TokenAssumption.of_probe(probe)
 
 
-def _rows(execution: Execution) -> Any:
+def _rows(preparation: Preparation) -> Any:
     """The probing data set: the recording itself where it is named, else a file of the data folder."""
     from workflow_composer.batch.datasets import find
 
-    name = execution.options.probing_dataset
+    name = preparation.options.probing_dataset
     assert name is not None  # asked for by who has looked
-    if execution.recorded is not None and name == execution.recorded.name:
-        return execution.recorded
-    return find(name, execution.options.data_dir)
+    if preparation.recorded is not None and name == preparation.recorded.name:
+        return preparation.recorded
+    return find(name, preparation.options.data_dir)
 
 
 def _recorded(recorded: RecordedAnswers | None, rows: Any, models: dict[str, str], limit: int) -> Any:
@@ -103,36 +107,24 @@ def _recorded(recorded: RecordedAnswers | None, rows: Any, models: dict[str, str
     return pd.DataFrame(found, columns=["question", "model", "correct", "tokens", "prompt_tokens"])
 
 
-def _drawn(execution: Execution, orchestrator: ModelOrchestrator, context: PlanningContext, rows: Any, folder: Path) -> Any:
+def _drawn(limit: int, context: PlanningContext, rows: Any, folder: Path, answer: Answer) -> Any:
     """Samples of every tier on the first rows of the data set; resumable as every batch."""
     from workflow_composer.batch.results import records
     from workflow_composer.batch.strategies import PlanningContext
-    from workflow_composer.cli.execution import Everywhere, limited
 
-    limit = execution.options.probing_rows
     questions = {row.row: row.question for row in islice(rows.rows(), limit)}
     found: list[Any] = []
-    with execution.voting_orchestrator(orchestrator.config, stopping="fixed") as fixed:
-        batch = execution.batch(fixed, limit=limit)
-        for tier in context.tiers:
-            route = _route(context, tier)
-            own = PlanningContext(context.tiers, parse=context.parse)
-            table = plan(limited(rows.chunks(), limit), Everywhere(route), own, name=tier.name)
-            place = folder / tier.name.replace("/", "_")
-            batch.answer(rows, table, place, label=f"probing {rows.name}, {tier.name}")
-            found += records(batch.journal(place))
+    for tier in context.tiers:
+        own = PlanningContext(context.tiers, parse=context.parse)
+        table = plan(limited(rows.chunks(), limit), Everywhere(_route(context, tier)), own, name=tier.name)
+        place = folder / tier.name.replace("/", "_")
+        answer(rows, table, place, f"probing {rows.name}, {tier.name}")
+        found += records(place / JOURNAL)
     return samples_of(found, questions.__getitem__)
 
 
 def _route(context: PlanningContext, tier: PlanningTier) -> str:
     return context.route([(tier, SAMPLES)])
-
-
-def _tell(probe: Probe, path: Path) -> None:
-    """How well the probe predicts questions that it was not trained on."""
-    click.echo(f"probe: {path}, trained on {probe.training.rows} rows of {probe.training.dataset}", err=True)
-    for name, predictor in probe.tiers.items():
-        click.echo(f"  {name}: {_scores(predictor)}", err=True)
 
 
 def _scores(predictor: Any) -> str:
@@ -141,4 +133,4 @@ def _scores(predictor: Any) -> str:
     auroc = predictor.scores.auroc
     own, length = auroc["probe"], auroc.get("length")
     beside = "" if length is None else f", by the question's length alone {length.value:.2f}"
-    return f"right {percent(predictor.scores.right)}, AUROC {own.value:.2f} out of sample{beside}"
+    return f"right {predictor.scores.right:.1%}, AUROC {own.value:.2f} out of sample{beside}"

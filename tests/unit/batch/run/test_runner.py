@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import threading
 
 import pytest
 
 from tests.unit.batch.records import failed, record
+from workflow_composer.answers import AnswerForm, reader
+from workflow_composer.batch.answering import Answering, Job
 from workflow_composer.batch.datasets import Row
-from workflow_composer.batch.engine import Job, run
 from workflow_composer.batch.journal import Journal
 from workflow_composer.batch.limiter import Limiter
-from workflow_composer.batch.lines import Head
+from workflow_composer.batch.records import Head
+from workflow_composer.batch.run.budget import Budget
+from workflow_composer.batch.run.runner import run
 from workflow_composer.batch.tally import Tally
-from workflow_composer.errors import AllCandidatesFailed, InputError, RateLimited, WorkflowComposerError
+from workflow_composer.errors import (
+    AllCandidatesFailed,
+    BadRequest,
+    BudgetExceeded,
+    InputError,
+    RateLimited,
+    WorkflowComposerError,
+)
 from workflow_composer.types import Attempt, Usage
 
 
@@ -28,6 +39,20 @@ async def at_once(job):
     return record(job.row.row)
 
 
+class Answers:
+    """Answers jobs by a function; what each was allowed to cost is in ``granted``."""
+
+    failed = Answering(None, reader(AnswerForm())).failed
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.granted = {}
+
+    async def __call__(self, job, budget):
+        self.granted[job.row.row] = budget
+        return await self.answer(job)
+
+
 class Batch:
     """Runs jobs with a journal in a folder; every run opens it anew."""
 
@@ -38,8 +63,10 @@ class Batch:
         """Run, and return the tally."""
         rows = len(found) if rows is None else rows
         self.tally = tally = Tally(rows)
+        self.answers = Answers(answer)
         with Journal.open(self.path, {}, rows=rows, each=tally.add_earlier) as journal:
-            return await run(found, answer, journal, tally=tally, limiter=limiter or Limiter(), **options)
+            left = (job for job in found if not journal.is_done(job.row.row))
+            return await run(left, self.answers, journal, tally=tally, limiter=limiter or Limiter(), **options)
 
     def finished(self, rows):
         """Numbers of the rows that are written down with an answer."""
@@ -239,7 +266,7 @@ async def test_a_full_disk_ends_the_run_with_its_error_and_cancels_the_calls(bat
         Full.open(batch.path, {}, rows=50) as journal,
         pytest.raises(WorkflowComposerError, match="no space left"),
     ):
-        await run(jobs(50), answer, journal, tally=Tally(50), limiter=Limiter(least=10, most=10))
+        await run(jobs(50), Answers(answer), journal, tally=Tally(50), limiter=Limiter(least=10, most=10))
 
     assert not gate.waiting
     assert batch.finished(50) == list(range(5))
@@ -299,17 +326,6 @@ async def test_the_limiter_hears_of_overload(batch, error):
     assert limiter.limit < 64
 
 
-async def test_the_limiter_hears_of_overload_in_a_record_too(batch):
-    limiter = Limiter(start=16, most=16)
-
-    async def answer(job):
-        return failed(job.row.row, error=("RateLimited", "slow down")) if job.row.row < 10 else record(job.row.row)
-
-    await batch.run(jobs(12), answer, limiter=limiter)
-
-    assert limiter.limit == 8
-
-
 async def test_a_pause_is_waited_for_before_the_next_row_and_ends_with_the_first_answer(batch):
     """A server that is down gets one row after each pause; the pause of an hour is cut short by an answer."""
 
@@ -346,7 +362,7 @@ async def test_what_was_written_is_put_on_the_disk_in_the_end(batch):
             self.synced = self.done
 
     with Synced.open(batch.path, {}, rows=5) as journal:
-        await run(jobs(5), at_once, journal, tally=Tally(5), limiter=Limiter())
+        await run(jobs(5), Answers(at_once), journal, tally=Tally(5), limiter=Limiter())
         assert journal.synced == 5
 
 
@@ -370,6 +386,161 @@ def test_ctrl_c_leaves_what_was_written(batch):
     assert sorted(gate.cancelled) == [0, 2, 3, 4]
 
 
+class TestBudget:
+    """What a run may spend."""
+
+    @pytest.fixture
+    def costs_half(self):
+        async def answer(job):
+            return record(job.row.row, cost=0.5)
+
+        return answer
+
+    async def test_the_run_stops_where_the_money_is_spent_and_goes_on_with_more(self, batch, costs_half):
+        """To the cent; what earlier runs have spent counts."""
+        first = await batch.run(jobs(10), costs_half, budget=Budget(run=2.0))
+        assert (first.answered, first.cost, first.stopped_by) == (4, 2.0, "budget")
+        assert batch.finished(10) == [0, 1, 2, 3]
+
+        again = Budget(run=2.0)
+        again.earlier(first.cost)
+        nothing = await batch.run(jobs(10), costs_half, budget=again)
+        assert (nothing.answered, nothing.cost_now, nothing.stopped_by) == (4, 0.0, "budget")
+
+        more = Budget(run=5.0)
+        more.earlier(first.cost)
+        last = await batch.run(jobs(10), costs_half, budget=more)
+        assert (last.answered, last.cost, last.stopped_by) == (10, 5.0, "")
+
+    async def test_what_fails_is_paid_for_too(self, batch):
+        attempt = Attempt(0, 0, "7B", True, 5.0, Usage(10, 2), 0.5, "late", "CallTimeout")
+
+        async def answer(job):
+            raise AllCandidatesFailed("none left", attempts=[attempt])
+
+        tally = await asyncio.wait_for(batch.run(jobs(10), answer, budget=Budget(run=1.0)), 30)
+        assert (tally.errors, tally.cost, tally.stopped_by) == (2, 1.0, "budget")
+
+    async def test_no_more_rows_are_under_way_than_the_money_pays_for(self, batch):
+        """Each may cost the row's budget; when they turn out cheap, others follow."""
+        gate = Gate()
+        task = asyncio.create_task(batch.run(jobs(10), gate, budget=Budget(row=0.25, run=1.0)))
+        await gate.until(4)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert gate.most == 4
+        while not task.done():
+            for each in list(gate.waiting.values()):
+                each.set()
+            await asyncio.sleep(0)
+        assert task.result().answered == 10
+        assert batch.answers.granted == dict.fromkeys(range(10), 0.25)
+
+    async def test_a_row_that_the_last_money_does_not_pay_for_ends_the_run_and_stays_to_be_tried(self, batch):
+        """With its own error in the journal; the rows behind it are not asked."""
+
+        async def answer(job):
+            if batch.answers.granted[job.row.row] < 0.5:
+                raise BudgetExceeded("7B would probably cost $0.5")
+            return record(job.row.row, cost=0.5)
+
+        tally = await batch.run(jobs(10), answer, budget=Budget(row=0.5, run=1.25))
+        assert (tally.answered, tally.errors, tally.stopped_by) == (2, 1, "budget")
+        assert batch.answers.granted == {0: 0.5, 1: 0.5, 2: 0.25}
+        assert batch.finished(10) == [0, 1]
+
+
+class TestRetries:
+    """Rows that failed for want of a server are tried again in the same run."""
+
+    @pytest.mark.parametrize("retries", [0, 1, 3])
+    async def test_a_row_is_tried_once_more_than_it_is_retried(self, batch, retries):
+        asked = []
+
+        async def answer(job):
+            asked.append(job.row.row)
+            if job.row.row == 1:
+                raise RateLimited("slow down")
+            return record(job.row.row)
+
+        tally = await batch.run(jobs(4), answer, retries=retries, retry_after=0.0)
+        assert asked.count(1) == 1 + retries
+        assert sorted(set(asked)) == [0, 1, 2, 3]
+        assert (tally.answered, tally.errors, tally.done) == (3, 1, 4)
+
+    async def test_a_row_that_comes_out_well_at_last_has_not_failed(self, batch):
+        """It is tried behind the rows that were not tried yet, and every try is in the journal and in the cost."""
+        asked = []
+        attempt = Attempt(0, 0, "7B", True, 5.0, Usage(10, 2), 0.25, "down", "ServerUnreachable")
+
+        async def answer(job):
+            asked.append(job.row.row)
+            if asked.count(0) == 1 and job.row.row == 0:
+                raise AllCandidatesFailed("none left", attempts=[attempt])
+            return record(job.row.row, cost=0.5)
+
+        tally = await batch.run(jobs(300), answer, retries=1, retry_after=0.0)
+        assert asked.index(299) < len(asked) - 1 - asked[::-1].index(0)
+        assert (tally.answered, tally.errors, tally.cost) == (300, 0, 150.25)
+        heads = []
+        Journal.open(batch.path, {}, rows=300, each=heads.append).close()
+        assert [bool(head.error) for head in heads if head.row == 0] == [True, False]
+
+    @pytest.mark.parametrize("error", [BadRequest("no"), BudgetExceeded("too dear"), RuntimeError("a bug")])
+    async def test_what_another_try_cannot_mend_is_not_tried_again(self, batch, error):
+        asked = []
+
+        async def answer(job):
+            asked.append(job.row.row)
+            raise error
+
+        await batch.run(jobs(3), answer, retries=2, retry_after=0.0)
+        assert asked == [0, 1, 2]
+
+
+async def test_a_row_is_written_down_before_anyone_is_told(batch):
+    """Whoever hears that it is done may rely on it; also where hearing of it ends the run."""
+    seen = []
+
+    def look(tally):
+        seen.append((tally.done, len(batch.path.read_bytes().splitlines()) - 1))
+
+    await batch.run(jobs(5), limiter=Limiter(least=1, most=1, start=1), progress=look)
+    assert seen == [(n, n) for n in range(1, 6)]
+
+
+async def test_rows_that_fail_give_their_places_back(batch):
+    """However they fail."""
+
+    async def answer(job):
+        raise RuntimeError("a bug in a plugin")
+
+    limiter = Limiter(least=2, most=2)
+    tally = await asyncio.wait_for(batch.run(jobs(20), answer, limiter=limiter, budget=Budget(row=1.0, run=2.0)), 30)
+    assert (tally.errors, limiter.in_flight) == (20, 0)
+
+
+async def test_a_slow_iterator_holds_up_no_row(batch):
+    """A row is sent when it is there, and not when a block is full."""
+    gate, more = Gate(), threading.Event()
+
+    def slowly():
+        yield jobs(1)[0]
+        more.wait(20)
+        yield jobs(2)[1]
+
+    task = asyncio.create_task(batch.run(slowly(), gate, rows=2))
+    try:
+        await asyncio.wait_for(gate.until(1), 20)
+    finally:
+        more.set()
+    while 1 not in gate.waiting:
+        await asyncio.sleep(0)
+    for each in list(gate.waiting.values()):
+        each.set()
+    assert (await task).answered == 2
+
+
 class TestTally:
     """What progress is shown from."""
 
@@ -386,8 +557,8 @@ class TestTally:
     def test_it_counts_tiers_accuracy_and_cost(self, clock):
         tally = Tally(10, clock)
         for row, correct in enumerate([True, True, False, None]):
-            tally.add(record(row, correct=correct, cost=0.5))
-        tally.add(failed(4, cost=0.25))
+            tally.add(record(row, correct=correct, cost=0.5).head)
+        tally.add(failed(4, cost=0.25).head)
 
         assert tally.shares == {"7B": 1.0}
         assert tally.accuracy == pytest.approx(2 / 3)
@@ -401,7 +572,7 @@ class TestTally:
         for pace, seconds in ((1, 100), (4, 100)):
             for _ in range(pace * seconds):
                 clock.now += 1 / pace
-                tally.add(record(row))
+                tally.add(record(row).head)
                 row += 1
 
         assert tally.rows_per_second == pytest.approx(4, rel=0.05)
@@ -414,7 +585,7 @@ class TestTally:
         tally.start()
         assert tally.seconds_left is None
         clock.now += 10
-        tally.add(record(50))
+        tally.add(record(50).head)
 
         assert tally.rows_per_second == pytest.approx(0.1)
         assert tally.seconds_left == pytest.approx(490)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 
 import pytest
 
-from workflow_composer.cli.rows import RowFile
+from workflow_composer.batch.run.rows import RowFile
 from workflow_composer.errors import InputError
 
 
@@ -65,7 +66,7 @@ def test_rows_are_counted_without_blank_lines_and_lines_with_them(rows_of):
     """An error names the line that an editor shows."""
     rows = rows_of(b'\xef\xbb\xbf{"prompt":"a"}\r\n\n   \n{"prompt":"b"}')
 
-    assert [(row.index, row.line, row.prompt) for row in rows] == [(0, 1, "a"), (1, 4, "b")]
+    assert [(row.index, row.where.rpartition(":")[2], row.prompt) for row in rows] == [(0, "1", "a"), (1, "4", "b")]
 
 
 def test_a_line_ends_at_a_line_end_only(rows_of):
@@ -99,7 +100,7 @@ def test_the_key_stands_for_the_row_and_the_options(rows_of):
     [
         (b'{"prompt": "a"', "not valid JSON", "one JSON object per line"),
         (b"[\n", "not valid JSON", "jq -c '.[]'"),
-        (b'["a"]', "this is a list, not an object", "one JSON object per line"),
+        (b'["a"]', "this is a list, not an object", "jq -c '.[]'"),
         (b'"a"', "this is a text, not an object", "one JSON object per line"),
         (b"3", "this is a number, not an object", "one JSON object per line"),
         (b'{"prompt": "caf\xe9"}', "not UTF-8: byte 16 of the line is 0xe9", "iconv -f LATIN1"),
@@ -122,12 +123,9 @@ def test_a_fault_names_its_line_and_the_remedy(rows_of, line, message, hint):
     assert hint in fault.hint
 
 
-def test_utf_16_is_recognized(rows_of):
+def test_utf_16_is_read(rows_of):
     """What some spreadsheets export."""
-    fault = fault_of(lambda: rows_of('{"prompt":"a"}\n'.encode("utf-16")))
-
-    assert "in.jsonl:1: not UTF-8" in fault.message
-    assert "iconv -f UTF-16" in fault.hint
+    assert [row.prompt for row in rows_of('{"prompt":"a"}\n{"prompt":"ü"}\n'.encode("utf-16"))] == ["a", "ü"]
 
 
 @pytest.mark.parametrize("data", [b"", b"\n\n  \n"])
@@ -154,3 +152,36 @@ def test_what_is_no_file_is_a_fault(tmp_path):
     assert "No such file" in fault_of(RowFile(tmp_path / "none.jsonl").count).message
     assert "Is a directory" in fault_of(RowFile(tmp_path).count).message
     assert "not a regular file" in fault_of(RowFile(tmp_path / "pipe").count).message
+
+
+def test_a_file_that_changes_between_the_check_and_the_run_is_a_fault(tmp_path):
+    """Its rows would be others than those that were checked."""
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b'{"prompt":"a"}\n{"prompt":"b"}\n')
+    rows = RowFile(path)
+    assert rows.count() == len(list(rows)) == 2
+    path.write_bytes(b'{"prompt":"a"}\n')
+    assert "has changed since" in fault_of(lambda: list(rows)).message
+    rows = RowFile(path)
+    rows.count()
+    reading = iter(rows)
+    next(reading)
+    path.write_bytes(b'{"prompt":"a"}\n{"prompt":"b"}\n')
+    assert "has changed since" in fault_of(lambda: list(reading)).message
+
+
+def test_the_checksum_is_that_of_the_rows_that_are_read(tmp_path):
+    """Packed or not, with blank lines or without; of the first rows only where there is a limit."""
+
+    def checksum(data, **options):
+        path = tmp_path / "in.jsonl"
+        path.write_bytes(data)
+        rows = RowFile(path, **options)
+        rows.count()
+        return rows.sha256
+
+    text = b'{"prompt":"a"}\n{"prompt":"b"}\n'
+    assert checksum(text) == hashlib.sha256(text).hexdigest()
+    assert checksum(gzip.compress(b"\n" + text)) == checksum(text)
+    assert checksum(text, limit=1) == checksum(b'{"prompt":"a"}')
+    assert checksum(text.replace(b"b", b"c")) != checksum(text)

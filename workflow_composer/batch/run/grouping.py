@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from workflow_composer.cli.rows import Row, RowFile
+from workflow_composer.batch.run.rows import InputRow, RowFile
 
 if TYPE_CHECKING:
     from workflow_composer.contexts.applying import Contexts
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 _MOST_GROUPS = 1 << 16
 
 
-def together(rows: RowFile, contexts: Contexts, fields: Mapping[str, Any]) -> Iterator[Row]:
+def together(rows: RowFile, contexts: Contexts, fields: Mapping[str, Any]) -> Iterator[InputRow]:
     """The rows of a file, those with one context after the other; within a context in the order of the file.
 
-    Contexts come in the order in which the file first has them. ``fields`` are those of all rows, as in `Batch`. The file is
+    Contexts come in the order in which the file first has them. ``fields`` are those of all rows. The file is
     read once more for each context, two bytes per row are kept, and only what is wanted is taken apart.
     """
     groups: dict[Hashable, int] = {}
