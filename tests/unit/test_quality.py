@@ -12,7 +12,7 @@ import pytest
 from tests.paths import ROOT
 
 PACKAGE = sorted((ROOT / "workflow_composer").rglob("*.py"))
-LONGEST = 400
+LONGEST = 600
 
 
 def run(*command):
@@ -53,7 +53,7 @@ def test_every_module_has_a_place_in_the_layers():
 
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_file_is_too_long_to_read(path):
-    """At most 400 lines; and what is begun is finished."""
+    """At most 600 lines; and what is begun is finished."""
     text = path.read_text()
     assert text.count("\n") <= LONGEST
     assert not re.search(r"\b(TODO|FIXME|XXX|HACK)\b|NotImplementedError|pragma: no cover", text)
