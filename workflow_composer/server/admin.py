@@ -109,7 +109,7 @@ class Admin:
         refused = [at for at in self._refused.get(exchange.client, ()) if now - at < 60.0]
         if len(refused) >= _REFUSALS_PER_MINUTE:
             raise HttpFailure(429, "too many wrong tokens", type="rate_limit_error", retry_after=60.0 - (now - refused[0]))
-        given = exchange.headers.get("x-admin-token") or presented(exchange) or ""
+        given = exchange.headers.get("x-admin-token") or presented(exchange.headers) or ""
         if not hmac.compare_digest(given.encode("utf-8", "surrogatepass"), self._token.encode()):
             if len(self._refused) >= _MOST_ADDRESSES:
                 self._refused.pop(next(iter(self._refused)))

@@ -65,18 +65,20 @@ class Catalogue:
 
     async def embeddings(self, exchange: Exchange) -> Reply:
         """Vectors of one model; never of another than the plan's first."""
-        key = self._accounts.enter(exchange)
+        key, _ = self._accounts.enter(exchange)
         if not self._admission.try_enter():
             await self._admission.enter()
         try:
             asked = read_embeddings(decode(exchange.body), exchange.headers)
             strategy = self._orchestrator.strategy
-            self._accounts.allow(key, exchange.request_id, strategy=strategy, model=asked.address.get("model"))
+            if key is not None:
+                key.check(strategy=strategy, model=asked.address.get("model"))
+                self._accounts.under_way[exchange.request_id] = key
             found = await self._orchestrator.aembed(
                 asked.texts, dimensions=asked.dimensions, request_id=exchange.request_id, **asked.address
             )
         finally:
-            self._accounts.leave(exchange.request_id)
+            self._accounts.under_way.pop(exchange.request_id, None)
             self._admission.leave()
         headers = [
             (telling.REQUEST_ID, exchange.request_id),
@@ -89,7 +91,7 @@ class Catalogue:
 
     async def feedback(self, exchange: Exchange) -> Reply:
         """Grade an answer: ``{"id": ..., "correct": true}``. Where it was drawn for an audit, the grade is evidence."""
-        key = self._accounts.enter(exchange, count=False)
+        key, _ = self._accounts.enter(exchange, count=False)
         _, own, _, _ = FEEDBACK.read(decode(exchange.body))
         identity, correct = own["id"], own["correct"]
         by = own.get("by") or ("anybody" if key is None else f"key {key.id}")

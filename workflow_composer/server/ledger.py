@@ -12,6 +12,7 @@ more than everything else that is done for its key; a process that is killed los
 from __future__ import annotations
 
 import calendar
+import functools
 import math
 import mmap
 import os
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workflow_composer.server.failures import RETRY_SOON, SERVER, HttpFailure
-from workflow_composer.server.keys import Key
+from workflow_composer.server.keys import Key, Period
 from workflow_composer.storage.locks import RangeLocks
 
 _MAGIC = b"wfc-ledger-1\n".ljust(64, b"\0")
@@ -31,6 +32,7 @@ _RECORD = struct.Struct("<32s d d d Q Q d d 24x")
 """ID; start of the period, spent in it, spent in all (dollars); requests, tokens; time stamps of the two rates."""
 _NUMBERS = struct.Struct("<d d d Q Q d d")
 """The part of a record that changes."""
+_DAY = 86_400.0
 _MOST = 2**64 - 1
 """What a record has room to count to."""
 _ROOM = 64
@@ -67,7 +69,8 @@ class _Charges:
         self.tokens = 0
 
     def add_to(self, account: Account) -> None:
-        _turn_over(account, self.key, self.at)
+        if account.period_began != _period(self.key.period, self.at // _DAY)[0]:
+            _turn_over(account, self.key, self.at)
         account.spent += self.cost
         account.spent_in_all += self.cost
         account.requests = min(account.requests + self.requests, _MOST)
@@ -102,39 +105,39 @@ class Ledger:
             self.close()
             raise ValueError(f"{path} is no ledger")
 
-    def admit(self, key: Key, now: float) -> None:
-        """Let a request in and count it, unless a limit is reached. Raises `HttpFailure` 429; 503 where nobody can tell."""
+    def admit(self, key: Key, now: float) -> float | None:
+        """Let a request in and count it, unless a limit is reached; returns the dollars that are left of the key's budget.
+
+        None: the key has no budget. Raises `HttpFailure` 429; 503 where nobody can tell.
+        """
         if not (key.budget or key.requests_per_minute or key.tokens_per_minute):
-            return  # nothing to check; it is counted when it is charged
+            return None  # nothing to check; it is counted when it is charged
         try:
-            self._admit(key, now)
+            account = self.account(key, now)
+            if key.budget is not None and account.spent >= key.budget:
+                raise _exhausted(key, now)
+            if key.tokens_per_minute and account.next_token - now > 60.0:
+                raise _too_fast("tokens", key.tokens_per_minute, account.next_token - now - 60.0)
+            if key.requests_per_minute:
+                self._count(key, key.requests_per_minute, now)
         except OSError as error:
             self._tell(error)
             message = "what this API key has used cannot be looked up"
             raise HttpFailure(503, message, type=SERVER, code="ledger_unavailable", retry_after=RETRY_SOON) from None
+        return None if key.budget is None else key.budget - account.spent
 
-    def _admit(self, key: Key, now: float) -> None:
-        if not key.requests_per_minute:
-            self._check(self.account(key, now), key, now)
-            return
-        self.write(now)
+    def _count(self, key: Key, limit: int, now: float) -> None:
+        """Count a request towards so many a minute."""
         place = self._place(key.id)
         with self._locks.hold(place, _RECORD.size, wait=PATIENCE):
             account = self._read(place)
             _turn_over(account, key, now)
-            self._check(account, key, now)
-            step = 60.0 / key.requests_per_minute
+            step = 60.0 / limit
             early = account.next_request - now - (60.0 - step)
             if early > 1e-9:
-                raise _too_fast("requests", key.requests_per_minute, early)
+                raise _too_fast("requests", limit, early)
             account.next_request = max(account.next_request, now) + step
             self._write(place, account)
-
-    def _check(self, account: Account, key: Key, now: float) -> None:
-        if key.budget is not None and account.spent >= key.budget:
-            raise _exhausted(key, now)
-        if key.tokens_per_minute and account.next_token - now > 60.0:
-            raise _too_fast("tokens", key.tokens_per_minute, account.next_token - now - 60.0)
 
     def charge(self, key: Key, *, cost: float, tokens: int, now: float | None = None) -> None:
         """Count a request that has ended, and what it has cost. A charge that cannot be is reported, and counts nothing."""
@@ -180,11 +183,12 @@ class Ledger:
 
     def account(self, key: Key, now: float) -> Account:
         """What a key has used, in the period that ``now`` is in."""
-        account = self._read(self._place(key.id))
+        account = self._read(self._places.get(key.id) or self._place(key.id))
         charges = self._unwritten.get(key.id)
         if charges is not None:
             charges.add_to(account)
-        _turn_over(account, key, now)
+        if account.period_began != _period(key.period, now // _DAY)[0]:
+            _turn_over(account, key, now)
         return account
 
     def left(self, key: Key, now: float) -> float | None:
@@ -273,23 +277,14 @@ def _mended(account: Account) -> Account:
     return account
 
 
-_periods: dict[str, tuple[float, float]] = {"total": (0.0, float("inf"))}
-"""The periods that were asked for last: nearly always those that are asked for next."""
-
-
-def _period(key: Key, now: float) -> tuple[float, float]:
-    """Start and end of the period that ``now`` is in, UTC."""
-    found = _periods.get(key.period)
-    if found is None or not found[0] <= now < found[1]:
-        found = _periods[key.period] = _period_of(key, now)
-    return found
-
-
-def _period_of(key: Key, now: float) -> tuple[float, float]:
-    year, month, day, *_ = time.gmtime(now)
-    if key.period == "day":
-        began = float(calendar.timegm((year, month, day, 0, 0, 0)))
-        return began, began + 86_400.0
+@functools.lru_cache(maxsize=16)
+def _period(period: Period, day: float) -> tuple[float, float]:
+    """Start and end of the period that a day is in, UTC; days are counted from the epoch."""
+    if period == "total":
+        return 0.0, math.inf
+    if period == "day":
+        return day * _DAY, (day + 1.0) * _DAY
+    year, month, *_ = time.gmtime(day * _DAY)
     following = (year + month // 12, month % 12 + 1)
     return float(calendar.timegm((year, month, 1, 0, 0, 0))), float(calendar.timegm((*following, 1, 0, 0, 0)))
 
@@ -298,13 +293,13 @@ def _turn_over(account: Account, key: Key, now: float) -> None:
     """Begin a new period where the old one is over."""
     if key.budget is None:
         return
-    began, _ = _period(key, now)
+    began, _ = _period(key.period, now // _DAY)
     if account.period_began != began:
         account.period_began, account.spent = began, account.spent_in_all if key.period == "total" else 0.0
 
 
 def _exhausted(key: Key, now: float) -> HttpFailure:
-    _, ends = _period(key, now)
+    _, ends = _period(key.period, now // _DAY)
     message = f"the budget of this API key (${key.budget:g} per {key.period}) is used up"
     if key.period == "total":
         message = f"the budget of this API key (${key.budget:g}) is used up"

@@ -1,14 +1,15 @@
 """What all dialects share: what is asked, how answers are written, and how JSON from the network is read.
 
 A dialect is one form of API (OpenAI's chat completions, its older completions, its responses, Anthropic's messages). It
-turns a body into an `LLMRequest` and an `LLMResponse` into a body, and does no I/O. `forms` says what a body may hold.
+turns a body into the fields of an `LLMRequest` and an `LLMResponse` into a body, and does no I/O. `forms` says what a body
+may hold.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
@@ -20,14 +21,18 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
-    """A request, and how its answer is wanted. ``warnings`` tell of fields that were left out."""
+    """What a body asks, and how its answer is wanted. ``warnings`` tell of fields that were left out.
 
-    request: LLMRequest
+    ``fields`` are those of an `LLMRequest`. The handler knows the others, and makes the ``request`` of all of them.
+    """
+
+    fields: dict[str, Any]
     stream: bool = False
     include_usage: bool = False
     warnings: tuple[str, ...] = ()
+    request: LLMRequest = field(init=False)
 
 
 class EventWriter(Protocol):

@@ -20,7 +20,7 @@ from workflow_composer.server.wire_chat import (
     STREAM_OPTIONS_IN_STREAMS,
     usage_at_end,
 )
-from workflow_composer.types import Chunk, LLMRequest, LLMResponse, TokenLogprob
+from workflow_composer.types import EMPTY, Chunk, LLMResponse, TokenLogprob
 
 
 class CompletionsDialect:
@@ -30,20 +30,18 @@ class CompletionsDialect:
 
     def read(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
         """Read a body. Raises `HttpFailure`."""
-        request, own, extra, warnings = FORM.read(data)
+        fields, own, extra, warnings = FORM.read(data)
         include_usage = "stream_options" in own and usage_at_end(own)
         top = own.get("logprobs")
-        request.update(address_of(own.get("model"), headers, request.get("metadata", {})))
-        made = LLMRequest(
+        fields.update(
+            address_of(own.get("model"), headers, fields.get("metadata", EMPTY)),
             kind="completion",
             messages=({"role": "user", "content": own["prompt"]},),
             logprobs=top is not None,
             top_logprobs=top,
-            request_id="",
             extra=extra,
-            **request,
         )
-        return Asked(made, own.get("stream", False), include_usage, tuple(warnings))
+        return Asked(fields, own.get("stream", False), include_usage, tuple(warnings))
 
     def whole(self, asked: Asked, response: LLMResponse) -> bytes:
         """A ``text_completion`` object."""

@@ -14,7 +14,7 @@ from workflow_composer.server.addressing import address_of
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.server.form_messages import CACHE, FORM
 from workflow_composer.server.wire import Asked, encode, event
-from workflow_composer.types import Chunk, LLMRequest, LLMResponse
+from workflow_composer.types import EMPTY, Chunk, LLMResponse
 
 _TYPES = {
     400: "invalid_request_error",
@@ -37,25 +37,23 @@ class MessagesDialect:
 
     def read(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
         """Read a body. Raises `HttpFailure`."""
-        request, own, extra, warnings = FORM.read(data)
+        fields, own, extra, warnings = FORM.read(data)
         (system, notes), (messages, more) = own.get("system", ([], {})), own["messages"]
         notes = {**notes, **more}
-        if request.get("metadata", {}).get("user_id") is not None:
+        if fields.get("metadata", EMPTY).get("user_id") is not None:
             notes["metadata.user_id is not told to the model"] = None
         if own.get("cache_control"):
             notes[CACHE] = None
         tools, more = own.get("tools", (None, {}))
         choice, parallel = own.get("tool_choice", (None, {}))
-        request.update(address_of(own.get("model"), headers, request.get("metadata", {})))
-        made = LLMRequest(
+        fields.update(
+            address_of(own.get("model"), headers, fields.get("metadata", EMPTY)),
             messages=(*system, *messages),
             tools=tools,
             tool_choice=choice,
-            request_id="",
             extra={**parallel, **extra},
-            **request,
         )
-        return Asked(made, own.get("stream", False), warnings=(*warnings, *{**notes, **more}))
+        return Asked(fields, own.get("stream", False), warnings=(*warnings, *{**notes, **more}))
 
     def whole(self, asked: Asked, response: LLMResponse) -> bytes:
         """A ``message`` object."""

@@ -15,7 +15,9 @@ from workflow_composer.types import LLMRequest, LLMResponse, RoutingDecision, Sa
 
 def read(dialect: Dialect, body: dict[str, Any], headers: dict[str, str] | None = None) -> Asked:
     """What a dialect makes of a body that came over the network."""
-    return dialect.read(decode(json.dumps(body).encode()), headers or {})
+    found = dialect.read(decode(json.dumps(body).encode()), headers or {})
+    found.request = LLMRequest(request_id="", **found.fields)
+    return found
 
 
 def refused(dialect: Dialect, body: dict[str, Any], headers: dict[str, str] | None = None) -> HttpFailure:
@@ -35,7 +37,9 @@ def answer(*samples: Sample | str, request_id: str = "req-1", model: str = "smal
 def asked(**fields: Any) -> Asked:
     """A question, as a dialect hands it on."""
     wanted = {name: fields.pop(name) for name in ("stream", "include_usage", "warnings") if name in fields}
-    return Asked(LLMRequest.of("hello", **{"request_id": "req-1", **fields}), **wanted)
+    made = Asked({}, **wanted)
+    made.request = LLMRequest.of("hello", **{"request_id": "req-1", **fields})
+    return made
 
 
 def events(data: bytes) -> list[Any]:
