@@ -122,7 +122,7 @@ class ModelOrchestrator:
         Raises `RoutingError` where no router has a plan, `AllCandidatesFailed` (with every attempt) where no model
         answered, and a `ModelError` that no other model could mend as it is.
         """
-        active = self._acquire()
+        active = self._active.acquire() or self._acquire()
         try:
             return await self._answer(active, self._request(active, prompt, fields))
         finally:
@@ -152,7 +152,7 @@ class ModelOrchestrator:
     async def _chunks(
         self, stream: ResponseStream, prompt: Prompt, fields: Mapping[str, Any]
     ) -> AsyncGenerator[Chunk, None]:
-        active = self._acquire()
+        active = self._active.acquire() or self._acquire()
         try:
             request = self._request(active, prompt, fields)
             started = time.perf_counter()
@@ -161,7 +161,7 @@ class ModelOrchestrator:
             try:
                 plan = active.plan(request)
                 if request.relay is not None:
-                    request.relay.keep = plan.router in active.listeners or self.plugins.implements("after_answer")
+                    request.relay.keep = plan.router in active.listeners or "after_answer" in self.plugins.registry.hooks
                 run = StreamRun(active.executor, plan, request, trace)
                 stream.follow(UnderWay(active.config, request, plan, run, trace))
                 async with aclosing(run.chunks()) as chunks:
@@ -181,7 +181,7 @@ class ModelOrchestrator:
         """One vector per text, from the first model that the plan names and from no other: vectors of two models cannot
         be compared, so there is no fallback. ``fields``: ``model``, ``timeout``, ``request_id``. Raises as `agenerate`.
         """
-        active = self._acquire()
+        active = self._active.acquire() or self._acquire()
         try:
             request = self._request(active, "\n".join(texts), {"kind": "embeddings", "task_type": task_type, **fields})
             started = time.perf_counter()
@@ -236,7 +236,7 @@ class ModelOrchestrator:
 
         Routers see the outcome of the probe from then on.
         """
-        active = self._acquire()
+        active = self._active.acquire() or self._acquire()
         try:
             if probe:
                 detector = ResourceDetector(active.config, environ=self._environ, egress=active.egress)
@@ -306,9 +306,9 @@ class ModelOrchestrator:
     # --------------------------------------------------------------------------------------------------------- parts
 
     def _acquire(self) -> Snapshot:
-        """The active snapshot, counted as used. A second read is needed only if it closed between the two steps."""
-        while not (active := self._active).acquire():
-            if active is self._active:
+        """The active snapshot, counted as used, after one that closed between reading and counting."""
+        while (active := (read := self._active).acquire()) is None:
+            if read is self._active:
                 raise WorkflowComposerError("the orchestrator is closed")
         return active
 
@@ -317,8 +317,10 @@ class ModelOrchestrator:
             request = replace(prompt, **fields) if fields else prompt
         else:
             request = LLMRequest.of(prompt, **fields)
-        if self.plugins.implements("before_route"):
+        if "before_route" in self.plugins.registry.hooks:
             request = self.plugins.before_route(request, active.config.profile_name)
+        if request.context is None and not active.contexts.tasks:
+            return request
         return active.contexts.applied(request)  # behind the plugins, so that nothing comes to stand before it
 
     def _choose(self, strategy: str | Path | StrategyConfig | None) -> tuple[StrategyConfig, str]:
@@ -355,7 +357,7 @@ class ModelOrchestrator:
         self._note(active, request, trace, started, plan=plan, response=response)
         if (router := active.listeners.get(plan.router)) is not None:
             self._tell(router, request, response)
-        if self.plugins.implements("after_answer"):
+        if "after_answer" in self.plugins.registry.hooks:
             self.plugins.notify("after_answer", request=request, response=response)
         return response
 
@@ -388,7 +390,7 @@ class ModelOrchestrator:
             response=response,
             error=error,
             model=model,
-            strongest_cost=active.strongest_cost(plan, response),
+            strongest_cost=None if plan is None or len(plan.tiers) == 1 else active.strongest_cost(plan, response),
             debug=debug,
         )
         try:

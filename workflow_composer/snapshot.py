@@ -80,13 +80,13 @@ class Snapshot:
                 return plan
         raise self._no_plan(request)
 
-    def strongest_cost(self, plan: Plan | None, response: LLMResponse | None) -> float | None:
+    def strongest_cost(self, plan: Plan, response: LLMResponse | None) -> float | None:
         """Dollars that the plan's last tier alone would have cost for this answer.
 
-        Exact where that tier gave it; else an estimate: one answer to the same prompt, of as many tokens. None where the
-        plan has no other tier, there is no answer, or the price is by GPU time and nothing is known of that yet.
+        Exact where that tier gave it; else an estimate: one answer to the same prompt, of as many tokens. None where there
+        is no answer, or the price is by GPU time and nothing is known of that yet.
         """
-        if plan is None or response is None or len(plan.tiers) == 1:
+        if response is None:
             return None
         last, number = len(plan.tiers) - 1, response.decision.tier
         kept = Kept.of(response, next(tier for tier in response.tiers if tier.tier == number))
@@ -109,13 +109,13 @@ class Snapshot:
 
     # ---------------------------------------------------------------------------------------------------- life and end
 
-    def acquire(self) -> bool:
-        """Count one more request in; False where the snapshot is already closed and another must be read."""
+    def acquire(self) -> Snapshot | None:
+        """Count one more request in; None where the snapshot is already closed and another must be read."""
         with self._lock:
             if self._closed:
-                return False
+                return None
             self._users += 1
-            return True
+            return self
 
     async def release(self) -> None:
         """Count a request out; the last one of a retired snapshot closes it."""

@@ -197,7 +197,7 @@ class OpenAIServer:
             return await lines.proxied.open("POST", path, self._headers(), content, connect=connect)
 
     def _head(self, path: str) -> bytes:
-        """A request's head up to the length of its body; kept if it does not hold a key of the environment, which may change."""
+        """A request's head up to the length of its body; kept unless it holds a key of the environment, which may change."""
         headers = {**_ACCEPTED, **self._headers()}
         made = head("POST", self._base.rstrip("/") + path, self.origin, headers) + b"Content-Length: "
         if self._spec.api_key_env is None:

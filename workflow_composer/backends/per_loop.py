@@ -21,7 +21,7 @@ _PATIENCE = 1.0
 class PerLoop(dict[asyncio.AbstractEventLoop, T]):
     """Makes a resource at its first use in a loop; closes it on demand, or when that loop shuts down.
 
-    A mapping from loops to the resources that they have already: ``held.get(asyncio.get_running_loop()) or await held.here()``.
+    A mapping from loops to what they have already: ``held.get(asyncio.get_running_loop()) or await held.here()``.
     """
 
     def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> None:

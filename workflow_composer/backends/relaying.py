@@ -1,7 +1,8 @@
 """Streams handed on as they come: what an OpenAI-compatible backend does with a request whose `Relay` takes a stream.
 
 The request is written from its fields as always. Of the stream only what the executor must know is read: the events before
-the first token, the one with the usage, and whether it was cut off. Errors become the package's own, by the same rules as everywhere (`openai_errors`).
+the first token, the one with the usage, and whether it was cut off. Errors become the package's own, by the same rules as
+everywhere (`openai_errors`).
 """
 
 from __future__ import annotations

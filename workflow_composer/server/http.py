@@ -112,17 +112,19 @@ class HttpExchange(Exchange):
 
     def send(self, reply: Reply) -> None:
         """Send a whole answer."""
-        self.ends = not self.keep_alive or self.connection.ending
+        connection = self.connection
+        self.ends = not self.keep_alive or connection.closing or connection.server.draining
         body = reply.body
         head_ = head(reply.status, reply.content_type, reply.headers, length=len(body), close=self.ends)
-        self.connection.transport.write(head_ if self.method == "HEAD" else head_ + body)
+        connection.transport.write(head_ if self.method == "HEAD" else head_ + body)
 
     def open_stream(self, *, content_type: str = EVENTS, headers: Fields = ()) -> None:
         """Send the head of a stream."""
         self.begun = True
-        self.ends = not (self.keep_alive and self.chunks) or self.connection.ending
+        connection = self.connection
+        self.ends = not (self.keep_alive and self.chunks) or connection.closing or connection.server.draining
         head_ = head(200, content_type, headers, length=None, close=self.ends, chunked=self.chunks)
-        self.connection.transport.write(head_)
+        connection.transport.write(head_)
 
     def write(self, data: bytes) -> None:
         """Send a piece."""
@@ -167,20 +169,21 @@ class Connection(asyncio.Protocol):
     """One client's connection; its requests are answered one after the other."""
 
     def __init__(self, server: HttpServer) -> None:
-        self._server = server
+        self.server = server
         self._limits = server.limits
         self._parser = httptools.HttpRequestParser(self)
         self._loop = asyncio.get_running_loop()
         self._queue: deque[HttpExchange] = deque()
         self._current: HttpExchange | None = None
         self._task: asyncio.Task[None] | None = None
+        self._idle: asyncio.Future[HttpExchange] | None = None
         self._client = ""
         self._coming = _Coming()
         self._started = 0.0
         self._since = time.monotonic()
         self._unsent = 0
         self._refused: tuple[int, str] | None = None
-        self._closing = False
+        self.closing = False
         self.transport: Any = None
         self.writable: asyncio.Event | None = None
         self.deadline = self._since + self._limits.head_seconds
@@ -188,12 +191,7 @@ class Connection(asyncio.Protocol):
     @property
     def busy(self) -> bool:
         """Whether a request is being answered or has partly come."""
-        return self._current is not None or (self._coming.begun and not self._closing)
-
-    @property
-    def ending(self) -> bool:
-        """Whether no further request is answered here."""
-        return self._closing or self._server.draining
+        return self._current is not None or (self._coming.begun and not self.closing)
 
     # ----------------------------------------------------------------------------------------------- asyncio's callbacks
 
@@ -202,11 +200,11 @@ class Connection(asyncio.Protocol):
         self.transport = transport
         peer = transport.get_extra_info("peername")
         self._client = peer[0] if isinstance(peer, tuple) else ""
-        self._server.connections.add(self)
+        self.server.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
         """Parse; a fault is answered after the requests before it."""
-        if self._refused is not None or self._closing:
+        if self._refused is not None or self.closing:
             return
         if not self._coming.begun:
             self._coming.begun, self._started = True, time.perf_counter()
@@ -263,8 +261,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone: whatever was under way for it ends."""
-        self._server.connections.discard(self)
-        self._closing = True
+        self.server.connections.discard(self)
+        self.closing = True
         self._queue.clear()
         if self.writable is not None:
             self.writable.set()
@@ -365,7 +363,10 @@ class Connection(asyncio.Protocol):
         if self._current is None:
             self._current = exchange
             self.deadline = float("inf")  # whatever answers has limits of its own
-            self._task = self._loop.create_task(self._run(exchange))
+            if self._idle is not None:
+                self._idle.set_result(exchange)
+            else:
+                self._task = self._loop.create_task(self._run(exchange))
             return
         self._queue.append(exchange)
         if len(self._queue) >= _WAITING:
@@ -374,12 +375,10 @@ class Connection(asyncio.Protocol):
     # -------------------------------------------------------------------------------------------------------- the answers
 
     async def _run(self, exchange: HttpExchange) -> None:
-        """Answer a request, and then those that wait behind it."""
-        following: HttpExchange | None = exchange
+        """Answer a request, and then those that come after it: a task for each would cost as much as reading it does."""
         try:
-            while following is not None:
-                exchange, self._current = following, following
-                reply = await self._server.serve(exchange)
+            while True:
+                reply = await self.server.serve(exchange)
                 if reply is not None and not self.transport.is_closing():
                     exchange.send(reply)
                     if self.writable is not None:  # what a client does not read must not pile up, answer after answer
@@ -387,13 +386,17 @@ class Connection(asyncio.Protocol):
                 if self.transport.is_closing():
                     return
                 following = self._next(exchange)
+                if following is None:
+                    self._idle = self._loop.create_future()
+                    following = await self._idle
+                exchange = following
         except Exception as error:  # noqa: BLE001  # a fault of the service must not leave the client waiting
             self._loop.call_exception_handler({"message": "a request was not answered", "exception": error})
             self.abort()
 
     def _next(self, exchange: HttpExchange) -> HttpExchange | None:
         """The answer is complete: close, or go on with what waits."""
-        if exchange.ends or (self._closing and not self._queue):
+        if exchange.ends or (self.closing and not self._queue):
             self._current = None
             self._close()
             return None
@@ -402,8 +405,9 @@ class Connection(asyncio.Protocol):
             if len(self._queue) == _WAITING:
                 self.transport.resume_reading()
             self.deadline = float("inf")
-            return self._queue.popleft()
-        self._current = self._task = None
+            self._current = self._queue.popleft()
+            return self._current
+        self._current = None
         begun = self._coming.begun
         self.deadline = self._since + (self._limits.body_seconds if begun else self._limits.idle_seconds)
         if begun or self._refused is not None:
@@ -417,12 +421,12 @@ class Connection(asyncio.Protocol):
 
     def _send_refusal(self) -> None:
         """Answer a request that was refused, if there is one, now that those before it are answered."""
-        if self._refused is None or self._closing:
+        if self._refused is None or self.closing:
             return
-        reply = self._server.refuse(*self._refused)
+        reply = self.server.refuse(*self._refused)
         head_ = head(reply.status, reply.content_type, reply.headers, length=len(reply.body), close=True)
         self.transport.write(head_ + reply.body)
-        self._closing = True
+        self.closing = True
         self.deadline = time.monotonic() + _LINGER
         self.transport.write_eof()
 
@@ -435,7 +439,7 @@ class Connection(asyncio.Protocol):
 
     def _close(self) -> None:
         """Close once everything is written."""
-        self._closing = True
+        self.closing = True
         self._queue.clear()
         self.deadline = time.monotonic() + self._limits.stuck_seconds
         self.transport.close()
@@ -445,7 +449,7 @@ class Connection(asyncio.Protocol):
         before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
         if 0 < self._unsent <= before - _SLOWEST * self._limits.stuck_seconds:
             self.deadline = time.monotonic() + self._limits.stuck_seconds  # the client reads, if slowly
-        elif self._current is None and self._coming.begun and not self._closing:
+        elif self._current is None and self._coming.begun and not self.closing:
             self._refuse(408, "the request did not come in time")
             self._send_refusal()
         else:
@@ -453,7 +457,7 @@ class Connection(asyncio.Protocol):
 
     def close_if_idle(self, since: float) -> None:
         """Close where nothing is under way, and nothing was after that moment."""
-        if not self.busy and not self._closing and self._since <= since:
+        if not self.busy and not self.closing and self._since <= since:
             self._close()
 
     def abort(self) -> None:

@@ -200,7 +200,8 @@ class Connection(asyncio.Protocol):
             for piece in pieces:
                 self._decoded += len(piece)
                 if self._decoded > self._bounds.decoded:
-                    raise TooLong(f"its answer is longer than {self._bounds.decoded} bytes, decompressed")
+                    self._fail(TooLong(f"its answer is longer than {self._bounds.decoded} bytes, decompressed"))
+                    return
                 if self._streams:
                     self._sink.feed(piece)  # type: ignore[union-attr]  # a stream has one
                 else:
