@@ -89,23 +89,15 @@ class Client:
     async def stream(self, origin: Origin, data: bytes, *, connect: float) -> Stream:
         """Send a request, and wait for the head of its answer. Raises as `send`."""
         inbox = _Inbox()
-        connection = self._kept(origin)
-        reused = connection is not None
-        while True:
-            if connection is None:
-                connection = await self._opened(origin, connect)
-            inbox.attach(connection)
-            inbox.follow(connection.ask(data, inbox))
-            try:
-                await inbox.headed
-            except BaseException as error:
-                connection.abort()
-                self._give_back(origin, connection)
-                if not (reused and isinstance(error, Broken) and error.stale):
-                    raise
-                connection, reused = None, False
-            else:
-                return Stream(inbox, functools.partial(self._give_back, origin))
+        asked = asyncio.ensure_future(self.send(origin, data, connect=connect, sink=inbox))
+        asked.add_done_callback(inbox.end)
+        stream = Stream(inbox, asked)
+        try:
+            await inbox.headed
+        except BaseException:
+            await stream.close()
+            raise
+        return stream
 
     async def ask(
         self,
@@ -185,9 +177,9 @@ class Client:
 class Stream:
     """An answer whose head has come. ``whole`` is it, where it is no event stream; else `read` its pieces."""
 
-    def __init__(self, inbox: _Inbox, give_back: Any) -> None:
+    def __init__(self, inbox: _Inbox, asked: asyncio.Future[Answer]) -> None:
         self._inbox = inbox
-        self._give_back = give_back
+        self._asked = asked
 
     @property
     def whole(self) -> Answer | None:
@@ -200,13 +192,9 @@ class Stream:
 
     async def close(self) -> None:
         """Be done with it; before its end, that ends it at the server. Safe to call twice."""
-        give_back, self._give_back = self._give_back, None
-        if give_back is not None:
-            connection = self._inbox.connection
-            if self._inbox.answer is None:
-                connection.abort()
-                await asyncio.sleep(0)  # the loop closes the socket in its next round
-            give_back(connection)
+        if self._asked.cancel():
+            await asyncio.wait([self._asked])
+            await asyncio.sleep(0)  # the loop closes the socket in its next round
 
 
 class _Inbox:
@@ -220,17 +208,12 @@ class _Inbox:
         self._wanted: asyncio.Future[None] | None = None
         self._error: BaseException | None = None
         self.connection: Connection
-        self.headed: asyncio.Future[None]
+        self.headed: asyncio.Future[None] = self._loop.create_future()
         self.answer: Answer | None = None
         self.streams = False
 
     def attach(self, connection: Connection) -> None:
         self.connection = connection
-        self.headed = self._loop.create_future()
-
-    def follow(self, asked: asyncio.Future[Answer]) -> None:
-        """What becomes of the request."""
-        asked.add_done_callback(self._ended)
 
     def begin(self) -> None:
         self.streams = True
@@ -260,7 +243,8 @@ class _Inbox:
             self.connection.resume()
         return data
 
-    def _ended(self, asked: asyncio.Future[Answer]) -> None:
+    def end(self, asked: asyncio.Future[Answer]) -> None:
+        """What has become of the request."""
         if asked.cancelled():
             error: BaseException | None = asyncio.CancelledError()
         else:
