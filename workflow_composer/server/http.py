@@ -110,14 +110,6 @@ class HttpExchange(Exchange):
     ends: bool = False
     begun: bool = False
 
-    def send(self, reply: Reply) -> None:
-        """Send a whole answer."""
-        connection = self.connection
-        self.ends = not self.keep_alive or connection.closing or connection.server.draining
-        body = reply.body
-        head_ = head(reply.status, reply.content_type, reply.headers, length=len(body), close=self.ends)
-        connection.transport.write(head_ if self.method == "HEAD" else head_ + body)
-
     def open_stream(self, *, content_type: str = EVENTS, headers: Fields = ()) -> None:
         """Send the head of a stream."""
         self.begun = True
@@ -380,7 +372,10 @@ class Connection(asyncio.Protocol):
             while True:
                 reply = await self.server.serve(exchange)
                 if reply is not None and not self.transport.is_closing():
-                    exchange.send(reply)
+                    ends = exchange.ends = not exchange.keep_alive or self.closing or self.server.draining
+                    body = reply.body
+                    head_ = head(reply.status, reply.content_type, reply.headers, length=len(body), close=ends)
+                    self.transport.write(head_ if exchange.method == "HEAD" else head_ + body)
                     if self.writable is not None:  # what a client does not read must not pile up, answer after answer
                         await self.writable.wait()
                 if self.transport.is_closing():

@@ -32,6 +32,7 @@ _RECORD = struct.Struct("<32s d d d Q Q d d 24x")
 """ID; start of the period, spent in it, spent in all (dollars); requests, tokens; time stamps of the two rates."""
 _NUMBERS = struct.Struct("<d d d Q Q d d")
 """The part of a record that changes."""
+_NOT_NEGATIVE = ("period_began", "spent", "spent_in_all", "next_request", "next_token")
 _DAY = 86_400.0
 _MOST = 2**64 - 1
 """What a record has room to count to."""
@@ -183,7 +184,8 @@ class Ledger:
 
     def account(self, key: Key, now: float) -> Account:
         """What a key has used, in the period that ``now`` is in."""
-        account = self._read(self._places.get(key.id) or self._place(key.id))
+        place = self._places.get(key.id) or self._place(key.id)
+        account = Account(*_NUMBERS.unpack_from(self._map, place + 32))
         charges = self._unwritten.get(key.id)
         if charges is not None:
             charges.add_to(account)
@@ -206,8 +208,20 @@ class Ledger:
     def _place(self, identity: str) -> int:
         place = self._places.get(identity)
         if place is None:
-            place = self._places[identity] = self._find(identity)
+            place = self._find(identity)
+            self._mend(place)
+            self._places[identity] = place
         return place
+
+    def _mend(self, place: int) -> None:
+        """Take numbers that cannot be in a record for nothing, so that its key is neither free for ever nor locked out."""
+        with self._locks.hold(place, _RECORD.size, wait=PATIENCE):
+            account = self._read(place)
+            wrong = [name for name in _NOT_NEGATIVE if not 0.0 <= getattr(account, name) < math.inf]
+            for name in wrong:
+                setattr(account, name, 0.0)
+            if wrong:
+                self._write(place, account)
 
     def _find(self, identity: str) -> int:
         """The record's offset; a new one where there is none yet."""
@@ -245,10 +259,7 @@ class Ledger:
             self._map = mmap.mmap(self._file, 0)
 
     def _read(self, place: int) -> Account:
-        _, began, spent, in_all, requests, tokens, request, token = _RECORD.unpack_from(self._map, place)
-        if not 0.0 <= spent + in_all + began + request + token < math.inf or min(spent, in_all) < 0.0:
-            return _mended(Account(began, spent, in_all, requests, tokens, request, token))
-        return Account(began, spent, in_all, requests, tokens, request, token)
+        return Account(*_NUMBERS.unpack_from(self._map, place + 32))
 
     def _write(self, place: int, account: Account) -> None:
         # The ID stays as it is and the numbers are copied in one go: who reads without the lock, or finds the record of a
@@ -267,14 +278,6 @@ class Ledger:
     def _whole(self) -> AbstractContextManager[None]:
         """Alone with the file, to make or find a record."""
         return self._locks.hold(0, len(_MAGIC), wait=PATIENCE)
-
-
-def _mended(account: Account) -> Account:
-    """A damaged record without the numbers that cannot be, so that its key is neither free for ever nor locked out."""
-    for name in ("period_began", "spent", "spent_in_all", "next_request", "next_token"):
-        if not 0.0 <= getattr(account, name) < math.inf:
-            setattr(account, name, 0.0)
-    return account
 
 
 @functools.lru_cache(maxsize=16)
