@@ -42,8 +42,8 @@ def serve_ours(port: int) -> None:
     import uvloop
 
     from workflow_composer.server.exchange import Exchange, Reply
+    from workflow_composer.server.forms import decode
     from workflow_composer.server.http import HttpLimits, HttpServer
-    from workflow_composer.server.wire import decode
 
     async def answer(exchange: Exchange) -> Reply:
         decode(exchange.body)

@@ -14,10 +14,10 @@ from workflow_composer.server.answering import presented
 from workflow_composer.server.audit import Audit
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 from workflow_composer.server.failures import PERMISSION, HttpFailure
-from workflow_composer.server.forms import Field, Form
+from workflow_composer.server.forms import Field, Form, decode
 from workflow_composer.server.settings import ADMIN_VARIABLE
 from workflow_composer.server.strategies import Switchboard, plain
-from workflow_composer.server.wire import decode, encode
+from workflow_composer.server.wire import encode
 
 _REFUSALS_PER_MINUTE = 30
 """Wrong tokens of one address that are looked at and written down; beyond them it gets 429, even with the right one."""

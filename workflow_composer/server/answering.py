@@ -6,7 +6,10 @@ of the model's server, the answer's own bytes are handed on instead (`workflow_c
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import time
+from collections import deque
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -14,13 +17,13 @@ from typing import TYPE_CHECKING
 
 from workflow_composer.errors import StreamInterrupted
 from workflow_composer.relay import Relay
-from workflow_composer.server import telling
+from workflow_composer.responses import UnderWay
 from workflow_composer.server.addressing import predict_task
 from workflow_composer.server.exchange import Exchange, Fields, Handler, Reply
-from workflow_composer.server.failures import failure_of
-from workflow_composer.server.limits import Admission
-from workflow_composer.server.wire import Asked, Dialect, decode
-from workflow_composer.types import ANY_TASK, LLMRequest, texts
+from workflow_composer.server.failures import HttpFailure, failure_of
+from workflow_composer.server.forms import decode
+from workflow_composer.server.wire import Asked, Dialect
+from workflow_composer.types import ANY_TASK, LLMRequest, LLMResponse, texts
 
 if TYPE_CHECKING:
     from workflow_composer.metrics.record import RoutingMetric
@@ -28,6 +31,21 @@ if TYPE_CHECKING:
     from workflow_composer.server.keys import Key, KeyRing
     from workflow_composer.server.ledger import Ledger
     from workflow_composer.server.logs import ServiceLog
+
+
+PREFIX = "x-workflow-composer-"
+REQUEST_ID = PREFIX + "request-id"
+COST = PREFIX + "cost"
+ATTEMPTS = PREFIX + "attempts"
+OVERHEAD = PREFIX + "overhead-ms"
+WARNING = PREFIX + "warning"
+TRAILERS = ("trailer", f"{COST}, {ATTEMPTS}")
+UNBUFFERED = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
+"""What keeps a proxy from gathering a stream's pieces: nginx does so unless the answer says no."""
+
+_STRATEGY, _ROUTER, _MODEL = PREFIX + "strategy", PREFIX + "router", PREFIX + "model"
+_TIER, _DEPTH, _ESCALATED = PREFIX + "tier", PREFIX + "fallback-depth", PREFIX + "escalated"
+TASK, _REASON, _PATH = PREFIX + "task", PREFIX + "reason", PREFIX + "path"
 
 
 @dataclass(slots=True)
@@ -64,6 +82,69 @@ class Accounts:
 
     def close(self) -> None:
         """The ledger is closed by whoever opened it."""
+
+
+class Admission:
+    """A bounded number of places and a bounded queue for them, first come first served. Belongs to one event loop.
+
+    ``queue_seconds`` is how long a request may wait for its place.
+    """
+
+    def __init__(self, concurrency: int, queue: int, queue_seconds: float) -> None:
+        self.in_flight = 0
+        self._concurrency = concurrency
+        self._longest = queue
+        self._seconds = queue_seconds
+        self._queue: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait."""
+        return sum(not waiting.done() for waiting in self._queue)
+
+    def try_enter(self) -> bool:
+        """Take a place if one is free and nobody waits for it."""
+        if self.in_flight >= self._concurrency or self._queue:
+            return False
+        self.in_flight += 1
+        return True
+
+    async def enter(self) -> None:
+        """Wait for a place. Raises `HttpFailure` 429 where too many wait already, or where it takes too long."""
+        if self.try_enter():
+            return
+        if self.queued >= self._longest:
+            raise _busy("too many requests are waiting")
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(waiting)
+        try:
+            async with asyncio.timeout(self._seconds):
+                await waiting
+        except BaseException as error:
+            self._give_up(waiting)
+            if isinstance(error, TimeoutError):
+                raise _busy(f"no place has become free within {self._seconds:g} s") from None
+            raise
+
+    def leave(self) -> None:
+        """Give the place to who has waited longest, or free it."""
+        while self._queue:
+            waiting = self._queue.popleft()
+            if not waiting.done():
+                waiting.set_result(None)
+                return
+        self.in_flight -= 1
+
+    def _give_up(self, waiting: asyncio.Future[None]) -> None:
+        """A place that was given in the same moment goes to the next."""
+        if waiting.done() and not waiting.cancelled():
+            self.leave()
+        elif waiting in self._queue:
+            self._queue.remove(waiting)
+
+
+def _busy(reason: str) -> HttpFailure:
+    return HttpFailure(429, f"the service is busy: {reason}", type="rate_limit_error", code="overloaded", retry_after=1.0)
 
 
 def presented(headers: Mapping[str, str]) -> str | None:
@@ -111,7 +192,7 @@ class Answering:
                 response = await orchestrator.agenerate(asked.request)
                 if relay is None or (body := relay.body) is None:
                     body = dialect.whole(asked, response)
-                return Reply(200, body, headers=telling.of_answer(exchange, response, said, debug=debug))
+                return Reply(200, body, headers=of_answer(exchange, response, said, debug=debug))
             finally:
                 accounts.under_way.pop(exchange.request_id, None)
                 admission.leave()
@@ -133,9 +214,9 @@ class Answering:
             self._accounts.under_way[exchange.request_id] = key
         if model is None and (task is None or task == ANY_TASK):
             task = fields["task_type"] = predict_task(fields["messages"], orchestrator.config.task_routing)
-            said = [(telling.TASK, f"{task}; predicted")]
+            said = [(TASK, f"{task}; predicted")]
         else:
-            said = [(telling.TASK, task or ANY_TASK)]
+            said = [(TASK, task or ANY_TASK)]
         if left is not None:
             fields["budget"] = min(left, fields.get("budget", left))
         asked.request = request = LLMRequest(request_id=exchange.request_id, relay=relay, **fields)
@@ -143,7 +224,7 @@ class Answering:
             prompt = [text for message in request.messages for text in texts(message)]
             self._log.event("asked", request_id=exchange.request_id, prompt="\n".join(prompt))
         if asked.warnings:
-            said += [(telling.WARNING, warning) for warning in asked.warnings]
+            said += [(WARNING, warning) for warning in asked.warnings]
         return said
 
     async def _stream(self, dialect: Dialect, exchange: Exchange, asked: Asked, said: Fields) -> None:
@@ -154,7 +235,7 @@ class Answering:
         def write(data: bytes) -> None:
             if not exchange.opened:
                 assert stream.under_way is not None  # whoever writes has been asked
-                headers = telling.of_stream(exchange, request, stream.under_way, said, debug=self._debug)
+                headers = of_stream(exchange, request, stream.under_way, said, debug=self._debug)
                 exchange.open_stream(headers=headers)
             exchange.write(data)
 
@@ -171,7 +252,7 @@ class Answering:
             assert response is not None  # a stream that ends without an error has one
             if relay is None or not relay.begun:
                 write(events.end(response))
-            exchange.close_stream(telling.of_end(response))
+            exchange.close_stream(of_end(response))
         except Exception as error:
             if not exchange.opened:
                 raise
@@ -182,3 +263,63 @@ class Answering:
         finally:
             if relay is not None:
                 relay.write = None
+
+
+# ---------------------------------------------------------------- the headers by which every answer tells what was decided
+
+
+def of_answer(exchange: Exchange, response: LLMResponse, said: Fields, *, debug: bool) -> Fields:
+    """The headers of a whole answer, besides what is ``said`` of its request.
+
+    The overhead is everything but waiting for models, reading the request included.
+    """
+    waited = response.latency_ms - response.overhead_ms
+    overhead = (time.perf_counter() - exchange.started) * 1000.0 - waited
+    made = response.decision
+    fields = [
+        (REQUEST_ID, response.request_id),
+        *_decided(made.strategy, made.router, made.candidate, made.tier, made.fallback_depth, len(response.attempts)),
+        (OVERHEAD, f"{overhead if overhead > 0.0 else 0.0:.3f}"),
+        (COST, f"{response.cost:.9g}"),
+        *said,
+    ]
+    if debug:
+        path = "; ".join(f"{one.name}: {one.error_type or 'ok'} {one.latency_ms:.0f} ms" for one in response.attempts)
+        fields += ((_REASON, made.reason), (_PATH, path))
+    return fields
+
+
+def of_stream(exchange: Exchange, request: LLMRequest, under_way: UnderWay, said: Fields, *, debug: bool) -> Fields:
+    """The headers of a stream, when its first piece comes. Cost and attempts follow behind its end, as trailers."""
+    overhead = (under_way.asked_at - exchange.started - under_way.waited) * 1000.0
+    made = under_way.decision
+    fields = [
+        (REQUEST_ID, request.request_id),
+        *_decided(made.strategy, made.router, made.candidate, made.tier, made.fallback_depth, under_way.attempts),
+        (OVERHEAD, f"{overhead if overhead > 0.0 else 0.0:.3f}"),
+        TRAILERS,
+        *UNBUFFERED,
+        *said,
+    ]
+    if debug:
+        fields.append((_REASON, made.reason))
+    return fields
+
+
+def of_end(response: LLMResponse) -> Fields:
+    """The trailers of a stream."""
+    return ((COST, f"{response.cost:.9g}"), (ATTEMPTS, str(len(response.attempts))))
+
+
+@functools.lru_cache(maxsize=1024)
+def _decided(strategy: str, router: str, candidate: str, tier: int, depth: int, attempts: int) -> Fields:
+    """The headers that tell a decision: nearly all requests for a model share them."""
+    return (
+        (_STRATEGY, strategy),
+        (_ROUTER, router),
+        (_MODEL, candidate),
+        (_TIER, str(tier)),
+        (_DEPTH, str(depth)),
+        (ATTEMPTS, str(attempts)),
+        (_ESCALATED, "true" if tier else "false"),
+    )

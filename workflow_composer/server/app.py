@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from workflow_composer.server import telling
+from workflow_composer.server.answering import REQUEST_ID
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 from workflow_composer.server.failures import HttpFailure, failure_of, headers_of
 from workflow_composer.server.wire import Dialect
@@ -97,5 +97,5 @@ class App:
         return self._reply(self._dialects.get(exchange.path, self._usual), failure, exchange.request_id)
 
     def _reply(self, dialect: Dialect, failure: HttpFailure, request_id: str) -> Reply:
-        headers = [(telling.REQUEST_ID, request_id), *headers_of(failure)]
+        headers = [(REQUEST_ID, request_id), *headers_of(failure)]
         return Reply(failure.status, dialect.failure(failure), headers=headers)

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from workflow_composer.calibration.audits import AuditLog
 from workflow_composer.errors import InputError
-from workflow_composer.server import checks, telling
-from workflow_composer.server.addressing import AUTO, TASK
-from workflow_composer.server.answering import Accounts
+from workflow_composer.server import checks
+from workflow_composer.server.answering import COST, PREFIX, REQUEST_ID, WARNING, Accounts, Admission
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.forms import Field, Form
-from workflow_composer.server.limits import Admission
-from workflow_composer.server.wire import decode, encode
+from workflow_composer.server.forms import AUTO, TASK, Field, Form, decode
+from workflow_composer.server.wire import encode
 from workflow_composer.server.wire_embeddings import read_embeddings, written_embeddings
 from workflow_composer.types import ANY_TASK
 
@@ -81,11 +79,11 @@ class Catalogue:
             self._accounts.under_way.pop(exchange.request_id, None)
             self._admission.leave()
         headers = [
-            (telling.REQUEST_ID, exchange.request_id),
-            (telling.PREFIX + "strategy", strategy),
-            (telling.PREFIX + "model", found.candidate),
-            (telling.COST, f"{found.cost:.9g}"),
-            *((telling.WARNING, warning) for warning in asked.warnings),
+            (REQUEST_ID, exchange.request_id),
+            (PREFIX + "strategy", strategy),
+            (PREFIX + "model", found.candidate),
+            (COST, f"{found.cost:.9g}"),
+            *((WARNING, warning) for warning in asked.warnings),
         ]
         return Reply(200, written_embeddings(asked, found), headers=headers)
 

@@ -23,7 +23,7 @@ from workflow_composer.metrics.live_files import SharedMetrics
 from workflow_composer.metrics.sink import TeeSink, service_sink
 from workflow_composer.orchestrator import ModelOrchestrator
 from workflow_composer.server.admin import Admin
-from workflow_composer.server.answering import Accounts, Answering
+from workflow_composer.server.answering import Accounts, Admission, Answering
 from workflow_composer.server.app import App
 from workflow_composer.server.audit import Audit
 from workflow_composer.server.catalogue import Catalogue
@@ -33,7 +33,6 @@ from workflow_composer.server.exchange import Handler
 from workflow_composer.server.http import HttpLimits, HttpServer
 from workflow_composer.server.keys import KeyRing
 from workflow_composer.server.ledger import Ledger
-from workflow_composer.server.limits import Admission
 from workflow_composer.server.listening import BACKLOG, close, listen
 from workflow_composer.server.logs import ServiceLog
 from workflow_composer.server.observing import Observing

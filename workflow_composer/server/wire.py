@@ -1,4 +1,4 @@
-"""What all dialects share: what is asked, how answers are written, and how JSON from the network is read.
+"""What all dialects share: what is asked, and how answers are written.
 
 A dialect is one form of API (OpenAI's chat completions, its older completions, its responses, Anthropic's messages). It
 turns a body into the fields of an `LLMRequest` and an `LLMResponse` into a body, and does no I/O. `forms` says what a body
@@ -18,7 +18,6 @@ from workflow_composer.server.failures import HttpFailure
 from workflow_composer.types import Chunk, LLMRequest, LLMResponse
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder().decode
 
 
 @dataclass(slots=True)
@@ -71,24 +70,6 @@ class Dialect(Protocol):
     def failure(self, failure: HttpFailure) -> bytes:
         """The body of an error."""
         ...
-
-
-# ------------------------------------------------------------------------------------------------------------- reading
-
-
-def decode(body: bytes) -> dict[str, Any]:
-    """A JSON object from the network. Raises `HttpFailure`."""
-    try:
-        found = _decode(body)
-    except UnicodeDecodeError:
-        raise HttpFailure(400, "the body is not UTF-8") from None
-    except msgspec.DecodeError as error:
-        raise HttpFailure(400, f"the body is not JSON: {error}" if body else "the body is empty; send JSON") from None
-    except RecursionError:
-        raise HttpFailure(400, "the body is nested too deeply") from None
-    if not isinstance(found, dict):
-        raise HttpFailure(400, "the body must be a JSON object")
-    return found
 
 
 # ------------------------------------------------------------------------------------------------------------- writing

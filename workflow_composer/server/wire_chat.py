@@ -8,10 +8,9 @@ from typing import Any
 
 from workflow_composer.backends.tool_calls import ToolCalls, ToolDelta
 from workflow_composer.server import checks, schemas
-from workflow_composer.server.addressing import address_of
 from workflow_composer.server.checks import UNSUPPORTED, described, wrong
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.forms import COMMON, TOKENS, TOP_LOGPROBS, Field, Form, left_out
+from workflow_composer.server.forms import COMMON, TOKENS, TOP_LOGPROBS, Field, Form, address_of, left_out
 from workflow_composer.server.schemas import Schema
 from workflow_composer.server.wire import Asked, encode, event, openai_failure, usage_of
 from workflow_composer.types import EMPTY, Chunk, LLMResponse, Sample, TokenLogprob

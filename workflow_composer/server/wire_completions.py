@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workflow_composer.server import checks, schemas
-from workflow_composer.server.addressing import address_of
 from workflow_composer.server.checks import described, wrong
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.forms import COMMON, TOKENS, TOP_LOGPROBS, Field, Form, refused
+from workflow_composer.server.forms import COMMON, TOKENS, TOP_LOGPROBS, Field, Form, address_of, refused
 from workflow_composer.server.wire import Asked, encode, event, openai_failure, usage_of
 from workflow_composer.server.wire_chat import (
     CHOICES,

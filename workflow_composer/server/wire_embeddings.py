@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from sys import byteorder
 from typing import Any
 
-from workflow_composer.server import addressing, checks, schemas
-from workflow_composer.server.addressing import address_of
+from workflow_composer.server import checks, schemas
 from workflow_composer.server.checks import UNSUPPORTED, described, wrong
-from workflow_composer.server.forms import Field, Form, left_out
+from workflow_composer.server.forms import Field, Form, address_of, left_out, metadata, model_name
 from workflow_composer.server.wire import encode
 from workflow_composer.types import Embeddings
 
@@ -56,8 +55,8 @@ def _texts(name: str, found: Any) -> tuple[str, ...]:
 
 FORM = Form(
     {
-        "model": Field(addressing.model_name),
-        "metadata": Field(addressing.metadata),
+        "model": Field(model_name),
+        "metadata": Field(metadata),
         "input": Field(_texts, required=_NO_TEXTS),
         "encoding_format": Field(checks.one_of("float", "base64", "", message="must be float or base64")),
         "dimensions": Field(checks.whole(least=1, most=1_000_000)),

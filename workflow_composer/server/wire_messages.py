@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from workflow_composer.backends.tool_calls import ToolCalls, ToolDelta
-from workflow_composer.server.addressing import address_of
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.server.form_messages import CACHE, FORM
+from workflow_composer.server.forms import address_of
 from workflow_composer.server.wire import Asked, encode, event
 from workflow_composer.types import EMPTY, Chunk, LLMResponse
 

@@ -9,7 +9,8 @@ import pytest
 
 from workflow_composer.server.exchange import EVENTS, Exchange
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.wire import Asked, Dialect, decode
+from workflow_composer.server.forms import decode
+from workflow_composer.server.wire import Asked, Dialect
 from workflow_composer.types import LLMRequest, LLMResponse, RoutingDecision, Sample, Usage
 
 

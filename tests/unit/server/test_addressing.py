@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflow_composer.server import addressing, checks
-from workflow_composer.server.addressing import BUDGET_HEADER, TASK_HEADER, TIMEOUT_HEADER, address_of, predict_task
+from workflow_composer.server import checks, forms
+from workflow_composer.server.addressing import predict_task
 from workflow_composer.server.failures import HttpFailure
+from workflow_composer.server.forms import BUDGET_HEADER, TASK_HEADER, TIMEOUT_HEADER, address_of
 from workflow_composer.types import ANY_TASK
 
 TASKS = {"code_validation", "code_generation", "math_statistics", "data_analysis", "biomedical", "documentation"}
@@ -74,8 +75,8 @@ def test_any_conversation_has_a_task(messages):
 )
 def test_any_address_is_understood_or_refused_by_name(model, headers, metadata):
     def work():
-        name = None if model is None else addressing.model_name("model", model)
-        return address_of(name, headers, addressing.metadata("metadata", metadata))
+        name = None if model is None else forms.model_name("model", model)
+        return address_of(name, headers, forms.metadata("metadata", metadata))
 
     found, failure = attempt(work)
     if failure is not None:

@@ -13,11 +13,10 @@ from workflow_composer.metrics.escalation import EscalationStats
 from workflow_composer.metrics.live import LiveMetrics
 from workflow_composer.metrics.live_files import SharedMetrics
 from workflow_composer.metrics.sink import MemorySink, TeeSink
-from workflow_composer.server.answering import Accounts
+from workflow_composer.server.answering import Accounts, Admission
 from workflow_composer.server.audit import Audit
 from workflow_composer.server.keys import Key, KeyRing, change_keys
 from workflow_composer.server.ledger import Ledger
-from workflow_composer.server.limits import Admission
 from workflow_composer.server.logs import ServiceLog
 from workflow_composer.server.observing import Observing, acceptance_gauges
 from workflow_composer.server.service import Parts, app_of

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from workflow_composer.server.answering import Admission
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.limits import Admission
 
 
 async def settle():

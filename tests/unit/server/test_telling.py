@@ -10,12 +10,11 @@ from tests.unit.metrics.examples import metric
 from workflow_composer import ModelOrchestrator
 from workflow_composer.calibration.audits import AuditLog
 from workflow_composer.metrics.sink import MemorySink, TeeSink
-from workflow_composer.server.answering import Accounts
+from workflow_composer.server.answering import Accounts, Admission
 from workflow_composer.server.catalogue import Catalogue
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.server.keys import Key, KeyRing, change_keys
 from workflow_composer.server.ledger import Ledger
-from workflow_composer.server.limits import Admission
 from workflow_composer.strategy import StrategyConfig
 
 

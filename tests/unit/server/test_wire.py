@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from tests.unit.server.examples import answer, asked, events, read
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.forms import FOREIGN
-from workflow_composer.server.wire import Asked, decode, event, openai_failure, usage_of
+from workflow_composer.server.forms import FOREIGN, decode
+from workflow_composer.server.wire import Asked, event, openai_failure, usage_of
 from workflow_composer.server.wire_chat import ChatDialect
 from workflow_composer.server.wire_completions import CompletionsDialect
 from workflow_composer.server.wire_embeddings import AskedEmbeddings, read_embeddings
