@@ -65,7 +65,7 @@ def register_routers(register: Callable[[str, RouterFactory], None]) -> None:
     ...     def plan(self, request, resources):
     ...         if request.query_length > 200:
     ...             return None
-    ...         return Plan((Tier(self.context.candidates("small")),), "short_ones", "the question is short")
+    ...         return Plan((Tier.of(self.context.candidates("small")),), "short_ones", "the question is short")
     >>> class Plugin:
     ...     @hookimpl
     ...     def register_routers(self, register):

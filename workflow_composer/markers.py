@@ -111,7 +111,8 @@ def parse_cascade_marker(text: str, lookup: Lookup = known_tier) -> list[tuple[s
             text, 0, len(text) if isinstance(text, str) else 0, f"no cascade: it does not begin with {CASCADE}"
         )
     plan = parse_route(text, lookup)
-    return [(tier.candidates[0].name, tier.samples, tier.temperature or 0.0) for tier in plan.tiers]
+    members = [tier.members[0] for tier in plan.tiers]
+    return [(member.candidates[0].name, member.samples, member.temperature or 0.0) for member in members]
 
 
 def parse_route(text: str, lookup: Lookup = known_tier, *, voting: Voting | None = None, draws: int = 1) -> Plan:
@@ -130,7 +131,7 @@ def parse_route(text: str, lookup: Lookup = known_tier, *, voting: Voting | None
     _check_text(text)
     if not is_routing_string(text):
         known = lookup(text)
-        return Plan((Tier(known.candidates, text, temperature=0.0, deadline=known.deadline, budget=known.budget),))
+        return Plan((Tier.of(known.candidates, text, temperature=0.0, deadline=known.deadline, budget=known.budget),))
     entropy = text.startswith(ENTROPY_CASCADE)
     start = len(ENTROPY_CASCADE if entropy else CASCADE if text.startswith(CASCADE) else VOTE)
     steps = _steps(text, start)
@@ -149,7 +150,7 @@ def parse_route(text: str, lookup: Lookup = known_tier, *, voting: Voting | None
             explore=samples * draws if entropy and samples > 1 and not last else 0,
         )
         tiers.append(
-            Tier(
+            Tier.of(
                 known.candidates,
                 step.name,
                 samples,

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO, cast
 
-from workflow_composer.cascade.trace import Trace
+from workflow_composer.cascade.call import Trace
 from workflow_composer.metrics.record import RoutingMetric
 from workflow_composer.plugins import PluginHost
 from workflow_composer.profiles.redaction import scrub
 from workflow_composer.strategy import StrategyConfig
-from workflow_composer.types import Attempt, Candidate, LLMRequest, LLMResponse, Plan, Verdict, texts
+from workflow_composer.types import Attempt, Candidate, LLMRequest, LLMResponse, Member, Plan, Verdict, texts
 
 DEBUG_VARIABLE = "BIOPIPELINES_DEBUG_ROUTING"
 
@@ -109,11 +109,13 @@ class PluginObserver:
 
 
 def describe(plan: Plan) -> str:
-    """A plan on one line: tiers joined by ``=>`` (escalation), candidates by ``->`` (fallback)."""
-    return " => ".join(
-        " -> ".join(candidate.name for candidate in tier.candidates) + (f" x{tier.samples}" if tier.samples > 1 else "")
-        for tier in plan.tiers
-    )
+    """A plan on one line: tiers joined by ``=>`` (escalation), members by ``+``, candidates by ``->`` (fallback)."""
+    return " => ".join(" + ".join(map(_described, tier.members)) for tier in plan.tiers)
+
+
+def _described(member: Member) -> str:
+    names = " -> ".join(candidate.name for candidate in member.candidates)
+    return names + (f" x{member.samples}" if member.samples > 1 else "")
 
 
 def metric_of(
@@ -134,7 +136,7 @@ def metric_of(
         decision, usage, cost = response.decision, response.usage, response.cost
         candidate, tier, depth, model = decision.candidate, decision.tier, decision.fallback_depth, decision.model
     else:
-        usage, cost = trace.usage, trace.cost
+        usage, cost = trace.total
         last = trace.attempts[-1] if trace.attempts else None
         candidate, tier, depth = (last.name, last.tier, last.candidate) if last else ("", 0, 0)
     overhead = seconds - trace.waited

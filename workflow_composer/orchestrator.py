@@ -24,9 +24,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from workflow_composer.builtin import plugin_host
-from workflow_composer.cascade.retry import Deadline
+from workflow_composer.cascade.call import Outcome, Trace
 from workflow_composer.cascade.streaming import StreamRun
-from workflow_composer.cascade.trace import Outcome, Trace
 from workflow_composer.detection import STRATEGY_VARIABLE, detect_strategy
 from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.metrics.sink import MetricsSink, default_sink
@@ -131,7 +130,7 @@ class ModelOrchestrator:
     async def _answer(self, active: Snapshot, request: LLMRequest, plan: Plan | None = None) -> LLMResponse:
         """Run one request to its answer, and write it down however it ends. Routers call it with a plan of their own."""
         started = time.perf_counter()
-        trace = Trace(Deadline(request.timeout))
+        trace = Trace(request.timeout)
         try:
             plan = plan or active.plan(request)
             outcome = await active.executor.run(plan, request, trace)
@@ -156,7 +155,7 @@ class ModelOrchestrator:
         try:
             request = self._request(active, prompt, fields)
             started = time.perf_counter()
-            trace = Trace(Deadline(request.timeout))
+            trace = Trace(request.timeout)
             plan: Plan | None = None
             try:
                 plan = active.plan(request)
@@ -185,11 +184,13 @@ class ModelOrchestrator:
         try:
             request = self._request(active, "\n".join(texts), {"kind": "embeddings", "task_type": task_type, **fields})
             started = time.perf_counter()
-            trace = Trace(Deadline(request.timeout))
+            trace = Trace(request.timeout)
             plan: Plan | None = None
             try:
                 plan = active.plan(request)
-                found = await active.executor.embed(plan.tiers[0].candidates[0], texts, request, trace, dimensions)
+                found = await active.executor.embed(
+                    plan.tiers[0].members[0].candidates[0], texts, request, trace, dimensions
+                )
             except BaseException as error:
                 self._note(active, request, trace, started, plan=plan, error=error)
                 raise

@@ -1,20 +1,22 @@
 """The Plan: the one value by which a router says what is to be done.
 
-Tiers are tried while the answer is not accepted (escalation); a tier's candidates while calls fail (fallback). Every way of
-routing is a plan, and one executor runs them all.
+Tiers are tried while the answer is not accepted (escalation). A tier is one or more members whose samples are counted in one
+vote, and a member's candidates are tried while calls fail (fallback). Every way of routing is a plan, and one executor runs
+them all.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from workflow_composer.answers.form import ANY_FORM, AnswerForm
 from workflow_composer.values import quick
 
 if TYPE_CHECKING:
-    from workflow_composer.types import Sample, TokenLogprob
+    from workflow_composer.types import Message, Sample, TokenLogprob
 
 
 @quick
@@ -117,25 +119,60 @@ class Voting:
     form: AnswerForm = ANY_FORM
 
 
-@quick
+@dataclass(frozen=True, slots=True)
+class PromptForm:
+    """What a member reads in place of the request's messages: ``shown(messages)``, a pure function.
+
+    ``name`` tells a person which form it is. Two forms are equal where both name and function are.
+    """
+
+    name: str
+    shown: Callable[[tuple[Message, ...]], tuple[Message, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One voice in a tier: candidates in order of preference; the next is asked only while calls fail (fallback).
+
+    ``samples`` answers are drawn from the one that works, at ``temperature`` (None: the request's own), to the request's
+    messages as ``form`` shows them. Each of its votes counts ``weight``. Raises `ValueError` for values that cannot be.
+    """
+
+    candidates: tuple[Candidate, ...]
+    samples: int = 1
+    temperature: float | None = None
+    form: PromptForm | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.candidates:
+            raise ValueError("a member needs a candidate")
+        if self.samples < 1:
+            raise ValueError(f"a member draws at least one sample, not {self.samples}")
+        if not 0.0 < self.weight < math.inf:
+            raise ValueError(f"the weight of a vote is a positive number, not {self.weight}")
+
+
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """Candidates in order of preference: the next is asked only while calls fail (fallback).
+    """One or more members whose samples are counted in one vote. Most tiers have one member: `Tier.of` makes these.
 
-    ``samples`` answers are drawn from the one that works, at ``temperature`` (None: the request's own). With ``voting``
-    they are votes, and it decides; else ``accept`` does. A tier that is not the last is given up after ``deadline``
-    seconds, and is not started where ``budget`` dollars would probably not pay for it.
+    With ``voting`` the samples are votes, and it decides; else ``accept`` does, on the samples of the only member. A tier
+    that is not the last is given up after ``deadline`` seconds, and is not started where ``budget`` dollars would probably
+    not pay for it.
 
     ``logprobs``: so many alternatives are asked for beside each token's log-probability, of candidates that can give them;
     None: what the request asks for. With ``watch`` an answer that cannot be accepted any more is abandoned before its end,
     unless this is the last tier: in streams, and with ``watch_all`` in every request. ``when_unknown`` is run in this tier's
     place where the answer tells nothing of its own certainty.
+
+    ``is_plain`` is computed: the tier draws one sample, and takes it whatever it is. Raises `ValueError` for several members
+    without a vote, or with one that is not defined for them: statistical stopping rules take all votes for draws of one
+    model, and `posterior` and `score` know no weights.
     """
 
-    candidates: tuple[Candidate, ...]
+    members: tuple[Member, ...]
     name: str = ""
-    samples: int = 1
-    temperature: float | None = None
     accept: Acceptance = ALWAYS
     voting: Voting | None = None
     deadline: float | None = None
@@ -144,6 +181,58 @@ class Tier:
     watch: StartWatch | None = None
     watch_all: bool = False
     when_unknown: Tier | None = None
+    is_plain: bool = field(init=False, repr=False, compare=False, default=False)
+
+    def __post_init__(self) -> None:
+        if len(self.members) != 1:
+            self._check_several()
+        plain = self.voting is None and self.accept is ALWAYS and self.samples == 1
+        object.__setattr__(self, "is_plain", plain)
+
+    def _check_several(self) -> None:
+        count, voting = len(self.members), self.voting
+        if voting is None or not count:
+            raise ValueError(f"a tier without a vote has exactly one member, not {count}")
+        if voting.stopping not in ("decided", "fixed"):
+            rule = voting.stopping
+            raise ValueError(f"stopping rule {rule!r} needs votes of one member; for {count}, use 'decided' or 'fixed'")
+        if len({member.weight for member in self.members}) > 1 and voting.measure in ("posterior", "score"):
+            raise ValueError(f"measure {voting.measure!r} knows no weights; use 'share', 'entropy' or 'logprob'")
+
+    @classmethod
+    def of(
+        cls,
+        candidates: Sequence[Candidate],
+        name: str = "",
+        samples: int = 1,
+        temperature: float | None = None,
+        *,
+        form: PromptForm | None = None,
+        **options: Any,
+    ) -> Tier:
+        """A tier of one member. ``options`` are the tier's own fields."""
+        return cls((Member(tuple(candidates), samples, temperature, form),), name, **options)
+
+    @property
+    def samples(self) -> int:
+        """Samples that all members draw together."""
+        return sum(member.samples for member in self.members)
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Every candidate of every member, each once."""
+        return tuple(dict.fromkeys(candidate for member in self.members for candidate in member.candidates))
+
+    @property
+    def title(self) -> str:
+        """What a person calls the tier: its name, else those of its members' first candidates."""
+        return self.name or "+".join(member.candidates[0].name for member in self.members)
+
+    @property
+    def has_route(self) -> bool:
+        """Whether a routing string can say what the tier does."""
+        decides = self.voting is not None or self.accept is ALWAYS
+        return decides and len(self.members) == 1 and self.members[0].form is None
 
 
 @quick
@@ -168,11 +257,11 @@ class Plan:
     alarm: str = ""
 
     def __str__(self) -> str:
-        if any(tier.voting is None and tier.accept is not ALWAYS for tier in self.tiers):
+        if not all(tier.has_route for tier in self.tiers):
             return self.router
-        steps = [f"{t.name or t.candidates[0].name}_k{t.samples}_t{t.temperature or 0.0}" for t in self.tiers]
+        steps = [f"{t.title}_k{t.samples}_t{t.members[0].temperature or 0.0}" for t in self.tiers]
         if len(steps) > 1:
             entropy = any(tier.voting is not None and tier.voting.explore for tier in self.tiers)
             return f"mv_{'entropy_' if entropy else ''}cascade_{'_'.join(steps)}"
         (tier,) = self.tiers
-        return f"mv_{steps[0]}" if tier.samples > 1 else tier.name or tier.candidates[0].name
+        return f"mv_{steps[0]}" if tier.samples > 1 else tier.title

@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import Any, Self
 
+from workflow_composer.cascade.call import Outcome, Trace
 from workflow_composer.cascade.streaming import StreamRun
-from workflow_composer.cascade.trace import Outcome, Trace
 from workflow_composer.runner import LoopThread
 from workflow_composer.strategy import StrategyConfig
 from workflow_composer.types import Candidate, Chunk, LLMRequest, LLMResponse, Plan, RoutingDecision
@@ -134,12 +134,13 @@ def response_of(
     """The response that tells of a finished run, which took so many seconds."""
     candidate, verdict = outcome.candidate, outcome.verdict
     samples = outcome.samples if verdict.choice == 0 else outcome.answer_first
+    usage, cost = trace.total
     return LLMResponse(
         text=samples[0].text,
         decision=_decision(config, request, plan, candidate, outcome.model, outcome.tier, outcome.fallback_depth),
         samples=samples,
-        usage=trace.usage,
-        cost=trace.cost,
+        usage=usage,
+        cost=cost,
         attempts=tuple(trace.attempts),
         request_id=request.request_id,
         latency_ms=seconds * 1000.0,

@@ -7,6 +7,7 @@ retired when another takes over, and closes its backends when its last request e
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -17,11 +18,9 @@ from pydantic import ValidationError
 from workflow_composer.backends.base import BackendContext, ManyServers
 from workflow_composer.backends.egress import EgressPolicy
 from workflow_composer.backends.pricing import GpuMeter, Price
-from workflow_composer.cascade.attempt import Observer
-from workflow_composer.cascade.breaker import CircuitBreaker, NoBreaker
-from workflow_composer.cascade.endpoint import Endpoint
+from workflow_composer.cascade.call import CircuitBreaker, Endpoint
 from workflow_composer.cascade.executor import PlanExecutor
-from workflow_composer.cascade.retry import RetryPolicy
+from workflow_composer.cascade.member_run import Observer, RetryPolicy
 from workflow_composer.contexts.applying import Contexts
 from workflow_composer.errors import ConfigError, ContextError, ProfileError, RoutingError, WorkflowComposerError
 from workflow_composer.metrics.escalation import Kept
@@ -92,9 +91,14 @@ class Snapshot:
         kept = Kept.of(response, next(tier for tier in response.tiers if tier.tier == number))
         if number == last:
             return kept.cost
-        endpoint = self.endpoints[plan.tiers[last].candidates[0].name]
-        seconds = endpoint.forecast.gpu_seconds(kept.one.completion_tokens) if endpoint.price.gpu_hour else 0.0
-        return None if seconds is None else endpoint.cost(kept.one, seconds)
+        dollars = 0.0
+        for member in plan.tiers[last].members:
+            endpoint = self.endpoints[member.candidates[0].name]
+            seconds = endpoint.forecast.gpu_seconds(kept.one.completion_tokens) if endpoint.price.gpu_hour else 0.0
+            if seconds is None:
+                return None
+            dollars += endpoint.cost(kept.one, seconds)
+        return dollars
 
     def _no_plan(self, request: LLMRequest) -> RoutingError:
         where = f"strategy {self.config.profile_name!r}"
@@ -211,7 +215,7 @@ def _endpoints(config: StrategyConfig, registry: Registry, context: BackendConte
             raise ProfileError([f"{where}: backend {spec.backend!r} sends data out, and the profile has allow_cloud: false"])
         candidate = Candidate(name, backend.local, spec.context_length, spec.endpoint, tuple(spec.capabilities))
         if isinstance(backend, ManyServers):
-            made[name] = Endpoint(candidate, backend, Price.of(spec), NoBreaker(), backend.meter)
+            made[name] = Endpoint(candidate, backend, Price.of(spec), CircuitBreaker(name, failures=math.inf), backend.meter)
             continue
         server = _server(spec)
         breaker = breakers.setdefault(

@@ -13,7 +13,18 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from workflow_composer.plan import ALWAYS, Acceptance, AlwaysAccept, Candidate, Plan, Tier, Verdict, Voting
+from workflow_composer.plan import (
+    ALWAYS,
+    Acceptance,
+    AlwaysAccept,
+    Candidate,
+    Member,
+    Plan,
+    PromptForm,
+    Tier,
+    Verdict,
+    Voting,
+)
 from workflow_composer.relay import Relay
 from workflow_composer.resource_status import EndpointStatus, ResourceStatus
 from workflow_composer.values import quick
@@ -34,9 +45,11 @@ __all__ = [
     "EndpointStatus",
     "LLMRequest",
     "LLMResponse",
+    "Member",
     "Message",
     "ModelCall",
     "Plan",
+    "PromptForm",
     "Relay",
     "ResourceStatus",
     "RoutingDecision",

@@ -28,13 +28,13 @@ THREE = "mv_cascade_1.5B_k4_t0.7_7B_k4_t0.7_72B_k1_t0.0"
 def test_a_models_name_is_one_greedy_call():
     plan = parse_route("Qwen/Qwen2.5-Math-7B-Instruct")
     (tier,) = plan.tiers
-    assert (tier.candidates[0].name, tier.samples, tier.temperature) == ("Qwen/Qwen2.5-Math-7B-Instruct", 1, 0.0)
+    assert (tier.candidates[0].name, tier.samples, tier.members[0].temperature) == ("Qwen/Qwen2.5-Math-7B-Instruct", 1, 0.0)
     assert tier.voting is None
 
 
 def test_a_vote_is_one_tier_of_several_samples():
     (tier,) = parse_route("mv_7B_k8_t0.7").tiers
-    assert (tier.candidates[0].name, tier.samples, tier.temperature) == ("Qwen/Qwen2.5-Math-7B-Instruct", 8, 0.7)
+    assert (tier.candidates[0].name, tier.samples, tier.members[0].temperature) == ("Qwen/Qwen2.5-Math-7B-Instruct", 8, 0.7)
     assert tier.voting == Voting()
 
 
@@ -68,20 +68,20 @@ def test_what_begins_otherwise_is_no_cascade(text):
 
 def test_one_sample_is_greedy_whatever_the_string_says_and_the_plan_records_it():
     plan = parse_route("mv_cascade_1.5B_k1_t0.9_7B_k4_t0.7")
-    assert (plan.tiers[0].samples, plan.tiers[0].temperature) == (1, 0.0)
+    assert (plan.tiers[0].samples, plan.tiers[0].members[0].temperature) == (1, 0.0)
     assert plan.notes == ("1.5B: one sample is always greedy: temperature 0 instead of 0.9",)
 
 
 def test_several_samples_are_sampled_at_0_7_where_none_is_given_or_it_is_zero():
     given_none, zero = parse_route("mv_7B_k4"), parse_route("mv_7B_k4_t0.0")
-    assert given_none.tiers[0].temperature == zero.tiers[0].temperature == 0.7
+    assert given_none.tiers[0].members[0].temperature == zero.tiers[0].members[0].temperature == 0.7
     assert given_none.notes == ()
     assert "would be the same" in zero.notes[0]
 
 
 def test_a_greedy_only_tier_gives_one_greedy_answer_and_the_plan_records_it():
     plan = parse_route("mv_cascade_7B_k4_t0.7_72B_k8_t0.7")
-    assert (plan.tiers[1].samples, plan.tiers[1].temperature) == (1, 0.0)
+    assert (plan.tiers[1].samples, plan.tiers[1].members[0].temperature) == (1, 0.0)
     assert plan.notes == ("72B is greedy-only: one answer at temperature 0 instead of 8",)
     assert str(plan) == "mv_cascade_7B_k4_t0.7_72B_k1_t0.0"
 
@@ -91,7 +91,7 @@ def test_what_a_tier_means_comes_from_the_lookup():
     plan = parse_route("mv_cascade_small_k3_large_k2", lambda name: known, voting=Voting("posterior", 0.6))
     tier = plan.tiers[0]
     assert tier.candidates == known.candidates
-    assert (tier.temperature, tier.deadline, tier.budget) == (0.5, 3.0, 0.01)
+    assert (tier.members[0].temperature, tier.deadline, tier.budget) == (0.5, 3.0, 0.01)
     assert (tier.voting.measure, tier.voting.target) == ("posterior", 0.9)
     assert [tier.name for tier in plan.tiers] == ["small", "large"]
 

@@ -84,7 +84,7 @@ class Listening(Router):
     name = "listening"
 
     def plan(self, request, resources):
-        return Plan((Tier(self.context.candidates("small")),), self.name)
+        return Plan((Tier.of(self.context.candidates("small")),), self.name)
 
     def answered(self, request, response):
         raise ValueError("too loud")

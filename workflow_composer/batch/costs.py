@@ -50,7 +50,7 @@ class TokenAssumption:
 
 def name_of(tier: Tier) -> str:
     """What a tier is called in routing strings."""
-    return tier.name or tier.candidates[0].name
+    return tier.title
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,7 +181,7 @@ class _Builder:
         cascades = [len(plan.tiers) > 1 for plan in self._plans]
         tiers = [BETWEEN_TIERS.join(map(name_of, plan.tiers)) if len(plan.tiers) > 1 else None for plan in self._plans]
         samples = np.array([plan.tiers[0].samples for plan in self._plans], np.int16)
-        temperatures = np.array([plan.tiers[0].temperature or 0.0 for plan in self._plans], np.float32)
+        temperatures = np.array([plan.tiers[0].members[0].temperature or 0.0 for plan in self._plans], np.float32)
         columns = (
             route_to,
             np.array(cascades, np.bool_)[codes],

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol
 
-from workflow_composer.cascade.attempt import Observer
-from workflow_composer.cascade.trace import Outcome, Trace
+from workflow_composer.cascade.call import Outcome, Trace
+from workflow_composer.cascade.member_run import Observer
 from workflow_composer.errors import AllCandidatesFailed, BudgetExceeded
 from workflow_composer.types import LLMRequest, Plan, Tier, Verdict
 
@@ -94,7 +94,7 @@ class Ascent:
     def failed(self, index: int, error: AllCandidatesFailed) -> None:
         """No candidate of the tier has answered. ``error`` is the request's where that ends it without an answer."""
         self._gap = error.summary
-        over = self._trace.deadline.over
+        over = self._trace.over
         if over or self.is_last(index):
             self._failure = error
         self._close(index, Verdict(accepted=False, reason="every candidate failed"), None)
@@ -128,6 +128,5 @@ class Ascent:
         cost = self._estimate(tier, self._request)
         if cost <= left:
             return False
-        name = tier.name or tier.candidates[0].name
-        self._unpaid = f"{name} would probably cost ${cost:.3g}, and ${max(left, 0.0):.3g} may be spent"
+        self._unpaid = f"{tier.title} would probably cost ${cost:.3g}, and ${max(left, 0.0):.3g} may be spent"
         return True

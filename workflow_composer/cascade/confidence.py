@@ -1,17 +1,19 @@
 """How much the votes of a tier speak for their leader: four measures between 0 and 1. Pure functions; no scipy.
 
 ``votes`` are the samples' groups, as in `workflow_composer.cascade.stopping`: numbered from 0 by first appearance, -1 where
-a sample could not be read. ``weights`` are needed by `logprob` only: one for each vote, exp(mean log-probability of the
-sample's tokens), None where it is unknown.
+a sample could not be read. ``weights``: one for each vote; None: all count alike. For `logprob` a weight is exp(mean
+log-probability of the sample's tokens), None where that is unknown; `posterior` counts votes and looks at no weights.
 
 ============ ==================================================================== ==================================
 measure      formula, for n samples of which n_i gave answer i                    what cannot be read
 ============ ==================================================================== ==================================
-`share`      n_leader / n                                                         counts against
+`share`      n_leader / n;  with weights W_leader / W                             counts against
 `entropy`    1 - H / log n,  H = -sum of (n_i / n) log(n_i / n)                   each is an answer of its own
 `posterior`  P(p_leader > every other p_i | votes), uniform prior                 is left out
 `logprob`    weight of the leader's votes / weight of all votes                   counts against
 ============ ==================================================================== ==================================
+
+W_i is the weight of all votes for answer i, W that of all votes; with weights `entropy` has W_i / W in place of n_i / n.
 
 None of them is the probability that the answer is right: a model can be of one mind and wrong. None (unknown, never
 "confident") comes back for one vote out of one sample, where there is nothing to compare with, and from `logprob` where a
@@ -34,12 +36,14 @@ Weights = Sequence[float | None]
 def confidence(measure: str, votes: Sequence[int], weights: Weights | None = None) -> float | None:
     """The confidence in the leader by that measure, between 0 and 1, or None where it is unknown.
 
-    Raises `ConfigError` for an unknown measure. ``weights`` are looked at by `logprob` only.
+    Raises `ConfigError` for an unknown measure.
 
     >>> confidence("share", [0, 0, 1, -1]), confidence("share", [0]), confidence("share", [-1])
     (0.5, None, 0.0)
     >>> round(confidence("posterior", [0, 0, 0, 1]), 3)
     0.779
+    >>> confidence("share", [0, 1, 1], weights=[3.0, 0.5, 0.5])
+    0.75
     """
     if measure not in _MEASURES:
         raise ConfigError(f"there is no measure of confidence {measure!r}", hint=f"known: {', '.join(_MEASURES)}")
@@ -48,8 +52,10 @@ def confidence(measure: str, votes: Sequence[int], weights: Weights | None = Non
         return 0.0
     if len(votes) == 1:
         return None
-    if measure == "logprob":
-        return _logprob(votes, weights)
+    if measure == "logprob" or (measure == "share" and weights is not None):
+        return _share_of_weight(votes, weights)
+    if measure == "entropy" and weights is not None:
+        return _entropy_of_weight(votes, weights)
     return _MEASURES[measure](votes, Counter(readable))
 
 
@@ -61,8 +67,8 @@ def leader(votes: Sequence[int], weights: Weights | None = None) -> int | None:
     >>> leader([0, 1, 1, 0]), leader([0, 1, 1], weights=[0.9, 0.3, 0.4]), leader([-1])
     (0, 0, None)
     """
-    totals = _totals(votes, weights if weights is not None and _all_known(weights) else [1.0] * len(votes))
-    return max(totals, key=totals.__getitem__, default=None)
+    by_group = totals(votes, weights if weights is not None and _all_known(weights) else [1.0] * len(votes))
+    return max(by_group, key=by_group.__getitem__, default=None)
 
 
 def _share(votes: Sequence[int], counts: Counter[int]) -> float:
@@ -87,12 +93,22 @@ def _posterior(votes: Sequence[int], counts: Counter[int]) -> float:
     return most_likely(first + 1, (*(count + 1 for count in others), 1))
 
 
-def _logprob(votes: Sequence[int], weights: Weights | None) -> float | None:
+def _share_of_weight(votes: Sequence[int], weights: Weights | None) -> float | None:
     if weights is None or not _all_known(weights):
         return None
-    totals = _totals(votes, weights)
     whole = math.fsum(weight for weight in weights if weight is not None)
-    return min(1.0, max(totals.values()) / whole) if whole > 0 else None
+    return min(1.0, max(totals(votes, weights).values()) / whole) if whole > 0 else None
+
+
+def _entropy_of_weight(votes: Sequence[int], weights: Weights) -> float | None:
+    """`_entropy` with weights; equal weights give the same."""
+    if not _all_known(weights):
+        return None
+    alone = [weight for vote, weight in zip(votes, weights, strict=True) if vote == UNREADABLE]
+    parts = [weight for weight in (*totals(votes, weights).values(), *alone) if weight]
+    whole = math.fsum(parts)
+    surprise = math.fsum(part / whole * math.log(whole / part) for part in parts)
+    return min(1.0, max(0.0, 1 - surprise / math.log(len(votes))))
 
 
 _MEASURES = {"share": _share, "entropy": _entropy, "posterior": _posterior, "logprob": _share}
@@ -102,7 +118,7 @@ def _all_known(weights: Weights) -> bool:
     return all(weight is not None and 0 <= weight < math.inf for weight in weights)
 
 
-def _totals(votes: Sequence[int], weights: Weights) -> dict[int, float]:
+def totals(votes: Sequence[int], weights: Weights) -> dict[int, float]:
     """The weight of each group, in the order of first appearance."""
     parts: dict[int, list[float]] = {}
     for vote, weight in zip(votes, weights, strict=True):

@@ -1,6 +1,6 @@
 """The one executor: it runs any `Plan`, whoever made it.
 
-Two axes, counted apart. Within a tier, candidates are tried while *calls fail* (fallback). Over tiers, the next is asked
+Two axes, counted apart. Within a member, candidates are tried while *calls fail* (fallback). Over tiers, the next is asked
 while *answers are not accepted* (escalation). A tier whose candidates all failed hands over to the next one, too; if none
 is left, an earlier answer that was not accepted is returned as such; where there is none, one error lists every attempt.
 """
@@ -9,39 +9,37 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 
+from workflow_composer.answers.reasoning import says_nothing
+from workflow_composer.backends.stream_accumulator import StreamAccumulator
 from workflow_composer.cascade.ascent import Ascent
-from workflow_composer.cascade.attempt import MeteredCall, Observer, Walk, within
-from workflow_composer.cascade.bound import Bounded
-from workflow_composer.cascade.endpoint import Endpoint
-from workflow_composer.cascade.judging import judged
-from workflow_composer.cascade.polling import GivenUp, Poll
-from workflow_composer.cascade.retry import Deadline, RetryPolicy
-from workflow_composer.cascade.trace import Outcome, Trace
-from workflow_composer.cascade.voting import ballot_of
-from workflow_composer.cascade.watching import watched
+from workflow_composer.cascade.call import Endpoint, Outcome, Trace
+from workflow_composer.cascade.member_run import Abandoned, MemberRun, Models, Observer, RetryPolicy, exhausted, shown_to
+from workflow_composer.cascade.polling import Poll
+from workflow_composer.cascade.voting import CUT_OFF
 from workflow_composer.errors import (
     AllCandidatesFailed,
     DeadlineExceeded,
     LocalModelUnavailable,
     ModelError,
-    ServerFailed,
     Unsupported,
 )
 from workflow_composer.types import (
-    ALWAYS,
     Candidate,
-    Completion,
     Embeddings,
     LLMRequest,
-    ModelCall,
     Plan,
     Sample,
     Tier,
     Timeouts,
     Verdict,
 )
+
+EMPTY = "the answer is empty"
+LONGEST_ANSWER = 2**20
+"""Tokens that an answer is thought to have at the most where neither the request nor the model limits it."""
 
 
 class PlanExecutor:
@@ -59,10 +57,7 @@ class PlanExecutor:
         observer: Observer | None = None,
         local_only: bool = False,
     ) -> None:
-        self.endpoints = endpoints
-        self.timeouts = timeouts or Timeouts()
-        self.observer = observer
-        self._retry = retry or RetryPolicy()
+        self._models = Models(endpoints, retry or RetryPolicy(), timeouts or Timeouts(), observer)
         self._local_only = local_only
 
     async def run(self, plan: Plan, request: LLMRequest, trace: Trace) -> Outcome:
@@ -77,14 +72,14 @@ class PlanExecutor:
         first = tiers[0]
         if (
             len(tiers) == 1
-            and first.voting is None
+            and first.is_plain
             and not first.name
             and plan.budget is first.budget is None
             and (request.budget is None or self._estimate(first, request) <= request.budget)
         ):
             # By far the most frequent plan; what only several tiers need would add a tenth to the core's work.
             try:
-                return await self.run_tier(0, first, request, trace)
+                return await self._ask(0, first, request, trace)
             except AllCandidatesFailed as error:
                 raise self.failure(error, trace) from None
         ascent = self.ascent(plan, request, trace)
@@ -99,169 +94,111 @@ class PlanExecutor:
     async def run_tier(
         self, index: int, tier: Tier, request: LLMRequest, trace: Trace, *, last: bool = True, watch: bool = False
     ) -> Outcome:
-        """Ask one tier's candidates in order until one answers; raises `AllCandidatesFailed` where none does.
+        """Ask one tier: its members for votes, or its only member's candidates in order until one answers.
 
-        A tier that is not the last is given up at its deadline; the votes that have come by then are kept. ``watch``:
-        follow the answer while it comes, and abandon it where the tier's watch says so.
+        Raises `AllCandidatesFailed` where none does. A tier that is not the last is given up at its deadline; the votes that
+        have come by then are kept. ``watch``: follow the answer while it comes, and abandon it where the tier's watch says
+        so.
         """
         if tier.voting is not None:
-            return await self._vote(index, tier, request, trace, last=last)
-        if tier.deadline is not None and not last:
-            return await self._run_in_time(index, tier, request, trace, tier.deadline, watch=watch)
-        if tier.watch is not None and watch and not last:
-            outcome = await watched(self, index, tier, request, trace)
-        else:
-            outcome = await self._ask(index, tier, request, trace)
+            return await Poll(self._models, index, tier, request, trace, last=last).run()
+        watch = watch and not last
+        if tier.deadline is None or last:
+            return await self._judged(index, tier, request, trace, last=last, watch=watch)
+        first_attempt = len(trace.attempts)
+        try:
+            async with asyncio.timeout(tier.deadline):
+                return await self._judged(index, tier, request, trace, last=last, watch=watch)
+        except TimeoutError:
+            raise exhausted(trace.attempts[first_attempt:], f"the tier was given up after {tier.deadline:g} s") from None
+
+    async def _judged(
+        self, index: int, tier: Tier, request: LLMRequest, trace: Trace, *, last: bool, watch: bool
+    ) -> Outcome:
+        """Ask a tier's only member; where the answer tells nothing of its own certainty, what the tier names instead."""
+        ask = self._watched if watch and tier.watch is not None else self._ask
+        outcome = await ask(index, tier, request, trace)
         verdict = outcome.verdict
-        if tier.when_unknown is not None and verdict.confidence is None and outcome.whole and not verdict.accepted:
-            return await self.run_tier(index, tier.when_unknown, request, trace, last=last)
-        return outcome
+        if tier.when_unknown is None or verdict.confidence is not None or verdict.accepted or not outcome.whole:
+            return outcome
+        return await self.run_tier(index, tier.when_unknown, request, trace, last=last)
 
     async def _ask(self, index: int, tier: Tier, request: LLMRequest, trace: Trace) -> Outcome:
-        call, walk = self.call(tier, request), self.walk(index, tier, request, trace)
-        while (candidate := walk.next()) is not None:
+        run = MemberRun(self._models, index, tier, tier.members[0], request, trace)
+        while run.next():
             try:
-                done = await self.attempt(self.endpoints[candidate.name], call, walk)
+                done = await run.complete()
             except ModelError as error:
-                call = await self.after(error, call, tier, request, walk)
+                await run.failed(error)
             else:
-                return Outcome(
-                    done.samples, done.model, candidate, index, walk.position, judged(tier, done.samples, request)
-                )
-        raise walk.exhausted()
+                verdict = judged(tier, done.samples, request)
+                return Outcome(done.samples, done.model, run.candidate, index, run.position, verdict)
+        raise run.exhausted()
 
-    async def _run_in_time(
-        self, index: int, tier: Tier, request: LLMRequest, trace: Trace, seconds: float, *, watch: bool
-    ) -> Outcome:
-        walk = self.walk(index, tier, request, trace)
-        unhurried = replace(tier, deadline=None)
-        try:
-            async with asyncio.timeout(seconds):
-                return await self.run_tier(index, unhurried, request, trace, last=False, watch=watch)
-        except TimeoutError:
-            raise walk.exhausted(f"the tier was given up after {seconds:g} s") from None
+    async def _watched(self, index: int, tier: Tier, request: LLMRequest, trace: Trace) -> Outcome:
+        """Ask as a stream, and follow the answer while it is generated, to abandon it as soon as it cannot be accepted.
 
-    async def _vote(self, index: int, tier: Tier, request: LLMRequest, trace: Trace, *, last: bool) -> Outcome:
-        """Fill a ballot by the first candidate that works; one that fails on the way takes its votes with it."""
-        whole = self.walk(index, tier, request, trace)
-        position, candidates, late = 0, tier.candidates, ""
-        while True:
-            ballot = ballot_of(tier, last=last)
-            endpoint = self.endpoints[candidates[position].name]
-            poll = Poll(
-                ballot,
-                position=position,
-                draw=lambda candidate, call, walk: self.attempt(self.endpoints[candidate.name], call, walk),
-                walk=lambda start: self.walk(index, tier, request, trace, position=start, quiet=True),
-                call=lambda samples, first: self.call(tier, request, samples=samples, first=first),
-            )
+        Whatever is abandoned would have been rejected at its end, so watching changes what is paid, never what is accepted.
+        Where all tiers behind an abandoned answer fail, it is asked for again (`Ascent.tiers`); where a budget might leave
+        them out, nothing is abandoned (`Ascent.may_abandon`).
+        """
+        assert tier.watch is not None  # asked for by who has looked
+        run = self.member_run(index, tier, request, trace)
+        while run.next():
+            heard, watch = StreamAccumulator(), tier.watch(_longest(request, run.candidate))
+            abandoned: Verdict | None = None
             try:
-                async with asyncio.timeout(None if last else tier.deadline):
-                    await poll.run(gently=endpoint.breaker.state != "closed")
-            except TimeoutError:
-                late = f"the tier was given up after {tier.deadline:g} s"
-            except GivenUp as given_up:
-                if given_up.position < len(candidates) and not trace.deadline.over:
-                    position = given_up.position
-                    self._fell_back(request, trace, candidates[position])
-                    continue
-                late = "no further sample could be drawn"
-            if not ballot.samples:
-                raise whole.exhausted(late)
-            verdict = ballot.verdict(cut_short=late)
-            return Outcome(tuple(ballot.samples), poll.model, candidates[position], index, position, verdict)
-
-    def _fell_back(self, request: LLMRequest, trace: Trace, candidate: Candidate) -> None:
-        if self.observer is not None:
-            self.observer.on_fallback(request, trace.attempts[-1], candidate)
-
-    async def attempt(self, endpoint: Endpoint, call: ModelCall, walk: Walk) -> Completion:
-        """One metered call, within its time. Raises `ModelError`."""
-        with MeteredCall(endpoint, walk, call.samples) as metered:
-            limit = self.limit(walk.trace.deadline)
-            with Bounded(endpoint, limit, "complete answer"):
-                done = await endpoint.backend.complete(within(call, limit))
-            metered.usage, metered.cost, metered.failovers = done.usage, done.cost, done.failovers
-            if not done.samples:
-                raise ServerFailed("the answer holds no choices")
-            return done
+                async with aclosing(run.listen(heard, watch)) as pieces:
+                    async for _ in pieces:
+                        pass
+            except Abandoned as end:
+                abandoned = end.verdict
+            except ModelError as error:
+                await run.failed(error)
+                continue
+            sample, model = heard.sample(), heard.model or run.candidate.name
+            verdict = abandoned or judged(tier, (sample,), request)
+            return Outcome((sample,), model, run.candidate, index, run.position, verdict, whole=abandoned is None)
+        raise run.exhausted()
 
     async def embed(
         self, candidate: Candidate, texts: Sequence[str], request: LLMRequest, trace: Trace, dimensions: int | None = None
     ) -> Embeddings:
         """Embed with this one model, retried; never with another, since vectors of two models cannot be compared."""
-        walk = self.walk(0, Tier((candidate,)), request, trace)
-        endpoint = self.endpoints[candidate.name]
-        while walk.next() is not None:
+        run = self.member_run(0, Tier.of((candidate,)), request, trace)
+        while run.next():
             try:
-                with MeteredCall(endpoint, walk) as metered:
-                    limit = self.limit(trace.deadline)
-                    with Bounded(endpoint, limit, "embeddings"):
-                        wanted = {} if dimensions is None else {"dimensions": dimensions}
-                        found = await endpoint.backend.embed(texts, timeout=limit, **wanted)
-                    metered.usage, metered.failovers = found.usage, found.failovers
+                found = await run.embed(texts, dimensions)
             except ModelError as error:
-                await walk.failed(error)
+                await run.failed(error)
             else:
                 return replace(found, candidate=candidate.name, cost=trace.cost)
-        raise self.failure(walk.exhausted(), trace)
+        raise self.failure(run.exhausted(), trace)
 
     # ------------------------------------------------------------------------------- shared with the run of a stream
 
     def ascent(self, plan: Plan, request: LLMRequest, trace: Trace) -> Ascent:
         """The way up the plan's tiers."""
-        return Ascent(plan, request, trace, estimate=self._estimate, observer=self.observer)
+        return Ascent(plan, request, trace, estimate=self._estimate, observer=self._models.observer)
 
     def _estimate(self, tier: Tier, request: LLMRequest) -> float:
-        endpoint = self.endpoints[tier.candidates[0].name]
+        """Dollars that the tier will probably cost, where each member's first candidate works."""
         apart = tier.voting is not None and tier.voting.draw == "at_once"
-        return endpoint.expected_cost(request, tier.samples, tier.samples if apart else 1)
+        dollars = 0.0
+        for member in tier.members:
+            endpoint = self._models.endpoints[member.candidates[0].name]
+            shown = request if member.form is None else shown_to(member, tier, request)
+            expected = endpoint.forecast.expect(shown, member.samples, member.samples if apart else 1)
+            dollars += endpoint.cost(expected.usage, expected.gpu_seconds)
+        return dollars
 
-    def call(self, tier: Tier, request: LLMRequest, *, samples: int | None = None, first: int = 0) -> ModelCall:
-        """What the tier's candidates are asked to do."""
-        temperature = request.temperature if tier.temperature is None else tier.temperature
-        if samples is None and _is_plain(tier):
-            return ModelCall(request, request.n, temperature, self.timeouts, first)
-        if request.relay is not None:  # an answer that is judged, or that many make, is read here
-            request = replace(request, relay=None)
-        if tier.logprobs is not None:
-            request = replace(request, logprobs=True, top_logprobs=max(tier.logprobs, request.top_logprobs or 0))
-        elif tier.voting is not None and tier.voting.measure == "logprob" and not request.logprobs:
-            request = replace(request, logprobs=True)
-        return ModelCall(request, tier.samples if samples is None else samples, temperature, self.timeouts, first)
-
-    async def after(self, error: ModelError, call: ModelCall, tier: Tier, request: LLMRequest, walk: Walk) -> ModelCall:
-        """What to ask after a failed call; raises ``error`` where no candidate can mend it.
-
-        Log-probabilities that only the tier wants are no reason to fail: who cannot give any is asked without.
-        """
-        if isinstance(error, Unsupported) and tier.logprobs is not None and call.request is not request:
-            return replace(call, request=request)
-        await walk.failed(error)
-        return self.call(tier, request)
-
-    async def judge(self, tier: Tier, sample: Sample, request: LLMRequest) -> Verdict:
-        """The verdict on a tier's only sample."""
-        if tier.voting is None:
-            return judged(tier, (sample,), request)
-        ballot = ballot_of(tier, last=True)
-        await ballot.add(sample)
-        return ballot.verdict()
-
-    def walk(
-        self, index: int, tier: Tier, request: LLMRequest, trace: Trace, *, position: int = 0, quiet: bool = False
-    ) -> Walk:
-        """A fresh way through the tier's candidates, from ``position`` on; ``quiet``: somebody else tells of fallbacks."""
-        observer = None if quiet else self.observer
-        return Walk(index, tier, request, trace, self._retry, self.timeouts.total, observer, position)
-
-    def limit(self, deadline: Deadline) -> float:
-        """Seconds that one call may take."""
-        return min(self.timeouts.total, deadline.left)
+    def member_run(self, index: int, tier: Tier, request: LLMRequest, trace: Trace) -> MemberRun:
+        """A fresh way through the candidates of a tier's only member."""
+        return MemberRun(self._models, index, tier, tier.members[0], request, trace)
 
     def failure(self, error: AllCandidatesFailed, trace: Trace) -> AllCandidatesFailed:
         """The error for the whole request, with all its attempts."""
-        if trace.deadline.over:
+        if trace.over:
             return DeadlineExceeded("the request's time is over", attempts=trace.attempts, hint="allow it more time")
         if self._local_only:
             hint = "the profile forbids the cloud, so nothing was sent elsewhere; see which servers are up: status"
@@ -271,12 +208,31 @@ class PlanExecutor:
 
 def refuse_several(plan: Plan, request: LLMRequest) -> None:
     """Raise `Unsupported` where a plan that votes on answers or judges them gives one, and the request asks for ``n``."""
-    if not all(_is_plain(tier) for tier in plan.tiers):
+    if not all(tier.is_plain for tier in plan.tiers):
         votes = f"n is {request.n}, and {plan} gives one answer, which is voted on or judged"
         error = Unsupported(votes, hint="leave n out, or name a model")
         error.field = "n"
         raise error
 
 
-def _is_plain(tier: Tier) -> bool:
-    return tier.samples == 1 and tier.voting is None and tier.accept is ALWAYS
+def judged(tier: Tier, samples: Sequence[Sample], request: LLMRequest) -> Verdict:
+    """What the tier's rule says of its samples; an answer that is cut off or empty is unreadable, and is not accepted.
+
+    A bare completion goes on with a text until its length ends it, so there nothing is looked at. A sample without a text
+    may call tools; one with a score has been judged already, and its text may not have been recorded.
+    """
+    verdict = tier.accept(samples)
+    if not verdict.accepted or request.kind != "chat":
+        return verdict
+    sample = samples[verdict.choice]
+    if sample.finish_reason == "length":
+        return replace(verdict, accepted=False, reason=CUT_OFF, unreadable=1)
+    if not sample.tool_calls and sample.score is None and says_nothing(sample.text):
+        return replace(verdict, accepted=False, reason=EMPTY, unreadable=1)
+    return verdict
+
+
+def _longest(request: LLMRequest, candidate: Candidate) -> int:
+    """Tokens that the answer can have at the most."""
+    limits = [limit for limit in (request.max_tokens, candidate.context_length) if limit]
+    return min(limits, default=LONGEST_ANSWER)

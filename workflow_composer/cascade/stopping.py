@@ -33,6 +33,7 @@ from typing import ClassVar
 from workflow_composer.errors import ConfigError
 
 UNREADABLE = -1
+_ROUNDING = 1e-12
 
 
 class StoppingRule(ABC):
@@ -254,6 +255,18 @@ def decided(votes: Sequence[int], limit: int) -> bool:
         elif count + left > most or (count + left == most and not appeared):
             return False
     return True
+
+
+def decided_by_weight(totals: Mapping[int, float], left: float) -> bool:
+    """`decided` for votes of different weights: each answer's weight so far, and the weight that is left to come.
+
+    Ties are left open, for sums of weights may be rounded.
+
+    >>> decided_by_weight({0: 3.0, 1: 1.0}, left=1.0), decided_by_weight({0: 3.0, 1: 1.0}, left=2.0)
+    (True, False)
+    """
+    first, second = sorted((0.0, 0.0, *totals.values()), reverse=True)[:2]
+    return first - second - left > _ROUNDING * (first + second + left)
 
 
 @lru_cache(maxsize=4096)

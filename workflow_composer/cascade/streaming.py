@@ -13,13 +13,11 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from workflow_composer.backends.stream_accumulator import StreamAccumulator
-from workflow_composer.cascade.attempt import MeteredCall
-from workflow_composer.cascade.executor import PlanExecutor, refuse_several
-from workflow_composer.cascade.judging import judged
-from workflow_composer.cascade.listening import listen
-from workflow_composer.cascade.trace import Outcome, Trace
-from workflow_composer.errors import AllCandidatesFailed, ModelError, StreamInterrupted, Unsupported
-from workflow_composer.types import ALWAYS, Chunk, LLMRequest, Plan, Tier
+from workflow_composer.cascade.call import Outcome, Trace
+from workflow_composer.cascade.executor import PlanExecutor, judged, refuse_several
+from workflow_composer.cascade.voting import Ballot
+from workflow_composer.errors import AllCandidatesFailed, ModelError, StreamInterrupted
+from workflow_composer.types import Chunk, LLMRequest, Plan, Sample, Tier, Verdict
 
 
 class StreamRun:
@@ -31,7 +29,7 @@ class StreamRun:
 
     def __init__(self, executor: PlanExecutor, plan: Plan, request: LLMRequest, trace: Trace) -> None:
         self.outcome: Outcome | None = None
-        self.at = (0, plan.tiers[0].candidates[0], 0)
+        self.at = (0, plan.tiers[0].members[0].candidates[0], 0)
         self.asked_at = time.perf_counter()
         self._executor = executor
         self._plan = plan
@@ -45,9 +43,8 @@ class StreamRun:
         ascent = self._executor.ascent(self._plan, self._request, self._trace)
         for index, tier in ascent.tiers():
             last = ascent.is_last(index)
-            always = tier.voting is None and tier.accept is ALWAYS
             try:
-                if tier.samples == 1 and (always or last):
+                if tier.is_plain or (last and tier.samples == 1):
                     async with aclosing(self._live(index, tier)) as pieces:
                         async for piece in pieces:
                             yield piece
@@ -71,39 +68,42 @@ class StreamRun:
         )
 
     async def _live(self, index: int, tier: Tier) -> AsyncGenerator[Chunk, None]:
-        call = self._executor.call(tier, self._request)
-        walk = self._executor.walk(index, tier, self._request, self._trace)
-        relay = call.request.relay
-        while (candidate := walk.next()) is not None:
-            self.at, self.asked_at = (index, candidate, walk.position), time.perf_counter()
-            heard, endpoint = StreamAccumulator(), self._executor.endpoints[candidate.name]
+        run = self._executor.member_run(index, tier, self._request, self._trace)
+        relay = run.asked.request.relay
+        while run.next():
+            self.at, self.asked_at = (index, run.candidate, run.position), time.perf_counter()
+            heard = StreamAccumulator()
             try:
-                if relay is not None and getattr(endpoint.backend, "relays", False):
-                    done = await self._executor.attempt(endpoint, call, walk)
+                if relay is not None and getattr(run.endpoint.backend, "relays", False):
+                    done = await run.complete()
                     # A relayed stream's text is read only where somebody wants it; that it was cut off is known in any case.
                     is_known = relay.keep or done.samples[0].cut_off
                     verdict = judged(tier, done.samples, self._request) if is_known else tier.accept(done.samples)
-                    self.outcome = Outcome(done.samples, done.model, candidate, index, walk.position, verdict)
+                    self.outcome = Outcome(done.samples, done.model, run.candidate, index, run.position, verdict)
                     return
-                if call.samples > 1:
-                    with MeteredCall(endpoint, walk):  # an attempt as any other
-                        reason = f"{candidate.name} streams one answer, and n is {call.samples}"
-                        raise Unsupported(reason, hint="leave n or stream out")
-                async with aclosing(listen(self._executor, endpoint, call, walk, heard)) as pieces:
+                async with aclosing(run.listen(heard)) as pieces:
                     async for piece in pieces:
                         yield piece
             except ModelError as error:
                 if heard.pieces or (relay is not None and relay.begun):
                     delivered = f"after {heard.pieces} pieces" if heard.pieces else "within the answer"
                     raise StreamInterrupted(
-                        f"the stream from {candidate.name} broke {delivered}: {error.message}",
+                        f"the stream from {run.candidate.name} broke {delivered}: {error.message}",
                         attempts=self._trace.attempts,
                         hint="what was delivered stands; ask again for a whole answer",
                     ) from error
-                call = await self._executor.after(error, call, tier, self._request, walk)
+                await run.failed(error)
             else:
-                sample = heard.sample()
-                verdict = await self._executor.judge(tier, sample, self._request)
-                self.outcome = Outcome((sample,), heard.model or candidate.name, candidate, index, walk.position, verdict)
+                sample, model = heard.sample(), heard.model or run.candidate.name
+                verdict = await self._verdict(tier, sample)
+                self.outcome = Outcome((sample,), model, run.candidate, index, run.position, verdict)
                 return
-        raise walk.exhausted()
+        raise run.exhausted()
+
+    async def _verdict(self, tier: Tier, sample: Sample) -> Verdict:
+        """The verdict on a tier's only sample."""
+        if tier.voting is None:
+            return judged(tier, (sample,), self._request)
+        ballot = Ballot(tier.voting, tier.members, last=True)
+        await ballot.add(sample)
+        return ballot.verdict()

@@ -15,7 +15,7 @@ from workflow_composer.cli.state import State
 
 if TYPE_CHECKING:
     from workflow_composer.strategy import StrategyConfig
-    from workflow_composer.types import Candidate, Plan, Tier
+    from workflow_composer.types import Candidate, Member, Plan, Tier
 
 
 @click.command(
@@ -80,12 +80,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
         "tiers": [
             {
                 "name": tier.name,
-                "candidates": [
-                    {"name": c.name, "local": c.local, "endpoint": c.endpoint, "context_length": c.context_length}
-                    for c in tier.candidates
-                ],
-                "samples": tier.samples,
-                "temperature": tier.temperature,
+                "members": [_member(member) for member in tier.members],
                 "accept": _accept(tier),
                 "voting": None if tier.voting is None else asdict(tier.voting),
                 "deadline": tier.deadline,
@@ -98,17 +93,39 @@ def to_dict(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _member(member: Member) -> dict[str, Any]:
+    return {
+        "candidates": [
+            {"name": c.name, "local": c.local, "endpoint": c.endpoint, "context_length": c.context_length}
+            for c in member.candidates
+        ],
+        "samples": member.samples,
+        "temperature": member.temperature,
+        "form": None if member.form is None else member.form.name,
+        "weight": member.weight,
+    }
+
+
 def _describe(tier: Tier) -> str:
-    parts = [", else ".join(_place(candidate) for candidate in tier.candidates)]
-    if tier.name:
-        parts.append(f"tier {tier.name!r}")
-    if tier.samples != 1:
-        parts.append(f"{tier.samples} samples")
-    if tier.temperature is not None:
-        parts.append(f"temperature {tier.temperature:g}")
+    parts = [f"tier {tier.name!r}"] if tier.name else []
+    parts.append(" + ".join(_ask(member) for member in tier.members))
     if tier.deadline is not None:
         parts.append(f"at most {tier.deadline:g} s")
     return "; ".join([*parts, f"accept: {_accept(tier)}"])
+
+
+def _ask(member: Member) -> str:
+    """Who is asked, and how, in words."""
+    parts = [", else ".join(_place(candidate) for candidate in member.candidates)]
+    if member.samples != 1:
+        parts.append(f"{member.samples} samples")
+    if member.temperature is not None:
+        parts.append(f"temperature {member.temperature:g}")
+    if member.form is not None:
+        parts.append(f"as {member.form.name}")
+    if member.weight != 1:
+        parts.append(f"weight {member.weight:g}")
+    return "; ".join(parts)
 
 
 def _accept(tier: Tier) -> str:

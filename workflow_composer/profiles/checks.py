@@ -147,7 +147,7 @@ class Checks:
         if target == CASCADE_TARGET:
             return self.names["tiers"]
         tiers = parse_route(target).tiers
-        return [tier.name if tier.name in self.targets else tier.candidates[0].name for tier in tiers]
+        return [tier.name if tier.name in self.targets else tier.members[0].candidates[0].name for tier in tiers]
 
     def fallbacks(self) -> None:
         """Every fallback is something that can answer, and stands once."""

@@ -65,9 +65,6 @@ class Router(ABC):
     def __init__(self, context: RouterContext, settings: Mapping[str, Any] | None = None) -> None:
         self.context = context
         self.settings = self.Settings.model_validate(dict(settings or {}))
-        self._plans: dict[tuple[object, ...], Plan | None] = {}
-        self._planned_for: ResourceStatus | None = None
-        self._listed = any(spec.capabilities for spec in context.config.models.values())
 
     @abstractmethod
     def plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
@@ -92,20 +89,6 @@ class Router(ABC):
         """What the caller named, else where the profile sends the task; None where it sends it nowhere."""
         return request.model or self.context.config.route_of(request.task_type)
 
-    def remembered(
-        self, request: LLMRequest, resources: ResourceStatus, make: Callable[[LLMRequest, ResourceStatus], Plan | None]
-    ) -> Plan | None:
-        """``make(request, resources)``, kept for requests of one kind, model, task and needs, for the same resources.
-
-        For routers that look at nothing else of a request. Plans are immutable, so one serves many requests.
-        """
-        if resources is not self._planned_for or len(self._plans) >= _MOST_PLANS:
-            self._plans, self._planned_for = {}, resources
-        key = (request.kind, request.model, request.task_type, request.needs if self._listed else None)
-        if key not in self._plans:
-            self._plans[key] = make(request, resources)
-        return self._plans[key]
-
     def usable(
         self, candidates: Iterable[Candidate], request: LLMRequest, resources: ResourceStatus
     ) -> tuple[list[Candidate], list[str]]:
@@ -129,11 +112,37 @@ class Router(ABC):
     def single_tier(self, kept: list[Candidate], left_out: list[str], reason: str) -> Plan:
         """A plan of one tier; raises where nothing is left to ask."""
         if kept:
-            return Plan((Tier(tuple(kept)),), self.name, reason, tuple(left_out))
+            return Plan((Tier.of(kept),), self.name, reason, tuple(left_out))
         what = f"{reason}; nothing is left to ask ({'; '.join(left_out) or 'no model is configured'})"
         if not self.context.config.allow_cloud:
             raise LocalModelUnavailable(what, hint="route the task to a local model")
         raise RoutingError(what, hint="set the key of a cloud model, or route the task elsewhere")
+
+
+class KindRouter(Router):
+    """A router whose plans depend on nothing of a request but its kind, model, task and needs.
+
+    Plans are immutable, so one serves all such requests; it is made again when the resources change.
+    """
+
+    def __init__(self, context: RouterContext, settings: Mapping[str, Any] | None = None) -> None:
+        super().__init__(context, settings)
+        self._plans: dict[tuple[object, ...], Plan | None] = {}
+        self._planned_for: ResourceStatus | None = None
+        self._listed = any(spec.capabilities for spec in context.config.models.values())
+
+    @abstractmethod
+    def make(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
+        """Make the plan for requests of this kind, or None to leave them to the next router."""
+
+    def plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
+        """The plan that was made for such requests. Raises what `make` raises."""
+        if resources is not self._planned_for or len(self._plans) >= _MOST_PLANS:
+            self._plans, self._planned_for = {}, resources
+        key = (request.kind, request.model, request.task_type, request.needs if self._listed else None)
+        if key not in self._plans:
+            self._plans[key] = self.make(request, resources)
+        return self._plans[key]
 
 
 def described(request: LLMRequest, target: str) -> str:

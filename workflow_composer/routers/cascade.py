@@ -13,7 +13,7 @@ from workflow_composer.errors import LocalModelUnavailable, RoutingError
 from workflow_composer.markers import DEFAULT_TIERS, KnownTier, is_routing_string, parse_route
 from workflow_composer.plan import Drawing, Measure, Plan, Stopping, Voting
 from workflow_composer.profiles.checks import CASCADE_TARGET
-from workflow_composer.routers.base import Router, RouterContext, RouterSettings, described
+from workflow_composer.routers.base import KindRouter, RouterContext, RouterSettings, described
 from workflow_composer.types import Candidate, LLMRequest, ResourceStatus
 
 Extractors = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
@@ -52,7 +52,7 @@ class CascadeSettings(RouterSettings):
         return Voting(self.measure, self.target, self.stopping, self.level, 0, self.draw, form)
 
 
-class CascadeRouter(Router):
+class CascadeRouter(KindRouter):
     """Votes and cascades for requests that name a routing string, or ``cascade`` for the profile's tiers in their order.
 
     A task may be routed to either. It has no plan for any other request.
@@ -67,11 +67,8 @@ class CascadeRouter(Router):
         self._settings = self.settings
         self._voting = self.settings.voting()
 
-    def plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
+    def make(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
         """The plan of a routing string; None where the request names none. Raises `MarkerError` for a malformed one."""
-        return self.remembered(request, resources, self._plan)
-
-    def _plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
         target = self.target(request)
         if target is None or not (is_routing_string(target) or target == CASCADE_TARGET) or request.kind != "chat":
             return None

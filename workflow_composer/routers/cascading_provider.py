@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from workflow_composer.routers.base import Router, RouterSettings, described
+from workflow_composer.routers.base import KindRouter, RouterSettings, described
 from workflow_composer.types import LLMRequest, Plan, ResourceStatus
 
 
@@ -16,7 +16,7 @@ class CascadingProviderSettings(RouterSettings):
     max_fallbacks: int | None = Field(None, ge=0, description="how many of the profile's fallbacks to use at the most")
 
 
-class CascadingProviderRouter(Router):
+class CascadingProviderRouter(KindRouter):
     """One tier whose candidates are the task's own models, then the profile's ``fallback`` in order.
 
     A model that the caller named is the only candidate: a fallback would answer with another one than was asked for. With
@@ -27,11 +27,8 @@ class CascadingProviderRouter(Router):
     name: ClassVar[str] = "cascading_provider"
     Settings: ClassVar[type[RouterSettings]] = CascadingProviderSettings
 
-    def plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
+    def make(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
         """Line up the task's models and the fallbacks."""
-        return self.remembered(request, resources, self._plan)
-
-    def _plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
         target = self.target(request)
         if target is None:
             return None

@@ -33,7 +33,7 @@ from workflow_composer.calibration.signals import (
 from workflow_composer.errors import ConfigError, InputError, LocalModelUnavailable, RoutingError
 from workflow_composer.metrics.escalation import EscalationStats, EscalationTally
 from workflow_composer.plan import Plan, Tier, Voting
-from workflow_composer.routers.base import Router, RouterContext, RouterSettings
+from workflow_composer.routers.base import KindRouter, RouterContext, RouterSettings
 from workflow_composer.routers.feedback_judges import judge_by_answer, judge_by_function
 from workflow_composer.routers.feedback_settings import STRONGEST, ExecutionFeedbackSettings
 from workflow_composer.strategy import ModelSpec
@@ -84,7 +84,7 @@ class CascadeResult:
         )
 
 
-class ExecutionFeedbackRouter(Router):
+class ExecutionFeedbackRouter(KindRouter):
     """Plans chat requests that name no model, or ``execution_feedback``, over the profile's tiers, cheap ones first.
 
     ``tier_costs``: dollars per million tokens of answer, by tier. ``task_floors``: task -> position (from 0) of the lowest
@@ -120,9 +120,10 @@ class ExecutionFeedbackRouter(Router):
             why = f"alarm: {alarm}" if alarm else uncovered(self.certificate, request, self.certificate.temperature)
             if why:
                 return self._suspended(why, request, resources, alarm=alarm)
-        return self.remembered(request, resources, self._plan)
+        return super().plan(request, resources)
 
-    def _plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan:
+    def make(self, request: LLMRequest, resources: ResourceStatus) -> Plan:
+        """The plan over the tiers that may and can be asked."""
         group = None if self.certificate is None else self.certificate.group(request.task_type)
         floor = group.first if group is not None else floor_of(request.task_type, self.task_floors)
         tiers: list[Tier] = []
@@ -154,7 +155,7 @@ class ExecutionFeedbackRouter(Router):
         able = tuple(filter(_gives_logprobs, kept))
         if len(able) == len(kept) or (able[:1] == tuple(kept[:1]) and not last):
             accept = RuleAcceptance(rules, accept_unknown=settings.unknown == "accept", final=last)
-            return Tier(
+            return Tier.of(
                 able,
                 name,
                 temperature=settings.temperature,
@@ -166,9 +167,9 @@ class ExecutionFeedbackRouter(Router):
             ), ""
         if last or settings.unknown == "accept":
             accepts_unknown = RuleAcceptance(rules, accept_unknown=True, final=last)
-            return Tier(tuple(kept), name, temperature=settings.temperature, accept=accepts_unknown), ""
+            return Tier.of(kept, name, temperature=settings.temperature, accept=accepts_unknown), ""
         if settings.unknown == "vote":
-            return self._votes(name, tuple(kept)), ""
+            return self._votes(name, kept), ""
         return None, "gives no log-probabilities, so its answers would be escalated"
 
     def _certified_tier(self, index: int, kept: list[Candidate], group: Group) -> tuple[Tier | None, str]:
@@ -178,8 +179,8 @@ class ExecutionFeedbackRouter(Router):
         if found.threshold is None and found.straight_up is None and not last:
             return None, "its certificate accepts nothing"
         accept = ScoreAcceptance(certified.score, found.threshold, found.straight_up)
-        return Tier(
-            tuple(kept),
+        return Tier.of(
+            kept,
             self._names[index],
             temperature=certified.identity.temperature,
             accept=accept,
@@ -188,10 +189,10 @@ class ExecutionFeedbackRouter(Router):
             watch_all=abandon == "always",
         ), ""
 
-    def _votes(self, name: str, candidates: tuple[Candidate, ...]) -> Tier:
+    def _votes(self, name: str, candidates: Sequence[Candidate]) -> Tier:
         """Sample and vote, where an answer says nothing of its own certainty."""
         voting = Voting(target=self._settings.vote_target, draw="as_needed")
-        return Tier(candidates, name, self._settings.votes, self._settings.vote_temperature, voting=voting)
+        return Tier.of(candidates, name, self._settings.votes, self._settings.vote_temperature, voting=voting)
 
     def _suspended(self, why: str, request: LLMRequest, resources: ResourceStatus, *, alarm: str = "") -> Plan:
         """The strongest tier alone, its answer not accepted: no certificate says anything of it."""
@@ -200,7 +201,7 @@ class ExecutionFeedbackRouter(Router):
             raise self._nothing_left(left_out)
         certified = self._last_temperature
         temperature = certified if request.temperature in (None, certified) else None
-        tier = Tier(tuple(kept), self._names[-1], temperature=temperature, accept=Suspended(why))
+        tier = Tier.of(kept, self._names[-1], temperature=temperature, accept=Suspended(why))
         return Plan((tier,), self.name, f"escalated, not certified: {why}", tuple(left_out), notes=(why,), alarm=alarm)
 
     @property
@@ -361,7 +362,7 @@ class ExecutionFeedbackRouter(Router):
     def _audit_plan(self, request: LLMRequest) -> Plan:
         """The strongest tier, at the temperature of the certificate that says how often it errs."""
         candidates, _ = self._candidates(len(self._names) - 1, request, self.context.resources())
-        tier = Tier(tuple(candidates), self._names[-1], temperature=self._last_temperature)
+        tier = Tier.of(candidates, self._names[-1], temperature=self._last_temperature)
         return Plan((tier,), f"{self.name}.audit", "audit of an accepted answer")
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from workflow_composer.routers.base import Router, described
+from workflow_composer.routers.base import KindRouter, described
 from workflow_composer.types import LLMRequest, Plan, ResourceStatus
 
 
-class ProviderRouter(Router):
+class ProviderRouter(KindRouter):
     """One tier, one candidate: the model that the caller named, else the first usable one the task is routed to.
 
     It has no plan for a task that the profile routes nowhere.
@@ -16,11 +16,8 @@ class ProviderRouter(Router):
 
     name: ClassVar[str] = "provider"
 
-    def plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
+    def make(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
         """Name the one model."""
-        return self.remembered(request, resources, self._plan)
-
-    def _plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
         target = self.target(request)
         if target is None:
             return None

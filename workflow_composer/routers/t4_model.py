@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from workflow_composer.routers.base import Router, described
+from workflow_composer.routers.base import KindRouter, described
 from workflow_composer.types import LLMRequest, Plan, ResourceStatus
 
 
-class T4ModelRouter(Router):
+class T4ModelRouter(KindRouter):
     """One tier, one candidate: the server of the role that the task is routed to. Made for a handful of small GPUs.
 
     It has no plan where the task belongs to no local server. A server that is down is an error, never a detour.
@@ -16,11 +16,8 @@ class T4ModelRouter(Router):
 
     name: ClassVar[str] = "t4_model"
 
-    def plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
+    def make(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
         """Send the task to its server."""
-        return self.remembered(request, resources, self._plan)
-
-    def _plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
         target = self.target(request)
         if target is None:
             return None

@@ -209,7 +209,7 @@ class TestAcceptance:
     def test_it_is_the_binomial_probability_of_enough_right_votes(self, p, k, target):
         """Enough: the least number whose share reaches the target."""
         tier = parse_route(f"mv_small_k{k}").tiers[0]
-        tier = type(tier)(tier.candidates, "small", k, 0.7, voting=type(tier.voting)(target=target))
+        tier = type(tier).of(tier.candidates, "small", k, 0.7, voting=type(tier.voting)(target=target))
         enough = next(n for n in range(1, k + 1) if n / k >= target - 1e-9)
         assert accepted(np.array([p]), tier)[0] == pytest.approx(binom.sf(enough - 1, k, p), abs=1e-9)
 

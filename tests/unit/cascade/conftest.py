@@ -6,11 +6,9 @@ import pytest
 
 from workflow_composer.backends.fake import FakeBackend
 from workflow_composer.backends.pricing import GpuMeter, Price
-from workflow_composer.cascade.breaker import CircuitBreaker
-from workflow_composer.cascade.endpoint import Endpoint
+from workflow_composer.cascade.call import CircuitBreaker, Endpoint, Trace
 from workflow_composer.cascade.executor import PlanExecutor
-from workflow_composer.cascade.retry import Deadline, RetryPolicy
-from workflow_composer.cascade.trace import Trace
+from workflow_composer.cascade.member_run import RetryPolicy
 from workflow_composer.types import Candidate, Timeouts
 
 QUICK = RetryPolicy(attempts=3, base_delay=0.001, max_delay=0.01)
@@ -55,7 +53,7 @@ class Bench:
             observer=self.observer,
             local_only=local_only,
         )
-        self.trace = Trace(Deadline(None))
+        self.trace = Trace()
 
     def candidates(self, *names):
         return tuple(self.endpoints[name].candidate for name in names or self.endpoints)

@@ -15,8 +15,8 @@ ACCEPT = RuleAcceptance(Rules())
 
 
 def plan(b, **options):
-    first = Tier(b.candidates("small"), "small", accept=ACCEPT, logprobs=5, watch=ACCEPT.watch, watch_all=True)
-    return Plan((first, Tier(b.candidates("large"), "large")), **options)
+    first = Tier.of(b.candidates("small"), "small", accept=ACCEPT, logprobs=5, watch=ACCEPT.watch, watch_all=True)
+    return Plan((first, Tier.of(b.candidates("large"), "large")), **options)
 
 
 @pytest.fixture

@@ -1,81 +1,111 @@
-"""The time limit on one await."""
+"""The time limit of a call: on one await, and on each of a stream's."""
 
 import asyncio
 import time
 
 import pytest
 
-from workflow_composer.cascade.bound import Bounded, _watch
+from workflow_composer.cascade import call
+from workflow_composer.cascade.call import Call
 from workflow_composer.errors import CallTimeout, ServerFailed
+from workflow_composer.types import LLMRequest, ModelCall, Timeouts
+
+ASK = LLMRequest.of("What is 2 + 2?")
 
 
-async def test_each_of_many_calls_ends_at_its_own_limit(bench, fake):
+@pytest.fixture
+def within(bench, fake):
+    """Makes calls that last so many seconds at the most."""
+    b = bench(fake("a"))
+
+    def make(seconds, awaited="answer"):
+        return Call(b.endpoints["a"], ModelCall(ASK, timeouts=Timeouts(total=seconds)), b.trace, awaited=awaited)
+
+    return make
+
+
+def under_way():
+    return call._here.watch.calls
+
+
+async def test_each_of_many_calls_ends_at_its_own_limit(within):
     """One timer serves them all, also where a later call has the earlier limit."""
-    endpoint = bench(fake("a")).endpoints["a"]
     ended = []
 
-    async def call(seconds):
+    async def late(seconds):
         started = time.monotonic()
-        with pytest.raises(CallTimeout), Bounded(endpoint, seconds, "late"):
+        with pytest.raises(CallTimeout), within(seconds):
             await asyncio.sleep(30)
         ended.append(seconds)
-        assert time.monotonic() - started >= seconds
+        assert time.monotonic() - started >= seconds - 0.002  # two clocks
 
-    await asyncio.gather(*(call(seconds) for seconds in (0.15, 0.05, 0.1, 0.2)))
+    await asyncio.gather(*(late(seconds) for seconds in (0.15, 0.05, 0.1, 0.2)))
     assert ended == [0.05, 0.1, 0.15, 0.2]
-    assert _watch().calls == {}
+    assert under_way() == {}
 
 
-async def test_a_cancellation_from_outside_stays_one(bench, fake):
+async def test_a_cancellation_from_outside_stays_one(within):
     """Only the limit itself becomes a timeout."""
-    endpoint = bench(fake("a")).endpoints["a"]
 
-    async def call():
-        with Bounded(endpoint, 30.0, "late"):
+    async def long():
+        with within(30.0):
             await asyncio.sleep(30)
 
-    task = asyncio.ensure_future(call())
+    task = asyncio.ensure_future(long())
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert _watch().calls == {}
+    assert under_way() == {}
 
 
-async def test_limits_nest_with_those_of_the_caller(bench, fake):
+async def test_limits_nest_with_those_of_the_caller(within):
     """A timeout around the whole that strikes first is the caller's."""
-    endpoint = bench(fake("a")).endpoints["a"]
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
-            with Bounded(endpoint, 30.0, "late"):
+            with within(30.0):
                 await asyncio.sleep(30)
 
 
-async def test_after_a_timeout_the_task_goes_on_undisturbed(bench, fake):
+async def test_after_a_timeout_the_task_goes_on_undisturbed(within):
     """The cancellation that ended the await does not linger."""
-    endpoint = bench(fake("a")).endpoints["a"]
-    with pytest.raises(CallTimeout, match=r"no answer within 0\.0 s"), Bounded(endpoint, 0.01, "answer"):
+    with pytest.raises(CallTimeout, match=r"no answer within 0\.0 s"), within(0.01):
         await asyncio.sleep(30)
     assert asyncio.current_task().cancelling() == 0
     await asyncio.sleep(0.02)
 
 
-async def test_a_foreign_error_is_named_as_the_backends_fault(bench, fake):
+async def test_a_foreign_error_is_named_as_the_backends_fault(within):
     """Errors of the package pass as they are."""
-    endpoint = bench(fake("a")).endpoints["a"]
-    with pytest.raises(ServerFailed, match="FakeBackend raised KeyError"), Bounded(endpoint, 1.0, "late"):
+    with pytest.raises(ServerFailed, match="FakeBackend raised KeyError"), within(1.0):
         raise KeyError("x")
-    with pytest.raises(CallTimeout, match="mine"), Bounded(endpoint, 1.0, "late"):
+    with pytest.raises(CallTimeout, match="mine"), within(1.0):
         raise CallTimeout("mine")
 
 
-def test_a_limit_that_is_due_at_once_does_not_disturb_the_next_call_on_uvloop(bench, fake):
+async def test_a_readers_time_is_not_limited_but_counts(within):
+    """While a reader has a stream's piece nobody is cancelled; the next piece then has the rest of the time."""
+    with pytest.raises(CallTimeout, match="no end of the stream within"), within(0.05) as stream:
+        stream.pause()
+        assert under_way() == {}
+        await asyncio.sleep(0.1)
+        stream.resume("end of the stream")
+        await asyncio.sleep(30)
+
+
+async def test_a_readers_own_error_is_not_the_backends(within):
+    """It comes through as it is."""
+    with pytest.raises(KeyError), within(1.0) as stream:
+        stream.pause()
+        raise KeyError("x")
+
+
+def test_a_limit_that_is_due_at_once_does_not_disturb_the_next_call_on_uvloop(within):
     """There, a timer of less than half a millisecond is no timer, and does not know when it is due."""
     uvloop = pytest.importorskip("uvloop")
-    endpoint = bench(fake("a")).endpoints["a"]
 
     async def calls():
-        with Bounded(endpoint, 0.0, "late"), Bounded(endpoint, 30.0, "late"):
+        with within(0.0), within(30.0):
             pass
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

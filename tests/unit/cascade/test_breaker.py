@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflow_composer.cascade.breaker import CircuitBreaker
+from workflow_composer.cascade.call import CircuitBreaker
 from workflow_composer.errors import BadRequest, CircuitOpen, RateLimited, ServerFailed
 
 

@@ -8,9 +8,8 @@ import pytest
 
 from workflow_composer.backends.fake import Delay
 from workflow_composer.backends.pricing import Price
-from workflow_composer.cascade.retry import Deadline
+from workflow_composer.cascade.call import Trace
 from workflow_composer.cascade.streaming import StreamRun
-from workflow_composer.cascade.trace import Trace
 from workflow_composer.errors import (
     AllCandidatesFailed,
     BadRequest,
@@ -36,7 +35,7 @@ def cascade(b, *tiers, **voting):
     for given, k, *rest in tiers:
         names = (given,) if isinstance(given, str) else given
         fields = rest[0] if rest else {}
-        made.append(Tier(b.candidates(*names), names[0], k, voting=Voting(**voting), **fields))
+        made.append(Tier.of(b.candidates(*names), names[0], k, voting=Voting(**voting), **fields))
     return Plan(tuple(made))
 
 
@@ -184,7 +183,7 @@ class TestFailingDraws:
         with pytest.raises(AllCandidatesFailed):
             await b.executor.run(cascade(b, ("a", 1)), ASK, b.trace)
         assert b.endpoints["a"].breaker.state == "half-open"
-        outcome = await b.executor.run(cascade(b, ("a", 4)), ASK, Trace(Deadline(None)))
+        outcome = await b.executor.run(cascade(b, ("a", 4)), ASK, Trace(None))
         assert outcome.verdict.votes == (("4", 4),)
         assert b.endpoints["a"].breaker.state == "closed"
 
@@ -201,7 +200,7 @@ class TestLimits:
 
     async def test_a_tier_without_votes_has_a_deadline_too(self, bench, fake):
         b = bench(fake("small", Delay(60, "4")), fake("large", "9"))
-        plan = Plan((Tier(b.candidates("small"), "small", deadline=0.05), Tier(b.candidates("large"), "large")))
+        plan = Plan((Tier.of(b.candidates("small"), "small", deadline=0.05), Tier.of(b.candidates("large"), "large")))
         assert (await b.executor.run(plan, ASK, b.trace)).answer.text == "9"
 
     async def test_the_last_tier_is_waited_for(self, bench, fake):
@@ -235,7 +234,7 @@ class TestLimits:
         with pytest.raises(BudgetExceeded):  # nothing is known yet, so a long answer is feared
             await b.executor.run(plan, tight, b.trace)
         await b.executor.run(plan, ASK, b.trace)
-        assert (await b.executor.run(plan, tight, Trace(Deadline(None)))).answer.text == "#### 9"
+        assert (await b.executor.run(plan, tight, Trace(None))).answer.text == "#### 9"
 
 
 class TestStreams:

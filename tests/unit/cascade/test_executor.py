@@ -6,8 +6,8 @@ import pytest
 
 from workflow_composer.backends.fake import Delay
 from workflow_composer.backends.pricing import Price
-from workflow_composer.cascade.retry import Deadline, RetryPolicy
-from workflow_composer.cascade.trace import Trace
+from workflow_composer.cascade.call import Trace
+from workflow_composer.cascade.member_run import RetryPolicy
 from workflow_composer.errors import (
     AllCandidatesFailed,
     AuthenticationFailed,
@@ -27,7 +27,7 @@ ASK = LLMRequest.of("What is 2 + 2?")
 
 
 def one_tier(bench, *names, **options):
-    return Plan((Tier(bench.candidates(*names), **options),))
+    return Plan((Tier.of(bench.candidates(*names), **options),))
 
 
 def accept_only(text):
@@ -147,7 +147,7 @@ class TestTime:
     async def test_the_deadline_covers_all_attempts(self, bench, fake):
         """When the request's time is over, no further candidate is asked."""
         b = bench(fake("a", Delay(5.0, "x")), fake("b", "4"))
-        trace = Trace(Deadline(0.05))
+        trace = Trace(0.05)
         with pytest.raises(DeadlineExceeded):
             await b.executor.run(one_tier(b), ASK, trace)
         assert [a.name for a in trace.attempts] == ["a"]
@@ -155,7 +155,7 @@ class TestTime:
     async def test_backends_are_told_the_time_that_is_left(self, bench, fake):
         """A call's times are cut to the request's deadline."""
         b = bench(fake("a", "4"))
-        await b.executor.run(one_tier(b), ASK, Trace(Deadline(0.5)))
+        await b.executor.run(one_tier(b), ASK, Trace(0.5))
         times = b.backends["a"].calls[0].timeouts
         assert times.total <= 0.5
         assert times.connect <= 0.5
@@ -177,7 +177,7 @@ class TestEscalation:
     async def test_a_doubtful_answer_goes_to_the_next_tier(self, bench, fake):
         """Escalation is counted apart from fallback."""
         b = bench(fake("small", "5"), fake("large", "4"))
-        plan = Plan(tuple(Tier(b.candidates(name), accept=accept_only("4")) for name in ("small", "large")))
+        plan = Plan(tuple(Tier.of(b.candidates(name), accept=accept_only("4")) for name in ("small", "large")))
         outcome = await b.executor.run(plan, ASK, b.trace)
         assert (outcome.candidate.name, outcome.tier, outcome.fallback_depth) == ("large", 1, 0)
         assert b.observer.escalations == [(0, "doubtful")]
@@ -186,21 +186,21 @@ class TestEscalation:
     async def test_the_last_tiers_answer_is_taken_and_marked(self, bench, fake):
         """An answer that no tier accepted is returned as not accepted."""
         b = bench(fake("small", "5"), fake("large", "6"))
-        plan = Plan(tuple(Tier(b.candidates(name), accept=accept_only("4")) for name in ("small", "large")))
+        plan = Plan(tuple(Tier.of(b.candidates(name), accept=accept_only("4")) for name in ("small", "large")))
         outcome = await b.executor.run(plan, ASK, b.trace)
         assert (outcome.samples[0].text, outcome.verdict.accepted) == ("6", False)
 
     async def test_a_tier_that_is_down_hands_over(self, bench, fake):
         """Its failed calls are not escalation by doubt, and the verdict says so."""
         b = bench(fake("small", Unsupported("no")), fake("large", "4"))
-        plan = Plan((Tier(b.candidates("small")), Tier(b.candidates("large"))))
+        plan = Plan((Tier.of(b.candidates("small")), Tier.of(b.candidates("large"))))
         outcome = await b.executor.run(plan, ASK, b.trace)
         assert (outcome.tier, b.observer.escalations) == (1, [(0, "every candidate failed")])
 
     async def test_a_doubtful_answer_is_better_than_none(self, bench, fake):
         """Where the stronger tier is down, the weaker one's answer is returned, not accepted."""
         b = bench(fake("small", "5"), fake("large", Unsupported("no")))
-        plan = Plan((Tier(b.candidates("small"), accept=accept_only("4")), Tier(b.candidates("large"))))
+        plan = Plan((Tier.of(b.candidates("small"), accept=accept_only("4")), Tier.of(b.candidates("large"))))
         outcome = await b.executor.run(plan, ASK, b.trace)
         assert (outcome.samples[0].text, outcome.tier, outcome.verdict.accepted) == ("5", 0, False)
 
@@ -217,7 +217,7 @@ class TestCost:
         """The cost of a run is the sum over every attempt that used tokens."""
         answer = Completion((Sample("5"),), Usage(100, 10), "m")
         b = bench(fake("small", answer), fake("large", answer), prices={"small": Price(1, 1), "large": Price(10, 10)})
-        plan = Plan(tuple(Tier(b.candidates(name), accept=accept_only("4")) for name in ("small", "large")))
+        plan = Plan(tuple(Tier.of(b.candidates(name), accept=accept_only("4")) for name in ("small", "large")))
         await b.executor.run(plan, ASK, b.trace)
         assert b.trace.cost == pytest.approx(110 * 11 / 1e6)
         assert b.trace.usage == Usage(200, 20)
@@ -253,7 +253,7 @@ class TestBreaker:
         b = bench(slow, failures=3, timeouts=Timeouts(1.0, 1.0, 0.3), retry=RetryPolicy(attempts=1))
 
         async def ask(seconds):
-            trace = Trace(Deadline(seconds))
+            trace = Trace(seconds)
             with pytest.raises(AllCandidatesFailed):
                 if form == "embed":
                     await b.executor.embed(b.candidates("a")[0], ["x"], ASK, trace)
@@ -269,13 +269,17 @@ class TestBreaker:
 
     async def test_an_impatient_probe_leaves_the_place_to_another(self, bench, fake):
         """A half-open breaker's one probe that ended at its own limit has said nothing; the next request may try."""
-        b = bench(fake("a", ServerUnreachable("down"), Delay(30.0, "late"), "4"), failures=1, cooldown=0.0)
-        b.executor._retry = RetryPolicy(attempts=1)
+        b = bench(
+            fake("a", ServerUnreachable("down"), Delay(30.0, "late"), "4"),
+            failures=1,
+            cooldown=0.0,
+            retry=RetryPolicy(attempts=1),
+        )
         with pytest.raises(AllCandidatesFailed):
             await b.executor.run(one_tier(b), ASK, b.trace)
         with pytest.raises(AllCandidatesFailed):
-            await b.executor.run(one_tier(b), ASK, Trace(Deadline(0.01)))
-        outcome = await b.executor.run(one_tier(b), ASK, Trace(Deadline(None)))
+            await b.executor.run(one_tier(b), ASK, Trace(0.01))
+        outcome = await b.executor.run(one_tier(b), ASK, Trace(None))
         assert outcome.samples[0].text == "4"
 
 
@@ -286,7 +290,7 @@ async def test_what_a_backend_claims_to_have_used_is_unknown_where_it_cannot_be(
     b = bench(fake("a", Completion((Sample("4"),), Usage(5, tokens), "m", cost)), prices={"a": Price(1.0, 1.0)})
     await b.executor.run(one_tier(b), ASK, b.trace)
     assert (b.trace.usage, b.trace.cost) == (Usage(), 0.0)
-    assert b.endpoints["a"].prompt_tokens(ASK) >= 0
+    assert b.endpoints["a"].forecast.expect(ASK).usage.prompt_tokens >= 0
 
 
 class TestEmbeddings:

@@ -9,7 +9,7 @@ import pytest
 from workflow_composer.cascade.streaming import StreamRun
 from workflow_composer.cascade.voting import Ballot
 from workflow_composer.plan import Voting
-from workflow_composer.types import LLMRequest, Plan, Sample, Tier, Verdict
+from workflow_composer.types import Candidate, LLMRequest, Member, Plan, Sample, Tier, Verdict
 
 ASK = LLMRequest.of("What is 2 + 2?")
 CUT = Sample("First I add 2 and", "length")
@@ -23,7 +23,7 @@ NOTHING = [
 
 
 def plan(b, *names, **fields):
-    return Plan(tuple(Tier(b.candidates(name), name, **fields) for name in names))
+    return Plan(tuple(Tier.of(b.candidates(name), name, **fields) for name in names))
 
 
 @pytest.mark.parametrize("sample", [CUT, *NOTHING])
@@ -42,15 +42,15 @@ async def test_what_is_no_answer_escalates_whatever_the_tier_accepts(bench, fake
 async def test_a_last_tier_s_answer_is_taken_and_not_accepted(bench, fake, sample):
     """A plain request gets what the model wrote, and no error."""
     b = bench(fake("only", sample))
-    outcome = await b.executor.run(Plan((Tier(b.candidates("only")),)), ASK, b.trace)
+    outcome = await b.executor.run(Plan((Tier.of(b.candidates("only")),)), ASK, b.trace)
     assert (outcome.answer, outcome.verdict.accepted) == (sample, False)
 
 
 async def test_a_whole_answer_of_an_earlier_tier_stands_before_one_that_is_cut_off(bench, fake):
     """Though the earlier was doubtful."""
     b = bench(fake("small", "4"), fake("large", CUT))
-    doubtful = Tier(b.candidates("small"), "small", accept=lambda samples: Verdict(False, 0.4, "doubtful"))
-    outcome = await b.executor.run(Plan((doubtful, Tier(b.candidates("large"), "large"))), ASK, b.trace)
+    doubtful = Tier.of(b.candidates("small"), "small", accept=lambda samples: Verdict(False, 0.4, "doubtful"))
+    outcome = await b.executor.run(Plan((doubtful, Tier.of(b.candidates("large"), "large"))), ASK, b.trace)
     assert (outcome.answer.text, outcome.tier, outcome.verdict.accepted) == ("4", 0, False)
 
 
@@ -66,20 +66,20 @@ async def test_a_bare_completion_ends_by_its_length_and_is_accepted(bench, fake)
     """That is how completions end."""
     ask = LLMRequest.of("Once upon", kind="completion", max_tokens=5)
     b = bench(fake("only", CUT))
-    outcome = await b.executor.run(Plan((Tier(b.candidates("only")),)), ask, b.trace)
+    outcome = await b.executor.run(Plan((Tier.of(b.candidates("only")),)), ask, b.trace)
     assert outcome.verdict.accepted
 
 
 async def test_a_stream_that_was_cut_off_is_whole_and_not_accepted(bench, fake):
     """Its pieces reach the caller as always."""
     b = bench(fake("only", CUT))
-    run = StreamRun(b.executor, Plan((Tier(b.candidates("only")),)), ASK, b.trace)
+    run = StreamRun(b.executor, Plan((Tier.of(b.candidates("only")),)), ASK, b.trace)
     assert "".join([chunk.text async for chunk in run.chunks()]) == CUT.text
     assert (run.outcome.answer.finish_reason, run.outcome.verdict.accepted) == ("length", False)
 
 
 def verdict_of(*samples, **voting):
-    ballot = Ballot(Voting(stopping="fixed", **voting), len(samples), last=True)
+    ballot = Ballot(Voting(stopping="fixed", **voting), (Member((Candidate("m", local=True),), len(samples)),), last=True)
 
     async def fill():
         for sample in samples:

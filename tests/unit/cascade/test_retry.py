@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflow_composer.cascade.retry import Deadline, RetryPolicy
+from workflow_composer.cascade.call import Trace
+from workflow_composer.cascade.member_run import RetryPolicy
 from workflow_composer.errors import BadRequest, RateLimited, ServerFailed
 
 FAILED = ServerFailed("500")
@@ -51,8 +52,8 @@ def test_retry_after_is_the_least_pause():
 def test_a_deadline_counts_down_on_its_clock():
     """Without a limit there is always time left."""
     now = [100.0]
-    deadline = Deadline(5.0, clock=lambda: now[0])
-    assert (deadline.left, deadline.over) == (5.0, False)
+    trace = Trace(5.0, clock=lambda: now[0])
+    assert (trace.left, trace.over) == (5.0, False)
     now[0] = 106.0
-    assert (deadline.left, deadline.over) == (0.0, True)
-    assert Deadline(None).left == float("inf")
+    assert (trace.left, trace.over) == (0.0, True)
+    assert Trace().left == float("inf")

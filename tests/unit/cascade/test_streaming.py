@@ -18,7 +18,7 @@ async def collect(run):
 
 
 def run_of(b, *names, **options):
-    return StreamRun(b.executor, Plan((Tier(b.candidates(*names), **options),)), ASK, b.trace)
+    return StreamRun(b.executor, Plan((Tier.of(b.candidates(*names), **options),)), ASK, b.trace)
 
 
 async def test_pieces_arrive_and_the_outcome_is_the_whole(bench, fake):
@@ -78,8 +78,8 @@ async def test_closing_the_stream_stops_the_work(bench, fake):
 async def test_a_tier_that_must_be_judged_arrives_in_one_piece(bench, fake):
     """A doubtful answer of the first tier is never shown; the last tier's is streamed."""
     b = bench(fake("small", "wrong answer"), fake("large", "right answer"))
-    doubt = Tier(b.candidates("small"), accept=lambda samples: Verdict(False, 0.1, "doubtful"))
-    run = StreamRun(b.executor, Plan((doubt, Tier(b.candidates("large")))), ASK, b.trace)
+    doubt = Tier.of(b.candidates("small"), accept=lambda samples: Verdict(False, 0.1, "doubtful"))
+    run = StreamRun(b.executor, Plan((doubt, Tier.of(b.candidates("large")))), ASK, b.trace)
     assert [c.text for c in await collect(run) if c.text] == ["right", " answer"]
     assert (run.outcome.tier, b.observer.escalations) == (1, [(0, "doubtful")])
 
@@ -87,8 +87,8 @@ async def test_a_tier_that_must_be_judged_arrives_in_one_piece(bench, fake):
 async def test_an_accepted_first_tier_is_the_answer(bench, fake):
     """With several samples, too, the client gets one whole piece."""
     b = bench(fake("small", ["right", "right"]), fake("large", "x"))
-    judged = Tier(b.candidates("small"), samples=2, accept=lambda samples: Verdict(True, 1.0, "agreed"))
-    run = StreamRun(b.executor, Plan((judged, Tier(b.candidates("large")))), ASK, b.trace)
+    judged = Tier.of(b.candidates("small"), samples=2, accept=lambda samples: Verdict(True, 1.0, "agreed"))
+    run = StreamRun(b.executor, Plan((judged, Tier.of(b.candidates("large")))), ASK, b.trace)
     chunks = await collect(run)
     assert [(c.text, c.finish_reason) for c in chunks] == [("right", "stop")]
     assert b.backends["large"].calls == []

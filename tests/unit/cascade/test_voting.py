@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from workflow_composer.cascade.voting import Ballot
 from workflow_composer.plan import Voting
-from workflow_composer.types import Sample, TokenLogprob
+from workflow_composer.types import Candidate, Member, Sample, TokenLogprob
+
+ONE = (Candidate("one", local=True),)
 
 
 def sample(answer, logprob=None):
@@ -19,9 +21,14 @@ def sample(answer, logprob=None):
     return Sample(text, "stop", logprobs=None if logprob is None else (TokenLogprob("x", logprob),))
 
 
+def alone(voting, k, *, last=False):
+    """A ballot of one member."""
+    return Ballot(voting, (Member(ONE, k),), last=last)
+
+
 def filled(voting, answers, k, *, last=False):
     """A ballot that was given answers, each only while it wanted one."""
-    ballot = Ballot(voting, k, last=last)
+    ballot = alone(voting, k, last=last)
 
     async def fill():
         for answer in answers:
@@ -97,11 +104,11 @@ def test_as_needed_never_draws_more_than_one_by_one_would(answers):
     """Each step is the fewest that could end the vote, so no sample of it can be one too many."""
     k = len(answers)
     one_by_one = filled(Voting(), answers, k)
-    stepwise = Ballot(Voting(draw="as_needed"), k)
+    stepwise = alone(Voting(draw="as_needed"), k)
 
     async def fill():
         while wanted := stepwise.wanted():
-            for answer in answers[len(stepwise.samples) :][:wanted]:
+            for answer in answers[len(stepwise.samples) :][: len(wanted)]:
                 await stepwise.add(sample(answer))
 
     asyncio.run(fill())
@@ -110,10 +117,10 @@ def test_as_needed_never_draws_more_than_one_by_one_would(answers):
 
 
 def test_all_samples_are_wanted_at_once_unless_told_otherwise():
-    assert Ballot(Voting(), 8).wanted() == 8
-    assert Ballot(Voting(draw="as_needed"), 8).wanted() == 4  # four that disagree put three in four out of reach
-    assert Ballot(Voting(draw="as_needed", target=0.5, stopping="beta"), 8).wanted() == 4
-    assert Ballot(Voting(draw="as_needed", stopping="fixed"), 8).wanted() == 8
+    assert len(alone(Voting(), 8).wanted()) == 8
+    assert len(alone(Voting(draw="as_needed"), 8).wanted()) == 4  # four that disagree put three in four out of reach
+    assert len(alone(Voting(draw="as_needed", target=0.5, stopping="beta"), 8).wanted()) == 4
+    assert len(alone(Voting(draw="as_needed", stopping="fixed"), 8).wanted()) == 8
 
 
 def test_a_rule_that_is_sure_ends_the_vote():
@@ -142,7 +149,8 @@ def test_a_last_tier_is_not_explored():
 def test_votes_that_did_not_come_count_against_the_leader():
     ballot = filled(Voting(target=0.75, stopping="fixed"), [4, 4], 8)
     assert ballot.verdict().accepted  # of what was drawn, all agree
-    verdict = ballot.verdict(cut_short="the tier was slow")
+    ballot.lose(0)
+    verdict = ballot.verdict(note="the tier was slow")
     assert (verdict.accepted, verdict.confidence) == (False, 2 / 8)
     assert "the tier was slow" in verdict.reason
 
@@ -184,7 +192,7 @@ def test_agreement_is_confidence_by_every_measure(measure):
 )
 def test_a_ballot_always_ends_and_never_takes_more_than_its_samples(answers, k, rule, draw, last):
     ballot = filled(Voting(stopping=rule, draw=draw), [*answers, *[7] * 24], k, last=last)
-    assert ballot.wanted() == 0
+    assert not ballot.wanted()
     assert len(ballot.samples) <= k
     verdict = ballot.verdict()
     assert sum(count for _, count in verdict.votes) + verdict.unreadable == len(ballot.samples)

@@ -14,8 +14,8 @@ from workflow_composer.backends.fake import FakeBackend, Interrupted
 from workflow_composer.backends.pricing import Price
 from workflow_composer.calibration.acceptance import RuleAcceptance
 from workflow_composer.calibration.signals import Rules
+from workflow_composer.cascade.executor import LONGEST_ANSWER
 from workflow_composer.cascade.streaming import StreamRun
-from workflow_composer.cascade.watching import LONGEST_ANSWER
 from workflow_composer.errors import ServerFailed, ServerUnreachable, StreamInterrupted, Unsupported
 from workflow_composer.types import Chunk, LLMRequest, Plan, Sample, Tier, Verdict
 
@@ -27,13 +27,13 @@ ACCEPT = RuleAcceptance(Rules())
 
 
 def watching(b, *names, accept=ACCEPT, everywhere=True, **options):
-    return Tier(
+    return Tier.of(
         b.candidates(*names), names[0], accept=accept, logprobs=5, watch=accept.watch, watch_all=everywhere, **options
     )
 
 
 def two_tiers(b, **options):
-    return Plan((watching(b, "small", **options), Tier(b.candidates("large"), "large")))
+    return Plan((watching(b, "small", **options), Tier.of(b.candidates("large"), "large")))
 
 
 async def stream(b, plan, request=ASK):
@@ -100,7 +100,7 @@ async def test_nothing_is_abandoned_where_a_budget_may_leave_nobody_to_ask(bench
     dear = {"small": Price(1.0, 1.0), "large": Price(1e9, 1e9)}
     b = bench(fake("small", DOUBTFUL), fake("large", "right"), prices=dear)
     budget = {where: 0.01}
-    large = Tier(b.candidates("large"), "large", budget=budget.get("tier"))
+    large = Tier.of(b.candidates("large"), "large", budget=budget.get("tier"))
     plan = Plan((watching(b, "small"), large), budget=budget.get("plan"))
     request = LLMRequest.of("What is 2 + 2?", budget=budget.get("request"))
     outcome = await b.executor.run(plan, request, b.trace)
@@ -123,7 +123,7 @@ async def test_an_answer_is_not_abandoned_at_its_very_end(bench, fake):
 
 async def test_a_candidate_that_fails_on_the_way_is_replaced_and_heard_afresh(bench, fake):
     b = bench(fake("down", Interrupted("bad bad", ServerFailed("died"))), fake("small", CONFIDENT), fake("large", "x"))
-    outcome = await b.executor.run(Plan((watching(b, "down", "small"), Tier(b.candidates("large")))), ASK, b.trace)
+    outcome = await b.executor.run(Plan((watching(b, "down", "small"), Tier.of(b.candidates("large")))), ASK, b.trace)
     assert (outcome.samples[0], outcome.fallback_depth) == (CONFIDENT, 1)
 
 
@@ -142,9 +142,9 @@ async def test_the_watch_is_told_how_long_the_answer_can_become(bench, fake, req
         return Deaf()
 
     b = bench(fake("small", CONFIDENT), fake("large", "x"), lengths={"small": context})
-    tier = Tier(b.candidates("small"), accept=ACCEPT, watch=start, watch_all=True)
+    tier = Tier.of(b.candidates("small"), accept=ACCEPT, watch=start, watch_all=True)
     request = LLMRequest.of("x", max_tokens=request_limit)
-    await b.executor.run(Plan((tier, Tier(b.candidates("large")))), request, b.trace)
+    await b.executor.run(Plan((tier, Tier.of(b.candidates("large")))), request, b.trace)
     assert told == [longest]
 
 
@@ -193,7 +193,7 @@ class TestWithoutLogprobs:
     async def test_the_candidate_behind_is_asked_with_them_again(self, bench):
         down = FakeBackend(Unsupported("no log-probabilities"), ServerUnreachable("down"), name="down")
         b = bench(down, FakeBackend(CONFIDENT, name="small"), FakeBackend("x", name="large"))
-        plan = Plan((watching(b, "down", "small"), Tier(b.candidates("large"))))
+        plan = Plan((watching(b, "down", "small"), Tier.of(b.candidates("large"))))
         outcome = await b.executor.run(plan, ASK, b.trace)
         assert outcome.samples[0] == CONFIDENT
         assert b.backends["small"].calls[0].request.logprobs
@@ -208,14 +208,14 @@ class TestWithoutLogprobs:
 class TestWhenUnknown:
     async def test_an_answer_that_tells_nothing_is_replaced_by_a_vote(self, bench, fake):
         b = bench(fake("small", Sample("4", logprobs=())), fake("large", "x"))
-        asked_again = Tier(b.candidates("small"), "small", accept=lambda samples: Verdict(True, 0.8, "voted"))
+        asked_again = Tier.of(b.candidates("small"), "small", accept=lambda samples: Verdict(True, 0.8, "voted"))
         outcome = await b.executor.run(two_tiers(b, when_unknown=asked_again), ASK, b.trace)
         assert (outcome.verdict.reason, outcome.tier, len(b.backends["small"].calls)) == ("voted", 0, 2)
 
     @pytest.mark.parametrize("sample", [CONFIDENT, DOUBTFUL])
     async def test_an_answer_that_tells_something_is_judged_by_that(self, bench, fake, sample):
         b = bench(fake("small", sample), fake("large", "x"))
-        asked_again = Tier(b.candidates("small"), "small", accept=lambda samples: Verdict(True, 0.8, "voted"))
+        asked_again = Tier.of(b.candidates("small"), "small", accept=lambda samples: Verdict(True, 0.8, "voted"))
         await b.executor.run(two_tiers(b, when_unknown=asked_again), ASK, b.trace)
         assert len(b.backends["small"].calls) == 1
 
@@ -237,7 +237,7 @@ class TestStreams:
         small = Sample("doubtful", logprobs=sure(-8.0).logprobs)
         b = bench(fake("small", small), fake("large", Interrupted("one right", ServerFailed("died"))))
         with pytest.raises(StreamInterrupted):
-            await stream(b, Plan((Tier(b.candidates("small"), accept=ACCEPT), Tier(b.candidates("large")))))
+            await stream(b, Plan((Tier.of(b.candidates("small"), accept=ACCEPT), Tier.of(b.candidates("large")))))
 
 
 scripts = answers(8).map(lambda tokens: Sample("x " * len(tokens), "stop", logprobs=tuple(tokens)))
@@ -254,7 +254,7 @@ def test_a_watch_changes_what_is_paid_and_nothing_else(first, second, failure, l
         backends = (FakeBackend(first, name="a"), FakeBackend(failure or second, name="b"), FakeBackend("end", name="c"))
         b = Bench(*backends, prices={name: Price(1.0, 1.0) for name in "abc"})
         tiers = [watching(b, name, accept=accept, everywhere=watch) for name in "ab"]
-        plan = Plan((*tiers, Tier(b.candidates("c"), "c")))
+        plan = Plan((*tiers, Tier.of(b.candidates("c"), "c")))
         request = LLMRequest.of("x", max_tokens=longest)
         if not live:
             outcome = await b.executor.run(plan, request, b.trace)

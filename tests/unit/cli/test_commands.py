@@ -116,13 +116,13 @@ class TestRoute:
         found = command("route", "--json", "--model", "remote", "hello").json
 
         assert found["strategy"] == "scripted"
-        assert found["tiers"][0]["candidates"][0] == {
+        assert found["tiers"][0]["members"][0]["candidates"][0] == {
             "name": "remote",
             "local": False,
             "endpoint": None,
             "context_length": None,
         }
-        assert (found["tiers"][0]["samples"], found["tiers"][0]["accept"]) == (1, "always")
+        assert (found["tiers"][0]["members"][0]["samples"], found["tiers"][0]["accept"]) == (1, "always")
 
     def test_the_servers_of_a_role_are_shown(self, command, tmp_path):
         """Those that the registry says are ready, and the listed ones; without asking any of them."""

@@ -44,7 +44,7 @@ class Judge(Router):
         if text == "none":
             return None
         name = "large" if self.settings.word in text else "small"
-        return Plan((Tier(self.context.candidates(name)),), "judge", f"the judge says {name}")
+        return Plan((Tier.of(self.context.candidates(name)),), "judge", f"the judge says {name}")
 
     def answered(self, request, response):
         self.told += 1
