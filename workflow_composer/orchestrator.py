@@ -123,16 +123,22 @@ class ModelOrchestrator:
         """
         active = self._active.acquire() or self._acquire()
         try:
-            return await self._answer(active, self._request(active, prompt, fields))
+            request = self._request(active, prompt, fields)
+            started, trace, plan = time.perf_counter(), Trace(request.timeout), None
+            try:
+                plan = active.plan(request)
+                outcome = await active.executor.run(plan, request, trace)
+            except BaseException as error:
+                self._note(active, request, trace, started, plan=plan, error=error)
+                raise
+            return self._finish(active, request, plan, outcome, trace, started)
         finally:
             await active.release()
 
-    async def _answer(self, active: Snapshot, request: LLMRequest, plan: Plan | None = None) -> LLMResponse:
-        """Run one request to its answer, and write it down however it ends. Routers call it with a plan of their own."""
-        started = time.perf_counter()
-        trace = Trace(request.timeout)
+    async def _execute(self, active: Snapshot, plan: Plan, request: LLMRequest) -> LLMResponse:
+        """Run a router's own plan, under the router's own profile, which may be retired already."""
+        started, trace = time.perf_counter(), Trace(request.timeout)
         try:
-            plan = plan or active.plan(request)
             outcome = await active.executor.run(plan, request, trace)
         except BaseException as error:
             self._note(active, request, trace, started, plan=plan, error=error)
@@ -345,7 +351,7 @@ class ModelOrchestrator:
             config,
             self.plugins.registry,
             self._environ,
-            execute=lambda active, plan, request: self._answer(active, request, plan),
+            execute=self._execute,
             resources=unprobed(config, self._environ),
             observer=PluginObserver(self.plugins),
             report=self._narrator.warning,

@@ -26,9 +26,12 @@ from workflow_composer.errors import ConfigError, ContextError, ProfileError, Ro
 from workflow_composer.metrics.escalation import Kept
 from workflow_composer.names import nearest
 from workflow_composer.plugins import Provided, Registry
-from workflow_composer.routers.base import Router, RouterContext
+from workflow_composer.routers.base import KindRouter, Router, RouterContext
 from workflow_composer.strategy import ModelSpec, StrategyConfig
 from workflow_composer.types import Candidate, LLMRequest, LLMResponse, Plan, ResourceStatus, Timeouts
+
+_MOST_PLANS = 1024
+"""Plans that are remembered; callers may name any number of models."""
 
 Execute = Callable[["Snapshot", Plan, LLMRequest], Awaitable[LLMResponse]]
 
@@ -50,10 +53,12 @@ class Snapshot:
         self.endpoints = endpoints
         self.executor = executor
         self.routers: tuple[Router, ...] = ()
+        self.plans_by_kind = False
         self.listeners: Mapping[str, Router] = {}
         self.resources = resources
         self.contexts = contexts
         self._candidates: dict[str, tuple[Candidate, ...]] = {}
+        self._planned: tuple[ResourceStatus, dict[tuple[str, str | None, str], Plan]] = (resources, {})
         self._lock = threading.Lock()
         self._users = 0
         self._retired = False
@@ -71,8 +76,22 @@ class Snapshot:
         return found
 
     def plan(self, request: LLMRequest) -> Plan:
-        """The first router's plan. Raises `RoutingError` where none has one."""
-        resources = self.resources
+        """The first router's plan. Raises `RoutingError` where none has one.
+
+        With ``plans_by_kind`` it is made once for requests of one kind, model and task, while the resources stay the same.
+        """
+        resources, plans = self._planned
+        if resources is not self.resources or len(plans) >= _MOST_PLANS:
+            resources, plans = self._planned = (self.resources, {})
+        kind = (request.kind, request.model, request.task_type)
+        plan = plans.get(kind)
+        if plan is None:
+            plan = self._first_plan(request, resources)
+            if self.plans_by_kind:
+                plans[kind] = plan
+        return plan
+
+    def _first_plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan:
         for router in self.routers:
             plan = router.plan(request, resources)
             if plan is not None:
@@ -180,6 +199,9 @@ def build(
         report,
     )
     snapshot.routers = tuple(_router(config, registry, index, context) for index in range(len(config.routers)))
+    # What a request needs counts where models list their capabilities.
+    listed = any(spec.capabilities for spec in config.models.values())
+    snapshot.plans_by_kind = not listed and all(type(router).plan is KindRouter.plan for router in snapshot.routers)
     listening = [router for router in snapshot.routers if type(router).answered is not Router.answered]
     snapshot.listeners = {router.name: router for router in listening}
     return snapshot

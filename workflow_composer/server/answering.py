@@ -92,7 +92,7 @@ class Admission:
 
     def __init__(self, concurrency: int, queue: int, queue_seconds: float) -> None:
         self.in_flight = 0
-        self._concurrency = concurrency
+        self.places = concurrency
         self._longest = queue
         self._seconds = queue_seconds
         self._queue: deque[asyncio.Future[None]] = deque()
@@ -102,16 +102,10 @@ class Admission:
         """Requests that wait."""
         return sum(not waiting.done() for waiting in self._queue)
 
-    def try_enter(self) -> bool:
-        """Take a place if one is free and nobody waits for it."""
-        if self.in_flight >= self._concurrency or self._queue:
-            return False
-        self.in_flight += 1
-        return True
-
     async def enter(self) -> None:
-        """Wait for a place. Raises `HttpFailure` 429 where too many wait already, or where it takes too long."""
-        if self.try_enter():
+        """Take a place, or wait for one. Raises `HttpFailure` 429 where too many wait, or where it takes too long."""
+        if self.in_flight < self.places:  # then nobody waits
+            self.in_flight += 1
             return
         if self.queued >= self._longest:
             raise _busy("too many requests are waiting")
@@ -179,7 +173,9 @@ class Answering:
 
         async def handle(exchange: Exchange) -> Reply | None:
             key, left = accounts.enter(exchange)
-            if not admission.try_enter():
+            if admission.in_flight < admission.places:
+                admission.in_flight += 1
+            else:
                 await admission.enter()
                 left = None if key is None else accounts.left(key)
             try:

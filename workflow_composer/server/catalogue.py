@@ -64,8 +64,7 @@ class Catalogue:
     async def embeddings(self, exchange: Exchange) -> Reply:
         """Vectors of one model; never of another than the plan's first."""
         key, _ = self._accounts.enter(exchange)
-        if not self._admission.try_enter():
-            await self._admission.enter()
+        await self._admission.enter()
         try:
             asked = read_embeddings(decode(exchange.body), exchange.headers)
             strategy = self._orchestrator.strategy
