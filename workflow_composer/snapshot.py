@@ -116,7 +116,7 @@ class Snapshot:
             seconds = endpoint.forecast.gpu_seconds(kept.one.completion_tokens) if endpoint.price.gpu_hour else 0.0
             if seconds is None:
                 return None
-            dollars += endpoint.cost(kept.one, seconds)
+            dollars += endpoint.price.cost(kept.one, seconds)
         return dollars
 
     def _no_plan(self, request: LLMRequest) -> RoutingError:

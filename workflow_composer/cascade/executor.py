@@ -189,7 +189,7 @@ class PlanExecutor:
             endpoint = self._models.endpoints[member.candidates[0].name]
             shown = request if member.form is None else shown_to(member, tier, request)
             expected = endpoint.forecast.expect(shown, member.samples, member.samples if apart else 1)
-            dollars += endpoint.cost(expected.usage, expected.gpu_seconds)
+            dollars += endpoint.price.cost(expected.usage, expected.gpu_seconds)
         return dollars
 
     def member_run(self, index: int, tier: Tier, request: LLMRequest, trace: Trace) -> MemberRun:

@@ -155,7 +155,7 @@ class Connection(asyncio.Protocol):
         if self._waiter is None:
             return
         if self._headed and not self._aborted and not {"content-length", "transfer-encoding"} & self._headers.keys():
-            self._finish()
+            self.on_message_complete()
         else:
             how = "reset by the server" if exc else "closed within the answer" if begun else "closed before an answer"
             self._fail(Broken(how, begun=begun, stale=not begun and not self._aborted))
@@ -220,9 +220,6 @@ class Connection(asyncio.Protocol):
         if self._inflating is not None and not self._inflating.whole:
             self._fail(Undecodable("its answer cannot be decompressed: it lacks its end"))
             return
-        self._finish()
-
-    def _finish(self) -> None:
         waiter, self._waiter, self._sink = self._waiter, None, None
         if waiter is not None and not waiter.done():
             parts = self._parts
