@@ -27,6 +27,7 @@ from workflow_composer.errors import (
     Unsupported,
 )
 from workflow_composer.types import (
+    ALWAYS,
     Candidate,
     Embeddings,
     LLMRequest,
@@ -221,7 +222,7 @@ def judged(tier: Tier, samples: Sequence[Sample], request: LLMRequest) -> Verdic
     A bare completion goes on with a text until its length ends it, so there nothing is looked at. A sample without a text
     may call tools; one with a score has been judged already, and its text may not have been recorded.
     """
-    verdict = tier.accept(samples)
+    verdict = ALWAYS.verdict if tier.accept is ALWAYS else tier.accept(samples)
     if not verdict.accepted or request.kind != "chat":
         return verdict
     sample = samples[verdict.choice]

@@ -7,6 +7,7 @@ form does not know is handed back, for a model's server that may know it; a clos
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ TASK = "task:"
 TASK_HEADER = "x-workflow-composer-task"
 BUDGET_HEADER = "x-workflow-composer-budget"
 TIMEOUT_HEADER = "x-workflow-composer-timeout"
+ADDRESS_HEADERS = (TASK_HEADER, BUDGET_HEADER, TIMEOUT_HEADER)
 LONGEST_NAME = 512
 FOREIGN = frozenset(
     {"messages", "prompt", "n", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs"}
@@ -186,10 +188,13 @@ def metadata(name: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def address_of(model: str | None, headers: Mapping[str, str], metadata: Mapping[str, Any]) -> dict[str, Any]:
+@functools.lru_cache(maxsize=128)
+def address_of(
+    model: str | None, told: str | None, task: str | None, budget: str | None, timeout: str | None
+) -> Mapping[str, Any]:
     """The fields of an `LLMRequest` that say where it goes and what it may take. Raises `HttpFailure`.
 
-    ``model`` and ``metadata`` have passed their checks.
+    ``model`` and the task that was ``told`` in the metadata have passed their checks; the others are `ADDRESS_HEADERS`.
     """
     found: dict[str, Any] = {}
     name = (model or AUTO).strip()
@@ -198,13 +203,13 @@ def address_of(model: str | None, headers: Mapping[str, str], metadata: Mapping[
     elif name and name != AUTO:
         found["model"] = name
     if "task_type" not in found:
-        if task := headers.get(TASK_HEADER):
+        if task:
             found["task_type"] = _task(task)
-        elif (task := metadata.get("task_type")) is not None:
-            found["task_type"] = task
-    if (budget := headers.get(BUDGET_HEADER)) is not None:
+        elif told is not None:
+            found["task_type"] = told
+    if budget is not None:
         found["budget"] = _positive(budget, BUDGET_HEADER)
-    if (timeout := headers.get(TIMEOUT_HEADER)) is not None:
+    if timeout is not None:
         found["timeout"] = _positive(timeout, TIMEOUT_HEADER)
     return found
 

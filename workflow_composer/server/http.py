@@ -465,7 +465,6 @@ class Connection(asyncio.Protocol):
 
 _STATUS: dict[int, str] = {status: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
 _LONGEST_VALUE = 1024
-_second: tuple[int, str] = (0, "")
 
 
 class BadTarget(ValueError):
@@ -480,7 +479,7 @@ def head(
     together = "".join(said)
     if not (together.isascii() and together.isprintable()):
         said = tuple(map(_harmless, said))
-    date = _second[1] if _second[0] == int(time.time()) else _date()
+    date = _date(int(time.time()))
     sized = "transfer-encoding: chunked\r\n" if chunked else "" if length is None else f"content-length: {length}\r\n"
     ending = "connection: close\r\n" if close else ""
     told = ("%s: %s\r\n" * len(headers)) % said
@@ -497,12 +496,10 @@ def _harmless(value: str) -> str:
 _CONTROLS = dict.fromkeys((*range(32), 127), "?")
 
 
-def _date() -> str:
-    """Now, as HTTP writes it; made once a second."""
-    global _second  # noqa: PLW0603  # a pair, replaced by one assignment
-    now = int(time.time())
-    _second = (now, formatdate(now, usegmt=True))
-    return _second[1]
+@functools.lru_cache(maxsize=1)
+def _date(now: int) -> str:
+    """An epoch second, as HTTP writes it."""
+    return formatdate(now, usegmt=True)
 
 
 def head_without_upgrade(method: bytes, target: bytes, version: str, headers: Mapping[str, str]) -> bytes:

@@ -10,7 +10,7 @@ from workflow_composer.backends.tool_calls import ToolCalls, ToolDelta
 from workflow_composer.server import checks, schemas
 from workflow_composer.server.checks import UNSUPPORTED, described, wrong
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.forms import COMMON, TOKENS, TOP_LOGPROBS, Field, Form, address_of, left_out
+from workflow_composer.server.forms import ADDRESS_HEADERS, COMMON, TOKENS, TOP_LOGPROBS, Field, Form, address_of, left_out
 from workflow_composer.server.schemas import Schema
 from workflow_composer.server.wire import Asked, encode, event, openai_failure, usage_of
 from workflow_composer.types import EMPTY, Chunk, LLMResponse, Sample, TokenLogprob
@@ -37,7 +37,8 @@ class ChatDialect:
             fields["max_tokens"] = limit
         include_usage = "stream_options" in own and usage_at_end(own)
         metadata = fields.setdefault("metadata", EMPTY)
-        fields.update(address_of(own.get("model"), headers, metadata), extra=extra)
+        address = address_of(own.get("model"), metadata.get("task_type"), *map(headers.get, ADDRESS_HEADERS))
+        fields.update(address, extra=extra)
         return Asked(fields, own.get("stream", False), include_usage, tuple(warnings))
 
     def whole(self, asked: Asked, response: LLMResponse) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 from workflow_composer.server import checks, schemas
 from workflow_composer.server.checks import described, wrong
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.forms import COMMON, TOKENS, TOP_LOGPROBS, Field, Form, address_of, refused
+from workflow_composer.server.forms import ADDRESS_HEADERS, COMMON, TOKENS, TOP_LOGPROBS, Field, Form, address_of, refused
 from workflow_composer.server.wire import Asked, encode, event, openai_failure, usage_of
 from workflow_composer.server.wire_chat import (
     CHOICES,
@@ -32,8 +32,9 @@ class CompletionsDialect:
         fields, own, extra, warnings = FORM.read(data)
         include_usage = "stream_options" in own and usage_at_end(own)
         top = own.get("logprobs")
+        told = fields.get("metadata", EMPTY).get("task_type")
         fields.update(
-            address_of(own.get("model"), headers, fields.get("metadata", EMPTY)),
+            address_of(own.get("model"), told, *map(headers.get, ADDRESS_HEADERS)),
             kind="completion",
             messages=({"role": "user", "content": own["prompt"]},),
             logprobs=top is not None,

@@ -11,9 +11,9 @@ from typing import Any
 
 from workflow_composer.server import checks, schemas
 from workflow_composer.server.checks import UNSUPPORTED, described, wrong
-from workflow_composer.server.forms import Field, Form, address_of, left_out, metadata, model_name
+from workflow_composer.server.forms import ADDRESS_HEADERS, Field, Form, address_of, left_out, metadata, model_name
 from workflow_composer.server.wire import encode
-from workflow_composer.types import Embeddings
+from workflow_composer.types import EMPTY, Embeddings
 
 MOST_TEXTS = 2048
 
@@ -32,7 +32,8 @@ class AskedEmbeddings:
 def read_embeddings(data: Mapping[str, Any], headers: Mapping[str, str]) -> AskedEmbeddings:
     """Read a body. Raises `HttpFailure`."""
     _, own, _, warnings = FORM.read(data)
-    address = address_of(own.get("model"), headers, own.get("metadata", {}))
+    told = own.get("metadata", EMPTY).get("task_type")
+    address = dict(address_of(own.get("model"), told, *map(headers.get, ADDRESS_HEADERS)))
     if address.pop("budget", None) is not None:
         warnings.append("the budget is not heeded: vectors come from one model, whatever they cost")
     wanted = own.get("encoding_format") == "base64"

@@ -12,7 +12,7 @@ from typing import Any
 from workflow_composer.backends.tool_calls import ToolCalls, ToolDelta
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.server.form_messages import CACHE, FORM
-from workflow_composer.server.forms import address_of
+from workflow_composer.server.forms import ADDRESS_HEADERS, address_of
 from workflow_composer.server.wire import Asked, encode, event
 from workflow_composer.types import EMPTY, Chunk, LLMResponse
 
@@ -46,8 +46,9 @@ class MessagesDialect:
             notes[CACHE] = None
         tools, more = own.get("tools", (None, {}))
         choice, parallel = own.get("tool_choice", (None, {}))
+        told = fields.get("metadata", EMPTY).get("task_type")
         fields.update(
-            address_of(own.get("model"), headers, fields.get("metadata", EMPTY)),
+            address_of(own.get("model"), told, *map(headers.get, ADDRESS_HEADERS)),
             messages=(*system, *messages),
             tools=tools,
             tool_choice=choice,

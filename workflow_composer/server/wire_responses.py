@@ -12,7 +12,7 @@ from typing import Any
 from workflow_composer.backends.tool_calls import ToolCalls, ToolDelta
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.server.form_responses import FORM
-from workflow_composer.server.forms import address_of
+from workflow_composer.server.forms import ADDRESS_HEADERS, address_of
 from workflow_composer.server.wire import Asked, encode, event, openai_failure
 from workflow_composer.server.wire_chat import logprobs_of
 from workflow_composer.types import EMPTY, Chunk, LLMResponse, TokenLogprob, Usage
@@ -36,8 +36,9 @@ class ResponsesDialect:
         reasoning, form = own.get("reasoning", {}), own.get("text", {})
         said = {"reasoning_effort": reasoning.get("effort"), "verbosity": form.get("verbosity")}
         top = own.get("top_logprobs")
+        told = fields.get("metadata", EMPTY).get("task_type")
         fields.update(
-            address_of(own.get("model"), headers, fields.get("metadata", EMPTY)),
+            address_of(own.get("model"), told, *map(headers.get, ADDRESS_HEADERS)),
             messages=tuple(messages),
             top_logprobs=top or None,
             logprobs=bool(top) or _LOGPROBS in wanted,
