@@ -14,7 +14,7 @@ from workflow_composer.server.answering import presented
 from workflow_composer.server.audit import Audit
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 from workflow_composer.server.failures import PERMISSION, HttpFailure
-from workflow_composer.server.forms import Field, Form, decode
+from workflow_composer.server.forms import Field, Form
 from workflow_composer.server.settings import ADMIN_VARIABLE
 from workflow_composer.server.strategies import Switchboard, plain
 from workflow_composer.server.wire import encode
@@ -69,7 +69,7 @@ class Admin:
     async def switch(self, exchange: Exchange) -> Reply:
         """Switch, or with ``dry_run`` (in the query or in the body) say what a switch would change."""
         who = self.check(exchange)
-        _, own, _, _ = SWITCH.read(decode(exchange.body))
+        _, own, _, _ = SWITCH.read(exchange.body)
         source, why = own["strategy"], own.get("why", "")
         if own.get("dry_run") or parse_qs(exchange.query).get("dry_run", ["false"])[0].lower() in {"1", "true", "yes"}:
             return Reply(200, encode(await self._preview(source)))
@@ -87,7 +87,7 @@ class Admin:
     async def rollback(self, exchange: Exchange) -> Reply:
         """Back to a version (``{"version": 3}``), or to the one before."""
         who = self.check(exchange)
-        _, own, _, _ = ROLLBACK.read(decode(exchange.body) if exchange.body else {})
+        _, own, _, _ = ROLLBACK.read(exchange.body or b"{}")
         try:
             return Reply(200, encode(plain(await self._strategies.rollback(own.get("version"), who=who))))
         except ConfigError as error:

@@ -21,7 +21,6 @@ from workflow_composer.responses import UnderWay
 from workflow_composer.server.addressing import predict_task
 from workflow_composer.server.exchange import Exchange, Fields, Handler, Reply
 from workflow_composer.server.failures import HttpFailure, failure_of
-from workflow_composer.server.forms import decode
 from workflow_composer.server.wire import Asked, Dialect
 from workflow_composer.types import ANY_TASK, LLMRequest, LLMResponse, texts
 
@@ -179,7 +178,7 @@ class Answering:
                 await admission.enter()
                 left = None if key is None else accounts.left(key)
             try:
-                asked = dialect.read(decode(exchange.body), exchange.headers)
+                asked = dialect.read(exchange.body, exchange.headers)
                 relay = Relay(usage=asked.include_usage) if relays else None
                 said = self._complete(asked, exchange, key, left, relay)
                 if asked.stream:

@@ -13,7 +13,7 @@ from workflow_composer.server import checks
 from workflow_composer.server.answering import COST, PREFIX, REQUEST_ID, WARNING, Accounts, Admission
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.forms import AUTO, TASK, Field, Form, decode
+from workflow_composer.server.forms import AUTO, TASK, Field, Form
 from workflow_composer.server.wire import encode
 from workflow_composer.server.wire_embeddings import read_embeddings, written_embeddings
 from workflow_composer.types import ANY_TASK
@@ -66,7 +66,7 @@ class Catalogue:
         key, _ = self._accounts.enter(exchange)
         await self._admission.enter()
         try:
-            asked = read_embeddings(decode(exchange.body), exchange.headers)
+            asked = read_embeddings(exchange.body, exchange.headers)
             strategy = self._orchestrator.strategy
             if key is not None:
                 key.check(strategy=strategy, model=asked.address.get("model"))
@@ -89,7 +89,7 @@ class Catalogue:
     async def feedback(self, exchange: Exchange) -> Reply:
         """Grade an answer: ``{"id": ..., "correct": true}``. Where it was drawn for an audit, the grade is evidence."""
         key, _ = self._accounts.enter(exchange, count=False)
-        _, own, _, _ = FEEDBACK.read(decode(exchange.body))
+        _, own, _, _ = FEEDBACK.read(exchange.body)
         identity, correct = own["id"], own["correct"]
         by = own.get("by") or ("anybody" if key is None else f"key {key.id}")
         found = await asyncio.to_thread(self._graded, identity, correct, by)  # the file's lock may have to be waited for

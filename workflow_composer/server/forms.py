@@ -68,19 +68,12 @@ def left_out(reason: str) -> Field:
     return Field(checks.anything, left_out=reason, note=f"Not heeded: {reason}")
 
 
-def decode(body: bytes) -> dict[str, Any]:
-    """A JSON object from the network. Raises `HttpFailure`."""
-    try:
-        found = _decode(body)
-    except UnicodeDecodeError:
-        raise HttpFailure(400, "the body is not UTF-8") from None
-    except msgspec.DecodeError as error:
-        raise HttpFailure(400, f"the body is not JSON: {error}" if body else "the body is empty; send JSON") from None
-    except RecursionError:
-        raise HttpFailure(400, "the body is nested too deeply") from None
-    if not isinstance(found, dict):
-        raise HttpFailure(400, "the body must be a JSON object")
-    return found
+def _undecodable(body: bytes, error: Exception) -> HttpFailure:
+    if isinstance(error, UnicodeDecodeError):
+        return HttpFailure(400, "the body is not UTF-8")
+    if isinstance(error, RecursionError):
+        return HttpFailure(400, "the body is nested too deeply")
+    return HttpFailure(400, f"the body is not JSON: {error}" if body else "the body is empty; send JSON")
 
 
 class Form:
@@ -110,11 +103,17 @@ class Form:
         self._code = code
         self._more = {**(beside or {}), "examples": [example]}
 
-    def read(self, data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
+    def read(self, body: bytes) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
         """Read a body: attributes of the request, other fields by their names, unknown fields, and warnings.
 
         Raises `HttpFailure`. Every request to the service passes through here: one look-up and one call per field.
         """
+        try:
+            data = _decode(body)
+        except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
+            raise _undecodable(body, error) from None
+        if not isinstance(data, dict):
+            raise HttpFailure(400, "the body must be a JSON object")
         rule_of = self._rule
         request: dict[str, Any] = {}
         own: dict[str, Any] = {}

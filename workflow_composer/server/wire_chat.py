@@ -28,9 +28,9 @@ class ChatDialect:
 
     name = "chat"
 
-    def read(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
+    def read(self, body: bytes, headers: Mapping[str, str]) -> Asked:
         """Read a body. Raises `HttpFailure`."""
-        fields, own, extra, warnings = FORM.read(data)
+        fields, own, extra, warnings = FORM.read(body)
         if (limit := own.get("max_completion_tokens")) is not None:
             if fields.get("max_tokens", limit) != limit:
                 warnings.append("max_tokens is not heeded beside max_completion_tokens")

@@ -27,9 +27,9 @@ class CompletionsDialect:
 
     name = "completions"
 
-    def read(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
+    def read(self, body: bytes, headers: Mapping[str, str]) -> Asked:
         """Read a body. Raises `HttpFailure`."""
-        fields, own, extra, warnings = FORM.read(data)
+        fields, own, extra, warnings = FORM.read(body)
         include_usage = "stream_options" in own and usage_at_end(own)
         top = own.get("logprobs")
         told = fields.get("metadata", EMPTY).get("task_type")

@@ -29,9 +29,9 @@ class AskedEmbeddings:
     warnings: tuple[str, ...] = ()
 
 
-def read_embeddings(data: Mapping[str, Any], headers: Mapping[str, str]) -> AskedEmbeddings:
+def read_embeddings(body: bytes, headers: Mapping[str, str]) -> AskedEmbeddings:
     """Read a body. Raises `HttpFailure`."""
-    _, own, _, warnings = FORM.read(data)
+    _, own, _, warnings = FORM.read(body)
     told = own.get("metadata", EMPTY).get("task_type")
     address = dict(address_of(own.get("model"), told, *map(headers.get, ADDRESS_HEADERS)))
     if address.pop("budget", None) is not None:

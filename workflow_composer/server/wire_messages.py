@@ -35,9 +35,9 @@ class MessagesDialect:
 
     name = "messages"
 
-    def read(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
+    def read(self, body: bytes, headers: Mapping[str, str]) -> Asked:
         """Read a body. Raises `HttpFailure`."""
-        fields, own, extra, warnings = FORM.read(data)
+        fields, own, extra, warnings = FORM.read(body)
         (system, notes), (messages, more) = own.get("system", ([], {})), own["messages"]
         notes = {**notes, **more}
         if fields.get("metadata", EMPTY).get("user_id") is not None:

@@ -25,9 +25,9 @@ class ResponsesDialect:
 
     name = "responses"
 
-    def read(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
+    def read(self, body: bytes, headers: Mapping[str, str]) -> Asked:
         """Read a body. Raises `HttpFailure`."""
-        fields, own, extra, warnings = FORM.read(data)
+        fields, own, extra, warnings = FORM.read(body)
         messages = own["input"]
         if (instructions := own.get("instructions")) is not None:
             messages.insert(0, {"role": "system", "content": instructions})

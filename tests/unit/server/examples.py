@@ -9,14 +9,18 @@ import pytest
 
 from workflow_composer.server.exchange import EVENTS, Exchange
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.forms import decode
 from workflow_composer.server.wire import Asked, Dialect
 from workflow_composer.types import LLMRequest, LLMResponse, RoutingDecision, Sample, Usage
 
 
+def sent(body: Any) -> bytes:
+    """A body as it comes over the network."""
+    return json.dumps(body).encode()
+
+
 def read(dialect: Dialect, body: dict[str, Any], headers: dict[str, str] | None = None) -> Asked:
     """What a dialect makes of a body that came over the network."""
-    found = dialect.read(decode(json.dumps(body).encode()), headers or {})
+    found = dialect.read(sent(body), headers or {})
     found.request = LLMRequest(request_id="", **found.fields)
     return found
 
