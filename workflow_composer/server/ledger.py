@@ -57,27 +57,15 @@ class Account:
     next_token: float = 0.0
 
 
+@dataclass(slots=True)
 class _Charges:
-    """What a key's requests have cost since it was last written down."""
+    """What a key's requests have cost since it was last written down; ``at``: the last of them."""
 
-    __slots__ = ("at", "cost", "key", "requests", "tokens")
-
-    def __init__(self, key: Key) -> None:
-        self.key = key
-        self.at = 0.0
-        self.cost = 0.0
-        self.requests = 0
-        self.tokens = 0
-
-    def add_to(self, account: Account) -> None:
-        if account.period_began != _period(self.key.period, self.at // _DAY)[0]:
-            _turn_over(account, self.key, self.at)
-        account.spent += self.cost
-        account.spent_in_all += self.cost
-        account.requests = min(account.requests + self.requests, _MOST)
-        account.tokens = min(account.tokens + self.tokens, _MOST)
-        if self.key.tokens_per_minute:
-            account.next_token = max(account.next_token, self.at) + self.tokens * 60.0 / self.key.tokens_per_minute
+    key: Key
+    at: float = 0.0
+    cost: float = 0.0
+    requests: int = 0
+    tokens: int = 0
 
 
 class Ledger:
@@ -172,9 +160,7 @@ class Ledger:
     def _write_one(self, identity: str, charges: _Charges, wait: float) -> None:
         place = self._place(identity)
         with self._locks.hold(place, _RECORD.size, wait=wait):
-            account = self._read(place)
-            charges.add_to(account)
-            self._write(place, account)
+            self._write(place, self.account(charges.key, charges.at))
 
     def _tell(self, error: Exception) -> None:
         if not self._full:
@@ -188,7 +174,15 @@ class Ledger:
         account = Account(*_NUMBERS.unpack_from(self._map, place + 32))
         charges = self._unwritten.get(key.id)
         if charges is not None:
-            charges.add_to(account)
+            if account.period_began != _period(key.period, charges.at // _DAY)[0]:
+                _turn_over(account, key, charges.at)
+            account.spent += charges.cost
+            account.spent_in_all += charges.cost
+            account.requests = min(account.requests + charges.requests, _MOST)
+            account.tokens = min(account.tokens + charges.tokens, _MOST)
+            if key.tokens_per_minute:
+                ready = max(account.next_token, charges.at)
+                account.next_token = ready + charges.tokens * 60.0 / key.tokens_per_minute
         if account.period_began != _period(key.period, now // _DAY)[0]:
             _turn_over(account, key, now)
         return account

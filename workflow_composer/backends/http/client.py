@@ -11,7 +11,7 @@ import asyncio
 import functools
 import ssl
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
@@ -57,7 +57,7 @@ class Client:
         self._policy = policy
         self._keepalive = keepalive
         self._resolve = resolve
-        self._idle: dict[Origin, deque[Connection]] = {}
+        self._idle: defaultdict[Origin, deque[Connection]] = defaultdict(deque)
         self._busy: set[Connection] = set()
 
     async def send(
@@ -83,7 +83,11 @@ class Client:
                 connection.abort()
                 raise
             finally:
-                self._give_back(origin, connection)
+                self._busy.discard(connection)
+                if connection.usable:
+                    self._idle[origin].append(connection)
+                else:
+                    connection.abort()
             connection, reused = None, False
 
     async def stream(self, origin: Origin, data: bytes, *, connect: float) -> Stream:
@@ -133,27 +137,17 @@ class Client:
     # ------------------------------------------------------------------------------------------------------- connections
 
     def _kept(self, origin: Origin) -> Connection | None:
-        kept = self._idle.get(origin)
+        """The connection that was used last, if it is still good."""
+        kept, since = self._idle[origin], time.monotonic() - self._keepalive
+        if kept and kept[0].idle_since <= since:  # one at a time is enough to keep up with those that have become idle
+            kept.popleft().abort()
         while kept:
             connection = kept.pop()
-            if connection.usable and time.monotonic() - connection.idle_since < self._keepalive:
+            if connection.usable and connection.idle_since > since:
                 self._busy.add(connection)
                 return connection
             connection.abort()
         return None
-
-    def _give_back(self, origin: Origin, connection: Connection) -> None:
-        self._busy.discard(connection)
-        if not connection.usable:
-            connection.abort()
-            return
-        connection.idle_since = now = time.monotonic()
-        kept = self._idle.get(origin)
-        if kept is None:
-            kept = self._idle[origin] = deque()
-        kept.append(connection)
-        if now - kept[0].idle_since >= self._keepalive:  # one at a time is enough to keep up with those given back
-            kept.popleft().abort()
 
     async def _opened(self, origin: Origin, limit: float) -> Connection:
         loop = asyncio.get_running_loop()

@@ -7,6 +7,7 @@ behind an answer is nobody's. Parsing is llhttp's, through httptools.
 from __future__ import annotations
 
 import asyncio
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -220,6 +221,7 @@ class Connection(asyncio.Protocol):
         if self._inflating is not None and not self._inflating.whole:
             self._fail(Undecodable("its answer cannot be decompressed: it lacks its end"))
             return
+        self.idle_since = time.monotonic()
         waiter, self._waiter, self._sink = self._waiter, None, None
         if waiter is not None and not waiter.done():
             parts = self._parts
