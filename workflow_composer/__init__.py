@@ -9,15 +9,16 @@ if TYPE_CHECKING:
     from workflow_composer.hookspecs import hookimpl
     from workflow_composer.orchestrator import ModelOrchestrator
     from workflow_composer.strategy import StrategyConfig
-    from workflow_composer.types import LLMRequest, LLMResponse, Plan, Tier
+    from workflow_composer.types import LLMRequest, LLMResponse, Member, Plan, Tier
 
-__all__ = ["LLMRequest", "LLMResponse", "ModelOrchestrator", "Plan", "StrategyConfig", "Tier", "hookimpl"]
+__all__ = ["LLMRequest", "LLMResponse", "Member", "ModelOrchestrator", "Plan", "StrategyConfig", "Tier", "hookimpl"]
 __version__ = "0.1.0"
 
 # Names are imported when they are first used (PEP 562), so that `import workflow_composer` costs next to nothing.
 _HOMES = {
     "LLMRequest": "types",
     "LLMResponse": "types",
+    "Member": "types",
     "ModelOrchestrator": "orchestrator",
     "Plan": "types",
     "StrategyConfig": "strategy",

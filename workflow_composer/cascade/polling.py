@@ -155,7 +155,9 @@ class Poll:
         await self._cancel([task for task, draw in self._under_way.items() if draw.seat is seat])
         if not isinstance(error, GivenUp) or error.position >= len(seat.member.candidates) or self._trace.over:
             self._note = "no further sample could be drawn" + ("" if alone else f" from {seat.candidate.name}")
-            self._failure = error if isinstance(error, ModelError) else self._failure
+            if isinstance(error, ModelError):
+                self._failure = error
+                self._note += f" ({type(error).__name__})"
             self._ballot.lose(seat.number)
             return
         self._ballot.withdraw(seat.number)

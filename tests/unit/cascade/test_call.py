@@ -1,14 +1,28 @@
-"""The time limit of a call: on one await, and on each of a stream's."""
+"""One call: its time limit on one await and on each of a stream's, and what it leaves on record."""
 
 import asyncio
 import time
 
 import pytest
 
+from workflow_composer.backends.fake import Delay, FakeBackend
+from workflow_composer.backends.pricing import Price
 from workflow_composer.cascade import call
 from workflow_composer.cascade.call import Call
-from workflow_composer.errors import CallTimeout, ServerFailed
-from workflow_composer.types import LLMRequest, ModelCall, Timeouts
+from workflow_composer.cascade.streaming import StreamRun
+from workflow_composer.errors import CallTimeout, ServerFailed, StreamInterrupted
+from workflow_composer.types import (
+    Attempt,
+    Chunk,
+    Completion,
+    LLMRequest,
+    ModelCall,
+    Plan,
+    Sample,
+    Tier,
+    Timeouts,
+    Usage,
+)
 
 ASK = LLMRequest.of("What is 2 + 2?")
 
@@ -110,3 +124,55 @@ def test_a_limit_that_is_due_at_once_does_not_disturb_the_next_call_on_uvloop(wi
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(calls())
+
+
+class Scripted(FakeBackend):
+    """Streams texts, and waits where the script has seconds, whatever the call's own limits are."""
+
+    async def stream(self, call):
+        for item in self.items:
+            if isinstance(item, float):
+                await asyncio.sleep(item)
+            else:
+                yield Chunk(item)
+
+
+def streaming(bench, *items, timeouts):
+    backend = Scripted(name="a")
+    backend.items = items
+    b = bench(backend, FakeBackend("fine", name="b"), timeouts=timeouts)
+    return b, StreamRun(b.executor, Plan((Tier.of(b.candidates("a", "b")),)), ASK, b.trace)
+
+
+async def test_the_first_token_has_a_limit_of_its_own_until_something_has_come(bench):
+    """A piece that says nothing is none; the executor keeps the limit where the backend does not."""
+    b, run = streaming(bench, "", 30.0, timeouts=Timeouts(1.0, 0.05, 30.0))
+    assert "".join([chunk.text async for chunk in run.chunks()]) == "fine"
+    assert b.trace.attempts[0].error == "no first token within 0.1 s"
+
+
+async def test_a_reader_that_takes_longer_than_the_call_may_is_never_cancelled(bench):
+    """It learns at the next piece that the time is over."""
+    _, run = streaming(bench, "one", 30.0, timeouts=Timeouts(1.0, 0.05, 0.05))
+    read = []
+    with pytest.raises(StreamInterrupted, match="no end of the stream within"):
+        async for chunk in run.chunks():
+            await asyncio.sleep(0.15)
+            read.append(chunk.text)
+    assert read == ["one"]
+
+
+async def test_gpu_time_is_charged_for_calls_that_end_and_for_those_that_fail(bench, fake):
+    b = bench(fake("a", Delay(0.05, ServerFailed("500")), Delay(0.05, "4")), prices={"a": Price(gpu_hour=3600.0)})
+    await b.executor.run(Plan((Tier.of(b.candidates("a")),)), ASK, b.trace)
+    assert [attempt.cost >= 0.045 for attempt in b.trace.attempts] == [True, True]
+
+
+async def test_servers_that_failed_before_the_answer_are_attempts_of_their_own(bench, fake):
+    """They stand before the call that they were part of, under its candidate's name."""
+    failed = Attempt(0, 0, "http://10.0.0.1:8000", True, 12.0, error="down", error_type="ServerUnreachable")
+    done = Completion((Sample("4", "stop"),), Usage(3, 1), "m", failovers=(failed,))
+    b = bench(fake("a", ServerFailed("500"), done))
+    await b.executor.run(Plan((Tier.of(b.candidates("a")),)), ASK, b.trace)
+    recorded = [(attempt.name, attempt.error_type) for attempt in b.trace.attempts]
+    assert recorded == [("a", "ServerFailed"), ("a", "ServerUnreachable"), ("a", None)]
