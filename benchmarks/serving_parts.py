@@ -42,11 +42,13 @@ def serve_ours(port: int) -> None:
     import uvloop
 
     from workflow_composer.server.exchange import Exchange, Reply
+    from workflow_composer.server.forms import Form
     from workflow_composer.server.http import HttpLimits, HttpServer
-    from workflow_composer.server.wire import decode
+
+    form = Form({}, example={})
 
     async def answer(exchange: Exchange) -> Reply:
-        decode(exchange.body)
+        form.read(exchange.body)
         return Reply(200, BODY)
 
     async def run() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Mapping
@@ -140,9 +141,10 @@ def metric_of(
         last = trace.attempts[-1] if trace.attempts else None
         candidate, tier, depth = (last.name, last.tier, last.candidate) if last else ("", 0, 0)
     overhead = seconds - trace.waited
+    now = time.time()
     # By position: twenty keywords would take longer than everything else here.
     return RoutingMetric(
-        _timestamp(),  # timestamp
+        f"{_to_the_second(int(now))}.{int(now % 1.0 * 1000.0):03d}+00:00",  # timestamp
         request.request_id,
         config.profile_name,  # strategy
         plan.router if plan is not None else "",  # router
@@ -178,16 +180,7 @@ def told(plan: Plan | None, trace: Trace) -> dict[str, Any]:
     return {"plan": describe(plan), "left_out": list(plan.left_out), "attempts": calls}
 
 
-_second: tuple[int, str] = (0, "")
-
-
-def _timestamp() -> str:
-    """Now, in ISO 8601 to the millisecond, UTC. The part down to the second is made once a second."""
-    global _second  # noqa: PLW0603  # a pair, replaced by one assignment; two threads may both make it
-    now = time.time()
-    whole = int(now)
-    second, text = _second
-    if second != whole:
-        text = datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        _second = (whole, text)
-    return f"{text}.{int((now - whole) * 1000.0):03d}+00:00"
+@functools.lru_cache(maxsize=1)
+def _to_the_second(now: int) -> str:
+    """An epoch second in ISO 8601, UTC, without the zone."""
+    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%S")

@@ -128,18 +128,24 @@ class ModelOrchestrator:
         Raises `RoutingError` where no router has a plan, `AllCandidatesFailed` (with every attempt) where no model
         answered, and a `ModelError` that no other model could mend as it is.
         """
-        active = self._acquire()
+        active = self._active.acquire() or self._acquire()
         try:
-            return await self._answer(active, self._request(active, prompt, fields))
+            request = self._request(active, prompt, fields)
+            started, trace, plan = time.perf_counter(), Trace(request.timeout), None
+            try:
+                plan = active.plan(request)
+                outcome = await active.executor.run(plan, request, trace)
+            except BaseException as error:
+                self._note(active, request, trace, started, plan=plan, error=error)
+                raise
+            return self._finish(active, request, plan, outcome, trace, started)
         finally:
             await active.release()
 
-    async def _answer(self, active: Snapshot, request: LLMRequest, plan: Plan | None = None) -> LLMResponse:
-        """Run one request to its answer, and write it down however it ends. Routers call it with a plan of their own."""
-        started = time.perf_counter()
-        trace = Trace(request.timeout)
+    async def _execute(self, active: Snapshot, plan: Plan, request: LLMRequest) -> LLMResponse:
+        """Run a router's own plan, under the router's own profile, which may be retired already."""
+        started, trace = time.perf_counter(), Trace(request.timeout)
         try:
-            plan = plan or active.plan(request)
             outcome = await active.executor.run(plan, request, trace)
         except BaseException as error:
             self._note(active, request, trace, started, plan=plan, error=error)
@@ -158,7 +164,7 @@ class ModelOrchestrator:
     async def _chunks(
         self, stream: ResponseStream, prompt: Prompt, fields: Mapping[str, Any]
     ) -> AsyncGenerator[Chunk, None]:
-        active = self._acquire()
+        active = self._active.acquire() or self._acquire()
         try:
             request = self._request(active, prompt, fields)
             started = time.perf_counter()
@@ -167,7 +173,7 @@ class ModelOrchestrator:
             try:
                 plan = active.plan(request)
                 if request.relay is not None:
-                    request.relay.keep = plan.router in active.listeners or self.plugins.implements("after_answer")
+                    request.relay.keep = plan.router in active.listeners or "after_answer" in self.plugins.registry.hooks
                 run = StreamRun(active.executor, plan, request, trace)
                 stream.follow(UnderWay(active.config, request, plan, run, trace))
                 async with aclosing(run.chunks()) as chunks:
@@ -187,7 +193,7 @@ class ModelOrchestrator:
         """One vector per text, from the first model that the plan names and from no other: vectors of two models cannot
         be compared, so there is no fallback. ``fields``: ``model``, ``timeout``, ``request_id``. Raises as `agenerate`.
         """
-        active = self._acquire()
+        active = self._active.acquire() or self._acquire()
         try:
             request = self._request(active, "\n".join(texts), {"kind": "embeddings", "task_type": task_type, **fields})
             started = time.perf_counter()
@@ -283,7 +289,7 @@ class ModelOrchestrator:
 
         Routers see the outcome of the probe from then on.
         """
-        active = self._acquire()
+        active = self._active.acquire() or self._acquire()
         try:
             if probe:
                 detector = ResourceDetector(active.config, environ=self._environ, egress=active.egress)
@@ -360,9 +366,9 @@ class ModelOrchestrator:
     # --------------------------------------------------------------------------------------------------------- parts
 
     def _acquire(self) -> Snapshot:
-        """The active snapshot, counted as used. A second read is needed only if it closed between the two steps."""
-        while not (active := self._active).acquire():
-            if active is self._active:
+        """The active snapshot, counted as used, after one that closed between reading and counting."""
+        while (active := (read := self._active).acquire()) is None:
+            if read is self._active:
                 raise WorkflowComposerError("the orchestrator is closed")
         return active
 
@@ -371,8 +377,10 @@ class ModelOrchestrator:
             request = replace(prompt, **fields) if fields else prompt
         else:
             request = LLMRequest.of(prompt, **fields)
-        if self.plugins.implements("before_route"):
+        if "before_route" in self.plugins.registry.hooks:
             request = self.plugins.before_route(request, active.config.profile_name)
+        if request.context is None and not active.contexts.tasks:
+            return request
         return active.contexts.applied(request)  # behind the plugins, so that nothing comes to stand before it
 
     def _choose(self, strategy: str | Path | StrategyConfig | None) -> tuple[StrategyConfig, str]:
@@ -396,7 +404,7 @@ class ModelOrchestrator:
             config,
             self.plugins.registry,
             self._environ,
-            execute=lambda active, plan, request: self._answer(active, request, plan),
+            execute=self._execute,
             resources=unprobed(config, self._environ),
             observer=PluginObserver(self.plugins),
             report=self._narrator.warning,
@@ -409,7 +417,7 @@ class ModelOrchestrator:
         self._note(active, request, trace, started, plan=plan, response=response)
         if (router := active.listeners.get(plan.router)) is not None:
             self._tell(router, request, response)
-        if self.plugins.implements("after_answer"):
+        if "after_answer" in self.plugins.registry.hooks:
             self.plugins.notify("after_answer", request=request, response=response)
         return response
 
@@ -442,7 +450,7 @@ class ModelOrchestrator:
             response=response,
             error=error,
             model=model,
-            strongest_cost=active.strongest_cost(plan, response),
+            strongest_cost=None if plan is None or len(plan.tiers) == 1 else active.strongest_cost(plan, response),
             debug=debug,
         )
         try:

@@ -77,11 +77,11 @@ StartWatch = Callable[[int], Watch]
 class AlwaysAccept:
     """Take whatever comes."""
 
-    _verdict = Verdict(accepted=True, reason="always accepted")
+    verdict = Verdict(accepted=True, reason="always accepted")
 
     def __call__(self, samples: Sequence[Sample]) -> Verdict:
         """Accept; the confidence stays unknown."""
-        return self._verdict
+        return self.verdict
 
     def __repr__(self) -> str:
         return "always"

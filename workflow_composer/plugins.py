@@ -70,7 +70,8 @@ class PluginHost:
         self._manager.add_hookspecs(hookspecs)
         self._lock = threading.Lock()
         self._infos: dict[str, PluginInfo] = {}
-        self._registry = Registry()
+        self.registry = Registry()
+        """What is provided now: one consistent picture."""
         self._on_broken = on_broken
 
     # ------------------------------------------------------------------------------------------------ what is there
@@ -79,11 +80,6 @@ class PluginHost:
     def plugins(self) -> tuple[PluginInfo, ...]:
         """All plugins found, by name; the package's own parts come first."""
         return tuple(sorted(self._infos.values(), key=lambda info: (info.name != BUILTIN, info.name)))
-
-    @property
-    def registry(self) -> Registry:
-        """What is provided now: one consistent picture."""
-        return self._registry
 
     @property
     def broken(self) -> tuple[PluginInfo, ...]:
@@ -138,7 +134,7 @@ class PluginHost:
             if self._manager.unregister(name=name) is None:
                 raise PluginError(f"no plugin is named {name!r}")
             del self._infos[name]
-            self._registry = self._collect()
+            self.registry = self._collect()
 
     def _load(self, plugin: object, name: str, distribution: str, version: str) -> None:
         with self._lock:
@@ -149,7 +145,7 @@ class PluginHost:
             except BaseException:
                 self._manager.unregister(name=name)
                 raise
-            self._registry = registry
+            self.registry = registry
             provides = tuple(
                 f"{kind.removesuffix('s')}:{item.name}"
                 for kind in _KINDS
@@ -191,10 +187,6 @@ class PluginHost:
         return MappingProxyType(found)
 
     # ------------------------------------------------------------------------------------------------------- calling
-
-    def implements(self, hook: str) -> bool:
-        """Whether any plugin has this hook; callers on the hot path ask before they do any work for it."""
-        return hook in self._registry.hooks
 
     def before_route(self, request: LLMRequest, strategy: str) -> LLMRequest:
         """Pass the request through every plugin's `before_route`, in the order of the plugins' names."""

@@ -9,6 +9,7 @@ the answer goes the usual way.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -24,6 +25,7 @@ class Source(Protocol):
         ...
 
 
+@dataclass(slots=True, eq=False)
 class Relay:
     """Takes the bytes of one answer.
 
@@ -33,12 +35,9 @@ class Relay:
     here wants to read the answer, too; else a stream's text is not gathered. ``source`` is there while a stream comes.
     """
 
-    __slots__ = ("begun", "body", "keep", "source", "usage", "write")
-
-    def __init__(self, write: Callable[[bytes], None] | None = None, *, usage: bool = False) -> None:
-        self.write = write
-        self.usage = usage
-        self.keep = False
-        self.body: bytes | None = None
-        self.begun = False
-        self.source: Source | None = None
+    write: Callable[[bytes], None] | None = None
+    usage: bool = False
+    keep: bool = False
+    body: bytes | None = None
+    begun: bool = False
+    source: Source | None = None

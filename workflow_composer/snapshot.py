@@ -26,9 +26,12 @@ from workflow_composer.errors import ConfigError, ContextError, ProfileError, Ro
 from workflow_composer.metrics.escalation import Kept
 from workflow_composer.names import nearest
 from workflow_composer.plugins import Provided, Registry
-from workflow_composer.routers.base import Router, RouterContext
+from workflow_composer.routers.base import KindRouter, Router, RouterContext
 from workflow_composer.strategy import ModelSpec, StrategyConfig
 from workflow_composer.types import Candidate, LLMRequest, LLMResponse, Plan, ResourceStatus, Timeouts
+
+_MOST_PLANS = 1024
+"""Plans that are remembered; callers may name any number of models."""
 
 Execute = Callable[["Snapshot", Plan, LLMRequest], Awaitable[LLMResponse]]
 
@@ -50,10 +53,12 @@ class Snapshot:
         self.endpoints = endpoints
         self.executor = executor
         self.routers: tuple[Router, ...] = ()
+        self.plans_by_kind = False
         self.listeners: Mapping[str, Router] = {}
         self.resources = resources
         self.contexts = contexts
         self._candidates: dict[str, tuple[Candidate, ...]] = {}
+        self._planned: tuple[ResourceStatus, dict[tuple[str, str | None, str], Plan]] = (resources, {})
         self._lock = threading.Lock()
         self._users = 0
         self._retired = False
@@ -71,21 +76,35 @@ class Snapshot:
         return found
 
     def plan(self, request: LLMRequest) -> Plan:
-        """The first router's plan. Raises `RoutingError` where none has one."""
-        resources = self.resources
+        """The first router's plan. Raises `RoutingError` where none has one.
+
+        With ``plans_by_kind`` it is made once for requests of one kind, model and task, while the resources stay the same.
+        """
+        resources, plans = self._planned
+        if resources is not self.resources or len(plans) >= _MOST_PLANS:
+            resources, plans = self._planned = (self.resources, {})
+        kind = (request.kind, request.model, request.task_type)
+        plan = plans.get(kind)
+        if plan is None:
+            plan = self._first_plan(request, resources)
+            if self.plans_by_kind:
+                plans[kind] = plan
+        return plan
+
+    def _first_plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan:
         for router in self.routers:
             plan = router.plan(request, resources)
             if plan is not None:
                 return plan
         raise self._no_plan(request)
 
-    def strongest_cost(self, plan: Plan | None, response: LLMResponse | None) -> float | None:
+    def strongest_cost(self, plan: Plan, response: LLMResponse | None) -> float | None:
         """Dollars that the plan's last tier alone would have cost for this answer.
 
-        Exact where that tier gave it; else an estimate: one answer to the same prompt, of as many tokens. None where the
-        plan has no other tier, there is no answer, or the price is by GPU time and nothing is known of that yet.
+        Exact where that tier gave it; else an estimate: one answer to the same prompt, of as many tokens. None where there
+        is no answer, or the price is by GPU time and nothing is known of that yet.
         """
-        if plan is None or response is None or len(plan.tiers) == 1:
+        if response is None:
             return None
         last, number = len(plan.tiers) - 1, response.decision.tier
         kept = Kept.of(response, next(tier for tier in response.tiers if tier.tier == number))
@@ -97,7 +116,7 @@ class Snapshot:
             seconds = endpoint.forecast.gpu_seconds(kept.one.completion_tokens) if endpoint.price.gpu_hour else 0.0
             if seconds is None:
                 return None
-            dollars += endpoint.cost(kept.one, seconds)
+            dollars += endpoint.price.cost(kept.one, seconds)
         return dollars
 
     def _no_plan(self, request: LLMRequest) -> RoutingError:
@@ -113,13 +132,13 @@ class Snapshot:
 
     # ---------------------------------------------------------------------------------------------------- life and end
 
-    def acquire(self) -> bool:
-        """Count one more request in; False where the snapshot is already closed and another must be read."""
+    def acquire(self) -> Snapshot | None:
+        """Count one more request in; None where the snapshot is already closed and another must be read."""
         with self._lock:
             if self._closed:
-                return False
+                return None
             self._users += 1
-            return True
+            return self
 
     async def release(self) -> None:
         """Count a request out; the last one of a retired snapshot closes it."""
@@ -180,6 +199,9 @@ def build(
         report,
     )
     snapshot.routers = tuple(_router(config, registry, index, context) for index in range(len(config.routers)))
+    # What a request needs counts where models list their capabilities.
+    listed = any(spec.capabilities for spec in config.models.values())
+    snapshot.plans_by_kind = not listed and all(type(router).plan is KindRouter.plan for router in snapshot.routers)
     listening = [router for router in snapshot.routers if type(router).answered is not Router.answered]
     snapshot.listeners = {router.name: router for router in listening}
     return snapshot

@@ -451,3 +451,38 @@ async def test_a_sink_that_raises_fails_no_request(make):
         with pytest.raises(RoutingError):
             await orchestrator.agenerate("hello", model="nobody")
     assert log.getvalue().count("OverflowError") == 1
+
+
+class TestPlansAreMadeOnce:
+    """For requests of one kind, model and task, while nothing else counts."""
+
+    async def test_what_a_request_needs_counts_where_models_list_what_they_can(self, make):
+        models = {"small": {"backend": "scripted", "capabilities": ["chat"]}}
+        models["large"] = {"backend": "scripted", "capabilities": ["chat", "tools"]}
+        orchestrator, _ = make(profile(models=models))
+        assert (await orchestrator.agenerate("hi")).decision.candidate == "small"
+        tools = ({"type": "function", "function": {"name": "add"}},)
+        assert (await orchestrator.agenerate("hi", tools=tools)).decision.candidate == "large"
+
+    async def test_another_task_or_model_has_a_plan_of_its_own(self, make):
+        orchestrator, _ = make(profile(task_routing={"*": "small", "hard": "large"}))
+        asked = ({}, {"task_type": "hard"}, {"model": "large"}, {"model": "small"})
+        found = [(await orchestrator.agenerate("hi", **fields)).decision.candidate for fields in asked * 2]
+        assert found == ["small", "large", "large", "small"] * 2
+
+    async def test_a_router_that_looks_at_the_words_is_asked_each_time(self, make):
+        class ByLength(Router):
+            name = "by_length"
+
+            def plan(self, request, resources):
+                target = "small" if request.query_length < 5 else "large"
+                return Plan((Tier.of(self.context.candidates(target)),), self.name)
+
+        class Plugin:
+            @hookimpl
+            def register_routers(self, register):
+                register("by_length", ByLength)
+
+        orchestrator, _ = make(profile(routers=["by_length"]), hooks=[Plugin()])
+        found = [(await orchestrator.agenerate(text)).decision.candidate for text in ("hi", "hello there", "hi")]
+        assert found == ["small", "large", "small"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -71,14 +71,12 @@ class OpenAICompatibleBackend:
         self._words: frozenset[str] = frozenset()
         self.relays: bool = self._several and self._server.direct
 
-    async def complete(self, call: ModelCall) -> Completion:
-        """Return ``call.samples`` answers."""
-        if self._ignored:
-            self._refuse_ignored(call.request)
-        if call.request.relay is not None and self.relays:
-            return await self._relay(call, call.request.relay)
-        with self._limit(call.timeouts.total, "the whole answer"):
-            return await self._sample(call)
+    def complete(self, call: ModelCall) -> Coroutine[Any, Any, Completion]:
+        """Return ``call.samples`` answers. Whoever awaits a relayed one bounds its time, as the executor does."""
+        relay = call.request.relay
+        if relay is None or not self.relays:
+            return self._sampled(call)
+        return self._draw(call, samples=call.samples) if relay.write is None else self._relayed(call, relay)
 
     async def stream(self, call: ModelCall) -> AsyncGenerator[Chunk, None]:
         """Yield one answer piece by piece; the last piece may carry only the usage."""
@@ -89,7 +87,7 @@ class OpenAICompatibleBackend:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        secrets, path, connect = Secrets(call.request), openai_wire.path_of(call.request), call.timeouts.connect
+        secrets, path, connect = Secrets(call.request), openai_wire.PATHS[call.request.kind], call.timeouts.connect
         with self._limit_by(clock):
             openai_wire.reword(body, self._words)
             try:
@@ -144,15 +142,14 @@ class OpenAICompatibleBackend:
         """Close all connections."""
         await self._server.close()
 
-    async def _relay(self, call: ModelCall, relay: Relay) -> Completion:
-        """Hand the answer's own bytes on. Whoever awaits it bounds the time, as for every call of the executor's."""
+    async def _relayed(self, call: ModelCall, relay: Relay) -> Completion:
+        """Hand a stream's own bytes on."""
         from workflow_composer.backends.relaying import relayed
 
-        path = openai_wire.path_of(call.request)
+        path = openai_wire.PATHS[call.request.kind]
         body = openai_wire.chat_body(call, samples=call.samples, draw=call.first_sample)
-        if relay.write is not None:
-            body["stream"] = True
-            body["stream_options"] = {**body.get("stream_options", {}), "include_usage": True}
+        body["stream"] = True
+        body["stream_options"] = {**body.get("stream_options", {}), "include_usage": True}
         openai_wire.reword(body, self._words)
         try:
             return await relayed(self._server, path, call, body)
@@ -163,12 +160,16 @@ class OpenAICompatibleBackend:
 
     # ------------------------------------------------------------------------------------------------- several samples
 
+    async def _sampled(self, call: ModelCall) -> Completion:
+        self._refuse_ignored(call.request)
+        with self._limit(call.timeouts.total, "the whole answer"):
+            return await self._sample(call)
+
     async def _sample(self, call: ModelCall) -> Completion:
         if call.samples > 1 and not self._several:
             return await self._draw_singly(call, call.samples)
-        secrets = Secrets(call.request)
         try:
-            first = await self._draw(call, secrets, samples=call.samples)
+            first = await self._draw(call, samples=call.samples)
         except BadRequest:
             if call.samples == 1:
                 raise
@@ -184,20 +185,27 @@ class OpenAICompatibleBackend:
         return Completion(first.samples + rest.samples, first.usage + rest.usage, first.model)
 
     async def _draw_singly(self, call: ModelCall, count: int, *, start: int = 0) -> Completion:
-        secrets = Secrets(call.request)
-        parts = await _together([self._draw(call, secrets, draw=start + number) for number in range(count)])
+        parts = await _together([self._draw(call, draw=start + number) for number in range(count)])
         usage = sum((part.usage for part in parts), Usage())
         return Completion(tuple(part.samples[0] for part in parts), usage, parts[0].model)
 
-    async def _draw(self, call: ModelCall, secrets: Secrets, *, samples: int = 1, draw: int = 0) -> Completion:
-        server, connect, path = self._server, call.timeouts.connect, openai_wire.path_of(call.request)
+    async def _draw(self, call: ModelCall, *, samples: int = 1, draw: int = 0) -> Completion:
+        """One call; if the answer is to be relayed, its own bytes are left in the relay."""
+        server, request, connect = self._server, call.request, call.timeouts.connect
+        path, secrets = openai_wire.PATHS[request.kind], Secrets(request)
         body = openai_wire.chat_body(call, samples=samples, draw=call.first_sample + draw)
-        openai_wire.reword(body, self._words)
+        if self._words:
+            openai_wire.reword(body, self._words)
         try:
             answer = await server.send(path, body, secrets, connect=connect)
         except BadRequest as error:
             answer = await self._in_other_words(error, body, lambda: server.send(path, body, secrets, connect=connect))
-        return server.completion(answer.body, secrets, model=body["model"])
+        done = openai_wire.quick_completion(answer.body, model=body["model"])
+        if done is None:
+            done = server.completion(answer.body, secrets, model=body["model"])
+        if request.relay is not None and self.relays:
+            request.relay.body = answer.body
+        return done
 
     # ------------------------------------------------------------------------------------------------------ the dialect
 

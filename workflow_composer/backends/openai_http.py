@@ -8,6 +8,7 @@ import json
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from workflow_composer.backends import openai_errors, openai_wire
@@ -15,7 +16,6 @@ from workflow_composer.backends.base import BackendContext
 from workflow_composer.backends.http.client import Client, Origin, Stream, head
 from workflow_composer.backends.http.connection import BOUNDS, Answer, Bounds, Broken, Sink
 from workflow_composer.backends.http.proxied import ProxiedClient, ProxiedStream, proxy_for
-from workflow_composer.backends.openai_answers import quick_completion
 from workflow_composer.backends.openai_errors import Server
 from workflow_composer.backends.per_loop import PerLoop
 from workflow_composer.backends.probe import api_url, shown_url
@@ -46,10 +46,9 @@ class OpenAIServer:
         name = f"[{self.host}]:{self.origin.port}" if ":" in self.host else f"{self.host}:{self.origin.port}"
         self.label = Server(name, shown_url(self.url), spec.api_key_env)
         self._proxy = proxy_for(self.origin, context.egress, context.environ)
-        self._keyless = "" if spec.api_key_env is not None else self._authorization()
         self._served: str | None = None
         self._lines: PerLoop[_Lines] = PerLoop(self._new_lines, _Lines.close)
-        self._heads: dict[str, tuple[str, bytes]] = {}
+        self._heads: dict[str, bytes] = {}
 
     # ------------------------------------------------------------------------------------------------------------ calls
 
@@ -60,11 +59,16 @@ class OpenAIServer:
         again = True
         while True:
             body["model"] = model = self._spec.model or self._served or await self._model()
-            content = self._encoded(body)
-            lines = self._lines.made() or await self._lines.get()
+            try:
+                content = openai_wire.encode(body)
+            except (TypeError, ValueError) as error:
+                raise self._unwritable(error) from None
+            lines = self._lines.get(asyncio.get_running_loop()) or await self._lines.here()
             try:
                 if lines.proxied is None:
-                    answer = await lines.direct.send(self.origin, self._request(path, content), connect=connect, sink=sink)
+                    start = self._heads.get(path) or self._head(path)
+                    data = b"%b%d\r\n\r\n%b" % (start, len(content), content)
+                    answer = await lines.direct.send(self.origin, data, connect=connect, sink=sink)
                 else:
                     answer = await lines.proxied.ask("POST", path, self._headers(), content, connect=connect)
             except (OSError, Broken) as error:
@@ -83,7 +87,7 @@ class OpenAIServer:
         again = True
         while True:
             body["model"] = model = self._spec.model or self._served or await self._model()
-            stream = await self._opened(path, self._encoded(body), connect)
+            stream = await self._opened(path, body, connect)
             if stream.whole is None:
                 return stream
             await stream.close()
@@ -104,7 +108,7 @@ class OpenAIServer:
         bounds: Bounds = BOUNDS,
     ) -> Answer:
         """A small question to the server, below its API or elsewhere. Raises as `Client.ask`."""
-        lines = self._lines.made() or await self._lines.get()
+        lines = self._lines.get(asyncio.get_running_loop()) or await self._lines.here()
         headers = self._headers() if url.startswith(self.url) else {}  # the key is for the API alone
         if lines.proxied is not None:
             method, path = "GET" if content is None else "POST", url.removeprefix(self.url)
@@ -150,11 +154,8 @@ class OpenAIServer:
 
     def completion(self, content: bytes, secrets: Iterable[str], *, model: str) -> Completion:
         """A whole answer's completion. Raises as `read_json`."""
-        found = quick_completion(content, model=model)
-        if found is None:
-            data = self.read_json(content, secrets)
-            found = self.understood(lambda data: openai_wire.completion_of(data, model=model), data)
-        return found
+        data = self.read_json(content, secrets)
+        return self.understood(lambda data: openai_wire.completion_of(data, model=model), data)
 
     def raise_reported(self, data: Any, secrets: Iterable[str]) -> None:
         """Raise the error that an answer or an event of a stream reports, if it does."""
@@ -183,35 +184,35 @@ class OpenAIServer:
 
     # ------------------------------------------------------------------------------------------------------ the HTTP call
 
-    async def _opened(self, path: str, content: bytes, connect: float) -> Stream | ProxiedStream:
-        lines = self._lines.made() or await self._lines.get()
+    async def _opened(self, path: str, body: Mapping[str, Any], connect: float) -> Stream | ProxiedStream:
+        try:
+            content = openai_wire.encode(body)
+        except (TypeError, ValueError) as error:
+            raise self._unwritable(error) from None
+        lines = self._lines.get(asyncio.get_running_loop()) or await self._lines.here()
         with self.errors():
             if lines.proxied is None:
-                return await lines.direct.stream(self.origin, self._request(path, content), connect=connect)
+                data = b"%b%d\r\n\r\n%b" % (self._heads.get(path) or self._head(path), len(content), content)
+                return await lines.direct.stream(self.origin, data, connect=connect)
             return await lines.proxied.open("POST", path, self._headers(), content, connect=connect)
 
-    def _request(self, path: str, content: bytes) -> bytes:
-        """A request's bytes; the head is made anew where the key has changed."""
-        key = self._keyless or self._authorization()
-        made = self._heads.get(path)
-        if made is None or made[0] != key:
-            start = head("POST", self._base.rstrip("/") + path, self.origin, {**_ACCEPTED, "Authorization": key})
-            made = self._heads[path] = (key, start + b"Content-Length: ")
-        return b"%b%d\r\n\r\n%b" % (made[1], len(content), content)
+    def _head(self, path: str) -> bytes:
+        """A request's head up to the length of its body; kept unless it holds a key of the environment, which may change."""
+        headers = {**_ACCEPTED, **self._headers()}
+        made = head("POST", self._base.rstrip("/") + path, self.origin, headers) + b"Content-Length: "
+        if self._spec.api_key_env is None:
+            self._heads[path] = made
+        return made
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": self._authorization()}
 
-    def _encoded(self, body: Mapping[str, Any]) -> bytes:
-        """The body as JSON. Raises `BadRequest` for what JSON cannot say."""
-        try:
-            return openai_wire.encode(body)
-        except (TypeError, ValueError) as error:
-            why = type(error).__name__
-            raise BadRequest(f"{self.label.name}: the request cannot be written as JSON: {why}") from None
+    def _unwritable(self, error: Exception) -> BadRequest:
+        """The error for a body that JSON cannot say."""
+        return BadRequest(f"{self.label.name}: the request cannot be written as JSON: {type(error).__name__}")
 
     async def _model(self) -> str:
-        async with (await self._lines.get()).asking:
+        async with (await self._lines.here()).asking:
             if self._served is None:
                 self._served = await self._ask_for_model()
         return self._served
@@ -256,11 +257,11 @@ class _Lines:
             await self.proxied.close()
 
 
+@dataclass(slots=True)
 class Secrets:
     """The texts of a request, gathered only when an error needs them."""
 
-    def __init__(self, request: LLMRequest) -> None:
-        self._request = request
+    request: LLMRequest
 
     def __iter__(self) -> Iterator[str]:
-        return openai_wire.secrets_of(self._request)
+        return openai_wire.secrets_of(self.request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -25,6 +25,10 @@ from workflow_composer.types import (
 _quick = msgspec.json.Encoder().encode
 _WORD = re.compile(r"\w+")
 _PLAIN = ("max_tokens", "top_p", "seed", "top_logprobs", "tool_choice", "response_format", "tools", "stop")
+
+
+PATHS = {"chat": "/chat/completions", "completion": "/completions"}
+"""Where a request of each kind is posted."""
 
 
 class Malformed(ValueError):
@@ -298,6 +302,64 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
-def path_of(request: LLMRequest) -> str:
-    """Where such a request is posted."""
-    return "/completions" if request.kind == "completion" else "/chat/completions"
+# ------------------------------------------------------------------------------------------- whole answers, quickly
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message | None = None
+    text: str | None = None
+    index: int | None = 0
+    finish_reason: str | None = None
+    logprobs: dict[str, Any] | None = None
+
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
+
+
+class _Counts(msgspec.Struct):
+    prompt_tokens: _Count | None = 0
+    completion_tokens: _Count | None = 0
+
+
+class _Whole(msgspec.Struct):
+    choices: list[_Choice]
+    model: str | None = None
+    usage: _Counts | None = None
+    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    object: str | None = None
+
+
+_read = msgspec.json.Decoder(_Whole).decode
+
+
+def quick_completion(body: bytes, *, model: str) -> Completion | None:
+    """The completion in an answer's bytes; None where it is no plain one, and `completion_of` must say what it is."""
+    try:
+        found = _read(body)
+        choices = found.choices
+        if found.error is not msgspec.UNSET or not choices or found.object == "error":
+            return None
+        if len(choices) > 1:
+            choices.sort(key=lambda choice: choice.index or 0)
+        samples = []
+        for choice in choices:
+            message = choice.message
+            if message is None or message.tool_calls is not None or choice.logprobs is not None:
+                samples.append(sample_of(msgspec.to_builtins(choice)))
+            else:
+                reasoning = message.reasoning_content or message.reasoning or ""
+                text = message.content or message.refusal or ""
+                samples.append(Sample(text, choice.finish_reason, reasoning=reasoning))
+    except (msgspec.DecodeError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+    counts = found.usage
+    usage = Usage() if counts is None else Usage(counts.prompt_tokens or 0, counts.completion_tokens or 0)
+    return Completion(tuple(samples), usage, found.model or model)

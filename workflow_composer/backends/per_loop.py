@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from workflow_composer.runner import stands_still
 
@@ -18,34 +18,32 @@ _PATIENCE = 1.0
 """Seconds to wait for another thread's loop to close what it holds."""
 
 
-class PerLoop(Generic[T]):
-    """Makes a resource at its first use in a loop; closes it on demand, or when that loop shuts down."""
+class PerLoop(dict[asyncio.AbstractEventLoop, T]):
+    """Makes a resource at its first use in a loop; closes it on demand, or when that loop shuts down.
+
+    A mapping from loops to what they have already: ``held.get(asyncio.get_running_loop()) or await held.here()``.
+    """
 
     def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> None:
+        super().__init__()
         self._make = make
         self._close = close
-        self._held: dict[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[T, None]]] = {}
+        self._guards: dict[asyncio.AbstractEventLoop, AsyncGenerator[T, None]] = {}
 
-    def made(self) -> T | None:
-        """The running loop's resource, where there is one already."""
-        held = self._held.get(asyncio.get_running_loop())
-        return None if held is None else held[0]
-
-    async def get(self) -> T:
+    async def here(self) -> T:
         """The running loop's resource."""
         loop = asyncio.get_running_loop()
-        held = self._held.get(loop)
-        if held is None:
+        if loop not in self:
             self._forget_closed_loops()
-            guard = self._lifetime(loop)
-            held = self._held[loop] = (await anext(guard), guard)
-        return held[0]
+            self._guards[loop] = guard = self._lifetime(loop)
+            self[loop] = await anext(guard)
+        return self[loop]
 
     async def close(self) -> None:
         """Close the resources of all loops, each in its own; safe to call twice."""
         here = asyncio.get_running_loop()
-        for loop, (_, guard) in list(self._held.items()):
-            self._held.pop(loop, None)
+        for loop, guard in list(self._guards.items()):
+            self._forget(loop)
             if loop is here:
                 await guard.aclose()
             elif loop.is_running():
@@ -61,13 +59,17 @@ class PerLoop(Generic[T]):
         try:
             yield value
         finally:
-            self._held.pop(loop, None)
+            self._forget(loop)
             await self._close(value)
 
     def _forget_closed_loops(self) -> None:
-        for loop in list(self._held):
+        for loop in list(self):
             if loop.is_closed():
-                self._held.pop(loop, None)
+                self._forget(loop)
+
+    def _forget(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.pop(loop, None)
+        self._guards.pop(loop, None)
 
 
 async def _end(guard: AsyncGenerator[T, None]) -> None:

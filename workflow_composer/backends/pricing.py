@@ -24,7 +24,7 @@ class Price:
     """Dollars per million prompt tokens, per million completion tokens, and per hour of the GPU that serves the model.
 
     >>> price = Price(input_per_million=0.15, output_per_million=0.60)
-    >>> round(price.cost_of_tokens(Usage(prompt_tokens=2_000, completion_tokens=500)), 6)
+    >>> round(price.cost(Usage(prompt_tokens=2_000, completion_tokens=500)), 6)
     0.0006
     """
 
@@ -37,9 +37,10 @@ class Price:
         """The price in a profile's entry; what it does not name costs nothing."""
         return cls(spec.input_price or 0.0, spec.output_price or 0.0, spec.gpu_hour_price or 0.0)
 
-    def cost_of_tokens(self, usage: Usage) -> float:
-        """Dollars for these tokens."""
-        return (usage.prompt_tokens * self.input_per_million + usage.completion_tokens * self.output_per_million) / 1e6
+    def cost(self, usage: Usage, gpu_seconds: float = 0.0) -> float:
+        """Dollars for these tokens, and for so many seconds of the whole GPU, as `GpuMeter.stop` returns them."""
+        tokens = usage.prompt_tokens * self.input_per_million + usage.completion_tokens * self.output_per_million
+        return tokens / 1e6 + gpu_seconds * self.gpu_hour / 3600.0
 
 
 class GpuMeter:

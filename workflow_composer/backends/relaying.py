@@ -1,8 +1,8 @@
-"""Answers handed on as they come: what an OpenAI-compatible backend does with a request that has a `Relay`.
+"""Streams handed on as they come: what an OpenAI-compatible backend does with a request whose `Relay` takes a stream.
 
-The request is written from its fields as always. Of the answer only what the executor must know is read: usage, model, the
-text of a whole answer; of a stream only the events before the first token, the one with the usage, and whether it was cut
-off. Errors become the package's own, by the same rules as everywhere (`openai_errors`).
+The request is written from its fields as always. Of the stream only what the executor must know is read: the events before
+the first token, the one with the usage, and whether it was cut off. Errors become the package's own, by the same rules as
+everywhere (`openai_errors`).
 """
 
 from __future__ import annotations
@@ -30,15 +30,10 @@ _CUT_OFF = re.compile(rb'"finish_reason": ?"length"')
 
 
 async def relayed(server: OpenAIServer, path: str, call: ModelCall, body: dict[str, Any]) -> Completion:
-    """Post a body; what comes back goes to the call's relay. Raises `ModelError`, `EgressDenied`."""
+    """Post a body; the stream that comes back goes to the call's relay. Raises `ModelError`, `EgressDenied`."""
     relay = call.request.relay
     assert relay is not None  # who calls has looked
     secrets, connect = Secrets(call.request), call.timeouts.connect
-    if relay.write is None:
-        answer = await server.send(path, body, secrets, connect=connect)
-        done = server.completion(answer.body, secrets, model=str(body["model"]))
-        relay.body = answer.body
-        return done
     limit = Limit(call.timeouts.first_token, lambda: _late(server, call.timeouts.first_token))
     pump = _Pump(relay, limit.end)
     streams = True

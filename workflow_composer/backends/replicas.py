@@ -181,7 +181,7 @@ class ReplicatedBackend:
         if now - self._asked_at < ASK_EVERY:
             return
         self._asked_at = now
-        work = await self._work.get()
+        work = await self._work.here()
         for replica in self._set.ended():
             work.finish(replica.backend.close())
         replicas = self._set.replicas

@@ -189,10 +189,6 @@ class Endpoint:
     meter: GpuMeter
     forecast: Forecast = field(default_factory=Forecast)
 
-    def cost(self, usage: Usage, gpu_seconds: float) -> float:
-        """Dollars for a call: its tokens, and its share of the GPU's time."""
-        return self.price.cost_of_tokens(usage) + gpu_seconds * self.price.gpu_hour / 3600.0
-
 
 # -------------------------------------------------------------------------------------- what is on record of a request
 
@@ -479,7 +475,7 @@ class Call:
                 candidate.local,
                 seconds * 1000.0,
                 self.usage,
-                self._endpoint.cost(self.usage, gpu_seconds) if self.cost is None else self.cost,
+                self._endpoint.price.cost(self.usage, gpu_seconds) if self.cost is None else self.cost,
                 None if failure is None else str(failure) or "cancelled",
                 None if failure is None else type(failure).__name__,
             )

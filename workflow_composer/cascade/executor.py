@@ -27,6 +27,7 @@ from workflow_composer.errors import (
     Unsupported,
 )
 from workflow_composer.types import (
+    ALWAYS,
     Candidate,
     Embeddings,
     LLMRequest,
@@ -189,7 +190,7 @@ class PlanExecutor:
             endpoint = self._models.endpoints[member.candidates[0].name]
             shown = request if member.form is None else shown_to(member, tier, request)
             expected = endpoint.forecast.expect(shown, member.samples, member.samples if apart else 1)
-            dollars += endpoint.cost(expected.usage, expected.gpu_seconds)
+            dollars += endpoint.price.cost(expected.usage, expected.gpu_seconds)
         return dollars
 
     def member_run(self, index: int, tier: Tier, request: LLMRequest, trace: Trace) -> MemberRun:
@@ -221,7 +222,7 @@ def judged(tier: Tier, samples: Sequence[Sample], request: LLMRequest) -> Verdic
     A bare completion goes on with a text until its length ends it, so there nothing is looked at. A sample without a text
     may call tools; one with a score has been judged already, and its text may not have been recorded.
     """
-    verdict = tier.accept(samples)
+    verdict = ALWAYS.verdict if tier.accept is ALWAYS else tier.accept(samples)
     if not verdict.accepted or request.kind != "chat":
         return verdict
     sample = samples[verdict.choice]

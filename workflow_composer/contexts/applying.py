@@ -67,7 +67,7 @@ class Contexts:
 
     def __init__(self, library: Library, tasks: Mapping[str, Context] | None = None) -> None:
         self._library = library
-        self._tasks = dict(tasks or {})
+        self.tasks = dict(tasks or {})
         self._known: dict[tuple[str, ...], Context] = {}
 
     @classmethod
@@ -93,7 +93,7 @@ class Contexts:
         Raises `ContextError`.
         """
         if context is None:
-            return self._tasks.get(task, self._tasks.get(ANY_TASK, NONE))
+            return self.tasks.get(task, self.tasks.get(ANY_TASK, NONE))
         references = (context,) if isinstance(context, str) else tuple(context)
         found = self._known.get(references)
         if found is None:
@@ -105,7 +105,7 @@ class Contexts:
 
     def applied(self, request: LLMRequest) -> LLMRequest:
         """The request as it will be sent. Vectors are made of the caller's text alone. Raises `ContextError`."""
-        if request.kind != "chat" or (request.context is None and not self._tasks):
+        if request.kind != "chat" or (request.context is None and not self.tasks):
             return request
         return self.of_request(request.context, request.task_type).applied(request)
 

@@ -105,7 +105,7 @@ class ExecutionFeedbackRouter(KindRouter):
         self.tier_costs = dict(zip(self._names, (price.output_per_million for price in prices), strict=True))
         self.task_floors = {task: self._position(floor) for task, floor in self._settings.task_floors.items()}
         self.certificate = self._load()
-        self._tally = EscalationTally(self._names[-1], prices[-1].cost_of_tokens)
+        self._tally = EscalationTally(self._names[-1], prices[-1].cost)
         self._auditor = None if self.certificate is None else self._make_auditor(self.certificate)
 
     # ----------------------------------------------------------------------------------------------------- planning

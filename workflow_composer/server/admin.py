@@ -17,7 +17,7 @@ from workflow_composer.server.failures import PERMISSION, HttpFailure
 from workflow_composer.server.forms import Field, Form
 from workflow_composer.server.settings import ADMIN_VARIABLE
 from workflow_composer.server.strategies import Switchboard, plain
-from workflow_composer.server.wire import decode, encode
+from workflow_composer.server.wire import encode
 
 _REFUSALS_PER_MINUTE = 30
 """Wrong tokens of one address that are looked at and written down; beyond them it gets 429, even with the right one."""
@@ -69,7 +69,7 @@ class Admin:
     async def switch(self, exchange: Exchange) -> Reply:
         """Switch, or with ``dry_run`` (in the query or in the body) say what a switch would change."""
         who = self.check(exchange)
-        _, own, _, _ = SWITCH.read(decode(exchange.body))
+        _, own, _, _ = SWITCH.read(exchange.body)
         source, why = own["strategy"], own.get("why", "")
         if own.get("dry_run") or parse_qs(exchange.query).get("dry_run", ["false"])[0].lower() in {"1", "true", "yes"}:
             return Reply(200, encode(await self._preview(source)))
@@ -87,7 +87,7 @@ class Admin:
     async def rollback(self, exchange: Exchange) -> Reply:
         """Back to a version (``{"version": 3}``), or to the one before."""
         who = self.check(exchange)
-        _, own, _, _ = ROLLBACK.read(decode(exchange.body) if exchange.body else {})
+        _, own, _, _ = ROLLBACK.read(exchange.body or b"{}")
         try:
             return Reply(200, encode(plain(await self._strategies.rollback(own.get("version"), who=who))))
         except ConfigError as error:
@@ -109,7 +109,7 @@ class Admin:
         refused = [at for at in self._refused.get(exchange.client, ()) if now - at < 60.0]
         if len(refused) >= _REFUSALS_PER_MINUTE:
             raise HttpFailure(429, "too many wrong tokens", type="rate_limit_error", retry_after=60.0 - (now - refused[0]))
-        given = exchange.headers.get("x-admin-token") or presented(exchange) or ""
+        given = exchange.headers.get("x-admin-token") or presented(exchange.headers) or ""
         if not hmac.compare_digest(given.encode("utf-8", "surrogatepass"), self._token.encode()):
             if len(self._refused) >= _MOST_ADDRESSES:
                 self._refused.pop(next(iter(self._refused)))

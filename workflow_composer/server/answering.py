@@ -6,96 +6,146 @@ of the model's server, the answer's own bytes are handed on instead (`workflow_c
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import time
+from collections import deque
+from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from workflow_composer.errors import StreamInterrupted
 from workflow_composer.relay import Relay
-from workflow_composer.server import telling
+from workflow_composer.responses import UnderWay
 from workflow_composer.server.addressing import predict_task
-from workflow_composer.server.exchange import Exchange, Handler, Reply
-from workflow_composer.server.failures import failure_of
-from workflow_composer.server.limits import Admission
-from workflow_composer.server.telling import Told
-from workflow_composer.server.wire import Asked, Dialect, decode
-from workflow_composer.types import ANY_TASK, LLMRequest, texts
-from workflow_composer.values import changed
+from workflow_composer.server.exchange import Exchange, Fields, Handler, Reply
+from workflow_composer.server.failures import HttpFailure, failure_of
+from workflow_composer.server.wire import Asked, Dialect
+from workflow_composer.types import ANY_TASK, LLMRequest, LLMResponse, texts
 
 if TYPE_CHECKING:
     from workflow_composer.metrics.record import RoutingMetric
-    from workflow_composer.metrics.sink import MetricsSink
     from workflow_composer.orchestrator import ModelOrchestrator
     from workflow_composer.server.keys import Key, KeyRing
     from workflow_composer.server.ledger import Ledger
     from workflow_composer.server.logs import ServiceLog
 
 
+PREFIX = "x-workflow-composer-"
+REQUEST_ID = PREFIX + "request-id"
+COST = PREFIX + "cost"
+ATTEMPTS = PREFIX + "attempts"
+OVERHEAD = PREFIX + "overhead-ms"
+WARNING = PREFIX + "warning"
+TRAILERS = ("trailer", f"{COST}, {ATTEMPTS}")
+UNBUFFERED = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
+"""What keeps a proxy from gathering a stream's pieces: nginx does so unless the answer says no."""
+
+_STRATEGY, _ROUTER, _MODEL = PREFIX + "strategy", PREFIX + "router", PREFIX + "model"
+_TIER, _DEPTH, _ESCALATED = PREFIX + "tier", PREFIX + "fallback-depth", PREFIX + "escalated"
+TASK, _REASON, _PATH = PREFIX + "task", PREFIX + "reason", PREFIX + "path"
+
+
 @dataclass(slots=True)
 class Accounts:
-    """Who may ask, and what it costs them. Without a key ring everybody may."""
+    """Who may ask, and what it costs them; without a key ring everybody may. A sink of metrics, too.
+
+    Keys are charged by the metrics: what is written down about a request is what is paid for, cancelled ones included.
+    ``under_way`` are the keys of the requests that have been allowed, by the requests' IDs.
+    """
 
     keys: KeyRing | None = None
     ledger: Ledger | None = None
-    _under_way: dict[str, Key] = field(default_factory=dict)
+    under_way: dict[str, Key] = field(default_factory=dict)
 
-    def enter(self, exchange: Exchange, *, count: bool = True) -> Key | None:
-        """The key that a request shows, within its limits. Raises `HttpFailure`. ``count``: it may ask a model."""
+    def enter(self, exchange: Exchange, *, count: bool = True) -> tuple[Key | None, float | None]:
+        """The key that a request shows, within its limits, and the dollars that it may still spend, if they are limited.
+
+        ``count``: the request may ask a model. Raises `HttpFailure`.
+        """
         if self.keys is None:
-            return None
-        key = self.keys.identify(presented(exchange))
-        if self.ledger is not None and count:
-            self.ledger.admit(key, time.time())
-        return key
-
-    def allow(self, key: Key | None, request_id: str, *, strategy: str, model: str | None) -> None:
-        """Let a key's request begin; its cost is charged to the key from its metric. Raises `HttpFailure`."""
-        if key is not None and self.keys is not None:
-            self.keys.may_use(key, strategy=strategy, model=model)
-            self._under_way[request_id] = key
+            return None, None
+        key = self.keys.identify(presented(exchange.headers))
+        return key, self.ledger.admit(key, time.time()) if count and self.ledger is not None else None
 
     def left(self, key: Key) -> float | None:
         """Dollars that a key may still spend; None: as many as it wants."""
         return None if self.ledger is None else self.ledger.left(key, time.time())
 
-    def leave(self, request_id: str) -> None:
-        """The request is over."""
-        self._under_way.pop(request_id, None)
-
-    def charge(self, metric: RoutingMetric) -> None:
-        """Charge what a request has cost, however it ended."""
-        key = self._under_way.get(metric.request_id)
-        if key is not None and self.ledger is not None:
-            tokens = metric.prompt_tokens + metric.completion_tokens
-            self.ledger.charge(key, cost=metric.cost, tokens=tokens)
-
-
-class ChargingSink:
-    """Charges keys from the metrics: what is written down about a request is what is paid for, cancelled ones included."""
-
-    def __init__(self, accounts: Accounts, behind: MetricsSink) -> None:
-        self._accounts = accounts
-        self._behind = behind
-
     def write(self, metric: RoutingMetric) -> None:
-        """Charge, and pass the metric on."""
-        try:
-            self._accounts.charge(metric)
-        finally:
-            self._behind.write(metric)
+        """Charge what a request has cost, however it ended."""
+        key = self.under_way.get(metric.request_id)
+        if key is not None and self.ledger is not None:
+            self.ledger.charge(key, cost=metric.cost, tokens=metric.prompt_tokens + metric.completion_tokens)
 
     def close(self) -> None:
-        """Close what stands behind."""
-        self._behind.close()
+        """The ledger is closed by whoever opened it."""
 
 
-def presented(exchange: Exchange) -> str | None:
+class Admission:
+    """A bounded number of places and a bounded queue for them, first come first served. Belongs to one event loop.
+
+    ``queue_seconds`` is how long a request may wait for its place.
+    """
+
+    def __init__(self, concurrency: int, queue: int, queue_seconds: float) -> None:
+        self.in_flight = 0
+        self.places = concurrency
+        self._longest = queue
+        self._seconds = queue_seconds
+        self._queue: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait."""
+        return sum(not waiting.done() for waiting in self._queue)
+
+    async def enter(self) -> None:
+        """Take a place, or wait for one. Raises `HttpFailure` 429 where too many wait, or where it takes too long."""
+        if self.in_flight < self.places:  # then nobody waits
+            self.in_flight += 1
+            return
+        if self.queued >= self._longest:
+            raise _busy("too many requests are waiting")
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(waiting)
+        try:
+            async with asyncio.timeout(self._seconds):
+                await waiting
+        except BaseException as error:
+            self._give_up(waiting)
+            if isinstance(error, TimeoutError):
+                raise _busy(f"no place has become free within {self._seconds:g} s") from None
+            raise
+
+    def leave(self) -> None:
+        """Give the place to who has waited longest, or free it."""
+        while self._queue:
+            waiting = self._queue.popleft()
+            if not waiting.done():
+                waiting.set_result(None)
+                return
+        self.in_flight -= 1
+
+    def _give_up(self, waiting: asyncio.Future[None]) -> None:
+        """A place that was given in the same moment goes to the next."""
+        if waiting.done() and not waiting.cancelled():
+            self.leave()
+        elif waiting in self._queue:
+            self._queue.remove(waiting)
+
+
+def _busy(reason: str) -> HttpFailure:
+    return HttpFailure(429, f"the service is busy: {reason}", type="rate_limit_error", code="overloaded", retry_after=1.0)
+
+
+def presented(headers: Mapping[str, str]) -> str | None:
     """The key that a request shows: a bearer token, or ``x-api-key``."""
-    given = exchange.headers.get("authorization")
+    given = headers.get("authorization")
     if given is not None and given[:7].lower() == "bearer ":
         return given[7:].strip()
-    return exchange.headers.get("x-api-key")
+    return headers.get("x-api-key")
 
 
 class Answering:
@@ -118,62 +168,75 @@ class Answering:
 
     def handler(self, dialect: Dialect, *, relays: bool = False) -> Handler:
         """The handler of one dialect. ``relays``: it is the one that models' servers speak, too."""
+        accounts, admission, orchestrator, debug = self._accounts, self._admission, self._orchestrator, self._debug
 
         async def handle(exchange: Exchange) -> Reply | None:
-            accounts, admission = self._accounts, self._admission
-            key = accounts.enter(exchange)
-            if not admission.try_enter():
+            key, left = accounts.enter(exchange)
+            if admission.in_flight < admission.places:
+                admission.in_flight += 1
+            else:
                 await admission.enter()
+                left = None if key is None else accounts.left(key)
             try:
-                asked = dialect.read(decode(exchange.body), exchange.headers)
-                request, told = self._understood(asked, exchange, key, Relay(usage=asked.include_usage) if relays else None)
+                asked = dialect.read(exchange.body, exchange.headers)
+                relay = Relay(usage=asked.include_usage) if relays else None
+                said = self._complete(asked, exchange, key, left, relay)
                 if asked.stream:
-                    await self._stream(dialect, exchange, asked, request, told)
+                    await self._stream(dialect, exchange, asked, said)
                     return None
-                return await self._whole(dialect, exchange, asked, request, told)
+                response = await orchestrator.agenerate(asked.request)
+                if relay is None or (body := relay.body) is None:
+                    body = dialect.whole(asked, response)
+                return Reply(200, body, headers=of_answer(exchange, response, said, debug=debug))
             finally:
-                accounts.leave(exchange.request_id)
+                accounts.under_way.pop(exchange.request_id, None)
                 admission.leave()
 
         return handle
 
-    def _understood(self, asked: Asked, exchange: Exchange, key: Key | None, relay: Relay | None) -> tuple[LLMRequest, Told]:
-        """The request as it is to run: with a task, within what its key may do. Raises `HttpFailure`."""
-        request, orchestrator = asked.request, self._orchestrator
-        model, task, budget = request.model, request.task_type, request.budget
-        self._accounts.allow(key, exchange.request_id, strategy=orchestrator.strategy, model=model)
-        said = task
-        if task == ANY_TASK and model is None:
-            task = predict_task(request.messages, orchestrator.config.task_routing)
-            said = f"{task}; predicted"
-        if key is not None and (left := self._accounts.left(key)) is not None:
-            budget = left if budget is None else min(left, budget)
+    def _complete(
+        self, asked: Asked, exchange: Exchange, key: Key | None, left: float | None, relay: Relay | None
+    ) -> list[tuple[str, str]]:
+        """Make the request, with a task and within what its key may do; what its answer is to tell of it, as headers.
+
+        From now on its cost is charged to the key. Raises `HttpFailure`.
+        """
+        orchestrator, fields = self._orchestrator, asked.fields
+        model, task = fields.get("model"), fields.get("task_type")
+        if key is not None:
+            if key.strategies or key.models:
+                key.check(strategy=orchestrator.strategy, model=model)
+            self._accounts.under_way[exchange.request_id] = key
+        if model is None and (task is None or task == ANY_TASK):
+            task = fields["task_type"] = predict_task(fields["messages"], orchestrator.config.task_routing)
+            said = [(TASK, f"{task}; predicted")]
+        else:
+            said = [(TASK, task or ANY_TASK)]
+        if left is not None:
+            fields["budget"] = min(left, fields.get("budget", left))
+        asked.request = request = LLMRequest(request_id=exchange.request_id, relay=relay, **fields)
         if self._log is not None:
             prompt = [text for message in request.messages for text in texts(message)]
             self._log.event("asked", request_id=exchange.request_id, prompt="\n".join(prompt))
-        request = changed(request, request_id=exchange.request_id, relay=relay, task_type=task, budget=budget)
-        return request, Told(task=said, warnings=asked.warnings, debug=self._debug)
+        if asked.warnings:
+            said += [(WARNING, warning) for warning in asked.warnings]
+        return said
 
-    async def _whole(self, dialect: Dialect, exchange: Exchange, asked: Asked, request: LLMRequest, told: Told) -> Reply:
-        response = await self._orchestrator.agenerate(request)
-        body = request.relay.body if request.relay is not None else None
-        if body is None:
-            body = dialect.whole(replace(asked, request=request), response)
-        return Reply(200, body, headers=telling.of_answer(exchange, response, told))
-
-    async def _stream(self, dialect: Dialect, exchange: Exchange, asked: Asked, request: LLMRequest, told: Told) -> None:
+    async def _stream(self, dialect: Dialect, exchange: Exchange, asked: Asked, said: Fields) -> None:
+        request = asked.request
         relay = exchange.relay = request.relay
         stream = self._orchestrator.astream(request)
 
         def write(data: bytes) -> None:
             if not exchange.opened:
                 assert stream.under_way is not None  # whoever writes has been asked
-                exchange.open_stream(headers=telling.of_stream(exchange, request, stream.under_way, told))
+                headers = of_stream(exchange, request, stream.under_way, said, debug=self._debug)
+                exchange.open_stream(headers=headers)
             exchange.write(data)
 
         if relay is not None:
             relay.write = write
-        events = dialect.events(replace(asked, request=request))
+        events = dialect.events(asked)
         try:
             async with aclosing(stream) as pieces:
                 async for piece in pieces:
@@ -184,7 +247,7 @@ class Answering:
             assert response is not None  # a stream that ends without an error has one
             if relay is None or not relay.begun:
                 write(events.end(response))
-            exchange.close_stream(telling.of_end(response))
+            exchange.close_stream(of_end(response))
         except Exception as error:
             if not exchange.opened:
                 raise
@@ -195,3 +258,63 @@ class Answering:
         finally:
             if relay is not None:
                 relay.write = None
+
+
+# ---------------------------------------------------------------- the headers by which every answer tells what was decided
+
+
+def of_answer(exchange: Exchange, response: LLMResponse, said: Fields, *, debug: bool) -> Fields:
+    """The headers of a whole answer, besides what is ``said`` of its request.
+
+    The overhead is everything but waiting for models, reading the request included.
+    """
+    waited = response.latency_ms - response.overhead_ms
+    overhead = (time.perf_counter() - exchange.started) * 1000.0 - waited
+    made = response.decision
+    fields = [
+        (REQUEST_ID, response.request_id),
+        *_decided(made.strategy, made.router, made.candidate, made.tier, made.fallback_depth, len(response.attempts)),
+        (OVERHEAD, f"{overhead if overhead > 0.0 else 0.0:.3f}"),
+        (COST, f"{response.cost:.9g}"),
+        *said,
+    ]
+    if debug:
+        path = "; ".join(f"{one.name}: {one.error_type or 'ok'} {one.latency_ms:.0f} ms" for one in response.attempts)
+        fields += ((_REASON, made.reason), (_PATH, path))
+    return fields
+
+
+def of_stream(exchange: Exchange, request: LLMRequest, under_way: UnderWay, said: Fields, *, debug: bool) -> Fields:
+    """The headers of a stream, when its first piece comes. Cost and attempts follow behind its end, as trailers."""
+    overhead = (under_way.asked_at - exchange.started - under_way.waited) * 1000.0
+    made = under_way.decision
+    fields = [
+        (REQUEST_ID, request.request_id),
+        *_decided(made.strategy, made.router, made.candidate, made.tier, made.fallback_depth, under_way.attempts),
+        (OVERHEAD, f"{overhead if overhead > 0.0 else 0.0:.3f}"),
+        TRAILERS,
+        *UNBUFFERED,
+        *said,
+    ]
+    if debug:
+        fields.append((_REASON, made.reason))
+    return fields
+
+
+def of_end(response: LLMResponse) -> Fields:
+    """The trailers of a stream."""
+    return ((COST, f"{response.cost:.9g}"), (ATTEMPTS, str(len(response.attempts))))
+
+
+@functools.lru_cache(maxsize=1024)
+def _decided(strategy: str, router: str, candidate: str, tier: int, depth: int, attempts: int) -> Fields:
+    """The headers that tell a decision: nearly all requests for a model share them."""
+    return (
+        (_STRATEGY, strategy),
+        (_ROUTER, router),
+        (_MODEL, candidate),
+        (_TIER, str(tier)),
+        (_DEPTH, str(depth)),
+        (ATTEMPTS, str(attempts)),
+        (_ESCALATED, "true" if tier else "false"),
+    )

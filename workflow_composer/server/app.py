@@ -10,10 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from workflow_composer.server import telling
+from workflow_composer.server.answering import REQUEST_ID
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 from workflow_composer.server.failures import HttpFailure, failure_of, headers_of
-from workflow_composer.server.tracing import Tracing
 from workflow_composer.server.wire import Dialect
 from workflow_composer.types import new_request_id
 
@@ -33,10 +32,8 @@ class App:
         report: Report,
         *,
         access: Report | None = None,
-        tracing: Tracing | None = None,
     ) -> None:
         self._access = access
-        self._tracing = tracing
         self._routes = routes
         self._dialects = dialects
         self._usual = usual
@@ -48,11 +45,6 @@ class App:
     async def serve(self, exchange: Exchange) -> Reply | None:
         """The answer, errors included; raises nothing but CancelledError."""
         exchange.request_id = new_request_id()
-        if self._tracing is not None:
-            return await self._tracing.serve(exchange, self._serve)
-        return await self._serve(exchange)
-
-    async def _serve(self, exchange: Exchange) -> Reply | None:
         method = "GET" if exchange.method == "HEAD" else exchange.method  # the body is left out where it is sent
         handler = self._routes.get((method, exchange.path))
         reply: Reply | None
@@ -105,5 +97,5 @@ class App:
         return self._reply(self._dialects.get(exchange.path, self._usual), failure, exchange.request_id)
 
     def _reply(self, dialect: Dialect, failure: HttpFailure, request_id: str) -> Reply:
-        headers = [(telling.REQUEST_ID, request_id), *headers_of(failure)]
+        headers = [(REQUEST_ID, request_id), *headers_of(failure)]
         return Reply(failure.status, dialect.failure(failure), headers=headers)

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from workflow_composer.calibration.audits import AuditLog
 from workflow_composer.errors import InputError
-from workflow_composer.server import checks, telling
-from workflow_composer.server.addressing import AUTO, TASK
-from workflow_composer.server.answering import Accounts
+from workflow_composer.server import checks
+from workflow_composer.server.answering import COST, PREFIX, REQUEST_ID, WARNING, Accounts, Admission
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.forms import Field, Form
-from workflow_composer.server.limits import Admission
-from workflow_composer.server.wire import decode, encode
+from workflow_composer.server.forms import AUTO, TASK, Field, Form
+from workflow_composer.server.wire import encode
 from workflow_composer.server.wire_embeddings import read_embeddings, written_embeddings
 from workflow_composer.types import ANY_TASK
 
@@ -65,32 +63,33 @@ class Catalogue:
 
     async def embeddings(self, exchange: Exchange) -> Reply:
         """Vectors of one model; never of another than the plan's first."""
-        key = self._accounts.enter(exchange)
-        if not self._admission.try_enter():
-            await self._admission.enter()
+        key, _ = self._accounts.enter(exchange)
+        await self._admission.enter()
         try:
-            asked = read_embeddings(decode(exchange.body), exchange.headers)
+            asked = read_embeddings(exchange.body, exchange.headers)
             strategy = self._orchestrator.strategy
-            self._accounts.allow(key, exchange.request_id, strategy=strategy, model=asked.address.get("model"))
+            if key is not None:
+                key.check(strategy=strategy, model=asked.address.get("model"))
+                self._accounts.under_way[exchange.request_id] = key
             found = await self._orchestrator.aembed(
                 asked.texts, dimensions=asked.dimensions, request_id=exchange.request_id, **asked.address
             )
         finally:
-            self._accounts.leave(exchange.request_id)
+            self._accounts.under_way.pop(exchange.request_id, None)
             self._admission.leave()
         headers = [
-            (telling.REQUEST_ID, exchange.request_id),
-            (telling.PREFIX + "strategy", strategy),
-            (telling.PREFIX + "model", found.candidate),
-            (telling.COST, f"{found.cost:.9g}"),
-            *((telling.WARNING, warning) for warning in asked.warnings),
+            (REQUEST_ID, exchange.request_id),
+            (PREFIX + "strategy", strategy),
+            (PREFIX + "model", found.candidate),
+            (COST, f"{found.cost:.9g}"),
+            *((WARNING, warning) for warning in asked.warnings),
         ]
         return Reply(200, written_embeddings(asked, found), headers=headers)
 
     async def feedback(self, exchange: Exchange) -> Reply:
         """Grade an answer: ``{"id": ..., "correct": true}``. Where it was drawn for an audit, the grade is evidence."""
-        key = self._accounts.enter(exchange, count=False)
-        _, own, _, _ = FEEDBACK.read(decode(exchange.body))
+        key, _ = self._accounts.enter(exchange, count=False)
+        _, own, _, _ = FEEDBACK.read(exchange.body)
         identity, correct = own["id"], own["correct"]
         by = own.get("by") or ("anybody" if key is None else f"key {key.id}")
         found = await asyncio.to_thread(self._graded, identity, correct, by)  # the file's lock may have to be waited for

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from workflow_composer.relay import Relay
 
@@ -29,6 +29,7 @@ class Reply:
     headers: Fields = ()
 
 
+@dataclass(slots=True, eq=False)
 class Exchange(ABC):
     """A request, and the way back to its sender.
 
@@ -38,29 +39,15 @@ class Exchange(ABC):
     so that it can be slowed down where the sender reads slowly.
     """
 
-    __slots__ = ("body", "client", "headers", "method", "path", "query", "relay", "request_id", "started")
-
-    def __init__(
-        self,
-        method: str,
-        path: str,
-        *,
-        headers: Mapping[str, str],
-        body: bytes = b"",
-        query: str = "",
-        client: str = "",
-        request_id: str = "",
-        started: float = 0.0,
-    ) -> None:
-        self.method = method
-        self.path = path
-        self.headers = headers
-        self.body = body
-        self.query = query
-        self.client = client
-        self.request_id = request_id
-        self.started = started
-        self.relay: Relay | None = None
+    method: str
+    path: str
+    headers: Mapping[str, str] = field(kw_only=True)
+    body: bytes = field(default=b"", kw_only=True)
+    query: str = field(default="", kw_only=True)
+    client: str = field(default="", kw_only=True)
+    request_id: str = field(default="", kw_only=True)
+    started: float = field(default=0.0, kw_only=True)
+    relay: Relay | None = field(default=None, kw_only=True)
 
     @abstractmethod
     def open_stream(self, *, content_type: str = EVENTS, headers: Fields = ()) -> None:

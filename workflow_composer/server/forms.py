@@ -7,14 +7,27 @@ form does not know is handed back, for a model's server that may know it; a clos
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workflow_composer.server import addressing, checks, schemas
-from workflow_composer.server.checks import NOTHING, FieldCheck, wrong
+import msgspec
+
+from workflow_composer.server import checks, schemas
+from workflow_composer.server.checks import NOTHING, FieldCheck, described, wrong
+from workflow_composer.server.failures import HttpFailure
 from workflow_composer.server.schemas import Schema
 
+_decode = msgspec.json.Decoder().decode
+
+AUTO = "auto"
+TASK = "task:"
+TASK_HEADER = "x-workflow-composer-task"
+BUDGET_HEADER = "x-workflow-composer-budget"
+TIMEOUT_HEADER = "x-workflow-composer-timeout"
+ADDRESS_HEADERS = (TASK_HEADER, BUDGET_HEADER, TIMEOUT_HEADER)
+LONGEST_NAME = 512
 FOREIGN = frozenset(
     {"messages", "prompt", "n", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs"}
 ) | frozenset({"response_format", "stream_options"})
@@ -55,6 +68,14 @@ def left_out(reason: str) -> Field:
     return Field(checks.anything, left_out=reason, note=f"Not heeded: {reason}")
 
 
+def _undecodable(body: bytes, error: Exception) -> HttpFailure:
+    if isinstance(error, UnicodeDecodeError):
+        return HttpFailure(400, "the body is not UTF-8")
+    if isinstance(error, RecursionError):
+        return HttpFailure(400, "the body is nested too deeply")
+    return HttpFailure(400, f"the body is not JSON: {error}" if body else "the body is empty; send JSON")
+
+
 class Form:
     """The fields of one body.
 
@@ -82,11 +103,17 @@ class Form:
         self._code = code
         self._more = {**(beside or {}), "examples": [example]}
 
-    def read(self, data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
+    def read(self, body: bytes) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
         """Read a body: attributes of the request, other fields by their names, unknown fields, and warnings.
 
         Raises `HttpFailure`. Every request to the service passes through here: one look-up and one call per field.
         """
+        try:
+            data = _decode(body)
+        except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
+            raise _undecodable(body, error) from None
+        if not isinstance(data, dict):
+            raise HttpFailure(400, "the body must be a JSON object")
         rule_of = self._rule
         request: dict[str, Any] = {}
         own: dict[str, Any] = {}
@@ -120,12 +147,94 @@ class Form:
         return {**schemas.record(properties, *required, closed=bool(self._closed)), **self._more}
 
 
+# ------------------------------------------------------------------------------------------------- the routing address
+# ``auto`` leaves it to the strategy; ``task:NAME`` names a task; anything else names a role, tier, model of the catalogue or
+# routing string. The task may also come as a header or in the metadata; where it does not, it is predicted from the words.
+
+
+_NAME: Schema = {**schemas.TEXT, "maxLength": LONGEST_NAME}
+
+
+@described(
+    {
+        **_NAME,
+        "pattern": f"^(?! *{TASK} *$){schemas.PRINTABLE}*$",  # `address_of` refuses a task without a name
+        "description": "auto, task:NAME, a tier, a model of the catalogue, or a routing string such as mv_small_k8_t0.7",
+    }
+)
+def model_name(name: str, value: Any) -> str:
+    """What ``model`` may be."""
+    if isinstance(value, str) and len(value) <= LONGEST_NAME and value.isprintable():
+        return value
+    raise wrong(name, "is no name" if isinstance(value, str) else "must be a text")
+
+
+_TASK_NAME: Schema = {**_NAME, "minLength": 1, "pattern": f"^{schemas.PRINTABLE}*$"}
+
+
+@described(
+    {
+        **schemas.record({"task_type": schemas.nullable(_TASK_NAME)}),
+        "description": "`task_type`: the task that the request belongs to",
+    }
+)
+def metadata(name: str, value: Any) -> dict[str, Any]:
+    """Metadata; where they name a task, it must be a name."""
+    if not isinstance(value, dict):
+        raise wrong(name, "must be an object")
+    if (task := value.get("task_type")) is not None:
+        _task(task)
+    return value
+
+
+@functools.lru_cache(maxsize=128)
+def address_of(
+    model: str | None, told: str | None, task: str | None, budget: str | None, timeout: str | None
+) -> Mapping[str, Any]:
+    """The fields of an `LLMRequest` that say where it goes and what it may take. Raises `HttpFailure`.
+
+    ``model`` and the task that was ``told`` in the metadata have passed their checks; the others are `ADDRESS_HEADERS`.
+    """
+    found: dict[str, Any] = {}
+    name = (model or AUTO).strip()
+    if name.startswith(TASK):
+        found["task_type"] = _task(name.removeprefix(TASK).strip())
+    elif name and name != AUTO:
+        found["model"] = name
+    if "task_type" not in found:
+        if task:
+            found["task_type"] = _task(task)
+        elif told is not None:
+            found["task_type"] = told
+    if budget is not None:
+        found["budget"] = _positive(budget, BUDGET_HEADER)
+    if timeout is not None:
+        found["timeout"] = _positive(timeout, TIMEOUT_HEADER)
+    return found
+
+
+def _task(found: Any) -> str:
+    if not isinstance(found, str) or not found or len(found) > LONGEST_NAME or not found.isprintable():
+        raise HttpFailure(400, "the task is no name", param="metadata.task_type")
+    return found
+
+
+def _positive(text: str, name: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 < value < 1e9:
+        raise HttpFailure(400, f"the header {name} must be a positive number", param=name)
+    return value
+
+
 COMMON = {
-    "model": Field(addressing.model_name),
+    "model": Field(model_name),
     "stream": Field(checks.flag),
     "temperature": Field(checks.number(0.0, 2.0), "temperature"),
     "top_p": Field(checks.number(0.0, 1.0), "top_p"),
-    "metadata": Field(addressing.metadata, "metadata"),
+    "metadata": Field(metadata, "metadata"),
 }
 """What every form that asks a language model has."""
 

@@ -83,6 +83,15 @@ class Key:
             raise ValueError("limits must be more than 0; revoke a key that may do nothing")
         return key
 
+    def check(self, *, strategy: str, model: str | None) -> None:
+        """Whether the key may use a strategy and name a model. Raises `HttpFailure` 403."""
+        if self.strategies and strategy not in self.strategies:
+            message = f"this API key may not use the strategy {strategy!r}"
+            raise HttpFailure(403, message, type=PERMISSION, code="strategy_not_allowed")
+        if self.models and (model or "auto") not in self.models:
+            message = f"this API key may use {', '.join(self.models)} and no other model"
+            raise HttpFailure(403, message, type=PERMISSION, code="model_not_allowed", param="model")
+
 
 def _names(name: str, found: Any) -> list[str]:
     names = [] if found is None else found
@@ -187,15 +196,6 @@ class KeyRing:
         if key.expires is not None and key.expires <= now:
             raise _refused("the API key has expired")
         return key
-
-    def may_use(self, key: Key, *, strategy: str, model: str | None) -> None:
-        """Whether a key may use a strategy and name a model. Raises `HttpFailure` 403."""
-        if key.strategies and strategy not in key.strategies:
-            message = f"this API key may not use the strategy {strategy!r}"
-            raise HttpFailure(403, message, type=PERMISSION, code="strategy_not_allowed")
-        if key.models and (model or "auto") not in key.models:
-            message = f"this API key may use {', '.join(key.models)} and no other model"
-            raise HttpFailure(403, message, type=PERMISSION, code="model_not_allowed", param="model")
 
     def _checked(self, presented: str) -> Key:
         identity, _, secret = presented.removeprefix(PREFIX).partition("-")

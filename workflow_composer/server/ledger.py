@@ -12,6 +12,7 @@ more than everything else that is done for its key; a process that is killed los
 from __future__ import annotations
 
 import calendar
+import functools
 import math
 import mmap
 import os
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workflow_composer.server.failures import RETRY_SOON, SERVER, HttpFailure
-from workflow_composer.server.keys import Key
+from workflow_composer.server.keys import Key, Period
 from workflow_composer.storage.locks import RangeLocks
 
 _MAGIC = b"wfc-ledger-1\n".ljust(64, b"\0")
@@ -31,6 +32,8 @@ _RECORD = struct.Struct("<32s d d d Q Q d d 24x")
 """ID; start of the period, spent in it, spent in all (dollars); requests, tokens; time stamps of the two rates."""
 _NUMBERS = struct.Struct("<d d d Q Q d d")
 """The part of a record that changes."""
+_NOT_NEGATIVE = ("period_began", "spent", "spent_in_all", "next_request", "next_token")
+_DAY = 86_400.0
 _MOST = 2**64 - 1
 """What a record has room to count to."""
 _ROOM = 64
@@ -54,26 +57,15 @@ class Account:
     next_token: float = 0.0
 
 
+@dataclass(slots=True)
 class _Charges:
-    """What a key's requests have cost since it was last written down."""
+    """What a key's requests have cost since it was last written down; ``at``: the last of them."""
 
-    __slots__ = ("at", "cost", "key", "requests", "tokens")
-
-    def __init__(self, key: Key) -> None:
-        self.key = key
-        self.at = 0.0
-        self.cost = 0.0
-        self.requests = 0
-        self.tokens = 0
-
-    def add_to(self, account: Account) -> None:
-        _turn_over(account, self.key, self.at)
-        account.spent += self.cost
-        account.spent_in_all += self.cost
-        account.requests = min(account.requests + self.requests, _MOST)
-        account.tokens = min(account.tokens + self.tokens, _MOST)
-        if self.key.tokens_per_minute:
-            account.next_token = max(account.next_token, self.at) + self.tokens * 60.0 / self.key.tokens_per_minute
+    key: Key
+    at: float = 0.0
+    cost: float = 0.0
+    requests: int = 0
+    tokens: int = 0
 
 
 class Ledger:
@@ -102,39 +94,39 @@ class Ledger:
             self.close()
             raise ValueError(f"{path} is no ledger")
 
-    def admit(self, key: Key, now: float) -> None:
-        """Let a request in and count it, unless a limit is reached. Raises `HttpFailure` 429; 503 where nobody can tell."""
+    def admit(self, key: Key, now: float) -> float | None:
+        """Let a request in and count it, unless a limit is reached; returns the dollars that are left of the key's budget.
+
+        None: the key has no budget. Raises `HttpFailure` 429; 503 where nobody can tell.
+        """
         if not (key.budget or key.requests_per_minute or key.tokens_per_minute):
-            return  # nothing to check; it is counted when it is charged
+            return None  # nothing to check; it is counted when it is charged
         try:
-            self._admit(key, now)
+            account = self.account(key, now)
+            if key.budget is not None and account.spent >= key.budget:
+                raise _exhausted(key, now)
+            if key.tokens_per_minute and account.next_token - now > 60.0:
+                raise _too_fast("tokens", key.tokens_per_minute, account.next_token - now - 60.0)
+            if key.requests_per_minute:
+                self._count(key, key.requests_per_minute, now)
         except OSError as error:
             self._tell(error)
             message = "what this API key has used cannot be looked up"
             raise HttpFailure(503, message, type=SERVER, code="ledger_unavailable", retry_after=RETRY_SOON) from None
+        return None if key.budget is None else key.budget - account.spent
 
-    def _admit(self, key: Key, now: float) -> None:
-        if not key.requests_per_minute:
-            self._check(self.account(key, now), key, now)
-            return
-        self.write(now)
+    def _count(self, key: Key, limit: int, now: float) -> None:
+        """Count a request towards so many a minute."""
         place = self._place(key.id)
         with self._locks.hold(place, _RECORD.size, wait=PATIENCE):
             account = self._read(place)
             _turn_over(account, key, now)
-            self._check(account, key, now)
-            step = 60.0 / key.requests_per_minute
+            step = 60.0 / limit
             early = account.next_request - now - (60.0 - step)
             if early > 1e-9:
-                raise _too_fast("requests", key.requests_per_minute, early)
+                raise _too_fast("requests", limit, early)
             account.next_request = max(account.next_request, now) + step
             self._write(place, account)
-
-    def _check(self, account: Account, key: Key, now: float) -> None:
-        if key.budget is not None and account.spent >= key.budget:
-            raise _exhausted(key, now)
-        if key.tokens_per_minute and account.next_token - now > 60.0:
-            raise _too_fast("tokens", key.tokens_per_minute, account.next_token - now - 60.0)
 
     def charge(self, key: Key, *, cost: float, tokens: int, now: float | None = None) -> None:
         """Count a request that has ended, and what it has cost. A charge that cannot be is reported, and counts nothing."""
@@ -168,9 +160,7 @@ class Ledger:
     def _write_one(self, identity: str, charges: _Charges, wait: float) -> None:
         place = self._place(identity)
         with self._locks.hold(place, _RECORD.size, wait=wait):
-            account = self._read(place)
-            charges.add_to(account)
-            self._write(place, account)
+            self._write(place, self.account(charges.key, charges.at))
 
     def _tell(self, error: Exception) -> None:
         if not self._full:
@@ -180,11 +170,21 @@ class Ledger:
 
     def account(self, key: Key, now: float) -> Account:
         """What a key has used, in the period that ``now`` is in."""
-        account = self._read(self._place(key.id))
+        place = self._places.get(key.id) or self._place(key.id)
+        account = Account(*_NUMBERS.unpack_from(self._map, place + 32))
         charges = self._unwritten.get(key.id)
         if charges is not None:
-            charges.add_to(account)
-        _turn_over(account, key, now)
+            if account.period_began != _period(key.period, charges.at // _DAY)[0]:
+                _turn_over(account, key, charges.at)
+            account.spent += charges.cost
+            account.spent_in_all += charges.cost
+            account.requests = min(account.requests + charges.requests, _MOST)
+            account.tokens = min(account.tokens + charges.tokens, _MOST)
+            if key.tokens_per_minute:
+                ready = max(account.next_token, charges.at)
+                account.next_token = ready + charges.tokens * 60.0 / key.tokens_per_minute
+        if account.period_began != _period(key.period, now // _DAY)[0]:
+            _turn_over(account, key, now)
         return account
 
     def left(self, key: Key, now: float) -> float | None:
@@ -202,8 +202,20 @@ class Ledger:
     def _place(self, identity: str) -> int:
         place = self._places.get(identity)
         if place is None:
-            place = self._places[identity] = self._find(identity)
+            place = self._find(identity)
+            self._mend(place)
+            self._places[identity] = place
         return place
+
+    def _mend(self, place: int) -> None:
+        """Take numbers that cannot be in a record for nothing, so that its key is neither free for ever nor locked out."""
+        with self._locks.hold(place, _RECORD.size, wait=PATIENCE):
+            account = self._read(place)
+            wrong = [name for name in _NOT_NEGATIVE if not 0.0 <= getattr(account, name) < math.inf]
+            for name in wrong:
+                setattr(account, name, 0.0)
+            if wrong:
+                self._write(place, account)
 
     def _find(self, identity: str) -> int:
         """The record's offset; a new one where there is none yet."""
@@ -241,10 +253,7 @@ class Ledger:
             self._map = mmap.mmap(self._file, 0)
 
     def _read(self, place: int) -> Account:
-        _, began, spent, in_all, requests, tokens, request, token = _RECORD.unpack_from(self._map, place)
-        if not 0.0 <= spent + in_all + began + request + token < math.inf or min(spent, in_all) < 0.0:
-            return _mended(Account(began, spent, in_all, requests, tokens, request, token))
-        return Account(began, spent, in_all, requests, tokens, request, token)
+        return Account(*_NUMBERS.unpack_from(self._map, place + 32))
 
     def _write(self, place: int, account: Account) -> None:
         # The ID stays as it is and the numbers are copied in one go: who reads without the lock, or finds the record of a
@@ -265,31 +274,14 @@ class Ledger:
         return self._locks.hold(0, len(_MAGIC), wait=PATIENCE)
 
 
-def _mended(account: Account) -> Account:
-    """A damaged record without the numbers that cannot be, so that its key is neither free for ever nor locked out."""
-    for name in ("period_began", "spent", "spent_in_all", "next_request", "next_token"):
-        if not 0.0 <= getattr(account, name) < math.inf:
-            setattr(account, name, 0.0)
-    return account
-
-
-_periods: dict[str, tuple[float, float]] = {"total": (0.0, float("inf"))}
-"""The periods that were asked for last: nearly always those that are asked for next."""
-
-
-def _period(key: Key, now: float) -> tuple[float, float]:
-    """Start and end of the period that ``now`` is in, UTC."""
-    found = _periods.get(key.period)
-    if found is None or not found[0] <= now < found[1]:
-        found = _periods[key.period] = _period_of(key, now)
-    return found
-
-
-def _period_of(key: Key, now: float) -> tuple[float, float]:
-    year, month, day, *_ = time.gmtime(now)
-    if key.period == "day":
-        began = float(calendar.timegm((year, month, day, 0, 0, 0)))
-        return began, began + 86_400.0
+@functools.lru_cache(maxsize=16)
+def _period(period: Period, day: float) -> tuple[float, float]:
+    """Start and end of the period that a day is in, UTC; days are counted from the epoch."""
+    if period == "total":
+        return 0.0, math.inf
+    if period == "day":
+        return day * _DAY, (day + 1.0) * _DAY
+    year, month, *_ = time.gmtime(day * _DAY)
     following = (year + month // 12, month % 12 + 1)
     return float(calendar.timegm((year, month, 1, 0, 0, 0))), float(calendar.timegm((*following, 1, 0, 0, 0)))
 
@@ -298,13 +290,13 @@ def _turn_over(account: Account, key: Key, now: float) -> None:
     """Begin a new period where the old one is over."""
     if key.budget is None:
         return
-    began, _ = _period(key, now)
+    began, _ = _period(key.period, now // _DAY)
     if account.period_began != began:
         account.period_began, account.spent = began, account.spent_in_all if key.period == "total" else 0.0
 
 
 def _exhausted(key: Key, now: float) -> HttpFailure:
-    _, ends = _period(key, now)
+    _, ends = _period(key.period, now // _DAY)
     message = f"the budget of this API key (${key.budget:g} per {key.period}) is used up"
     if key.period == "total":
         message = f"the budget of this API key (${key.budget:g}) is used up"

@@ -12,8 +12,8 @@ from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.metrics.escalation import EscalationStats
 from workflow_composer.metrics.live_files import SharedMetrics
 from workflow_composer.metrics.prometheus import CONTENT_TYPE, Gauge, breaker_gauge, exposition
+from workflow_composer.server.answering import Admission
 from workflow_composer.server.exchange import Exchange, Handler, Reply
-from workflow_composer.server.limits import Admission
 from workflow_composer.server.wire import encode
 
 if TYPE_CHECKING:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from workflow_composer.server import form_messages, form_responses, wire_chat, wire_completions, wire_embeddings
-from workflow_composer.server.addressing import LONGEST_NAME
 from workflow_composer.server.admin import ROLLBACK, SWITCH
 from workflow_composer.server.catalogue import FEEDBACK
-from workflow_composer.server.forms import Form
+from workflow_composer.server.forms import LONGEST_NAME, Form
 from workflow_composer.server.schemas import BOOLEAN, TEXT, Schema, nullable, record
 
 _NAME: Schema = {**TEXT, "pattern": "^[ -~]*$", "maxLength": LONGEST_NAME}

@@ -7,6 +7,7 @@ listening sockets from a supervisor (`workflow_composer.server.workers`), which 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import signal
 import socket
@@ -22,7 +23,7 @@ from workflow_composer.metrics.live_files import SharedMetrics
 from workflow_composer.metrics.sink import TeeSink, service_sink
 from workflow_composer.orchestrator import ModelOrchestrator
 from workflow_composer.server.admin import Admin
-from workflow_composer.server.answering import Accounts, Answering, ChargingSink
+from workflow_composer.server.answering import Accounts, Admission, Answering
 from workflow_composer.server.app import App
 from workflow_composer.server.audit import Audit
 from workflow_composer.server.catalogue import Catalogue
@@ -32,7 +33,6 @@ from workflow_composer.server.exchange import Handler
 from workflow_composer.server.http import HttpLimits, HttpServer
 from workflow_composer.server.keys import KeyRing
 from workflow_composer.server.ledger import Ledger
-from workflow_composer.server.limits import Admission
 from workflow_composer.server.listening import BACKLOG, close, listen
 from workflow_composer.server.logs import ServiceLog
 from workflow_composer.server.observing import Observing
@@ -147,8 +147,8 @@ class Worker:
         self._lines = service_sink(environ)
         self._collector = collector(environ)
         self._tracing = None if self._collector is None else Tracing(environ)
-        sinks = (self._lines, live) if self._tracing is None else (self._lines, live, self._tracing)
-        self.orchestrator = ModelOrchestrator(strategy, metrics=ChargingSink(accounts, TeeSink(*sinks)), environ=environ)
+        sinks = (accounts, self._lines, live, *(() if self._tracing is None else (self._tracing,)))
+        self.orchestrator = ModelOrchestrator(strategy, metrics=TeeSink(*sinks), environ=environ)
         self.strategies = switchboard(self.orchestrator)
         self._accounts = accounts
         admission = Admission(settings.concurrency, settings.queue, settings.queue_seconds)
@@ -156,8 +156,9 @@ class Worker:
         audits = AuditLog(audits_file(environ))
         self._observing = Observing(self.orchestrator, self._metrics, admission, audits=audits)
         parts = Parts(self.orchestrator, accounts, admission, self._observing, self._metrics, audits, self.strategies)
-        app = app_of(parts, settings, environ, audit, log, self._tracing)
-        self._server = HttpServer(app.serve, app.refuse, HttpLimits(body=settings.max_body))
+        app = app_of(parts, settings, environ, audit, log)
+        serve = app.serve if self._tracing is None else functools.partial(self._tracing.serve, answer=app.serve)
+        self._server = HttpServer(serve, app.refuse, HttpLimits(body=settings.max_body))
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stop = asyncio.Event()
         self._told = ""
@@ -243,7 +244,6 @@ def app_of(
     environ: Mapping[str, str],
     audit: Audit,
     log: ServiceLog,
-    tracing: Tracing | None,
 ) -> App:
     """The table of handlers."""
     answering = Answering(
@@ -274,4 +274,4 @@ def app_of(
     for group in (catalogue, parts.observing, admin, dashboard):
         routes.update(group.routes())
     routes["GET", "/openapi.json"] = describing
-    return App(routes, dialects, chat, log.warning, access=log.event if settings.access_log else None, tracing=tracing)
+    return App(routes, dialects, chat, log.warning, access=log.event if settings.access_log else None)

@@ -1,14 +1,15 @@
-"""What all dialects share: what is asked, how answers are written, and how JSON from the network is read.
+"""What all dialects share: what is asked, and how answers are written.
 
 A dialect is one form of API (OpenAI's chat completions, its older completions, its responses, Anthropic's messages). It
-turns a body into an `LLMRequest` and an `LLMResponse` into a body, and does no I/O. `forms` says what a body may hold.
+turns a body into the fields of an `LLMRequest` and an `LLMResponse` into a body, and does no I/O. `forms` says what a body
+may hold.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
@@ -17,17 +18,20 @@ from workflow_composer.server.failures import HttpFailure
 from workflow_composer.types import Chunk, LLMRequest, LLMResponse
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder().decode
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
-    """A request, and how its answer is wanted. ``warnings`` tell of fields that were left out."""
+    """What a body asks, and how its answer is wanted. ``warnings`` tell of fields that were left out.
 
-    request: LLMRequest
+    ``fields`` are those of an `LLMRequest`. The handler knows the others, and makes the ``request`` of all of them.
+    """
+
+    fields: dict[str, Any]
     stream: bool = False
     include_usage: bool = False
     warnings: tuple[str, ...] = ()
+    request: LLMRequest = field(init=False)
 
 
 class EventWriter(Protocol):
@@ -51,7 +55,7 @@ class Dialect(Protocol):
 
     name: str
 
-    def read(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
+    def read(self, body: bytes, headers: Mapping[str, str]) -> Asked:
         """Read a body. Raises `HttpFailure`."""
         ...
 
@@ -66,24 +70,6 @@ class Dialect(Protocol):
     def failure(self, failure: HttpFailure) -> bytes:
         """The body of an error."""
         ...
-
-
-# ------------------------------------------------------------------------------------------------------------- reading
-
-
-def decode(body: bytes) -> dict[str, Any]:
-    """A JSON object from the network. Raises `HttpFailure`."""
-    try:
-        found = _decode(body)
-    except UnicodeDecodeError:
-        raise HttpFailure(400, "the body is not UTF-8") from None
-    except msgspec.DecodeError as error:
-        raise HttpFailure(400, f"the body is not JSON: {error}" if body else "the body is empty; send JSON") from None
-    except RecursionError:
-        raise HttpFailure(400, "the body is nested too deeply") from None
-    if not isinstance(found, dict):
-        raise HttpFailure(400, "the body must be a JSON object")
-    return found
 
 
 # ------------------------------------------------------------------------------------------------------------- writing

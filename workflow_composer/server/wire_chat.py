@@ -8,13 +8,12 @@ from typing import Any
 
 from workflow_composer.backends.tool_calls import ToolCalls, ToolDelta
 from workflow_composer.server import checks, schemas
-from workflow_composer.server.addressing import address_of
 from workflow_composer.server.checks import UNSUPPORTED, described, wrong
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.forms import COMMON, TOKENS, TOP_LOGPROBS, Field, Form, left_out
+from workflow_composer.server.forms import ADDRESS_HEADERS, COMMON, TOKENS, TOP_LOGPROBS, Field, Form, address_of, left_out
 from workflow_composer.server.schemas import Schema
 from workflow_composer.server.wire import Asked, encode, event, openai_failure, usage_of
-from workflow_composer.types import Chunk, LLMRequest, LLMResponse, Sample, TokenLogprob
+from workflow_composer.types import EMPTY, Chunk, LLMResponse, Sample, TokenLogprob
 
 DONE = b"data: [DONE]\n\n"
 
@@ -29,17 +28,18 @@ class ChatDialect:
 
     name = "chat"
 
-    def read(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
+    def read(self, body: bytes, headers: Mapping[str, str]) -> Asked:
         """Read a body. Raises `HttpFailure`."""
-        request, own, extra, warnings = FORM.read(data)
+        fields, own, extra, warnings = FORM.read(body)
         if (limit := own.get("max_completion_tokens")) is not None:
-            if request.get("max_tokens", limit) != limit:
+            if fields.get("max_tokens", limit) != limit:
                 warnings.append("max_tokens is not heeded beside max_completion_tokens")
-            request["max_tokens"] = limit
+            fields["max_tokens"] = limit
         include_usage = "stream_options" in own and usage_at_end(own)
-        request.update(address_of(own.get("model"), headers, request.get("metadata", {})))
-        made = LLMRequest(extra=extra, request_id="", **request)  # the handler knows the ID
-        return Asked(made, own.get("stream", False), include_usage, tuple(warnings))
+        metadata = fields.setdefault("metadata", EMPTY)
+        address = address_of(own.get("model"), metadata.get("task_type"), *map(headers.get, ADDRESS_HEADERS))
+        fields.update(address, extra=extra)
+        return Asked(fields, own.get("stream", False), include_usage, tuple(warnings))
 
     def whole(self, asked: Asked, response: LLMResponse) -> bytes:
         """A ``chat.completion`` object."""

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workflow_composer.server import checks, schemas
-from workflow_composer.server.addressing import address_of
 from workflow_composer.server.checks import described, wrong
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.forms import COMMON, TOKENS, TOP_LOGPROBS, Field, Form, refused
+from workflow_composer.server.forms import ADDRESS_HEADERS, COMMON, TOKENS, TOP_LOGPROBS, Field, Form, address_of, refused
 from workflow_composer.server.wire import Asked, encode, event, openai_failure, usage_of
 from workflow_composer.server.wire_chat import (
     CHOICES,
@@ -20,7 +19,7 @@ from workflow_composer.server.wire_chat import (
     STREAM_OPTIONS_IN_STREAMS,
     usage_at_end,
 )
-from workflow_composer.types import Chunk, LLMRequest, LLMResponse, TokenLogprob
+from workflow_composer.types import EMPTY, Chunk, LLMResponse, TokenLogprob
 
 
 class CompletionsDialect:
@@ -28,22 +27,21 @@ class CompletionsDialect:
 
     name = "completions"
 
-    def read(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
+    def read(self, body: bytes, headers: Mapping[str, str]) -> Asked:
         """Read a body. Raises `HttpFailure`."""
-        request, own, extra, warnings = FORM.read(data)
+        fields, own, extra, warnings = FORM.read(body)
         include_usage = "stream_options" in own and usage_at_end(own)
         top = own.get("logprobs")
-        request.update(address_of(own.get("model"), headers, request.get("metadata", {})))
-        made = LLMRequest(
+        told = fields.get("metadata", EMPTY).get("task_type")
+        fields.update(
+            address_of(own.get("model"), told, *map(headers.get, ADDRESS_HEADERS)),
             kind="completion",
             messages=({"role": "user", "content": own["prompt"]},),
             logprobs=top is not None,
             top_logprobs=top,
-            request_id="",
             extra=extra,
-            **request,
         )
-        return Asked(made, own.get("stream", False), include_usage, tuple(warnings))
+        return Asked(fields, own.get("stream", False), include_usage, tuple(warnings))
 
     def whole(self, asked: Asked, response: LLMResponse) -> bytes:
         """A ``text_completion`` object."""

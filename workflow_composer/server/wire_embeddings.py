@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from sys import byteorder
 from typing import Any
 
-from workflow_composer.server import addressing, checks, schemas
-from workflow_composer.server.addressing import address_of
+from workflow_composer.server import checks, schemas
 from workflow_composer.server.checks import UNSUPPORTED, described, wrong
-from workflow_composer.server.forms import Field, Form, left_out
+from workflow_composer.server.forms import ADDRESS_HEADERS, Field, Form, address_of, left_out, metadata, model_name
 from workflow_composer.server.wire import encode
-from workflow_composer.types import Embeddings
+from workflow_composer.types import EMPTY, Embeddings
 
 MOST_TEXTS = 2048
 
@@ -30,10 +29,11 @@ class AskedEmbeddings:
     warnings: tuple[str, ...] = ()
 
 
-def read_embeddings(data: Mapping[str, Any], headers: Mapping[str, str]) -> AskedEmbeddings:
+def read_embeddings(body: bytes, headers: Mapping[str, str]) -> AskedEmbeddings:
     """Read a body. Raises `HttpFailure`."""
-    _, own, _, warnings = FORM.read(data)
-    address = address_of(own.get("model"), headers, own.get("metadata", {}))
+    _, own, _, warnings = FORM.read(body)
+    told = own.get("metadata", EMPTY).get("task_type")
+    address = dict(address_of(own.get("model"), told, *map(headers.get, ADDRESS_HEADERS)))
     if address.pop("budget", None) is not None:
         warnings.append("the budget is not heeded: vectors come from one model, whatever they cost")
     wanted = own.get("encoding_format") == "base64"
@@ -56,8 +56,8 @@ def _texts(name: str, found: Any) -> tuple[str, ...]:
 
 FORM = Form(
     {
-        "model": Field(addressing.model_name),
-        "metadata": Field(addressing.metadata),
+        "model": Field(model_name),
+        "metadata": Field(metadata),
         "input": Field(_texts, required=_NO_TEXTS),
         "encoding_format": Field(checks.one_of("float", "base64", "", message="must be float or base64")),
         "dimensions": Field(checks.whole(least=1, most=1_000_000)),

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from workflow_composer.backends.tool_calls import ToolCalls, ToolDelta
-from workflow_composer.server.addressing import address_of
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.server.form_messages import CACHE, FORM
+from workflow_composer.server.forms import ADDRESS_HEADERS, address_of
 from workflow_composer.server.wire import Asked, encode, event
-from workflow_composer.types import Chunk, LLMRequest, LLMResponse
+from workflow_composer.types import EMPTY, Chunk, LLMResponse
 
 _TYPES = {
     400: "invalid_request_error",
@@ -35,27 +35,26 @@ class MessagesDialect:
 
     name = "messages"
 
-    def read(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
+    def read(self, body: bytes, headers: Mapping[str, str]) -> Asked:
         """Read a body. Raises `HttpFailure`."""
-        request, own, extra, warnings = FORM.read(data)
+        fields, own, extra, warnings = FORM.read(body)
         (system, notes), (messages, more) = own.get("system", ([], {})), own["messages"]
         notes = {**notes, **more}
-        if request.get("metadata", {}).get("user_id") is not None:
+        if fields.get("metadata", EMPTY).get("user_id") is not None:
             notes["metadata.user_id is not told to the model"] = None
         if own.get("cache_control"):
             notes[CACHE] = None
         tools, more = own.get("tools", (None, {}))
         choice, parallel = own.get("tool_choice", (None, {}))
-        request.update(address_of(own.get("model"), headers, request.get("metadata", {})))
-        made = LLMRequest(
+        told = fields.get("metadata", EMPTY).get("task_type")
+        fields.update(
+            address_of(own.get("model"), told, *map(headers.get, ADDRESS_HEADERS)),
             messages=(*system, *messages),
             tools=tools,
             tool_choice=choice,
-            request_id="",
             extra={**parallel, **extra},
-            **request,
         )
-        return Asked(made, own.get("stream", False), warnings=(*warnings, *{**notes, **more}))
+        return Asked(fields, own.get("stream", False), warnings=(*warnings, *{**notes, **more}))
 
     def whole(self, asked: Asked, response: LLMResponse) -> bytes:
         """A ``message`` object."""

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workflow_composer.backends.tool_calls import ToolCalls, ToolDelta
-from workflow_composer.server.addressing import address_of
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.server.form_responses import FORM
+from workflow_composer.server.forms import ADDRESS_HEADERS, address_of
 from workflow_composer.server.wire import Asked, encode, event, openai_failure
 from workflow_composer.server.wire_chat import logprobs_of
-from workflow_composer.types import Chunk, LLMRequest, LLMResponse, TokenLogprob, Usage
+from workflow_composer.types import EMPTY, Chunk, LLMResponse, TokenLogprob, Usage
 
 _LOGPROBS = "message.output_text.logprobs"
 
@@ -25,9 +25,9 @@ class ResponsesDialect:
 
     name = "responses"
 
-    def read(self, data: Mapping[str, Any], headers: Mapping[str, str]) -> Asked:
+    def read(self, body: bytes, headers: Mapping[str, str]) -> Asked:
         """Read a body. Raises `HttpFailure`."""
-        request, own, extra, warnings = FORM.read(data)
+        fields, own, extra, warnings = FORM.read(body)
         messages = own["input"]
         if (instructions := own.get("instructions")) is not None:
             messages.insert(0, {"role": "system", "content": instructions})
@@ -36,17 +36,16 @@ class ResponsesDialect:
         reasoning, form = own.get("reasoning", {}), own.get("text", {})
         said = {"reasoning_effort": reasoning.get("effort"), "verbosity": form.get("verbosity")}
         top = own.get("top_logprobs")
-        request.update(address_of(own.get("model"), headers, request.get("metadata", {})))
-        made = LLMRequest(
+        told = fields.get("metadata", EMPTY).get("task_type")
+        fields.update(
+            address_of(own.get("model"), told, *map(headers.get, ADDRESS_HEADERS)),
             messages=tuple(messages),
             top_logprobs=top or None,
             logprobs=bool(top) or _LOGPROBS in wanted,
             response_format=form.get("format"),
-            request_id="",
             extra={**{name: value for name, value in said.items() if value is not None}, **extra},
-            **request,
         )
-        return Asked(made, own.get("stream", False), warnings=tuple(warnings))
+        return Asked(fields, own.get("stream", False), warnings=tuple(warnings))
 
     def whole(self, asked: Asked, response: LLMResponse) -> bytes:
         """A ``response`` object."""

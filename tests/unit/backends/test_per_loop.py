@@ -26,14 +26,14 @@ def test_each_loop_has_its_own_and_closes_it_at_its_end():
     held = PerLoop(Thing, Thing.close)
 
     async def use() -> tuple[Thing, asyncio.AbstractEventLoop]:
-        assert await held.get() is await held.get()
-        return await held.get(), asyncio.get_running_loop()
+        assert await held.here() is await held.here() is held[asyncio.get_running_loop()]
+        return await held.here(), asyncio.get_running_loop()
 
     first, first_loop = asyncio.run(use())
     second, second_loop = asyncio.run(use())
     assert first is not second
     assert (first.closed_in, second.closed_in) == (first_loop, second_loop)
-    assert held._held == {}
+    assert held == held._guards == {}
 
 
 def test_closing_reaches_a_loop_that_runs_in_another_thread():
@@ -42,10 +42,10 @@ def test_closing_reaches_a_loop_that_runs_in_another_thread():
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    thing = asyncio.run_coroutine_threadsafe(held.get(), loop).result(60)
+    thing = asyncio.run_coroutine_threadsafe(held.here(), loop).result(60)
 
     async def close() -> Thing:
-        here = await held.get()
+        here = await held.here()
         await held.close()
         assert thing.closed_in is loop
         await held.close()

@@ -62,10 +62,12 @@ intervals = st.lists(
 )
 
 
-@given(calls=intervals)
-def test_shares_of_concurrent_calls_add_up_to_busy_time(calls):
-    """For any interleaving, what the calls are charged for is the busy GPU: nothing twice, nothing forgotten."""
-    assert sum(metered(calls)) == pytest.approx(busy_time(calls), rel=1e-9, abs=1e-9)
+@given(calls=intervals, gpu_hour=st.floats(0, 100))
+def test_costs_of_concurrent_calls_add_up_to_busy_time_times_price(calls, gpu_hour):
+    """For any interleaving, what the calls are charged is what the busy GPU costs: nothing twice, nothing forgotten."""
+    price = Price(gpu_hour=gpu_hour)
+    charged = sum(price.cost(Usage(), share) for share in metered(calls))
+    assert charged == pytest.approx(busy_time(calls) * gpu_hour / 3600, rel=1e-9, abs=1e-9)
 
 
 @given(calls=intervals)
@@ -119,9 +121,14 @@ def test_stop_without_start_is_refused():
 def test_tokens_are_priced_per_million_in_and_out():
     """A million prompt tokens cost the input price, a million completion tokens the output price."""
     price = Price(input_per_million=3.0, output_per_million=15.0)
-    assert price.cost_of_tokens(Usage(1_000_000, 0)) == pytest.approx(3.0)
-    assert price.cost_of_tokens(Usage(0, 1_000_000)) == pytest.approx(15.0)
-    assert price.cost_of_tokens(Usage(200, 100)) == pytest.approx(200 * 3e-6 + 100 * 15e-6)
+    assert price.cost(Usage(1_000_000, 0)) == pytest.approx(3.0)
+    assert price.cost(Usage(0, 1_000_000)) == pytest.approx(15.0)
+    assert price.cost(Usage(200, 100)) == pytest.approx(200 * 3e-6 + 100 * 15e-6)
+
+
+def test_an_hour_of_gpu_costs_the_hourly_price():
+    """3,600 seconds are one hour."""
+    assert Price(gpu_hour=2.5).cost(Usage(), 3600) == pytest.approx(2.5)
 
 
 @pytest.mark.parametrize(

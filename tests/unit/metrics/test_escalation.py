@@ -18,7 +18,7 @@ NAMES = tuple(PRICES)
 
 def call(tier, name, *, prompt=10, tokens=5, error=None, cost=None):
     usage = Usage(prompt, tokens)
-    price = PRICES[name].cost_of_tokens(usage) if cost is None else cost
+    price = PRICES[name].cost(usage) if cost is None else cost
     return Attempt(tier, 0, name, True, 1.0, usage, price, error and "went wrong", error)
 
 
@@ -38,7 +38,7 @@ def answered(*calls, accepted=True, samples=1):
 
 
 def tally(*responses):
-    made = EscalationTally("large", PRICES["large"].cost_of_tokens)
+    made = EscalationTally("large", PRICES["large"].cost)
     for response in responses:
         made.count(response)
     return made.stats()
@@ -73,7 +73,7 @@ def test_failed_and_abandoned_calls_are_wasted_also_in_the_tier_that_answers():
 def test_of_a_vote_the_strongest_tier_would_have_given_one_answer():
     """Five samples in two calls are not five answers of the strongest tier."""
     stats = tally(answered(call(0, "small", tokens=15), call(0, "small", tokens=10), samples=5))
-    assert stats.always_strongest == pytest.approx(PRICES["large"].cost_of_tokens(Usage(10, 5)))
+    assert stats.always_strongest == pytest.approx(PRICES["large"].cost(Usage(10, 5)))
     assert stats.wasted == 0
 
 
@@ -111,7 +111,7 @@ def test_the_two_sums_add_up_whatever_happened(requests, samples):
 
 
 def test_many_threads_count_at_the_same_time():
-    made = EscalationTally("large", PRICES["large"].cost_of_tokens)
+    made = EscalationTally("large", PRICES["large"].cost)
     response = answered(call(0, "small"))
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: [made.count(response) for _ in range(100)], range(8)))

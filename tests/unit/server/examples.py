@@ -9,13 +9,20 @@ import pytest
 
 from workflow_composer.server.exchange import EVENTS, Exchange
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.wire import Asked, Dialect, decode
+from workflow_composer.server.wire import Asked, Dialect
 from workflow_composer.types import LLMRequest, LLMResponse, RoutingDecision, Sample, Usage
+
+
+def sent(body: Any) -> bytes:
+    """A body as it comes over the network."""
+    return json.dumps(body).encode()
 
 
 def read(dialect: Dialect, body: dict[str, Any], headers: dict[str, str] | None = None) -> Asked:
     """What a dialect makes of a body that came over the network."""
-    return dialect.read(decode(json.dumps(body).encode()), headers or {})
+    found = dialect.read(sent(body), headers or {})
+    found.request = LLMRequest(request_id="", **found.fields)
+    return found
 
 
 def refused(dialect: Dialect, body: dict[str, Any], headers: dict[str, str] | None = None) -> HttpFailure:
@@ -35,7 +42,9 @@ def answer(*samples: Sample | str, request_id: str = "req-1", model: str = "smal
 def asked(**fields: Any) -> Asked:
     """A question, as a dialect hands it on."""
     wanted = {name: fields.pop(name) for name in ("stream", "include_usage", "warnings") if name in fields}
-    return Asked(LLMRequest.of("hello", **{"request_id": "req-1", **fields}), **wanted)
+    made = Asked({}, **wanted)
+    made.request = LLMRequest.of("hello", **{"request_id": "req-1", **fields})
+    return made
 
 
 def events(data: bytes) -> list[Any]:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflow_composer.server import addressing, checks
-from workflow_composer.server.addressing import BUDGET_HEADER, TASK_HEADER, TIMEOUT_HEADER, address_of, predict_task
+from workflow_composer.server import checks, forms
+from workflow_composer.server.addressing import predict_task
 from workflow_composer.server.failures import HttpFailure
+from workflow_composer.server.forms import ADDRESS_HEADERS, BUDGET_HEADER, TASK_HEADER, TIMEOUT_HEADER
 from workflow_composer.types import ANY_TASK
 
 TASKS = {"code_validation", "code_generation", "math_statistics", "data_analysis", "biomedical", "documentation"}
@@ -24,6 +25,11 @@ values = st.recursive(
 def asked(text):
     """A conversation whose last question this is."""
     return [{"role": "user", "content": text}]
+
+
+def address(model, headers, metadata):
+    """The routing address of a request."""
+    return forms.address_of(model, metadata.get("task_type"), *map(headers.get, ADDRESS_HEADERS))
 
 
 def attempt(work):
@@ -74,8 +80,8 @@ def test_any_conversation_has_a_task(messages):
 )
 def test_any_address_is_understood_or_refused_by_name(model, headers, metadata):
     def work():
-        name = None if model is None else addressing.model_name("model", model)
-        return address_of(name, headers, addressing.metadata("metadata", metadata))
+        name = None if model is None else forms.model_name("model", model)
+        return address(name, headers, forms.metadata("metadata", metadata))
 
     found, failure = attempt(work)
     if failure is not None:
@@ -90,15 +96,15 @@ def test_any_address_is_understood_or_refused_by_name(model, headers, metadata):
 @pytest.mark.parametrize("header", [BUDGET_HEADER, TIMEOUT_HEADER])
 def test_a_budget_or_time_that_is_no_positive_number_is_refused(header, text):
     with pytest.raises(HttpFailure) as caught:
-        address_of(None, {header: text}, {})
+        address(None, {header: text}, {})
     assert caught.value.param == header
 
 
 def test_a_task_in_the_address_stands_above_the_header_and_that_above_the_metadata():
     headers, metadata = {TASK_HEADER: "b"}, {"task_type": "c"}
-    assert address_of("task:a", headers, metadata)["task_type"] == "a"
-    assert address_of("auto", headers, metadata)["task_type"] == "b"
-    assert address_of("auto", {}, metadata)["task_type"] == "c"
+    assert address("task:a", headers, metadata)["task_type"] == "a"
+    assert address("auto", headers, metadata)["task_type"] == "b"
+    assert address("auto", {}, metadata)["task_type"] == "c"
 
 
 # ---------------------------------------------------------------------------------------------------------------- checks

@@ -13,11 +13,10 @@ from workflow_composer.metrics.escalation import EscalationStats
 from workflow_composer.metrics.live import LiveMetrics
 from workflow_composer.metrics.live_files import SharedMetrics
 from workflow_composer.metrics.sink import MemorySink, TeeSink
-from workflow_composer.server.answering import Accounts, ChargingSink
+from workflow_composer.server.answering import Accounts, Admission
 from workflow_composer.server.audit import Audit
 from workflow_composer.server.keys import Key, KeyRing, change_keys
 from workflow_composer.server.ledger import Ledger
-from workflow_composer.server.limits import Admission
 from workflow_composer.server.logs import ServiceLog
 from workflow_composer.server.observing import Observing, acceptance_gauges
 from workflow_composer.server.service import Parts, app_of
@@ -41,7 +40,7 @@ class Parted:
             change_keys(self.path, lambda known: None)
             self.accounts = Accounts(KeyRing(self.path, clock=self.clock), Ledger(folder / "ledger.bin"))
         self.sink, live = MemorySink(), LiveMetrics()
-        sink = ChargingSink(self.accounts, TeeSink(self.sink, live))
+        sink = TeeSink(self.accounts, self.sink, live)
         self.orchestrator = ModelOrchestrator(config, metrics=sink, environ={})
         self.admission = Admission(concurrency, queue, 5.0)
         shared, audits = SharedMetrics(live), AuditLog(folder / "audits.jsonl")
@@ -50,7 +49,7 @@ class Parted:
         local = Local(self.orchestrator)
         strategies = Strategies(config, lambda: (local,), audit, environ={})
         parts = Parts(self.orchestrator, self.accounts, self.admission, self.observing, shared, audits, strategies)
-        self.app = app_of(parts, self.settings, {}, audit, ServiceLog(), None)
+        self.app = app_of(parts, self.settings, {}, audit, ServiceLog())
 
     now = 1_000_000.0
 
@@ -167,7 +166,7 @@ async def test_a_key_is_held_to_its_models_and_strategies(parted, ask):
     assert (status, body["error"]["code"]) == (403, "model_not_allowed")
     other = one.key("bob", strategies=("q",))
     assert (await ask(one, key=other))[1]["error"]["code"] == "strategy_not_allowed"
-    assert one.accounts._under_way == {}
+    assert one.accounts.under_way == {}
 
 
 async def test_beyond_places_and_queue_the_answer_is_429_and_places_come_back(parted, ask, monkeypatch):
@@ -201,7 +200,7 @@ async def test_a_client_that_goes_away_leaves_nothing_behind(parted, ask, monkey
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert one.admission.in_flight == 0
-    assert one.accounts._under_way == {}
+    assert one.accounts.under_way == {}
 
 
 async def test_the_operator_s_token_cannot_be_guessed_at_the_dashboard(parted, ask):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.unit.server.examples import sent
 from tests.unit.server.schemas import ANNOTATIONS, ANY, MANY, fits, samples, values, variants
 from workflow_composer.server import (
     checks,
@@ -50,7 +51,7 @@ SLOW = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_
 def failure(path: str, body: dict[str, Any]) -> HttpFailure | None:
     """Why a body is refused, if it is; anything else that is raised fails the test."""
     try:
-        PATHS[path][1](body)
+        PATHS[path][1](sent(body))
     except HttpFailure as found:
         return found
     return None
@@ -154,40 +155,45 @@ CLOSED = Form({"name": Field(checks.text)}, closed="is not known", code="a_code"
 
 
 def test_values_go_to_the_request_or_to_the_caller_and_the_unknown_is_handed_back():
-    assert FORM.read({"size": 5.0, "name": "a", "x": 1, "y": None}) == ({"max_tokens": 5}, {"name": "a"}, {"x": 1}, [])
+    assert FORM.read(sent({"size": 5.0, "name": "a", "x": 1, "y": None})) == (
+        {"max_tokens": 5},
+        {"name": "a"},
+        {"x": 1},
+        [],
+    )
 
 
 @pytest.mark.parametrize("value", [None, False, 0, "", [], {}])
 def test_a_field_that_asks_for_nothing_is_neither_refused_nor_warned_of(value):
-    _, own, extra, warnings = FORM.read({"name": "a", "by": value, "user": value})
+    _, own, extra, warnings = FORM.read(sent({"name": "a", "by": value, "user": value}))
     assert (own.get("by"), extra, warnings) == (None, {}, [])
 
 
 def test_a_field_that_asks_for_something_is_refused_or_warned_of():
-    assert FORM.read({"name": "a", "user": "x"})[3] == ["user says nothing"]
+    assert FORM.read(sent({"name": "a", "user": "x"}))[3] == ["user says nothing"]
     with pytest.raises(HttpFailure, match="by: cannot be honoured") as caught:
-        FORM.read({"name": "a", "by": "x"})
+        FORM.read(sent({"name": "a", "by": "x"}))
     assert (caught.value.param, caught.value.code) == ("by", "unsupported_parameter")
 
 
 @pytest.mark.parametrize("body", [{}, {"name": None}])
 def test_a_required_field_that_is_missing_or_null_is_named(body):
     with pytest.raises(HttpFailure, match="name: must be there"):
-        FORM.read(body)
+        FORM.read(sent(body))
 
 
 @pytest.mark.parametrize("name", sorted(FOREIGN))
 def test_a_chats_field_that_the_form_lacks_is_refused_whatever_it_holds(name):
     with pytest.raises(HttpFailure, match=f"{name}: is no field of this form") as caught:
-        FORM.read({"name": "a", name: False})
+        FORM.read(sent({"name": "a", name: False}))
     assert caught.value.code == "unsupported_parameter"
-    assert FORM.read({"name": "a", name: None})[2] == {}
+    assert FORM.read(sent({"name": "a", name: None}))[2] == {}
 
 
 def test_a_closed_form_refuses_what_it_does_not_know_but_for_nulls():
-    assert CLOSED.read({"name": "a", "x": None}) == ({}, {"name": "a"}, {}, [])
+    assert CLOSED.read(sent({"name": "a", "x": None})) == ({}, {"name": "a"}, {}, [])
     with pytest.raises(HttpFailure, match="x: is not known") as caught:
-        CLOSED.read({"x": False})
+        CLOSED.read(sent({"x": False}))
     assert (caught.value.param, caught.value.code) == ("x", "a_code")
 
 

@@ -161,12 +161,11 @@ def test_changes_at_the_same_time_all_stay(path):
 
 def test_a_key_may_use_only_what_it_is_for(path):
     key, _ = add(path, strategies=("a",), models=("auto", "small"))
-    ring = KeyRing(path)
-    ring.may_use(key, strategy="a", model=None)
-    ring.may_use(key, strategy="a", model="small")
+    key.check(strategy="a", model=None)
+    key.check(strategy="a", model="small")
     for strategy, model, code in (("b", None, "strategy_not_allowed"), ("a", "large", "model_not_allowed")):
         with pytest.raises(HttpFailure) as caught:
-            ring.may_use(key, strategy=strategy, model=model)
+            key.check(strategy=strategy, model=model)
         assert (caught.value.status, caught.value.code) == (403, code)
 
 

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from workflow_composer.server.answering import Admission
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.limits import Admission
 
 
 async def settle():
@@ -29,10 +29,10 @@ async def test_who_waits_gets_a_place_in_the_order_of_coming():
     waiting = [asyncio.create_task(wait(number)) for number in range(5)]
     await settle()
     assert admission.queued == 5
-    assert not admission.try_enter()  # nobody passes the queue
     admission.leave()
-    await asyncio.gather(*waiting)
-    assert order == [0, 1, 2, 3, 4]
+    late = asyncio.create_task(wait(5))  # nobody passes the queue
+    await asyncio.gather(*waiting, late)
+    assert order == [0, 1, 2, 3, 4, 5]
     assert (admission.in_flight, admission.queued) == (0, 0)
 
 
@@ -54,7 +54,8 @@ async def test_nobody_waits_longer_than_the_limit():
         await admission.enter()
     assert admission.queued == 0
     admission.leave()
-    assert admission.try_enter()
+    await admission.enter()
+    assert admission.in_flight == 1
 
 
 @pytest.mark.parametrize("in_the_same_moment", [True, False])

@@ -9,13 +9,12 @@ import pytest
 from tests.unit.metrics.examples import metric
 from workflow_composer import ModelOrchestrator
 from workflow_composer.calibration.audits import AuditLog
-from workflow_composer.metrics.sink import MemorySink
-from workflow_composer.server.answering import Accounts, ChargingSink
+from workflow_composer.metrics.sink import MemorySink, TeeSink
+from workflow_composer.server.answering import Accounts, Admission
 from workflow_composer.server.catalogue import Catalogue
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.server.keys import Key, KeyRing, change_keys
 from workflow_composer.server.ledger import Ledger
-from workflow_composer.server.limits import Admission
 from workflow_composer.strategy import StrategyConfig
 
 
@@ -61,11 +60,11 @@ def test_every_metric_is_charged_to_its_key_and_passed_on(tmp_path):
     key, _ = Key.new("ann", budget=9.0, period="total")
     change_keys(tmp_path / "k", lambda known: known.update({key.id: key}))
     accounts, behind = Accounts(KeyRing(tmp_path / "k"), Ledger(tmp_path / "l")), MemorySink()
-    sink = ChargingSink(accounts, behind)
-    accounts.allow(key, "req-1", strategy="p", model=None)
+    sink = TeeSink(accounts, behind)
+    accounts.under_way["req-1"] = key
     sink.write(metric(request_id="req-1", cost=2.0, success=False, error="CallTimeout"))
     sink.write(metric(request_id="somebody-else-s", cost=5.0))
-    accounts.leave("req-1")
+    del accounts.under_way["req-1"]
     sink.write(metric(request_id="req-1", cost=1.0))
     assert accounts.left(key) == 7.0
     assert len(behind.metrics) == 3
@@ -84,8 +83,8 @@ def test_a_ledger_without_room_keeps_no_metric_from_being_written(tmp_path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(accounts.ledger, "_find", full)
-    accounts.allow(key, "req-1", strategy="p", model=None)
-    ChargingSink(accounts, behind).write(metric(request_id="req-1", cost=2.0))
+    accounts.under_way["req-1"] = key
+    TeeSink(accounts, behind).write(metric(request_id="req-1", cost=2.0))
     assert len(behind.metrics) == len(told) == 1
     monkeypatch.undo()
     assert accounts.left(key) == 7.0

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from tests.unit.server.examples import answer, asked, events, read, refused
+from tests.unit.server.examples import answer, asked, events, read, refused, sent
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.server.wire_completions import CompletionsDialect
 from workflow_composer.server.wire_embeddings import MOST_TEXTS, read_embeddings, written_embeddings
@@ -92,9 +92,9 @@ def test_a_stream_ends_with_usage_where_it_was_asked_for():
 
 
 def test_texts_and_how_their_vectors_are_wanted_are_read():
-    found = read_embeddings({"input": "a", "model": "embedder", "dimensions": 4, "encoding_format": "base64"}, {})
+    found = read_embeddings(sent({"input": "a", "model": "embedder", "dimensions": 4, "encoding_format": "base64"}), {})
     assert (found.texts, found.address, found.dimensions, found.base64) == (("a",), {"model": "embedder"}, 4, True)
-    assert read_embeddings({"input": ["a", "b"]}, {}).texts == ("a", "b")
+    assert read_embeddings(sent({"input": ["a", "b"]}), {}).texts == ("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -113,21 +113,21 @@ def test_texts_and_how_their_vectors_are_wanted_are_read():
 )
 def test_what_embeddings_cannot_honour_is_refused_by_name(field, value):
     with pytest.raises(HttpFailure) as caught:
-        read_embeddings({"input": "a", field: value}, {})
+        read_embeddings(sent({"input": "a", field: value}), {})
     assert caught.value.param == field
 
 
 def test_what_says_nothing_to_an_embedding_model_is_warned_of():
-    found = read_embeddings({"input": "a", "user": "ann"}, {"x-workflow-composer-budget": "1"})
+    found = read_embeddings(sent({"input": "a", "user": "ann"}), {"x-workflow-composer-budget": "1"})
     assert [warning.split()[0] for warning in found.warnings] == ["user", "the"]
     assert "budget" not in found.address
-    assert read_embeddings({"input": "a"}, {}).warnings == ()
+    assert read_embeddings(sent({"input": "a"}), {}).warnings == ()
 
 
 def test_vectors_are_numbers_or_little_endian_floats():
     found = Embeddings(((1.0, 0.5),), "embedder", Usage(3))
-    whole = json.loads(written_embeddings(read_embeddings({"input": "a"}, {}), found))
+    whole = json.loads(written_embeddings(read_embeddings(sent({"input": "a"}), {}), found))
     assert whole["data"] == [{"object": "embedding", "index": 0, "embedding": [1.0, 0.5]}]
     assert whole["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
-    packed = json.loads(written_embeddings(read_embeddings({"input": "a", "encoding_format": "base64"}, {}), found))
+    packed = json.loads(written_embeddings(read_embeddings(sent({"input": "a", "encoding_format": "base64"}), {}), found))
     assert struct.unpack("<2f", base64.b64decode(packed["data"][0]["embedding"])) == (1.0, 0.5)

@@ -11,7 +11,7 @@ import asyncio
 import functools
 import ssl
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
@@ -58,7 +58,7 @@ class Client:
         self._policy = policy
         self._keepalive = keepalive
         self._resolve = resolve
-        self._idle: dict[Origin, deque[Connection]] = {}
+        self._idle: defaultdict[Origin, deque[Connection]] = defaultdict(deque)
         self._busy: set[Connection] = set()
 
     async def send(
@@ -84,29 +84,25 @@ class Client:
                 connection.abort()
                 raise
             finally:
-                self._give_back(origin, connection)
+                self._busy.discard(connection)
+                if connection.usable:
+                    self._idle[origin].append(connection)
+                else:
+                    connection.abort()
             connection, reused = None, False
 
     async def stream(self, origin: Origin, data: bytes, *, connect: float) -> Stream:
         """Send a request, and wait for the head of its answer. Raises as `send`."""
         inbox = _Inbox()
-        connection = self._kept(origin)
-        reused = connection is not None
-        while True:
-            if connection is None:
-                connection = await self._opened(origin, connect)
-            inbox.attach(connection)
-            inbox.follow(connection.ask(data, inbox))
-            try:
-                await inbox.headed
-            except BaseException as error:
-                connection.abort()
-                self._give_back(origin, connection)
-                if not (reused and isinstance(error, Broken) and error.stale):
-                    raise
-                connection, reused = None, False
-            else:
-                return Stream(inbox, functools.partial(self._give_back, origin))
+        asked = asyncio.ensure_future(self.send(origin, data, connect=connect, sink=inbox))
+        asked.add_done_callback(inbox.end)
+        stream = Stream(inbox, asked)
+        try:
+            await inbox.headed
+        except BaseException:
+            await stream.close()
+            raise
+        return stream
 
     async def ask(
         self,
@@ -142,27 +138,17 @@ class Client:
     # ------------------------------------------------------------------------------------------------------- connections
 
     def _kept(self, origin: Origin) -> Connection | None:
-        kept = self._idle.get(origin)
+        """The connection that was used last, if it is still good."""
+        kept, since = self._idle[origin], time.monotonic() - self._keepalive
+        if kept and kept[0].idle_since <= since:  # one at a time is enough to keep up with those that have become idle
+            kept.popleft().abort()
         while kept:
             connection = kept.pop()
-            if connection.usable and time.monotonic() - connection.idle_since < self._keepalive:
+            if connection.usable and connection.idle_since > since:
                 self._busy.add(connection)
                 return connection
             connection.abort()
         return None
-
-    def _give_back(self, origin: Origin, connection: Connection) -> None:
-        self._busy.discard(connection)
-        if not connection.usable:
-            connection.abort()
-            return
-        connection.idle_since = now = time.monotonic()
-        kept = self._idle.get(origin)
-        if kept is None:
-            kept = self._idle[origin] = deque()
-        kept.append(connection)
-        if now - kept[0].idle_since >= self._keepalive:  # one at a time is enough to keep up with those given back
-            kept.popleft().abort()
 
     async def _opened(self, origin: Origin, limit: float) -> Connection:
         loop = asyncio.get_running_loop()
@@ -186,9 +172,9 @@ class Client:
 class Stream:
     """An answer whose head has come. ``whole`` is it, where it is no event stream; else `read` its pieces."""
 
-    def __init__(self, inbox: _Inbox, give_back: Any) -> None:
+    def __init__(self, inbox: _Inbox, asked: asyncio.Future[Answer]) -> None:
         self._inbox = inbox
-        self._give_back = give_back
+        self._asked = asked
 
     @property
     def whole(self) -> Answer | None:
@@ -201,13 +187,9 @@ class Stream:
 
     async def close(self) -> None:
         """Be done with it; before its end, that ends it at the server. Safe to call twice."""
-        give_back, self._give_back = self._give_back, None
-        if give_back is not None:
-            connection = self._inbox.connection
-            if self._inbox.answer is None:
-                connection.abort()
-                await asyncio.sleep(0)  # the loop closes the socket in its next round
-            give_back(connection)
+        if self._asked.cancel():
+            await asyncio.wait([self._asked])
+            await asyncio.sleep(0)  # the loop closes the socket in its next round
 
 
 class _Inbox:
@@ -221,17 +203,12 @@ class _Inbox:
         self._wanted: asyncio.Future[None] | None = None
         self._error: BaseException | None = None
         self.connection: Connection
-        self.headed: asyncio.Future[None]
+        self.headed: asyncio.Future[None] = self._loop.create_future()
         self.answer: Answer | None = None
         self.streams = False
 
     def attach(self, connection: Connection) -> None:
         self.connection = connection
-        self.headed = self._loop.create_future()
-
-    def follow(self, asked: asyncio.Future[Answer]) -> None:
-        """What becomes of the request."""
-        asked.add_done_callback(self._ended)
 
     def begin(self) -> None:
         self.streams = True
@@ -261,7 +238,8 @@ class _Inbox:
             self.connection.resume()
         return data
 
-    def _ended(self, asked: asyncio.Future[Answer]) -> None:
+    def end(self, asked: asyncio.Future[Answer]) -> None:
+        """What has become of the request."""
         if asked.cancelled():
             error: BaseException | None = asyncio.CancelledError()
         else:

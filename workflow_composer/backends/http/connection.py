@@ -7,6 +7,7 @@ behind an answer is nobody's. Parsing is llhttp's, through httptools.
 from __future__ import annotations
 
 import asyncio
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,15 +51,13 @@ class TooLong(Broken):
     """More came than the bounds allow. To ask again would bring it again."""
 
 
+@dataclass(slots=True)
 class Answer:
     """What a server sent; names of headers in lower case. ``body`` is empty where a sink took it."""
 
-    __slots__ = ("body", "headers", "status")
-
-    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.status = status
-        self.headers = headers
-        self.body = body
+    status: int
+    headers: dict[str, str]
+    body: bytes
 
 
 class Sink(Protocol):
@@ -157,7 +156,7 @@ class Connection(asyncio.Protocol):
         if self._waiter is None:
             return
         if self._headed and not self._aborted and not {"content-length", "transfer-encoding"} & self._headers.keys():
-            self._finish()
+            self.on_message_complete()
         else:
             how = "reset by the server" if exc else "closed within the answer" if begun else "closed before an answer"
             self._fail(Broken(how, begun=begun, stale=not begun and not self._aborted))
@@ -197,25 +196,21 @@ class Connection(asyncio.Protocol):
         """Hand a piece on, or keep it."""
         if self._waiter is None:
             return
+        pieces = (body,) if self._inflating is None else self._inflating.feed(body)
         try:
-            if self._inflating is None:
-                self._take(body)
-            else:
-                for piece in self._inflating.feed(body):
-                    self._take(piece)
+            for piece in pieces:
+                self._decoded += len(piece)
+                if self._decoded > self._bounds.decoded:
+                    self._fail(TooLong(f"its answer is longer than {self._bounds.decoded} bytes, decompressed"))
+                    return
+                if self._streams:
+                    self._sink.feed(piece)  # type: ignore[union-attr]  # a stream has one
+                else:
+                    self._parts.append(piece)
         except zlib.error:
             self._fail(Undecodable("its answer cannot be decompressed"))
         except TooLong as error:
             self._fail(error)
-
-    def _take(self, piece: bytes) -> None:
-        self._decoded += len(piece)
-        if self._decoded > self._bounds.decoded:
-            raise TooLong(f"its answer is longer than {self._bounds.decoded} bytes, decompressed")
-        if self._streams:
-            self._sink.feed(piece)  # type: ignore[union-attr]  # a stream has one
-        else:
-            self._parts.append(piece)
 
     def on_message_complete(self) -> None:
         """The answer is whole, unless it was only an interim one."""
@@ -226,9 +221,7 @@ class Connection(asyncio.Protocol):
         if self._inflating is not None and not self._inflating.whole:
             self._fail(Undecodable("its answer cannot be decompressed: it lacks its end"))
             return
-        self._finish()
-
-    def _finish(self) -> None:
+        self.idle_since = time.monotonic()
         waiter, self._waiter, self._sink = self._waiter, None, None
         if waiter is not None and not waiter.done():
             parts = self._parts
