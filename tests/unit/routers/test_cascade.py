@@ -153,8 +153,8 @@ def test_settings_that_cannot_be_are_errors_when_the_profile_is_loaded(settings,
         ({"task_routing": {"*": "mv_smal_k4"}}, "did you mean 'small'"),
         ({"task_routing": {"*": ROUTE}, "routers": ["provider"]}, "add cascade to routers"),
         ({"task_routing": {"*": "cascade"}, "tiers": {}}, "no tiers"),
-        ({"tiers": {"a_k4": {"model": "s"}}}, "cannot stand in a routing string"),
-        ({"tiers": {"cascade": {"model": "s"}}}, "has a meaning of its own"),
+        ({"tiers": {"a_k4": {"model": "s"}}}, "cannot be used in a routing string"),
+        ({"tiers": {"cascade": {"model": "s"}}}, "is a reserved word"),
     ],
 )
 def test_what_a_profile_says_about_cascades_is_checked_when_it_is_loaded(change, said):
