@@ -57,7 +57,7 @@ def test_cascade_stands_for_all_tiers_with_their_own_samples():
 def test_default_sizes_stand_for_their_models_and_72b_is_greedy_only():
     found = plan(profile(), "mv_72B_k8_t0.7")
     assert found.tiers[0].candidates[0].name == "Qwen/Qwen2.5-Math-72B-Instruct"
-    assert (found.tiers[0].samples, found.notes) == (1, ("72B is greedy-only: one answer at temperature 0 instead of 8",))
+    assert (found.tiers[0].samples, found.notes) == (1, ("72B is greedy-only: one sample at temperature 0 instead of 8",))
 
 
 def test_a_tier_marked_greedy_only_answers_once():
