@@ -1,4 +1,4 @@
-"""Whole answers, read from their bytes: quickly where they are what nearly all are, else left to `openai_wire`."""
+"""Fast decoding of whole responses of the usual form; others are left to `openai_wire`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _read = msgspec.json.Decoder(_Whole).decode
 
 
 def quick_completion(body: bytes, *, model: str) -> Completion | None:
-    """The completion in an answer's bytes; None where it is no plain one, and `openai_wire` must say what it is."""
+    """Decode the completion in a response; None if it has another form and `openai_wire` must decode it."""
     try:
         found = _read(body)
     except (msgspec.DecodeError, UnicodeDecodeError):

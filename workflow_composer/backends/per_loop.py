@@ -1,7 +1,7 @@
-"""One resource per event loop, closed in the loop it belongs to.
+"""One resource per event loop, closed in its own loop.
 
-Connections belong to the loop that opened them: used from another they fail, and closed after its end they warn. A backend
-is used from the loop of the synchronous API, from a server's, and from one per `asyncio.run`.
+Connections belong to the loop that opened them: they fail in another loop, and warn if they are closed after its end. A
+backend is used from the loop of the synchronous API, from a server's, and from one per `asyncio.run`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from workflow_composer.runner import stands_still
 
 T = TypeVar("T")
 _PATIENCE = 1.0
-"""Seconds to wait for another thread's loop to close what it holds."""
+"""Seconds to wait for another thread's loop to close its resource."""
 
 
 class PerLoop(Generic[T]):
-    """Makes a resource at its first use in a loop; closes it on demand, or when that loop shuts down."""
+    """Makes a resource on first use in a loop; closes it on request, or when the loop shuts down."""
 
     def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> None:
         self._make = make
@@ -27,12 +27,12 @@ class PerLoop(Generic[T]):
         self._held: dict[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[T, None]]] = {}
 
     def made(self) -> T | None:
-        """The running loop's resource, where there is one already."""
+        """Return the running loop's resource; None if it has not been made yet."""
         held = self._held.get(asyncio.get_running_loop())
         return None if held is None else held[0]
 
     async def get(self) -> T:
-        """The running loop's resource."""
+        """Return the running loop's resource, making it if needed."""
         loop = asyncio.get_running_loop()
         held = self._held.get(loop)
         if held is None:
@@ -42,7 +42,7 @@ class PerLoop(Generic[T]):
         return held[0]
 
     async def close(self) -> None:
-        """Close the resources of all loops, each in its own; safe to call twice."""
+        """Close the resources of all loops, each in its own loop; safe to call twice."""
         here = asyncio.get_running_loop()
         for loop, (_, guard) in list(self._held.items()):
             self._held.pop(loop, None)
@@ -50,7 +50,7 @@ class PerLoop(Generic[T]):
                 await guard.aclose()
             elif loop.is_running():
                 ended = asyncio.run_coroutine_threadsafe(_end(guard), loop)
-                if not stands_still(loop):  # one that waits for this very call closes when it goes on
+                if not stands_still(loop):  # a loop blocked by this call closes it afterwards
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(asyncio.wrap_future(ended), _PATIENCE)
 

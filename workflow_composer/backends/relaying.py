@@ -1,8 +1,8 @@
-"""Answers handed on as they come: what an OpenAI-compatible backend does with a request that has a `Relay`.
+"""Relaying of answers by an OpenAI-compatible backend, for a request with a `Relay`.
 
-The request is written from its fields as always. Of the answer only what the executor must know is read: usage, model, the
-text of a whole answer; of a stream only the events before the first token, the one with the usage, and whether it was cut
-off. Errors become the package's own, by the same rules as everywhere (`openai_errors`).
+The request is encoded as usual. Only what the executor needs is decoded: usage, model and the text of a whole answer; of a
+stream, only the events before the first token, the event with the usage, and whether the answer was truncated. Errors are
+mapped as usual (`openai_errors`).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _CUT_OFF = re.compile(rb'"finish_reason": ?"length"')
 
 
 async def relayed(server: OpenAIServer, path: str, call: ModelCall, body: dict[str, Any]) -> Completion:
-    """Post a body; what comes back goes to the call's relay. Raises `ModelError`, `EgressDenied`."""
+    """Post a body and pass the response to the call's relay. Raises `ModelError`, `EgressDenied`."""
     relay = call.request.relay
-    assert relay is not None  # who calls has looked
+    assert relay is not None  # checked by the caller
     secrets, connect = Secrets(call.request), call.timeouts.connect
     if relay.write is None:
         answer = await server.send(path, body, secrets, connect=connect)
@@ -46,7 +46,7 @@ async def relayed(server: OpenAIServer, path: str, call: ModelCall, body: dict[s
     except ModelError:
         if pump.late:
             reason = f"no first token within {call.timeouts.first_token:g} s (first_token)"
-            hint = "raise the profile's timeouts, or look at the server's load"
+            hint = "raise the profile's timeouts, or check the server's load"
             raise CallTimeout(f"{server.label.name}: {reason}", hint=hint) from None
         _raise_reported(server, pump, secrets)
         if not pump.whole:
@@ -58,9 +58,9 @@ async def relayed(server: OpenAIServer, path: str, call: ModelCall, body: dict[s
     _raise_reported(server, pump, secrets)
     label = server.label
     if not streams:
-        raise ServerFailed(f"{label.name}: answers a streaming request without a stream")
+        raise ServerFailed(f"{label.name}: the response to a streaming request is not a stream")
     if not pump.whole:
-        raise ServerUnreachable(f"{label.name}: the stream ended within the answer")
+        raise ServerUnreachable(f"{label.name}: the stream ended before the answer was complete")
     if not pump.works:
         raise ServerFailed(f"{label.name}: the stream ended without an answer")
     return Completion((pump.sample(),), pump.usage, pump.model or str(body["model"]))
@@ -72,14 +72,14 @@ def _raise_reported(server: OpenAIServer, pump: _Pump, secrets: Secrets) -> None
 
 
 class _Pump:
-    """Hands a stream's whole events on.
+    """Passes on a stream's complete events.
 
-    Events before the first token are held back, so that until then another model may still answer. An event that reports an
-    error is not handed on: it ends the stream, and the executor says so.
+    Events before the first token are held back, so that another model may still take over. An event with an error is not
+    passed on: it ends the stream, and the executor reports it.
     """
 
     def __init__(self, relay: Relay, first_token: float) -> None:
-        assert relay.write is not None  # a stream is wanted
+        assert relay.write is not None  # only for streams
         self._relay = relay
         self._write = relay.write
         self._connection: Connection | None = None
@@ -96,30 +96,30 @@ class _Pump:
         self.error: Mapping[str, Any] | None = None
 
     def attach(self, connection: Connection) -> None:
-        """The stream comes over this connection."""
+        """Set the connection of the stream."""
         self._connection = self._relay.source = connection
 
     def begin(self) -> None:
-        """Its head has come."""
+        """Do nothing when the headers arrive."""
 
     def end(self) -> None:
-        """No more comes."""
+        """End the stream."""
         self._timer.cancel()
         self._relay.source = None
 
     def _expire(self) -> None:
-        """No token has come in time."""
+        """Abort the stream, because no token arrived in time."""
         self.late = True
         if self._connection is not None:
             self._connection.abort()
 
     def feed(self, data: bytes) -> None:
-        """Take what came."""
+        """Accept received bytes."""
         if self.error is None and (data := self._reader.whole(data)):
             self._hand_on(data)
 
     def _hand_on(self, data: bytes) -> None:
-        """Take whole events."""
+        """Accept complete events."""
         if b'"length"' in data and _CUT_OFF.search(data):
             self._cut_off = True
         if not self.works or b'"usage":{' in data or b'"usage": {' in data or b'"error":' in data:
@@ -132,7 +132,7 @@ class _Pump:
             self._write(data)
 
     def _looked_at(self, data: bytes) -> bytes:
-        """Read these events; what is left of them to be handed on."""
+        """Decode these events and return those to pass on."""
         passed: list[bytes] = []
         for event in data.replace(b"\r\n", b"\n").split(b"\n\n"):
             if self.error is not None:
@@ -148,7 +148,7 @@ class _Pump:
         return b"".join(passed)
 
     def _shows(self, event: bytes) -> bool:
-        """Take note of one event; whether the client is to see it."""
+        """Process one event; return whether the client should get it."""
         payload = next(payloads(event), b"").strip()
         if not payload or payload.startswith(DONE):
             return True
@@ -157,7 +157,7 @@ class _Pump:
         except (msgspec.DecodeError, UnicodeDecodeError):
             found = None
         if not isinstance(found, dict):
-            self._stop({"error": {"message": "an event cannot be understood"}})
+            self._stop({"error": {"message": "an event is malformed"}})
             return False
         if found.get("error") or found.get("object") == "error":
             self._stop(found)
@@ -178,9 +178,9 @@ class _Pump:
 
     @property
     def whole(self) -> bool:
-        """Whether the answer has come to its end: the protocol's end mark, or a reason why the model stopped."""
+        """Whether the answer is complete: it has the protocol's end marker or a finish reason."""
         if self.works and self.error is None and (rest := self._reader.rest()):
-            self._hand_on(rest)  # an event that the stream's end completes
+            self._hand_on(rest)  # the last event, ended by the end of the stream
         if any(b"data: [DONE]" in part or b"data:[DONE]" in part for part in (*self._last, *self._held)):
             return self.error is None
         for event in (event for part in self._last for event in payloads(part)):
@@ -193,7 +193,7 @@ class _Pump:
         return False
 
     def sample(self) -> Sample:
-        """The answer, where somebody wants to read it; else an empty one, of which is known only whether it was cut off."""
+        """Return the answer if the relay keeps it; else an empty one that only says whether it was truncated."""
         if not self._relay.keep:
             return Sample("", "length" if self._cut_off else None)
         heard = StreamAccumulator()

@@ -1,7 +1,7 @@
-"""Addresses of a host, judged by the `EgressPolicy`: what connections are made to, and nothing else.
+"""Resolves a host to the addresses that the `EgressPolicy` admits; connections use no others.
 
-Each name is resolved in a thread of its own: the default executor has few threads, and a hundred names that a dead resolver
-lets wait would keep the one server that lives from being asked.
+Each name is resolved in its own thread: the default executor has few threads, and a hundred names waiting for a dead
+resolver would block the query to a working server.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from workflow_composer.runner import in_own_thread
 async def admitted_addresses(
     policy: EgressPolicy, host: str, port: int, *, resolve: Resolve | None = None, limit: float | None = None
 ) -> list[str]:
-    """Addresses of ``host`` to which bytes may go, in the resolver's order; ``limit`` in seconds.
+    """Return the addresses of ``host`` that the policy admits, in the resolver's order; ``limit`` in seconds.
 
-    Raises `EgressDenied` where the policy forbids the host or all of its addresses, TimeoutError, and OSError for a name
-    that cannot be resolved.
+    Raises `EgressDenied` if the policy forbids the host or all of its addresses, TimeoutError, and OSError for a name that
+    cannot be resolved.
     """
     policy.check_endpoint(host, port)
     literal = literal_address(host)
@@ -38,7 +38,7 @@ async def admitted_addresses(
 
 
 def system_resolve(host: str, port: int) -> list[str]:
-    """Addresses of a host by the system's resolver, in its order of preference."""
+    """Return the addresses of a host from the system's resolver, in its order of preference."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
 
@@ -46,5 +46,5 @@ def system_resolve(host: str, port: int) -> list[str]:
 def _resolved(resolve: Resolve, host: str, port: int) -> list[str]:
     try:
         return list(resolve(host, port))
-    except UnicodeError:  # a label that is empty or too long
-        raise OSError("not a host name") from None
+    except UnicodeError:  # an empty or too long label
+        raise OSError("not a valid host name") from None
