@@ -140,15 +140,15 @@ class Connection(asyncio.Protocol):
             return
         self._received += len(data)
         if self._received > self._bounds.answer:
-            self._fail(TooLong(f"its answer is longer than {self._bounds.answer} bytes"))
+            self._fail(TooLong(f"the response is longer than {self._bounds.answer} bytes"))
             return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(Broken(f"what it sends is not HTTP ({type(error).__name__})"))
+            self._fail(Broken(f"the response is not valid HTTP ({type(error).__name__})"))
             return
         if self._received > self._bounds.head and not self._headed:
-            self._fail(TooLong(f"its head is longer than {self._bounds.head} bytes"))
+            self._fail(TooLong(f"the response headers are longer than {self._bounds.head} bytes"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """An answer that has no length of its own ends here; any other is broken off."""
@@ -159,7 +159,7 @@ class Connection(asyncio.Protocol):
         if self._headed and not self._aborted and not {"content-length", "transfer-encoding"} & self._headers.keys():
             self._finish()
         else:
-            how = "reset by the server" if exc else "closed within the answer" if begun else "closed before an answer"
+            how = "reset by the server" if exc else "closed during the response" if begun else "closed before the response"
             self._fail(Broken(how, begun=begun, stale=not begun and not self._aborted))
 
     # --------------------------------------------------------------------------------------------- the parser's callbacks
@@ -181,12 +181,12 @@ class Connection(asyncio.Protocol):
             return
         self._headed = True
         if self._named > self._bounds.head:
-            self._fail(TooLong(f"its head is longer than {self._bounds.head} bytes"))
+            self._fail(TooLong(f"the response headers are longer than {self._bounds.head} bytes"))
             return
         coding = self._headers.get("content-encoding", "").strip().lower()
         if coding not in ("", "identity"):
             if coding not in ("gzip", "x-gzip", "deflate"):
-                self._fail(Undecodable(f"its answer is encoded in a way that was not asked for: {coding[:20]!r}"))
+                self._fail(Undecodable(f"unsupported Content-Encoding {coding[:20]!r} of the response"))
                 return
             self._inflating = _Inflating()
         if self._sink is not None and status == 200 and "event-stream" in self._headers.get("content-type", ""):
@@ -204,14 +204,14 @@ class Connection(asyncio.Protocol):
                 for piece in self._inflating.feed(body):
                     self._take(piece)
         except zlib.error:
-            self._fail(Undecodable("its answer cannot be decompressed"))
+            self._fail(Undecodable("cannot decompress the response"))
         except TooLong as error:
             self._fail(error)
 
     def _take(self, piece: bytes) -> None:
         self._decoded += len(piece)
         if self._decoded > self._bounds.decoded:
-            raise TooLong(f"its answer is longer than {self._bounds.decoded} bytes, decompressed")
+            raise TooLong(f"the response is longer than {self._bounds.decoded} bytes, decompressed")
         if self._streams:
             self._sink.feed(piece)  # type: ignore[union-attr]  # a stream has one
         else:
@@ -224,7 +224,7 @@ class Connection(asyncio.Protocol):
             return
         self.usable = self.usable and self._parser.should_keep_alive()
         if self._inflating is not None and not self._inflating.whole:
-            self._fail(Undecodable("its answer cannot be decompressed: it lacks its end"))
+            self._fail(Undecodable("cannot decompress the response: it is truncated"))
             return
         self._finish()
 
