@@ -183,7 +183,7 @@ class ModelSpec(Part):
 
     @property
     def priced(self) -> bool:
-        """Whether it has a price of its own."""
+        """Whether it has its own price."""
         return any(price is not None for price in (self.input_price, self.output_price, self.gpu_hour_price))
 
 

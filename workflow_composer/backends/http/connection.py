@@ -1,7 +1,7 @@
-"""One HTTP/1.1 connection: a request whose bytes are there goes out, an answer comes back whole or piece by piece.
+"""One HTTP/1.1 connection: sends an encoded request and receives a response, whole or piece by piece.
 
-What a server sends is a claim: head, answer and decoded answer have bounds, each byte is looked at once, and what stands
-behind an answer is nobody's. Parsing is llhttp's, through httptools.
+Servers are not trusted: the sizes of headers, response and decoded response are limited, each byte is scanned once, and data
+after a response closes the connection. httptools (llhttp) does the parsing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import httptools
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Bytes of a head, of one event of a stream, of an answer as it is sent, and of the same decoded, at the most."""
+    """Maximum bytes of the headers, of one event of a stream, of a response as sent, and of the decoded response."""
 
     head: int = 64 * 2**10
     event: int = 16 * 2**20
@@ -26,14 +26,14 @@ class Bounds:
 
 
 BOUNDS = Bounds()
-"""Far beyond what models write."""
+"""Far beyond what models generate."""
 
 
 class Broken(Exception):  # named for what happened
-    """The connection ended, or what came is not HTTP.
+    """The connection ended, or the response is not HTTP.
 
-    ``begun``: within an answer. ``stale``: the server closed the connection before it sent anything, as it does with one
-    that was idle for too long; a request on another connection may well be answered.
+    ``begun``: during a response. ``stale``: the server closed the connection before it sent anything, as it does after too
+    long an idle time; the request may succeed on another connection.
     """
 
     def __init__(self, reason: str, *, begun: bool = True, stale: bool = False) -> None:
@@ -43,15 +43,15 @@ class Broken(Exception):  # named for what happened
 
 
 class Undecodable(Broken):
-    """The answer is compressed in a way that cannot be read."""
+    """The response has an unsupported or damaged compression."""
 
 
 class TooLong(Broken):
-    """More came than the bounds allow. To ask again would bring it again."""
+    """The response exceeds the limits; a retry would not help."""
 
 
 class Answer:
-    """What a server sent; names of headers in lower case. ``body`` is empty where a sink took it."""
+    """A server's response, with header names in lower case. ``body`` is empty if a sink received it."""
 
     __slots__ = ("body", "headers", "status")
 
@@ -62,7 +62,7 @@ class Answer:
 
 
 class Sink(Protocol):
-    """Takes the body of an event stream under status 200; anything else comes as an `Answer`."""
+    """Receives the body of an event stream with status 200; any other response is returned as an `Answer`."""
 
     def attach(self, connection: Connection) -> None:
         """The answer will come over this connection; told again where a stale one was given up."""
