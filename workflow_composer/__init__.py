@@ -1,4 +1,4 @@
-"""Many language models, one place to ask: the cheapest one that is good enough, and never a byte where it must not go."""
+"""Routes requests to the cheapest language model that is good enough, and keeps data where the profile allows it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["LLMRequest", "LLMResponse", "Member", "ModelOrchestrator", "Plan", "StrategyConfig", "Tier", "hookimpl"]
 __version__ = "0.1.0"
 
-# Names are imported when they are first used (PEP 562), so that `import workflow_composer` costs next to nothing.
+# Names are imported on first use (PEP 562), so that `import workflow_composer` is fast.
 _HOMES = {
     "LLMRequest": "types",
     "LLMResponse": "types",

@@ -1,4 +1,4 @@
-"""The package's own routers, backends and batch strategies, registered through the same hooks as everyone else's."""
+"""The built-in routers, backends and batch strategies, registered through the same hooks as plugins."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BATCH_STRATEGIES = {
 
 
 class _Lazy:
-    """A factory that imports what it makes when it is first used; ``extra`` brings the libraries that this needs."""
+    """A factory that imports its target on first use; ``extra`` names the package extra with the required libraries."""
 
     def __init__(self, place: str, *, extra: str = "") -> None:
         self._place = place
@@ -66,7 +66,7 @@ class _Lazy:
 
 
 class BuiltinPlugin:
-    """What the package itself provides."""
+    """The built-in plugin."""
 
     @hookimpl
     def register_routers(self, register: Callable[[str, RouterFactory], None]) -> None:
@@ -88,7 +88,7 @@ class BuiltinPlugin:
 
 
 def plugin_host(*, discover: bool = True, on_broken: Callable[[str, str], None] | None = None) -> PluginHost:
-    """A host with the package's own parts and, unless told otherwise, every installed plugin."""
+    """Return a host with the built-in plugin and, by default, every installed plugin."""
     host = PluginHost(on_broken=on_broken)
     host.add(BuiltinPlugin(), name=BUILTIN)
     if discover:

@@ -1,4 +1,4 @@
-"""Which strategy to use where none is named: one that stays on one's own machines, and that works with what is there."""
+"""Choice of a default strategy that keeps data on local machines and can run with the available resources."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ async def detect_strategy(
     embedded: Callable[[], bool] = embedded_available,
     report: Callable[[str], None] = lambda text: None,
 ) -> StrategyConfig:
-    """A profile that can work here, and that has ``allow_cloud: false``: what nobody has named sends nothing out.
+    """Choose a profile that can run here and has ``allow_cloud: false``: only an explicitly named profile may use the cloud.
 
-    A server of ``t4_local_only`` answers: that profile. The embedded engine is installed: ``development``. Otherwise raises
-    `NoStrategy`, which says what to set, also where a cloud key is set: only who names ``cloud_only`` has asked for it.
+    Returns ``t4_local_only`` if one of its servers answers, else ``development`` if the embedded engine is installed.
+    Otherwise raises `NoStrategy` with what to set, even if a cloud key is set: ``cloud_only`` must be named explicitly.
 
-    ``search`` replaces the folders of `search_path`. A file there that does not load, or that may use the cloud, is passed
-    over for the next one of its name; ``report`` is told so, once for each.
+    ``search`` replaces the folders of `search_path`. A file that does not load, or that may use the cloud, is skipped for
+    the next one of its name, and reported once through ``report``.
     """
     look = _Look(environ, search_path(environ) if search is None else search, report)
     servers = look.first(_SERVERS, own=True)
@@ -42,7 +42,7 @@ async def detect_strategy(
 
 
 class _Look:
-    """Looks for the profiles of a name, in the order of the search, and tells what is wrong with those passed over."""
+    """Searches the profiles of a name in order, and reports why one is skipped."""
 
     def __init__(self, environ: Mapping[str, str], search: Sequence[Path], report: Callable[[str], None]) -> None:
         self._environ = environ
@@ -50,7 +50,7 @@ class _Look:
         self._report = report
 
     def first(self, name: str, *, own: bool) -> StrategyConfig | None:
-        """The first one that loads; with ``own``, that stays on one's own machines."""
+        """Return the first profile that loads and, with ``own``, forbids the cloud."""
         for path in self._files(name):
             try:
                 config = StrategyConfig.from_yaml(path, environ=self._environ)
@@ -60,11 +60,11 @@ class _Look:
                 continue
             if not own or not config.allow_cloud:
                 return config
-            self._pass_over(path, "may use the cloud (allow_cloud is not false), which only a strategy that is named may do")
+            self._pass_over(path, "may use the cloud (allow_cloud is not false); name it with --strategy to use it")
         return None
 
     def _files(self, name: str) -> Iterator[Path]:
-        """Each file once, also where two of the folders are the same."""
+        """Yield each file once, even if two of the folders are the same."""
         seen: set[Path] = set()
         for path in candidates(name, self._search):
             if (place := path.absolute()) not in seen:
@@ -72,28 +72,28 @@ class _Look:
                 yield path
 
     def _pass_over(self, path: Path, reason: str) -> None:
-        self._report(f"{path} is passed over in the choice of a strategy: it {reason}")
+        self._report(f"skipped {path} in the choice of a strategy: it {reason}")
 
 
 def _nothing(
     servers: StrategyConfig | None, cloud: StrategyConfig | None, environ: Mapping[str, str], *, engine: bool
 ) -> NoStrategy:
-    """What was looked for, and what to do; of a cloud key the variable's name, never its value."""
+    """Return the error with what was tried and what to do; it names the variable of a cloud key, never its value."""
     places = [place for role in servers.vllm_endpoints for place in servers.servers_of(role)] if servers else []
     named = [spec.api_key_env for spec in cloud.models.values() if spec.api_key_env] if cloud else []
     keys = list(dict.fromkeys(named))
     there = ", ".join(key for key in keys if environ.get(key))
-    found = f"; a cloud key is set ({there}), but a key alone chooses no strategy" if there else ""
+    found = f"; a cloud key is set ({there}), but a cloud strategy must be named explicitly" if there else ""
     hint = "start a server, " + ("" if engine else "pip install 'workflow-composer[embedded]', ")
     hint += f"or name a strategy with --strategy or {STRATEGY_VARIABLE}"
     if there:
         hint = f"-s {_CLOUD} uses {there} and sends every prompt to the cloud; or {hint}"
     elif keys:
-        hint += f"; -s {_CLOUD} wants one of {', '.join(keys)}"
+        hint += f"; -s {_CLOUD} requires one of {', '.join(keys)}"
     return NoStrategy(
-        "no strategy was named, and nothing to work with was found on your own machines: no server answers at "
+        "no strategy was named, and no local resource was found: no server answers at "
         f"{', '.join(places) or 'any address'}; "
-        + (f"no profile {_EMBEDDED} can be used" if engine else "the embedded engine is not installed")
+        + (f"no usable profile {_EMBEDDED}" if engine else "the embedded engine is not installed")
         + found,
         hint=hint,
     )

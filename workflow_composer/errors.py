@@ -1,46 +1,46 @@
-"""Every exception the package raises on purpose.
+"""All exceptions that the package raises deliberately.
 
 ::
 
     WorkflowComposerError
-    ├── ConfigError                  a profile or setting is wrong
+    ├── ConfigError                  a profile or setting is invalid
     │   ├── ProfileNotFound          no profile of that name
-    │   ├── ProfileError             names file, line, key, what was found, what is allowed
-    │   ├── CertificateMismatch      a certificate was made for something else than what would run
+    │   ├── ProfileError             gives file, line, key, the value found and the values allowed
+    │   ├── CertificateMismatch      a certificate was made for another configuration
     │   ├── ContextError             a context template is missing, faulty, or not the pinned one
-    │   ├── EgressProofFailed        the cloud is forbidden, and something could be sent there all the same
-    │   └── InfeasibleTarget         no rule could accept so much with so few errors
-    ├── PluginError                  a plugin is broken or clashes with another
-    ├── InputError                   data given by the caller cannot be read
-    │   └── MarkerError              a routing string is malformed; points at the part
-    ├── RoutingError                 no plan can be made for a request
-    │   └── NoStrategy               none was named, and none that stays on one's own machines can work
+    │   ├── EgressProofFailed        the profile forbids the cloud, but data could be sent there
+    │   └── InfeasibleTarget         no decision rule can meet the target
+    ├── PluginError                  a plugin is broken or conflicts with another
+    ├── InputError                   input data is invalid or unreadable
+    │   └── MarkerError              a routing string is malformed; gives the faulty part
+    ├── RoutingError                 no router returned a plan for a request
+    │   └── NoStrategy               no strategy was named, and no local one can run
     ├── FleetError                   a server of the fleet cannot be started, found or stopped
-    ├── ChannelClosed                another process of the service is gone
-    ├── EgressDenied                 the profile forbids sending bytes to that host
+    ├── ChannelClosed                another process of the service has exited
+    ├── EgressDenied                 the profile forbids sending data to that host
     ├── ModelError                   one call to one model failed
-    │   ├── BadRequest               400: the request itself is at fault
-    │   ├── ContextOverflow          the prompt does not fit the model
+    │   ├── BadRequest               400: the request is invalid
+    │   ├── ContextOverflow          the prompt exceeds the model's context
     │   ├── AuthenticationFailed     401, 403
     │   ├── ModelNotFound            404
     │   ├── RateLimited              429; may carry ``retry_after``
     │   │   └── QuotaExhausted       402, or 429 for an account without credit
-    │   ├── ServerFailed             5xx, or an answer that is not one
-    │   │   └── AnswerTooLong        more bytes than any model writes
+    │   ├── ServerFailed             5xx, or an invalid response
+    │   │   └── AnswerTooLong        the response exceeds the size limit
     │   ├── ServerUnreachable        no connection, or it broke
-    │   ├── CallTimeout              connect, first token or total time ran out
-    │   ├── Unsupported              this backend cannot honour a field of the request
-    │   └── CircuitOpen              the endpoint failed repeatedly and is left alone for now
+    │   ├── CallTimeout              the time to connect, to the first token or in total ran out
+    │   ├── Unsupported              the backend does not support a field of the request
+    │   └── CircuitOpen              the endpoint failed repeatedly, and calls to it are suspended
     ├── RunBudgetReached             a run of rows has used up its budget; it can be gone on with
     ├── StreamInterrupted            a stream broke after its first token
     └── AllCandidatesFailed          every attempt failed; lists each with its cause
-        ├── LocalModelUnavailable    the same, where the profile forbids the cloud
-        ├── DeadlineExceeded         the request's time was over before an answer came
-        └── BudgetExceeded           what the request may cost pays for no tier
+        ├── LocalModelUnavailable    the same, under a profile that forbids the cloud
+        ├── DeadlineExceeded         the request's time limit passed before an answer arrived
+        └── BudgetExceeded           the request's budget is too small for any tier
 
-A `ModelError` says by two flags what may be done about it: ``retryable`` (the same candidate may succeed in a moment) and
-``fallback`` (another candidate may succeed now). Errors of client libraries are mapped to these classes in one place per
-backend, and nowhere else. What never leaves its layer is defined there (`HttpFailure`, say).
+Two flags of a `ModelError` say how to react: ``retryable`` (the same candidate may succeed in a moment) and ``fallback``
+(another candidate may succeed now). Each backend maps the errors of its client library to these classes in one place.
+Exceptions that never leave their layer are defined in that layer (`HttpFailure`, for example).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 
 class WorkflowComposerError(Exception):
-    """Base of all. ``hint`` says what to do next; ``exit_code`` is what the command line returns."""
+    """Base class. ``hint`` says what to do; ``exit_code`` is the exit code of the command line."""
 
     exit_code: ClassVar[int] = 1
 
@@ -67,7 +67,7 @@ class WorkflowComposerError(Exception):
 
 
 class ConfigError(WorkflowComposerError):
-    """A profile or a setting is wrong."""
+    """A profile or a setting is invalid."""
 
     exit_code = 2
 
@@ -77,7 +77,7 @@ class ProfileNotFound(ConfigError):
 
 
 class ProfileError(ConfigError):
-    """A profile is invalid. ``problems`` holds one readable line per fault, each with file, line and key path."""
+    """A profile is invalid. ``problems`` has one line per fault, each with file, line and key path."""
 
     def __init__(self, problems: Sequence[str], *, hint: str = "") -> None:
         self.problems = tuple(problems)
@@ -85,39 +85,39 @@ class ProfileError(ConfigError):
 
 
 class CertificateMismatch(ConfigError):
-    """A certificate does not hold for what would run; the message names each field that differs."""
+    """A certificate is not valid for the current configuration; the message names each field that differs."""
 
 
 class ContextError(ConfigError):
-    """A context template is missing, faulty, or not the one that is pinned. ``task``: the profile's, where it names it."""
+    """A context template is missing, faulty, or not the pinned one. ``task``: the profile's task that uses it."""
 
     task: str | None = None
 
 
 class EgressProofFailed(ConfigError):
-    """A profile forbids the cloud, and something could be sent there all the same. Nothing is served then."""
+    """The profile forbids the cloud, but data could be sent there. The service does not start."""
 
     exit_code = 4
 
 
 class InfeasibleTarget(ConfigError):
-    """No rule, however good its scores, could accept so many answers with so few wrong ones."""
+    """No decision rule could accept enough answers with so few errors, even with perfect scores."""
 
 
 class PluginError(WorkflowComposerError):
-    """A plugin is broken, or two plugins claim one name."""
+    """A plugin is broken, or two plugins use the same name."""
 
     exit_code = 2
 
 
 class InputError(WorkflowComposerError):
-    """Data given by the caller cannot be read; the message names the place."""
+    """Input data is invalid or unreadable; the message says where."""
 
     exit_code = 2
 
 
 class MarkerError(InputError):
-    """A routing string is malformed: ``marker[start:end]`` is the part at fault."""
+    """A routing string is malformed; ``marker[start:end]`` is the faulty part."""
 
     def __init__(self, marker: object, start: int, end: int, reason: str) -> None:
         self.marker = marker
@@ -134,17 +134,17 @@ def _short(value: object) -> str:
 
 
 class RoutingError(WorkflowComposerError):
-    """No plan can be made for a request."""
+    """No router returned a plan for a request."""
 
     exit_code = 3
 
 
 class NoStrategy(RoutingError):
-    """No strategy was named, and none that stays on one's own machines can work here."""
+    """No strategy was named, and no strategy that keeps data local can run here."""
 
 
 class FleetError(WorkflowComposerError):
-    """A server of the fleet cannot be started, found or stopped. ``problems`` holds one line for each reason."""
+    """A server of the fleet cannot be started, found or stopped. ``problems`` has one line per reason."""
 
     def __init__(self, message: str, *, hint: str = "", problems: Sequence[str] = ()) -> None:
         super().__init__(message, hint=hint)
@@ -152,11 +152,11 @@ class FleetError(WorkflowComposerError):
 
 
 class ChannelClosed(WorkflowComposerError):
-    """Another process of the service, which was asked something, is gone."""
+    """Another process of the service exited before it replied."""
 
 
 class EgressDenied(WorkflowComposerError):
-    """The profile forbids sending bytes to this host. Raised by the transport, before any byte has left."""
+    """The profile forbids sending data to this host. The transport raises it before it sends anything."""
 
     exit_code = 4
 
@@ -164,8 +164,8 @@ class EgressDenied(WorkflowComposerError):
 class ModelError(WorkflowComposerError):
     """One call to one model failed.
 
-    ``status`` is the HTTP status where there was one; ``retry_after`` seconds, where the server asked for a pause.
-    ``sent`` is False where no connection was made in time. ``failovers`` are servers of the model that failed before.
+    ``status`` is the HTTP status, if any; ``retry_after`` is the pause in seconds that the server requested, if any.
+    ``sent`` is False if no connection was made in time. ``failovers`` are earlier attempts at other servers of the model.
     """
 
     exit_code = 5
@@ -181,17 +181,17 @@ class ModelError(WorkflowComposerError):
 
 
 class BadRequest(ModelError):
-    """The server refuses the request as malformed; no other server is asked."""
+    """The server rejects the request as invalid; no other server is tried."""
 
     fallback = False
 
 
 class ContextOverflow(ModelError):
-    """The prompt is longer than the model's context; only a candidate with a longer one is asked."""
+    """The prompt exceeds the model's context; only candidates with a longer context are tried."""
 
 
 class AuthenticationFailed(ModelError):
-    """The key is missing, wrong or lacks a right. Nothing is tried again: a fallback would hide it."""
+    """The key is missing, wrong or lacks a permission. No retry and no fallback, because they would hide the problem."""
 
     fallback = False
 
@@ -201,52 +201,52 @@ class ModelNotFound(ModelError):
 
 
 class RateLimited(ModelError):
-    """The server asks to slow down."""
+    """The server limits the rate of calls."""
 
     retryable = True
 
 
 class QuotaExhausted(RateLimited):
-    """The account has no credit left: asking again in a moment is of no use, asking another is."""
+    """The account has no credit left. A retry is useless; another candidate may succeed."""
 
     retryable = False
 
 
 class ServerFailed(ModelError):
-    """The server failed, or its answer could not be understood."""
+    """The server failed, or its response is invalid."""
 
     retryable = True
 
 
 class AnswerTooLong(ServerFailed):
-    """The server sends more than any model writes; asked again, it would do so again."""
+    """The response exceeds the size limit; a retry would not help."""
 
     retryable = False
 
 
 class ServerUnreachable(ModelError):
-    """No connection to the server, or it broke before the answer was complete."""
+    """The connection failed, or broke before the answer was complete."""
 
     retryable = True
 
 
 class CallTimeout(ModelError):
-    """The call ran out of time: to connect, to the first token, or in total. Another candidate may be quicker.
+    """The call ran out of time: to connect, to the first token, or in total. Another candidate may be faster.
 
-    ``by_request``: it was the time that the request itself allows, which speaks against no server.
+    ``by_request`` is True if the request's own time limit passed, which is not the server's fault.
     """
 
     by_request = False
 
 
 class Unsupported(ModelError):
-    """A field of the request cannot be honoured here; it is not dropped in silence. ``field`` names it, if known."""
+    """The backend does not support a field of the request and does not ignore it silently. ``field`` names it, if known."""
 
     field: str | None = None
 
 
 class CircuitOpen(ModelError):
-    """The endpoint failed repeatedly and is left alone until its cooldown is over."""
+    """The endpoint failed repeatedly; calls to it are suspended until the cooldown ends."""
 
 
 class RunBudgetReached(WorkflowComposerError):
@@ -256,7 +256,7 @@ class RunBudgetReached(WorkflowComposerError):
 
 
 class StreamInterrupted(WorkflowComposerError):
-    """A stream broke after its first token had been delivered, so no other model may take over."""
+    """A stream broke after its first token was delivered, so no other model may take over."""
 
     exit_code = 5
 
@@ -266,7 +266,7 @@ class StreamInterrupted(WorkflowComposerError):
 
 
 class AllCandidatesFailed(WorkflowComposerError):
-    """Every attempt failed. ``attempts`` lists them in order, each with its cause; their cost is real.
+    """Every attempt failed. ``attempts`` lists them in order, each with its cause and its cost.
 
     ``summary`` is the message without the causes.
     """
@@ -281,12 +281,12 @@ class AllCandidatesFailed(WorkflowComposerError):
 
 
 class LocalModelUnavailable(AllCandidatesFailed):
-    """Local models failed and the profile forbids the cloud: nothing was sent elsewhere."""
+    """The local models failed and the profile forbids the cloud; nothing was sent elsewhere."""
 
 
 class DeadlineExceeded(AllCandidatesFailed):
-    """The request's time was over before an answer came."""
+    """The request's time limit passed before an answer arrived."""
 
 
 class BudgetExceeded(AllCandidatesFailed):
-    """What the request may cost would probably not pay for any tier, so none was started."""
+    """The expected cost of every tier exceeds the request's budget, so none was started."""

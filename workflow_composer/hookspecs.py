@@ -1,11 +1,10 @@
-"""Every hook that a plugin can implement, each with an example that runs.
+"""All hooks that a plugin can implement, each with a runnable example.
 
-A plugin is a module or object whose functions are marked with `hookimpl`; an installed package offers it through the
-entry-point group ``workflow_composer``. A function may name any subset of a hook's arguments.
+A plugin is a module or object whose functions are marked with `hookimpl`; an installed package declares it in the
+entry-point group ``workflow_composer``. A function may take any subset of a hook's arguments.
 
-Hooks that begin with ``register_`` are handed a callback, so that the host keeps names and order: which router is asked
-first is said by the profile, never by the order in which plugins were found. The others are told what happens; they should
-be quick.
+Hooks named ``register_*`` get a callback, so that the host controls names and order: the profile decides which router is
+asked first, not the order of discovery. The other hooks are notified of events and should be fast.
 
 >>> from workflow_composer import hookimpl
 >>> class Counter:
@@ -40,23 +39,23 @@ hookimpl = pluggy.HookimplMarker("workflow_composer")
 """Marks a function as the implementation of the hook of its name."""
 
 RouterFactory = Callable[..., Any]
-"""``(context: RouterContext, settings: Mapping) -> Router``; a subclass of `Router` is one."""
+"""``(context: RouterContext, settings: Mapping) -> Router``, such as a subclass of `Router`."""
 
 StrategyFactory = Callable[..., Any]
-"""``() -> BatchStrategy``, or ``(tier: str) -> BatchStrategy`` where users may name a tier: a class with ``routes``."""
+"""``() -> BatchStrategy``, or ``(tier: str) -> BatchStrategy`` if users may name a tier: a class with ``routes``."""
 
 
 class RegisterBackend(Protocol):
     """The callback of `register_backends`."""
 
     def __call__(self, name: str, factory: BackendFactory) -> None:
-        """Offer ``factory`` under ``name``, the word that profiles write behind ``backend:``."""
+        """Register ``factory`` under ``name``, the value of ``backend:`` in profiles."""
         ...
 
 
 @hookspec
 def register_routers(register: Callable[[str, RouterFactory], None]) -> None:
-    """Offer routers. ``name`` is the word that profiles write under ``routers:``; the factory is usually the class.
+    """Register routers. ``name`` is the entry in a profile's ``routers:``; the factory is usually the class.
 
     >>> from workflow_composer import Plan, Tier, hookimpl
     >>> from workflow_composer.routers.base import Router
@@ -75,10 +74,10 @@ def register_routers(register: Callable[[str, RouterFactory], None]) -> None:
 
 @hookspec
 def register_backends(register: RegisterBackend) -> None:
-    """Offer backends: engines or APIs that models of a profile's catalogue may name.
+    """Register backends: engines or APIs for the models of a profile's catalogue.
 
-    A backend that opens connections must make them with ``context.egress``, which keeps the profile's promise about where
-    data may go; one whose ``local`` is False is refused where the profile forbids the cloud.
+    A backend must open connections through ``context.egress``, which enforces where data may go under the profile. A backend
+    whose ``local`` is False is rejected if the profile forbids the cloud.
 
     >>> from workflow_composer import hookimpl
     >>> from workflow_composer.backends.fake import FakeBackend
@@ -91,15 +90,15 @@ def register_backends(register: RegisterBackend) -> None:
 
 @hookspec
 def register_batch_strategies(register: Callable[[str, StrategyFactory], None]) -> None:
-    """Offer batch strategies: ways to plan a whole data set. ``name`` is the word behind ``--strategies``.
+    """Register batch strategies: ways to plan a whole data set. ``name`` is the value of ``--strategies``.
 
-    A strategy's ``routes`` gives one routing string per question of the piece it is handed. ``questions`` has their
-    ``texts`` (an Arrow array), ``lengths``, ``features`` and, with a probe, ``success(tier)`` as columns; ``context`` the
-    tiers, their prices and what the user set (`workflow_composer.batch.strategies`).
+    A strategy's ``routes`` returns one routing string per question of a batch. ``questions`` has ``texts`` (an Arrow
+    array), ``lengths``, ``features`` and, with a probe, ``success(tier)`` as columns; ``context`` has the tiers, their
+    prices and the user's settings (`workflow_composer.batch.strategies`).
 
     >>> from workflow_composer import hookimpl
     >>> class ShortOnesCheap:
-    ...     '''Short questions are answered by the cheapest tier, the others by the strongest.'''
+    ...     '''Routes short questions to the cheapest tier and the others to the strongest.'''
     ...     def routes(self, questions, context):
     ...         cheapest, strongest = context.tiers[0].name, context.tiers[-1].name
     ...         return [cheapest if length < 200 else strongest for length in questions.lengths]
@@ -112,7 +111,7 @@ def register_batch_strategies(register: Callable[[str, StrategyFactory], None]) 
 
 @hookspec
 def register_commands(register: Callable[[click.Command], None]) -> None:
-    """Offer commands for the command line.
+    """Register commands for the command line.
 
     >>> import click
     >>> from workflow_composer import hookimpl
@@ -128,11 +127,11 @@ def register_commands(register: Callable[[click.Command], None]) -> None:
 
 @hookspec
 def before_route(request: LLMRequest, strategy: str) -> LLMRequest | None:
-    """Called before a router sees the request; may return another request to go on with, or raise to refuse it.
+    """Called before a router sees the request. May return a modified request, or raise to reject it.
 
-    Implementations are called in the order of their plugins' names, each with what the one before returned. One that fails
-    with an exception of its own ends the request with `PluginError`: a guard that is broken must not let everything pass.
-    The texts that ``request.context`` names are put first afterwards, before anything that a plugin has added.
+    Implementations run in the order of plugin names, each with the result of the previous one. An exception other than the
+    package's own fails the request with `PluginError`: a broken guard must not let requests pass. Afterwards the context
+    templates of ``request.context`` are prepended, before anything that a plugin added.
 
     >>> from dataclasses import replace
     >>> from workflow_composer import hookimpl
@@ -145,7 +144,7 @@ def before_route(request: LLMRequest, strategy: str) -> LLMRequest | None:
 
 @hookspec
 def after_answer(request: LLMRequest, response: LLMResponse) -> None:
-    """Called with every answer, after its metric was written. An exception is reported and otherwise ignored.
+    """Called with every answer, after its metric is written. Exceptions are reported and otherwise ignored.
 
     >>> from workflow_composer import hookimpl
     >>> class Plugin:
@@ -158,7 +157,7 @@ def after_answer(request: LLMRequest, response: LLMResponse) -> None:
 
 @hookspec
 def on_escalation(request: LLMRequest, plan: Plan, tier: int, verdict: Verdict) -> None:
-    """Called when tier ``tier`` of the plan was not accepted and the next is asked. Exceptions: as `after_answer`.
+    """Called when the answer of tier ``tier`` was not accepted and the next tier starts. Exceptions as in `after_answer`.
 
     >>> from workflow_composer import hookimpl
     >>> class Plugin:
@@ -170,7 +169,7 @@ def on_escalation(request: LLMRequest, plan: Plan, tier: int, verdict: Verdict) 
 
 @hookspec
 def on_fallback(request: LLMRequest, failed: Attempt, candidate: Candidate) -> None:
-    """Called when a candidate is given up (``failed`` was its last attempt) and the next one of its tier is asked.
+    """Called when a candidate has failed (``failed`` is its last attempt) and the tier's next candidate is tried.
 
     >>> from workflow_composer import hookimpl
     >>> class Plugin:
@@ -182,7 +181,7 @@ def on_fallback(request: LLMRequest, failed: Attempt, candidate: Candidate) -> N
 
 @hookspec
 def on_strategy_switch(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Called after another profile has taken over; ``old`` and ``new`` are the profiles as dictionaries, without secrets.
+    """Called after a switch to another profile; ``old`` and ``new`` are the profiles as dictionaries without secrets.
 
     >>> from workflow_composer import hookimpl
     >>> class Plugin:

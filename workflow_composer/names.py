@@ -1,4 +1,4 @@
-"""The nearest valid name, for errors."""
+"""Suggestions of the nearest valid name, for errors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, known: Iterable[str], *, prefix: str = "") -> str:
-    """``did you mean 'x'?`` for the known name most like ``name``, behind ``prefix``; empty where none is near."""
+    """Return ``did you mean 'x'?`` with the closest known name, after ``prefix``; empty if none is close."""
     found = difflib.get_close_matches(name, list(known), n=1)
     return f"{prefix}did you mean {found[0]!r}?" if found else ""

@@ -1,4 +1,4 @@
-"""What is written down about a request: its metric, its decision log where debugging is on, and word to the plugins."""
+"""Records of a request: its metric, its decision log (with debugging on), and notifications to plugins."""
 
 from __future__ import annotations
 
@@ -25,45 +25,45 @@ def debug_wanted(environ: Mapping[str, str]) -> bool:
 
 
 class Log(Protocol):
-    """What a log is written to: a text stream, or anything that has these of its methods."""
+    """A log's destination: a text stream, or any object with these methods."""
 
     def write(self, text: str, /) -> object:
-        """Take a line."""
+        """Write text."""
         ...
 
     def flush(self) -> object:
-        """Let it be seen."""
+        """Flush buffered text."""
         ...
 
     def isatty(self) -> bool:
-        """Whether a person reads along."""
+        """Whether it is a terminal."""
         ...
 
 
 class Narrator:
-    """Writes events to ``stream``; else to structlog's loggers, where the program has configured them; else to stderr."""
+    """Writes events to ``stream``, else to structlog if the program has configured it, else to stderr."""
 
     def __init__(self, stream: Log | None = None) -> None:
         self._stream = stream
         self._broken_sink = ""
 
     def broken_sink(self, error: Exception) -> None:
-        """A metric could not be written down; told once for each kind of error."""
+        """Report that a metric could not be written; once for each type of error."""
         kind = type(error).__name__
         if kind != self._broken_sink:
             self._broken_sink = kind
-            self.warning(f"metrics cannot be written down: {kind}: {error}; requests go on without them")
+            self.warning(f"cannot write metrics: {kind}: {error}; requests continue without them")
 
     def broken_plugin(self, plugin: str, reason: str) -> None:
-        """A hook of a plugin failed; the request went on."""
+        """Report that a plugin's hook failed; the request continues."""
         self._log().warning("plugin failed", plugin=plugin, reason=reason)
 
     def warning(self, text: str) -> None:
-        """Something that a person should know, and that stops no request."""
+        """Log a warning."""
         self._log().warning(text)
 
     def decision(self, metric: RoutingMetric, plan: Plan | None, attempts: list[Attempt]) -> None:
-        """The whole decision about one request."""
+        """Log the whole decision about one request."""
         self._log().info(
             "routed",
             request_id=metric.request_id,
@@ -95,17 +95,17 @@ class Narrator:
 
 
 class PluginObserver:
-    """Passes the executor's events on to the plugins that have a hook for them."""
+    """Forwards the executor's events to plugins."""
 
     def __init__(self, plugins: PluginHost) -> None:
         self._plugins = plugins
 
     def on_fallback(self, request: LLMRequest, failed: Attempt, candidate: Candidate) -> None:
-        """Another candidate is asked."""
+        """Notify plugins that another candidate is tried."""
         self._plugins.notify("on_fallback", request=request, failed=failed, candidate=candidate)
 
     def on_escalation(self, request: LLMRequest, plan: Plan, tier: int, verdict: Verdict) -> None:
-        """The next tier is asked."""
+        """Notify plugins that the next tier starts."""
         self._plugins.notify("on_escalation", request=request, plan=plan, tier=tier, verdict=verdict)
 
 
@@ -132,7 +132,7 @@ def metric_of(
     model: str = "",
     strongest_cost: float | None = None,
 ) -> RoutingMetric:
-    """The line about one request, answered or not; with the prompt's text, without keys, only where debugging is on."""
+    """Return the metric of a request, answered or not. With debugging on, it has the prompt's text without keys."""
     if response is not None:
         decision, usage, cost = response.decision, response.usage, response.cost
         candidate, tier, depth, model = decision.candidate, decision.tier, decision.fallback_depth, decision.model
@@ -142,7 +142,7 @@ def metric_of(
         candidate, tier, depth = (last.name, last.tier, last.candidate) if last else ("", 0, 0)
     overhead = seconds - trace.waited
     now = time.time()
-    # By position: twenty keywords would take longer than everything else here.
+    # Positional: twenty keyword arguments would take longer than the rest of this function.
     return RoutingMetric(
         f"{_to_the_second(int(now))}.{int(now % 1.0 * 1000.0):03d}+00:00",  # timestamp
         request.request_id,
@@ -173,7 +173,7 @@ def metric_of(
 
 
 def told(plan: Plan | None, trace: Trace) -> dict[str, Any]:
-    """A decision in full, as plain data: the plan, what it left out, and what became of every call."""
+    """Return a full decision as plain data: the plan, what it left out, and the result of every call."""
     calls = [f"{call.name}: {call.error_type or 'ok'} in {call.latency_ms:.0f} ms" for call in trace.attempts]
     if plan is None:
         return {"plan": None, "left_out": [], "attempts": calls}

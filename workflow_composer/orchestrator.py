@@ -70,12 +70,12 @@ class ModelOrchestrator:
         environ: environment variables; None: the process's own.
         log: where decisions are explained when debugging is on, and broken plugins reported; None: standard error.
 
-    Raises `ConfigError` where the profile is wrong, `NoStrategy` where none is named and none can be detected.
+    Raises `ConfigError` for an invalid profile, `NoStrategy` if none is named and none can be detected.
 
-    The methods whose names begin with ``a`` are the implementation; the others run them on a thread of the orchestrator's
-    own and wait, in a notebook too, whose event loop stands still meanwhile. Both kinds may be used from any thread or event
-    loop, and side by side; only what runs on the orchestrator's own loop (a router or hook, say) must await. Close it, or
-    use it as a context manager.
+    The asynchronous methods (``agenerate``, ``astream``, ...) are the implementation; the others run them on the
+    orchestrator's own thread and wait, also in a notebook, whose event loop is blocked meanwhile. Both kinds may be used
+    from any thread or event loop at the same time; only code on the orchestrator's own loop (such as a router or a hook)
+    must await. Close it, or use it as a context manager.
 
     >>> with ModelOrchestrator("development") as orchestrator:  # doctest: +SKIP
     ...     orchestrator.generate("What is 30 + 12?").text
@@ -125,8 +125,8 @@ class ModelOrchestrator:
     async def agenerate(self, prompt: Prompt, **fields: Any) -> LLMResponse:
         """Answer a question, a list of messages or an `LLMRequest`; ``fields`` are those of `LLMRequest`, and ``system``.
 
-        Raises `RoutingError` where no router has a plan, `AllCandidatesFailed` (with every attempt) where no model
-        answered, and a `ModelError` that no other model could mend as it is.
+        Raises `RoutingError` if no router has a plan, `AllCandidatesFailed` (with every attempt) if no model answered, and
+        unchanged any `ModelError` for which no other model is tried.
         """
         active = self._active.acquire() or self._acquire()
         try:
@@ -252,11 +252,11 @@ class ModelOrchestrator:
         )
 
     def plan(self, prompt: Prompt, **fields: Any) -> Plan:
-        """The plan that a request would follow; nothing is sent."""
+        """Return the plan for a request; sends nothing."""
         return self.prepare(prompt, **fields)[1]
 
     def prepare(self, prompt: Prompt, **fields: Any) -> tuple[LLMRequest, Plan]:
-        """A request as routers and models would see it, its context first, and its plan; nothing is sent."""
+        """Return a request as routers and models would see it, with its context, and its plan; sends nothing."""
         active = self._active
         request = self._request(active, prompt, fields)
         return request, active.plan(request)
@@ -264,30 +264,30 @@ class ModelOrchestrator:
     # ----------------------------------------------------------------------------------------------------- strategies
 
     async def aswitch_strategy(self, strategy: str | Path | StrategyConfig) -> None:
-        """Make another profile the active one. Raises `ConfigError` where it is wrong; the old one then goes on serving.
+        """Switch to another profile. Raises `ConfigError` if it is invalid; the old profile then stays active.
 
-        Requests under way end under the old profile; its connections close with the last of them.
+        Running requests finish under the old profile; its connections close with the last of them.
         """
         await self.apublish(self.prepare_strategy(strategy))
 
     def prepare_strategy(self, strategy: str | Path | StrategyConfig) -> Snapshot:
-        """Build and check all of another profile; nothing changes until `apublish`. Raises `ConfigError`.
+        """Build and check another profile; nothing changes until `apublish`. Raises `ConfigError`.
 
-        One that is not published after all is to be closed by its ``retire``.
+        Call ``retire`` on a snapshot that is not published.
         """
         return self._build(self._load(strategy))
 
     async def apublish(self, new: Snapshot) -> None:
-        """Make a prepared profile the active one, by one assignment."""
+        """Activate a prepared profile, by one assignment."""
         with self._publishing:
             old, self._active, self._chosen_by = self._active, new, "switch"
         await old.retire()
         self.plugins.notify("on_strategy_switch", old=old.config.to_dict(), new=new.config.to_dict())
 
     async def astatus(self, *, probe: bool = True) -> OrchestratorStatus:
-        """What is active, and (with ``probe``, in about two seconds at the most) what is reachable; never raises for that.
+        """Return what is active and, with ``probe``, what is reachable (within about two seconds; failures do not raise).
 
-        Routers see the outcome of the probe from then on.
+        Routers use the result of the probe from then on.
         """
         active = self._active.acquire() or self._acquire()
         try:
@@ -310,22 +310,22 @@ class ModelOrchestrator:
             await active.release()
 
     async def aclose(self) -> None:
-        """Close every backend once its last request has ended, and the metrics."""
+        """Close every backend after its last request, and the metrics."""
         await self._active.retire()
         self._metrics.close()
 
     # ---------------------------------------------------------------------------------------- the synchronous facade
 
     def generate(self, prompt: Prompt, **fields: Any) -> LLMResponse:
-        """`agenerate`, for callers that do not await."""
+        """Synchronous `agenerate`."""
         return self._thread.run(self.agenerate(prompt, **fields))
 
     def stream(self, prompt: Prompt, **fields: Any) -> SyncResponseStream:
-        """`astream`, for callers that do not await: ``for chunk in (stream := orchestrator.stream(...)): ...``."""
+        """Synchronous `astream`: ``for chunk in (stream := orchestrator.stream(...)): ...``."""
         return SyncResponseStream(self._thread, self.astream(prompt, **fields))
 
     def embed(self, texts: Sequence[str], **fields: Any) -> Embeddings:
-        """`aembed`, for callers that do not await."""
+        """Synchronous `aembed`."""
         return self._thread.run(self.aembed(texts, **fields))
 
     def run_batch(self, rows: Iterable[str | Mapping[str, Any] | LLMRequest], **options: Any) -> BatchRun:
@@ -336,15 +336,15 @@ class ModelOrchestrator:
         return self._thread.run(self.arun_batch(rows, **options), patience=_CLOSING)
 
     def switch_strategy(self, strategy: str | Path | StrategyConfig) -> None:
-        """`aswitch_strategy`, for callers that do not await."""
+        """Synchronous `aswitch_strategy`."""
         self._thread.run(self.aswitch_strategy(strategy))
 
     def status(self, *, probe: bool = True) -> OrchestratorStatus:
-        """`astatus`, for callers that do not await."""
+        """Synchronous `astatus`."""
         return self._thread.run(self.astatus(probe=probe))
 
     def close(self) -> None:
-        """`aclose`, for callers that do not await; ends the orchestrator's thread too."""
+        """Synchronous `aclose`; also ends the orchestrator's thread."""
         self._thread.run(self.aclose())
         self._thread.stop()
 
@@ -381,7 +381,7 @@ class ModelOrchestrator:
             request = self.plugins.before_route(request, active.config.profile_name)
         if request.context is None and not active.contexts.tasks:
             return request
-        return active.contexts.applied(request)  # behind the plugins, so that nothing comes to stand before it
+        return active.contexts.applied(request)  # after the plugins, so that nothing precedes it
 
     def _choose(self, strategy: str | Path | StrategyConfig | None) -> tuple[StrategyConfig, str]:
         if strategy is not None:
@@ -424,7 +424,7 @@ class ModelOrchestrator:
     def _tell(self, router: Router, request: LLMRequest, response: LLMResponse) -> None:
         try:
             router.answered(request, response)
-        except Exception as error:  # noqa: BLE001  # an onlooker's fault must not become the caller's
+        except Exception as error:  # noqa: BLE001  # an observer's error must not fail the request
             self._narrator.broken_plugin(router.name, f"answered failed: {type(error).__name__}: {error}")
 
     def _note(
@@ -439,7 +439,7 @@ class ModelOrchestrator:
         error: BaseException | None = None,
         model: str = "",
     ) -> None:
-        """Write the request's metric, and the whole decision where debugging is on."""
+        """Write the request's metric and, with debugging on, the whole decision."""
         debug = self._debug or active.config.debug_routing
         metric = metric_of(
             active.config,
@@ -455,7 +455,7 @@ class ModelOrchestrator:
         )
         try:
             self._metrics.write(metric)
-        except Exception as trouble:  # noqa: BLE001  # a sink's fault must not become the caller's
+        except Exception as trouble:  # noqa: BLE001  # a sink's error must not fail the request
             self._narrator.broken_sink(trouble)
         if debug:
             self._narrator.decision(metric, plan, trace.attempts)

@@ -1,7 +1,7 @@
-"""The plugin host: discovers plugins, validates them, and keeps what they provide. Others never meet pluggy's objects.
+"""The plugin host: discovers, validates and registers plugins. It hides pluggy's objects from other modules.
 
-What is provided is published as one immutable `Registry` by one assignment, so that a reader sees all of a change or none.
-Order plays no part: names are unique, and a name that two plugins claim is an error naming both.
+One assignment publishes the providers as an immutable `Registry`, so that a reader sees all of a change or none. Order is
+irrelevant: names are unique, and a name used by two plugins is an error that names both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from workflow_composer.errors import PluginError, WorkflowComposerError
 from workflow_composer.types import LLMRequest
 
 BLOCK_VARIABLE = "WORKFLOW_COMPOSER_BLOCK_PLUGINS"
-"""Names of plugins not to load, separated by commas; ``*`` blocks every installed one."""
+"""Names of plugins not to load, separated by commas; ``*`` blocks all installed plugins."""
 
 BUILTIN = "workflow_composer"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
@@ -32,7 +32,7 @@ _HOOKS = tuple(name for name, value in vars(hookspecs).items() if hasattr(value,
 
 @dataclass(frozen=True, slots=True)
 class Provided:
-    """Something a plugin registered: its name, what it is (a factory, a command), and which plugin brought it."""
+    """A registered object (a factory or a command), its name, and its plugin."""
 
     name: str
     value: Any
@@ -41,7 +41,7 @@ class Provided:
 
 @dataclass(frozen=True, slots=True)
 class PluginInfo:
-    """A plugin that was found. ``detail`` says why where ``status`` is not "loaded"; ``provides`` lists "kind:name"."""
+    """A discovered plugin. ``detail`` says why ``status`` is not "loaded"; ``provides`` lists "kind:name"."""
 
     name: str
     status: Literal["loaded", "blocked", "broken"]
@@ -53,7 +53,7 @@ class PluginInfo:
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """Everything that plugins provide, by kind and name; ``hooks`` names the hooks that any of them implements."""
+    """Everything that plugins provide, by kind and name; ``hooks`` names the implemented hooks."""
 
     routers: Mapping[str, Provided] = field(default_factory=dict)
     backends: Mapping[str, Provided] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Registry:
 
 
 class PluginHost:
-    """Holds plugins. ``on_broken`` is told (plugin name, reason) when a hook of a plugin fails at run time."""
+    """Manages plugins. ``on_broken`` is called with a plugin's name and the reason when its hook fails at run time."""
 
     def __init__(self, *, on_broken: Callable[[str, str], None] | None = None) -> None:
         self._manager = pluggy.PluginManager("workflow_composer")
@@ -71,27 +71,27 @@ class PluginHost:
         self._lock = threading.Lock()
         self._infos: dict[str, PluginInfo] = {}
         self.registry = Registry()
-        """What is provided now: one consistent picture."""
+        """The current registry, a consistent snapshot."""
         self._on_broken = on_broken
 
-    # ------------------------------------------------------------------------------------------------ what is there
+    # ------------------------------------------------------------------------------------------------ queries
 
     @property
     def plugins(self) -> tuple[PluginInfo, ...]:
-        """All plugins found, by name; the package's own parts come first."""
+        """All discovered plugins by name; the built-in one comes first."""
         return tuple(sorted(self._infos.values(), key=lambda info: (info.name != BUILTIN, info.name)))
 
     @property
     def broken(self) -> tuple[PluginInfo, ...]:
-        """Plugins that were skipped because they do not work."""
+        """Plugins skipped because they failed to load."""
         return tuple(info for info in self.plugins if info.status == "broken")
 
     # ------------------------------------------------------------------------------------------------ adding, removing
 
     def discover(self, entry_points: Iterable[metadata.EntryPoint] | None = None, blocked: str | None = None) -> None:
-        """Load installed plugins. One that cannot be loaded is recorded as broken and skipped.
+        """Load the installed plugins. One that fails to load is recorded as broken and skipped.
 
-        ``blocked`` overrides the environment's ``WORKFLOW_COMPOSER_BLOCK_PLUGINS``. Raises `PluginError` on a name clash.
+        ``blocked`` overrides the variable ``WORKFLOW_COMPOSER_BLOCK_PLUGINS``. Raises `PluginError` for duplicate names.
         """
         found = metadata.entry_points(group=hookspecs.ENTRY_POINT_GROUP) if entry_points is None else entry_points
         listed = os.environ.get(BLOCK_VARIABLE, "") if blocked is None else blocked
@@ -114,22 +114,22 @@ class PluginHost:
                 self._load(entry.load(), entry.name, distribution, version)
             except PluginError:
                 raise
-            except Exception as error:  # noqa: BLE001  # whatever a foreign module raises must not keep us from starting
+            except Exception as error:  # noqa: BLE001  # no plugin's error may prevent the start
                 self._infos[entry.name] = PluginInfo(
                     entry.name, "broken", distribution, version, f"{type(error).__name__}: {error}"
                 )
 
     def add(self, plugin: object, *, name: str) -> None:
-        """Add a plugin by hand. Raises `PluginError` where it is invalid, or provides a name that is taken."""
+        """Add a plugin explicitly. Raises `PluginError` if it is invalid or provides a name already in use."""
         if name in self._infos:
-            raise PluginError(f"a plugin named {name!r} is there already", hint="remove it first")
+            raise PluginError(f"a plugin named {name!r} already exists", hint="remove it first")
         try:
             self._load(plugin, name, "", "")
         except pluggy.PluginValidationError as error:
             raise PluginError(f"plugin {name!r} is invalid: {error}") from error
 
     def remove(self, name: str) -> None:
-        """Remove a plugin and everything it provides. Raises `PluginError` where there is none of that name."""
+        """Remove a plugin and everything it provides. Raises `PluginError` for an unknown name."""
         with self._lock:
             if self._manager.unregister(name=name) is None:
                 raise PluginError(f"no plugin is named {name!r}")
@@ -155,7 +155,7 @@ class PluginHost:
             self._infos[name] = PluginInfo(name, "loaded", distribution, version, provides=provides)
 
     def _collect(self) -> Registry:
-        """Ask every plugin what it provides. Raises `PluginError` on a clash."""
+        """Collect what every plugin provides. Raises `PluginError` for duplicate names."""
         kinds = {kind: self._collect_kind(kind) for kind in _KINDS}
         hooks = self._manager.hook
         return Registry(**kinds, hooks=frozenset(name for name in _HOOKS if getattr(hooks, name).get_hookimpls()))
@@ -168,11 +168,9 @@ class PluginHost:
                 if kind == "commands":
                     name, value = getattr(name, "name", None), name
                 if not isinstance(name, str) or not _NAME.fullmatch(name):
-                    raise PluginError(f"plugin {plugin!r} registers {kind} under {name!r}, which is no valid name")
+                    raise PluginError(f"plugin {plugin!r} registers {kind} under the invalid name {name!r}")
                 if not callable(value):
-                    raise PluginError(
-                        f"plugin {plugin!r} registers {name!r} among {kind}, but what it gives is not callable"
-                    )
+                    raise PluginError(f"plugin {plugin!r} registers {name!r} among {kind}, but the object is not callable")
                 if name in found:
                     raise PluginError(
                         f"{name!r} among {kind} is provided by both {found[name].plugin!r} and {plugin!r}",
@@ -189,7 +187,7 @@ class PluginHost:
     # ------------------------------------------------------------------------------------------------------- calling
 
     def before_route(self, request: LLMRequest, strategy: str) -> LLMRequest:
-        """Pass the request through every plugin's `before_route`, in the order of the plugins' names."""
+        """Pass the request through every plugin's `before_route`, ordered by plugin name."""
         for plugin, function, arguments in self._implementations("before_route"):
             values = {"request": request, "strategy": strategy}
             try:
@@ -204,16 +202,16 @@ class PluginHost:
         return request
 
     def notify(self, hook: str, **values: Any) -> None:
-        """Tell every plugin. One that raises is reported to ``on_broken``; the request goes on."""
+        """Call a hook of every plugin. A plugin that raises is reported to ``on_broken``; the request continues."""
         for plugin, function, arguments in self._implementations(hook):
             try:
                 function(**{name: values[name] for name in arguments})
-            except Exception as error:  # noqa: BLE001  # an onlooker's fault must not become the caller's
+            except Exception as error:  # noqa: BLE001  # an observer's error must not fail the request
                 if self._on_broken is not None:
                     self._on_broken(plugin, f"{hook} failed: {type(error).__name__}: {error}")
 
     def _implementations(self, hook: str) -> list[tuple[str, Callable[..., Any], tuple[str, ...]]]:
-        """(plugin, function, argument names), the package's own first, then by plugin name."""
+        """Return (plugin, function, argument names), the built-in plugin first, then by plugin name."""
         found = getattr(self._manager.hook, hook).get_hookimpls()
         ordered = sorted(found, key=lambda impl: (impl.plugin_name != BUILTIN, impl.plugin_name))
         return [(impl.plugin_name, impl.function, tuple(impl.argnames)) for impl in ordered]

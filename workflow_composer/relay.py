@@ -1,9 +1,9 @@
-"""Relay: the way of an answer's own bytes from a model's server to a caller who speaks the same API.
+"""Relay: passes a model server's response bytes unchanged to a caller that uses the same API.
 
-Most requests of a service are answered by one model whose answer is taken as it comes. Reading that answer and writing it
-again would be nearly all of the service's work, and could lose what only the server and the client know. So the caller sends
-a `Relay` along with its request: a backend that can hand over what it receives does so; any other leaves it untouched, and
-the answer goes the usual way.
+Most requests of a service are answered by one model whose answer is returned unchanged. Decoding and re-encoding it would be
+most of the service's work, and could lose fields that only the server and the client know. The caller therefore attaches a
+`Relay` to its request: a backend that can pass on the raw bytes does so; any other backend ignores it and returns the answer
+as usual.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import Protocol
 
 
 class Source(Protocol):
-    """Where a relayed stream comes from."""
+    """The source of a relayed stream."""
 
     def pause(self) -> None:
-        """Take nothing more from the server for now: the client reads too slowly."""
+        """Stop reading from the server, because the client reads too slowly."""
         ...
 
     def resume(self) -> None:
-        """Go on."""
+        """Resume reading."""
         ...
 
 
 @dataclass(slots=True, eq=False)
 class Relay:
-    """Takes the bytes of one answer.
+    """Receives the bytes of one answer.
 
-    A whole answer is left in ``body``. With ``write`` the answer is wanted as a stream: ``write`` takes whole server-sent
-    events as they come, and ``begun`` says that some have been delivered, so that no other model may take over.
-    ``usage``: the client has asked for the usage at the stream's end; else that event is kept from it. ``keep``: somebody
-    here wants to read the answer, too; else a stream's text is not gathered. ``source`` is there while a stream comes.
+    A whole answer is stored in ``body``. With ``write`` the answer is streamed: ``write`` gets complete server-sent events
+    as they arrive, and ``begun`` is True once some were delivered, so that no other model may take over. ``usage``: the
+    client requested the usage at the end of the stream; otherwise that event is dropped. ``keep``: the service also needs
+    the answer's text; otherwise a stream's text is not collected. ``source`` is set while a stream runs.
     """
 
     write: Callable[[bytes], None] | None = None

@@ -1,4 +1,4 @@
-"""What there is to work with: what probes of servers found, and which keys and engines are there."""
+"""Available resources: results of probes, keys and engines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NONE: Mapping[str, bool] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class EndpointStatus:
-    """What a probe of one local server found, or of all ``replicas`` of a role. ``detail`` explains in words, always."""
+    """Result of a probe of one local server, or of all ``replicas`` of a role. ``detail`` always explains it in words."""
 
     name: str
     url: str
@@ -28,7 +28,7 @@ _NO_ENDPOINTS: Mapping[str, EndpointStatus] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class ResourceStatus:
-    """What is there to work with. ``probed_at`` is None where no probe has been made yet and endpoints are unknown."""
+    """Available resources. ``probed_at`` is None if nothing was probed yet and the endpoints are unknown."""
 
     endpoints: Mapping[str, EndpointStatus] = field(default_factory=lambda: _NO_ENDPOINTS)
     cloud_apis: Mapping[str, bool] = field(default_factory=lambda: _NONE)
@@ -49,8 +49,8 @@ class ResourceStatus:
 
 @dataclass(frozen=True, slots=True)
 class OrchestratorStatus:
-    """What is active and what is reachable. ``chosen_by`` is "argument", "environment", "detection" or "switch";
-    ``in_process`` names the models that the embedded engine runs here.
+    """The active strategy and the available resources. ``chosen_by`` is "argument", "environment", "detection" or "switch";
+    ``in_process`` names the models that the embedded engine runs in this process.
     """
 
     strategy: str

@@ -1,4 +1,4 @@
-"""What is there to work with: local servers, cloud keys, SLURM, the embedded engine."""
+"""Detection of available resources: local servers, cloud keys, SLURM, the embedded engine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROBE_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """One server to ask; ``registered``: the registry has named it, and the model that it serves."""
+    """One server to probe; ``registered``: the registry lists it with its model."""
 
     name: str
     url: str
@@ -37,10 +37,10 @@ class _Target:
 
 
 class ResourceDetector:
-    """Looks for what a profile can use.
+    """Detects the resources that a profile can use.
 
-    ``limit``: seconds that a probe of one server may take. All are probed at once, so a hundred dead ones take no longer
-    than one. Local servers are reached through the profile's `EgressPolicy`; cloud servers are not contacted at all.
+    ``limit`` bounds the probe of one server in seconds. All servers are probed concurrently, so a hundred dead servers take
+    no longer than one. Local servers are reached through the profile's `EgressPolicy`; cloud servers are never contacted.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ResourceDetector:
         self._limit = limit
 
     async def detect(self) -> ResourceStatus:
-        """Probe now. Never raises; what is wrong with a server stands in its ``detail``."""
+        """Probe now. Never raises; ``detail`` describes a server's problem."""
         finders = {role: Finder(self._config, role, self._environ) for role in self._config.vllm_endpoints}
         places = dict(zip(finders, await asyncio.gather(*(finder.places() for finder in finders.values())), strict=True))
         targets = [target for role in finders for target in self._targets(role, places[role] or ())]
@@ -93,7 +93,7 @@ class ResourceDetector:
         return [_Target(role, place.url, keys.get(role), place.model, place.registered) for place in places]
 
     def _models(self) -> list[_Target]:
-        """Models with a server of their own."""
+        """Return the models with their own server."""
         own = {name: s for name, s in self._config.models.items() if s.backend == "vllm" and s.endpoint is None}
         return [_Target(name, api_url(s.base_url), self._key(s)) for name, s in own.items() if s.base_url]
 
@@ -102,7 +102,7 @@ class ResourceDetector:
 
 
 def unprobed(config: StrategyConfig, environ: Mapping[str, str]) -> ResourceStatus:
-    """What can be known without asking a server; the endpoints are unknown."""
+    """Return the status without probing servers; the endpoints are unknown."""
     return ResourceStatus(
         cloud_apis=cloud_apis(config, environ),
         slurm_available=slurm_available(environ),
@@ -111,13 +111,13 @@ def unprobed(config: StrategyConfig, environ: Mapping[str, str]) -> ResourceStat
 
 
 def cloud_apis(config: StrategyConfig, environ: Mapping[str, str]) -> dict[str, bool]:
-    """Cloud model -> whether its key is there; empty where the profile allows no cloud."""
+    """Map each cloud model to whether its key is set; empty if the profile forbids the cloud."""
     models = {name: spec for name, spec in config.models.items() if not spec.local} if config.allow_cloud else {}
     return {name: not spec.api_key_env or bool(environ.get(spec.api_key_env)) for name, spec in models.items()}
 
 
 def slurm_available(environ: Mapping[str, str]) -> bool:
-    """Whether SLURM's commands are on the search path."""
+    """Whether SLURM's commands are on the PATH."""
     path = environ.get("PATH", os.defpath)
     return any(shutil.which(command, path=path) for command in ("sbatch", "sinfo"))
 

@@ -1,4 +1,4 @@
-"""An answer on its way: streams, for callers that await and those that do not; and what a finished run is made into."""
+"""Streams of an answer, asynchronous and synchronous, and the response of a finished run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workflow_composer.types import Candidate, Chunk, LLMRequest, LLMResponse, P
 
 
 class UnderWay:
-    """What can be told of a stream before its end."""
+    """The state of a stream before its end."""
 
     __slots__ = ("_config", "_plan", "_request", "_run", "_trace")
 
@@ -28,28 +28,28 @@ class UnderWay:
 
     @property
     def decision(self) -> RoutingDecision:
-        """What has been decided; the model's name is the profile's, since the server has not told its own yet."""
+        """The decision so far; the model's name is the profile's, because the server has not reported its own yet."""
         tier, candidate, depth = self._run.at
         return _decision(self._config, self._request, self._plan, candidate, candidate.name, tier, depth)
 
     @property
     def attempts(self) -> int:
-        """Calls made so far, the one under way included."""
+        """Calls made so far, including the current one."""
         return len(self._trace.attempts) + 1
 
     @property
     def waited(self) -> float:
-        """Seconds spent in models and pauses so far, but for the call under way."""
+        """Seconds spent waiting for models and in pauses so far, without the current call."""
         return self._trace.waited
 
     @property
     def asked_at(self) -> float:
-        """When the call under way began (`time.perf_counter`)."""
+        """Start of the current call (`time.perf_counter`)."""
         return self._run.asked_at
 
 
 class ResponseStream:
-    """Chunks of one answer, to be iterated over once. ``response`` is set when the last one has come."""
+    """Chunks of one answer, to be iterated once. ``response`` is set after the last one."""
 
     def __init__(self, start: Callable[[ResponseStream], AsyncGenerator[Chunk, None]]) -> None:
         self.response: LLMResponse | None = None
@@ -57,12 +57,12 @@ class ResponseStream:
         self._chunks = start(self)
 
     def follow(self, under_way: UnderWay) -> None:
-        """The run whose pieces these are."""
+        """Set the run that produces the chunks."""
         self._under_way = under_way
 
     @property
     def under_way(self) -> UnderWay | None:
-        """Who is being asked; None until a router has a plan."""
+        """The current run; None until a router has a plan."""
         return self._under_way
 
     def __aiter__(self) -> Self:
@@ -85,7 +85,7 @@ class ResponseStream:
 
 
 class SyncResponseStream:
-    """The same for callers that do not await, on an event loop or not."""
+    """The synchronous form of `ResponseStream`, usable with or without an event loop."""
 
     def __init__(self, thread: LoopThread, stream: ResponseStream) -> None:
         self._thread = thread
@@ -94,7 +94,7 @@ class SyncResponseStream:
 
     @property
     def response(self) -> LLMResponse | None:
-        """The whole answer, when the last chunk has come."""
+        """The whole answer; set after the last chunk."""
         return self._stream.response
 
     def __iter__(self) -> Self:
@@ -115,7 +115,7 @@ class SyncResponseStream:
         self._thread.run(self._closing())
 
     async def _closing(self) -> None:
-        # After an interrupt the chunk that was awaited may still be under way, and a generator that runs cannot be closed.
+        # After an interrupt the awaited chunk may still be in progress, and a running generator cannot be closed.
         if self._reading is not None and not self._reading.done():
             self._reading.cancel()
             await asyncio.wait({self._reading})
@@ -131,7 +131,7 @@ class SyncResponseStream:
 def response_of(
     config: StrategyConfig, request: LLMRequest, plan: Plan, outcome: Outcome, trace: Trace, seconds: float
 ) -> LLMResponse:
-    """The response that tells of a finished run, which took so many seconds."""
+    """Return the response of a finished run that took ``seconds``."""
     candidate, verdict = outcome.candidate, outcome.verdict
     samples = outcome.samples if verdict.choice == 0 else outcome.answer_first
     usage, cost = trace.total

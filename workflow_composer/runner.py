@@ -1,7 +1,7 @@
-"""The synchronous facade's thread: one event loop, started when it is first needed.
+"""The thread of the synchronous facade: one event loop, started on first use.
 
-Callers may have a running event loop of their own, as every cell of a notebook has. It stands still while they wait, and
-nothing that runs on the thread's loop waits for it (`stands_still`).
+Callers may run in their own event loop, as every notebook cell does. That loop is blocked while they wait, and nothing on
+the thread's loop waits for it (`stands_still`).
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from workflow_composer.errors import WorkflowComposerError
 T = TypeVar("T")
 
 _GLANCE = 0.1
-"""Seconds after which a caller on an event loop looks whether its task has been cancelled: nothing else would tell it."""
+"""Seconds between checks by a blocked caller whether its task was cancelled; nothing else would notify it."""
 
 _standing: set[asyncio.AbstractEventLoop] = set()
 
 
 def stands_still(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether a synchronous method is waiting on this loop, so that nothing runs there before it returns."""
+    """Whether a synchronous method blocks this loop, so that nothing runs on it before the method returns."""
     return loop in _standing
 
 
 async def in_own_thread(work: Callable[[], T], name: str) -> T:
-    """Run a function that blocks in a thread of its own, which holds up no other and keeps no program from ending.
+    """Run a blocking function in a new daemon thread, which delays no other work and does not keep the program from exiting.
 
-    Raises what it raises. The default executor has few threads, and a loop that closes waits for them.
+    Raises what it raises. The default executor has few threads, and a closing loop waits for them.
     """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[T] = loop.create_future()
@@ -48,7 +48,7 @@ async def in_own_thread(work: Callable[[], T], name: str) -> T:
         result, failure = None, None
         try:
             result = work()
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is the caller's
+        except Exception as error:  # noqa: BLE001  # every error goes to the caller
             failure = error
         with contextlib.suppress(RuntimeError):  # the loop has closed; nobody waits
             loop.call_soon_threadsafe(deliver, result, failure)
@@ -58,7 +58,7 @@ async def in_own_thread(work: Callable[[], T], name: str) -> T:
 
 
 class LoopThread:
-    """Runs coroutines on an event loop in a thread of its own, for callers on any other thread or event loop."""
+    """Runs coroutines on an event loop in a separate thread, for callers on any other thread or event loop."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -66,7 +66,7 @@ class LoopThread:
         self._thread: threading.Thread | None = None
 
     def run(self, coroutine: Coroutine[Any, Any, T], *, patience: float = 0.0) -> T:
-        """Run to the end and return the result. A running event loop of the caller's stands still meanwhile.
+        """Run the coroutine and return its result. A running event loop of the caller is blocked meanwhile.
 
         An interrupt (Ctrl-C) cancels the coroutine, which has ``patience`` seconds to end, and is raised; so is a
         cancellation of the caller's task, which is what the first Ctrl-C is under `asyncio.run`. Raises
@@ -80,13 +80,13 @@ class LoopThread:
         return self._wait_for(_Job(lambda: coroutine, coroutine.close), patience)
 
     def call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """As `run`, for a coroutine that is made only when it begins: an interrupt before that leaves none behind."""
+        """Like `run`, but creates the coroutine only when it starts, so that an early interrupt leaves none un-awaited."""
         self._refuse_own_loop()
         return self._wait_for(_Job(function))
 
     def _wait_for(self, job: _Job[T], patience: float = 0.0) -> T:
         loop = self._running_loop()
-        cancelled = _cancellations()  # looked at first: the cancellation may come as soon as the job has begun
+        cancelled = _cancellations()  # read first: the cancellation may arrive as soon as the job starts
         try:
             with _callers_loop_standing():
                 loop.call_soon_threadsafe(job.start)
@@ -96,7 +96,7 @@ class LoopThread:
             with contextlib.suppress(CancelledError, TimeoutError):
                 job.result.exception(patience)
             if isinstance(error, RuntimeError) and isinstance(error.__context__, KeyboardInterrupt):
-                # The interrupt struck within threading.Condition, which then releases a lock that it does not hold.
+                # The interrupt arrived inside threading.Condition, which then releases a lock that it does not hold.
                 raise KeyboardInterrupt from None
             raise
 
@@ -110,7 +110,7 @@ class LoopThread:
             return self._loop
 
     def stop(self) -> None:
-        """Cancel what still runs, end the thread, close the loop. A later `run` starts anew. Raises as `run`."""
+        """Cancel running work, end the thread, close the loop. A later `run` starts a new one. Raises as `run`."""
         self._refuse_own_loop()
         with self._lock:
             loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
@@ -128,9 +128,9 @@ class LoopThread:
 
 
 class _Job(Generic[T]):
-    """A coroutine that can be cancelled at any moment, also before the caller holds a future to cancel.
+    """A coroutine that can be cancelled at any moment, even before the caller has a future to cancel.
 
-    An interrupt may strike between the scheduling and the return of the call that schedules.
+    An interrupt may arrive after the job is scheduled but before the scheduling call returns.
     """
 
     def __init__(self, make: Callable[[], Coroutine[Any, Any, T]], drop: Callable[[], None] = lambda: None) -> None:
@@ -141,7 +141,7 @@ class _Job(Generic[T]):
         self._cancelled = False
 
     def start(self) -> None:
-        """Called on the loop. Nothing is made before, because an interrupt would leave it behind."""
+        """Start on the loop. Nothing is created earlier, because an interrupt would leave it un-awaited."""
         if self._cancelled:
             self._drop()
             self.result.cancel()
@@ -178,7 +178,7 @@ def _callers_loop() -> asyncio.AbstractEventLoop | None:
 
 @contextlib.contextmanager
 def _callers_loop_standing() -> Iterator[None]:
-    """Let `stands_still` know of the caller's loop, where it has one."""
+    """Mark the caller's loop, if any, as blocked for `stands_still`."""
     loop = _callers_loop()
     if loop is None:
         yield
@@ -191,13 +191,13 @@ def _callers_loop_standing() -> Iterator[None]:
 
 
 def _cancellations() -> int | None:
-    """How often the caller's task has been cancelled so far; None where it has no task."""
+    """Return how often the caller's task has been cancelled so far; None if there is no task."""
     task = None if _callers_loop() is None else asyncio.current_task()
     return None if task is None else task.cancelling()
 
 
 def _awaited(result: Future[T], cancelled: int | None) -> T:
-    """Wait for a result; raises CancelledError where the caller's task is cancelled once more than so often."""
+    """Wait for a result. Raises CancelledError if the caller's task is cancelled more than ``cancelled`` times."""
     while cancelled is not None and not result.done():
         with contextlib.suppress(TimeoutError):
             result.exception(_GLANCE)

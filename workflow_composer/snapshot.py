@@ -1,7 +1,7 @@
-"""One active strategy: everything that answers requests under one profile, built completely before anyone sees it.
+"""One active strategy: everything that serves requests under one profile, built completely before it is published.
 
-A snapshot is immutable but for two things: the count of requests that use it, and what is known of the resources. It is
-retired when another takes over, and closes its backends when its last request ends.
+A snapshot is immutable except for its request count and its resource status. It is retired when another one replaces it, and
+closes its backends when its last request ends.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Execute = Callable[["Snapshot", Plan, LLMRequest], Awaitable[LLMResponse]]
 
 
 class Snapshot:
-    """Profile, endpoints, executor and routers that belong together. Used between `acquire` and `release`."""
+    """The profile, endpoints, executor and routers of one strategy. Use it between `acquire` and `release`."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Snapshot:
     # ----------------------------------------------------------------------------------------------------- routing
 
     def candidates(self, target: str) -> tuple[Candidate, ...]:
-        """The models that a name stands for, best first. Raises `RoutingError` for a name that the profile does not know."""
+        """Return the candidates for a target, best first. Raises `RoutingError` for an unknown name."""
         found = self._candidates.get(target)
         if found is None:
             specs = self.config.resolve(target)
@@ -99,7 +99,7 @@ class Snapshot:
         raise self._no_plan(request)
 
     def strongest_cost(self, plan: Plan, response: LLMResponse | None) -> float | None:
-        """Dollars that the plan's last tier alone would have cost for this answer.
+        """Return the cost in dollars of this answer from the plan's last tier alone.
 
         Exact where that tier gave it; else an estimate: one answer to the same prompt, of as many tokens. None where there
         is no answer, or the price is by GPU time and nothing is known of that yet.
@@ -146,13 +146,13 @@ class Snapshot:
             self._users -= 1
             unused = self._retired and not self._users
         if unused and self.listeners:
-            # Routers that listen may have work under way (audits), for which no answer should wait.
+            # Routers with listeners may have audits in progress, which must not delay an answer.
             self._closing = asyncio.get_running_loop().create_task(self._close())
         elif unused:
             await self._close()
 
     async def retire(self) -> None:
-        """Let no new request in once the last one has ended; closes at once where none runs."""
+        """Close the snapshot as soon as no request uses it."""
         with self._lock:
             self._retired = True
             unused = not self._users
@@ -180,7 +180,7 @@ def build(
     observer: Observer | None = None,
     report: Callable[[str], None] = lambda text: None,
 ) -> Snapshot:
-    """Build a snapshot from a profile; does no I/O. Raises `ConfigError` where the profile asks for what is not there."""
+    """Build a snapshot from a profile, without I/O. Raises `ConfigError` if the profile names something unknown."""
     egress = EgressPolicy.of(config)
     endpoints = _endpoints(config, registry, BackendContext(config, egress, environ, report))
     executor = PlanExecutor(
@@ -208,7 +208,7 @@ def build(
 
 
 def contexts_of(config: StrategyConfig, environ: Mapping[str, str]) -> Contexts:
-    """The contexts under a profile. Raises `ProfileError` where it names one that is not there or is faulty."""
+    """Return the contexts of a profile. Raises `ProfileError` if one is missing or faulty."""
     try:
         return Contexts.of(config.task_contexts, base=config.directory, environ=environ)
     except ContextError as error:
@@ -218,7 +218,7 @@ def contexts_of(config: StrategyConfig, environ: Mapping[str, str]) -> Contexts:
 
 def _endpoints(config: StrategyConfig, registry: Registry, context: BackendContext) -> dict[str, Endpoint]:
     made: dict[str, Endpoint] = {}
-    # Models behind one server share its health and its GPU; the others have each their own.
+    # Models on one server share its circuit breaker and its GPU.
     breakers: dict[str, CircuitBreaker] = {}
     meters: dict[str, GpuMeter] = {}
     for name, spec in config.backend_specs().items():
@@ -229,12 +229,14 @@ def _endpoints(config: StrategyConfig, registry: Registry, context: BackendConte
             raise
         except Exception as error:
             raise ConfigError(
-                f"{config.where('models', name)}: backend {spec.backend!r} of plugin {provided.plugin!r} cannot be made: "
+                f"{config.where('models', name)}: backend {spec.backend!r} of plugin {provided.plugin!r} failed to start: "
                 f"{type(error).__name__}: {error}"
             ) from error
         if not backend.local and not config.allow_cloud:
             where = config.where("models", name)
-            raise ProfileError([f"{where}: backend {spec.backend!r} sends data out, and the profile has allow_cloud: false"])
+            raise ProfileError(
+                [f"{where}: backend {spec.backend!r} sends data to the cloud, but the profile has allow_cloud: false"]
+            )
         candidate = Candidate(name, backend.local, spec.context_length, spec.endpoint, tuple(spec.capabilities))
         if isinstance(backend, ManyServers):
             made[name] = Endpoint(candidate, backend, Price.of(spec), CircuitBreaker(name, failures=math.inf), backend.meter)
@@ -271,7 +273,7 @@ def _made(
     place: tuple[str | int, ...],
     below: tuple[str, ...] = (),
 ) -> Router:
-    """The router of that name; ``place`` is where the profile names it, ``place`` and ``below`` where its settings are."""
+    """Make a router. ``place`` is its key in the profile; its settings are at ``place`` and ``below``."""
     provided = _provided(registry.routers, name, config, place, "router")
     try:
         router = provided.value(context, settings)
@@ -303,8 +305,8 @@ def _provided(
         return offered[name]
     raise ProfileError(
         [
-            f"{config.where(*key)}: no {kind} is called {name!r}; there are {', '.join(sorted(offered))}"
+            f"{config.where(*key)}: unknown {kind} {name!r}; available: {', '.join(sorted(offered))}"
             f"{nearest(name, offered, prefix='; ')}"
         ],
-        hint="a plugin may be missing or blocked: see `plugins`",
+        hint="a plugin may be missing or blocked; run `plugins` to check",
     )

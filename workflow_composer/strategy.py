@@ -1,8 +1,8 @@
 """StrategyConfig: a strategy profile, validated and frozen.
 
-A profile (YAML) says which models there are, which task goes to which of them, in which order others take over, and
-whether a byte may leave one's own machines. `StrategyConfig.load` finds it, checks all of it and reports every fault at
-once, each with its file, line and key. ``docs/profiles.md`` lists every key.
+A profile (YAML) lists the models, routes each task to one of them, sets the order of fallbacks, and says whether data may
+leave the user's own machines. `StrategyConfig.load` finds the file, checks it and reports every fault at once, each with
+file, line and key. ``docs/profiles.md`` lists every key.
 """
 
 from __future__ import annotations
@@ -59,67 +59,68 @@ __all__ = [
 ]
 
 PRESETS = ("t4_hybrid", "t4_local_only", "cloud_only", "development")
-"""The profiles that come with the package."""
+"""The profiles shipped with the package."""
 
 SUFFIXES = (".yaml", ".yml")
 
 
 class StrategyConfig(Part):
-    """A profile. Every mapping in it is read-only and in the order of the file.
+    """A profile. Its mappings are read-only and in the order of the file.
 
-    Raises `ProfileError` with every fault where it is made from faulty data, whether from a file or from Python:
+    Faulty data, from a file or from Python, raises `ProfileError` with every fault:
 
     >>> config = StrategyConfig(profile_name="mine", models={"small": {"backend": "embedded", "path": "small"}})
     >>> config.resolve("small")[0].backend
     'embedded'
     """
 
-    profile_name: Name = Field(description="The profile's name, as it appears in metrics and in the status.")
+    profile_name: Name = Field(description="The profile's name in metrics and in the status.")
     description: str = Field(default="", description="What the profile is for.")
     allow_cloud: bool = Field(
         default=True,
-        description="Whether a request may leave the profile's own machines. With `false`, any route to the cloud is an "
-        "error when the profile loads, and no connection to another host is opened.",
+        description="Whether a request may leave the profile's own machines. With `false`, a route to the cloud is an error "
+        "when the profile loads, and connections to other hosts are refused.",
     )
     debug_routing: bool = Field(
-        default=False, description="Explain every decision in the log, and write prompts to the metrics file."
+        default=False, description="Explain every routing decision in the log, and write prompts to the metrics file."
     )
     vllm_endpoints: RoleToServers = frozen_mapping(
-        "Role -> URL of a model server of your own, up to and including `/v1`; `registry:ROLE` for the servers that a fleet "
-        "has registered; or a list of such places, among which calls are balanced."
+        "Role -> URL of your own model server, up to and including `/v1`; or `registry:ROLE` for the servers that a fleet "
+        "registered; or a list of these, among which calls are balanced."
     )
     registry: Place | None = Field(
         default=None,
         description="Folder of the fleet's registry, relative to the profile's file. Default: "
-        "`~/.local/state/workflow-composer/registry`; $WORKFLOW_COMPOSER_REGISTRY goes before both.",
+        "`~/.local/state/workflow-composer/registry`; $WORKFLOW_COMPOSER_REGISTRY overrides both.",
     )
     local_networks: Names = Field(
-        default=(), description="Networks (CIDR) of public addresses that are nevertheless your own machines."
+        default=(), description="Networks (CIDR) with public addresses that are your own machines."
     )
     task_routing: NameToName = frozen_mapping(
-        'Task -> a role, model, tier or routing string, `cloud`, or `cascade` (all tiers). The task `"*"` stands for every '
+        'Task -> a role, model, tier or routing string, `cloud`, or `cascade` (all tiers). The task `"*"` covers every '
         "task that is not listed."
     )
     task_contexts: NameToNames = frozen_mapping(
-        "Task -> the context templates that stand first in its requests: a name or a list of names, such as `file-formats`, "
-        '`file-formats@1`, or paths relative to the profile\'s file. The task `"*"` stands for every task that is not '
-        "listed."
+        "Task -> the context templates to put at the start of its requests: a name or a list of names, such as "
+        '`file-formats`, `file-formats@1`, or paths relative to the profile\'s file. The task `"*"` covers every task that '
+        "is not listed."
     )
     fallback: Names = Field(
         default=(),
-        description="Models that take over where the task's own fails, in this order: a list, or the keys `primary` and "
+        description="Models to try, in this order, if the task's own model fails: a list, or the keys `primary` and "
         "`secondary`.",
     )
     models: Catalogue = frozen_mapping("Name -> model: the catalogue.")
-    tiers: Tiers = frozen_mapping("Name -> step of a cascade, cheap first.")
+    tiers: Tiers = frozen_mapping("Name -> tier of a cascade, cheap ones first.")
     routers: Routers = Field(
         default=(RouterSpec(name="cascading_provider"),),
-        description="Routers, asked in this order; the first that has a plan decides. Each is a name or `name: {settings}`.",
+        description="Routers, asked in this order; the first that returns a plan decides. Each is `NAME` or "
+        "`NAME: {SETTINGS}`.",
     )
-    timeouts: TimeoutSettings = Field(default=TimeoutSettings(), description="Seconds that one call may take.")
-    retries: RetrySettings = Field(default=RetrySettings(), description="How often one candidate is asked again.")
+    timeouts: TimeoutSettings = Field(default=TimeoutSettings(), description="Limits in seconds for one call.")
+    retries: RetrySettings = Field(default=RetrySettings(), description="Retries of one candidate.")
     circuit_breaker: BreakerSettings = Field(
-        default=BreakerSettings(), description="When an endpoint that keeps failing is left alone."
+        default=BreakerSettings(), description="When calls to a failing endpoint are suspended."
     )
 
     _source: Source = PrivateAttr()
@@ -143,7 +144,7 @@ class StrategyConfig(Part):
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str], *, environ: Mapping[str, str] | None = None) -> Self:
-        """Read the file; ``environ`` (default: os.environ) fills in ``${NAME}``.
+        """Read the file; ``environ`` (default: os.environ) gives the values of ``${NAME}``.
 
         Raises `ProfileNotFound` or `ProfileError`.
         """
@@ -168,20 +169,20 @@ class StrategyConfig(Part):
 
     @property
     def source(self) -> str:
-        """The file it came from, as it was named."""
+        """The path of its file, as given."""
         return self._source.label
 
     @property
     def directory(self) -> Path:
-        """The folder that paths in it are relative to."""
+        """The folder to which its paths are relative."""
         return self._source.directory
 
     def replaced(self, **keys: Any) -> Self:
-        """The same profile, from the same file, with other values of these keys. Raises `ProfileError`."""
+        """Return a copy with other values of these keys. Raises `ProfileError`."""
         return type(self)(_read=(self._source, Problems(self._source), os.environ), **{**self.to_dict(), **keys})
 
     def where(self, *keypath: str | int) -> str:
-        """``file:line: key.path`` of a key, or of the nearest key above it that the file has: how an error begins.
+        """Return ``file:line: key.path`` with the line of the key or of its nearest parent: the start of an error.
 
         >>> StrategyConfig(profile_name="mine").where("routers", 0)
         '<StrategyConfig>: routers[0]'
@@ -190,11 +191,11 @@ class StrategyConfig(Part):
         return self._source.where(path)
 
     def route_of(self, task: str) -> str | None:
-        """Where the profile sends this task; None where it sends it nowhere."""
+        """Return the target of this task; None if the profile routes it nowhere."""
         return self.task_routing.get(task, self.task_routing.get(ANY_TASK))
 
     def servers_of(self, role: str | None) -> tuple[str, ...]:
-        """The places of a role, URLs and ``registry:ROLE``, in the profile's order; empty where it has none.
+        """Return the servers of a role, URLs and ``registry:ROLE``, in the profile's order; empty if there are none.
 
         >>> StrategyConfig(profile_name="mine", vllm_endpoints={"coder": "registry:coder"}).servers_of("coder")
         ('registry:coder',)
@@ -203,9 +204,9 @@ class StrategyConfig(Part):
         return (places,) if isinstance(places, str) else places
 
     def resolve(self, target: str) -> tuple[ModelSpec, ...]:
-        """The models that a role, catalogue model, tier or ``cloud`` stands for, best first.
+        """Return the models of a role, catalogue model, tier or ``cloud``, best first.
 
-        Empty only for ``cloud`` where the profile has no cloud model. Raises `RoutingError` for an unknown name.
+        Empty only for ``cloud`` in a profile without cloud models. Raises `RoutingError` for an unknown name.
         """
         if target == CLOUD:
             return self._cloud()
@@ -216,18 +217,18 @@ class StrategyConfig(Part):
             if name in self.vllm_endpoints and spec.endpoint == name:
                 return (spec,)
         valid = [*self.vllm_endpoints, *self.models, *self.tiers, CLOUD]
-        hint = nearest(target, valid) or f"it has: {', '.join(dict.fromkeys(valid))}"
+        hint = nearest(target, valid) or f"allowed: {', '.join(dict.fromkeys(valid))}"
         raise RoutingError(f"profile {self.profile_name!r} has no role, model or tier {target!r}", hint=hint)
 
     def backend_specs(self) -> Mapping[str, ModelSpec]:
-        """Everything that can be called, by name: the catalogue, and each role that no catalogue model claims.
+        """Return every callable model by name: the catalogue, and each role without a catalogue model.
 
-        Complete: the URL of the role is filled in, and the tier's cost where the model has no price of its own.
+        The specs include the URL of the role, and the tier's cost as the price if the model has none.
         """
         return self._specs
 
     def to_dict(self) -> dict[str, Any]:
-        """The profile in plain dicts and lists, defaults included, ``${NAME}`` unexpanded: safe to print, valid to load."""
+        """Return plain dicts and lists with defaults, ``${NAME}`` unexpanded: safe to print, and loadable as a profile."""
         data = {key: as_written(as_tree(getattr(self, key))) for key in type(self).model_fields}
         for spec in data["models"].values():
             if "endpoint" in spec:
@@ -241,15 +242,15 @@ class StrategyConfig(Part):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, StrategyConfig) and self.__dict__ == other.__dict__
 
-    __hash__ = None  # type: ignore[assignment]  # its mappings have none
+    __hash__ = None  # type: ignore[assignment]  # its mappings are not hashable
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles carry the profile as written; ``${NAME}`` is filled in again where they arrive."""
+        """Pickle the profile as written; unpickling expands ``${NAME}`` again."""
         return _revive, (self._source, self.to_dict())
 
 
 def _in_python() -> tuple[Source, Problems, Mapping[str, str]]:
-    """What takes the place of a file for a profile that is made in Python."""
+    """Return the source of a profile made in Python instead of read from a file."""
     source = Source("<StrategyConfig>", Path())
     return source, Problems(source), os.environ
 
@@ -277,7 +278,7 @@ def _callable_specs(config: StrategyConfig) -> Mapping[str, ModelSpec]:
 
 
 def _only_url(places: tuple[str, ...]) -> str | None:
-    """The URL of a role with one server; None where a backend of several finds them."""
+    """Return the URL of a role with one server; None if a `ReplicaSet` finds the servers."""
     return places[0] if len(places) == 1 and registered_role(places[0]) is None else None
 
 
@@ -285,20 +286,20 @@ def _only_url(places: tuple[str, ...]) -> str | None:
 
 
 def search_path(environ: Mapping[str, str] | None = None) -> tuple[Path, ...]:
-    """Folders that are searched for a profile's name, in order: the working directory's, the user's, the package's."""
+    """Return the folders to search for a profile, in order: working directory, user, package."""
     environ = os.environ if environ is None else environ
     home = environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")  # noqa: PTH111  # no error without a home
     return (Path("config/strategies"), Path(home) / "workflow-composer" / "strategies", shipped())
 
 
 def shipped(package: Path = Path(__file__).parent) -> Path:
-    """The folder of the profiles that come with the package; in a source checkout it lies beside the package."""
+    """Return the folder of the shipped profiles; in a source checkout it is beside the package."""
     installed = package / "strategies"
     return installed if installed.is_dir() else package.parent / "config" / "strategies"
 
 
 def profiles(search: Sequence[Path] | None = None) -> dict[str, Path]:
-    """Every profile that can be loaded by name, and its file. The first folder that has a name wins."""
+    """Map every profile that can be loaded by name to its file. The first folder with a name wins."""
     found: dict[str, Path] = {}
     for folder in search_path() if search is None else search:
         for suffix in SUFFIXES:
@@ -308,19 +309,19 @@ def profiles(search: Sequence[Path] | None = None) -> dict[str, Path]:
 
 
 def find(name_or_path: str | os.PathLike[str], search: Sequence[Path]) -> Path:
-    """The file of a profile. What has a separator or ends in ``.yaml`` or ``.yml`` is a path. Raises `ProfileNotFound`."""
+    """Return a profile's file. A name with a separator, ``.yaml`` or ``.yml`` is a path. Raises `ProfileNotFound`."""
     name = os.fspath(name_or_path)
     if not isinstance(name_or_path, str) or name.endswith(SUFFIXES) or "/" in name or os.sep in name:
         return Path(name)
     if (path := next(candidates(name, search), None)) is not None:
         return path
     places = ", ".join(str(folder) for folder in search)
-    hint = nearest(name, profiles(search)) or f"there are: {', '.join(sorted(profiles(search))) or 'none'}"
+    hint = nearest(name, profiles(search)) or f"available: {', '.join(sorted(profiles(search))) or 'none'}"
     raise ProfileNotFound(f"no profile named {name!r} in {places}", hint=hint)
 
 
 def candidates(name: str, search: Sequence[Path]) -> Iterator[Path]:
-    """Every file of a profile's name, that of the first folder first."""
+    """Yield every file of a profile's name, in the order of the folders."""
     places = (folder / f"{name}{suffix}" for folder in search for suffix in SUFFIXES) if name.isprintable() else ()
     for path in places:
         if os.path.exists(path):  # noqa: PTH110  # unlike Path.exists, False for a name too long and a closed folder

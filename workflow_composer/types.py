@@ -1,8 +1,8 @@
-"""The values that flow between layers.
+"""The values passed between layers.
 
-Read from top to bottom, this file follows one request: a caller makes an `LLMRequest`; a router turns it, with what
-`ResourceStatus` tells, into a `Plan` (both in files of their own, offered here too); the executor makes one `ModelCall` per
-attempt; a backend returns a `Completion`; and the caller gets an `LLMResponse` that says what happened. All are immutable.
+Read from top to bottom, this file follows one request: a caller makes an `LLMRequest`; a router turns it and the
+`ResourceStatus` into a `Plan` (both are defined in their own modules and re-exported here); the executor makes one
+`ModelCall` per attempt; a backend returns a `Completion`; and the caller gets an `LLMResponse`. All are immutable.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ ANY_TASK = "*"
 
 
 def new_request_id() -> str:
-    """A fresh identifier, unique across processes."""
+    """Return a new identifier, unique across processes."""
     return "req-" + os.urandom(12).hex()
 
 
@@ -81,14 +81,14 @@ def new_request_id() -> str:
 @quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LLMRequest:
-    """What a caller asks. Times in seconds. A ``completion`` is a text to go on with, the only message's, as it is.
+    """A caller's request. Times in seconds. A ``completion`` continues the text of its only message.
 
     ``task_type`` selects the route in the profile. ``model`` names a role, tier, catalogue model or routing string instead
-    and leaves the router no choice. ``budget`` is what the answer may cost (dollars): no tier is started that would
-    probably cost more than is left of it. ``context`` names templates that stand first (docs/contexts.md; None: those
-    that the profile gives its task, empty: none). ``n`` answers are wanted; they are `LLMResponse.samples`. With ``relay``
-    the caller takes the answer's own bytes where that is possible. Every other field that is not None reaches the model
-    unchanged or raises `Unsupported`; ``extra`` holds fields that only some servers know and is passed through as it is.
+    and leaves the router no choice. ``budget`` limits the cost in dollars: a tier is skipped if its expected cost exceeds
+    what is left. ``context`` names templates to prepend (docs/contexts.md; None: those of the task in the profile; empty:
+    none). ``n`` is the number of answers, returned in `LLMResponse.samples`. With ``relay`` the caller gets the raw bytes of
+    the answer if possible. Every other field that is not None reaches the model unchanged or raises `Unsupported`; ``extra``
+    holds fields that only some servers support, and is passed through unchanged.
     """
 
     messages: tuple[Message, ...]
@@ -116,7 +116,7 @@ class LLMRequest:
 
     @classmethod
     def of(cls, prompt: str | Sequence[Message], *, system: str | None = None, **fields: Any) -> LLMRequest:
-        """Make a request from a question or from a list of messages; ``system`` is put in front."""
+        """Make a request from a question or a list of messages; ``system`` is prepended."""
         messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
         if system is not None:
             messages = ({"role": "system", "content": system}, *messages)
@@ -124,7 +124,7 @@ class LLMRequest:
 
     @property
     def needs(self) -> frozenset[str]:
-        """The capabilities that a model must have to answer, in the words of a profile's ``capabilities``."""
+        """The capabilities that a model needs to answer, as named in a profile's ``capabilities``."""
         wanted = {
             "tools": self.tools is not None,
             "json": self.response_format is not None,
@@ -145,7 +145,7 @@ class LLMRequest:
 
 
 def texts(message: Message) -> tuple[str, ...]:
-    """The text parts of a message, whether its content is a string or a list of parts."""
+    """Return the text parts of a message, whose content is a string or a list of parts."""
     content = message.get("content")
     if isinstance(content, str):
         return (content,)
@@ -165,7 +165,7 @@ def _shows_images(message: Message) -> bool:
 
 
 TIMER_EARLY = 0.1
-"""Seconds by which a timer of a busy event loop may fire before its time: a loop tells the time once a turn."""
+"""Seconds by which a timer of a busy event loop may fire early: a loop reads the time once per iteration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +180,10 @@ class Timeouts:
 @quick
 @dataclass(frozen=True, slots=True)
 class ModelCall:
-    """What a backend is asked to do: one request, so many samples at this temperature, in this time.
+    """A call to a backend: one request, with the number of samples, the temperature and the time limits.
 
-    ``first_sample`` is the number of the first of them where earlier calls have drawn others of the same request, so that
-    a seed gives other samples and a recording the next ones.
+    ``first_sample`` is the index of the first sample if earlier calls drew others for the same request, so that a seed gives
+    different samples and a recording the next ones.
     """
 
     request: LLMRequest
@@ -194,13 +194,13 @@ class ModelCall:
 
 
 MOST_TOKENS = 2**40
-"""No call uses more; a larger count is a mistake of the server's."""
+"""No call uses more tokens; a larger count is an error of the server."""
 
 
 @quick
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one call, or of several added up; prompt tokens count once per call, whatever the number of samples."""
+    """Tokens of one call, or the sum of several; prompt tokens count once per call, whatever the number of samples."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -215,7 +215,7 @@ class Usage:
 
     @property
     def can_be(self) -> bool:
-        """Whether one call can have used so much: what a server or a plugin says is a claim."""
+        """Whether one call can have used this many tokens: servers and plugins may report nonsense."""
         prompt, completion = self.prompt_tokens, self.completion_tokens
         whole = type(prompt) is int and type(completion) is int
         return whole and 0 <= prompt <= MOST_TOKENS and 0 <= completion <= MOST_TOKENS
@@ -224,10 +224,10 @@ class Usage:
 @quick
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a backend returns: ``samples`` answers by ``model`` (the name the server gives).
+    """A backend's result: ``samples`` answers by ``model`` (the name that the server reports).
 
-    ``cost`` is in dollars where the backend knows it; None: it follows from the usage and the profile's prices.
-    ``failovers`` are attempts at other servers of the model, named by their addresses, that had failed before.
+    ``cost`` is in dollars; None: it is computed from the usage and the profile's prices. ``failovers`` are earlier failed
+    attempts at other servers of the model, named by their addresses.
     """
 
     samples: tuple[Sample, ...]
@@ -253,7 +253,7 @@ class Chunk:
 
     @property
     def carries_content(self) -> bool:
-        """Whether a client would notice it."""
+        """Whether it has content for the client."""
         return bool(self.text or self.tool_calls or self.finish_reason or self.reasoning)
 
 
@@ -275,7 +275,7 @@ class Embeddings:
 @quick
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One call that was made: which candidate, in which tier, how it ended and what it cost (dollars)."""
+    """One call to a candidate: its tier, its result and its cost in dollars."""
 
     tier: int
     candidate: int
@@ -291,7 +291,7 @@ class Attempt:
 @quick
 @dataclass(frozen=True, slots=True)
 class TierResult:
-    """What became of one tier: its samples, in the order in which they came, and the verdict on them.
+    """The result of one tier: its samples in order of arrival, and the verdict on them.
 
     Empty samples: no candidate answered. ``usage``, ``cost`` (dollars) and ``latency_ms`` include failed attempts.
     """
@@ -310,7 +310,7 @@ class TierResult:
 @quick
 @dataclass(frozen=True, slots=True)
 class RoutingDecision:
-    """What was decided and what ran. ``fallback_depth`` counts candidates that failed within the deciding tier;
+    """The decision and what ran. ``fallback_depth`` counts candidates that failed within the deciding tier;
     ``tier`` counts escalations: 0 is the first.
     """
 
@@ -333,11 +333,11 @@ class RoutingDecision:
 @quick
 @dataclass(frozen=True, slots=True)
 class LLMResponse:
-    """The answer, and everything that led to it. ``cost`` (dollars) includes failed attempts and rejected tiers.
+    """The answer, and how it was reached. ``cost`` (dollars) includes failed attempts and rejected tiers.
 
-    ``confidence`` is None where it is unknown. ``accepted`` is False where an answer was taken although its tier's rule did
-    not accept it. ``samples`` are the deciding tier's, the answer first. ``climbed`` is what `tiers` returns, empty where a
-    single tier without a vote leaves nothing to add.
+    ``confidence`` is None if unknown. ``accepted`` is False if the answer was returned although its tier's rule did not
+    accept it. ``samples`` are those of the deciding tier, the answer first. ``climbed`` is the result of `tiers`, empty for
+    a single tier without a vote.
     """
 
     text: str
@@ -355,7 +355,7 @@ class LLMResponse:
 
     @property
     def tiers(self) -> tuple[TierResult, ...]:
-        """All tiers that ran, with every sample, those of rejected tiers included."""
+        """All tiers that ran, with every sample, including those of rejected tiers."""
         if self.climbed:
             return self.climbed
         made, verdict = self.decision, Verdict(self.accepted, self.confidence)

@@ -67,4 +67,4 @@ def test_the_example_is_installed_used_and_uninstalled(python, tmp_path):
     assert "length-router" not in plugins(python, tmp_path)
     failed = call(python, "-m", "workflow_composer", "-s", str(profile), "generate", "x", cwd=tmp_path, check=False)
     assert failed.returncode == 2
-    assert "no router is called 'length'" in failed.stderr
+    assert "unknown router 'length'" in failed.stderr

@@ -263,7 +263,7 @@ def test_metrics_that_cannot_be_written_lose_no_request(tmp_path):
             pass
         assert not ask(service, "served on").lost
     assert crowd.lost == []
-    assert service.log.count("metrics cannot be written") == 1
+    assert service.log.count("cannot write metrics") == 1
 
 
 @WORKERS

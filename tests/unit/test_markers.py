@@ -69,20 +69,20 @@ def test_what_begins_otherwise_is_no_cascade(text):
 def test_one_sample_is_greedy_whatever_the_string_says_and_the_plan_records_it():
     plan = parse_route("mv_cascade_1.5B_k1_t0.9_7B_k4_t0.7")
     assert (plan.tiers[0].samples, plan.tiers[0].members[0].temperature) == (1, 0.0)
-    assert plan.notes == ("1.5B: one sample is always greedy: temperature 0 instead of 0.9",)
+    assert plan.notes == ("1.5B: one sample is always greedy; temperature 0 instead of 0.9",)
 
 
 def test_several_samples_are_sampled_at_0_7_where_none_is_given_or_it_is_zero():
     given_none, zero = parse_route("mv_7B_k4"), parse_route("mv_7B_k4_t0.0")
     assert given_none.tiers[0].members[0].temperature == zero.tiers[0].members[0].temperature == 0.7
     assert given_none.notes == ()
-    assert "would be the same" in zero.notes[0]
+    assert "would be identical" in zero.notes[0]
 
 
 def test_a_greedy_only_tier_gives_one_greedy_answer_and_the_plan_records_it():
     plan = parse_route("mv_cascade_7B_k4_t0.7_72B_k8_t0.7")
     assert (plan.tiers[1].samples, plan.tiers[1].members[0].temperature) == (1, 0.0)
-    assert plan.notes == ("72B is greedy-only: one answer at temperature 0 instead of 8",)
+    assert plan.notes == ("72B is greedy-only: one sample at temperature 0 instead of 8",)
     assert str(plan) == "mv_cascade_7B_k4_t0.7_72B_k1_t0.0"
 
 
@@ -99,23 +99,23 @@ def test_what_a_tier_means_comes_from_the_lookup():
 @pytest.mark.parametrize(
     ("text", "part", "reason"),
     [
-        ("mv_7B", "7B", "how many samples"),
-        ("mv_", "", "how many samples"),
-        ("mv_7B_k0", "k0", "k is 1 to"),
-        ("mv_7B_k1025", "k1025", "k is 1 to"),
-        (f"mv_7B_k{'9' * 9000}", f"k{'9' * 9000}", "k is 1 to"),
+        ("mv_7B", "7B", "number of samples is missing"),
+        ("mv_", "", "number of samples is missing"),
+        ("mv_7B_k0", "k0", "k must be 1 to"),
+        ("mv_7B_k1025", "k1025", "k must be 1 to"),
+        (f"mv_7B_k{'9' * 9000}", f"k{'9' * 9000}", "k must be 1 to"),
         ("mv_7B_k4_t9", "t9", "0 to 2"),
         ("mv_7B_k4_t0.7x", "t0.7x", "such as t0.7"),
         ("mv_7B_k4_t-1", "t-1", "such as t0.7"),
-        ("mv_cascade_7B_k4x_t0.7_72B_k1", "k4x", "neither a name"),
-        ("mv_cascade_7B_k-4_t0.7_72B_k1", "k-4", "neither a name"),
-        ("mv_cascade_7B_t0.7_72B_k1", "t0.7", "neither a name"),
-        ("mv_cascade_7B_k4_t0.7_72B", "72B", "how many samples"),
+        ("mv_cascade_7B_k4x_t0.7_72B_k1", "k4x", "neither a tier's name"),
+        ("mv_cascade_7B_k-4_t0.7_72B_k1", "k-4", "neither a tier's name"),
+        ("mv_cascade_7B_t0.7_72B_k1", "t0.7", "neither a tier's name"),
+        ("mv_cascade_7B_k4_t0.7_72B", "72B", "number of samples is missing"),
         ("mv_cascade__k4", "k4", "no tier's name"),
         ("mv_cascade_k4_t0.7", "k4", "no tier's name"),
-        ("mv_7B_k4_72B_k1", "72B_k1", "a vote has one tier"),
-        ("7B with a space", " ", "no model's name"),
-        ("mv_7B\x00_k4", "\x00", "no model's name"),
+        ("mv_7B_k4_72B_k1", "72B_k1", "a vote has only one tier"),
+        ("7B with a space", " ", "character not allowed"),
+        ("mv_7B\x00_k4", "\x00", "character not allowed"),
         ("", "", "empty"),
     ],
 )

@@ -140,7 +140,7 @@ async def test_an_unknown_context_is_an_error_before_anything_is_sent(folder):
         ({"code": ["alpha", "alpha@2"]}, "task_contexts.code: context 'alpha@2' is pinned to version 2"),
         ({"code": 3}, "mine.yaml:4: task_contexts.code: "),
         ({"code": [""]}, "task_contexts.code"),
-        ({"code ": "alpha"}, "a name that is empty or has spaces around it"),
+        ({"code ": "alpha"}, "the name is empty, unprintable or has surrounding spaces"),
     ],
 )
 def test_a_faulty_context_of_a_profile_is_told_with_its_line(folder, contexts, message):

@@ -47,10 +47,10 @@ async def test_a_living_server_is_reported_with_what_it_serves(server):
     ("listing", "detail"),
     [
         (Reply.error(500), "answers 500"),
-        (Reply.error(401), "wants a key"),
+        (Reply.error(401), "requires a key"),
         (Reply.redirect("http://elsewhere.example/"), "redirects"),
-        (Reply(body=b"<html>hello</html>"), "is this an OpenAI-compatible server?"),
-        (Reply(body=b'{"data": 3}'), "is this an OpenAI-compatible server?"),
+        (Reply(body=b"<html>hello</html>"), "is it an OpenAI-compatible server?"),
+        (Reply(body=b'{"data": 3}'), "is it an OpenAI-compatible server?"),
         (Reply.of({"data": []}), "serves no model"),
         (Reply(hang=True), "no answer within 0.3 s"),
         (Reply.chat("cut", die_after=1), "connection broke"),
@@ -76,7 +76,7 @@ async def test_an_unknown_name_is_explained():
     """A node that is not there any more. (The name is too long for the resolver to ask anyone.)"""
     status = await detect(profile({"gone": f"http://{'a' * 63}.{'b' * 63}/v1"}))
     assert not status.endpoints["gone"].healthy
-    assert status.endpoints["gone"].detail == "its name is unknown"
+    assert status.endpoints["gone"].detail == "unknown host name"
 
 
 async def test_an_address_out_in_the_world_is_explained():

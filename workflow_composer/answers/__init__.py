@@ -1,4 +1,4 @@
-"""Final answers: read out of a text, compared, and graded against a label."""
+"""Final answers: extracted from a text, compared, and graded against a label."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ANY_FORM", "AnswerForm", "Reader", "final_answer", "is_correct", "reader", "same_answer"]
 
-# Plans need the form of answers only, and most requests no answers at all: the rest is imported when it is used (PEP 562).
+# Plans need only the form, and most requests need nothing from here: the rest is imported on first use (PEP 562).
 _HOMES = {
     "ANY_FORM": "form",
     "AnswerForm": "form",

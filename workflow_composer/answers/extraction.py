@@ -1,7 +1,7 @@
-r"""Where the final answer stands in a text. Pure, in time linear in the text, whatever it holds; nothing is raised.
+r"""Extraction of the final answer from a text. Pure, linear in the length of any text, and never raises.
 
-Each way of finding it is a function from the text to the answer as written, or None. `finder` makes one of them out of the
-names in `AnswerForm.extract`.
+Each extraction method is a function from the text to the answer as written, or None. `finder` combines the methods named
+in `AnswerForm.extract`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _BRACE = re.compile(r"[{}]")
 
 
 def finder(names: Sequence[str]) -> Finder:
-    """The first of these ways that finds an answer.
+    """Return a function that tries these extraction methods in order until one finds an answer.
 
-    Raises `ConfigError` for an unknown name, and for a function that cannot be imported.
+    Raises `ConfigError` for an unknown method and for a function that cannot be imported.
     """
     ways = [_way(name) for name in names]
     if not ways:
-        raise ConfigError("no way to find the final answer is named", hint=f"known: {_KNOWN}")
+        raise ConfigError("the list of extraction methods is empty", hint=f"available: {_KNOWN}")
 
     def find(text: str) -> str | None:
         for way in ways:
@@ -49,7 +49,7 @@ def finder(names: Sequence[str]) -> Finder:
 
 
 def hashes(text: str) -> str | None:
-    r"""What follows the last ``####`` on its line.
+    r"""Return the text after the last ``####`` on its line.
 
     >>> hashes("16 - 7 = 9.\n#### 9\n")
     '9'
@@ -59,7 +59,7 @@ def hashes(text: str) -> str | None:
 
 
 def boxed(text: str) -> str | None:
-    r"""The content of the last ``\boxed{...}`` that is closed, whatever braces are inside; or the word behind ``\boxed``.
+    r"""Return the content of the last closed ``\boxed{...}``, which may contain braces; or the word after ``\boxed``.
 
     >>> boxed(r"so $x = \boxed{\frac{1}{2}}$."), boxed(r"\boxed 7"), boxed(r"\boxed{7")
     ('\\frac{1}{2}', '7', None)
@@ -71,9 +71,9 @@ def boxed(text: str) -> str | None:
 
 
 def _last_box(text: str, place: int) -> str | None:
-    """The content of the box that begins last, of those that begin at ``place`` or later and are closed."""
+    """Return the content of the last closed box that starts at ``place`` or later."""
     found, found_at = None, -1
-    opened: list[int] = []  # where the content of each open brace begins; negative where it is no box
+    opened: list[int] = []  # where the content of each open brace starts; -1 for a brace that is not a box
     for token in _TOKEN.finditer(text, place):
         mark, content, start = token[0], None, -1
         if mark == "{":
@@ -91,7 +91,7 @@ def _last_box(text: str, place: int) -> str | None:
 
 
 def phrase(text: str) -> str | None:
-    r"""What follows the last "answer is", "answer:" up to the sentence's end; or ``A: ...`` as the last line.
+    r"""Return what follows the last "answer is" or "answer:", up to the end of the sentence; or a last line ``A: ...``.
 
     >>> phrase("The answer is 3.5 dollars. I hope it is right."), phrase("**Answer:** 7"), phrase("so\nA: 18")
     ('3.5 dollars', '7', '18')
@@ -106,7 +106,7 @@ def phrase(text: str) -> str | None:
 
 
 def tagged(text: str) -> str | None:
-    """What the last ``<answer>...</answer>`` holds.
+    """Return the content of the last ``<answer>...</answer>``.
 
     >>> tagged("<answer>Paris</answer>"), tagged("<answer>Paris")
     ('Paris', None)
@@ -116,9 +116,9 @@ def tagged(text: str) -> str | None:
 
 
 def auto(text: str) -> str | None:
-    r"""``<answer>``, else ``####``, else ``\boxed{}``, else a phrase.
+    r"""Return the answer in ``<answer>``, else after ``####``, else in ``\boxed{}``, else in a phrase.
 
-    A ``####`` line is taken for a heading where a box follows it, or where it has no digit and a phrase follows it.
+    A ``####`` line is a heading if a box follows it, or if it has no digit and a phrase follows it.
 
     >>> auto("#### 18"), auto(r"#### Conclusion" + "\n" + r"It is \boxed{5}."), auto("#### Result\nThe answer is 5.")
     ('18', '5', '5')
@@ -135,19 +135,19 @@ def auto(text: str) -> str | None:
 
 
 def line(text: str) -> str | None:
-    """The last line that is not blank."""
+    """Return the last line that is not blank."""
     return text.rstrip().rpartition("\n")[2].strip() or None
 
 
 def whole(text: str) -> str | None:
-    """All of the text."""
+    """Return the whole text."""
     return text.strip() or None
 
 
 def json_field(name: str, text: str) -> str | None:
-    """A field of a JSON object: of the whole text, or of the last object in it that has the field.
+    """Return a field of a JSON object: the whole text, or the last object in it that has the field.
 
-    A number comes back as it is written, and a list or an object as JSON.
+    Numbers are returned as written, lists and objects as JSON.
 
     >>> json_field("answer", 'I think: {"answer": 1.50, "sure": true}'), json_field("answer", '{"answer": null}')
     ('1.50', None)
@@ -165,7 +165,7 @@ def json_field(name: str, text: str) -> str | None:
 
 
 def _objects(text: str) -> list[tuple[int, int]]:
-    """Where balanced braces stand that no others enclose; quoted braces do not count within them."""
+    """Return the spans of outermost balanced braces, ignoring braces in quotes."""
     spans: list[tuple[int, int]] = []
     opened: list[int] = []
     place = 0
@@ -198,29 +198,29 @@ def _way(name: str) -> Finder:
         return partial(json_field, rest)
     if kind == "python" and colon:
         return partial(_by_function, function_at(rest), name)
-    raise ConfigError(f"there is no way {name!r} to find the final answer", hint=f"known: {_KNOWN}")
+    raise ConfigError(f"unknown extraction method {name!r}", hint=f"available: {_KNOWN}")
 
 
 def function_at(place: str) -> Callable[..., Any]:
-    """The function at ``MODULE:FUNCTION``. Raises `ConfigError` where there is none."""
+    """Import the function at ``MODULE:FUNCTION``. Raises `ConfigError` if there is none."""
     module, _, name = place.partition(":")
     try:
         function = getattr(import_module(module), name)
     except Exception as error:
-        hint = "write python:MODULE:FUNCTION, with a module that Python can import from here"
-        raise ConfigError(f"the function {place!r} cannot be imported: {error!r}", hint=hint) from error
+        hint = "write python:MODULE:FUNCTION, with a module on Python's import path"
+        raise ConfigError(f"cannot import the function {place!r}: {error!r}", hint=hint) from error
     if not callable(function):
         raise ConfigError(f"{place!r} is not a function")
     return function  # type: ignore[no-any-return]  # checked just now
 
 
 def _by_function(function: Callable[[str], Any], name: str, text: str) -> str | None:
-    """What the user's function finds; where it raises, nothing was found, and the log says why."""
+    """Return what the user's function finds; if it raises, log the error and return None."""
     try:
         answer = function(text)
         return None if answer is None else str(answer)
     except Exception:
-        logging.getLogger(__name__).warning("%s failed; the answer counts as unreadable", name, exc_info=True)
+        logging.getLogger(__name__).warning("%s failed; no answer was extracted", name, exc_info=True)
         return None
 
 

@@ -1,6 +1,6 @@
-"""Grading answers to grade-school problems (GSM8K): what the final answer is, and whether two are the same. Pure.
+"""Grading of answers to grade-school problems (GSM8K): extraction and comparison of final answers. Pure.
 
-The data set writes the result behind ``####``; models trained on it also write a last line ``A: 18``.
+The data set marks the result with ``####``; models trained on it also write a last line ``A: 18``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _IGNORED = str.maketrans("", "", ",$%")
 
 
 def final_answer(text: str) -> str | None:
-    r"""The answer that a text ends with: what follows the last ``####`` on its line, else a last line ``A: ...``, else None.
+    r"""Return what follows the last ``####`` on its line, else the content of a last line ``A: ...``, else None.
 
     >>> final_answer("16 - 7 = 9, and 9 * 2 = 18.\n#### 18")
     '18'
@@ -32,9 +32,9 @@ def final_answer(text: str) -> str | None:
 
 
 def same_answer(a: str | None, b: str | None) -> bool:
-    """Whether two final answers are the same: as numbers, where both are, else as words, whatever their case.
+    """Whether two final answers are equal: as numbers if both are numbers, else as text without regard to case.
 
-    Commas, dollar and percent signs and trailing dots are ignored. None, no answer, is the same as nothing.
+    Commas, dollar and percent signs and trailing dots are ignored. None (no answer) equals nothing.
 
     >>> same_answer("$1,450,000.", "1450000.0")
     True
@@ -51,9 +51,9 @@ def same_answer(a: str | None, b: str | None) -> bool:
 
 
 def is_correct(text: str, label: str) -> bool:
-    r"""Whether a model's text answers as the label says, which is a bare answer or a worked solution that ends with one.
+    r"""Whether the final answer of a model's text equals that of the label, a bare answer or a solution that ends with one.
 
-    A text in which no final answer is marked counts only where all of it is the answer.
+    If no final answer is marked, the whole text is compared.
 
     >>> is_correct("12 + 7 = 19. #### 19", "19"), is_correct("19", "12 + 7 = 19\n#### 19"), is_correct("19 or 20", "19")
     (True, True, False)

@@ -1,7 +1,7 @@
-"""Answers that name something and have no value: dates, times, genotypes, mutations, versions, identifiers. Pure, linear.
+"""Literals, answers without a numeric value (dates, times, genotypes, mutations, versions, IDs). Pure, linear.
 
-Arithmetic finds equalities among them that mean nothing: 0/1 and 0/2 are both zero, V600E and E600V the same product. A
-fraction of two different whole numbers above zero (1/2) is none of them: there the other answer decides, which may be .5.
+Arithmetic would find meaningless equalities among them: 0/1 and 0/2 are both zero, V600E and E600V are the same product. A
+fraction of two different positive integers (1/2) is not a literal, because the other answer may be .5.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _JOINT = re.compile(r" ?([/|>]) ?")
 _DNA = "[ACGTUN]"
 _LITERAL = re.compile(
     r"(?:"
-    r"0+/\d+|\d+/0+|(?P<allele>\d+)/(?P=allele)"  # genotypes, which are no fractions that anyone writes
+    r"0+/\d+|\d+/0+|(?P<allele>\d+)/(?P=allele)"  # genotypes that nobody writes as a fraction
     r"|[\d.]+(?:\|[\d.]+)+|\./\.|\*\d+[A-Z]?/\*\d+[A-Z]?"
     rf"|{_DNA}+(?:[/|]{_DNA}+)+|(?:\S*[\d.:(])?{_DNA}+>{_DNA}+"  # A/A, C>T, c.35G>A
     r"|\d+(?:/\d+){2,}|\+?\d+(?:-\d+){2,}|\d{1,2}:\d\d(?::\d\d)?(?:[ap]m)?"  # dates, times, telephone numbers
@@ -31,7 +31,7 @@ _LITERAL = re.compile(
 
 
 def is_literal(text: str) -> bool:
-    """Whether the text is such a name, or holds one among its words and is no formula.
+    """Whether the text is a literal, or is not a formula and has a literal among its words.
 
     >>> is_literal("0/1"), is_literal("1/2"), is_literal("04/02/2021"), is_literal("C>T"), is_literal("v1.10")
     (True, False, True, True, True)

@@ -1,9 +1,9 @@
-r"""The program of the process that compares mathematics: started by `workflow_composer.answers.mathematics`, by path.
+r"""The worker process that compares formulas; `workflow_composer.answers.mathematics` starts this file by its path.
 
-It speaks lines of JSON. First it is told where Python finds its modules; it says ``{"ready": true}`` or ``{"error": why}``.
-Then each line ``{"a": latex, "b": latex, "limit": seconds}`` is answered by ``true``, ``false``, or ``null`` where memory
-ran out. It is killed by its parent when a comparison takes too long, and by the system when its parent dies (Linux), when it
-uses far more processor time than the limit, or when it takes too much memory. It imports nothing of this package.
+The protocol is lines of JSON. The first line in is ``sys.path``; the reply is ``{"ready": true}`` or ``{"error": why}``.
+Each further line ``{"a": latex, "b": latex, "limit": seconds}`` gets ``true``, ``false``, or ``null`` if memory ran out.
+The parent kills the worker if a comparison takes too long. The system kills it when the parent dies (Linux) and when it
+uses far more CPU time than the limit. It imports nothing from this package.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import Any
 
 MEMORY = 2 << 30
-"""Bytes of address space that it may have; sympy itself takes less than a fifth of it."""
+"""Limit on its address space in bytes; sympy itself takes less than a fifth of it."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -27,14 +27,14 @@ def main() -> None:
     """Compare until the parent closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)  # what a library prints must not be taken for an answer
+    os.dup2(2, 1)  # what a library prints must not be mistaken for a reply
     logging.disable(logging.CRITICAL)
     _die_with(int(sys.argv[1]))
     sys.path[:] = json.loads(sys.stdin.readline() or "[]")
     try:
         same = _comparison()
         ready: Any = {"ready": True}
-    except Exception as error:  # noqa: BLE001  # whatever is wrong with the library is told to the parent
+    except Exception as error:  # noqa: BLE001  # the parent reports any failure of the library
         ready = {"error": repr(error)}
     print(json.dumps(ready), file=answers, flush=True)
     if "error" in ready:
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _comparison() -> Any:
-    """The function that says whether two formulas are equal, in either order; math-verify's own is not symmetric."""
+    """Return a symmetric test for equality of two formulas; math-verify's own test is not symmetric."""
     from math_verify import LatexExtractionConfig, parse, verify
 
     found_in = [LatexExtractionConfig(boxed_match_priority=0)]
@@ -65,7 +65,7 @@ def _comparison() -> Any:
             return bool(verify(one, other, timeout_seconds=None) or verify(other, one, timeout_seconds=None))
         except MemoryError:
             raise
-        except Exception:  # noqa: BLE001  # what the library cannot understand is not the same as anything
+        except Exception:  # noqa: BLE001  # what the library cannot parse equals nothing
             return False
 
     _limit(resource.RLIMIT_AS, MEMORY)
@@ -74,7 +74,7 @@ def _comparison() -> Any:
 
 
 def _die_with(parent: int) -> None:
-    """Ask the system to kill this process when the one that started it is gone, however that ended."""
+    """Ask the system to kill this process when its parent dies, for whatever reason."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -82,7 +82,7 @@ def _die_with(parent: int) -> None:
 
 
 def _bound_processor_time(limit: float) -> None:
-    """A second line of defence: the system ends a comparison that its parent did not."""
+    """Let the system kill a comparison that the parent failed to kill."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime + limit) + 5)
 

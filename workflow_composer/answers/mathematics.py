@@ -1,11 +1,12 @@
-"""Equality of formulas, by math-verify, in a process of its own, with a hard limit on the processor time of each comparison.
+"""Equality of formulas by math-verify, in a worker process with a hard limit on the CPU time of each comparison.
 
-Algebra may take forever or all memory (9^{9^{9^9}}), inside C code that no signal interrupts; and this package's event loop
-may run in any thread, where math-verify's own time limits do not work. So one worker process serves all threads and event
-loops of this process. A thread of ours owns it: takes comparisons one by one, waits, kills the worker at the limit, and
-starts another when one is needed. The first comparison starts it, which takes about a second; it holds 70 MB.
+Algebra may take forever or exhaust memory (9^{9^{9^9}}) in C code that signals cannot interrupt; and math-verify's own time
+limits work only in the main thread, while this package's event loop may run in any thread. One worker process therefore
+serves all threads and event loops of this process. One thread owns it: the thread takes comparisons one by one, waits,
+kills the worker at the limit, and starts another when needed. The first comparison starts the worker, which takes about a
+second and 70 MB.
 
-It never outlives this process: it is killed when Python exits, and by the system when this process is killed.
+The worker never outlives this process: it is killed when Python exits, and by the system when this process is killed.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ _PROGRAM = Path(__file__).with_name("math_worker.py")
 _START_LIMIT = 120.0
 _PATIENCE = 8.0
 _TICK = 0.02
-"""Seconds: twice the grain of what the system tells of processor time."""
+"""Seconds: twice the resolution of the system's CPU times."""
 _ATTEMPTS = 2
 _PASSED_ON = ("HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "TMPDIR")
 
 
 def installed() -> bool:
-    """Whether math-verify is there; it is not imported."""
+    """Whether math-verify is installed; does not import it."""
     return find_spec("math_verify") is not None
 
 
@@ -49,11 +50,11 @@ class _Comparison(NamedTuple):
 
 
 class _WorkerGone(Exception):
-    """The worker died by itself, or by someone else's hand."""
+    """The worker exited, or was killed by another process."""
 
 
 class MathWorker:
-    """The worker process and the thread that owns it; one for all threads of a process. See `compare`."""
+    """The worker process and the thread that owns it; one for all threads of a process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -65,14 +66,14 @@ class MathWorker:
 
     @property
     def pid(self) -> int | None:
-        """The process now running, if any."""
+        """The id of the running worker; None if there is none."""
         process = self._process
         return None if process is None else process.pid
 
     def submit(self, a: str, b: str, limit: float) -> Future[bool | None]:
-        """Whether two formulas are equal; None where that took more than ``limit`` seconds of processor time, or all memory.
+        """Compare two formulas; the result is None if that took more than ``limit`` seconds of CPU time, or all memory.
 
-        A comparison whose future is cancelled before its turn is not made. The future raises `ConfigError` where math-verify
+        A comparison whose future is cancelled before its turn is skipped. The future raises `ConfigError` if math-verify
         does not work.
         """
         answer: Future[bool | None] = Future()
@@ -81,22 +82,22 @@ class MathWorker:
         return answer
 
     def close(self) -> None:
-        """Kill the worker and leave no trace of it; nothing can be compared any more."""
+        """Kill the worker; no comparison is possible afterwards."""
         with self._lock:
             self._closed = True
             self._stop()
 
     def forget(self) -> None:
-        """Let go of what belongs to the parent, in a process that was forked from it."""
+        """Release what belongs to the parent, in a process forked from it."""
         for file in (self._process.stdin, self._process.stdout) if self._process else ():
             if file is not None:
                 file.close()
         if self._process is not None:
-            self._process.returncode = 0  # it is the parent's to wait for
+            self._process.returncode = 0  # only the parent can wait for it
         os.close(self._wake_read)
         os.close(self._wake_write)
 
-    # ------------------------------------------------------------------------------------------ the thread's own part
+    # ------------------------------------------------------------------------------------------ the owning thread
 
     def _serve(self) -> None:
         while not self._closed:
@@ -109,11 +110,11 @@ class MathWorker:
             if comparison.answer.set_running_or_notify_cancel():
                 try:
                     comparison.answer.set_result(self._compare(comparison))
-                except Exception as error:  # noqa: BLE001  # whoever asked gets it
+                except Exception as error:  # noqa: BLE001  # the future carries it to the caller
                     comparison.answer.set_exception(error)
 
     def _next(self) -> _Comparison:
-        """The comparison that has waited longest. A worker that dies meanwhile is noticed, so that it is buried."""
+        """Wait for the next comparison. Raises `_WorkerGone` if the worker dies meanwhile."""
         while not self._waiting:
             poll = select.poll()
             poll.register(self._wake_read, select.POLLIN)
@@ -144,13 +145,13 @@ class MathWorker:
         return None
 
     def _running(self) -> subprocess.Popen[bytes]:
-        """The worker, started if need be.
+        """Return the worker, starting it if needed.
 
-        The thread that starts it is the one whose end the system takes for the parent's, so this is done by ours alone.
+        The system kills the worker when the thread that started it ends, so only the owning thread may call this.
         """
         with self._lock:
             if self._closed:
-                raise RuntimeError("this process is about to end")
+                raise RuntimeError("this process is shutting down")
             if self._process is not None:
                 return self._process
             self._process = process = subprocess.Popen(  # noqa: S603  # this Python and a file of this package
@@ -159,8 +160,8 @@ class MathWorker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 bufsize=0,
-                process_group=0,  # an interrupt from the terminal is not for the worker
-                env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},  # no keys for a parser
+                process_group=0,  # an interrupt from the terminal must not reach the worker
+                env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},  # a parser needs no API keys
             )
         try:
             _send(process.stdin, sys.path)
@@ -170,7 +171,7 @@ class MathWorker:
         if "error" in hello:
             with self._lock:
                 self._stop()
-            raise ConfigError(f"math-verify cannot be used: {hello['error']}", hint=MISSING)
+            raise ConfigError(f"cannot use math-verify: {hello['error']}", hint=MISSING)
         return process
 
     def _stop(self) -> None:
@@ -185,7 +186,7 @@ class MathWorker:
 
 
 def _send(pipe: IO[bytes] | None, value: Any) -> None:
-    """One line of JSON. It fits into the pipe, whatever the worker does meanwhile."""
+    """Write one line of JSON. It fits into the pipe even if the worker does not read."""
     assert pipe is not None
     left = json.dumps(value).encode("ascii") + b"\n"
     try:
@@ -196,10 +197,10 @@ def _send(pipe: IO[bytes] | None, value: Any) -> None:
 
 
 def _receive(pipe: IO[bytes] | None, limit: float, worker: int | None = None) -> Any:
-    """One line of JSON; `TimeoutError` where none comes in time.
+    """Read one line of JSON. Raises `TimeoutError` if none arrives within ``limit`` seconds.
 
-    With a ``worker`` (its process id) the limit is on its processor time, so that a busy machine changes no comparison; on
-    the clock it may then take `_PATIENCE` times as long.
+    With a ``worker`` (its process id), the limit is on its CPU time, so that a busy machine does not change the result; the
+    wall-clock time may then be up to `_PATIENCE` times the limit.
     """
     assert pipe is not None
     began, used = time.monotonic(), _processor_time(worker)
@@ -224,7 +225,7 @@ def _receive(pipe: IO[bytes] | None, limit: float, worker: int | None = None) ->
 
 
 def _processor_time(process: int | None) -> float | None:
-    """Seconds of processor time that a process has used; None where the system does not tell."""
+    """Return the CPU time in seconds that a process has used; None if the system does not report it."""
     if process is None:
         return None
     try:
@@ -239,8 +240,8 @@ _shared_lock = threading.Lock()
 
 
 def shared() -> MathWorker:
-    """This process's worker."""
-    global _shared  # noqa: PLW0603  # there is one per process, whoever asks first
+    """Return the worker of this process."""
+    global _shared  # noqa: PLW0603  # one per process, made on first use
     with _shared_lock:
         if _shared is None:
             _shared = MathWorker()
@@ -249,7 +250,7 @@ def shared() -> MathWorker:
 
 
 def _after_fork() -> None:
-    """A forked process has a copy of the worker's pipes but not of the thread: it starts a worker of its own if need be."""
+    """Forget the parent's worker: a forked process has copies of its pipes but not the thread, and starts another worker."""
     global _shared, _shared_lock  # noqa: PLW0603  # as above
     _shared_lock = threading.Lock()
     if _shared is not None:

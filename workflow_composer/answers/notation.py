@@ -1,11 +1,10 @@
-r"""How an answer is written, and what that leaves of it: numbers, units, LaTeX, case, space. Pure, in linear time.
+r"""Normalization of answers: numbers, units, LaTeX, case, space. Pure, in linear time.
 
-A `Notation` is an answer with its dress taken off. ``text`` has no LaTeX wrappers (``$``, ``\(``, ``\text{}``, ``\left``,
-``\,``, degrees), no emphasis, no trailing dots, no needless space and no capitals. ``number`` is its value where it is a
-plain number: with separators of thousands, a sign of currency or percent, a fraction or a mixed number (``1\frac12``), a
-power of ten; and ``unit`` is the word behind it, for what is counted. Percent signs are ignored, as in GSM8K: 5 % is 5.
-``literal`` tells that it names something that has no value: a date, a time, a genotype, a mutation, a version, an identifier
-(`workflow_composer.answers.literals`).
+A `Notation` is a normalized answer. ``text`` has no LaTeX wrappers (``$``, ``\(``, ``\text{}``, ``\left``, ``\,``,
+degrees), emphasis, trailing dots, redundant space or capitals. ``number`` is the value of a plain number, which may have
+thousands separators, a currency or percent sign, a fraction, a mixed number (``1\frac12``) or a power of ten; ``unit`` is
+the word after it. Percent signs are ignored, as in GSM8K: 5 % is 5. ``literal`` marks a date, a time, a genotype, a
+mutation, a version or an identifier, which has no numeric value (`workflow_composer.answers.literals`).
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ _PRODUCT = re.compile(r"\d ?[a-z]\b|\b[a-z]\d|(?:\b|\d)(?:pi|sqrt)\b")
 
 @dataclass(frozen=True, slots=True)
 class Notation:
-    """An answer without its dress; two answers with the same ``text`` are the same."""
+    """A normalized answer; two answers with the same ``text`` are equal."""
 
     text: str
     number: Fraction | None
@@ -98,7 +97,7 @@ class Notation:
 
     @property
     def is_mathematical(self) -> bool:
-        """Whether it has LaTeX or algebra in it, so that equal values may be written in ways that differ by more."""
+        """Whether it contains LaTeX or algebra, so that equal values may have different texts."""
         text = self.text
         if self.number is not None or _SIGNS.search(text) or _PRODUCT.search(text):
             return True
@@ -106,7 +105,7 @@ class Notation:
 
 
 def notation(answer: str) -> Notation:
-    r"""Take an answer's dress off.
+    r"""Normalize an answer.
 
     >>> notation(r"\$1,450.00 \text{ dollars}.")
     Notation(text='1,450.00 dollars', number=Fraction(1450, 1), unit='dollar', literal=False)
@@ -121,12 +120,12 @@ def notation(answer: str) -> Notation:
 
 
 def words(answer: str) -> str:
-    """The answer as text: case, space and trailing dots do not count, everything else does."""
+    """Return the answer without case, redundant space and trailing dots."""
     return " ".join(answer.casefold().split()).rstrip(". ")
 
 
 def formula(answer: str) -> str:
-    r"""The answer as LaTeX in one line, without delimiters, for a parser of mathematics.
+    r"""Return the answer as one line of LaTeX without delimiters, for a math parser.
 
     >>> formula("$$x^2 + \\pi$$."), formula("2*pi"), formula("x**2")
     ('x^2 + \\pi', '2*\\pi', 'x^2')
@@ -137,7 +136,7 @@ def formula(answer: str) -> str:
 
 
 def is_closed(text: str) -> bool:
-    r"""Whether every brace has its counterpart and few are nested: a parser takes its whole time for others, for nothing.
+    r"""Whether braces are balanced and not nested too deeply: a parser uses up its time limit on any other text.
 
     >>> is_closed(r"\frac{1}{2}"), is_closed(r"\{1, 2\}"), is_closed(r"\frac{1}{"), is_closed("}{")
     (True, True, False, False)
@@ -161,7 +160,7 @@ def _undress(answer: str) -> Notation:
     number, unit = _number(text) if len(text) <= _LONGEST_NUMBER else (None, "")
     text = _TIGHT.sub(r"\1", text)
     if len(text) == 3 and text[0] == "(" and text[2] == ")" and text[1].isalpha():
-        text = text[1]  # a choice among several: (B)
+        text = text[1]  # a multiple-choice answer: (B)
     return Notation(text, number, unit, literal)
 
 
@@ -174,7 +173,7 @@ def _as_ratio(match: re.Match[str]) -> str:
 
 
 def _number(text: str) -> tuple[Fraction | None, str]:
-    """The value of a plain number and its unit, or None."""
+    """Return the value of a plain number and its unit; None and "" for other text."""
     found = _RATIO.match(text)
     if found is not None:
         value = _ratio(found)
@@ -205,7 +204,7 @@ def _fraction(text: str) -> Fraction:
 
 
 def _with_unit(value: Fraction, rest: str) -> tuple[Fraction | None, str]:
-    """Read what stands behind a number: a percent sign, a multiple (million), a unit; after anything else it is none."""
+    """Parse the rest after a number: a percent sign, a multiple (million), a unit; None if it is anything else."""
     if percent := _PERCENT.match(rest):
         rest = rest[percent.end() :]
     joined = rest[:1] not in {"", " "}

@@ -1,4 +1,4 @@
-"""The reader: finds the final answers in texts and says which are the same."""
+"""The reader: extracts final answers from texts and compares them."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from workflow_composer.answers.unmarked import to_the_point, unmarked
 from workflow_composer.errors import ConfigError
 
 LONGEST = 2000
-"""Characters; a longer answer is no number and no formula, and is compared as text only."""
+"""Characters; a longer answer is neither a number nor a formula, and is compared as text only."""
 LONGEST_LIMIT = 3600
 _REMEMBERED = 16384
 _LETTERS_OF_A_WORD = 4
 
 
 class Said(Protocol):
-    """One answer of a model; ``cut_off``: its length ended it before the model did."""
+    """One answer of a model."""
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """The whole text."""
 
     @property
     def cut_off(self) -> bool:
-        """Whether it lacks its end."""
+        """Whether a length limit truncated it."""
 
 
 class Reader:
-    """Reads and compares answers as one `AnswerForm` says. Made by `reader`; may be used from any thread and event loop.
+    """Extracts and compares answers as an `AnswerForm` says. Made by `reader`; usable from any thread and event loop.
 
-    Two answers are the same where they are written alike, but for case, space and LaTeX's dress (`notation`); or where both
-    are plain numbers of the same value, and not of different units; or, for ``math`` and (where LaTeX or algebra is in
-    them) ``auto``, where math-verify says that they are equal. For ``auto``, what names something (a date, a genotype, a
-    version: `workflow_composer.answers.literals`) has no value and is the same only where it is written alike. Sameness is
-    symmetric; it is not transitive in all cases: "5 km" and "5 miles" are each the same as "5".
+    Two answers are equal if their normalized texts are (`notation` removes case, space and LaTeX wrappers); or if both are
+    plain numbers with the same value and no different units; or, for ``math``, and for ``auto`` if they contain LaTeX or
+    algebra, if math-verify finds them equal. For ``auto``, literals (a date, a genotype, a version:
+    `workflow_composer.answers.literals`) are equal only if their texts are. Equality is symmetric, but not always
+    transitive: "5 km" and "5 miles" each equal "5".
 
-    ``timed_out`` counts the comparisons that were given up, at the form's limit or for want of memory; such answers count
-    as not the same.
+    ``timed_out`` counts the comparisons stopped at the form's limit or when memory ran out; their answers count as
+    different.
     """
 
     def __init__(self, form: AnswerForm) -> None:
@@ -57,19 +57,21 @@ class Reader:
         self._known: OrderedDict[tuple[str, str], bool] = OrderedDict()
         self._lock = Lock()
         if form.compare not in {"auto", "number", "text", "math"}:
-            raise ConfigError(f"there is no way {form.compare!r} to compare answers", hint="known: auto, number, text, math")
+            raise ConfigError(f"unknown comparison method {form.compare!r}", hint="available: auto, number, text, math")
         if form.compare == "math" and not self._mathematics:
             from workflow_composer.answers.mathematics import MISSING
 
-            raise ConfigError("comparing answers as mathematics needs math-verify", hint=MISSING)
+            raise ConfigError("comparing answers with 'math' requires math-verify", hint=MISSING)
         if not 0 < form.limit <= LONGEST_LIMIT:
-            raise ConfigError(f"a comparison may take from 0 to {LONGEST_LIMIT} seconds, not {form.limit!r}")
+            raise ConfigError(
+                f"the limit of a comparison must be above 0 and at most {LONGEST_LIMIT} seconds, not {form.limit!r}"
+            )
 
     def read(self, text: str, label: str | None = None) -> str | None:
-        r"""The final answer as it is written, or None where there is none to be found. Reasoning is left out first.
+        r"""Return the final answer as written, or None if none is found. Reasoning is removed first.
 
-        Where ``auto`` comes last and no mark is found, the last number or all of a short text is the answer; the label,
-        where there is one, tells which. Takes time linear in the text and never raises.
+        If ``auto`` is the last method and no mark is found, the answer is the last number or all of a short text; a label
+        decides which. Linear in the length of the text; never raises.
 
         >>> reader().read(r"So 9 * 2 = 18. The answer is $\boxed{18}$."), reader().read("9 * 2 = 18, so she has 18 left.")
         ('18', '18')
@@ -84,11 +86,11 @@ class Reader:
         return answer if wanted is None else to_the_point(answer, wanted)
 
     def read_said(self, said: Said, label: str | None = None) -> str | None:
-        """The same of a model's answer; one that was cut off has no final answer."""
+        """Like `read` for a model's answer; a truncated one has no final answer."""
         return None if said.cut_off else self.read(said.text, label)
 
     def same(self, a: str, b: str) -> bool | None:
-        r"""Whether two answers are the same by cheap rules; None where only mathematics can tell (`decide`).
+        r"""Whether two answers are equal by cheap rules; None if only math-verify can decide (`decide`).
 
         >>> reader().same("$1,450.00", "1450 dollars"), reader().same(r"\frac12", "0.5"), reader().same("two", "2")
         (True, True, False)
@@ -108,9 +110,9 @@ class Reader:
         return None if is_closed(a) and is_closed(b) else False
 
     async def decide(self, a: str, b: str) -> bool:
-        """Whether two answers are the same, with mathematics where it is needed.
+        """Whether two answers are equal, by math-verify if needed.
 
-        Raises `ConfigError` where math-verify is needed and does not work.
+        Raises `ConfigError` if math-verify is needed and does not work.
         """
         quick = self.same(a, b)
         if quick is not None:
@@ -132,10 +134,9 @@ class Reader:
         return bool(found)
 
     async def grade(self, answer: str | None, label: str) -> bool:
-        r"""Whether an answer that was read is what the label says; no answer is never right.
+        r"""Whether an extracted answer equals the label's; None (no answer) is never correct.
 
-        A label is a bare answer or a worked solution that ends with one, marked by ``####``, ``\boxed{}`` or as this form
-        says.
+        A label is a bare answer or a solution that ends with one, marked by ``####``, ``\boxed{}`` or as the form says.
         """
         if answer is None:
             return False
@@ -145,17 +146,17 @@ class Reader:
         return hashes(label) or boxed(label) or self._find(label) or label.strip()
 
     def _may_be_equal(self, one: Notation, other: Notation) -> bool:
-        """Whether it is worth asking mathematics: never about two words, which it would take for products of letters."""
+        """Whether math-verify may find them equal; never for two words, which it would parse as products of letters."""
         if self._compare == "auto":
             return one.is_mathematical and other.is_mathematical
         return self._compare == "math" and not (_is_wordy(one) and _is_wordy(other))
 
 
 def reader(form: AnswerForm = ANY_FORM) -> Reader:
-    """The reader for this form, always the same one.
+    """Return the reader for this form; always the same object.
 
-    Raises `ConfigError` for an unknown way to find answers, for a function that cannot be imported, and where the form
-    needs math-verify and it is not installed. Without math-verify, ``auto`` compares LaTeX and algebra as text.
+    Raises `ConfigError` for an unknown extraction method, for a function that cannot be imported, and if the form requires
+    math-verify and it is not installed. Without math-verify, ``auto`` compares LaTeX and algebra as text.
     """
     return _made(form)
 

@@ -1,4 +1,4 @@
-"""What a model says after it has reasoned: the text without what stands between the marks of reasoning. Pure, linear."""
+"""Removal of a model's reasoning (``<think>...</think>``) from its text. Pure, linear."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ _MARK = re.compile(
     r"<(/?)(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning)>|\[(/?)THINK\]|\u25c1(/?)think\u25b7", re.IGNORECASE
 )
 _CHANNEL = "<|channel|>final<|message|>"
-"""What stands before the answer where a server gives gpt-oss's channels as they are."""
+"""Precedes the answer if a server passes gpt-oss's channels through unparsed."""
 _EDGES = "<>[]\u25c1\u25b7"
 
 
 def without_reasoning(text: str) -> str:
-    """The text without ``<think>...</think>`` and its kin.
+    """Return the text without ``<think>...</think>`` and similar blocks.
 
-    Reasoning that is never closed lasts until the end. A text with a closing mark alone began within its reasoning: chat
-    templates often write the opening mark themselves.
+    A block without a closing tag extends to the end. A closing tag without an opening one ends a block that starts with
+    the text: chat templates often write the opening tag themselves.
 
     >>> without_reasoning("<think>12 + 6</think>18"), without_reasoning("12 + 6</think>18"), without_reasoning("<think>12 +")
     ('18', '18', '')
@@ -41,7 +41,7 @@ def without_reasoning(text: str) -> str:
 
 
 def says_nothing(text: str) -> bool:
-    """Whether the text is blank, or reasoning only. Quick for a text that neither begins nor ends with a mark.
+    """Whether the text is blank or only reasoning. Fast for a text that neither starts nor ends with a tag.
 
     >>> says_nothing(" "), says_nothing("<think>Let me see.</think>"), says_nothing("18")
     (True, True, False)

@@ -1,9 +1,9 @@
-r"""The final answer of a text that marks none: the last number, or all of a short text. Pure, in time linear in the text.
+r"""The final answer of a text without a mark: the last number, or all of a short text. Pure, in linear time.
 
-Models that were not told how to end mostly end like this: "..., so she makes 9 * $2 = $18 every day." Where a label says
-what kind of answer is wanted, a number is looked for where the label is one, and all of a short text where it is in words.
-Without a label, as in votes, the text has to tell: it is better that two answers which are the same are taken for two than
-the other way round, so a short text is cut down to its number only where it has one number and is no name or formula.
+Models without instructions for the format mostly end like this: "..., so she makes 9 * $2 = $18 every day." With a label,
+its kind decides: a number is searched for a number, and all of a short text is taken for words. Without a label, as in
+votes, the text decides: taking equal answers for different ones does less harm than the reverse, so a short text is reduced
+to its number only if it has exactly one number and is neither a name nor a formula.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import re
 from workflow_composer.answers.notation import JOINED_UNITS, notation
 
 SHORT = 6
-"""Words. A longer text is a sentence, and is not the answer as a whole."""
+"""Words. A longer text is a sentence rather than an answer."""
 
 _LETTERS_OF_A_WORD = 20
 _EDGES = "*_`\"'()[]{},;:!?. "
 _VALUE = r"(?:\d{1,3}(?:(?:,|\{,\})\d{3})++(?!\d)|\d++)(?:\.\d++)?|\.\d++"
 _NUMBER = re.compile(
-    # The number of a point in a list is passed over, and so is what is part of a date, a version, a time or a name.
+    # Skips the numbers of list items and the parts of a date, a version, a time or a name.
     r"^[-*#>\t ]*+\d{1,3}[.)][ \t]+(?=\S)"
     r"|(?<![a-z0-9_^\\])(?<!\d[.,/:|-])(?<![a-z)]-)(?<![\^_}]\{)"
     rf"(?P<number>[-\u2212\u2013]?(?:\\?[$\u20ac\u00a3\u00a5\u20b9])?[-\u2212\u2013]?"
@@ -38,7 +38,7 @@ _WORD = re.compile(r"[^\W\d_]{3}")
 
 
 def numbers(text: str) -> list[str]:
-    """The numbers that stand by themselves, as they are written.
+    """Return the standalone numbers, as written.
 
     >>> numbers("9 * $2 = $18 on 04/02/2021"), numbers("It is -1,450.50."), numbers("V600E at 10:30 in v1.10.2")
     (['9', '$2', '$18'], ['-1,450.50'], [])
@@ -47,7 +47,7 @@ def numbers(text: str) -> list[str]:
 
 
 def unmarked(text: str, label: str | None = None) -> str | None:
-    """The answer of a text without a mark; ``label`` is the bare right answer, where one is known.
+    """Return the answer of a text without a mark; ``label`` is the bare correct answer, if known.
 
     >>> unmarked("She makes 9 * $2 = $18 every day.", "18"), unmarked("Paris.", "Paris"), unmarked("It is 0/1.", "0/1")
     ('$18', 'Paris.', '0/1')
@@ -66,7 +66,7 @@ def unmarked(text: str, label: str | None = None) -> str | None:
 
 
 def to_the_point(answer: str, label: str) -> str:
-    """A marked answer cut down to its number, where the label is one and the answer a sentence with no other.
+    """Reduce a marked answer to its number if the label is a number and the answer a sentence with exactly one.
 
     >>> to_the_point("Each child got 5 books", "5"), to_the_point("18 or 20", "18"), to_the_point("Boeing 747", "Boeing 747")
     ('5', '18 or 20', 'Boeing 747')
@@ -91,7 +91,7 @@ def _by_itself(text: str) -> str | None:
 
 
 def _number(text: str) -> str | None:
-    """The last number; all of a short text that names several."""
+    """Return the last number, or all of a short text with several."""
     whole, found = _short(text, SHORT), numbers(text)
     if whole is not None and len(found) > 1 and "=" not in whole:
         return whole
@@ -106,7 +106,7 @@ def _short(text: str, most: int) -> str | None:
 
 
 def _is_bare(text: str) -> bool:
-    """Whether a short text is an answer as it stands: a number with its unit, a name, a date, a formula."""
+    """Whether a short text is an answer by itself: a number with its unit, a name, a date, a formula."""
     found = notation(text)
     if found.number is not None or found.literal or _NAME.fullmatch(text.rstrip(".")):
         return True
@@ -114,6 +114,6 @@ def _is_bare(text: str) -> bool:
 
 
 def _last_literal(text: str) -> str | None:
-    """The last word of a text that is compared letter by letter."""
+    """Return the last word of a text that is a literal."""
     tokens = (token.strip(_EDGES) for token in reversed(text.split()))
     return next((token for token in tokens if notation(token).literal), None)

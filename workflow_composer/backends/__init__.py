@@ -1,1 +1,1 @@
-"""Engines and APIs: one per file, each a `Backend`."""
+"""Backends for engines and APIs."""

@@ -1,11 +1,11 @@
-"""Which of several servers gets a request: the one whose cache is probably warm, unless it has too much to do.
+"""Load balancing with prefix affinity: a request goes to the server that probably caches its prefix, unless overloaded.
 
-A server that has just read a long context answers the next question about it without reading it again, so requests with the
-same beginning should meet. Rendezvous hashing (Thaler and Ravishankar, 1998) ranks the servers for each beginning: every
-client ranks them alike without talking to the others, and a server that comes or goes moves only the beginnings that it
-takes or leaves. A bound on the load (after Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads",
-2018) passes a request on to the next in rank where the first has more than its share, so that one popular context warms a
-second server instead of queueing at the first. Pure functions; ``benchmarks/balancing.py`` compares.
+A server that has cached a long context answers the next question about it without prefilling it again, so requests with
+the same prefix should go to the same server. Rendezvous hashing (Thaler and Ravishankar, 1998) ranks the servers for each
+prefix: all clients compute the same ranking without communication, and adding or removing a server moves only the prefixes
+of that server. A bound on the load (after Mirrokni, Thorup and Zadimoghaddam, "Consistent Hashing with Bounded Loads",
+2018) sends a request to the next server in rank if the first has more than its share, so that a popular context is cached
+on a second server instead of queueing at the first. Pure functions; ``benchmarks/balancing.py`` compares alternatives.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from workflow_composer.types import Message, texts
 
 WORTH = 256
-"""Characters from which a beginning is worth keeping together: four blocks of vLLM's cache, of 16 tokens each."""
+"""Minimum length in characters of a prefix that is worth affinity: four blocks of vLLM's cache, of 16 tokens each."""
 CONTEXT = 4096
-"""Characters of the system messages that tell contexts apart."""
+"""Characters of the system messages that identify a context."""
 BEGINNING = 1024
-"""Characters that tell conversations apart where no system message is worth it."""
+"""Characters that identify a conversation if the system messages are too short."""
 FACTOR = 1.25
-"""Share of the mean load up to which a server keeps its own."""
+"""Multiple of the mean load up to which a server keeps its own prefixes."""
 SLACK = 4.0
-"""Calls that any server may have, whatever the others have: a batch of a few costs hardly more than one call."""
+"""Calls that any server may have regardless of the others: a small batch costs hardly more than one call."""
 
 
 def prefix_key(messages: Sequence[Message]) -> bytes | None:
-    """A digest of what requests that should share a cache have in common; None where that is too short to matter.
+    """Return a digest of the prefix that requests sharing a cache have in common; None if it is too short to matter.
 
-    The leading system messages, where they are long enough to be a context; else they and the first message after them,
-    which is what the turns of a conversation share, and the questions about a text that is quoted first.
+    The prefix is the leading system messages if they are long enough to be a context; otherwise it includes the first
+    message after them, which the turns of a conversation share, as do questions about a text quoted first.
 
     >>> context = {"role": "system", "content": "The rules of the house. " * 20}
     >>> asked = [prefix_key([context, {"role": "user", "content": question}]) for question in ("Why?", "When?")]
@@ -57,7 +57,7 @@ def _digest(kind: str, text: str) -> bytes:
 
 
 def preference(key: bytes, servers: Iterable[str]) -> list[str]:
-    """The servers in their order for this key, best first."""
+    """Return the servers ranked for this key, best first."""
     return sorted(servers, key=lambda server: (_weight(key, server), server), reverse=True)
 
 
@@ -66,7 +66,7 @@ def _weight(key: bytes, server: str) -> bytes:
 
 
 def bound(loads: Iterable[float]) -> float:
-    """The load up to which a server takes one more call. The least loaded one never exceeds it.
+    """Return the load up to which a server accepts another call. The least loaded server never exceeds it.
 
     >>> bound([0.0, 1.0]), bound([30.0, 10.0])
     (4.0, 25.0)
@@ -76,9 +76,9 @@ def bound(loads: Iterable[float]) -> float:
 
 
 def choose(key: bytes | None, loads: Mapping[str, float]) -> str:
-    """The server for a request. ``loads``: calls that each has, at least one server.
+    """Return the server for a request. ``loads`` maps each server (at least one) to its number of calls.
 
-    The first in the key's order whose load is not above the bound; without a key the least loaded, any of several.
+    It is the first in the key's ranking whose load is within the bound; without a key, a random one of the least loaded.
     """
     if key is not None:
         limit = bound(loads.values())

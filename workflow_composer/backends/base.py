@@ -1,7 +1,7 @@
-"""The one seam between the executor and whatever answers.
+"""The interface between the executor and model backends.
 
-A backend speaks one engine or API and serves one model. It knows nothing of routes, retries or prices; it maps foreign
-errors to the tree in `workflow_composer.errors`, and honours every field of a request or raises `Unsupported`.
+A backend uses one engine or API and serves one model. Routes, retries and prices are outside its scope. It maps foreign
+errors to those of `workflow_composer.errors`, and honours every field of a request or raises `Unsupported`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BackendContext:
-    """What every backend of one snapshot shares: the profile, where bytes may go, and the environment's variables.
+    """What all backends of a snapshot share: the profile, the egress policy and the environment variables.
 
-    ``report`` tells a person of what a backend has noticed, in a sentence.
+    ``report`` logs a message of one sentence.
     """
 
     config: StrategyConfig
@@ -33,7 +33,7 @@ class BackendContext:
 
 @runtime_checkable
 class Backend(Protocol):
-    """One model behind one engine or API. ``local`` is True where no byte leaves the profile's own machines.
+    """One model behind one engine or API. ``local`` is True if no data leaves the profile's own machines.
 
     Cancelling the task that awaits a method must stop the work at the server too. Every method raises only `ModelError`,
     `EgressDenied` or `asyncio.CancelledError`.
@@ -49,16 +49,16 @@ class Backend(Protocol):
     def stream(self, call: ModelCall) -> AsyncGenerator[Chunk, None]:
         """Yield one answer piece by piece. Closing the generator stops the work.
 
-        The last piece but one names a ``finish_reason``; ``usage`` comes with it or after it, where it is known.
+        A piece with ``finish_reason`` ends the answer; ``usage``, if known, comes with it or after it.
         """
         ...
 
     async def embed(self, texts: Sequence[str], *, timeout: float, dimensions: int | None = None) -> Embeddings:
-        """Return one vector per text, shortened to ``dimensions`` numbers where the model can do that."""
+        """Return one vector per text, of ``dimensions`` numbers if the model supports that."""
         ...
 
     async def health(self, *, timeout: float) -> EndpointStatus:
-        """Say whether the model could answer now. Never raises."""
+        """Return whether the model could answer now. Never raises."""
         ...
 
     async def close(self) -> None:
@@ -68,14 +68,14 @@ class Backend(Protocol):
 
 @runtime_checkable
 class ManyServers(Backend, Protocol):
-    """A backend that finds one of several servers for each call.
+    """A backend that chooses one of several servers for each call.
 
-    It keeps record of each server's failures itself, so that no breaker closes the way to a server that has just come. Its
-    ``meter`` knows how many GPUs are at work.
+    It tracks each server's failures itself, so that no circuit breaker blocks a new server. Its ``meter`` knows how many
+    GPUs are busy.
     """
 
     meter: GpuMeter
 
 
 BackendFactory = Callable[["ModelSpec", BackendContext], Backend]
-"""Makes the backend of one model; called once per snapshot, does no I/O."""
+"""Makes the backend of one model; called once per snapshot, without I/O."""

@@ -1,9 +1,9 @@
-"""Where bytes may go: the profile's rule.
+"""The egress policy: the hosts to which a profile allows data to be sent.
 
-A router that plans a cloud call by mistake, a backend with a wrong address, a server that redirects, a proxy named in the
-environment: each of them ends here, before a byte has left. Every connection of the one client
-(`workflow_composer.backends.http.client`) is made to an address that the `EgressPolicy` has judged; the client behind a
-proxy (`http.proxied`), which leaves names to the proxy, asks it before each request.
+It stops a router that plans a cloud call by mistake, a backend with a wrong address, a server that redirects and a proxy
+named in the environment before anything is sent. The HTTP client (`workflow_composer.backends.http.client`) connects only
+to addresses that the `EgressPolicy` has checked; the client behind a proxy (`http.proxied`), which leaves name resolution
+to the proxy, checks each request.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Endpoint = tuple[str, int]
 """Host in canonical form, and port."""
 
 Resolve = Callable[[str, int], Iterable[str]]
-"""Host and port -> addresses; blocks, and raises OSError where there is none."""
+"""Host and port -> addresses; blocks, and raises OSError if there is none."""
 
-# Not `ipaddress.is_private`: that also covers documentation, benchmarking and 6to4 ranges, which are routed like any other.
+# Not `ipaddress.is_private`, which includes documentation, benchmarking and 6to4 ranges that are routed globally.
 NEAR: tuple[Network, ...] = tuple(
     ipaddress.ip_network(network)
     for network in (
@@ -58,10 +58,10 @@ _URL = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class EgressPolicy:
-    """The hosts that a profile lets bytes travel to.
+    """The hosts to which a profile allows data to be sent.
 
-    ``local``: the profile's own servers. ``networks``: address ranges that count as near besides loopback, private,
-    link-local, shared and unique local ones. ``cloud``: the catalogue's cloud servers, reachable only with ``allow_cloud``.
+    ``local``: the profile's own servers. ``networks``: local address ranges in addition to loopback, private, link-local,
+    shared and unique local ones. ``cloud``: the catalogue's cloud servers, reachable only with ``allow_cloud``.
     """
 
     allow_cloud: bool
@@ -71,7 +71,7 @@ class EgressPolicy:
 
     @classmethod
     def of(cls, config: StrategyConfig) -> EgressPolicy:
-        """Derive the policy from a profile; raises `EgressDenied` where one of its addresses is no HTTP URL."""
+        """Derive the policy from a profile. Raises `EgressDenied` if one of its addresses is not an HTTP URL."""
         places = [place for role in config.vllm_endpoints for place in config.servers_of(role)]
         local = {endpoint_of(url) for url in places if registered_role(url) is None}
         cloud: set[Endpoint] = set()
@@ -82,7 +82,7 @@ class EgressPolicy:
         return cls(config.allow_cloud, frozenset(local), networks, frozenset(cloud))
 
     def check(self, url: str) -> None:
-        """Return if bytes may go to ``url``; raise `EgressDenied` if not. Looks nothing up."""
+        """Raise `EgressDenied` if data may not be sent to ``url``. Does not resolve names."""
         self.check_endpoint(*endpoint_of(url))
 
     def check_endpoint(self, host: str, port: int) -> None:
@@ -96,9 +96,9 @@ class EgressPolicy:
             raise self._foreign(endpoint)
 
     def admitting(self, url: str) -> EgressPolicy:
-        """The same rule, with one more server of the profile's own: a registered one of one of its roles.
+        """Return a policy that also admits a registered server of one of the profile's roles.
 
-        Its address is judged as if the profile had named it. Raises `EgressDenied` where ``url`` is no HTTP URL.
+        Its address is checked as if the profile had named it. Raises `EgressDenied` if ``url`` is not an HTTP URL.
         """
         return replace(self, local=self.local | {endpoint_of(url)})
 
@@ -114,26 +114,26 @@ class EgressPolicy:
         return any(address in network for network in (*NEAR, *self.networks))
 
     def far(self, host: str, port: int, address: str) -> EgressDenied:
-        """The error for a local endpoint whose address is out in the world."""
+        """Return the error for a local endpoint with a public address."""
         return EgressDenied(
-            f"{_shown(host, port)} has the address {address}, out in the world, and the profile keeps data local",
+            f"{_shown(host, port)} has the public address {address}, but the profile keeps data local",
             hint="if the network is yours, add it to local_networks",
         )
 
     def _foreign(self, endpoint: Endpoint) -> EgressDenied:
         if self.allow_cloud:
             return EgressDenied(
-                f"{_shown(*endpoint)} is none of the profile's servers",
-                hint="redirects and addresses outside of the catalogue are not followed; add a model with this base_url",
+                f"{_shown(*endpoint)} is not one of the profile's servers",
+                hint="redirects and addresses outside the catalogue are not followed; add a model with this base_url",
             )
         return EgressDenied(
-            f"{_shown(*endpoint)} is none of the profile's local endpoints, and the profile keeps data local",
+            f"{_shown(*endpoint)} is not one of the profile's local endpoints, and the profile keeps data local",
             hint="add the server to vllm_endpoints, or use a profile with allow_cloud: true",
         )
 
 
 def endpoint_of(url: str) -> Endpoint:
-    """Host and port of an HTTP URL: what a connection is made to. Raises `EgressDenied` for what is not plainly one."""
+    """Return host and port of an HTTP URL. Raises `EgressDenied` for anything else."""
     found = _URL.fullmatch(url) if isinstance(url, str) else None
     host = _ascii(found["host"].strip("[]")) if found is not None else ""
     port = int(found["port"] or _DEFAULT_PORTS[found["scheme"].lower()]) if found is not None else 0
@@ -143,7 +143,7 @@ def endpoint_of(url: str) -> Endpoint:
 
 
 def _ascii(host: str) -> str:
-    """A host's name as resolvers know it; empty where it is none."""
+    """Return a host name in ASCII (IDNA); empty if it is invalid."""
     try:
         return host if host.isascii() else host.encode("idna").decode("ascii")
     except UnicodeError:
@@ -152,7 +152,7 @@ def _ascii(host: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def canonical_host(host: str) -> str:
-    """One spelling per host: lower case, no trailing dot, addresses in their usual form (``0x7f.1`` -> ``127.0.0.1``)."""
+    """Return the canonical host: lower case, no trailing dot, addresses normalized (``0x7f.1`` -> ``127.0.0.1``)."""
     host = host.lower().removesuffix(".")
     address = literal_address(host)
     return host if address is None else str(address)
@@ -160,7 +160,7 @@ def canonical_host(host: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def literal_address(host: str) -> Address | None:
-    """The address that ``host`` spells, in any form that the system's resolver takes for one; None for a name."""
+    """Return the address that ``host`` denotes, in any form that the system's resolver accepts; None for a name."""
     try:
         return _unmapped(ipaddress.ip_address(host))
     except ValueError:

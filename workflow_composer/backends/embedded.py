@@ -1,4 +1,4 @@
-"""Models in this process: a checkpoint's directory, answered by mistral.rs. No server, no GPU, no key, no network."""
+"""Models in this process: checkpoints run by mistral.rs, without a server, GPU, key or network."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class EmbeddedBackend:
     template) and ``*.safetensors``. It is loaded on first use and shared by all backends of that directory, so that a
     switch of the strategy loads nothing twice.
 
-    A temperature that is not set means 0: the most likely token. Above 0, log-probabilities are those of the distribution
-    that was sampled from, that is, after the temperature. Tools, a seed for sampling, and whatever else the engine cannot
-    do raise `Unsupported`. Embedding works where the checkpoint is one of the embedding models that mistral.rs knows.
+    The default temperature is 0: the most likely token. Above 0, log-probabilities are those of the sampling distribution,
+    after the temperature. Tools, a seed for sampling and other features that the engine lacks raise `Unsupported`. Embedding
+    requires one of the embedding models that mistral.rs supports.
     """
 
     local = True
@@ -63,13 +63,13 @@ class EmbeddedBackend:
         try:
             drawn = await asyncio.gather(*(self._submit(loop, engine, sample) for _ in range(call.samples)))
         finally:
-            # The first error, a cancellation or the time limit ends the others with their next token.
+            # After an error, a cancellation or the time limit, the other samples stop at their next token.
             stop.set()
         usage = Usage(drawn[0][1].prompt_tokens, sum(usage.completion_tokens for _, usage in drawn))
         return Completion(tuple(sample for sample, _ in drawn), usage, self._model)
 
     async def stream(self, call: ModelCall) -> AsyncGenerator[Chunk, None]:
-        """Yield one answer token by token. Whoever reads slowly holds the reading thread, not the engine."""
+        """Yield one answer token by token. A slow reader blocks the reading thread, not the engine."""
         loop = asyncio.get_running_loop()
         started, limits = loop.time(), call.timeouts
         first, total = started + limits.first_token, started + limits.total
@@ -90,20 +90,20 @@ class EmbeddedBackend:
                 if piece.finish_reason is not None:
                     return
                 piece = await self._in_time(feed.get(), total, limits.total, "total")
-            raise ServerFailed(f"{self.name}: the embedded engine stopped within the answer")
+            raise ServerFailed(f"{self.name}: the embedded engine stopped before the end of the answer")
         finally:
             feed.close()
 
     async def embed(self, texts: Sequence[str], *, timeout: float, dimensions: int | None = None) -> Embeddings:
-        """Return one vector per text. Raises `Unsupported` where the checkpoint writes text instead."""
+        """Return one vector per text. Raises `Unsupported` if the checkpoint is not an embedding model."""
         if dimensions is not None:
-            raise Unsupported("the embedded engine shortens no vectors", hint="leave dimensions out, or route to a server")
+            raise Unsupported("the embedded engine does not support dimensions", hint="leave it out, or route to a server")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         engine = await self._in_time(self._ready(), deadline, timeout, "total")
         if engine.checkpoint.embedding is None:
             raise Unsupported(
-                f"{self.name}: {engine.checkpoint.architecture} in {self.directory.name} has no embeddings",
+                f"{self.name}: {engine.checkpoint.architecture} in {self.directory.name} does not support embeddings",
                 hint="route embeddings to a Qwen3-Embedding or EmbeddingGemma checkpoint, or to a server",
             )
         if not texts:
@@ -113,7 +113,7 @@ class EmbeddedBackend:
         return Embeddings(tuple(map(tuple, vectors)), self._model, Usage(tokens))
 
     async def health(self, *, timeout: float) -> EndpointStatus:
-        """Say whether the checkpoint is there and the engine installed; loads nothing."""
+        """Return whether the checkpoint exists and the engine is installed; loads nothing."""
         url = f"embedded:{self.directory.name}"
         if self._closed:
             return EndpointStatus(self.name, url, healthy=False, detail="closed")
@@ -124,11 +124,11 @@ class EmbeddedBackend:
         except ModelError as error:
             return EndpointStatus(self.name, url, healthy=False, detail=str(error))
         loaded = self._engine is not None and self._engine.loaded
-        detail = "loaded" if loaded else "is loaded on first use"
+        detail = "loaded" if loaded else "loads on first use"
         return EndpointStatus(self.name, url, healthy=True, models=(self._model,), latency_ms=0.0, detail=detail)
 
     async def close(self) -> None:
-        """Stop what runs; end threads and free memory where no other backend uses the checkpoint."""
+        """Stop all generation; end threads and free memory if no other backend uses the checkpoint."""
         with self._lock:
             self._closed, engine, self._engine = True, self._engine, None
         if engine is not None:
@@ -163,7 +163,7 @@ class EmbeddedBackend:
 
 
 class _Feed:
-    """Brings pieces from the engine's thread to the event loop; at most `_AHEAD` wait, then the thread does."""
+    """Passes pieces from the engine's thread to the event loop; after `_AHEAD` unread pieces, the thread waits."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, engine: Engine) -> None:
         self.stop = threading.Event()
@@ -173,7 +173,7 @@ class _Feed:
         self._room = threading.Semaphore(_AHEAD)
 
     def fill(self, pieces: Any) -> None:
-        """Called in the engine's thread: pass everything on, an error too, until the reader has stopped."""
+        """Pass on all pieces, and an error, until the reader stops. Runs in the engine's thread."""
         try:
             for piece in pieces:
                 if not self._put(piece):
@@ -185,7 +185,7 @@ class _Feed:
             pieces.close()
 
     async def get(self) -> Piece | None:
-        """The next piece; None at the end. Raises what the engine raised."""
+        """Return the next piece; None at the end. Raises the engine's error."""
         item = await self._queue.get()
         self._room.release()
         if isinstance(item, Exception):
@@ -193,13 +193,13 @@ class _Feed:
         return item
 
     def close(self) -> None:
-        """Let the engine's thread go, wherever it stands."""
+        """Release the engine's thread, even if it is waiting."""
         self.stop.set()
         self._room.release()
 
     def _put(self, item: Piece | Exception | None) -> bool:
         while not self._room.acquire(timeout=0.25):
-            if self._engine.stopped:  # at the interpreter's end nobody reads on, and nobody closes
+            if self._engine.stopped:  # at interpreter exit nothing reads or closes the stream
                 return False
         if self.stop.is_set():
             return False
@@ -211,6 +211,6 @@ class _Feed:
 
 
 def _directory(path: str) -> Path:
-    """A bare name is a shipped checkpoint; anything else a directory."""
+    """Return the directory of a checkpoint; a bare name is a shipped one."""
     place = Path(path)
     return CHECKPOINTS / path if path not in {"", ".", ".."} and place.name == path else place.expanduser()

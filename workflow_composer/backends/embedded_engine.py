@@ -1,10 +1,10 @@
-"""mistral.rs in this process: one loaded checkpoint per directory, shared by all who use it.
+"""mistral.rs in this process: one loaded checkpoint per directory, shared by its users.
 
-How the engine behaves (mistral.rs 0.9.5, measured), and what follows from it:
+How the engine behaves (mistral.rs 0.9.5, measured), and the consequences:
 
 - A ``Runner`` must not be called by two threads at once ("Already borrowed"); but sending a streaming request returns
-  within 0.1 ms, and its stream can be read by any thread, without the GIL. So every answer is a stream that is read by a
-  thread of its own, sending happens under a lock, and the engine batches whatever is in flight.
+  within 0.1 ms, and its stream can be read by any thread, without the GIL. So every answer is a stream read by its own
+  thread, sending happens under a lock, and the engine batches the requests in flight.
 - Dropping a stream stops its generation with the next token; nothing else does. So a stop is a flag between tokens.
 - With ``n_choices`` the usage counts one choice only, and a stream ends as soon as one of its choices does. So k samples
   are k streams. The engine's prefix cache is off: for a model of 5 million parameters it took two and a half times the
@@ -40,10 +40,10 @@ _TOO_LONG = "sequence length is greater than"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a checkpoint's directory says about it.
+    """The properties of a checkpoint's directory.
 
-    ``embedding`` is mistral.rs's name of its embedding architecture, None where it writes text. ``all_tokens`` is the
-    ``top_k`` that its own settings make necessary for sampling, None where they do not.
+    ``embedding`` is mistral.rs's name of its embedding architecture, None for a text model. ``all_tokens`` is the ``top_k``
+    that its settings require for sampling, None if they do not.
     """
 
     directory: Path
@@ -54,7 +54,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, directory: Path) -> Checkpoint:
-        """Look at the files without loading them. Raises `ModelNotFound`."""
+        """Inspect the files without loading the model. Raises `ModelNotFound`."""
         if not directory.is_dir():
             raise ModelNotFound(f"no checkpoint: {directory} is not a directory")
         missing = [name for name in ("config.json", "tokenizer.json") if not (directory / name).is_file()]
@@ -70,7 +70,7 @@ class Checkpoint:
             samples = json.loads(settings.read_bytes()).get("do_sample", True) if settings.is_file() else True
         except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
             raise ModelNotFound(f"damaged checkpoint in {directory}: {type(error).__name__}: {error}") from None
-        # The architecture's name alone does not tell Qwen3-Embedding from Qwen3; the list of modules behind it does.
+        # Qwen3-Embedding has the same architecture name as Qwen3; only the list of modules distinguishes them.
         pooled = (directory / "modules.json").is_file()
         embedding = _EMBEDDING_ARCHITECTURES.get(architecture) if pooled else None
         return cls(directory, architecture, embedding, vocabulary, None if samples else vocabulary)
@@ -78,7 +78,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One token of an answer, or its end: then ``finish_reason`` and ``usage`` are there."""
+    """One token of an answer, or its end with ``finish_reason`` and ``usage``."""
 
     text: str = ""
     logprob: TokenLogprob | None = None
@@ -135,7 +135,7 @@ class Engine:
                 if stop.is_set() or self._closed.is_set():
                     return
                 yield _piece(chunk, alternatives)
-        except Exception as error:  # noqa: BLE001  # the engine names no exceptions; one place maps them
+        except Exception as error:  # noqa: BLE001  # the engine has no exception classes; `_error` maps them
             raise self._error(error) from None
         except BaseException as error:
             if type(error).__name__ != "PanicException":
@@ -143,7 +143,7 @@ class Engine:
             raise ServerFailed(f"the embedded engine panicked: {error}") from None
 
     def sample(self, fields: Mapping[str, Any], stop: threading.Event, *, alternatives: int) -> tuple[Sample, Usage]:
-        """Return one whole answer. Raises as `generate` does; `ServerFailed` also where the answer broke off."""
+        """Return one whole answer. Raises as `generate`; `ServerFailed` also for an incomplete answer."""
         parts, logprobs, end = [], [], None
         for piece in self.generate(fields, stop, alternatives=alternatives):
             parts.append(piece.text)
@@ -152,7 +152,7 @@ class Engine:
             if piece.finish_reason is not None:
                 end = piece
         if end is None:
-            raise ServerFailed(f"the embedded engine stopped within an answer ({self.directory.name})")
+            raise ServerFailed(f"the embedded engine stopped before the end of an answer ({self.directory.name})")
         sample = Sample("".join(parts), end.finish_reason, (), tuple(logprobs) if fields["logprobs"] else None)
         return sample, end.usage or Usage()
 
@@ -183,13 +183,13 @@ class Engine:
         return self._closed.is_set()
 
     def stop(self) -> None:
-        """End every generation with its next token, and let no new one begin."""
+        """Stop every generation at its next token, and reject new ones."""
         self._closed.set()
 
     def close(self) -> None:
-        """Stop all generations, end the threads and let the memory go. Blocks for about one token's time."""
+        """Stop all generation, end the threads and free the memory. Blocks for about the time of one token."""
         self.stop()
-        # What still waits for a thread runs and finds the engine closed; cancelled, it would look like the caller's wish.
+        # Queued work runs and finds the engine closed; if it were cancelled, it would look like the caller's cancellation.
         self.pool.shutdown(wait=True)
         with self._sending:
             self._runner = None
@@ -233,9 +233,9 @@ def _runner(checkpoint: Checkpoint) -> Any:
         which = mistralrs.Which.Plain(str(checkpoint.directory))  # float32 on a CPU, whatever the file holds
     try:
         return mistralrs.Runner(which=which, max_seqs=MAX_SEQUENCES, prefix_cache_n=0)
-    except Exception as error:  # noqa: BLE001  # whatever the loader says, the checkpoint is unusable
+    except Exception as error:  # noqa: BLE001  # with any error of the loader, the checkpoint is unusable
         reason = str(error).partition("\n")[0]
-        raise ModelNotFound(f"the checkpoint in {checkpoint.directory} cannot be loaded: {reason}") from None
+        raise ModelNotFound(f"cannot load the checkpoint in {checkpoint.directory}: {reason}") from None
 
 
 _registry: dict[Path, tuple[Engine, int]] = {}
@@ -244,7 +244,7 @@ _registry_lock = threading.Lock()
 
 @functools.cache
 def _stop_at_exit() -> None:
-    """Let the interpreter end although something is being generated."""
+    """Let the interpreter exit during generation."""
 
     def stop_all() -> None:
         for engine, _ in tuple(_registry.values()):
@@ -256,7 +256,7 @@ def _stop_at_exit() -> None:
 
 
 def acquire(directory: Path) -> Engine:
-    """The engine of a directory, shared with everyone who has acquired it; not loaded yet. Each must `release` it once."""
+    """Return the shared engine of a directory, not loaded yet. Each caller must `release` it once."""
     _stop_at_exit()
     key = directory.resolve()
     with _registry_lock:
@@ -266,7 +266,7 @@ def acquire(directory: Path) -> Engine:
 
 
 def release(engine: Engine) -> None:
-    """Give an engine back; the last one to do so closes it."""
+    """Release an engine; the last release closes it."""
     with _registry_lock:
         found, users = _registry[engine.directory]
         assert found is engine

@@ -1,4 +1,4 @@
-"""A `ModelCall` in the form of mistral.rs; what the engine cannot honour is refused here, by name."""
+"""Converts a `ModelCall` to a request of mistral.rs, and rejects fields that the engine does not support."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _HINT = "leave it out, or route to a server"
 
 
 def fields_of(call: ModelCall, engine: Engine) -> dict[str, Any]:
-    """The fields of ``mistralrs.ChatCompletionRequest``. Raises `Unsupported` or `BadRequest`, naming the field."""
+    """Return the fields of ``mistralrs.ChatCompletionRequest``. Raises `Unsupported` or `BadRequest` with the field."""
     request = call.request
     if request.kind == "completion":
-        raise Unsupported("the embedded engine answers chats and completes no bare texts", hint="use /chat/completions")
+        raise Unsupported("the embedded engine supports only chat completions", hint="use /chat/completions")
     if engine.checkpoint.embedding:
-        raise Unsupported(f"{engine.directory.name} is an embedding model; it writes no text")
+        raise Unsupported(f"{engine.directory.name} is an embedding model and does not generate text")
     temperature = request.temperature if call.temperature is None else call.temperature
     _check_numbers(request, temperature)
     _refuse(request, sampled=bool(temperature))
@@ -52,13 +52,13 @@ def _refuse(request: LLMRequest, *, sampled: bool) -> None:
     refused = [name for name in ("tools", "tool_choice") if getattr(request, name) is not None]
     refused += sorted(set(request.extra) - _EXTRA)
     if refused:
-        raise Unsupported(f"the embedded engine has no {', '.join(refused)}", hint=_HINT)
+        raise Unsupported(f"the embedded engine does not support {', '.join(refused)}", hint=_HINT)
     if request.seed is not None and sampled:
-        raise Unsupported("the embedded engine has no seed for single requests", hint=f"{_HINT}; or sample at temperature 0")
+        raise Unsupported("the embedded engine does not support seed", hint=f"{_HINT}; or use temperature 0")
 
 
 def _check_numbers(request: LLMRequest, temperature: float | None) -> None:
-    """The engine takes nonsense (a negative temperature, ``top_p`` of 2) without a word."""
+    """Check ranges, because the engine silently accepts invalid values (a negative temperature, ``top_p`` of 2)."""
     rules: list[tuple[str, Any, str, Callable[[Any], bool]]] = [
         ("temperature", temperature, "0 or above", lambda x: 0 <= x < math.inf),
         ("top_p", request.top_p, "above 0, at most 1", lambda x: 0 < x <= 1),
@@ -72,7 +72,7 @@ def _check_numbers(request: LLMRequest, temperature: float | None) -> None:
 
 def _messages(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
     if not messages:
-        raise BadRequest("there is no message")
+        raise BadRequest("messages is empty")
     return [_message(message, number) for number, message in enumerate(messages)]
 
 
@@ -83,7 +83,7 @@ def _message(message: Message, number: int) -> dict[str, Any]:
     plain = {"role": role, "content": _content(message.get("content"), number, optional=role == "assistant")}
     unknown = sorted(key for key, value in message.items() if key not in plain and value is not None)
     if unknown:
-        raise Unsupported(f"messages[{number}]: the embedded engine has no {', '.join(unknown)}", hint=_HINT)
+        raise Unsupported(f"messages[{number}]: the embedded engine does not support {', '.join(unknown)}", hint=_HINT)
     return plain
 
 
@@ -97,16 +97,16 @@ def _content(content: Any, number: int, *, optional: bool) -> str:
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind not in {"text", "image_url", "input_audio", "file", "refusal"}:
-            raise BadRequest(f"messages[{number}]: a part of the content has the type {kind!r}")
+            raise BadRequest(f"messages[{number}]: unknown type {kind!r} of a content part")
         if kind != "text" or not isinstance(part.get("text"), str):
-            raise Unsupported(f"messages[{number}]: the embedded engine reads text, no {kind}", hint=_HINT)
+            raise Unsupported(f"messages[{number}]: the embedded engine supports only text, not {kind}", hint=_HINT)
     return "\n".join(part["text"] for part in content)
 
 
 def _stops(stop: str | tuple[str, ...] | None) -> list[str] | None:
     stops = [stop] if isinstance(stop, str) else list(stop or ())
     if not all(isinstance(text, str) and text for text in stops):
-        raise BadRequest("stop must be one or more texts, none of them empty")
+        raise BadRequest("stop must be one or more non-empty strings")
     return stops or None
 
 
@@ -117,7 +117,7 @@ def _logit_bias(bias: Any, vocabulary: int) -> dict[int, float]:
         raise BadRequest("logit_bias must map token ids to numbers") from None
     outside = [token for token in found if not 0 <= token < vocabulary]
     if outside:
-        raise BadRequest(f"logit_bias: token {outside[0]} is not among the model's {vocabulary}")
+        raise BadRequest(f"logit_bias: token {outside[0]} is outside the vocabulary of {vocabulary} tokens")
     return found
 
 
@@ -133,7 +133,7 @@ def _format(wanted: Mapping[str, Any] | None, engine: Engine) -> dict[str, str]:
     elif kind == "json_object":
         schema = {"type": "object"}
     else:
-        raise BadRequest(f"response_format: the type {kind!r} is none of text, json_object, json_schema")
+        raise BadRequest(f"response_format: type is {kind!r}; it must be text, json_object or json_schema")
     if not engine.can_write('{"":[]}'):
-        raise Unsupported(f"response_format: the vocabulary of {engine.directory.name} cannot write JSON", hint=_HINT)
+        raise Unsupported(f"response_format: the vocabulary of {engine.directory.name} cannot represent JSON", hint=_HINT)
     return {"grammar": json.dumps(schema), "grammar_type": "json_schema"}

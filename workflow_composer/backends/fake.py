@@ -1,4 +1,4 @@
-"""A scripted model for tests: plugins, routers and profiles can be tried without a server, a key or a network."""
+"""A scripted model for tests of plugins, routers and profiles, without a server, a key or a network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PIECES = re.compile(r"\s*\S+|\s+$")
 
 @dataclass(frozen=True, slots=True)
 class Delay:
-    """Answer with ``then`` after ``seconds``; past the call's own time limit, raise `CallTimeout` at that limit."""
+    """Answer with ``then`` after ``seconds``; if the call's time limit is shorter, raise `CallTimeout` at the limit."""
 
     seconds: float
     then: Item = ""
@@ -43,7 +43,7 @@ class Delay:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """Stream ``text``, then raise ``error``; a call that is not streamed raises at once."""
+    """Stream ``text``, then raise ``error``; a call without streaming raises at once."""
 
     text: str
     error: Exception
@@ -56,20 +56,20 @@ Item: TypeAlias = (
 
 
 class FakeBackend:
-    """A model that answers from a script, and remembers what it was asked.
+    """A model that answers from a script and records its calls.
 
-    The script's items are used one per call, in order; the last one is repeated. An item is
+    Each call uses the next item of the script; the last item is repeated. An item is
 
-    - a text, or a `Sample` (with log-probabilities or tool calls of its own): every sample of the call is this;
-    - a list of those: one per sample, from the beginning again where the call asks for more;
-    - a `Completion`: returned as it is;
+    - a text, or a `Sample` (with its own log-probabilities or tool calls): used for every sample of the call;
+    - a list of those: one per sample, repeated from the start if the call asks for more;
+    - a `Completion`: returned unchanged;
     - an exception or its class: raised;
-    - ``Delay(seconds, item)``: the item, later;
+    - ``Delay(seconds, item)``: the item, after a delay;
     - ``Interrupted(text, error)``: a stream that breaks after ``text``;
-    - a function of the `ModelCall` that returns any of these, or a coroutine function that does.
+    - a function or coroutine function of the `ModelCall` that returns any of these.
 
-    Without a script it repeats the last message. Tokens are words: they are counted in `Usage`, streamed one by one, and,
-    where the request wants log-probabilities, each carries ``logprob``. Everything else in a request is taken and can be
+    Without a script it repeats the last message. Tokens are words: they are counted in `Usage`, streamed one by one, and
+    each has ``logprob`` if the request asks for log-probabilities. Other fields of a request are accepted and can be
     inspected in ``calls``.
 
     >>> import asyncio
@@ -87,9 +87,9 @@ class FakeBackend:
     (2, 3)
 
     ``calls`` lists the `ModelCall`s in order; ``embedded`` the texts given to `embed`; ``in_flight`` and
-    ``most_in_flight`` count concurrent calls; ``cancelled`` counts calls that were cancelled, streams closed before
-    their end among them; ``closed`` tells whether `close` was called. ``healthy`` may be set at any time. ``vector`` maps
-    a text to its embedding (default: eight numbers derived from its hash) and may raise.
+    ``most_in_flight`` count concurrent calls; ``cancelled`` counts cancelled calls, including streams closed before
+    their end; ``closed`` says whether `close` was called. ``healthy`` may be set at any time. ``vector`` maps a text to its
+    embedding (default: eight numbers derived from its hash) and may raise.
     """
 
     def __init__(
@@ -119,11 +119,11 @@ class FakeBackend:
 
     @classmethod
     def of_spec(cls, spec: ModelSpec, context: BackendContext) -> FakeBackend:
-        """The backend of a profile's entry ``backend: fake``: it repeats the last message."""
+        """Return the backend for ``backend: fake`` in a profile, which repeats the last message."""
         return cls(name=spec.name, model=spec.model, local=spec.local)
 
     async def complete(self, call: ModelCall) -> Completion:
-        """Return what the script says, or raise it."""
+        """Return or raise the script's next item."""
         self._begin(call)
         try:
             item = await self._next_item(call, call.timeouts.total)
@@ -169,12 +169,12 @@ class FakeBackend:
         )
 
     async def health(self, *, timeout: float) -> EndpointStatus:
-        """Report ``healthy`` as it is set."""
+        """Return the value of ``healthy``."""
         detail = "scripted" if self.healthy else "scripted to be down"
         return EndpointStatus(self.name, f"fake://{self.name}", self.healthy, (self.model,), 0.0, detail)
 
     async def close(self) -> None:
-        """Remember that it was closed."""
+        """Set ``closed``."""
         self.closed = True
 
     def _begin(self, call: ModelCall) -> None:
@@ -196,7 +196,7 @@ class FakeBackend:
                 made = item(call)
                 item = await _in_time(made, limit) if inspect.isawaitable(made) else made
             else:
-                raise TypeError(f"{item!r} cannot stand in the script of a FakeBackend")
+                raise TypeError(f"{item!r} is not a valid item of a FakeBackend's script")
         return item
 
     def _completion(self, item: Answer, call: ModelCall) -> Completion:
@@ -221,12 +221,12 @@ class FakeBackend:
 
 
 def _pieces(text: str) -> list[str]:
-    """Words with the space before them; joined they are the text."""
+    """Split a text into words with the space before them."""
     return _PIECES.findall(text)
 
 
 def _count(text: str) -> int:
-    """How many `_pieces` there are, at a third of the cost."""
+    """Count the `_pieces`, at a third of the cost."""
     return len(text.split()) + text[-1:].isspace()
 
 

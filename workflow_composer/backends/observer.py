@@ -1,7 +1,7 @@
-"""One observer of a model's server: is it healthy, what does it serve, how busy is it, does it give one token?
+"""Queries to a model server: its health, its models, its load, and a test generation of one token.
 
-The monitor, a supervisor, a probe and a set of replicas all ask in these words, over the one client: no proxy of the
-environment's, no redirect, and an answer is bounded in bytes and in its whole time, also where one byte comes at a time.
+The monitor, the supervisor, probes and replica sets all use it with the common HTTP client: no proxies of the environment,
+no redirects, and limits on the bytes and on the total time of a response, even if it arrives byte by byte.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from workflow_composer.backends.openai_wire import Malformed, encode, model_ids
 from workflow_composer.backends.readings import Readings, read_metrics
 
 CONNECT = 5.0
-"""Seconds in which a connection must stand, where the whole question has more."""
+"""Maximum seconds to connect, even if the whole query has more time."""
 SMALL = Bounds(answer=1 << 22, decoded=1 << 22)
-"""Of an answer that says little; a list of a hundred models has about 50,000 bytes."""
+"""Size limits of a small response; a list of a hundred models has about 50,000 bytes."""
 METRICS = Bounds(answer=1 << 20, decoded=1 << 22)
-"""Of a page of metrics; vLLM's have about 60,000 bytes."""
+"""Size limits of a metrics page; vLLM's have about 60,000 bytes."""
 
 
 class Ask(Protocol):
-    """Sends a question: a GET, or a POST of JSON where there is ``content``. Raises as `Client.send`."""
+    """Sends a GET, or a POST of JSON if there is ``content``. Raises as `Client.send`."""
 
     def __call__(self, url: str, content: bytes | None, *, connect: float, sink: Sink, bounds: Bounds) -> Awaitable[Answer]:
-        """The answer, whatever its status."""
+        """Return the response, whatever its status."""
         ...
 
 
 class Late(TimeoutError):
-    """No whole answer in time. ``connected``: something took the connection; ``begun``: some of an answer has come."""
+    """No complete response in time. ``connected``: the connection was made; ``begun``: part of the response arrived."""
 
     def __init__(self, *, connected: bool, begun: bool) -> None:
-        super().__init__("no whole answer in time")
+        super().__init__("no complete response in time")
         self.connected = connected
         self.begun = begun
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a server says that it serves. ``models``: their ids; None where the answer is no list of models."""
+    """The models that a server lists. ``models``: their ids; None if the response is not a list of models."""
 
     status: int
     models: tuple[str, ...] | None
@@ -52,18 +52,18 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What came of a request for one token or one vector. ``whole``: the answer has one in it."""
+    """Result of a request for one token or one vector. ``whole``: the response contains one."""
 
     status: int
     whole: bool
 
 
 class Observer:
-    """Asks one server; ``api`` is its address up to ``/v1``.
+    """Queries one server; ``api`` is its address up to ``/v1``.
 
-    Each question has its limit, in seconds, for everything: the name, the connection, the last byte. All raise `Late`,
-    OSError where no connection can be made, `Broken` where it ends or what comes is not HTTP, `TooLong` for an answer beyond
-    the bounds, and `EgressDenied`.
+    Each query has one limit in seconds for name resolution, connection and response. All raise `Late`, OSError if no
+    connection can be made, `Broken` if it ends early or the response is not HTTP, `TooLong` for a response beyond the size
+    limits, and `EgressDenied`.
     """
 
     def __init__(self, ask: Ask, api: str) -> None:
@@ -73,7 +73,7 @@ class Observer:
 
     @classmethod
     def over(cls, client: Client, api: str, key: str | None = None) -> Self:
-        """An observer that asks over ``client``. The key goes to the API alone: vLLM wants none beside it."""
+        """Return an observer that uses ``client``. The key is sent only to the API: vLLM needs none for other paths."""
         bearer = {"Authorization": f"Bearer {key}"} if key else {}
 
         def ask(url: str, content: bytes | None, *, connect: float, sink: Sink, bounds: Bounds) -> Awaitable[Answer]:
@@ -83,27 +83,27 @@ class Observer:
         return cls(ask, api)
 
     async def health(self, limit: float) -> int:
-        """The status of ``/health``; 200 is well."""
+        """Return the status of ``/health``; 200 means healthy."""
         return (await self._answer(f"{self._root}/health", limit)).status
 
     async def models(self, limit: float) -> Listing:
-        """What it serves, base models before adapters."""
+        """Return the models it serves, base models before adapters."""
         answer = await self._answer(f"{self.api}/models", limit)
         return Listing(answer.status, _ids(answer.body) if answer.status == 200 else None)
 
     async def readings(self, limit: float) -> Readings:
-        """What its metrics say; they say nothing where it has none."""
+        """Return the readings of its metrics, empty if it has none."""
         answer = await self._answer(f"{self._root}/metrics", limit, bounds=METRICS)
         return read_metrics(answer.body.decode("utf-8", "replace")) if answer.status == 200 else Readings()
 
     async def one_token(self, model: str, limit: float) -> Given:
-        """Let the model write one token."""
+        """Generate one token with the model."""
         body = {"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0}
         answer = await self._answer(f"{self.api}/completions", limit, encode(body))
         return Given(answer.status, _holds(answer.body, lambda data: isinstance(data["choices"][0]["text"], str)))
 
     async def one_vector(self, model: str, limit: float) -> Given:
-        """Let a pooling model embed one text."""
+        """Embed one text with a pooling model."""
         answer = await self._answer(f"{self.api}/embeddings", limit, encode({"model": model, "input": ["1"]}))
         return Given(answer.status, _holds(answer.body, lambda data: len(data["data"][0]["embedding"]) > 0))
 
@@ -117,7 +117,7 @@ class Observer:
 
 
 class _Line:
-    """Sees how far a question comes. A stream of events, for which nobody has asked, falls through it."""
+    """Records the progress of a query. An unexpected event stream is discarded."""
 
     def __init__(self) -> None:
         self.connection: Connection | None = None
@@ -137,7 +137,7 @@ class _Line:
 
 
 def _ids(body: bytes) -> tuple[str, ...] | None:
-    """The ids that a server lists; None where the answer is no list of models, each with an id."""
+    """Return the ids of the listed models; None if the response is not a list of models with ids."""
     try:
         data: Any = json.loads(body)
         found = model_ids(data)

@@ -1,7 +1,6 @@
-"""Models behind OpenAI's HTTP API: vLLM servers of one's own, and the cloud APIs that speak the same language.
+"""Models behind OpenAI's HTTP API: local vLLM servers, and cloud APIs with the same protocol.
 
-Requests are written and answers read by `openai_wire`, sent by the one client (`http.client`), and never tried again here,
-which is the executor's task.
+`openai_wire` encodes requests and decodes responses, `http.client` sends them. Retries are the executor's task.
 """
 
 from __future__ import annotations
@@ -48,13 +47,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _ONE_AT_A_TIME = frozenset({"api.anthropic.com", "api.deepseek.com"})
-"""Hosts that give one answer per call, whatever ``n`` says (Anthropic: "must be exactly 1"; DeepSeek has no ``n``)."""
+"""Hosts that return one answer per call, whatever ``n`` is (Anthropic: "must be exactly 1"; DeepSeek has no ``n``)."""
 
 _IGNORED = {"api.anthropic.com": ("seed", "logprobs", "top_logprobs", "response_format")}
 """Fields that a host documents as ignored: https://docs.anthropic.com/en/api/openai-sdk"""
 
 _DRAIN = 0.2
-"""Seconds to wait behind a stream's last event for its end, so that the connection can be used again."""
+"""Seconds to wait for the end of a stream after its last event, so that the connection can be reused."""
 
 
 class OpenAICompatibleBackend:
@@ -107,7 +106,7 @@ class OpenAICompatibleBackend:
         finally:
             await stream.close()
         if not finished:
-            raise ServerUnreachable(f"{self._server.label.name}: the stream ended within the answer")
+            raise ServerUnreachable(f"{self._server.label.name}: the stream ended before the answer was complete")
 
     async def embed(self, texts: Sequence[str], *, timeout: float, dimensions: int | None = None) -> Embeddings:
         """Return one vector per text."""
@@ -124,18 +123,18 @@ class OpenAICompatibleBackend:
         )
 
     async def health(self, *, timeout: float) -> EndpointStatus:
-        """Say whether the server answers and, if it is local, serves the model. Never raises."""
+        """Return whether the server answers and, if it is local, serves the model. Never raises."""
         label = self._server.label
         try:
             self._server.key()
         except AuthenticationFailed as error:
             return EndpointStatus(self.name, label.url, healthy=False, detail=str(error))
-        # Cloud lists leave out aliases and fine-tuned models that can be called all the same.
+        # The lists of cloud APIs omit aliases and fine-tuned models that can still be called.
         expected = self._model if self.local else None
         return await probe(self._observer, self.name, limit=timeout, model=expected)
 
     async def readings(self, limit: float) -> Readings:
-        """How busy the server says it is (vLLM's metrics). Raises as `Observer`."""
+        """Return the load that the server reports (vLLM's metrics). Raises as `Observer`."""
         return await self._observer.readings(limit)
 
     async def close(self) -> None:
@@ -173,7 +172,7 @@ class OpenAICompatibleBackend:
         except BadRequest:
             if call.samples == 1:
                 raise
-            # Perhaps it is only `n` that the server refuses. If not, the single calls end in the same error.
+            # The server may reject only `n`. Otherwise, the single calls fail with the same error.
             found = await self._draw_singly(call, call.samples)
             self._several = False
             return found
@@ -207,13 +206,13 @@ class OpenAICompatibleBackend:
             request.relay.body = answer.body
         return done
 
-    # ------------------------------------------------------------------------------------------------------ the dialect
+    # ------------------------------------------------------------------------------------------ adapting to the server
 
     async def _in_other_words(self, refusal: BadRequest, body: dict[str, Any], send: Callable[[], Awaitable[T]]) -> T:
-        """Send ``body`` again, in the words that the server's refusal asks for; raises it where it asks for none.
+        """Send ``body`` again with the fields that the server's error asks for; re-raise the error if it asks for none.
 
-        What a refusal seems to teach is kept for other calls only where it helped this one: an error's text may repeat
-        whatever a client wrote.
+        The change is kept for later calls only if it helped this one: an error's text may repeat anything that a client
+        wrote.
         """
         words = self._words
         while (lesson := openai_wire.lesson_of(refusal.message, body)) is not None:
@@ -257,7 +256,7 @@ class OpenAICompatibleBackend:
         return Limit(clock.deadline - asyncio.get_running_loop().time(), lambda: self._late(clock.reason))
 
     def _late(self, reason: str) -> CallTimeout:
-        hint = "raise the profile's timeouts, or look at the server's load"
+        hint = "raise the profile's timeouts, or check the server's load"
         return CallTimeout(f"{self._server.label.name}: {reason}", hint=hint)
 
     def _refuse_ignored(self, request: LLMRequest) -> None:
@@ -268,7 +267,7 @@ class OpenAICompatibleBackend:
 
 
 class _Clock:
-    """When a stream must have shown its first token, and when it must be over; loop time in seconds."""
+    """The deadlines of a stream for its first token and its end; loop time in seconds."""
 
     def __init__(self, timeouts: Timeouts) -> None:
         now = asyncio.get_running_loop().time()
@@ -289,7 +288,7 @@ class _Clock:
 
 
 async def _together(calls: Iterable[Awaitable[T]]) -> list[T]:
-    """Results of all, or the first error with the rest cancelled. (A TaskGroup would wrap the error in a group.)"""
+    """Return all results, or cancel the rest and raise the first error. (A TaskGroup would wrap the error in a group.)"""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         return list(await asyncio.gather(*tasks))
@@ -301,7 +300,7 @@ async def _together(calls: Iterable[Awaitable[T]]) -> list[T]:
 
 
 async def _drain(stream: Stream | ProxiedStream) -> None:
-    with suppress(Exception):  # the answer is complete; all that can be lost is a connection's second use
+    with suppress(Exception):  # the answer is complete; at worst the connection is not reused
         async with asyncio.timeout(_DRAIN):
             while await stream.read():
                 pass

@@ -1,8 +1,8 @@
-"""Errors of OpenAI-compatible servers and of connections to them, mapped to the package's own: here and nowhere else.
+"""Maps errors of OpenAI-compatible servers and of connections to the package's errors; the only place that does.
 
-A server's message is worth reading ("temperature must be non-negative") and may repeat what was sent to it: vLLM's
-validation errors quote the request's body, and an error about a key quotes the key. So messages are cut at the quoted body,
-stripped of keys and of every piece of the request's text, and shortened to one line.
+A server's message is useful ("temperature must be non-negative") but may repeat what was sent: vLLM's validation errors
+quote the request's body, and an error about a key quotes the key. So messages are cut at the quoted body, stripped of keys
+and of every piece of the request's text, and shortened to one line.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from workflow_composer.errors import (
 )
 
 MESSAGE_LENGTH = 300
-"""Characters of a server's message that an error repeats at most."""
+"""Maximum length in characters of a server's message in an error."""
 
 _WINDOW = 12
-"""Shortest run of characters, shared by a message and the request, that is taken for a quotation."""
+"""Minimum length of text shared by a message and the request that counts as a quotation."""
 
-# vLLM, OpenAI and DeepSeek, vLLM's later wordings, Anthropic.
+# vLLM, OpenAI and DeepSeek, later vLLM, Anthropic.
 _OVERFLOW = re.compile(
     r"context.{0,2}length|context.{0,2}window|context limit|maximum model length|max_model_len|prompt is too long"
     r"|max_tokens must be at least 1, got -|input is too long|request_too_large",
@@ -52,9 +52,9 @@ _BODY = re.compile(r"""['"](?:input|body|messages)['"]\s*:.*""", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What errors say about a server; its ``name`` is host and port, since whoever reports an error names the model.
+    """A server as described in errors. ``name`` is host and port, because the reporter of an error adds the model.
 
-    ``key_env`` names the variable with its key; the key itself is never here.
+    ``key_env`` names the variable with its key; the key itself is never stored here.
     """
 
     name: str
@@ -63,14 +63,14 @@ class Server:
 
     @property
     def models_hint(self) -> str:
-        """How to see whether the server lives and what it serves."""
+        """Hint how to check whether the server runs and what it serves."""
         return f"is the server running? curl {self.url}/models"
 
 
 def from_connection(error: Exception, server: Server) -> ModelError:
-    """The package's error for what a client raises: `Broken`, `TooLong`, TimeoutError (no connection in time), OSError."""
+    """Return the error for an exception of the client: `Broken`, `TooLong`, TimeoutError (connect), OSError."""
     if isinstance(error, TooLong):
-        return AnswerTooLong(f"{server.name}: {error}", hint="limit max_tokens; is this a model's server?")
+        return AnswerTooLong(f"{server.name}: {error}", hint="limit max_tokens, or check that this is a model server")
     if isinstance(error, Undecodable):
         return ServerFailed(f"{server.name}: {error}", hint="see the server's log")
     if isinstance(error, TimeoutError):
@@ -81,13 +81,13 @@ def from_connection(error: Exception, server: Server) -> ModelError:
 
 
 def unreachable(cause: BaseException, server: Server, *, connected: bool) -> ServerUnreachable:
-    """The error for a connection that broke, or that could not be made."""
+    """Return the error for a connection that broke or could not be made."""
     what = "the connection broke" if connected else "no connection"
     return ServerUnreachable(f"{server.name}: {what}: {_reason(cause)}", hint=server.models_hint)
 
 
 def from_reply(status: int, headers: Mapping[str, str], body: object, server: Server, secrets: Iterable[str]) -> ModelError:
-    """The error for an HTTP status of 300 or more."""
+    """Return the error for an HTTP status of 300 or more."""
     code, said = _read(body)
     message = f"{server.name}: {status}"
     shown = redact(said, secrets)
@@ -95,15 +95,15 @@ def from_reply(status: int, headers: Mapping[str, str], body: object, server: Se
         message += f": {shown}"
     if 300 <= status < 400:
         return ModelNotFound(
-            f"{server.name}: {status}: the server redirects, which is not followed",
-            hint=f"give the address it redirects to as base_url; curl -I {server.url}/models",
+            f"{server.name}: {status}: redirects are not followed",
+            hint=f"set base_url to the address it redirects to; curl -I {server.url}/models",
             status=status,
         )
     return _error_for(status, headers, f"{code} {_BODY.sub('', said)}", message, server)
 
 
 def from_stream(event: Mapping[str, Any], server: Server, secrets: Iterable[str]) -> ModelError:
-    """The error for an error object where an answer should be: in a stream, or under status 200."""
+    """Return the error for an error object in place of an answer: in a stream, or with status 200."""
     error = event.get("error", event)
     code = error.get("code") if isinstance(error, Mapping) else None
     status = code if isinstance(code, int) and 300 <= code < 600 else 500
@@ -111,7 +111,7 @@ def from_stream(event: Mapping[str, Any], server: Server, secrets: Iterable[str]
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a server asks to wait: ``retry-after-ms``, or ``Retry-After`` in seconds or as a date."""
+    """Return the pause in seconds that a server requests: ``retry-after-ms``, or ``Retry-After`` in seconds or as a date."""
     for name, scale in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         value = headers.get(name)
         if value is None:
@@ -129,7 +129,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:
-    """``text`` on one bounded line, without keys and without what it quotes of ``secrets``."""
+    """Return ``text`` as one line of limited length, without keys and quotations of ``secrets``."""
     text = _KEY.sub("[key]", _BODY.sub("[request]", text))[: 4 * MESSAGE_LENGTH]
     hidden = [False] * len(text)
     for secret in secrets:
@@ -141,7 +141,7 @@ def redact(text: str, secrets: Iterable[str]) -> str:
 
 def _hide(text: str, secret: str, hidden: list[bool]) -> None:
     size = min(_WINDOW, len(secret))
-    if size < 4:  # a shorter text is a word of any message
+    if size < 4:  # shorter texts occur in any message
         return
     for start in range(len(text) - size + 1):
         if text[start : start + size] in secret:
@@ -165,23 +165,23 @@ def _kind(status: int, said: str, server: Server) -> tuple[type[ModelError], str
         401: (AuthenticationFailed, _key_hint(server)),
         403: (AuthenticationFailed, _key_hint(server)),
         404: (ModelNotFound, f"see what it serves: curl {server.url}/models"),
-        405: (ModelNotFound, f"is this its API's address? curl {server.url}/models"),
+        405: (ModelNotFound, f"check the address of the API: curl {server.url}/models"),
         410: (ModelNotFound, f"see what it serves: curl {server.url}/models"),
         408: (ServerFailed, "see the server's log"),
         409: (ServerFailed, "see the server's log"),
         425: (ServerFailed, "see the server's log"),
         429: (RateLimited, "lower the concurrency"),
-    }.get(status, (BadRequest, "change the request; no other server is asked"))
+    }.get(status, (BadRequest, "change the request; no other server is tried"))
 
 
 def _key_hint(server: Server) -> str:
     if server.key_env is None:
-        return "the server wants a key: name its variable in the model's api_key_env"
+        return "the server requires a key: name its variable in the model's api_key_env"
     return f"check the key in {server.key_env}"
 
 
 def _read(body: object) -> tuple[str, str]:
-    """Code (or type) and message of an error body, in the shapes servers give it."""
+    """Return code (or type) and message of an error body, in any of the forms that servers use."""
     if isinstance(body, str):
         try:
             body = json.loads(body)
@@ -199,22 +199,22 @@ def _read(body: object) -> tuple[str, str]:
 def _reason(error: BaseException) -> str:
     text = str(error).lower()
     if isinstance(error, OSError) and error.errno and error.errno > 0 and not isinstance(error, ssl.SSLError):
-        text = os.strerror(error.errno).lower()  # asyncio writes "Connect call failed" over the system's words
+        text = os.strerror(error.errno).lower()  # asyncio replaces the system's message by "Connect call failed"
     for sign, reason in (
         ("refused", "refused"),
-        ("unreachable", "there is no way to its network"),
-        ("no route", "there is no way to it"),
+        ("unreachable", "network unreachable"),
+        ("no route", "no route to host"),
         ("reset", "reset by the server"),
-        ("name or service", "its name is unknown"),
-        ("name resolution", "its name cannot be resolved for now"),
-        ("host name", "its name is unknown"),
-        ("has no address", "its name has no address"),
-        ("without sending a response", "closed before an answer"),
-        ("incomplete", "closed within the answer"),
-        ("peer closed", "closed within the answer"),
+        ("name or service", "unknown host name"),
+        ("name resolution", "temporary failure in name resolution"),
+        ("host name", "unknown host name"),
+        ("has no address", "the host name has no address"),
+        ("without sending a response", "closed before the response"),
+        ("incomplete", "closed during the response"),
+        ("peer closed", "closed during the response"),
         ("certificate", "its certificate is not trusted"),
         ("ssl", "TLS failed"),
-        ("socks", "a SOCKS proxy needs `pip install socksio`"),
+        ("socks", "a SOCKS proxy requires `pip install socksio`"),
         ("proxy", "the proxy failed"),
     ):
         if sign in text:

@@ -1,4 +1,4 @@
-"""One OpenAI-compatible server: its connections, key and model id, and single calls whose errors are the package's own."""
+"""One OpenAI-compatible server: its connections, key and model id, and single calls that raise the package's errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_KEEPALIVE_LOCAL = 4.0  # seconds; uvicorn, on which vLLM stands, closes after 5, and a request sent then is lost
+_KEEPALIVE_LOCAL = (
+    4.0  # seconds; uvicorn, vLLM's HTTP server, closes idle connections after 5, and a request sent then is lost
+)
 _KEEPALIVE_CLOUD = 30.0
 _ACCEPTED = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
 
@@ -83,7 +85,7 @@ class OpenAIServer:
     async def open(
         self, path: str, body: dict[str, Any], secrets: Iterable[str], *, connect: float
     ) -> Stream | ProxiedStream:
-        """The same, until the head of an event stream has come; it is the caller's to close."""
+        """Like `send`, but return an open event stream after its headers; the caller closes it."""
         again = True
         while True:
             body["model"] = model = self._spec.model or self._served or await self._model()
@@ -92,7 +94,7 @@ class OpenAIServer:
                 return stream
             await stream.close()
             if 200 <= stream.whole.status < 300:
-                raise ServerFailed(f"{self.label.name}: answers a streaming request without a stream")
+                raise ServerFailed(f"{self.label.name}: the response to a streaming request is not a stream")
             refusal = self._refusal(stream.whole, secrets)
             if not (again and isinstance(refusal, ModelNotFound) and await self._serves_another_than(model)):
                 raise refusal
@@ -107,9 +109,9 @@ class OpenAIServer:
         sink: Sink | None = None,
         bounds: Bounds = BOUNDS,
     ) -> Answer:
-        """A small question to the server, below its API or elsewhere. Raises as `Client.ask`."""
+        """Send a small query to the server, below its API or elsewhere. Raises as `Client.ask`."""
         lines = self._lines.get(asyncio.get_running_loop()) or await self._lines.here()
-        headers = self._headers() if url.startswith(self.url) else {}  # the key is for the API alone
+        headers = self._headers() if url.startswith(self.url) else {}  # only the API gets the key
         if lines.proxied is not None:
             method, path = "GET" if content is None else "POST", url.removeprefix(self.url)
             return await lines.proxied.ask(method, path, headers, content, connect=connect, bounds=bounds)
@@ -121,24 +123,24 @@ class OpenAIServer:
 
     @property
     def direct(self) -> bool:
-        """Whether no proxy of the environment stands between."""
+        """Whether connections use no proxy."""
         return self._proxy is None
 
     def key(self) -> str:
-        """The key, read now. Raises `AuthenticationFailed` where it is missing."""
+        """Read the key from the environment. Raises `AuthenticationFailed` if it is missing."""
         variable = self._spec.api_key_env
         if variable is None:
-            return "EMPTY"  # what vLLM's documentation sends to a server without keys
+            return "EMPTY"  # as in vLLM's documentation for a server without keys
         key = self._context.environ.get(variable, "").strip()
         name = self._spec.name
         if not key:
             raise AuthenticationFailed(f"{name}: {variable} is not set", hint=f"export {variable}=...; nothing was sent")
         if not (key.isascii() and key.isprintable()):
-            raise AuthenticationFailed(f"{name}: {variable} holds characters that no key has", hint="copy the key again")
+            raise AuthenticationFailed(f"{name}: {variable} contains invalid characters", hint="copy the key again")
         return key
 
     def _authorization(self) -> str:
-        """The key; where the profile names none, user and password that its address has."""
+        """Return the Authorization header: the key, else user and password of the address."""
         if self._spec.api_key_env is None and self._user:
             user = self._user if ":" in self._user else self._user + ":"
             return "Basic " + base64.b64encode(urllib.parse.unquote_to_bytes(user)).decode()
@@ -147,32 +149,32 @@ class OpenAIServer:
     # ------------------------------------------------------------------------------------------------ answers and errors
 
     def read_json(self, content: bytes, secrets: Iterable[str]) -> Any:
-        """An answer's JSON. Raises `ServerFailed` for garbage, and the error that a server reports under status 200."""
+        """Decode a response's JSON. Raises `ServerFailed` for invalid JSON, and errors reported with status 200."""
         data = self.understood(json.loads, content)
         self.raise_reported(data, secrets)
         return data
 
     def completion(self, content: bytes, secrets: Iterable[str], *, model: str) -> Completion:
-        """A whole answer's completion. Raises as `read_json`."""
+        """Decode the completion of a whole response. Raises as `read_json`."""
         data = self.read_json(content, secrets)
         return self.understood(lambda data: openai_wire.completion_of(data, model=model), data)
 
     def raise_reported(self, data: Any, secrets: Iterable[str]) -> None:
-        """Raise the error that an answer or an event of a stream reports, if it does."""
+        """Raise the error that a response or an event of a stream reports, if any."""
         if isinstance(data, dict) and (data.get("error") or data.get("object") == "error"):
             raise openai_errors.from_stream(data, self.label, secrets)
 
     def understood(self, read: Callable[[Any], T], data: Any) -> T:
-        """``read(data)``; raises `ServerFailed` where the data is not what the protocol says."""
+        """Return ``read(data)``. Raises `ServerFailed` if the data violates the protocol."""
         try:
             return read(data)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             reason = str(error) if isinstance(error, openai_wire.Malformed) else type(error).__name__
-            raise ServerFailed(f"{self.label.name}: the answer cannot be understood: {reason}") from None
+            raise ServerFailed(f"{self.label.name}: invalid response: {reason}") from None
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """What a connection raises becomes the package's own; who is too late is told by whoever bounds the time."""
+        """Map a connection's exceptions to the package's errors. Timeouts are left to the code that sets them."""
         try:
             yield
         except (OSError, Broken) as error:
@@ -218,7 +220,7 @@ class OpenAIServer:
         return self._served
 
     async def _serves_another_than(self, model: str) -> bool:
-        """Whether a server that does not know the model any more was restarted with another one."""
+        """Whether a server that no longer knows the model was restarted with another one."""
         if self._spec.model is not None:
             return False
         if self._served == model:
@@ -244,7 +246,7 @@ class OpenAIServer:
 
 
 class _Lines:
-    """What belongs to one event loop."""
+    """The connections of one event loop."""
 
     def __init__(self, direct: Client, proxied: ProxiedClient | None) -> None:
         self.direct = direct
@@ -259,7 +261,7 @@ class _Lines:
 
 @dataclass(slots=True)
 class Secrets:
-    """The texts of a request, gathered only when an error needs them."""
+    """The texts of a request, collected only when an error needs them."""
 
     request: LLMRequest
 

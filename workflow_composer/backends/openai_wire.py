@@ -1,4 +1,4 @@
-"""OpenAI's JSON <-> the package's values. Pure, on plain dictionaries."""
+"""Converts between OpenAI's JSON and the package's values. Pure, on plain dictionaries."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ PATHS = {"chat": "/chat/completions", "completion": "/completions"}
 
 
 class Malformed(ValueError):
-    """The JSON is not what the protocol says."""
+    """The JSON violates the protocol."""
 
 
 def chat_body(call: ModelCall, *, samples: int = 1, draw: int = 0) -> dict[str, Any]:
-    """The body of a request for a chat completion, or for a bare one, without model and stream.
+    """Return the body of a request for a chat or text completion, without model and stream.
 
-    ``draw`` numbers calls that stand in for one call with ``n``: each gets a seed of its own, as vLLM does within ``n``.
+    ``draw`` numbers the calls that replace one call with ``n``: each gets its own seed, as vLLM does within ``n``.
     """
     request = call.request
     body: dict[str, Any] = dict(request.extra)
@@ -83,7 +83,7 @@ def lesson_of(refusal: str, body: Mapping[str, Any]) -> str | None:
 
 
 def reword(body: dict[str, Any], lessons: Collection[str]) -> None:
-    """Say it as the lessons tell."""
+    """Change the body as earlier errors of the server require."""
     if NEW_LIMIT in lessons and "max_tokens" in body:
         body["max_completion_tokens"] = body.pop("max_tokens")
     if NO_STREAM_USAGE in lessons:
@@ -91,7 +91,7 @@ def reword(body: dict[str, Any], lessons: Collection[str]) -> None:
 
 
 def encode(body: Mapping[str, Any]) -> bytes:
-    """JSON in UTF-8; raises ValueError or TypeError for what JSON cannot say."""
+    """Encode as JSON in UTF-8. Raises ValueError or TypeError if that is impossible."""
     try:
         quick = _quick(body)
         if b"null" not in quick:  # which may stand for a NaN
@@ -101,12 +101,12 @@ def encode(body: Mapping[str, Any]) -> bytes:
     text = json.dumps(body, default=_plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     try:
         return text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair: JSON can say it, UTF-8 cannot
+    except UnicodeEncodeError:  # a lone surrogate: JSON can escape it, UTF-8 cannot encode it
         return json.dumps(body, default=_plain, allow_nan=False, separators=(",", ":")).encode()
 
 
 def completion_of(data: Any, *, model: str) -> Completion:
-    """Read a chat completion. Raises `Malformed`; ``model`` stands in where the server does not name itself."""
+    """Decode a chat completion. Raises `Malformed`; ``model`` is used if the response names none."""
     choices = data.get("choices") if isinstance(data, dict) else None
     if not choices or not isinstance(choices, list):
         raise Malformed("no choices")
@@ -117,9 +117,9 @@ def completion_of(data: Any, *, model: str) -> Completion:
 
 
 def chunk_of(data: Any) -> Chunk | None:
-    """Read one event of a stream; None where it carries nothing."""
+    """Decode one event of a stream; None if it has no content."""
     if not isinstance(data, dict):
-        raise Malformed("an event that is no object")
+        raise Malformed("an event is not an object")
     usage = data.get("usage")
     choices = data.get("choices")
     model = name_in(data)
@@ -143,7 +143,7 @@ def chunk_of(data: Any) -> Chunk | None:
 
 
 def shows_work(data: dict[str, Any]) -> bool:
-    """Whether an event carries generated tokens: of the answer, of a tool call, or of reasoning that precedes them."""
+    """Whether an event has generated tokens: of the answer, a tool call, or the reasoning before them."""
     choices = data.get("choices")
     if not choices:
         return False
@@ -153,17 +153,17 @@ def shows_work(data: dict[str, Any]) -> bool:
 
 
 def embeddings_of(data: Any, *, count: int, model: str) -> Embeddings:
-    """Read an embeddings answer of ``count`` vectors. Raises `Malformed`."""
+    """Decode a response with ``count`` embeddings. Raises `Malformed`."""
     rows = data.get("data") if isinstance(data, dict) else None
     if not isinstance(rows, list) or len(rows) != count:
-        raise Malformed(f"not {count} vectors")
+        raise Malformed(f"expected {count} vectors")
     rows = sorted(rows, key=lambda row: row.get("index") or 0)
     vectors = tuple(tuple(map(float, row["embedding"])) for row in rows)
     return Embeddings(vectors, name_in(data) or model, usage_of(data.get("usage")))
 
 
 def model_ids(data: Any) -> tuple[str, ...]:
-    """Ids of a model list, base models before adapters. Raises `Malformed`."""
+    """Return the ids of a model list, base models before adapters. Raises `Malformed`."""
     rows = data.get("data") if isinstance(data, dict) else None
     if not isinstance(rows, list):
         raise Malformed("no list of models")
@@ -172,18 +172,18 @@ def model_ids(data: Any) -> tuple[str, ...]:
 
 
 def name_in(data: Mapping[str, Any]) -> str | None:
-    """The name that a server gives itself, where it is one."""
+    """Return the model's name in a response, if it is text."""
     name = data.get("model")
     return name if isinstance(name, str) else None
 
 
 def usage_of(usage: Any) -> Usage:
-    """Read token counts; zero where the server gives none that can be."""
+    """Return token counts; zero if the server reports no valid ones."""
     return usage_in(usage) or Usage()
 
 
 def usage_in(usage: Any) -> Usage | None:
-    """Token counts; None where the server gives none that can be."""
+    """Return token counts; None if the server reports no valid ones."""
     if not isinstance(usage, dict):
         return None
     prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
@@ -197,14 +197,14 @@ def _count(claim: Any) -> int | None:
 
 
 def secrets_of(request: LLMRequest) -> Iterator[str]:
-    """Every text of a request that no error may repeat."""
+    """Yield every text of a request that errors must not repeat."""
     yield from _strings(request.messages)
     yield from _strings(request.tools)
     yield from _strings(request.extra)
 
 
 def sample_of(choice: Any) -> Sample:
-    """Read one choice. Raises `Malformed`."""
+    """Decode one choice. Raises `Malformed`."""
     message = choice.get("message") if isinstance(choice, dict) else None
     if message is None and isinstance(choice, dict) and isinstance(choice.get("text"), str):
         return Sample(choice["text"], choice.get("finish_reason"), logprobs=_text_logprobs(choice.get("logprobs")))
@@ -220,7 +220,7 @@ def sample_of(choice: Any) -> Sample:
 
 
 def _tool_call(call: Any) -> Mapping[str, Any]:
-    """A call as OpenAI has it: some servers (TGI) give arguments as an object."""
+    """Return a tool call in OpenAI's form: some servers (TGI) send the arguments as an object."""
     function = call["function"] if call.get("type", "function") == "function" else None
     if function is None or isinstance(function.get("arguments"), str):
         return dict(call)
@@ -234,13 +234,13 @@ def _reasoning(said: Mapping[str, Any]) -> str:
 
 
 def _text_chunk(choice: dict[str, Any], usage: Any, model: str | None) -> Chunk:
-    """A piece of a bare completion."""
+    """Decode a piece of a text completion."""
     logprobs = _text_logprobs(choice.get("logprobs")) or ()
     return Chunk(choice["text"] or "", choice.get("finish_reason"), logprobs=logprobs, usage=usage_in(usage), model=model)
 
 
 def _text_logprobs(found: Any) -> tuple[TokenLogprob, ...] | None:
-    """Log-probabilities of a bare completion: parallel lists, the first token of an echoed prompt without a value."""
+    """Decode log-probabilities of a text completion: parallel lists; the first token of an echoed prompt has no value."""
     if not isinstance(found, dict) or not found.get("tokens"):
         return None
     tops = found.get("top_logprobs") or [None] * len(found["tokens"])
@@ -256,7 +256,7 @@ def _text(content: Any) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
-        raise Malformed("content that is no text")
+        raise Malformed("content is not text")
     return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
 
 
@@ -268,13 +268,13 @@ def _logprobs(found: Any) -> tuple[TokenLogprob, ...] | None:
 
 
 def _known(tokens: Iterable[TokenLogprob]) -> tuple[TokenLogprob, ...] | None:
-    """The tokens, or None where one of them says nothing of its probability: what is unknown is not certain."""
+    """Return the tokens; None if one has no valid log-probability, which must not count as certain."""
     found = tuple(tokens)
     return found if all(type(one.logprob) in (float, int) and one.logprob <= 0.01 for one in found) else None
 
 
 def _top(found: Any) -> tuple[tuple[str, float], ...]:
-    # vLLM puts the drawn token first, whatever its rank.
+    # vLLM lists the sampled token first, whatever its rank.
     if not found:
         return ()
     return tuple(sorted(((one["token"], one["logprob"]) for one in found), key=_by_logprob, reverse=True))
@@ -299,7 +299,7 @@ def _strings(value: Any) -> Iterator[str]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+    raise TypeError(f"cannot encode {type(value).__name__} as JSON")
 
 
 # ------------------------------------------------------------------------------------------- whole answers, quickly

@@ -1,7 +1,7 @@
-"""One resource per event loop, closed in the loop it belongs to.
+"""One resource per event loop, closed in its own loop.
 
-Connections belong to the loop that opened them: used from another they fail, and closed after its end they warn. A backend
-is used from the loop of the synchronous API, from a server's, and from one per `asyncio.run`.
+Connections belong to the loop that opened them: they fail in another loop, and warn if they are closed after its end. A
+backend is used from the loop of the synchronous API, from a server's, and from one per `asyncio.run`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from workflow_composer.runner import stands_still
 
 T = TypeVar("T")
 _PATIENCE = 1.0
-"""Seconds to wait for another thread's loop to close what it holds."""
+"""Seconds to wait for another thread's loop to close its resource."""
 
 
 class PerLoop(dict[asyncio.AbstractEventLoop, T]):
@@ -31,7 +31,7 @@ class PerLoop(dict[asyncio.AbstractEventLoop, T]):
         self._guards: dict[asyncio.AbstractEventLoop, AsyncGenerator[T, None]] = {}
 
     async def here(self) -> T:
-        """The running loop's resource."""
+        """Return the running loop's resource, making it if needed."""
         loop = asyncio.get_running_loop()
         if loop not in self:
             self._forget_closed_loops()
@@ -40,7 +40,7 @@ class PerLoop(dict[asyncio.AbstractEventLoop, T]):
         return self[loop]
 
     async def close(self) -> None:
-        """Close the resources of all loops, each in its own; safe to call twice."""
+        """Close the resources of all loops, each in its own loop; safe to call twice."""
         here = asyncio.get_running_loop()
         for loop, guard in list(self._guards.items()):
             self._forget(loop)
@@ -48,7 +48,7 @@ class PerLoop(dict[asyncio.AbstractEventLoop, T]):
                 await guard.aclose()
             elif loop.is_running():
                 ended = asyncio.run_coroutine_threadsafe(_end(guard), loop)
-                if not stands_still(loop):  # one that waits for this very call closes when it goes on
+                if not stands_still(loop):  # a loop blocked by this call closes it afterwards
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(asyncio.wrap_future(ended), _PATIENCE)
 

@@ -1,4 +1,4 @@
-"""Where the servers of a role are: the profile's list, and what the registry says of them."""
+"""The servers of a role: those listed in the profile and those in the registry."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Finder:
-    """Finds the servers of one role, for as long as a strategy is active."""
+    """Finds the servers of one role while a strategy is active."""
 
     def __init__(self, config: StrategyConfig, role: str | None, environ: Mapping[str, str]) -> None:
         self.listed = config.servers_of(role)
@@ -31,11 +31,11 @@ class Finder:
 
     @property
     def registered(self) -> bool:
-        """Whether the registry is asked."""
+        """Whether the registry is used."""
         return self._view is not None
 
     async def places(self) -> tuple[Place, ...] | None:
-        """Where the servers are that may be given work; None where that is as it was."""
+        """Return the servers that accept calls; None if they have not changed."""
         if self._view is None:
             if self._seen is not None:
                 return None
@@ -45,7 +45,7 @@ class Finder:
         return None if picture is self._seen else self._look_at(picture)
 
     def places_now(self) -> tuple[Place, ...]:
-        """The same, read at once and in this thread."""
+        """Like `places`, but reads the registry now, in this thread."""
         if self._view is None:
             return self._fixed
         self._view.read()
@@ -57,36 +57,36 @@ class Finder:
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """What the registry said of the role's servers when it was last looked at, in whatever state they are."""
+        """The registry's entries of the role at the last read, in any state."""
         return tuple(entry for entry in self._seen.entries if entry.role in self._roles) if self._seen else ()
 
     def _unregistered(self, picture: Picture) -> Iterable[Place]:
-        """The listed servers of which the registry knows nothing; of the others it knows more: model and state."""
-        assert self._view is not None  # there is a picture
+        """Yield the listed servers without a registry entry; an entry also has model and state."""
+        assert self._view is not None  # there is a snapshot
         known = {(canonical_host(entry.host), entry.port) for entry in picture.entries}
         known |= {("localhost", entry.port) for entry in picture.entries if self._view.here(entry)}
         return (place for place in self._fixed if _endpoint(place.url) not in known)
 
-    # ---------------------------------------------------------------------------------------------------------- words
+    # ---------------------------------------------------------------------------------------------------------- messages
 
     def nobody(self, refused: Sequence[str]) -> str:
-        """Why there is no server to ask."""
+        """Explain why no server is available."""
         reasons = list(refused)
         if states := [f"{entry.server} on {entry.node or entry.host} is {entry.state}" for entry in self.entries]:
             reasons += [state for state in states if not state.endswith(" ready")]
         if self._seen is not None and self._seen.fault:
             reasons.append(self._seen.fault)
         names = " or ".join(self._roles) or self._role
-        return f"no server of {names} is ready" + (f": {'; '.join(reasons)}" if reasons else ", and none is registered")
+        return f"no server of {names} is ready" + (f": {'; '.join(reasons)}" if reasons else "; none is registered")
 
     @property
     def hint(self) -> str:
-        """What to do about it."""
+        """What to do about `nobody`."""
         role = self._roles[0] if self._roles else self._role
         return f"see `fleet status`; start one with `fleet up {role}` or `fleet submit {role}`"
 
     def summary(self, name: str, replicas: Sequence[EndpointStatus]) -> EndpointStatus:
-        """All servers in one line, from what each of them answered."""
+        """Summarize the status of all servers in one line."""
         up = [replica for replica in replicas if replica.healthy]
         resting = [f"{entry.server} is {entry.state}" for entry in self.entries if entry.state != "ready"]
         words = [f"{len(up)} of {len(replicas)} up" if replicas else self.nobody(())] + (resting if replicas else [])
@@ -102,7 +102,7 @@ class Finder:
 
 
 def place_of(entry: Entry) -> Place:
-    """Where a registered server is."""
+    """Return the place of a registered server."""
     return Place(entry.url, entry.model, registered=True)
 
 

@@ -1,8 +1,7 @@
-"""What a call costs, in dollars: by tokens where a provider bills tokens, by GPU time where the GPU is one's own.
+"""The cost of a call in dollars: by tokens for a provider's API, by GPU time for local GPUs.
 
-A GPU that serves many calls at once is paid once. `GpuMeter` therefore shares each second among the calls in flight in
-that second (processor sharing), so that what the calls are charged adds up to the time the GPU was busy, whatever their
-interleaving.
+A GPU that serves many calls at once is paid for once. `GpuMeter` therefore divides each second among the calls in flight
+(processor sharing), so that the charges add up to the time the GPU was busy, however the calls overlap.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Price:
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Price:
-        """The price in a profile's entry; what it does not name costs nothing."""
+        """Return the price of a profile's model; missing prices are 0."""
         return cls(spec.input_price or 0.0, spec.output_price or 0.0, spec.gpu_hour_price or 0.0)
 
     def cost(self, usage: Usage, gpu_seconds: float = 0.0) -> float:
@@ -44,10 +43,10 @@ class Price:
 
 
 class GpuMeter:
-    """Shares the busy time of one endpoint among the calls in flight; O(1) per call, thread-safe.
+    """Divides the busy time of one endpoint among the calls in flight; O(1) per call, thread-safe.
 
-    A virtual clock advances by ``dt / in_flight``; a call's share is how far that clock moved while the call ran. Over
-    any set of calls that have all ended, the shares add up to the seconds in which at least one was in flight.
+    A virtual clock advances by ``dt / in_flight``; a call's share is the advance of that clock during the call. Once all
+    calls have ended, the shares add up to the seconds in which at least one was in flight.
 
     >>> seconds = iter([0.0, 2.0, 6.0, 7.0])
     >>> meter = GpuMeter(clock=lambda: next(seconds))
@@ -71,13 +70,13 @@ class GpuMeter:
         return self._in_flight
 
     def use(self, gpus: int) -> None:
-        """From now on so many GPUs are at work: each second is shared so many times among the calls in flight."""
+        """Set the number of busy GPUs: each second counts ``gpus`` times from now on."""
         with self._lock:
             self._advance()
             self._gpus = gpus
 
     def start(self) -> float:
-        """Begin a call; the token belongs in `stop`, which must follow exactly once, also where the call fails."""
+        """Begin a call and return a token for `stop`, which must follow exactly once, even if the call fails."""
         with self._lock:
             self._advance()
             self._in_flight += 1
@@ -97,6 +96,6 @@ class GpuMeter:
         if self._in_flight:
             self._virtual += (now - self._now) * self._gpus / self._in_flight
         else:
-            # No token is out, so the clock may start anew: it stays small and its differences exact.
+            # No call is running, so the clock can restart: it stays small and its differences exact.
             self._virtual = 0.0
         self._now = now

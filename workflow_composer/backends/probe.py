@@ -1,4 +1,4 @@
-"""What a server that was asked for its models comes to, in words for people."""
+"""Probe of a server: its models, and its state in words."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from workflow_composer.types import EndpointStatus
 
 
 def api_url(url: str) -> str:
-    """The address below which ``/models`` and ``/chat/completions`` lie; a bare server address gets ``/v1``."""
+    """Return the base URL of ``/models`` and ``/chat/completions``; a URL without a path gets ``/v1``."""
     bare = url.rstrip("/")
     has_path = "/" in bare.partition("://")[2]
     return bare if has_path else bare + "/v1"
 
 
 def shown_url(url: str) -> str:
-    """``url`` without user and password."""
+    """Return ``url`` without user and password."""
     scheme, _, rest = url.partition("://")
     place, slash, path = rest.partition("/")
     return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
 
 
 async def probe(observer: Observer, name: str, *, limit: float, model: str | None = None) -> EndpointStatus:
-    """Ask a server for its models and wait ``limit`` seconds at most. Never raises.
+    """Ask a server for its models, within ``limit`` seconds. Never raises.
 
-    ``model``: the id that is expected; a server without it is not healthy.
+    ``model`` is the expected id; a server without it is unhealthy.
     """
     started = time.perf_counter()
     models: tuple[str, ...] = ()
@@ -37,7 +37,7 @@ async def probe(observer: Observer, name: str, *, limit: float, model: str | Non
         models = found.models or ()
     except EgressDenied as error:
         detail = str(error)
-    except Exception as error:  # noqa: BLE001 - whatever a dead server does, the others are still to be reported
+    except Exception as error:  # noqa: BLE001 - a broken server must not hide the others
         detail = _reason(error, limit)
     latency = (time.perf_counter() - started) * 1000
     served = _listed(models)
@@ -58,19 +58,19 @@ def _listed(models: tuple[str, ...]) -> str:
 def _fault(found: Listing) -> str:
     status = found.status
     if status in (401, 403):
-        return f"answers {status}: it wants a key; name its variable in the model's api_key_env"
+        return f"answers {status}: it requires a key; name its variable in the model's api_key_env"
     if 300 <= status < 400:
-        return f"answers {status}: it redirects, which is not followed"
+        return f"answers {status}: redirects are not followed"
     if status != 200:
         return f"answers {status} instead of a list of models"
-    return "" if found.models is not None else "answers, but not with a list of models; is this an OpenAI-compatible server?"
+    return "" if found.models is not None else "answers without a list of models; is it an OpenAI-compatible server?"
 
 
 def _reason(error: Exception, limit: float) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {limit:g} s"
     if is_unknown_name(error):
-        return "its name is unknown"
+        return "unknown host name"
     if isinstance(error, ConnectionRefusedError):
         return "refuses connections; is it running?"
     return f"the connection broke: {error}"

@@ -1,4 +1,4 @@
-"""What a vLLM server says of itself on ``/metrics``: everybody's requests, not only those of this process."""
+"""The metrics of a vLLM server (``/metrics``), which count the requests of all its clients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 RUNNING = "vllm:num_requests_running"
 WAITING = "vllm:num_requests_waiting"
 CACHE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
-"""The share of the cache in use, 0 to 1, by its name and by that of vLLM before 0.10."""
+"""The share of the cache in use, 0 to 1: its name, and its name in vLLM before 0.10."""
 GENERATED = "vllm:generation_tokens_total"
 PROMPT = "vllm:prompt_tokens_total"
 FINISHED = "vllm:request_success_total"
@@ -17,16 +17,16 @@ STARTED = "process_start_time_seconds"
 _MOST: dict[str, float] = dict.fromkeys((RUNNING, WAITING, *CACHE), 1e6) | dict.fromkeys(
     (GENERATED, PROMPT, FINISHED, STARTED), math.inf
 )
-"""The names that are read, and what their values stay below: no server has a million requests, while counters grow."""
+"""The metrics to read and their upper bounds: no server has a million requests; counters are unbounded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readings:
-    """Requests that run and wait, share of the cache in use, tokens generated since the server's start. None: not said.
+    """Running and waiting requests, share of the cache in use, tokens generated since the start. None: not reported.
 
-    ``requests`` are those that run or wait. ``work`` grows whenever the server does something: prompt tokens, generated
-    tokens and finished requests. ``started`` is when the server's process began, in seconds since 1970: counters of two
-    processes are not compared.
+    ``requests`` is the number of running and waiting ones. ``work`` increases whenever the server does something: prompt
+    tokens, generated tokens and finished requests. ``started`` is the start time of the server's process in seconds since
+    1970, because counters of different processes cannot be compared.
     """
 
     requests: int | None = None
@@ -39,9 +39,9 @@ class Readings:
 
 
 def read_metrics(text: str) -> Readings:
-    r"""The readings in a page of Prometheus' text form; of several engines, counts are added and the fullest cache counts.
+    r"""Parse a page in Prometheus' text format; for several engines, add the counts and use the fullest cache.
 
-    A count of which one engine's value makes no sense is unknown as a whole: a server may work although the rest says 0.
+    If one engine's value is invalid, the whole count is unknown: the server may be busy although the others report 0.
 
     >>> read_metrics('vllm:num_requests_waiting{engine="0"} 2.0\nvllm:num_requests_waiting{engine="1"} 1.0\n').waiting
     3
@@ -64,7 +64,7 @@ def read_metrics(text: str) -> Readings:
 
 
 def _value(line: str, most: float) -> float | None:
-    """The sample of a line; nothing in a label's value can be taken for it, since labels end with the last brace."""
+    """Return the value of a line. Labels end with the last brace, so that no label's value is mistaken for it."""
     words = line.rpartition("}")[2].split() if "}" in line else line.split()[1:]
     try:
         value = float(words[0])

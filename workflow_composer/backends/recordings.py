@@ -22,10 +22,10 @@ from workflow_composer.types import TokenLogprob
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """One recorded answer. ``correct`` is None where nobody graded it; ``tokens`` are the answer's.
+    """One recorded answer. ``correct`` is None if it was not graded; ``tokens`` counts those of the answer.
 
-    ``score`` is a gate's or a reward model's, ``cost`` what the answer cost in dollars, ``group`` the request's task type;
-    None where it is not known.
+    ``score`` is that of a gate or a reward model, ``cost`` is in dollars, ``group`` is the request's task type; None if
+    unknown.
     """
 
     question: str
@@ -42,13 +42,13 @@ class Recorded:
 
     @classmethod
     def parse(cls, line: bytes) -> Recorded:
-        """Read one line. Raises ValueError, saying what is wrong with it."""
+        """Parse one line. Raises ValueError with the fault."""
         data = json.loads(line)
         if not isinstance(data, dict):
-            raise ValueError("not a JSON object")  # noqa: TRY004  # to the caller all faults of a line are alike
+            raise ValueError("not a JSON object")  # noqa: TRY004  # callers expect ValueError for every fault of a line
         unknown = sorted(data.keys() - _CHECKS.keys())
         if unknown:
-            raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(_CHECKS)}")
+            raise ValueError(f"unknown key {unknown[0]!r}; allowed: {', '.join(_CHECKS)}")
         for key, (holds, wanted) in _CHECKS.items():
             if not holds(data.get(key)):
                 raise ValueError(f"{key} is {_short(data.get(key))}; it must be {wanted}")
@@ -112,7 +112,7 @@ def _short(value: Any) -> str:
 
 
 class _Index:
-    """Where the answers of one model stand, sorted by question's hash and sample: 28 bytes for each."""
+    """The positions of one model's answers in the file, sorted by question's hash and sample: 28 bytes each."""
 
     def __init__(self) -> None:
         self._hashes, self._samples = array("Q"), array("I")
@@ -133,14 +133,14 @@ class _Index:
             column[:] = array(column.typecode, [column[i] for i in order])
 
     def repeated(self) -> tuple[int, int] | None:
-        """Two lines with the same sample of the same question, if there are any."""
+        """Return two lines with the same sample of the same question, if any."""
         for at in range(1, len(self)):
             if self._hashes[at] == self._hashes[at - 1] and self._samples[at] == self._samples[at - 1]:
                 return self._lines[at - 1], self._lines[at]
         return None
 
     def places(self, question: str) -> Iterator[tuple[int, int, int]]:
-        """Offset, length and line of every answer whose question has this hash, by sample."""
+        """Yield offset, length and line of every answer whose question has this hash, by sample."""
         wanted = _hash(question)
         at = bisect_left(self._hashes, wanted)
         while at < len(self._hashes) and self._hashes[at] == wanted:
@@ -158,7 +158,7 @@ def _hash(question: str) -> int:
 class Recording:
     """An open, indexed file of recorded answers; thread-safe. The file must not change while it is open.
 
-    A packed file is unpacked into a temporary one without a name, which vanishes with this object.
+    A compressed file is decompressed into an anonymous temporary file, which is deleted with this object.
     """
 
     def __init__(self, path: Path) -> None:
@@ -177,22 +177,22 @@ class Recording:
 
     @property
     def models(self) -> Mapping[str, int]:
-        """The models in the file, and how many answers each has."""
+        """Map each model in the file to its number of answers."""
         return {name: len(index) for name, index in self._models.items()}
 
     def records(self) -> Iterator[Recorded]:
-        """Every answer, in the order of the file."""
+        """Yield every answer in the order of the file."""
         with seekable(self.path) as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield self._record(line, number)
 
     def answers(self, model: str, question: str, count: int) -> list[Recorded]:
-        """The first ``count`` answers of a model. Raises `ModelNotFound`, or `BadRequest` where there are too few."""
+        """Return the first ``count`` answers of a model. Raises `ModelNotFound`, or `BadRequest` if there are too few."""
         index = self._models.get(model)
         if index is None:
             there = ", ".join(sorted(self._models)) or "none"
-            raise ModelNotFound(f"{self.path.name} has no answers of {model!r}; recorded models: {there}")
+            raise ModelNotFound(f"{self.path.name} has no answers of model {model!r}; recorded models: {there}")
         found: list[Recorded] = []
         for offset, length, line in index.places(question):
             record = self._record(os.pread(self._file.fileno(), length, offset), line)
@@ -214,7 +214,7 @@ class Recording:
         for index in self._models.values():
             index.sort()
             if lines := index.repeated():
-                fault = f"the same model, question and sample as line {lines[0]}"
+                fault = f"duplicate model, question and sample; see line {lines[0]}"
                 raise ModelNotFound(f"damaged recording: {self.path}:{lines[1]}: {fault}")
 
     def _record(self, line: bytes, number: int) -> Recorded:
@@ -229,7 +229,7 @@ _open_lock = threading.Lock()
 
 
 def open_recording(path: Path) -> Recording:
-    """The indexed file; one index serves all who use the same file. Raises `ModelNotFound`."""
+    """Return the indexed file; users of the same file share one index. Raises `ModelNotFound`."""
     try:
         status = path.stat()
     except OSError as error:

@@ -1,7 +1,7 @@
-"""What the registry says now, for clients: read beside the event loop, seldom, and kept while it is read again.
+"""A client's cached view of the registry, read in a separate thread at most once a second.
 
-The registry lies on a network file system, whose look-ups may take seconds where the file server is busy. A request waits
-for them only where nothing recent is known.
+The registry is on a network file system, where lookups may take seconds if the file server is busy. A request waits for a
+read only if no recent one is cached.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from pathlib import Path
 from workflow_composer.backends.registry import Entry, Registry
 
 EVERY = 1.0
-"""Seconds between two readings while requests come."""
+"""Seconds between two reads while requests arrive."""
 OLD = 2.5
-"""Seconds from which a reading is too old to go by: nobody has asked for a while, and the next request waits for one."""
+"""Age in seconds at which a cached read is too old: the next request waits for a new one."""
 PATIENCE = 2.0
-"""Seconds that a request waits for a reading."""
+"""Maximum seconds that a request waits for a read."""
 BELIEVED = 300.0
-"""Seconds for which the last reading counts while the folder cannot be read. Servers do not die of a busy file server; but
-in the end somebody else's may listen on their ports."""
+"""Seconds for which the last read stays valid while the folder is unreadable. Servers keep running if the file server is
+busy, but eventually another user's server may listen on their ports."""
 
 _LOOPBACK = ("127.", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One reading: the entries that could be believed then, and when that was (monotonic seconds)."""
+    """One read: the entries valid then, and its time (monotonic seconds)."""
 
     entries: tuple[Entry, ...] = ()
     at: float = float("-inf")
@@ -46,7 +46,7 @@ NOTHING = Picture()
 
 
 class RegistryView:
-    """The registry's entries as one process sees them; shared by all roles, threads and loops. ``node``: this machine's."""
+    """A process's view of the registry, shared by all roles, threads and loops. ``node``: this machine's name."""
 
     def __init__(self, directory: Path, *, clock: Callable[[], float] = time.monotonic, node: str | None = None) -> None:
         self.directory = directory
@@ -57,22 +57,22 @@ class RegistryView:
         self._picture = NOTHING
 
     async def picture(self) -> Picture:
-        """What is known: read again behind the caller's back where it is a second old; waited for where it is old."""
+        """Return the cached read. Refreshes it in the background after `EVERY` seconds, and waits for that after `OLD`."""
         now = self._clock()
         age = now - self._picture.at
         if age >= EVERY:
             reading, since = self._read_in_thread(now)
-            if age >= OLD:  # whoever comes while a file server hangs waits for the rest of the first one's patience only
+            if age >= OLD:  # while a file server hangs, later requests wait only for the rest of the first one's limit
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(asyncio.wrap_future(reading), PATIENCE - (now - since))
         found = self._picture
         if self._clock() - found.at < BELIEVED:
             return found
-        return replace(NOTHING, fault=found.fault or f"{self.directory} has not been read yet: its file system is slow")
+        return replace(NOTHING, fault=found.fault or f"{self.directory} is not read yet: its file system is slow")
 
     @property
     def known(self) -> Picture:
-        """The last reading."""
+        """The last read."""
         return self._picture
 
     def here(self, entry: Entry) -> bool:
@@ -83,32 +83,32 @@ class RegistryView:
         """Read now, in this thread."""
         try:
             if self.directory.stat().st_mode & stat.S_IWOTH:
-                self._picture = Picture((), self._clock(), f"anyone may write to {self.directory}, so it is not believed")
+                self._picture = Picture((), self._clock(), f"{self.directory} is ignored, because any user may write to it")
                 return
             found = tuple(entry for entry in Registry(self.directory).entries() if self._reachable(entry))
         except (FileNotFoundError, NotADirectoryError):
-            self._picture = Picture((), self._clock(), f"there is no folder {self.directory}")
-        except OSError as error:  # the last reading goes on counting
+            self._picture = Picture((), self._clock(), f"no folder {self.directory}")
+        except OSError as error:  # the last read stays valid
             known = self._picture
             self._picture = Picture(known.entries, known.at, f"{self.directory}: {error.strerror or type(error).__name__}")
         else:
             self._picture = Picture(found, self._clock())
 
     def _reachable(self, entry: Entry) -> bool:
-        """Not a server that listens on another machine's loopback only."""
+        """Whether the server is reachable: it does not listen only on another machine's loopback address."""
         return not entry.host.startswith(_LOOPBACK) or entry.node in ("", entry.host) or self._node == _short(entry.node)
 
     def _read_in_thread(self, now: float) -> tuple[Future[None], float]:
-        """The reading that is under way, or one of the last second, or a new one; and when it began.
+        """Return the running read, or one of the last second, or a new one; and its start time.
 
-        Its thread is no pool's, so that a file server that hangs keeps no program from ending.
+        It runs in a daemon thread, so that a hanging file server does not keep the program from exiting.
         """
         with self._lock:
             known = self._reading
             if known is not None and (not known[0].done() or now - known[1] < EVERY):
                 return known
             reading: Future[None] = Future()
-            reading.set_running_or_notify_cancel()  # it cannot be cancelled by one of those who wait
+            reading.set_running_or_notify_cancel()  # one waiting request must not cancel it for the others
             self._reading = reading, now
         threading.Thread(target=self._deliver, args=(reading,), name="registry", daemon=True).start()
         return reading, now
@@ -129,7 +129,7 @@ _making = threading.Lock()
 
 
 def view_of(directory: Path) -> RegistryView:
-    """The view of a folder that all who ask for it share, so that four roles do not read it four times a second."""
+    """Return the shared view of a folder, so that four roles do not read it four times a second."""
     with _making:
         view = _views.get(directory)
         if view is None:

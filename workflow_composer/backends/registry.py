@@ -1,12 +1,12 @@
 """The registry: one small file per running server, on a file system that all nodes share.
 
-Whoever runs a server publishes it, beats while it lives and withdraws it at its end; clients read. Files are replaced whole
-(written beside, then renamed), so that no reader sees half of one. An entry that has not been renewed for `LIFETIME` seconds
-counts as gone: its server's node may have died with it, and what listens on that port now may be somebody else's.
+The process that runs a server publishes its entry, renews it as a heartbeat, and withdraws it at the end; clients read it.
+Files are replaced atomically, so that readers never see a partial one. An entry not renewed for `LIFETIME` seconds is
+ignored: the server's node may have crashed, and another user's server may listen on that port now.
 
-Backends read it; the fleet, which stands above them, publishes.
+Backends read the registry; the fleet publishes to it.
 
-Clocks of the nodes must agree to within a few seconds, as NTP keeps them.
+The clocks of the nodes must agree to within a few seconds, for example by NTP.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ from workflow_composer.storage.saved import read_saved
 State = Literal["starting", "ready", "draining"]
 
 REGISTRY_VARIABLE = "WORKFLOW_COMPOSER_REGISTRY"
-"""Another folder for the registry."""
+"""Environment variable that sets the registry's folder."""
 
 FORM = 1
-"""The version of the file's form."""
+"""Version of the file format."""
 BEAT = 10.0
-"""Seconds between two renewals of an entry."""
+"""Seconds between renewals of an entry."""
 LIFETIME = 45.0
-"""Seconds after its last renewal for which an entry is believed."""
+"""Seconds for which an entry stays valid after its last renewal."""
 LARGEST = 16_384
-"""Bytes that a file of the registry may have; real ones have about 400."""
+"""Maximum size of a registry file in bytes; real ones have about 400."""
 
 ROLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-"""What a role may be called: it becomes part of file names and of SLURM's job names."""
+"""Valid role names, which become part of file names and SLURM job names."""
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})|[0-9A-Fa-f:.]{2,45}")
 
 
 @dataclass(frozen=True, slots=True)
 class _Formed:
-    """What says how the rest of a file is to be read."""
+    """The format version of a file."""
 
     form: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One server: where it answers, what it serves, and until when. Times are seconds since 1970.
+    """One server: its address, its model and its end. Times are seconds since 1970.
 
-    ``server`` names it within its fleet (a role, or ``role-2`` for the second of several). ``model`` is the id that requests
-    must name. ``expires`` is the end of its SLURM job. ``draining`` servers finish what they have and take nothing new.
+    ``server`` names it within its fleet (a role, or ``role-2`` for the second replica). ``model`` is the id that requests
+    must use. ``expires`` is the end of its SLURM job. ``draining`` servers finish their calls and accept no new ones.
     """
 
     server: str
@@ -81,24 +81,24 @@ class Entry:
 
     @property
     def file_name(self) -> str:
-        """What its file is called; a server that is started again on another node has another file."""
+        """The name of its file; a server restarted on another node gets another file."""
         return f"{self.server}@{self.host.replace(':', '_')}-{self.port}.json"
 
     def alive(self, now: float) -> bool:
-        """Whether the entry can still be believed."""
+        """Whether the entry is still valid."""
         return abs(now - self.updated) < LIFETIME and (self.expires is None or now < self.expires)
 
     @classmethod
     def read(cls, text: bytes) -> Self:
-        """The entry in a file. Raises ValueError where it is none: whoever can write to the folder could have written it."""
+        """Parse a file's entry. Raises ValueError if it is invalid; other users may be able to write to the folder."""
         if read_saved(_Formed, text).form != FORM:
-            raise ValueError("not an entry of this version")
+            raise ValueError("unsupported version of the entry")
         entry = read_saved(cls, text)
         entry._check()
         return entry
 
     def _check(self) -> None:
-        """What the fields' types do not say."""
+        """Check what the fields' types do not. Raises ValueError."""
         texts = (self.server, self.role, self.host, self.model, self.node, self.job_id)
         right = (
             all(len(text) < 1000 and text.isprintable() for text in texts)
@@ -109,10 +109,10 @@ class Entry:
             and 0 < self.port < 65536
         )
         if not right:
-            raise ValueError("a field has a value that it cannot have")
+            raise ValueError("a field has an invalid value")
 
     def text(self) -> str:
-        """What stands in its file."""
+        """Return the content of its file."""
         return json.dumps({"form": FORM, **asdict(self)}, indent=1) + "\n"
 
 
@@ -123,35 +123,35 @@ class Registry:
         self.directory = directory
 
     def publish(self, entry: Entry) -> Entry:
-        """Write the entry, or renew the one of its server at this address; returns it with its new ``updated``.
+        """Write or renew the entry; return it with its new ``updated``.
 
-        Raises `WorkflowComposerError` where the folder cannot be written to.
+        Raises `WorkflowComposerError` if the folder is not writable.
         """
         entry = replace(entry, updated=time.time())
         try:
-            # Others may read and connect; only the owner may say where prompts go.
+            # Others may read and connect; only the owner may decide where prompts go.
             self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
             replace_file(self.directory / entry.file_name, entry.text(), mode=0o644, follow=False)
         except OSError as error:
             raise WorkflowComposerError(
-                f"the registry {self.directory} cannot be written: {error.strerror or error}",
-                hint="it must be a folder on a file system that all nodes share, with space left",
+                f"cannot write to the registry {self.directory}: {error.strerror or error}",
+                hint="use a folder with free space on a file system that all nodes share",
             ) from error
         return entry
 
     def withdraw(self, entry: Entry) -> None:
-        """Take the entry back; it may be gone already."""
+        """Remove the entry, if it still exists."""
         with contextlib.suppress(OSError):
             (self.directory / entry.file_name).unlink(missing_ok=True)
 
     def entries(self, role: str | None = None, *, now: float | None = None) -> list[Entry]:
-        """The entries that can be believed, of one role or of all, oldest first. What is no valid entry is passed over."""
+        """Return the valid entries of one role or of all, oldest first. Invalid files are skipped."""
         now = time.time() if now is None else now
         found = [entry for entry in self.all() if entry.alive(now) and role in (None, entry.role)]
         return sorted(found, key=lambda entry: (entry.started, entry.file_name))
 
     def all(self) -> Iterator[Entry]:
-        """Every valid entry, those that have not been renewed in time among them."""
+        """Yield every well-formed entry, including those not renewed in time."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             for path in sorted(self.directory.iterdir()):
                 if path.suffix == ".json" and not path.name.startswith("."):
@@ -160,24 +160,24 @@ class Registry:
 
 
 def _trusted(path: Path) -> bytes:
-    """The content of a file that only its owner can have written. Raises OSError, ValueError."""
+    """Read a file that only its owner can write. Raises OSError, ValueError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_mode & stat.S_IWOTH or found.st_size > LARGEST:
-            raise ValueError("not a file that its owner alone writes")
+            raise ValueError("not a regular file that only its owner can write, or too large")
         return file.read(LARGEST)
 
 
 def registry_directory(environ: Mapping[str, str], named: str | os.PathLike[str] | None = None) -> Path:
-    """The registry's folder: the environment's, else the one that a file names, else the user's own."""
+    """Return the registry's folder: from the environment, else ``named``, else the user's default."""
     return shared_directory(environ, REGISTRY_VARIABLE, named, "registry")
 
 
 def shared_directory(environ: Mapping[str, str], variable: str, named: str | os.PathLike[str] | None, name: str) -> Path:
-    """A folder that a fleet's parts share: the one in ``variable``, else ``named``, else ``name`` in the user's own state.
+    """Return a folder shared by a fleet: ``variable``'s, else ``named``, else ``name`` in the user's state directory.
 
-    It must lie on a file system that every node sees; a home directory usually does.
+    It must be on a file system that every node sees, as a home directory usually is.
     """
     if place := environ.get(variable, "").strip() or named:
         return Path(place).expanduser().absolute()

@@ -32,7 +32,7 @@ _CUT_OFF = re.compile(rb'"finish_reason": ?"length"')
 async def relayed(server: OpenAIServer, path: str, call: ModelCall, body: dict[str, Any]) -> Completion:
     """Post a body; the stream that comes back goes to the call's relay. Raises `ModelError`, `EgressDenied`."""
     relay = call.request.relay
-    assert relay is not None  # who calls has looked
+    assert relay is not None  # checked by the caller
     secrets, connect = Secrets(call.request), call.timeouts.connect
     limit = Limit(call.timeouts.first_token, lambda: _late(server, call.timeouts.first_token))
     pump = _Pump(relay, limit.end)
@@ -51,9 +51,9 @@ async def relayed(server: OpenAIServer, path: str, call: ModelCall, body: dict[s
     _raise_reported(server, pump, secrets)
     label = server.label
     if not streams:
-        raise ServerFailed(f"{label.name}: answers a streaming request without a stream")
+        raise ServerFailed(f"{label.name}: the response to a streaming request is not a stream")
     if not pump.whole:
-        raise ServerUnreachable(f"{label.name}: the stream ended within the answer")
+        raise ServerUnreachable(f"{label.name}: the stream ended before the answer was complete")
     if not pump.works:
         raise ServerFailed(f"{label.name}: the stream ended without an answer")
     return Completion((pump.sample(),), pump.usage, pump.model or str(body["model"]))
@@ -70,14 +70,14 @@ def _raise_reported(server: OpenAIServer, pump: _Pump, secrets: Secrets) -> None
 
 
 class _Pump:
-    """Hands a stream's whole events on.
+    """Passes on a stream's complete events.
 
-    Events before the first token are held back, so that until then another model may still answer. An event that reports an
-    error is not handed on: it ends the stream, and the executor says so.
+    Events before the first token are held back, so that another model may still take over. An event with an error is not
+    passed on: it ends the stream, and the executor reports it.
     """
 
     def __init__(self, relay: Relay, on_first_token: Callable[[], None]) -> None:
-        assert relay.write is not None  # a stream is wanted
+        assert relay.write is not None  # only for streams
         self._relay = relay
         self._write = relay.write
         self._connection: Connection | None = None
@@ -93,19 +93,19 @@ class _Pump:
         self.error: Mapping[str, Any] | None = None
 
     def attach(self, connection: Connection) -> None:
-        """The stream comes over this connection."""
+        """Set the connection of the stream."""
         self._connection = self._relay.source = connection
 
     def begin(self) -> None:
-        """Its head has come."""
+        """Do nothing when the headers arrive."""
 
     def feed(self, data: bytes) -> None:
-        """Take what came."""
+        """Accept received bytes."""
         if self.error is None and (data := self._reader.whole(data)):
             self._hand_on(data)
 
     def _hand_on(self, data: bytes) -> None:
-        """Take whole events."""
+        """Accept complete events."""
         if b'"length"' in data and _CUT_OFF.search(data):
             self._cut_off = True
         if not self.works or b'"usage":{' in data or b'"usage": {' in data or b'"error":' in data:
@@ -118,7 +118,7 @@ class _Pump:
             self._write(data)
 
     def _looked_at(self, data: bytes) -> bytes:
-        """Read these events; what is left of them to be handed on."""
+        """Decode these events and return those to pass on."""
         passed: list[bytes] = []
         for event in data.replace(b"\r\n", b"\n").split(b"\n\n"):
             if self.error is not None:
@@ -134,7 +134,7 @@ class _Pump:
         return b"".join(passed)
 
     def _shows(self, event: bytes) -> bool:
-        """Take note of one event; whether the client is to see it."""
+        """Process one event; return whether the client should get it."""
         payload = next(payloads(event), b"").strip()
         if not payload or payload.startswith(DONE):
             return True
@@ -143,7 +143,7 @@ class _Pump:
         except (msgspec.DecodeError, UnicodeDecodeError):
             found = None
         if not isinstance(found, dict):
-            self._stop({"error": {"message": "an event cannot be understood"}})
+            self._stop({"error": {"message": "an event is malformed"}})
             return False
         if found.get("error") or found.get("object") == "error":
             self._stop(found)
@@ -164,9 +164,9 @@ class _Pump:
 
     @property
     def whole(self) -> bool:
-        """Whether the answer has come to its end: the protocol's end mark, or a reason why the model stopped."""
+        """Whether the answer is complete: it has the protocol's end marker or a finish reason."""
         if self.works and self.error is None and (rest := self._reader.rest()):
-            self._hand_on(rest)  # an event that the stream's end completes
+            self._hand_on(rest)  # the last event, ended by the end of the stream
         if any(b"data: [DONE]" in part or b"data:[DONE]" in part for part in (*self._last, *self._held)):
             return self.error is None
         for event in (event for part in self._last for event in payloads(part)):
@@ -179,7 +179,7 @@ class _Pump:
         return False
 
     def sample(self) -> Sample:
-        """The answer, where somebody wants to read it; else an empty one, of which is known only whether it was cut off."""
+        """Return the answer if the relay keeps it; else an empty one that only says whether it was truncated."""
         if not self._relay.keep:
             return Sample("", "length" if self._cut_off else None)
         heard = StreamAccumulator()

@@ -1,4 +1,4 @@
-"""Recorded answers of real models, played back: benchmarks and tests with them, without the models."""
+"""Replays recorded answers of real models, for benchmarks and tests without the models."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ _REFUSED = ("tools", "tool_choice", "response_format")
 
 
 class ReplayBackend:
-    """One model of a file of recorded answers; see ``docs/recordings.md`` for its form.
+    """One model of a file of recorded answers; see ``docs/recordings.md`` for the format.
 
-    ``path`` is the file, ``model`` selects the model in it (default: the entry's name). A call is answered by the text of
-    its last user message: ``samples`` answers are the first so many that were recorded, in their order, from number
-    ``first_sample`` on, always the same. What was set
-    while recording (temperature, length, stop texts, seed) is settled; the call's own values change nothing. Log-
-    probabilities are returned where they were recorded, and raise `Unsupported` where they are wanted and were not.
+    ``path`` is the file, ``model`` selects the model in it (default: the entry's name). Answers are looked up by the text
+    of the last user message: ``samples`` recorded answers in their order, starting with number ``first_sample``, always the
+    same. The settings of the recording (temperature, length, stop strings, seed) apply; those of the call are ignored.
+    Log-probabilities are returned if they were recorded; otherwise a request for them raises `Unsupported`.
     """
 
     local = True
@@ -57,20 +56,20 @@ class ReplayBackend:
         )
 
     async def embed(self, texts: Sequence[str], *, timeout: float, dimensions: int | None = None) -> Embeddings:
-        """Raise `Unsupported`: no vectors are recorded."""
-        raise Unsupported(f"{self.name}: recorded answers have no embeddings", hint="route embeddings to another model")
+        """Raise `Unsupported`: embeddings are not recorded."""
+        raise Unsupported(f"{self.name}: recordings have no embeddings", hint="route embeddings to another model")
 
     async def health(self, *, timeout: float) -> EndpointStatus:
-        """Say whether the file is there; reads it only if it is open already."""
+        """Return whether the file exists. Counts answers only if it is already open."""
         url = f"replay:{self._path.name}"
         if not await asyncio.to_thread(self._path.is_file):
             return EndpointStatus(self.name, url, healthy=False, detail=f"no file {self._path}")
         count = None if self._recording is None else self._recording.models.get(self._model, 0)
-        detail = "is read on first use" if count is None else f"{count} recorded answers"
+        detail = "loads on first use" if count is None else f"{count} recorded answers"
         return EndpointStatus(self.name, url, count != 0, (self._model,), 0.0, detail)
 
     async def close(self) -> None:
-        """Let the file go."""
+        """Close the recording."""
         self._closed, self._recording = True, None
 
     async def _opened(self) -> Recording:
@@ -84,10 +83,10 @@ class ReplayBackend:
         request = call.request
         refused = [name for name in _REFUSED if getattr(request, name) is not None] + sorted(request.extra)
         if refused:
-            raise Unsupported(f"{self.name}: recorded answers cannot follow {', '.join(refused)}", hint="leave it out")
+            raise Unsupported(f"{self.name}: recordings do not support {', '.join(refused)}", hint="leave it out")
         question = next((" ".join(texts(m)) for m in reversed(request.messages) if m.get("role") == "user"), None)
         if question is None:
-            raise BadRequest(f"{self.name}: there is no user message to look up")
+            raise BadRequest(f"{self.name}: no user message to look up")
         try:
             answers = recording.answers(self._model, question, call.first_sample + count)[call.first_sample :]
         except (OSError, ValueError) as error:  # the file was truncated or replaced meanwhile
@@ -102,6 +101,6 @@ class ReplayBackend:
         if alternatives is None:
             return Sample(answer.answer, "stop", score=answer.score)
         if answer.logprobs is None:
-            raise Unsupported(f"{self.name}: no log-probabilities were recorded", hint="record them, or do not ask")
+            raise Unsupported(f"{self.name}: no log-probabilities were recorded", hint="record them, or leave logprobs out")
         tokens = tuple(type(token)(token.token, token.logprob, token.top[:alternatives]) for token in answer.logprobs)
         return Sample(answer.answer, "stop", logprobs=tokens, score=answer.score)

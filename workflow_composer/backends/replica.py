@@ -1,4 +1,4 @@
-"""One of several servers of a role: what it has to do, and whether it can be relied on."""
+"""One of several servers of a role: its load and its reliability."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
     from workflow_composer.backends.openai_compatible import OpenAICompatibleBackend
 
 FIRST_PAUSE = 0.5
-"""Seconds that a server is passed over after its first failure; doubles with each further one."""
+"""Seconds for which a server is avoided after its first failure; doubles with each further one."""
 FRESH = 3.0
-"""Seconds for which what a server has said of itself counts."""
+"""Seconds for which a server's own metrics stay valid."""
 SILENT = 2
-"""Questions for its metrics in a row that a server leaves unanswered before others are preferred: it may hang."""
+"""Consecutive unanswered queries for metrics after which other servers are preferred: this one may hang."""
 
 
 class Standing(IntEnum):
-    """How much speaks for a server, best first. Calls go to the best that there is."""
+    """Reliability of a server, best first. Calls go to the best available."""
 
     GOOD = 0
     UNKNOWN = 1
     DOUBTFUL = 2
-    """It failed a moment ago, or says nothing; asked only where no other is left."""
+    """It failed a moment ago, or does not respond; used only if no other is left."""
     OUT = 3
-    """It has failed again and again; left alone until its pause is over or it answers a question for its metrics."""
+    """It has failed repeatedly; not used until its pause ends or it answers a query for its metrics."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a server is and which model is asked for there; ``registered``: the registry says so, not the profile."""
+    """A server's address and its model; ``registered``: it comes from the registry, not from the profile."""
 
     url: str
     model: str | None = None
@@ -62,14 +62,14 @@ class Replica:
         self._in_a_row = 0
         self._pause_ends = float("-inf")
         self._unreachable = False
-        self._good = place.registered  # it has been renewed within the last seconds by who watches over it
+        self._good = place.registered  # its supervisor renewed the entry within the last seconds
         self._others = 0.0
         self._pressure = 1.0
         self._told_at = float("-inf")
         self._silent = 0
 
     def standing(self, now: float) -> Standing:
-        """What speaks for it."""
+        """Return its current reliability."""
         if now < self._pause_ends:
             return Standing.OUT if self._in_a_row >= self._limit else Standing.DOUBTFUL
         if self._silent >= SILENT:
@@ -77,37 +77,37 @@ class Replica:
         return Standing.GOOD if self._good else Standing.UNKNOWN
 
     def load(self, now: float) -> float:
-        """Calls that it has: this process's, and others' by its own count as long as that is fresh.
+        """Return its number of calls: this process's, plus those of other clients by its own metrics, if recent.
 
-        A cache that is nearly full makes each of them weigh more, up to twice: the next prompt would push out another.
+        A nearly full cache increases the weight of each call up to twofold, because the next prompt would evict another.
         """
         if now - self._told_at > FRESH:
             return float(self.calls)
         return (self.calls + self._others) * self._pressure
 
     def pause_left(self, now: float) -> float:
-        """Seconds until it is asked again."""
+        """Return the seconds until it is used again."""
         return max(0.0, self._pause_ends - now)
 
     def succeeded(self) -> None:
-        """A call ended well."""
+        """Record a successful call."""
         self._in_a_row, self._pause_ends, self._good, self._unreachable, self._silent = 0, float("-inf"), True, False, 0
 
     def failed_by(self, error: ModelError, now: float) -> bool:
-        """A call ended in an error that speaks against the server. True where it was well until now."""
+        """Record an error that is the server's fault. Return whether the server was healthy until now."""
         was_well = self._good and self._in_a_row == 0
         self.failed += 1
         self._in_a_row += 1
-        # Metrics that come say nothing against an engine that hangs behind them.
+        # A server with a hanging engine may still deliver metrics.
         self._unreachable = isinstance(error, ServerUnreachable) or not error.sent
         self._good = False
         self._pause_ends = now + min(self._longest, FIRST_PAUSE * 2.0 ** min(self._in_a_row - 1, 20))
         return was_well
 
     def told(self, readings: Readings, calls: int, now: float) -> None:
-        """It has answered a question for its metrics, when ``calls`` of this process's were under way there."""
+        """Record its metrics, queried while ``calls`` of this process were in flight there."""
         self._silent = 0
-        if self._unreachable:  # what had kept calls from it is over
+        if self._unreachable:  # it is reachable again
             self._in_a_row, self._pause_ends, self._unreachable = 0, float("-inf"), False
         self._good = self._good or self._in_a_row == 0
         if readings.requests is not None:
@@ -116,7 +116,7 @@ class Replica:
             self._told_at = now
 
     def said_nothing(self, *, refused: bool, now: float) -> None:
-        """It has not answered; ``refused``: there is no connection at all, so a call would fail, too."""
+        """Record a missing response; ``refused``: no connection at all, so a call would fail too."""
         self._silent += 1
         if refused:
             self._good, self._unreachable = False, True
@@ -124,16 +124,16 @@ class Replica:
 
 
 def speaks_against(error: ModelError) -> bool:
-    """Whether an error is the server's fault: it is not there, breaks, is another one than was thought, or is too late."""
+    """Whether an error is the server's fault: it is unreachable, fails, serves another model, or is too slow."""
     if isinstance(error, AuthenticationFailed):
-        return error.status is not None  # a missing key is nobody's fault but ours
+        return error.status is not None  # a missing key is not the server's fault
     if isinstance(error, CallTimeout):
         return not error.by_request
     return isinstance(error, (ServerUnreachable, ServerFailed, ModelNotFound))
 
 
 def another_may_answer(error: ModelError) -> bool:
-    """Whether it is worth asking another server at once. One that ran out of time has left none for another."""
+    """Whether to try another server at once. After a timeout no time is left for another."""
     if isinstance(error, CallTimeout):
         return not error.sent
     return speaks_against(error) or isinstance(error, RateLimited)

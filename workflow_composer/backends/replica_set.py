@@ -1,4 +1,4 @@
-"""The servers of one role: which there are, which of them gets a call, and which have gone."""
+"""The servers of one role: the current ones, the choice for each call, and the removed ones."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from workflow_composer.backends.replica import Place, Replica, Standing, speaks_
 from workflow_composer.errors import CallTimeout, CircuitOpen, EgressDenied, ModelError
 
 GONE = 2.0
-"""Seconds for which a server that is no more in the registry is still asked where there is no other: on a network file
-system, a file that is being replaced may be missing for a moment."""
+"""Seconds for which a server removed from the registry is still used if there is no other: on a network file system, a
+file that is being replaced may be missing for a moment."""
 
 
 class ReplicaSet:
-    """Servers of one role, used from any thread. ``make`` makes one for a place, or raises `EgressDenied`."""
+    """Servers of one role; thread-safe. ``make`` makes the replica for a place, or raises `EgressDenied`."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class ReplicaSet:
         self._refused: dict[Place, str] = {}
 
     def adopt(self, places: Collection[Place]) -> None:
-        """These are the servers now. One that stays keeps its state; one that comes back within moments, too."""
+        """Set the current servers. Servers that stay, or that return within `GONE` seconds, keep their state."""
         with self._lock:
             now = self._clock()
             for place in [place for place in self._there if place not in places]:
@@ -62,26 +62,25 @@ class ReplicaSet:
 
     def _refuse(self, place: Place, error: EgressDenied) -> None:
         self._refused[place] = error.message
-        self._report(f"a server of {self._role} is not used: {error.message}")
+        self._report(f"a server of {self._role} is rejected: {error.message}")
 
     @property
     def replicas(self) -> list[Replica]:
-        """The servers that are there."""
+        """The current servers."""
         with self._lock:
             return list(self._there.values())
 
     @property
     def refused(self) -> list[str]:
-        """Why servers that are there may not be used."""
+        """The reasons why servers were rejected."""
         with self._lock:
             return list(self._refused.values())
 
     @contextmanager
     def lent(self, key: bytes | None, tried: Collection[Place]) -> Iterator[Replica | None]:
-        """The best server for a request that those ``tried`` have failed, busy with it meanwhile; None where there is none.
+        """Yield the best server not among ``tried``, counted as busy within the block; None if there is none.
 
-        Raises `CircuitOpen` where all that there are have failed again and again. What a `ModelError` from within says of
-        the server is noted.
+        Raises `CircuitOpen` if all servers have failed repeatedly. A `ModelError` from the block is recorded for the server.
         """
         replica = self._take(key, tried)
         if replica is None:
@@ -126,11 +125,11 @@ class ReplicaSet:
     def _all_out(self, replicas: Iterable[Replica], now: float) -> CircuitOpen:
         wait = min(replica.pause_left(now) for replica in replicas)
         return CircuitOpen(
-            f"every server of {self._role} has failed again and again and is left alone; asked again in {wait:.0f} s at most"
+            f"every server of {self._role} has failed repeatedly; the next attempt is possible in at most {wait:.0f} s"
         )
 
     def late(self, replica: Replica) -> None:
-        """A call that was ended from outside had been waiting for all of its time."""
+        """Record that a cancelled call had used its whole time."""
         with self._lock:
             replica.failed_by(CallTimeout("no answer in time"), self._clock())
 
@@ -140,10 +139,10 @@ class ReplicaSet:
             self._meter()
             told = error is not None and speaks_against(error) and replica.failed_by(error, self._clock())
         if told and error is not None:
-            self._report(f"a server of {self._role} failed, and is passed over for a moment: {error.message}")
+            self._report(f"a server of {self._role} failed and is avoided for a moment: {error.message}")
 
     def _turn_away(self, replica: Replica, error: EgressDenied) -> None:
-        """Its name leads out into the world, which shows only when a connection is made."""
+        """Remove a server whose name resolves to a forbidden address, which only a connection reveals."""
         with self._lock:
             if self._there.pop(replica.place, None) is not None:
                 self._gone[replica.place] = (replica, float("-inf"))
@@ -154,14 +153,14 @@ class ReplicaSet:
         self.meter.use(sum(replica.calls > 0 for replica in (*there, *gone)))
 
     def ended(self) -> list[Replica]:
-        """Servers that have gone and whose last call has ended, each returned once."""
+        """Return the removed servers whose last call has ended, each once."""
         with self._lock:
             now = self._clock()
             over = [p for p, (replica, since) in self._gone.items() if not replica.calls and now - since >= GONE]
             return [self._gone.pop(place)[0] for place in over]
 
     def everyone(self) -> list[Replica]:
-        """All servers, those that have gone included; none is left then."""
+        """Remove and return all servers, including removed ones."""
         with self._lock:
             found = [*self._there.values(), *(replica for replica, _ in self._gone.values())]
             self._there, self._gone = {}, {}

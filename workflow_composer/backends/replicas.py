@@ -1,4 +1,4 @@
-"""A model on several servers: each call goes to one of them, and to another where that one fails."""
+"""A model on several servers: each call goes to one of them, and to another if that one fails."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ if TYPE_CHECKING:
     from workflow_composer.strategy import ModelSpec
 
 ASK_EVERY = 1.0
-"""Seconds between two questions for the servers' metrics, while there are calls."""
+"""Seconds between two queries for the servers' metrics, while there are calls."""
 ANSWER_WITHIN = 1.0
-"""Seconds that an answer may take."""
+"""Time limit of such a query in seconds."""
 
 
 A = TypeVar("A", Completion, Embeddings)
 
 
 class ReplicatedBackend:
-    """One model, as many servers as the profile's role has at the moment.
+    """One model on all current servers of the profile's role.
 
-    A call goes to the server that `balance.choose` names: the one that has probably cached the beginning of the prompt,
-    unless it has too much to do. Where a server cannot be reached, breaks, or turns out to be another one, the next takes
-    over at once; a stream only before its first piece. A server that drains, starts or has gone gets nothing new.
+    A call goes to the server that `balance.choose` selects: the one that has probably cached the prompt's prefix, unless it
+    is overloaded. If a server is unreachable, fails or serves another model, the next one takes over at once; for a stream,
+    only before its first piece. Servers that drain, start or were removed get no new calls.
     """
 
     def __init__(self, spec: ModelSpec, context: BackendContext) -> None:
@@ -111,7 +111,7 @@ class ReplicatedBackend:
                 raise
 
     async def health(self, *, timeout: float) -> EndpointStatus:
-        """Healthy where one server is. Never raises."""
+        """Return healthy if one server is. Never raises."""
         await self._look_around()
         found = await asyncio.gather(*(r.backend.health(timeout=timeout) for r in self._set.replicas))
         return self._finder.summary(self.name, found)
@@ -154,7 +154,7 @@ class ReplicatedBackend:
         return _Tour(timeouts, by_request=timeouts.total < self._context.config.timeouts.total)
 
     def _nobody(self, tour: _Tour) -> ModelError | EgressDenied:
-        """The error where no server is left to ask."""
+        """Return the error if no server is left to try."""
         if tour.last is not None:
             return tour.last
         return ServerUnreachable(self._finder.nobody(self._set.refused), hint=self._finder.hint)
@@ -162,7 +162,7 @@ class ReplicatedBackend:
     # -------------------------------------------------------------------------------------------------------- servers
 
     def _make(self, place: Place) -> Replica:
-        """A server's own backend, whose transport reaches that server and what the profile itself names."""
+        """Make a replica whose egress policy admits its server and what the profile names."""
         egress = self._context.egress
         if place.registered:
             egress = egress.admitting(place.url)
@@ -173,7 +173,7 @@ class ReplicatedBackend:
         return Replica(place, backend, failures=breaker.failures, longest_pause=breaker.cooldown)
 
     async def _look_around(self) -> None:
-        """See which servers there are now; ask them how busy they are, and close what has gone, behind the call's back."""
+        """Update the servers; query their load and close removed ones in the background."""
         places = await self._finder.places()
         if places is not None:
             self._set.adopt(places)
@@ -191,12 +191,12 @@ class ReplicatedBackend:
 
 
 async def _ask(replica: Replica) -> None:
-    """Ask a server how busy it is. Whatever it does, no request fails for it."""
+    """Query a server's load. Its failures do not affect requests."""
     calls, began = replica.calls, time.monotonic()
     try:
         readings = await replica.backend.readings(ANSWER_WITHIN)
     except (TimeoutError, Broken, EgressDenied, AuthenticationFailed):
-        if time.monotonic() - began < 2.0 * ANSWER_WITHIN:  # else it was this process that had no time
+        if time.monotonic() - began < 2.0 * ANSWER_WITHIN:  # otherwise this process was too busy
             replica.said_nothing(refused=False, now=time.monotonic())
     except OSError:
         replica.said_nothing(refused=True, now=time.monotonic())
@@ -205,7 +205,7 @@ async def _ask(replica: Replica) -> None:
 
 
 class _Tour:
-    """One call's way from server to server, within its time; ``by_request``: the request itself allows no more."""
+    """One call's attempts at several servers, within its time limit; ``by_request``: the limit is the request's own."""
 
     def __init__(self, timeouts: Timeouts, *, by_request: bool) -> None:
         self.tried: set[Place] = set()
@@ -221,7 +221,7 @@ class _Tour:
 
     @contextmanager
     def begin(self, replica: Replica) -> Iterator[None]:
-        """A server is asked. A call that ends at its request's own limit says so."""
+        """Start an attempt at a server. A timeout at the request's own limit is marked ``by_request``."""
         self.tried.add(replica.place)
         self._replica = replica
         self._server = replica.place.url
@@ -238,17 +238,17 @@ class _Tour:
 
     @property
     def left(self) -> Timeouts:
-        """The times that are left; all of them for the first server."""
+        """The remaining time; all of it for the first server."""
         if not self.failovers:
             return self._timeouts
         return replace(self._timeouts, total=max(0.001, self._ends - time.monotonic()))
 
     def failed(self, error: ModelError | EgressDenied) -> None:
-        """The server that was asked has failed; raises the error where no other is to be asked."""
+        """Record the failure of the current server; raise the error if no other should be tried."""
         if error is self.last or not self._server:
             raise self._told(error)
         elsewhere = isinstance(error, EgressDenied) or another_may_answer(error)
-        # A request that two servers could not answer is perhaps what is wrong.
+        # If two servers fail to answer, the request itself may be the problem.
         self._answers += isinstance(error, (ServerFailed, RateLimited))
         if not elsewhere or self._answers > 1 or time.monotonic() >= self._ends:
             raise self._told(error)
@@ -258,20 +258,20 @@ class _Tour:
         self._server = ""
 
     def ended(self, limit: float, late: Callable[[Replica], None]) -> None:
-        """The call was cancelled: by whoever asked, or because its time was up, which speaks against the server."""
+        """Record a cancelled call. If its time ran out, the server is at fault; if the caller cancelled it, not."""
         if self._own_time_is_over:
             return
         if self._replica is not None and time.monotonic() - self._began >= 0.98 * limit:
             late(self._replica)
 
     def _told(self, error: ModelError | EgressDenied) -> ModelError | EgressDenied:
-        """The error, with the servers that had failed before the last one."""
+        """Return the error with the servers that failed before the last one."""
         if isinstance(error, ModelError):
             error.failovers = tuple(self.failovers[:-1] if error is self.last else self.failovers)
         return error
 
     def marked(self, chunk: Chunk) -> Chunk:
-        """A stream's first piece, with the servers that had failed before it."""
+        """Return a stream's first piece with the servers that failed before it."""
         if not self.failovers:
             return chunk
         failovers, self.failovers = tuple(self.failovers), []
@@ -279,7 +279,7 @@ class _Tour:
 
 
 class _Background:
-    """Tasks of one event loop for which no call waits."""
+    """Background tasks of one event loop."""
 
     def __init__(self) -> None:
         self._begun: set[asyncio.Task[None]] = set()
@@ -290,7 +290,7 @@ class _Background:
         self._start(work, self._begun)
 
     def finish(self, work: Coroutine[Any, Any, None]) -> None:
-        """Start a task that comes to its end, `close` or not: what it does would be done by nobody else."""
+        """Start a task that `close` waits for, because its work must be completed."""
         self._start(work, self._to_finish)
 
     def _start(self, work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> None:
@@ -299,7 +299,7 @@ class _Background:
         task.add_done_callback(among.discard)
 
     async def close(self) -> None:
-        """Cancel what was begun, and wait for what has to finish."""
+        """Cancel tasks started with `begin`, and wait for those started with `finish`."""
         for task in self._begun:
             task.cancel()
         await asyncio.gather(*self._begun, *self._to_finish, return_exceptions=True)

@@ -1,7 +1,7 @@
-"""Addresses of a host, judged by the `EgressPolicy`: what connections are made to, and nothing else.
+"""Resolves a host to the addresses that the `EgressPolicy` admits; connections use no others.
 
-Each name is resolved in a thread of its own: the default executor has few threads, and a hundred names that a dead resolver
-lets wait would keep the one server that lives from being asked.
+Each name is resolved in its own thread: the default executor has few threads, and a hundred names waiting for a dead
+resolver would block the query to a working server.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def is_unknown_name(error: Exception) -> bool:
 
 
 def system_resolve(host: str, port: int) -> list[str]:
-    """Addresses of a host by the system's resolver, in its order of preference."""
+    """Return the addresses of a host from the system's resolver, in its order of preference."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
 

@@ -1,4 +1,4 @@
-"""A stream's pieces, put together to the answer that they make: the one place that does."""
+"""Joins the pieces of a stream to an answer; the only module that does."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from workflow_composer.types import Chunk, Sample, TokenLogprob, Usage
 
 
 class StreamAccumulator:
-    """What a stream has delivered so far."""
+    """The part of an answer that a stream has delivered so far."""
 
     def __init__(self) -> None:
         self.pieces = 0
@@ -21,20 +21,20 @@ class StreamAccumulator:
 
     @property
     def usage(self) -> Usage:
-        """The server's count; until it is known, one token per piece, which is the least it can be."""
+        """The server's count; until it arrives, one token per piece, a lower bound."""
         return self._usage or Usage(0, self.pieces)
 
     @property
     def tokens(self) -> int:
-        """Tokens heard, as far as they can be counted."""
+        """Tokens received, as far as they can be counted."""
         return len(self._logprobs) or self.pieces
 
     def usage_so_far(self, prompt_tokens: int) -> Usage:
-        """The usage of a stream that is left before its end; servers tell the prompt's tokens at the end only."""
+        """Return the usage of a stream closed early; servers report the prompt's tokens only at the end."""
         return self._usage or Usage(prompt_tokens, self.tokens)
 
     def add(self, chunk: Chunk) -> None:
-        """Take note of one piece."""
+        """Add one piece."""
         self.pieces += chunk.carries_content
         if chunk.text:
             self._texts.append(chunk.text)
@@ -50,7 +50,7 @@ class StreamAccumulator:
         self._usage = chunk.usage or self._usage
 
     def sample(self) -> Sample:
-        """The whole answer."""
+        """Return the whole answer."""
         return Sample(
             "".join(self._texts),
             self.finish_reason,

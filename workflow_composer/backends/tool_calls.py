@@ -1,7 +1,7 @@
-"""Pieces of tool calls, joined to the calls that they belong to, in all the ways in which servers cut them up.
+"""Joins the pieces of streamed tool calls, for the many ways in which servers split them.
 
-A piece is told apart by its id, else by its index, else by its position. Servers leave out the index (SGLang), give every
-call the index 0, repeat the id or make up a new one for each piece, send the name after the id, or arguments as an object
+A piece is matched to its call by id, else by index, else by position. Servers omit the index (SGLang), give every call
+the index 0, repeat the id or generate a new one for each piece, send the name after the id, or send arguments as an object
 (TGI).
 """
 
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 
 class ToolDelta(NamedTuple):
-    """What a piece adds to a call, whose name is known by now. ``begins``: nothing was told of this call before."""
+    """What a piece adds to a call whose name is known. ``begins``: this is the first delta of the call."""
 
     number: int
     id: str
@@ -32,7 +32,7 @@ class _Call:
 
 
 class ToolCalls:
-    """The calls of one answer, so far."""
+    """The tool calls of one answer so far."""
 
     def __init__(self) -> None:
         self._calls: list[_Call] = []
@@ -43,7 +43,7 @@ class ToolCalls:
         return bool(self._calls)
 
     def hear(self, pieces: Iterable[Mapping[str, Any]], *, last: bool = False) -> Iterator[ToolDelta]:
-        """Take the pieces of one event, and tell what they add; ``last``: no more will come."""
+        """Add the pieces of one event and yield what they add; ``last``: no more follow."""
         event = tuple(pieces)
         for position, piece in enumerate(event):
             number = self._number(piece, position if len(event) > 1 else None)
@@ -59,7 +59,7 @@ class ToolCalls:
                 yield from self._told(number, call, last=True)
 
     def whole(self) -> tuple[Mapping[str, Any], ...]:
-        """The calls as OpenAI's API has them; one that has no id gets one."""
+        """Return the calls in OpenAI's form; a call without an id gets one."""
         return tuple(
             {
                 "id": _id(call, number),
@@ -70,8 +70,8 @@ class ToolCalls:
         )
 
     def _told(self, number: int, call: _Call, *, last: bool) -> Iterator[ToolDelta]:
-        """What is new of a call; nothing until it has a name, since no API can begin one without, and an id, if one comes
-        before its arguments.
+        """Yield the new part of a call. Waits for its name, which every API requires first, and for its id if one comes
+        before the arguments.
         """
         ready = last or (call.name and (call.id or call.arguments))
         if not ready or call.told == len(call.arguments):
@@ -88,7 +88,7 @@ class ToolCalls:
         if known is None and isinstance(index, int):
             known = self._by_index.get(index)
             if known is not None and identity and named and self._calls[known].id and self._calls[known].name:
-                known = None  # another call under the same index
+                known = None  # another call with the same index
         elif known is None and not identity:
             known = self._at(position, named=named)
         if known is None:

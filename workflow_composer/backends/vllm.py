@@ -1,4 +1,4 @@
-"""The backend of models on vLLM servers of one's own: one server, or as many as there are."""
+"""The backend of models on local vLLM servers: one server or several."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def vllm_backend(spec: ModelSpec, context: BackendContext) -> Backend:
-    """A model at one URL is spoken to directly; one whose role has several places or a registry gets a server per call."""
+    """Return a backend for one URL, or one that chooses a server per call if the role has several or uses the registry."""
     if spec.base_url is not None:
         return OpenAICompatibleBackend(spec, context)
     from workflow_composer.backends.replicas import ReplicatedBackend

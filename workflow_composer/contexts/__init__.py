@@ -1,1 +1,1 @@
-"""Context templates: texts that stand first in requests, byte for byte the same, so that servers compute them once."""
+"""Context templates: texts prepended to requests, byte-identical so that servers with prefix caching compute them once."""

@@ -1,8 +1,8 @@
-"""Putting a context first in a request.
+"""Prepends a context to a request.
 
-There is one system message, the context first in it and the caller's own words after it: many chat templates know a
-system message only in the first place, and drop or refuse a second one. What stands first is byte-identical for all requests
-with the same set of templates, however the set was written down, so a server with prefix caching computes it once.
+A request has one system message: the context, then the caller's own system text. Many chat templates accept a system
+message only in first position, and drop or reject a second one. The prefix is byte-identical for all requests with the same
+set of templates, in whatever order they are given, so a server with prefix caching computes it once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from workflow_composer.errors import ContextError
 from workflow_composer.types import ANY_TASK, LLMRequest, Message
 
 BETWEEN = "\n\n"
-"""Between two templates, and between the last of them and the caller's system message."""
+"""Separates templates from each other and from the caller's system message."""
 
 _SYSTEM = ("system", "developer")
 _MOST_KNOWN = 256
@@ -26,16 +26,16 @@ _MOST_KNOWN = 256
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Templates in their fixed order, combined. ``pins`` say which, ``text`` is what stands first; both empty for none."""
+    """Combined templates, sorted by name: their ``pins`` and their ``text``; both are empty if there are none."""
 
     pins: tuple[str, ...]
     text: str
 
     @classmethod
     def of(cls, templates: Iterable[Template]) -> Context:
-        """Combine templates, in the order of their names, each once.
+        """Combine templates, sorted by name, each once.
 
-        Raises `ContextError` where two different ones have the same name.
+        Raises `ContextError` if two different templates have the same name.
         """
         found: dict[str, Template] = {}
         for template in templates:
@@ -43,17 +43,17 @@ class Context:
             if other.digest != template.digest:
                 raise ContextError(
                     f"two different contexts are named {template.name!r}: {other.source} and {template.source}",
-                    hint="name one of them, or rename one",
+                    hint="use only one of them, or rename one",
                 )
         ordered = [found[name] for name in sorted(found)]
         return cls(tuple(template.pin for template in ordered), BETWEEN.join(template.text for template in ordered))
 
     def system(self, text: str | None) -> str | None:
-        """The system message of a request that has this context, and whose own system message is ``text``."""
+        """Return the system message for a request whose own system message is ``text``."""
         return BETWEEN.join(part for part in (self.text, text) if part) or None
 
     def applied(self, request: LLMRequest) -> LLMRequest:
-        """The request with the text first, its ``context`` pinned; unchanged where it begins with it already."""
+        """Return the request with the text prepended, unless it is already there, and its ``context`` pinned."""
         if not self.pins:
             return request
         return replace(request, messages=_first(self, request.messages), context=self.pins)
@@ -63,7 +63,7 @@ NONE = Context((), "")
 
 
 class Contexts:
-    """The contexts that a profile's tasks have, and those that requests name. Templates are read once."""
+    """The contexts of a profile's tasks and of requests. Each template is read once."""
 
     def __init__(self, library: Library, tasks: Mapping[str, Context] | None = None) -> None:
         self._library = library
@@ -74,9 +74,9 @@ class Contexts:
     def of(
         cls, tasks: Mapping[str, tuple[str, ...]], *, base: Path = Path(), environ: Mapping[str, str] | None = None
     ) -> Contexts:
-        """For a profile's ``task_contexts``, in which paths are relative to ``base``.
+        """Read the contexts of a profile's ``task_contexts``; paths are relative to ``base``.
 
-        Raises `ContextError`, its ``task`` naming the one at fault.
+        Raises `ContextError` with the faulty ``task``.
         """
         of_profile, found = Library(base=base, environ=environ), {}
         for task, references in tasks.items():
@@ -88,7 +88,7 @@ class Contexts:
         return cls(Library(environ=environ), found)
 
     def of_request(self, context: str | Iterable[str] | None, task: str) -> Context:
-        """What a request has first: its own context (none at all where that is empty), else its task's.
+        """Return the request's own context (none if it is empty), else the context of its task.
 
         Raises `ContextError`.
         """
@@ -104,7 +104,7 @@ class Contexts:
         return found
 
     def applied(self, request: LLMRequest) -> LLMRequest:
-        """The request as it will be sent. Vectors are made of the caller's text alone. Raises `ContextError`."""
+        """Return the request as it will be sent. Embedding requests get no context. Raises `ContextError`."""
         if request.kind != "chat" or (request.context is None and not self.tasks):
             return request
         return self.of_request(request.context, request.task_type).applied(request)

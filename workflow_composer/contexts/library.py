@@ -1,7 +1,7 @@
-"""Finding context templates: a reference is a name or a path, and may be pinned to a version and to a digest.
+"""Lookup of context templates. A reference is a name or a path, optionally pinned to a version and a digest.
 
-``file-formats``, ``file-formats@1``, ``file-formats@1#2f0c9a7be410``, ``./mine.md``. Names are looked for as profiles' are:
-in ``config/contexts/`` of the working directory, then in the user's configuration directory, then in the package.
+Examples: ``file-formats``, ``file-formats@1``, ``file-formats@1#2f0c9a7be410``, ``./mine.md``. Names are searched like those
+of profiles: in ``config/contexts/`` of the working directory, in the user's configuration directory, in the package.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ _REFERENCE = re.compile(r"(?P<place>.+?)(?:@(?P<version>[A-Za-z0-9._-]+))?(?:#(?
 
 
 def search_path(environ: Mapping[str, str] | None = None) -> tuple[Path, ...]:
-    """Folders that are searched for a template's name, in order: the working directory's, the user's, the package's."""
+    """Return the folders to search for a template, in order: working directory, user, package."""
     environ = os.environ if environ is None else environ
     home = environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")  # noqa: PTH111  # no error without a home
     return (Path("config/contexts"), Path(home) / "workflow-composer" / "contexts", shipped())
 
 
 def shipped() -> Path:
-    """The folder of the templates that come with the package."""
+    """Return the folder of the templates shipped with the package."""
     return Path(__file__).parent / "shipped"
 
 
 class Library:
-    """Templates by reference. Each file is read once, so that a library gives the same text for as long as it lives.
+    """Templates by reference. Each file is read once, so a reference gives the same text for the life of the library.
 
     ``search`` replaces the folders of `search_path`; relative paths are relative to ``base``.
     """
@@ -48,30 +48,30 @@ class Library:
         self._read: dict[Path, Template] = {}
 
     def get(self, reference: str) -> Template:
-        """The template of a reference.
+        """Return the template of a reference.
 
-        Raises `ContextError` where there is none, where it is faulty, and where what lies there is not what is pinned.
+        Raises `ContextError` if it is missing or faulty, or if its version or digest differs from the pinned one.
         """
         place, version, digest = _split(reference)
         found = self._at(place)
         if version is not None and version != found.version:
             raise ContextError(
-                f"context {reference!r} is pinned to version {version}, and {found.source} is version {found.version}",
-                hint=f"pin {found.pin}, or put version {version} in front of it in the search order",
+                f"context {reference!r} is pinned to version {version}, but {found.source} is version {found.version}",
+                hint=f"pin {found.pin}, or put version {version} before it in the search order",
             )
         if digest is not None and not found.digest.startswith(digest):
             raise ContextError(
-                f"context {reference!r}: the text of {found.source} has changed since; its digest is {found.digest[:12]}",
-                hint="a text that changes needs a new version",
+                f"context {reference!r}: the text of {found.source} has changed; its digest is now {found.digest[:12]}",
+                hint="give a changed text a new version",
             )
         return found
 
     def pins(self, references: Iterable[str]) -> tuple[str, ...]:
-        """The references, each pinned to the text that it stands for now. Raises `ContextError`."""
+        """Return the references, each pinned to its current text. Raises `ContextError`."""
         return tuple(self.get(reference).pin for reference in references)
 
     def files(self) -> dict[str, list[Path]]:
-        """Every name that can be used, and its files; the first is the one that is taken, the others are hidden by it."""
+        """Map every available name to its files; the first file is used and hides the others."""
         found: dict[str, list[Path]] = {}
         for folder in self._search:
             for path in sorted(folder.glob(f"*{SUFFIX}")):
@@ -86,7 +86,8 @@ class Library:
         found = self._read[path]
         if named and found.name != place:
             raise ContextError(
-                f"{found.source}: the head names it {found.name!r}, and the file {place!r}", hint="use one name for both"
+                f"{found.source}: the front matter has name {found.name!r}, but the file is named {place!r}",
+                hint="use the same name for both",
             )
         return found
 
@@ -96,16 +97,16 @@ class Library:
             if os.path.exists(path):  # noqa: PTH110  # unlike Path.exists, False for a name too long and a closed folder
                 return path
         known = self.files()
-        hint = nearest(name, known) or f"there are: {', '.join(known) or 'none'}"
+        hint = nearest(name, known) or f"available: {', '.join(known) or 'none'}"
         raise ContextError(f"no context named {name!r} in {', '.join(map(str, self._search))}", hint=hint)
 
 
 def _split(reference: str) -> tuple[str, str | None, str | None]:
-    """Place, version and digest. A path that has an ``@`` in it is not taken apart."""
+    """Split a reference into name or path, version and digest. A path that contains ``@`` is not split."""
     if not isinstance(reference, str) or not reference.strip() or reference.endswith(SUFFIX):
         return str(reference), None, None
     match = _REFERENCE.fullmatch(reference)
-    assert match is not None  # the place takes whatever the rest does not
+    assert match is not None  # the first group accepts any text
     return match["place"], match["version"], match["digest"]
 
 

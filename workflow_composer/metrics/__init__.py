@@ -1,1 +1,1 @@
-"""One line per request, and what can be read from many of them."""
+"""Metrics: one line per request, live counters, summaries."""

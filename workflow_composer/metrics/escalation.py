@@ -1,9 +1,9 @@
-"""What escalation has cost and saved: two sums that add up.
+"""Cost and savings of escalation.
 
-``spent`` is all that was paid for requests that were answered; requests that failed and audits are not in it. It is
-``kept`` (the answers that were returned, all samples of a vote together) plus ``wasted`` (answers thrown away, failed and
-abandoned calls). Had every request gone to the strongest tier alone, ``always_strongest`` would have been paid, which is
-``spent`` plus ``saved``; ``saved`` is negative where the cascade was the dearer way.
+``spent`` is the cost of all answered requests, without failed requests and audits. It is the sum of ``kept`` (the
+returned answers, with all samples of a vote) and ``wasted`` (rejected answers, failed and abandoned calls).
+``always_strongest`` is the cost if every request had gone to the strongest tier alone; ``saved`` is ``always_strongest``
+minus ``spent``, negative if the cascade cost more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from workflow_composer.types import LLMResponse, TierResult, Usage
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The answer that was returned: what it cost, all samples of a vote together, and the usage of one sample alone."""
+    """The returned answer: its cost and usage with all samples of a vote, and the usage of one sample (``one``)."""
 
     cost: float
     usage: Usage
@@ -27,7 +27,7 @@ class Kept:
 
     @classmethod
     def of(cls, response: LLMResponse, tier: TierResult) -> Kept:
-        """By the calls of the tier that gave the answer."""
+        """Compute it from the calls of the tier that answered."""
         good = [attempt for attempt in response.attempts if attempt.tier == tier.tier and attempt.error is None]
         usage = sum((attempt.usage for attempt in good), Usage())
         one = Usage(usage.prompt_tokens // max(1, len(good)), usage.completion_tokens // max(1, len(tier.samples)))
@@ -36,10 +36,10 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class EscalationStats:
-    """Counts of requests, and dollars; see the module. ``by_tier`` counts the tiers whose answers were returned.
+    """Counts of requests, and dollars as the module defines them. ``by_tier`` counts returned answers by tier.
 
-    ``always_strongest`` is exact where the strongest tier answered; else it is an estimate: one answer to the same prompt of
-    as many tokens, at its price. What GPU time adds to the price is as much per token as where the strongest tier answered.
+    ``always_strongest`` is exact for answers of the strongest tier; otherwise it is an estimate for one answer to the same
+    prompt with as many tokens, at its price. The GPU time per token is taken from the answers of the strongest tier.
     """
 
     requests: int
@@ -54,14 +54,14 @@ class EscalationStats:
     saved: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
 class EscalationTally:
     """Counts responses; thread-safe.
 
-    ``strongest`` names the last tier, ``price`` gives its dollars for a usage, without GPU time.
+    ``strongest`` names the last tier; ``price`` returns its cost in dollars for a usage, without GPU time.
     """
 
     def __init__(self, strongest: str, price: Callable[[Usage], float]) -> None:
@@ -98,7 +98,7 @@ class EscalationTally:
                 self._other_tokens += kept.one.completion_tokens
 
     def stats(self) -> EscalationStats:
-        """All of it so far."""
+        """Return the totals so far."""
         with self._lock:
             always = self._always + self._other_tokens * self._beyond_dollars / max(1, self._beyond_tokens)
             return EscalationStats(

@@ -1,4 +1,4 @@
-"""What the dashboard shows, worked out from live metrics or from a file of them; plain data."""
+"""Data for the dashboard, computed from live metrics or a metrics file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workflow_composer.metrics.record import RoutingMetric
 from workflow_composer.metrics.summary import metrics_since
 
 PERIODS = {"hour": (3600, 10), "day": (86_400, 60), "90 days": (7_776_000, 3600)}
-"""What a chart can show: seconds, and the width of the live metrics' buckets that it is made from."""
+"""Periods of a chart: their length, and the width of the live metrics' buckets to use, in seconds."""
 SLOTS = 72
 """Bars of a chart."""
 _RATE_SECONDS = 60.0
@@ -20,9 +20,9 @@ _FIELDS = tuple(name for name in RoutingMetric.__slots__ if name not in {"prompt
 
 
 def figures(snapshot: Mapping[str, Any]) -> dict[str, Any]:
-    """Totals, shares, percentiles and the course of time of a snapshot of `LiveMetrics`.
+    """Return totals, percentiles and time series of a snapshot of `LiveMetrics`.
 
-    Percentiles come from histograms, so they are exact to their buckets only; None where nothing was counted.
+    Percentiles come from histograms, so they are only as exact as the buckets; None if nothing was counted.
     """
     series: Sequence[Mapping[str, Any]] = snapshot["series"]
     latency, overhead = _added(series, "latency"), _added(series, "overhead")
@@ -43,7 +43,7 @@ def figures(snapshot: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def course(snapshot: Mapping[str, Any], seconds: int, width: int) -> list[list[int]]:
-    """Requests that were answered and that failed, in each of `SLOTS` equal parts of the last ``seconds``."""
+    """Count answered and failed requests in each of `SLOTS` equal parts of the last ``seconds``."""
     slots = [[0, 0] for _ in range(SLOTS)]
     start = snapshot["now"] - seconds
     for at, requests, errors, *_ in snapshot["history"][str(width)]:
@@ -55,7 +55,7 @@ def course(snapshot: Mapping[str, Any], seconds: int, width: int) -> list[list[i
 
 
 def snapshot_of_file(path: Path, *, since: timedelta | None = None, now: datetime | None = None) -> dict[str, Any]:
-    """The snapshot that a file of metrics gives, from ``since`` before ``now`` on. Raises `InputError`."""
+    """Return the snapshot of a metrics file, starting ``since`` before ``now``. Raises `InputError`."""
     moment = 0.0
     live = LiveMetrics(clock=lambda: moment)
     first = None
@@ -74,11 +74,11 @@ _MISSING: dict[str, Any] = {
     "error": None,
     "attempts": 1,
 }
-"""What a line may lack and still count; all else is checked where it is read."""
+"""Defaults of optional fields; the reader checks the others."""
 
 
 def percentile(bounds: Sequence[float], counts: Sequence[int], share: float) -> float | None:
-    """A percentile of what a histogram has counted, between the bounds of its bucket; beyond the last bound that bound.
+    """Return a percentile of a histogram, interpolated within its bucket; beyond the last bound, that bound.
 
     >>> percentile([10.0, 20.0], [0, 4, 0], 0.5)
     15.0

@@ -1,7 +1,7 @@
-"""What has happened since the service began, kept as counts: cheap to add to, small to keep, easy to add up over workers.
+"""Counters since the start of the service: cheap to update, small, and easy to sum over workers.
 
-Names of tasks and models come from requests, so their number is limited: what comes after `MOST_SERIES` different
-combinations is counted as "other".
+Names of tasks and models come from requests, so their number is limited: after `MOST_SERIES` combinations, new ones are
+counted as "other".
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 from workflow_composer.metrics.record import RoutingMetric
 
 LATENCY_BOUNDS = (5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1e3, 2.5e3, 5e3, 1e4, 3e4, 6e4, 3e5)
-"""Milliseconds; the buckets of latencies."""
+"""Upper bounds of the latency buckets in milliseconds."""
 OVERHEAD_BOUNDS = (0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 100.0)
-"""Milliseconds; the buckets of the orchestrator's own part."""
+"""Upper bounds of the buckets of the orchestrator's overhead in milliseconds."""
 MOST_SERIES = 1000
 RECENT = 100
-"""Decisions that are kept."""
+"""Number of recent decisions to keep."""
 SPANS = ((10, 360), (60, 1440), (3600, 2160))
-"""Seconds of a bucket, and so many are kept: an hour finely, a day by the minute, a season by the hour."""
+"""Width of a bucket in seconds, and how many are kept: an hour by 10 seconds, a day by minutes, 90 days by hours."""
 OTHER = "other"
 
 LABELS = ("strategy", "router", "task", "model", "tier")
@@ -33,7 +33,7 @@ SUMS = ("cost", "latency_sum", "overhead_sum", "compared_cost", "strongest_cost"
 class Series:
     """Counts of one combination of labels. Times in milliseconds, cost in dollars; buckets are not cumulative.
 
-    ``compared_cost`` is the part of ``cost`` for which it is known what the strongest tier alone would have cost.
+    ``compared_cost`` is the part of ``cost`` for which the cost of the strongest tier alone is known.
     """
 
     __slots__ = (*COUNTS, *SUMS, "latency", "overhead")
@@ -47,7 +47,7 @@ class Series:
 
 
 class LiveMetrics:
-    """A metrics sink that counts. Written to by one event loop; `snapshot` may be taken at any time."""
+    """A metrics sink that counts. Only one event loop may write; `snapshot` may be called at any time."""
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -95,7 +95,7 @@ class LiveMetrics:
             bucket[4] += metric.cost
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to release."""
 
     def _new(self, labels: tuple[str, str, str, str, int]) -> Series:
         if len(self._series) >= MOST_SERIES:
@@ -104,7 +104,7 @@ class LiveMetrics:
         return self._series.setdefault(labels, Series())
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything, as plain data."""
+        """Return all counters as plain data."""
         series = []
         for labels, counts in list(self._series.items()):
             values = {name: getattr(counts, name) for name in (*COUNTS, *SUMS)}
@@ -123,12 +123,12 @@ class LiveMetrics:
 
 
 def shown(metric: RoutingMetric) -> dict[str, Any]:
-    """A metric as plain data, without the prompt."""
+    """Return a metric as plain data, without the prompt."""
     return {name: getattr(metric, name) for name in RoutingMetric.__slots__ if name != "prompt"}
 
 
 def merged(snapshots: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Several workers' snapshots as one."""
+    """Merge the snapshots of several workers."""
     found = list(snapshots)
     if len(found) == 1:
         return dict(found[0])

@@ -1,6 +1,6 @@
-"""Live metrics of several workers: each writes its own down, whoever is asked adds them up.
+"""Live metrics of several workers: each worker saves its own to a file, and any worker can sum them.
 
-A worker that is started in the place of one that died goes on from that one's counts, so that no counter ever falls.
+A worker that replaces a crashed one continues from its counts, so that no counter decreases.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from workflow_composer.storage.replacing import replace_file
 
 
 class SharedMetrics:
-    """This worker's metrics together with the others'. Without a directory there are no others."""
+    """The metrics of this worker and of the others. Without a directory there are no others."""
 
     def __init__(self, live: LiveMetrics, directory: Path | None = None, number: int = 0) -> None:
         self._live = live
@@ -26,23 +26,23 @@ class SharedMetrics:
         self._before = None if self._path is None else _read(self._path)
 
     def own(self) -> dict[str, Any]:
-        """What this worker and its predecessors have counted."""
+        """Return the counts of this worker and its predecessors."""
         now = self._live.snapshot()
         return now if self._before is None else merged([self._before, now])
 
     def all(self) -> dict[str, Any]:
-        """What all workers have counted."""
+        """Return the counts of all workers."""
         if self._directory is None or self._path is None:
             return self.own()
         others = [_read(path) for path in sorted(self._directory.glob("metrics-*.json")) if path != self._path]
         return merged([self.own(), *(found for found in others if found is not None)])
 
     def save(self) -> None:
-        """Let the others know, and wait for the disk. What cannot be written is missing from their sums until it can."""
+        """Save the counts for the other workers; blocks. If that fails, their sums lag until a later save succeeds."""
         self._write(self.own())
 
     async def asave(self) -> None:
-        """The same without keeping the event loop, which counts on meanwhile."""
+        """Like `save`, without blocking the event loop."""
         await asyncio.to_thread(self._write, self.own())
 
     def _write(self, counted: Mapping[str, Any]) -> None:
@@ -52,7 +52,7 @@ class SharedMetrics:
 
 
 def forget(directory: Path) -> None:
-    """Begin at zero: remove what workers of an earlier service have left."""
+    """Reset the counters: remove the files of an earlier service's workers."""
     for path in directory.glob("metrics-*.json"):
         path.unlink(missing_ok=True)
 

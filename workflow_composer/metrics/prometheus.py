@@ -1,4 +1,4 @@
-"""Live metrics in Prometheus' text format. `prometheus_client` writes it; it is imported at the first scrape."""
+"""Live metrics in Prometheus' text format, written by `prometheus_client`, which is imported at the first scrape."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ PREFIX = "workflow_composer_"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _COUNTERS = (
-    ("requests", "requests", "Requests that ended, however they did."),
+    ("requests", "requests", "Requests that ended, with or without an answer."),
     ("errors", "request_errors", "Requests that ended without an answer."),
-    ("fallbacks", "fallbacks", "Requests answered by another model than the first of their tier, because calls failed."),
+    ("fallbacks", "fallbacks", "Requests answered by a fallback candidate of their tier, because calls failed."),
     ("escalations", "escalations", "Requests answered by a later tier, because an answer was not accepted."),
-    ("cost", "cost_dollars", "What requests have cost, failed attempts and rejected tiers included."),
+    ("cost", "cost_dollars", "Cost of requests in dollars, including failed attempts and rejected tiers."),
 )
 _STATES = {"closed": 0, "half-open": 1, "open": 2}
 
 
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """A value of the moment: name without prefix, help, and a value for each set of labels."""
+    """A gauge: name without prefix, help, and a value for each set of labels."""
 
     name: str
     help: str
@@ -34,13 +34,13 @@ class Gauge:
 
 
 def breaker_gauge(states: Mapping[str, str]) -> Gauge:
-    """The state of every model's circuit breaker."""
-    text = "0: calls pass; 1: one call tries whether the model is back; 2: the model is left alone."
+    """Return the gauge of every model's circuit breaker."""
+    text = "0: closed, calls pass; 1: half-open, one call probes the model; 2: open, calls are suspended."
     return Gauge("breaker_state", text, [({"model": name}, _STATES.get(state, 2)) for name, state in states.items()])
 
 
 def exposition(snapshot: Mapping[str, Any], gauges: Sequence[Gauge]) -> bytes:
-    """The text of a scrape."""
+    """Return the response to a scrape."""
     from prometheus_client import CollectorRegistry, generate_latest
 
     class Collector:
@@ -73,8 +73,8 @@ def _metrics(snapshot: Mapping[str, Any], gauges: Sequence[Gauge]) -> Iterator[M
         kinds.add_metric((kind,), count)
     yield kinds
     for field, name, text in (
-        ("latency", "request_duration_seconds", "From a request's arrival to its end."),
-        ("overhead", "overhead_seconds", "The part of it in which no model was awaited."),
+        ("latency", "request_duration_seconds", "Time from a request's arrival to its end."),
+        ("overhead", "overhead_seconds", "Part of a request's duration not spent waiting for models."),
     ):
         histogram = HistogramMetricFamily(PREFIX + name, text, labels=LABELS)
         bounds = [f"{bound / 1000.0:g}" for bound in snapshot[f"{field}_bounds"]]

@@ -1,4 +1,4 @@
-"""Where metrics go. A sink never fails a request: what it cannot write it reports once and drops."""
+"""Metrics sinks. A sink never fails a request: it reports a write error once and drops the metrics."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from workflow_composer.metrics.record import RoutingMetric
 from workflow_composer.storage.appending import LineFile
 
 METRICS_VARIABLE = "WORKFLOW_COMPOSER_METRICS"
-"""Another file for the metrics than ``logs/routing_metrics.jsonl``; ``off`` writes none."""
+"""The metrics file instead of ``logs/routing_metrics.jsonl``; ``off`` disables metrics."""
 
 TOGETHER = 0.02
-"""Seconds within which a service's lines are written together."""
+"""Seconds for which a service buffers lines before it writes them together."""
 
 DEFAULT_FILE = Path("logs/routing_metrics.jsonl")
 
 _PATIENCE, _LONG_PATIENCE = 0.05, 2.0
-"""Seconds to wait for another process that appends: once while requests are served, and at the end."""
+"""Seconds to wait for another process that appends: while requests are served, and at the end."""
 _MOST_WAITING = 10_000
-"""Lines that wait for the file's lock; it is held for microseconds, unless by somebody who should not."""
+"""Maximum number of lines that wait for the file's lock, which is normally held for microseconds."""
 
 
 class MetricsSink(Protocol):
-    """Takes the metric of every request, from any thread."""
+    """Accepts the metric of every request, from any thread."""
 
     def write(self, metric: RoutingMetric) -> None:
-        """Take one metric. Must be quick, and must not raise."""
+        """Accept one metric. Must be fast and must not raise."""
         ...
 
     def close(self) -> None:
-        """Release what is held; safe to call twice."""
+        """Release resources; safe to call twice."""
         ...
 
 
 class JsonlSink:
-    """Appends one line of JSON per request to a file, which is made with its folder when the first line comes.
+    """Appends one line of JSON per request to a file. The first line creates the file and its folder.
 
-    Any number of processes may append to it (`storage.appending`), and it may be rotated in either way: moved away, or
-    copied and truncated.
+    Any number of processes may append to it (`storage.appending`), and it may be rotated by moving it, or by copying and
+    truncating it.
 
-    ``on_trouble`` is told, once, why lines cannot be written (default: a warning in the log). Writing is tried again with
-    every metric, so lines come back when there is room on the disk again.
+    ``on_trouble`` is called once with the reason if lines cannot be written (default: a warning in the log). Every metric
+    tries again, so writing resumes when the disk has space again.
 
-    ``together``: seconds for which a line may wait for others, to be written with them; for who writes thousands a second.
-    What waits is written by the next line that comes later, by `flush`, and by `close`; so are lines that came while another
-    process had the file's lock.
+    ``together``: seconds for which lines are buffered to write several at once, for thousands of requests per second. The
+    next line after that time, `flush` and `close` write the buffer, also of lines that came while another process held the
+    file's lock.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class JsonlSink:
         """Append the metric's line."""
         try:
             line = metric.to_json()
-        except (TypeError, ValueError, OverflowError) as error:  # a field that is no text or number, or not a finite one
+        except (TypeError, ValueError, OverflowError) as error:  # a field of the wrong type, or a number that is not finite
             self._report(f"{type(error).__name__}: {error}")
             return
         with self._lock:
@@ -84,14 +84,14 @@ class JsonlSink:
                 self._append(0.0 if self._held_up else _PATIENCE)
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the buffered lines."""
         if self._waiting:
             with self._lock:
                 self._written_at = time.monotonic()
                 self._append(0.0)
 
     def close(self) -> None:
-        """Write what waits and close the file; a metric that comes later opens it again."""
+        """Write the buffered lines and close the file; a later metric reopens it."""
         with self._lock:
             if self._waiting:
                 self._append(_LONG_PATIENCE)
@@ -114,7 +114,7 @@ class JsonlSink:
     def _report(self, reason: str) -> None:
         if not self._troubled:
             self._troubled = True
-            self._on_trouble(f"metrics cannot be written to {self.path}: {reason}; requests go on without them")
+            self._on_trouble(f"cannot write metrics to {self.path}: {reason}; requests continue without them")
 
 
 class MemorySink:
@@ -134,18 +134,18 @@ class MemorySink:
 
 
 class TeeSink:
-    """Gives every metric to several sinks. One that raises keeps it from none of the others."""
+    """Writes every metric to several sinks. If one raises, the others still get the metric."""
 
     def __init__(self, *sinks: MetricsSink) -> None:
         self._sinks = sinks
 
     def write(self, metric: RoutingMetric) -> None:
-        """Pass it on; raises the first error once all have had it."""
+        """Write the metric to all sinks, then raise the first error, if any."""
         failed: Exception | None = None
         for sink in self._sinks:
             try:
                 sink.write(metric)
-            except Exception as error:  # noqa: BLE001  # whatever it is, the caller hears of it below
+            except Exception as error:  # noqa: BLE001  # raised below, after all sinks were called
                 failed = failed or error
         if failed is not None:
             raise failed
@@ -163,14 +163,14 @@ class NullSink:
         """Drop it."""
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Do nothing: nothing is buffered."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to release."""
 
 
 def metrics_file(environ: Mapping[str, str]) -> Path | None:
-    """The file that the environment asks for, relative to the working directory; None where metrics are off."""
+    """Return the metrics file that the environment sets, relative to the working directory; None if metrics are off."""
     named = environ.get(METRICS_VARIABLE, "").strip()
     if named.lower() == "off":
         return None
@@ -178,13 +178,13 @@ def metrics_file(environ: Mapping[str, str]) -> Path | None:
 
 
 def default_sink(environ: Mapping[str, str]) -> NullSink | JsonlSink:
-    """The sink that the environment asks for."""
+    """Return the sink that the environment sets."""
     path = metrics_file(environ)
     return NullSink() if path is None else JsonlSink(path)
 
 
 def service_sink(environ: Mapping[str, str]) -> NullSink | JsonlSink:
-    """The same for a service: lines that come at once are written at once; it calls `flush` every now and then."""
+    """Like `default_sink`, for a service: buffers lines and relies on periodic calls of `flush`."""
     path = metrics_file(environ)
     return NullSink() if path is None else JsonlSink(path, together=TOGETHER)
 

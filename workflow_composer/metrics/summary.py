@@ -1,6 +1,6 @@
-"""What many metrics say together: rates, latencies, tokens, costs.
+"""Summary of a metrics file: rates, latencies, tokens, costs.
 
-The file is read once, line by line; kept are one number per latency (for exact percentiles) and sums.
+The file is read once, line by line; only sums and one number per latency (for exact percentiles) are kept in memory.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ NO_ANSWER = "(no answer)"
 
 
 def parse_duration(text: str) -> timedelta:
-    """``30m``, ``24h``, ``7d``, ``2w``, ``1.5h``, ``90s``. Raises `InputError` for anything else."""
+    """Parse ``30m``, ``24h``, ``7d``, ``2w``, ``1.5h``, ``90s``. Raises `InputError` for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", text.strip().lower())
     if match is None:
-        raise InputError(f"{text!r} is not a length of time", hint="write for example 30m, 24h, 7d or 2w")
+        raise InputError(f"{text!r} is not a duration", hint="write for example 30m, 24h, 7d or 2w")
     try:
         return timedelta(**{_UNITS[match[2]]: float(match[1])})
     except OverflowError:
-        raise InputError(f"{text!r} is too long a time", hint="leave it out to read everything") from None
+        raise InputError(f"the duration {text!r} is too long", hint="leave it out to read everything") from None
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
 def read_metrics(path: Path) -> Iterator[Mapping[str, Any] | None]:
-    """The file's metrics in order; None for a damaged line. Raises `InputError` where the file cannot be read.
+    """Yield the file's metrics in order; None for a damaged line. Raises `InputError` if the file cannot be read.
 
-    Damaged is what is not a JSON object with a metric's fields: half a line left by a full disk, bytes that are no UTF-8.
+    A line is damaged if it is not a JSON object with a metric's fields, for example if it is truncated or not UTF-8.
     """
     if not path.exists():
-        raise InputError(f"there is no metrics file {path}", hint="send a request first, or name another file with --file")
+        raise InputError(f"no metrics file at {path}", hint="send a request first, or name another file with --file")
     for line in lines(path):
         if line.strip():
             yield _metric(line)
@@ -85,7 +85,7 @@ def _time(text: str) -> datetime | None:
 
 @dataclass(frozen=True, slots=True)
 class Percentiles:
-    """Exact percentiles by nearest rank: the smallest value that at least that share of all values does not exceed."""
+    """Exact percentiles by nearest rank: the smallest value that at least this share of the values does not exceed."""
 
     count: int
     p50: float
@@ -94,7 +94,7 @@ class Percentiles:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Percentiles | None:
-        """None where there are no values.
+        """Compute the percentiles; None if there are no values.
 
         >>> Percentiles.of(range(1, 101))
         Percentiles(count=100, p50=50, p95=95, p99=99)
@@ -127,11 +127,11 @@ class Tally:
 
 @dataclass(slots=True)
 class Summary:
-    """What the metrics of a period say.
+    """Summary of the metrics of a period.
 
     ``fallbacks`` counts requests that ended at a later candidate of a tier, because calls failed; ``escalations`` those
-    that ended in a later tier, because an answer was not accepted. Latencies are of answered requests. A request's whole
-    cost, rejected tiers included, counts for the model that answered in the end.
+    that ended in a later tier, because an answer was not accepted. Latencies are those of answered requests. A request's
+    whole cost, including rejected tiers, counts for the model that answered.
     """
 
     total: Tally = field(default_factory=Tally)
@@ -147,11 +147,11 @@ class Summary:
     overheads: array[float] = field(default_factory=lambda: array("d"))
 
     def rate(self, count: int) -> float | None:
-        """``count`` as a share of all requests; None where there are none."""
+        """Return ``count`` as a share of all requests; None if there are none."""
         return count / self.total.requests if self.total.requests else None
 
     def damage(self) -> None:
-        """Count one more line that cannot be read."""
+        """Count a damaged line."""
         self.damaged_lines += 1
 
     def add(self, metric: Mapping[str, Any], at: datetime) -> None:
@@ -171,16 +171,16 @@ class Summary:
             self.errors[kind] = self.errors.get(kind, 0) + 1
 
     def latency(self) -> dict[str, Percentiles]:
-        """Milliseconds by task, the most frequent task first."""
+        """Return latencies in milliseconds by task, the most frequent task first."""
         ordered = sorted(self.latencies.items(), key=lambda item: -len(item[1]))
         return {task: found for task, values in ordered if (found := Percentiles.of(values)) is not None}
 
     def overhead(self) -> Percentiles | None:
-        """Milliseconds that requests took besides waiting for models."""
+        """Return the time in milliseconds that requests took besides waiting for models."""
         return Percentiles.of(self.overheads)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts and numbers, for JSON; rates between 0 and 1, None where there were no requests."""
+        """Return plain dicts and numbers for JSON; rates are between 0 and 1, or None if there were no requests."""
         from dataclasses import asdict
 
         overhead = self.overhead()
@@ -208,7 +208,7 @@ def _by_cost(groups: Mapping[str, Tally]) -> list[tuple[str, Tally]]:
 
 
 def summarize(path: Path, *, since: timedelta | None = None, now: datetime | None = None) -> Summary:
-    """Summarize a metrics file from ``since`` before ``now`` on (None: all of it). Raises `InputError`."""
+    """Summarize a metrics file, starting ``since`` before ``now`` (None: all of it). Raises `InputError`."""
     summary = Summary()
     for metric, at in metrics_since(path, since, now, damaged=summary.damage):
         summary.add(metric, at)
@@ -218,7 +218,7 @@ def summarize(path: Path, *, since: timedelta | None = None, now: datetime | Non
 def metrics_since(
     path: Path, since: timedelta | None, now: datetime | None = None, *, damaged: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[Mapping[str, Any], datetime]]:
-    """The metrics from ``since`` before ``now`` on, with their times; ``damaged`` is told of every other line."""
+    """Yield the metrics since ``since`` before ``now`` with their times; ``damaged`` is called for each damaged line."""
     try:
         start = None if since is None else (now or datetime.now(UTC)) - since
     except OverflowError:

@@ -1,1 +1,1 @@
-"""How a profile is read: YAML with positions, its short forms, its declarations, its checks, its errors."""
+"""Reading of profiles: YAML with line numbers, short forms, declarations, checks and errors."""

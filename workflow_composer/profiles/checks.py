@@ -1,6 +1,6 @@
-"""What one key of a profile demands of another: every name leads somewhere, and nothing leads where it must not.
+"""Checks across the keys of a profile: every name resolves, and no key contradicts another.
 
-The checks work on the tree as it was read and skip what has the wrong type, so that one run reports every fault.
+The checks work on the tree as it was read and skip values of the wrong type, so that one run reports every fault.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from workflow_composer.profiles.source import KeyPath, Problems, one_of, shown
 from workflow_composer.types import ANY_TASK
 
 CLOUD = "cloud"
-"""The target that stands for the cloud models of the fallback, or of the catalogue where the fallback has none."""
+"""Target: the cloud models of ``fallback``, or those of the catalogue if ``fallback`` has none."""
 
 CASCADE_TARGET = "cascade"
-"""The target that stands for all tiers of the profile, as one cascade."""
+"""Target: all tiers of the profile as one cascade."""
 
 CLOUD_BACKEND = "openai"
 
@@ -42,7 +42,7 @@ _HAS_NOT: Mapping[str, tuple[str, ...]] = {
 
 
 class Checks:
-    """Every demand, one method each; `run` reports all that are not met. ``data`` is the tree in normal form."""
+    """One method for each check; `run` reports every violation. ``data`` is the tree in normal form."""
 
     def __init__(self, tree: Mapping[str, Any], data: Mapping[str, Any], problems: Problems) -> None:
         self.tree = tree
@@ -52,12 +52,12 @@ class Checks:
         self.roles = _mapping(tree, "vllm_endpoints")
         self.models = {name: item for name, item in _mapping(tree, "models").items() if isinstance(item, Mapping)}
         self.tiers = {name: item for name, item in _mapping(tree, "tiers").items() if isinstance(item, Mapping)}
-        # A name whose value was dropped for a fault of its own is still a name.
+        # A name stays valid even if its value was dropped because of a fault.
         self.names = {section: self._names(section) for section in ("vllm_endpoints", "models", "tiers")}
         self.targets = list(dict.fromkeys(name for names in self.names.values() for name in names))
 
     def run(self) -> None:
-        """Report every demand that is not met."""
+        """Run every check and report the violations."""
         self.name_clashes()
         self.replicas()
         self.models_complete()
@@ -78,7 +78,7 @@ class Checks:
     # ---------------------------------------------------------------------------------------------------------- names
 
     def name_clashes(self) -> None:
-        """Roles, models and tiers share one name space; two may share a name only where they mean the same."""
+        """Roles, models and tiers share one namespace; two of them may share a name only if they mean the same model."""
         for section in (*self.names, "task_routing", "task_contexts"):
             for name in _mapping(self.tree, section):
                 self._name(section, name)
@@ -86,77 +86,77 @@ class Checks:
             is_role, is_model, is_tier = (name in self.names[section] for section in self.names)
             tier = self.tiers.get(name, {})
             if is_role and is_model and self.models.get(name, {}).get("endpoint") != name:
-                self.problems.add(("models", name), f"a role is named {name!r} too", f"another name, or endpoint: {name}")
+                self.problems.add(("models", name), f"a role is also named {name!r}", f"rename one, or set endpoint: {name}")
             if is_tier and (is_role or is_model) and tier.get("model", name) != name:
                 what = "a model" if is_model else "a role"
-                self.problems.add(("tiers", name), f"{what} is named {name!r} too", f"another name, or model: {name}")
+                self.problems.add(("tiers", name), f"{what} is also named {name!r}", f"rename one, or set model: {name}")
 
     def _name(self, section: str, name: str) -> None:
         if not name.strip() or name != name.strip() or not name.isprintable():
-            self.problems.add((section, name), "a name that is empty or has spaces around it", "a name")
+            self.problems.add((section, name), "the name is empty, unprintable or has surrounding spaces", "rename it")
         elif section in self.names and name in {CLOUD, CASCADE_TARGET, ANY_TASK}:
-            self.problems.add((section, name), f"{name!r} has a meaning of its own", "another name")
+            self.problems.add((section, name), f"{name!r} is a reserved word", "use another name")
         elif section == "tiers" and not can_name_tier(name):
             self.problems.add(
-                (section, name), f"{name!r} cannot stand in a routing string", "a name without spaces, _k4, _t0.7"
+                (section, name), f"{name!r} cannot be used in a routing string", "avoid spaces and _k4, _t0.7 in the name"
             )
 
     def replicas(self) -> None:
-        """Each server of a role stands once."""
+        """Each server of a role is listed once."""
         for role, places in _mapping(self.data, "vllm_endpoints").items():
             seen: set[str] = set()
             for index, place in enumerate(places if isinstance(places, tuple) else ()):
                 server = str(place).rstrip("/").removesuffix("/v1").lower()
                 if server in seen:
-                    self.problems.add(("vllm_endpoints", role, index), "this server stands twice", "each server once")
+                    self.problems.add(("vllm_endpoints", role, index), "duplicate server", "list each server once")
                 seen.add(server)
 
     def routes(self) -> None:
-        """Every task is routed to something that can answer."""
+        """Every task is routed to a target that exists."""
         for task, target in _mapping(self.tree, "task_routing").items():
             path = ("task_routing", task)
             if isinstance(target, str) and (is_routing_string(target) or target == CASCADE_TARGET):
                 self._cascade(path, target)
             elif target == CLOUD:
                 if self.tree.get("allow_cloud") is not False and not self._cloud_models():
-                    self.problems.add(path, "'cloud' stands for no model", "add one of backend: openai to models")
+                    self.problems.add(path, "'cloud' matches no model", "add a model with backend: openai to models")
             elif isinstance(target, str) and target not in self.targets:
                 self._unknown(path, target, [*self.targets, CLOUD, *([CASCADE_TARGET] if self.tiers else [])])
 
     def _cascade(self, path: KeyPath, target: str) -> None:
-        """A routing string is well-formed, its tiers exist, and there is a router that follows it."""
+        """A routing string is well-formed, its tiers exist, and the profile has the router that executes it."""
         routers = self.data["routers"] if isinstance(self.data.get("routers"), tuple) else ()
         names = [router["name"] for router in routers] + [(router.get("settings") or {}).get("router") for router in routers]
         if CASCADE_TARGET not in names:
             self.problems.add(
-                path, f"{shown(target, path)}, and no router of the profile follows it", "add cascade to routers"
+                path, f"{shown(target, path)}, but no router of the profile executes it", "add cascade to routers"
             )
         if target == CASCADE_TARGET and not self.names["tiers"]:
             self.problems.add(path, "the profile has no tiers", "add tiers")
         try:
             parts = self._parts(target)
         except MarkerError as error:
-            self.problems.add(path, str(error), "such as mv_cascade_small_k4_t0.7_large_k1_t0.0")
+            self.problems.add(path, str(error), "example: mv_cascade_small_k4_t0.7_large_k1_t0.0")
             return
         for part in parts:
             if part not in self.targets:
                 self._unknown(path, part, self.targets)
 
     def _parts(self, target: str) -> list[str]:
-        """What the tiers of a cascade stand for. Raises `MarkerError`."""
+        """Return the target of each tier of a cascade. Raises `MarkerError`."""
         if target == CASCADE_TARGET:
             return self.names["tiers"]
         tiers = parse_route(target).tiers
         return [tier.name if tier.name in self.targets else tier.members[0].candidates[0].name for tier in tiers]
 
     def fallbacks(self) -> None:
-        """Every fallback is something that can answer, and stands once."""
+        """Every fallback exists and is listed once."""
         seen: dict[str, KeyPath] = {}
         for path, target in self._fallback_items():
             if target not in self.targets:
                 self._unknown(path, target, self.targets)
             elif target in seen:
-                self.problems.add(path, f"{target!r} stands twice", "each fallback once")
+                self.problems.add(path, f"duplicate fallback {target!r}", "list each fallback once")
             seen.setdefault(target, path)
 
     def _fallback_items(self) -> Iterator[tuple[KeyPath, str]]:
@@ -171,33 +171,33 @@ class Checks:
 
     def _unknown(self, path: KeyPath, name: str, valid: list[str], *, kind: str = "model, role or tier") -> None:
         self.problems.add(
-            path, f"{shown(name, path)}, which is no {kind} of this profile", one_of(valid), hint=nearest(name, valid)
+            path, f"{shown(name, path)}, which is not a {kind} of this profile", one_of(valid), hint=nearest(name, valid)
         )
 
     def router_names(self) -> None:
-        """Each router stands once, and there is one at least."""
+        """At least one router, each listed once."""
         routers = self.data.get("routers")
         if not isinstance(routers, tuple):
             return
         if not routers and self.tree.get("routers") == ():
-            self.problems.add(("routers",), "the list is empty", "name one router at least, such as provider")
+            self.problems.add(("routers",), "the list is empty", "name at least one router, such as provider")
         names: list[str] = []
         for index, router in enumerate(routers):
             if router["name"] in names:
-                self.problems.add(("routers", index), f"{router['name']!r} stands twice", "each router once")
+                self.problems.add(("routers", index), f"duplicate router {router['name']!r}", "list each router once")
             names.append(router["name"])
 
     # --------------------------------------------------------------------------------------------------------- models
 
     def models_complete(self) -> None:
-        """Each model has what its backend needs and nothing that its backend does not read."""
+        """Each model has the keys that its backend requires, and none that its backend ignores."""
         for name, model in self.models.items():
             backend = model.get("backend")
             if isinstance(backend, str):
                 self._needs(("models", name), backend, model)
             self._endpoint(("models", name), model)
             if "api_key" in model and "api_key_env" in model:
-                self.problems.add(("models", name, "api_key"), "api_key_env is given too", "one of the two")
+                self.problems.add(("models", name, "api_key"), "api_key_env is also set", "keep one of the two")
 
     def _needs(self, path: KeyPath, backend: str, model: Mapping[str, Any]) -> None:
         keys, words = _NEEDS.get(backend, ((), ""))
@@ -205,14 +205,14 @@ class Checks:
             self.problems.add(path, f"backend {backend} has no {' and no '.join(keys)}", f"add {words}")
         for key in _HAS_NOT.get(backend, ()):
             if model.get(key) is not None:
-                self.problems.add((*path, key), f"backend {backend} does not read this key", "remove it")
+                self.problems.add((*path, key), f"backend {backend} does not use this key", "remove it")
 
     def _endpoint(self, path: KeyPath, model: Mapping[str, Any]) -> None:
         role = model.get("endpoint")
         if not isinstance(role, str):
             return
         if model.get("base_url") is not None:
-            self.problems.add((*path, "base_url"), f"endpoint: {role} gives the URL already", "one of the two")
+            self.problems.add((*path, "base_url"), f"endpoint: {role} already gives the URL", "keep one of the two")
         if role not in self.names["vllm_endpoints"]:
             self._unknown((*path, "endpoint"), role, self.names["vllm_endpoints"], kind="role in vllm_endpoints")
 
@@ -227,7 +227,7 @@ class Checks:
                 self._unknown(("tiers", name, "model"), model, valid, kind="model or role")
 
     def tier_costs(self) -> None:
-        """Costs do not fall from one tier to the next, and one model has one cost."""
+        """Costs do not decrease from one tier to the next, and each model has one cost."""
         before: tuple[str, float] | None = None
         of_model: dict[object, float] = {}
         for name, tier in self.tiers.items():
@@ -236,21 +236,23 @@ class Checks:
                 continue
             if before and cost < before[1]:
                 self.problems.add(
-                    path, f"{cost} is below the {before[1]} of tier {before[0]!r}", "tiers go from cheap to strong"
+                    path, f"{cost} is below the {before[1]} of tier {before[0]!r}", "order tiers from cheap to expensive"
                 )
             if of_model.setdefault(self._behind(tier.get("model")), cost) != cost:
-                self.problems.add(path, f"another tier gives {tier.get('model')!r} another cost", "one cost for one model")
+                self.problems.add(
+                    path, f"another tier sets a different cost for {tier.get('model')!r}", "set one cost per model"
+                )
             before = (name, cost)
 
     def _behind(self, target: Any) -> str:
-        """The catalogue model that a role stands for, or the name itself."""
+        """Return the catalogue model that serves a role, or the name itself."""
         claims = (name for name, model in self.models.items() if model.get("endpoint") == target)
         return str(target) if isinstance(target, str) and target in self.models else next(claims, str(target))
 
-    # -------------------------------------------------------------------------------------------------- where bytes may go
+    # -------------------------------------------------------------------------------------------------- where data may go
 
     def networks(self) -> list[IPv4Network | IPv6Network]:
-        """The valid ones of local_networks; reports the others."""
+        """Return the valid entries of ``local_networks`` and report the invalid ones."""
         value = self.tree.get("local_networks")
         found = []
         for index, text in enumerate(value if isinstance(value, tuple) else ()):
@@ -260,19 +262,19 @@ class Checks:
             try:
                 network = ip_network(text)
             except ValueError as error:
-                reason = "has bits behind its prefix" if "host bits" in str(error) else "is no network"
+                reason = "has bits set after its prefix" if "host bits" in str(error) else "is not a network"
                 self.problems.add(path, f"{shown(text, path)} {reason}", "allowed: CIDR such as 10.0.0.0/8 or fd00::/8")
                 continue
             if network.prefixlen == 0:
-                self.problems.add(path, f"{text!r} is the whole internet", "the networks of your own machines")
+                self.problems.add(path, f"{text!r} is the whole internet", "list only the networks of your own machines")
                 continue
             found.append(network)
         return found
 
     def no_cloud(self) -> None:
-        """With ``allow_cloud: false``, nothing that can be asked needs the cloud."""
+        """With ``allow_cloud: false``, no target that a request can reach is a cloud model."""
         line = self.problems.source.line(("allow_cloud",))
-        why = f"needs the cloud, and allow_cloud is false{f' (line {line})' if line else ''}"
+        why = f"needs the cloud, but allow_cloud is false{f' (line {line})' if line else ''}"
         local = [name for name in self.targets if not self._is_cloud(name)]
         for task, target in _mapping(self.tree, "task_routing").items():
             if self._is_cloud(target):
@@ -286,11 +288,11 @@ class Checks:
         for name in self._cloud_models():
             if self.models[name].get("backend") == CLOUD_BACKEND:
                 self.problems.add(
-                    ("models", name, "backend"), f"{name!r} {why}", "remove it; a server of your own has backend: vllm"
+                    ("models", name, "backend"), f"{name!r} {why}", "remove it, or set backend: vllm for your own server"
                 )
 
     def no_public_servers(self, networks: list[IPv4Network | IPv6Network]) -> None:
-        """With ``allow_cloud: false``, no server's address is a public one outside local_networks."""
+        """With ``allow_cloud: false``, no server has a public address outside ``local_networks``."""
         endpoints: dict[KeyPath, Any] = {}
         for role, places in _mapping(self.data, "vllm_endpoints").items():
             listed = enumerate(places) if isinstance(places, tuple) else ()
@@ -305,7 +307,7 @@ class Checks:
                 continue
             if address.is_global and not any(address in network for network in networks):
                 self.problems.add(
-                    path, "a public address, and allow_cloud is false", "add its network to local_networks if it is your own"
+                    path, "public address, but allow_cloud is false", "if it is your own, add its network to local_networks"
                 )
 
     def _cloud_models(self) -> list[str]:

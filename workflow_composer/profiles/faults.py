@@ -1,4 +1,4 @@
-"""Pydantic's findings in the words of a profile: what stands there, and what may."""
+"""Translates pydantic's errors into the terms of a profile: the value found and the values allowed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _BOUNDS = {
 
 
 def add_faults(error: ValidationError, model: type[BaseModel], tree: Mapping[str, Any], problems: Problems) -> None:
-    """Report every finding of ``error`` as a line of ``problems``."""
+    """Add every error of ``error`` to ``problems``, one line each."""
     for detail in error.errors(include_url=False, include_input=False, include_context=True):
         path: KeyPath = tuple(part for part in detail["loc"] if part != "[key]")
         if path in problems.source.faulty:
@@ -53,7 +53,7 @@ def add_faults(error: ValidationError, model: type[BaseModel], tree: Mapping[str
 
 def _unknown_key(path: KeyPath, model: type[BaseModel], problems: Problems) -> None:
     owner = _owner(path, model)
-    # A part's name is the key under which it stands.
+    # The name of a part is its key in the profile.
     keys = (*MODEL_KEYS, "api_key") if owner is ModelSpec else tuple(key for key in owner.model_fields if key != "name")
     problems.add(path, "unknown key", one_of(keys, limit=25), hint=nearest(str(path[-1]), keys))
 
@@ -64,7 +64,7 @@ def _meaning(path: KeyPath, model: type[BaseModel]) -> str:
 
 
 def _words(path: KeyPath, model: type[BaseModel]) -> list[str]:
-    """The words that may stand at ``path``, or in the list that stands there."""
+    """Return the words allowed at ``path``, or in the list at ``path``."""
     while isinstance(path[-1], int):
         path = path[:-1]
     return _literals(_owner(path, model).model_fields[str(path[-1])].annotation)
@@ -78,7 +78,7 @@ def _literals(annotation: Any) -> list[str]:
 
 
 def _owner(path: KeyPath, model: type[BaseModel]) -> type[BaseModel]:
-    """The part that has, or lacks, the last key of ``path``."""
+    """Return the part that has, or should have, the last key of ``path``."""
     owner, keys = model, list(path[:-1])
     while keys:
         field = owner.model_fields.get(str(keys.pop(0)))
@@ -92,7 +92,7 @@ def _owner(path: KeyPath, model: type[BaseModel]) -> type[BaseModel]:
 
 
 def _parts(annotation: Any) -> list[type[BaseModel]]:
-    """The models that a type is made of."""
+    """Return the models within a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [part for argument in get_args(annotation) for part in _parts(argument)]
@@ -107,7 +107,7 @@ def _allowed(detail: ErrorDetails) -> str:
 
 
 def _at(tree: Any, path: KeyPath) -> Any:
-    """What stands at ``path`` in the tree as it was read."""
+    """Return the value at ``path`` in the tree as it was read; None if there is none."""
     for part in path:
         try:
             tree = tree[part]

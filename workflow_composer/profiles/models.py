@@ -1,7 +1,6 @@
-"""The parts of a profile: each key declared once, with its type, its default and its meaning.
+"""The parts of a profile: each key declared once, with its type, default and meaning.
 
-`docs/profiles.md` is generated from these declarations. What one key demands of another is in
-`workflow_composer.profiles.checks`.
+`docs/profiles.md` is generated from these declarations. Checks across keys are in `workflow_composer.profiles.checks`.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ from pydantic import (
 )
 
 LOCAL_BACKENDS = frozenset({"vllm", "embedded", "replay", "fake"})
-"""Backends of the package whose bytes stay on the profile's own machines."""
+"""Backends of the package that send no data beyond the profile's own machines."""
 REGISTRY = "registry:"
-"""What stands before a role where its servers are those of the registry."""
+"""Prefix of a role whose servers come from the registry."""
 REGISTERED_ROLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-"""What may stand behind `REGISTRY`: the names that a fleet's roles may have."""
+"""Valid names after `REGISTRY`: those that roles of a fleet may have."""
 _LOGPROBS_MODES = {"vllm": "raw", "openai": "raw", "embedded": "processed"}
 
 
 Capability = Literal["chat", "embeddings", "tools", "json", "logprobs", "vision"]
-"""What a request may need of a model: an answer, vectors, tool calls, a response format, log-probabilities, images."""
+"""A feature that a request may need: chat answers, embeddings, tool calls, a response format, log-probabilities, images."""
 
 
 class Expanded(str):
-    """Text of a profile after ``${NAME}`` was filled in; ``source`` is what the profile says, and all that `repr` shows."""
+    """Text of a profile with ``${NAME}`` expanded; ``source`` is the unexpanded text, and all that `repr` shows."""
 
     __slots__ = ("source",)
     source: str
@@ -55,7 +54,7 @@ class Expanded(str):
 
 
 def as_written(value: Any) -> Any:
-    """What the profile says: ``${NAME}`` unexpanded; plain dicts and lists, which any serializer takes."""
+    """Return the value as written: ``${NAME}`` unexpanded, in plain dicts and lists that any serializer accepts."""
     if isinstance(value, Expanded):
         return value.source
     if isinstance(value, Mapping):
@@ -66,7 +65,7 @@ def as_written(value: Any) -> Any:
 
 
 def frozen(value: Any) -> Any:
-    """A copy that nobody can change: mappings read-only, lists as tuples, at every depth."""
+    """Return an immutable copy: mappings read-only, lists as tuples, at every depth."""
     if isinstance(value, Mapping):
         return MappingProxyType({key: frozen(item) for key, item in value.items()})
     if isinstance(value, (list, tuple)):
@@ -75,18 +74,18 @@ def frozen(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A mapping as a dict, which is what the models take; anything else as it is."""
+    """Return a mapping as a dict, as the models require; return anything else unchanged."""
     return dict(value) if isinstance(value, Mapping) else value
 
 
 def frozen_mapping(description: str) -> Any:
-    """A field that holds a mapping, empty by default."""
+    """Return a field for a mapping that is empty by default."""
     return Field(default_factory=lambda: MappingProxyType({}), description=description)
 
 
 Name = Annotated[str, Field(min_length=1)]
 Place = Annotated[str, Field(min_length=1), WrapValidator(lambda v, check: v if isinstance(v, Expanded) else check(v))]
-"""A URL or path, in which ``${NAME}`` may stand."""
+"""A URL or path that may contain ``${NAME}``."""
 EnvName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
 Names = Annotated[tuple[Name, ...], Field(strict=False)]
 Capabilities = Annotated[tuple[Capability, ...], Field(strict=False)]
@@ -96,13 +95,13 @@ NameToNames = Annotated[Mapping[str, Names], BeforeValidator(plain), AfterValida
 RoleToServers = Annotated[
     Mapping[str, Annotated[str | tuple[str, ...], SkipValidation]], BeforeValidator(plain), AfterValidator(frozen)
 ]
-"""Role -> one place or several; the normal form has reported whatever is neither."""
+"""Role -> one server or several; `NormalForm` has already reported any other value."""
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Dollars = Annotated[float, Field(ge=0)]
 
 
 def registered_role(place: str) -> str | None:
-    """The role whose registered servers are meant; None for a URL.
+    """Return ROLE of ``registry:ROLE``; None for a URL.
 
     >>> registered_role("registry:coder"), registered_role("http://localhost:8001/v1")
     ('coder', None)
@@ -111,28 +110,29 @@ def registered_role(place: str) -> str | None:
 
 
 class Part(BaseModel):
-    """Base of everything in a profile: strict types, no unknown keys, frozen; errors of pydantic never show a value."""
+    """Base of every part of a profile: strict types, no unknown keys, frozen. Pydantic's errors never show a value."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, hide_input_in_errors=True, allow_inf_nan=False, protected_namespaces=()
     )
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        return self.__copy__()  # what is in it is frozen, too, and read-only mappings cannot be copied deeply
+        return self.__copy__()  # its values are frozen too, and read-only mappings cannot be deep-copied
 
 
 class ModelSpec(Part):
-    """One model of the catalogue (``models``): where it answers and what it costs."""
+    """One model of the catalogue (``models``): where it is served and what it costs."""
 
     name: Name = Field(description="The catalogue's key; not written again.")
     backend: Name = Field(
-        description="What speaks to it: `vllm` (a server of your own), `openai` (any OpenAI-compatible cloud API), "
+        description="How to reach it: `vllm` (your own server), `openai` (any OpenAI-compatible cloud API), "
         "`embedded` (in this process), `replay` (recorded answers), `fake` (tests), or a plugin's backend."
     )
     model: Name | None = Field(
-        default=None, description="The id the server knows. Default: the catalogue's key; for `vllm`: the server is asked."
+        default=None,
+        description="The model's id on the server. Default: the catalogue's key; for `vllm`: what the server reports.",
     )
-    endpoint: Name | None = Field(default=None, description="`vllm`: the role of `vllm_endpoints` whose server serves it.")
+    endpoint: Name | None = Field(default=None, description="`vllm`: the role of `vllm_endpoints` that serves it.")
     base_url: Place | None = Field(
         default=None,
         description="The API's URL, up to and including `/v1`: for `openai`, and for `vllm` without `endpoint`.",
@@ -143,7 +143,7 @@ class ModelSpec(Part):
         "profile's file.",
     )
     api_key_env: EnvName | None = Field(
-        default=None, description="The environment variable that holds the key. `api_key: ${NAME}` means the same."
+        default=None, description="The environment variable that holds the API key. `api_key: ${NAME}` means the same."
     )
     input_price: Dollars | None = Field(default=None, description="Dollars per million prompt tokens.")
     output_price: Dollars | None = Field(default=None, description="Dollars per million completion tokens.")
@@ -151,18 +151,21 @@ class ModelSpec(Part):
         default=None, description="Dollars per hour of the GPU that serves it, shared among the calls in flight."
     )
     context_length: int | None = Field(
-        default=None, gt=0, le=100_000_000, description="Tokens of prompt and answer together; longer requests go elsewhere."
+        default=None,
+        gt=0,
+        le=100_000_000,
+        description="Tokens of prompt and answer together; longer requests go to another model.",
     )
     logprobs_mode: Literal["raw", "processed"] | None = Field(
         default=None,
-        description="What its log-probabilities are: `raw`, the model's own (vLLM's default, and `openai`'s), or "
-        "`processed`, after temperature, top-p and penalties (the embedded engine's; vLLM with "
-        "`--logprobs-mode processed_logprobs`). Certificates are bound to it.",
+        description="How its log-probabilities are computed: `raw`, before temperature, top-p and penalties (default for "
+        "`vllm` and `openai`), or `processed`, after them (default for `embedded`; vLLM with "
+        "`--logprobs-mode processed_logprobs`). A certificate is valid for one mode only.",
     )
     capabilities: Capabilities = Field(
         default=(),
-        description="What it can do: `chat`, `embeddings`, `tools`, `json`, `logprobs`, `vision`. A request that needs "
-        "anything else goes to another model. Empty: nothing is known, everything is tried.",
+        description="What it supports: `chat`, `embeddings`, `tools`, `json`, `logprobs`, `vision`. A request that needs "
+        "anything else goes to another model. Empty: unknown, so every request is tried.",
     )
 
     @model_validator(mode="after")
@@ -175,12 +178,12 @@ class ModelSpec(Part):
 
     @property
     def local(self) -> bool:
-        """Whether the package knows that its bytes stay on the profile's own machines."""
+        """Whether the package knows that calls to it stay on the profile's own machines."""
         return self.backend in LOCAL_BACKENDS
 
     @property
     def priced(self) -> bool:
-        """Whether it has a price of its own."""
+        """Whether it has its own price."""
         return any(price is not None for price in (self.input_price, self.output_price, self.gpu_hour_price))
 
 
@@ -190,24 +193,28 @@ class TierSpec(Part):
     model: Name = Field(description="A catalogue model or a role.")
     cost: Dollars | None = Field(
         default=None,
-        description="Dollars per million tokens, prompt and answer alike: the model's price where it has none of its own. "
-        "Must not fall from one tier to the next.",
+        description="Dollars per million tokens, prompt and answer alike; used as the model's price if the model has none. "
+        "Must not decrease from one tier to the next.",
     )
     samples: int = Field(
-        default=4, ge=1, le=1024, description="Samples in the cascade of all tiers; the last tier gives one answer."
+        default=4, ge=1, le=1024, description="Samples in the cascade of all tiers; the last tier takes a single sample."
     )
     temperature: float = Field(
-        default=0.7, gt=0, le=2, description="Temperature of several samples, where a routing string names none."
+        default=0.7,
+        gt=0,
+        le=2,
+        description="Temperature of several samples, unless the routing string sets one.",
     )
     greedy_only: bool = Field(
-        default=False, description="One answer at temperature 0, whatever a routing string says (for want of memory)."
+        default=False,
+        description="Always take one sample at temperature 0, whatever the routing string says (if memory is short).",
     )
     target: float | None = Field(
-        default=None, description="Confidence from which its vote is accepted; none: the router's `target`."
+        default=None, description="Minimum confidence to accept its vote. Default: the router's `target`."
     )
-    deadline: Seconds | None = Field(default=None, description="Seconds until it is given up for the next tier.")
+    deadline: Seconds | None = Field(default=None, description="Seconds before the cascade moves on to the next tier.")
     budget: float | None = Field(
-        default=None, gt=0, description="Dollars: it is not started where it would probably cost a request more."
+        default=None, gt=0, description="Dollars per request: the tier is skipped if its expected cost exceeds this."
     )
 
 
@@ -227,20 +234,20 @@ class TimeoutSettings(Part):
 
 
 class RetrySettings(Part):
-    """How often one candidate is asked again: exponential backoff with full jitter."""
+    """Retries of one candidate: exponential backoff with full jitter."""
 
     attempts: int = Field(default=3, ge=1, le=100, description="Calls to one candidate, the first one included.")
     base_delay: Seconds = Field(
-        default=0.25, description="Seconds: the upper bound of the first pause; it doubles each time."
+        default=0.25, description="Upper bound of the first pause in seconds; it doubles with each retry."
     )
-    max_delay: Seconds = Field(default=8.0, description="Seconds: no pause is longer than this.")
+    max_delay: Seconds = Field(default=8.0, description="Longest pause in seconds.")
 
 
 class BreakerSettings(Part):
-    """When an endpoint that keeps failing is left alone."""
+    """When calls to a failing endpoint are suspended."""
 
-    failures: int = Field(default=5, ge=1, le=1_000_000, description="Failures in a row that open the breaker.")
-    cooldown: Seconds = Field(default=30.0, description="Seconds until one call is let through as a probe.")
+    failures: int = Field(default=5, ge=1, le=1_000_000, description="Consecutive failures that open the breaker.")
+    cooldown: Seconds = Field(default=30.0, description="Seconds before one call is let through as a probe.")
 
 
 Catalogue = Annotated[Mapping[str, ModelSpec], BeforeValidator(plain), AfterValidator(frozen)]

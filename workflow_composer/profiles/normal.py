@@ -1,7 +1,7 @@
-"""From what a person may write in a profile to the one form that the models take.
+"""Converts a profile as written into the normal form that the models accept.
 
-Short forms are spelled out (``fallback`` as a mapping, routers by name, ``api_key``), ``${NAME}`` is filled in, paths become
-absolute, and whatever is faulty here is reported and dropped, so that it is reported once.
+Short forms are written out (``fallback`` as a mapping, routers by name, ``api_key``), ``${NAME}`` is expanded and paths
+become absolute. A faulty value is reported and dropped, so that each fault is reported once.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _DROP = object()
 _PLACES = "a URL such as http://localhost:8001/v1, registry:ROLE, or a list of them"
 
 Expanding = tuple[Callable[[KeyPath], bool], str]
-"""Where ``${NAME}`` is filled in."""
+"""Where ``${NAME}`` is expanded: a predicate on paths, and its description in words."""
 
 
 def as_tree(value: Any) -> Any:
-    """Python values, parts of a profile among them, as the YAML reader would give them."""
+    """Convert Python values, including parts of a profile, to what the YAML reader returns."""
     if isinstance(value, RouterSpec):
         return {value.name: as_tree(value.settings)} if value.settings else value.name
     if isinstance(value, Part):
@@ -49,9 +49,9 @@ def as_tree(value: Any) -> Any:
 
 
 def without_secrets(value: Any, problems: Problems, expanding: Expanding | None = None, path: KeyPath = ()) -> Any:
-    """The tree without values and keys that look like a secret, and without ``${NAME}`` where it has no meaning.
+    """Return the tree without values and keys that look like a secret, and without ``${NAME}`` where it is not expanded.
 
-    ``expanding`` says where it has one, in a function and in words; by default as in a strategy profile.
+    ``expanding`` says where it is expanded; default: the rules of a strategy profile.
     """
     expanding = expanding or _IN_PROFILES
     if isinstance(value, Mapping):
@@ -68,10 +68,10 @@ def without_secrets(value: Any, problems: Problems, expanding: Expanding | None 
 def _safe_item(key: Any, value: Any, problems: Problems, expanding: Expanding, path: KeyPath) -> Any:
     here = (*path, key)
     if not isinstance(key, str):
-        problems.add(path, f"found the key {key!r}, which is not text", "keys are text")
+        problems.add(path, f"found the key {key!r}, which is not text", "keys must be text")
         return _DROP
     if looks_like_secret(key):
-        problems.add(here, "this key looks like a secret", "secrets stand in environment variables, never in a profile")
+        problems.add(here, "this key looks like a secret", "keep secrets in environment variables, never in a profile")
         return _drop(problems, here)
     return without_secrets(value, problems, expanding, here)
 
@@ -81,14 +81,16 @@ def _safe_text(value: str, problems: Problems, expanding: Expanding, path: KeyPa
         return value  # read, and never repeated, by `_api_key`
     if looks_like_secret(value):
         if "://" in value:
-            problems.add(path, "a URL with a password in it", "write the password as ${NAME}")
+            problems.add(path, "the URL contains a password", "write the password as ${NAME}")
         elif path[-1:] == ("api_key_env",):
-            problems.add(path, "a value that looks like the key itself", "the name of the variable that holds it")
+            problems.add(
+                path, "the value looks like the key itself", "give the name of the environment variable that holds it"
+            )
         else:
-            problems.add(path, "a value that looks like a secret", "secrets stand in environment variables")
+            problems.add(path, "the value looks like a secret", "keep secrets in environment variables")
         return _drop(problems, path)
     if "${" in value and not expanding[0](path) and path != ("description",):
-        problems.add(path, "${NAME} is not filled in here", f"it may stand in {expanding[1]}")
+        problems.add(path, "${NAME} is not expanded here", f"use it only in {expanding[1]}")
         return _drop(problems, path)
     return value
 
@@ -111,7 +113,7 @@ def _drop(problems: Problems, path: KeyPath) -> Any:
 
 
 class NormalForm:
-    """Turns a tree into the data of `StrategyConfig`. ``environ`` fills in ``${NAME}``."""
+    """Converts a tree to the data of `StrategyConfig`. ``environ`` gives the values of ``${NAME}``."""
 
     def __init__(self, problems: Problems, environ: Mapping[str, str]) -> None:
         self.problems = problems
@@ -119,7 +121,7 @@ class NormalForm:
         self.environ = environ
 
     def of(self, tree: Mapping[str, Any]) -> dict[str, Any]:
-        """The data; parts of the wrong type are left for the models to report."""
+        """Return the data; the models report values of the wrong type."""
         rules: dict[str, Callable[[Any], Any]] = {
             "vllm_endpoints": self._endpoints,
             "registry": lambda value: self._path(value, ("registry",), bare=False),
@@ -135,11 +137,11 @@ class NormalForm:
         return self._each(value, self._servers, ("vllm_endpoints",))
 
     def _servers(self, value: Any, path: KeyPath) -> Any:
-        """One place, or several."""
+        """Normalize one server or a list of them."""
         if not isinstance(value, tuple):
             return self._server(value, path)
         if not value:
-            self.problems.add(path, "the list is empty", "name one server at least, or leave the role out")
+            self.problems.add(path, "the list is empty", "list at least one server, or remove the role")
         places = tuple(self._server(item, (*path, index)) for index, item in enumerate(value))
         return _drop(self.problems, path) if _DROP in places or not places else places
 
@@ -153,7 +155,7 @@ class NormalForm:
             return value
         if kind != "registry" and not (near and REGISTERED_ROLE.fullmatch(role) and not role.isdigit()):
             return self._url(value, path)
-        fault = f"{role!r} is no name of a role" if kind == "registry" else "it is neither a URL nor registry:ROLE"
+        fault = f"{role!r} is not a valid role name" if kind == "registry" else "it is neither a URL nor registry:ROLE"
         near = "" if kind == "registry" else near
         self.problems.add(
             path, f"{shown(value, path)}; {fault}", "allowed: registry:ROLE, such as registry:coder", hint=near
@@ -198,7 +200,9 @@ class NormalForm:
         match = VARIABLE.fullmatch(value) if isinstance(value, str) else None
         if match:
             return match[1]
-        self.problems.add(path, "a key must not stand in a profile", "api_key: ${NAME} in capitals, or api_key_env: NAME")
+        self.problems.add(
+            path, "a profile must not contain the key itself", "write api_key: ${NAME} in capitals, or api_key_env: NAME"
+        )
         return _DROP
 
     def _fallback(self, value: Any) -> Any:
@@ -209,7 +213,7 @@ class NormalForm:
                 near = nearest(key, FALLBACK_KEYS)
                 self.problems.add(("fallback", key), "unknown key", one_of(FALLBACK_KEYS), hint=near)
         if "secondary" in value and "primary" not in value and ("fallback", "primary") not in self.source.faulty:
-            self.problems.add(("fallback",), "has a secondary and no primary", "give the primary first")
+            self.problems.add(("fallback",), "secondary is set without primary", "set primary first")
         keys = [key for key in FALLBACK_KEYS if key in value]
         for index, key in enumerate(keys):
             self.source.same(("fallback", index), ("fallback", key))
@@ -228,10 +232,10 @@ class NormalForm:
             name, settings = next(iter(value.items()))
             if settings is None or isinstance(settings, Mapping):
                 return {"name": name, "settings": settings or {}}
-            self.problems.add((*path, name), shown(settings, (*path, name)), "the router's settings are a mapping")
+            self.problems.add((*path, name), shown(settings, (*path, name)), "a router's settings must be a mapping")
             return None
         what = f"found a mapping of {len(value)} keys" if isinstance(value, Mapping) else shown(value)
-        self.problems.add(path, what, "a router is its name, or 'name: {its settings}'")
+        self.problems.add(path, what, "write a router as NAME or 'NAME: {SETTINGS}'")
         return None
 
     # -------------------------------------------------------------------------------------------- URLs, paths, variables
@@ -249,8 +253,8 @@ class NormalForm:
         fault = url_fault(url)
         if fault is None:
             return Expanded(url, value) if url != value else url
-        what = "found a URL that is not shown" if "@" in value else shown(value, path)
-        after = " (after ${NAME} was filled in)" if url != value else ""
+        what = "found a URL (not shown)" if "@" in value else shown(value, path)
+        after = " (after ${NAME} was expanded)" if url != value else ""
         self.problems.add(path, f"{what}; {fault}{after}", "allowed: a URL such as http://localhost:8001/v1")
         return _drop(self.problems, path)
 
@@ -261,7 +265,7 @@ class NormalForm:
         if place is _DROP:
             return _DROP
         if "\0" in place:
-            self.problems.add(path, "found a path with a NUL character", "a path")
+            self.problems.add(path, "the path contains a NUL character", "remove it")
             return _drop(self.problems, path)
         if bare and not re.search(r"[/\\]|^\.", place):
             return Expanded(place, value) if place != value else place  # the name of a shipped checkpoint
@@ -270,13 +274,13 @@ class NormalForm:
 
 
 def filled_in(value: str, path: KeyPath, problems: Problems, environ: Mapping[str, str]) -> str | None:
-    """The text with each ``${NAME}`` replaced; None, and a fault reported, where that cannot be done."""
+    """Return the text with each ``${NAME}`` expanded; report the faults and return None if one cannot be."""
     rest = VARIABLE.sub("", value)
     if "${" in rest:
-        problems.add(path, "found '${' that begins no variable", "${NAME}, in capitals, digits and underscores")
+        problems.add(path, "found '${' without a variable name", "write ${NAME} with capitals, digits and underscores")
     missing = [name for name in dict.fromkeys(VARIABLE.findall(value)) if not environ.get(name)] if "${" not in rest else []
     for name in missing:
-        problems.add(path, f"the environment variable {name} is not set", f"set it, or write ${{{name}}} out")
+        problems.add(path, f"the environment variable {name} is not set", f"set it, or replace ${{{name}}} by its value")
     if missing or "${" in rest:
         problems.source.faulty.add(path)
         return None
@@ -284,18 +288,18 @@ def filled_in(value: str, path: KeyPath, problems: Problems, environ: Mapping[st
 
 
 def url_fault(url: str) -> str | None:
-    """Why this cannot be an API's base URL, without repeating it; None where it can."""
+    """Return why this is not a valid base URL, without repeating it; None if it is valid."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        return "its host or port cannot be read"
+        return "its host or port is malformed"
     if not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
-        return "it has a space or another character that URLs do not have"
+        return "it contains a space or another character that is not allowed in URLs"
     if parts.scheme not in {"http", "https"}:
-        return "it does not begin with http:// or https://"
+        return "it does not start with http:// or https://"
     if not host or not (_HOST.fullmatch(host) or ":" in host):
-        return "it names no valid host"
+        return "it has no valid host"
     if port == 0:
-        return "there is no port 0"
+        return "its port is 0"
     return "it has a query or a fragment" if parts.query or parts.fragment or url[-1] in "?#" else None

@@ -1,4 +1,4 @@
-"""What looks like a secret, and how to speak of values without repeating one."""
+"""Detection of secrets, and removal of secrets from text."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ _SECRET_NAME = re.compile(r"api_?-?key|secret|passw|credential|(?<!first_)token$
 
 
 def names_a_secret(key: object) -> bool:
-    """Whether a key of this name holds something that is never shown, whatever it looks like."""
+    """Whether the value of a key with this name is never shown, whatever it is."""
     return isinstance(key, str) and bool(_SECRET_NAME.search(key))
 
 
 def looks_like_secret(text: str) -> bool:
-    """Whether ``text`` contains what could be an API key, a token or a password in a URL."""
+    """Whether ``text`` contains what could be an API key, a token, or a URL with a password."""
     return scrub(text) != text
 
 
 def scrub(text: str) -> str:
-    """``text`` with every piece that looks like a secret replaced."""
+    """Return ``text`` with everything that looks like a secret replaced by `HIDDEN`."""
     text = _PREFIXED.sub(HIDDEN, text)
     text = _USERINFO.sub(lambda match: match[0] if _only_variables(match[0]) else HIDDEN, text)
     return _RUN.sub(lambda match: HIDDEN if _is_random(match[0]) else match[0], text)
 
 
 def _only_variables(userinfo: str) -> bool:
-    """Whether the part of a URL before its ``@`` names its password as a variable: ``user:${PASSWORD}``."""
+    """Whether the part of a URL before its ``@`` gives the password as a variable: ``user:${PASSWORD}``."""
     user, _, password = userinfo.rpartition(":")
     return bool(re.fullmatch(r"\$\{\w+\}", password)) and "${" not in user.replace("${", "", 1)
 
 
 def _is_random(run: str) -> bool:
-    """Whether 32 and more letters and digits in a row are a token and no word: digits throughout, and high entropy.
+    """Whether a run of 32 or more letters and digits is a token rather than a word: at least 4 digits and high entropy.
 
-    Random hexadecimal has 10/16 digits and about 3.7 bits a character at 32 characters, base 62 10/62 and 4.5 bits;
-    the longest names of models without a separator have two or three digits.
+    In random hexadecimal, 10/16 of the characters are digits, and 32 characters have about 3.7 bits each; in base 62,
+    10/62 and 4.5 bits. The longest names of models without a separator have two or three digits.
     """
     digits = sum(character.isdigit() for character in run)
     if digits < 4 or digits == len(run):

@@ -1,7 +1,7 @@
-"""Reads a profile's YAML into plain values and remembers in which line each stood.
+"""Reads a profile's YAML into plain values and records the line of each.
 
-Stricter than YAML where YAML surprises: a key that stands twice, an alias, a tag, a date, ``1:30`` (90) and ``010`` (8) are
-faults. Nothing here knows what a profile means.
+Stricter than YAML where YAML surprises: duplicate keys, aliases, tags, dates, ``1:30`` (90) and ``010`` (8) are faults.
+The meaning of the keys is checked elsewhere.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from workflow_composer.profiles.redaction import HIDDEN, looks_like_secret, name
 KeyPath = tuple[str | int, ...]
 
 LIMIT = 1 << 20
-"""Bytes that a profile may have; real ones have a few thousand."""
+"""Maximum size of a profile in bytes; real profiles have a few thousand."""
 MAX_NODES = 20_000
-"""Keys and values; real profiles have a few hundred. The parser takes about 0.1 ms for each."""
+"""Maximum number of keys and values; real profiles have a few hundred. The parser takes about 0.1 ms for each."""
 MAX_DEPTH = 24
-"""Levels of nesting; real profiles have four."""
+"""Maximum depth of nesting; real profiles have four levels."""
 
 _DECIMAL = re.compile(r"[-+]?(?:0|[1-9]\d{0,17})(?:\.\d*)?(?:[eE][-+]?\d{1,3})?|[-+]?\.\d+(?:[eE][-+]?\d{1,3})?")
 _TAG = "tag:yaml.org,2002:"
@@ -33,11 +33,11 @@ _TAG = "tag:yaml.org,2002:"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a profile came from: ``label`` names the file, ``directory`` is what its paths are relative to.
+    """Where a profile was read from: ``label`` names the file, and its paths are relative to ``directory``.
 
-    ``lines`` gives the line of every key (counted from 1), ``written`` the text of scalars that YAML reads as something
-    else, ``faulty`` the places whose value was dropped because a fault in it is reported already. ``kind`` is what messages
-    call the file, ``example`` a line of one.
+    ``lines`` maps each key to its line (counted from 1), ``written`` maps each scalar that YAML does not read as text to its
+    text, and ``faulty`` holds the keys whose value was dropped because its fault is already reported. ``kind`` is the word
+    for the file in messages, ``example`` a line of such a file.
     """
 
     label: str
@@ -49,57 +49,57 @@ class Source:
     example: str = "profile_name: my_cluster"
 
     def line(self, path: KeyPath) -> int | None:
-        """The line of this key, or of the nearest one above it."""
+        """Return the line of this key or of its nearest parent; None if neither is known."""
         for length in range(len(path), 0, -1):
             if path[:length] in self.lines:
                 return self.lines[path[:length]]
         return None
 
     def same(self, path: KeyPath, other: KeyPath) -> None:
-        """Let ``path`` stand where ``other`` does."""
+        """Give ``path`` the line of ``other``."""
         if other in self.lines:
             self.lines[path] = self.lines[other]
 
     def where(self, path: KeyPath) -> str:
-        """``file:line: key.path``, as every message about this key begins."""
+        """Return ``file:line: key.path``, the start of every message about this key."""
         line = self.line(path)
         place = self.label if line is None else f"{self.label}:{line}"
         return f"{place}: {dotted(path)}" if path else place
 
 
 class Problems:
-    """Collects faults, each one line; `lines` gives them in the order of the file."""
+    """Collects faults, one line each; `lines` returns them in the order of the file."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
         self._found: list[tuple[int, str]] = []
 
     def add(self, path: KeyPath, found: str, allowed: str = "", *, hint: str = "") -> None:
-        """``found`` says what stands there, ``allowed`` what may; ``hint`` the nearest valid name."""
+        """Add a fault: ``found`` is the value found, ``allowed`` what is valid, ``hint`` the nearest valid name."""
         text = scrub("; ".join(part for part in (found, allowed, hint) if part))
         self._found.append((self.source.line(path) or 0, f"{self.source.where(path)}: {text}"))
 
     def at_line(self, line: int, found: str) -> None:
-        """A fault of the file itself, before there are keys."""
+        """Add a fault in a line of the file that cannot be assigned to a key."""
         self._found.append((line, f"{self.source.label}:{line}: {scrub(found)}"))
 
     def of_file(self, found: str) -> None:
-        """A fault of the file as a whole."""
+        """Add a fault of the file as a whole."""
         self._found.append((0, f"{self.source.label}: {scrub(found)}"))
 
     def lines(self) -> tuple[str, ...]:
-        """Every fault once."""
+        """Return every fault once, in the order of the file."""
         ordered = sorted(self._found, key=lambda item: item[0])
         return tuple(dict.fromkeys(" ".join(text.splitlines()) for _, text in ordered))
 
     def raise_if_any(self) -> None:
-        """Raise `ProfileError` with all of them."""
+        """Raise `ProfileError` with all faults, if there are any."""
         if self._found:
             raise ProfileError(self.lines())
 
 
 def dotted(path: KeyPath) -> str:
-    """``models.small.path``, ``fallback[0]``; what looks like a secret is left out, what cannot be printed escaped."""
+    """Return the path as ``models.small.path`` or ``fallback[0]``; secrets are hidden, unprintable text is escaped."""
     text = ""
     for part in path:
         if isinstance(part, int):
@@ -111,13 +111,13 @@ def dotted(path: KeyPath) -> str:
 
 
 def shown(value: object, path: KeyPath = (), written: str | None = None) -> str:
-    """What stands there, in words; a value that is or could be a secret is not repeated.
+    """Describe the value found; a value that is or could be a secret is not repeated.
 
-    ``written`` is given where text is wanted, and YAML made something else of what was written.
+    ``written`` is the text of a scalar that should be text but that YAML reads as another type.
     """
     if isinstance(value, str):
         if (path and any(names_a_secret(part) for part in path)) or looks_like_secret(value):
-            return "found a value that is not shown, because it could be a secret"
+            return "found a value (not shown, because it could be a secret)"
         return f"found {value if len(value) <= 60 else value[:57] + '...'!r}"
     if not isinstance(value, (bool, int, float)):
         words = {"NoneType": "nothing", "dict": "a mapping", "tuple": "a list", "list": "a list"}
@@ -128,10 +128,10 @@ def shown(value: object, path: KeyPath = (), written: str | None = None) -> str:
 
 
 def one_of(names: Any, limit: int = 12) -> str:
-    """Valid names in words."""
+    """List the valid names."""
     valid = [str(name) for name in names]
     if not valid:
-        return "there are none to name"
+        return "no valid value exists"
     more = f" and {len(valid) - limit} more" if len(valid) > limit else ""
     return f"allowed: {', '.join(valid[:limit])}{more}"
 
@@ -140,9 +140,9 @@ def one_of(names: Any, limit: int = 12) -> str:
 
 
 def read_profile(path: Path, **named: str) -> tuple[dict[str, Any], Source, Problems]:
-    """Read the file; ``named`` may say that it is of another `Source.kind`.
+    """Read the file; ``named`` sets `Source.kind` and `Source.example`.
 
-    Raises `ProfileNotFound`, or `ProfileError` where nothing can be made of it.
+    Raises `ProfileNotFound`, or `ProfileError` if it is not a readable YAML mapping.
     """
     source = Source(str(path), path.parent, **named)  # type: ignore[arg-type]  # the names of two fields of text
     problems = Problems(source)
@@ -152,7 +152,7 @@ def read_profile(path: Path, **named: str) -> tuple[dict[str, Any], Source, Prob
     if not isinstance(tree, dict):
         if not problems.lines():
             what = "is empty" if tree is None else f"{shown(tree)} at the top".replace("found", "has", 1)
-            problems.of_file(f"{what}; a {source.kind} is a mapping of keys, such as {source.example!r}")
+            problems.of_file(f"{what}; a {source.kind} must be a mapping of keys, such as {source.example!r}")
         problems.raise_if_any()
     return tree, source, problems
 
@@ -161,10 +161,10 @@ def _text(path: Path, problems: Problems) -> str:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            problems.of_file(f"is a directory; a {problems.source.kind} is a YAML file")
+            problems.of_file(f"is a directory; a {problems.source.kind} must be a YAML file")
             return ""
         if not stat.S_ISREG(status.st_mode):
-            problems.of_file(f"is not a regular file; a {problems.source.kind} is a YAML file")
+            problems.of_file(f"is not a regular file; a {problems.source.kind} must be a YAML file")
             return ""
         with path.open("rb") as file:
             data = file.read(LIMIT + 1)
@@ -178,15 +178,15 @@ def _text(path: Path, problems: Problems) -> str:
 
 
 def decode(data: bytes, problems: Problems) -> str:
-    """Bytes to text; UTF-8 is wanted."""
+    """Decode UTF-8; report anything else as a fault."""
     if len(data) > LIMIT:
-        problems.of_file(f"is larger than {LIMIT:,} bytes; a {problems.source.kind} has a few thousand")
+        problems.of_file(f"is larger than the limit of {LIMIT:,} bytes for a {problems.source.kind}")
         return ""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         problems.of_file("is encoded in UTF-16; save it as UTF-8")
         return ""
     if b"\0" in data:
-        problems.of_file(f"is a binary file; a {problems.source.kind} is YAML text in UTF-8")
+        problems.of_file(f"is a binary file; a {problems.source.kind} must be YAML text in UTF-8")
         return ""
     try:
         return data.decode("utf-8-sig")
@@ -197,7 +197,7 @@ def decode(data: bytes, problems: Problems) -> str:
 
 
 def parse(text: str, source: Source, problems: Problems) -> Any:
-    """YAML text to plain values; fills ``source`` and ``problems``."""
+    """Parse YAML text into plain values; fills ``source`` and ``problems``."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -208,22 +208,22 @@ def parse(text: str, source: Source, problems: Problems) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = ", ".join(part for part in (error.context, error.problem) if part)
-        problems.at_line(mark.line + 1 if mark else 1, f"cannot be read as YAML: {what}")
+        problems.at_line(mark.line + 1 if mark else 1, f"invalid YAML: {what}")
         return None
     except (RecursionError, ValueError, OverflowError):  # the scanner's own int() and chr() of malformed escapes
-        problems.of_file("cannot be read as YAML: an escape or a nesting that cannot be read")
+        problems.of_file("invalid YAML: malformed escape, or nesting too deep")
         return None
     return None if node is None else _Values(source, problems).of(node, ())
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes; refuses aliases, which could make a small file huge, and deep nesting."""
+    """Composes nodes. Rejects deep nesting and aliases, which could make a small file huge."""
 
     depth = 0
     nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """One node; called for each by the composer."""
+        """Compose one node; the composer calls this for each."""
         if self.check_event(yaml.AliasEvent):
             event = self.get_event()  # type: ignore[no-untyped-call]  # the stubs leave it untyped
             return yaml.ScalarNode("!alias", "", event.start_mark, event.end_mark)
@@ -240,21 +240,21 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Invalid:
-    """Stands for a value whose fault is reported."""
+    """Marks a value whose fault is already reported."""
 
 
 _INVALID = _Invalid()
 
 
 class _Values:
-    """Nodes to values. A faulty value is dropped with its key, so that it is reported once."""
+    """Converts nodes to values. A faulty value is dropped with its key, so that it is reported once."""
 
     def __init__(self, source: Source, problems: Problems) -> None:
         self.source = source
         self.problems = problems
 
     def of(self, node: yaml.Node, path: KeyPath) -> Any:
-        """The value of a node at ``path``."""
+        """Return the value of a node at ``path``."""
         if not path:
             self.source.lines.setdefault((), node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
@@ -282,7 +282,7 @@ class _Values:
             if here in self.source.lines:
                 first = self.source.lines[here]
                 self.source.lines[here] = line
-                self.problems.add(here, f"this key stands twice, first in line {first}", "each key once")
+                self.problems.add(here, f"duplicate key, first in line {first}", "give each key once")
                 self.source.lines[here] = first
                 continue
             self.source.lines[here] = line
@@ -295,11 +295,11 @@ class _Values:
         if isinstance(node, yaml.ScalarNode) and node.tag != "!alias":
             here = (*path, str(node.value))
             self.source.lines.setdefault(here, line)
-            self.problems.add(here, "this key is not text to YAML", "put it in quotes")
+            self.problems.add(here, "YAML does not read this key as text", "put it in quotes")
             self.source.faulty.add(here)
         else:
             self.problems.at_line(
-                line, f"{dotted(path) or 'the profile'}: a key is a list, a mapping or an alias; keys are text"
+                line, f"{dotted(path) or 'the profile'}: a key is a list, a mapping or an alias; keys must be text"
             )
 
     def _list(self, node: yaml.SequenceNode, path: KeyPath) -> tuple[Any, ...] | _Invalid:
@@ -316,12 +316,12 @@ class _Values:
     def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
         text, tag = str(node.value), node.tag.removeprefix(_TAG)
         if tag == "!alias":
-            return self._fault(path, "a YAML alias", "write the value out; aliases are not allowed")
+            return self._fault(path, "YAML aliases are not allowed", "repeat the value instead")
         if tag == "timestamp":
-            return self._fault(path, f"{shown(text, path)}, which YAML reads as a date", "put text in quotes")
+            return self._fault(path, f"{shown(text, path)}, which YAML reads as a date", "put it in quotes")
         if node.tag in _TEXT_TAGS and not (node.style is None and _DECIMAL.fullmatch(text)):
             return text
-        if node.tag in _TEXT_TAGS or tag in {"int", "float"}:  # 1e-3 is text in YAML 1.1, and a number to everyone
+        if node.tag in _TEXT_TAGS or tag in {"int", "float"}:  # 1e-3 is text in YAML 1.1, but everyone means the number
             return self._number(text, path)
         if tag not in {"bool", "null"}:
             return self._fault(path, f"the YAML tag {node.tag} is not allowed")
@@ -334,7 +334,9 @@ class _Values:
             return float(text.replace(".", ""))
         if not _DECIMAL.fullmatch(text):
             return self._fault(
-                path, f"{shown(text, path)}, which YAML reads as a number", "quote text; write numbers as 1500 or 0.25"
+                path,
+                f"{shown(text, path)}, which YAML reads as a number",
+                "put text in quotes; write numbers as 1500 or 0.25",
             )
         return float(text) if set(text) & set(".eE") else int(text)
 

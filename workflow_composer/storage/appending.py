@@ -1,4 +1,4 @@
-"""Appending lines to a file that many processes may append to: whole or not at all, each behind the end of another."""
+"""Appends lines to a file that many processes may append to. Each append is all or nothing, and they never overlap."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 
 
 def append_lines(path: Path, lines: bytes, *, wait: float = WAIT, mode: int = 0o644) -> None:
-    """Append whole lines under the file's lock (`locks.locked`), which is tried for ``wait`` seconds.
+    """Append whole lines under the file's lock (`locks.locked`), waiting for it up to ``wait`` seconds.
 
-    The file is made where it is missing, its folder is not. Raises OSError; then nothing was added.
+    Creates the file if needed, but not its folder. Raises OSError; then nothing was appended.
     """
     with suppress(FileNotFoundError):
-        _refuse_odd(path.stat())  # before a lock is made beside a device
+        _refuse_odd(path.stat())  # before a lock file is created beside a device
     with locked(path, wait=wait):
         descriptor = open_for_appending(path, mode=mode)
         try:
@@ -32,8 +32,8 @@ def append_lines(path: Path, lines: bytes, *, wait: float = WAIT, mode: int = 0o
 
 
 def open_for_appending(path: Path, *, mode: int = 0o644) -> int:
-    """A descriptor for `append_to`. Raises OSError, also where the path is no regular file."""
-    descriptor = os.open(path, _FLAGS | os.O_NONBLOCK, mode)  # else a pipe would wait for its reader
+    """Open a file for `append_to` and return its descriptor. Raises OSError, also if it is not a regular file."""
+    descriptor = os.open(path, _FLAGS | os.O_NONBLOCK, mode)  # opening a pipe must not wait for a reader
     try:
         _refuse_odd(os.fstat(descriptor))
     except OSError:
@@ -46,13 +46,13 @@ def _refuse_odd(status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is not a regular file")
+        raise OSError(errno.EINVAL, "not a regular file")
 
 
 def append_to(descriptor: int, lines: bytes) -> None:
-    """Append whole lines to a file whose lock is held. Raises OSError; then nothing was added.
+    """Append whole lines to a file whose lock is held. Raises OSError; then nothing was appended.
 
-    A last line that was torn (by a full disk, a lost machine) is ended first, so that it spoils no other.
+    If the last line is incomplete (after a full disk or a crash), it is ended first, so that it does not corrupt the next.
     """
     before = os.fstat(descriptor).st_size
     if before and os.pread(descriptor, 1, before - 1) != b"\n":
@@ -68,9 +68,9 @@ def append_to(descriptor: int, lines: bytes) -> None:
 
 
 class OwnFile:
-    """A file that one run at a time appends to: open and locked from `open` to `close`, or to the end of the process.
+    """A file that one run at a time appends to: locked from `open` to `close` or to the end of the process.
 
-    The lock stands beside it (`locks.lock_beside`), so the file itself may be read and replaced meanwhile.
+    The lock is a file beside it (`locks.lock_beside`), so the file itself may be read and replaced meanwhile.
     """
 
     def __init__(self, path: Path, lock: FileLock, descriptor: int) -> None:
@@ -80,7 +80,7 @@ class OwnFile:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Lock the file and open it, made where it is missing. Raises `TimeoutError` where another run has it, OSError."""
+        """Lock the file, then open or create it. Raises `TimeoutError` if another run holds the lock, OSError."""
         path = Path(os.path.realpath(path))
         with suppress(FileNotFoundError):
             _refuse_odd(path.stat())
@@ -93,41 +93,41 @@ class OwnFile:
 
     @property
     def is_open(self) -> bool:
-        """Whether lines may be appended."""
+        """Whether the file is open for appending."""
         return self._descriptor is not None
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size of the file in bytes."""
         return os.fstat(self._opened).st_size
 
     def append(self, lines: bytes) -> None:
-        """Append all of it or nothing. Raises OSError."""
+        """Append all of the lines or nothing. Raises OSError."""
         before = self.size
-        if os.write(self._opened, lines) < len(lines):  # the disk is full now
+        if os.write(self._opened, lines) < len(lines):  # the disk is full
             os.ftruncate(self._opened, before)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def cut(self, size: int) -> None:
-        """Leave so many bytes. Raises OSError."""
+        """Truncate the file to ``size`` bytes. Raises OSError."""
         if self.size > size:
             os.ftruncate(self._opened, size)
 
     def sync(self) -> None:
-        """Have all that was written put on the disk, the file's name included. Raises OSError."""
+        """Sync the file and its folder to disk. Raises OSError."""
         sync_file(self._opened)
         sync_folder(self.path.parent)
 
     @contextmanager
     def rewriting(self) -> Iterator[BinaryIO]:
-        """A file to write to, which takes the place of this one when the block ends well. Raises OSError."""
+        """Yield a new file that replaces this one when the block succeeds. Raises OSError."""
         with replacing(self.path) as file:
             yield file
         before, self._descriptor = self._opened, open_for_appending(self.path)
         os.close(before)
 
     def close(self) -> None:
-        """Let others have it; safe to call twice."""
+        """Close the file and release its lock; safe to call twice."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
@@ -141,10 +141,10 @@ class OwnFile:
 
 
 class LineFile:
-    """A file of lines that is kept open between appends; made, with its folder, by the first. For one thread at a time.
+    """A file of lines that stays open between appends. The first append creates it and its folder. Not thread-safe.
 
-    Where it was moved away or removed (log rotation), the next line begins a new one. A pipe or a device is written to as it
-    is, and so is a file in a folder that gives no right to make a lock: one write in append mode is whole on a local disk.
+    If it was moved or removed (log rotation), the next append creates a new one. Pipes, devices and files in a folder where
+    no lock file can be created are written without a lock: one write in append mode is atomic on a local disk.
     """
 
     def __init__(self, path: Path) -> None:
@@ -154,7 +154,7 @@ class LineFile:
         self._regular = True
 
     def append(self, lines: bytes, *, wait: float = 0.0) -> None:
-        """Append whole lines. Raises OSError: then nothing was added, or (a device) perhaps a part."""
+        """Append whole lines. Raises OSError; then nothing was written, or possibly a part to a device."""
         descriptor = self._opened()
         if not self._regular:
             if os.write(descriptor, lines) != len(lines):
@@ -189,7 +189,7 @@ class LineFile:
         return descriptor
 
     def close(self) -> None:
-        """Close the file; the next line opens it again."""
+        """Close the file; the next append reopens it."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)

@@ -1,8 +1,8 @@
-r"""Lines of JSON, written and read: the only place that knows what a line of a file is.
+r"""Reads and writes lines of JSON; the only module that splits files into lines.
 
-A line ends at ``\n`` and nowhere else: U+2028, U+0085 and a form feed inside a text end nothing. Files come packed (gzip,
-bzip2, xz; seen by their first bytes, not by their names), with a byte order mark, or in UTF-16, as spreadsheets and
-PowerShell write it; all that is gone from the lines that are read here, which are UTF-8.
+Only ``\n`` ends a line; U+2028, U+0085 and form feeds do not. Files may be compressed (gzip, bzip2 or xz, detected by
+their first bytes, not their names), may have a byte order mark, and may be in UTF-16, as spreadsheets and PowerShell write
+it. The lines returned are always plain UTF-8.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, cast
 from workflow_composer.errors import InputError
 
 LONGEST = 64 << 20
-"""Bytes. A line beyond this is no row of a data set, and would not stay in bounded memory."""
+"""Maximum length of a line in bytes; a longer one is not a row of a data set, and memory must stay bounded."""
 
 _BLOCK = 1 << 24
 _PACKED: dict[bytes, Callable[[Any], Any]] = {
@@ -43,11 +43,11 @@ _FORM = 'one JSON object per line, for example {"question": "What is 2 + 2?", "a
 
 
 def encoded(value: Any) -> bytes:
-    """A value as a line of JSON, readable where its text can be encoded; NaN and infinities become null."""
+    """Encode a value as a line of JSON; NaN and infinities become null. Text is escaped only if UTF-8 cannot encode it."""
     try:
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         return text.encode() + b"\n"
-    except UnicodeEncodeError:  # half a surrogate pair: JSON can say it, UTF-8 cannot
+    except UnicodeEncodeError:  # a lone surrogate: JSON can escape it, UTF-8 cannot encode it
         return json.dumps(value, separators=(",", ":"), allow_nan=False).encode() + b"\n"
     except ValueError:
         return encoded(json.loads(json.dumps(value), parse_constant=lambda _: None))
@@ -58,12 +58,12 @@ def encoded(value: Any) -> bytes:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """The file's bytes, unpacked, in UTF-8 and without a byte order mark. Raises `InputError`, also while reading."""
+    """Open the file as decompressed UTF-8 without a byte order mark. Raises `InputError`, also while reading."""
     try:
         with path.open("rb") as plain, _unpacked(plain, path) as file:
             yield _in_utf8(file, path)
     except _DAMAGED as error:
-        raise InputError(f"{path} is damaged: {error}", hint="fetch it again, or see with `gzip -t` what is wrong") from None
+        raise InputError(f"{path} is damaged: {error}", hint="download it again, or run `gzip -t` to check it") from None
     except OSError as error:
         raise unreadable(path, error) from None
 
@@ -73,7 +73,7 @@ def _unpacked(plain: Any, path: Path) -> Iterator[Any]:
     begin = plain.peek(8)[:8]
     for mark, (what, command) in _FOREIGN.items():
         if begin.startswith(mark):
-            raise InputError(f"{path} is {what}", hint=f"unpack it first: {command} {path.name}")
+            raise InputError(f"{path} is {what}", hint=f"decompress it first: {command} {path.name}")
     for mark, opener in _PACKED.items():
         if begin.startswith(mark):
             with opener(plain) as unpacked, io.BufferedReader(unpacked) as buffered:
@@ -94,7 +94,7 @@ def _in_utf8(file: Any, path: Path) -> BinaryIO:
 
 
 class _Recoded(io.RawIOBase):
-    """A file of another encoding, as UTF-8."""
+    """Converts a file in another encoding to UTF-8."""
 
     def __init__(self, file: BinaryIO, coding: str, path: Path) -> None:
         self._file = file
@@ -112,8 +112,8 @@ class _Recoded(io.RawIOBase):
             try:
                 text = self._decode(block, final=not block)
             except UnicodeDecodeError as error:
-                why = f"it begins as {self._coding} and goes on otherwise: {error.reason}"
-                raise InputError(f"{self._path} is damaged: {why}", hint="write it anew, in UTF-8") from None
+                why = f"invalid {self._coding}: {error.reason}"
+                raise InputError(f"{self._path} is damaged: {why}", hint="save it again as UTF-8") from None
             if not block and not text:
                 return 0
             self._rest = text.encode("utf-8", "surrogatepass")
@@ -123,17 +123,17 @@ class _Recoded(io.RawIOBase):
 
 
 def unreadable(path: Path, error: OSError) -> InputError:
-    """What to say where the system refuses a file."""
+    """Return the error for a file that the system cannot open or read."""
     hints: dict[type[OSError], str] = {
-        FileNotFoundError: "is the path right?",
-        IsADirectoryError: "it is a folder; move it, or put the rows into a file of that name",
-        PermissionError: "allow this user to read it: chmod u+r",
+        FileNotFoundError: "check the path",
+        IsADirectoryError: "it is a folder; give the path of a file",
+        PermissionError: "grant this user read access: chmod u+r",
     }
     return InputError(f"cannot read {path}: {error.strerror or error}", hint=hints.get(type(error), ""))
 
 
 def lines(path: Path) -> Iterator[bytes]:
-    """Lines with their ends. Raises `InputError`, also where one is longer than `LONGEST`."""
+    """Yield the lines with their line ends. Raises `InputError`, also for a line longer than `LONGEST`."""
     with opened(path) as file:
         number = 0
         while line := file.readline(LONGEST + 1):
@@ -144,7 +144,7 @@ def lines(path: Path) -> Iterator[bytes]:
 
 
 def blocks(path: Path) -> Iterator[bytes]:
-    """The same bytes as `lines`, many whole lines at a time."""
+    """Yield the same bytes as `lines` in blocks of whole lines."""
     with opened(path) as file:
         rest = b""
         while block := file.read(_BLOCK):
@@ -161,16 +161,16 @@ def blocks(path: Path) -> Iterator[bytes]:
 
 
 def seekable(path: Path) -> BinaryIO:
-    """The same bytes, open for reading at any place: the file itself, else a copy that vanishes when it is closed.
+    """Open the same bytes as a seekable file: the file itself, or a temporary copy deleted on close.
 
-    Raises `InputError`, and FileNotFoundError where there is no file.
+    Raises `InputError`, or FileNotFoundError if the file does not exist.
     """
     plain = path.open("rb")
     begin = plain.peek(8)[:8]
     if not begin.startswith((*_PACKED, *_FOREIGN, _UTF8_MARK, *_UTF16_MARKS)):
         return plain
     plain.close()
-    copy = tempfile.TemporaryFile()  # noqa: SIM115  # closed by whoever reads it
+    copy = tempfile.TemporaryFile()  # noqa: SIM115  # the caller closes it
     try:
         with opened(path) as file:
             shutil.copyfileobj(file, copy)
@@ -182,9 +182,9 @@ def seekable(path: Path) -> BinaryIO:
 
 
 def objects(path: Path, *, form: str = _FORM) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """The JSON objects of a file and the numbers of their lines; blank lines hold none.
+    """Yield the line numbers and JSON objects of a file, skipping blank lines.
 
-    Raises `InputError`; ``form`` says what lines should look like.
+    Raises `InputError`; ``form`` describes the expected lines.
     """
     for number, line in enumerate(lines(path), 1):
         if not line.isspace():
@@ -192,9 +192,9 @@ def objects(path: Path, *, form: str = _FORM) -> Iterator[tuple[int, Mapping[str
 
 
 def decoded(line: bytes, where: str) -> str:
-    """The line as text. Raises `InputError` where it is not UTF-8.
+    """Decode a line. Raises `InputError` if it is not UTF-8.
 
-    Surrogate pairs that were encoded one by one, as Java and MySQL do, are the characters that they stand for.
+    Surrogate pairs encoded separately (CESU-8, as Java and MySQL write) are combined.
     """
     try:
         return line.decode()
@@ -210,7 +210,7 @@ def decoded(line: bytes, where: str) -> str:
 
 
 def parsed(line: bytes, where: str, *, form: str = _FORM) -> Mapping[str, Any]:
-    """The JSON object of a line. Raises `InputError` where it holds none."""
+    """Parse the JSON object of a line. Raises `InputError` if it is not one."""
     hint = "turn an array into lines with: jq -c '.[]'" if line.lstrip().startswith(b"[") else f"write {form}"
     try:
         found = json.loads(decoded(line, where))
@@ -219,12 +219,12 @@ def parsed(line: bytes, where: str, *, form: str = _FORM) -> Mapping[str, Any]:
     except (RecursionError, ValueError) as error:
         raise InputError(f"{where}: not valid JSON: {error}", hint=hint) from None
     if not isinstance(found, dict):
-        raise InputError(f"{where}: this is {kind(found)}, not an object", hint=hint)
+        raise InputError(f"{where}: expected an object, found {kind(found)}", hint=hint)
     return found
 
 
 def kind(value: Any) -> str:
-    """What a JSON value is, for a message."""
+    """Name the type of a JSON value, for messages."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, str):

@@ -1,12 +1,12 @@
-"""Locks on files: who holds one is alone, among the threads of a process, the processes of a machine, and machines.
+"""Exclusive file locks across the threads of a process, the processes of a machine, and machines that share a file system.
 
-They are POSIX record locks (``fcntl``), the kind that NFS and Lustre know. A process loses such a lock as soon as it closes
-*any* descriptor of the file, and threads of one process do not exclude each other by it. So a lock stands on a file of its
-own, which nothing but this module opens, and within a process one thread at a time has it. The file stays where it is: to
-remove it would let two hold what they take for the same lock (on NFS a removed file can still be found for a moment).
+They are POSIX record locks (``fcntl``), which NFS and Lustre support. A process loses such a lock as soon as it closes *any*
+descriptor of the file, and the lock does not exclude threads of the same process. Therefore each lock has a separate file,
+which only this module opens, and a mutex excludes other threads. The lock file is never removed: removing it could let two
+processes hold the same lock (on NFS a removed file can stay visible for a moment).
 
-Nothing waits in the kernel: a lock is tried for, with pauses, and for a bounded time. Pauses are no thing for an event loop:
-there either ``wait`` is 0, or the work goes to a thread.
+Nothing blocks in the kernel: a lock is retried with pauses, for a bounded time. An event loop must not pause: it uses
+``wait`` 0, or a thread.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from pathlib import Path
 from typing import Self
 
 WAIT = 10.0
-"""Seconds after which a lock that is usually held for milliseconds is given up."""
+"""Default time limit in seconds for a lock that is usually held for milliseconds."""
 _SHORTEST, _LONGEST = 0.0005, 0.05
-"""Seconds of a pause between two tries: the first, and the longest."""
+"""Pause between two tries in seconds: the first, and the longest."""
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 _TAKEN = frozenset({errno.EAGAIN, errno.EACCES})
 
 _mutexes: dict[str, threading.Lock] = {}
 _mutexes_lock = threading.Lock()
 _generation = 0
-"""Counts forks: a child has none of its parent's locks, whatever its copies of these variables say."""
+"""Counts forks: a child holds none of its parent's locks, although it has copies of these variables."""
 
 
 def _after_fork() -> None:
-    global _mutexes, _mutexes_lock, _generation  # what another thread held stays locked
+    global _mutexes, _mutexes_lock, _generation  # mutexes held by other threads would stay locked
     _mutexes, _mutexes_lock, _generation = {}, threading.Lock(), _generation + 1
 
 
@@ -50,12 +50,12 @@ def _mutex(path: Path) -> threading.Lock:
 
 
 def lock_beside(path: Path) -> Path:
-    """The lock file that guards another file: hidden, in the same folder."""
+    """Return the path of the lock file for a file: hidden, in the same folder."""
     return path.with_name(f".{path.name}.lock")
 
 
 class FileLock:
-    """The lock that the file at ``path`` is. It is made where it is missing; its folder is not."""
+    """A lock on the lock file at ``path``, which is created if needed; its folder is not."""
 
     def __init__(self, path: Path, *, mode: int = 0o666) -> None:
         self.path = path
@@ -66,14 +66,14 @@ class FileLock:
 
     @property
     def held(self) -> bool:
-        """Whether this object holds it, in this process."""
+        """Whether this object holds the lock, in this process."""
         return self._descriptor is not None and self._generation == _generation
 
     def take(self, wait: float = 0.0) -> Self:
-        """Take the lock, trying for ``wait`` seconds.
+        """Take the lock, trying for up to ``wait`` seconds.
 
-        Raises `TimeoutError` where another holds it all that time, `OSError` where there can be no lock; their
-        ``strerror`` says what to do.
+        Raises `TimeoutError` if it is still held by another, `OSError` if the file system has no locks; their ``strerror``
+        says what to do.
         """
         ends = time.monotonic() + wait
         mutex = _mutex(self.path)
@@ -93,7 +93,7 @@ class FileLock:
         return self
 
     def release(self) -> None:
-        """Let others have it. In a forked child only its copy of the descriptor is closed; the parent keeps the lock."""
+        """Release the lock. In a forked child, only its copy of the descriptor is closed; the parent keeps the lock."""
         descriptor, mutex, self._descriptor, self._mutex = self._descriptor, self._mutex, None, None
         if descriptor is not None and mutex is not None:
             os.close(descriptor)
@@ -106,7 +106,7 @@ class FileLock:
         self.release()
 
     def is_taken(self) -> bool:
-        """Whether anybody holds it now. Asks without trying for it, so nobody who tries just then is turned away."""
+        """Whether the lock is held now. The check takes no file lock, so it cannot make another process fail."""
         mutex = _mutex(self.path)
         if not mutex.acquire(blocking=False):
             return True
@@ -125,16 +125,16 @@ class FileLock:
 
 @contextmanager
 def locked(path: Path, *, wait: float = WAIT) -> Iterator[None]:
-    """Alone with the file at ``path``, by the lock beside it. Raises as `FileLock.take`."""
+    """Hold the lock of the file at ``path``. Raises as `FileLock.take`."""
     with FileLock(lock_beside(path)).take(wait):
         yield
 
 
 class RangeLocks:
-    """Locks on parts of one open file that many processes map into memory, for moments: a record each.
+    """Short-lived locks on byte ranges (records) of one open file that many processes map into memory.
 
-    ``descriptor`` is the only one that this process has of the file through this class or otherwise; where several objects
-    of a process share the file, they share the lock within the process, and close by `close`.
+    ``descriptor`` must be the only open descriptor of the file in this object's process; objects in one process that share
+    the file share a mutex, and must be closed with `close`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -145,7 +145,7 @@ class RangeLocks:
 
     @contextmanager
     def hold(self, start: int, length: int, *, wait: float) -> Iterator[None]:
-        """Alone with these bytes, tried for ``wait`` seconds. Raises as `FileLock.take`."""
+        """Hold the lock on these bytes, trying for up to ``wait`` seconds. Raises as `FileLock.take`."""
         if self._generation != _generation:
             self._mutex, self._generation = _mutex(self._path), _generation
         mutex = self._mutex
@@ -162,7 +162,7 @@ class RangeLocks:
             mutex.release()
 
     def close(self) -> None:
-        """Close the file, while nobody of this process holds a part of it."""
+        """Close the file once no thread of this process holds a range."""
         with self._mutex:
             os.close(self.descriptor)
 
@@ -188,13 +188,13 @@ def _try_until(ends: float, descriptor: int, path: Path, start: int = 0, length:
 
 def _taken(path: Path, pid: int | None = None) -> TimeoutError:
     who = f"process {pid}" if pid else "another process or thread"
-    return TimeoutError(errno.ETIMEDOUT, f"{who} holds the lock {path}; wait for it, or end it")
+    return TimeoutError(errno.ETIMEDOUT, f"{who} holds the lock {path}; wait for it to finish, or stop it")
 
 
 def _no_locks(path: Path, error: OSError) -> OSError:
     return OSError(
         error.errno or errno.ENOLCK,
-        f"the file system of {path.parent} has no locks; use another one (or mount NFS without nolock, Lustre with flock)",
+        f"the file system of {path.parent} has no locks; use another one, or mount NFS without nolock, Lustre with flock",
     )
 
 
@@ -202,7 +202,7 @@ _FLOCK = "qqihh4x" if sys.platform == "darwin" else "hhqqi4x"
 
 
 def _holder(descriptor: int, start: int = 0, length: int = 0) -> int | None:
-    """The process that holds a lock there; 0 where the system does not know its number, None where nobody does."""
+    """Return the id of the process that holds the lock; 0 if the id is unknown, None if the lock is free."""
     if sys.platform == "darwin":
         asked = struct.pack(_FLOCK, start, length, 0, fcntl.F_WRLCK, os.SEEK_SET)
         _, _, pid, kind, _ = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))

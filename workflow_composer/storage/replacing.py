@@ -1,4 +1,4 @@
-"""Replacing a file: a reader sees the old or the new content at any time, also when the machine loses power meanwhile."""
+"""Replaces files atomically: a reader sees either the old or the new content, even after a power failure."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import BinaryIO
 
 @contextmanager
 def replacing(path: Path, *, mode: int | None = None, follow: bool = True) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of ``path`` when the block ends well, and is gone when it does not.
+    """Yield a new file that replaces ``path`` if the block succeeds and is deleted if it fails.
 
-    File and folder are put on the disk first. A symbolic link stays, and the file that it names is replaced; without
-    ``follow`` the link itself is, as it must be where others may have put it there. ``mode``: its permissions, whatever
-    the umask; None: those of the file that it replaces, else the usual ones. Raises OSError.
+    File and folder are synced to disk. A symbolic link is kept and its target replaced; without ``follow`` the link itself
+    is replaced, which is required if others may have created the link. ``mode`` sets the permissions regardless of the
+    umask; None keeps those of the replaced file, or uses the default. Raises OSError.
     """
     target = Path(os.path.realpath(path)) if follow else path
     if mode is None:
@@ -42,30 +42,30 @@ def replacing(path: Path, *, mode: int | None = None, follow: bool = True) -> It
 
 
 def replace_file(path: Path, content: str | bytes, *, mode: int | None = None, follow: bool = True) -> None:
-    """Write a whole file so (UTF-8). Raises OSError."""
+    """Replace a file by this content (text as UTF-8), as `replacing` does. Raises OSError."""
     with replacing(path, mode=mode, follow=follow) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 def set_aside(path: Path, name: str) -> None:
-    """Give a file another name in its folder, in place of what has that name. Raises OSError."""
+    """Rename a file within its folder, replacing any file of that name. Raises OSError."""
     path.replace(path.with_name(name))
 
 
 def try_to_write(folder: Path) -> None:
-    """Write a page to a file of the folder that nobody sees and that is gone afterwards. Raises OSError where that fails."""
+    """Write 4 KiB to a temporary file in the folder, to test that it is writable. Raises OSError if not."""
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(4096))
         file.flush()
 
 
 def sync_file(descriptor: int) -> None:
-    """Put what was written to a descriptor on the disk. Raises OSError."""
+    """Sync a file's data to disk. Raises OSError."""
     os.fsync(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
-    """Put on the disk that a file was made or renamed. Raises OSError, but not where folders cannot be synchronised."""
+    """Sync a folder to disk, so that created and renamed files persist. Ignores file systems that cannot. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What was saved as JSON, read back into dataclasses: every field is checked, since a file is a claim."""
+"""Converts dataclasses to JSON and back; every field is validated when read."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ T = TypeVar("T")
 
 
 def saved(value: DataclassInstance) -> str:
-    """A dataclass as JSON text that `read_saved` reads, with a line end."""
+    """Return a dataclass as JSON text with a final line end, for `read_saved`."""
     return json.dumps(asdict(value), indent=1) + "\n"
 
 
 def read_saved(kind: type[T], text: str | bytes) -> T:
-    """The value of a dataclass in JSON text. Raises ValueError, which says what is wrong with which field.
+    """Parse a dataclass from JSON text. Raises ValueError with the faulty field and the reason.
 
-    Values must have the fields' own types (lists stand for tuples, whole numbers for floats). Fields that are not known are
-    passed over, so that an older version reads what a newer one wrote.
+    Values must have the types of the fields (lists for tuples and integers for floats are accepted). Unknown fields are
+    ignored, so that an older version can read files of a newer one.
     """
     try:
         found: T = _ADAPTERS[kind].validate_json(_encodable(text), strict=True)
@@ -33,12 +33,12 @@ def read_saved(kind: type[T], text: str | bytes) -> T:
 
 
 def value_of(kind: type[T], data: Any) -> T:
-    """The same from what `json.loads` has read. Raises ValueError."""
+    """Like `read_saved`, from the result of `json.loads`. Raises ValueError."""
     return read_saved(kind, json.dumps(data))
 
 
 def _encodable(text: str | bytes) -> str | bytes:
-    """The JSON without halves of surrogate pairs, which it can say and no text can hold: each becomes a question mark."""
+    """Replace each escaped lone surrogate, which UTF-8 cannot encode, by a question mark."""
     if not (b"\\ud" in text.lower() if isinstance(text, bytes) else "\\ud" in text.lower()):
         return text
     try:
@@ -48,7 +48,7 @@ def _encodable(text: str | bytes) -> str | bytes:
 
 
 def fault_in(error: ValidationError) -> str:
-    """The first fault that was found, with its place, and nothing of the data."""
+    """Return the first error and its field, without any of the data."""
     fault = error.errors(include_input=False, include_url=False, include_context=False)[0]
     place = ".".join(map(str, fault["loc"]))
     said = str(fault["msg"])
@@ -56,7 +56,7 @@ def fault_in(error: ValidationError) -> str:
 
 
 class _Adapters(dict[type[Any], TypeAdapter[Any]]):
-    """One for each type, made when it is first needed."""
+    """One adapter per type, made on first use."""
 
     def __missing__(self, kind: type[Any]) -> TypeAdapter[Any]:
         made = self[kind] = TypeAdapter(kind)

@@ -1,4 +1,4 @@
-"""A router that looks only at how long the question is."""
+"""A router that decides by the length of the question."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class LengthSettings(RouterSettings):
 
     short: str = Field(description="the model, tier or role for short questions")
     long: str = Field(description="the model, tier or role for long questions")
-    characters: int = Field(200, ge=1, description="a question of more characters is long")
+    characters: int = Field(200, ge=1, description="maximum length of a short question in characters")
 
 
 class LengthRouter(Router):
-    """One tier, one candidate, by the question's length."""
+    """Plans one tier with one candidate, by the question's length."""
 
     name: ClassVar[str] = "length"
     Settings: ClassVar[type[RouterSettings]] = LengthSettings
 
     def plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
-        """Short or long; a request that names its model is left to the next router."""
+        """Choose the short or the long target; leave requests that name a model to the next router."""
         if request.model is not None:
             return None
         assert isinstance(self.settings, LengthSettings)
@@ -39,5 +39,5 @@ class LengthRouter(Router):
 
 @hookimpl
 def register_routers(register: Callable[..., None]) -> None:
-    """Offer the router to profiles, under the name ``length``."""
+    """Register the router under the name ``length``."""
     register("length", LengthRouter)

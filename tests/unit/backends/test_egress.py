@@ -130,7 +130,7 @@ def test_the_cloud_is_refused_where_the_profile_forbids_it_and_admitted_where_it
 
 def test_with_the_cloud_allowed_other_hosts_are_still_refused():
     """The catalogue is the list of hosts: nobody else gets a prompt or a key."""
-    with pytest.raises(EgressDenied, match=r"evil\.example:443 is none of the profile's servers"):
+    with pytest.raises(EgressDenied, match=r"evil\.example:443 is not one of the profile's servers"):
         CLOUD.check("https://evil.example/v1")
 
 
@@ -196,7 +196,7 @@ async def asked(url: str, policy: EgressPolicy = LOCAL, resolver=None) -> None:
 
 async def test_a_local_name_that_resolves_to_the_world_gets_no_connection(opened):
     """The address decides, not the name."""
-    with pytest.raises(EgressDenied, match=r"gpu01:80 has the address 8\.8\.8\.8"):
+    with pytest.raises(EgressDenied, match=r"gpu01:80 has the public address 8\.8\.8\.8"):
         await asked("http://gpu01/v1", LOCAL, RecordedResolver("8.8.8.8", "2001:4860:4860::8888"))
     assert opened == []
 

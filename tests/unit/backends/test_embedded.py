@@ -273,7 +273,7 @@ async def test_values_out_of_range_are_bad_requests(backend, fields):
 async def test_json_is_refused_where_the_vocabulary_has_no_braces(tmp_path):
     """A grammar that the tokenizer cannot follow would end in garbage and a warning on standard error."""
     backend = backend_of(write_chat_model(tmp_path / "model", without="{"))
-    with pytest.raises(Unsupported, match="cannot write JSON"):
+    with pytest.raises(Unsupported, match="cannot represent JSON"):
         await backend.complete(call(response_format={"type": "json_object"}))
     await backend.close()
 
@@ -433,8 +433,8 @@ async def test_a_missing_checkpoint_is_named_at_the_first_call(tmp_path, capfd, 
         (lambda d: (d / "config.json").write_text("{"), "damaged checkpoint"),
         (lambda d: (d / "config.json").write_text('{"architectures": []}'), "damaged checkpoint"),
         (lambda d: (d / "generation_config.json").write_text("[]"), "damaged checkpoint"),
-        (lambda d: (d / "model.safetensors").write_bytes(b"\x08" + b"\0" * 40), "cannot be loaded"),
-        (lambda d: (d / "tokenizer.json").write_text("{}"), "cannot be loaded"),
+        (lambda d: (d / "model.safetensors").write_bytes(b"\x08" + b"\0" * 40), "cannot load the checkpoint"),
+        (lambda d: (d / "tokenizer.json").write_text("{}"), "cannot load the checkpoint"),
     ],
 )
 async def test_a_damaged_checkpoint_is_named_and_can_be_repaired(tmp_path, capfd, damage, message):
@@ -466,7 +466,7 @@ async def test_without_mistralrs_the_error_says_what_to_install(chat_model, monk
 async def test_health_reads_the_files_and_loads_nothing(backend):
     """A probe of a large checkpoint must not load it."""
     status = await backend.health(timeout=1)
-    assert (status.healthy, status.detail, status.models) == (True, "is loaded on first use", ("tiny",))
+    assert (status.healthy, status.detail, status.models) == (True, "loads on first use", ("tiny",))
     assert backend._engine is None
     await backend.complete(call(max_tokens=1))
     assert (await backend.health(timeout=1)).detail == "loaded"
@@ -492,7 +492,7 @@ async def test_an_embedding_checkpoint_embeds(embedding_model):
     assert (await backend.embed([], timeout=30)).vectors == ()
     with pytest.raises(ContextOverflow):
         await backend.embed(["x" * 1000], timeout=30)
-    with pytest.raises(Unsupported, match="writes no text"):
+    with pytest.raises(Unsupported, match="does not generate text"):
         await backend.complete(call())
     await backend.close()
 

@@ -65,7 +65,7 @@ async def test_the_temperature_of_the_call_comes_before_that_of_the_request(serv
 async def test_what_json_cannot_say_is_a_bad_request(server, local):
     """And nothing is sent."""
     for extra in ({"x": float("nan")}, {"x": object()}):
-        with pytest.raises(BadRequest, match="cannot be written as JSON"):
+        with pytest.raises(BadRequest, match="cannot encode the request as JSON"):
             await local.complete(call(extra=extra))
     assert posts(server) == []
 
@@ -320,7 +320,7 @@ async def test_a_redirect_is_not_followed_by_any_method(server, local):
     with StubServer() as elsewhere:
         for attempt in (local.complete(call()), collect(local, call()), local.embed(["a"], timeout=60)):
             server.script(Reply.redirect(elsewhere.url))
-            with pytest.raises(ModelNotFound, match="redirects, which is not followed"):
+            with pytest.raises(ModelNotFound, match="redirects are not followed"):
                 await attempt
         server.listing = Reply.redirect(elsewhere.url)
         health = await local.health(timeout=60)
@@ -342,7 +342,7 @@ async def test_vectors_come_in_the_order_of_the_texts(server, local):
 async def test_missing_vectors_are_a_failure(server, local):
     """Two texts, two vectors."""
     server.script(Reply.of({"data": [{"index": 0, "embedding": [1.0]}]}))
-    with pytest.raises(ServerFailed, match="not 2 vectors"):
+    with pytest.raises(ServerFailed, match="expected 2 vectors"):
         await local.embed(["a", "b"], timeout=60)
 
 

@@ -123,7 +123,7 @@ async def test_an_empty_account_is_not_asked_again(server, cloud):
     ("make", "reason"),
     [
         (lambda port: f"http://127.0.0.1:{port}/v1", "refused"),
-        (lambda port: f"http://{'a' * 64}.example:{port}/v1", "its name is unknown"),
+        (lambda port: f"http://{'a' * 64}.example:{port}/v1", "unknown host name"),
         (lambda port: f"https://127.0.0.1:{port}/v1", "refused"),
     ],
 )

@@ -101,7 +101,7 @@ async def test_a_stream_that_breaks_raises_what_broke_it(server, local, reply, e
 async def test_an_answer_that_is_no_stream_is_a_failure_and_leaves_its_connection_in_step(server, local):
     """It is read to its end, so the next call may use the same one."""
     server.script(Reply.chat("no stream"))
-    with pytest.raises(ServerFailed, match="without a stream"):
+    with pytest.raises(ServerFailed, match="is not a stream"):
         await collect(local, call())
     assert (await local.complete(call())).samples
     assert server.connections == 1

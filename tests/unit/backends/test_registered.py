@@ -148,7 +148,7 @@ async def test_a_folder_that_cannot_be_read_keeps_what_was_known(view, monkeypat
 async def test_a_folder_that_is_not_there_is_empty(tmp_path):
     """Nothing has been registered yet."""
     found = await RegistryView(tmp_path / "none").picture()
-    assert (found.entries, "there is no folder" in found.fault) == ((), True)
+    assert (found.entries, "no folder" in found.fault) == ((), True)
 
 
 async def test_a_folder_that_anyone_may_write_to_is_not_believed(view):
@@ -156,7 +156,7 @@ async def test_a_folder_that_anyone_may_write_to_is_not_believed(view):
     Registry(view.directory).publish(entry())
     view.directory.chmod(0o777)
     found = await view.picture()
-    assert (found.entries, "anyone may write" in found.fault) == ((), True)
+    assert (found.entries, "any user may write" in found.fault) == ((), True)
 
 
 async def test_what_is_no_entry_is_passed_over(view, tmp_path_factory):

@@ -157,7 +157,7 @@ async def test_a_stream_brings_the_text_in_pieces(tmp_path, answer):
         (json.dumps(row(mark=1)), "unknown key 'mark'"),
         (json.dumps(row(score="high")), "score is 'high'; it must be a number"),
         (json.dumps(row(cost=-1)), "cost is -1; it must be a number of dollars"),
-        (json.dumps(row(answer="y")), "the same model, question and sample as line 1"),
+        (json.dumps(row(answer="y")), "duplicate model, question and sample; see line 1"),
         ("\udcff", "codec can't decode"),
         ("[" * 100_000, "recursion"),
     ],
@@ -236,7 +236,7 @@ async def test_backends_of_one_file_share_one_index(path):
 async def test_health_counts_the_answers_once_the_file_is_read(path):
     """Before the first call only the file's presence is looked at."""
     backend = backend_of(path)
-    assert (await backend.health(timeout=1)).detail == "is read on first use"
+    assert (await backend.health(timeout=1)).detail == "loads on first use"
     await backend.complete(call())
     assert (await backend.health(timeout=1)).detail == "4 recorded answers"
 

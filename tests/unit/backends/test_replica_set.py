@@ -235,7 +235,7 @@ def test_a_server_that_may_not_be_reached_is_reported_once_and_not_used():
     servers = Servers(A, B, refusing=(A,))
     for _ in range(3):
         servers.adopt([A, B])
-    assert servers.reports == ["a server of coder is not used: far away"]
+    assert servers.reports == ["a server of coder is rejected: far away"]
     assert servers.refused == ["far away"]
     assert {servers.ask() for _ in range(20)} == {B}
 
@@ -255,7 +255,7 @@ def test_a_failure_is_reported_when_a_good_server_begins_to_fail():
     servers = Servers(A, B)
     for _ in range(3):
         servers.ask(tried={B}, error=ServerUnreachable("a:1: no connection"))
-    assert servers.reports == ["a server of coder failed, and is passed over for a moment: a:1: no connection"]
+    assert servers.reports == ["a server of coder failed and is avoided for a moment: a:1: no connection"]
 
 
 def test_gpu_time_is_counted_on_every_server_at_work():

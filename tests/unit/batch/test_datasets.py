@@ -246,7 +246,7 @@ class TestFaults:
             (b"", "no rows"),
             (b"\n \n", "no rows"),
             (b'{"question": "q"}\n{"question": "q"\n', "d.jsonl:2: not valid JSON"),
-            (b'{"question": "q"}\n\n["q"]\n', "d.jsonl:3: this is a list, not an object"),
+            (b'{"question": "q"}\n\n["q"]\n', "d.jsonl:3: expected an object, found a list"),
             (b'[{"question": "q"}]', "jq -c '.[]'"),
             (b'{"question": "q"}\n{"problem": "q"}\n', "d.jsonl:2: no 'question' in this row"),
             (b'{"question": 5}\n', "d.jsonl:1: 'question' is a number, not a text"),

@@ -86,7 +86,7 @@ def test_ungraded_requests_are_left_out_and_counted(pairs):
         ([], "no requests"),
         ([{"score": 0.5, "correct": None}], "none of the 1 requests is graded"),
         (b"{broken\n", "pairs.jsonl:1: not valid JSON"),
-        (b"[1]\n", "pairs.jsonl:1: this is a list, not an object"),
+        (b"[1]\n", "pairs.jsonl:1: expected an object, found a list"),
         (b"\xff\xff", "not UTF-8"),
         ([{"score": 0.5}], "pairs.jsonl:1: correct is missing"),
         ([{"correct": True}], "pairs.jsonl:1: score is missing"),

@@ -231,7 +231,7 @@ class TestStrategies:
         done = command("strategies", "validate", "p.yaml", real=True)
 
         assert done.code == 2
-        assert "no router is called 'provdier'" in done.err
+        assert "unknown router 'provdier'" in done.err
 
     def test_validate_as_json(self, command):
         """Valid: a result. Invalid: an error with all faults."""

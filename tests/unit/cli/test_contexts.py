@@ -37,7 +37,7 @@ class TestCommands:
         assert done.code == 0
         lines = {line.split()[0]: line for line in done.out.splitlines()}
         assert list(lines) == ["context", "alpha", "beta", "broken", "file-formats", "house-style", "tool-conventions"]
-        assert "invalid: config/contexts/broken.md:1: the file does not begin" in lines["broken"]
+        assert "invalid: config/contexts/broken.md:1: the file does not start" in lines["broken"]
         pinned = Library([shipped()]).get("file-formats")
         assert f" {pinned.digest[:12]} " in lines["file-formats"]
         assert contexts("contexts").out == done.out

@@ -59,7 +59,7 @@ def test_a_pinned_version_that_does_not_lie_there_is_an_error(tmp_path):
     path = write(tmp_path, "mine", version="2")
     with pytest.raises(ContextError) as caught:
         Library([tmp_path]).get("mine@1")
-    assert f"pinned to version 1, and {path} is version 2" in caught.value.message
+    assert f"pinned to version 1, but {path} is version 2" in caught.value.message
     assert "mine@2#" in caught.value.hint
 
 
@@ -67,7 +67,7 @@ def test_a_text_that_changed_under_its_version_is_an_error(tmp_path):
     write(tmp_path, "mine", "first")
     pin = Library([tmp_path]).get("mine").pin
     write(tmp_path, "mine", "second")
-    with pytest.raises(ContextError, match="has changed since"):
+    with pytest.raises(ContextError, match="has changed; its digest is now"):
         Library([tmp_path]).get(pin)
 
 
@@ -92,7 +92,7 @@ def test_a_path_that_cannot_be_one_is_an_error_like_any_other(path):
 
 def test_a_file_whose_head_has_another_name_is_an_error(tmp_path):
     write(tmp_path, "mine", file="yours.md")
-    with pytest.raises(ContextError, match="the head names it 'mine', and the file 'yours'"):
+    with pytest.raises(ContextError, match="the front matter has name 'mine', but the file is named 'yours'"):
         Library([tmp_path]).get("yours")
 
 

@@ -178,7 +178,7 @@ def test_a_file_that_is_not_there_is_one_clear_line(tmp_path):
         (GOOD + "    dtype: float8\n", r"9: roles\.math\.dtype: found 'float8'; allowed: auto, half, bfloat16, float32"),
         (GOOD + "    replicas: 0\n", r"9: roles\.math\.replicas: found 0; allowed: a number of at least 1"),
         (GOOD + "    memory_gb: lots\n", r"9: roles\.math\.memory_gb: found 'lots'; allowed: a number"),
-        (GOOD + "    port: 1\n", r"9: roles\.math\.port: this key stands twice, first in line 8"),
+        (GOOD + "    port: 1\n", r"9: roles\.math\.port: duplicate key, first in line 8"),
         (GOOD + "slurm: {partitoin: x}\n", r"9: slurm\.partitoin: unknown key; .*did you mean 'partition'"),
         (GOOD + "monitor:\n  alerts:\n    web_hook: x\n", r"11: monitor\.alerts\.web_hook: unknown key; allowed: command"),
         (GOOD + "monitor: {alerts: {emails: []}}\n", r"9: monitor\.alerts\.emails: unknown key; .*did you mean 'email'"),
@@ -196,11 +196,11 @@ def test_a_file_that_is_not_there_is_one_clear_line(tmp_path):
         (GOOD + "    arguments: [--api-key, x]\n", r"9: .*: the option '--api-key'; set the key api_key_env, since"),
         (GOOD + "    arguments: [--uds=/x]\n", r"9: .*: the option '--uds'; a server of a fleet listens on its port"),
         (GOOD + "    environment: {VLLM_API_KEY: x}\n", r"9: .*environment\.VLLM_API_KEY: .*not shown.*api_key_env"),
-        (GOOD + "    environment: {A: '${B}'}\n", r"9: .*\$\{NAME\} is not filled in here; it may stand in monitor"),
+        (GOOD + "    environment: {A: '${B}'}\n", r"9: .*\$\{NAME\} is not expanded here; use it only in monitor"),
         (GOOD + "    api_key_env: lower\n", r"9: .*api_key_env: .*the name of an environment variable"),
         (GOOD + "monitor: {alerts: {webhook: 'ftp://x'}}\n", r"9: .*webhook: found an address that is not shown"),
         (GOOD + "monitor: {alerts: {webhook: '${NOT}'}}\n", r"9: .*webhook: the environment variable NOT is not set"),
-        ("- a\n", r" has a list at the top; a fleet file is a mapping of keys, such as 'roles: "),
+        ("- a\n", r" has a list at the top; a fleet file must be a mapping of keys, such as 'roles: "),
     ],
 )  # fmt: skip
 def test_a_fault_names_its_line_its_key_and_what_is_allowed(write, text, fault):
@@ -219,5 +219,5 @@ def test_every_fault_is_reported_at_once_in_the_order_of_the_file(write):
 def test_a_secret_in_the_file_is_refused_and_not_repeated(write):
     fault = one_fault(write(GOOD + "    environment: {HF_TOKEN: hf_abcdefghijklmnopqrst}\n"))
 
-    assert "a value that looks like a secret" in fault
+    assert "the value looks like a secret" in fault
     assert "abcdef" not in fault

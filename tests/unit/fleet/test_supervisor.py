@@ -254,7 +254,7 @@ def test_a_registry_that_cannot_be_written_any_more_ends_no_server(folder):
         registry.rename(registry.with_name("gone"))
         registry.write_text("no folder")
         running.supervisor._beaten -= 100
-        until(lambda: any("cannot be written" in line for line in running.said), "its complaint")
+        until(lambda: any("cannot write to the registry" in line for line in running.said), "its complaint")
         assert complete(folder.port) == " four"
         registry.unlink()
         running.supervisor._beaten -= 100
@@ -267,7 +267,7 @@ def test_a_registry_that_cannot_be_written_at_the_start_is_why_it_fails(folder):
         ended = running.wait()
 
     assert ended.reason == "failed"
-    assert f"the registry {folder.path}/registry cannot be written" in ended.detail
+    assert f"cannot write to the registry {folder.path}/registry" in ended.detail
     assert not [pid for pid in folder.processes if alive(pid)]
 
 

@@ -114,7 +114,7 @@ def test_a_file_that_cannot_be_written_is_reported_once(tmp_path):
         sink.write(metric())
 
     (trouble,) = troubles
-    assert "metrics.jsonl: File exists; requests go on" in trouble or "Not a directory" in trouble
+    assert "metrics.jsonl: File exists; requests continue" in trouble or "Not a directory" in trouble
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -126,7 +126,7 @@ def test_a_full_disk_fails_no_request(tmp_path):
     sink.write(metric())
     sink.close()
 
-    assert troubles == ["metrics cannot be written to /dev/full: No space left on device; requests go on without them"]
+    assert troubles == ["cannot write metrics to /dev/full: No space left on device; requests continue without them"]
 
 
 def test_lines_come_back_when_the_trouble_is_over(tmp_path):
@@ -196,7 +196,7 @@ def test_trouble_goes_to_the_log_by_default(tmp_path, caplog):
     (tmp_path / "file").touch()
     JsonlSink(tmp_path / "file" / "metrics.jsonl").write(metric())
 
-    assert "metrics cannot be written" in caplog.text
+    assert "cannot write metrics" in caplog.text
 
 
 def test_the_environment_chooses_the_file():

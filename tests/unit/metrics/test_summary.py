@@ -174,7 +174,7 @@ def test_an_empty_file_is_a_summary_of_nothing(file_of):
 
 def test_a_missing_file_says_what_to_do(tmp_path):
     """The first question of someone who has not sent a request yet."""
-    with pytest.raises(InputError, match="there is no metrics file") as caught:
+    with pytest.raises(InputError, match="no metrics file at") as caught:
         summarize(tmp_path / "none.jsonl")
     assert "--file" in caught.value.hint
 

@@ -251,7 +251,7 @@ def test_answers_reach_the_wrapped_router(orchestrating):
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
-        ({"router": "jugde"}, "no router is called 'jugde'"),
+        ({"router": "jugde"}, "unknown router 'jugde'"),
         ({"router": "adaptive"}, "not itself"),
         ({"settings": {"wrod": "x"}}, "wrod"),
         ({"share": 1.5}, "less than or equal to 1"),

@@ -119,7 +119,7 @@ class TestAudits:
             assert o.log.getvalue().count("raised LookupError: no such table") == 1
 
     def test_a_judge_that_cannot_be_imported_is_a_fault_of_the_profile(self, certified):
-        with pytest.raises(ConfigError, match="cannot be imported"):
+        with pytest.raises(ConfigError, match="cannot import the function"):
             certified(audit={"by": "python:no_such_module:judge"})
 
     def test_a_file_that_cannot_be_written_is_reported_and_no_request_fails(self, certified, tmp_path):

@@ -57,7 +57,7 @@ def test_cascade_stands_for_all_tiers_with_their_own_samples():
 def test_default_sizes_stand_for_their_models_and_72b_is_greedy_only():
     found = plan(profile(), "mv_72B_k8_t0.7")
     assert found.tiers[0].candidates[0].name == "Qwen/Qwen2.5-Math-72B-Instruct"
-    assert (found.tiers[0].samples, found.notes) == (1, ("72B is greedy-only: one answer at temperature 0 instead of 8",))
+    assert (found.tiers[0].samples, found.notes) == (1, ("72B is greedy-only: one sample at temperature 0 instead of 8",))
 
 
 def test_a_tier_marked_greedy_only_answers_once():
@@ -153,8 +153,8 @@ def test_settings_that_cannot_be_are_errors_when_the_profile_is_loaded(settings,
         ({"task_routing": {"*": "mv_smal_k4"}}, "did you mean 'small'"),
         ({"task_routing": {"*": ROUTE}, "routers": ["provider"]}, "add cascade to routers"),
         ({"task_routing": {"*": "cascade"}, "tiers": {}}, "no tiers"),
-        ({"tiers": {"a_k4": {"model": "s"}}}, "cannot stand in a routing string"),
-        ({"tiers": {"cascade": {"model": "s"}}}, "has a meaning of its own"),
+        ({"tiers": {"a_k4": {"model": "s"}}}, "cannot be used in a routing string"),
+        ({"tiers": {"cascade": {"model": "s"}}}, "is a reserved word"),
     ],
 )
 def test_what_a_profile_says_about_cascades_is_checked_when_it_is_loaded(change, said):

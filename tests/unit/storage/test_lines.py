@@ -72,7 +72,7 @@ def test_half_a_surrogate_pair_is_written_as_an_escape():
     ("data", "said"),
     [
         (b'{"a": 1}\n{"a": \xe9}\n', r":2: not UTF-8: byte 7 of the line is 0xe9"),
-        (b'{"a": 1}\n[1]\n', r":2: this is a list, not an object"),
+        (b'{"a": 1}\n[1]\n', r":2: expected an object, found a list"),
         (b'{"a": 1}\n{"a"\n', r":2: not valid JSON"),
         (b'{"a": ' + b"9" * 5000 + b"}\n", r":1: not valid JSON"),
         (b'{"a": ' + b"[" * 100_000 + b"}\n", r":1: not valid JSON"),

@@ -1,5 +1,5 @@
-"""HTTP to models' servers: one client for every server that no proxy stands before, and the library's own for the others.
+"""HTTP to model servers: the package's client for direct connections, and the ``openai`` library behind a proxy.
 
-`connection` is one connection, `client` keeps them and sends requests, `events` reads event streams, `proxied` goes through
-a proxy of the environment. Which hosts may be reached at all is the `EgressPolicy`'s to say.
+`connection` is one connection, `client` pools connections and sends requests, `events` parses event streams, `proxied` uses
+a proxy of the environment. The `EgressPolicy` decides which hosts may be reached.
 """

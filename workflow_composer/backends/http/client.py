@@ -1,8 +1,8 @@
-"""The one HTTP client: pooled connections to the hosts that the `EgressPolicy` admits, at addresses that it has judged.
+"""The HTTP client: pooled connections to the hosts that the `EgressPolicy` admits, at addresses that it has checked.
 
-It sends requests whose bytes are there and gives back status, headers and bytes, or a stream of bytes. It follows no
-redirect, reads no environment and goes through no proxy. A kept connection that turns out to have been closed by its server
-is replaced by a new one, once, and nobody hears of it. Who cancels a request, or leaves a stream, ends it at the server.
+It sends encoded requests and returns status, headers and body, or a stream of bytes. It follows no redirects, reads no
+environment variables and uses no proxy. If the server has closed a pooled connection, the request is sent once more on a new
+one. Cancelling a request or closing a stream stops the work at the server.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from workflow_composer.backends.limit import Limit
 from workflow_composer.backends.resolving import admitted_addresses
 
 KEEPALIVE = 4.0
-"""Seconds for which an idle connection is kept: uvicorn, on which vLLM stands, closes after 5."""
+"""Seconds for which an idle connection is kept: uvicorn, vLLM's HTTP server, closes it after 5."""
 _MOST_WAITING = 256 * 2**10
 """Bytes of a stream that may wait for their reader before nothing more is read."""
 
@@ -64,9 +64,9 @@ class Client:
     async def send(
         self, origin: Origin, data: bytes, *, connect: float, sink: Sink | None = None, bounds: Bounds = BOUNDS
     ) -> Answer:
-        """Send a request, whole, and wait for its answer; a connection must stand within ``connect`` seconds.
+        """Send a whole request and return its response; connecting may take ``connect`` seconds.
 
-        Raises `EgressDenied`; TimeoutError and OSError where no connection can be made; `Broken` where it ends.
+        Raises `EgressDenied`; TimeoutError and OSError if no connection can be made; `Broken` if it ends early.
         """
         connection = self._kept(origin)
         reused = connection is not None

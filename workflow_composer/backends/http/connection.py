@@ -1,7 +1,7 @@
-"""One HTTP/1.1 connection: a request whose bytes are there goes out, an answer comes back whole or piece by piece.
+"""One HTTP/1.1 connection: sends an encoded request and receives a response, whole or piece by piece.
 
-What a server sends is a claim: head, answer and decoded answer have bounds, each byte is looked at once, and what stands
-behind an answer is nobody's. Parsing is llhttp's, through httptools.
+Servers are not trusted: the sizes of headers, response and decoded response are limited, each byte is scanned once, and data
+after a response closes the connection. httptools (llhttp) does the parsing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import httptools
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Bytes of a head, of one event of a stream, of an answer as it is sent, and of the same decoded, at the most."""
+    """Maximum bytes of the headers, of one event of a stream, of a response as sent, and of the decoded response."""
 
     head: int = 64 * 2**10
     event: int = 16 * 2**20
@@ -27,14 +27,14 @@ class Bounds:
 
 
 BOUNDS = Bounds()
-"""Far beyond what models write."""
+"""Far beyond what models generate."""
 
 
 class Broken(Exception):  # named for what happened
-    """The connection ended, or what came is not HTTP.
+    """The connection ended, or the response is not HTTP.
 
-    ``begun``: within an answer. ``stale``: the server closed the connection before it sent anything, as it does with one
-    that was idle for too long; a request on another connection may well be answered.
+    ``begun``: during a response. ``stale``: the server closed the connection before it sent anything, as it does after too
+    long an idle time; the request may succeed on another connection.
     """
 
     def __init__(self, reason: str, *, begun: bool = True, stale: bool = False) -> None:
@@ -44,16 +44,16 @@ class Broken(Exception):  # named for what happened
 
 
 class Undecodable(Broken):
-    """The answer is compressed in a way that cannot be read."""
+    """The response has an unsupported or damaged compression."""
 
 
 class TooLong(Broken):
-    """More came than the bounds allow. To ask again would bring it again."""
+    """The response exceeds the limits; a retry would not help."""
 
 
 @dataclass(slots=True)
 class Answer:
-    """What a server sent; names of headers in lower case. ``body`` is empty where a sink took it."""
+    """A server's response, with header names in lower case. ``body`` is empty if a sink received it."""
 
     status: int
     headers: dict[str, str]
@@ -61,7 +61,7 @@ class Answer:
 
 
 class Sink(Protocol):
-    """Takes the body of an event stream under status 200; anything else comes as an `Answer`."""
+    """Receives the body of an event stream with status 200; any other response is returned as an `Answer`."""
 
     def attach(self, connection: Connection) -> None:
         """The answer will come over this connection; told again where a stale one was given up."""
@@ -139,12 +139,12 @@ class Connection(asyncio.Protocol):
             return
         self._received += len(data)
         if self._received > self._bounds.answer:
-            self._fail(TooLong(f"its answer is longer than {self._bounds.answer} bytes"))
+            self._fail(TooLong(f"the response is longer than {self._bounds.answer} bytes"))
             return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(Broken(f"what it sends is not HTTP ({type(error).__name__})"))
+            self._fail(Broken(f"the response is not valid HTTP ({type(error).__name__})"))
             return
         if self._received > self._bounds.head and not self._headed:
             self._fail(TooLong(f"its head is longer than {self._bounds.head} bytes"))
@@ -158,7 +158,7 @@ class Connection(asyncio.Protocol):
         if self._headed and not self._aborted and not {"content-length", "transfer-encoding"} & self._headers.keys():
             self.on_message_complete()
         else:
-            how = "reset by the server" if exc else "closed within the answer" if begun else "closed before an answer"
+            how = "reset by the server" if exc else "closed during the response" if begun else "closed before the response"
             self._fail(Broken(how, begun=begun, stale=not begun and not self._aborted))
 
     # --------------------------------------------------------------------------------------------- the parser's callbacks
@@ -185,7 +185,7 @@ class Connection(asyncio.Protocol):
         coding = self._headers.get("content-encoding", "").strip().lower()
         if coding not in ("", "identity"):
             if coding not in ("gzip", "x-gzip", "deflate"):
-                self._fail(Undecodable(f"its answer is encoded in a way that was not asked for: {coding[:20]!r}"))
+                self._fail(Undecodable(f"unsupported Content-Encoding {coding[:20]!r} of the response"))
                 return
             self._inflating = _Inflating()
         if self._sink is not None and status == 200 and "event-stream" in self._headers.get("content-type", ""):
@@ -208,7 +208,7 @@ class Connection(asyncio.Protocol):
                 else:
                     self._parts.append(piece)
         except zlib.error:
-            self._fail(Undecodable("its answer cannot be decompressed"))
+            self._fail(Undecodable("cannot decompress the response"))
         except TooLong as error:
             self._fail(error)
 
@@ -219,7 +219,7 @@ class Connection(asyncio.Protocol):
             return
         self.usable = self.usable and self._parser.should_keep_alive()
         if self._inflating is not None and not self._inflating.whole:
-            self._fail(Undecodable("its answer cannot be decompressed: it lacks its end"))
+            self._fail(Undecodable("cannot decompress the response: it is truncated"))
             return
         self.idle_since = time.monotonic()
         waiter, self._waiter, self._sink = self._waiter, None, None

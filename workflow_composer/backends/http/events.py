@@ -1,6 +1,6 @@
-"""Event streams (server-sent events), read in one way for both uses: to hand whole events on as they are, or to read them.
+"""Parsing of server-sent events, both to pass on complete events unchanged and to decode them.
 
-Every byte is looked at once, however it arrives: an event that comes in a thousand pieces is put together at its end.
+Every byte is scanned once, however it arrives: an event in a thousand pieces is joined only at its end.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from workflow_composer.backends.http.connection import TooLong
 
 DONE = b"[DONE]"
-"""What OpenAI's API sends in the place of data at a stream's end."""
+"""OpenAI's end-of-stream marker, sent in place of data."""
 _ENDS = (b"\n\n", b"\n\r\n")
 _REACH = 3
-"""Bytes of what was held back in which an end may have begun."""
+"""Bytes of the held-back data in which an event's end may start."""
 
 
 class EventReader:
-    """Cuts a stream's bytes behind its last whole event; ``longest``: bytes of one event, at the most."""
+    """Splits a stream after its last complete event; ``longest`` is the maximum size of an event in bytes."""
 
     __slots__ = ("_held", "_longest", "_size", "_tail")
 
@@ -28,7 +28,7 @@ class EventReader:
         self._tail = b""
 
     def whole(self, data: bytes) -> bytes:
-        """The bytes of whole events that ``data`` completes; the rest is held back. Raises `TooLong`."""
+        """Return the bytes of the events that ``data`` completes; hold back the rest. Raises `TooLong`."""
         if not self._held and data.endswith(b"\n\n"):
             return data
         joint = self._tail + data
@@ -43,7 +43,7 @@ class EventReader:
         return found
 
     def rest(self) -> bytes:
-        """What is held back, as an event that the stream's end completes; empty where nothing is."""
+        """Return the held-back data as the event that the end of the stream completes; empty if there is none."""
         found = b"".join(self._held)
         self._clear()
         return found + b"\n\n" if found.strip() else b""
@@ -53,14 +53,14 @@ class EventReader:
         self._size += len(data)
         self._tail = (self._tail + data)[-_REACH:]
         if self._size > self._longest:
-            raise TooLong(f"an event of its stream is longer than {self._longest} bytes")
+            raise TooLong(f"an event of the stream is longer than {self._longest} bytes")
 
     def _clear(self) -> None:
         self._held, self._size, self._tail = [], 0, b""
 
 
 def payloads(events: bytes) -> Iterator[bytes]:
-    """The data of whole events, in order; comments and events without data have none."""
+    """Yield the data of complete events in order, skipping comments and events without data."""
     data: list[bytes] = []
     for line in events.split(b"\n"):
         if line.endswith(b"\r"):

@@ -1,7 +1,7 @@
-"""Cloud models behind a proxy of the environment: the ``openai`` client, over the library's own transport and pool.
+"""Cloud models behind a proxy of the environment: the ``openai`` client with its own transport and pool.
 
-Only here are names left to somebody else to resolve, and only for hosts of the catalogue in a profile that allows the cloud.
-The proxy itself stands where the environment says. Nothing of this is imported where no proxy is named.
+Only here does another party (the proxy) resolve names, and only for hosts of the catalogue in a profile that allows the
+cloud. The environment gives the proxy's address. This module is imported only if a proxy is set.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def proxy_for(origin: Origin, policy: EgressPolicy, environ: Mapping[str, str]) -> str | None:
-    """The proxy that the environment names for a server; None where there is none, or where none may be used."""
+    """Return the proxy that the environment sets for a server; None if there is none or it may not be used."""
     if not policy.allow_cloud or policy.is_local(origin.host, origin.port):
         return None
     scheme = "https" if origin.tls else "http"
@@ -56,7 +56,7 @@ class ProxiedClient:
         connect: float,
         bounds: Bounds = BOUNDS,
     ) -> Answer:
-        """A request and its whole answer. Raises as `Client.send`."""
+        """Send a request and return its whole response. Raises as `Client.send`."""
         opened = await self.open(method, path, headers, content, connect=connect, bounds=bounds)
         try:
             return opened.whole or await opened.gathered()
@@ -73,7 +73,7 @@ class ProxiedClient:
         connect: float,
         bounds: Bounds = BOUNDS,
     ) -> ProxiedStream:
-        """A request and the head of its answer. Raises as `Client.stream`."""
+        """Send a request and return its response after the headers. Raises as `Client.stream`."""
         import httpx2
         import openai
 
@@ -123,7 +123,7 @@ class ProxiedStream:
         self._size = 0
 
     async def read(self) -> bytes:
-        """The next bytes; none at the end. Raises `Broken`."""
+        """Return the next bytes; none at the end. Raises `Broken`."""
         try:
             self._parts = self._parts or aiter(self._response.aiter_bytes())
             part = await anext(self._parts, b"")
@@ -135,14 +135,14 @@ class ProxiedStream:
         return part
 
     async def gathered(self) -> Answer:
-        """The rest of it, whole. Raises `Broken`."""
+        """Return the rest. Raises `Broken`."""
         parts: list[bytes] = []
         while part := await self.read():
             parts.append(part)
         return Answer(self._response.status_code, _headers(self._response), b"".join(parts))
 
     async def close(self) -> None:
-        """Be done with it."""
+        """Close the response."""
         await self._response.aclose()
 
 

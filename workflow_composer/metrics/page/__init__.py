@@ -1,7 +1,7 @@
-"""The dashboard's page: one file of HTML with its style and script inside, which asks nobody but the service for anything.
+"""The dashboard page: one HTML file with inline style and script, which loads data only from the service.
 
-The page's Content-Security-Policy names the digests of that style and script, so nothing else runs on it, whatever a model
-or a task may be called.
+Its Content-Security-Policy lists the digests of that style and script, so that nothing else runs, whatever the names of
+models and tasks contain.
 """
 
 from __future__ import annotations
