@@ -252,5 +252,5 @@ class ExpertStore:
 def bandwidth_for(file: ExpertFile, seconds: float) -> float:
     """The bandwidth at which an expert of the first layer takes so long. Raises `ConfigError` for no time at all."""
     if seconds <= 0:
-        raise ConfigError("a transfer takes some time")
+        raise ConfigError("the transfer time must be positive")
     return file.bytes_of(next(iter(file.experts))) / seconds

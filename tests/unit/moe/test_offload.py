@@ -220,7 +220,7 @@ def test_protected_experts_are_no_victims():
 
 
 def test_sizes_that_do_not_fit_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="cannot pin"):
+    with pytest.raises(ConfigError, match="too few to pin"):
         ExpertCache(2, Keep.PINNED, pinned=[0, 1])
     store = store_of(tmp_path, slots=1)
     with pytest.raises(ConfigError, match="some time"):

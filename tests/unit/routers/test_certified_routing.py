@@ -161,7 +161,7 @@ class TestCoverage:
         [
             ({"temperature": 0.7}, "temperature: 0 in the certificate, 0.7 in the request"),
             ({"system": "Be brief."}, "system message: none in the certificate"),
-            ({"max_tokens": 5}, "max_tokens: none in the certificate, 5 asked for"),
+            ({"max_tokens": 5}, "max_tokens: none in the certificate, 5 in the request"),
             ({"tools": ({"type": "function"},)}, "tools: none in the certificate"),
             ({"response_format": {"type": "json_object"}}, "response_format: none in the certificate"),
             ({"top_p": 0.5}, "top_p: none in the certificate, 0.5 in the request"),
