@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Watch the fleet: ``monitor_vllm_health.py [--watch] [--fleet FILE]``; without ``--watch`` one round, for cron.
+"""Monitor the fleet: ``monitor_vllm_health.py [--watch] [--fleet FILE]``; without ``--watch``, one round, for cron.
 
 The same as ``python -m workflow_composer fleet monitor``.
 """

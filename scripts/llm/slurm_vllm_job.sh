@@ -15,22 +15,22 @@
 # A vLLM server as a SLURM job; `--help` explains. The logic is in workflow_composer/fleet/job.py.
 
 set -euo pipefail
-trap '' USR1 # SLURM's signal would end the shell; the job asks for its end, so it misses nothing
+trap '' USR1 # SLURM's signal would end the shell; the job polls its own end time, so it needs no signal until it is up
 
 usage() {
     cat <<'TEXT'
-Usage: slurm_vllm_job.sh ROLE [--fleet FILE]          on a login node: submit the role, as the fleet file says
+Usage: slurm_vllm_job.sh ROLE [--fleet FILE]          on a login node: submit the role with the fleet file's settings
        sbatch slurm_vllm_job.sh SERVER [--fleet FILE]  submit one server with the #SBATCH defaults of this script
 
-Runs a vLLM server in a SLURM job: it publishes where it answers, hands over to a successor before the job's time limit,
-is queued again when it fails, and takes its entry back at its end.
+Runs a vLLM server in a SLURM job: publishes its URL in the registry, hands over to a successor before the job's time
+limit, requeues the job if the server fails, and removes its registry entry when it ends.
 
-The defaults are partition t4flex, 24 hours, one GPU; `workflow-composer fleet submit ROLE --dry-run` shows what the fleet
-file asks for. Further options are those of `workflow-composer fleet submit` (login node) or none (sbatch).
+The defaults are partition t4flex, 24 hours, one GPU; `workflow-composer fleet submit ROLE --dry-run` shows the options set
+by the fleet file. On a login node, all options of `workflow-composer fleet submit` are accepted.
 
 Environment:
-  WORKFLOW_COMPOSER_PYTHON  the Python that has workflow_composer; default: .venv/bin/python of the working directory or
-                            of this script's checkout, else the first python3 that has it
+  WORKFLOW_COMPOSER_PYTHON  Python with workflow_composer installed; default: .venv/bin/python of the working directory
+                            or of this script's checkout, else the first python3 with it
 TEXT
 }
 
@@ -38,7 +38,7 @@ has_package() {
     [[ -n "$1" ]] && command -v "$1" >/dev/null && "$1" -c 'import workflow_composer' 2>/dev/null
 }
 
-# sbatch runs a copy of this script from its spool folder, so where that lies says nothing about the project.
+# sbatch runs a copy of this script from its spool folder, so its own path may not lead to the project.
 find_python() {
     local here candidate
     here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../..
@@ -49,8 +49,8 @@ find_python() {
             return
         fi
     done
-    echo "error: no Python here has workflow_composer" >&2
-    echo "hint: set WORKFLOW_COMPOSER_PYTHON to one that does, or submit from the checkout with its .venv" >&2
+    echo "error: no Python with workflow_composer found" >&2
+    echo "hint: set WORKFLOW_COMPOSER_PYTHON to such a Python, or submit from a checkout with a .venv" >&2
     return 1
 }
 
@@ -68,7 +68,7 @@ esac
 python=$(find_python)
 export WORKFLOW_COMPOSER_PYTHON=$python
 
-# exec, so that SLURM's signal to the batch shell reaches the process that looks after the server.
+# exec, so that SLURM's signal to the batch shell reaches the server's supervisor.
 if [[ -n "${SLURM_JOB_ID:-}" && "${SLURM_PROCID:-}" == 0 ]]; then
     exec "$python" -m workflow_composer fleet job "$@"
 fi

@@ -1,5 +1,5 @@
 #!/bin/bash
-# A vLLM server on this machine; `--help` explains. The logic is in workflow_composer/fleet/supervisor.py.
+# Starts a vLLM server on this machine; see `--help`. The logic is in workflow_composer/fleet/supervisor.py.
 
 set -euo pipefail
 
@@ -8,18 +8,18 @@ usage() {
 Usage: start_vllm_server.sh ROLE|MODEL [--port N] [--dry-run] [--fleet FILE] [-- OPTIONS OF VLLM]
 
 Starts a vLLM server in the foreground: a role of the fleet file (config/fleet.yaml of the working directory, else the
-user's, else the shipped one), or a model's id or folder. It chooses what the GPU supports, checks port, memory, disk and
-model before anything is loaded, prints the URL once the server answers, and logs to logs/SERVER.log. SIGTERM and Ctrl-C
-let requests under way finish and leave nothing behind.
+user's, else the shipped one), or a model id or folder. It adapts the settings to the GPU, checks port, memory, disk and
+model before loading anything, prints the URL when the server is ready, and logs to logs/SERVER.log. SIGTERM and Ctrl-C
+let active requests finish and stop all processes.
 
   start_vllm_server.sh coder
   start_vllm_server.sh ./my_model --port 8009 -- --max-num-seqs 8
-  start_vllm_server.sh coder --dry-run        print the exact command, and start nothing
+  start_vllm_server.sh coder --dry-run        print the exact command and start nothing
 
 Environment:
-  WORKFLOW_COMPOSER_PYTHON       the Python that has workflow_composer; default: .venv/bin/python of the working
-                                 directory or of this script's checkout, else the first python3 that has it
-  WORKFLOW_COMPOSER_VLLM_PYTHON  the Python that has vLLM, where the fleet file names none
+  WORKFLOW_COMPOSER_PYTHON       Python with workflow_composer installed; default: .venv/bin/python of the working
+                                 directory or of this script's checkout, else the first python3 with it
+  WORKFLOW_COMPOSER_VLLM_PYTHON  Python with vLLM installed, if the fleet file sets none
 TEXT
 }
 
@@ -36,8 +36,8 @@ find_python() {
             return
         fi
     done
-    echo "error: no Python here has workflow_composer" >&2
-    echo "hint: set WORKFLOW_COMPOSER_PYTHON to one that does, or start this from the checkout with its .venv" >&2
+    echo "error: no Python with workflow_composer found" >&2
+    echo "hint: set WORKFLOW_COMPOSER_PYTHON to such a Python, or start this from a checkout with a .venv" >&2
     return 1
 }
 
@@ -53,5 +53,5 @@ case "${1:-}" in
 esac
 
 python=$(find_python)
-# exec, so that a signal to this script reaches the process that looks after the server.
+# exec, so that a signal to this script reaches the server's supervisor.
 exec "$python" -m workflow_composer fleet serve "$@"

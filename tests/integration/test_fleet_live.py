@@ -169,10 +169,10 @@ def test_killed_and_frozen_servers_are_replaced_by_one_of_two_monitors(fleet, ho
     both = [fleet.start("monitor") for _ in range(2)]
     done = {process.returncode: (out, err) for process in both for out, err in [process.communicate(timeout=300)]}
     assert set(done) == {0, 1}
-    assert done[0][0].startswith("another monitor is at work")
+    assert done[0][0].startswith("another monitor is running")
     said = done[1][1]
     assert "generalist is down" in said
-    assert f"port {fleet.state('coder')['port']} is open, but no answer within {LIMIT:g} s: it hangs" in said
+    assert f"port {fleet.state('coder')['port']} is open, but no response within {LIMIT:g} s: it hangs" in said
     assert time.monotonic() - begun < LIMIT + 120
     assert find(frozen) is None
 
@@ -198,11 +198,11 @@ def test_a_port_that_is_taken_is_one_clear_line(fleet, tmp_path):
     try:
         up = other.run("up")
         assert up.returncode == 1
-        assert f"port {port} is taken: a server answers there with model the-math" in up.stdout
+        assert f"port {port} is in use: a server there serves the-math" in up.stdout
         round_ = other.run("monitor")
         assert round_.returncode == 1
         (line,) = [line for line in round_.stderr.splitlines() if line.startswith("mine is down")]
-        assert f"port {port} is taken: a server answers there with model the-math" in line
+        assert f"port {port} is in use: a server there serves the-math" in line
     finally:
         other.end()
     assert fleet.status("math")["math"]["state"] == "ready"

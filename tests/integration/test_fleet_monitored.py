@@ -96,7 +96,7 @@ def test_a_server_that_hangs_is_noticed_within_the_limit_and_replaced(fleet):
     begun = time.monotonic()
     done = fleet.monitor()
     assert time.monotonic() - begun < 40
-    assert f"port {fleet.state('a')['port']} is open, but no answer within 3 s: it hangs" in done.stderr
+    assert f"port {fleet.state('a')['port']} is open, but no response within 3 s: it hangs" in done.stderr
     assert find(before) is None
     fleet.rounds_until(lambda: fleet.status()["a"]["state"] == "ready" and well(fleet), 60)
     assert alerts(fleet.folder) == [("a", "down"), ("a", "recovered")]
@@ -118,7 +118,7 @@ def test_another_model_on_the_port_is_said_and_not_killed(fleet):
     with serving(StubVLLM(models=["their-model"]), port) as theirs:
         done = fleet.monitor()
         assert done.returncode == 1
-        assert f"port {port} is taken: a server answers there with model their-model" in done.stderr
+        assert f"port {port} is in use: a server there serves their-model" in done.stderr
         second = fleet.monitor()
         assert "their-model" in second.stdout
         assert theirs.asked
@@ -140,7 +140,7 @@ def test_two_monitors_at_once_do_no_harm(fleet):
     done = [process.communicate(timeout=120) for process in both]
     assert sorted(process.returncode for process in both) == [0, 1]
     (idle,) = [out for (out, _), process in zip(done, both, strict=True) if process.returncode == 0]
-    assert idle.startswith("another monitor is at work")
+    assert idle.startswith("another monitor is running")
     assert idle.count("\n") == 1
     assert alerts(fleet.folder) == [("a", "down")]
     assert len(fleet.state("a")["restarts"]) == 1

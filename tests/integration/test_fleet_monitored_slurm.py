@@ -59,7 +59,7 @@ def test_a_job_that_hangs_is_cancelled_and_submitted_again_and_one_that_waits_is
     fleet.fleet.states.update("math", wanted=False)
     found = fleet.command("monitor", check=False)
     assert found.returncode == 1
-    assert f"port {entry.port} is open, but no answer within 5 s: it hangs" in found.stderr
+    assert f"port {entry.port} is open, but no response within 5 s: it hangs" in found.stderr
     assert fleet.until_over(first).state == "CANCELLED"
     second = fleet.state("coder").job_id
     assert second != first

@@ -166,11 +166,11 @@ def test_the_checks_that_a_user_types_work(life):
 
 
 def test_a_second_start_says_that_it_runs(life):
-    assert f"small runs already: process {life.state['pid']}" in life.second_start[0]
+    assert f"small is already running: process {life.state['pid']}" in life.second_start[0]
 
 
 def test_a_taken_port_says_what_answers_there(life, place):
-    assert f"port {place.port} is taken: a server answers there with model small (process " in life.other_on_the_port[0]
+    assert f"port {place.port} is in use: a server there serves small (process " in life.other_on_the_port[0]
 
 
 def test_sigterm_leaves_no_process_and_no_entry(life):
@@ -188,12 +188,12 @@ def test_the_log_has_the_command_and_vllms_words(life):
 def test_no_gpu_is_one_line(place):
     lines = place.fails("on_a_gpu")
 
-    assert "role 'on_a_gpu' has device: cuda, and the vLLM of" in lines[0]
+    assert "role 'on_a_gpu' sets device: cuda, but the vLLM of" in lines[0]
     assert "is built for the CPU" in lines[0]
 
 
 def test_a_model_that_is_not_there_is_one_line(place):
-    assert "there is no folder /nix" in place.fails("/nix", "--port", str(free_port()))[0]
+    assert "no such folder: /nix" in place.fails("/nix", "--port", str(free_port()))[0]
 
 
 def test_a_start_that_vllm_refuses_gives_vllms_reason(place):

@@ -120,7 +120,7 @@ async def test_a_certificate_is_compared_with_the_whole_system_message(folder):
         )
     assert uncovered(made, asked, made.temperature) == ""
     for request in (other, without):
-        assert uncovered(made, request, made.temperature) == "system message: another than the certificate's"
+        assert uncovered(made, request, made.temperature) == "system message: differs from the certificate's"
 
 
 async def test_an_unknown_context_is_an_error_before_anything_is_sent(folder):

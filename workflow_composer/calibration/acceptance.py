@@ -1,7 +1,7 @@
-"""When an answer is accepted, by what its own tokens tell: by rules, or by a score from a certified threshold on.
+"""Acceptance of an answer from its own tokens: by rules, or by a score with a certified threshold.
 
-Both can be asked while the answer comes, too: they then look at the best that could still become of it, so that what is
-given up early is only what would have been rejected in the end.
+Both also work while an answer is streamed: they compute the best value that the complete answer could still reach, so an
+answer is aborted early only if it would be rejected in the end.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from workflow_composer.types import Sample, TokenLogprob
 
 @dataclass(frozen=True, slots=True)
 class RuleAcceptance:
-    """Accept an answer of which no rule says that it is doubtful; the confidence is its probability per token.
+    """Accept an answer that no rule flags as doubtful; the confidence is its probability per token.
 
-    ``accept_unknown``: whether an answer without log-probabilities is accepted; its confidence is unknown either way.
-    ``final``: accept it however doubtful, since nobody else can be asked.
+    ``accept_unknown``: accept answers without log-probabilities; their confidence is unknown either way.
+    ``final``: accept every answer, since this is the last tier.
     """
 
     rules: Rules
@@ -32,19 +32,19 @@ class RuleAcceptance:
     def __call__(self, samples: Sequence[Sample]) -> Verdict:
         """Judge the only sample."""
         signal = signal_of(samples[0], self.rules)
-        reason = signal.escalation_reason or "no rule says that it is doubtful"
+        reason = signal.escalation_reason or "no rule flags the answer as doubtful"
         if signal.kind == "unknown":
             accepted = self.accept_unknown or self.final
         else:
             accepted = self.final or not signal.should_escalate
-        return Verdict(accepted, signal.confidence, f"{reason}; it is the last tier" if self.final else reason)
+        return Verdict(accepted, signal.confidence, f"{reason}; accepted by the last tier" if self.final else reason)
 
     def watch(self, longest: int) -> RuleWatch:
         """Follow an answer of at most so many tokens."""
         return RuleWatch(self.rules, longest)
 
     def __repr__(self) -> str:
-        return "always, being last" if self.final else "no rule says that it is doubtful"
+        return "always (last tier)" if self.final else "no rule flags the answer as doubtful"
 
 
 class RuleWatch:
@@ -55,7 +55,7 @@ class RuleWatch:
         self._prefix = Prefix(longest)
 
     def hear(self, tokens: Sequence[TokenLogprob]) -> Verdict | None:
-        """The verdict, as soon as it is certain that the answer is doubtful."""
+        """Add tokens; return the verdict as soon as it is certain that the answer is doubtful, else None."""
         self._prefix.hear(tokens)
         best = self._prefix.best_case()
         if best is None:
@@ -66,10 +66,10 @@ class RuleWatch:
 
 @dataclass(frozen=True, slots=True)
 class ScoreAcceptance:
-    """Accept an answer whose score is at least ``threshold`` (None: none is); the confidence is the score.
+    """Accept an answer whose score is at least ``threshold`` (None: accept nothing); the confidence is the score.
 
-    ``score`` makes the score of the tokens' signal; None: it is the sample's own. An unknown score is never accepted.
-    Below ``straight_up`` the last tier is asked next.
+    ``score`` computes the score from the tokens' signal; None: use the sample's own score. An unknown score is never
+    accepted. A score below ``straight_up`` escalates directly to the last tier.
     """
 
     score: ScoreModel | None
@@ -80,10 +80,10 @@ class ScoreAcceptance:
         """Judge the only sample."""
         found = self._score_of(samples[0])
         if found is None:
-            return Verdict(accepted=False, reason="its score is unknown: no usable log-probabilities")
+            return Verdict(accepted=False, reason="unknown score: no usable log-probabilities")
         straight_up = self.straight_up is not None and found < self.straight_up
         if self.threshold is None:
-            reason = f"score {found:.3g}; no answer of this tier is accepted"
+            reason = f"score {found:.3g}; this tier accepts no answer"
             return Verdict(accepted=False, confidence=found, reason=reason, straight_up=straight_up)
         accepted = found >= self.threshold
         reason = f"score {found:.3g} {'>=' if accepted else '<'} {self.threshold:.3g}"
@@ -99,14 +99,14 @@ class ScoreAcceptance:
         return ScoreWatch(self, longest)
 
     def __repr__(self) -> str:
-        return "nothing is accepted" if self.threshold is None else f"score >= {self.threshold:.3g}"
+        return "accepts nothing" if self.threshold is None else f"score >= {self.threshold:.3g}"
 
 
 class ScoreWatch:
     """See `ScoreAcceptance.watch`.
 
-    Where very low scores go straight to the last tier, an answer is given up only once that is certain: a higher score
-    would send it to another tier, whose certificate counts on getting it.
+    If very low scores escalate directly to the last tier, an answer is aborted only when that is certain: with a higher
+    score it would reach the next tier, and that tier's guarantee includes such requests.
     """
 
     def __init__(self, acceptance: ScoreAcceptance, longest: int) -> None:
@@ -117,7 +117,7 @@ class ScoreWatch:
         self._prefix = Prefix(longest)
 
     def hear(self, tokens: Sequence[TokenLogprob]) -> Verdict | None:
-        """The verdict, as soon as it is certain that the score will be too low."""
+        """Add tokens; return the verdict as soon as it is certain that the score will be too low, else None."""
         if self._score is None:
             return None
         self._prefix.hear(tokens)
@@ -132,13 +132,13 @@ class ScoreWatch:
 
 @dataclass(frozen=True, slots=True)
 class Suspended:
-    """Accept nothing, for a reason that has nothing to do with the answer: no certificate covers it."""
+    """Accept nothing, because no certificate covers the request."""
 
     reason: str
 
     def __call__(self, samples: Sequence[Sample]) -> Verdict:
-        """Return the answer as one that is not accepted."""
+        """Reject the answer."""
         return Verdict(accepted=False, reason=self.reason)
 
     def __repr__(self) -> str:
-        return f"nothing is accepted: {self.reason}"
+        return f"accepts nothing: {self.reason}"

@@ -1,4 +1,4 @@
-"""How good a certificate's scores are on the rows that calibrated it, and what the cascade would have cost there."""
+"""Quality of a certificate's scores on its calibration rows, and the cascade's cost on them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from workflow_composer.calibration.signal_table import Floats
 
 @dataclass(frozen=True)
 class ScoreQuality:
-    """Of one tier's scores on all calibrating rows of a group; None: not defined there. ``known``: rows with a score.
+    """Quality of one tier's scores on all calibration rows of a group; None: undefined. ``known``: rows with a score.
 
-    ``error`` is the share of wrong answers among all rows. ``calibration_error`` is None where a score is no probability.
+    ``error`` is the share of wrong answers among all rows. ``calibration_error`` is None if scores are not probabilities.
     """
 
     tier: str
@@ -35,27 +35,27 @@ class ScoreQuality:
 
 @dataclass(frozen=True)
 class Spending:
-    """Dollars per request on the calibrating rows; ``always_last``: if the last tier answered everything."""
+    """Dollars per request on the calibration rows; ``always_last``: if the last tier answered every request."""
 
     cascade: float
     always_last: float
 
     @property
     def saved(self) -> float | None:
-        """Share of ``always_last`` that is saved; negative where the cascade costs more."""
+        """Share of ``always_last`` that the cascade saves; negative if it costs more."""
         return 1.0 - self.cascade / self.always_last if self.always_last > 0 else None
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """What the calibrating rows tell about a group beside what is certified."""
+    """Score quality and costs of a group on the calibration rows; not part of the guarantee."""
 
     scores: tuple[ScoreQuality, ...]
     spending: Spending | None
 
 
 def assess(certificate: Certificate, table: CalibrationTable) -> dict[str, Assessment]:
-    """Each group's assessment. ``table`` must be what the certificate was made from."""
+    """Assess each group. ``table`` must be the table from which the certificate was made."""
     scores = tier_scores(certificate, table)
     return {
         name: _assess(certificate.groups[name], table, scores, rows)
@@ -65,7 +65,7 @@ def assess(certificate: Certificate, table: CalibrationTable) -> dict[str, Asses
 
 @dataclass(frozen=True)
 class Evidence:
-    """The calibrating rows that reached a tier of a group: ``scores`` and ``correct`` [n]; NaN: unknown."""
+    """The calibration rows that reached a tier of a group: ``scores`` and ``correct`` [n]; NaN: unknown."""
 
     group: str
     tier: str
@@ -80,7 +80,7 @@ class Evidence:
 
 
 def evidence(certificate: Certificate, table: CalibrationTable) -> Iterator[Evidence]:
-    """What each tier's guarantee rests on. ``table`` must be what the certificate was made from."""
+    """Yield the rows behind each tier's guarantee. ``table`` must be the table from which the certificate was made."""
     scores = tier_scores(certificate, table)
     for name, rows in calibrating_rows(certificate, table).items():
         group = certificate.groups[name]
@@ -92,13 +92,13 @@ def evidence(certificate: Certificate, table: CalibrationTable) -> Iterator[Evid
 
 
 def are_probabilities(scores: Floats) -> bool:
-    """Whether any score is known, and all that are lie between 0 and 1."""
+    """Whether at least one score is known and all known scores lie between 0 and 1."""
     known = scores[~np.isnan(scores)]
     return len(known) > 0 and bool(((known >= 0) & (known <= 1)).all())
 
 
 def tier_scores(certificate: Certificate, table: CalibrationTable) -> Floats:
-    """All rows' scores by the certificate's models [n, tiers]; NaN: unknown."""
+    """Compute all rows' scores with the certificate's score models [n, tiers]; NaN: unknown."""
     columns: list[Floats] = []
     for certified, tier in zip(certificate.tiers, table.tiers, strict=True):
         if certified.score is not None and tier.signals is not None:
@@ -109,7 +109,7 @@ def tier_scores(certificate: Certificate, table: CalibrationTable) -> Floats:
 
 
 def calibrating_rows(certificate: Certificate, table: CalibrationTable) -> Mapping[str, Places]:
-    """Places of the rows that certified each group."""
+    """Indices of each group's calibration rows."""
     data = certificate.data
     parts = split(table, group_by=data.group_by, fit_share=data.fit_share, seed=data.seed)
     return {name: part.calibrating for name, part in parts.items()}
@@ -145,5 +145,5 @@ def _spending(group: Group, table: CalibrationTable, scores: Floats, rows: Place
 
 
 def _rules(group: Group) -> tuple[list[float | None], list[float | None]]:
-    """Thresholds and limits for going straight up, tier by tier."""
+    """Each tier's threshold and limit for escalating directly to the last tier."""
     return [tier.threshold for tier in group.tiers], [tier.straight_up for tier in group.tiers]

@@ -1,6 +1,6 @@
-"""Audits while requests are served: some accepted answers, drawn at random, are checked; too many errors raise the alarm.
+"""Audits in production: a random sample of accepted answers is graded; too many errors raise an alarm.
 
-An audit never delays an answer and never fails a request: it runs beside, and what goes wrong with it is reported once.
+Audits run in the background: they neither delay a response nor fail a request, and their errors are reported once.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from workflow_composer.runner import stands_still
 from workflow_composer.types import LLMRequest, LLMResponse
 
 Judge = Callable[[LLMRequest, LLMResponse], Awaitable[bool | None]]
-"""Whether the answer is right; None: it cannot tell, and the audit waits for somebody who can."""
+"""Returns whether the answer is right; None: undecided, so the audit stays pending for feedback."""
 
 _LOOK_EVERY = 1.0
-"""Seconds between two looks at what other processes have written."""
+"""Seconds between two reads of events written by other processes."""
 
 
 class Auditor:
-    """Draws, has graded and watches the accepted answers of one certificate.
+    """Samples the accepted answers of one certificate, has them graded, and monitors their error.
 
-    ``rate``: the share of accepted answers that is drawn. ``judge`` grades them; None: they wait for ``feedback``.
-    ``allowance``: how often (at most) the judge calls right answers wrong, by group. ``report`` is told of an alarm, and of
-    trouble with the file, in one sentence.
+    ``rate``: share of accepted answers to audit. ``judge`` grades them; None: they stay pending for ``feedback``.
+    ``allowance``: upper bound, by group, of how often the judge calls right answers wrong. ``report`` receives alarms and
+    file errors as one sentence.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Auditor:
 
     @property
     def alarm(self) -> str:
-        """Why the certificate's answers may not be accepted any more; empty while all is well."""
+        """The reason of an alarm, after which the certificate's answers are no longer accepted; empty without one."""
         now = self._clock()
         if now - self._looked >= _LOOK_EVERY:
             self._looked = now
@@ -70,14 +70,14 @@ class Auditor:
         return self._alarm
 
     def consider(self, request: LLMRequest, response: LLMResponse, group: str) -> None:
-        """Take note of an accepted answer; now and then it is drawn. Called on a running event loop."""
+        """Audit an accepted answer with probability ``rate``. Must be called in a running event loop."""
         if self._draw() < self._rate:
             task = asyncio.get_running_loop().create_task(self._audit(request, response, group))
             self._tasks[task] = Future()
             task.add_done_callback(self._ended)
 
     async def aclose(self) -> None:
-        """Wait for the audits under way, those of other event loops too; one whose loop stands still would never end."""
+        """Wait for running audits, also those of other event loops; skip those whose event loop has stopped."""
         while ends := [end for task, end in tuple(self._tasks.items()) if _goes_on(task.get_loop())]:
             await asyncio.wait([asyncio.wrap_future(end) for end in ends])
 
@@ -103,22 +103,22 @@ class Auditor:
                 await asyncio.to_thread(self._look)
         except WorkflowComposerError as error:
             self._trouble(f"audit {response.request_id}: {error}")
-        except Exception as error:  # noqa: BLE001  # a judge may be anyone's code
+        except Exception as error:  # noqa: BLE001  # a judge may be user code
             self._trouble(f"audit {response.request_id}: {self._judge_name} raised {type(error).__name__}: {error}")
 
     def _look(self) -> None:
-        """Read what is new in the file; the first to see the alarm writes it down and tells."""
+        """Read new events; the first process that sees an alarm records and reports it."""
         try:
             self._log.refresh()
             watched = self._log.watched(self._digest)
-            if watched is None:  # nothing was drawn yet; or the file is gone, which takes back no alarm
+            if watched is None:  # nothing drawn yet, or the file is gone, which does not clear an alarm
                 return
             if not watched.alarmed:
                 self._alarm = ""
                 return
             reason = watched.reason
             if self._log.alarm(self._digest, reason):
-                self._report(f"certificate {self._digest} is suspended, every request is escalated: {reason}; recalibrate")
+                self._report(f"certificate {self._digest} is suspended, every request escalates: {reason}; recalibrate")
             self._alarm = reason
         except WorkflowComposerError as error:
             self._trouble(str(error))
@@ -126,7 +126,7 @@ class Auditor:
     def _trouble(self, text: str) -> None:
         if not self._troubled:
             self._troubled = True
-            self._report(f"{text}; further trouble with audits is not reported")
+            self._report(f"{text}; further audit errors are not reported")
 
 
 def _goes_on(loop: asyncio.AbstractEventLoop) -> bool:

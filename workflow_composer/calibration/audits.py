@@ -1,19 +1,19 @@
-"""The file of audits: which accepted answers were drawn at random to be checked, and what the checks have found.
+"""The audit log: which accepted answers were drawn for an audit, and their grades.
 
-One line of JSON per event, only ever appended, by any number of processes at once. No prompt and no answer is in it:
+One JSON line per event, append-only, written by any number of processes. It contains no prompts and no answers:
 
 ============ =========================================================================================================
 event        fields, besides ``event``, ``id`` and ``at`` (UTC)
 ============ =========================================================================================================
 `accepted`   an accepted answer was drawn: ``certificate`` (digest), ``alpha``, ``level``, ``tier``, ``group``, ``score``
-`graded`     it was checked: ``correct``, ``by`` whom, ``allowance`` (what the grader itself may be wrong about)
-`reported`   somebody's word on an answer that was not drawn: ``correct``, ``by``. Kept, and never part of the test: people
-             report what is wrong, so reports say nothing about how often answers are
-`alarm`      ``certificate`` (no ``id``), ``reason``: the answers of this certificate are not accepted any more
-`reset`      ``certificate`` (no ``id``), ``by``: somebody has found the alarm's cause and starts the test afresh
+`graded`     it was graded: ``correct``, ``by`` (grader), ``allowance`` (error rate allowed for the grader)
+`reported`   feedback on an answer that was not drawn: ``correct``, ``by``. Kept, but not part of the test: users report
+             mainly wrong answers, so reports do not show how often answers are wrong
+`alarm`      ``certificate`` (no ``id``), ``reason``: answers of this certificate are no longer accepted
+`reset`      ``certificate`` (no ``id``), ``by``: the cause of the alarm was found, and the test restarts
 ============ =========================================================================================================
 
-What is known of a certificate is always rebuilt from the file, so processes and restarts agree. Standard library only.
+The state of a certificate is always rebuilt from the file, so all processes agree, also after restarts.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from workflow_composer.storage.lines import encoded
 from workflow_composer.storage.locks import locked
 
 AUDITS_VARIABLE = "WORKFLOW_COMPOSER_AUDITS"
-"""Another file for the audits than ``logs/audits.jsonl``."""
+"""Environment variable: path of the audit log; default ``logs/audits.jsonl``."""
 
 DEFAULT_FILE = Path("logs/audits.jsonl")
 LEVEL = 0.05
 
 
 def audits_file(environ: Mapping[str, str]) -> Path:
-    """The file that the environment asks for, relative to the working directory."""
+    """The path of the audit log, from the environment or the default, relative to the working directory."""
     named = environ.get(AUDITS_VARIABLE, "").strip()
     return Path(named).expanduser() if named else DEFAULT_FILE
 
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """An accepted answer that was drawn, and its grade: ``correct`` is None until it has one. Times are ISO 8601 in UTC.
+    """An accepted answer that was drawn, and its grade: ``correct`` is None until it is graded. Times are ISO 8601 in UTC.
 
-    ``certificate`` is the digest of that which accepted it, ``alpha`` the risk that it claims, ``allowance`` the share of
-    right answers that the grader may call wrong.
+    ``certificate`` is the digest of the certificate that accepted it, ``alpha`` the certified risk, ``allowance`` the share
+    of right answers that the grader may call wrong.
     """
 
     id: str
@@ -67,17 +67,17 @@ class Audit:
     by: str = ""
     allowance: float = 0.0
     test: int = 0
-    """The certificate's test that it belongs to: the number of resets before it was drawn."""
+    """The certificate's test that this audit belongs to: the number of resets before it was drawn."""
 
     @property
     def stratum(self) -> str:
-        """What the certificate makes a statement of its own about."""
+        """The group and tier for which the certificate has a separate guarantee."""
         return f"{self.group}/{self.tier}"
 
 
 @dataclass
 class Watched:
-    """What the file says of one certificate since its test began. ``alarm`` is the reason that was written with one."""
+    """State of one certificate since its test began. ``alarm``: the recorded reason of an alarm, None without one."""
 
     monitor: StratifiedMonitor
     alarm: str | None = None
@@ -85,12 +85,12 @@ class Watched:
 
     @property
     def alarmed(self) -> bool:
-        """Whether its answers may not be accepted any more."""
+        """Whether its answers are no longer accepted."""
         return self.alarm is not None or self.monitor.alarmed
 
     @property
     def reason(self) -> str:
-        """Why there is an alarm, in a sentence; empty where there is none."""
+        """The reason of the alarm in one sentence; empty if there is none."""
         if self.alarm is not None or not self.monitor.alarmed:
             return self.alarm or ""
         monitor, worst = self.monitor, self.monitor.worst or ""
@@ -102,16 +102,16 @@ class Watched:
 
 
 _NO_EVENT = (ValueError, KeyError, TypeError, OverflowError, RecursionError, ConfigError)
-"""What a line raises that is not JSON, or not of the form that the table above gives."""
+"""Errors of a line that is not JSON or does not match the table above."""
 
 
 class AuditLog:
-    """The file of audits at a path, which is made with its folder by the first event. For many threads and processes.
+    """The audit log at a path; the first event creates the file and its folder. Safe for many threads and processes.
 
-    ``level``: the probability of ever giving a false alarm, for tests that begin with an answer drawn by this log; so every
-    reader of the file sees the same test. Lines that are damaged or unknown, or that
-    contradict earlier ones, are skipped and counted in ``skipped``. Reading raises `WorkflowComposerError` where the file is
-    there and cannot be read, appending where it cannot be written.
+    ``level``: probability of ever raising a false alarm, for tests that begin with an answer drawn by this log; it is
+    recorded, so every reader of the file runs the same test. Damaged or unknown lines, and lines that contradict earlier
+    ones, are skipped and counted in ``skipped``. Raises `WorkflowComposerError` if the file exists but cannot be read, or
+    cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, level: float = LEVEL) -> None:
@@ -129,8 +129,8 @@ class AuditLog:
     def sampled(
         self, request_id: str, *, certificate: str, alpha: float, tier: str, group: str, score: float | None = None
     ) -> None:
-        """Note that an accepted answer was drawn at random for an audit; ``certificate`` is the digest of what it was
-        accepted by, ``alpha`` the risk that it claims.
+        """Record that an accepted answer was drawn for an audit; ``certificate`` is the digest of the certificate that
+        accepted it, ``alpha`` the certified risk.
         """
         known = score is not None and math.isfinite(score)
         claim = {"certificate": certificate, "alpha": alpha, "level": self.level}
@@ -139,22 +139,21 @@ class AuditLog:
             _write(descriptor, {"event": "accepted", "id": request_id, **claim, **answer})
 
     def grade(self, request_id: str, correct: bool, by: str, *, allowance: float = 0.0) -> Audit:
-        """Note what the check of a drawn answer has found; the same grade once more changes nothing.
+        """Record the grade of a drawn answer; repeating the same grade has no effect.
 
-        ``allowance``: an upper bound of how often this grader calls accepted answers wrong that are right (a stronger model
-        errs, too); it is added to alpha for this audit. Raises `InputError` where the answer was never drawn, or has the
-        other grade already.
+        ``allowance``: upper bound of how often this grader (such as a stronger model) calls right answers wrong; it is
+        added to alpha for this audit. Raises `InputError` if the answer was not drawn, or already has the opposite grade.
         """
         with self._lock:
             self._read()
-            self._drawn(request_id)  # else not even the file is made
+            self._drawn(request_id)  # fail before the file is created
         with self._exclusive() as descriptor:
             self._read()
             audit = self._drawn(request_id)
             if audit.correct is not None and audit.correct != correct:
                 raise InputError(
-                    f"audit {request_id!r} was graded {_word(audit.correct)} by {audit.by or 'somebody'} and stays so",
-                    hint="if a mistake has raised an alarm, `feedback --reset` starts the test afresh",
+                    f"audit {request_id!r} was graded {_word(audit.correct)} by {audit.by or 'unknown'}; grades are final",
+                    hint="if a wrong grade raised an alarm, restart the test with `feedback --reset`",
                 )
             if audit.correct is None:
                 found = {"correct": correct, "by": by, "allowance": allowance}
@@ -163,17 +162,17 @@ class AuditLog:
             return self._audits[request_id]
 
     def report(self, request_id: str, correct: bool, by: str) -> None:
-        """Keep somebody's word on an answer that was not drawn; no part of the test. `InputError` where it was drawn."""
+        """Record feedback on an answer that was not drawn; not part of the test. Raises `InputError` if it was drawn."""
         with self._exclusive() as descriptor:
             self._read()
             if request_id in self._audits:
-                raise InputError(f"answer {request_id!r} was drawn for an audit", hint="grade it: leave --report out")
+                raise InputError(f"answer {request_id!r} was drawn for an audit", hint="grade it: omit --report")
             _write(descriptor, {"event": "reported", "id": request_id, "correct": correct, "by": by})
 
     def alarm(self, certificate: str, reason: str) -> bool:
-        """Write an alarm down, unless one stands; whether it was written: so one of many processes does, and may tell.
+        """Record an alarm unless there already is one; return whether it was recorded, so that only one process reports it.
 
-        Raises `InputError` where no answer of the certificate was drawn.
+        Raises `InputError` if no answer of the certificate was drawn.
         """
         with self._lock:
             self._read()
@@ -187,9 +186,9 @@ class AuditLog:
             return True
 
     def reset(self, certificate: str, by: str) -> None:
-        """Start the certificate's test afresh, without an alarm. Each start has a false alarm's probability of its own.
+        """Restart the certificate's test without an alarm. Each test has its own probability of a false alarm.
 
-        What was drawn before does not count in it, graded or not. Raises `InputError` as `alarm` does.
+        Answers drawn before do not count in the new test, graded or not. Raises `InputError` as `alarm` does.
         """
         with self._lock:
             self._read()
@@ -199,7 +198,7 @@ class AuditLog:
             self._read()
 
     def refresh(self) -> list[Audit]:
-        """The audits graded since the last call, in the order of their grades; reads what was appended only."""
+        """Read appended events; return the audits graded since the last call, in the order of their grades."""
         with self._lock:
             self._read()
             found = self._fresh
@@ -207,7 +206,7 @@ class AuditLog:
             return found
 
     def watched(self, certificate: str) -> Watched | None:
-        """What was known of a certificate at the last `refresh`; None where no answer of its was drawn."""
+        """The state of a certificate as of the last `refresh`; None if none of its answers was drawn."""
         with self._lock:
             return self._watched.get(certificate)
 
@@ -223,7 +222,7 @@ class AuditLog:
         return self._reports
 
     def pending(self) -> list[Audit]:
-        """The audits that wait for a grade, the longest first; not those drawn before a reset, which count no more."""
+        """The ungraded audits, oldest first, without those drawn before a reset, which no longer count."""
         with self._lock:
             self._read()
             tests = {certificate: watched.resets for certificate, watched in self._watched.items()}
@@ -232,14 +231,14 @@ class AuditLog:
     def _drawn(self, request_id: str) -> Audit:
         if request_id not in self._audits:
             raise InputError(
-                f"no audit {request_id!r}: no accepted answer of this id was drawn, so it cannot count in the test",
-                hint="`feedback --pending` lists the ids that wait for a grade; `--report` notes any other answer",
+                f"no audit {request_id!r}: the answer was not drawn for an audit, so its grade cannot count",
+                hint="list ungraded audits with `feedback --pending`; use `--report` for feedback on other answers",
             )
         return self._audits[request_id]
 
     def _known(self, certificate: str) -> Watched:
         if certificate not in self._watched:
-            hint = f"watched are: {', '.join(self._watched)}" if self._watched else "nothing was drawn yet"
+            hint = f"certificates with audits: {', '.join(self._watched)}" if self._watched else "no answer was drawn yet"
             raise InputError(f"no accepted answer of certificate {certificate!r} was drawn for an audit", hint=hint)
         return self._watched[certificate]
 
@@ -247,9 +246,9 @@ class AuditLog:
 
     @contextmanager
     def _exclusive(self) -> Iterator[int]:
-        """The file, open for appending, while no other thread or process appends."""
+        """Open the file for appending, under its lock."""
         with self._lock:
-            self._read()  # so that little is left to be read while others wait
+            self._read()  # keeps the time under the lock short
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 descriptor = open_for_appending(self.path)
@@ -260,8 +259,8 @@ class AuditLog:
                     os.close(descriptor)
             except OSError as error:
                 raise WorkflowComposerError(
-                    f"audits cannot be written to {self.path}: {error.strerror or error}",
-                    hint=f"make room or give the right to write there, or name another file with ${AUDITS_VARIABLE}",
+                    f"cannot write audits to {self.path}: {error.strerror or error}",
+                    hint=f"free disk space or grant write permission, or set ${AUDITS_VARIABLE} to another file",
                 ) from error
 
     # --------------------------------------------------------------------------------------------------------- reading
@@ -271,7 +270,7 @@ class AuditLog:
         self._audits, self._watched, self._fresh = {}, {}, []
 
     def _read(self) -> None:
-        """Take in the whole lines that were appended; a file that was replaced or cut is read from its start."""
+        """Read the complete lines appended since the last call; a replaced or truncated file is read from its start."""
         try:
             with self.path.open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -282,7 +281,7 @@ class AuditLog:
                     return
                 file.seek(self._offset)
                 for line in file:
-                    if not line.endswith(b"\n"):  # somebody is writing it
+                    if not line.endswith(b"\n"):  # still being written
                         break
                     self._offset += len(line)
                     if line.strip() and not self._take(line):
@@ -290,10 +289,12 @@ class AuditLog:
         except FileNotFoundError:
             self._forget()
         except OSError as error:
-            raise WorkflowComposerError(f"cannot read {self.path}: {error.strerror}", hint="name another file") from error
+            raise WorkflowComposerError(
+                f"cannot read {self.path}: {error.strerror}", hint=f"set ${AUDITS_VARIABLE} to another file"
+            ) from error
 
     def _take(self, line: bytes) -> bool:
-        """Take in one event; False where it is none, or contradicts what is known."""
+        """Apply one event; return False if it is invalid or contradicts earlier ones."""
         try:
             event = json.loads(line)
             take = _TAKES[event["event"]]

@@ -1,8 +1,8 @@
-"""From labelled requests to a certificate: split, learn scores, fix what is tested, test, put it down.
+"""From labelled requests to a certificate: split the rows, learn scores, fix the tests, test, certify.
 
-The rows of each group are split in two by a digest of their ids and the seed, so that neither the order of the file nor
-anything else about a row decides where it goes. All that is learned or chosen freely (scores, grids, starts, expectations,
-limits for going straight up) comes from the fitting part; all that is claimed comes from the other one.
+The rows of each group are split in two by a hash of id and seed, so neither the order of the file nor the content of a row
+decides its part. Everything learned or chosen freely (scores, grids, starts, expectations, limits for escalating directly to
+the last tier) comes from the fitting part; everything guaranteed comes from the calibration part.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from workflow_composer.errors import ConfigError, InputError
 from workflow_composer.types import ANY_TASK
 
 FEWEST_FITTING = 50
-"""Rows of a group that its fitting part has at least, as long as they are not more than half of the group."""
+"""Minimum number of rows in a group's fitting part, capped at half of the group."""
 
 Escalation = Literal["next", "predicted"]
 Places = NDArray[np.int64]
@@ -42,7 +42,7 @@ Places = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Settings:
-    """What is demanded, and how rows are parted. ``floors``: group -> index of its first tier."""
+    """The requested guarantee and the split. ``floors``: group -> index of its first tier."""
 
     alpha: float
     delta: float
@@ -53,17 +53,17 @@ class Settings:
     floors: Mapping[str, int] = field(default_factory=dict)
 
     def check(self, table: CalibrationTable) -> None:
-        """Raise `InputError` or `ConfigError` where they make no sense."""
+        """Raise `InputError` or `ConfigError` if the settings are invalid."""
         check_levels(self.alpha, self.delta)
         if not 0 < self.fit_share < 1:
-            fault = f"the share of rows for fitting must lie between 0 and 1, not {self.fit_share!r}"
-            raise InputError(fault, hint="0.3 is usual")
+            fault = f"the share of rows for fitting must be between 0 and 1, not {self.fit_share!r}"
+            raise InputError(fault, hint="a typical value is 0.3")
         if self.group_by not in {None, "group"}:
-            raise ConfigError(f"requests cannot be grouped by {self.group_by!r}", hint="group by: group (the task type)")
+            raise ConfigError(f"cannot group requests by {self.group_by!r}", hint="allowed: group (the task type)")
         if self.method not in METHODS:
-            raise ConfigError(f"there is no method of testing {self.method!r}", hint=f"known: {', '.join(METHODS)}")
+            raise ConfigError(f"unknown test method {self.method!r}", hint=f"known methods: {', '.join(METHODS)}")
         if len(table) < 2:
-            raise InputError(f"{table.source}: one request is not enough to calibrate", hint="hundreds are usual")
+            raise InputError(f"{table.source}: one request is not enough to calibrate", hint="use several hundred")
 
 
 def calibrate(
@@ -81,22 +81,22 @@ def calibrate(
     fit_share: float = 0.3,
     seed: int = 0,
 ) -> Certificate:
-    """Thresholds for every tier and group with the guarantee of `Certificate`; delta is split evenly over the groups.
+    """Find thresholds for every tier and group with the guarantee of `Certificate`; delta is split evenly over the groups.
 
-    ``group_by``: "group" for each of the table's groups by itself, None for all together. ``task_floors``: group -> the tier
-    (index or name) at which its requests start. ``escalation``: "predicted" also fixes below which score a request goes
-    straight to the last tier, where that is estimated to be cheaper; it needs the table's costs. ``coverage``: the share of
-    requests that should be accepted; raises `InfeasibleTarget` where no scores could do that. ``identities``: the models
-    behind the tiers. A group of which nothing can be certified is in the certificate all the same, and says why.
+    ``group_by``: "group" certifies each of the table's groups separately, None all together. ``task_floors``: group -> tier
+    (index or name) at which its requests start. ``escalation``: "predicted" also sets a score below which a request goes
+    directly to the last tier if that is estimated to be cheaper; it needs the table's costs. ``coverage``: share of requests
+    that should be accepted; raises `InfeasibleTarget` if no score can reach it. ``identities``: the models of the tiers. If
+    nothing can be certified for a group, the certificate contains it with the reason.
 
-    Raises `ConfigError` and `InputError` for settings and data that do not fit.
+    Raises `ConfigError` and `InputError` for invalid settings or data.
     """
     floors = _floors(table, group_by, task_floors or {})
     settings = Settings(alpha, delta, method, group_by, fit_share, seed, floors)
     settings.check(table)
     if escalation == "predicted" and table.costs is None:
-        fault = "going straight up by predicted need weighs costs, and they are not known"
-        raise ConfigError(fault, hint="record costs, or name a profile with prices")
+        fault = "predicted escalation needs costs, and the table has none"
+        raise ConfigError(fault, hint="record costs, or use a profile with prices")
     work, tiers = _prepare(table, settings, identities)
     if coverage is not None:
         for group in work:
@@ -106,7 +106,7 @@ def calibrate(
 
 
 def again(certificate: Certificate, table: CalibrationTable) -> Certificate:
-    """What `calibrate` makes of the table by the settings of a certificate, its limits for going straight up included."""
+    """Calibrate again with the settings of a certificate, including its limits for escalating directly to the last tier."""
     data, groups = certificate.data, certificate.groups
     floors = {name: group.first for name, group in groups.items()}
     settings = Settings(
@@ -124,10 +124,10 @@ def _floors(table: CalibrationTable, group_by: str | None, floors: Mapping[str, 
     for task, tier in floors.items():
         index = table.names.index(tier) if isinstance(tier, str) and tier in table.names else tier
         if isinstance(index, str) or not 0 <= index < len(table.tiers):
-            raise ConfigError(f"the floor of {task!r} is {tier!r}; the tiers are: {', '.join(table.names)}")
+            raise ConfigError(f"unknown tier {tier!r} as floor of {task!r}", hint=f"tiers: {', '.join(table.names)}")
         if task != ANY_TASK and group_by is None:
-            fault = f"task {task!r} has a floor of its own, and requests are not told apart by task"
-            raise ConfigError(fault, hint="group them: --group-by group")
+            fault = f"task {task!r} has its own floor, but requests are not grouped by task"
+            raise ConfigError(fault, hint="add --group-by group")
         found[task] = index
     return found
 
@@ -135,7 +135,7 @@ def _floors(table: CalibrationTable, group_by: str | None, floors: Mapping[str, 
 def _prepare(
     table: CalibrationTable, settings: Settings, identities: Sequence[ModelIdentity] | None
 ) -> tuple[list[GroupWork], tuple[CertifiedTier, ...]]:
-    """Each group's rows with their scores, and the tiers with the models that make scores."""
+    """Return each group's rows with their scores, and the tiers with their score models."""
     parts = split(table, group_by=settings.group_by, fit_share=settings.fit_share, seed=settings.seed)
     fitting = np.sort(np.concatenate([part.fitting for part in parts.values()]))
     fitted = [_fit(tier, table.correct[:, at], fitting, table.ids, settings.seed) for at, tier in enumerate(table.tiers)]
@@ -193,14 +193,14 @@ def _certificate(
 
 @dataclass(frozen=True)
 class Part:
-    """Places of a group's rows in the table."""
+    """Indices of a group's rows in the table."""
 
     fitting: Places
     calibrating: Places
 
 
 def split(table: CalibrationTable, *, group_by: str | None, fit_share: float, seed: int) -> dict[str, Part]:
-    """Each group's rows in two parts, in an order that depends on ids and seed alone."""
+    """Split each group's rows in two parts, in an order that depends on ids and seed only."""
     members: dict[str, list[int]] = {}
     for at, group in enumerate(table.groups):
         members.setdefault(group if group_by else ANY_TASK, []).append(at)
@@ -220,9 +220,9 @@ def _lot(seed: int, identifier: str) -> bytes:
 def _fit(
     tier: TierColumn, correct: Bools, fitting: Places, ids: Sequence[str], seed: int
 ) -> tuple[ScoreModel | None, Floats]:
-    """A tier's score model and all rows' scores [n]; the fitting part's are those of regressions that have not seen them."""
+    """Return a tier's score model and all rows' scores [n]; those of the fitting part are out-of-fold."""
     if tier.signals is None:
-        assert tier.given is not None  # a tier has the one or the other
+        assert tier.given is not None  # a tier has either signals or given scores
         return None, tier.given
     ordered = np.array(sorted(fitting, key=lambda at: _lot(seed, ids[at])), dtype=np.int64)
     columns = {name: column[ordered] for name, column in tier.signals.columns.items()}

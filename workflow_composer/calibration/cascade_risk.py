@@ -1,29 +1,29 @@
-"""A guarantee for every tier of a cascade, and for every group of requests, at once.
+"""Simultaneous guarantees for all tiers of a cascade and all groups of requests.
 
-A request climbs from tier to tier until one accepts its answer: its score there is at least the tier's threshold. `certify`
+A request escalates from tier to tier until one accepts its answer: its score is at least the tier's threshold. `certify`
 chooses all thresholds of a group from one set of labelled requests. **Guarantee**: with probability >= 1 - delta over the
-labelled requests, for every tier t of the group at once,
+labelled requests, for all tiers t of the group simultaneously,
 
     P(wrong | accepted by tier t) <= alpha,   hence   P(wrong | accepted by the cascade) <= alpha,
     and   P(wrong) <= returned_bound   for all answers returned, those of exhausted requests included.
 
-For groups g = 1..G the caller gives each delta / G, and all of it holds for all groups at once. A tier of which nothing is
-accepted states nothing. It assumes that the group's requests are independent draws of one distribution, new ones included,
-and that the `GroupDesign` was made without the labelled requests that certify (from a separate fitting part, say).
+For groups g = 1..G, the caller passes delta / G to each, and the guarantee holds for all groups simultaneously. For a tier
+that accepts nothing, it is empty. Assumptions: the group's requests, including new ones, are independent draws from one
+distribution, and the `GroupDesign` was made without the calibration requests (from a separate fitting part, for example).
 
-*Why a later tier needs more than its own share of delta.* It only sees what earlier tiers passed on, and their thresholds
-were chosen with the same labels: given the choice, the requests that remain are no longer a plain sample. So the tier is
-tested for every outcome that the earlier tiers could have had. For a *fixed* outcome the requests that reach the tier are
-independent draws of a fixed distribution, and `workflow_composer.calibration.risk` applies at any level. Outcome i of tier t
-(a position of its grid, or nothing) has a weight w_t(i), fixed beforehand, and these add up to 1. The level of a tier on the
-path of outcomes that happened is
+*Why a later tier needs a smaller level than its own share of delta.* It only sees requests that earlier tiers passed on, and
+their thresholds were chosen with the same labels: given that choice, the remaining requests are not a random sample. So the
+tier is tested for every possible outcome of the earlier tiers. For a *fixed* outcome, the requests that reach the tier are
+independent draws from a fixed distribution, and `workflow_composer.calibration.risk` applies at any level. Outcome i of tier
+t (a position of its grid, or nothing) has a weight w_t(i), fixed beforehand; the weights of a tier sum to 1. The level of a
+tier on the path of actual outcomes is
 
     delta * share of the tier * product over earlier tiers of w(outcome).
 
-Summed over all paths that is delta * share, so by the union bound the tests of all paths are right together, whichever path
-is taken (weighted Bonferroni). Nine tenths of delta are split evenly over the tiers from the first. One twentieth is for all
-answers returned: which answer a request gets depends on the outcomes of all tiers but the last, and so does that level. The
-last twentieth is kept for one more statement about the requests that the cascade accepts, on the path of all outcomes.
+Over all paths, these levels sum to delta * share, so by the union bound the tests hold on every path simultaneously
+(weighted Bonferroni). Nine tenths of delta are split evenly over the tiers. One twentieth covers all returned answers: which
+answer a request gets depends on the outcomes of all tiers but the last, and so does that level. The last twentieth is
+reserved for one more statement about the accepted requests, on the path of all outcomes.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ SHARE_TIERS, SHARE_RETURNED, SHARE_ACCEPTED = 0.9, 0.05, 0.05
 
 @dataclass(frozen=True)
 class TierDesign:
-    """What is fixed about a tier before calibrating.
+    """The design of a tier, fixed before calibration.
 
-    ``likely``: the outcome expected, a position of ``grid``, `NOTHING`, or None where there is no expectation. A wrong one
-    costs coverage, never the guarantee. ``straight_up``: a request whose score is known and below it, and not accepted, goes
-    straight to the last tier.
+    ``likely``: the expected outcome, a position of ``grid``, `NOTHING`, or None without an expectation. A wrong expectation
+    reduces coverage but not the guarantee. ``straight_up``: a rejected request with a known score below it escalates
+    directly to the last tier.
     """
 
     grid: Grid
@@ -69,14 +69,14 @@ class TierDesign:
 
     def __post_init__(self) -> None:
         if self.likely is not None and not NOTHING <= self.likely < len(self.grid.thresholds):
-            raise InputError(f"the likely outcome must be a position of the grid or {NOTHING}, not {self.likely}")
+            raise InputError(f"`likely` must be a position of the grid or {NOTHING}, not {self.likely}")
 
     def weight(self, threshold: float | None) -> float:
-        """What share of the level of later tiers is kept for this outcome; over all outcomes they add up to 1.
+        """Return the share of the level of later tiers assigned to this outcome; the shares of all outcomes sum to 1.
 
-        Proportional to (1 + d) ** -3 at a distance of d positions from the likely one, and equal without one. Steep
-        near 0, where three outcomes in four fell in simulated cascades (1 / (1 + d ** 2) accepted a twelfth less there), and
-        with a heavy tail, so that a surprise is not the end.
+        Proportional to (1 + d) ** -3 at a distance of d positions from the likely outcome; uniform without one. Steep near
+        0, where three outcomes in four fell in simulated cascades (1 / (1 + d ** 2) accepted a twelfth less), with a heavy
+        tail for unexpected outcomes.
         """
         count = len(self.grid.thresholds) + 1
         if self.likely is None:
@@ -88,25 +88,25 @@ class TierDesign:
 
 @dataclass(frozen=True)
 class GroupDesign:
-    """What is fixed about a group: its tiers from the first one up. ``first`` is the index of that tier, the floor."""
+    """The design of a group: its tiers from the floor up. ``first`` is the index of the floor, its first tier."""
 
     tiers: tuple[TierDesign, ...]
     first: int = 0
 
     @property
     def straight_up(self) -> tuple[float | None, ...]:
-        """Of each tier from the first."""
+        """The limit of each tier from ``first`` on."""
         return tuple(tier.straight_up for tier in self.tiers)
 
 
 @dataclass(frozen=True)
 class GroupGuarantee:
-    """What calibration yields for a group: a `Selection` for each tier from ``first`` up, and the error of all returned.
+    """Result of calibration for a group: a `Selection` for each tier from ``first`` on, and the error of returned answers.
 
-    ``rows`` labelled requests calibrated. ``returned_wrong`` of their final answers were wrong, exhausted requests' (the
-    last tier's answer) included; ``returned_bound`` is an upper bound on that risk, part of the guarantee, at
-    ``returned_level``. ``accepted_level`` is a level at which the caller may bound one more share among the requests that
-    the cascade accepts (how often the last tier would be wrong on them, say), within the same delta.
+    ``rows``: number of calibration requests. ``returned_wrong`` of their final answers were wrong, including exhausted
+    requests (which get the last tier's answer); ``returned_bound`` is an upper bound of that risk at ``returned_level`` and
+    part of the guarantee. At ``accepted_level``, the caller may bound one more share among the accepted requests (such as
+    the last tier's error on them) within the same delta.
     """
 
     tiers: tuple[Selection, ...]
@@ -119,22 +119,22 @@ class GroupGuarantee:
 
     @property
     def thresholds(self) -> tuple[float | None, ...]:
-        """Of each tier from the first."""
+        """The threshold of each tier from ``first`` on."""
         return tuple(tier.threshold for tier in self.tiers)
 
     @property
     def accepted(self) -> int:
-        """Labelled requests that some tier accepted."""
+        """Number of calibration requests accepted by any tier."""
         return sum(tier.accepted for tier in self.tiers)
 
     @property
     def wrong(self) -> int:
-        """Those of them that were wrong."""
+        """Number of accepted requests with a wrong answer."""
         return sum(tier.wrong for tier in self.tiers)
 
     @property
     def coverage(self) -> float:
-        """The share of the labelled requests that some tier accepted; 0.0 where there were none."""
+        """Share of calibration requests accepted by any tier; 0.0 without requests."""
         return self.accepted / self.rows if self.rows else 0.0
 
 
@@ -144,10 +144,10 @@ def climb(
     straight_up: Sequence[float | None] | None = None,
     first: int = 0,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Which tier decides each request [n], as an index into all tiers, and whether it was accepted there [n].
+    """Return the deciding tier of each request [n], as an index into all tiers, and whether that tier accepted it [n].
 
-    ``scores`` [n, tiers] of all tiers; ``thresholds`` and ``straight_up`` of the tiers from ``first`` up. Not accepted means
-    exhausted: the answer is the last tier's.
+    ``scores`` [n, tiers] of all tiers; ``thresholds`` and ``straight_up`` of the tiers from ``first`` on. A request that is
+    not accepted is exhausted: it gets the last tier's answer.
 
     >>> climb([[0.9, 0.1], [0.4, 0.8], [0.4, float("nan")]], [0.5, 0.5])
     (array([0, 1, 1]), array([ True,  True, False]))
@@ -176,12 +176,12 @@ def _reach(
     index: int,
     last: int,
 ) -> NDArray[np.bool_]:
-    """Which requests reach that tier, given which have been accepted below it."""
+    """Return which requests reach the tier, given which were accepted by earlier tiers."""
     reached = ~accepted
     if index < last:
         for below, limit in enumerate((straight_up or ())[: index - first], start=first):
             if limit is not None:
-                # A tier that a request has skipped cannot send it on: but it is on its way to the last one already.
+                # A skipped tier's score has no effect: a request that skips tiers is already bound for the last one.
                 reached &= ~(score[:, below] < limit)
     return reached
 
@@ -196,20 +196,20 @@ def design(
     first: int = 0,
     straight_up: Sequence[float | None] | None = None,
 ) -> GroupDesign:
-    """Grids, starts and likely outcomes for a group, from a fitting part that will not calibrate.
+    """Choose grids, starts and likely outcomes of a group from its fitting part.
 
-    ``fit_scores`` [m, tiers] and ``fit_correct`` [m, tiers] of all tiers; scores of requests on which the score model was
-    learned should be out-of-fold, else too much is expected of it. ``n`` is how many requests of the group will calibrate,
-    ``delta`` the group's. ``straight_up``: of each tier from ``first`` up. Raises `InputError` for input it cannot read.
+    ``fit_scores`` [m, tiers] and ``fit_correct`` [m, tiers] of all tiers; scores of rows on which the score model was fitted
+    should be out-of-fold, since in-sample scores are too optimistic. ``n``: number of calibration requests of the group,
+    ``delta``: the group's. ``straight_up``: limits of the tiers from ``first`` on. Raises `InputError` for invalid input.
     """
     score, right = checked(fit_scores, fit_correct, dimensions=2)
     check_levels(alpha, delta)
     last = score.shape[1] - 1
     if not 0 <= first <= last:
-        raise InputError(f"the first tier is {first}, and there are tiers 0 to {last}")
+        raise InputError(f"`first` must be a tier from 0 to {last}, not {first}")
     limits = tuple(straight_up) if straight_up is not None else (None,) * (last + 1 - first)
     if len(limits) != last + 1 - first:
-        raise InputError(f"straight_up must have a limit, or none, for each of the {last + 1 - first} tiers from {first}")
+        raise InputError(f"`straight_up` needs one entry for each of the {last + 1 - first} tiers from {first} on")
     accepted = np.zeros(len(score), np.bool_)
     level = _tier_level(delta, last + 1 - first)
     tiers: list[TierDesign] = []
@@ -229,9 +229,9 @@ def design(
 def _expected_outcome(
     score: Floats, right: NDArray[np.bool_], grid: Grid, n: int, *, alpha: float, level: float
 ) -> int | None:
-    """The outcome if ``n`` requests had the fitting part's counts in proportion; None where it has no request.
+    """Return the outcome if ``n`` requests had counts proportional to the fitting part's; None if that is empty.
 
-    A count need not be whole then, so the binomial distribution function is taken as the incomplete beta function.
+    Scaled counts need not be integers, so the incomplete beta function replaces the binomial distribution function.
     """
     if not len(score):
         return None
@@ -255,16 +255,16 @@ def certify(
     delta: float,
     method: str = "fixed_sequence",
 ) -> GroupGuarantee:
-    """Thresholds for all tiers of a group, with the guarantee that the module states.
+    """Choose thresholds for all tiers of a group, with the guarantee stated in the module's docstring.
 
-    ``scores`` [n, tiers], NaN unknown; ``correct`` [n, tiers]: for every request, whether each tier's answer is right.
-    Raises `InputError` for input that cannot be read so, and `ConfigError` for an unknown method.
+    ``scores`` [n, tiers], NaN: unknown; ``correct`` [n, tiers]: whether each tier's answer to each request is right.
+    Raises `InputError` for invalid input and `ConfigError` for an unknown method.
     """
     score, right = checked(scores, correct, dimensions=2)
     check_levels(alpha, delta)
     first, last = design.first, design.first + len(design.tiers) - 1
     if score.shape[1] != last + 1:
-        raise InputError(f"the design has tiers up to {last}, and the scores have {score.shape[1]} columns")
+        raise InputError(f"the design has tiers up to index {last}, but the scores have {score.shape[1]} columns")
     if not design.tiers:
         raise InputError("the design has no tiers")
     accepted = np.zeros(len(score), np.bool_)

@@ -1,4 +1,4 @@
-"""Certificates: what a calibration has yielded, as a file that says all that is needed to use it and to check it again."""
+"""Certificates: the result of a calibration as a file, complete enough to use and to reproduce it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ FORMAT = "workflow-composer/certificate/1"
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
-    """The model behind a tier, as far as a change of it can be noticed. None: not stated.
+    """Identity of a tier's model, used to detect changes. None: not stated.
 
-    ``logprobs`` says what its log-probabilities are: "raw" (the model's own) or "processed" (after temperature, top-p and
-    penalties). ``top_logprobs``: alternatives that were asked for beside each token.
+    ``logprobs``: kind of its log-probabilities, "raw" (the model's own) or "processed" (after temperature, top-p and
+    penalties). ``top_logprobs``: number of alternatives requested for each token.
     """
 
     name: str
@@ -36,7 +36,7 @@ class ModelIdentity:
 
 @dataclass(frozen=True, slots=True)
 class CertifiedTier:
-    """One tier's model, and how a score is made of its answers; None: the answer's own score (a gate's, a judge's)."""
+    """One tier's model and its score model; ``score`` None: answers bring their own score (from a gate or a judge)."""
 
     name: str
     identity: ModelIdentity
@@ -45,12 +45,11 @@ class CertifiedTier:
 
 @dataclass(frozen=True, slots=True)
 class TierGuarantee:
-    """What was found for one tier of one group.
+    """Result for one tier of one group.
 
-    Of ``reached`` requests that came to the tier, ``accepted`` had a score of at least ``threshold`` (None: nothing can be
-    accepted; minus infinity: whatever has a score), ``wrong`` of them falsely. ``bound`` is the upper bound of
-    P(wrong | accepted) at ``level``, this tier's share of delta. ``straight_up``: a score below goes straight to the last
-    tier.
+    Of ``reached`` requests, ``accepted`` had a score of at least ``threshold`` (None: accept nothing; minus infinity: accept
+    every known score), and ``wrong`` of these were wrong. ``bound`` is the upper bound of P(wrong | accepted) at ``level``,
+    this tier's share of delta. A score below ``straight_up`` escalates directly to the last tier.
     """
 
     threshold: float | None
@@ -66,17 +65,17 @@ class TierGuarantee:
 
     @property
     def coverage(self) -> float:
-        """Share of the requests that reached the tier and were accepted."""
+        """Share of accepted requests among those that reached the tier."""
         return self.accepted / self.reached if self.reached else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A task type and its tiers, from ``first`` (its floor) up, in the certificate's order.
+    """A task type and its tiers from ``first`` (its floor) on, in the certificate's order.
 
-    ``returned_bound``: at ``returned_level``, the error of all answers that are returned, exhausted requests included.
-    ``last_wrong``: at ``last_level``, the last tier's error on the requests that any one of the tiers below it accepts:
-    what an audit by the last tier may be wrong about; 1 where none accepts any.
+    ``returned_bound``: upper bound, at ``returned_level``, of the error of all returned answers, including exhausted
+    requests. ``last_wrong``: upper bound, at ``last_level``, of the last tier's error on the requests accepted by any other
+    tier, and so of the error of audits by the last tier; 1 if no other tier accepts any.
     """
 
     first: int
@@ -90,25 +89,25 @@ class Group:
 
     @property
     def accepted(self) -> int:
-        """Rows accepted by any tier."""
+        """Number of rows accepted by any tier."""
         return sum(tier.accepted for tier in self.tiers)
 
     @property
     def wrong(self) -> int:
-        """Rows accepted by any tier, and wrong."""
+        """Number of accepted rows with a wrong answer."""
         return sum(tier.wrong for tier in self.tiers)
 
     @property
     def coverage(self) -> float:
-        """Share of rows that are accepted."""
+        """Share of accepted rows."""
         return self.accepted / self.rows if self.rows else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationData:
-    """Where the numbers come from: enough to make them again.
+    """The data and split behind the certificate, sufficient to reproduce it.
 
-    ``fit_share`` of each group's ``rows`` was kept for learning scores and fixing what is tested, the rest calibrated.
+    ``fit_share`` of each group's ``rows`` was used to learn scores and design the tests, the rest to calibrate.
     """
 
     source: str
@@ -123,7 +122,7 @@ class CalibrationData:
 
 @dataclass(frozen=True, slots=True)
 class RequestForm:
-    """What else the requests had in common. ``system`` is the digest of the system message; None: there was none."""
+    """Parameters shared by all calibration requests. ``system``: digest of the system message; None: no system message."""
 
     system: str | None = None
     max_tokens: int | None = None
@@ -133,9 +132,9 @@ class RequestForm:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """Under the assumption that requests are exchangeable with the calibration's: with probability at least 1 - ``delta``
-    over the calibration rows, of the answers that the cascade accepts, at most a share ``alpha`` is wrong, in every group
-    and at every tier.
+    """A risk guarantee: if requests are exchangeable with the calibration rows, then with probability at least
+    1 - ``delta`` over these rows, at most a share ``alpha`` of the accepted answers is wrong, in every group and at every
+    tier.
     """
 
     alpha: float
@@ -150,17 +149,17 @@ class Certificate:
     notes: tuple[str, ...] = ()
 
     def group(self, task: str) -> Group | None:
-        """The group that a task belongs to: its own, else the one for any task; None where neither was calibrated."""
+        """Return a task's group, else the group for any task; None if neither was calibrated."""
         return self.groups.get(task, self.groups.get(ANY_TASK))
 
     @property
     def temperature(self) -> float | None:
-        """The temperature of all tiers; None where they differ or it is not stated."""
+        """The temperature of all tiers; None if they differ or it is not stated."""
         found = {tier.identity.temperature for tier in self.tiers}
         return found.pop() if len(found) == 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, the statement in words included."""
+        """Plain data for JSON, including the statement in words."""
         data = asdict(self)
         data["groups"] = {name: _group_to_dict(group) for name, group in self.groups.items()}
         data["tiers"] = [
@@ -170,7 +169,7 @@ class Certificate:
 
     @property
     def statement(self) -> str:
-        """What is guaranteed, in words."""
+        """The guarantee in words. Part of `digest`, so its wording must not change."""
         return (
             f"If requests are exchangeable with the {self.data.calibrated} calibration rows, then with probability at least "
             f"{1 - self.delta:g} over these rows, of the answers that the cascade accepts at most {self.alpha:g} are wrong, "
@@ -179,22 +178,22 @@ class Certificate:
 
     @property
     def digest(self) -> str:
-        """A short name for exactly this certificate."""
+        """A hash that identifies exactly this certificate."""
         text = json.dumps(self.to_dict(), sort_keys=True, allow_nan=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all. Raises OSError."""
+        """Write the file atomically. Raises OSError."""
         text = json.dumps(self.to_dict(), indent=2) + "\n"
         replace_file(path, text)
 
     @classmethod
     def load(cls, path: Path) -> Certificate:
-        """Read a file. Raises `InputError` where it is none."""
+        """Read a certificate file. Raises `InputError` if it is missing or invalid."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            hint = "make one with `calibrate`"
+            hint = "create one with `calibrate`"
             raise InputError(f"no certificate: {path}: {error.strerror}", hint=hint) from None
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: not a certificate: {error}") from None
@@ -205,9 +204,9 @@ class Certificate:
 
     @classmethod
     def from_dict(cls, data: Any) -> Certificate:
-        """The inverse of `to_dict`, after JSON. Raises `InputError`, naming the place."""
+        """Build a certificate from parsed JSON, the inverse of `to_dict`. Raises `InputError`, which names the field."""
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise InputError(f"not a certificate of the form {FORMAT}", hint="make one with `calibrate`")
+            raise InputError(f"not a certificate in format {FORMAT}", hint="create one with `calibrate`")
         try:
             tiers = tuple(_tier(entry) for entry in data["tiers"])
             groups = {str(name): _group(entry, len(tiers)) for name, entry in data["groups"].items()}
@@ -234,7 +233,7 @@ class Certificate:
 
 
 def digest_of(text: str | None) -> str | None:
-    """The digest of a system message: certificates do not carry prompts."""
+    """Hash a system message; certificates contain no prompts."""
     return None if text is None else hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -245,12 +244,12 @@ def _part(kind: type[Any], data: Mapping[str, Any]) -> Any:
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
     for field in fields(kind):
         if field.name in values and not _fits(values[field.name], str(field.type)):
-            raise ValueError(f"{kind.__name__}.{field.name} is {values[field.name]!r}; it must be {field.type}")
+            raise ValueError(f"{kind.__name__}.{field.name} must be {field.type}, not {values[field.name]!r}")
     return kind(**values)
 
 
 def _fits(value: Any, annotation: str) -> bool:
-    """Whether a value from JSON is of a field's type, as the field is annotated."""
+    """Whether a value from JSON matches a field's type annotation."""
     kinds = annotation.split(" | ")
     if isinstance(value, bool):
         return "bool" in kinds
@@ -269,7 +268,7 @@ def _group_to_dict(group: Group) -> dict[str, Any]:
     data = asdict(group)
     for tier in data["tiers"]:
         if tier["threshold"] == -math.inf:
-            tier["threshold"] = "-inf"  # JSON has no word for it
+            tier["threshold"] = "-inf"  # JSON has no infinity
     return data
 
 
@@ -280,11 +279,13 @@ def _group(data: Mapping[str, Any], tiers: int) -> Group:
     )
     group: Group = _part(Group, {**data, "tiers": found})
     if not 0 <= group.first < tiers or len(found) != tiers - group.first:
-        raise ValueError(f"a group has {len(found)} tiers from {group.first} on, the certificate {tiers}")
+        raise ValueError(
+            f"a group has {len(found)} tiers from index {group.first} on, but the certificate has {tiers} tiers"
+        )
     return group
 
 
 def _share(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be between 0 and 1")
+        raise ValueError(f"{name} must be between 0 and 1, not {value!r}")
     return float(value)

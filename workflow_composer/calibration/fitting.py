@@ -1,4 +1,4 @@
-"""Learning a score from signals, and how good a score is. Labels seen here must not be used again to certify."""
+"""Learn a score from signals and measure its quality. Labels used here must not be used again to certify."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from workflow_composer.calibration.signal_table import Floats, SignalTable
 from workflow_composer.errors import InputError
 
 SURPRISAL_FEATURES = ("mean_logprob", "min_logprob", "sequence_logprob", "log_length", "low_confidence_ratio")
-"""What a score is learned from where only the chosen tokens' log-probabilities are known."""
+"""Features if only the chosen tokens' log-probabilities are known."""
 DISTRIBUTION_FEATURES = ("mean_logprob", "min_logprob", "sequence_logprob", "log_length", "entropy", "min_margin")
-"""What a score is learned from where the likeliest alternatives are known, too."""
+"""Features if the most likely alternatives are also known."""
 
 MANY_ROWS = 1000
-"""From here on calibration is isotonic; below, Platt's sigmoid (Niculescu-Mizil and Caruana 2005)."""
+"""Number of rows from which calibration is isotonic; below, Platt's sigmoid (Niculescu-Mizil and Caruana 2005)."""
 FEWEST_OF_A_KIND = 5
-"""Right answers, and wrong ones, without which every answer gets the base rate: nothing can be learned from fewer."""
+"""Minimum number of right and of wrong answers; with fewer, every answer gets the base rate."""
 
 _FOLDS = 5
 _PENALTY = 1.0
@@ -34,10 +34,10 @@ def fit_score(
 ) -> ScoreModel:
     """Learn P(right) from signals: logistic regression on standardised features, calibrated on held-out folds.
 
-    ``table``: columns [n]; ``correct`` [n]. Rows in which a feature is unknown are left out. Default features:
-    `DISTRIBUTION_FEATURES` where all rows that are known at all have them, else `SURPRISAL_FEATURES`. Where there is nothing
-    to learn from (all right, all wrong, too few rows, constant features) the score is the share of right answers, with
-    one right and one wrong answer added. Raises `InputError` where the lengths differ.
+    ``table``: columns [n]; ``correct`` [n]. Rows with an unknown feature are left out. Default features:
+    `DISTRIBUTION_FEATURES` if all rows with known signals have them, else `SURPRISAL_FEATURES`. If there is nothing to learn
+    (all right, all wrong, too few rows, constant features), the score is the share of right answers, with one right and one
+    wrong answer added. Raises `InputError` if the lengths differ.
     """
     return fit_with_scores(table, correct, features=features, seed=seed)[0]
 
@@ -45,15 +45,15 @@ def fit_score(
 def fit_with_scores(
     table: SignalTable | Mapping[str, Floats], correct: ArrayLike, *, features: Sequence[str] | None = None, seed: int = 0
 ) -> tuple[ScoreModel, Floats]:
-    """`fit_score`, and each row's probability [n] by a regression that has not seen the row; NaN where it is unknown.
+    """Like `fit_score`, and also return each row's out-of-fold probability [n]; NaN if unknown.
 
-    What a score promises on the rows it was learned on is too good; these probabilities are what new rows will have.
+    In-sample probabilities are too optimistic; out-of-fold ones behave like those of new rows.
     """
     right = np.asarray(correct, dtype=np.bool_)
     names = tuple(default_features(table) if features is None else features)
     matrix = np.column_stack([np.asarray(table[name], dtype=np.float64) for name in names])
     if right.shape != (len(matrix),):
-        raise InputError(f"there are {len(matrix)} answers and labels of shape {right.shape}")
+        raise InputError(f"labels must have shape ({len(matrix)},), one per answer, not {right.shape}")
     known = np.isfinite(matrix).all(axis=1)
     scores = np.full(len(matrix), np.nan)
     matrix, right = matrix[known], right[known]
@@ -62,7 +62,7 @@ def fit_with_scores(
         scores[known] = _apply(model.calibrator, np.zeros(len(right)))
         return model, scores
     center, scale = matrix.mean(axis=0), matrix.std(axis=0)
-    # Of a constant feature rounding can leave a deviation that is no deviation.
+    # Rounding can leave a constant feature a tiny standard deviation.
     constant = scale <= 1e-9 * np.maximum(1.0, np.abs(center))
     scale = np.where(constant, 1.0, scale)
     standard = np.where(constant, 0.0, (matrix - center) / scale)
@@ -74,14 +74,14 @@ def fit_with_scores(
 
 
 def default_features(table: SignalTable | Mapping[str, Floats]) -> tuple[str, ...]:
-    """The features that all rows have of which anything is known."""
+    """Return the default features: the richest set that all rows with known signals have."""
     known = ~np.isnan(table["mean_logprob"])
     whole = known.any() and not (np.isnan(table["entropy"]) | np.isnan(table["min_margin"]))[known].any()
     return DISTRIBUTION_FEATURES if whole else SURPRISAL_FEATURES
 
 
 def probabilities(model: ScoreModel, table: SignalTable | Mapping[str, Floats]) -> Floats:
-    """`ScoreModel.probability` of every row [n]; NaN where a feature is unknown."""
+    """`ScoreModel.probability` of every row [n]; NaN if a feature is unknown."""
     matrix = np.column_stack([np.asarray(table[name], dtype=np.float64) for name in model.features])
     parts = (matrix - np.array(model.center)) / np.array(model.scale) * np.array(model.weights)
     logits = model.intercept + parts.sum(axis=1)
@@ -101,9 +101,9 @@ def _apply(calibrator: Calibrator, logits: Floats) -> Floats:
 
 
 def platt(logits: ArrayLike, correct: ArrayLike) -> Calibrator:
-    """Platt's sigmoid: logistic regression of the labels on a logit, towards his smoothed targets (Platt 1999).
+    """Fit Platt's sigmoid: logistic regression of the labels on a logit, with smoothed targets (Platt 1999).
 
-    Newton's method on two numbers. A slope below zero, which would turn the order around, becomes 0: the base rate.
+    Newton's method in two variables. A negative slope, which would reverse the order, is replaced by 0: the base rate.
     """
     x, right = np.asarray(logits, np.float64), np.asarray(correct, np.bool_)
     good, bad = int(right.sum()), int((~right).sum())
@@ -137,10 +137,10 @@ def _sigmoid(x: Floats, target: Floats, constant: float) -> tuple[float, float]:
 
 
 def isotonic(logits: ArrayLike, correct: ArrayLike) -> Calibrator:
-    """The non-decreasing step function that fits best, made continuous by joining its steps' centers.
+    """Fit a non-decreasing step function, made continuous by interpolating between the centers of its steps.
 
-    So scores that differ keep their order, where steps would make ties of them. One right and one wrong answer are added
-    to each step, so that no score is certain.
+    Interpolation keeps the order of scores that a step would tie. One right and one wrong answer are added to each step, so
+    that no probability is 0 or 1.
     """
     from sklearn.isotonic import IsotonicRegression
 
@@ -151,7 +151,7 @@ def isotonic(logits: ArrayLike, correct: ArrayLike) -> Calibrator:
     count = np.bincount(step)
     centers = np.bincount(step, x[order]) / count
     shares = (np.bincount(step, right[order]) + 1) / (count + 2)
-    # Smoothing can turn small steps around; they never become less than those before.
+    # Smoothing can make a small step decrease; keep the heights non-decreasing.
     heights = np.maximum.accumulate(shares)
     knots = {float(center): float(height) for center, height in zip(centers, heights, strict=True)}
     return Calibrator("isotonic", tuple(sorted(knots.items())))
@@ -165,7 +165,7 @@ def _regression(standard: Floats, right: Bools) -> tuple[Floats, float]:
 
 
 def _held_out(standard: Floats, right: Bools, seed: int) -> Floats:
-    """Each row's logit by a regression that has not seen the row."""
+    """Each row's out-of-fold logit."""
     from sklearn.model_selection import StratifiedKFold
 
     logits = np.empty(len(right))
@@ -200,9 +200,9 @@ def _tuple(values: Floats) -> tuple[float, ...]:
 
 
 def auroc(scores: ArrayLike, correct: ArrayLike) -> float | None:
-    """Probability that a right answer scores higher than a wrong one, ties counting half; None unless there are both.
+    """Probability that a right answer scores higher than a wrong one, with ties counting half; None unless both occur.
 
-    Unknown scores (NaN) are left out, as by the following two.
+    Unknown scores (NaN) are left out, as in `aurc` and `expected_calibration_error`.
 
     >>> auroc([0.9, 0.5, 0.5, 0.1], [True, True, False, False])
     0.875
@@ -218,10 +218,9 @@ def auroc(scores: ArrayLike, correct: ArrayLike) -> float | None:
 
 
 def aurc(scores: ArrayLike, correct: ArrayLike) -> float | None:
-    """Area under the risk-coverage curve: the share of wrong answers among the k surest, averaged over k = 1 .. n.
+    """Area under the risk-coverage curve: the error among the k highest scores, averaged over k = 1 .. n.
 
-    Among equal scores the order is that of chance, of which this is the expectation (Geifman et al. 2019). None without
-    rows.
+    The expectation over random orders of equal scores (Geifman et al. 2019). None without rows.
 
     >>> round(aurc([0.9, 0.8, 0.7], [True, False, True]), 4), round(aurc([0.5, 0.5], [True, False]), 4)
     (0.2778, 0.5)
@@ -236,7 +235,7 @@ def aurc(scores: ArrayLike, correct: ArrayLike) -> float | None:
 
 
 def expected_calibration_error(scores: ArrayLike, correct: ArrayLike, bins: int = _BINS) -> float | None:
-    """Mean distance between probability and share of right answers over equally wide bins, weighted by rows.
+    """Mean difference between probability and share of right answers over bins of equal width, weighted by rows.
 
     ``scores`` in [0, 1]. None without rows (Naeini et al. 2015).
     """

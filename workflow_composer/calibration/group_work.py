@@ -1,4 +1,4 @@
-"""One group of requests: what the fitting part fixes about it, and what the calibrating part then certifies."""
+"""Calibrate one group of requests: design the tests on the fitting part, certify on the calibration part."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workflow_composer.errors import InfeasibleTarget, InputError
 from workflow_composer.types import ANY_TASK
 
 LIMITS_TRIED = 20
-"""Quantiles of a tier's score that are tried as a limit for going straight up."""
+"""Number of score quantiles tried as a limit for escalating directly to the last tier."""
 
 Limits = tuple[float | None, ...]
 Bools = NDArray[np.bool_]
@@ -24,7 +24,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Rows:
-    """Requests and what every tier makes of them: ``scores`` [n, tiers] (NaN: unknown), ``correct`` and ``costs`` alike."""
+    """Requests with each tier's results: ``scores``, ``correct`` and ``costs`` [n, tiers]; NaN: unknown score."""
 
     scores: Floats
     correct: Bools
@@ -36,7 +36,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class GroupWork:
-    """A group's two parts, and what is demanded of it; ``delta`` is its share, ``first`` the index of its lowest tier."""
+    """A group's two parts and its target; ``delta`` is the group's share, ``first`` the index of its lowest tier."""
 
     name: str
     fitting: Rows
@@ -46,7 +46,7 @@ class GroupWork:
     delta: float
 
     def certify(self, straight_up: Limits | None, method: str) -> Group:
-        """Test on the calibrating part what the fitting part has fixed."""
+        """Run the tests designed on the fitting part on the calibration part."""
         scores, correct = self.calibrating.scores, self.calibrating.correct
         design = self._design(straight_up)
         found = cascade_risk.certify(scores, correct, design, alpha=self.alpha, delta=self.delta, method=method)
@@ -54,7 +54,7 @@ class GroupWork:
         deciding, accepted = cascade_risk.climb(scores, found.thresholds, design.straight_up, self.first)
         below = scores.shape[1] - 1 - self.first
         level = found.accepted_level / max(below, 1)
-        # An audit by the last tier leaves out what that tier has accepted itself, and each tier is watched by itself.
+        # Audits by the last tier skip its own answers, and each tier is monitored separately.
         audited = [accepted & (deciding == self.first + at) for at in range(below)]
         errs = [risk.upper_bound(int(np.sum(~correct[rows, -1])), int(rows.sum()), level) for rows in audited if rows.any()]
         tiers = [
@@ -73,12 +73,12 @@ class GroupWork:
         )
 
     def predicted_limits(self) -> Limits:
-        """Below which score of a tier going straight to the last one would have been cheapest on the fitting part.
+        """Choose each tier's limit for escalating directly to the last tier: the cheapest one on the fitting part.
 
-        The thresholds are taken to be the expected ones; limits are chosen from the top of the cascade downwards.
+        Uses the expected thresholds; limits are chosen from the last tier backwards.
         """
         scores, costs = self.fitting.scores, self.fitting.costs
-        assert costs is not None  # whoever wants limits has seen to it
+        assert costs is not None  # checked by `calibrate`
         expected = self._design(None).tiers
         thresholds = [
             None if tier.likely is None or tier.likely < 0 else tier.grid.thresholds[tier.likely] for tier in expected
@@ -93,21 +93,21 @@ class GroupWork:
         return tuple(limits)
 
     def check_feasible(self, coverage: float) -> None:
-        """Refuse a coverage that no scores could reach; wrongly so with probability at most the group's delta.
+        """Raise `InfeasibleTarget` if no score can reach this coverage; wrong with probability at most the group's delta.
 
-        A cascade can at best accept the requests that some tier answers right, so mu is the share that none does.
+        A cascade can at best accept the requests that some tier answers right; mu is the share that no tier does.
         """
         if not 0 < coverage <= 1:
-            raise InputError(f"coverage must be above 0 and at most 1, not {coverage!r}")
+            raise InputError(f"coverage must be greater than 0 and at most 1, not {coverage!r}")
         correct = self.calibrating.correct[:, self.first :]
         base = risk.lower_bound(int(np.sum(~correct.any(axis=1))), len(correct), self.delta)
         if coverage > (highest := risk.highest_coverage(base, self.alpha)):
             group = "" if self.name == ANY_TASK else f" of group {self.name!r}"
             raise InfeasibleTarget(
-                f"no scores can accept {coverage:g} of the requests{group} at an error of {self.alpha:g}: a share of at "
-                f"least mu = {base:.3f} is answered right by no tier (confidence {1 - self.delta:g}), and coverage is at "
-                f"most (1 - mu) / (1 - alpha) = {highest:.3f}",
-                hint="ask for less coverage, allow a larger alpha, or use a model that is right more often",
+                f"no score can accept {coverage:g} of the requests{group} at an error of {self.alpha:g}: no tier answers a "
+                f"share of at least mu = {base:.3f} correctly (confidence {1 - self.delta:g}), so coverage is at most "
+                f"(1 - mu) / (1 - alpha) = {highest:.3f}",
+                hint="request less coverage, raise alpha, or use a more accurate model",
             )
 
     def _design(self, straight_up: Limits | None) -> cascade_risk.GroupDesign:
@@ -136,10 +136,10 @@ class GroupWork:
         )
 
     def _requests_needed(self, found: risk.Selection) -> int | None:
-        """More requests for the whole calibration, where so many more are needed at the tier itself.
+        """Convert the labels needed at a tier into additional requests for the whole calibration.
 
-        A tier that fewer requests reached than could show anything is given as many as could: that the few were answered
-        wrong does not say that no number would do.
+        If too few requests reached the tier to certify anything, assume the minimum number: errors among so few do not show
+        that more would not help.
         """
         needed, fewest = found.labels_needed, risk.fewest_accepted(self.alpha, found.level)
         if needed is None and found.threshold is None and found.reached < fewest:
@@ -159,7 +159,7 @@ def _quantiles(scores: Floats) -> list[float]:
 
 
 def visits(scores: Floats, thresholds: Sequence[float | None], straight_up: Sequence[float | None], first: int) -> Bools:
-    """Which tiers each request is answered by on its way [n, tiers]; arguments as of `cascade_risk.climb`."""
+    """Return which tiers answer each request [n, tiers]; arguments as in `cascade_risk.climb`."""
     found = np.zeros(scores.shape, dtype=np.bool_)
     last = scores.shape[1] - 1
     climbing = np.ones(len(scores), dtype=np.bool_)
@@ -176,9 +176,9 @@ def visits(scores: Floats, thresholds: Sequence[float | None], straight_up: Sequ
 def paid(
     scores: Floats, costs: Floats, thresholds: Sequence[float | None], straight_up: Sequence[float | None], first: int
 ) -> float:
-    """Dollars that all requests together cost on their ways.
+    """Return the total cost of all requests in dollars.
 
-    A tier that accepts nothing and sends nobody straight up is not asked, so nobody pays for it; the last one is.
+    A tier that accepts nothing and has no limit for direct escalation is not called and costs nothing, except the last one.
     """
     visited = visits(scores, thresholds, straight_up, first)
     for at, (threshold, limit) in enumerate(zip(thresholds[:-1], straight_up, strict=False), start=first):

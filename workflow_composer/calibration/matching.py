@@ -1,4 +1,4 @@
-"""Whether a certificate holds for what would run: field by field, when a profile loads, and for each request."""
+"""Check whether a certificate applies to a profile's models when it loads, and to each request."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from workflow_composer.errors import CertificateMismatch
 from workflow_composer.types import ANY_TASK, LLMRequest, texts
 
 _LONGEST = 60
-"""Characters of a value that a message quotes."""
+"""Maximum number of characters of a quoted value."""
 
 
 def check(
     certificate: Certificate, identities: Sequence[ModelIdentity], floors: Mapping[str, int], *, where: str = ""
 ) -> None:
-    """Compare with the models that the tiers would ask, cheap ones first, and with the tasks' lowest tiers.
+    """Compare a certificate with the tiers' models, cheapest first, and with the tasks' lowest tiers.
 
-    ``floors``: task -> position of its lowest tier; the task ``*`` stands for those that are not listed. Raises
-    `CertificateMismatch`, naming each field that differs, and what only one of the two states.
+    ``floors``: task -> index of its lowest tier; the task ``*`` stands for all tasks not listed. Raises
+    `CertificateMismatch`, which names each field that differs with both values.
     """
     faults: list[str] = []
     names = [tier.name for tier in certificate.tiers]
@@ -36,18 +36,18 @@ def check(
     if faults:
         prefix = f"{where}: " if where else ""
         raise CertificateMismatch(
-            f"{prefix}the certificate does not hold for what would run: {'; '.join(faults)}",
-            hint="calibrate again with this profile, or use the certificate with the one that it was made for",
+            f"{prefix}the certificate does not match this profile: {'; '.join(faults)}",
+            hint="calibrate again with this profile, or use the profile for which the certificate was made",
         )
 
 
 def floor_of(task: str, floors: Mapping[str, int]) -> int:
-    """The position of the lowest tier that a task may be given to."""
+    """Return the index of the lowest tier for a task."""
     return floors.get(task, floors.get(ANY_TASK, 0))
 
 
 def _floor_faults(certificate: Certificate, floors: Mapping[str, int]) -> list[str]:
-    """Tasks that start elsewhere than their certificate says; those that fall under its group for any task included."""
+    """Describe tasks whose lowest tier differs from the certificate's, including tasks of its group for any task."""
     names, faults = [tier.name for tier in certificate.tiers], []
     for task in sorted({*certificate.groups, *floors}):
         group, here = certificate.group(task), floor_of(task, floors)
@@ -57,9 +57,9 @@ def _floor_faults(certificate: Certificate, floors: Mapping[str, int]) -> list[s
 
 
 def uncovered(certificate: Certificate, request: LLMRequest, temperature: float | None) -> str:
-    """Why the certificate does not cover a request, naming the field; empty where it does.
+    """Return why the certificate does not cover a request, naming the field; empty if it does.
 
-    ``temperature``: the one that the certificate was made at.
+    ``temperature``: the certificate's temperature.
     """
     if certificate.group(request.task_type) is None:
         return f"task {request.task_type!r} was not calibrated"
@@ -77,19 +77,19 @@ def uncovered(certificate: Certificate, request: LLMRequest, temperature: float 
     )
     for field, known, asked in fields:
         if known != asked:
-            return f"{field}: {_shown(known)} in the certificate, {_shown(asked)} asked for"
+            return f"{field}: {_shown(known)} in the certificate, {_shown(asked)} in the request"
     most = max((tier.identity.top_logprobs or 0 for tier in certificate.tiers if tier.score is not None), default=None)
     if (
         most is not None and (request.top_logprobs or 0) > most
-    ):  # the scores would be made of more than they were learned from
-        return f"top_logprobs: {most} in the certificate, {request.top_logprobs} asked for"
+    ):  # scores would use more alternatives than they were learned from
+        return f"top_logprobs: {most} in the certificate, {request.top_logprobs} in the request"
     if digest_of(system_of(request)) != made.system:
-        return "system message: another than the certificate's" if made.system else "system message: none in the certificate"
+        return "system message: differs from the certificate's" if made.system else "system message: none in the certificate"
     return ""
 
 
 def system_of(request: LLMRequest) -> str | None:
-    """The text of the system messages; None where there is none."""
+    """Return the text of the system messages; None if there are none."""
     found = [
         text for message in request.messages if message.get("role") in ("system", "developer") for text in texts(message)
     ]

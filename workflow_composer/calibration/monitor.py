@@ -1,19 +1,18 @@
-"""Watching the error of accepted answers while they are served: a test that may be looked at after every audit, for ever.
+"""Sequential monitoring of the error of accepted answers: an anytime-valid test, evaluated after every audit.
 
-An *audit* is an accepted answer that was drawn at random and then graded, right or wrong. The hypothesis under test is what
-the certificate claims: whatever has happened so far, the next audited answer is wrong with probability at most ``alpha``.
+An *audit* is an accepted answer that was drawn at random and graded as right or wrong. The null hypothesis is the
+certificate's guarantee: given the past, the next audited answer is wrong with probability at most ``alpha``.
 
-**The evidence** is a mixture of likelihood ratios. For an alternative q > alpha an audit multiplies by q / alpha where the
-answer is wrong and by (1 - q) / (1 - alpha) where it is right; under the hypothesis that factor's expectation is at most 1,
-as it grows with the chance of a wrong answer and is exactly 1 at alpha. So each product is a nonnegative supermartingale,
-and so is their mixture over a fixed grid of alternatives (nobody knows how bad it will be) and over the audit at which the
-product starts (nobody knows when). Its value is the *e-value*, 1 at the beginning.
+**Test statistic**: a mixture of likelihood ratios. For an alternative q > alpha, an audit multiplies by q / alpha if the
+answer is wrong and by (1 - q) / (1 - alpha) if it is right. Under the null hypothesis the expectation of this factor is at
+most 1, since it increases with the probability of a wrong answer and is exactly 1 at alpha. So each product is a nonnegative
+supermartingale, and so is their mixture over a fixed grid of alternatives (the size of the deviation is unknown) and over
+the audit at which the product starts (the time of a change is unknown). Its value is the *e-value*, initially 1.
 
-**The guarantee**: by Ville's inequality P(the e-value ever reaches 1 / level) <= level while the hypothesis holds. The
-number of audits need not be fixed in advance, and looking often costs nothing. It assumes that audits are drawn at random
-among accepted answers, and that whether and when one is graded does not depend on whether it is right. An audit may have a
-limit of its own in alpha's place, where its grader is known to err: the expectation above is at most 1 for each audit by
-itself.
+**Guarantee**: by Ville's inequality, P(the e-value ever reaches 1 / level) <= level under the null hypothesis. The number of
+audits need not be fixed in advance, and the test may be evaluated at any time. Assumptions: audits are drawn at random among
+accepted answers, and whether and when one is graded does not depend on whether it is right. An audit may have its own limit
+in place of alpha if its grader is known to err, since the expectation above is at most 1 for each audit.
 
 References: Ville 1939; Howard, Ramdas, McAuliffe and Sekhon 2021 (time-uniform bounds); Shin, Ramdas and Rinaldo 2022
 (mixtures over starts against a late change). Standard library only: it runs while requests are served.
@@ -27,19 +26,19 @@ from functools import lru_cache
 from workflow_composer.errors import ConfigError
 
 ODDS_RATIOS = (1.25, 1.5, 2.0, 3.0, 4.5, 7.0, 12.0, 25.0)
-"""The alternatives: odds of a wrong answer, as multiples of alpha's odds. So they lie between alpha and 1 for any alpha."""
+"""The alternatives as multiples of alpha's odds, so that they lie between alpha and 1 for any alpha."""
 
 _MOST = 1e300
-"""Sums are held below this so that none becomes infinite. Less evidence than there is keeps the guarantee."""
+"""Upper limit of the sums, to avoid infinity. Reducing the evidence keeps the guarantee."""
 
 _POOLED = 0.5
 
 
 def weight_to_come(audits: int) -> float:
-    """The share of the mixture that starts after so many audits: 1 / log2(audits + 2).
+    """Return the mixture's weight of products that start after ``audits`` audits: 1 / log2(audits + 2).
 
-    It falls so slowly that a change after a thousand audits still finds weight to start with: audit n has about
-    ln 2 / (n ln² n), where the simplest choice, 1 / (n (n + 1)), would have left it a fifteenth of that at n = 1,000.
+    It decreases slowly, so that a change after a thousand audits is still detected: audit n has weight of about
+    ln 2 / (n ln² n), fifteen times that of the simplest choice, 1 / (n (n + 1)), at n = 1,000.
 
     >>> weight_to_come(0), weight_to_come(2), round(weight_to_come(1000), 3)
     (1.0, 0.5, 0.1)
@@ -50,8 +49,8 @@ def weight_to_come(audits: int) -> float:
 class RiskMonitor:
     """One anytime-valid test of "at most a share ``alpha`` of the audited answers is wrong".
 
-    ``alpha``: the certified risk. ``level``: the largest acceptable probability of ever giving a false alarm. Raises
-    `ConfigError` where either is not strictly between 0 and 1. An update takes the same short time after any number of them.
+    ``alpha``: the certified risk. ``level``: upper bound of the probability of ever raising a false alarm. Raises
+    `ConfigError` unless both are strictly between 0 and 1. An update takes constant time.
 
     >>> monitor = RiskMonitor(alpha=0.1)
     >>> for wrong in [True] * 4:
@@ -70,10 +69,10 @@ class RiskMonitor:
         self.wrong = 0
         """How many of them were wrong."""
         self.alarm_at: int | None = None
-        """The audit (counted from 1) at which the alarm was raised; None where it was not."""
+        """The audit (counted from 1) at which the alarm was raised; None without an alarm."""
 
     def observe(self, wrong: bool, limit: float | None = None) -> None:
-        """Take one audit. ``limit``: how likely it may be found wrong, where not alpha; from 1 on it is no evidence."""
+        """Add one audit. ``limit`` replaces alpha for this audit; a limit of 1 or more makes it no evidence."""
         limit = self.alpha if limit is None else limit
         if limit >= 1:
             return
@@ -88,7 +87,7 @@ class RiskMonitor:
 
     @property
     def e_value(self) -> float:
-        """The evidence against the hypothesis now: 1 is none, 1 / level raises the alarm."""
+        """The current evidence against the null hypothesis: 1 is none, 1 / level raises the alarm."""
         return sum(self._sums) / len(self._sums) + self._to_come
 
     @property
@@ -152,7 +151,7 @@ class StratifiedMonitor:
 
     @property
     def e_value(self) -> float:
-        """The evidence against the claim now: 1 is none, 1 / level raises the alarm."""
+        """The current evidence against the guarantee: 1 is none, 1 / level raises the alarm."""
         shares = [(1 - _POOLED) / (k * (k + 1)) for k in range(1, len(self.strata) + 1)]
         values = [share * monitor.e_value for share, monitor in zip(shares, self.strata.values(), strict=True)]
         return _POOLED * self.whole.e_value + sum(values) + 1 - _POOLED - sum(shares)
@@ -195,7 +194,7 @@ class StratifiedMonitor:
 
 @lru_cache(maxsize=256)
 def _factors(alpha: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """What each alternative multiplies by: where the answer is right, and where it is wrong."""
+    """The factors of the alternatives: for a right answer, and for a wrong one."""
     odds = [alpha / (1 - alpha) * ratio for ratio in ODDS_RATIOS]
     alternatives = [o / (1 + o) for o in odds]
     return tuple((1 - q) / (1 - alpha) for q in alternatives), tuple(q / alpha for q in alternatives)
@@ -203,5 +202,5 @@ def _factors(alpha: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def _share(name: str, value: float) -> float:
     if isinstance(value, bool) or not 0 < value < 1:
-        raise ConfigError(f"{name} is {value!r}", hint="a number between 0 and 1, without either")
+        raise ConfigError(f"{name} must be a number between 0 and 1 (exclusive), not {value!r}")
     return float(value)

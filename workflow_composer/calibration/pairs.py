@@ -1,4 +1,4 @@
-"""Labelled requests: each tier's signal or score and whether its answer was right, read from pairs or from a recording."""
+"""Labelled requests: each tier's signals or score, and whether its answer was right, from a pairs file or a recording."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from workflow_composer.storage.lines import decoded, lines, objects
 from workflow_composer.types import ANY_TASK, TokenLogprob
 
 KEYS = ("score", "correct", "id", "group", "tier", "cost")
-"""What a line of a pairs file may say; the first two must stand there."""
+"""Keys of a line in a pairs file; the first two are required."""
 
-FORM = "a line holds score, correct and, if you like, id, group, tier, cost; docs/calibration.md has an example"
+FORM = "a line needs score and correct; id, group, tier and cost are optional; docs/calibration.md has an example"
 
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 
 class RecordedAnswer(Protocol):
-    """What is needed of a recorded answer (`workflow_composer.backends.recordings.Recorded`)."""
+    """The required fields of a recorded answer (`workflow_composer.backends.recordings.Recorded`)."""
 
     @property
-    def question(self) -> str: ...  # noqa: D102  # docs/recordings.md says what these are
+    def question(self) -> str: ...  # noqa: D102  # documented in docs/recordings.md
     @property
     def model(self) -> str: ...  # noqa: D102  # likewise
     @property
@@ -53,7 +53,7 @@ class RecordedAnswer(Protocol):
 
 @dataclass(frozen=True)
 class TierColumn:
-    """What is known of one tier's answers: ``signals``, of which a score is still to be learned, or ``given`` scores [n]."""
+    """One tier's answers: ``signals``, from which a score is learned, or ``given`` scores [n]."""
 
     name: str
     signals: SignalTable | None = None
@@ -63,9 +63,9 @@ class TierColumn:
 
 @dataclass(frozen=True)
 class CalibrationTable:
-    """``n`` requests that every tier has answered. ``correct`` [n, tiers]; ``costs`` [n, tiers] in dollars, None: unknown.
+    """``n`` requests answered by every tier. ``correct`` [n, tiers]; ``costs`` [n, tiers] in dollars, None: unknown.
 
-    ``digest`` (SHA-256) is that of the file's bytes. ``notes`` say what was left out.
+    ``digest`` is the SHA-256 of the file. ``notes`` say what was left out.
     """
 
     ids: tuple[str, ...]
@@ -82,12 +82,12 @@ class CalibrationTable:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The tiers, cheap first."""
+        """The tiers' names, cheapest first."""
         return tuple(tier.name for tier in self.tiers)
 
 
 Price = tuple[float, float]
-"""Dollars per million prompt tokens, and per million tokens of the answer."""
+"""Dollars per million prompt tokens and per million completion tokens."""
 
 
 # ------------------------------------------------------------------------------------------------------------ recordings
@@ -100,9 +100,9 @@ def from_records(
     path: Path,
     prices: Mapping[str, Price] | None = None,
 ) -> CalibrationTable:
-    """The table of a recording. ``tiers``: tier -> recorded model, cheap first; ``prices``: of tiers, where they are known.
+    """Build the table from a recording. ``tiers``: tier -> recorded model, cheapest first; ``prices``: known prices by tier.
 
-    The first sample of each question counts. Costs are what was recorded, else tokens times prices. Raises `InputError`.
+    Only the first sample of each question counts. Costs are as recorded, else tokens times prices. Raises `InputError`.
     """
     models = {model: at for at, model in enumerate(tiers.values())}
     found: dict[str, list[RecordedAnswer | None]] = {}
@@ -118,7 +118,7 @@ def from_records(
             row[at] = record
     if missing := [model for model in models if model not in recorded]:
         there = ", ".join(sorted(recorded)) or "none"
-        raise InputError(f"{path} has no answers of {', '.join(missing)}; recorded models: {there}", hint="name --tiers")
+        raise InputError(f"{path} has no answers of {', '.join(missing)}; recorded models: {there}", hint="set --tiers")
     rows, notes = _graded(found, list(tiers), path)
     return CalibrationTable(
         ids=tuple(_identifier(question) for question in rows),
@@ -135,7 +135,7 @@ def from_records(
 def _graded(
     found: Mapping[str, Sequence[RecordedAnswer | None]], tiers: Sequence[str], path: Path
 ) -> tuple[dict[str, list[RecordedAnswer]], tuple[str, ...]]:
-    """The questions that all tiers answered and somebody graded."""
+    """Return the questions that were answered by all tiers and graded."""
     rows: dict[str, list[RecordedAnswer]] = {}
     ungraded = 0
     for question, row in found.items():
@@ -151,28 +151,28 @@ def _graded(
 
 def _checked_count(rows: dict[str, Any], ungraded: int, path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     if not rows:
-        what = f"none of the {ungraded} requests is graded" if ungraded else "there are no requests"
-        raise InputError(f"{path}: {what}", hint="write true or false under `correct`, for every tier's answer")
+        what = f"none of the {ungraded} requests is graded" if ungraded else "no requests"
+        raise InputError(f"{path}: {what}", hint="set `correct` to true or false for every tier's answer")
     if not ungraded:
         return rows, ()
     return rows, (
-        f"{ungraded} of {ungraded + len(rows)} requests were left out: an answer is not graded. The guarantee holds where "
-        "whether an answer is graded has nothing to do with whether it is right.",
+        f"{ungraded} of {ungraded + len(rows)} requests were left out because an answer is not graded. The guarantee holds "
+        "only if whether an answer is graded does not depend on whether it is right.",
     )
 
 
 def _refuse_holes(path: Path, there: Sequence[Sequence[bool]], tiers: Sequence[str]) -> None:
-    """Where only doubtful requests went on to a tier, what is left is no sample of the requests."""
+    """Raise `InputError`: if only doubtful requests reached a tier, the complete rows are not a random sample."""
     lacking = {tier: len(there) - sum(row[at] for row in there) for at, tier in enumerate(tiers)}
     parts = ", ".join(f"{tier} {count}" for tier, count in lacking.items() if count)
     raise InputError(
-        f"{path}: not every tier has answered every one of the {len(there)} requests; missing: {parts}",
-        hint="let every tier answer all of them (leaving requests out would bias the guarantee), or name fewer --tiers",
+        f"{path}: some of the {len(there)} requests were not answered by every tier; missing: {parts}",
+        hint="let every tier answer all requests (leaving some out would bias the guarantee), or set fewer --tiers",
     )
 
 
 def _recorded_tier(name: str, records: Sequence[RecordedAnswer]) -> TierColumn:
-    """Signals where there are log-probabilities, else the recorded scores, else nothing is known."""
+    """Use signals if there are log-probabilities, else the recorded scores; else everything is unknown."""
     if not any(record.logprobs for record in records) and any(record.score is not None for record in records):
         given = [math.nan if record.score is None else record.score for record in records]
         return TierColumn(name, given=np.array(given, dtype=np.float64))
@@ -220,10 +220,10 @@ class _Pair:
 
 
 def from_pairs(path: Path, tiers: Sequence[str] = ()) -> CalibrationTable:
-    """The table of a pairs file: JSON lines, or CSV with a head line (``.csv``); either may be packed (``.gz``).
+    """Build the table from a pairs file: JSON lines, or CSV with a header (``.csv``); either may be gzipped (``.gz``).
 
-    Lines that share an ``id`` are one request at several tiers. ``tiers``: their order, cheap first; default: the order in
-    which the file names them. Raises `InputError`, naming file and line.
+    Lines with the same ``id`` are one request at several tiers. ``tiers``: their order, cheapest first; default: the order
+    of first appearance in the file. Raises `InputError` with file and line.
     """
     found: dict[str, dict[str, _Pair]] = {}
     named: dict[str, None] = {}
@@ -236,8 +236,8 @@ def from_pairs(path: Path, tiers: Sequence[str] = ()) -> CalibrationTable:
         named.setdefault(name)
         row = found.setdefault(key, {})
         if name in row:
-            where = f"the same id and tier as line {row[name].line}"
-            raise InputError(f"{path}:{line}: {where}", hint="a request has one line for each tier")
+            where = f"same id and tier as line {row[name].line}"
+            raise InputError(f"{path}:{line}: {where}", hint="write one line per request and tier")
         row[name] = pair
     order = _ordered(path, list(named), tiers)
     rows, notes = _graded_pairs(path, found, order)
@@ -258,9 +258,9 @@ def from_pairs(path: Path, tiers: Sequence[str] = ()) -> CalibrationTable:
 
 def _ordered(path: Path, named: list[str], tiers: Sequence[str]) -> list[str]:
     if not named:
-        raise InputError(f"{path}: there are no requests", hint=FORM)
+        raise InputError(f"{path}: no requests", hint=FORM)
     if missing := [tier for tier in tiers if tier not in named]:
-        raise InputError(f"{path} says nothing of tier {missing[0]!r}; it has: {', '.join(named)}", hint="name --tiers")
+        raise InputError(f"{path} has no tier {missing[0]!r}; its tiers: {', '.join(named)}", hint="set --tiers")
     return list(tiers) or named
 
 
@@ -281,24 +281,24 @@ def _pairs_group(path: Path, row: Sequence[_Pair]) -> str:
     named = {pair.group: pair.line for pair in row if pair.group is not None}
     if len(named) > 1:
         (one, _), (other, line) = list(named.items())[:2]
-        raise InputError(f"{path}:{line}: the same id belongs to two groups, {one!r} and {other!r}", hint=FORM)
+        raise InputError(f"{path}:{line}: the same id has two groups, {one!r} and {other!r}", hint=FORM)
     return next(iter(named), ANY_TASK)
 
 
 def _pair(data: Mapping[str, Any], line: int) -> tuple[str, str | None, _Pair]:
-    """One line's id, tier and pair. Raises ValueError."""
+    """Parse one line into id, tier and pair. Raises ValueError."""
     if unknown := sorted(set(data) - set(KEYS)):
-        raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(KEYS)}")
+        raise ValueError(f"unknown key {unknown[0]!r}; known keys: {', '.join(KEYS)}")
     if "score" not in data or "correct" not in data:
         raise ValueError(f"{'score' if 'score' not in data else 'correct'} is missing")
     tier = _text(data, "tier")
     key = _text(data, "id")
     if key is None and tier is not None:
-        raise ValueError("id is missing: without it nobody knows which lines are one request at several tiers")
+        raise ValueError("id is missing: it is required with tier, to match the lines of one request")
     score = _number(data["score"], "score")
     cost = _number(data.get("cost"), "cost")
     if not (math.isnan(cost) or cost >= 0):
-        raise ValueError(f"cost is {cost:g}; it must not be negative")
+        raise ValueError(f"cost must not be negative, not {cost:g}")
     pair = _Pair(score, _grade(data["correct"]), _text(data, "group"), None if math.isnan(cost) else cost, line)
     return key if key is not None else f"line {line}", tier, pair
 
@@ -308,12 +308,12 @@ def _text(data: Mapping[str, Any], key: str) -> str | None:
     if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise ValueError(f"{key} is {value!r}; it must be a text")  # noqa: TRY004  # to the caller all faults of a line are alike
+        raise ValueError(f"{key} must be a string, not {value!r}")  # noqa: TRY004  # the caller handles all faults of a line alike
     return str(value)
 
 
 def _number(value: Any, key: str) -> float:
-    """The number; NaN where none is given."""
+    """Parse a number; NaN if it is missing."""
     if value is None or value == "":
         return math.nan
     try:
@@ -321,7 +321,7 @@ def _number(value: Any, key: str) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{key} is {value!r}; it must be a number, or be left empty where it is unknown")
+        raise ValueError(f"{key} must be a number, or empty if unknown, not {value!r}")
     return number
 
 
@@ -332,7 +332,7 @@ def _grade(value: Any) -> bool | None:
     if word in ("", "null"):
         return None
     if word not in (*_TRUE, *_FALSE):
-        raise ValueError(f"correct is {value!r}; it must be true or false")
+        raise ValueError(f"correct must be true or false, not {value!r}")
     return word in _TRUE
 
 
@@ -340,7 +340,7 @@ def _grade(value: Any) -> bool | None:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes. Raises `InputError` where it cannot be read."""
+    """Return the SHA-256 of a file. Raises `InputError` if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -349,7 +349,7 @@ def file_digest(path: Path) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Numbered lines of a file as mappings."""
+    """Yield the lines of a file as mappings, with line numbers."""
     yield from _csv_lines(path) if path.name.removesuffix(".gz").endswith(".csv") else objects(path, form=FORM)
 
 
@@ -358,7 +358,7 @@ def _csv_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     try:
         for row in reader:
             if None in row or None in row.values():
-                fault = f"{len(reader.fieldnames or ())} columns are named in the head line, this line has others"
+                fault = f"the number of columns differs from the header's {len(reader.fieldnames or ())}"
                 raise InputError(f"{path}:{reader.line_num}: {fault}", hint=FORM)
             yield reader.line_num, {str(key).strip(): value for key, value in row.items()}
     except csv.Error as error:

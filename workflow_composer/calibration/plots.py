@@ -1,8 +1,8 @@
-"""Three figures of a calibration: risk against coverage, reliability, and where the threshold sits among the answers.
+"""Three plots of a calibration: risk against coverage, reliability, and the threshold in the score distribution.
 
-Each function draws one figure from plain arrays into a file, SVG or PNG by its name, and needs matplotlib (the ``batch``
-extra). ``scores`` and ``correct`` [n] are those of the rows that certified; unknown scores (NaN) are never accepted and
-count as requests.
+Each function draws one figure from plain arrays into a file, SVG or PNG by its extension, and needs matplotlib (the
+``batch`` extra). ``scores`` and ``correct`` [n] are those of the calibration rows; unknown scores (NaN) are never accepted
+but count as requests.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _STYLE = {
 }
 _SIZE = (7.2, 4.6)
 _ROW = 72
-"""Characters of a legend that fit beside each other."""
+"""Number of legend characters that fit in one row."""
 _RESOLUTION = 150
 _BINS = 10
 _COLUMNS = 20
@@ -66,10 +66,10 @@ def risk_against_coverage(
     bound: float,
     title: str = "",
 ) -> None:
-    """For every share of requests that could be accepted, surest first, how many of these are wrong.
+    """Plot the error of accepted answers against the share of requests accepted, highest scores first.
 
-    The certified point stands at the share accepted at ``threshold`` (None: nothing is certified), with a line up to
-    ``bound``, the upper bound of its risk; alpha is the limit. Raises `ConfigError` for a file that is neither SVG nor PNG.
+    The certified point is at the share accepted at ``threshold`` (None: nothing certified), with a line up to ``bound``, the
+    upper bound of its risk; alpha is the limit. Raises `ConfigError` for a file that is neither SVG nor PNG.
     """
     score, right = _known(scores, correct)
     requests = max(1, np.size(scores))
@@ -95,9 +95,9 @@ def risk_against_coverage(
 
 
 def reliability(path: Path, scores: ArrayLike, correct: ArrayLike, *, title: str = "") -> None:
-    """In each tenth of the score's range, the share of right answers with Wilson's 95 % interval, and below it the count.
+    """Plot the share of right answers with Wilson's 95 % interval in each tenth of the score range, and the counts below.
 
-    On the diagonal a score of .8 means that eight in ten are right. Raises `ConfigError` as above.
+    On the diagonal, eight in ten answers with a score of .8 are right. Raises `ConfigError` as `risk_against_coverage` does.
     """
     score, right = _known(scores, correct)
     place = np.minimum((score * _BINS).astype(np.int64), _BINS - 1)
@@ -131,9 +131,9 @@ def reliability(path: Path, scores: ArrayLike, correct: ArrayLike, *, title: str
 def threshold_among_answers(
     path: Path, scores: ArrayLike, correct: ArrayLike, *, threshold: float | None, title: str = ""
 ) -> None:
-    """How many right answers (upwards) and wrong ones (downwards) have which score, and what the threshold lets through.
+    """Plot histograms of the scores of right (upwards) and wrong answers (downwards), with the threshold.
 
-    Raises `ConfigError` as above.
+    Raises `ConfigError` as `risk_against_coverage` does.
     """
     score, right = _known(scores, correct)
     edges = np.linspace(0, 1, _COLUMNS + 1)
@@ -148,7 +148,7 @@ def threshold_among_answers(
             where = min(max(threshold, -0.01), 1.01)  # a threshold may be minus infinity
             axes.axvspan(where, 1.02, color=_ACCENT, alpha=0.1, linewidth=0)
             counts = f"{int((accepted & right).sum()):,} right, {int((accepted & ~right).sum()):,} wrong"
-            said = f"accepted from {threshold:.3g} on" if math.isfinite(threshold) else "all accepted"
+            said = f"accepted at {threshold:.3g} or more" if math.isfinite(threshold) else "all accepted"
             axes.axvline(where, color=_ACCENT, linewidth=1.8, label=f"{said}: {counts}")
         else:
             axes.plot([], [], " ", label="no threshold: nothing is accepted")
@@ -180,12 +180,12 @@ def _wilson(share: Floats, count: NDArray[np.int64]) -> tuple[Floats, Floats]:
 
 @contextmanager
 def _drawing(path: Path, title: str, rows: tuple[float, ...] = ()) -> Iterator[Any]:
-    """One axes, or several below each other of these relative heights; what was drawn is written to the file."""
+    """Yield one axes, or several stacked ones with these relative heights; save the figure at the end."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     if path.suffix.lower() not in FORMATS:
-        raise ConfigError(f"{path.name} is no {' or '.join(FORMATS)} file", hint="give the file one of these endings")
+        raise ConfigError(f"unsupported plot format: {path.name}", hint=f"use the extension {' or '.join(FORMATS)}")
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]  # its stubs list every key that a style may have
         figure = Figure(figsize=_SIZE, layout="constrained", facecolor=_CARD)
         axes = figure.subplots(len(rows), 1, height_ratios=rows) if rows else figure.subplots()
@@ -193,12 +193,12 @@ def _drawing(path: Path, title: str, rows: tuple[float, ...] = ()) -> Iterator[A
             figure.suptitle(_short(title), x=0.02, ha="left", fontsize=11.5, fontweight="bold")
         yield axes
         path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {"Date": None} if path.suffix.lower() == ".svg" else {}  # the same numbers give the same file
+        metadata = {"Date": None} if path.suffix.lower() == ".svg" else {}  # reproducible files
         figure.savefig(path, dpi=_RESOLUTION, metadata=metadata)
 
 
 def _percent(axes: Axes, across: str, up: str, *, y: bool = True) -> None:
-    """Names of both axes; shares in percent along the horizontal one, and along the other where it has them, too."""
+    """Label both axes; show percent on the horizontal one, and with ``y`` on the vertical one."""
     percent = _ticker().FuncFormatter(lambda value, _: f"{100 * value:g} %")
     axes.set_xlabel(across)
     axes.set_ylabel(up)
@@ -208,7 +208,7 @@ def _percent(axes: Axes, across: str, up: str, *, y: bool = True) -> None:
 
 
 def _legend(axes: Axes) -> None:
-    """Above the drawing, where it covers nothing; in one row if it fits, else one below the other."""
+    """Draw the legend above the plot, in one row if it fits, else in one column."""
     names = axes.get_legend_handles_labels()[1]
     columns = len(names) if sum(map(len, names)) <= _ROW else 1
     axes.legend(

@@ -1,9 +1,9 @@
-"""The beginning of an answer: what its whole can still become, feature by feature.
+"""The prefix of a streamed answer: bounds of each feature of the complete answer.
 
-Of an answer that has n tokens so far and will have at most N, sums over tokens are known in part. What follows can at best
-be certain (log-probability 0, entropy 0, margin 1) and at worst hopeless; means then lie between the two, divided by
-whichever length helps. It is taken for granted that the tokens to come tell as much as those that came: a server that gives
-alternatives for the first token gives them for all.
+For an answer with n tokens so far and at most N in the end, sums over tokens are known in part. The remaining tokens are at
+best certain (log-probability 0, entropy 0, margin 1) and at worst the opposite; the bounds of a mean use the most favorable
+length. This assumes that later tokens carry the same information as earlier ones: a server that returns alternatives for the
+first token returns them for all.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _EXTREMES: dict[str, Range] = {
     "margin": (0.0, 1.0),
     "tail_mass": (0.0, 1.0),
 }
-"""Means over tokens, and what one token can contribute."""
+"""Features that are means over tokens -> range of one token's contribution."""
 _ROUNDING = 1e-9
-"""Sums of parts and of the whole differ by rounding; whatever is said here leaves room for that."""
+"""Tolerance for rounding: the sum of partial sums can differ from the total."""
 
 
 class Prefix:
-    """Tokens heard so far, of an answer of at most ``longest``."""
+    """The tokens received so far, of an answer of at most ``longest`` tokens."""
 
     def __init__(self, longest: int) -> None:
         self._longest = longest
@@ -61,7 +61,7 @@ class Prefix:
         self._least_margin = min(self._least_margin, 1.0 if heard.min_margin is None else heard.min_margin)
 
     def best_case(self) -> FeedbackSignal | None:
-        """The least doubtful signal that the whole answer could have; None where nothing can be said."""
+        """Return the most confident signal that the complete answer could have; None if it is unknown."""
         if not self._known or not self._count:
             return None
         most, spread = max(self._longest, self._count), "entropy" not in self._lacking
@@ -78,7 +78,7 @@ class Prefix:
         )
 
     def ranges(self, features: Sequence[str]) -> list[Range] | None:
-        """Between what each feature of the whole answer will lie; None where one is not known."""
+        """Return the range of each feature of the complete answer; None if one is unknown."""
         if not self._known or not self._count:
             return None
         found: list[Range] = []
@@ -108,7 +108,7 @@ class Prefix:
         return known.get(name)
 
     def _mean(self, total: float, low: float, high: float) -> Range:
-        """Between what the mean will lie if each token to come contributes between ``low`` and ``high``."""
+        """The range of the mean if each further token contributes between ``low`` and ``high``."""
         most = max(self._longest, self._count)
         now, left = total / self._count, most - self._count
         return min(now, (total + low * left) / most), max(now, (total + high * left) / most)

@@ -1,30 +1,30 @@
-"""A threshold with a guarantee on the error of the answers it accepts (selective risk), from labelled requests.
+"""Choose a threshold with a guarantee on the error of accepted answers (selective risk), from labelled requests.
 
-A request has a score and its answer is right or wrong; an answer is accepted where score >= threshold. A score that is
-NaN is unknown and never accepted. `select` chooses one of a few thresholds such that
+Each request has a score, and its answer is right or wrong; an answer is accepted if score >= threshold. A score of NaN is
+unknown and never accepted. `select` chooses one of a few thresholds such that
 
     P( P(wrong | accepted) > alpha )  <=  delta,
 
-where the outer probability is over the labelled requests and the inner one over a new request. It assumes that requests are
-independent draws of one distribution, the new one included, and that the thresholds and starts of the `Grid` were fixed
+where the outer probability is over the labelled requests and the inner one over a new request. Assumptions: all requests,
+including the new one, are independent draws from one distribution, and the thresholds and starts of the `Grid` were fixed
 without the scores and labels of the labelled requests. Nothing is assumed about the score.
 
-*One threshold.* Of n accepted requests k are wrong, and given n, k is binomial. Where the true risk exceeds alpha,
+*One threshold.* Of n accepted requests, k are wrong; given n, k is binomial. If the true risk exceeds alpha,
 ``p = P(Bin(n, alpha) <= k)`` is at most u with probability at most u (Clopper and Pearson 1934; conditional on n, hence also
-without).
+unconditionally).
 
-*All of them* are tested from strict to liberal. J starts hold delta / J each. The level at a position is what its start
-holds, plus the level of the position before it if that one was rejected (its risk found to be at most alpha). The most
+*All thresholds* are tested from strict to liberal. Each of J starts holds delta / J. The level at a position is the share of
+its start, plus the level of the previous position if that one was rejected (its risk shown to be at most alpha). The most
 liberal rejected threshold is chosen. This is the fallback procedure (Wiens 2003): fixed-sequence testing with several
-starts whose levels flow on. *Proof* that all rejections are right at once with probability >= 1 - delta: let j be the first
-position that is rejected wrongly, and i < j the last one before it with a true risk above alpha. i was not rejected, so no
-level passes it, and the level at j is at most what the starts in (i, j] hold. Such intervals, one for each position with a
-risk above alpha, are disjoint, so by the union bound the probability is at most the sum over all starts, delta. Dependence
-between the tests does not matter. "Holm" is Holm's step-down procedure (1979) on the same p-values.
+starts, whose levels are passed on. *Proof* that all rejections are correct simultaneously with probability >= 1 - delta: let
+j be the first position that is rejected wrongly, and i < j the last one before it with a true risk above alpha. Position i
+was not rejected, so it passes no level on; the level at j is at most the sum of the starts in (i, j]. Such intervals, one
+for each position with a risk above alpha, are disjoint, so by the union bound the probability is at most the sum over all
+starts, delta. The tests may be dependent. "Holm" is Holm's step-down procedure (1979) on the same p-values.
 
-*Starts may not be placed by the labelled requests' own scores*, not even without labels: given how many scores fell into
-each band between two thresholds, the number wrong is a sum of binomials, each with its band's own risk, and no longer
-binomial with the risk of all accepted. So `grid_from` places them by how many are *expected*, judged by other requests.
+*Starts must not be placed by the labelled requests' own scores*, not even without labels: given the number of scores in each
+band between two thresholds, the number of wrong answers is a sum of binomials, each with its band's own risk, and no longer
+binomial with the overall risk. So `grid_from` places them by *expected* numbers, estimated from other requests.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from scipy.special import bdtr, betainccinv
 from workflow_composer.errors import ConfigError, InfeasibleTarget, InputError
 
 METHODS = ("fixed_sequence", "holm")
-# How many acceptances a start is placed at, in multiples of the fewest that can pass, and the share of all requests that the
-# last of several starts is moved to where it would be less: scores may lie at the top, however many labels there are.
-# Compared with other choices by benchmarks/selective_risk.py --part starts.
+# MULTIPLES: expected acceptances at each start, in multiples of the minimum that can pass. REACH: the last of several starts
+# is moved to at least this share of all requests, since scores may be concentrated at the top.
+# benchmarks/selective_risk.py --part starts compares them with other choices.
 MULTIPLES = (2, 4, 8)
 REACH = 0.4
 
@@ -50,9 +50,9 @@ Floats = NDArray[np.float64]
 
 
 def p_value(wrong: ArrayLike, accepted: ArrayLike, alpha: float) -> Floats:
-    """P(Bin(accepted, alpha) <= wrong): small where the risk of the accepted is below ``alpha``. 1 where none is accepted.
+    """Return P(Bin(accepted, alpha) <= wrong): small if the risk is below ``alpha``; 1 if no answer is accepted.
 
-    Takes arrays of one shape, and returns that shape.
+    Takes arrays of one shape and returns that shape.
 
     >>> round(float(p_value(3, 100, 0.10)), 5)
     0.00784
@@ -61,9 +61,9 @@ def p_value(wrong: ArrayLike, accepted: ArrayLike, alpha: float) -> Floats:
 
 
 def upper_bound(wrong: int, accepted: int, delta: float) -> float:
-    """Clopper and Pearson's one-sided upper bound: the risk at which ``wrong`` or fewer have probability ``delta``.
+    """Return Clopper and Pearson's one-sided upper bound: the risk at which ``wrong`` or fewer have probability ``delta``.
 
-    Covers the risk of one threshold that was fixed beforehand with probability >= 1 - ``delta``. 1.0 where none is accepted.
+    For one threshold fixed beforehand, it covers the risk with probability >= 1 - ``delta``. 1.0 if none is accepted.
 
     >>> round(upper_bound(3, 100, 0.05), 4), upper_bound(0, 0, 0.05), upper_bound(2, 2, 0.05)
     (0.0757, 1.0, 1.0)
@@ -72,23 +72,23 @@ def upper_bound(wrong: int, accepted: int, delta: float) -> float:
 
 
 def lower_bound(wrong: int, accepted: int, delta: float) -> float:
-    """The same from below: the risk at which ``wrong`` or more have probability ``delta``; 0.0 where none is wrong."""
+    """Return the lower bound: the risk at which ``wrong`` or more have probability ``delta``; 0.0 if none is wrong."""
     return 1.0 - upper_bound(accepted - wrong, accepted, delta)
 
 
 def fewest_accepted(alpha: float, level: float) -> int:
-    """How many must be accepted so that ``level`` can be reached at all: (1 - alpha) ** n <= level, with none wrong.
+    """Return the minimum number of acceptances that can reach ``level``: (1 - alpha) ** n <= level, with none wrong.
 
     >>> fewest_accepted(0.10, 0.10), fewest_accepted(0.02, 0.05 / 3)
     (22, 203)
     """
     fewest = max(1, math.ceil(math.log(level) / math.log1p(-alpha)))
-    near = range(max(1, fewest - 1), fewest + 1)  # rounding may put the formula one off, to either side
+    near = range(max(1, fewest - 1), fewest + 1)  # rounding may put the formula off by one
     return next((count for count in near if float(p_value(0, count, alpha)) <= level), fewest + 1)
 
 
 def highest_coverage(base_error: float, alpha: float) -> float:
-    """The most that any score can accept at risk ``alpha``: the right answers fill 1 - alpha of the accepted.
+    """Return the maximum coverage of any score at risk ``alpha``: right answers make up 1 - alpha of the accepted ones.
 
     coverage * (1 - alpha) <= P(right) = 1 - ``base_error``.
 
@@ -100,9 +100,9 @@ def highest_coverage(base_error: float, alpha: float) -> float:
 
 @dataclass(frozen=True)
 class Grid:
-    """Thresholds in the order in which they are tested, strict to liberal, and the positions at which testing starts.
+    """Thresholds in test order, strict to liberal, and the positions at which testing starts.
 
-    ``-inf`` accepts every known score. Raises `InputError` where thresholds do not fall, or a start is not a position.
+    ``-inf`` accepts every known score. Raises `InputError` unless thresholds decrease and starts are increasing positions.
     """
 
     thresholds: tuple[float, ...]
@@ -111,15 +111,15 @@ class Grid:
     def __post_init__(self) -> None:
         falling = all(a > b for a, b in zip(self.thresholds, self.thresholds[1:], strict=False))
         if not self.thresholds or not falling or any(math.isnan(threshold) for threshold in self.thresholds):
-            raise InputError("the thresholds of a grid must be numbers that fall from one to the next, at least one")
+            raise InputError("a grid needs at least one threshold, and its thresholds must be decreasing numbers")
         if not self.starts or list(self.starts) != sorted(set(self.starts) & set(range(len(self.thresholds)))):
-            raise InputError(f"the starts of a grid must be rising positions in it, from 0 to {len(self.thresholds) - 1}")
+            raise InputError(f"the starts of a grid must be increasing positions from 0 to {len(self.thresholds) - 1}")
 
 
 def fixed_grid() -> Grid:
-    """0.95 to 0 in steps of 0.05, for scores that are probabilities; testing starts at 0.80 and 0.65.
+    """Return thresholds from 0.95 to 0 in steps of 0.05, for scores that are probabilities; starts at 0.80 and 0.65.
 
-    Nothing in it depends on data, so all labelled requests may calibrate.
+    It does not depend on data, so all labelled requests can be used to calibrate.
     """
     return Grid(tuple(round(0.05 * step, 2) for step in range(19, -1, -1)), (3, 6))
 
@@ -134,12 +134,13 @@ def grid_from(
     multiples: Sequence[float] = MULTIPLES,
     reach: float = REACH,
 ) -> Grid:
-    """Thresholds that accept evenly spaced shares of ``reference_scores`` [m], which must be *other* requests' scores.
+    """Return thresholds that accept evenly spaced shares of ``reference_scores`` [m], the scores of *other* requests.
 
-    ``n`` is the number of labelled requests that will calibrate, and ``level`` their delta. The strictest threshold is the
-    first start, and the most liberal one accepts all known scores. Starts are where ``multiples`` times as many acceptances
-    are expected as can just pass at a start's share of ``level``; fewer starts where ``n`` is too small for all, and wider
-    apart, to a share ``reach``, where it is large. Ties can leave fewer than ``size`` thresholds. No labels are needed.
+    ``n``: number of calibration requests; ``level``: their delta. The strictest threshold is the first start; the most
+    liberal one accepts all known scores. Starts are placed where the expected number of acceptances is ``multiples`` times
+    the minimum that can pass at a start's share of ``level``; there are fewer starts if ``n`` is too small for all, and they
+    are stretched to a share ``reach`` of the requests if it is large. Ties can leave fewer than ``size`` thresholds. No
+    labels are needed.
     """
     reference = np.asarray(reference_scores, np.float64)
     known = np.sort(reference[~np.isnan(reference)])[::-1]
@@ -149,7 +150,7 @@ def grid_from(
     share_known = len(known) / len(reference)
     shares = np.linspace(min(1.0, wanted[0] / share_known), 1.0, size)[:-1]
     places = np.maximum(np.ceil(shares * len(known) - 1e-9).astype(np.int64), 1) - 1
-    # The least known score gives way to -inf, which accepts it too.
+    # -inf replaces the smallest known score and accepts it, too.
     thresholds = [*sorted(set(known[places].tolist()) - {known[-1], -math.inf}, reverse=True), -math.inf]
     expected = np.array([np.mean(reference >= threshold) for threshold in thresholds])
     starts = {int(np.argmax(expected >= min(share, share_known) - 1e-9)) for share in wanted}
@@ -157,9 +158,9 @@ def grid_from(
 
 
 def _start_counts(n: int, alpha: float, level: float, multiples: Sequence[float], reach: float) -> list[float]:
-    """Expected acceptances at each start: as many ``multiples`` as leave the last start within 95 % of ``n``.
+    """Return the expected acceptances at each start: as many ``multiples`` as keep the last start within 95 % of ``n``.
 
-    Where the last of several would lie below ``reach`` of ``n``, they are stretched on a scale of logarithms to lie there.
+    If the last of several would be below ``reach`` of ``n``, they are stretched to it on a logarithmic scale.
     """
     for starts in range(len(multiples), 0, -1):
         fewest = fewest_accepted(alpha, level / starts)
@@ -169,14 +170,14 @@ def _start_counts(n: int, alpha: float, level: float, multiples: Sequence[float]
                 way = np.log(counts / counts[0]) / np.log(counts[-1] / counts[0])
                 counts = counts[0] * (reach * n / counts[0]) ** way
             return [float(count) for count in counts]
-    # Between what can just pass and all; all, where not even that many are there. ``fewest`` is one start's by now.
+    # One start, halfway between the minimum that can pass and ``n``; at ``n`` if there are fewer than the minimum.
     return [(fewest + n) / 2 if fewest < n else float(max(n, 1))]
 
 
 def rejected(p_values: ArrayLike, starts: Sequence[int], delta: float, method: str = "fixed_sequence") -> NDArray[np.bool_]:
-    """At which thresholds a risk above alpha is rejected, with P(any wrongly) <= ``delta``.
+    """Return at which thresholds a risk above alpha is rejected, with P(any wrong rejection) <= ``delta``.
 
-    ``p_values`` [..., thresholds] run from strict to liberal; the result has their shape. Holm ignores ``starts``. Raises
+    ``p_values`` [..., thresholds] run from strict to liberal; the result has the same shape. Holm ignores ``starts``. Raises
     `ConfigError` for an unknown method.
     """
     p = np.asarray(p_values, np.float64)
@@ -184,9 +185,9 @@ def rejected(p_values: ArrayLike, starts: Sequence[int], delta: float, method: s
         found = np.zeros(p.shape, np.bool_)
         level = np.zeros(p.shape[:-1])
         for position in range(p.shape[-1]):
-            # The minimum undoes rounding: shares of delta may add up to a last digit more than delta.
+            # Because of rounding, shares of delta may sum to slightly more than delta.
             level = np.minimum(level + (delta / len(starts) if position in starts else 0.0), delta)
-            # A p-value may have underflowed to 0, and nothing passes at level 0.
+            # A p-value may underflow to 0, but nothing passes at level 0.
             found[..., position] = (p[..., position] <= level) & (level > 0)
             level = np.where(found[..., position], level, 0.0)
         return found
@@ -196,28 +197,29 @@ def rejected(p_values: ArrayLike, starts: Sequence[int], delta: float, method: s
         found = np.empty(p.shape, np.bool_)
         np.put_along_axis(found, order, np.logical_and.accumulate(passed, axis=-1), axis=-1)
         return found
-    raise ConfigError(f"there is no method of testing {method!r}", hint=f"known: {', '.join(METHODS)}")
+    raise ConfigError(f"unknown test method {method!r}", hint=f"known methods: {', '.join(METHODS)}")
 
 
 def most_liberal(found: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The last rejected position along the last axis; -1 where there is none."""
+    """Return the last rejected position along the last axis; -1 if there is none."""
     size = found.shape[-1]
     return np.where(found.any(axis=-1), size - 1 - np.argmax(found[..., ::-1], axis=-1), -1)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What calibration yields for one tier.
+    """Result of calibration for one tier.
 
-    ``threshold``: accept where score >= threshold; None: accept nothing. ``accepted``, ``wrong`` (of the accepted) and
-    ``reached`` (all requests that reached the tier) are counts on the labelled requests, the first two 0 where there is no
-    threshold. ``level``: the share of delta that the tier had. ``labels_needed``: where nothing was certified, about how
-    many *more* labelled requests would do with a probability of .8, None where no number would.
+    ``threshold``: accept if score >= threshold; None: accept nothing. ``accepted``, ``wrong`` (of the accepted) and
+    ``reached`` (all requests that reached the tier) are counts on the labelled requests, the first two 0 without a
+    threshold. ``level``: the tier's share of delta. ``labels_needed``: if nothing was certified, about how many *more*
+    labelled requests would suffice with probability .8; None if no number would. ``reason``: compared when a certificate is
+    verified, so its wording must not change.
 
-    ``bound`` is Clopper and Pearson's upper bound at ``level`` for the chosen threshold (1.0 where there is none). It never
-    exceeds alpha: the threshold passed at some level L <= ``level``, so P(Bin(accepted, alpha) <= wrong) <= ``level``, and
-    the bound is the risk at which that probability, which falls with the risk, *is* ``level``. It describes the evidence;
-    the *guarantee* is alpha, because the same labels chose the threshold.
+    ``bound`` is Clopper and Pearson's upper bound at ``level`` for the chosen threshold (1.0 without one). It never exceeds
+    alpha: the threshold passed at some level L <= ``level``, so P(Bin(accepted, alpha) <= wrong) <= ``level``, and the bound
+    is the risk at which that probability, which decreases with the risk, equals ``level``. It describes the evidence; the
+    *guarantee* is alpha, because the same labels chose the threshold.
     """
 
     threshold: float | None
@@ -232,17 +234,17 @@ class Selection:
 
     @property
     def coverage(self) -> float:
-        """The share of the labelled requests that the threshold accepts; 0.0 where there were none."""
+        """Share of the labelled requests that the threshold accepts; 0.0 without requests."""
         return self.accepted / self.reached if self.reached else 0.0
 
 
 def select(
     scores: ArrayLike, correct: ArrayLike, grid: Grid, *, alpha: float, delta: float, method: str = "fixed_sequence"
 ) -> Selection:
-    """The most liberal threshold of ``grid`` at which the risk is certified to be at most ``alpha``.
+    """Return the most liberal threshold of ``grid`` at which the risk is certified to be at most ``alpha``.
 
-    ``scores`` [n], NaN unknown; ``correct`` [n], True or 1 where the answer is right. See the module for the guarantee.
-    Raises `InputError` for input that cannot be read so, and `ConfigError` for an unknown method.
+    ``scores`` [n], NaN: unknown; ``correct`` [n], True or 1 if the answer is right. The module's docstring states the
+    guarantee. Raises `InputError` for invalid input and `ConfigError` for an unknown method.
     """
     score, right = checked(scores, correct, dimensions=1)
     check_levels(alpha, delta)
@@ -257,7 +259,7 @@ def select(
         return Selection(None, 0, 0, len(score), 1.0, delta, None, needed, reason)
     n, k = int(accepted[position]), int(wrong[position])
     reason = f"{k} of {n} accepted answers were wrong; at an error of {alpha:g} so few have probability {p[position]:.2g}"
-    # At most alpha by the argument above; the minimum undoes the rounding of the inverse.
+    # At most alpha, see `Selection`; the minimum removes rounding errors of the inverse.
     bound = min(upper_bound(k, n, delta), alpha)
     return Selection(grid.thresholds[position], n, k, len(score), bound, delta, float(p[position]), None, reason)
 
@@ -276,21 +278,21 @@ def _why_nothing(score: Floats, accepted: NDArray[np.int64], alpha: float, level
 def _labels_needed(
     accepted: NDArray[np.int64], wrong: NDArray[np.int64], rows: int, grid: Grid, *, alpha: float, level: float
 ) -> int | None:
-    """More labels with which some threshold would pass at ``level`` with probability .8, if errors stayed as they are.
+    """Estimate how many more labels let some threshold pass at ``level`` with probability .8, at the observed errors.
 
-    Within 8 %; None where it would be over a million acceptances. The error at a threshold is taken to be
-    (wrong + alpha / 2) / (accepted + 1), so that none wrong of few does not pass for perfect. Only starts count, because
-    nothing passes unless a start does; where ``rows`` were so few that all there is is one at the end, more of them would
-    place others, and every threshold counts.
+    Accurate within 8 %; None if more than a million acceptances would be needed. The error at a threshold is estimated as
+    (wrong + alpha / 2) / (accepted + 1), so that no error among few answers does not count as perfect. Only starts count,
+    because nothing passes unless a start does; if ``rows`` allowed only one start at the end, more rows would place others,
+    and every threshold counts.
     """
     n = max(rows, 1)
-    if not rows:  # then take every request for one that may be accepted
+    if not rows:  # assume that every request may be accepted
         accepted, wrong = np.ones_like(accepted), np.zeros_like(wrong)
     places = np.arange(len(grid.thresholds)) if grid.starts[0] == len(grid.thresholds) - 1 else np.array(grid.starts)
     seen = places[accepted[places] > 0]
     error = ((wrong[seen] + alpha / 2) / (accepted[seen] + 1))[:, None]
     counts = np.unique(np.geomspace(fewest_accepted(alpha, level), 1e6, 150).astype(np.int64))
-    # The .8 quantile of the number wrong, by the normal distribution with a correction for continuity.
+    # The .8 quantile of the number of wrong answers, by the normal approximation with continuity correction.
     errors = np.minimum(np.floor(counts * error + 0.8416 * np.sqrt(counts * error * (1 - error)) + 0.5), counts)
     passes = (p_value(errors, counts, alpha) <= level) & (error < alpha)
     totals = (counts[np.argmax(passes, axis=1)] * n / accepted[seen])[passes.any(axis=1)]
@@ -308,20 +310,19 @@ def calibrate_conformal(
     coverage: float | None = None,
     method: str = "fixed_sequence",
 ) -> Selection:
-    """A threshold whose accepted answers are wrong with a probability of at most ``alpha``, with confidence 1 - ``delta``.
+    """Find a threshold whose accepted answers are wrong at a rate of at most ``alpha``, with confidence 1 - ``delta``.
 
-    ``scores`` [n]: the higher, the surer; NaN where unknown. ``labels`` [n]: True where the answer was right. The thresholds
-    tried are ``thresholds`` (fixed beforehand, in any order), or placed by ``reference`` (scores of *other* requests, no
-    labels needed), or those of `fixed_grid`, for scores in [0, 1]. With ``thresholds``, starts lie where 2, 4 and 8 times
-    the fewest passing acceptances are expected by ``reference``, and without it at quarters of the list.
+    ``scores`` [n]: higher means more confident; NaN: unknown. ``labels`` [n]: True if the answer is right. The thresholds to
+    test are ``thresholds`` (fixed beforehand, in any order), or placed by ``reference`` (scores of *other* requests, no
+    labels needed), or those of `fixed_grid`, for scores in [0, 1]. With ``thresholds``, starts are where ``reference``
+    predicts 2, 4 and 8 times the minimum number of acceptances; without ``reference``, at quarters of the list.
 
-    ``coverage``: the share of requests that should be accepted. Raises `InfeasibleTarget` where no score at all could accept
-    as many, which is judged at the lower confidence bound (at ``delta``) for the share of wrong answers mu, so that a target
-    is refused wrongly with probability at most delta: coverage <= (1 - mu) / (1 - alpha). A target that is feasible but was
-    not reached is named in the reason.
+    ``coverage``: share of requests that should be accepted. Raises `InfeasibleTarget` if no score can accept as many:
+    coverage <= (1 - mu) / (1 - alpha), with mu the lower confidence bound (at ``delta``) of the share of wrong answers, so a
+    target is rejected wrongly with probability at most delta. The reason names a feasible target that was not reached.
 
-    Unlike the ceil((1 - alpha) (n + 1))-th smallest score, which looks at no label and fixes only how *often* answers are
-    accepted, this says how often accepted answers are *wrong*. Raises `InputError` for input that cannot be read.
+    Unlike the ceil((1 - alpha) (n + 1))-th smallest score, which uses no labels and fixes only how *often* answers are
+    accepted, this bounds how often accepted answers are *wrong*. Raises `InputError` for invalid input.
 
     >>> import numpy as np
     >>> scores = np.linspace(0, 1, 400)
@@ -334,7 +335,9 @@ def calibrate_conformal(
     score, right = checked(scores, labels, dimensions=1)
     check_levels(alpha, delta)
     if reference is not None and (reference is scores or np.may_share_memory(np.asarray(reference), np.asarray(scores))):
-        raise InputError("the reference scores are the calibration scores", hint="give scores of other requests, or none")
+        raise InputError(
+            "the reference scores are the calibration scores", hint="use scores of other requests, or omit them"
+        )
     if coverage is not None:
         _check_feasible(right, coverage, alpha, delta)
     grid = _grid(score, thresholds, reference, alpha, delta)
@@ -352,8 +355,8 @@ def _grid(
         if reference is not None:
             return grid_from(reference, n=len(score), alpha=alpha, level=delta)
         if np.any((score < 0) | (score > 1)):
-            hint = "give reference scores of other requests, or thresholds fixed beforehand"
-            raise InputError("scores outside [0, 1] cannot be compared with the default thresholds", hint=hint)
+            hint = "pass reference scores of other requests, or thresholds fixed beforehand"
+            raise InputError("the default thresholds require scores in [0, 1]", hint=hint)
         return fixed_grid()
     ordered = tuple(sorted({float(threshold) for threshold in thresholds}, reverse=True))
     if reference is None:
@@ -366,26 +369,26 @@ def _grid(
 
 def _check_feasible(right: NDArray[np.bool_], coverage: float, alpha: float, delta: float) -> None:
     if not 0 < coverage <= 1:
-        raise InputError(f"coverage must be above 0 and at most 1, not {coverage!r}")
+        raise InputError(f"coverage must be greater than 0 and at most 1, not {coverage!r}")
     base = lower_bound(int(np.sum(~right)), len(right), delta)
     if coverage > (highest := highest_coverage(base, alpha)):
         raise InfeasibleTarget(
             f"no score can accept {coverage:g} of the requests at an error of {alpha:g}: mu, the share of wrong answers, is "
-            f"at least {base:.3f} (confidence {1 - delta:g}), and coverage at most (1 - mu) / (1 - alpha) = {highest:.3f}",
-            hint="ask for less coverage, allow a larger alpha, or use a model that is right more often",
+            f"at least {base:.3f} (confidence {1 - delta:g}), so coverage is at most (1 - mu) / (1 - alpha) = {highest:.3f}",
+            hint="request less coverage, raise alpha, or use a more accurate model",
         )
 
 
 def checked(scores: ArrayLike, correct: ArrayLike, *, dimensions: int) -> tuple[Floats, NDArray[np.bool_]]:
-    """Scores as floats and labels as booleans, of one shape with so many dimensions; raises `InputError` if they are not."""
+    """Return scores as floats and labels as booleans. Raises `InputError` unless they have one shape with ``dimensions``."""
     try:
         score, label = np.asarray(scores, np.float64), np.asarray(correct, np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"scores and labels must be numbers: {error}", hint="an unknown score is NaN") from error
     if score.shape != label.shape or score.ndim != dimensions:
-        raise InputError(f"scores have shape {score.shape} and labels {label.shape}", hint="give one label per score")
+        raise InputError(f"scores have shape {score.shape} but labels {label.shape}", hint="pass one label per score")
     if not np.isin(label, (0.0, 1.0)).all():
-        raise InputError("every label must be true or false, 1 or 0", hint="leave out the requests whose label is unknown")
+        raise InputError("every label must be true or false, 1 or 0", hint="omit requests with unknown labels")
     return score, label.astype(np.bool_)
 
 
@@ -393,4 +396,4 @@ def check_levels(alpha: float, delta: float) -> None:
     """Raise `InputError` unless both lie strictly between 0 and 1."""
     for name, value in (("alpha", alpha), ("delta", delta)):
         if not 0 < value < 1:
-            raise InputError(f"{name} must lie between 0 and 1, not {value!r}", hint="0.10 is usual")
+            raise InputError(f"{name} must be between 0 and 1 (exclusive), not {value!r}", hint="a typical value is 0.10")

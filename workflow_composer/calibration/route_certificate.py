@@ -1,4 +1,4 @@
-"""A certificate of adaptive routing: made from recorded routes, kept in a file, and made again to check it."""
+"""Certificates of adaptive routing: created from recorded routes, saved to a file, verified by recomputation."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ _NOT_COMPARED = ("created", "version", "source")
 
 @dataclass(frozen=True, slots=True)
 class RouteCertificate:
-    """What was found, and all that is needed to find it again.
+    """The result, and everything needed to reproduce it.
 
-    Of ``prompts`` recorded prompts a share ``fit_share`` (drawn with ``seed``) taught the tables, half of it, and placed the
-    starts, the other half; the rest calibrated. ``tables``: layer -> digest. ``digest``: SHA-256 of the recording.
+    Of ``prompts`` recorded prompts, a share ``fit_share`` (drawn with ``seed``) was used for fitting: one half to learn the
+    tables, the other half to place the starts; the rest calibrated. ``tables``: layer -> digest. ``digest``: SHA-256 of the
+    recording.
     """
 
     margin: float
@@ -53,36 +54,36 @@ class RouteCertificate:
 
     @property
     def statement(self) -> str:
-        """What is guaranteed, in words."""
+        """The guarantee in words."""
         share, found = self.paths.learned_share, self.selection
-        asked = f"In each prompt and layer, of the first n tokens at most {share:g} * (n + 1) ask the gate, for every n."
+        asked = f"In each prompt and layer, at most {share:g} * (n + 1) of the first n tokens call the gate, for every n."
         if found.threshold is None:
-            return f"{asked} About quality nothing is guaranteed: {found.reason}."
+            return f"{asked} Quality is not guaranteed: {found.reason}."
         return (
-            f"{asked} If prompts are exchangeable with the {found.prompts} calibrating ones, then with probability at least "
-            f"{1 - self.delta:g} over these, at most a share {self.alpha:g} of prompts loses more than {self.margin:g} of "
-            f"the gate's weight, where routes are fast from a confidence of {found.threshold:g} on."
+            f"{asked} If prompts are exchangeable with the {found.prompts} calibration prompts, then with probability at "
+            f"least {1 - self.delta:g} over these, at most a share {self.alpha:g} of prompts loses more than "
+            f"{self.margin:g} of the gate's weight if tables are used at a confidence of at least {found.threshold:g}."
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, the statement in words included."""
+        """Plain data for JSON, including the statement in words."""
         return {"format": FORMAT, "statement": self.statement, **asdict(self)}
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all. Raises OSError."""
+        """Write the file atomically. Raises OSError."""
         replace_file(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> RouteCertificate:
-        """Read a file. Raises `InputError` where it is none."""
+        """Read a certificate file. Raises `InputError` if it is missing or invalid."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise InputError(f"no certificate: {path}: {error.strerror}", hint="make one with `var certify`") from None
+            raise InputError(f"no certificate: {path}: {error.strerror}", hint="create one with `var certify`") from None
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: not a certificate: {error}") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise InputError(f"{path}: not a certificate of the form {FORMAT}", hint="make one with `var certify`")
+            raise InputError(f"{path}: not a certificate in format {FORMAT}", hint="create one with `var certify`")
         try:
             return _from_dict(data)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -91,7 +92,7 @@ class RouteCertificate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Certified:
-    """A certificate, the tables that it is about, and the replay of the calibrating prompts that it comes from."""
+    """A certificate, its tables, and the replay of the calibration prompts."""
 
     certificate: RouteCertificate
     tables: Mapping[int, RouteTables]
@@ -110,7 +111,7 @@ def certify_routes(
 ) -> Certified:
     """Learn tables from a part of a recording (`read_routes`), and certify a threshold on the rest.
 
-    Raises `InputError` where the recording cannot be read, or is of fewer than four prompts.
+    Raises `InputError` if the recording cannot be read or has fewer than four prompts.
     """
     check_levels(alpha, delta)
     check_levels(fit_share, delta)
@@ -118,7 +119,9 @@ def certify_routes(
     routes = read_routes(path)
     prompts = np.unique(routes.sequences)
     if len(prompts) < 4:
-        raise InputError(f"{path}: {len(prompts)} prompts; at least four are needed", hint="give each its own `sequence`")
+        raise InputError(
+            f"{path}: at least four prompts are required, not {len(prompts)}", hint="give each prompt its own `sequence`"
+        )
     drawn = np.random.default_rng(seed).permutation(prompts)
     fitted = min(max(2, round(fit_share * len(prompts))), len(prompts) - 1)
     teach, place, calibrate = drawn[: fitted // 2], drawn[fitted // 2 : fitted], drawn[fitted:]
@@ -151,7 +154,7 @@ def certify_routes(
 
 
 def verify_routes(certificate: RouteCertificate, path: Path) -> list[str]:
-    """Make everything again from the recording; what differs, one line each. Empty: it is what the data say."""
+    """Recompute the certificate from the recording; return one line per difference, empty if it is reproduced."""
     again = certify_routes(
         path,
         margin=certificate.margin,
@@ -185,5 +188,5 @@ def _from_dict(data: Mapping[str, Any]) -> RouteCertificate:
 
 def _share(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be a number below 1")
+        raise ValueError(f"{name} must be a number from 0 to below 1, not {value!r}")
     return float(value)

@@ -1,11 +1,10 @@
 """Quality of adaptive routing, certified per prompt: how many prompts lose more than a margin.
 
-Tokens of a prompt depend on each other, so prompts are what is counted. At a threshold t on the tables' confidence, prompt i
-has a loss L_i(t), and is *bad* where L_i(t) > margin. Where prompts are exchangeable and each is routed with a state of its
-own, the number of bad ones among n is binomial with the true share R(t), and the tests of `risk` apply: thresholds are
-tested from strict to liberal by P(Bin(n, alpha) <= bad), in the fallback procedure (Wiens 2003), so that with probability
-at least 1 - delta every threshold that passes has R(t) <= alpha. Thresholds and starts come from other prompts (the fitting
-part).
+Tokens of a prompt are dependent, so the unit is the prompt. At a threshold t on the tables' confidence, prompt i has a loss
+L_i(t) and is *bad* if L_i(t) > margin. If prompts are exchangeable and each is routed with its own state, the number of bad
+ones among n is binomial with the true share R(t), and the tests of `risk` apply: thresholds are tested from strict to
+liberal by P(Bin(n, alpha) <= bad) in the fallback procedure (Wiens 2003), so that with probability at least 1 - delta every
+threshold that passes has R(t) <= alpha. Thresholds and starts come from other prompts (the fitting part).
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from workflow_composer.calibration.risk import check_levels, fewest_accepted, mo
 from workflow_composer.errors import InputError
 
 GRID = (0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.4)
-"""Thresholds on confidence, strict to liberal, fixed for good."""
+"""Fixed thresholds on confidence, strict to liberal."""
 
 
 @dataclass(frozen=True, slots=True)
 class ThresholdTest:
-    """One threshold: ``bad`` of the prompts lost more than the margin; ``asked`` is the mean share of asking."""
+    """One threshold: ``bad`` prompts lost more than the margin; ``asked`` is the mean share of gate calls."""
 
     threshold: float
     bad: int
@@ -37,10 +36,10 @@ class ThresholdTest:
 
 @dataclass(frozen=True, slots=True)
 class RouteSelection:
-    """The most liberal threshold that passed (None: none did), and how all of them fared.
+    """The most liberal threshold that passed (None: none passed), and the results of all tests.
 
-    ``bound``: Clopper and Pearson's upper bound, at level delta, of the share of bad prompts at that threshold; 1 without
-    one.
+    ``bound``: Clopper and Pearson's upper bound, at level delta, of the share of bad prompts at that threshold; 1 if none
+    passed.
     """
 
     threshold: float | None
@@ -52,9 +51,9 @@ class RouteSelection:
 
 
 def starts_from(losses: NDArray[np.float64], margin: float, alpha: float) -> tuple[int, ...]:
-    """Where testing starts: at the strictest threshold, and at the most liberal at which *other* prompts are seldom bad.
+    """Return the starts of the tests: the strictest threshold, and the most liberal one with few bad prompts in ``losses``.
 
-    ``losses`` [prompts, thresholds] must not be those that will certify. "Seldom" is half of ``alpha``.
+    ``losses`` [prompts, thresholds] must come from other prompts than the calibration's. "Few" is half of ``alpha``.
     """
     bad = (losses > margin).mean(axis=0)
     safe = np.flatnonzero(bad <= alpha / 2)
@@ -71,9 +70,9 @@ def select_route_threshold(
     alpha: float,
     delta: float,
 ) -> RouteSelection:
-    """Test ``thresholds`` [t], strict to liberal, by ``losses`` [n, t] of n prompts; ``asked`` [n, t]: shares of asking.
+    """Test ``thresholds`` [t], strict to liberal, on ``losses`` [n, t] of n prompts; ``asked`` [n, t]: shares of gate calls.
 
-    Raises `InputError` for input that is not of these shapes, or not finite.
+    Raises `InputError` for other shapes or values that are not finite.
     """
     check_levels(alpha, delta)
     if (
@@ -82,7 +81,7 @@ def select_route_threshold(
         or asked.shape != losses.shape
         or not np.isfinite(losses).all()
     ):
-        raise InputError(f"losses must be finite, [prompts, {len(thresholds)} thresholds], not of shape {losses.shape}")
+        raise InputError(f"losses must be finite, of shape (prompts, {len(thresholds)} thresholds), not {losses.shape}")
     n = len(losses)
     bad = (losses > margin).sum(axis=0)
     p = p_value(bad, np.full(len(thresholds), n), alpha) if n else np.ones(len(thresholds))

@@ -1,4 +1,4 @@
-"""A score: the probability that an answer is right, learned from signals. Pure Python; `fitting` learns it."""
+"""Score models: the probability that an answer is right, computed from signals in pure Python; `fitting` learns them."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ FEATURES = (
     "min_margin",
     "tail_mass",
 )
-"""Fields of `FeedbackSignal` that a score may use."""
+"""Fields of `FeedbackSignal` that a score model may use."""
 
 Form = Literal["platt", "isotonic"]
 
 
 @dataclass(frozen=True, slots=True)
 class Calibrator:
-    """Makes a logit a probability, so that of answers with a score of .9 about nine in ten are right.
+    """Maps a logit to a calibrated probability: of answers with a score of .9, about nine in ten are right.
 
     ``platt``: logistic(a x + b), ``knots`` being ((a, b),) (Platt 1999). ``isotonic``: non-decreasing and linear between the
     ``knots`` (x, probability), constant beyond them (Zadrozny and Elkan 2002).
@@ -59,9 +59,9 @@ class Calibrator:
 
 @dataclass(frozen=True, slots=True)
 class ScoreModel:
-    """Logistic regression on standardised features, then a calibrator that never falls.
+    """Logistic regression on standardised features, followed by a non-decreasing calibrator.
 
-    ``weights`` belong to ``(feature - center) / scale``. `probability` is None where a feature is not known.
+    ``weights`` apply to ``(feature - center) / scale``. `probability` is None if a feature is unknown.
     """
 
     features: tuple[str, ...]
@@ -82,7 +82,7 @@ class ScoreModel:
         return self.intercept + math.fsum((value - center) / scale * weight for value, center, scale, weight in parts)
 
     def highest(self, ranges: Sequence[tuple[float, float]]) -> float:
-        """The largest probability that features within these ranges could give: each taken at its better end."""
+        """Return the largest probability for features within these ranges, each taken at its better end."""
         best = [high if weight >= 0 else low for (low, high), weight in zip(ranges, self.weights, strict=True)]
         return self.calibrator(self.logit(best))
 
@@ -94,7 +94,7 @@ class ScoreModel:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ScoreModel:
-        """The inverse of `to_dict`, after JSON. Raises `InputError` where ``data`` is something else."""
+        """Build a model from parsed JSON, the inverse of `to_dict`. Raises `InputError` if ``data`` is invalid."""
         try:
             features = tuple(map(str, data["features"]))
             center, scale, weights = (tuple(map(_number, data[name])) for name in ("center", "scale", "weights"))
@@ -102,26 +102,28 @@ class ScoreModel:
             knots = tuple((_number(x), _number(y)) for x, y in data["calibrator"]["knots"])
             model = cls(features, center, scale, weights, _number(data["intercept"]), Calibrator(form, knots))
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"not a score: {type(error).__name__}: {error}") from None
+            raise InputError(f"invalid score model: {type(error).__name__}: {error}") from None
         model._check()
         return model
 
     def _check(self) -> None:
         if unknown := set(self.features) - set(FEATURES):
-            raise InputError(f"unknown features: {', '.join(sorted(unknown))}", hint=f"there are: {', '.join(FEATURES)}")
+            raise InputError(
+                f"unknown features: {', '.join(sorted(unknown))}", hint=f"known features: {', '.join(FEATURES)}"
+            )
         if not len(self.features) == len(self.center) == len(self.scale) == len(self.weights):
-            raise InputError("a score needs as many centers, scales and weights as features")
+            raise InputError("a score model needs one center, scale and weight per feature")
         if any(scale <= 0 for scale in self.scale):
-            raise InputError("a score's scales must be positive")
+            raise InputError("the scales of a score model must be positive")
         knots, form = self.calibrator.knots, self.calibrator.form
         if form == "platt" and not (len(knots) == 1 and knots[0][0] >= 0):
-            raise InputError("a Platt calibrator has one slope, which is not negative, and one offset")
+            raise InputError("a Platt calibrator needs one non-negative slope and one offset")
         if form == "isotonic" and not (
             knots and _rises([x for x, _ in knots], strictly=True) and _rises([y for _, y in knots])
         ):
-            raise InputError("an isotonic calibrator has knots that rise")
+            raise InputError("the knots of an isotonic calibrator must be increasing")
         if form not in ("platt", "isotonic"):
-            raise InputError(f"no calibrator is called {form!r}")
+            raise InputError(f"unknown calibrator {form!r}", hint="known: platt, isotonic")
 
 
 def logistic(x: float) -> float:
@@ -138,7 +140,7 @@ def _plain(value: Any) -> Any:
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{value!r} is no number")
+        raise ValueError(f"{value!r} is not a finite number")
     return float(value)
 
 

@@ -1,7 +1,7 @@
-"""The signals of many answers at once: what `signals.analyze` says of each, as columns (numpy).
+"""Signals of many answers at once: the results of `signals.analyze` as numpy columns.
 
-Answers have different lengths, so their tokens stand one after the other in flat arrays, and ``offsets`` say where each
-answer begins. Tokens are worked off in pieces that stay in the processor's cache.
+Answers have different lengths, so their tokens are concatenated in flat arrays, and ``offsets`` mark where each answer
+begins. Tokens are processed in pieces that fit into the processor's cache.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from workflow_composer.errors import InputError
 
 Floats = NDArray[np.float64]
 Answer = tuple[Sequence[float], Sequence[Sequence[float]] | None]
-"""Log-probabilities of the chosen tokens and, where known, those of the likeliest tokens at each place."""
+"""Log-probabilities of the chosen tokens and, if known, those of the most likely tokens at each position."""
 
 COLUMNS = tuple(field.name for field in fields(FeedbackSignal) if field.type in ("int", "float | None"))
 """The numeric fields of `FeedbackSignal`."""
@@ -35,9 +35,9 @@ COLUMNS = tuple(field.name for field in fields(FeedbackSignal) if field.type in 
 _PIECE = 1 << 14
 _ROUNDING = 1e-6
 _NOTHING = -1e4
-"""A log-probability whose probability is 0 and which, times 0, is 0."""
+"""A finite log-probability whose exp is 0, so that its product with 0 is 0."""
 _TINY = 1e-300
-"""Its logarithm is finite, and 0 times it is 0: cheaper than leaving zeros out."""
+"""A number with a finite logarithm: cheaper than masking zeros."""
 _LOG_LOW = float(np.log(LOW_CONFIDENCE))
 _SPREAD = ("entropy_low", "entropy_high", "margin", "tail_mass")
 
@@ -57,13 +57,13 @@ class SignalTable:
 
     @property
     def known(self) -> NDArray[np.bool_]:
-        """Answers of which anything is known [n]."""
+        """Answers with known signals [n]."""
         found: NDArray[np.bool_] = ~np.isnan(self["mean_logprob"])
         return found
 
     @property
     def distribution(self) -> NDArray[np.bool_]:
-        """Answers of which the tokens' distributions are known [n], not only the chosen tokens."""
+        """Answers with known token distributions [n], not only the chosen tokens."""
         found: NDArray[np.bool_] = ~np.isnan(self["entropy"])
         return found
 
@@ -81,11 +81,11 @@ class SignalTable:
         *,
         vocabulary: int = VOCABULARY,
     ) -> SignalTable:
-        """Analyze answers whose tokens stand one after the other.
+        """Analyze answers whose tokens are concatenated.
 
         ``logprobs`` [tokens], of the chosen tokens; ``offsets`` [n + 1], answer i being ``offsets[i]:offsets[i + 1]``;
-        ``top`` [tokens, k], log-probabilities of the likeliest tokens, NaN where there are fewer than k. The chosen token
-        may be missing there where it was less likely. Raises `InputError` where the shapes do not fit.
+        ``top`` [tokens, k], log-probabilities of the most likely tokens, padded with NaN. The chosen token may be missing
+        there if it was less likely. Raises `InputError` if the shapes do not match.
 
         >>> table = SignalTable.of([-0.1, -0.7, -0.2], [0, 2, 3, 3])
         >>> table["token_count"].tolist(), table.known.tolist()
@@ -110,7 +110,7 @@ class SignalTable:
     def of_answers(
         cls, answers: Sequence[Answer | None], rules: Rules = DEFAULT_RULES, *, vocabulary: int = VOCABULARY
     ) -> SignalTable:
-        """Analyze answers given one by one; None: nothing is known of it."""
+        """Analyze a sequence of answers; None: unknown."""
         lengths = [0 if answer is None else len(answer[0]) for answer in answers]
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
         chosen = np.fromiter((v for a in answers if a is not None for v in a[0]), dtype=np.float64, count=int(offsets[-1]))
@@ -122,22 +122,22 @@ class SignalTable:
             if answer is None or answer[1] is None or len(answer[1]) != len(answer[0]):
                 continue
             for at, values in enumerate(answer[1], start=int(start)):
-                # What is no number at all must not pass for a value that is missing.
+                # A NaN in the data must not count as padding.
                 top[at, : len(values)] = [np.inf if value != value else value for value in values]  # noqa: PLR0124  # NaN
         return cls.of(chosen, offsets, top, rules, vocabulary=vocabulary)
 
 
 def _check_shapes(chosen: Floats, starts: NDArray[np.int64], top: NDArray[Any] | None) -> None:
     if chosen.ndim != 1 or starts.ndim != 1 or not len(starts):
-        raise InputError("logprobs and offsets must be flat arrays, offsets with one entry more than there are answers")
+        raise InputError("logprobs and offsets must be one-dimensional, with one offset more than answers")
     if starts[0] != 0 or starts[-1] != len(chosen) or (np.diff(starts) < 0).any():
-        raise InputError(f"offsets must rise from 0 to the number of tokens, {len(chosen)}")
+        raise InputError(f"offsets must increase from 0 to the number of tokens, {len(chosen)}")
     if top is not None and (top.ndim != 2 or len(top) != len(chosen)):
-        raise InputError(f"top must have one row for each of the {len(chosen)} tokens; its shape is {top.shape}")
+        raise InputError(f"top must have shape ({len(chosen)}, k), one row per token, not {top.shape}")
 
 
 def _pieces(starts: NDArray[np.int64]) -> Iterator[slice]:
-    """Runs of answers with about `_PIECE` tokens each."""
+    """Yield slices of answers with about `_PIECE` tokens each."""
     first, count = 0, len(starts) - 1
     while first < count:
         last = int(np.searchsorted(starts, starts[first] + _PIECE, side="right")) - 1
@@ -155,7 +155,7 @@ def _fill(
     vocabulary: int,
     room: Floats,
 ) -> None:
-    """Write the columns of one piece. ``room`` holds what is largest: to get and return memory each time costs a third."""
+    """Write the columns of one piece. ``room`` is a reused buffer: allocating one for each piece costs a third more."""
     bounds = starts[piece.start : piece.stop + 1]
     tokens = slice(int(bounds[0]), int(bounds[-1]))
     raw = logprobs[tokens]
@@ -165,7 +165,7 @@ def _fill(
     if not len(filled):
         return
     usable = np.logical_and.reduceat(raw <= _ROUNDING, begin)  # false for NaN
-    chosen = np.minimum(np.maximum(raw, FLOOR), 0.0)  # NaN stays, and ends up in an answer that is not usable
+    chosen = np.minimum(np.maximum(raw, FLOOR), 0.0)  # NaN stays and makes its answer unusable
     likely = np.exp(chosen)
     rows, count = piece.start + filled, lengths[filled].astype(np.float64)
     total = np.add.reduceat(chosen, begin)
@@ -188,12 +188,12 @@ def _fill(
 
 
 def _order(chosen: Floats, begin: NDArray[np.int64], lengths: NDArray[np.int64]) -> dict[str, Floats]:
-    """Least value and quantiles of each answer, from one sort of its tokens."""
+    """Compute the minimum and quantiles of each answer with one sort of its tokens."""
     width = int(lengths.max())
     if len(begin) * width == len(chosen):
         ordered = np.sort(chosen.reshape(len(begin), width), axis=1)
     else:
-        ordered = np.full((len(begin), width), np.nan)  # sorts behind all others
+        ordered = np.full((len(begin), width), np.nan)  # NaN sorts last
         ordered[np.arange(width) < lengths[:, None]] = chosen
         ordered.sort(axis=1)
     row = np.arange(len(begin))
@@ -215,7 +215,7 @@ def _spread(
     count: Floats,
     vocabulary: int,
 ) -> dict[str, Floats]:
-    """Mean bounds of the entropy, margins and unseen mass; NaN for answers of which not every token has alternatives.
+    """Compute mean entropy bounds, margins and unseen mass; NaN unless every token of the answer has alternatives.
 
     ``top`` and ``probabilities`` [k, tokens] are overwritten. The formulas are those of `signals.entropy_bounds`.
     """
@@ -246,11 +246,11 @@ def _spread(
 
 
 def _tidy(top: Floats) -> tuple[NDArray[np.bool_], NDArray[np.int8], Floats]:
-    """Sort and limit the alternatives in place; whether a token's can be used, how many it has, and its least.
+    """Sort and clip the alternatives in place; return which tokens' are usable, their number and their minimum.
 
-    Places without an alternative hold `_NOTHING` afterwards, whose probability is 0.
+    Missing alternatives become `_NOTHING`, whose probability is 0.
     """
-    if (top[:-1] >= top[1:]).all() and not np.isnan(top[-1]).any():  # in order, and all there: what servers send
+    if (top[:-1] >= top[1:]).all() and not np.isnan(top[-1]).any():  # sorted and complete, as servers send them
         usable = top[0] <= _ROUNDING
         if top[-1].min() < FLOOR or top[0].max() > 0.0:
             np.minimum(np.maximum(top, FLOOR, out=top), 0.0, out=top)
@@ -265,7 +265,7 @@ def _tidy(top: Floats) -> tuple[NDArray[np.bool_], NDArray[np.int8], Floats]:
 
 
 def _bounds(known: Floats, rest: Floats, least: Floats, seen: NDArray[np.int8], vocabulary: int) -> tuple[Floats, Floats]:
-    """Lower and upper bounds of entropies of which ``rest`` was not seen."""
+    """Compute lower and upper bounds of entropies with the unseen mass ``rest``."""
     outcomes = np.maximum(1, vocabulary - np.arange(int(seen.max()) + 1)).astype(np.float64)
     largest = np.exp(least)
     high = np.log(outcomes)[seen]
@@ -282,14 +282,14 @@ def _bounds(known: Floats, rest: Floats, least: Floats, seen: NDArray[np.int8], 
 
 
 def _binary_entropy(chosen: Floats, likely: Floats) -> Floats:
-    """Bits, of "the chosen token or another"."""
+    """Entropy in bits of the event "the chosen token or another"."""
     other = 1.0 - likely
     bits: Floats = (likely * chosen + other * np.log(np.maximum(other, _TINY))) / -np.log(2.0)
     return bits
 
 
 def _doubtful(columns: Mapping[str, Floats], rules: Rules) -> NDArray[np.bool_]:
-    """What `Rules.reasons` would find any reason for; unknown answers are doubtful."""
+    """Return which answers `Rules.reasons` finds doubtful; unknown answers are doubtful."""
     mean = columns["mean_logprob"]
     spread = np.where(np.isnan(columns["entropy"]), -mean, columns["entropy"])
     doubtful: NDArray[np.bool_] = (

@@ -1,13 +1,13 @@
-"""How sure a model was of one answer, read from its own tokens' log-probabilities. Pure Python; for one answer at a time.
+"""Confidence signals of one answer, from its tokens' log-probabilities. Pure Python, one answer at a time.
 
-Three kinds of knowledge, never mixed up: with the most likely alternatives of each token (``distribution``) the entropy of
-the token's distribution is known within bounds; with the chosen token's log-probability only (``surprisal``) it is not, and
-what is known is how surprising the answer was; without either, nothing is known (``unknown``), which is not confidence.
+Three kinds of signals: with the most likely alternatives of each token (``distribution``), the entropy of the token's
+distribution is known within bounds; with the chosen token's log-probability only (``surprisal``), it is not, but the
+surprisal of the answer is; without either (``unknown``), nothing is known, which does not count as confidence.
 
-**Bounds of the entropy** (nats) of one token, of which the k most likely outcomes have the probabilities p_1 >= ... >= p_k
-and the rest has the mass r = 1 - sum p. No unseen token is more likely than p_k. The rest adds least where it is as
-concentrated as it can be (floor(r / p_k) tokens of p_k and one of what remains), and most where it is spread evenly over
-the vocabulary: r log((V - k) / r). Both follow from the concavity of -p log p.
+**Bounds of the entropy** (nats) of one token whose k most likely outcomes have the probabilities p_1 >= ... >= p_k; the rest
+has the mass r = 1 - sum p. No unseen token is more likely than p_k. The rest contributes least if it is as concentrated as
+possible (floor(r / p_k) tokens of p_k and one with the remainder), and most if it is spread evenly over the vocabulary:
+r log((V - k) / r). Both follow from the concavity of -p log p.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from workflow_composer.types import Sample
 from workflow_composer.values import quick
 
 VOCABULARY = 2**18
-"""Tokens of the largest vocabularies in use; a larger one than the model's makes the upper bound a little too high."""
+"""Size of the largest common vocabularies; if the model's is smaller, the upper bound is slightly too high."""
 FLOOR = -100.0
-"""Log-probabilities below are taken for this: servers write -9999 or minus infinity for what cannot happen."""
+"""Lower limit of log-probabilities: servers return -9999 or minus infinity for impossible tokens."""
 LOW_CONFIDENCE = 0.5
-"""A token that was less likely than all others together is one of low confidence."""
+"""A token less likely than this has low confidence."""
 HEAVY_TAIL = 0.01
-"""Unseen probability of a token from which its entropy is flagged as uncertain."""
+"""Unseen probability of a token above which its entropy counts as uncertain."""
 QUANTILES = (0.05, 0.25, 0.5)
 
 _ROUNDING = 1e-6
@@ -38,13 +38,13 @@ Kind = Literal["distribution", "surprisal", "unknown"]
 @quick
 @dataclass(frozen=True, slots=True)
 class FeedbackSignal:
-    """What an answer's tokens tell. None: not known. Means are over tokens; log-probabilities and entropies in nats.
+    """Signals of an answer's tokens. None: unknown. Means are over tokens; log-probabilities and entropies are in nats.
 
-    ``entropy`` is the mean entropy of the tokens' distributions: its upper bound, since ``entropy_bound`` is "upper", so
-    that what is unseen counts as doubt; ``entropy_low`` and ``entropy_high`` are both. ``heavy_tails`` counts the tokens of
-    which more than 1 % was unseen, ``tail_mass`` is the mean unseen probability. ``binary_entropy`` (bits, at most 1) is
-    that of "the chosen token or another". ``surprisal`` is minus ``mean_logprob``. ``margin`` is the probability of the
-    likeliest token minus that of the second. ``low_confidence_tokens`` were less likely than 0.5.
+    ``entropy`` is the upper bound of the mean entropy of the tokens' distributions (``entropy_bound`` is "upper"), so that
+    unseen mass counts as doubt; ``entropy_low`` and ``entropy_high`` are both bounds. ``heavy_tails`` counts tokens with
+    more than 1 % unseen probability, ``tail_mass`` is the mean unseen probability. ``binary_entropy`` (bits, at most 1) is
+    that of "the chosen token or another". ``surprisal`` is minus ``mean_logprob``. ``margin`` is the probability of the most
+    likely token minus that of the second. ``low_confidence_tokens`` counts tokens less likely than 0.5.
     """
 
     kind: Kind
@@ -67,21 +67,21 @@ class FeedbackSignal:
     tail_mass: float | None = None
     heavy_tails: int = 0
     should_escalate: bool = True
-    escalation_reason: str = "no usable log-probabilities: how sure the model was is unknown"
+    escalation_reason: str = "no usable log-probabilities: the model's confidence is unknown"
 
     @property
     def entropy_bound(self) -> str:
-        """Which bound ``entropy`` is; empty where there is none."""
+        """Which bound ``entropy`` is; empty without an entropy."""
         return "" if self.entropy is None else "upper"
 
     @property
     def surprisal(self) -> float | None:
-        """Mean surprisal of the chosen tokens (nats): all that is known where the alternatives are not."""
+        """Mean surprisal of the chosen tokens (nats); it does not need alternatives."""
         return None if self.mean_logprob is None else -self.mean_logprob
 
     @property
     def confidence(self) -> float | None:
-        """Probability per token (geometric mean); None where unknown. It is not the probability of being right."""
+        """Probability per token (geometric mean); None if unknown. Not the probability that the answer is right."""
         return None if self.mean_logprob is None else math.exp(self.mean_logprob)
 
     @property
@@ -95,11 +95,11 @@ UNKNOWN = FeedbackSignal("unknown")
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Limits set by hand; an answer beyond any of them is doubtful.
+    """Manual limits; an answer beyond any of them is doubtful.
 
-    ``safety_threshold``: least `FeedbackSignal.confidence`. ``entropy``: most mean entropy (nats; where only surprisals are
-    known, the mean surprisal, which is as large on average, and is named so). ``binary_entropy``: most, in bits.
-    ``min_logprob``: least log-probability of any token. ``low_confidence_ratio``: largest share of such tokens.
+    ``safety_threshold``: minimum `FeedbackSignal.confidence`. ``entropy``: maximum mean entropy in nats (if only surprisals
+    are known, of the mean surprisal, which has the same expectation). ``binary_entropy``: maximum, in bits.
+    ``min_logprob``: minimum log-probability of any token. ``low_confidence_ratio``: maximum share of low-confidence tokens.
     """
 
     safety_threshold: float = 0.30
@@ -109,7 +109,7 @@ class Rules:
     low_confidence_ratio: float = 0.15
 
     def reasons(self, signal: FeedbackSignal) -> list[str]:
-        """Why the answer is doubtful, each with value and limit; empty where no rule says so."""
+        """Return why the answer is doubtful, each reason with value and limit; empty if no rule flags it."""
         if signal.kind == "unknown":
             return [signal.escalation_reason]
         found: list[str] = []
@@ -158,9 +158,9 @@ def analyze(
 ) -> FeedbackSignal:
     """The signal of one answer.
 
-    ``logprobs``: of the chosen tokens. ``top``: for each token the log-probabilities of the likeliest ones, in any order;
-    the chosen one may be missing where it was less likely. Unless every token has some, only surprisals are known. No
-    tokens, or values that are no log-probabilities (NaN, positive), make the signal unknown.
+    ``logprobs``: of the chosen tokens. ``top``: for each token, the log-probabilities of the most likely ones, in any order;
+    the chosen one may be missing if it was less likely. Unless every token has some, only surprisals are known. Without
+    tokens, or with invalid log-probabilities (NaN, positive), the signal is unknown.
 
     >>> analyze([-0.1, -0.7], [[-0.1, -2.5], [-0.7, -0.7]]).kind, analyze([-0.1, -0.7]).kind, analyze([]).kind
     ('distribution', 'surprisal', 'unknown')
@@ -206,7 +206,7 @@ low-confidence tokens 0.5 > 0.15'
 
 
 def judged(signal: FeedbackSignal, reasons: Sequence[str]) -> FeedbackSignal:
-    """The same signal, doubtful for these reasons."""
+    """Return the same signal with these reasons for doubt."""
     return replace(signal, should_escalate=bool(reasons), escalation_reason="; ".join(reasons))
 
 
@@ -216,7 +216,7 @@ _Spread = tuple[float, float, float | None, float | None, float, int]
 
 
 def _spread(chosen: Sequence[float], top: Sequence[Sequence[float]], vocabulary: int) -> _Spread | None:
-    """Mean bounds of the entropy, mean and least margin, mean unseen mass, tokens with much of it."""
+    """Return mean entropy bounds, mean and minimum margin, mean unseen mass, and the number of heavy tails."""
     lows, highs, margins, tails = [], [], [], []
     for value, values in zip(chosen, top, strict=True):
         if any(not one <= _ROUNDING for one in values):
@@ -224,7 +224,7 @@ def _spread(chosen: Sequence[float], top: Sequence[Sequence[float]], vocabulary:
         known = sorted((min(0.0, max(FLOOR, one)) for one in values), reverse=True)
         least = known[-1]
         if value < least - _ROUNDING:
-            known.append(value)  # sampled from beyond the likeliest
+            known.append(value)  # the chosen token is not among the most likely ones
         probabilities = [math.exp(one) for one in known]
         rest = max(0.0, 1.0 - math.fsum(probabilities))
         low, high = entropy_bounds(probabilities, rest, math.exp(least), vocabulary)
@@ -248,9 +248,9 @@ def _spread(chosen: Sequence[float], top: Sequence[Sequence[float]], vocabulary:
 def entropy_bounds(
     probabilities: Sequence[float], rest: float, largest_unseen: float, vocabulary: int = VOCABULARY
 ) -> tuple[float, float]:
-    """Lower and upper bound (nats) of the entropy of a distribution of which the ``rest`` was not seen.
+    """Return lower and upper bound (nats) of the entropy of a distribution with the unseen mass ``rest``.
 
-    ``largest_unseen``: no unseen outcome is more likely. ``vocabulary``: outcomes in all, seen and unseen.
+    ``largest_unseen``: maximum probability of an unseen outcome. ``vocabulary``: number of outcomes, seen and unseen.
 
     >>> [round(bound, 3) for bound in entropy_bounds([0.5, 0.3], 0.2, 0.3, vocabulary=4)]
     [1.03, 1.168]
@@ -260,7 +260,7 @@ def entropy_bounds(
         return known, known
     unseen = max(1, vocabulary - len(probabilities))
     high = known + rest * math.log(unseen / rest)
-    # Rounded probabilities can leave a rest that the unseen outcomes could not hold; then one of them has it all.
+    # With rounded probabilities, the rest can exceed what the unseen outcomes can hold; then assign all of it to one.
     held = math.floor(rest / largest_unseen) if largest_unseen * unseen >= rest else 0
     left = rest - held * largest_unseen
     low = known - (held * largest_unseen * math.log(largest_unseen) if held else 0.0)
@@ -270,7 +270,7 @@ def entropy_bounds(
 
 
 def binary_entropy(probability: float) -> float:
-    """Entropy (bits) of an event of this probability: 1 where it is even, 0 where it is certain.
+    """Return the entropy (bits) of an event with this probability: 1 if it is even, 0 if it is certain.
 
     >>> binary_entropy(0.5), round(binary_entropy(0.9), 3), binary_entropy(1.0)
     (1.0, 0.469, 0.0)
@@ -282,7 +282,7 @@ def binary_entropy(probability: float) -> float:
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
-    """The quantile of sorted values, linear between two of them."""
+    """The quantile of sorted values, with linear interpolation."""
     place = share * (len(ordered) - 1)
     below = math.floor(place)
     if below + 1 >= len(ordered):

@@ -1,4 +1,4 @@
-"""Whether a certificate says what the data say."""
+"""Verify a certificate by recomputing it from its data."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ NOT_COMPARED = ("created", "version", "notes", "data.source")
 
 
 def verify(certificate: Certificate, table: CalibrationTable) -> list[str]:
-    """Make every number again from the data; what differs, one line each. Empty: the certificate is what the data say.
+    """Recompute every number from the data; return one line per difference, empty if the certificate is reproduced.
 
-    Limits for going straight up are taken as they stand: they follow from prices, which are not in the certificate, and
-    any would be valid.
+    Limits for escalating directly to the last tier are taken from the certificate: they depend on prices, which it does not
+    contain, and any limits are valid.
     """
     if tuple(tier.name for tier in certificate.tiers) != table.names:
         there, here = ", ".join(tier.name for tier in certificate.tiers), ", ".join(table.names)
@@ -28,7 +28,7 @@ def verify(certificate: Certificate, table: CalibrationTable) -> list[str]:
 
 
 def differences(place: str, one: Any, other: Any) -> Sequence[str]:
-    """Where two values differ, down to their parts; numbers count as equal within rounding of the libraries."""
+    """Describe where two values differ, field by field; numbers within rounding errors count as equal."""
     if is_dataclass(one) and type(one) is type(other):
         names = [field.name for field in fields(one)]
         pairs = {_join(place, name): (getattr(one, name), getattr(other, name)) for name in names}

@@ -1,4 +1,4 @@
-"""The run behind ``calibrate``: reading graded answers, calibrating, and saying what came out."""
+"""The run behind ``calibrate``: read graded answers, calibrate, report the result."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOTHING_CERTIFIED = 1
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line says; see ``calibrate --help``."""
+    """The command-line options; see ``calibrate --help``."""
 
     pairs: Path | None = None
     replay: Path | None = None
@@ -53,7 +53,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """One ``calibrate``. `run` returns the exit code."""
+    """One run of ``calibrate``. `run` returns the exit code."""
 
     state: State
     options: Options
@@ -109,7 +109,7 @@ class Calibration:
     # -------------------------------------------------------------------------------------------------------- the parts
 
     def _system(self, config: StrategyConfig | None) -> str | None:
-        """The whole system message of the answers' requests: the context, named or the profile's, and the text."""
+        """The complete system message of the answers' requests: the context (named, or the profile's) and the text."""
         from workflow_composer.contexts.applying import Contexts
         from workflow_composer.snapshot import contexts_of
         from workflow_composer.types import ANY_TASK
@@ -125,7 +125,7 @@ class Calibration:
             from workflow_composer.calibration.pairs import from_pairs
 
             return from_pairs(options.pairs, tiers)
-        assert options.replay is not None  # the command line asks for one of the two
+        assert options.replay is not None  # the command line requires one of the two
         specs = {tier: _spec(config, tier) for tier in tiers} if config else {}
         names = {tier: (tier, spec.model, spec.name) if (spec := specs.get(tier)) else (tier,) for tier in tiers}
         return read_recording(options.replay, names, {tier: _price(spec) for tier, spec in specs.items()})
@@ -142,7 +142,7 @@ class Calibration:
 
 @contextmanager
 def libraries() -> Iterator[None]:
-    """Where a library is not installed, say which extra brings it."""
+    """Turn the import error of an optional library into an error that names the extra to install."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -156,7 +156,7 @@ def libraries() -> Iterator[None]:
 def read_recording(
     path: Path, tiers: Mapping[str, Sequence[str | None]], prices: Mapping[str, Price | None] | None = None
 ) -> CalibrationTable:
-    """The table of a recording. ``tiers``: tier -> names under which it may have been recorded; none: every model is a tier.
+    """Build the table from a recording. ``tiers``: tier -> names it may be recorded under; empty: every model is a tier.
 
     Raises `InputError`.
     """
@@ -172,7 +172,7 @@ def read_recording(
         known = {tier: price for tier, price in (prices or {}).items() if price is not None}
         return from_records(recording.records(), wanted or {name: name for name in there}, path=path, prices=known)
     except ModelError as error:
-        raise InputError(error.message, hint="docs/recordings.md says what the file holds") from None
+        raise InputError(error.message, hint="docs/recordings.md describes the file format") from None
 
 
 def _spec(config: StrategyConfig, tier: str) -> ModelSpec:
@@ -180,7 +180,7 @@ def _spec(config: StrategyConfig, tier: str) -> ModelSpec:
 
 
 def _price(spec: ModelSpec) -> Price | None:
-    """Dollars per million tokens of prompt and answer; None where tokens have no price."""
+    """Dollars per million prompt and completion tokens; None if tokens have no price."""
     if spec.input_price is None and spec.output_price is None:
         return None
     return spec.input_price or 0.0, spec.output_price or 0.0
@@ -189,5 +189,5 @@ def _price(spec: ModelSpec) -> Price | None:
 def _floors(texts: Sequence[str]) -> dict[str, str]:
     found = dict(text.partition("=")[::2] for text in texts)
     if wrong := [task for task, tier in found.items() if not task or not tier]:
-        raise ConfigError(f"a floor is written TASK=TIER, not {wrong[0]!r}", hint="--floor legal=large")
+        raise ConfigError(f"invalid floor {wrong[0]!r}; write TASK=TIER", hint="for example --floor legal=large")
     return found

@@ -1,4 +1,4 @@
-"""What a calibration has found: tables for people, and drawings."""
+"""The result of a calibration as tables and plots."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 
 
 def shortfall(certificate: Certificate, coverage: float | None) -> list[str]:
-    """What was wanted and is not there, a line each."""
+    """Return one line for each target that was not reached."""
     groups = certificate.groups
     if not any(group.accepted for group in groups.values()):
         return [f"nothing could be certified: {needed(group)}{_of(name)}" for name, group in groups.items()]
     if coverage is None:
         return []
     return [
-        f"{percent(group.coverage)} of the requests{_of(name)} would be accepted, not the wanted {percent(coverage)}"
+        f"{percent(group.coverage)} of the requests{_of(name)} would be accepted, less than the target {percent(coverage)}"
         for name, group in groups.items()
         if group.coverage < coverage
     ]
 
 
 def needed(group: Group) -> str:
-    """How many more labels would probably do for some tier."""
+    """Return how many more labels would probably suffice for some tier."""
     counts = [tier.labels_needed for tier in group.tiers if tier.labels_needed is not None]
     if not counts:
-        return "no number of labels would do; another score, or a stronger model, might"
-    return f"about {min(counts):,} more graded requests would probably do"
+        return "more labels would not help; try another score or a stronger model"
+    return f"about {min(counts):,} more graded requests would probably suffice"
 
 
 def _of(name: str) -> str:
@@ -47,7 +47,7 @@ def _of(name: str) -> str:
 
 
 def show(certificate: Certificate, assessments: Mapping[str, Assessment]) -> None:
-    """Print the certificate's tables, and beneath each what else is known of the group."""
+    """Print the certificate's tables, each followed by the group's assessment."""
     for name, group in certificate.groups.items():
         title = f"{'all requests' if name == ANY_TASK else f'group {name}'}: {group.rows} calibration rows"
         tiers = certificate.tiers[group.first :]
@@ -57,8 +57,8 @@ def show(certificate: Certificate, assessments: Mapping[str, Assessment]) -> Non
             _show_details(tier.name, found)
         click.echo(f"accepted: {percent(group.coverage)} of the requests; {group.wrong} of {group.accepted} wrong")
         click.echo(
-            f"all answers, exhausted requests' included: {group.returned_wrong} of {group.rows} wrong; with the same "
-            f"confidence at most {percent(group.returned_bound)}"
+            f"all answers, including exhausted requests: {group.returned_wrong} of {group.rows} wrong; at most "
+            f"{percent(group.returned_bound)} with the same confidence"
         )
         if name in assessments:
             _show_assessment(assessments[name], tiers[-1].name)
@@ -83,10 +83,10 @@ def _row(name: str, tier: TierGuarantee) -> tuple[object, ...]:
 
 def _show_details(name: str, tier: TierGuarantee) -> None:
     if tier.threshold is None:
-        more = f"; about {tier.labels_needed:,} more graded requests would probably do" if tier.labels_needed else ""
-        click.echo(f"  {name}: nothing is accepted: {tier.reason}{more}")
+        more = f"; about {tier.labels_needed:,} more graded requests would probably suffice" if tier.labels_needed else ""
+        click.echo(f"  {name}: accepts nothing: {tier.reason}{more}")
     if tier.straight_up is not None:
-        click.echo(f"  {name}: below {tier.straight_up:.4f} straight to the last tier")
+        click.echo(f"  {name}: scores below {tier.straight_up:.4f} escalate directly to the last tier")
 
 
 def _show_assessment(found: Assessment, last: str) -> None:
@@ -109,9 +109,9 @@ def _figure(value: float | None) -> str:
 
 
 def draw(certificate: Certificate, table: CalibrationTable, folder: Path) -> list[Path]:
-    """Draw each tier of each group on the rows that reached it: risk against coverage, reliability, and the threshold.
+    """Plot each tier of each group on the rows that reached it: risk against coverage, reliability, and the threshold.
 
-    Where a score is no probability, only the first. Returns the files.
+    If scores are not probabilities, only the first. Return the files.
     """
     from workflow_composer.calibration import plots
     from workflow_composer.calibration.assessing import are_probabilities, evidence
@@ -142,6 +142,6 @@ def draw(certificate: Certificate, table: CalibrationTable, folder: Path) -> lis
 
 
 def _slug(name: str) -> str:
-    """A file's name: readable, and different for different names."""
+    """A readable file name, unique per name."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip(".")
     return plain if plain == name and len(plain) <= 80 else f"{plain[:80]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

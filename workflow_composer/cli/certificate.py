@@ -1,4 +1,4 @@
-"""``certificate``: what a certificate says, and whether the data say the same."""
+"""``certificate``: show a certificate, or verify it against its data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FILE = click.Path(path_type=Path)
 )
 @common_options
 def certificate() -> None:
-    """Show a certificate, or compute it again from the data."""
+    """Show a certificate, or verify it by recomputing it from its data."""
 
 
 @certificate.command(epilog=examples("certificate show certificate.json", "certificate show certificate.json --json"))
@@ -30,7 +30,7 @@ def certificate() -> None:
 @common_options
 @click.pass_obj
 def show(state: State, file: Path) -> None:
-    """Show for which models it holds, what was found at each tier, and what is guaranteed."""
+    """Show the models it applies to, the results of each tier, and the guarantee."""
     from workflow_composer.calibration.certificate import Certificate
     from workflow_composer.cli.calibration_report import show as show_tables
 
@@ -50,20 +50,20 @@ def show(state: State, file: Path) -> None:
     )
 )
 @click.argument("file", type=_FILE)
-@click.option("--pairs", type=_FILE, help="The scores and grades that it was made from.")
-@click.option("--replay", type=_FILE, help="The recorded answers that it was made from.")
+@click.option("--pairs", type=_FILE, help="The scores and grades from which the certificate was made.")
+@click.option("--replay", type=_FILE, help="The recorded answers from which the certificate was made.")
 @common_options
 @click.pass_context
 def verify(context: click.Context, file: Path, pairs: Path | None, replay: Path | None) -> None:
-    """Learn, split and test again from the data, and compare every number of the certificate.
+    """Split, learn and test again from the data, and compare every number with the certificate.
 
-    Exit codes: 0 all the same; 1 something differs; 2 wrong usage or input.
+    Exit codes: 0 no difference; 1 something differs; 2 wrong usage or input.
     """
     from workflow_composer.calibration.certificate import Certificate
     from workflow_composer.cli.calibration import libraries, read_recording
 
     if (pairs is None) == (replay is None):
-        raise click.UsageError("name either --pairs or --replay")
+        raise click.UsageError("specify either --pairs or --replay")
     found = Certificate.load(file)
     with libraries():
         from workflow_composer.calibration.pairs import from_pairs
@@ -75,7 +75,7 @@ def verify(context: click.Context, file: Path, pairs: Path | None, replay: Path 
             assert replay is not None  # checked above
             table = read_recording(replay, {tier.name: (tier.name, tier.identity.model) for tier in found.tiers})
         differences = differences_of(found, table)
-    same = f"{file}: every number is what {table.source} gives ({len(table)} requests)"
+    same = f"{file}: every number is reproduced from {table.source} ({len(table)} requests)"
     context.exit(print_differences(differences, same, json=context.ensure_object(State).json))
 
 
@@ -91,8 +91,8 @@ def _show_origin(found: Certificate) -> None:
     print_table(headers, rows, title=f"certificate {found.digest}, made {found.created} by version {found.version}")
     data, request = found.data, found.request
     click.echo(
-        f"data: {data.source} (SHA-256 {data.digest[:16]}...), {data.rows} requests: {data.fitted} to learn scores on, "
-        f"{data.calibrated} to test thresholds; seed {data.seed}"
+        f"data: {data.source} (SHA-256 {data.digest[:16]}...), {data.rows} requests: {data.fitted} for learning scores, "
+        f"{data.calibrated} for testing thresholds; seed {data.seed}"
     )
     click.echo(f"method: {found.method.replace('_', '-')} testing, alpha {found.alpha:g}, delta {found.delta:g}")
     asked = {

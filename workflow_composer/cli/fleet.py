@@ -1,4 +1,4 @@
-"""``fleet``: names and short helps of its commands; a command's module is imported when it runs."""
+"""``fleet``: names and short help of its commands; a command's module is imported when it runs."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from workflow_composer.cli.options import common_options, examples
 
 COMMANDS = {
     "up": ("fleet_up", "Start servers on this machine and wait until they answer."),
-    "down": ("fleet_down", "Stop servers; requests under way are finished first."),
+    "down": ("fleet_down", "Stop servers after active requests have finished."),
     "submit": ("fleet_submit", "Start servers as SLURM jobs."),
-    "status": ("fleet_status", "Show where servers are and how they do."),
+    "status": ("fleet_status", "Show addresses and states of servers."),
     "logs": ("fleet_logs", "Show a server's log."),
-    "monitor": ("fleet_monitor", "Check every server, restart what has failed, tell who wants to know."),
+    "monitor": ("fleet_monitor", "Check every server, restart failed ones, send alerts."),
     "serve": ("fleet_serve", "Run one server in the foreground."),
 }
-"""Name -> module and short help. Each is the command of the same name in that module."""
+"""Name -> module and short help. The module defines a command of the same name."""
 
 HIDDEN = {"job": "fleet_job"}
-"""Name -> module of commands that only programs run."""
+"""Name -> module of commands that are run by programs only."""
 
 
 class FleetGroup(click.Group):
-    """The commands by table."""
+    """Looks commands up in the tables above."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in the order of the table."""
+        """The command names, in the order of the table."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name."""
+        """Import and return the command of that name."""
         module = HIDDEN.get(cmd_name) or COMMANDS.get(cmd_name, ("",))[0]
         if not module:
             return None
@@ -39,12 +39,12 @@ class FleetGroup(click.Group):
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or say which one may be meant."""
+        """Find the command, or fail with the nearest name."""
         name = args[0]
         if not ctx.resilient_parsing and not name.startswith("-") and name not in {*COMMANDS, *HIDDEN}:
             from workflow_composer.names import nearest
 
-            near = nearest(name, COMMANDS) or f"there are: {', '.join(COMMANDS)}"
+            near = nearest(name, COMMANDS) or f"commands: {', '.join(COMMANDS)}"
             ctx.fail(f"no such command: {name!r}; {near}")
         return super().resolve_command(ctx, args)
 
@@ -60,8 +60,8 @@ class FleetGroup(click.Group):
 )
 @common_options
 def fleet() -> None:
-    """Start, stop and watch your own vLLM servers, here or on SLURM.
+    """Start, stop and monitor your own vLLM servers, on this machine or on SLURM.
 
-    The fleet file names them: the one given by --fleet, else config/fleet.yaml of the working directory, else the user's
+    The fleet file defines them: the file given by --fleet, else config/fleet.yaml in the working directory, else the user's
     ~/.config/workflow-composer/fleet.yaml, else the shipped one.
     """

@@ -1,4 +1,4 @@
-"""``fleet down``: servers stopped, requests under way finished first."""
+"""``fleet down``: stop servers after their active requests have finished."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _TICK = 0.2
 @common_options
 @click.pass_obj
 def down(state: State, roles: tuple[str, ...], fleet_file: str | None) -> int:
-    """Stop servers: all that are known, or those of these roles. Requests under way have the role's `drain_seconds`.
+    """Stop servers: all known ones, or those of the given roles. Active requests have the role's `drain_seconds` to finish.
 
-    No monitor starts them again. Exit code 1: one of them could not be stopped from here; its line says why.
+    The monitor does not restart them. Exit code 1: a server could not be stopped from here; its line says why.
     """
     from workflow_composer.cli.waiting import Waiting
 
@@ -42,19 +42,19 @@ def down(state: State, roles: tuple[str, ...], fleet_file: str | None) -> int:
     elif results:
         print_table(("server", "status"), [(result["server"], result["detail"]) for result in results])
     else:
-        click.echo("no server is known")
+        click.echo("no servers to stop")
     return 1 if any(result["status"] == "failed" for result in results) else 0
 
 
 def chosen(fleet: Fleet, roles: tuple[str, ...]) -> tuple[str, ...]:
-    """The servers that are meant; those that run without a role in the file, too. Raises `FleetError`."""
+    """Return the chosen servers, including those whose role is not in the fleet file. Raises `FleetError`."""
     states = [state for state in fleet.states.all() if state.fleet_file in ("", str(fleet.path))]
     if not roles:
         return tuple(state.server for state in states)
     found: dict[str, None] = {}
     for role in roles:
         known = [state.server for state in states if role in (state.role, state.server)]
-        # More replicas may run than the file names by now.
+        # More replicas may be running than the fleet file defines now.
         found |= dict.fromkeys([*(fleet.servers((role,)) if not known else ()), *known])
     return tuple(found)
 
@@ -72,7 +72,7 @@ def _stop(fleet: Fleet, servers: tuple[str, ...], waiting: Waiting) -> list[dict
     begun = time.monotonic()
     while under_way:
         for server in [server for server, stopping in under_way.items() if stopping.poll()]:
-            detail = "stopped" if under_way.pop(server).found else "does not run"
+            detail = "stopped" if under_way.pop(server).found else "not running"
             results[server] = {"server": server, "status": "stopped", "detail": detail}
         if under_way:
             waiting.show(f"waiting for {', '.join(under_way)}: {time.monotonic() - begun:.0f} s")

@@ -1,4 +1,4 @@
-"""``fleet job``: what a SLURM job runs; not for people, so `fleet --help` does not list it."""
+"""``fleet job``: run by SLURM jobs, not by users, so `fleet --help` does not list it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workflow_composer.cli.state import State
 @common_options
 @click.pass_obj
 def job(state: State, server: str, fleet_file: str | None) -> int:
-    """Run a server in this SLURM job to its end; `fleet submit` makes the job.
+    """Run a server in this SLURM job until it ends; `fleet submit` creates the job.
 
     Exit codes: 0 stopped, or handed over to a successor; 1 failed.
     """
@@ -29,5 +29,5 @@ def job(state: State, server: str, fleet_file: str | None) -> int:
 
 
 def _say(text: str) -> None:
-    """A line in the job's log, with its time."""
+    """Write a line with the time to the job's log."""
     click.echo(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")

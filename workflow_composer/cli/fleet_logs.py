@@ -1,4 +1,4 @@
-"""``fleet logs``: the end of a server's log, and what is added to it."""
+"""``fleet logs``: show the end of a server's log, and follow it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _BLOCK = 1 << 16
 
 @click.command(epilog=examples("fleet logs coder", "fleet logs coder -n 200", "fleet logs coder -f"))
 @click.argument("server", metavar="ROLE|SERVER")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what is added, until Ctrl-C.")
-@click.option("-n", "--lines", type=click.IntRange(min=0), default=50, show_default=True, help="Lines of the end.")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing new lines until Ctrl-C.")
+@click.option("-n", "--lines", type=click.IntRange(min=0), default=50, show_default=True, help="Number of lines to show.")
 @fleet_option
 @common_options
 @click.pass_obj
 def logs(state: State, server: str, follow: bool, lines: int, fleet_file: str | None) -> None:
-    """Show the end of a server's log: what vLLM writes, and the lines of its supervisor, marked [fleet]."""
+    """Show the end of a server's log: the output of vLLM, and lines of the supervisor, marked [fleet]."""
     from workflow_composer.fleet.process import log_path
 
     fleet = open_fleet(state, fleet_file)
@@ -40,7 +40,7 @@ def logs(state: State, server: str, follow: bool, lines: int, fleet_file: str | 
         ending = tail(path, lines)
     except OSError as error:
         raise FleetError(
-            f"{server} has no log at {path}: {error.strerror}", hint=f"`fleet up {server}` starts it"
+            f"{server} has no log at {path}: {error.strerror}", hint=f"start it with `fleet up {server}`"
         ) from error
     if state.json:
         print_json({"server": server, "log": str(path), "lines": ending})
@@ -53,7 +53,7 @@ def logs(state: State, server: str, follow: bool, lines: int, fleet_file: str | 
 
 
 def tail(path: Path, count: int) -> list[str]:
-    """The last lines of a file, read from its end. Raises OSError."""
+    """Return the last lines of a file, read from its end. Raises OSError."""
     with path.open("rb") as file:
         position, data = file.seek(0, os.SEEK_END), b""
         while position > 0 and data.count(b"\n") <= count:
@@ -65,7 +65,7 @@ def tail(path: Path, count: int) -> list[str]:
 
 
 def added(path: Path) -> Iterator[str]:
-    """Lines as they are added from now on; goes on with the new file where the log is begun anew. Raises OSError."""
+    """Yield lines added from now on; follow the log across rotations. Raises OSError."""
     file = path.open("rb")
     file.seek(0, os.SEEK_END)
     return _lines(file, path)

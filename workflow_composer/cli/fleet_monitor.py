@@ -1,4 +1,4 @@
-"""``fleet monitor``: check every server, restart what has failed, tell who wants to know."""
+"""``fleet monitor``: check every server, restart failed ones, send alerts."""
 
 from __future__ import annotations
 
@@ -29,24 +29,25 @@ Examples:
   workflow-composer fleet monitor --watch
 
 \b
-From cron, every 5 minutes; what is down is mailed once, by what this prints to standard error:
+From cron, every 5 minutes; cron mails the events printed to standard error, each once:
   */5 * * * * cd FOLDER && .venv/bin/python scripts/llm/monitor_vllm_health.py > /dev/null
 
 \b
-Exit codes: 0 all is well, or another monitor is at work; 1 a server that should run is down."""
+Exit codes: 0 no wanted server is down, or another monitor is running; 1 a server that should run is down."""
 
 
 @click.command(epilog=_EPILOG)
-@click.option("--watch/--once", default=False, help="Go on, every `interval` seconds of the fleet file. Default: once.")
+@click.option("--watch/--once", default=False, help="Repeat every `interval` seconds (fleet file). Default: once.")
 @fleet_option
 @common_options
 @click.pass_obj
 def monitor(state: State, watch: bool, fleet_file: str | None) -> int:
-    """Check every server, restart what has failed, tell who wants to know.
+    """Check every server, restart failed ones, send alerts.
 
-    A server must be healthy, serve its model and give one token within answer_seconds. What does not is started again,
-    with growing pauses and a cap; of each incident one alert tells, and one its end. Servers that were stopped on purpose
-    are left alone. Events go to standard error and to logs/fleet/monitor.log; what is down, to standard output.
+    A server must be healthy, serve its model and return one token within answer_seconds. Otherwise it is restarted, with
+    increasing pauses and a maximum number of restarts. Each incident sends one alert when it opens and one when it closes.
+    Servers that were stopped on purpose are left alone. Events go to standard error and to logs/fleet/monitor.log, the list
+    of servers that are down or overloaded to standard output.
     """
     fleet = open_fleet(state, fleet_file)
     made = build(fleet)
@@ -58,7 +59,7 @@ def monitor(state: State, watch: bool, fleet_file: str | None) -> int:
 
 
 def build(fleet: Fleet) -> Monitor:
-    """The monitor as the fleet file has it."""
+    """Build the monitor from the fleet file."""
     from workflow_composer.fleet.alerts import channels
     from workflow_composer.fleet.monitor import Monitor
     from workflow_composer.fleet.runners import node_name, runners
@@ -73,14 +74,14 @@ def build(fleet: Fleet) -> Monitor:
 
 
 class Journal:
-    """Takes lines: to standard error, and with their time to a file, which it tries again with every line."""
+    """Writes lines to standard error and, with the time, to a file; if the file fails, each line tries again."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._troubled = False
 
     def __call__(self, line: str) -> None:
-        """Say one line."""
+        """Write one line."""
         from workflow_composer.cli.output import printable
 
         line = " ".join(printable(line).split())
@@ -96,13 +97,13 @@ class Journal:
 
 
 def _watch(state: State, made: Monitor, fleet: Fleet) -> int:
-    """Rounds until Ctrl-C or SIGTERM, which end a round first, and a second time at once. A round that fails is reported."""
+    """Run rounds until Ctrl-C or SIGTERM; the first finishes the round, a second exits at once. Report failed rounds."""
     from workflow_composer.errors import WorkflowComposerError
 
     ended = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
-        if ended.is_set():  # asked twice; what a round does is written down before, so that the next one goes on
+        if ended.is_set():  # a round saves its state before it acts, so the next one can continue
             leave_now(128 + number)
         ended.set()
 
@@ -122,7 +123,7 @@ def _show(state: State, found: Round, fleet: Fleet) -> None:
     if state.json:
         print_json({"busy": found.busy, "servers": [to_dict(watched) for watched in found.servers]})
     elif found.busy:
-        click.echo(f"another monitor is at work on {fleet.states.directory}: nothing was done")
+        click.echo(f"another monitor is running on {fleet.states.directory}: nothing was done")
     elif not found.servers and sys.stdout.isatty():
         click.echo("no server of this fleet has been started yet")
     else:
@@ -134,7 +135,7 @@ def _show(state: State, found: Round, fleet: Fleet) -> None:
 
 
 def to_dict(watched: Watched) -> dict[str, Any]:
-    """What a round found of one server, as plain data."""
+    """The result of a round for one server, as plain data."""
     return {
         "server": watched.server,
         "seen": watched.seen,

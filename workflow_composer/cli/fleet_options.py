@@ -1,4 +1,4 @@
-"""What the commands of ``fleet`` have in common."""
+"""Options shared by the commands of ``fleet``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def fleet_option(function: F) -> F:
 
 
 def open_fleet(state: State, fleet_file: str | None) -> Fleet:
-    """The fleet of the file that was named, or else found. Raises `ProfileError`, `FleetError`."""
+    """Load the given fleet file, or the one found by default. Raises `ProfileError`, `FleetError`."""
     from workflow_composer.fleet.file import load_fleet
 
     return load_fleet(fleet_file, state.environ)

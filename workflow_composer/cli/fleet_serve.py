@@ -1,4 +1,4 @@
-"""``fleet serve``: one server in the foreground."""
+"""``fleet serve``: run one server in the foreground."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ from workflow_composer.cli.state import State
 )
 @click.argument("server", metavar="ROLE|SERVER|MODEL")
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF VLLM]")
-@click.option("--port", type=click.IntRange(1, 65535), help="Another port than the fleet file's; of a bare model: 8000.")
-@click.option("--dry-run", is_flag=True, help="Print the exact command, and start nothing.")
-@click.option("--keep-wanted", is_flag=True, hidden=True, help="A signal to stop does not make it unwanted.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="Port. Default: the fleet file's; for a model without a role, 8000."
+)
+@click.option("--dry-run", is_flag=True, help="Print the exact command and start nothing.")
+@click.option("--keep-wanted", is_flag=True, hidden=True, help="Keep the server wanted after a stop signal.")
 @fleet_option
 @common_options
 @click.pass_obj
@@ -36,9 +38,9 @@ def serve(
     keep_wanted: bool,
     fleet_file: str | None,
 ) -> int:
-    """Run one vLLM server until a signal ends it; prints its URL once it answers.
+    """Run one vLLM server until a signal stops it; print its URL when it is ready.
 
-    SIGTERM and Ctrl-C let requests under way finish first; a second signal ends it at once. Exit code 1: it has failed.
+    SIGTERM and Ctrl-C let active requests finish first; a second signal stops it at once. Exit code 1: the server failed.
     """
     from workflow_composer.fleet.local import target
 

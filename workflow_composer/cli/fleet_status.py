@@ -1,4 +1,4 @@
-"""``fleet status``: where servers are, and how they do."""
+"""``fleet status``: show addresses and states of servers."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _FULL_DAY = 23 * 3600
 
 @click.command(epilog=examples("fleet status", "fleet status coder --check", "fleet status --json"))
 @click.argument("servers", nargs=-1, metavar="[ROLE|SERVER]...")
-@click.option("--check", "probe", is_flag=True, help="Ask each server for one token, too, as the monitor does.")
+@click.option("--check", "probe", is_flag=True, help="Also request one token from each server, as the monitor does.")
 @fleet_option
 @common_options
 @click.pass_obj
 def status(state: State, servers: tuple[str, ...], probe: bool, fleet_file: str | None) -> None:
-    """Show where servers are and how they do.
+    """Show addresses and states of servers.
 
-    Every server of the fleet file, of the fleet's state and of the registry, asked all at once: two seconds at most, with
-    --check the fleet file's answer_seconds. Queue: requests that run, and that wait. Tokens/s: since the monitor's last
-    check. Uptime: share of the last 24 hours, as far as the monitor looked.
+    Queries every server of the fleet file, the fleet's state and the registry concurrently, for at most two seconds, with
+    --check for answer_seconds of the fleet file. Queue: running + waiting requests. Tokens/s: since the monitor's last
+    check. Uptime: share of the last 24 hours in which the monitor checked.
     """
     from workflow_composer.fleet.report import report
     from workflow_composer.fleet.runners import node_name, runners
@@ -70,14 +70,12 @@ def _queue(line: Line) -> str:
 
 
 def _reason(line: Line) -> str:
-    again = (
-        f"started again {line.restarts} {'time' if line.restarts == 1 else 'times'} by the monitor" if line.restarts else ""
-    )
+    again = f"restarted {line.restarts} {'time' if line.restarts == 1 else 'times'} by the monitor" if line.restarts else ""
     return "; ".join(filter(None, (line.reason, again)))
 
 
 def uptime_words(found: Uptime) -> str:
-    """The share, and of how much time where that is less than the day.
+    """The uptime share, and the time it refers to if that is less than a day.
 
     >>> from workflow_composer.fleet.history import Uptime
     >>> uptime_words(Uptime(0.9987, 86400)), uptime_words(Uptime(1.0, 7300)), uptime_words(Uptime(None, 0))
@@ -89,7 +87,7 @@ def uptime_words(found: Uptime) -> str:
 
 
 def span_words(seconds: float) -> str:
-    """When something comes, in words.
+    """A time from now, in words.
 
     >>> span_words(59), span_words(600), span_words(7300), span_words(200_000), span_words(-5)
     ('in 59 s', 'in 10 min', 'in 2 h', 'in 2 d', 'now')

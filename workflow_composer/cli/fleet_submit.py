@@ -1,4 +1,4 @@
-"""``fleet submit``: servers as SLURM jobs."""
+"""``fleet submit``: start servers as SLURM jobs."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 @click.argument("roles", nargs=-1, metavar="[ROLE...]")
 @fleet_option
 @click.option("--dry-run", is_flag=True, help="Print the sbatch commands and submit nothing.")
-@click.option("--wait", is_flag=True, help="Wait until the servers answer, however long that takes. Ctrl-C leaves the jobs.")
+@click.option("--wait", is_flag=True, help="Wait until the servers are ready, without time limit. Ctrl-C keeps the jobs.")
 @common_options
 @click.pass_obj
 def submit(state: State, roles: tuple[str, ...], fleet_file: str | None, dry_run: bool, wait: bool) -> None:
-    """Start servers as SLURM jobs: all of the fleet file, or those of these roles.
+    """Start servers as SLURM jobs: all of the fleet file, or those of the given roles.
 
-    A server that has a job already keeps it. Before its time limit a job queues its successor; after a failure it is queued
-    again, until it has failed as often in a row as the fleet file allows. `fleet down` ends jobs.
+    A server that already has a job keeps it. Before its time limit, a job queues its successor; after a failure it is
+    requeued, at most slurm.max_requeues times in a row. Stop jobs with `fleet down`.
     """
     from workflow_composer.fleet.slurm import Slurm
     from workflow_composer.fleet.submit import command_for
@@ -65,7 +65,7 @@ def _show_commands(state: State, commands: dict[str, list[str]]) -> None:
 
 
 def _line(submitted: Submitted) -> str:
-    known = "" if submitted.new else "is there already; nothing submitted: "
+    known = "" if submitted.new else "already exists, nothing submitted: "
     return f"{submitted.server}: job {submitted.job.id} {known}{submitted.job.words()}"
 
 

@@ -1,4 +1,4 @@
-"""``fleet up``: servers started on this machine, together, and waited for."""
+"""``fleet up``: start servers on this machine and wait for them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _TICK = 0.2
 
 @click.command(epilog=examples("fleet up", "fleet up coder math", "fleet up coder --dry-run"))
 @click.argument("roles", nargs=-1, metavar="[ROLE...]")
-@click.option("--dry-run", is_flag=True, help="Print the exact commands, and start nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the exact commands and start nothing.")
 @fleet_option
 @common_options
 @click.pass_obj
 def up(state: State, roles: tuple[str, ...], dry_run: bool, fleet_file: str | None) -> int:
-    """Start servers on this machine, all of the fleet file or those of these roles, and wait until they answer.
+    """Start servers on this machine, all of the fleet file or those of the given roles, and wait until they are ready.
 
-    They go on when this command has ended, and Ctrl-C leaves them starting. A server that runs already is left as it is.
-    Exit code 1: one of them has not started; its line says why.
+    They keep running when this command ends; after Ctrl-C they continue to start. A server that is already running is kept
+    as it is. Exit code 1: a server did not start; its line says why.
     """
     fleet = open_fleet(state, fleet_file)
     servers = fleet.servers(roles)
@@ -84,7 +84,7 @@ def _dry_run(state: State, fleet: Fleet, servers: tuple[str, ...]) -> int:
 
 
 def _wait(fleet: Fleet, servers: tuple[str, ...], waiting: Waiting) -> list[dict[str, str]]:
-    """Start all, then wait for all; one result each, in the order of the file."""
+    """Start all servers, then wait for all; return one result each, in the given order."""
     from workflow_composer.errors import WorkflowComposerError
     from workflow_composer.fleet.local import Starting
 
@@ -114,7 +114,7 @@ def _wait(fleet: Fleet, servers: tuple[str, ...], waiting: Waiting) -> list[dict
 
 
 def _ready(fleet: Fleet, starting: Starting, state: ServerState) -> dict[str, str]:
-    detail = f"runs already (process {state.pid})" if starting.found else f"ready after {starting.seconds:.0f} s"
+    detail = f"already running (process {state.pid})" if starting.found else f"ready after {starting.seconds:.0f} s"
     return _result(fleet, starting.server, "ready", detail, port=state.port)
 
 

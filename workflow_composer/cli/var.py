@@ -12,13 +12,13 @@ from workflow_composer.cli.options import common_options, examples
 from workflow_composer.errors import ConfigError
 
 COMMANDS = {
-    "demo": ("var_demo", "Show on made-up text what the three paths do, and whether the constraints hold."),
-    "certify": ("var_certify", "Find from which confidence on tables may be used, with a guarantee; write a certificate."),
-    "verify": ("var_verify", "Make a certificate again from the recorded routes, and compare."),
-    "record": ("var_record", "Write down where a model's gates send the tokens of a text."),
-    "replay": ("var_replay", "Compare tables with recorded routes, and simulate fetching experts ahead of their use."),
+    "demo": ("var_demo", "Demonstrate the three paths on synthetic text and check the constraints."),
+    "certify": ("var_certify", "Find a confidence threshold for tables with a guarantee; write a certificate."),
+    "verify": ("var_verify", "Recompute a certificate from the recorded routes and compare."),
+    "record": ("var_record", "Record the routes that a model's gates choose for the tokens of a text."),
+    "replay": ("var_replay", "Compare tables with recorded routes, and simulate prefetching of experts."),
 }
-"""Name -> module, short help. Imported when it runs."""
+"""Name -> module and short help; a module is imported when its command runs."""
 
 
 _LIBRARIES = ("numpy", "scipy", "torch", "transformers", "safetensors")
@@ -26,7 +26,7 @@ _LIBRARIES = ("numpy", "scipy", "torch", "transformers", "safetensors")
 
 @contextmanager
 def libraries(extra: str) -> Iterator[None]:
-    """Where a library is not installed, say which extra brings it."""
+    """Turn the import error of an optional library into an error that names the extra to install."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -38,14 +38,14 @@ def libraries(extra: str) -> Iterator[None]:
 
 
 class _Group(click.Group):
-    """Commands by table."""
+    """Looks commands up in the table above."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands, in the table's order."""
+        """The command names, in the order of the table."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name."""
+        """Import and return the command of that name."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = getattr(import_module(f"workflow_composer.cli.{COMMANDS[cmd_name][0]}"), cmd_name)
@@ -60,7 +60,7 @@ class _Group(click.Group):
 @click.group(cls=_Group, epilog=examples("var demo", "var demo --margin 0.02 --json"))
 @common_options
 def var() -> None:
-    """Route a mixture-of-experts model's tokens by table, cache or gate, within proven bounds.
+    """Route the tokens of a mixture-of-experts model by table, cache or gate, within proven bounds.
 
-    docs/var.md says what is guaranteed, and where it pays.
+    docs/var.md explains the guarantees and when it is worth using.
     """

@@ -1,4 +1,4 @@
-"""``var certify``: a threshold with a guarantee, from recorded routes."""
+"""``var certify``: find a threshold with a guarantee from recorded routes."""
 
 from __future__ import annotations
 
@@ -32,26 +32,34 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     type=click.FloatRange(0, 1, max_open=True),
     default=0.05,
     show_default=True,
-    help="A prompt that loses more of the gate's weight is bad.",
+    help="Largest loss of the gate's weight; a prompt that loses more is bad.",
 )
-@click.option("--alpha", type=_SHARE, default=0.1, show_default=True, help="Largest share of prompts to be bad.")
-@click.option("--delta", type=_SHARE, default=0.1, show_default=True, help="Probability with which that may fail.")
+@click.option("--alpha", type=_SHARE, default=0.1, show_default=True, help="Largest allowed share of bad prompts.")
+@click.option("--delta", type=_SHARE, default=0.1, show_default=True, help="Probability that the guarantee fails.")
 @click.option(
     "--share",
     type=click.FloatRange(0, 1),
     default=0.15,
     show_default=True,
-    help="Bound on the share of tokens for which the gate is asked.",
+    help="Largest share of tokens that call the gate.",
 )
 @click.option(
-    "--context", type=click.IntRange(1, 8), default=2, show_default=True, help="Tokens that a fast route depends on."
+    "--context",
+    type=click.IntRange(1, 8),
+    default=2,
+    show_default=True,
+    help="Number of tokens that a table entry depends on.",
 )
 @click.option("--fit-share", type=_SHARE, default=0.5, show_default=True, help="Share of the prompts to learn tables from.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Draws which prompts these are.")
 @click.option(
-    "--tables", type=click.Path(path_type=Path, file_okay=False), help="Write the tables here, one file per layer."
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random split of the prompts."
 )
-@click.option("-o", "--output", type=_FILE, default=Path("var-certificate.json"), show_default=True, help="The certificate.")
+@click.option(
+    "--tables", type=click.Path(path_type=Path, file_okay=False), help="Write the tables to this folder, one file per layer."
+)
+@click.option(
+    "-o", "--output", type=_FILE, default=Path("var-certificate.json"), show_default=True, help="Certificate file to write."
+)
 @common_options
 @click.pass_context
 def certify(
@@ -67,10 +75,10 @@ def certify(
     tables: Path | None,
     output: Path,
 ) -> None:
-    """Learn tables from recorded routes, and find from which confidence on they may be used.
+    """Learn tables from recorded routes, and find the confidence from which they may be used.
 
-    The certificate says: with probability 1 - delta, at most a share alpha of prompts loses more than the margin. The gate
-    is asked for a bounded share of tokens in any case. docs/var.md has the assumption and the proof.
+    The certificate guarantees: with probability 1 - delta, at most a share alpha of prompts loses more than the margin. The
+    share of tokens that call the gate is always bounded. docs/var.md states the assumption and the proof.
 
     Exit codes: 0 certified; 1 nothing can be certified from these data; 2 wrong usage or input.
     """
@@ -97,11 +105,11 @@ def _show(found: Certified) -> None:
     certificate = found.certificate
     selection = certificate.selection
     click.echo(
-        f"{certificate.prompts} prompts: {certificate.fitted} to learn from, {selection.prompts} to test; "
+        f"{certificate.prompts} prompts: {certificate.fitted} for learning, {selection.prompts} for testing; "
         f"layers {', '.join(map(str, certificate.layers))}"
     )
     print_table(
-        ("confidence from", "bad prompts", "p-value", "passed", "mean loss", "gate asked"),
+        ("min. confidence", "bad prompts", "p-value", "passed", "mean loss", "gate calls"),
         [
             (
                 f"{test.threshold:g}",
@@ -123,7 +131,7 @@ def _show(found: Certified) -> None:
                 (layer, f"{row[0]:.4f}", *(percent(share) for share in row[1:]))
                 for layer, row in zip(certificate.layers, found.replay.by_layer[:, at], strict=True)
             ],
-            title=f"at {selection.threshold:g}, layer by layer",
+            title=f"by layer, at confidence {selection.threshold:g}",
         )
         click.echo(f"upper bound of the share of bad prompts: {selection.bound:.4f}")
     click.echo(certificate.statement)

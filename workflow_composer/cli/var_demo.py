@@ -1,4 +1,4 @@
-"""``var demo``: the three paths on made-up text."""
+"""``var demo``: demonstrate the three paths on synthetic text."""
 
 from __future__ import annotations
 
@@ -17,19 +17,27 @@ BROKEN = 1
 
 
 @click.command(epilog=examples("var demo", "var demo --margin 0.01 --seed 3", "var demo --tokens 100000 --json"))
-@click.option("--tokens", type=click.IntRange(2000), default=500_000, show_default=True, help="Length of the text.")
+@click.option(
+    "--tokens", type=click.IntRange(2000), default=500_000, show_default=True, help="Length of the text in tokens."
+)
 @click.option(
     "--margin",
     type=click.FloatRange(0, 1),
-    help="Learn which routes are fast from this margin of quality, instead of by the fixed thresholds.",
+    help="Learn the fast routes from this quality margin instead of using fixed thresholds.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="All but the times depends on it only.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Random seed; determines everything except the times.",
+)
 @common_options
 @click.pass_context
 def demo(context: click.Context, tokens: int, margin: float | None, seed: int) -> None:
-    """Route made-up text through table, cache and learned router; say what it took, and whether the constraints hold.
+    """Route synthetic text through table, cache and learned router; report the costs and check the constraints.
 
-    Exit codes: 0 they hold; 1 one does not; 2 wrong usage, or torch is not installed.
+    Exit codes: 0 all constraints hold; 1 a constraint is violated; 2 wrong usage, or torch is not installed.
     """
     from workflow_composer.cli.state import State
 
@@ -49,18 +57,18 @@ def _show(found: Demonstration) -> None:
     chosen = "fixed thresholds" if setup.margin is None else f"learned from a margin of {setup.margin:g}"
     click.echo(
         f"configuration: {setup.num_experts} experts, {setup.top_k} per token; hidden size {setup.hidden_dim}; vocabulary "
-        f"{setup.vocabulary}; {setup.tokens} tokens, half to learn from, half routed; seed {setup.seed}"
+        f"{setup.vocabulary}; {setup.tokens} tokens, half for learning, half routed; seed {setup.seed}"
     )
     click.echo(f"fast routes: {found.fast_routes} of single tokens, {chosen}, confidence >= {found.threshold:.3g}")
     click.echo()
     shares = [(name, int(stats[name]), percent(stats[f"{name}_share"])) for name in ("fast", "cached", "learned", "forced")]
     print_table(("path", "tokens", "share"), shares)
     click.echo(
-        f"cache hit rate: {percent(stats['cache_hit_rate'])} of what no table knew; {stats['memory_bytes']:.0f} bytes in all"
+        f"cache hit rate: {percent(stats['cache_hit_rate'])} outside the tables; {stats['memory_bytes']:.0f} bytes in total"
     )
     click.echo(
-        f"quality: {percent(task.relative)} of the learned router's (right {percent(task.accuracy)} of the time, the "
-        f"learned router {percent(task.learned_accuracy)}); {percent(task.agreement)} of the gate's weight kept"
+        f"quality: {percent(task.relative)} of the learned router's (accuracy {percent(task.accuracy)}, learned router "
+        f"{percent(task.learned_accuracy)}); {percent(task.agreement)} of the gate's weight kept"
     )
     click.echo()
     _show_times(found)
@@ -79,8 +87,8 @@ def _show_times(found: Demonstration) -> None:
     click.echo(f"speed-up over the learned router in batches: {found.speedup:.2f}")
     if found.speedup < 1:
         click.echo(
-            "VAR is slower than this gate, which is one small matrix product. It pays where knowing the experts early does: "
-            "for prefetching, planning, or where asking is expensive (docs/var.md)."
+            "VAR is slower than this gate, which is one small matrix product. It is useful if knowing the experts early "
+            "helps (prefetching, planning) or if the gate is expensive (docs/var.md)."
         )
     else:
-        click.echo("A gate is a tiny part of a model's work, so this is no speed-up of the model (docs/var.md).")
+        click.echo("The gate is a tiny part of a model's computation, so the model itself is not faster (docs/var.md).")

@@ -1,4 +1,4 @@
-"""``var record``: the routes that a model takes on a text."""
+"""``var record``: record the routes of a model on a text."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from workflow_composer.errors import InputError
 @click.argument("model", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("texts", type=click.Path(path_type=Path, exists=True, dir_okay=False), nargs=-1, required=True)
 @click.option(
-    "--output", "-o", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The recording (JSON lines)."
+    "--output", "-o", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Recording to write (JSON lines)."
 )
 @click.option(
     "--length",
     type=click.IntRange(2),
     default=256,
     show_default=True,
-    help="Tokens that are read at once; each such piece is a text of its own.",
+    help="Tokens per piece; each piece is processed as a separate text.",
 )
 @common_options
 @click.pass_context
 def record(context: click.Context, model: Path, texts: tuple[Path, ...], output: Path, length: int) -> None:
-    """Run a mixture-of-experts MODEL of transformers over TEXTS and write down where its gates send each token.
+    """Run a mixture-of-experts MODEL of transformers on TEXTS and record the experts that its gates choose for each token.
 
     MODEL is a local directory; nothing is downloaded. Exit codes: 0 done; 2 wrong usage or input, or torch is not installed.
     """

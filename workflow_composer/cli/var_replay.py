@@ -1,4 +1,4 @@
-"""``var replay``: what tables know of recorded routes, and what that is worth to a machine that fetches experts."""
+"""``var replay``: how well tables predict recorded routes, and how much that helps a machine that fetches experts."""
 
 from __future__ import annotations
 
@@ -27,19 +27,21 @@ _TIME = click.FloatRange(0)
     "--context", "width", type=click.IntRange(1, 64), default=8, show_default=True, help="Longest context, in tokens."
 )
 @click.option(
-    "--learn", type=click.FloatRange(0, 1), default=0.8, show_default=True, help="Share of the texts to learn from."
+    "--learn", type=click.FloatRange(0, 1), default=0.8, show_default=True, help="Share of the texts to learn tables from."
 )
-@click.option("--slots", type=click.IntRange(2), help="Experts of each layer that fit into memory. [default: half of them]")
-@click.option("--transfer", type=_TIME, default=1.0, show_default=True, help="Time to bring one expert over.")
-@click.option("--layer-time", type=_TIME, default=1.0, show_default=True, help="Time of a layer, half before its gate.")
+@click.option("--slots", type=click.IntRange(2), help="Experts per layer that fit into memory. [default: half of them]")
+@click.option("--transfer", type=_TIME, default=1.0, show_default=True, help="Time to transfer one expert.")
+@click.option(
+    "--layer-time", type=_TIME, default=1.0, show_default=True, help="Computing time of a layer, half of it before its gate."
+)
 @common_options
 @click.pass_context
 def replay(
     context: click.Context, routes: Path, width: int, learn: float, slots: int | None, transfer: float, layer_time: float
 ) -> None:
-    """Learn tables from the first of the recorded texts and compare them with the ROUTES of the rest, layer by layer.
+    """Learn tables from the first recorded texts and compare them with the ROUTES of the others, layer by layer.
 
-    Then let these rest pass through a simulated machine that keeps only some experts in memory. Times are in any one unit.
+    Then simulate these others on a machine that keeps only some experts in memory. Times may be in any unit.
     Exit codes: 0 done; 2 wrong usage or input.
     """
     with libraries("calibration"):
@@ -67,7 +69,7 @@ def replay(
     if context.ensure_object(State).json:
         print_json({**found, "policies": policies})
         return
-    click.echo(f"{len(learned)} tokens to learn from, {len(rest)} replayed")
+    click.echo(f"{len(learned)} tokens for learning, {len(rest)} replayed")
     print_table(
         ("layer", "rows", "experts predicted", "expected"),
         [(str(r["layer"]), str(r["rows"]), percent(r["overlap"]), percent(r["expected"])) for r in layers],
@@ -107,7 +109,7 @@ def _outcomes(learned: Routes, rest: Routes, machine: Machine, guesses: dict[int
     from workflow_composer.moe.prefetch import Forecast, most_used, simulate
 
     if set(learned.layers) != set(rest.layers):
-        raise InputError("the texts to learn from and the rest do not have the same layers")
+        raise InputError("the recorded layers differ between the texts for learning and the others")
     pinned = most_used(learned, machine.slots - 1)
     return {
         "no memory": simulate(rest, machine, keep=Keep.NOTHING),

@@ -1,4 +1,4 @@
-"""``var verify``: whether a certificate says what the data say."""
+"""``var verify``: recompute a certificate from its data and compare."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 @click.command(epilog=examples("var verify var-certificate.json --routes routes.jsonl"))
 @click.argument("file", type=_FILE)
-@click.option("--routes", type=_FILE, required=True, help="The recorded routes that it was made from.")
+@click.option("--routes", type=_FILE, required=True, help="The recorded routes from which the certificate was made.")
 @common_options
 @click.pass_context
 def verify(context: click.Context, file: Path, routes: Path) -> None:
-    """Learn, replay and test again from the recorded routes, and compare every number of the certificate.
+    """Learn, replay and test again from the recorded routes, and compare every number with the certificate.
 
-    Exit codes: 0 all the same; 1 something differs; 2 wrong usage or input.
+    Exit codes: 0 no difference; 1 something differs; 2 wrong usage or input.
     """
     with libraries("calibration"):
         from workflow_composer.calibration.route_certificate import RouteCertificate, verify_routes
 
         found = RouteCertificate.load(file)
         differences = verify_routes(found, routes)
-    same = f"{file}: every number is what {routes} gives ({found.prompts} prompts)"
+    same = f"{file}: every number is reproduced from {routes} ({found.prompts} prompts)"
     context.exit(print_differences(differences, same, json=context.ensure_object(State).json))

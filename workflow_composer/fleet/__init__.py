@@ -1,1 +1,1 @@
-"""vLLM servers on one's own GPUs: started, watched, restarted, registered, discovered; on SLURM and off it."""
+"""Start, monitor, restart, register and discover vLLM servers on your own GPUs, with or without SLURM."""

@@ -1,7 +1,7 @@
-"""Telling people: a line in the log always; a command, a webhook and e-mail where the fleet file names them.
+"""Alert channels: a command, a webhook and e-mail, as configured in the fleet file; the log always gets a line, too.
 
-An alert says what happened to which server, never what anybody asked it. A channel that fails is reported to its caller and
-stops nothing.
+An alert says what happened to which server and never contains request data. If a channel fails, its caller is told; the
+other channels still send.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from workflow_composer.fleet.settings import AlertSettings
 from workflow_composer.profiles.models import as_written
 
 SECONDS = 20.0
-"""Seconds that one channel has."""
+"""Time limit for one channel, in seconds."""
 CONNECT = 5.0
-"""Seconds in which a webhook's connection must stand."""
+"""Connect timeout of a webhook, in seconds."""
 SENDMAIL_FOLDERS = "/usr/sbin:/usr/lib"
-"""Where sendmail lies besides the folders of PATH; cron's PATH lacks them."""
+"""Folders searched for sendmail after PATH; cron's PATH lacks them."""
 
 _WORDS: Mapping[str, str] = {
     "overloaded": "is overloaded",
     "down": "is down",
-    "person": "stays down: a person must look",
-    "recovered": "is well again",
-    "ended": "was stopped on purpose; its incident is over",
+    "person": "stays down: manual action required",
+    "recovered": "has recovered",
+    "ended": "was stopped on purpose; its incident is closed",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """What is told. ``action``: what is done about it. ``time`` and ``since`` (the incident's) are seconds since 1970."""
+    """An alert. ``action``: what the monitor does about it. ``time`` and ``since`` (incident start) are Unix times."""
 
     kind: Kind
     server: str
@@ -59,31 +59,31 @@ class Alert:
 
     @property
     def line(self) -> str:
-        """One line with everything that a person needs first."""
+        """One line with server, model, location, reason and action."""
         parts = [f"{self.subject} ({self.model} on {self.where or 'no node yet'})", self.reason, self.action]
         return ": ".join(filter(None, parts[:2])) + (f"; {self.action}" if self.action else "")
 
     def json(self) -> str:
-        """All of it, for programs."""
+        """The whole alert as JSON, for programs."""
         return json.dumps(asdict(self) | {"subject": self.subject, "text": self.line})
 
 
 class AlertFailed(Exception):
-    """A channel could not send; says why in one line."""
+    """A channel could not send the alert; the message gives the reason in one line."""
 
 
 class Channel(Protocol):
-    """One way to tell people."""
+    """One way to send alerts."""
 
     name: str
 
     def send(self, alert: Alert) -> None:
-        """Send it within `SECONDS`. Raises `AlertFailed`."""
+        """Send the alert within `SECONDS`. Raises `AlertFailed`."""
         ...
 
 
 def channels(settings: AlertSettings, environ: Mapping[str, str]) -> tuple[Channel, ...]:
-    """Those that the fleet file names."""
+    """Return the channels configured in the fleet file."""
     found: list[Channel] = []
     if settings.command:
         found.append(CommandChannel(settings.command, environ))
@@ -95,7 +95,7 @@ def channels(settings: AlertSettings, environ: Mapping[str, str]) -> tuple[Chann
 
 
 class CommandChannel:
-    """Runs a command, the alert as JSON on its standard input."""
+    """Runs a command with the alert as JSON on its standard input."""
 
     name = "command"
 
@@ -104,12 +104,12 @@ class CommandChannel:
         self._environ = dict(environ)
 
     def send(self, alert: Alert) -> None:
-        """Run it; it must end with exit code 0 within `SECONDS`, and is killed with its children where it does not."""
+        """Run the command. It must exit with code 0 within `SECONDS`; otherwise it is killed with its children."""
         _run(self._command, alert.json().encode(), self._environ)
 
 
 class MailChannel:
-    """Hands a message to the host's sendmail."""
+    """Sends e-mail through the host's sendmail."""
 
     name = "email"
 
@@ -118,29 +118,29 @@ class MailChannel:
         self._environ = dict(environ)
 
     def send(self, alert: Alert) -> None:
-        """Send it to all addresses."""
+        """Send the alert to all addresses."""
         path = f"{self._environ.get('PATH', '')}:{SENDMAIL_FOLDERS}"
         program = shutil.which("sendmail", path=path)
         if program is None:
-            raise AlertFailed("this host has no sendmail")
+            raise AlertFailed("sendmail not found on this host")
         _run([program, "-t", "-i"], self.message(alert).as_bytes(), self._environ)
 
     def message(self, alert: Alert) -> EmailMessage:
-        """The message. Header fields take no line ends: whatever a server says cannot add one. Raises `AlertFailed`."""
+        """Build the message; a line break in a header field raises `AlertFailed`, so a server cannot inject headers."""
         message = EmailMessage()
         try:
             message["To"] = ", ".join(self._addresses)
             message["Subject"] = f"[fleet] {alert.subject}"
             message["Auto-Submitted"] = "auto-generated"
         except ValueError as error:
-            raise AlertFailed(f"an address is no address: {error}") from None
+            raise AlertFailed(f"invalid e-mail address: {error}") from None
         when = time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(alert.time))
         message.set_content(f"{alert.line}\n\nSeen at {when} by the monitor on {alert.monitor}.\n")
         return message
 
 
 class WebhookChannel:
-    """Posts the alert as JSON, to the address as the fleet file has it: no redirect, no proxy."""
+    """Posts the alert as JSON to the configured URL, without redirects or proxies."""
 
     name = "webhook"
 
@@ -148,32 +148,32 @@ class WebhookChannel:
         self._address = address
 
     def send(self, alert: Alert) -> None:
-        """Post it; any status of the 200s will do."""
+        """Post the alert; any 2xx status counts as success."""
         import requests
 
         parts = urlsplit(self._address)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise AlertFailed("its address is no http or https address")
+            raise AlertFailed("the webhook URL must start with http:// or https://")
         try:
             status = _posted(str(self._address), json.loads(alert.json()))
         except TimeoutError:
-            raise AlertFailed(f"{self._shown} gave no answer within {SECONDS:g} s") from None
+            raise AlertFailed(f"{self._shown} did not respond within {SECONDS:g} s") from None
         except (requests.RequestException, ValueError) as error:
             raise AlertFailed(f"{self._shown} cannot be reached ({type(error).__name__})") from None
         if not 200 <= status < 300:
-            raise AlertFailed(f"{self._shown} answers with status {status}")
+            raise AlertFailed(f"{self._shown} returned status {status}")
 
     @property
     def _shown(self) -> str:
-        """The address without what may be secret in it: path and query are how webhooks tell their users apart."""
+        """The host of the URL; path and query are left out because they often contain the webhook's secret."""
         written = urlsplit(str(as_written(self._address)))
         return written.hostname or "the webhook"
 
 
 def _posted(address: str, data: Mapping[str, Any]) -> int:
-    """The status by which a webhook takes what is posted; what it says besides is not read.
+    """Post the data to a webhook and return the response's status; the body is not read.
 
-    Only here does the fleet go out into the world, which `requests` is made for. Raises TimeoutError, and what that raises.
+    The only place where the fleet connects to the internet, hence `requests`. Raises TimeoutError and `requests` exceptions.
     """
     import requests
 
@@ -189,7 +189,7 @@ def _posted(address: str, data: Mapping[str, Any]) -> int:
 
 def _run(command: list[str], given: bytes, environ: Mapping[str, str]) -> None:
     try:
-        process = subprocess.Popen(  # noqa: S603  # the fleet file's owner names the command
+        process = subprocess.Popen(  # noqa: S603  # the owner of the fleet file configures the command
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -204,7 +204,7 @@ def _run(command: list[str], given: bytes, environ: Mapping[str, str]) -> None:
             _, said = process.communicate(given, timeout=SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)
-            raise AlertFailed(f"{command[0]} did not end within {SECONDS:g} s") from None
+            raise AlertFailed(f"{command[0]} did not finish within {SECONDS:g} s") from None
     if process.returncode:
         last = " ".join(said.decode("utf-8", "replace").split())[-200:]
-        raise AlertFailed(f"{command[0]} ended with exit code {process.returncode}: {last}".rstrip(": "))
+        raise AlertFailed(f"{command[0]} failed with exit code {process.returncode}: {last}".rstrip(": "))

@@ -1,4 +1,4 @@
-"""How the fleet asks servers: one observer for each, all of them at once, and answers for callers that wait."""
+"""Queries to servers: one observer per server, concurrent queries, and a synchronous interface."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ T = TypeVar("T")
 _ANYWHERE = tuple(ipaddress.ip_network(network) for network in ("0.0.0.0/0", "::/0"))
 
 _PUNCTUATION = frozenset("/?#@")
-"""What would make an address of it that leads elsewhere."""
+"""Characters that would make a URL with this host point elsewhere."""
 
 
 @asynccontextmanager
 async def observing(host: str, port: int, key: str | None = None) -> AsyncIterator[Observer]:
-    """An observer of one server, which reaches that server and no other. Raises `EgressDenied` where ``host`` is no name.
+    """Open an observer that can connect to this one server only. Raises `EgressDenied` if ``host`` is not a host name.
 
-    Nodes of a cluster may have public addresses, so wherever this server is, it may be asked; nobody's data is ever sent.
+    Cluster nodes may have public addresses, so any address is allowed here; no user data is ever sent.
     """
     if not _PUNCTUATION.isdisjoint(host):
-        raise EgressDenied("not a host's name", hint="the registry, or the fleet's state, names it as a server's")
+        raise EgressDenied("invalid host name", hint="check the host in the registry entry or in the fleet's state file")
     url = f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
     only = EgressPolicy(allow_cloud=False, local=frozenset({endpoint_of(url)}), networks=_ANYWHERE)
     async with Client(only) as client:
@@ -38,10 +38,10 @@ async def observing(host: str, port: int, key: str | None = None) -> AsyncIterat
 
 
 async def all_at_once(questions: Mapping[str, Coroutine[Any, Any, T]], seconds: float) -> dict[str, T]:
-    """Ask everything at once, and return the answers that came within ``seconds``; the rest is given up.
+    """Run all queries concurrently and return the results that arrive within ``seconds``; the rest are cancelled.
 
-    A question that fails is missing like one that is late, and the loop's exception handler tells why: it is a fault of
-    ours, and the others' answers still count.
+    A query that raises is missing from the result, like one that is late. Its exception goes to the loop's exception
+    handler, because it is a bug of this package; the other results are still returned.
     """
     loop = asyncio.get_running_loop()
     tasks = {name: loop.create_task(question) for name, question in questions.items()}
@@ -56,14 +56,14 @@ async def all_at_once(questions: Mapping[str, Coroutine[Any, Any, T]], seconds: 
     await asyncio.gather(*tasks.values(), return_exceptions=True)
     for name, task in ended.items():
         if error := task.exception():
-            loop.call_exception_handler({"message": f"{name} could not be asked", "exception": error, "task": task})
+            loop.call_exception_handler({"message": f"the query to {name} failed", "exception": error, "task": task})
     return {name: task.result() for name, task in ended.items() if task.exception() is None}
 
 
 def answer_to(question: Coroutine[Any, Any, T]) -> T:
-    """Ask, and wait for the answer, wherever the caller stands: a notebook's cell has an event loop of its own.
+    """Run a query and wait for its result, even if the caller's thread already runs an event loop (as in a notebook).
 
-    A signal's handler runs meanwhile; an interrupt (Ctrl-C) ends the question and is raised.
+    Signal handlers run in the meantime; an interrupt (Ctrl-C) cancels the query and is raised.
     """
     loop = LoopThread()
     try:
@@ -73,9 +73,9 @@ def answer_to(question: Coroutine[Any, Any, T]) -> T:
 
 
 class Api:
-    """One server's own account of itself, for callers that wait. Every question is a connection of its own.
+    """Synchronous queries to one server: health, models, load. Each query opens its own connection.
 
-    Whatever listens on its port, no question raises an error or takes longer than its limit in seconds.
+    No query raises an error or exceeds its timeout (in seconds), whatever listens on the port.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -83,15 +83,15 @@ class Api:
         self.port = port
 
     def healthy(self, *, timeout: float = 2.0) -> bool:
-        """Whether ``/health`` says 200."""
+        """Whether ``/health`` returns status 200."""
         return answer_to(self._healthy(timeout))
 
     def models(self, *, timeout: float = 5.0, api_key: str = "") -> list[str] | None:
-        """The ids that it serves; None where it does not say."""
+        """The ids of the served models; None if they are unknown."""
         return answer_to(self._models(timeout, api_key))
 
     def busy(self, *, timeout: float = 5.0) -> int | None:
-        """How many requests run or wait; None where it does not say."""
+        """The number of running and waiting requests; None if it is unknown."""
         return answer_to(self._busy(timeout))
 
     async def _healthy(self, timeout: float) -> bool:
@@ -118,4 +118,4 @@ class Api:
 
 
 _SILENT = (OSError, Broken, EgressDenied, ValueError)
-"""What comes of a server that does not answer; ValueError: a key that no header can carry."""
+"""Errors of a server that does not respond; ValueError: the key is not valid in a header."""

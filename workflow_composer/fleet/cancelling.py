@@ -1,4 +1,4 @@
-"""Ends a server's SLURM jobs: told to finish what they have first, and ended by SLURM where they do not."""
+"""Cancel a server's SLURM jobs: ask them to drain first; if they do not end in time, let SLURM kill them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from workflow_composer.fleet.slurm import Slurm
 from workflow_composer.fleet.supervisor import STOPPING
 
 STEP = 1.0
-"""Seconds between two looks at the queue."""
+"""Seconds between two polls of the queue."""
 SLACK = 30.0
-"""Seconds beyond the limits that a job itself keeps."""
+"""Seconds to wait beyond the job's own time limits."""
 
 
 class Cancelling:
-    """A server whose jobs were told to end; `poll` says whether they have. ``found``: whether there was one."""
+    """A server whose jobs are being cancelled; `poll` says whether they have ended. ``found``: whether it had any."""
 
     def __init__(self, fleet: Fleet, server: str, slurm: Slurm) -> None:
-        """Make it unwanted, and tell its jobs. Raises `FleetError`."""
+        """Mark the server as not wanted and signal its jobs. Raises `FleetError`."""
         self.server = server
         self.slurm = slurm
         fleet.states.update(server, wanted=False)
@@ -29,11 +29,13 @@ class Cancelling:
         self._urge_at = time.monotonic() + longest + STOPPING + SLACK
         self._looked = 0.0
         if all(job.pending for job in jobs):
-            # Nothing of it runs, so nobody else writes down how it has ended.
-            fleet.states.update(server, status="stopped", detail="taken from the queue" if jobs else "its job is gone")
+            # No job is running, so nothing else records the final state.
+            fleet.states.update(
+                server, status="stopped", detail="removed from the queue" if jobs else "its job no longer exists"
+            )
 
     def poll(self) -> bool:
-        """Whether its jobs have ended. Raises `FleetError`."""
+        """Whether all jobs have ended. Raises `FleetError`."""
         if not self.found:
             return True
         if time.monotonic() - self._looked < STEP:

@@ -1,4 +1,4 @@
-"""One server's check: does it answer, serve the model that it should, and give one token (or one vector) in time?"""
+"""Check one server: does it respond, serve the expected model, and return one token (or one vector) in time?"""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ T = TypeVar("T")
 Verdict = Literal["up", "overloaded", "down"]
 
 GRACE = 5.0
-"""Seconds beyond the limit in which a server that gave no token may still show that it works on something."""
+"""Extra seconds in which a server that returned no token may still show progress in its metrics."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """What is asked. ``key_variable`` is where ``key`` came from, for messages; the key itself never stands in one."""
+    """The server to check. ``key_variable`` is the source of ``key``, for messages; the key itself never appears in one."""
 
     host: str
     port: int
@@ -37,13 +37,13 @@ class Target:
 
     @property
     def place(self) -> str:
-        """Host and port."""
+        """Host and port, as text."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Seconds for the whole check; waiting requests and share of the cache from which a server is overloaded."""
+    """Time limit of a check in seconds; waiting requests and KV-cache usage from which a server counts as overloaded."""
 
     seconds: float = 30.0
     queue: int = 100
@@ -52,10 +52,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """What came of it. ``reason`` is one line, empty where all is well; ``seconds`` is how long the check took.
+    """Result of a check. ``reason`` is one line, empty if the server is up; ``seconds`` is how long the check took.
 
-    ``overloaded``: it works, but more is asked of it than it can do; starting it again would only lose requests.
-    ``curable``: starting a server that is down again may help; it does not where the monitor lacks the server's key.
+    ``overloaded``: it works, but receives more requests than it can serve; a restart would only lose requests.
+    ``curable``: a restart may help; it cannot if the monitor lacks the server's key.
     """
 
     verdict: Verdict
@@ -70,13 +70,13 @@ class _Down(Exception):
 
 
 class _Unauthorized(_Down):
-    """It wants another key than the monitor has."""
+    """The server rejects the monitor's key."""
 
 
 async def check(target: Target, limits: Limits = Limits(), *, probe: bool = True) -> Check:
-    """Check a server; without ``probe`` no token is asked for. Raises nothing that a server could bring about.
+    """Check a server; without ``probe``, request no token. No response of a server makes this raise.
 
-    Takes at most ``limits.seconds``, and `GRACE` more where the server gives no token but says what it is doing.
+    Takes at most ``limits.seconds``, plus `GRACE` if the server returns no token but serves its metrics.
     """
     begun = time.monotonic()
     readings, curable = Readings(), True
@@ -92,13 +92,13 @@ async def check(target: Target, limits: Limits = Limits(), *, probe: bool = True
     except _Down as down:
         reason, verdict, curable = str(down), "down", not isinstance(down, _Unauthorized)
     except EgressDenied:
-        reason, verdict = f"{target.host} is not the name of a host", "down"
+        reason, verdict = f"{target.host} is not a valid host name", "down"
     seconds = time.monotonic() - begun
     return Check(verdict=verdict, reason=reason, readings=readings, seconds=seconds, curable=curable)
 
 
 class _Server:
-    """The questions to one server, in order, all within one deadline."""
+    """The queries to one server, in order, all within one deadline."""
 
     def __init__(self, target: Target, observer: Observer, limits: Limits) -> None:
         self.target = target
@@ -108,10 +108,10 @@ class _Server:
         self._ends = time.monotonic() + limits.seconds
 
     async def examine(self, *, probe: bool) -> str:
-        """Why it counts as overloaded; empty where it does not. Raises `_Down`."""
+        """Return why the server counts as overloaded, or an empty text. Raises `_Down`."""
         status = await self._heard("/health", self._observer.health(self._left))
         if status != 200:
-            raise _Down(f"{self.target.place} answers, but its /health says {status}")
+            raise _Down(f"{self.target.place} responds, but /health returns status {status}")
         await self._identify()
         await self._read()
         if probe:
@@ -123,25 +123,25 @@ class _Server:
         return self._load()
 
     async def _heard(self, path: str, question: Awaitable[T]) -> T:
-        """The answer. Raises `_Down` where there is none in time."""
+        """Return the response. Raises `_Down` if it is late."""
         try:
             return await self._asked(path, question)
         except Late as late:
             if late.begun:
-                raise _Down(f"{self.target.place} gave no whole answer within {self._limit}: it hangs") from None
+                raise _Down(f"{self.target.place} sent no complete response within {self._limit}: it hangs") from None
             if late.connected:
-                raise _Down(f"port {self.target.port} is open, but no answer within {self._limit}: it hangs") from None
+                raise _Down(f"port {self.target.port} is open, but no response within {self._limit}: it hangs") from None
             raise _Down(f"{self.target.place} cannot be reached: no connection within {self._limit}") from None
 
     async def _asked(self, path: str, question: Awaitable[T]) -> T:
-        """The answer. Raises `Late` where there is none in time, and `_Down` for every other fault."""
+        """Return the response. Raises `Late` if it is late, and `_Down` for every other fault."""
         try:
             return await question
         except Late:
             raise
         except TooLong:
-            raise _Down(f"{self.target.place}{path} answers without end") from None
-        except (OSError, Broken, ValueError) as error:  # ValueError: a key that no header can carry
+            raise _Down(f"the response of {self.target.place}{path} exceeds the size limit") from None
+        except (OSError, Broken, ValueError) as error:  # ValueError: the key is not valid in a header
             raise _Down(_unreachable(self.target, error)) from None
 
     async def _identify(self) -> None:
@@ -149,21 +149,21 @@ class _Server:
         if found.status in (401, 403):
             raise _Unauthorized(self._unauthorized(found.status))
         if found.models is None:
-            says = f"/v1/models says {found.status}"
-            raise _Down(f"what answers on {self.target.place} is no OpenAI-compatible server: {says}")
+            says = f"/v1/models returns status {found.status}"
+            raise _Down(f"the server on {self.target.place} is not OpenAI-compatible: {says}")
         if self.target.model not in found.models:
             raise _Down(f"{self.target.place} serves {_named(found.models)}, not {self.target.model}")
 
     def _unauthorized(self, status: int) -> str:
         variable = self.target.key_variable
         if variable is None:
-            return f"{self.target.place} wants a key ({status}), but its role names no api_key_env"
+            return f"{self.target.place} requires an API key (status {status}), but its role sets no api_key_env"
         if self.target.key is None:
-            return f"{self.target.place} wants a key ({status}), but ${variable} is not set here"
-        return f"{self.target.place} refuses the key in ${variable} ({status})"
+            return f"{self.target.place} requires an API key (status {status}), but ${variable} is not set"
+        return f"{self.target.place} rejects the key in ${variable} (status {status})"
 
     async def _probe(self) -> None:
-        """Ask for one token or one vector. Raises `Late`."""
+        """Request one token or one vector. Raises `Late`."""
         if self.target.pooling:
             question = self._asked("/v1/embeddings", self._observer.one_vector(self.target.model, self._left))
         else:
@@ -172,30 +172,32 @@ class _Server:
         if given.status in (401, 403):
             raise _Unauthorized(self._unauthorized(given.status))
         if given.status != 200:
-            raise _Down(f"{self.target.place} answers a request for one {self._what} with status {given.status}")
+            raise _Down(f"{self.target.place} returns status {given.status} to a request for one {self._what}")
         if not given.whole:
-            raise _Down(f"{self.target.place} answers a request for one {self._what} without a {self._what}")
+            raise _Down(f"{self.target.place} returns no {self._what} to a request for one {self._what}")
 
     async def _without_token(self) -> str:
-        """It hangs, unless its counters show that it worked on something else while the probe waited. Raises `_Down`."""
+        """Return the overload if the metrics show progress while the probe waited. Raises `_Down` otherwise."""
         before = self.readings.work
         self._ends = time.monotonic() + GRACE
         await self._read()
         if self.readings.work > before:
-            return f"no {self._what} within {self._limit}, but it works: {self.readings.waiting or 0} requests wait"
+            return (
+                f"no {self._what} within {self._limit}, but it is processing: {self.readings.waiting or 0} requests waiting"
+            )
         raise _Down(f"port {self.target.port} is open, but no {self._what} within {self._limit}: it hangs")
 
     async def _read(self) -> None:
-        """Read the metrics; a server that has none is not down for that."""
+        """Read the metrics; a server without metrics does not count as down."""
         with contextlib.suppress(Late, _Down):
             self.readings = await self._asked("/metrics", self._observer.readings(self._left))
 
     def _load(self) -> str:
         waiting, cache = self.readings.waiting or 0, self.readings.cache or 0.0
         if waiting >= self.limits.queue:
-            return f"{waiting} requests wait (limit {self.limits.queue})"
+            return f"{waiting} requests waiting (limit {self.limits.queue})"
         if cache >= self.limits.cache:
-            return f"its cache is full: {cache:.0%} in use (limit {self.limits.cache:.0%})"
+            return f"KV cache full: {cache:.0%} in use (limit {self.limits.cache:.0%})"
         return ""
 
     @property
@@ -215,13 +217,13 @@ def _unreachable(target: Target, error: Exception) -> str:
     if isinstance(error, ConnectionRefusedError):
         return f"{target.place} refuses connections"
     if is_unknown_name(error):
-        return f"the name {target.host} cannot be resolved"
+        return f"host name {target.host} cannot be resolved"
     if isinstance(error, OSError) and error.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
-        return f"{target.place} cannot be reached: no route"
-    return f"{target.place} broke the connection off, or speaks no HTTP"
+        return f"{target.place} cannot be reached: no route to host"
+    return f"{target.place} closed the connection or does not speak HTTP"
 
 
 def _named(served: Sequence[str]) -> str:
-    """The ids for a message: one line, however hostile the server."""
+    """The model ids as one short, printable line; a server may send anything."""
     first = "".join(c if c.isprintable() else "?" for c in served[0])[:100] if served else "no model"
     return first if len(served) < 2 else f"{first} and {len(served) - 1} more"

@@ -1,4 +1,4 @@
-"""Which server of a node has which GPU: servers that start together must not all choose the one that is free just now."""
+"""GPU leases of a node: servers that start at the same time must not all choose the same free GPU."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from workflow_composer.storage.saved import read_saved, value_of
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a process will use of GPUs: bytes by their names."""
+    """GPU memory that a process will use: bytes by GPU name."""
 
     pid: int
     gpus: dict[str, float]
 
 
 class Claims:
-    """The claims on one node's GPUs, in a file beside the fleet's state. A claim ends with its process."""
+    """The leases of one node's GPUs, in a file beside the fleet's state. A lease ends with its process."""
 
     def __init__(self, directory: Path, node: str, *, wait: float = WAIT) -> None:
         self._path = directory / f"{node}.gpus"
         self._wait = wait
 
     def take(self, server: str, gpus: Sequence[Gpu], count: int, need: Callable[[Gpu], float]) -> tuple[Gpu, ...]:
-        """Claim the ``count`` GPUs with the most memory left, each with what is left of it. Raises `FleetError`."""
+        """Lease the ``count`` GPUs with the most free memory; their ``free`` excludes leased memory. Raises `FleetError`."""
         with self._locked() as claims:
             others = {name: claim for name, claim in claims.items() if name != _mine(server) and _alive(claim)}
             left = [replace(gpu, free=min(gpu.free, int(gpu.total - _claimed(gpu, others)))) for gpu in gpus]
@@ -45,7 +45,7 @@ class Claims:
         return chosen
 
     def release(self, server: str) -> None:
-        """Give back what the server has claimed."""
+        """Release the server's GPUs."""
         if not self._path.exists():
             return
         with contextlib.suppress(FleetError), self._locked() as claims:
@@ -59,11 +59,11 @@ class Claims:
             with locked(self._path, wait=self._wait):
                 yield self._read()
         except OSError as error:
-            hint = remedy(error, "the fleet's state is kept there")
+            hint = remedy(error, "the fleet keeps its state there; set `state` in the fleet file to a writable folder")
             raise FleetError(f"{self._path} cannot be written: {error.strerror}", hint=hint) from error
 
     def _read(self) -> dict[str, Claim]:
-        """The claims in the file; one that is damaged takes no other with it."""
+        """Read the leases; a damaged one is skipped, the others are kept."""
         found: dict[str, Claim] = {}
         with contextlib.suppress(OSError, ValueError):
             for name, item in read_saved(dict[str, Any], self._path.read_bytes()).items():
@@ -77,7 +77,7 @@ class Claims:
 
 
 def _mine(server: str) -> str:
-    """The claim's name: a server's successor may start while it drains."""
+    """The lease's name, with the process id: a server's successor may start while the old one drains."""
     return f"{server}#{os.getpid()}"
 
 
@@ -90,7 +90,7 @@ def _claimed(gpu: Gpu, claims: dict[str, Claim]) -> float:
 
 
 def _alive(claim: Claim) -> bool:
-    """Whether the process still runs; what no process can have written is nobody's claim."""
+    """Whether the lease's process still runs; an invalid lease does not count."""
     if claim.pid <= 0 or not all(map(math.isfinite, claim.gpus.values())):
         return False
     try:

@@ -1,6 +1,6 @@
-"""From a role and what the machine has to vLLM's command line. Pure: looks at nothing, starts nothing.
+"""Build vLLM's command line from a role and the machine's hardware. Pure functions: nothing is read or started.
 
-What the hardware cannot do is replaced where something as good takes its place, with a note, and refused otherwise.
+A setting that the hardware does not support is replaced by an equivalent one, with a note, or else rejected.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from workflow_composer.fleet.options import faults
 from workflow_composer.fleet.settings import RoleSpec
 
 MODULE = "vllm.entrypoints.openai.api_server"
-"""Started as a module: in the build for the CPU, the command ``vllm`` looks for a distribution that it is not."""
+"""Started as a module: the CPU build's ``vllm`` command looks for the metadata of another distribution and fails."""
 API_KEY = "VLLM_API_KEY"
 _CACHE_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 _BINDING = "VLLM_CPU_OMP_THREADS_BIND"
@@ -32,9 +32,9 @@ WITHOUT_MARLIN: Mapping[str, str] = MappingProxyType({"awq_marlin": "awq", "gptq
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command line. ``environ`` is added to the environment, ``without`` taken out of it; ``notes`` say what was replaced.
+    """A command line. ``environ`` is added to the environment, ``without`` removed; ``notes`` say what was replaced.
 
-    ``secret`` names the variable from which the API's key comes; the key itself is in neither, only in `environment`.
+    ``secret`` is the variable that holds the API key; the key itself appears only in the result of `environment`.
     """
 
     argv: tuple[str, ...]
@@ -44,14 +44,14 @@ class Command:
     secret: str = ""
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
-        """The whole environment to start it with."""
+        """The complete environment of the process."""
         kept = {name: value for name, value in environ.items() if name not in self.without}
         key = {API_KEY: environ[self.secret]} if self.secret else {}
         return {**kept, **self.environ, **key}
 
     @property
     def shown(self) -> str:
-        """The line as one would type it; a key stands as the variable that it comes from."""
+        """The command line for a shell; the API key is shown as a reference to its variable."""
         added = [f"{name}={shlex.quote(value)}" for name, value in self.environ.items()]
         key = [f'{API_KEY}="${self.secret}"'] if self.secret else []
         unset = [part for name in self.without for part in ("-u", name)]
@@ -60,24 +60,24 @@ class Command:
 
 
 def device(role: RoleSpec, hardware: Hardware, build: Build) -> str:
-    """``cuda`` or ``cpu``: where the role runs. Raises `FleetError` where it cannot."""
+    """Return ``cuda`` or ``cpu``, where the role runs. Raises `FleetError` if it cannot run here."""
     wanted = role.device
     if wanted == "auto":
         wanted = "cpu" if build.device == "cpu" else "cuda"
     if wanted != build.device:
         other = "GPUs" if build.device == "cuda" else "the CPU"
         raise FleetError(
-            f"role {role.name!r} has device: {wanted}, and the vLLM of {build.python} is built for {other}",
-            hint=f"device: {build.device}, or the Python of another vLLM by `python` or $WORKFLOW_COMPOSER_VLLM_PYTHON",
+            f"role {role.name!r} sets device: {wanted}, but the vLLM of {build.python} is built for {other}",
+            hint=f"set device: {build.device}, or set `python` or $WORKFLOW_COMPOSER_VLLM_PYTHON to another vLLM's Python",
         )
     if wanted == "cuda" and not hardware.gpus:
         raise FleetError(
             f"no GPU here: {hardware.no_gpu}",
-            hint="start it where there is one, such as by `fleet submit`; or device: cpu with vLLM's build for the CPU",
+            hint="run it on a node with a GPU (`fleet submit`), or set device: cpu and use vLLM's CPU build",
         )
     if wanted == "cuda" and len(hardware.gpus) < role.gpus:
         raise FleetError(
-            f"role {role.name!r} spans {role.gpus} GPUs, and there are {len(hardware.gpus)} here", hint="a smaller `gpus`"
+            f"role {role.name!r} needs {role.gpus} GPUs, but this node has {len(hardware.gpus)}", hint="lower `gpus`"
         )
     return wanted
 
@@ -93,9 +93,9 @@ def vllm_command(
     visible: bool = False,
     options: Sequence[str] = (),
 ) -> Command:
-    """The command that serves the role on these GPUs; on the CPU where none is given.
+    """Return the command that serves the role on these GPUs, or on the CPU if none are given.
 
-    ``visible``: the environment lets it see just these GPUs already. Raises `FleetError` where it cannot run there.
+    ``visible``: the environment already restricts it to these GPUs. Raises `FleetError` if they cannot run the role.
     """
     _refuse(options)
     notes: list[str] = []
@@ -114,10 +114,10 @@ def vllm_command(
         argv += ["--tensor-parallel-size", str(role.gpus)]
     if not role.prefix_caching:
         argv.append("--no-enable-prefix-caching")
-    elif role.task == "generate":  # encoders keep no cache and do not start when told to share it: vLLM knows which can
+    elif role.task == "generate":  # pooling models without a cache fail to start with this option; vLLM's default is right
         argv.append("--enable-prefix-caching")
     if not gpus:
-        # Compiling takes minutes and a C++ compiler; who wants it adds --no-enforce-eager.
+        # Compilation takes minutes and needs a C++ compiler; to enable it, add --no-enforce-eager.
         argv.append("--enforce-eager")
     argv += [*role.arguments, *options]
     added = _environment(role, gpus, visible=visible, environ=environ)
@@ -127,19 +127,19 @@ def vllm_command(
 
 def _refuse(options: Sequence[str]) -> None:
     for _, found, instead in faults(options):
-        hint = "give --port before the `--`" if "'--port'" in found else f"{instead} of the fleet file"
-        raise FleetError(f"{found} cannot be given here", hint=hint)
+        hint = "put --port before the `--`" if "'--port'" in found else instead
+        raise FleetError(f"{found} is not allowed here", hint=hint)
 
 
 def _dtype(role: RoleSpec, gpus: Sequence[Gpu], notes: list[str]) -> str:
     if not gpus:
-        # Methods of quantisation compute in 16 bits; vLLM knows in which.
+        # Quantized models compute in a 16-bit type; vLLM chooses which.
         return "float32" if role.dtype == "auto" and not role.quantization else role.dtype
     weakest = min(gpus, key=lambda gpu: gpu.capability or 999)
     if weakest.capability is None or weakest.capability >= BFLOAT16_FROM or role.dtype not in ("auto", "bfloat16"):
         return role.dtype
     if role.dtype == "bfloat16":
-        notes.append(f"{weakest.described} has no bfloat16: half is used")
+        notes.append(f"{weakest.described} has no bfloat16: using half")
     return "half"
 
 
@@ -157,23 +157,23 @@ def _quantization(role: RoleSpec, gpus: Sequence[Gpu], notes: list[str]) -> str 
 
 
 def _environment(role: RoleSpec, gpus: Sequence[Gpu], *, visible: bool, environ: Mapping[str, str]) -> dict[str, str]:
-    """What is added to the environment; what a person has set there already stays."""
-    # vLLM reports its use to its makers unless told not to.
+    """The variables to add to the environment; variables that are already set are kept."""
+    # vLLM sends usage statistics unless these are set.
     added = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if role.local_model:
         added |= {"HF_HUB_OFFLINE": "1"}
     if not gpus:
-        # vLLM would bind every server's worker, which spins while it waits, to the same first cores.
+        # vLLM would bind the busy-waiting workers of all servers to the same first cores.
         added |= {_CACHE_SPACE: str(cache_space(role)), _BINDING: "nobind"}
     added = {name: value for name, value in added.items() if name not in environ}
     if gpus and not visible:
-        # Without the order of the bus, CUDA counts the fastest first and nvidia-smi does not.
+        # CUDA numbers the fastest GPU first by default; nvidia-smi numbers by PCI bus.
         added |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(str(gpu.index) for gpu in gpus)}
     return {**added, **role.environment}
 
 
 def cache_space(role: RoleSpec) -> int:
-    """GiB of the machine's memory for the cache on a CPU: a quarter of ``memory_gb``, or 2."""
+    """Size in GiB of the KV cache in main memory on a CPU: a quarter of ``memory_gb``, or 2."""
     return max(1, round((role.memory_gb or 8) * GIGA / 4 / (1 << 30)))
 
 
@@ -182,5 +182,7 @@ def _key(role: RoleSpec, environ: Mapping[str, str]) -> str:
     if name is None:
         return ""
     if not environ.get(name):
-        raise FleetError(f"the environment variable {name} is not set", hint=f"role {role.name!r} has api_key_env: {name}")
+        raise FleetError(
+            f"environment variable {name} is not set", hint=f"role {role.name!r} reads its API key from it (api_key_env)"
+        )
     return name

@@ -1,4 +1,4 @@
-"""Alerts on their way: written down, struck off, sent, and tried once more where a channel failed."""
+"""Delivery of alerts: save them, remove each one before it is sent, retry once if a channel failed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from workflow_composer.fleet.memory import MonitorFiles, Remembered, Unsent
 
 
 class Delivery:
-    """Sends alerts through every channel. ``say`` is the one that always works: the log."""
+    """Sends alerts through every channel. ``say`` writes a line to the log."""
 
     def __init__(self, files: MonitorFiles, channels: tuple[Channel, ...], say: Callable[[str], None]) -> None:
         self._files = files
@@ -18,12 +18,12 @@ class Delivery:
         self._say = say
 
     def remember(self, server: str, remembered: Remembered, alerts: Iterable[Alert]) -> None:
-        """Write down what is known of a server, and which alerts are due. Raises `WorkflowComposerError`."""
+        """Save a server's monitor state and the alerts that are due. Raises `WorkflowComposerError`."""
         due = tuple(Unsent(name, alert) for alert in alerts for name in self._channels)
         self._files.save(server, replace(remembered, unsent=(*remembered.unsent, *due)))
 
     def tell(self, server: str, alerts: Iterable[Alert]) -> None:
-        """Log the alerts, in the words that are right by now, and send those that are due."""
+        """Log the alerts and send the due ones, with the action updated to what was done."""
         alerts = list(alerts)
         for alert in alerts:
             self._say(alert.line)
@@ -37,7 +37,7 @@ class Delivery:
         self._send(server, lambda unsent: not unsent.failed)
 
     def flush(self, server: str) -> None:
-        """Send what an earlier round has left: what it did not come to, and what failed once."""
+        """Send what an earlier round left over: alerts not yet tried, and alerts that failed once."""
         self._send(server, lambda _: True)
 
     def _send(self, server: str, wanted: Callable[[Unsent], bool]) -> None:
@@ -47,7 +47,7 @@ class Delivery:
             self._strike(server, unsent)
             channel = self._channels.get(unsent.channel)
             if channel is None:
-                continue  # the fleet file does not name it any more
+                continue  # the channel was removed from the fleet file
             try:
                 channel.send(unsent.alert)
             except AlertFailed as error:
@@ -60,8 +60,8 @@ class Delivery:
         self._files.save(server, replace(remembered, unsent=tuple(left)))
 
     def _failed(self, server: str, unsent: Unsent, reason: str) -> None:
-        again = "" if unsent.failed else "; tried once more in the next round"
-        self._say(f"{server}: the alert by {unsent.channel} failed: {reason}{again}")
+        again = "" if unsent.failed else "; retrying once in the next round"
+        self._say(f"{server}: alert by {unsent.channel} failed: {reason}{again}")
         if not unsent.failed:
             remembered = self._files.load(server)
             self._files.save(server, replace(remembered, unsent=(*remembered.unsent, replace(unsent, failed=True))))

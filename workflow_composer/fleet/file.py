@@ -1,6 +1,6 @@
-"""Reads the fleet file: found, checked completely, every fault with its line, and what its servers are called.
+"""Find, read and validate the fleet file, reporting every fault with its line; name the fleet's servers.
 
-A file is searched for as `search_path` says. Paths in it are relative to its folder, except `logs`.
+`search_path` lists where the file is looked for. Paths in it are relative to its folder, except `logs`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from workflow_composer.profiles.normal import filled_in, url_fault, without_secr
 from workflow_composer.profiles.source import KeyPath, Problems, read_profile, shown
 
 VLLM_PYTHON = "WORKFLOW_COMPOSER_VLLM_PYTHON"
-"""The Python that has vLLM, where the fleet file names none."""
+"""Environment variable: the Python with vLLM, if the fleet file sets none."""
 
 FILE = "fleet.yaml"
 _WEBHOOK: KeyPath = ("monitor", "alerts", "webhook")
@@ -34,7 +34,7 @@ _FOLDERS = ("registry", "state", "python")
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """A fleet: its settings, the file they stand in, and where its parts leave word for each other."""
+    """A fleet: its settings, their file, the registry and the store of server states."""
 
     settings: FleetSettings
     path: Path
@@ -43,19 +43,19 @@ class Fleet:
     environ: Mapping[str, str]
 
     def role(self, name: str) -> RoleSpec:
-        """The role of that name. Raises `FleetError`, with the nearest name."""
+        """Return the role of that name. Raises `FleetError`, which suggests the nearest name."""
         if name in self.settings.roles:
             return self.settings.roles[name]
         known = tuple(self.settings.roles)
-        hint = nearest(name, known) or f"there are: {', '.join(known) or 'none'}"
+        hint = nearest(name, known) or f"known roles: {', '.join(known) or 'none'}"
         raise FleetError(f"{self.path} has no role {name!r}", hint=hint)
 
     def server_names(self, role: str) -> tuple[str, ...]:
-        """What the role's servers are called: ``coder``, ``coder-2``, ... Raises `FleetError`."""
+        """The names of the role's servers: ``coder``, ``coder-2``, ... Raises `FleetError`."""
         return tuple(server_name(role, number) for number in range(self.role(role).replicas))
 
     def find(self, server: str) -> tuple[RoleSpec, int]:
-        """The role of a server and the server's port. Raises `FleetError`."""
+        """Return a server's role and port. Raises `FleetError`."""
         for role in self.settings.roles.values():
             for number in range(role.replicas):
                 if server_name(role.name, number) == server:
@@ -63,7 +63,7 @@ class Fleet:
         return self.role(server), self.role(server).port
 
     def servers(self, names: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """The servers of these roles, or these servers; without a name, all. Raises `FleetError`."""
+        """Return the servers with these names or of these roles; all servers if no name is given. Raises `FleetError`."""
         found: dict[str, None] = {}
         for name in names or tuple(self.settings.roles):
             if name in self.settings.roles:
@@ -75,26 +75,26 @@ class Fleet:
 
     @property
     def logs(self) -> Path:
-        """The folder of the servers' logs."""
+        """The folder with the servers' logs."""
         return Path(self.settings.logs).expanduser().absolute()
 
     @property
     def python(self) -> str:
-        """The Python that has vLLM."""
+        """The Python interpreter with vLLM."""
         import sys
 
         return self.settings.python or self.environ.get(VLLM_PYTHON, "").strip() or sys.executable
 
 
 def server_name(role: str, number: int) -> str:
-    """What the role's server of that number, counted from 0, is called."""
+    """The name of the role's server with this number, counted from 0."""
     return f"{role}-{number + 1}" if number else role
 
 
 def load_fleet(path: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Fleet:
     """Read the fleet file at ``path``, or the first one that `search_path` finds.
 
-    Raises `ProfileError` with every fault, `FleetError` where there is no file.
+    Raises `ProfileError` with every fault, `FleetError` if there is no file.
     """
     environ = os.environ if environ is None else environ
     place = Path(path).expanduser() if path is not None else next(p for p in search_path(environ) if p.is_file())
@@ -105,23 +105,25 @@ def load_fleet(path: str | os.PathLike[str] | None = None, environ: Mapping[str,
 
 
 def search_path(environ: Mapping[str, str]) -> tuple[Path, ...]:
-    """Where a fleet file is looked for: the working directory's, the user's, and the shipped one, which is always there."""
+    """Candidate paths of the fleet file: in the working directory, of the user, and the shipped one, which always exists."""
     home = environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")  # noqa: PTH111  # no error without a home
     return (Path("config") / FILE, Path(home) / "workflow-composer" / FILE, shipped())
 
 
 def shipped(package: Path = Path(__file__).parent) -> Path:
-    """The fleet file that comes with the package; in a source checkout it lies beside the package."""
+    """The fleet file shipped with the package; in a source checkout it is in ``config/``."""
     installed = package / FILE
     return installed if installed.is_file() else package.parent.parent / "config" / FILE
 
 
 def read_settings(path: Path, environ: Mapping[str, str]) -> FleetSettings:
-    """The settings in a file. Raises `ProfileError` with every fault, `FleetError` where there is no file."""
+    """Read the settings from a file. Raises `ProfileError` with every fault, `FleetError` if there is no file."""
     try:
         tree, _, problems = read_profile(path, kind="fleet file", example="roles: {small: {model: ./small, port: 8001}}")
     except ProfileNotFound as error:
-        raise FleetError(error.message, hint="name another by --fleet, or copy the shipped one: docs/fleet.md") from None
+        raise FleetError(
+            error.message, hint="pass another file with --fleet, or copy the shipped one (docs/fleet.md)"
+        ) from None
     tree = without_secrets(tree, problems, (lambda key: key == _WEBHOOK, "monitor.alerts.webhook"))
     normal = _Normal(problems, environ).of(tree)
     settings = None
@@ -131,7 +133,7 @@ def read_settings(path: Path, environ: Mapping[str, str]) -> FleetSettings:
         add_faults(error, FleetSettings, tree, problems)
     _check(tree, problems)
     problems.raise_if_any()
-    assert settings is not None, "pydantic's findings are problems"
+    assert settings is not None, "every pydantic error is reported as a problem"
     return settings
 
 
@@ -139,7 +141,7 @@ def read_settings(path: Path, environ: Mapping[str, str]) -> FleetSettings:
 
 
 class _Normal:
-    """Names roles, makes paths absolute, fills in the webhook; what has the wrong type is left for pydantic to report."""
+    """Adds role names, makes paths absolute, expands the webhook; values of a wrong type are left for pydantic to report."""
 
     def __init__(self, problems: Problems, environ: Mapping[str, str]) -> None:
         self.problems = problems
@@ -148,7 +150,7 @@ class _Normal:
     def of(self, tree: Mapping[str, Any]) -> dict[str, Any]:
         data = dict(tree)
         for key in _FOLDERS:
-            # A Python without a folder is a command's name.
+            # `python` without a slash is a command to look up in PATH.
             if isinstance(data.get(key), str) and data[key] and (key != "python" or "/" in data[key]):
                 data[key] = self.absolute(data[key])
         if isinstance(roles := data.get("roles"), Mapping):
@@ -165,15 +167,15 @@ class _Normal:
     def role(self, name: str, value: Any) -> Any:
         path = ("roles", name)
         if not ROLE.fullmatch(name):
-            allowed = "a role's name has up to 64 letters, digits, '_', '-' and '.', and begins with a letter or digit"
-            self.problems.add(path, f"{name[:70]!r} cannot name a role", allowed)
+            allowed = "allowed: up to 64 letters, digits, '_', '-' and '.', starting with a letter or digit"
+            self.problems.add(path, f"invalid role name {name[:70]!r}", allowed)
             self.problems.source.faulty.add(path)
             return None
         if not isinstance(value, Mapping):
             return value
         data = dict(value)
         if "name" in data:
-            self.problems.add((*path, "name"), "unknown key", f"the role's name is {name!r}")
+            self.problems.add((*path, "name"), "unknown key", f"remove it; the role is named {name!r} by its key")
         if isinstance(model := data.get("model"), str):
             data["model"] = self.model(model, (*path, "model"))
             data.setdefault("served_name", model)
@@ -186,7 +188,7 @@ class _Normal:
         if Path(place).is_dir():
             return place
         if text.startswith((".", "/", "~")):
-            self.problems.add(path, f"there is no folder {place}", "a folder relative to this file, or a model's id")
+            self.problems.add(path, f"no such folder: {place}", "give a folder relative to this file, or a model id")
         return text
 
     def webhook(self, value: Any) -> Any:
@@ -195,10 +197,12 @@ class _Normal:
         url = filled_in(value, _WEBHOOK, self.problems, self.environ)
         if url is None:
             return value
-        # Services' addresses carry their key in the query.
+        # Webhook services put their key into the query.
         fault = url_fault(url.partition("?")[0])
         if fault:
-            self.problems.add(_WEBHOOK, f"found an address that is not shown; {fault}", "allowed: http:// or https://")
+            self.problems.add(
+                _WEBHOOK, f"invalid URL (not shown, it may contain a secret); {fault}", "allowed: http:// or https://"
+            )
         return Expanded(url, value) if url != value else url
 
 
@@ -206,11 +210,11 @@ class _Normal:
 
 
 def _check(tree: Mapping[str, Any], problems: Problems) -> None:
-    """What one key demands of another; skips what has the wrong type, so that one run reports every fault."""
+    """Check constraints between keys; values of a wrong type are skipped, so that one run reports every fault."""
     roles = tree.get("roles")
     roles = {name: role for name, role in roles.items() if isinstance(role, Mapping)} if isinstance(roles, Mapping) else {}
     if not roles and not any(path[:1] == ("roles",) for path in problems.source.faulty):
-        problems.add(("roles",), "there is no role", "name one server at least; docs/fleet.md shows how")
+        problems.add(("roles",), "no roles", "define at least one role; docs/fleet.md shows how")
     _ports(roles, problems)
     _server_names(roles, problems)
     for name, role in roles.items():
@@ -222,10 +226,10 @@ def _ports(roles: Mapping[str, Mapping[str, Any]], problems: Problems) -> None:
     for name, ports in _ranges(roles):
         path = ("roles", name, "port")
         if ports[-1] > 65535:
-            problems.add(path, f"the last of {len(ports)} replicas has port {ports[-1]}", "allowed: ports up to 65535")
+            problems.add(path, f"the last of {len(ports)} replicas would get port {ports[-1]}", "allowed: ports up to 65535")
         for port in ports:
             if port in taken:
-                problems.add(path, f"port {port} is one of role {taken[port]!r} too", "each server has a port of its own")
+                problems.add(path, f"port {port} is already used by role {taken[port]!r}", "each server needs its own port")
                 break
         taken |= dict.fromkeys(ports, name)
 
@@ -238,11 +242,11 @@ def _ranges(roles: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, range
 
 
 def _server_names(roles: Mapping[str, Mapping[str, Any]], problems: Problems) -> None:
-    """A role must not be called what another role's replica is called."""
+    """Report roles whose name equals the name of another role's replica."""
     for name, ports in _ranges(roles):
         for number in range(1, len(ports)):
             if (other := server_name(name, number)) in roles:
-                problems.add(("roles", other), f"a replica of role {name!r} is called {other!r} too", "another name")
+                problems.add(("roles", other), f"role {name!r} already has a replica named {other!r}", "choose another name")
 
 
 def _arguments(path: KeyPath, role: Mapping[str, Any], problems: Problems) -> None:
@@ -252,4 +256,4 @@ def _arguments(path: KeyPath, role: Mapping[str, Any], problems: Problems) -> No
         problems.add((*path, "arguments", index), found, instead)
     if isinstance(environment, Mapping) and "VLLM_API_KEY" in environment:
         here = (*path, "environment", "VLLM_API_KEY")
-        problems.add(here, shown("a key", here), "set the key api_key_env to the name of the variable that holds it")
+        problems.add(here, shown("a key", here), "set api_key_env to the name of the variable that holds it")

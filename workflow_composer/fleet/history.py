@@ -1,7 +1,7 @@
-"""What checks found, for days: one line of JSON per check, in a file that is only appended to and cut at its old end.
+"""History of checks: one JSON line per check, in an append-only file whose oldest lines are pruned.
 
-Two monitors may write it at once, on one machine or on several that share the folder: each write is made under the lock
-beside the file, whole or not at all.
+Several monitors may write at once, on one machine or on several that share the folder: each write is atomic, under the
+lock beside the file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DAY = 86400.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One check of one server. ``time`` in seconds since 1970; ``tokens`` since its process began, at ``started``."""
+    """One check of one server. ``time``: Unix time; ``tokens``: generated since its process started, at ``started``."""
 
     time: float
     server: str
@@ -40,14 +40,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Uptime:
-    """The share of the checked time that a server was up, 0 to 1 (None: nobody looked), and the seconds checked."""
+    """The share of the checked time that a server was up, 0 to 1 (None: no checks), and the seconds checked."""
 
     share: float | None
     checked: float
 
 
 class History:
-    """The file of checks."""
+    """The history file."""
 
     def __init__(self, path: Path, days: float, *, wait: float = WAIT) -> None:
         self.path = path
@@ -55,14 +55,14 @@ class History:
         self._wait = wait
 
     def add(self, records: Iterable[Record]) -> None:
-        """Append all of them. Raises OSError; then nothing is added."""
+        """Append the records. If it raises OSError, none was added."""
         lines = b"".join(encoded(asdict(record)) for record in records)
         if lines:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             append_lines(self.path, lines, wait=self._wait, mode=0o600)
 
     def prune(self, now: float) -> None:
-        """Cut off what is older than the days to keep, where the oldest line is older by a day. Raises OSError."""
+        """Drop records older than the days to keep, once the oldest is a day older than that. Raises OSError."""
         oldest = next(self.records(), None)
         if oldest is None or now - oldest.time < (self._days + 1) * DAY:
             return
@@ -72,21 +72,21 @@ class History:
                     file.write(line.rstrip(b"\n") + b"\n")
 
     def records(self, since: float = 0.0) -> Iterator[Record]:
-        """The records from ``since`` on, as they were written; damaged lines are passed over."""
+        """Yield the records from ``since`` on, in file order; damaged lines are skipped."""
         for line in self._lines():
             if (record := _record(line)) is not None and record.time >= since:
                 yield record
 
     def _lines(self) -> Iterator[bytes]:
         with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
-            yield from file  # which a line feed alone ends, whatever a damaged line holds
+            yield from file  # in binary mode only a line feed ends a line
 
 
 def uptime(records: Iterable[Record], now: float, *, reach: float) -> Uptime:
     """How much of the last `DAY` one server was up, by its records in order of time.
 
-    Each check vouches for the time until the next one, at most ``reach`` seconds; the rest of a longer gap is nobody's
-    knowledge and counts neither way. Overloaded counts as up, waiting (it starts, or its job is queued) as down.
+    Each check holds until the next one, for at most ``reach`` seconds; the rest of a longer gap is unknown and not counted.
+    Overloaded counts as up; waiting (starting, or its job is queued) counts as down.
 
     >>> found = [Record(time=0, server="a", outcome="up"), Record(time=30, server="a", outcome="down")]
     >>> uptime(found, 40.0, reach=60)
@@ -105,7 +105,7 @@ def uptime(records: Iterable[Record], now: float, *, reach: float) -> Uptime:
 
 
 def tokens_per_second(records: Iterable[Record]) -> float | None:
-    """Tokens that one server generated per second between its last two checks; None where that is not known."""
+    """Return the tokens per second that one server generated between its last two checks; None if unknown."""
     known = [record for record in records if record.tokens is not None][-2:]
     if len(known) < 2 or known[0].started != known[1].started:
         return None

@@ -1,4 +1,4 @@
-"""One supervisor for a server: whoever runs it holds its lock, which the system takes back however that process ends."""
+"""Supervisor lock: at most one supervisor per server; the operating system releases the lock when its process ends."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from workflow_composer.storage.replacing import replace_file
 from workflow_composer.storage.saved import read_saved
 
 _MOMENT = 0.2
-"""Seconds for which the lock is tried: another thread of this process that asks who holds it has it for an instant."""
+"""Seconds to try for the lock: a thread of this process that queries the holder takes it for an instant."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """The process that looks after a server."""
+    """The process that supervises a server."""
 
     pid: int
     node: str
@@ -32,19 +32,19 @@ class Holder:
 
 
 class Holding:
-    """The lock of one server, in the folder of the fleet's state, and a file beside it that says who has it.
+    """The supervisor lock of one server, in the fleet's state folder, and a file beside it with the holder's process.
 
-    The lock is the process's own: no process that it forks or starts has it, and it ends with the process.
+    The lock belongs to this process: child processes do not inherit it, and it is released when the process ends.
     """
 
     def __init__(self, directory: Path, server: str) -> None:
         if not ROLE.fullmatch(server):
-            raise ValueError(f"not a server's name: {server!r}")
+            raise ValueError(f"invalid server name: {server!r}")
         self._path = directory / f"{server}.run"
         self._lock = FileLock(lock_beside(self._path), mode=0o600)
 
     def take(self) -> Holder | None:
-        """Take the lock; who has it, where that is another. Raises `FleetError` where the folder cannot be written."""
+        """Take the lock; return the holder if another process has it. Raises `FleetError` if the folder is not writable."""
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock.take(_MOMENT)
@@ -52,22 +52,23 @@ class Holding:
             return self.holder() or Holder(0, "")
         except OSError as error:
             raise FleetError(
-                f"{self._path} cannot be written: {error.strerror}", hint="the fleet's state is kept there"
+                f"{self._path} cannot be written: {error.strerror}",
+                hint="the fleet keeps its state there; set `state` in the fleet file to a writable folder",
             ) from error
-        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
-            self._path.unlink(missing_ok=True)  # first: it names a process that was killed
+        with contextlib.suppress(OSError):  # on a full disk the lock still holds
+            self._path.unlink(missing_ok=True)  # first: it may name a killed process
             replace_file(self._path, json.dumps([os.getpid(), os.uname().nodename]), mode=0o600)
         return None
 
     def release(self) -> None:
-        """Let others take it."""
+        """Release the lock."""
         if self._lock.held:
             with contextlib.suppress(OSError):
                 self._path.unlink(missing_ok=True)
         self._lock.release()
 
     def holder(self) -> Holder | None:
-        """Who looks after the server now; None where nobody does."""
+        """Return the current holder; None if there is none."""
         try:
             if not self._lock.is_taken():
                 return None
@@ -75,6 +76,6 @@ class Holding:
             return None
         with contextlib.suppress(OSError, ValueError):
             pid, node = read_saved(tuple[int, str], self._path.read_bytes())
-            if pid > 0:  # others are groups of processes to whoever sends it a signal
+            if pid > 0:  # `os.kill` treats 0 and negative numbers as process groups
                 return Holder(pid, node)
         return Holder(0, "")

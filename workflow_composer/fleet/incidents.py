@@ -1,4 +1,4 @@
-"""When a failing server is started again, and when somebody is told: a state machine without clock, files or network.
+"""When to restart a failing server and when to send alerts: a state machine without clock, files or network.
 
 ::
 
@@ -6,10 +6,10 @@
        │                ▲                                              │ down
        └──overloaded──> overloaded ──down──> down                      └──> down, the same incident
 
-An **incident** opens when a server fails or is overloaded and ends when it is well again. Of one incident at most four
-things are told, each once: that it is overloaded, that it is down, that a person must look, and its end. The first incident
-in six hours ends with the first good check. A server that fails again and again (it *flaps*) must stay well for ten minutes,
-then twenty, at most an hour, before its incident ends; so that it cannot fill a mailbox.
+An **incident** opens when a server fails or is overloaded and closes when it has recovered. An incident sends at most four
+alerts, each once: overloaded, down, manual action required, and recovered. The first incident in six hours closes with the
+first good check. A *flapping* server, which fails repeatedly, must stay up for ten minutes, then twenty, at most an hour,
+before its incident closes, so that it does not flood a mailbox.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Seen = Literal["up", "overloaded", "down", "waiting", "unwanted"]
-"""What a round saw. ``waiting``: it starts, drains or stands in a queue, as it should. ``unwanted``: stopped on purpose."""
+"""Result of a round. ``waiting``: starting, draining or queued, as expected. ``unwanted``: stopped on purpose."""
 Phase = Literal["healthy", "overloaded", "down", "settling"]
 Kind = Literal["overloaded", "down", "person", "recovered", "ended"]
 
 WINDOW = 6 * 3600.0
-"""Seconds for which restarts and incidents are counted."""
+"""Seconds in which restarts and incidents are counted."""
 SETTLE = 600.0
-"""Seconds that the second incident within `WINDOW` takes to end; twice as long for each further one, at most `SETTLED`."""
+"""Seconds that a server must stay up to close its second incident within `WINDOW`; doubles each time up to `SETTLED`."""
 SETTLED = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """At most ``restarts`` within `WINDOW`; ``backoff`` seconds before the second, doubled for each further one."""
+    """At most ``restarts`` within `WINDOW`; ``backoff`` seconds before the second one, doubled for each further one."""
 
     restarts: int = 5
     backoff: float = 10.0
@@ -39,11 +39,11 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """What the monitor knows of a server between rounds. Times in seconds since 1970.
+    """The monitor's state of a server, kept between rounds. Times are Unix times.
 
-    ``told`` holds what was told of the open incident; ``incidents`` when it began, and those in the six hours before it;
-    ``restarts`` when it was started again; ``well_since`` since when it has been up while the incident settles;
-    ``last_up`` when it was last seen up.
+    ``told``: alerts sent for the open incident; ``incidents``: start times of it and of those in the six hours before;
+    ``restarts``: times of restarts; ``well_since``: since when it has been up while the incident settles; ``last_up``:
+    when it was last seen up.
     """
 
     phase: Phase = "healthy"
@@ -58,9 +58,9 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What a round makes of a server: what to remember, what to tell and whether to start it again now.
+    """Outcome of a round for a server: the new state, the alerts to send and whether to restart it now.
 
-    ``why_not`` says why a server that is down is not started again; empty where it is, or where it is not down.
+    ``why_not`` says why a server that is down is not restarted; empty if it is restarted or not down.
     """
 
     memory: Memory
@@ -70,8 +70,8 @@ class Step:
 
 
 def advance(memory: Memory, seen: Seen, reason: str, now: float, rules: Rules, *, ours: bool = True) -> Step:
-    """The next step. ``ours``: the monitor may start it again; of others it only tells."""
-    now = max(now, memory.since)  # a clock that was set back must not end or begin anything
+    """Return the next step. ``ours``: the monitor may restart the server; otherwise it only sends alerts."""
+    now = max(now, memory.since)  # a clock set back must not open or close an incident
     memory = replace(memory, restarts=_recent(memory.restarts, now))
     if seen == "unwanted":
         return _end(memory, "ended")
@@ -84,7 +84,7 @@ def advance(memory: Memory, seen: Seen, reason: str, now: float, rules: Rules, *
 
 
 def next_restart(memory: Memory, rules: Rules) -> float:
-    """When the backoff is over: at once for the first, then ``backoff``, twice as much, and so on after the last one."""
+    """Return the earliest time of the next restart: at once for the first, then ``backoff`` seconds, doubled each time."""
     if not memory.restarts:
         return 0.0
     return memory.restarts[-1] + rules.backoff * 2.0 ** min(len(memory.restarts) - 1, 20)
@@ -100,7 +100,7 @@ def _up(memory: Memory, now: float) -> Step:
 
 
 def _overloaded(memory: Memory, reason: str, now: float) -> Step:
-    if memory.phase != "healthy":  # what was down answers again, but it is not well yet
+    if memory.phase != "healthy":  # it responds again but has not recovered yet
         return Step(memory=replace(memory, phase="overloaded", reason=reason))
     opened = _open(memory, "overloaded", reason, now)
     return _tell(opened, "overloaded")
@@ -111,13 +111,13 @@ def _down(memory: Memory, reason: str, now: float, rules: Rules, *, ours: bool) 
         memory = _open(memory, "down", reason, now)
     memory = replace(memory, phase="down", reason=reason)
     if not ours:
-        return _tell(memory, "down", why_not="it is not the monitor's to start")
+        return _tell(memory, "down", why_not="this monitor cannot restart it")
     if len(memory.restarts) >= rules.restarts:
         hours = f"{WINDOW / 3600:g} hours"
-        why = f"started again {len(memory.restarts)} times within {hours}: a person must look"
+        why = f"restarted {len(memory.restarts)} times within {hours}: manual action required"
         return _tell(memory, "down", "person", why_not=why)
     if (at := next_restart(memory, rules)) > now:
-        return _tell(memory, "down", why_not=f"it is started again in {at - now:.0f} s at the earliest")
+        return _tell(memory, "down", why_not=f"next restart in {at - now:.0f} s at the earliest")
     return replace(_tell(replace(memory, restarts=(*memory.restarts, now)), "down"), restart=True)
 
 
@@ -138,7 +138,7 @@ def _end(memory: Memory, kind: Kind) -> Step:
 
 
 def _settling(memory: Memory) -> float:
-    """Seconds that the open incident must be well before it ends."""
+    """Seconds that the server must stay up before the open incident closes."""
     earlier = len(memory.incidents) - 1
     return 0.0 if earlier < 1 else min(SETTLED, SETTLE * 2.0 ** min(earlier - 1, 10))
 

@@ -1,12 +1,12 @@
-"""What runs inside a SLURM job: one server, from the first free port to its end, and what becomes of it then.
+"""The process inside a SLURM job: run one server, and hand over, requeue or stop when it ends.
 
 ========  ==========================================  =====================================================================
 ends by   because                                     then, and the exit code
 ========  ==========================================  =====================================================================
-SIGUSR1   the time limit, or a preemption, is near    a successor is queued; drained when that answers (`handover`); 0
-SIGTERM   ``fleet down``, scancel, preemption         drained and ended; 0
-itself    vLLM failed, or could not be started        queued again after a pause, ``max_requeues`` times in a row; 1
-node      it died                                     SLURM queues the job again; the registry's entry expires by itself
+SIGUSR1   the time limit, or a preemption, is near    queue a successor; drain when that is ready (`handover`); 0
+SIGTERM   ``fleet down``, scancel, preemption         drain and stop; 0
+itself    vLLM failed, or could not be started        requeue after a pause, ``max_requeues`` times in a row; 1
+node      the node failed                             SLURM requeues the job; the registry entry expires
 ========  ==========================================  =====================================================================
 """
 
@@ -33,25 +33,25 @@ from workflow_composer.fleet.supervisor import Ended, Place, Supervisor
 
 ALL = "0.0.0.0"  # noqa: S104  # clients are on other nodes
 STEADY = 600.0
-"""Seconds after which a server that has answered does not count its earlier failures any more."""
+"""Seconds of uptime after which earlier failures no longer count."""
 LONGEST_PAUSE = 1800.0
-"""Seconds that a job waits at most after a failure, unless its first pause is longer."""
+"""Longest pause after a failure in seconds, unless the first pause is longer."""
 PORTS = 200
-"""Ports that are tried, from the role's own."""
+"""Number of ports to try, starting with the role's own."""
 REFRESH = 300.0
-"""Seconds between two questions for the job's end: an administrator may have given it more time."""
+"""Seconds between two queries of the job's end: an administrator may extend its time."""
 TICK = 0.25
 
 T = TypeVar("T")
 
 
 class ServerJob:
-    """One server's job. ``say`` takes one line for the job's log."""
+    """One server's SLURM job. ``say`` writes one line to the job's log."""
 
     def __init__(
         self, fleet: Fleet, server: str, *, environ: Mapping[str, str], slurm: Slurm, say: Callable[[str], None]
     ) -> None:
-        """Raises `FleetError` outside of a job, or for a server that the fleet file does not know."""
+        """Raises `FleetError` outside of a job, or for a server that is not in the fleet file."""
         self.fleet = fleet
         self.server = server
         self.role, _ = fleet.find(server)
@@ -64,15 +64,15 @@ class ServerJob:
         self._stopped = 0
         self.job_id = environ.get("SLURM_JOB_ID", "")
         if not self.job_id:
-            raise FleetError("this is no SLURM job", hint=f"`fleet submit {server}` makes one")
+            raise FleetError("not running in a SLURM job", hint=f"submit one with `fleet submit {server}`")
 
     def run(self) -> int:
-        """Run the server to its end; returns the exit code."""
+        """Run the server until it ends; return the exit code."""
         began = time.monotonic()
         with self._signals():
             try:
                 if not self._take_over():
-                    self.say(f"{self.server} is not wanted any more")
+                    self.say(f"{self.server} was stopped in the meantime; nothing to do")
                     return 0
                 ended = self._supervise(self._place())
             except WorkflowComposerError as error:
@@ -102,7 +102,7 @@ class ServerJob:
                 signal.signal(number, handler)
 
     def _supervise(self, place: Place) -> Ended:
-        """Let the supervisor run the server in a thread of its own, so that its beat goes on while SLURM takes its time."""
+        """Run the supervisor in its own thread, so that its heartbeat continues while SLURM commands take their time."""
         state = self.fleet.states.get(self.server)
         supervisor = Supervisor(
             self.fleet,
@@ -128,10 +128,10 @@ class ServerJob:
         if self._stopped:
             supervisor.ask("stopped")
         self._watch(supervisor, thread)
-        return ended[0] if ended else Ended("failed", "its supervisor has broken off; the traceback stands above")
+        return ended[0] if ended else Ended("failed", "its supervisor crashed; see the traceback above")
 
     def _watch(self, supervisor: Supervisor, thread: threading.Thread) -> None:
-        """Hand over when the time is nearly over, and keep the published end of the job right."""
+        """Hand over when the time limit is near, and keep the published end of the job up to date."""
         asked, drains = time.monotonic(), False
         while thread.is_alive():
             thread.join(TICK)
@@ -146,7 +146,7 @@ class ServerJob:
                 self._refresh(supervisor)
 
     def _is_expiring(self, supervisor: Supervisor) -> bool:
-        """Whether SLURM has said so, or would have: a signal at the job's very beginning meets nobody who heeds it."""
+        """Whether the time limit is near, by signal or by clock: a signal before the handlers are installed is lost."""
         ends = supervisor.place.expires
         late = ends is not None and time.time() > ends - self.fleet.settings.slurm.drain_before
         self._expiring = self._expiring or late
@@ -163,7 +163,7 @@ class ServerJob:
         return handover
 
     def _take_over(self) -> bool:
-        """Write down that this job runs the server now; False where it has been taken down meanwhile."""
+        """Record that this job runs the server now; return False if it was stopped in the meantime."""
         job = self._known()
         with one_at_a_time(self.fleet, self.server):
             state = self.fleet.states.get(self.server)
@@ -174,7 +174,7 @@ class ServerJob:
                 self.fleet.states.put(queued(self.fleet, self.server, self.job_id))
             self.fleet.states.update(self.server, status="starting", detail="", started=time.time())
         if not ours:
-            # The script was given to sbatch by hand; others look for the job by its name.
+            # The script was submitted by hand; other commands find the job by its name.
             self._attempt(lambda: self.slurm.rename(self.job_id, job_name(self.server)))
         return True
 
@@ -192,7 +192,7 @@ class ServerJob:
         return self._attempt(lambda: self.slurm.job(self.job_id))
 
     def _attempt(self, ask: Callable[[], T]) -> T | None:
-        """What SLURM answers; None where it does not, since a server can run without its controller."""
+        """Return SLURM's answer; on an error log it and return None, since a server can run without the controller."""
         try:
             return ask()
         except FleetError as error:
@@ -206,27 +206,27 @@ class ServerJob:
     def _expired(self) -> None:
         handover = self.handover
         if handover is not None and self._attempt(handover.taken):
-            self.say(f"job {handover.successor} goes on")
+            self.say(f"job {handover.successor} has taken over")
         elif self._wanted():
-            self.say("the job is queued again")
+            self.say("requeuing this job")
             self._requeue(0.0)
 
     def _requeue(self, delay: float) -> None:
-        # SLURM ends the processes of a job that is queued again, the command that asks for it among them; what is ignored
-        # here is ignored by that command, too.
+        # SLURM terminates the processes of a requeued job, including the scontrol that requests it; scontrol inherits the
+        # ignored signal and so finishes.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self._attempt(lambda: self.slurm.requeue(self.job_id, delay))
 
     def _failed(self, why: str, *, lasted: float) -> int:
-        """Queue the job again, unless it has failed too often; the reason is the last line of its log."""
+        """Requeue the job unless it has failed too often; the last line of its log gives the reason."""
         slurm = self.fleet.settings.slurm
         state = self.fleet.states.get(self.server)
         failures = failures_after(state.failures if state else 0, lasted=lasted, start_seconds=self.role.start_seconds)
         if failures > slurm.max_requeues:
-            detail = f"{why}; not queued again after {failures} failure{'s'[: failures > 1]} in a row"
+            detail = f"{why}; not requeued after {failures} failure{'s'[: failures > 1]} in a row"
         else:
             pause = max(SETTLE, pause_after(failures, slurm.requeue_pause))
-            detail = f"{why}; queued again in {pause:.0f} s ({failures} of {slurm.max_requeues})"
+            detail = f"{why}; requeued in {pause:.0f} s ({failures} of {slurm.max_requeues})"
         if state is not None and state.job_id == self.job_id:
             self.fleet.states.update(self.server, status="failed", detail=detail, failures=failures)
         self.say(f"{self.server} failed: {detail}")
@@ -236,9 +236,9 @@ class ServerJob:
 
 
 def failures_after(before: int, *, lasted: float, start_seconds: float) -> int:
-    """How often a server has failed in a row, after one more failure.
+    """Return the number of failures in a row, including the one just now.
 
-    One that ran for `STEADY` seconds longer than it may take to start had been well, so the count begins anew.
+    If the server ran `STEADY` seconds longer than its startup may take, it had been up, and the count restarts at 1.
 
     >>> failures_after(2, lasted=30, start_seconds=900), failures_after(2, lasted=86400, start_seconds=900)
     (3, 1)
@@ -247,7 +247,7 @@ def failures_after(before: int, *, lasted: float, start_seconds: float) -> int:
 
 
 def pause_after(failures: int, first: float) -> float:
-    """Seconds until the next attempt.
+    """Return the seconds to wait before the next start.
 
     >>> [pause_after(n, 60) for n in (1, 2, 3, 9)]
     [60.0, 120.0, 240.0, 1800.0]
@@ -256,16 +256,18 @@ def pause_after(failures: int, first: float) -> float:
 
 
 def free_port(fleet: Fleet, server: str, listen: str) -> int:
-    """The server's port, else the next one on this node that is free and that the fleet file gives to no other server.
+    """Return the server's port, or the next port that is free on this node and not assigned to another server.
 
-    Raises `FleetError` where there is none.
+    Raises `FleetError` if there is none.
     """
     _, own = fleet.find(server)
     others = {port for other in fleet.servers() for port in [fleet.find(other)[1]]}
     for port in range(own, min(own + PORTS, 65536)):
         if (port == own or port not in others) and _is_free(listen, port):
             return port
-    raise FleetError(f"no port from {own} on is free on this node", hint=f"another port for {server} in the fleet file")
+    raise FleetError(
+        f"no free port on this node, starting at {own}", hint=f"set another port for {server} in the fleet file"
+    )
 
 
 def _is_free(listen: str, port: int) -> bool:

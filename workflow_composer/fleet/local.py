@@ -1,4 +1,4 @@
-"""Servers of this machine: which one is meant, started in the background and waited for, stopped."""
+"""Servers on this machine: resolve a name, start in the background, wait, stop."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from workflow_composer.fleet.supervisor import STOPPING, Place
 from workflow_composer.names import nearest
 
 BARE_PORT = 8000
-"""The port of a model that is no role of the fleet file: vLLM's own default."""
+"""Port of a model that is not a role of the fleet file: vLLM's default."""
 LISTEN = "127.0.0.1"
 _SLACK = 30.0
-"""Seconds beyond the limits that the supervisor itself keeps."""
+"""Seconds to wait beyond the supervisor's own time limits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server that is to run: ``in_file`` says whether its role stands in the fleet file."""
+    """A server to run; ``in_file``: its role is defined in the fleet file."""
 
     server: str
     role: RoleSpec
@@ -39,7 +39,7 @@ class Target:
 
 
 def target(fleet: Fleet, name: str, *, port: int | None = None) -> Target:
-    """What a role, a server's name, a model's id or a folder means. Raises `FleetError`."""
+    """Resolve a role, a server name, a model id or a folder. Raises `FleetError`."""
     try:
         role, usual = fleet.find(name)
         server, in_file = name, True
@@ -49,18 +49,18 @@ def target(fleet: Fleet, name: str, *, port: int | None = None) -> Target:
         role, usual, in_file = bare_role(name), BARE_PORT, False
         server = role.name
     listen = fleet.settings.listen or LISTEN
-    # Who listens everywhere is found under its node's name.
+    # A server that listens on all addresses is published under its node's name.
     host = os.uname().nodename if listen in ("0.0.0.0", "::", "") else listen  # noqa: S104  # compared, not bound
     return Target(server, role, Place(port=port or usual, listen=listen, host=host), in_file)
 
 
 def bare_role(model: str) -> RoleSpec:
-    """A role made on the spot for a model. Raises `FleetError` where its folder is not there."""
+    """Return an ad-hoc role for a model. Raises `FleetError` if its folder does not exist."""
     place = Path(os.path.abspath(os.path.expanduser(model)))  # noqa: PTH100, PTH111  # no error without a home
     if place.is_dir():
         served, model = place.name, str(place)
     elif model.startswith((".", "/", "~")):
-        raise FleetError(f"there is no folder {place}", hint="name a role of the fleet file, a model's id or a folder")
+        raise FleetError(f"no such folder: {place}", hint="give a role of the fleet file, a model id or an existing folder")
     else:
         served = model
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", model.rstrip("/").rpartition("/")[2]).lstrip("-._")[:64]
@@ -68,7 +68,7 @@ def bare_role(model: str) -> RoleSpec:
 
 
 def holder(fleet: Fleet, server: str) -> Holder | None:
-    """The process that looks after a server now; None where nobody does."""
+    """Return the process that supervises a server now; None if there is none."""
     return Holding(fleet.states.directory, server).holder()
 
 
@@ -76,10 +76,10 @@ def holder(fleet: Fleet, server: str) -> Holder | None:
 
 
 class Starting:
-    """A server that was asked to start in the background. `poll` says how it goes; many can be waited for together."""
+    """A server starting in the background. Poll it with `poll`; several can be waited for together."""
 
     def __init__(self, fleet: Fleet, server: str, *, options: Sequence[str] = (), port: int | None = None) -> None:
-        """Start its supervisor, unless somebody looks after the server already. Raises `FleetError`."""
+        """Start a supervisor unless the server already has one. Raises `FleetError`."""
         self.fleet = fleet
         self.target = target(fleet, server, port=port)
         self.server = self.target.server
@@ -92,18 +92,18 @@ class Starting:
 
     @property
     def seconds(self) -> float:
-        """For how long it has been waited for."""
+        """Seconds waited so far."""
         return time.monotonic() - self._begun
 
     def poll(self) -> ServerState | None:
-        """Its state once it is ready; None while it starts. Raises `FleetError` where it has failed."""
+        """Return the state once the server is ready; None while it starts. Raises `FleetError` if it has failed."""
         state = self.fleet.states.get(self.server)
         child = self._child
         if child is not None and child.ended():
             other = holder(self.fleet, self.server)
             if other is None:
                 raise FleetError(f"{self.server} has not started: {self._why(state)}", hint=f"its log: {self._log}")
-            self.found, self._child = other, None  # another was quicker; this one waits with it
+            self.found, self._child = other, None  # another process started it first; wait for that one
         elif child is None and holder(self.fleet, self.server) is None:
             raise FleetError(f"{self.server} has not started: {self._why(state)}", hint=f"its log: {self._log}")
         mine = child is None or (state is not None and state.pid == child.pid)
@@ -114,7 +114,7 @@ class Starting:
         return None
 
     def last_line(self) -> str:
-        """What its log says last."""
+        """The last line of its log."""
         try:
             with self._log.open("rb") as file:
                 file.seek(max(0, self._log.stat().st_size - 4000))
@@ -129,21 +129,21 @@ class Starting:
     def _why(self, state: ServerState | None) -> str:
         if state is not None and state.status in ("failed", "stopped"):
             return state.detail or "it was stopped"
-        return self.last_line() or "its supervisor has ended"
+        return self.last_line() or "its supervisor exited"
 
 
 def _refuse_beside_job(fleet: Fleet, server: str) -> None:
-    """A server that runs as a SLURM job is not started a second time here."""
+    """Raise `FleetError` if the server already runs as a SLURM job."""
     for entry in fleet.registry.entries():
         if entry.server == server and entry.job_id:
             raise FleetError(
-                f"{server} runs already: as SLURM job {entry.job_id} on {entry.node or entry.host}",
-                hint=f"use that, or `fleet down {server}` first",
+                f"{server} is already running as SLURM job {entry.job_id} on {entry.node or entry.host}",
+                hint=f"use that one, or stop it first: `fleet down {server}`",
             )
 
 
 class _Child:
-    """A process of a session of its own, which goes on when this one ends; so there is nothing to close."""
+    """A process in a new session; it keeps running when this process ends, so there is nothing to close."""
 
     def __init__(self, command: list[str], environ: Mapping[str, str], errors: Path) -> None:
         quiet = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1)]
@@ -159,7 +159,7 @@ class _Child:
 
 
 def _spawn(fleet: Fleet, named: str, server: str, options: Sequence[str], port: int | None) -> _Child:
-    """Its supervisor, in the background, with its complaints in the server's log."""
+    """Start the supervisor in the background; its standard error goes to the server's log."""
     command = [
         sys.executable,
         "-m",
@@ -179,7 +179,7 @@ def _spawn(fleet: Fleet, named: str, server: str, options: Sequence[str], port: 
         return _Child(command, fleet.environ, log)
     except OSError as error:
         raise FleetError(
-            f"{server} cannot be started: {log}: {error.strerror}", hint="`logs` names another folder"
+            f"{server} cannot be started: {log}: {error.strerror}", hint="set `logs` to a writable folder"
         ) from error
 
 
@@ -187,10 +187,10 @@ def _spawn(fleet: Fleet, named: str, server: str, options: Sequence[str], port: 
 
 
 class Stopping:
-    """A server that was asked to stop. `poll` says whether it has."""
+    """A server that is being stopped; `poll` says whether it has stopped."""
 
     def __init__(self, fleet: Fleet, server: str, *, wanted: bool = False) -> None:
-        """Ask its supervisor to drain it and end. ``wanted``: it shall be started again. Raises `FleetError`."""
+        """Ask its supervisor to drain and exit. ``wanted``: the monitor should restart it. Raises `FleetError`."""
         self.fleet = fleet
         self.server = server
         self._begun = time.monotonic()
@@ -200,21 +200,21 @@ class Stopping:
         self._drain = _drain_seconds(fleet, server)
         if self.holder is None:
             if state is not None and state.status in ("starting", "ready", "draining") and state.how == "process":
-                # Its supervisor has been killed or its machine has gone; the guard has ended what it ran.
-                fleet.states.update(server, status="stopped", pid=0, detail="its supervisor has ended without a word")
+                # The supervisor was killed or its machine is gone; the guard has ended its processes.
+                fleet.states.update(server, status="stopped", pid=0, detail="its supervisor was killed")
             return
         if not self.holder.here or not self.holder.pid:
             where = self.holder.node or "another machine"
-            raise FleetError(f"{server} runs on {where}", hint=f"log in to {where} and run `fleet down {server}` there")
+            raise FleetError(f"{server} runs on {where}", hint=f"run `fleet down {server}` on {where}")
         self._signal(signal.SIGTERM)
 
     @property
     def found(self) -> bool:
-        """Whether anybody looked after it."""
+        """Whether the server had a supervisor."""
         return self.holder is not None
 
     def poll(self) -> bool:
-        """Whether it has stopped. A supervisor that does not keep its own limits is ended."""
+        """Whether it has stopped; kills a supervisor that exceeds its own time limits."""
         if self.holder is None or holder(self.fleet, self.server) != self.holder:
             return True
         if not self._urged and time.monotonic() - self._begun > self._drain + STOPPING + _SLACK:
@@ -229,11 +229,13 @@ class Stopping:
         except ProcessLookupError:
             pass
         except PermissionError:
-            raise FleetError(f"{self.server} is another user's: process {self.holder.pid if self.holder else 0}") from None
+            raise FleetError(
+                f"{self.server} belongs to another user: process {self.holder.pid if self.holder else 0}"
+            ) from None
 
 
 def _drain_seconds(fleet: Fleet, server: str) -> float:
     try:
         return fleet.find(server)[0].drain_seconds
-    except FleetError:  # a model that is no role
+    except FleetError:  # a model that is not a role
         return bare_role("model").drain_seconds

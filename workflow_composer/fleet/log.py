@@ -1,4 +1,4 @@
-"""A server's log: kept in bounds, and written as long as there is a disk to write to."""
+"""A server's log: bounded in size; writing continues after disk errors."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from workflow_composer.errors import FleetError
 from workflow_composer.storage.replacing import set_aside
 
 LARGEST = 50 * 1000 * 1000
-"""Bytes from which a log is set aside as ``NAME.log.1`` and begun anew."""
+"""Size in bytes at which a log is rotated to ``NAME.log.1``."""
 TAIL = 64 * 1024
-"""Bytes of the end that are kept in memory, so that a reason can be given where nothing could be written."""
+"""Bytes of the end that are kept in memory, so that the cause of a failure is known even if the disk is full."""
 
 
 class Log:
-    """A file that is appended to. What cannot be written is lost, and that is said as soon as something can."""
+    """An append-only log. Data that cannot be written is lost; the log notes that as soon as it can be written again."""
 
     def __init__(self, path: Path, *, largest: int = LARGEST) -> None:
-        """Open it. Raises `FleetError` where it cannot be made."""
+        """Open the log. Raises `FleetError` if it cannot be created."""
         self.path = path
         self._largest = largest
         self._tail = b""
@@ -37,13 +37,13 @@ class Log:
         return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def write(self, data: bytes) -> None:
-        """Append what the server has written."""
+        """Append output of the server."""
         with self._lock:
             self._tail = (self._tail + data)[-TAIL:]
             self._append(data)
 
     def say(self, text: str) -> None:
-        """Append a line of the supervisor's own."""
+        """Append a line of the supervisor, marked [fleet]."""
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} [fleet] {text}\n"
         with self._lock:
             self._append(line.encode())
@@ -71,7 +71,7 @@ class Log:
 
     @property
     def tail(self) -> str:
-        """The last of what the server has written."""
+        """The end of the server's output."""
         with self._lock:
             return self._tail.decode("utf-8", "replace")
 

@@ -1,8 +1,7 @@
-"""What the monitor remembers, on disk: one file per server, written before anything is done or told.
+"""The monitor's state on disk: one file per server, written before a restart or an alert.
 
-Alerts wait there until their channel's turn, and are struck off before they are sent: a monitor that is killed at any moment
-tells nothing twice, and loses at most the alert that was just under way. One whose channel failed is tried once more in the
-next round.
+Pending alerts are saved there and removed just before they are sent: a monitor killed at any moment sends no alert twice and
+loses at most the one being sent. An alert whose channel failed is retried once in the next round.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from workflow_composer.storage.saved import read_saved, saved
 
 @dataclass(frozen=True, slots=True)
 class Unsent:
-    """An alert that one channel has yet to send; ``failed``: it has tried once."""
+    """An alert pending for one channel; ``failed``: it has been tried once."""
 
     channel: str
     alert: Alert
@@ -31,25 +30,25 @@ class Unsent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remembered:
-    """The incident's state, and the alerts that wait."""
+    """A server's incident state and its pending alerts."""
 
     memory: Memory = field(default_factory=Memory)
     unsent: tuple[Unsent, ...] = ()
 
 
 class MonitorFiles:
-    """The monitor's files in a folder. One round at a time works with them: `turn`."""
+    """The monitor's files in a folder, used by one round at a time (see `turn`)."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[bool]:
-        """Whether this round may work: no other monitor is at it. Raises `WorkflowComposerError` without a folder."""
+        """Lock the files; yield False if another monitor holds them. Raises `WorkflowComposerError` if not writable."""
         lock = FileLock(self.directory / "monitor.lock")
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with contextlib.suppress(TimeoutError):  # another round may take minutes, and does what this one would do
+            with contextlib.suppress(TimeoutError):  # another round may take minutes and does the same work
                 lock.take()
         except OSError as error:
             raise self._unwritable(error) from error
@@ -57,13 +56,13 @@ class MonitorFiles:
             yield lock.held
 
     def load(self, server: str) -> Remembered:
-        """What is known of a server; nothing where its file is missing or damaged."""
+        """Return a server's saved state; a fresh one if the file is missing or damaged."""
         with contextlib.suppress(OSError, ValueError):
             return read_saved(Remembered, self._path(server).read_bytes())
         return Remembered()
 
     def save(self, server: str, remembered: Remembered) -> None:
-        """Remember. Raises `WorkflowComposerError`: what cannot be remembered must not be done, or it is done again."""
+        """Save a server's state. Raises `WorkflowComposerError`: an unsaved action would be repeated, so it must not run."""
         if remembered == self.load(server):
             return
         try:
@@ -72,7 +71,7 @@ class MonitorFiles:
             raise self._unwritable(error) from error
 
     def servers(self) -> list[str]:
-        """Those that something is remembered of."""
+        """The servers with a saved state."""
         return sorted(path.stem for path in self.directory.glob("*.json") if not path.name.startswith("."))
 
     def _path(self, server: str) -> Path:
@@ -80,6 +79,6 @@ class MonitorFiles:
 
     def _unwritable(self, error: OSError) -> WorkflowComposerError:
         return WorkflowComposerError(
-            f"the monitor's memory in {self.directory} cannot be written: {error.strerror or error}",
-            hint="nothing was started or told; make room, or let the fleet file's `state` name another folder",
+            f"the monitor's state in {self.directory} cannot be written: {error.strerror or error}",
+            hint="nothing was restarted or sent; free disk space, or set `state` in the fleet file to another folder",
         )

@@ -1,4 +1,4 @@
-"""One round of the monitor: check every server, start again what has failed, tell who wants to know, write it down."""
+"""One round of the monitor: check every server, restart failed ones, send alerts, record the history."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from workflow_composer.fleet.state import How
 
 FOLDER = "monitor"
-"""The monitor's own folder within the fleet's state."""
+"""The monitor's subfolder of the fleet's state."""
 LOOKING = 90.0
-"""Seconds for questions to SLURM; its commands have a limit of their own."""
+"""Time limit for queries to SLURM in seconds; each SLURM command also has its own."""
 HISTORY = "history.jsonl"
 """The file of checks in that folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watched:
-    """What a round found of one server and did about it; ``action`` is one line, empty where nothing was to be done."""
+    """Result of a round for one server; ``action`` is one line, empty if nothing had to be done."""
 
     server: str
     seen: Seen
@@ -47,22 +47,22 @@ class Watched:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """All of them. ``busy``: another monitor was at work, so that this one did nothing."""
+    """Result of a round for all servers. ``busy``: another monitor was running, so this one did nothing."""
 
     servers: tuple[Watched, ...] = ()
     busy: bool = False
 
     @property
     def well(self) -> bool:
-        """Whether nothing that should run is down."""
+        """Whether no server that should run is down."""
         return not any(watched.seen == "down" for watched in self.servers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Monitor:
-    """Watches the servers that the fleet's state knows. ``say`` takes lines for people; ``node`` is where it runs.
+    """Monitors the servers recorded in the fleet's state. ``say`` logs a line; ``node`` is the monitor's own node.
 
-    Many may run, on one machine or several: they take turns, and share what they remember.
+    Several monitors may run, on one machine or several: they take turns and share their saved state.
     """
 
     fleet: Fleet
@@ -73,24 +73,24 @@ class Monitor:
     clock: Callable[[], float] = field(default=time.time)
 
     def round(self) -> Round:
-        """Look at every server once. Raises `WorkflowComposerError` where what was found cannot be remembered."""
+        """Check every server once. Raises `WorkflowComposerError` if the result cannot be saved."""
         files = monitor_files(self.fleet)
         with files.turn() as mine:
             return _Turn(self, files).take() if mine else Round(busy=True)
 
 
 def monitor_files(fleet: Fleet) -> MonitorFiles:
-    """What the fleet's monitors remember."""
+    """The saved state of the fleet's monitors."""
     return MonitorFiles(fleet.states.directory / FOLDER)
 
 
 def history(fleet: Fleet) -> History:
-    """What the fleet's monitors found, check by check."""
+    """The history of checks of the fleet's monitors."""
     return History(fleet.states.directory / FOLDER / HISTORY, fleet.settings.monitor.history_days)
 
 
 class _Turn:
-    """One round that is under way."""
+    """A round in progress."""
 
     def __init__(self, monitor: Monitor, files: MonitorFiles) -> None:
         self.monitor = monitor
@@ -115,17 +115,17 @@ class _Turn:
         return Round(servers=done)
 
     async def _see(self, servers: Mapping[str, Known]) -> tuple[dict[str, Look], dict[str, Check]]:
-        """What runs each server, and what those say that are not waited for."""
+        """Look at every server's runner, and check the servers that are not just starting or queued."""
         looking = {server: partial(self._look, known) for server, known in servers.items()}
-        looks = await look_all(looking, LOOKING, Look(foreign="it could not be seen in time whether it runs"))
+        looks = await look_all(looking, LOOKING, Look(foreign="timed out determining whether it is running"))
         return looks, await self._check(servers, looks)
 
     def _look(self, known: Known) -> Look:
-        assert known.state is not None, "servers without a state are not the monitor's"
+        assert known.state is not None, "servers without a state are not monitored"
         runner = self.monitor.runners.get(known.state.how)
         if not known.state.wanted:
             return Look()
-        return runner.look(known.state) if runner else Look(foreign=f"nothing here starts servers by {known.state.how}")
+        return runner.look(known.state) if runner else Look(foreign=f"no runner for {known.state.how!r} here")
 
     async def _check(self, servers: Mapping[str, Known], looks: Mapping[str, Look]) -> dict[str, Check]:
         now, environ = self.monitor.clock(), self.monitor.fleet.environ
@@ -140,10 +140,10 @@ class _Turn:
     def _handle(self, known: Known, look: Look, check: Check | None) -> Watched:
         before = self.files.load(known.server)
         seen, reason = judge(known, look, check, self.monitor.clock(), before.memory.last_up)
-        assert known.state is not None, "servers without a state are not the monitor's"
-        # `fleet up` begins a state anew: whoever typed it has looked.
+        assert known.state is not None, "servers without a state are not monitored"
+        # `fleet up` resets the restarts in the state: a person has intervened.
         memory = replace(before.memory, restarts=known.state.restarts)
-        hopeless = "" if check is None or check.curable else "starting it again would change nothing"
+        hopeless = "" if check is None or check.curable else "a restart would not help"
         foreign = look.foreign or hopeless
         step = advance(memory, seen, reason, self.monitor.clock(), self.rules, ours=not foreign)
         action = step.why_not
@@ -158,14 +158,14 @@ class _Turn:
         return Watched(server=known.server, seen=seen, reason=reason, phase=step.memory.phase, action=action, check=check)
 
     def _restart(self, known: Known, step: Step) -> str:
-        assert known.state is not None, "servers without a state are not the monitor's"
+        assert known.state is not None, "servers without a state are not monitored"
         try:
             self.monitor.runners[known.state.how].restart(known.state)
         except WorkflowComposerError as error:
-            action = f"it could not be started again: {error.message}"
+            action = f"restart failed: {error.message}"
         else:
-            action = "it is started again"
-        # Starting writes the state anew; what counts towards the cap must stay.
+            action = "restarting"
+        # Starting rewrites the state; the restarts, which count towards the limit, must be kept.
         self.monitor.fleet.states.update(known.server, restarts=step.memory.restarts)
         self.monitor.say(f"{known.server}: {action}")
         return action
@@ -188,7 +188,7 @@ class _Turn:
         )
 
     def _forget(self, server: str) -> None:
-        """End the incident of a server that the fleet's state does not know any more."""
+        """Close the incident of a server that is no longer in the fleet's state."""
         before = self.files.load(server)
         step = advance(before.memory, "unwanted", "", self.monitor.clock(), self.rules)
         alerts = [self._alert(Known(server=server, role=server), kind, "", step, "") for kind in step.tell]
@@ -202,30 +202,32 @@ class _Turn:
             kept.add(record for watched in done if (record := _record(watched, now)))
             kept.prune(now)
         except OSError as error:
-            self.monitor.say(f"the history of checks cannot be written: {error.strerror or error}; uptime will have a gap")
+            self.monitor.say(
+                f"the history of checks cannot be written: {error.strerror or error}; the uptime will have a gap"
+            )
 
 
 def judge(known: Known, look: Look, check: Check | None, now: float, last_up: float = 0.0) -> tuple[Seen, str]:
-    """What a server's state, its runner and its answers come to, and why. ``last_up``: when a round saw it up last."""
+    """Combine a server's state, runner and check into a result and its reason. ``last_up``: when it was last seen up."""
     state = known.state
-    assert state is not None, "servers without a state are not the monitor's"
+    assert state is not None, "servers without a state are not monitored"
     if not state.wanted:
         return "unwanted", "stopped on purpose"
     if waiting := _waiting(known, look, check, now, last_up):
         return "waiting", waiting
     if check and check.verdict != "down":
         if look.alive is False:
-            return "down", f"it answers, but the process that looks after it ({state.pid}) is gone"
+            return "down", f"it responds, but its supervisor (process {state.pid}) is gone"
         return check.verdict, check.reason
     if state.status == "failed" and state.detail:
         return "down", state.detail
-    return "down", check.reason if check else look.foreign or "nothing says where it runs"
+    return "down", check.reason if check else look.foreign or "its address is unknown"
 
 
 def _waiting(known: Known, look: Look, check: Check | None, now: float, last_up: float) -> str:
-    """Why a server that does not answer is left alone for now; empty where it is not.
+    """Return why a server that does not respond is left alone for now, or an empty text.
 
-    It has ``start_seconds`` from its start to its first good check: healthy servers may still be slow with the first token.
+    It has ``start_seconds`` until its first good check: a healthy server may still be slow with the first token.
     """
     if look.waiting:
         return look.waiting
@@ -233,16 +235,16 @@ def _waiting(known: Known, look: Look, check: Check | None, now: float, last_up:
     if state is None or look.alive is False:
         return ""
     if state.status == "draining":
-        return "it drains"
+        return "draining"
     starting = max(0.0, now - state.started)
     late = known.spec is None or starting >= known.spec.start_seconds
     answers = check is not None and check.verdict != "down"
     starts = state.status == "starting" or (state.status == "ready" and last_up < state.started)
-    return f"it has been starting for {starting:.0f} s" if starts and not late and not answers else ""
+    return f"starting for {starting:.0f} s" if starts and not late and not answers else ""
 
 
 def _record(watched: Watched, now: float) -> Record | None:
-    """The line for the history; None for a server that nobody expects to answer."""
+    """The record for the history; None for a server that is not expected to respond."""
     if watched.seen == "unwanted":
         return None
     readings = watched.check.readings if watched.check else None

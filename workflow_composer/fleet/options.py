@@ -1,11 +1,11 @@
-"""vLLM options that a person may add, and those that a key of the fleet file sets."""
+"""vLLM options that users may not add: those set by keys of the fleet file, and unsupported ones."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 OWNED = {
-    "--api-key": "api_key_env, since a command line is seen by every user of the machine",
+    "--api-key": "api_key_env, since every user of the machine can read command lines",
     "--convert": "task",
     "--dtype": "dtype",
     "--enable-prefix-caching": "prefix_caching",
@@ -25,28 +25,28 @@ OWNED = {
     "--tensor-parallel-size": "gpus",
     "-tp": "gpus",
 }
-"""Option of vLLM -> the key that sets it."""
+"""vLLM option -> key of the fleet file that sets it."""
 
 REFUSED = {
-    "--headless": "a server without an API cannot be found",
-    "--ssl-certfile": "servers of a fleet speak plain HTTP to their own network",
-    "--ssl-keyfile": "servers of a fleet speak plain HTTP to their own network",
-    "--uds": "a server of a fleet listens on its port",
+    "--headless": "fleet servers need an API",
+    "--ssl-certfile": "fleet servers speak plain HTTP in their own network",
+    "--ssl-keyfile": "fleet servers speak plain HTTP in their own network",
+    "--uds": "fleet servers listen on a TCP port",
 }
-"""Option of vLLM -> why no server of a fleet can have it."""
+"""vLLM option -> why fleet servers do not support it."""
 
 
 def faults(arguments: Sequence[str]) -> Iterator[tuple[int, str, str]]:
-    """What is wrong with further options: index, what was found, what to do instead.
+    """Yield the invalid ones of additional options: index, what was found, what to do instead.
 
     >>> list(faults(["--max-num-seqs=8", "--port", "9"]))
-    [(1, "the option '--port'", 'set the key port')]
+    [(1, "the option '--port'", 'use the fleet-file key port')]
     """
     for index, argument in enumerate(arguments):
-        # vLLM takes underscores for dashes, and nested values such as --config.key=1.
+        # vLLM accepts underscores for dashes, and nested values such as --config.key=1.
         name = argument.partition("=")[0]
         name = name.replace("_", "-") if name.startswith("--") else name
         if name in OWNED:
-            yield index, f"the option {name!r}", f"set the key {OWNED[name]}"
+            yield index, f"the option {name!r}", f"use the fleet-file key {OWNED[name]}"
         elif name in REFUSED:
             yield index, f"the option {name!r}", REFUSED[name]

@@ -1,4 +1,4 @@
-"""What is looked at before anything is loaded: port, memory, disk, model. Each fault is one line with its remedy."""
+"""Preflight checks before vLLM is started: port, memory, disk, model. Each fault is one line with its remedy."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from workflow_composer.fleet.settings import RoleSpec
 from workflow_composer.storage.replacing import try_to_write
 
 LEAST_DISK = 32 * 1024 * 1024
-"""Bytes that must be free where logs are written: hours of a server's ordinary log."""
+"""Free bytes required in the log folder: enough for hours of a server's normal log."""
 VLLM_SHARE = 0.92
-"""vLLM's own default of ``--gpu-memory-utilization``."""
+"""vLLM's default of ``--gpu-memory-utilization``."""
 
 
 def faults(
@@ -32,7 +32,7 @@ def faults(
     logs: Path,
     environ: Mapping[str, str],
 ) -> Iterator[str]:
-    """Everything that keeps the role from being started here, one line each."""
+    """Yield everything that prevents the role from starting here, one line each."""
     for fault in (
         port_fault(listen, port),
         memory_fault(role, hardware, gpus),
@@ -47,17 +47,17 @@ def faults(
 
 
 def port_fault(listen: str, port: int) -> str | None:
-    """Why the port cannot be listened on; says what listens there, as far as one can tell."""
+    """Return why the port cannot be used, with the process that uses it if known; None if it is free."""
     try:
         try_to_listen(listen, port)
     except socket.gaierror:
         return f"this machine has no address {listen}; `listen` in the fleet file names one"
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            return f"port {port} is taken: {_who(listen, port)}; stop that, or choose another port"
+            return f"port {port} is in use: {_who(listen, port)}; stop it or choose another port"
         if error.errno == errno.EADDRNOTAVAIL:
             return f"this machine has no address {listen}; `listen` in the fleet file names one"
-        return f"port {port} cannot be listened on: {os.strerror(error.errno or 0)}; choose another, above 1023"
+        return f"cannot listen on port {port}: {os.strerror(error.errno or 0)}; choose a port above 1023"
     return None
 
 
@@ -70,7 +70,7 @@ def try_to_listen(listen: str, port: int) -> None:
 
 
 def reachable(listen: str) -> str:
-    """The address by which this machine reaches what listens there."""
+    """The address at which this machine reaches a server that listens on ``listen``."""
     return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(listen, listen)  # noqa: S104  # looked up, not bound
 
 
@@ -79,12 +79,12 @@ def _who(listen: str, port: int) -> str:
     process = _listener(port)
     by = f" (process {process[0]}, {process[1]})" if process else ""
     if models is not None:
-        return f"a server answers there with model {', '.join(models)[:200] or 'none'}{by}"
-    return f"process {process[0]} ({process[1]}) listens there" if process else "something listens there"
+        return f"a server there serves {', '.join(models)[:200] or 'no model'}{by}"
+    return f"process {process[0]} ({process[1]}) listens on it" if process else "another process listens on it"
 
 
 def _listener(port: int) -> tuple[int, str] | None:
-    """The process that listens on a port, and its name; None where it is another user's."""
+    """The id and name of the process that listens on a port; None if it belongs to another user."""
     inodes = {inode for inode in _inodes(port) if inode != "0"}
     for folder in Path("/proc").glob("[0-9]*") if inodes else ():
         with contextlib.suppress(OSError):
@@ -109,47 +109,45 @@ def _inodes(port: int) -> Iterator[str]:
 
 
 def needed(role: RoleSpec, gpu: Gpu) -> float:
-    """Bytes that must be free on this GPU: what the role says, and the share that vLLM takes for itself."""
+    """Bytes that must be free on this GPU: the larger of the role's `memory_gb` and vLLM's share of the memory."""
     share = role.gpu_memory_utilization or VLLM_SHARE
     return max((role.memory_gb or 0) * GIGA, share * gpu.total)
 
 
 def memory_fault(role: RoleSpec, hardware: Hardware, gpus: Sequence[Gpu]) -> str | None:
-    """Where memory does not suffice: of each GPU, or else of the machine."""
+    """Return which memory is too small, of a GPU or of the machine; None if it is enough."""
     for gpu in gpus:
         if gpu.total < (role.memory_gb or 0) * GIGA:
             return (
-                f"role {role.name!r} needs {role.memory_gb:g} GB, and GPU {gpu.index} ({gpu.name}) has"
-                f" {gpu.total / GIGA:.1f} GB in all; a smaller model, or more `gpus`"
+                f"role {role.name!r} needs {role.memory_gb:g} GB, but GPU {gpu.index} ({gpu.name}) has only"
+                f" {gpu.total / GIGA:.1f} GB; choose a smaller model or more `gpus`"
             )
         if gpu.free < needed(role, gpu):
             return (
-                f"role {role.name!r} needs {needed(role, gpu) / GIGA:.1f} GB free on GPU {gpu.index} ({gpu.name}), and"
-                f" {gpu.free / GIGA:.1f} of {gpu.total / GIGA:.1f} GB are free; stop what uses it, or lower"
+                f"role {role.name!r} needs {needed(role, gpu) / GIGA:.1f} GB free on GPU {gpu.index} ({gpu.name}), but only"
+                f" {gpu.free / GIGA:.1f} of {gpu.total / GIGA:.1f} GB are free; stop other processes on it, or lower"
                 " gpu_memory_utilization or memory_gb"
             )
     if not gpus and role.memory_gb and hardware.memory is not None and hardware.memory < role.memory_gb * GIGA:
         return (
-            f"role {role.name!r} needs {role.memory_gb:g} GB of memory, and {hardware.memory / GIGA:.1f} GB are free here;"
-            " stop something, or lower memory_gb"
+            f"role {role.name!r} needs {role.memory_gb:g} GB of memory, but only {hardware.memory / GIGA:.1f} GB are free;"
+            " stop other processes, or lower memory_gb"
         )
     return None
 
 
 def disk_fault(logs: Path) -> str | None:
-    """Whether a log can be written to this folder, and for some time."""
-    remedy = "`logs` in the fleet file names another folder"
+    """Return why no log can be written to this folder (not writable, or too little space); None if it can."""
+    remedy = "set `logs` in the fleet file to another folder"
     try:
         logs.mkdir(parents=True, exist_ok=True)
         try_to_write(logs)
         free = shutil.disk_usage(logs).free
     except OSError as error:
         what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error.strerror).lower()
-        return f"no log can be written to {logs}: {what}; {remedy}"
+        return f"cannot write logs to {logs}: {what}; {remedy}"
     if free < LEAST_DISK:
-        return (
-            f"the disk of {logs} is full: {free // 1_000_000} MB are left, and logs want {LEAST_DISK // 1_000_000}; {remedy}"
-        )
+        return f"the disk of {logs} is full: {free // 1_000_000} MB free, {LEAST_DISK // 1_000_000} MB required; {remedy}"
     return None
 
 
@@ -157,17 +155,17 @@ def disk_fault(logs: Path) -> str | None:
 
 
 def model_fault(role: RoleSpec, environ: Mapping[str, str]) -> str | None:
-    """Whether the model's files are there, as far as that can be told without a network."""
+    """Return why the model's files are missing, as far as can be seen without a network; None if nothing is wrong."""
     if role.local_model:
         config = Path(role.model) / "config.json"
         if not Path(role.model).is_dir():
-            return f"there is no folder {role.model}; `model` of role {role.name!r} names one"
+            return f"no such folder: {role.model}; correct `model` of role {role.name!r}"
         try:
             json.loads(config.read_bytes())
         except OSError as error:
-            return f"{config}: {str(error.strerror).lower()}; the folder of a model has one"
+            return f"{config}: {str(error.strerror).lower()}; a model folder must contain config.json"
         except ValueError:
-            return f"{config} is no JSON; the folder of a model has one that describes it"
+            return f"{config} is not valid JSON; a model folder must contain the model's config.json"
         return None
     environ = {**environ, **role.environment}
     offline = any(
@@ -180,8 +178,8 @@ def model_fault(role: RoleSpec, environ: Mapping[str, str]) -> str | None:
         and not (cache := _hub_cache(environ) / f"models--{role.model.replace('/', '--')}").is_dir()
     ):
         return (
-            f"model {role.model} is not on this machine ({cache}), and HF_HUB_OFFLINE forbids to fetch it; fetch it where"
-            " there is a network, or name a folder"
+            f"model {role.model} is not on this machine ({cache}), and offline mode (HF_HUB_OFFLINE) forbids downloading it;"
+            " download it with network access, or set `model` to a folder"
         )
     return None
 

@@ -1,4 +1,4 @@
-"""Everything before vLLM is started: the device, the GPUs, the command, and whether anything stands in the way."""
+"""Everything before vLLM is started: choose device and GPUs, build the command, run the preflight checks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from workflow_composer.fleet.settings import RoleSpec
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A command that may be started. ``release`` gives back the GPUs that were claimed for it."""
+    """A command ready to start. ``release`` frees the GPUs leased for it."""
 
     command: Command
     release: Callable[[], None]
 
 
 def prepare(fleet: Fleet, server: str, role: RoleSpec, port: int, listen: str, options: Sequence[str] = ()) -> Prepared:
-    """Choose and check everything. Raises `FleetError` with one line for each thing that stands in the way."""
+    """Choose and check everything. Raises `FleetError` with one line for each fault."""
     environ = {**fleet.environ, **role.environment}
     build = vllm_build(fleet.python, environ)
     hardware = look(environ)
@@ -50,9 +50,9 @@ def _raise_if_any(problems: tuple[str, ...]) -> None:
 
 
 def plan(fleet: Fleet, role: RoleSpec, port: int, listen: str, options: Sequence[str] = ()) -> Command:
-    """The command that would be started, for a dry run: nothing is claimed, and a taken port is no fault.
+    """Return the command for a dry run: no GPU is leased, and a port in use is not a fault.
 
-    Raises `FleetError` where the role cannot run here.
+    Raises `FleetError` if the role cannot run here.
     """
     environ = {**fleet.environ, **role.environment}
     build = vllm_build(fleet.python, environ)

@@ -1,4 +1,4 @@
-"""vLLM as a process: started behind its guard, its output kept in a log, stopped with everything that it has started."""
+"""The vLLM process: started through its guard, its output logged, stopped together with its child processes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ CHUNK = 1 << 16
 
 
 class Process:
-    """A command behind a guard. Its output goes through this process to the log, so that a full disk does not stop it."""
+    """A command run by a guard. This process copies its output to the log, so that a full disk does not stop it."""
 
     def __init__(self, argv: Sequence[str], environ: Mapping[str, str], log: Log) -> None:
-        """Start it. Raises `FleetError` where the system does not."""
+        """Start it. Raises `FleetError` if the system cannot start it."""
         watched, self._watch = os.pipe()
         reported, report = os.pipe()
         try:
-            self._guard = subprocess.Popen(  # noqa: S603  # no shell; what the fleet file says is run as the user
+            self._guard = subprocess.Popen(  # noqa: S603  # no shell; the fleet file's command runs as the user
                 [sys.executable, "-I", "-S", guard.__file__, str(watched), str(report), *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -57,21 +57,21 @@ class Process:
         os.close(self._watch)
         if self._guard.stdout is not None:
             self._guard.stdout.close()
-        raise FleetError(f"vLLM cannot be started: {said.removeprefix('! ') or 'its guard has ended'}")
+        raise FleetError(f"vLLM cannot be started: {said.removeprefix('! ') or 'its guard exited'}")
 
     def _copy(self, log: Log) -> None:
         output = self._guard.stdout
-        assert output is not None, "it was asked for"
+        assert output is not None, "stdout is a pipe"
         with output, contextlib.suppress(OSError, ValueError):
             while data := os.read(output.fileno(), CHUNK):
                 log.write(data)
 
     def ended(self) -> int | None:
-        """The exit code (128 + signal), or None while it runs. Everything that it has started has ended with it."""
+        """The exit code (128 + signal), or None while it runs. Its child processes have ended with it."""
         code = self._guard.poll()
         if code is None:
             return None
-        if code < 0:  # somebody has ended the guard itself
+        if code < 0:  # the guard itself was killed
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
             code = 128 - code
@@ -79,21 +79,21 @@ class Process:
         return code
 
     def stop(self, patience: float) -> int:
-        """End it politely, and after ``patience`` seconds at once; the exit code."""
+        """Send SIGTERM, and SIGKILL after ``patience`` seconds; return the exit code."""
         self._say(b"T")
         if self._wait(patience) is None:
             self.kill()
         return self.ended() or 0
 
     def kill(self) -> None:
-        """End it and all that it has started at once."""
+        """Kill it and its child processes."""
         self._say(b"K")
         if self._wait(10) is None:
             self._guard.kill()
             self._guard.wait()
 
     def close(self) -> None:
-        """End it where it still runs, and forget it."""
+        """Kill it if it still runs, and close the descriptors."""
         if self._guard.poll() is None:
             self.kill()
         self.ended()
@@ -113,5 +113,5 @@ class Process:
 
 
 def log_path(folder: Path, server: str) -> Path:
-    """Where a server's log is."""
+    """The path of a server's log."""
     return folder / f"{server}.log"

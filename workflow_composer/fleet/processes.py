@@ -1,4 +1,4 @@
-"""Processes of this node, told apart from others that have got their number since."""
+"""Processes of this node, identified safely even if process ids are reused."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process: its number, and when it began, in clock ticks since the machine's start. Together they are unique."""
+    """A process: its id and start time in clock ticks since boot. Together they are unique."""
 
     pid: int
     ticks: int
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs, or is stopped; a zombie does not run."""
+        """Whether it is running or stopped; a zombie is not alive."""
         return find(self.pid) == self
 
     @property
     def began(self) -> float:
-        """Seconds since 1970, to within a second."""
+        """Start time as Unix time, accurate to a second."""
         return _boot() + self.ticks / os.sysconf("SC_CLK_TCK")
 
     def signal(self, number: int) -> None:
-        """Send it a signal, if it still is the one."""
+        """Send a signal, if it is still the same process."""
         if self.alive:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self.pid, number)
 
     def signal_group(self, number: int) -> None:
-        """Send its process group a signal, if it still is the one and leads the group."""
+        """Send a signal to its process group, if it is still the same process and leads the group."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if self.alive and os.getpgid(self.pid) == self.pid:
                 os.killpg(self.pid, number)
 
     def wait(self, seconds: float) -> bool:
-        """Whether it ends within ``seconds``."""
+        """Wait for its end; return whether it ended within ``seconds``."""
         ends = time.monotonic() + seconds
         while self.alive:
             if time.monotonic() > ends:
@@ -52,7 +52,7 @@ class Process:
 
 
 def find(pid: int) -> Process | None:
-    """The process of that number; None where none runs."""
+    """Return the process with that id; None if it does not run."""
     try:
         words = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except (OSError, ValueError):
@@ -61,14 +61,14 @@ def find(pid: int) -> Process | None:
 
 
 def command_line(pid: int) -> list[str]:
-    """A process's arguments; empty where it is gone."""
+    """A process's arguments; empty if it is gone."""
     with contextlib.suppress(OSError):
         return (PROC / str(pid) / "cmdline").read_bytes().decode("utf-8", "replace").rstrip("\0").split("\0")
     return []
 
 
 def supervisor(pid: int, server: str, started: float) -> Process | None:
-    """The process that looks after a server, if that number is still its: one of ours, with that command, not younger."""
+    """Return a server's supervisor if ``pid`` still is one: same user, matching command, not started later."""
     process = find(pid) if pid > 0 else None
     if process is None:
         return None
@@ -82,7 +82,7 @@ def supervisor(pid: int, server: str, started: float) -> Process | None:
 
 
 def descendants(pid: int) -> list[Process]:
-    """The processes that this one has started, directly or not, and that still run."""
+    """The running child processes of this process, direct and indirect."""
     parents: dict[int, list[Process]] = {}
     for entry in PROC.iterdir():
         if entry.name.isdigit():
@@ -100,15 +100,15 @@ def descendants(pid: int) -> list[Process]:
 
 
 def stop_supervisor(process: Process, patience: float = 15.0) -> None:
-    """End a server's supervisor and all that it has started, at once: asked twice, which means that; killed if need be."""
+    """Stop a supervisor and its processes at once: two SIGTERM mean that; after ``patience`` seconds, SIGKILL."""
     family = descendants(process.pid)
     process.signal(signal.SIGCONT)
     process.signal(signal.SIGTERM)
-    process.wait(0.5)  # two signals of a kind that are pending are one
+    process.wait(0.5)  # pending signals of the same kind are merged
     process.signal(signal.SIGTERM)
     if not process.wait(patience):
         process.signal(signal.SIGKILL)
-    # Its guard ends vLLM within seconds, however the supervisor has ended.
+    # The guard stops vLLM within seconds, however the supervisor ended.
     ends = time.monotonic() + patience
     while any(one.alive for one in (process, *family)) and time.monotonic() < ends:
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Why vLLM has ended, in one line, from the end of its log."""
+"""Explain in one line why vLLM exited, from the end of its log."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _KNOWN: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
                 r"Free memory on device .* is less than",
                 r"No available memory for",
             ),
-            "the GPU's memory does not suffice",
-            "stop what else uses it, or lower gpu_memory_utilization or max_model_len",
+            "not enough GPU memory",
+            "stop other processes on the GPU, or lower gpu_memory_utilization or max_model_len",
         ),
         (
             (r"KV cache is needed", r"larger than the (?:available KV cache memory|maximum number of tokens)"),
-            "the cache does not hold one request of max_model_len tokens",
-            "lower max_model_len, or give it more memory (VLLM_CPU_KVCACHE_SPACE on a CPU)",
+            "the KV cache is too small for one request of max_model_len tokens",
+            "lower max_model_len, or give the cache more memory (VLLM_CPU_KVCACHE_SPACE on a CPU)",
         ),
         (
             (r"\bMemoryError\b", r"Cannot allocate memory", r"DefaultCPUAllocator: can't allocate"),
-            "memory does not suffice",
-            "stop something else, or lower max_model_len",
+            "not enough memory",
+            "stop other processes, or lower max_model_len",
         ),
         (
             (r"No space left on device", r"Disk quota exceeded"),
             "the disk is full",
-            "make room where models and caches are kept",
+            "free space in the folders of models and caches",
         ),
-        ((r"Address already in use",), "the port is taken", "stop what listens there, or choose another port"),
+        ((r"Address already in use",), "the port is in use", "stop the process that listens on it, or choose another port"),
         (
             (
                 r"quantization method .* is not supported",
@@ -46,7 +46,7 @@ _KNOWN: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
                 r"minimum capability",
                 r"is (?:currently )?not supported (?:in|for quantization)",
             ),
-            "this quantization is not supported here",
+            "this quantization is not supported on this hardware",
             "weights in another form; vLLM's documentation lists what each GPU can run",
         ),
         (
@@ -62,25 +62,25 @@ _KNOWN: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
                 r"offline mode is enabled",
             ),
             "the model was not found",
-            "check `model`; a folder is written with a ./ or / at its beginning",
+            "check `model`; the path of a folder starts with ./ or /",
         ),
         (
             (r"GatedRepo", r"40[13] Client Error"),
-            "the model may not be fetched",
-            "log in to its hub: HF_TOKEN",
+            "access to the model is denied",
+            "set HF_TOKEN to a token that may download it",
         ),
         (
             (r"unrecognized arguments", r"error: argument "),
-            "vLLM does not know an option",
-            "see `arguments` and what stands after `--`",
+            "vLLM rejects an option",
+            "check `arguments` and the options after `--`",
         ),
-        ((r"No module named",), "this vLLM is not complete", "install it anew, or name another Python"),
+        ((r"No module named",), "this vLLM installation is incomplete", "reinstall vLLM, or set another Python"),
     )
 )
 
 
 def reason(tail: str, code: int) -> str:
-    """Why vLLM has ended: from the end of its log, else from its exit code (128 + signal)."""
+    """Return why vLLM exited: from the end of its log, else from its exit code (128 + signal)."""
     lines = [_PREFIX.sub("", line).strip() for line in tail.splitlines()]
     raised = [line for line in lines if _RAISED.match(line) and not any(word in line for word in _SYMPTOMS)]
     usage = [line for line in lines if "error: " in line]
@@ -89,11 +89,11 @@ def reason(tail: str, code: int) -> str:
             if found := next((line for line in candidates if pattern.search(line)), None):
                 return f"{what}: {_short(found)}; {remedy}"
     if code == 137:
-        return "it was killed (SIGKILL) from outside: by hand, or by the system for want of memory"
+        return "killed by SIGKILL: by a user, or by the system for lack of memory"
     if raised:
         return _short(raised[-1])
     if code > 128:
-        return f"it was ended by signal {code - 128}"
+        return f"terminated by signal {code - 128}"
     last = next((line for line in reversed(lines) if line), "")
     return f"exit code {code}" + (f": {_short(last)}" if last else "")
 
@@ -105,6 +105,6 @@ def last_line(tail: str) -> str:
 
 
 def _short(line: str) -> str:
-    """The line without what could be a secret or command a terminal, at most 240 characters."""
+    """The line without secrets and control characters, at most 240 characters."""
     text = "".join(character for character in scrub(line) if character.isprintable())
     return text if len(text) <= 240 else f"{text[:237]}..."

@@ -1,4 +1,4 @@
-"""What `fleet status` shows of each server: where it is, how it does, how it did in the last 24 hours."""
+"""The data of `fleet status`: each server's location, current state and uptime in the last 24 hours."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 State = Literal["ready", "overloaded", "down", "starting", "draining", "queued", "stopped", "not started"]
 
 QUICK = 1.5
-"""Seconds that a server has where no token is asked for."""
+"""Time limit in seconds of a check without a probe token."""
 _GRACE = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One server. ``reason`` says why it is not ready; at ``expires`` its SLURM job ends."""
+    """One server's status. ``reason`` says why it is not ready; at ``expires`` its SLURM job ends."""
 
     server: str
     role: str
@@ -74,9 +74,9 @@ class Line:
 def report(
     fleet: Fleet, runners: Mapping[How, Runner], node: str, names: tuple[str, ...] = (), *, probe: bool = False
 ) -> list[Line]:
-    """The lines of these servers or roles, or of all; asks servers, and SLURM, all at once.
+    """Return the status of these servers or roles, or of all; queries all servers and SLURM concurrently.
 
-    With ``probe`` each is asked for a token, as the monitor does; without, an answer takes two seconds at most.
+    With ``probe``, request one token from each, as the monitor does; without, this takes at most two seconds.
     """
     now = time.time()
     found = known_servers(fleet, names)
@@ -96,7 +96,7 @@ def report(
 
 
 def _target(known: Known, environ: Mapping[str, str], now: float, node: str) -> Target | None:
-    """Whom to ask; nobody where the server was stopped on purpose and the registry has forgotten it."""
+    """The address to check; None if the server was stopped on purpose and is not in the registry."""
     stopped = known.state is None or not known.state.wanted or known.state.status == "stopped"
     if stopped and not (known.entry and known.entry.alive(now)):
         return None
@@ -112,7 +112,7 @@ async def _ask(
         for known in found
         if known.state and known.state.wanted and known.state.how in runners
     }
-    unseen = Look(foreign=f"it could not be seen within {allowed.seconds:g} s whether it runs")
+    unseen = Look(foreign=f"timed out after {allowed.seconds:g} s determining whether it is running")
     return await asyncio.gather(
         check_all(targets, allowed, probe=probe, grace=grace), look_all(looking, allowed.seconds + grace, unseen)
     )
@@ -153,19 +153,19 @@ def _state(known: Known, check: Check | None, look: Look) -> tuple[State, str]:
     if look.waiting:
         return "queued", look.waiting
     if (known.entry and known.entry.state == "draining") or (state and state.status == "draining"):
-        return "draining", "it finishes what it has and takes nothing new"
+        return "draining", "finishing its requests; it accepts no new ones"
     if check is None or check.verdict == "down":
         return _silent(state, check, look)
     orphan = look.alive is False
     how: State = "down" if orphan else "overloaded" if check.verdict == "overloaded" else "ready"
-    return how, "it answers, but the process that looks after it is gone" if orphan else check.reason
+    return how, "it responds, but its supervisor is gone" if orphan else check.reason
 
 
 def _silent(state: ServerState | None, check: Check | None, look: Look) -> tuple[State, str]:
-    """Of a server that should answer and does not."""
+    """State and reason of a server that should respond and does not."""
     if state is not None and state.status == "starting" and look.alive is not False:
         return "starting", ""
     if state is not None and state.status == "failed" and state.detail:
         return "down", state.detail
-    why = look.foreign or "nothing says where it runs"
+    why = look.foreign or "its address is unknown"
     return "down", check.reason if check else why

@@ -1,4 +1,4 @@
-"""What runs a server, a process of this node or a SLURM job: whether it lives, and how it is started again."""
+"""Runners of servers (a process on this node, or a SLURM job): check whether one is alive, and restart it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from workflow_composer.fleet.state import How
 
 PREFLIGHT = 60.0
-"""Seconds in which a start that cannot succeed is expected to say so; the rest is waited for by later rounds."""
+"""Seconds to wait for a restart to pass its preflight checks; later rounds wait for the rest of the startup."""
 _TICK = 0.2
 
 
 class Runner(Protocol):
-    """Processes, or SLURM."""
+    """A way to run servers: local processes, or SLURM jobs."""
 
     def look(self, state: ServerState) -> Look:
-        """See whether the server's runner lives."""
+        """Check whether the server's runner is alive."""
         ...
 
     def restart(self, state: ServerState) -> None:
-        """End what is left of the server and start it again; does not wait until it answers.
+        """Stop what is left of the server and start it again; do not wait until it is ready.
 
-        Raises `WorkflowComposerError` with the reason where it cannot be started.
+        Raises `WorkflowComposerError` with the reason if it cannot be started.
         """
         ...
 
@@ -46,42 +46,42 @@ class ProcessRunner:
         self._started: dict[str, Starting] = {}
 
     def look(self, state: ServerState) -> Look:
-        """Whether the supervisor that the state names still is one."""
+        """Check whether the supervisor recorded in the state is alive."""
         if state.node not in ("", self._node):
-            foreign = f"it runs on node {state.node}, whose processes only a monitor there can start again"
+            foreign = f"it runs on node {state.node}; only a monitor on that node can restart it"
             return Look(foreign=foreign)
         return Look(alive=supervisor(state.pid, state.server, state.started) is not None)
 
     def restart(self, state: ServerState) -> None:
-        """Kill the supervisor, where it still is one, with its vLLM; start another, unless it was stopped meanwhile."""
+        """Kill the supervisor and its vLLM, then start another one, unless the server was stopped in the meantime."""
         from workflow_composer.fleet.local import Starting
 
         server = state.server
         if process := supervisor(state.pid, server, state.started):
             resigns = "--keep-wanted" not in command_line(process.pid)
             stop_supervisor(process)
-            if resigns:  # one that somebody started by hand takes a signal for that person's wish
+            if resigns:  # a supervisor started by hand takes the signal for a stop on purpose
                 self._fleet.states.update(server, wanted=True)
         now = self._fleet.states.get(server)
         if now is None or not now.wanted:
-            raise FleetError("it was stopped on purpose meanwhile")
+            raise FleetError("it was stopped on purpose in the meantime")
         begun = time.time()
-        # Held, so that its end is noticed: a child that nobody waits for stays a zombie.
+        # Kept, so that a later poll reaps the child; otherwise it would stay a zombie.
         starting = self._started[server] = Starting(self._fleet, server, options=state.options, port=state.port or None)
         while not self._under_way(starting, begun) and starting.seconds < PREFLIGHT:
             time.sleep(_TICK)
 
     def _under_way(self, starting: Starting, begun: float) -> bool:
-        """Whether vLLM has been started. Raises `FleetError` where it cannot be: a port is taken, memory is short."""
+        """Whether vLLM has been started. Raises `FleetError` if it cannot be, such as for a port in use."""
         state = self._fleet.states.get(starting.server)
         return starting.poll() is not None or (state is not None and state.started >= begun)
 
 
 def node_name() -> str:
-    """What this machine is called."""
+    """The host name of this machine."""
     return os.uname().nodename
 
 
 def runners(fleet: Fleet) -> dict[How, Runner]:
-    """Processes of this machine, and SLURM's jobs."""
+    """Return the runners by kind: local processes, and SLURM jobs."""
     return {"process": ProcessRunner(fleet, node_name()), "slurm": SlurmRunner(fleet, Slurm(fleet.environ))}

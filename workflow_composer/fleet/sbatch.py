@@ -1,4 +1,4 @@
-"""The sbatch command line of a server's job: pure, and printed as it is by ``fleet submit --dry-run``."""
+"""Build the sbatch command line of a server's job; ``fleet submit --dry-run`` prints it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from workflow_composer.fleet.settings import RoleSpec, SlurmSettings
 
 PYTHON_VARIABLE = "WORKFLOW_COMPOSER_PYTHON"
-"""The Python with this package: the job script's way back to it."""
+"""Environment variable by which the job script finds the Python with this package."""
 
 SCRIPT = "slurm_vllm_job.sh"
 PREFIX = "wc-"
 
 
 def job_name(server: str) -> str:
-    """What a server's job is called.
+    """The job name of a server.
 
     >>> job_name("coder-2")
     'wc-coder-2'
@@ -25,7 +25,7 @@ def job_name(server: str) -> str:
 
 
 def server_of(name: str) -> str | None:
-    """The server whose job is called so; None where it is no job of a fleet."""
+    """The server of a job name; None if it is not a fleet's job."""
     return name.removeprefix(PREFIX) if name.startswith(PREFIX) else None
 
 
@@ -35,7 +35,7 @@ _TIME = re.compile(
 
 
 def time_limit(text: str) -> float | None:
-    """Seconds of a time limit in SLURM's form; None for what has no limit, or what only SLURM may understand.
+    """Convert a SLURM time limit to seconds; None for no limit or an unknown form.
 
     >>> [time_limit(text) for text in ("90", "90:30", "24:00:00", "1-0", "2-12:30:10")]
     [5400.0, 5430.0, 86400.0, 86400.0, 217810.0]
@@ -49,7 +49,7 @@ def time_limit(text: str) -> float | None:
 
 
 def job_script(package: Path = Path(__file__).parent) -> Path:
-    """The job script that comes with the package; in a source checkout it lies among the scripts."""
+    """The job script shipped with the package; in a source checkout it is in ``scripts/llm/``."""
     installed = package / SCRIPT
     return installed if installed.is_file() else package.parent.parent / "scripts" / "llm" / SCRIPT
 
@@ -57,11 +57,11 @@ def job_script(package: Path = Path(__file__).parent) -> Path:
 def sbatch_command(
     slurm: SlurmSettings, role: RoleSpec, server: str, *, fleet_file: Path, logs: Path, python: str, script: Path
 ) -> list[str]:
-    """The command that queues a server.
+    """Return the command that queues a server.
 
-    The script is wrapped, not handed over: sbatch would copy it and read its ``#SBATCH`` defaults, which have no way of
-    saying "no partition" or "no GPU". Each program on the way is replaced by the next (``exec``), so that SLURM's signal to
-    the batch shell reaches the process that looks after the server.
+    The script runs by ``--wrap``, not as a file: sbatch would read the file's ``#SBATCH`` defaults, which cannot express
+    "no partition" or "no GPU". Each program replaces itself by the next (``exec``), so that SLURM's signal to the batch
+    shell reaches the server's supervisor.
     """
     inner = ["env", f"{PYTHON_VARIABLE}={python}", "bash", str(script), server, "--fleet", str(fleet_file)]
     return [
@@ -81,7 +81,7 @@ def sbatch_command(
 
 
 def _asked(slurm: SlurmSettings, role: RoleSpec) -> list[str]:
-    """What the job needs, each as one option; what the file leaves out is left to the cluster."""
+    """The resource options of the job; unset ones are left to the cluster's defaults."""
     gpus = f"gpu:{slurm.gpu_type}:{role.gpus}" if slurm.gpu_type else f"gpu:{role.gpus}"
     options = {
         "--partition": slurm.partition,

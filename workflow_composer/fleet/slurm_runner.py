@@ -1,4 +1,4 @@
-"""Servers that run as SLURM jobs, as the monitor sees and restarts them."""
+"""Runner of SLURM jobs: lets the monitor check and restart servers on SLURM."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from workflow_composer.fleet.file import Fleet
 
 FRESH = 5.0
-"""Seconds for which an answer of SLURM's serves for all servers: controllers dislike one question for each."""
+"""Seconds for which one squeue result is reused for all servers, to spare the controller."""
 ENDING = 90.0
-"""Seconds in which a cancelled job must have ended; SLURM's KillWait is 30 by default."""
+"""Seconds within which a cancelled job must end; SLURM's KillWait is 30 by default."""
 
 
 class SlurmRunner:
-    """Jobs of this user. One question to SLURM serves for all servers of a round."""
+    """Jobs of this user. One query to SLURM serves all servers of a round."""
 
     def __init__(self, fleet: Fleet, slurm: Slurm) -> None:
         self._fleet = fleet
@@ -31,18 +31,18 @@ class SlurmRunner:
         self._asked = float("-inf")
 
     def look(self, state: ServerState) -> Look:
-        """Whether a job of the server's runs; one that SLURM is about to run, or ends just now, is left alone."""
+        """Check whether a job of the server runs; a job that is queued or completing is left alone."""
         try:
             jobs = [job for job in self._all() if job.server == state.server]
         except FleetError as error:
-            return Look(foreign=f"SLURM cannot be asked: {error.message}")
+            return Look(foreign=f"cannot query SLURM: {error.message}")
         if any(job.state == "RUNNING" for job in jobs):
             return Look(alive=True)
         for job in jobs:
             words = f"job {job.id} {job.words()}"
             if job.pending and job.words().startswith("never starts"):
                 return Look(alive=False, foreign=words)
-            if not job.over or job.state == "COMPLETING":  # what completes may be on its way back into the queue
+            if not job.over or job.state == "COMPLETING":  # a completing job may be requeued
                 return Look(waiting=words)
         return Look(alive=False)
 
@@ -54,13 +54,13 @@ class SlurmRunner:
             return self._jobs
 
     def restart(self, state: ServerState) -> None:
-        """Cancel the server's running job, wait for its end and queue another, unless one stands in the queue already."""
+        """Cancel the server's running job, wait for its end and queue another one, unless one is already queued."""
         now = self._fleet.states.get(state.server)
         if now is None or not now.wanted:
-            raise FleetError("it was stopped on purpose meanwhile")
+            raise FleetError("it was stopped on purpose in the meantime")
         for job in self._slurm.jobs([state.server]):
             if job.state == "RUNNING":
-                self._slurm.cancel([job], now=True)  # which its supervisor takes for somebody's wish
+                self._slurm.cancel([job], now=True)  # its supervisor takes this for a stop on purpose
                 self._await_end(job)
         submit(self._fleet, state.server, self._slurm)
         self._asked = float("-inf")
@@ -69,5 +69,5 @@ class SlurmRunner:
         ends = time.monotonic() + ENDING
         while (found := self._slurm.job(job.id)) and (not found.over or found.state == "COMPLETING"):
             if time.monotonic() > ends:
-                raise FleetError(f"job {job.id} has been cancelled and does not end")
+                raise FleetError(f"job {job.id} did not end within {ENDING:.0f} s after it was cancelled")
             time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""Entries of the registry whose server is surely dead."""
+"""Removes registry entries of dead servers."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from workflow_composer.fleet.asking import all_at_once, answer_to, observing
 from workflow_composer.fleet.processes import supervisor
 
 LONG_GONE = 600.0
-"""Seconds without renewal after which an entry whose port refuses connections is taken away."""
+"""Seconds without renewal after which an entry is removed if its port refuses connections."""
 _PATIENCE = 1.0
 
 
 def withdraw_dead(registry: Registry, node: str, now: float) -> list[Entry]:
-    """Take away what nobody renews and nobody answers for; returns it.
+    """Remove the entries of dead servers; return them.
 
-    Surely dead: not renewed in time, and either its process was on this node and is gone, or its port has refused
-    connections long after. A node that cannot be reached may come back, and its entry stays; clients do not believe it.
+    Dead: not renewed in time, and either its process on this node is gone, or its port refuses connections after
+    `LONG_GONE` seconds. Entries of unreachable nodes stay, since the node may come back; clients ignore stale entries.
     """
     stale = [entry for entry in registry.all() if now - entry.updated >= LIFETIME]
     ended = [entry for entry in stale if _ended_here(entry, node)]
     silent = [entry for entry in stale if entry not in ended and now - entry.updated >= LONG_GONE]
     dead = ended + (answer_to(_refusing(silent)) if silent else [])
     for entry in dead:
-        if entry in list(registry.all()):  # not renewed meanwhile
+        if entry in list(registry.all()):  # not renewed in the meantime
             registry.withdraw(entry)
     return dead
 
@@ -34,7 +34,7 @@ def _ended_here(entry: Entry, node: str) -> bool:
 
 
 async def _refusing(entries: list[Entry]) -> list[Entry]:
-    """Those whose ports refuse connections; a name server that hangs holds up none of them."""
+    """The entries whose ports refuse connections; a hanging name server delays none of the others."""
     asking = {entry.file_name: _refuses(entry.host, entry.port) for entry in entries}
     found = await all_at_once(asking, 2 * _PATIENCE)
     return [entry for entry in entries if found.get(entry.file_name)]

@@ -1,8 +1,8 @@
-"""What a fleet remembers of each of its servers: whether it should run, who runs it, and how it ended.
+"""The fleet's state of each server: whether it should run, which process or job runs it, and how it ended.
 
-One JSON file per server. `fleet up`, `fleet down` and `fleet submit` say what is wanted, the process that runs the server
-says how it goes, the monitor starts again what is wanted and does not answer. All of them change a file under its lock.
-Clients read the registry instead (`backends.registry`): the state belongs to whoever runs the fleet.
+One JSON file per server. `fleet up`, `fleet down` and `fleet submit` set whether it is wanted, its supervisor records the
+status, and the monitor restarts wanted servers that do not respond. All of them change a file under its lock.
+Clients read the registry instead (`backends.registry`); the state is for those who operate the fleet.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ How = Literal["process", "slurm"]
 Status = Literal["starting", "ready", "draining", "stopped", "failed"]
 
 STATE_VARIABLE = "WORKFLOW_COMPOSER_FLEET_STATE"
-"""Another folder for the fleet's state."""
+"""Environment variable: folder of the fleet's state."""
 
 
 def state_directory(environ: Mapping[str, str], named: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of the fleet's state: the environment's, else the one that a file names, else the user's own."""
+    """The folder of the fleet's state: from the environment, else from the fleet file, else the user's default."""
     return shared_directory(environ, STATE_VARIABLE, named, "fleet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerState:
-    """One server of the fleet. Times are seconds since 1970.
+    """One server of the fleet. Times are Unix times.
 
-    ``wanted``: it should run, so the monitor starts it again. ``pid`` is the process that looks after it on ``node``
-    (`supervisor`), ``job_id`` its SLURM job. ``detail`` says in one line why it failed or stopped. ``options`` are further
-    vLLM options, ``fleet_file`` where its role stands: both are needed to start it again. ``restarts`` are the monitor's,
-    ``failures`` those in a row of its SLURM job.
+    ``wanted``: it should run, so the monitor restarts it. ``pid`` is its supervisor on ``node``, ``job_id`` its SLURM job.
+    ``detail`` says in one line why it failed or stopped. ``options`` are additional vLLM options, ``fleet_file`` defines its
+    role; a restart needs both. ``restarts``: times of the monitor's restarts; ``failures``: failures of its SLURM job in a
+    row.
     """
 
     server: str
@@ -73,8 +73,8 @@ class Look:
 
 
 class StateStore:
-    """The states in a folder. Raises `WorkflowComposerError` where it cannot be written to, and where another process holds
-    a state's lock for ``wait`` seconds.
+    """The states in a folder. Raises `WorkflowComposerError` if it is not writable, or if another process holds a state's
+    lock for ``wait`` seconds.
     """
 
     def __init__(self, directory: Path, *, wait: float = WAIT) -> None:
@@ -82,26 +82,26 @@ class StateStore:
         self._wait = wait
 
     def all(self) -> list[ServerState]:
-        """Every server's state, by name."""
+        """All states, sorted by server name."""
         if not self.directory.is_dir():
             return []
         found = (self.get(path.stem) for path in sorted(self.directory.glob("*.json")))
         return [state for state in found if state is not None]
 
     def get(self, server: str) -> ServerState | None:
-        """A server's state; None where there is none that can be read."""
+        """Return a server's state; None if it is missing or damaged."""
         with contextlib.suppress(OSError, ValueError):
             return read_saved(ServerState, self._path(server).read_bytes())
         return None
 
     def put(self, state: ServerState) -> ServerState:
-        """Write a state whole."""
+        """Write a complete state."""
         with self._lock(state.server):
             self._write(state)
         return state
 
     def update(self, server: str, **changes: Any) -> ServerState | None:
-        """Change some fields, under the file's lock; None where there is no such server."""
+        """Change some fields, under the file's lock; return None if the server has no state."""
         with self._lock(server):
             state = self.get(server)
             if state is None:
@@ -111,7 +111,7 @@ class StateStore:
             return state
 
     def forgive(self, server: str) -> None:
-        """Forget the monitor's restarts of a server: a person who starts it has looked."""
+        """Clear a server's count of restarts: it was started by a person."""
         state = self.get(server)
         if state is not None and state.restarts:
             self.update(server, restarts=())
@@ -122,7 +122,7 @@ class StateStore:
 
     def _path(self, server: str) -> Path:
         if not ROLE.fullmatch(server):
-            raise ValueError(f"not a server's name: {server!r}")
+            raise ValueError(f"invalid server name: {server!r}")
         return self.directory / f"{server}.json"
 
     @contextlib.contextmanager
@@ -142,13 +142,13 @@ class StateStore:
             raise WorkflowComposerError(
                 f"the fleet's state in {self.directory} cannot be written: {error.strerror or error}",
                 hint=remedy(
-                    error, "it must be a folder of your own with space left; the fleet file's `state` names another"
+                    error, "it must be a folder that you own, with free space; set `state` in the fleet file to another"
                 ),
             ) from error
 
 
 def remedy(error: OSError, otherwise: str) -> str:
-    """What to do where one of the fleet's files cannot be written: its lock is held for too long, or something else."""
+    """The hint for a fleet file that cannot be written: ``otherwise``, unless its lock was held for too long."""
     if isinstance(error, TimeoutError):
-        return "it is held for milliseconds: whoever holds it for seconds was suspended, or hangs on its file system"
+        return "the lock is normally held for milliseconds; the process that holds it is suspended or its file system hangs"
     return otherwise

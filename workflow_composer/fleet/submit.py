@@ -1,4 +1,4 @@
-"""Queues servers as SLURM jobs: never two for one server, and what is wanted is written down."""
+"""Submit servers as SLURM jobs, at most one per server, and record their state."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from workflow_composer.fleet.state import ServerState
 from workflow_composer.storage.locks import WAIT, FileLock, lock_beside
 
 SUBMITTING = 2 * LIMIT + WAIT
-"""Seconds that another submission of a server is waited for: it asks SLURM twice, and writes down what came of it."""
+"""Seconds to wait for another submission of the same server, which runs two SLURM commands and writes the state."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """A server's job: ``new``, or one that was in the queue already."""
+    """A server's job. ``new``: submitted now, not already queued."""
 
     server: str
     job: Job
@@ -31,7 +31,7 @@ class Submitted:
 
 
 def command_for(fleet: Fleet, server: str) -> list[str]:
-    """The sbatch command for a server. Raises `FleetError` for a server that the fleet file does not know, and for a time
+    """Return the sbatch command for a server. Raises `FleetError` for a server that is not in the fleet file, and for a time
     limit that leaves no time to serve.
     """
     role, _ = fleet.find(server)
@@ -39,8 +39,8 @@ def command_for(fleet: Fleet, server: str) -> list[str]:
     limit = time_limit(slurm.time)
     if limit is not None and limit <= slurm.drain_before:
         raise FleetError(
-            f"{fleet.path}: slurm.time {slurm.time!r} is {limit:.0f} s, and drain_before is {slurm.drain_before} s of them",
-            hint="a job hands over drain_before seconds before its end: give it more time, or a smaller drain_before",
+            f"{fleet.path}: slurm.time {slurm.time!r} ({limit:.0f} s) must exceed drain_before ({slurm.drain_before} s)",
+            hint="a job hands over drain_before seconds before its end; raise slurm.time or lower slurm.drain_before",
         )
     return sbatch_command(
         slurm,
@@ -54,10 +54,10 @@ def command_for(fleet: Fleet, server: str) -> list[str]:
 
 
 def submit(fleet: Fleet, server: str, slurm: Slurm, *, besides: str = "") -> Submitted:
-    """Queue a server, unless a job for it is queued or runs. ``besides`` is the job that is to be succeeded: it does not
-    count, nor does one before it, which has its own end near.
+    """Queue a server unless it already has a queued or running job. ``besides`` is the job to be succeeded: it and older
+    jobs, which are about to end, do not count.
 
-    Raises `FleetError`: what SLURM refuses, a server that runs outside of SLURM, a folder that cannot be written.
+    Raises `FleetError`: SLURM rejects the job, the server runs outside of SLURM, or a folder is not writable.
     """
     command = command_for(fleet, server)
     with one_at_a_time(fleet, server):
@@ -73,7 +73,7 @@ def submit(fleet: Fleet, server: str, slurm: Slurm, *, besides: str = "") -> Sub
 
 
 def queued(fleet: Fleet, server: str, job_id: str) -> ServerState:
-    """The state of a server whose job has been queued; its restarts by the monitor are kept."""
+    """The state of a server whose job has been queued; the monitor's restarts are kept."""
     role, port = fleet.find(server)
     known = fleet.states.get(server)
     return ServerState(
@@ -92,19 +92,19 @@ def queued(fleet: Fleet, server: str, job_id: str) -> ServerState:
 
 
 def log_of(fleet: Fleet, server: str, job_id: str) -> Path:
-    """Where a job's output goes."""
+    """The path of a job's output."""
     return fleet.logs / f"{server}-slurm-{job_id}.log"
 
 
 def entry_of(fleet: Fleet, server: str, job_id: str) -> Entry | None:
-    """What a job has published."""
+    """The registry entry of a server's job; None if it has none."""
     return next((e for e in fleet.registry.entries() if e.server == server and e.job_id == job_id), None)
 
 
 @contextmanager
 def one_at_a_time(fleet: Fleet, server: str, *, wait: float = SUBMITTING) -> Iterator[None]:
-    """Keep two that submit the same server (a person and the monitor, say) from both finding no job, and a job that starts
-    at once from finding no word of its submission. Raises `FleetError`, also where another takes ``wait`` seconds for it.
+    """Lock the submission of a server, so that two submitters (a user and the monitor) do not both queue a job, and a job
+    that starts at once finds its state. Raises `FleetError`, also if another submitter holds the lock for ``wait`` seconds.
     """
     path = fleet.states.directory / f"{server}.submit"
     lock = FileLock(lock_beside(path))
@@ -112,10 +112,10 @@ def one_at_a_time(fleet: Fleet, server: str, *, wait: float = SUBMITTING) -> Ite
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock.take(wait)
     except TimeoutError as error:
-        hint = "`squeue --me` shows whether its job is queued by now"
-        raise FleetError(f"{server} is being submitted by another: {error.strerror}", hint=hint) from error
+        hint = "check with `squeue --me` whether its job is queued by now"
+        raise FleetError(f"another process is submitting {server}: {error.strerror}", hint=hint) from error
     except OSError as error:
-        hint = "it must be a folder of your own with space left; the fleet file's `state` names another"
+        hint = "it must be a folder that you own, with free space; set `state` in the fleet file to another"
         raise FleetError(f"the fleet's state {path} cannot be written: {error.strerror or error}", hint=hint) from error
     with lock:
         yield
@@ -125,12 +125,14 @@ def _refuse_second(fleet: Fleet, server: str) -> None:
     for entry in fleet.registry.entries():
         if entry.server == server and not entry.job_id:
             where = f"{entry.node or entry.host}, port {entry.port}"
-            raise FleetError(f"{server} runs outside of SLURM already: {where}", hint=f"`fleet down {server}` stops it")
+            raise FleetError(
+                f"{server} is already running outside of SLURM: {where}", hint=f"stop it with `fleet down {server}`"
+            )
 
 
 def _make(logs: Path) -> None:
     try:
         logs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        hint = "the fleet file's `logs` names the folder of the logs"
-        raise FleetError(f"{logs} cannot be made: {error.strerror or error}", hint=hint) from error
+        hint = "set `logs` in the fleet file to a writable folder"
+        raise FleetError(f"{logs} cannot be created: {error.strerror or error}", hint=hint) from error

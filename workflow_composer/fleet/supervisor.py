@@ -1,7 +1,7 @@
-"""Runs one server from its start to its end: starts vLLM, waits until it answers, publishes it, drains it, stops it.
+"""The supervisor of one server: start vLLM, wait until it is healthy, publish it, drain it, stop it.
 
-The same for a server of this machine and for one in a SLURM job. `Supervisor.run` is one loop with a tick of a quarter of a
-second; signals only set what the next tick sees.
+The same for servers on this machine and in SLURM jobs. `Supervisor.run` is a loop with a tick of a quarter of a second;
+signal handlers only set flags for the next tick.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from workflow_composer.fleet.state import How, ServerState, Status
 
 TICK = 0.25
 NOTICE = 3.0
-"""Seconds for which a server that drains must have been idle: clients that have read the registry before may still come."""
+"""Seconds that a draining server must be idle: clients with an old registry entry may still send requests."""
 STOPPING = 30.0
 """Seconds between SIGTERM and SIGKILL."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a server has ended. ``expiring``: it was told that its time is over, and should be started again elsewhere."""
+    """How a server ended. ``expiring``: its time limit was reached, and it should be started again elsewhere."""
 
     reason: Literal["stopped", "failed", "expiring"]
     detail: str = ""
@@ -47,7 +47,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a server runs: ``listen`` is what vLLM binds, ``host`` what clients connect to. Times are seconds since 1970."""
+    """Where a server runs: vLLM binds ``listen``, clients connect to ``host``; the job ends at Unix time ``expires``."""
 
     port: int
     listen: str = "127.0.0.1"
@@ -57,16 +57,16 @@ class Place:
 
     @property
     def how(self) -> How:
-        """What looks after it."""
+        """What runs the supervisor: a process or a SLURM job."""
         return "slurm" if self.job_id else "process"
 
 
 class Supervisor:
     """One server, from start to end.
 
-    ``say`` takes one line for people at a time, ``progress`` what happens while it starts (seconds, the log's last line).
-    ``wanted`` is what the state says of it from now on; with ``resigns``, a signal to stop makes it unwanted, so that no
-    monitor starts it again.
+    ``say`` takes one line of output at a time, ``progress`` the progress of the startup (seconds, the log's last line).
+    ``wanted`` is written to the state; with ``resigns``, a stop signal marks the server as not wanted, so that no monitor
+    restarts it.
     """
 
     def __init__(
@@ -100,20 +100,20 @@ class Supervisor:
     # --------------------------------------------------------------------------------------------------------- from outside
 
     def ask(self, why: Literal["stopped", "expiring"]) -> None:
-        """Ask it to drain and end; asked a second time, it ends at once. May be called from any thread, and by signals."""
+        """Ask it to drain and exit; a second call makes it exit at once. Safe in any thread and in signal handlers."""
         self._asked.append(why)
 
     def run(self) -> Ended:
-        """Run the server until it ends; the signals are its own meanwhile.
+        """Run the server until it ends; install signal handlers in the meantime.
 
-        Raises `FleetError` where it cannot be started at all; that is in its state, too. Where another process runs this
-        server already, nothing is touched.
+        Raises `FleetError` if it cannot be started; its state says why, too. If another process already runs this server,
+        nothing is changed.
         """
         holding = Holding(self.fleet.states.directory, self.server)
         if self.place.how == "process" and (holder := holding.take()):
             raise FleetError(
-                f"{self.server} runs already: process {holder.pid or '?'} on {holder.node or 'another node'} looks after it",
-                hint=f"`fleet status` shows it, `fleet down {self.server}` stops it",
+                f"{self.server} is already running: process {holder.pid or '?'} on {holder.node or 'another node'}",
+                hint=f"see `fleet status`, or stop it with `fleet down {self.server}`",
             )
         try:
             with self._signals():
@@ -131,7 +131,7 @@ class Supervisor:
         def heed(number: int, frame: FrameType | None) -> None:
             self.ask("expiring" if wanted[signal.Signals(number)] == "expiring" else "stopped")
 
-        # What is ignored stays ignored: nohup asks for that.
+        # Ignored signals stay ignored, as nohup requires.
         heeded = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
         before = {number: signal.signal(number, heed) for number in heeded}
         try:
@@ -140,7 +140,7 @@ class Supervisor:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    # ------------------------------------------------------------------------------------------------------------- its life
+    # ------------------------------------------------------------------------------------------------------------ lifecycle
 
     def _whole_life(self) -> Ended:
         try:
@@ -186,7 +186,7 @@ class Supervisor:
         return ended
 
     def _until_ready(self, process: Process, log: Log) -> Ended | None:
-        """Wait for health; None once it is ready, else how it has ended."""
+        """Wait until the server is healthy; return None when it is ready, else how it ended."""
         begun = time.monotonic()
         self._publish("starting")
         while not self._api.healthy():
@@ -197,14 +197,14 @@ class Supervisor:
                 return Ended(self._asked[0])
             if waited > self.role.start_seconds:
                 return Ended(
-                    "failed", f"not healthy within {self.role.start_seconds:g} s; last it said: {last_line(log.tail)}"
+                    "failed", f"not healthy within {self.role.start_seconds:g} s; last log line: {last_line(log.tail)}"
                 )
             self._progress(waited, last_line(log.tail))
             self._beat()
             time.sleep(TICK)
         if (models := self._models()) is not None and self.role.served not in models:
             return Ended("failed", f"port {self.place.port} serves {', '.join(models)}, not {self.role.served}")
-        if (code := process.ended()) is not None:  # what is healthy there is another's
+        if (code := process.ended()) is not None:  # the healthy server on this port is another one
             return Ended("failed", reason(log.tail, code))
         self._become("ready")
         self._tell(
@@ -221,11 +221,11 @@ class Supervisor:
         return Ended(self._asked[0])
 
     def _drain(self, process: Process, log: Log) -> None:
-        """Take nothing new and wait until nothing runs: at most ``drain_seconds``, and not once asked a second time."""
+        """Stop accepting requests and wait until none is active, at most ``drain_seconds``; a second `ask` ends the wait."""
         if self._entry is None or self._entry.state != "ready":
             return
         self._become("draining")
-        self._tell(log, f"{self.server} drains: requests under way have {self.role.drain_seconds:g} s")
+        self._tell(log, f"{self.server} is draining: active requests have {self.role.drain_seconds:g} s to finish")
         ends = time.monotonic() + self.role.drain_seconds
         idle_since: float | None = None
         while len(self._asked) < 2 and time.monotonic() < ends and process.ended() is None:
@@ -247,7 +247,7 @@ class Supervisor:
         log.say(line)
         self._say(line)
 
-    # ------------------------------------------------------------------------------------------ what others hear of it
+    # --------------------------------------------------------------------------------------------------- registry entry
 
     @property
     def _url(self) -> str:
@@ -275,7 +275,7 @@ class Supervisor:
         self._beaten = time.monotonic()
 
     def _become(self, state: State) -> None:
-        """Publish and remember another state. A disk that is full for now ends no server that works."""
+        """Publish and save another state. A full disk must not stop a working server, so errors are ignored."""
         if self._entry is not None:
             with contextlib.suppress(WorkflowComposerError):
                 self._publish(state)
@@ -296,10 +296,10 @@ class Supervisor:
         if self._entry is not None:
             self.fleet.registry.withdraw(self._entry)
 
-    # ---------------------------------------------------------------------------------------------------------- its state
+    # -------------------------------------------------------------------------------------------------------- saved state
 
     def _state(self, status: Status, log: Path, **more: Any) -> ServerState:
-        """What the state says of this server while it is looked after here."""
+        """The state of this server while this process supervises it."""
         return ServerState(
             server=self.server,
             role=self.role.name,
@@ -327,12 +327,12 @@ class Supervisor:
             self.fleet.states.update(self.server, status=status, detail=detail, **changes)
 
     def _succeeded(self) -> bool:
-        """Whether another job runs this server by now: the state is that job's, while this one drains."""
+        """Whether another job runs this server by now; the state then belongs to that job, while this one drains."""
         state = self.fleet.states.get(self.server)
         return bool(self.place.job_id) and state is not None and state.job_id != self.place.job_id
 
     def _remember_failure(self, detail: str) -> None:
-        """A start that was not even tried: the state says so, and names no process."""
+        """Record in the state a start that failed before any process existed."""
         line = " ".join(detail.split())
         with contextlib.suppress(WorkflowComposerError):
             if self.fleet.states.update(self.server, status="failed", detail=line, pid=0, wanted=self.wanted) is None:
@@ -345,4 +345,4 @@ class Supervisor:
         self._remember("failed" if ended.reason == "failed" else "stopped", ended.detail, **changes)
 
 
-_END = {"stopped": "has stopped", "failed": "has failed", "expiring": "has stopped, since its time is over"}
+_END = {"stopped": "has stopped", "failed": "has failed", "expiring": "has stopped because its time limit was reached"}

@@ -1,4 +1,4 @@
-"""What is known of each server before anybody asks it: by the fleet file, by its state, by the registry."""
+"""The known servers, from fleet file, state and registry, and concurrent checks of all of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """One server. ``spec``: its role in this fleet file. ``entry``: its newest in the registry, which may be stale."""
+    """One server. ``spec``: its role in this fleet file. ``entry``: its newest registry entry, which may be stale."""
 
     server: str
     role: str
@@ -29,11 +29,11 @@ class Known:
 
     @property
     def model(self) -> str:
-        """What it should serve."""
+        """The model id that it should serve."""
         return self.spec.served if self.spec else self.entry.model if self.entry else ""
 
     def target(self, environ: Mapping[str, str], now: float, node: str) -> Target | None:
-        """Whom to ask, on ``node``, about this server; None where nothing says where it is."""
+        """The address to check from ``node``; None if it is unknown."""
         place = self._place(now, node)
         if place is None or not self.model:
             return None
@@ -59,7 +59,7 @@ class Known:
 
 
 def known_servers(fleet: Fleet, names: tuple[str, ...] = ()) -> list[Known]:
-    """Every server of the fleet file, of the state and of the registry; or those of these roles or names."""
+    """Return every server in the fleet file, the state or the registry; or only those with these names or roles."""
     states = {state.server: state for state in fleet.states.all()}
     entries: dict[str, Entry] = {}
     for entry in fleet.registry.all():
@@ -76,23 +76,25 @@ def known_servers(fleet: Fleet, names: tuple[str, ...] = ()) -> list[Known]:
 
 
 def of_file(state: ServerState | None, fleet: Fleet) -> bool:
-    """Whether a state is of this fleet file's server; several files may share a folder of states."""
+    """Whether a state belongs to this fleet file; several fleet files may share a state folder."""
     return state is None or state.fleet_file in ("", str(fleet.path))
 
 
 def limits(settings: MonitorSettings) -> Limits:
-    """What the fleet file allows a server."""
+    """The limits of a check, from the fleet file."""
     return Limits(seconds=settings.answer_seconds, queue=settings.queue_limit, cache=settings.cache_limit)
 
 
 async def check_all(
     targets: Mapping[str, Target], allowed: Limits, *, probe: bool = True, grace: float = 10.0
 ) -> dict[str, Check]:
-    """Check all at once. One whose check does not end within its seconds and ``grace`` hangs, too."""
+    """Check all servers concurrently. One whose check exceeds its time limit plus ``grace`` counts as hanging."""
     checks = {server: check(target, allowed, probe=probe) for server, target in targets.items()}
     found = await all_at_once(checks, allowed.seconds + grace)
     late = {
-        server: Check(verdict="down", reason=f"{target.place} gave no whole answer within {allowed.seconds:g} s: it hangs")
+        server: Check(
+            verdict="down", reason=f"{target.place} sent no complete response within {allowed.seconds:g} s: it hangs"
+        )
         for server, target in targets.items()
         if server not in found
     }
@@ -100,9 +102,9 @@ async def check_all(
 
 
 async def look_all(looks: Mapping[str, Callable[[], Look]], seconds: float, unseen: Look) -> dict[str, Look]:
-    """Look after all runners at once; ``unseen`` is what is known of one that cannot be seen within ``seconds``.
+    """Look at all runners concurrently; the result of one that takes longer than ``seconds`` is ``unseen``.
 
-    Each look blocks in a thread of its own: a question to SLURM is a command.
+    Each look blocks, since a query to SLURM runs a command, and so has its own thread.
     """
     looking = {server: in_own_thread(look, f"look-{server}") for server, look in looks.items()}
     found = await all_at_once(looking, seconds)
@@ -110,5 +112,5 @@ async def look_all(looks: Mapping[str, Callable[[], Look]], seconds: float, unse
 
 
 def _newer(one: Entry, other: Entry) -> bool:
-    """A server that moves has two entries for a while: what drains is the older one."""
+    """Whether ``one`` is newer: during a handover a server has two entries, and the draining one is older."""
     return (one.state != "draining", one.started) > (other.state != "draining", other.started)

@@ -1,4 +1,4 @@
-"""Waits for a submitted server, and says what it is waiting for."""
+"""Wait for a submitted server and report the status of its job."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from workflow_composer.fleet.slurm import Job, Slurm
 from workflow_composer.fleet.submit import Submitted, entry_of, log_of
 
 STEP = 2.0
-"""Seconds between two looks; each asks the controller, which many do."""
+"""Seconds between two polls; each one is a query to the SLURM controller."""
 
 
 def wait_for(fleet: Fleet, submitted: Submitted, slurm: Slurm, say: Callable[[str], None]) -> str:
-    """Wait until a submitted server answers; returns its address, and calls ``say`` when there is news.
+    """Wait until a submitted server is ready and return its URL; call ``say`` when the status changes.
 
-    Raises `FleetError` where its job ends before that, or fails and is queued again.
+    Raises `FleetError` if its job ends before that, or fails and is requeued.
     """
     server, job_id, said = submitted.server, submitted.job.id, ""
     while True:
@@ -41,5 +41,7 @@ def _failed(fleet: Fleet, server: str, job_id: str) -> bool:
 def _ended(fleet: Fleet, server: str, job_id: str, job: Job | None) -> FleetError:
     state = fleet.states.get(server)
     why = state.detail if state and state.job_id == job_id and state.status in ("failed", "stopped") else ""
-    why = why or (f"SLURM says {job.state.lower()} {job.reason}".rstrip() if job else "SLURM knows it no more")
-    return FleetError(f"{server}: job {job_id} ended before it answered: {why}", hint=f"see {log_of(fleet, server, job_id)}")
+    why = why or (f"SLURM state {job.state.lower()} {job.reason}".rstrip() if job else "SLURM no longer knows it")
+    return FleetError(
+        f"{server}: job {job_id} ended before it was ready: {why}", hint=f"see {log_of(fleet, server, job_id)}"
+    )

@@ -1,6 +1,6 @@
-"""A bound that holds at every prefix: after n decisions at most share * (n + 1) were made by asking.
+"""A budget that holds at every prefix: of the first n decisions, at most share * (n + 1) may call the gate.
 
-The bound is arithmetic, not statistics: a request to ask is refused where granting it would break the bound. *Proof.* Let
+The bound is arithmetic, not statistical: a call is refused if granting it would exceed the bound. *Proof.* Let
 a(n) = floor(share * (n + 1) + extra) and g(n) the number granted among the first n. g(0) = 0 <= a(0). If
 g(n - 1) <= a(n - 1), then either decision n is not granted and g(n) = g(n - 1) <= a(n - 1) <= a(n), because a does not fall;
 or it is, which happens only where g(n - 1) + 1 <= a(n). No assumption is made about who wants to ask, when, or how often.
@@ -30,8 +30,8 @@ _FINEST = 10**9  # shares are cut to nine places, so that products stay within 6
 class Budget:
     """Grants at most ``share * (n + 1) + extra`` of the first n decisions, for every n; thread-safe.
 
-    ``share`` is from 0 to 1, in exact decimal arithmetic; ``extra`` is a number that may be asked on top, at the start or
-    later. Raises `ConfigError` for others.
+    ``share`` is from 0 to 1, in exact decimal arithmetic; ``extra`` is a number of additional calls, at the start or
+    later. Raises `ConfigError` for other values.
 
     >>> budget = Budget(0.15)
     >>> [budget.take() for _ in range(8)]  # 0.15 * 7 is the first to exceed 1
@@ -40,7 +40,7 @@ class Budget:
 
     def __init__(self, share: float = 0.15, *, extra: int = 0) -> None:
         if not 0 <= share <= 1 or extra < 0:
-            raise ConfigError(f"a budget's share is from 0 to 1 and its extra not negative; not {share!r} and {extra!r}")
+            raise ConfigError(f"share must be from 0 to 1 and extra at least 0, not {share!r} and {extra!r}")
         exact = Fraction(int(Decimal(str(share)) * _FINEST), _FINEST)
         self._up, self._down = exact.numerator, exact.denominator
         self.share, self.extra = share, extra
@@ -51,25 +51,25 @@ class Budget:
 
     @property
     def decisions(self) -> int:
-        """How many decisions were made, granted or not, wanting or not."""
+        """Number of decisions, whether or not they wanted or were granted a call."""
         return self._decisions
 
     @property
     def granted(self) -> int:
-        """How many of them may ask."""
+        """Number of granted calls."""
         return self._granted
 
     @property
     def worst(self) -> float:
-        """The largest granted / (n + 1) that any prefix had."""
+        """The maximum of granted / (n + 1) over all prefixes."""
         return self._worst
 
     def allowed(self, decisions: int) -> int:
-        """How many of so many decisions may ask at the most."""
+        """The maximum number of calls in the first ``decisions`` decisions."""
         return self._up * (decisions + 1) // self._down + self.extra
 
     def take(self, *, wants: bool = True) -> bool:
-        """One decision: whether it may ask."""
+        """Count one decision; return whether it may call the gate."""
         with self._lock:
             self._decisions += 1
             if not wants or self._granted >= self.allowed(self._decisions):
@@ -108,12 +108,12 @@ class Budget:
             return may
 
     def affords(self, wanting: NDArray[np.int64]) -> bool:
-        """Whether `grant` would grant all of these."""
+        """Whether `grant` would grant all of these decisions."""
         with self._lock:
             return bool(np.all(self._limits(wanting) >= np.arange(1, len(wanting) + 1)))
 
     def reset(self) -> None:
-        """Count anew, from no decisions."""
+        """Reset all counts."""
         with self._lock:
             self._decisions = self._granted = 0
             self._worst = 0.0

@@ -26,7 +26,7 @@ class RouteCache:
 
     def __init__(self, entries: int = 1000, ttl: float = 60.0, clock: Clock = time.monotonic) -> None:
         if entries < 1 or not ttl > 0:
-            raise ConfigError(f"a cache has at least one entry and a time to live above 0, not {entries!r} and {ttl!r}")
+            raise ConfigError(f"a cache needs at least one entry and a positive ttl, not {entries!r} and {ttl!r}")
         self.entries, self.ttl, self._clock = entries, ttl, clock
         self._index = HashIndex(entries)
         self._keys = np.zeros(entries, np.uint64)
@@ -36,16 +36,16 @@ class RouteCache:
         self._tick = 0
 
     def __len__(self) -> int:
-        """Entries, those included that have expired and are still in their places."""
+        """Number of entries, including expired ones that were not replaced yet."""
         return self._size
 
     @property
     def nbytes(self) -> int:
-        """What the arrays take, in bytes; fixed at construction, whatever comes."""
+        """Size of the arrays in bytes, fixed at construction."""
         return self._index.nbytes + self._keys.nbytes + self._born.nbytes + self._used.nbytes
 
     def find(self, keys: Keys) -> Slots:
-        """The slot of each key [n], -1 where it is missing or has expired. What is found counts as used, in this order."""
+        """Return the slot of each key [n], -1 if it is missing or expired. Found keys count as used, in this order."""
         slots = self._index.find(keys)
         there = np.flatnonzero(slots >= 0)
         found = slots[there]
@@ -75,7 +75,7 @@ class RouteCache:
         return np.concatenate([np.full(dropped, -1, np.int32), slots])
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all entries."""
         self._index.clear()
         self._size = 0
 

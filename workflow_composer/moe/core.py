@@ -28,13 +28,13 @@ class Path(IntEnum):
     """How a decision was made."""
 
     FAST = 0
-    """From a table made beforehand."""
+    """From a precomputed table."""
     CACHED = 1
-    """As it was decided lately for the same key."""
+    """From the cache of recent decisions with the same key."""
     LEARNED = 2
-    """By asking the learned router."""
+    """From a call to the learned router."""
     FORCED = 3
-    """By the next best guess: the budget for asking was spent."""
+    """From the next best guess, because the call budget is used up."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,7 +138,7 @@ class ThreePaths:
         return {"decisions": total, **by_path, **shares, "cache_hit_rate": hit_rate, "worst_prefix_share": worst}
 
     def reset(self) -> None:
-        """Start counting anew, budget included. The cache stays."""
+        """Reset the counts and the budget; keep the cache."""
         with self.lock:
             self._counts[:] = 0
             self._lookups = 0

@@ -1,4 +1,4 @@
-"""Made-up text and a made-up task for demonstrations, with the frequencies and neighbours of real text, from a seed."""
+"""Synthetic text and a synthetic task for demonstrations, with word frequencies and bigrams as in real text."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def generate_realistic_corpus(
     to 12 tokens from the last thousand, as names and terms recur in a text. Raises `InputError` for sizes below 1.
     """
     if min(num_tokens, vocabulary, successors) < 1 or not (0 <= bigram_share <= 1 and 0 <= repeated_share <= 1):
-        raise InputError("a corpus needs at least one token, one word and one successor, and shares from 0 to 1")
+        raise InputError("num_tokens, vocabulary and successors must be at least 1, and shares from 0 to 1")
     drawing = np.random.default_rng(seed)
     frequency = np.arange(1, vocabulary + 1, dtype=np.float64) ** -exponent
     words = np.arange(vocabulary)

@@ -9,16 +9,16 @@ from workflow_composer.errors import ConfigError
 
 
 class Keep(StrEnum):
-    """What is kept when memory is full."""
+    """Eviction policy of a full cache."""
 
     NOTHING = "nothing"
-    """Every use is a transfer; an expert is gone once its token is through the layer."""
+    """Keep nothing: every use is a transfer."""
     LRU = "lru"
-    """The least recently used one goes."""
+    """Evict the least recently used expert."""
     LFU = "lfu"
-    """The least often used one goes; of those the least recently used."""
+    """Evict the least frequently used expert, among ties the least recently used."""
     PINNED = "pinned"
-    """A fixed set stays for ever; the others share the remaining places, as under `LRU`."""
+    """Keep a fixed set; the other experts share the remaining slots by `LRU`."""
 
 
 class ExpertCache:
@@ -32,7 +32,7 @@ class ExpertCache:
         self.slots, self.keep = slots, keep
         self.pinned = frozenset(pinned)
         if slots < 1 or len(self.pinned) > slots - 1:
-            raise ConfigError(f"a cache of {slots} places cannot pin {len(self.pinned)} experts and load another")
+            raise ConfigError(f"{slots} slots are too few to pin {len(self.pinned)} experts and load another one")
         self._slot_of: dict[int, int] = {}
         self._free = list(range(slots - 1, -1, -1))
         self._used: dict[int, int] = {}

@@ -41,7 +41,7 @@ def gates(model: nn.Module) -> dict[int, nn.Module]:
     if not found:
         raise ConfigError(
             f"{type(model).__name__} has no gates at layers[i].mlp.gate",
-            hint="OLMoE, Qwen2-MoE and Mixtral of transformers 5 have them",
+            hint="supported: OLMoE, Qwen2-MoE and Mixtral of transformers 5",
         )
     return found
 
@@ -116,7 +116,7 @@ class TokenWatch:
         ids = args[0] if args else kwargs.get("input_ids")
         announced = self._local.__dict__.pop("announced", None)
         if ids is None:
-            raise InputError("a routed model needs token ids", hint="pass input_ids, not inputs_embeds")
+            raise InputError("routing requires token ids", hint="pass input_ids, not inputs_embeds")
         mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
         cache = args[3] if len(args) > 3 else next((kwargs[name] for name in CACHE if kwargs.get(name) is not None), None)
         tokens = marked(ids, mask)

@@ -35,7 +35,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         if self.slots < 1 or min(self.transfer, self.attention, self.experts) < 0:
-            raise ConfigError("a machine has at least one place per layer and no negative times")
+            raise ConfigError("a machine needs at least one slot per layer and non-negative times")
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ def simulate(
     if forecast is not None:
         for layer, rows in forecast.experts.items():
             if len(rows) != len(routes) or layer not in routes.experts:
-                raise InputError(f"the forecast for layer {layer} is not one of these {len(routes)} tokens")
+                raise InputError(f"the forecast for layer {layer} must have one row for each of the {len(routes)} tokens")
     run = _Run(routes, machine, keep, forecast, pinned or {})
     for row in range(len(routes)):
         run.token(row)

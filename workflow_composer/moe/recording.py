@@ -84,7 +84,7 @@ class RouteRecorder:
         with self._lock:
             calls = list(self._calls)
         if not calls:
-            raise InputError("no routes were recorded", hint="run the model inside of the recorder's with block")
+            raise InputError("no routes were recorded", hint="run the model inside the recorder's with block")
         tokens, sequences, positions = (np.concatenate([places[i] for places, _ in calls]) for i in range(3))
         order = np.lexsort((positions, sequences))
         layers = sorted(self._gates)
@@ -162,7 +162,7 @@ def predict(model: nn.Module, batches: Iterable[Tensor]) -> Prediction:
 def effect(changed: Prediction, untouched: Prediction) -> Effect:
     """Compare two predictions of the same batches. Raises `InputError` where they are not. Deterministic."""
     if [a.shape for a in changed.likeliest] != [a.shape for a in untouched.likeliest]:
-        raise InputError("the two predictions are not of the same text")
+        raise InputError("the two predictions belong to different texts")
     same = sum(int((a == b).sum()) for a, b in zip(changed.likeliest, untouched.likeliest, strict=True))
     more, tokens = changed.losses - untouched.losses, untouched.tokens_per_row
     drawing, rows, found = np.random.default_rng(0), len(more), []

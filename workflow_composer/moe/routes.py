@@ -133,10 +133,12 @@ def parse_routes(written: Iterable[str], name: str = "recording") -> Routes:
         layer = _whole(fields, "layer", place)
         layers.setdefault(layer, _Layer()).add(fields, place)
     if not layers:
-        raise InputError(f"{name} holds no routes", hint="a line is {'token': 17, 'layer': 0, 'experts': [3, 9]}")
+        raise InputError(
+            f"{name} contains no routes", hint="example of a line: {'token': 17, 'layer': 0, 'experts': [3, 9]}"
+        )
     first, *others = (layers[layer] for layer in sorted(layers))
     if any(other.place != first.place for other in others):
-        raise InputError(f"{name}: the layers do not have the same tokens in the same order")
+        raise InputError(f"{name}: all layers must have the same tokens in the same order")
     weighted = all(layer.weights is not None for layer in layers.values())
     tokens, sequences, positions = np.array(first.place, dtype=np.int64).T.copy()
     routes = Routes(
@@ -163,7 +165,7 @@ class _Layer:
         position = _whole(fields, "position", place) if "position" in fields else row
         experts = _experts(fields.get("experts"), place)
         if self.experts and len(experts) != len(self.experts[0]):
-            raise InputError(f"{place}: {len(experts)} experts, where the layer's first line has {len(self.experts[0])}")
+            raise InputError(f"{place}: {len(experts)} experts, but the layer's first line has {len(self.experts[0])}")
         weights = fields.get("weights")
         if weights is None:
             self.weights = None
@@ -176,21 +178,23 @@ class _Layer:
 def _whole(fields: Mapping[str, Any], name: str, place: str) -> int:
     value = fields.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= HIGHEST:
-        raise InputError(f"{place}: {name} is a whole number from 0, not {str(value)[:40]!r}")
+        raise InputError(f"{place}: {name} must be a non-negative integer, not {str(value)[:40]!r}")
     return value
 
 
 def _experts(value: Any, place: str) -> list[int]:
     valid = isinstance(value, list) and value and all(type(e) is int and 0 <= e < 2**15 for e in value)
     if not valid or len(set(value)) != len(value):
-        raise InputError(f"{place}: experts is a list of different numbers from 0 to {2**15 - 1}, not {str(value)[:40]!r}")
+        raise InputError(
+            f"{place}: experts must be a list of distinct integers from 0 to {2**15 - 1}, not {str(value)[:40]!r}"
+        )
     return list(value)
 
 
 def _weights(value: Any, count: int, place: str) -> list[float]:
     numbers = isinstance(value, list) and all(type(w) in (int, float) and 0 <= w < float("inf") for w in value)
     if not numbers or len(value) != count:
-        raise InputError(f"{place}: weights is a list of {count} numbers, one per expert, not {str(value)[:40]!r}")
+        raise InputError(f"{place}: weights must be a list of {count} numbers, one per expert, not {str(value)[:40]!r}")
     return [float(w) for w in value]
 
 

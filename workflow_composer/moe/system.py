@@ -60,7 +60,7 @@ class VARSystem:
         clock: Clock = time.monotonic,
     ) -> None:
         if context_window < 1 or table_context < 1:
-            raise ConfigError("a context has at least one token")
+            raise ConfigError("context_window must be at least 1")
         self.router = router
         self.eligibility = Eligibility(frequency_threshold, entropy_threshold, confidence_threshold, _SPECIAL)
         self.quality_margin = quality_margin
@@ -114,9 +114,11 @@ class VARSystem:
         Raises `InputError` where they are those of another gate, or routes of another number of experts.
         """
         if tables.gate not in (0, self.router.fingerprint()):
-            raise InputError("these tables were learned from another gate's routes", hint="learn them anew")
+            raise InputError(
+                "the tables were learned from another gate's routes", hint="learn new tables from this gate's routes"
+            )
         if tables.experts_per_token != self.router.top_k or tables.experts.max() >= self.router.num_experts:
-            raise InputError("these tables are for another number of experts")
+            raise InputError("the tables have a different number of experts")
         with self._lock:
             self.tables, self.threshold = tables, threshold
             self._fast = tables.confidence >= threshold

@@ -83,13 +83,13 @@ class RouteTables:
         """
         token, expert = np.asarray(tokens, np.int64), np.asarray(experts, np.int64)
         if token.ndim != 1 or expert.ndim != 2 or len(expert) != len(token) or not expert.size:
-            raise InputError(f"tokens are [n] and experts [n, k], not {token.shape} and {expert.shape}")
+            raise InputError(f"tokens must have shape (n,) and experts (n, k), not {token.shape} and {expert.shape}")
         if token.min() < 0 or expert.min() < 0 or expert.max() >= num_experts or num_experts > np.iinfo(np.int16).max:
-            raise InputError(f"tokens must not be negative, and experts from 0 to {num_experts - 1}")
+            raise InputError(f"tokens must be at least 0, and experts from 0 to {num_experts - 1}")
         k = expert.shape[1]
         weight = np.full(expert.shape, 1 / k, np.float32) if weights is None else np.asarray(weights, np.float32)
         if weight.shape != expert.shape or not np.isfinite(weight).all():
-            raise InputError(f"weights are finite numbers of shape {expert.shape}, not {weight.shape}")
+            raise InputError(f"weights must be finite, of shape {expert.shape}, not {weight.shape}")
         line = np.zeros(len(token), np.int64) if sequences is None else np.asarray(sequences, np.int64)
         fitted = fit_rows(
             columns_in(token, context, line),
@@ -156,7 +156,7 @@ class RouteTables:
         return weights_key(*(getattr(self, name) for name in _ARRAYS), np.array([self.gate], np.uint64))
 
     def save(self, path: Path) -> None:
-        """Write an ``.npz`` file. Raises OSError."""
+        """Save to an ``.npz`` file. Raises OSError."""
         about = json.dumps({"format": FORMAT, "gate": self.gate})
         with path.open("wb") as file:
             np.savez_compressed(file, about=np.array(about), **{name: getattr(self, name) for name in _ARRAYS})
@@ -169,14 +169,14 @@ class RouteTables:
                 about = json.loads(str(data["about"]))
                 arrays = {name: data[name] for name in _ARRAYS}
         except OSError as error:
-            raise InputError(f"no tables: {path}: {error.strerror or error}") from None
+            raise InputError(f"cannot read tables from {path}: {error.strerror or error}") from None
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise InputError(f"{path}: not a file of routing tables: {error}") from None
+            raise InputError(f"{path}: not a routing-table file: {error}") from None
         if about.get("format") != FORMAT:
-            raise InputError(f"{path}: not a file of the form {FORMAT}")
+            raise InputError(f"{path}: not a routing-table file in format {FORMAT}")
         if gate is not None and about["gate"] != gate:
             raise InputError(
-                f"{path}: the routes are those of gate {about['gate']:016x}, not of {gate:016x}", hint="learn anew"
+                f"{path}: tables of gate {about['gate']:016x}, not of {gate:016x}", hint="learn new tables from this gate"
             )
         fitted = Fitted(**arrays)
         if fault := fitted.fault():

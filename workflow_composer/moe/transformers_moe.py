@@ -96,7 +96,7 @@ class TableRouting:
 
     def __enter__(self) -> Self:
         if self._undo:
-            raise ConfigError("this routing is on already", hint="make another TableRouting to nest them")
+            raise ConfigError("this routing is already active", hint="create another TableRouting to nest them")
         self._watch.attach()
         for layer in self.layers.values():
             layer.find_own()
@@ -113,7 +113,7 @@ class TableRouting:
         return {layer: gate.paths.counts() for layer, gate in self.layers.items()}
 
     def reset(self) -> None:
-        """Count anew, and forget lately learned routes."""
+        """Reset the counts and forget recently learned routes."""
         for gate in self.layers.values():
             with gate.paths.lock:
                 gate.paths.reset()

@@ -71,7 +71,7 @@ class TestRules:
         verdict = RuleAcceptance(Rules(), final=True)((sure(-9.0),))
         assert verdict.accepted
         assert "lowest log-probability -9 < -5" in verdict.reason
-        assert verdict.reason.endswith("it is the last tier")
+        assert verdict.reason.endswith("accepted by the last tier")
 
     @settings(deadline=None)
     @given(st.data(), answers(), rules(), st.booleans())
@@ -176,11 +176,11 @@ def test_what_no_certificate_covers_is_returned_and_not_accepted():
 @pytest.mark.parametrize(
     ("accept", "words"),
     [
-        (RuleAcceptance(Rules()), "no rule says that it is doubtful"),
-        (RuleAcceptance(Rules(), final=True), "always, being last"),
+        (RuleAcceptance(Rules()), "no rule flags the answer as doubtful"),
+        (RuleAcceptance(Rules(), final=True), "always (last tier)"),
         (ScoreAcceptance(None, 0.5), "score >= 0.5"),
-        (ScoreAcceptance(None, None), "nothing is accepted"),
-        (Suspended("alarm"), "nothing is accepted: alarm"),
+        (ScoreAcceptance(None, None), "accepts nothing"),
+        (Suspended("alarm"), "accepts nothing: alarm"),
     ],
 )
 def test_plans_can_be_read(accept, words):

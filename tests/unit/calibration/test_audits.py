@@ -194,11 +194,11 @@ def test_a_certificate_that_nothing_was_drawn_of_has_no_test(path, act):
     log = AuditLog(path)
     with pytest.raises(InputError, match="'abc'") as caught:
         act(log)
-    assert caught.value.hint == "nothing was drawn yet"
+    assert caught.value.hint == "no answer was drawn yet"
     draw(log, "r1", certificate="xyz")
     with pytest.raises(InputError, match="'abc'") as caught:
         act(log)
-    assert caught.value.hint == "watched are: xyz"
+    assert caught.value.hint == "certificates with audits: xyz"
 
 
 def test_a_grader_that_errs_is_allowed_for(path):
@@ -398,7 +398,7 @@ def test_a_file_without_the_right_to_write_is_named(path):
     draw(AuditLog(path), "r1")
     path.chmod(stat.S_IRUSR)
     log = AuditLog(path)
-    with pytest.raises(WorkflowComposerError, match="audits cannot be written to"):
+    with pytest.raises(WorkflowComposerError, match="cannot write audits to"):
         draw(log, "r2")
     assert [audit.id for audit in log.pending()] == ["r1"]
 

@@ -234,11 +234,11 @@ def test_a_coverage_that_no_score_could_reach_is_refused_with_the_reason():
         ({"delta": 1.0}, "delta"),
         ({"fit_share": 1.0}, "share of rows for fitting"),
         ({"coverage": 1.5}, "coverage"),
-        ({"group_by": "model"}, "grouped by 'model'"),
+        ({"group_by": "model"}, "group requests by 'model'"),
         ({"method": "guess"}, "guess"),
-        ({"task_floors": {"*": "huge"}}, "floor of '\\*' is 'huge'"),
+        ({"task_floors": {"*": "huge"}}, "unknown tier 'huge' as floor"),
         ({"task_floors": {"*": 3}}, "floor"),
-        ({"task_floors": {"law": "large"}}, "not told apart by task"),
+        ({"task_floors": {"law": "large"}}, "not grouped by task"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(table, settings, fault):

@@ -176,12 +176,12 @@ def test_answers_that_are_all_alike_are_decided_by_the_first_tier_or_none(right)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: design([[0.5]], [[1]], n=9, alpha=0.1, delta=0.1, first=1), "first tier is 1"),
+        (lambda: design([[0.5]], [[1]], n=9, alpha=0.1, delta=0.1, first=1), "must be a tier from 0 to 0, not 1"),
         (lambda: design([[0.5]], [[1]], n=9, alpha=0.1, delta=0.1, straight_up=(0.1, 0.1)), "straight_up"),
         (lambda: design([0.5], [1], n=9, alpha=0.1, delta=0.1), "one label per score"),
         (lambda: design([[0.5]], [[1]], n=9, alpha=0.1, delta=2), "delta"),
         (lambda: certify([[0.5]], [[math.nan]], GroupDesign((TierDesign(GRID),)), alpha=0.1, delta=0.1), "true or false"),
-        (lambda: certify([[0.5]], [[1]], GroupDesign((TierDesign(GRID),) * 2), alpha=0.1, delta=0.1), "tiers up to 1"),
+        (lambda: certify([[0.5]], [[1]], GroupDesign((TierDesign(GRID),) * 2), alpha=0.1, delta=0.1), "tiers up to index 1"),
         (lambda: certify([[0.5]], [[1]], GroupDesign((TierDesign(GRID),)), alpha=0, delta=0.1), "alpha"),
         (lambda: TierDesign(GRID, 3), "likely"),
     ],

@@ -119,7 +119,7 @@ def test_features_follow_what_is_known():
 
 
 def test_labels_of_another_length_are_refused():
-    with pytest.raises(InputError, match="20 answers"):
+    with pytest.raises(InputError, match=r"\(20,\), one per answer"):
         fit_score(SignalTable.of([-0.1] * 20, range(21)), [True])
 
 

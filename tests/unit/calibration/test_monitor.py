@@ -158,9 +158,9 @@ def test_limits_that_change_from_audit_to_audit_keep_the_expectation(limits):
 @pytest.mark.parametrize("value", [0, 1, -0.1, 1.5, math.nan, True])
 def test_shares_that_are_none_are_refused(value):
     """Alpha and the level lie between 0 and 1."""
-    with pytest.raises(ConfigError, match="alpha is"):
+    with pytest.raises(ConfigError, match="alpha must be"):
         RiskMonitor(value)
-    with pytest.raises(ConfigError, match="level is"):
+    with pytest.raises(ConfigError, match="level must be"):
         StratifiedMonitor(0.1, level=value)
 
 

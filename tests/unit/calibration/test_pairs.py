@@ -91,21 +91,24 @@ def test_ungraded_requests_are_left_out_and_counted(pairs):
         ([{"score": 0.5}], "pairs.jsonl:1: correct is missing"),
         ([{"correct": True}], "pairs.jsonl:1: score is missing"),
         ([{"score": 0.5, "correct": True, "label": 1}], "unknown key 'label'"),
-        ([{"score": 0.5, "correct": True}, {"score": 0.5, "correct": 2}], "pairs.jsonl:2: correct is 2"),
-        ([{"score": "high", "correct": True}], "score is 'high'"),
-        (b'{"score": NaN, "correct": true}\n', "score is nan"),
-        ([{"score": True, "correct": True}], "score is True"),
-        ([{"score": 0.5, "correct": True, "cost": -1}], "cost is -1"),
+        (
+            [{"score": 0.5, "correct": True}, {"score": 0.5, "correct": 2}],
+            "pairs.jsonl:2: correct must be true or false, not 2",
+        ),
+        ([{"score": "high", "correct": True}], "score must be a number, or empty if unknown, not 'high'"),
+        (b'{"score": NaN, "correct": true}\n', "score must be a number, or empty if unknown, not nan"),
+        ([{"score": True, "correct": True}], "score must be a number, or empty if unknown, not True"),
+        ([{"score": 0.5, "correct": True, "cost": -1}], "cost must not be negative, not -1"),
         ([{"score": 0.5, "correct": True, "tier": "a"}], "id is missing"),
-        ([{"score": 0.5, "correct": True, "id": 1.5}], "id is 1.5"),
-        ([{"score": 0.5, "correct": True, "id": "x"}] * 2, "pairs.jsonl:2: the same id and tier as line 1"),
+        ([{"score": 0.5, "correct": True, "id": 1.5}], "id must be a string, not 1.5"),
+        ([{"score": 0.5, "correct": True, "id": "x"}] * 2, "pairs.jsonl:2: same id and tier as line 1"),
         (
             [{"score": 1, "correct": True, "id": "x", "tier": t, "group": g} for t, g in (("a", "p"), ("b", "q"))],
-            "pairs.jsonl:2: the same id belongs to two groups",
+            "pairs.jsonl:2: the same id has two groups",
         ),
         (
             [{"score": 1, "correct": True, "id": i, "tier": t} for i, t in (("x", "a"), ("x", "b"), ("y", "a"))],
-            "not every tier has answered every one of the 2 requests; missing: b 1",
+            "some of the 2 requests were not answered by every tier; missing: b 1",
         ),
     ],
 )
@@ -119,10 +122,10 @@ def test_what_cannot_be_read_is_refused_with_place_and_remedy(pairs, rows, fault
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("score,correct\n0.5\n", "pairs.csv:2: 2 columns are named"),
-        ("score,correct\n0.5,true,9\n", "pairs.csv:2: 2 columns are named"),
+        ("score,correct\n0.5\n", "pairs.csv:2: the number of columns differs from the header's 2"),
+        ("score,correct\n0.5,true,9\n", "pairs.csv:2: the number of columns differs from the header's 2"),
         ("score,right\n0.5,true\n", "unknown key 'right'"),
-        ("score,correct\n0.5,perhaps\n", "pairs.csv:2: correct is 'perhaps'"),
+        ("score,correct\n0.5,perhaps\n", "pairs.csv:2: correct must be true or false, not 'perhaps'"),
         ("", "no requests"),
     ],
 )
@@ -135,7 +138,7 @@ def test_bad_csv_is_refused_with_its_line(pairs, text, fault):
 def test_a_missing_file_and_an_unknown_tier_are_refused(pairs, tmp_path):
     with pytest.raises(InputError, match="No such file"):
         from_pairs(tmp_path / "none.jsonl")
-    with pytest.raises(InputError, match="says nothing of tier 'huge'"):
+    with pytest.raises(InputError, match="has no tier 'huge'"):
         pairs([{"score": 1, "correct": True, "id": "x", "tier": "small"}], tiers=("huge",))
 
 
@@ -226,5 +229,5 @@ def test_recordings_may_name_a_group(tmp_path):
     line = {"question": "q", "model": "m", "sample": 0, "answer": "4", "correct": True, "tokens": 1, "group": "math"}
     path.write_text(json.dumps(line) + "\n")
     assert [record.group for record in open_recording(path).records()] == ["math"]
-    with pytest.raises(ValueError, match="group is 3; it must be a text"):
+    with pytest.raises(ValueError, match="group must be a string, not 3"):
         Recorded.parse(json.dumps(line | {"group": 3}).encode())

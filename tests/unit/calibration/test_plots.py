@@ -71,7 +71,7 @@ def test_the_counts_are_those_of_the_answers(tmp_path, answers):
     """In the tenths of reliability, and on both sides of the threshold."""
     _, reliability, threshold = draw_all(tmp_path, *answers, threshold=0.5)
     assert texts(reliability).count("10") == 10
-    assert {"accepted from 0.5 on: 40 right, 10 wrong", "right (50)", "wrong (50)"} <= set(texts(threshold))
+    assert {"accepted at 0.5 or more: 40 right, 10 wrong", "right (50)", "wrong (50)"} <= set(texts(threshold))
     plots.threshold_among_answers(threshold, *answers, threshold=None)
     assert "no threshold: nothing is accepted" in texts(threshold)
     plots.threshold_among_answers(threshold, *answers, threshold=-INFINITE)
@@ -88,7 +88,7 @@ def test_pictures_come_as_png_too_and_as_nothing_else(tmp_path, answers):
     """The ending decides; a folder that is not there is made."""
     for path in draw_all(tmp_path / "new", *answers, threshold=0.5, ending="png"):
         assert path.read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ConfigError, match=r"risk\.pdf is no \.svg or \.png file"):
+    with pytest.raises(ConfigError, match=r"unsupported plot format: risk\.pdf"):
         draw_all(tmp_path, *answers, threshold=0.5, ending="pdf")
 
 

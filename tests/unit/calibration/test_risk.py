@@ -215,7 +215,7 @@ def test_fewer_labels_have_fewer_starts():
 @pytest.mark.parametrize("thresholds", [(), (0.5, 0.5), (0.2, 0.5), (0.5, math.nan)])
 def test_thresholds_that_do_not_fall_are_refused(thresholds):
     """They are tested in their order, and each only once."""
-    with pytest.raises(InputError, match="fall"):
+    with pytest.raises(InputError, match="decreasing"):
         Grid(thresholds, (0,))
 
 
@@ -399,9 +399,9 @@ def test_thresholds_of_ones_own_are_used_in_any_order():
         ([0.1], [math.nan], {}, "true or false"),
         ([0.1], [2], {}, "true or false"),
         ([0.1], ["yes"], {}, "numbers"),
-        ([1.5], [1], {}, "outside"),
-        ([0.1], [1], {"alpha": 0}, "alpha must lie between 0 and 1"),
-        ([0.1], [1], {"delta": 1.0}, "delta must lie between 0 and 1"),
+        ([1.5], [1], {}, "require scores"),
+        ([0.1], [1], {"alpha": 0}, "alpha must be between 0 and 1"),
+        ([0.1], [1], {"delta": 1.0}, "delta must be between 0 and 1"),
         ([0.1], [1], {"alpha": math.nan}, "alpha"),
         ([0.1], [1], {"coverage": 1.5}, "coverage"),
         ([0.1], [1], {"thresholds": []}, "at least one"),

@@ -51,7 +51,7 @@ def test_a_certificate_says_what_was_found_and_is_found_again(recording, tmp_pat
     chosen = again.selection
     assert chosen.threshold in GRID
     assert chosen.bound <= 0.1
-    assert f"confidence of {chosen.threshold:g} on" in again.statement
+    assert f"confidence of at least {chosen.threshold:g}" in again.statement
     assert again.tables == {str(layer): f"{table.digest:016x}" for layer, table in made.tables.items()}
 
 
@@ -88,7 +88,7 @@ def test_other_data_are_noticed(recording, tmp_path):
 def test_where_routes_are_noise_nothing_is_certified(recording):
     certificate = certify_routes(recording(noise=0.9), margin=0.05).certificate
     assert certificate.selection.threshold is None
-    assert "About quality nothing is guaranteed" in certificate.statement
+    assert "Quality is not guaranteed" in certificate.statement
     assert certificate.selection.bound == 1.0
 
 
@@ -101,7 +101,7 @@ def test_where_prompts_are_few_it_says_how_many_are_needed(recording):
     ("text", "what"),
     [
         ("", "not a certificate"),
-        ("{}", "not a certificate of the form"),
+        ("{}", "not a certificate in format"),
         ('{"format": "workflow-composer/var-certificate/1"}', "damaged certificate"),
     ],
 )

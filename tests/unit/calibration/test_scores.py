@@ -69,21 +69,21 @@ def test_a_score_survives_json(calibrator):
     ("path", "value", "fault"),
     [
         (["features"], ["mean_logprob", "mood"], "unknown features: mood"),
-        (["features"], ["mean_logprob"], "as many centers"),
-        (["features"], None, "not a score"),
-        (["center"], [0.0], "as many centers"),
-        (["scale"], [1.0, 0.0], "scales must be positive"),
-        (["weights"], [1.0, math.nan], "is no number"),
-        (["weights"], [1.0, True], "is no number"),
-        (["weights"], [1.0, "2"], "is no number"),
-        (["intercept"], math.inf, "is no number"),
-        (["calibrator", "form"], "spline", "no calibrator is called 'spline'"),
-        (["calibrator", "knots"], [[-1.0, 0.0]], "not negative"),
-        (["calibrator", "knots"], [[1.0, 0.0], [1.0, 0.0]], "one slope"),
-        (["calibrator", "knots"], [[1.0]], "not a score"),
-        (["calibrator"], {"form": "isotonic", "knots": []}, "knots that rise"),
-        (["calibrator"], {"form": "isotonic", "knots": [[0.0, 0.1], [0.0, 0.2]]}, "knots that rise"),
-        (["calibrator"], {"form": "isotonic", "knots": [[0.0, 0.2], [1.0, 0.1]]}, "knots that rise"),
+        (["features"], ["mean_logprob"], "one center, scale and weight per feature"),
+        (["features"], None, "invalid score model"),
+        (["center"], [0.0], "one center, scale and weight per feature"),
+        (["scale"], [1.0, 0.0], "scales of a score model must be positive"),
+        (["weights"], [1.0, math.nan], "is not a finite number"),
+        (["weights"], [1.0, True], "is not a finite number"),
+        (["weights"], [1.0, "2"], "is not a finite number"),
+        (["intercept"], math.inf, "is not a finite number"),
+        (["calibrator", "form"], "spline", "unknown calibrator 'spline'"),
+        (["calibrator", "knots"], [[-1.0, 0.0]], "non-negative slope"),
+        (["calibrator", "knots"], [[1.0, 0.0], [1.0, 0.0]], "one non-negative slope"),
+        (["calibrator", "knots"], [[1.0]], "invalid score model"),
+        (["calibrator"], {"form": "isotonic", "knots": []}, "must be increasing"),
+        (["calibrator"], {"form": "isotonic", "knots": [[0.0, 0.1], [0.0, 0.2]]}, "must be increasing"),
+        (["calibrator"], {"form": "isotonic", "knots": [[0.0, 0.2], [1.0, 0.1]]}, "must be increasing"),
     ],
 )
 def test_damaged_scores_are_refused(path, value, fault):
@@ -100,5 +100,5 @@ def test_damaged_scores_are_refused(path, value, fault):
 def test_a_score_without_one_of_its_parts_is_refused(key):
     data = MODEL.to_dict()
     del data[key]
-    with pytest.raises(InputError, match="not a score: KeyError"):
+    with pytest.raises(InputError, match="invalid score model: KeyError"):
         ScoreModel.from_dict(data)

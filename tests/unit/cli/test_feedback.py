@@ -117,7 +117,7 @@ def test_a_reset_takes_the_beginning_of_a_digest(command, log):
     for wrong in ("012", "9", ""):
         done = command("feedback", "--reset", wrong)
         assert done.code == 2
-        assert "watched are: 0123abcd, 0124" in done.err
+        assert "certificates with audits: 0123abcd, 0124" in done.err
 
 
 @pytest.mark.parametrize(

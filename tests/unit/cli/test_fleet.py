@@ -76,7 +76,7 @@ def test_up_of_one_role_starts_that_one_and_again_says_that_it_runs(fleet, folde
 
     assert "ready after" in first.out
     assert f"http://127.0.0.1:{folder.port}/v1" in again.out
-    assert "runs already" in again.out
+    assert "already running" in again.out
     assert len(list((folder.path / "state").glob("*.json"))) == 1
 
 
@@ -86,7 +86,7 @@ def test_two_ups_at_once_start_one_server_and_both_wait_for_it(fleet, folder):  
     outs = [call.communicate(timeout=60)[0] for call in calls]
 
     assert [call.returncode for call in calls] == [0, 0]
-    assert sorted("runs already" in out for out in outs) == [False, True]
+    assert sorted("already running" in out for out in outs) == [False, True]
 
 
 def test_up_says_why_one_has_not_started_and_keeps_the_others(fleet, folder):  # noqa: F811
@@ -95,7 +95,7 @@ def test_up_says_why_one_has_not_started_and_keeps_the_others(fleet, folder):  #
 
     status = {result["server"]: result["status"] for result in up.json}
     assert (up.code, status) == (1, {"small": "failed", "other": "ready"})
-    assert f"port {folder.port} is taken: process {os.getpid()}" in up.json[0]["detail"]
+    assert f"port {folder.port} is in use: process {os.getpid()}" in up.json[0]["detail"]
     assert "its log: " in up.json[0]["detail"]
 
 
@@ -121,8 +121,8 @@ def test_a_server_whose_supervisor_was_killed_is_started_anew(fleet, folder):  #
 
 
 def test_down_of_what_does_not_run_says_so(fleet):
-    assert fleet("down").out == "no server is known\n"
-    assert fleet("down", "small", "--json").json == [{"server": "small", "status": "stopped", "detail": "does not run"}]
+    assert fleet("down").out == "no servers to stop\n"
+    assert fleet("down", "small", "--json").json == [{"server": "small", "status": "stopped", "detail": "not running"}]
     assert "no role 'smal'" in fleet("down", "smal").err
 
 
@@ -136,7 +136,7 @@ def test_a_server_on_another_node_is_not_stopped_from_here(fleet, folder):  # no
     down = fleet("down", "small")
 
     assert down.code == 1
-    assert "small runs on node9 (log in to node9 and run `fleet down small` there)" in down.out
+    assert "small runs on node9 (run `fleet down small` on node9)" in down.out
     holding.release()
 
 
@@ -159,7 +159,7 @@ def test_a_server_that_runs_as_a_job_is_not_started_here_too(fleet, folder):  # 
     up = fleet("up", "small")
 
     assert up.code == 1
-    assert "small runs already: as SLURM job 42 on node7 (use that, or `fleet down small` first)" in up.out
+    assert "small is already running as SLURM job 42 on node7 (use that one, or stop it first: `fleet down small`)" in up.out
     assert folder.processes == []
 
 
@@ -178,7 +178,7 @@ def test_a_dry_run_says_what_cannot_run_here(fleet, folder):  # noqa: F811
     dry = fleet("up", "--dry-run")
 
     assert dry.code == 1
-    assert dry.err.startswith("error: role 'small' has device: cuda, and the vLLM of ")
+    assert dry.err.startswith("error: role 'small' sets device: cuda, but the vLLM of ")
 
 
 # ------------------------------------------------------------------------------------------------------------------- serve
@@ -249,7 +249,7 @@ def test_a_failure_is_exit_code_1_with_the_reason(folder):  # noqa: F811
         out, _ = script.communicate(timeout=60)
 
     assert script.returncode == 1
-    assert out.splitlines()[-1].startswith("small has failed: the GPU's memory does not suffice: ")
+    assert out.splitlines()[-1].startswith("small has failed: not enough GPU memory: ")
 
 
 def test_every_fault_before_the_start_is_a_line_of_its_own(folder):  # noqa: F811
@@ -269,7 +269,7 @@ def test_every_fault_before_the_start_is_a_line_of_its_own(folder):  # noqa: F81
     ("name", "fault"),
     [
         ("smal", "has no role 'smal'"),
-        ("./nix", "there is no folder"),
+        ("./nix", "no such folder"),
         ("Org/Nix", "model Org/Nix is not on this machine"),
     ],
 )
@@ -289,7 +289,7 @@ def test_options_of_vllm_stand_behind_two_dashes(fleet):
 
     assert "--port 7000 " in dry.out
     assert dry.out.endswith("--max-num-seqs 8\n")
-    assert "give --port before the `--`" in fleet("serve", "small", "--dry-run", "--", "--port", "8").err
+    assert "put --port before the `--`" in fleet("serve", "small", "--dry-run", "--", "--port", "8").err
 
 
 def test_the_script_explains_itself_and_wants_a_role():
@@ -322,7 +322,7 @@ def test_logs_shows_the_end_of_a_servers_log(fleet, folder):  # noqa: F811
 def test_a_server_without_a_log_is_one_line(fleet):
     done = fleet("logs", "small")
 
-    assert (done.code, done.err.splitlines()[1]) == (1, "hint: `fleet up small` starts it")
+    assert (done.code, done.err.splitlines()[1]) == (1, "hint: start it with `fleet up small`")
     assert "no role 'smal'" in fleet("logs", "smal").err
 
 

@@ -87,7 +87,7 @@ def test_check_asks_for_a_token(fleet):
         line = status(fleet, "--check")["coder"]
     assert (line["state"], line["reason"]) == (
         "down",
-        f"127.0.0.1:{stub.port} answers a request for one token with status 500",
+        f"127.0.0.1:{stub.port} returns status 500 to a request for one token",
     )
 
 
@@ -109,7 +109,7 @@ def test_dead_hosts_cost_two_seconds_together(fleet):
         assert time.monotonic() - begun < 30  # one after the other would take a minute
     assert len(found) == 31
     assert {line["state"] for line in found.values()} == {"down"}
-    assert "hangs" in found["coder"]["reason"] or "no whole answer" in found["coder"]["reason"]
+    assert "hangs" in found["coder"]["reason"] or "no complete response" in found["coder"]["reason"]
 
 
 def test_a_server_that_was_stopped_on_purpose_is_not_asked(fleet):
@@ -124,7 +124,7 @@ def test_a_server_that_failed_says_why(fleet):
     put(fleet, status="failed", detail="out of memory", port=free_ports(1)[0], restarts=(time.time(),))
     line = status(fleet)["coder"]
     assert (line["state"], line["reason"], line["restarts"]) == ("down", "out of memory", 1)
-    assert "out of memory; started again 1 time by the monitor" in fleet("fleet", "status", "--fleet", "fleet.yaml").out
+    assert "out of memory; restarted 1 time by the monitor" in fleet("fleet", "status", "--fleet", "fleet.yaml").out
 
 
 def test_a_job_in_slurms_queue_is_shown_with_its_reason(fleet):
@@ -135,13 +135,13 @@ def test_a_job_in_slurms_queue_is_shown_with_its_reason(fleet):
     fleet.environ["PATH"] = f"{fleet.folder}:/usr/bin:/bin"
     put(fleet, how="slurm", job_id="12", status="starting")
     line = status(fleet)["coder"]
-    assert (line["state"], line["job_id"], line["reason"]) == ("queued", "12", "job 12 waits until a GPU is free")
+    assert (line["state"], line["job_id"], line["reason"]) == ("queued", "12", "job 12 waits for free resources")
 
 
 def test_without_slurm_a_job_is_down_in_one_clear_line(fleet):
     put(fleet, how="slurm", job_id="12", status="ready")
     line = status(fleet)["coder"]
-    assert (line["state"], line["reason"]) == ("down", "SLURM cannot be asked: there is no SLURM here: squeue is not found")
+    assert (line["state"], line["reason"]) == ("down", "cannot query SLURM: SLURM is not available here: squeue not found")
 
 
 def test_uptime_and_speed_come_from_the_history(fleet):
@@ -173,9 +173,9 @@ def test_a_round_with_a_dead_job_says_so_and_exits_with_1(fleet):
     done = fleet("fleet", "monitor", "--fleet", "fleet.yaml")
     assert done.code == 1
     assert done.err == (
-        "coder is down (small on job 12): SLURM cannot be asked: there is no SLURM here: squeue is not found\n"
+        "coder is down (small on job 12): cannot query SLURM: SLURM is not available here: squeue not found\n"
     )
-    assert done.out.startswith("coder down: SLURM cannot be asked")
+    assert done.out.startswith("coder down: cannot query SLURM")
     again = fleet("fleet", "monitor", "--fleet", "fleet.yaml")
     assert (again.code, again.err) == (1, "")
     assert "coder is down" in (fleet.folder / "logs" / "fleet" / "monitor.log").read_text()
@@ -194,8 +194,8 @@ def test_a_full_disk_is_one_line(fleet):
     (fleet.folder / "state" / "monitor").write_text("")
     done = fleet("fleet", "monitor", "--fleet", "fleet.yaml")
     assert done.code == 1
-    assert done.err.startswith("error: the monitor's memory in ")
-    assert "hint: nothing was started or told; make room" in done.err
+    assert done.err.startswith("error: the monitor's state in ")
+    assert "hint: nothing was restarted or sent; free disk space" in done.err
 
 
 @pytest.mark.parametrize("name", ["status", "monitor"])
@@ -231,6 +231,6 @@ def test_a_row_of_the_table_says_all_that_is_known():
         "4.2",
         "50.0% of 2 h",
         "in 10 min",
-        "started again 2 times by the monitor",
+        "restarted 2 times by the monitor",
     )
     assert _row(Line(server="a", role="a", model="m"), 0.0) == ("a", "m", "-", "not started", "-", "-", "unknown", "-", "")

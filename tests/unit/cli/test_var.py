@@ -52,7 +52,7 @@ def test_a_certificate_is_made_shown_and_verified(var, recording, tmp_path):
     assert (tmp_path / "tables" / "layer-0.npz").is_file()
 
     code, out, _ = var("verify", file, "--routes", path)
-    assert (code, "every number is what" in out) == (0, True)
+    assert (code, "every number is reproduced" in out) == (0, True)
     recording(noise=0.1)
     code, out, _ = var("verify", file, "--routes", path)
     assert (code, "digest: " in out) == (1, True)
@@ -88,7 +88,7 @@ def test_a_recording_that_is_none_is_an_error_in_one_line(var, tmp_path):
     assert code == 2
     assert err.startswith("error: ")
     code, _, err = var("verify", tmp_path / "nothing.json", "--routes", tmp_path / "x")
-    assert (code, "make one with `var certify`" in err) == (2, True)
+    assert (code, "create one with `var certify`" in err) == (2, True)
 
 
 def test_without_torch_the_demonstration_says_what_to_install(var, monkeypatch):

@@ -60,7 +60,7 @@ def test_replay_compares_policies_on_a_machine_of_ones_choice(var, recording):
 def test_replay_prints_tables_for_people(var, recording):
     code, out, _ = var("replay", recording)
     assert code == 0
-    assert "480 tokens to learn from, 120 replayed" in out
+    assert "480 tokens for learning, 120 replayed" in out
     assert "frequency-pinned" in out
     assert "4 of 8 experts" in out
 

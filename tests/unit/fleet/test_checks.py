@@ -54,21 +54,21 @@ async def test_without_a_probe_no_token_is_asked_for(stub):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"answers": {"/health": (503, b"")}}, "answers, but its /health says 503"),
-        ({"answers": {"/v1/models": (404, b"")}}, "is no OpenAI-compatible server: /v1/models says 404"),
-        ({"answers": {"/v1/models": (200, b"<html>")}}, "is no OpenAI-compatible server: /v1/models says 200"),
+        ({"answers": {"/health": (503, b"")}}, "responds, but /health returns status 503"),
+        ({"answers": {"/v1/models": (404, b"")}}, "is not OpenAI-compatible: /v1/models returns status 404"),
+        ({"answers": {"/v1/models": (200, b"<html>")}}, "is not OpenAI-compatible: /v1/models returns status 200"),
         ({"models": ["other"]}, "serves other, not small"),
         ({"models": ["other", "third"]}, "serves other and 1 more, not small"),
         ({"models": []}, "serves no model, not small"),
         ({"models": ["evil\nline \x1b[31m"]}, "serves evil?line ?[31m, not small"),
-        ({"answers": {"/v1/completions": (500, b"")}}, "answers a request for one token with status 500"),
-        ({"answers": {"/v1/completions": (200, b'{"choices": []}')}}, "answers a request for one token without a token"),
-        ({"answers": {"/v1/completions": (200, b"[" * 100_000)}}, "answers a request for one token without a token"),
-        ({"answers": {"/health": (307, b"")}, "headers": {"Location": "http://127.0.0.1:1/"}}, "its /health says 307"),
-        ({"hang": {"/health"}}, "is open, but no answer within 1.5 s: it hangs"),
-        ({"hang": {"/v1/models"}}, "is open, but no answer within 1.5 s: it hangs"),
+        ({"answers": {"/v1/completions": (500, b"")}}, "returns status 500 to a request for one token"),
+        ({"answers": {"/v1/completions": (200, b'{"choices": []}')}}, "returns no token to a request for one token"),
+        ({"answers": {"/v1/completions": (200, b"[" * 100_000)}}, "returns no token to a request for one token"),
+        ({"answers": {"/health": (307, b"")}, "headers": {"Location": "http://127.0.0.1:1/"}}, "/health returns status 307"),
+        ({"hang": {"/health"}}, "is open, but no response within 1.5 s: it hangs"),
+        ({"hang": {"/v1/models"}}, "is open, but no response within 1.5 s: it hangs"),
         ({"hang": {"/v1/completions"}}, "is open, but no token within 1.5 s: it hangs"),
-        ({"key": "sesame"}, "wants a key (401), but its role names no api_key_env"),
+        ({"key": "sesame"}, "requires an API key (status 401), but its role sets no api_key_env"),
     ],
 )
 async def test_each_fault_has_one_clear_line(stub, changes, reason):
@@ -84,7 +84,7 @@ async def test_each_fault_has_one_clear_line(stub, changes, reason):
 
 async def test_a_pooling_server_without_a_vector_is_down(stub):
     stub.answers["/v1/embeddings"] = (200, b'{"data": [{"embedding": []}]}')
-    assert (await check(target(stub, pooling=True))).reason.endswith("answers a request for one vector without a vector")
+    assert (await check(target(stub, pooling=True))).reason.endswith("returns no vector to a request for one vector")
 
 
 async def test_the_key_of_the_role_opens_the_server_and_never_stands_in_a_reason(stub):
@@ -92,9 +92,9 @@ async def test_the_key_of_the_role_opens_the_server_and_never_stands_in_a_reason
     assert (await check(target(stub, key="sesame", key_variable="FLEET_KEY"))).verdict == "up"
 
     wrong = await check(target(stub, key="secret-but-wrong", key_variable="FLEET_KEY"))
-    assert wrong.reason.endswith("refuses the key in $FLEET_KEY (401)")
+    assert wrong.reason.endswith("rejects the key in $FLEET_KEY (status 401)")
     assert "secret" not in repr(wrong)
-    assert (await check(target(stub, key_variable="FLEET_KEY"))).reason.endswith("but $FLEET_KEY is not set here")
+    assert (await check(target(stub, key_variable="FLEET_KEY"))).reason.endswith("but $FLEET_KEY is not set")
 
 
 async def test_a_closed_port_refuses():
@@ -113,13 +113,13 @@ async def test_a_port_whose_process_is_stopped_hangs_within_the_limit():
         port = silent.getsockname()[1]
         begun = time.monotonic()
         found = await check(Target(host="127.0.0.1", port=port, model="small"), QUICK)
-    assert found.reason == f"port {port} is open, but no answer within 1.5 s: it hangs"
+    assert found.reason == f"port {port} is open, but no response within 1.5 s: it hangs"
     assert time.monotonic() - begun < 20  # the ordinary limit is thirty seconds
 
 
 async def test_a_name_that_nobody_knows_is_said(stub):
     found = await check(target(stub, host="no-such-host.invalid"), Limits(seconds=5))
-    assert found.reason == "the name no-such-host.invalid cannot be resolved"
+    assert found.reason == "host name no-such-host.invalid cannot be resolved"
 
 
 async def test_a_server_that_hangs_up_is_down(stub):
@@ -135,7 +135,7 @@ async def test_a_server_that_hangs_up_is_down(stub):
         thread = threading.Thread(target=hang_up, daemon=True)
         thread.start()
         found = await check(target(stub, port=rude.getsockname()[1]), QUICK)
-    assert found.reason.endswith("broke the connection off, or speaks no HTTP")
+    assert found.reason.endswith("closed the connection or does not speak HTTP")
 
 
 async def test_no_redirect_is_followed(stub):
@@ -157,7 +157,7 @@ async def test_an_answer_without_end_is_cut_off(stub):
     stub.answers["/health"] = (200, b"")
     stub.body = lambda: itertools.repeat(b"x" * 65536)
     found = await check(target(stub), Limits(seconds=20))
-    assert found.reason.endswith("/health answers without end")
+    assert found.reason.endswith("/health exceeds the size limit")
 
 
 async def test_an_answer_that_drips_is_given_up(stub):
@@ -173,15 +173,15 @@ async def test_an_answer_that_drips_is_given_up(stub):
     stub.body = drip
     begun = time.monotonic()
     found = (await check_all({"a": target(stub)}, QUICK, grace=0.5))["a"]
-    assert found.reason == f"127.0.0.1:{stub.port} gave no whole answer within 1.5 s: it hangs"
+    assert found.reason == f"127.0.0.1:{stub.port} sent no complete response within 1.5 s: it hangs"
     assert time.monotonic() - begun < 20
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"waiting": 100.0}, "100 requests wait (limit 100)"),
-        ({"cache": 0.99}, "its cache is full: 99% in use (limit 98%)"),
+        ({"waiting": 100.0}, "100 requests waiting (limit 100)"),
+        ({"cache": 0.99}, "KV cache full: 99% in use (limit 98%)"),
         ({"waiting": 99.0, "cache": 0.97}, ""),
     ],
 )
@@ -203,7 +203,7 @@ async def test_a_server_that_gives_no_token_but_works_on_others_is_overloaded(st
     """Its counters grow while the probe waits; a restart would lose what it works on."""
     stub.hang, stub.works, stub.waiting = {"/v1/completions"}, True, 7.0
     found = await check(target(stub), QUICK)
-    assert (found.verdict, found.reason) == ("overloaded", "no token within 1.5 s, but it works: 7 requests wait")
+    assert (found.verdict, found.reason) == ("overloaded", "no token within 1.5 s, but it is processing: 7 requests waiting")
     assert found.seconds < QUICK.seconds + GRACE
 
 
@@ -259,7 +259,7 @@ async def test_a_name_server_that_hangs_holds_up_nobody_else(stub, monkeypatch):
 async def test_a_host_that_is_none_is_said(stub):
     """Whoever wrote it into the state or the registry."""
     found = await check(target(stub, host="evil@example"))
-    assert (found.verdict, found.reason) == ("down", "evil@example is not the name of a host")
+    assert (found.verdict, found.reason) == ("down", "evil@example is not a valid host name")
     assert stub.asked == []
 
 

@@ -85,7 +85,7 @@ def test_arguments_come_before_the_options_of_this_start():
 
 @pytest.mark.parametrize("option", ["--port", "--port=1", "--served_model_name=x", "-tp", "--api-key", "--uds=/x"])
 def test_an_option_that_a_key_sets_cannot_be_given_beside_it(option):
-    with pytest.raises(FleetError, match="cannot be given here"):
+    with pytest.raises(FleetError, match="is not allowed here"):
         command(T4, options=(option,))
 
 
@@ -105,7 +105,7 @@ def test_a_gpu_without_bfloat16_computes_in_half(gpu, dtype, used, noted):
     found = command(gpu, dtype=dtype)
 
     assert value(found, "--dtype") == used
-    assert found.notes == (("Tesla T4 (compute capability 7.5) has no bfloat16: half is used",) if noted else ())
+    assert found.notes == (("Tesla T4 (compute capability 7.5) has no bfloat16: using half",) if noted else ())
 
 
 def test_the_weakest_of_several_gpus_decides():
@@ -210,14 +210,14 @@ def test_the_device_is_what_vllm_is_built_for():
 @pytest.mark.parametrize(
     ("keys", "gpus", "build", "fault"),
     [
-        ({}, (), CUDA, "no GPU here: there is no nvidia-smi"),
-        ({"device": "cuda"}, (), CUDA, "no GPU here: there is no nvidia-smi"),
-        ({"device": "cuda"}, (T4,), CPU, "has device: cuda, and the vLLM of python3 is built for the CPU"),
-        ({"device": "cpu"}, (T4,), CUDA, "has device: cpu, and the vLLM of python3 is built for GPUs"),
-        ({"gpus": 2}, (T4,), CUDA, "spans 2 GPUs, and there are 1 here"),
+        ({}, (), CUDA, "no GPU here: nvidia-smi not found"),
+        ({"device": "cuda"}, (), CUDA, "no GPU here: nvidia-smi not found"),
+        ({"device": "cuda"}, (T4,), CPU, "sets device: cuda, but the vLLM of python3 is built for the CPU"),
+        ({"device": "cpu"}, (T4,), CUDA, "sets device: cpu, but the vLLM of python3 is built for GPUs"),
+        ({"gpus": 2}, (T4,), CUDA, "needs 2 GPUs, but this node has 1"),
     ],
 )
 def test_a_device_that_is_not_there_is_one_line(keys, gpus, build, fault):
     with pytest.raises(FleetError, match=fault) as caught:
-        device(role(**keys), Hardware(gpus, "" if gpus else "there is no nvidia-smi"), build)
+        device(role(**keys), Hardware(gpus, "" if gpus else "nvidia-smi not found"), build)
     assert caught.value.hint

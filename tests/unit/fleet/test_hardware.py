@@ -45,7 +45,7 @@ def test_only_gpus_that_the_environment_shows_count_in_its_order(smi, visible, f
     gpus, reason = find_gpus(smi(says(TWO)) | {"CUDA_VISIBLE_DEVICES": visible})
 
     assert gpus == found
-    assert reason == ("" if found else "CUDA_VISIBLE_DEVICES names none of them")
+    assert reason == ("" if found else "CUDA_VISIBLE_DEVICES hides all GPUs")
 
 
 def test_a_driver_that_does_not_know_compute_capability_is_asked_without(smi):
@@ -65,9 +65,9 @@ def test_a_driver_that_does_not_know_compute_capability_is_asked_without(smi):
             "nvidia-smi: NVIDIA-SMI has failed because it could not",
         ),
         ("exit 3", "nvidia-smi: exit code 3"),
-        ("true", "nvidia-smi lists none"),
-        ("echo '0, GPU-1, [N/A], [N/A], Thing, 9.0'", "nvidia-smi lists none"),
-        ("echo 'nonsense'", "nvidia-smi lists none"),
+        ("true", "nvidia-smi lists no GPU"),
+        ("echo '0, GPU-1, [N/A], [N/A], Thing, 9.0'", "nvidia-smi lists no GPU"),
+        ("echo 'nonsense'", "nvidia-smi lists no GPU"),
     ],
 )
 def test_why_there_is_no_gpu_is_said_in_a_line(smi, script, reason):
@@ -75,7 +75,7 @@ def test_why_there_is_no_gpu_is_said_in_a_line(smi, script, reason):
 
 
 def test_without_nvidia_smi_there_is_no_gpu(tmp_path):
-    assert find_gpus({"PATH": str(tmp_path)}) == ((), "there is no nvidia-smi")
+    assert find_gpus({"PATH": str(tmp_path)}) == ((), "nvidia-smi not found")
 
 
 def test_free_memory_is_what_programs_can_take(tmp_path):
@@ -107,9 +107,9 @@ def test_a_build_is_known_by_its_distribution(tmp_path, name, version, device):
 @pytest.mark.parametrize(
     ("python", "fault"),
     [
-        ("/nix/python", "there is no Python at /nix/python"),
-        ("false", "does not run as a Python"),
-        (sys.executable, "has no vLLM"),
+        ("/nix/python", "Python not found: /nix/python"),
+        ("false", "cannot be run as a Python interpreter"),
+        (sys.executable, "vLLM is not installed in"),
     ],
 )
 def test_a_python_without_vllm_is_one_line_with_its_remedy(python, fault):

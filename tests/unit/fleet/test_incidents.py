@@ -65,7 +65,7 @@ def test_pauses_double_and_the_cap_asks_for_a_person_once():
     gaps = [later - earlier for earlier, later in zip(story.restarts, story.restarts[1:], strict=False)]
     assert [round(gap) for gap in gaps] == [120, 210]
     assert story.told == ["down", "person"]
-    assert story.steps[-1].why_not == "started again 3 times within 6 hours: a person must look"
+    assert story.steps[-1].why_not == "restarted 3 times within 6 hours: manual action required"
 
 
 def test_after_six_hours_it_is_tried_again_and_no_second_person_is_asked():

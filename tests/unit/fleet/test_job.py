@@ -39,7 +39,7 @@ def job(fleet, slurm, said):
 
 
 def test_outside_of_a_job_it_says_how_to_make_one(fleet, slurm):
-    with pytest.raises(FleetError, match="this is no SLURM job") as caught:
+    with pytest.raises(FleetError, match="not running in a SLURM job") as caught:
         ServerJob(fleet, "coder", environ={}, slurm=slurm, say=print)
     assert "fleet submit coder" in caught.value.hint
 
@@ -58,7 +58,7 @@ def test_a_controller_that_is_away_changes_nothing(fleet, tmp_path):
     supervisor = SimpleNamespace(place=Place(port=1, job_id="7", expires=1000.0))
     job(fleet, Slurm({"PATH": str(tmp_path)}), said)._refresh(supervisor)
     assert supervisor.place.expires == 1000.0
-    assert "there is no SLURM here" in said[0]
+    assert "SLURM is not available here" in said[0]
 
 
 def test_the_clock_tells_a_job_of_its_end_where_no_signal_came(fleet, slurm):

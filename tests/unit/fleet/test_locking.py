@@ -175,7 +175,7 @@ def test_a_submission_that_takes_too_long_is_told_to_the_next(fleet):
 
     with Stranger(lock_beside(fleet.states.directory / "coder.submit")) as stranger:
         error = refused(FleetError, submit, stranger)
-    assert "coder is being submitted by another" in error.message
+    assert "another process is submitting coder" in error.message
     assert "squeue" in error.hint
 
 

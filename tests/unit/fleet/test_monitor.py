@@ -124,7 +124,7 @@ def test_one_alert_and_one_recovery_over_many_monitors(world, stub):
     assert world.runner.restarted == ["coder"] * 3
     down = world.channel.sent[0]
     assert down.reason == f"127.0.0.1:{stub.port} serves other, not small"
-    assert down.action == "it is started again"
+    assert down.action == "restarting"
     assert down.where == f"127.0.0.1:{stub.port}"
 
 
@@ -207,9 +207,9 @@ def test_a_server_that_has_just_become_ready_may_be_slow_with_its_first_token(wo
 
 def test_a_start_that_fails_is_told_with_its_reason(world, stub):
     stub.models = ["other"]
-    world.runner.fails = "port 8002 is taken: a server answers there with model other"
+    world.runner.fails = "port 8002 is in use: a server there serves other"
     found = world.round()
-    assert world.channel.sent[0].action.startswith("it could not be started again: port 8002 is taken")
+    assert world.channel.sent[0].action.startswith("restart failed: port 8002 is in use")
     assert found.servers[0].action == world.channel.sent[0].action
 
 
@@ -243,7 +243,7 @@ def test_a_channel_that_fails_is_tried_once_more_and_stops_nothing(world, stub):
     world.channel.failures = 1
     world.round()
     assert (world.kinds, world.runner.restarted) == ([], ["coder"])
-    assert "coder: the alert by command failed: no route; tried once more in the next round" in world.said
+    assert "coder: alert by command failed: no route; retrying once in the next round" in world.said
     world.round()
     world.round()
     assert world.kinds == ["down"]
@@ -294,9 +294,9 @@ def test_what_cannot_be_remembered_is_not_done(world, stub):
     folder.mkdir(parents=True)
     blocked = folder / "coder.json"
     blocked.mkdir()
-    with pytest.raises(WorkflowComposerError, match=r"memory in .* cannot be written") as failed:
+    with pytest.raises(WorkflowComposerError, match=r"state in .* cannot be written") as failed:
         world.round()
-    assert "nothing was started or told" in failed.value.hint
+    assert "nothing was restarted or sent" in failed.value.hint
     assert (world.runner.restarted, world.kinds) == ([], [])
 
 
@@ -349,12 +349,12 @@ def test_a_server_that_refuses_the_monitors_key_is_told_of_and_not_started(world
     stub.key = "sesame"
     (watched,) = world.round().servers
     assert (world.kinds, world.runner.restarted) == (["down"], [])
-    assert watched.action == "starting it again would change nothing"
+    assert watched.action == "a restart would not help"
 
 
 def test_a_job_that_slurm_is_about_to_run_is_left_alone(world, stub):
     stub.models = ["other"]
-    world.runner.looks["coder"] = Look(waiting="job 12 waits until a GPU is free")
+    world.runner.looks["coder"] = Look(waiting="job 12 waits for free resources")
     (watched,) = world.round().servers
     assert (watched.seen, world.kinds, stub.asked) == ("waiting", [], [])
 
@@ -362,7 +362,7 @@ def test_a_job_that_slurm_is_about_to_run_is_left_alone(world, stub):
 def test_a_server_whose_supervisor_is_gone_is_down_although_it_answers(world):
     world.runner.looks["coder"] = Look(alive=False)
     (watched,) = world.round().servers
-    assert watched.reason == "it answers, but the process that looks after it (1) is gone"
+    assert watched.reason == "it responds, but its supervisor (process 1) is gone"
     assert world.runner.restarted == ["coder"]
 
 
@@ -409,7 +409,7 @@ def test_checks_are_kept_and_a_history_that_cannot_be_written_stops_nothing(worl
     path.unlink()
     path.mkdir()
     assert world.round().well
-    assert world.said == ["the history of checks cannot be written: Is a directory; uptime will have a gap"]
+    assert world.said == ["the history of checks cannot be written: Is a directory; the uptime will have a gap"]
 
 
 def test_servers_of_others_are_not_watched(world):
@@ -435,4 +435,4 @@ def test_servers_of_another_fleet_file_are_left_to_its_own_monitor(world, stub):
 
 def test_a_judgement_without_a_check_has_a_reason(world):
     (known,) = known_servers(world.fleet)
-    assert judge(known, Look(), None, world.now) == ("down", "nothing says where it runs")
+    assert judge(known, Look(), None, world.now) == ("down", "its address is unknown")

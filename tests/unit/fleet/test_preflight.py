@@ -30,18 +30,18 @@ def test_a_taken_port_names_the_process_that_has_it():
         fault = port_fault("127.0.0.1", port)
 
     name = Path("/proc/self/comm").read_text().strip()
-    assert fault == f"port {port} is taken: process {os.getpid()} ({name}) listens there; stop that, or choose another port"
+    assert fault == f"port {port} is in use: process {os.getpid()} ({name}) listens on it; stop it or choose another port"
 
 
 def test_a_port_that_another_address_has_is_taken_for_all_addresses():
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert "is taken" in port_fault("0.0.0.0", taken.getsockname()[1])
+        assert "is in use" in port_fault("0.0.0.0", taken.getsockname()[1])
 
 
 def test_a_taken_port_names_the_model_that_is_served_there(server):
     fault = port_fault("127.0.0.1", server.port)
 
-    assert f"port {server.port} is taken: a server answers there with model " in fault
+    assert f"port {server.port} is in use: a server there serves " in fault
 
 
 def test_an_address_that_is_not_the_machines_is_a_fault():
@@ -63,8 +63,8 @@ def test_an_address_that_is_not_the_machines_is_a_fault():
             Gpu(3, "T4", 75, 16 * GIGA, 9 * GIGA),
             "14.4 GB free on GPU 3 (T4)",
         ),
-        ({}, Gpu(3, "T4", 75, 16 * GIGA, 9 * GIGA), "14.7 GB free on GPU 3 (T4), and 9.0 of 16.0 GB are free"),
-        ({"memory_gb": 20}, Gpu(3, "T4", 75, 16 * GIGA, 16 * GIGA), "needs 20 GB, and GPU 3 (T4) has 16.0 GB in all"),
+        ({}, Gpu(3, "T4", 75, 16 * GIGA, 9 * GIGA), "14.7 GB free on GPU 3 (T4), but only 9.0 of 16.0 GB are free"),
+        ({"memory_gb": 20}, Gpu(3, "T4", 75, 16 * GIGA, 16 * GIGA), "needs 20 GB, but GPU 3 (T4) has only 16.0 GB"),
     ],
 )
 def test_a_gpu_must_have_what_the_role_needs_and_what_vllm_takes(keys, gpu, fault):
@@ -78,7 +78,7 @@ def test_on_a_cpu_the_machine_must_have_the_memory():
 
     assert memory_fault(needs, Hardware(memory=8 * GIGA), ()) is None
     assert memory_fault(needs, Hardware(memory=None), ()) is None
-    assert "needs 8 GB of memory, and 7.5 GB are free here" in memory_fault(needs, Hardware(memory=75 * GIGA // 10), ())
+    assert "needs 8 GB of memory, but only 7.5 GB are free" in memory_fault(needs, Hardware(memory=75 * GIGA // 10), ())
 
 
 def test_a_folder_that_can_be_written_to_is_made(tmp_path):
@@ -89,9 +89,7 @@ def test_a_folder_that_can_be_written_to_is_made(tmp_path):
 def test_a_folder_that_cannot_be_made_is_a_fault(tmp_path):
     (tmp_path / "file").touch()
 
-    assert disk_fault(tmp_path / "file" / "logs").startswith(
-        f"no log can be written to {tmp_path}/file/logs: not a directory;"
-    )
+    assert disk_fault(tmp_path / "file" / "logs").startswith(f"cannot write logs to {tmp_path}/file/logs: not a directory;")
 
 
 def test_a_disk_that_is_full_or_nearly_so_is_a_fault(small_disk):
@@ -99,16 +97,16 @@ def test_a_disk_that_is_full_or_nearly_so_is_a_fault(small_disk):
     with pytest.raises(OSError, match="No space"):
         (small_disk / "filler").write_bytes(bytes(LEAST_DISK))
 
-    assert disk_fault(small_disk).startswith(f"no log can be written to {small_disk}: the disk is full;")
+    assert disk_fault(small_disk).startswith(f"cannot write logs to {small_disk}: the disk is full;")
 
 
 def test_a_models_folder_must_have_a_description(tmp_path):
     model = role(model=str(tmp_path / "m"))
-    assert "there is no folder" in model_fault(model, {})
+    assert "no such folder" in model_fault(model, {})
     (tmp_path / "m").mkdir()
     assert "config.json: no such file or directory" in model_fault(model, {})
     (tmp_path / "m/config.json").write_text("{")
-    assert "config.json is no JSON" in model_fault(model, {})
+    assert "config.json is not valid JSON" in model_fault(model, {})
     (tmp_path / "m/config.json").write_text("{}")
     assert model_fault(model, {}) is None
 

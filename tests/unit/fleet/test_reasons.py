@@ -17,26 +17,26 @@ ENGINE = "(EngineCore pid=12) ERROR 11-25 22:50:33 [core.py:1100] "
     [
         (
             "ValueError: Free memory on device cuda:0 (3.1/14.6 GiB) on startup is less than desired GPU memory utilization",
-            "the GPU's memory does not suffice: ValueError: Free memory",
+            "not enough GPU memory: ValueError: Free memory",
         ),
-        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "the GPU's memory does not suffice: "),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "not enough GPU memory: "),
         (
             "ValueError: To serve at least one request with the models's max seq len (4096), 2 GiB KV cache is needed",
-            "the cache does not hold one request",
+            "the KV cache is too small for one request",
         ),
         ("OSError: [Errno 28] No space left on device", "the disk is full: OSError"),
-        ("ValueError: Invalid quantization method: awqq", "this quantization is not supported here: "),
+        ("ValueError: Invalid quantization method: awqq", "this quantization is not supported on this hardware: "),
         (
             "ValueError: The quantization method auto_awq is not supported for the current GPU. Minimum capability: 75. ",
-            "this quantization is not supported here: ",
+            "this quantization is not supported on this hardware: ",
         ),
         (
             "OSError: Can't load the configuration of 'Org/Nix'. If you were trying to load it from the hub, make sure",
             "the model was not found: ",
         ),
         ("ValueError: Invalid repository ID or local directory specified: '/nix'.", "the model was not found: "),
-        ("OSError: [Errno 98] error while attempting to bind: [errno 98] address already in use", "the port is taken: "),
-        ("MemoryError: cannot allocate", "memory does not suffice: "),
+        ("OSError: [Errno 98] error while attempting to bind: [errno 98] address already in use", "the port is in use: "),
+        ("MemoryError: cannot allocate", "not enough memory: "),
         ("KeyError: 'lm_head.weight'", "KeyError: 'lm_head.weight'"),
     ],
 )
@@ -52,15 +52,15 @@ def test_the_engines_error_is_the_reason_and_not_what_came_of_it(line, what):
 
 def test_an_option_that_vllm_does_not_know_is_named():
     assert reason("api_server.py: error: unrecognized arguments: --nix\n", 2).startswith(
-        "vLLM does not know an option: api_server.py: error: unrecognized arguments: --nix; see `arguments`"
+        "vLLM rejects an option: api_server.py: error: unrecognized arguments: --nix; check `arguments`"
     )
 
 
 @pytest.mark.parametrize(
     ("tail", "code", "found"),
     [
-        ("serving\n", 137, "it was killed (SIGKILL) from outside: by hand, or by the system for want of memory"),
-        ("", 139, "it was ended by signal 11"),
+        ("serving\n", 137, "killed by SIGKILL: by a user, or by the system for lack of memory"),
+        ("", 139, "terminated by signal 11"),
         ("INFO 11-25 22:50:33 [a.py:1] bye\n", 3, "exit code 3: bye"),
         ("", 0, "exit code 0"),
     ],

@@ -39,21 +39,21 @@ def test_no_job_id_is_said():
         (
             "sbatch: error: invalid partition specified: t9\n"
             "sbatch: error: Batch job submission failed: Invalid partition name specified",
-            "sbatch refused: Batch job submission failed: Invalid partition name specified",
+            "sbatch failed: Batch job submission failed: Invalid partition name specified",
             "slurm.partition",
         ),
         (
             "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",
-            "sbatch refused: Batch job submission failed: Invalid account or account/partition combination specified",
+            "sbatch failed: Batch job submission failed: Invalid account or account/partition combination specified",
             "slurm.account",
         ),
         (
             "sbatch: error: Batch job submission failed: Requested node configuration is not available",
-            "sbatch refused: Batch job submission failed: Requested node configuration is not available",
+            "sbatch failed: Batch job submission failed: Requested node configuration is not available",
             "slurm.gpu_type",
         ),
-        ("broken", "sbatch refused: broken", ""),
-        ("", "sbatch refused: exit code 1", ""),
+        ("broken", "sbatch failed: broken", ""),
+        ("", "sbatch failed: exit code 1", ""),
     ],
 )
 def test_a_refusal_is_slurm_s_own_line_with_a_remedy(slurm, said, line, remedy):
@@ -65,13 +65,13 @@ def test_a_refusal_is_slurm_s_own_line_with_a_remedy(slurm, said, line, remedy):
 
 
 def test_a_machine_without_slurm_is_named_as_such(slurm):
-    with pytest.raises(FleetError, match="there is no SLURM here: sbatch is not found") as caught:
+    with pytest.raises(FleetError, match="SLURM is not available here: sbatch not found") as caught:
         slurm().submit(["sbatch"])
     assert "login node" in caught.value.hint
 
 
 def test_a_controller_that_does_not_answer_is_not_waited_for(slurm):
-    with pytest.raises(FleetError, match="squeue gave no answer within 0 s: Unable to contact slurm controller"):
+    with pytest.raises(FleetError, match="squeue did not finish within 0 s: Unable to contact slurm controller"):
         slurm(limit=0.3, squeue="echo 'squeue: error: Unable to contact slurm controller' >&2; exec sleep 30").jobs()
 
 
@@ -91,17 +91,17 @@ def test_a_job_that_slurm_has_forgotten_is_none(slurm):
 
 
 def test_another_fault_than_a_forgotten_job_is_an_error(slurm):
-    with pytest.raises(FleetError, match="squeue refused"):
+    with pytest.raises(FleetError, match="squeue failed"):
         slurm(squeue="echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1").job("9")
 
 
 @pytest.mark.parametrize(
     ("reason", "words"),
     [
-        ("Resources", "waits until a GPU is free; expected to start in 10 min"),
-        ("QOSMaxGRESPerUser", "waits: you have all GPUs that you may have; expected to start in 10 min"),
-        ("AssocGrpGRESRunMinutes", "waits: the account has all GPUs that it may have; expected to start in 10 min"),
-        ("SomethingNew", "waits; SLURM says 'SomethingNew'; expected to start in 10 min"),
+        ("Resources", "waits for free resources; expected to start in 10 min"),
+        ("QOSMaxGRESPerUser", "waits: your GPU limit is reached; expected to start in 10 min"),
+        ("AssocGrpGRESRunMinutes", "waits: the account's GPU limit is reached; expected to start in 10 min"),
+        ("SomethingNew", "waits; SLURM's reason: 'SomethingNew'; expected to start in 10 min"),
     ],
 )
 def test_why_a_job_waits_is_said_in_words(reason, words):

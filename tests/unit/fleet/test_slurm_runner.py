@@ -74,7 +74,7 @@ def test_a_running_job_lives_whatever_else_is_queued(fleet):
 
 
 def test_a_job_in_the_queue_is_left_alone_with_slurms_reason(fleet):
-    assert look(fleet, job("7", "PENDING", "Resources")).waiting == "job 7 waits until a GPU is free"
+    assert look(fleet, job("7", "PENDING", "Resources")).waiting == "job 7 waits for free resources"
     assert look(fleet, job("7", "CONFIGURING")).waiting
     assert look(fleet, job("7", "COMPLETING")).waiting, "it may be on its way back into the queue"
 
@@ -91,8 +91,8 @@ def test_without_a_job_it_does_not_run(fleet):
 
 
 def test_slurm_that_does_not_answer_is_said(fleet):
-    found = look(fleet, fails="squeue gave no answer within 60 s")
-    assert (found.alive, found.foreign) == (None, "SLURM cannot be asked: squeue gave no answer within 60 s")
+    found = look(fleet, fails="squeue did not finish within 60 s")
+    assert (found.alive, found.foreign) == (None, "cannot query SLURM: squeue did not finish within 60 s")
 
 
 def test_one_question_serves_for_all_servers(fleet):

@@ -170,7 +170,7 @@ def test_draining_ends_after_its_time_and_at_a_second_request(folder):
     ("mode", "detail"),
     [
         ("crash", "ValueError: the weights are of another shape"),
-        ("memory", "the GPU's memory does not suffice: ValueError: Free memory on device (3.1/15.6 GiB)"),
+        ("memory", "not enough GPU memory: ValueError: Free memory on device (3.1/15.6 GiB)"),
         ("dies", "RuntimeError: CUDA error: an illegal memory access was encountered"),
         ("other", "serves another, not ./model"),
     ],
@@ -195,7 +195,7 @@ def test_a_server_that_is_killed_says_so(folder):
         ended = running.wait()
 
     assert ended.reason == "failed"
-    assert "it was killed (SIGKILL)" in ended.detail
+    assert "killed by SIGKILL" in ended.detail
     assert not [pid for pid in folder.processes if alive(pid)]
 
 
@@ -204,7 +204,7 @@ def test_a_server_that_is_never_healthy_is_given_up(folder):
     with Running(folder, {"start_seconds": 1.5}) as running:
         ended = running.wait()
 
-    assert ended == Ended("failed", "not healthy within 1.5 s; last it said: loading the model")
+    assert ended == Ended("failed", "not healthy within 1.5 s; last log line: loading the model")
     assert not [pid for pid in folder.processes if alive(pid)]
 
 
@@ -222,9 +222,9 @@ def test_what_stands_in_the_way_is_remembered_and_nothing_is_started(folder):
     with Running(folder, {"device": "cuda"}) as running:
         running.wait()
 
-    assert "device: cuda, and the vLLM of" in running.error.message
+    assert "device: cuda, but the vLLM of" in running.error.message
     assert (running.state.status, running.state.pid) == ("failed", 0)
-    assert running.state.detail.startswith("role 'small' has device: cuda")
+    assert running.state.detail.startswith("role 'small' sets device: cuda")
     assert folder.processes == []
 
 
@@ -233,7 +233,7 @@ def test_a_second_supervisor_touches_nothing(folder):
         before = first.until("ready")
         with Running(folder) as second:
             second.wait()
-            assert f"small runs already: process {os.getpid()}" in second.error.message
+            assert f"small is already running: process {os.getpid()}" in second.error.message
         assert first.state == before
         assert alive(folder.processes[0])
 

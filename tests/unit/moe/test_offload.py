@@ -217,7 +217,7 @@ def test_protected_experts_are_no_victims():
 
 
 def test_sizes_that_do_not_fit_are_refused():
-    with pytest.raises(ConfigError, match="cannot pin"):
+    with pytest.raises(ConfigError, match="too few to pin"):
         ExpertCache(2, Keep.PINNED, pinned=[0, 1])
 
 

@@ -114,12 +114,12 @@ def test_counts_add_up():
 
 
 def test_a_forecast_of_other_tokens_is_refused():
-    with pytest.raises(InputError, match="not one of these 1 tokens"):
+    with pytest.raises(InputError, match="one row for each of the 1 tokens"):
         simulate(routes_of([[0]]), MACHINE, forecast=Forecast({0: np.array([[0], [1]], np.int16)}))
 
 
 def test_an_impossible_machine_is_refused():
-    with pytest.raises(ConfigError, match="at least one place"):
+    with pytest.raises(ConfigError, match="at least one slot"):
         Machine(0, 1.0, 1.0, 1.0)
 
 

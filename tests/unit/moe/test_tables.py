@@ -130,15 +130,15 @@ def test_the_tables_of_another_gate_are_refused(tmp_path):
 def test_a_file_that_is_none_is_refused_in_one_line(tmp_path):
     """Not there, no archive, cut off, and with arrays that do not fit."""
     path = tmp_path / "tables.npz"
-    with pytest.raises(InputError, match="no tables"):
+    with pytest.raises(InputError, match="cannot read tables"):
         RouteTables.load(path)
     path.write_bytes(b"nonsense")
-    with pytest.raises(InputError, match="not a file of routing tables"):
+    with pytest.raises(InputError, match="not a routing-table file"):
         RouteTables.load(path)
     fitted().save(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="not a file of routing tables"):
+    with pytest.raises(InputError, match="not a routing-table file"):
         RouteTables.load(path)
     path.write_bytes(whole)
     with np.load(path) as data:
@@ -151,11 +151,11 @@ def test_a_file_that_is_none_is_refused_in_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("tokens", "experts", "weights", "what"),
     [
-        ([0, 1], [[0, 1]], None, r"tokens are \[n\]"),
-        ([-1], [[0, 1]], None, "not be negative"),
+        ([0, 1], [[0, 1]], None, r"tokens must have shape \(n,\)"),
+        ([-1], [[0, 1]], None, "tokens must be at least 0"),
         ([0], [[0, 4]], None, "experts from 0 to 3"),
-        ([0], [[0, 1]], [[0.5]], "weights are finite"),
-        ([0], [[0, 1]], [[0.5, np.nan]], "weights are finite"),
+        ([0], [[0, 1]], [[0.5]], "weights must be finite"),
+        ([0], [[0, 1]], [[0.5, np.nan]], "weights must be finite"),
     ],
 )
 def test_routes_that_do_not_fit_together_are_refused(tokens, experts, weights, what):

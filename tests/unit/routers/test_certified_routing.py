@@ -159,13 +159,13 @@ class TestCoverage:
     @pytest.mark.parametrize(
         ("fields", "said"),
         [
-            ({"temperature": 0.7}, "temperature: 0 in the certificate, 0.7 asked for"),
+            ({"temperature": 0.7}, "temperature: 0 in the certificate, 0.7 in the request"),
             ({"system": "Be brief."}, "system message: none in the certificate"),
-            ({"max_tokens": 5}, "max_tokens: none in the certificate, 5 asked for"),
+            ({"max_tokens": 5}, "max_tokens: none in the certificate, 5 in the request"),
             ({"tools": ({"type": "function"},)}, "tools: none in the certificate"),
             ({"response_format": {"type": "json_object"}}, "response_format: none in the certificate"),
-            ({"top_p": 0.5}, "top_p: none in the certificate, 0.5 asked for"),
-            ({"top_logprobs": 20}, "top_logprobs: 5 in the certificate, 20 asked for"),
+            ({"top_p": 0.5}, "top_p: none in the certificate, 0.5 in the request"),
+            ({"top_logprobs": 20}, "top_logprobs: 5 in the certificate, 20 in the request"),
         ],
     )
     def test_a_request_that_is_not_covered_goes_to_the_strongest_and_is_not_accepted(self, certified, fields, said):
@@ -238,7 +238,7 @@ class TestAlarm:
             last = o.generate("x")
             told = o.log.getvalue()
         assert (names(last), last.accepted) == (["large"], False)
-        assert told.count("is suspended, every request is escalated") == 1
+        assert told.count("is suspended, every request escalates") == 1
         assert sum(event["event"] == "alarm" for event in audits()) == 1
         with certified(made, audit=audit, s=[CONFIDENT]) as o:
             assert not o.generate("x").accepted

@@ -168,7 +168,7 @@ class TestRules:
         with orchestrating(profile(), s=[DOUBTFUL], m=[DOUBTFUL], l=[DOUBTFUL]) as o:
             response = o.generate("x")
         assert (names(response), response.accepted) == (["small", "medium", "large"], True)
-        assert "it is the last tier" in response.tiers[-1].verdict.reason
+        assert "accepted by the last tier" in response.tiers[-1].verdict.reason
 
     @settings(deadline=None, max_examples=25)
     @given(
