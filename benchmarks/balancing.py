@@ -24,7 +24,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from workflow_composer.backends.balance import choose, preference
+from workflow_composer.backends.replicas.replica_set import choose, preference
 
 CACHED = 12
 """Contexts that a server's cache holds."""

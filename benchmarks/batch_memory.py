@@ -25,14 +25,14 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from workflow_composer.batch.answering import Answering, Job
-from workflow_composer.batch.datasets import find
-from workflow_composer.batch.journal import Journal, fingerprint
-from workflow_composer.batch.limiter import Limiter
-from workflow_composer.batch.records import RowRecord, TierRecord
-from workflow_composer.batch.results import JSONL, PARQUET, write_results
+from workflow_composer.batch.datasets.dataset import find
+from workflow_composer.batch.report.results import JSONL, PARQUET, write_results
+from workflow_composer.batch.run.answering import Answering, Job
+from workflow_composer.batch.run.journal import RowJournal, fingerprint
+from workflow_composer.batch.run.limiter import Limiter
+from workflow_composer.batch.run.records import RowRecord, TierRecord
 from workflow_composer.batch.run.runner import run
-from workflow_composer.batch.tally import Tally
+from workflow_composer.batch.run.tally import Tally
 
 GIB = 1 << 30
 ROUTE = "mv_cascade_1.5B_k4_t0.7_7B_k4_t0.7_72B_k1_t0.0"
@@ -137,13 +137,13 @@ def measure(folder: Path, rows: int, *, quiet: bool) -> dict[str, object]:
         assert sum(table.num_rows for table in data.chunks()) == rows
     with parts("answer and journal"):
         tally = Tally(rows)
-        with Journal.open(journal_path, of, rows=rows) as journal:
+        with RowJournal.open(journal_path, of, rows=rows) as journal:
             jobs = (Job(row, ROUTE) for row in data.rows())
             asyncio.run(run(jobs, Answers(), journal, tally=tally, limiter=Limiter(least=64, most=64)))
         assert tally.answered == rows
     with parts("open again (resume)"):
         tally = Tally(rows)
-        with Journal.open(journal_path, of, rows=rows, each=tally.add_earlier) as journal:
+        with RowJournal.open(journal_path, of, rows=rows, each=tally.add_earlier) as journal:
             assert journal.done == tally.earlier == rows
     with parts("write results"):
         assert write_results(journal_path, folder).rows == rows

@@ -80,7 +80,7 @@ def profile(folder: Path, port: int) -> Path:
 def count_service(folder: Path, path: Path) -> list[Counter[tuple[str, str]]]:
     """One chat completion at a time, over one connection."""
     from workflow_composer.server import service
-    from workflow_composer.server.keys import Key, change_keys
+    from workflow_composer.server.auth.keys import Key, change_keys
     from workflow_composer.server.settings import ServerSettings
 
     key, secret = Key.new("counts", budget=1e9)

@@ -7,11 +7,11 @@ every audit. *Drift*: the error is alpha until the change and higher from then o
 alarm, over the runs that had none before. *One tier*: among six tiers with equally many audits, all at half of alpha, one
 goes bad; with a test for each tier (`StratifiedMonitor`, as served) and with one for all together.
 
-Besides the e-value of `workflow_composer.calibration.monitor`: a binomial test at 5 % that is repeated after every audit,
-which is what a dashboard does that shows a p-value; and, where it is installed, MAPIE's `RiskMonitoring` (Podkopaev and
-Ramdas 2022) with alpha as its threshold and its online level at 5 %, at one alpha and in fewer runs, as it takes a
-millisecond per audit. MAPIE bounds the error of all audits so far, not that of the next: the same question as long as
-nothing changes, and a slower answer behind a long time in which all was well.
+Besides the e-value of `workflow_composer.calibration.monitoring.error_monitor`: a binomial test at 5 % that is repeated
+after every audit, which is what a dashboard does that shows a p-value; and, where it is installed, MAPIE's `RiskMonitoring`
+(Podkopaev and Ramdas 2022) with alpha as its threshold and its online level at 5 %, at one alpha and in fewer runs, as it
+takes a millisecond per audit. MAPIE bounds the error of all audits so far, not that of the next: the same question as long
+as nothing changes, and a slower answer behind a long time in which all was well.
 
 Runs are simulated side by side in numpy; the first ones are put through the class that serves, and both must agree.
 """
@@ -32,7 +32,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-from workflow_composer.calibration.monitor import ODDS_RATIOS, RiskMonitor, StratifiedMonitor, weight_to_come
+from workflow_composer.calibration.monitoring.error_monitor import (
+    ODDS_RATIOS,
+    RiskMonitor,
+    StratifiedMonitor,
+    weight_to_come,
+)
 
 LEVEL = 0.05
 ALPHAS = (0.02, 0.05, 0.1, 0.2)

@@ -28,16 +28,15 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import OlmoeForCausalLM
 
-from workflow_composer.moe.expert_cache import Keep
-from workflow_composer.moe.expert_store import Link
-from workflow_composer.moe.gates import cache_argument, gates
-from workflow_composer.moe.hashing import Tokens
-from workflow_composer.moe.linear import LinearPredictor, watch_layers
-from workflow_composer.moe.offload import OffloadedModel, TableForecaster
-from workflow_composer.moe.prefetch import Forecast, Machine, most_used, overlap, simulate
-from workflow_composer.moe.recording import RouteRecorder, predict, rows_of
-from workflow_composer.moe.tables import RouteTables
-from workflow_composer.moe.transformers_moe import TableRouting
+from workflow_composer.moe.models.gates import cache_argument, gates
+from workflow_composer.moe.models.recording import RouteRecorder, predict, rows_of
+from workflow_composer.moe.models.transformers_moe import TableRouting
+from workflow_composer.moe.offload.expert_cache import Keep
+from workflow_composer.moe.offload.expert_store import Link
+from workflow_composer.moe.offload.offloaded_model import LinearPredictor, OffloadedModel, TableForecaster, watch_layers
+from workflow_composer.moe.offload.prefetch import ExpertForecast, Machine, most_used, overlap, simulate
+from workflow_composer.moe.routing.hashing import Tokens
+from workflow_composer.moe.routing.tables import RouteTables
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import train_tiny_olmoe as tiny
@@ -227,11 +226,11 @@ def simulated(measured: Measured, slots: int, transfer: float, compute: float) -
         "LRU": {},
         "LFU": {"keep": Keep.LFU},
         "frequency-pinned": {"keep": Keep.PINNED, "pinned": pinned},
-        "linear, same layer": {"forecast": Forecast(same, known=0)},
-        "linear, one ahead": {"forecast": Forecast({**same, **ahead}, known=1)},
-        "VAR": {"forecast": Forecast(var)},
-        "VAR, kept by LFU": {"forecast": Forecast(var), "keep": Keep.LFU},
-        "everything known": {"forecast": Forecast(dict(measured.routes.experts))},
+        "linear, same layer": {"forecast": ExpertForecast(same, known=0)},
+        "linear, one ahead": {"forecast": ExpertForecast({**same, **ahead}, known=1)},
+        "VAR": {"forecast": ExpertForecast(var)},
+        "VAR, kept by LFU": {"forecast": ExpertForecast(var), "keep": Keep.LFU},
+        "everything known": {"forecast": ExpertForecast(dict(measured.routes.experts))},
     }
     found = {name: simulate(measured.routes, machine, **options) for name, options in cases.items()}
     rows = {

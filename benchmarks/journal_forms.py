@@ -24,17 +24,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.batch_memory import ROUTE, answer, processor
-from workflow_composer.batch.answering import Job
-from workflow_composer.batch.datasets import Row
-from workflow_composer.batch.journal import Journal
-from workflow_composer.batch.lines import record_line
-from workflow_composer.batch.records import RowRecord
-from workflow_composer.batch.tally import Tally
+from workflow_composer.batch.datasets.dataset import Row
+from workflow_composer.batch.run.answering import Job
+from workflow_composer.batch.run.journal import RowJournal
+from workflow_composer.batch.run.lines import record_line
+from workflow_composer.batch.run.records import RowRecord
+from workflow_composer.batch.run.tally import Tally
 
 
 def append_to_file(path: Path, records: list[RowRecord]) -> None:
     """The journal of the package."""
-    with Journal.open(path, {}, rows=len(records)) as journal:
+    with RowJournal.open(path, {}, rows=len(records)) as journal:
         for record in records:
             journal.append(record)
 
@@ -42,7 +42,7 @@ def append_to_file(path: Path, records: list[RowRecord]) -> None:
 def open_file(path: Path, rows: int) -> int:
     """What a later run does first."""
     tally = Tally(rows)
-    Journal.open(path, {}, rows=rows, each=tally.add_earlier).close()
+    RowJournal.open(path, {}, rows=rows, each=tally.add_earlier).close()
     return tally.answered
 
 

@@ -34,7 +34,7 @@ TARGET = 10.0
 
 def _questions(path: Path | None) -> list[str]:
     if path is None:
-        from workflow_composer.backends.embedded import CHECKPOINTS
+        from workflow_composer.backends.embedded.backend import CHECKPOINTS
 
         path = CHECKPOINTS / "problems.jsonl"
     data = path.read_bytes()
@@ -59,7 +59,7 @@ def _train(path: Path, questions: list[str]) -> None:
     import numpy as np
     import pandas as pd
 
-    from workflow_composer.batch.probe_training import train
+    from workflow_composer.batch.planning.probe_training import train
 
     random = np.random.default_rng(0)
     texts = [f"{questions[number % len(questions)]} [{number}]" for number in range(1200)]
@@ -78,10 +78,10 @@ def _plan(name: str, probe_path: Path, source: Path | None, rows: int, rounds: i
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     import pyarrow as pa
 
-    from workflow_composer.batch.planning import plan
-    from workflow_composer.batch.probe import Probe
-    from workflow_composer.batch.strategies import PlanningContext, PlanningTier, Questions, make_strategy
-    from workflow_composer.builtin import plugin_host
+    from workflow_composer.batch.planning.plan_table import plan
+    from workflow_composer.batch.planning.policies import PlanningContext, PlanningTier, Questions, make_strategy
+    from workflow_composer.batch.planning.probe import Probe
+    from workflow_composer.plugins.builtin import plugin_host
 
     pa.set_cpu_count(1)
     tiers = (PlanningTier("small", 0.02, 0.02), PlanningTier("medium", 0.1, 0.1), PlanningTier("large", 0.4, 0.4))
@@ -119,7 +119,7 @@ def main() -> int:
     options = parser.parse_args()
     os.environ |= dict.fromkeys(THREADS, "1")
 
-    from workflow_composer.builtin import BATCH_STRATEGIES
+    from workflow_composer.plugins.builtin import BATCH_STRATEGIES
 
     figures = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -84,7 +84,7 @@ def measure(collections: dict[str, list[dict]]) -> dict:
     """Scores by collection and model; ``A on B``: a probe trained on A, tried on B."""
     import pandas as pd
 
-    from workflow_composer.batch.probe_training import evaluate, train
+    from workflow_composer.batch.planning.probe_training import evaluate, train
 
     tables = {name: pd.DataFrame(rows) for name, rows in collections.items()}
     probes = {name: train(table, list(table["model"].unique()), dataset=name) for name, table in tables.items()}

@@ -36,8 +36,8 @@ import numpy as np
 from numpy.typing import NDArray
 from recorded_tiers import COLLECTIONS, Floats, Recorded
 
-from workflow_composer.calibration.cascade_risk import NOTHING, GroupDesign, certify, climb, design
-from workflow_composer.calibration.fitting import (
+from workflow_composer.calibration.certify.cascade_risk import NOTHING, GroupDesign, certify, climb, design
+from workflow_composer.calibration.scores.fitting import (
     aurc,
     auroc,
     expected_calibration_error,

@@ -24,8 +24,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from workflow_composer.answers import Reader, reader
-from workflow_composer.cascade.confidence import confidence, most_likely
-from workflow_composer.cascade.stopping import stopping_rule
+from workflow_composer.execution.voting.confidence import confidence, most_likely
+from workflow_composer.execution.voting.stopping import stopping_rule
 
 QWEN = "math_cot_100.jsonl.gz"
 RULES = ("fixed", "decided", "beta", "window", "sprt", "martingale")

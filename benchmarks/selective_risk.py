@@ -37,8 +37,8 @@ import numpy as np
 from scipy.stats import norm
 from selective_worlds import CASCADES, WORLDS, World, greedy
 
-from workflow_composer.calibration.cascade_risk import certify, design
-from workflow_composer.calibration.risk import Grid, fixed_grid, grid_from, most_liberal, p_value, rejected, select
+from workflow_composer.calibration.certify.cascade_risk import certify, design
+from workflow_composer.calibration.certify.risk import Grid, fixed_grid, grid_from, most_liberal, p_value, rejected, select
 
 SIZES = (20, 100, 200, 500, 2000)
 ALPHAS = (0.02, 0.05, 0.10, 0.20)

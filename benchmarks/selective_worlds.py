@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from scipy.stats import beta
 
-from workflow_composer.calibration.cascade_risk import climb
+from workflow_composer.calibration.certify.cascade_risk import climb
 
 # ------------------------------------------------------------------------------------------------------------- the worlds
 

@@ -41,8 +41,8 @@ def serve_ours(port: int) -> None:
     """The service's own server, with msgspec."""
     import uvloop
 
+    from workflow_composer.server.api.forms import Form
     from workflow_composer.server.exchange import Exchange, Reply
-    from workflow_composer.server.forms import Form
     from workflow_composer.server.http import HttpLimits, HttpServer
 
     form = Form({}, example={})
@@ -129,9 +129,9 @@ SERVERS: dict[str, Callable[[int], None]] = {
 
 async def ask_ours(port: int) -> Callable[[], Awaitable[object]]:
     """The package's own client."""
-    from workflow_composer.backends.egress import EgressPolicy
     from workflow_composer.backends.http.client import Client, Origin, head
-    from workflow_composer.strategy import StrategyConfig
+    from workflow_composer.backends.http.egress import EgressPolicy
+    from workflow_composer.config.strategy import StrategyConfig
 
     config = StrategyConfig(profile_name="p", vllm_endpoints={"a": f"http://127.0.0.1:{port}/v1"})
     client, origin = Client(EgressPolicy.of(config), keepalive=60.0), Origin(False, "127.0.0.1", port)

@@ -18,8 +18,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from workflow_composer.calibration.signal_table import SignalTable
-from workflow_composer.calibration.signals import analyze
+from workflow_composer.calibration.scores.signal_table import SignalTable
+from workflow_composer.calibration.scores.signals import analyze
 
 
 def draw(answers: int, tokens: int, top: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -38,8 +38,8 @@ from pathlib import Path
 from recorded_votes import RULES, Recording, group, qwen_math, replay
 
 from workflow_composer.answers import reader
-from workflow_composer.cascade.confidence import leader
-from workflow_composer.cascade.stopping import StoppingRule, stopping_rule
+from workflow_composer.execution.voting.confidence import leader
+from workflow_composer.execution.voting.stopping import StoppingRule, stopping_rule
 
 LIMIT = 40
 LOSS = 0.001

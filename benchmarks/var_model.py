@@ -22,11 +22,11 @@ import torch
 from tokenizers import Tokenizer
 from transformers import OlmoeForCausalLM
 
-from workflow_composer.moe.prefetch import overlap
-from workflow_composer.moe.recording import Effect, RouteRecorder, effect, predict, rows_of
-from workflow_composer.moe.routes import Routes
-from workflow_composer.moe.tables import RouteTables
-from workflow_composer.moe.transformers_moe import TableRouting
+from workflow_composer.moe.models.recording import Effect, RouteRecorder, effect, predict, rows_of
+from workflow_composer.moe.models.transformers_moe import TableRouting
+from workflow_composer.moe.offload.prefetch import overlap
+from workflow_composer.moe.routing.routes import RecordedRoutes
+from workflow_composer.moe.routing.tables import RouteTables
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import train_tiny_olmoe as tiny
@@ -46,7 +46,7 @@ class Study:
         self.tables = {layer: self.fit(learned, layer, options) for layer in learned.layers}
         self.fitting = time.process_time() - start
 
-    def fit(self, learned: Routes, layer: int, options: argparse.Namespace) -> RouteTables:
+    def fit(self, learned: RecordedRoutes, layer: int, options: argparse.Namespace) -> RouteTables:
         """One layer's table."""
         return RouteTables.fit(
             learned.tokens,

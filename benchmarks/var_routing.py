@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from workflow_composer.moe.learned_gate import LinearGate
-from workflow_composer.moe.system import VARSystem
+from workflow_composer.moe.routing.learned_gate import LinearGate
+from workflow_composer.moe.routing.system import VARSystem
 
 VOCABULARY, EXPERTS, CLUSTERS, PHRASE = 1000, 8, 16, 40
 CLEAR = 14  # of the clusters have favourites
@@ -71,7 +71,7 @@ def torch_gate_times(hidden, tokens, states, runs):
     try:
         import torch
 
-        from workflow_composer.moe.torch_gate import RealisticMoERouter
+        from workflow_composer.moe.models.demo import RealisticMoERouter
     except ModuleNotFoundError:
         return None
     torch.set_num_threads(1)

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from workflow_composer import ModelOrchestrator
-from workflow_composer.batch.planning import plan
-from workflow_composer.batch.strategies import Cascade, PlanningContext, PlanningTier
-from workflow_composer.cascade import voting
+from workflow_composer.batch.planning.plan_table import plan
+from workflow_composer.batch.planning.policies import Cascade, PlanningContext, PlanningTier
+from workflow_composer.execution.voting import ballot as voting
 from workflow_composer.metrics.sink import NullSink
 from workflow_composer.routers import cascade
 

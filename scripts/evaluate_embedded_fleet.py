@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from workflow_composer.answers import final_answer, same_answer
-from workflow_composer.backends.embedded import CHECKPOINTS, EmbeddedBackend
+from workflow_composer.backends.embedded.backend import CHECKPOINTS, EmbeddedBackend
+from workflow_composer.config.strategy import ModelSpec
 from workflow_composer.errors import WorkflowComposerError
-from workflow_composer.strategy import ModelSpec
 from workflow_composer.types import LLMRequest, ModelCall
 
 MODELS = ("small", "medium", "large")

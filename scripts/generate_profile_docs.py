@@ -16,13 +16,13 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from workflow_composer.config.profile_models import BreakerSettings, ModelSpec, RetrySettings, TierSpec, TimeoutSettings
+from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.fleet.settings import AlertSettings, FleetSettings, MonitorSettings, RoleSpec, SlurmSettings
-from workflow_composer.profiles.models import BreakerSettings, ModelSpec, RetrySettings, TierSpec, TimeoutSettings
 from workflow_composer.routers.adaptive import AdaptiveSettings
 from workflow_composer.routers.cascade import CascadeSettings
 from workflow_composer.routers.cascading_provider import CascadingProviderSettings
-from workflow_composer.routers.feedback_settings import AuditSettings, ExecutionFeedbackSettings
-from workflow_composer.strategy import StrategyConfig
+from workflow_composer.routers.execution_feedback import AuditSettings, ExecutionFeedbackSettings
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE, FLEET_PAGE = DOCS / "profiles.md", DOCS / "fleet.md"

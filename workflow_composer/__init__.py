@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workflow_composer.hookspecs import hookimpl
+    from workflow_composer.config.strategy import StrategyConfig
     from workflow_composer.orchestrator import ModelOrchestrator
-    from workflow_composer.strategy import StrategyConfig
-    from workflow_composer.types import LLMRequest, LLMResponse, Member, Plan, Tier
+    from workflow_composer.plan import Member, Plan, Tier
+    from workflow_composer.plugins.hookspecs import hookimpl
+    from workflow_composer.types import LLMRequest, LLMResponse
 
 __all__ = ["LLMRequest", "LLMResponse", "Member", "ModelOrchestrator", "Plan", "StrategyConfig", "Tier", "hookimpl"]
 __version__ = "0.1.0"
@@ -20,17 +20,17 @@ _HOMES = {
     "LLMResponse": "types",
     "Member": "types",
     "ModelOrchestrator": "orchestrator",
-    "Plan": "types",
-    "StrategyConfig": "strategy",
-    "Tier": "types",
-    "hookimpl": "hookspecs",
+    "Plan": "plan",
+    "StrategyConfig": "config.strategy",
+    "Tier": "plan",
+    "hookimpl": "plugins.hookspecs",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    from workflow_composer.support.lazy_names import lift
+
+    return lift(__name__, _HOMES, name)
 
 
 def __dir__() -> list[str]:

@@ -45,11 +45,23 @@ Exceptions that never leave their layer are defined in that layer (`HttpFailure`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from workflow_composer.types import Attempt
+
+
+# ------------------------------------------------------------------------------------------------------------------- names
+#
+# Suggestions of the nearest valid name, for errors.
+
+
+def nearest(name: str, known: Iterable[str], *, prefix: str = "") -> str:
+    """Return ``did you mean 'x'?`` with the closest known name, after ``prefix``; empty if none is close."""
+    found = difflib.get_close_matches(name, list(known), n=1)
+    return f"{prefix}did you mean {found[0]!r}?" if found else ""
 
 
 class WorkflowComposerError(Exception):

@@ -23,33 +23,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from workflow_composer.builtin import plugin_host
-from workflow_composer.cascade.call import Outcome, Trace
-from workflow_composer.cascade.streaming import StreamRun
-from workflow_composer.detection import STRATEGY_VARIABLE, detect_strategy
+from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import WorkflowComposerError
+from workflow_composer.execution.call import Outcome, Trace
+from workflow_composer.execution.streaming import StreamRun
 from workflow_composer.metrics.sink import MetricsSink, default_sink
-from workflow_composer.observation import Log, Narrator, PluginObserver, debug_wanted, metric_of
-from workflow_composer.plugins import PluginHost
-from workflow_composer.resource_status import OrchestratorStatus
-from workflow_composer.resources import ResourceDetector, unprobed
-from workflow_composer.responses import ResponseStream, SyncResponseStream, UnderWay, response_of
+from workflow_composer.plan import Plan
+from workflow_composer.plugins.builtin import plugin_host
+from workflow_composer.plugins.host import PluginHost
 from workflow_composer.routers.base import Router
-from workflow_composer.runner import LoopThread
-from workflow_composer.snapshot import Snapshot, build
-from workflow_composer.strategy import StrategyConfig
-from workflow_composer.types import (
-    Chunk,
-    Embeddings,
-    LLMRequest,
-    LLMResponse,
-    Message,
-    Plan,
-)
+from workflow_composer.runtime.decision_log import LogStream, Narrator, PluginObserver, debug_wanted, metric_of
+from workflow_composer.runtime.resources import STRATEGY_VARIABLE, ResourceDetector, detect_strategy, unprobed
+from workflow_composer.runtime.snapshot import Snapshot, build
+from workflow_composer.runtime.streams import ResponseStream, SyncResponseStream, UnderWay, response_of
+from workflow_composer.support.loop_thread import LoopThread
+from workflow_composer.types import Chunk, Embeddings, LLMRequest, LLMResponse, Message, OrchestratorStatus
 
 if TYPE_CHECKING:
-    from workflow_composer.batch.run.python import BatchRun
-    from workflow_composer.batch.tally import Tally
+    from workflow_composer.batch.run.run_batch import BatchRun
+    from workflow_composer.batch.run.tally import Tally
 
 Prompt = str | Sequence[Message] | LLMRequest
 
@@ -89,7 +81,7 @@ class ModelOrchestrator:
         plugins: PluginHost | None = None,
         metrics: MetricsSink | None = None,
         environ: Mapping[str, str] | None = None,
-        log: Log | None = None,
+        log: LogStream | None = None,
     ) -> None:
         self._environ = os.environ if environ is None else environ
         self._narrator = Narrator(log)
@@ -236,7 +228,7 @@ class ModelOrchestrator:
         faulty, or the journal is another run's or in use, and what ``progress`` raises. However it ends, what was answered
         is in the journal.
         """
-        from workflow_composer.batch.run.python import run_rows
+        from workflow_composer.batch.run.run_batch import run_rows
 
         return await run_rows(
             self.agenerate,

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from workflow_composer.answers.form import ANY_FORM, AnswerForm
-from workflow_composer.sample import Message, Sample, TokenLogprob
-from workflow_composer.values import quick
+from workflow_composer.support.fast_dataclass import quick
+from workflow_composer.types import Message, Sample, TokenLogprob, Verdict
 
 
 @quick
@@ -32,26 +32,6 @@ class Candidate:
     context_length: int | None = None
     endpoint: str | None = None
     capabilities: tuple[str, ...] = ()
-
-
-@quick
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether a tier's answer is taken. ``confidence`` is None where nothing is known: unknown is not confident.
-
-    ``choice`` is the position of the sample that is the answer. Where there was a vote, ``votes`` are the answers and how
-    many samples gave each, the leader first; ``unreadable`` samples voted for nothing, or are no answer (cut off by their
-    length, or empty). ``straight_up``: the answer is so
-    doubtful that the last tier is asked next, and none between.
-    """
-
-    accepted: bool
-    confidence: float | None = None
-    reason: str = ""
-    choice: int = 0
-    votes: tuple[tuple[str, int], ...] = ()
-    unreadable: int = 0
-    straight_up: bool = False
 
 
 class Acceptance(Protocol):
@@ -100,10 +80,10 @@ Drawing = Literal["at_once", "as_needed"]
 class Voting:
     """How the samples of a tier become one answer: a majority vote (self-consistency), and when it is over.
 
-    ``measure`` says what confidence is (`workflow_composer.cascade.confidence`; with ``score`` there is no vote: the sample
-    with the best score is the answer, and its score the confidence). An answer is accepted from ``target`` on.
-    ``stopping`` names the rule that may end the vote early (`workflow_composer.cascade.stopping`), ``level`` its own
-    parameter. ``explore`` further samples at the most are drawn while more votes could settle it. ``draw``: ``at_once``
+    ``measure`` says what confidence is (`workflow_composer.execution.voting.confidence`; with ``score`` there is no vote:
+    the sample with the best score is the answer, and its score the confidence). An answer is accepted from ``target`` on.
+    ``stopping`` names the rule that may end the vote early (`workflow_composer.execution.voting.stopping`), ``level`` its
+    own parameter. ``explore`` further samples at the most are drawn while more votes could settle it. ``draw``: ``at_once``
     asks for all samples at the same time and cancels what is no longer needed; ``as_needed`` asks for the fewest that could
     decide, so that nothing is paid for in vain. ``form`` reads and compares answers.
     """

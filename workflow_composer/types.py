@@ -1,70 +1,54 @@
 """The values passed between layers.
 
 Read from top to bottom, this file follows one request: a caller makes an `LLMRequest`; a router turns it and the
-`ResourceStatus` into a `Plan` (both are defined in their own modules and re-exported here); the executor makes one
-`ModelCall` per attempt; a backend returns a `Completion`; and the caller gets an `LLMResponse`. All are immutable.
+`ResourceStatus` into a `Plan` (`plan.py`); the executor makes one `ModelCall` per attempt; a backend returns a `Completion`;
+and the caller gets an `LLMResponse`. All are immutable.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from workflow_composer.plan import (
-    ALWAYS,
-    Acceptance,
-    AlwaysAccept,
-    Candidate,
-    Member,
-    Plan,
-    PromptForm,
-    Tier,
-    Verdict,
-    Voting,
-)
-from workflow_composer.relay import Relay
-from workflow_composer.resource_status import EndpointStatus, ResourceStatus
-from workflow_composer.sample import Message, Sample, TokenLogprob
-from workflow_composer.values import quick
+from workflow_composer.support.fast_dataclass import quick
 
 __all__ = [
-    "ALWAYS",
     "ANY_TASK",
     "EMPTY",
     "MOST_TOKENS",
     "TIMER_EARLY",
-    "Acceptance",
-    "AlwaysAccept",
     "Attempt",
-    "Candidate",
     "Chunk",
     "Completion",
     "Embeddings",
     "EndpointStatus",
     "LLMRequest",
     "LLMResponse",
-    "Member",
     "Message",
     "ModelCall",
-    "Plan",
-    "PromptForm",
+    "OrchestratorStatus",
     "Relay",
+    "RelaySource",
     "ResourceStatus",
     "RoutingDecision",
     "Sample",
-    "Tier",
     "TierResult",
     "Timeouts",
     "TokenLogprob",
     "Usage",
     "Verdict",
-    "Voting",
     "new_request_id",
     "texts",
 ]
+
+
+pass  # MERGED
+pass  # MERGED
+pass  # MERGED
 
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 ANY_TASK = "*"
@@ -274,6 +258,26 @@ class Embeddings:
 
 @quick
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a tier's answer is taken. ``confidence`` is None where nothing is known: unknown is not confident.
+
+    ``choice`` is the position of the sample that is the answer. Where there was a vote, ``votes`` are the answers and how
+    many samples gave each, the leader first; ``unreadable`` samples voted for nothing, or are no answer (cut off by their
+    length, or empty). ``straight_up``: the answer is so
+    doubtful that the last tier is asked next, and none between.
+    """
+
+    accepted: bool
+    confidence: float | None = None
+    reason: str = ""
+    choice: int = 0
+    votes: tuple[tuple[str, int], ...] = ()
+    unreadable: int = 0
+    straight_up: bool = False
+
+
+@quick
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """One call to a candidate: its tier, its result and its cost in dollars."""
 
@@ -371,3 +375,146 @@ class LLMResponse:
     def tool_calls(self) -> tuple[Mapping[str, Any], ...]:
         """Tool calls of the answer, in OpenAI's form."""
         return self.samples[0].tool_calls if self.samples else ()
+
+
+# ------------------------------------------------------------------------------------------------------------------ sample
+#
+# What a model reads and writes: a message, and one answer with what is known of its tokens.
+
+
+Message = Mapping[str, Any]
+"""One chat message in OpenAI's form: ``{"role": "user", "content": "..."}``."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One generated token, its log-probability (nats), and the most likely alternatives, best first."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@quick
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One answer. ``logprobs`` is None where the backend returned none.
+
+    ``score`` is what a gate, a reward model or a judge thinks of it, where the backend has one; more is better.
+    ``reasoning`` is what the model thought before, where its server tells that apart; it is no part of the answer.
+    """
+
+    text: str
+    finish_reason: str | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    score: float | None = None
+    reasoning: str = ""
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether a limit on its length ended it, and not the model."""
+        return self.finish_reason == "length"
+
+
+# ------------------------------------------------------------------------------------------------------------------- relay
+#
+# Relay: passes a model server's response bytes unchanged to a caller that uses the same API.
+#
+# Most requests of a service are answered by one model whose answer is returned unchanged. Decoding and re-encoding it would
+# be most of the service's work, and could lose fields that only the server and the client know. The caller therefore
+# attaches a `Relay` to its request: a backend that can pass on the raw bytes does so; any other backend ignores it and
+# returns the answer as usual.
+
+
+class RelaySource(Protocol):
+    """The source of a relayed stream."""
+
+    def pause(self) -> None:
+        """Stop reading from the server, because the client reads too slowly."""
+        ...
+
+    def resume(self) -> None:
+        """Resume reading."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Relay:
+    """Receives the bytes of one answer.
+
+    A whole answer is stored in ``body``. With ``write`` the answer is streamed: ``write`` gets complete server-sent events
+    as they arrive, and ``begun`` is True once some were delivered, so that no other model may take over. ``usage``: the
+    client requested the usage at the end of the stream; otherwise that event is dropped. ``keep``: the service also needs
+    the answer's text; otherwise a stream's text is not collected. ``source`` is set while a stream runs.
+    """
+
+    write: Callable[[bytes], None] | None = None
+    usage: bool = False
+    keep: bool = False
+    body: bytes | None = None
+    begun: bool = False
+    source: RelaySource | None = None
+
+
+# --------------------------------------------------------------------------------------------------------- resource status
+#
+# Available resources: results of probes, keys and engines.
+
+
+_NONE: Mapping[str, bool] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointStatus:
+    """Result of a probe of one local server, or of all ``replicas`` of a role. ``detail`` always explains it in words."""
+
+    name: str
+    url: str
+    healthy: bool
+    models: tuple[str, ...] = ()
+    latency_ms: float | None = None
+    detail: str = ""
+    replicas: tuple[EndpointStatus, ...] = ()
+
+
+_NO_ENDPOINTS: Mapping[str, EndpointStatus] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceStatus:
+    """Available resources. ``probed_at`` is None if nothing was probed yet and the endpoints are unknown."""
+
+    endpoints: Mapping[str, EndpointStatus] = field(default_factory=lambda: _NO_ENDPOINTS)
+    cloud_apis: Mapping[str, bool] = field(default_factory=lambda: _NONE)
+    slurm_available: bool = False
+    embedded_available: bool = False
+    probed_at: float | None = None
+
+    @property
+    def vllm_endpoints(self) -> Mapping[str, bool]:
+        """Endpoint name -> healthy."""
+        return {name: status.healthy for name, status in self.endpoints.items()}
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since the probe."""
+        return None if self.probed_at is None else time.time() - self.probed_at
+
+
+@dataclass(frozen=True, slots=True)
+class OrchestratorStatus:
+    """The active strategy and the available resources. ``chosen_by`` is "argument", "environment", "detection" or "switch";
+    ``in_process`` names the models that the embedded engine runs in this process.
+    """
+
+    strategy: str
+    source: str
+    chosen_by: str
+    allow_cloud: bool
+    debug: bool
+    resources: ResourceStatus
+    routers: tuple[str, ...]
+    models: tuple[str, ...]
+    in_process: tuple[str, ...]
+    broken_plugins: tuple[str, ...]

@@ -12,7 +12,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=logs/%x-%j.log
 #
-# A vLLM server as a SLURM job; `--help` explains. The logic is in workflow_composer/fleet/job.py.
+# A vLLM server as a SLURM job; `--help` explains. The logic is in workflow_composer/fleet/slurm/job.py.
 
 set -euo pipefail
 trap '' USR1 # SLURM's signal would end the shell; the job polls its own end time, so it needs no signal until it is up

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Starts a vLLM server on this machine; see `--help`. The logic is in workflow_composer/fleet/supervisor.py.
+# Starts a vLLM server on this machine; see `--help`. The logic is in workflow_composer/fleet/launch/supervisor.py.
 
 set -euo pipefail
 

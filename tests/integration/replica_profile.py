@@ -9,9 +9,9 @@ from typing import Any
 
 from tests.integration.stub_server import MODEL, StubServer
 from workflow_composer import ModelOrchestrator
-from workflow_composer.backends.registry import Entry, Registry
+from workflow_composer.backends.replicas.registry import Entry, ServerRegistry
+from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.metrics.sink import MemorySink
-from workflow_composer.strategy import StrategyConfig
 
 CONTEXT = "The conventions of the house for file formats and tools, which every question stands behind.\n" * 20
 
@@ -36,7 +36,7 @@ def entry(server: StubServer, name: str = "coder", **fields: Any) -> Entry:
 
 def publish(folder: Path, server: StubServer, name: str = "coder", **fields: Any) -> Entry:
     """Register a server."""
-    return Registry(folder).publish(entry(server, name, **fields))
+    return ServerRegistry(folder).publish(entry(server, name, **fields))
 
 
 def asked(server: StubServer) -> list[str]:

@@ -23,10 +23,10 @@ from tests.integration.stub_backends import call as a_call
 from tests.integration.stub_backends import cloud_backend, local_backend
 from tests.integration.stub_server import Reply, StubServer
 from workflow_composer import ModelOrchestrator
-from workflow_composer.backends.egress import EgressPolicy
 from workflow_composer.backends.http.client import Client
-from workflow_composer.backends.registry import Entry, Registry
-from workflow_composer.strategy import StrategyConfig
+from workflow_composer.backends.http.egress import EgressPolicy
+from workflow_composer.backends.replicas.registry import Entry, ServerRegistry
+from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.types import Timeouts
 
 RESOLVER, FAR, PROXY, CLOUD = "203.0.113.53", "203.0.113.7", "203.0.113.66", "203.0.113.9"
@@ -160,7 +160,7 @@ def registered(host: str, use: Callable[[ModelOrchestrator], Any], *, role: str 
     """Something done under a profile that keeps data local, after somebody has registered a server there."""
     with tempfile.TemporaryDirectory() as folder:
         places = {"server": "s", "role": role, "host": host, "port": 8001, "model": "m", "state": "ready"}
-        Registry(Path(folder)).publish(Entry(**places, started=time.time(), updated=0.0))
+        ServerRegistry(Path(folder)).publish(Entry(**places, started=time.time(), updated=0.0))
         config = StrategyConfig(
             profile_name="local",
             allow_cloud=False,

@@ -16,9 +16,9 @@ import yaml
 
 from tests.integration.slurm_cluster import SlurmCluster
 from tests.paths import CHECKPOINTS, ROOT
-from workflow_composer.backends.registry import Entry
+from workflow_composer.backends.replicas.registry import Entry
 from workflow_composer.fleet.file import Fleet, load_fleet
-from workflow_composer.fleet.slurm import Job, Slurm
+from workflow_composer.fleet.slurm.commands import Slurm, SlurmJob
 from workflow_composer.fleet.state import ServerState
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ class SlurmFleet:
         assert state is not None
         return state
 
-    def job(self, job_id: str) -> Job:
+    def job(self, job_id: str) -> SlurmJob:
         job = self.slurm.job(job_id)
         assert job is not None, f"SLURM does not know job {job_id}"
         return job
@@ -109,7 +109,7 @@ class SlurmFleet:
         found = lambda: [entry for entry in self.ready(server) if entry.job_id == job_id]  # noqa: E731
         return self.until(found, f"{server} is ready in job {job_id}", limit)[0]
 
-    def until_over(self, job_id: str, limit: float = LIMIT) -> Job:
+    def until_over(self, job_id: str, limit: float = LIMIT) -> SlurmJob:
         """Wait until a job has ended and all is cleared up behind it."""
         done = lambda: (job := self.job(job_id)).over and job.state != "COMPLETING" and job  # noqa: E731
         return self.until(done, f"job {job_id} is over", limit)

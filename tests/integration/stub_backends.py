@@ -7,9 +7,9 @@ from typing import Any
 
 from tests.integration.stub_server import Request, StubServer
 from workflow_composer.backends.base import BackendContext
-from workflow_composer.backends.egress import EgressPolicy
-from workflow_composer.backends.openai_compatible import OpenAICompatibleBackend
-from workflow_composer.strategy import StrategyConfig
+from workflow_composer.backends.http.egress import EgressPolicy
+from workflow_composer.backends.openai.backend import OpenAICompatibleBackend
+from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.types import Chunk, LLMRequest, ModelCall, Timeouts
 
 KEY = "sk-" + "0123456789abcdef" * 2

@@ -14,8 +14,8 @@ import pytest
 
 from tests.paths import CHECKPOINTS, ROOT
 from workflow_composer.answers import final_answer, same_answer
-from workflow_composer.backends.embedded import EmbeddedBackend
-from workflow_composer.strategy import ModelSpec
+from workflow_composer.backends.embedded.backend import EmbeddedBackend
+from workflow_composer.config.strategy import ModelSpec
 from workflow_composer.types import LLMRequest, ModelCall
 
 MODELS = ("small", "medium", "large")

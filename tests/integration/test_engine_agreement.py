@@ -16,8 +16,8 @@ import pytest
 
 from tests.integration.vllm_server import VARIABLE, vllm_python
 from tests.paths import CHECKPOINTS
-from workflow_composer.backends.embedded import EmbeddedBackend
-from workflow_composer.strategy import ModelSpec
+from workflow_composer.backends.embedded.backend import EmbeddedBackend
+from workflow_composer.config.strategy import ModelSpec
 from workflow_composer.types import LLMRequest, ModelCall
 
 COUNT = int(os.environ.get("WORKFLOW_COMPOSER_AGREEMENT_PROBLEMS", "200"))

@@ -18,7 +18,7 @@ import pytest
 
 from tests.integration.killing import PATIENCE, Killer, answers, finished_rows
 from tests.integration.rows_child import CALLS, JOURNALS
-from workflow_composer.batch.results import JSONL, PARQUET
+from workflow_composer.batch.report.results import JSONL, PARQUET
 
 ROWS = 600
 KILLS = 8

@@ -10,7 +10,7 @@ import random
 import pytest
 
 from tests.integration.certified_run import ALPHA, CertifiedRun, error_of_accepted
-from workflow_composer.calibration.monitor import RiskMonitor
+from workflow_composer.calibration.monitoring.error_monitor import RiskMonitor
 
 pytestmark = [pytest.mark.embedded, pytest.mark.slow]
 

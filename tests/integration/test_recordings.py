@@ -12,8 +12,8 @@ import pytest
 
 from tests.paths import DATA, ROOT
 from workflow_composer.answers import final_answer, same_answer
-from workflow_composer.backends.replay import ReplayBackend
-from workflow_composer.strategy import ModelSpec
+from workflow_composer.backends.recordings import ReplayBackend
+from workflow_composer.config.strategy import ModelSpec
 from workflow_composer.types import LLMRequest, ModelCall
 
 SCRIPT = ROOT / "scripts" / "convert_recordings.py"

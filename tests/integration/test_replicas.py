@@ -8,14 +8,14 @@ import pytest
 
 from tests.integration.replica_profile import CONTEXT, asked, entry, orchestrator, profile, publish
 from tests.integration.stub_server import MODEL, Reply, StubServer
-from workflow_composer.backends import replica_set
-from workflow_composer.backends import replicas as replicas_module
 from workflow_composer.backends.base import BackendContext
-from workflow_composer.backends.egress import EgressPolicy
-from workflow_composer.backends.openai_compatible import OpenAICompatibleBackend
-from workflow_composer.backends.registry import Registry
-from workflow_composer.backends.replica import Standing
-from workflow_composer.backends.vllm import vllm_backend
+from workflow_composer.backends.http.egress import EgressPolicy
+from workflow_composer.backends.openai.backend import OpenAICompatibleBackend
+from workflow_composer.backends.replicas import backend as replicas_module
+from workflow_composer.backends.replicas import replica_set
+from workflow_composer.backends.replicas.backend import vllm_backend
+from workflow_composer.backends.replicas.registry import ServerRegistry
+from workflow_composer.backends.replicas.replica import Standing
 from workflow_composer.errors import AllCandidatesFailed, StreamInterrupted
 from workflow_composer.types import LLMRequest
 
@@ -335,7 +335,7 @@ async def test_the_connections_of_a_server_that_has_gone_are_closed(tmp_path, se
     async with orchestrator(profile("registry:coder", tmp_path)) as models:
         await asyncio.gather(*(models.agenerate(f"{n}?") for n in range(10)))
         assert old.open
-        Registry(tmp_path).withdraw(gone)
+        ServerRegistry(tmp_path).withdraw(gone)
         ends = time.monotonic() + 60
         while old.open:
             await models.agenerate("Hello?")
@@ -353,7 +353,7 @@ async def test_connections_that_are_about_to_be_closed_are_closed_by_the_end(tmp
     async with orchestrator(profile("registry:coder", tmp_path)) as models:
         await asyncio.gather(*(models.agenerate(f"{n}?", system=f"{n} {CONTEXT}") for n in range(20)))
         assert old.open
-        Registry(tmp_path).withdraw(gone)
+        ServerRegistry(tmp_path).withdraw(gone)
         kept = replicas(models)  # held, so that no garbage collection closes what nobody else does
         (endpoint,) = models._active.endpoints.values()
         backend = endpoint.backend
@@ -391,7 +391,7 @@ def shortly(request):
 async def test_no_request_is_lost_while_servers_are_killed_drained_and_started(tmp_path):
     """24 clients ask without a pause. One server stays; others are started, cut down, drained and replaced in a loop."""
     over, answered = asyncio.Event(), []
-    registry, limit = Registry(tmp_path), time.monotonic() + 60
+    registry, limit = ServerRegistry(tmp_path), time.monotonic() + 60
 
     async def client(models, number):
         while not over.is_set():
@@ -494,14 +494,14 @@ async def test_a_server_that_begins_to_fail_is_in_the_log(servers):
 async def test_an_entry_out_in_the_world_is_refused_and_reported_once(tmp_path, servers):
     """The others are used; with none left the reason is named, and nothing was sent."""
     log = io.StringIO()
-    far = Registry(tmp_path).publish(entry(servers[0], "far", host="8.8.8.8"))
+    far = ServerRegistry(tmp_path).publish(entry(servers[0], "far", host="8.8.8.8"))
     near = publish(tmp_path, servers[1], "near")
     config = profile("registry:coder", tmp_path)
     async with orchestrator(config, log=log) as models:
         for number in range(10):
             assert (await models.agenerate(f"{number}?")).text == "an answer"
-        Registry(tmp_path).withdraw(near)
-        Registry(tmp_path).publish(far)
+        ServerRegistry(tmp_path).withdraw(near)
+        ServerRegistry(tmp_path).publish(far)
         await asyncio.sleep(SOON)
         with pytest.raises(AllCandidatesFailed, match=r"public address 8\.8\.8\.8"):
             for _ in range(3):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.service import Service, chat, echoing, post, said, serving, write_profile
-from workflow_composer.server.keys import Key, change_keys
+from workflow_composer.server.auth.keys import Key, change_keys
 
 PATHS = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hello"}]},

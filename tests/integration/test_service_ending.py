@@ -17,7 +17,7 @@ import pytest
 
 from tests.integration.service import PATIENCE, Answer, Crowd, Service, ask, echo, echoing, serving, write_profile
 from tests.integration.stub_server import Reply, Request, StubServer
-from workflow_composer.server.keys import Key, change_keys
+from workflow_composer.server.auth.keys import Key, change_keys
 
 WORKERS = pytest.mark.parametrize("workers", ["1", "2"])
 

@@ -13,8 +13,8 @@ import pytest
 
 from tests.integration.service import Service, chat, echo, echoing, serving, write_profile
 from tests.integration.stub_server import Reply, Request, StubServer
-from workflow_composer.server.keys import Key, change_keys
-from workflow_composer.server.ledger import Ledger
+from workflow_composer.server.auth.keys import Key, change_keys
+from workflow_composer.server.auth.ledger import Ledger
 
 TEXT = "What is 12 + 7?"
 FORMS = {

@@ -13,7 +13,7 @@ import pytest
 
 from tests.integration.clients import VARIABLE, clients_python
 from tests.integration.service import ADMIN, Service, chat, echoing, write_profile
-from workflow_composer.server.keys import Key, change_keys
+from workflow_composer.server.auth.keys import Key, change_keys
 
 SCHEMATHESIS = Path(clients_python() or "python").parent / "schemathesis"
 EXAMPLES = "60"

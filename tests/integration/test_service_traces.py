@@ -75,7 +75,7 @@ def test_a_request_is_a_span_of_the_caller_s_trace_with_the_model_s_work_in_it(t
     assert attributes["gen_ai.request.model"] == "large"
     assert attributes["gen_ai.usage.output_tokens"] > 0
     assert attributes["gen_ai.response.id"] == told["x-workflow-composer-request-id"]
-    assert attributes["workflow_composer.strategy"] == "development"
+    assert attributes["workflow_composer.config.strategy"] == "development"
     streamed, _ = spans["chat small"][0]
     assert streamed.parent_span_id == spans["POST /v1/chat/completions"][1][0].span_id
     failed, attributes = spans["chat large"][1]

@@ -6,7 +6,7 @@ import pytest
 
 from tests.integration.service import Service, echoing
 from tests.integration.stub_server import MODEL
-from workflow_composer.backends.registry import REGISTRY_VARIABLE, Entry, Registry
+from workflow_composer.backends.replicas.registry import REGISTRY_VARIABLE, Entry, ServerRegistry
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -14,7 +14,7 @@ def test_the_service_finds_own_servers_by_itself_and_leaves_a_key_alone(tmp_path
     """With a server of the fleet and a cloud key: the profile that stays on one's own machines."""
     with echoing() as stub:
         place = {"host": stub.host, "port": stub.port, "model": MODEL}
-        Registry(tmp_path / "registry").publish(
+        ServerRegistry(tmp_path / "registry").publish(
             Entry(server="g", role="generalist", state="ready", started=1.0, updated=0.0, **place)
         )
         environ = {REGISTRY_VARIABLE: str(tmp_path / "registry"), "OPENAI_API_KEY": "k", "XDG_CONFIG_HOME": str(tmp_path)}

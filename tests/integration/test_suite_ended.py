@@ -11,12 +11,12 @@ import pytest
 
 from tests.integration.fleet_commands import until
 from tests.paths import ROOT
-from workflow_composer.fleet.processes import Process, command_line, descendants, find
+from workflow_composer.fleet.processes import NodeProcess, command_line, descendants, find
 
 HELD = Path(__file__).with_name("held_processes.py")
 
 
-def of_run(folder: Path) -> list[Process]:
+def of_run(folder: Path) -> list[NodeProcess]:
     """The processes whose environment names the run's folder, whoever their parent is."""
     found = []
     for entry in Path("/proc").iterdir():
@@ -35,7 +35,7 @@ def test_ended_by_sigterm_the_suite_leaves_no_process(workers, tmp_path):
     """Services with workers, a fleet's detached supervisor, programs that heed no SIGTERM: in each of pytest's workers."""
     held, run = tmp_path / "held", tmp_path / "run"
     held.mkdir()
-    started: set[Process] = set()
+    started: set[NodeProcess] = set()
     options = [f"-n{workers}", f"--basetemp={run}", "-pno:cacheprovider", "-q"]
     with (tmp_path / "log").open("wb") as log:
         suite = subprocess.Popen(

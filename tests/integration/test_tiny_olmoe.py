@@ -9,10 +9,10 @@ torch = pytest.importorskip("torch", reason="pip install 'workflow-composer[moe]
 pytest.importorskip("transformers", reason="pip install 'workflow-composer[moe]'")
 
 from tests.paths import ROOT  # noqa: E402  # needs torch
-from workflow_composer.moe.offload import OffloadedModel, TableForecaster  # noqa: E402  # needs torch
-from workflow_composer.moe.recording import RouteRecorder, effect, predict, rows_of  # noqa: E402  # needs torch
-from workflow_composer.moe.tables import RouteTables  # noqa: E402  # needs torch
-from workflow_composer.moe.transformers_moe import TableRouting  # noqa: E402  # needs torch
+from workflow_composer.moe.models.recording import RouteRecorder, effect, predict, rows_of  # noqa: E402  # needs torch
+from workflow_composer.moe.models.transformers_moe import TableRouting  # noqa: E402  # needs torch
+from workflow_composer.moe.offload.offloaded_model import OffloadedModel, TableForecaster  # noqa: E402  # needs torch
+from workflow_composer.moe.routing.tables import RouteTables  # noqa: E402  # needs torch
 
 pytestmark = pytest.mark.slow
 

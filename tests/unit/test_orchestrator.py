@@ -10,7 +10,6 @@ import pytest
 
 from workflow_composer import LLMRequest, ModelOrchestrator, StrategyConfig, hookimpl
 from workflow_composer.backends.fake import Delay, FakeBackend, Interrupted
-from workflow_composer.builtin import plugin_host
 from workflow_composer.errors import (
     AllCandidatesFailed,
     ConfigError,
@@ -24,6 +23,7 @@ from workflow_composer.errors import (
 )
 from workflow_composer.metrics.sink import MemorySink
 from workflow_composer.plan import Plan, Tier
+from workflow_composer.plugins.builtin import plugin_host
 from workflow_composer.routers.base import Router
 
 

@@ -8,12 +8,11 @@ from tests.unit.calibration.certificates import certificate
 from tests.unit.contexts.writing import write
 from workflow_composer import LLMRequest, ModelOrchestrator, StrategyConfig, hookimpl
 from workflow_composer.backends.fake import FakeBackend
-from workflow_composer.builtin import plugin_host
-from workflow_composer.calibration.certificate import digest_of
-from workflow_composer.calibration.matching import uncovered
+from workflow_composer.calibration.certify.certificate import digest_of, uncovered
 from workflow_composer.contexts.library import Library
 from workflow_composer.errors import ContextError, ProfileError
 from workflow_composer.metrics.sink import MemorySink
+from workflow_composer.plugins.builtin import plugin_host
 
 
 class Plugin:

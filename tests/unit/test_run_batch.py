@@ -13,9 +13,9 @@ import pytest
 
 from workflow_composer import LLMRequest, ModelOrchestrator, StrategyConfig, hookimpl
 from workflow_composer.backends.fake import FakeBackend
-from workflow_composer.builtin import plugin_host
 from workflow_composer.errors import CallTimeout, InputError, ServerUnreachable
 from workflow_composer.metrics.sink import MemorySink
+from workflow_composer.plugins.builtin import plugin_host
 from workflow_composer.types import texts
 
 ROWS = [{"id": f"r{n}", "prompt": f"What is {n} + 0?", "answer": str(n)} for n in range(6)]

@@ -1,8 +1,7 @@
-"""Final answers: extracted from a text, compared, and graded against a label."""
+"""Final answers: read out of a text, compared, and graded against a label."""
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,7 +11,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ANY_FORM", "AnswerForm", "Reader", "final_answer", "is_correct", "reader", "same_answer"]
 
-# Plans need only the form, and most requests need nothing from here: the rest is imported on first use (PEP 562).
 _HOMES = {
     "ANY_FORM": "form",
     "AnswerForm": "form",
@@ -25,9 +23,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    from workflow_composer.support.lazy_names import lift
+
+    return lift(__name__, _HOMES, name)
 
 
 def __dir__() -> list[str]:

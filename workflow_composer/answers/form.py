@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from workflow_composer.values import quick
+from workflow_composer.support.fast_dataclass import quick
 
 Comparison = Literal["auto", "number", "text", "math"]
 

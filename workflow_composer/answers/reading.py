@@ -8,11 +8,10 @@ from functools import lru_cache
 from threading import Lock
 from typing import Protocol
 
-from workflow_composer.answers.extraction import boxed, finder, hashes
+from workflow_composer.answers.extraction import boxed, finder, hashes, to_the_point, unmarked
 from workflow_composer.answers.form import ANY_FORM, AnswerForm
 from workflow_composer.answers.notation import Notation, formula, is_closed, notation, words
 from workflow_composer.answers.reasoning import without_reasoning
-from workflow_composer.answers.unmarked import to_the_point, unmarked
 from workflow_composer.errors import ConfigError
 
 LONGEST = 2000
@@ -40,7 +39,7 @@ class Reader:
     Two answers are equal if their normalized texts are (`notation` removes case, space and LaTeX wrappers); or if both are
     plain numbers with the same value and no different units; or, for ``math``, and for ``auto`` if they contain LaTeX or
     algebra, if math-verify finds them equal. For ``auto``, literals (a date, a genotype, a version:
-    `workflow_composer.answers.literals`) are equal only if their texts are. Equality is symmetric, but not always
+    `workflow_composer.answers.notation`) are equal only if their texts are. Equality is symmetric, but not always
     transitive: "5 km" and "5 miles" each equal "5".
 
     ``timed_out`` counts the comparisons stopped at the form's limit or when memory ran out; their answers count as

@@ -1,1 +1,24 @@
-"""Backends for engines and APIs."""
+"""What answers calls: servers, cloud APIs, models in this process, recordings, scripts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workflow_composer.backends.base import Backend, BackendFactory
+    from workflow_composer.backends.fake import FakeBackend
+    from workflow_composer.backends.recordings import open_recording
+
+__all__ = ["Backend", "BackendFactory", "FakeBackend", "open_recording"]
+
+_HOMES = {"Backend": "base", "BackendFactory": "base", "FakeBackend": "fake", "open_recording": "recordings"}
+
+
+def __getattr__(name: str) -> Any:
+    from workflow_composer.support.lazy_names import lift
+
+    return lift(__name__, _HOMES, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

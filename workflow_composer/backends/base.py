@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from workflow_composer.types import Chunk, Completion, Embeddings, EndpointStatus, ModelCall
 
 if TYPE_CHECKING:
-    from workflow_composer.backends.egress import EgressPolicy
+    from workflow_composer.backends.http.egress import EgressPolicy
     from workflow_composer.backends.pricing import GpuMeter
-    from workflow_composer.strategy import ModelSpec, StrategyConfig
+    from workflow_composer.config.strategy import ModelSpec, StrategyConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from workflow_composer.types import (
 
 if TYPE_CHECKING:
     from workflow_composer.backends.base import BackendContext
-    from workflow_composer.strategy import ModelSpec
+    from workflow_composer.config.strategy import ModelSpec
 
 _PIECES = re.compile(r"\s*\S+|\s+$")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from workflow_composer.types import Usage
 
 if TYPE_CHECKING:
-    from workflow_composer.strategy import ModelSpec
+    from workflow_composer.config.strategy import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)

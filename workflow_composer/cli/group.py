@@ -13,7 +13,7 @@ from workflow_composer.cli.state import State
 from workflow_composer.errors import PluginError
 
 if TYPE_CHECKING:
-    from workflow_composer.plugins import PluginHost
+    from workflow_composer.plugins.host import PluginHost
 
 COMMANDS = {
     "generate": "Answer a prompt, or every row of a file.",
@@ -33,12 +33,17 @@ COMMANDS = {
     "feedback": "Grade accepted answers that were drawn for an audit, and see what the grades say.",
     "var": "Route a mixture-of-experts model's tokens by table, cache or gate, within proven bounds.",
 }
-"""Name -> short help. Each is the command of the same name in the module of the same name."""
+"""Name -> short help. Each is the command of the same name in ``commands/NAME.py`` or ``NAME/group.py``."""
 
 ENTRY_POINTS = "workflow_composer"
 """`hookspecs.ENTRY_POINT_GROUP`, without importing what that module needs."""
 
 _FOUND = f"{__name__}.plugin_commands"
+
+
+def _home(command: str) -> str:
+    folder = f"{command}.group" if command in {"fleet", "var"} else f"commands.{command}"
+    return f"workflow_composer.cli.{folder}"
 
 
 class LazyGroup(click.Group):
@@ -51,7 +56,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name; only for an unknown name are plugins looked at."""
         if cmd_name in COMMANDS:
-            command: click.Command = getattr(import_module(f"workflow_composer.cli.{cmd_name}"), cmd_name)
+            command: click.Command = getattr(import_module(_home(cmd_name)), cmd_name)
             return command
         return _plugin_commands(ctx).get(cmd_name)
 
@@ -59,7 +64,7 @@ class LazyGroup(click.Group):
         """Find the command, or say which one may be meant."""
         name = args[0]
         if not ctx.resilient_parsing and not name.startswith("-") and self.get_command(ctx, name) is None:
-            from workflow_composer.names import nearest
+            from workflow_composer.errors import nearest
 
             known = self.list_commands(ctx)
             near = nearest(name, known) or f"there are: {', '.join(known)}"
@@ -88,7 +93,7 @@ def _plugin_commands(context: click.Context) -> Mapping[str, click.Command]:
 
 
 def _discover() -> PluginHost:
-    from workflow_composer.builtin import plugin_host
+    from workflow_composer.plugins.builtin import plugin_host
 
     return plugin_host()
 
@@ -135,6 +140,6 @@ def cli(context: click.Context) -> None:
     """
     context.ensure_object(State)
     if context.invoked_subcommand is None:
-        from workflow_composer.cli.status import show_short
+        from workflow_composer.cli.commands.status import show_short
 
         show_short(context.ensure_object(State))

@@ -2,18 +2,126 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 import click
 
+from workflow_composer.batch.run.runner import Budget
+from workflow_composer.batch.run.tally import Tally
 from workflow_composer.cli.output import dollars, percent
+from workflow_composer.errors import RunBudgetReached
 
 if TYPE_CHECKING:
-    from workflow_composer.batch.tally import Tally
+    from workflow_composer.batch.run.tally import Tally
+
+
+# ---------------------------------------------------------------------------------------------------------------- spending
+#
+# What is said where the budget of a run counts.
+
+
+def tell_spent_before(budget: Budget, spent: float) -> None:
+    """Say on standard error what earlier runs have spent of the budget of this one, where they have."""
+    if budget.run is not None and spent:
+        click.echo(f"earlier runs have spent {dollars(spent)} of the run's {dollars(budget.run)}", err=True)
+
+
+def raise_if_over(budget: Budget, tally: Tally) -> None:
+    """Raise `RunBudgetReached` where the run's budget has ended it."""
+    if tally.stopped_by and budget.run is not None:
+        raise RunBudgetReached(
+            f"the run's budget of {dollars(budget.run)} is used up: {dollars(budget.spent)} spent, "
+            f"{tally.done} of {tally.total} rows done",
+            hint="run the same command with a higher --run-budget to go on",
+        )
+
+
+# --------------------------------------------------------------------------------------------------------------- decisions
+#
+# Where the decisions of a batch are explained: in a file, since a thousand of them would bury the progress.
+
+
+DECISIONS = Path("logs") / "routing_decisions.log"
+
+
+class DecisionLog:
+    """A text file that comes into being with its first line, and says so once on standard error."""
+
+    def __init__(self, path: Path = DECISIONS) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+
+    def write(self, text: str, /) -> None:
+        """Append. Where the file cannot be written the text is let go: a log must not end the work."""
+        with suppress(OSError):
+            if self._file is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._path.open("a", encoding="utf-8", buffering=1)
+                click.echo(f"decisions are explained in {self._path}", err=True)
+            self._file.write(text)
+
+    def flush(self) -> None:
+        """Nothing waits: lines are written when they end."""
+
+    def isatty(self) -> bool:
+        """Never: it is a file."""
+        return False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+
+
+# ----------------------------------------------------------------------------------------------------------------- waiting
+#
+# A line that is written anew while one waits, on terminals only.
+
+
+class Waiting:
+    """Shows what happens on a terminal's last line; says what is to stay on lines of its own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._live = stream.isatty()
+        self._shown = False
+
+    def show(self, text: str) -> None:
+        """Put a text on the last line; nothing where there is no terminal."""
+        if self._live:
+            width = shutil.get_terminal_size().columns - 1
+            self._stream.write("\r\x1b[K" + text[:width])
+            self._stream.flush()
+            self._shown = True
+
+    def say(self, text: str) -> None:
+        """Write a line to standard output."""
+        self.clear()
+        click.echo(text)
+
+    def clear(self) -> None:
+        """Take the text off the last line."""
+        if self._shown:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+            self._shown = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.clear()
+
 
 _REDRAW = 0.1
 """Seconds: describing every one of thousands of rows a second would cost more than the rows."""

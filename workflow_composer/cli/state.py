@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from workflow_composer.config.strategy import StrategyConfig
     from workflow_composer.metrics.sink import MetricsSink
-    from workflow_composer.observation import Log
     from workflow_composer.orchestrator import ModelOrchestrator
-    from workflow_composer.strategy import StrategyConfig
+    from workflow_composer.runtime.decision_log import LogStream
 
 OpenOrchestrator = Callable[["State", "MetricsSink | None"], "ModelOrchestrator"]
 
@@ -33,15 +33,15 @@ class State:
     debug: bool = False
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     open: OpenOrchestrator = open_orchestrator
-    log: Log | None = None
+    log: LogStream | None = None
 
     def profile(self) -> StrategyConfig | None:
         """The profile that was named, loaded and no more: its routers may want files that are yet to be made.
 
         None where none was named. Raises `ConfigError`.
         """
-        from workflow_composer.detection import STRATEGY_VARIABLE
-        from workflow_composer.strategy import StrategyConfig
+        from workflow_composer.config.strategy import StrategyConfig
+        from workflow_composer.runtime.resources import STRATEGY_VARIABLE
 
         named = self.strategy or self.environ.get(STRATEGY_VARIABLE, "").strip()
         return StrategyConfig.load(named, environ=self.environ) if named else None

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from workflow_composer.contexts.library import Library
-from workflow_composer.contexts.template import Template
+from workflow_composer.contexts.library import Library, Template
 from workflow_composer.errors import ContextError
 from workflow_composer.types import ANY_TASK, LLMRequest, Message
 

@@ -13,16 +13,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from workflow_composer.backends.registry import ROLE, Registry, registry_directory
-from workflow_composer.errors import FleetError, ProfileNotFound
-from workflow_composer.fleet.options import faults
-from workflow_composer.fleet.settings import FleetSettings, RoleSpec
+from workflow_composer.backends.replicas.registry import ROLE, ServerRegistry, registry_directory
+from workflow_composer.config.findings import add_faults
+from workflow_composer.config.normalize import filled_in, url_fault, without_secrets
+from workflow_composer.config.profile_models import Expanded
+from workflow_composer.config.yaml_source import KeyPath, Problems, read_profile, shown
+from workflow_composer.errors import FleetError, ProfileNotFound, nearest
+from workflow_composer.fleet.settings import FleetSettings, RoleSpec, faults
 from workflow_composer.fleet.state import StateStore, state_directory
-from workflow_composer.names import nearest
-from workflow_composer.profiles.faults import add_faults
-from workflow_composer.profiles.models import Expanded
-from workflow_composer.profiles.normal import filled_in, url_fault, without_secrets
-from workflow_composer.profiles.source import KeyPath, Problems, read_profile, shown
 
 VLLM_PYTHON = "WORKFLOW_COMPOSER_VLLM_PYTHON"
 """Environment variable: the Python with vLLM, if the fleet file sets none."""
@@ -38,7 +36,7 @@ class Fleet:
 
     settings: FleetSettings
     path: Path
-    registry: Registry
+    registry: ServerRegistry
     states: StateStore
     environ: Mapping[str, str]
 
@@ -99,7 +97,7 @@ def load_fleet(path: str | os.PathLike[str] | None = None, environ: Mapping[str,
     environ = os.environ if environ is None else environ
     place = Path(path).expanduser() if path is not None else next(p for p in search_path(environ) if p.is_file())
     settings = read_settings(place, environ)
-    registry = Registry(registry_directory(environ, settings.registry))
+    registry = ServerRegistry(registry_directory(environ, settings.registry))
     states = StateStore(state_directory(environ, settings.state))
     return Fleet(settings, place.absolute(), registry, states, environ)
 

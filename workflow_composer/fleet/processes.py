@@ -13,7 +13,7 @@ PROC = Path("/proc")
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
+class NodeProcess:
     """A process: its id and start time in clock ticks since boot. Together they are unique."""
 
     pid: int
@@ -51,13 +51,13 @@ class Process:
         return True
 
 
-def find(pid: int) -> Process | None:
+def find(pid: int) -> NodeProcess | None:
     """Return the process with that id; None if it does not run."""
     try:
         words = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except (OSError, ValueError):
         return None
-    return None if words[0] in "ZX" else Process(pid, int(words[19]))
+    return None if words[0] in "ZX" else NodeProcess(pid, int(words[19]))
 
 
 def command_line(pid: int) -> list[str]:
@@ -67,7 +67,7 @@ def command_line(pid: int) -> list[str]:
     return []
 
 
-def supervisor(pid: int, server: str, started: float) -> Process | None:
+def supervisor(pid: int, server: str, started: float) -> NodeProcess | None:
     """Return a server's supervisor if ``pid`` still is one: same user, matching command, not started later."""
     process = find(pid) if pid > 0 else None
     if process is None:
@@ -81,16 +81,16 @@ def supervisor(pid: int, server: str, started: float) -> Process | None:
     return process if mine and serves and process.began <= started + 5 else None
 
 
-def descendants(pid: int) -> list[Process]:
+def descendants(pid: int) -> list[NodeProcess]:
     """The running child processes of this process, direct and indirect."""
-    parents: dict[int, list[Process]] = {}
+    parents: dict[int, list[NodeProcess]] = {}
     for entry in PROC.iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError, IndexError, ValueError):
                 words = (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
                 if words[0] not in "ZX":
-                    parents.setdefault(int(words[1]), []).append(Process(int(entry.name), int(words[19])))
-    found: list[Process] = []
+                    parents.setdefault(int(words[1]), []).append(NodeProcess(int(entry.name), int(words[19])))
+    found: list[NodeProcess] = []
     waiting = [pid]
     while waiting:
         born = parents.pop(waiting.pop(), [])
@@ -99,7 +99,7 @@ def descendants(pid: int) -> list[Process]:
     return found
 
 
-def stop_supervisor(process: Process, patience: float = 15.0) -> None:
+def stop_supervisor(process: NodeProcess, patience: float = 15.0) -> None:
     """Stop a supervisor and its processes at once: two SIGTERM mean that; after ``patience`` seconds, SIGKILL."""
     family = descendants(process.pid)
     process.signal(signal.SIGCONT)

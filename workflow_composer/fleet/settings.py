@@ -5,30 +5,83 @@ Each key is declared once, with type, default and meaning; ``docs/fleet.md`` is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from workflow_composer.backends.registry import ROLE
-from workflow_composer.profiles.models import (
+from workflow_composer.backends.replicas.registry import ROLE
+from workflow_composer.config.profile_models import (
     EnvName,
     Name,
     Names,
     NameToName,
-    Part,
     Place,
+    ProfilePart,
     Seconds,
     frozen,
     frozen_mapping,
     plain,
 )
 
+# ----------------------------------------------------------------------------------------------------------------- options
+#
+# vLLM options that users may not add: those set by keys of the fleet file, and unsupported ones.
+
+
+OWNED = {
+    "--api-key": "api_key_env, since every user of the machine can read command lines",
+    "--convert": "task",
+    "--dtype": "dtype",
+    "--enable-prefix-caching": "prefix_caching",
+    "--gpu-memory-utilization": "gpu_memory_utilization",
+    "--device-memory-utilization": "gpu_memory_utilization",
+    "--host": "listen",
+    "--max-model-len": "max_model_len",
+    "--model": "model",
+    "--model-tag": "model",
+    "--no-enable-prefix-caching": "prefix_caching",
+    "--port": "port",
+    "--quantization": "quantization",
+    "-q": "quantization",
+    "--runner": "task",
+    "--served-model-name": "served_name",
+    "--task": "task",
+    "--tensor-parallel-size": "gpus",
+    "-tp": "gpus",
+}
+"""vLLM option -> key of the fleet file that sets it."""
+
+REFUSED = {
+    "--headless": "fleet servers need an API",
+    "--ssl-certfile": "fleet servers speak plain HTTP in their own network",
+    "--ssl-keyfile": "fleet servers speak plain HTTP in their own network",
+    "--uds": "fleet servers listen on a TCP port",
+}
+"""vLLM option -> why fleet servers do not support it."""
+
+
+def faults(arguments: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    """Yield the invalid ones of additional options: index, what was found, what to do instead.
+
+    >>> list(faults(["--max-num-seqs=8", "--port", "9"]))
+    [(1, "the option '--port'", 'use the fleet-file key port')]
+    """
+    for index, argument in enumerate(arguments):
+        # vLLM accepts underscores for dashes, and nested values such as --config.key=1.
+        name = argument.partition("=")[0]
+        name = name.replace("_", "-") if name.startswith("--") else name
+        if name in OWNED:
+            yield index, f"the option {name!r}", f"use the fleet-file key {OWNED[name]}"
+        elif name in REFUSED:
+            yield index, f"the option {name!r}", REFUSED[name]
+
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 Role = Annotated[str, Field(pattern=f"^{ROLE.pattern}$")]
 
 
-class RoleSpec(Part):
+class RoleSpec(ProfilePart):
     """One role: a model and how its servers are started."""
 
     name: Role = Field(description="The role's name, taken from its key; do not set it.")
@@ -81,7 +134,7 @@ class RoleSpec(Part):
         return self.model.startswith("/")
 
 
-class SlurmSettings(Part):
+class SlurmSettings(ProfilePart):
     """Settings of SLURM jobs."""
 
     partition: Name | None = Field(default="t4flex", description="Partition.")
@@ -109,7 +162,7 @@ class SlurmSettings(Part):
     options: Names = Field(default=(), description="Additional sbatch options, such as `--exclude=node7`.")
 
 
-class AlertSettings(Part):
+class AlertSettings(ProfilePart):
     """Where alerts go: one when a server fails and one when it recovers; every alert is also logged."""
 
     command: Names = Field(default=(), description="Command to run; it receives the alert as JSON on standard input.")
@@ -117,7 +170,7 @@ class AlertSettings(Part):
     email: Names = Field(default=(), description="E-mail addresses; sent through the host's sendmail.")
 
 
-class MonitorSettings(Part):
+class MonitorSettings(ProfilePart):
     """Settings of the monitor."""
 
     interval: Seconds = Field(default=300.0, description="Seconds between two checks with `--watch`.")
@@ -136,7 +189,7 @@ class MonitorSettings(Part):
     alerts: AlertSettings = Field(default=AlertSettings(), description="Where alerts go.")
 
 
-class FleetSettings(Part):
+class FleetSettings(ProfilePart):
     """The fleet file."""
 
     registry: Place | None = Field(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from workflow_composer.backends.registry import ROLE, shared_directory
+from workflow_composer.backends.replicas.registry import ROLE, shared_directory
 from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.storage.locks import WAIT, FileLock
 from workflow_composer.storage.replacing import replace_file

@@ -107,7 +107,7 @@ class Percentiles:
 
 
 @dataclass(slots=True)
-class Tally:
+class RequestSums:
     """Sums over a group of requests; cost in dollars."""
 
     requests: int = 0
@@ -134,14 +134,14 @@ class Summary:
     whole cost, including rejected tiers, counts for the model that answered.
     """
 
-    total: Tally = field(default_factory=Tally)
+    total: RequestSums = field(default_factory=RequestSums)
     fallbacks: int = 0
     escalations: int = 0
     damaged_lines: int = 0
     first: datetime | None = None
     last: datetime | None = None
-    by_model: dict[str, Tally] = field(default_factory=dict)
-    by_strategy: dict[str, Tally] = field(default_factory=dict)
+    by_model: dict[str, RequestSums] = field(default_factory=dict)
+    by_strategy: dict[str, RequestSums] = field(default_factory=dict)
     errors: dict[str, int] = field(default_factory=dict)
     latencies: dict[str, array[float]] = field(default_factory=dict)
     overheads: array[float] = field(default_factory=lambda: array("d"))
@@ -161,8 +161,8 @@ class Summary:
         self.escalations += metric["escalated"]
         self.first = at if self.first is None else min(self.first, at)
         self.last = at if self.last is None else max(self.last, at)
-        self.by_strategy.setdefault(metric["strategy"], Tally()).add(metric)
-        self.by_model.setdefault(metric["model_used"] or NO_ANSWER, Tally()).add(metric)
+        self.by_strategy.setdefault(metric["strategy"], RequestSums()).add(metric)
+        self.by_model.setdefault(metric["model_used"] or NO_ANSWER, RequestSums()).add(metric)
         self.overheads.append(metric["overhead_ms"])
         if metric["success"]:
             self.latencies.setdefault(metric["task_type"], array("d")).append(metric["latency_ms"])
@@ -203,7 +203,7 @@ class Summary:
         }
 
 
-def _by_cost(groups: Mapping[str, Tally]) -> list[tuple[str, Tally]]:
+def _by_cost(groups: Mapping[str, RequestSums]) -> list[tuple[str, RequestSums]]:
     return sorted(groups.items(), key=lambda item: (-item[1].cost, -item[1].requests))
 
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from workflow_composer.errors import ConfigError, LocalModelUnavailable, RoutingError
-from workflow_composer.types import Candidate, LLMRequest, LLMResponse, Plan, ResourceStatus, Tier
+from workflow_composer.plan import Candidate, Plan, Tier
+from workflow_composer.types import LLMRequest, LLMResponse, ResourceStatus
 
 if TYPE_CHECKING:
-    from workflow_composer.strategy import StrategyConfig
+    from workflow_composer.config.strategy import StrategyConfig
 
 
 _MOST_PLANS = 1024

@@ -8,13 +8,13 @@ from pydantic import Field
 
 from workflow_composer.answers import reader
 from workflow_composer.answers.form import AnswerForm, Comparison
-from workflow_composer.cascade.stopping import stopping_rule
+from workflow_composer.config.checks import CASCADE_TARGET
 from workflow_composer.errors import LocalModelUnavailable, RoutingError
+from workflow_composer.execution.voting.stopping import stopping_rule
 from workflow_composer.markers import DEFAULT_TIERS, KnownTier, is_routing_string, parse_route
-from workflow_composer.plan import Drawing, Measure, Plan, Stopping, Voting
-from workflow_composer.profiles.checks import CASCADE_TARGET
+from workflow_composer.plan import Candidate, Drawing, Measure, Plan, Stopping, Voting
 from workflow_composer.routers.base import KindRouter, RouterContext, RouterSettings, described
-from workflow_composer.types import Candidate, LLMRequest, ResourceStatus
+from workflow_composer.types import LLMRequest, ResourceStatus
 
 Extractors = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 

@@ -6,8 +6,9 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from workflow_composer.plan import Plan
 from workflow_composer.routers.base import KindRouter, RouterSettings, described
-from workflow_composer.types import LLMRequest, Plan, ResourceStatus
+from workflow_composer.types import LLMRequest, ResourceStatus
 
 
 class CascadingProviderSettings(RouterSettings):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from workflow_composer.plan import Plan
 from workflow_composer.routers.base import KindRouter, described
-from workflow_composer.types import LLMRequest, Plan, ResourceStatus
+from workflow_composer.types import LLMRequest, ResourceStatus
 
 
 class ProviderRouter(KindRouter):

@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from workflow_composer.server.answering import REQUEST_ID
+from workflow_composer.server.api.completion_handler import REQUEST_ID
+from workflow_composer.server.api.json_wire import Dialect
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 from workflow_composer.server.failures import HttpFailure, failure_of, headers_of
-from workflow_composer.server.wire import Dialect
 from workflow_composer.types import new_request_id
 
 Routes = Mapping[tuple[str, str], Handler]

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from workflow_composer.relay import Relay
+from workflow_composer.types import Relay
 
 JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"

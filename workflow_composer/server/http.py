@@ -66,14 +66,14 @@ class HttpServer:
         self.refuse = refuse
         self.limits = limits
         self.draining = False
-        self.connections: set[Connection] = set()
+        self.connections: set[ServerConnection] = set()
         self._sweeper: asyncio.Task[None] | None = None
 
-    def protocol(self) -> Connection:
+    def protocol(self) -> ServerConnection:
         """A connection that is being made."""
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
-        return Connection(self)
+        return ServerConnection(self)
 
     async def _sweep(self) -> None:
         """One clock for all connections: a timer for each would cost more than the requests."""
@@ -104,7 +104,7 @@ class HttpServer:
 class HttpExchange(Exchange):
     """A request on a connection. ``chunks``: a stream can be sent in chunks; ``ends``: no request follows its answer."""
 
-    connection: Connection
+    connection: ServerConnection
     keep_alive: bool
     chunks: bool
     ends: bool = False
@@ -157,7 +157,7 @@ class _Coming:
     unread: int = 0
 
 
-class Connection(asyncio.Protocol):
+class ServerConnection(asyncio.Protocol):
     """One client's connection; its requests are answered one after the other."""
 
     def __init__(self, server: HttpServer) -> None:
@@ -535,4 +535,4 @@ def path_and_query(target: bytes) -> tuple[str, str]:
         raise BadTarget("the target is no text") from None
 
 
-__all__ = ["JSON", "Connection", "HttpExchange", "HttpLimits", "HttpServer"]
+__all__ = ["JSON", "HttpExchange", "HttpLimits", "HttpServer", "ServerConnection"]

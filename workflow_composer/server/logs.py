@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from workflow_composer.profiles.redaction import scrub
+from workflow_composer.config.redaction import scrub
 
 
 class ServiceLog:
@@ -21,7 +21,9 @@ class ServiceLog:
             structlog.processors.JSONRenderer(),
         ]
         # Standard error is looked up with every line: it may be replaced, and a closed one must not end the service.
-        structlog.configure(processors=processors, logger_factory=lambda *_: _Lines(), cache_logger_on_first_use=True)
+        structlog.configure(
+            processors=processors, logger_factory=lambda *_: _StandardError(), cache_logger_on_first_use=True
+        )
         bound = {} if worker is None else {"worker": worker}
         self._log = structlog.get_logger("workflow_composer").bind(**bound)
 
@@ -34,7 +36,7 @@ class ServiceLog:
         self._log.warning(event, **fields)
 
 
-class _Lines:
+class _StandardError:
     """What structlog writes to."""
 
     def msg(self, line: str) -> None:

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 from importlib.metadata import version
+from typing import Any
 
-from workflow_composer.server import form_messages, form_responses, wire_chat, wire_completions, wire_embeddings
-from workflow_composer.server.admin import ROLLBACK, SWITCH
-from workflow_composer.server.catalogue import FEEDBACK
-from workflow_composer.server.forms import LONGEST_NAME, Form
-from workflow_composer.server.schemas import BOOLEAN, TEXT, Schema, nullable, record
+from workflow_composer.server.admin.switching import ROLLBACK, SWITCH
+from workflow_composer.server.api import chat, completions, embeddings, messages, responses
+from workflow_composer.server.api.catalogue import FEEDBACK
+from workflow_composer.server.api.forms import LONGEST_NAME, Form
+from workflow_composer.server.api.json_wire import encode
+from workflow_composer.server.api.schemas import BOOLEAN, TEXT, Schema, nullable, record
+from workflow_composer.server.exchange import Exchange, Reply
+
+# -------------------------------------------------------------------------------------------------------------- describing
+#
+# The API described: ``GET /openapi.json``.
+
+
+pass  # MERGED
+
+
+async def describing(exchange: Exchange) -> Reply:
+    """The OpenAPI document."""
+    return Reply(200, _written())
+
+
+@functools.cache
+def _written() -> bytes:
+    found: dict[str, Any] = document()
+    return encode(found)
+
 
 _NAME: Schema = {**TEXT, "pattern": "^[ -~]*$", "maxLength": LONGEST_NAME}
 _EVENT: Schema = {
@@ -44,11 +67,11 @@ def document() -> Schema:
 
 def _paths() -> Schema:
     return {
-        "/v1/chat/completions": {"post": _asking("Answer a conversation", wire_chat.FORM, "chat.completion")},
-        "/v1/completions": {"post": _asking("Go on with a text", wire_completions.FORM, "text_completion")},
-        "/v1/responses": {"post": _asking("Answer, in the form of responses", form_responses.FORM, "response")},
-        "/v1/messages": {"post": _asking("Answer, in Anthropic's form", form_messages.FORM, None, error="AnthropicError")},
-        "/v1/embeddings": {"post": _operation("Vectors of texts", wire_embeddings.FORM, {"object": {"const": "list"}})},
+        "/v1/chat/completions": {"post": _asking("Answer a conversation", chat.FORM, "chat.completion")},
+        "/v1/completions": {"post": _asking("Go on with a text", completions.FORM, "text_completion")},
+        "/v1/responses": {"post": _asking("Answer, in the form of responses", responses.FORM, "response")},
+        "/v1/messages": {"post": _asking("Answer, in Anthropic's form", messages.FORM, None, error="AnthropicError")},
+        "/v1/embeddings": {"post": _operation("Vectors of texts", embeddings.FORM, {"object": {"const": "list"}})},
         "/v1/feedback": {"post": _operation("Grade an answer", FEEDBACK, {"id": TEXT, "audited": BOOLEAN}, 409)},
         "/v1/models": {
             "get": _operation("What `model` may be", None, {"object": {"const": "list"}, "data": {"type": "array"}})

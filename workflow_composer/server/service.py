@@ -1,14 +1,14 @@
 """The service from its start to its end: one process, or a supervisor with several workers.
 
 What `App` needs is put together here, once for each worker. One worker listens in this very process; several inherit their
-listening sockets from a supervisor (`workflow_composer.server.workers`), which also carries switches of the strategy to all.
+listening sockets from a supervisor (`workflow_composer.server.workers.supervisor`), which also carries switches of the
+strategy to all.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import json
 import signal
 import socket
 import time
@@ -16,37 +16,42 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workflow_composer.calibration.audits import AuditLog, audits_file
+from workflow_composer.calibration.monitoring.audits import AuditLog, audits_file
+from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import ConfigError
-from workflow_composer.metrics.live import LiveMetrics
-from workflow_composer.metrics.live_files import SharedMetrics
+from workflow_composer.metrics.live import LiveMetrics, SharedMetrics
 from workflow_composer.metrics.sink import TeeSink, service_sink
 from workflow_composer.orchestrator import ModelOrchestrator
-from workflow_composer.server.admin import Admin
-from workflow_composer.server.answering import Accounts, Admission, Answering
+from workflow_composer.server.admin.dashboard import Dashboard
+from workflow_composer.server.admin.health import Observing
+from workflow_composer.server.admin.strategy_switcher import (
+    Local,
+    Strategies,
+    SwitchAudit,
+    Switchboard,
+    available,
+    reload,
+    watch,
+)
+from workflow_composer.server.admin.switching import Admin
+from workflow_composer.server.api.catalogue import Catalogue
+from workflow_composer.server.api.chat import ChatDialect
+from workflow_composer.server.api.completion_handler import Accounts, Admission, CompletionHandler
+from workflow_composer.server.api.completions import CompletionsDialect
+from workflow_composer.server.api.json_wire import Dialect
+from workflow_composer.server.api.messages import MessagesDialect
+from workflow_composer.server.api.responses import ResponsesDialect
 from workflow_composer.server.app import App
-from workflow_composer.server.audit import Audit
-from workflow_composer.server.catalogue import Catalogue
-from workflow_composer.server.dashboard import Dashboard
-from workflow_composer.server.describing import describing
+from workflow_composer.server.auth.keys import KeyRing
+from workflow_composer.server.auth.ledger import Ledger
 from workflow_composer.server.exchange import Handler
 from workflow_composer.server.http import HttpLimits, HttpServer
-from workflow_composer.server.keys import KeyRing
-from workflow_composer.server.ledger import Ledger
-from workflow_composer.server.listening import BACKLOG, close, listen
 from workflow_composer.server.logs import ServiceLog
-from workflow_composer.server.observing import Observing
-from workflow_composer.server.selfcheck import prove_egress
+from workflow_composer.server.openapi import describing
 from workflow_composer.server.settings import ServerSettings
-from workflow_composer.server.strategies import Local, Strategies, Switchboard, available
 from workflow_composer.server.tracing import Tracing, collector
-from workflow_composer.server.watching import reload, watch
-from workflow_composer.server.wire import Dialect
-from workflow_composer.server.wire_chat import ChatDialect
-from workflow_composer.server.wire_completions import CompletionsDialect
-from workflow_composer.server.wire_messages import MessagesDialect
-from workflow_composer.server.wire_responses import ResponsesDialect
-from workflow_composer.strategy import StrategyConfig
+from workflow_composer.server.workers.egress_check import prove_egress
+from workflow_composer.server.workers.listeners import BACKLOG, announce, close, listen
 
 RELAYED = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Forms of API that models' own servers speak, so that answers are handed on as they come."""
@@ -61,7 +66,7 @@ def serve(settings: ServerSettings, environ: Mapping[str, str]) -> None:
     listening = listen(settings.host, settings.port, settings.workers)
     try:
         if settings.workers > 1:
-            from workflow_composer.server.workers import supervise
+            from workflow_composer.server.workers.supervisor import supervise
 
             supervise(settings, listening, environ)
         else:
@@ -81,21 +86,10 @@ def run(work: Coroutine[Any, Any, None]) -> None:
         runner.run(work)
 
 
-def announce(settings: ServerSettings, listening: socket.socket, strategy: str) -> None:
-    """Tell whoever started the service where it is."""
-    port = listening.getsockname()[1]
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"http://{host}:{port}"
-    if settings.json:
-        print(json.dumps({"event": "serving", "url": url, "strategy": strategy, "workers": settings.workers}), flush=True)
-    else:
-        print(f"serving {strategy} at {url}/v1 (dashboard: {url}/dashboard); Ctrl-C ends it", flush=True)
-
-
 async def alone(settings: ServerSettings, listening: socket.socket, environ: Mapping[str, str]) -> None:
     """The only worker, which knows all strategies itself."""
     log = ServiceLog()
-    audit = Audit(settings.state_directory / "audit.jsonl", report=log.warning)
+    audit = SwitchAudit(settings.state_directory / "audit.jsonl", report=log.warning)
 
     def switchboard(orchestrator: ModelOrchestrator) -> Switchboard:
         local = Local(orchestrator, collector=collector(environ))
@@ -134,7 +128,7 @@ class Worker:
         settings: ServerSettings,
         environ: Mapping[str, str],
         log: ServiceLog,
-        audit: Audit,
+        audit: SwitchAudit,
         strategy: str | StrategyConfig | None,
         switchboard: Callable[[ModelOrchestrator], Switchboard],
         *,
@@ -242,11 +236,11 @@ def app_of(
     parts: Parts,
     settings: ServerSettings,
     environ: Mapping[str, str],
-    audit: Audit,
+    audit: SwitchAudit,
     log: ServiceLog,
 ) -> App:
     """The table of handlers."""
-    answering = Answering(
+    answering = CompletionHandler(
         parts.orchestrator, parts.accounts, parts.admission, debug=settings.debug, log=log if settings.debug else None
     )
     chat = ChatDialect()

@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from workflow_composer.backends.egress import EgressPolicy, literal_address
+from workflow_composer.backends.http.egress import EgressPolicy, literal_address
 from workflow_composer.errors import ConfigError
 from workflow_composer.server.exchange import Exchange, Reply
 from workflow_composer.types import ANY_TASK
@@ -116,7 +116,7 @@ class Tracing:
             "gen_ai.response.id": metric.request_id,
             "gen_ai.usage.input_tokens": metric.prompt_tokens,
             "gen_ai.usage.output_tokens": metric.completion_tokens,
-            "workflow_composer.strategy": metric.strategy,
+            "workflow_composer.config.strategy": metric.strategy,
             "workflow_composer.router": metric.router,
             "workflow_composer.task": "any" if metric.task_type == ANY_TASK else metric.task_type,
             "workflow_composer.tier": metric.tier,

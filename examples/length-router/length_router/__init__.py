@@ -8,7 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from workflow_composer import LLMRequest, Plan, hookimpl
-from workflow_composer.routers.base import Router, RouterSettings
+from workflow_composer.routers import Router, RouterSettings
 from workflow_composer.types import ResourceStatus
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.unit.answers.hostile import PIECES, anything
 from workflow_composer.answers import AnswerForm, reader
-from workflow_composer.answers.literals import is_literal
+from workflow_composer.answers.notation import is_literal
 
 DIFFERENT = [
     *(("0/1", "0/2"), ("0/0", "0/1"), ("1/1", "2/2"), ("0/1", "0"), ("1/1", "1"), ("0|1", "1|0"), ("0|1", "0|2")),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 from tests.unit.answers.hostile import PIECES, anything
 from workflow_composer.answers import AnswerForm, reader
-from workflow_composer.answers.unmarked import numbers, unmarked
+from workflow_composer.answers.extraction import numbers, unmarked
 
 WORKED = [
     ("Ann bakes 4 * 6 = 24 rolls. She sells each for $2, so she makes 24 * $2 = $48 every day at the market.", "48"),

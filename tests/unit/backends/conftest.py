@@ -10,7 +10,7 @@ import pytest
 
 from tests.integration.stub_backends import cloud_backend, local_backend
 from tests.integration.stub_server import StubServer
-from workflow_composer.backends.openai_compatible import OpenAICompatibleBackend
+from workflow_composer.backends.openai.backend import OpenAICompatibleBackend
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.balancing import POLICIES, simulate
-from workflow_composer.backends.balance import FACTOR
+from workflow_composer.backends.replicas.replica_set import FACTOR
 
 SHAPE = {"requests": 4000, "servers": 4, "contexts": 60, "clients": 48}
 

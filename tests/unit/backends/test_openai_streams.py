@@ -11,12 +11,7 @@ import pytest
 
 from tests.integration.stub_backends import call, collect, local_backend, posts
 from tests.integration.stub_server import MODEL, Reply
-from workflow_composer.errors import (
-    CallTimeout,
-    RateLimited,
-    ServerFailed,
-    ServerUnreachable,
-)
+from workflow_composer.errors import CallTimeout, RateLimited, ServerFailed, ServerUnreachable
 from workflow_composer.types import Chunk, Timeouts, Usage
 
 # -------------------------------------------------------------------------------------------------------------- the stream

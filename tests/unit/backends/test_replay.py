@@ -13,10 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workflow_composer.backends.base import Backend
-from workflow_composer.backends.recordings import Recording, open_recording
-from workflow_composer.backends.replay import ReplayBackend
+from workflow_composer.backends.recordings import Recording, ReplayBackend, open_recording
+from workflow_composer.config.strategy import ModelSpec
 from workflow_composer.errors import BadRequest, ModelNotFound, ServerUnreachable, Unsupported
-from workflow_composer.strategy import ModelSpec
 from workflow_composer.types import LLMRequest, ModelCall, TokenLogprob, Usage
 
 QUESTION = "How many?"

@@ -1,6 +1,6 @@
 """Finished rows for tests of the report, written down in a line each."""
 
-from workflow_composer.batch.records import RowRecord, TierRecord
+from workflow_composer.batch.run.records import RowRecord, TierRecord
 
 
 def tier(name, *right, votes=None, cost=1.0, confidence=0.8, accepted=True, unreadable=0):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from workflow_composer.batch.records import RowRecord, TierRecord
+from workflow_composer.batch.run.records import RowRecord, TierRecord
 
 TIER = TierRecord("7B", "Qwen2.5-Math-7B", 4, (("18", 3), ("17", 1)), 0, 0.75, True, "0.75", 90, 812, 4e-4, 2.5)
 RECORD = RowRecord(0, "id-0", "mv_7B_k4_t0.7", "18", 0.75, True, 0, (TIER,), True, 90, 812, 4e-4, 2.5)

@@ -6,7 +6,7 @@ import heapq
 import random
 from collections import deque
 
-from workflow_composer.batch.limiter import Limiter
+from workflow_composer.batch.run.limiter import Limiter
 
 REFUSED_AFTER, TIMED_OUT_AFTER = 0.05, 10.0
 

@@ -12,12 +12,12 @@ import pytest
 
 from tests.paths import ROOT
 from tests.unit.batch.records import record
-from workflow_composer.batch.columns import IDS, LABELS, QUESTIONS
-from workflow_composer.batch.finding import KNOWN, SPLITS
-from workflow_composer.batch.formats import FORMATS
-from workflow_composer.batch.journal import Journal
-from workflow_composer.batch.results import COLUMNS, schema, write_results
+from workflow_composer.batch.datasets.columns import IDS, LABELS, QUESTIONS
+from workflow_composer.batch.datasets.dataset import KNOWN, SPLITS
+from workflow_composer.batch.datasets.formats import FORMATS
+from workflow_composer.batch.report.results import COLUMNS, schema, write_results
 from workflow_composer.batch.run import runner
+from workflow_composer.batch.run.journal import RowJournal
 
 DOCS = (ROOT / "docs" / "datasets.md").read_text()
 
@@ -100,7 +100,7 @@ def test_the_examples_run(code, tmp_path, monkeypatch):
     (tmp_path / "data" / "openai_gsm8k").mkdir(parents=True)
     (tmp_path / "out").mkdir()
     (tmp_path / "data" / "openai_gsm8k" / "train.jsonl").write_text(json.dumps({"question": "q", "answer": "a"}) + "\n")
-    with Journal.open(tmp_path / "out" / "journal.jsonl", {}, rows=1) as journal:
+    with RowJournal.open(tmp_path / "out" / "journal.jsonl", {}, rows=1) as journal:
         journal.append(record(0))
     write_results(tmp_path / "out" / "journal.jsonl", tmp_path / "out")
     monkeypatch.chdir(tmp_path)

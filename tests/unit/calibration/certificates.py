@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workflow_composer.calibration.certificate import (
+from workflow_composer.calibration.certify.certificate import (
     CalibrationData,
     Certificate,
     CertifiedTier,
@@ -14,7 +14,7 @@ from workflow_composer.calibration.certificate import (
     RequestForm,
     TierGuarantee,
 )
-from workflow_composer.calibration.scores import Calibrator, ScoreModel
+from workflow_composer.calibration.scores.scores import Calibrator, ScoreModel
 
 CONFIDENT = ScoreModel(("mean_logprob",), (0.0,), (1.0,), (1.0,), 0.0, Calibrator("platt", ((1.0, 0.0),)))
 """Half for a mean log-probability of 0, less below: 0.475 for -0.1, 0.119 for -2."""

@@ -6,9 +6,9 @@ import json
 import re
 
 from tests.paths import ROOT
-from tests.unit.calibration.test_pairs import pairs  # noqa: F401  # a fixture
-from workflow_composer.calibration.pairs import KEYS
-from workflow_composer.cli.calibrate import calibrate
+from tests.unit.calibration.certify.test_pairs import pairs  # noqa: F401  # a fixture
+from workflow_composer.calibration.certify.pairs import KEYS
+from workflow_composer.cli.commands.calibrate import calibrate
 
 DOCS = (ROOT / "docs" / "calibration.md").read_text()
 

@@ -8,8 +8,8 @@ import warnings
 import numpy as np
 import pytest
 
-from workflow_composer.calibration import risk
-from workflow_composer.calibration.risk import Grid, fixed_grid, select
+from workflow_composer.calibration.certify import risk
+from workflow_composer.calibration.certify.risk import Grid, fixed_grid, select
 
 THRESHOLDS = tuple(round(0.95 - 0.05 * step, 2) for step in range(19))
 

@@ -4,9 +4,9 @@ import math
 import re
 
 from tests.paths import ROOT
-from workflow_composer.calibration.audits import AUDITS_VARIABLE, DEFAULT_FILE
-from workflow_composer.calibration.monitor import RiskMonitor
-from workflow_composer.cli.feedback import feedback
+from workflow_composer.calibration.monitoring.audits import AUDITS_VARIABLE, DEFAULT_FILE
+from workflow_composer.calibration.monitoring.error_monitor import RiskMonitor
+from workflow_composer.cli.commands.feedback import feedback
 
 DOCS = (ROOT / "docs" / "watching.md").read_text(encoding="utf-8")
 

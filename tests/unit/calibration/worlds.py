@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from workflow_composer.calibration.pairs import CalibrationTable, TierColumn
-from workflow_composer.calibration.signal_table import SignalTable
+from workflow_composer.calibration.certify.pairs import CalibrationTable, TierColumn
+from workflow_composer.calibration.scores.signal_table import SignalTable
 
 TIERS = ("small", "medium", "large")
 

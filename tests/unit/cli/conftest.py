@@ -14,10 +14,10 @@ import pytest
 
 from workflow_composer import ModelOrchestrator, StrategyConfig, hookimpl
 from workflow_composer.backends.fake import FakeBackend
-from workflow_composer.builtin import plugin_host
 from workflow_composer.cli.main import run
 from workflow_composer.cli.state import State
 from workflow_composer.metrics.sink import MemorySink
+from workflow_composer.plugins.builtin import plugin_host
 
 
 @dataclass(frozen=True)

@@ -126,10 +126,10 @@ class TestRoute:
 
     def test_the_servers_of_a_role_are_shown(self, command, tmp_path):
         """Those that the registry says are ready, and the listed ones; without asking any of them."""
-        from workflow_composer.backends.registry import Entry, Registry
+        from workflow_composer.backends.replicas.registry import Entry, ServerRegistry
 
         ready = {"server": "coder", "role": "coder", "host": "10.0.0.7", "port": 8002, "model": "m", "state": "ready"}
-        Registry(tmp_path).publish(Entry(**ready, started=1.0, updated=0.0))
+        ServerRegistry(tmp_path).publish(Entry(**ready, started=1.0, updated=0.0))
         places = ["http://127.0.0.1:9/v1", "registry:coder"]
         command.profile = {"vllm_endpoints": {"coder": places, "one": "http://h:1/v1"}, "registry": str(tmp_path)}
         found = command("route", "x", "--model", "coder", "--json").json

@@ -1,6 +1,6 @@
 """The log of a batch's decisions."""
 
-from workflow_composer.cli.decisions import DecisionLog
+from workflow_composer.cli.progress import DecisionLog
 
 
 def test_nothing_is_written_where_nothing_is_explained(tmp_path):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 import pytest
 
-from workflow_composer.builtin import plugin_host
 from workflow_composer.cli.group import COMMANDS, ENTRY_POINTS, cli, commands_of
 from workflow_composer.errors import PluginError
-from workflow_composer.hookspecs import ENTRY_POINT_GROUP, hookimpl
+from workflow_composer.plugins.builtin import plugin_host
+from workflow_composer.plugins.hookspecs import ENTRY_POINT_GROUP, hookimpl
 
 
 def all_commands(group, path=()):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import sys
 
-from workflow_composer.batch.records import Head
-from workflow_composer.batch.tally import Tally
+from workflow_composer.batch.run.records import Head
+from workflow_composer.batch.run.tally import Tally
 from workflow_composer.cli.progress import Bar, Lines, describe, describe_tiers, progress_for
 
 

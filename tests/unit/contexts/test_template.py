@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.contexts.writing import write
-from workflow_composer.contexts.template import LARGEST, Template
+from workflow_composer.contexts.library import LARGEST, Template
 from workflow_composer.errors import ContextError
 
 HEAD = b"---\nname: mine\nversion: 1\ndescription: For tests.\n---\n"

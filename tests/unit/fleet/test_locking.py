@@ -12,26 +12,26 @@ import pytest
 
 from tests.unit.storage.stranger import Stranger
 from workflow_composer.errors import FleetError, WorkflowComposerError
-from workflow_composer.fleet.claims import Claims
 from workflow_composer.fleet.file import load_fleet
-from workflow_composer.fleet.hardware import Gpu
-from workflow_composer.fleet.history import History, Record
-from workflow_composer.fleet.holding import Holder, Holding
-from workflow_composer.fleet.job import ServerJob
-from workflow_composer.fleet.memory import MonitorFiles
-from workflow_composer.fleet.slurm import Slurm
+from workflow_composer.fleet.launch.gpu_leases import Claims
+from workflow_composer.fleet.launch.hardware import Gpu
+from workflow_composer.fleet.launch.supervisor_lock import Holder, Holding
+from workflow_composer.fleet.monitor.history import CheckRecord, History
+from workflow_composer.fleet.monitor.incident_store import MonitorFiles
+from workflow_composer.fleet.slurm.commands import Slurm
+from workflow_composer.fleet.slurm.job import ServerJob
+from workflow_composer.fleet.slurm.submit import one_at_a_time
 from workflow_composer.fleet.state import ServerState, StateStore
-from workflow_composer.fleet.submit import one_at_a_time
 from workflow_composer.storage.locks import FileLock, lock_beside
 
 TAKE = """
-import sys; from pathlib import Path; from workflow_composer.fleet.history import History, Record
-from workflow_composer.fleet.holding import Holding
+import sys; from pathlib import Path; from workflow_composer.fleet.monitor.history import History, Record
+from workflow_composer.fleet.launch.supervisor_lock import Holding
 print(Holding(Path(sys.argv[1]), "coder").take(), flush=True); sys.stdin.read()
 """
 TURN = """
-import sys; from pathlib import Path; from workflow_composer.fleet.job import ServerJob
-from workflow_composer.fleet.memory import MonitorFiles
+import sys; from pathlib import Path; from workflow_composer.fleet.slurm.job import ServerJob
+from workflow_composer.fleet.monitor.incident_store import MonitorFiles
 with MonitorFiles(Path(sys.argv[1])).turn() as mine: print(mine)
 """
 WAIT = 0.05
@@ -183,7 +183,7 @@ def test_a_history_whose_lock_is_held_gets_nothing(tmp_path):
     """The round goes on without it, by what stands in `Monitor`."""
     kept = History(tmp_path / "h.jsonl", days=1, wait=WAIT)
     with Stranger(lock_beside(kept.path)) as stranger:
-        refused(OSError, lambda: kept.add([Record(time=1.0, server="a", outcome="up")]), stranger)
+        refused(OSError, lambda: kept.add([CheckRecord(time=1.0, server="a", outcome="up")]), stranger)
     assert list(kept.records()) == []
 
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from workflow_composer.fleet.processes import Process, descendants, find, stop_supervisor, supervisor
+from workflow_composer.fleet.processes import NodeProcess, descendants, find, stop_supervisor, supervisor
 
 STUBBORN = """
 import signal, subprocess, sys, time
@@ -64,7 +64,7 @@ def test_another_program_that_names_the_server_is_no_supervisor(start):
 
 def test_a_zombie_does_not_live(start):
     process, _ = start("print('x')")
-    known = Process(process.pid, 0)
+    known = NodeProcess(process.pid, 0)
     ends = time.monotonic() + 60
     while find(process.pid) is not None:
         assert time.monotonic() < ends
@@ -78,7 +78,7 @@ def test_when_a_process_began_is_known(start):
 
 def test_no_signal_reaches_a_process_that_has_the_number_by_chance(start):
     process, _ = start(WILLING)
-    other = Process(process.pid, find(process.pid).ticks + 1)
+    other = NodeProcess(process.pid, find(process.pid).ticks + 1)
     other.signal(signal.SIGKILL)
     other.signal_group(signal.SIGKILL)
     assert process.poll() is None

@@ -9,14 +9,14 @@ import time
 
 import pytest
 
-from workflow_composer.backends.registry import Entry, Registry
-from workflow_composer.fleet.alerts import Alert
-from workflow_composer.fleet.claims import Claims
-from workflow_composer.fleet.hardware import Gpu
-from workflow_composer.fleet.history import History, Record
-from workflow_composer.fleet.holding import Holder, Holding
-from workflow_composer.fleet.incidents import Memory
-from workflow_composer.fleet.memory import MonitorFiles, Remembered, Unsent
+from workflow_composer.backends.replicas.registry import Entry, ServerRegistry
+from workflow_composer.fleet.launch.gpu_leases import Claims
+from workflow_composer.fleet.launch.hardware import Gpu
+from workflow_composer.fleet.launch.supervisor_lock import Holder, Holding
+from workflow_composer.fleet.monitor.alerts import Alert
+from workflow_composer.fleet.monitor.history import CheckRecord, History
+from workflow_composer.fleet.monitor.incident_store import MonitorFiles, Remembered, Unsent
+from workflow_composer.fleet.monitor.incidents import Memory
 from workflow_composer.fleet.state import ServerState, StateStore
 
 ENTRY_TEXT = """{
@@ -182,8 +182,8 @@ def test_a_history_is_read_as_before(tmp_path):
     (tmp_path / "h").write_text(line + line.replace("\\u2028", "\N{LINE SEPARATOR}\x85"))
     kept = History(tmp_path / "h", days=7)
     reason = "caf\N{LATIN SMALL LETTER E WITH ACUTE} \N{LINE SEPARATOR}"
-    row = Record(time=5.0, server="a", outcome="down", reason=reason, running=1, cache=0.5, tokens=7.0)
-    later = Record(time=6.0, server="a", outcome="up", reason=f"{reason}\x85")
+    row = CheckRecord(time=5.0, server="a", outcome="down", reason=reason, running=1, cache=0.5, tokens=7.0)
+    later = CheckRecord(time=6.0, server="a", outcome="up", reason=f"{reason}\x85")
     kept.add([later])
     assert [found.reason for found in kept.records()] == [reason, f"{reason}\x85", f"{reason}\x85"]
     assert next(kept.records()) == row
@@ -241,7 +241,7 @@ def test_files_have_the_permissions_that_they_need(tmp_path):
     """Others may read where a server answers; the umask of whoever starts it does not matter."""
     before = os.umask(0o077)
     try:
-        Registry(tmp_path).publish(ENTRY)
+        ServerRegistry(tmp_path).publish(ENTRY)
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / ENTRY.file_name).stat().st_mode) == 0o644
@@ -251,7 +251,7 @@ def test_a_link_in_the_registry_leads_no_entry_elsewhere(tmp_path):
     """In a folder that several users write to, it could name any file of the publisher's."""
     (tmp_path / "precious").write_text("mine")
     (tmp_path / ENTRY.file_name).symlink_to(tmp_path / "precious")
-    published = Registry(tmp_path).publish(ENTRY)
+    published = ServerRegistry(tmp_path).publish(ENTRY)
     assert (tmp_path / "precious").read_text() == "mine"
-    assert list(Registry(tmp_path).all()) == [published]
+    assert list(ServerRegistry(tmp_path).all()) == [published]
     assert abs(published.updated - time.time()) < 60

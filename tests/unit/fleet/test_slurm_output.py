@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workflow_composer.errors import FleetError
-from workflow_composer.fleet.slurm import Job, Slurm, read_job
+from workflow_composer.fleet.slurm.commands import Slurm, SlurmJob, read_job
 
 
 @pytest.fixture
@@ -105,12 +105,12 @@ def test_another_fault_than_a_forgotten_job_is_an_error(slurm):
     ],
 )
 def test_why_a_job_waits_is_said_in_words(reason, words):
-    job = Job(id="1", name="wc-a", state="PENDING", reason=reason, starts=1600.0)
+    job = SlurmJob(id="1", name="wc-a", state="PENDING", reason=reason, starts=1600.0)
     assert job.words(now=1000.0) == words
 
 
 def test_a_running_job_says_where():
-    assert Job(id="1", name="wc-a", state="RUNNING", node="node3", starts=5.0).words() == "running on node3"
+    assert SlurmJob(id="1", name="wc-a", state="RUNNING", node="node3", starts=5.0).words() == "running on node3"
 
 
 @given(st.text(max_size=200))
@@ -136,6 +136,6 @@ def test_times_are_asked_for_in_seconds(slurm):
     ],
 )
 def test_a_running_job_is_told_to_finish_and_a_waiting_one_is_taken_away(slurm, tmp_path, state, now, called):
-    slurm(scancel=f'echo "$*" > {tmp_path}/called').cancel([Job(id="5", name="wc-a", state=state)], now=now)
+    slurm(scancel=f'echo "$*" > {tmp_path}/called').cancel([SlurmJob(id="5", name="wc-a", state=state)], now=now)
     path = tmp_path / "called"
     assert (path.read_text().strip() if path.exists() else None) == called

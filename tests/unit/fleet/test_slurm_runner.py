@@ -9,8 +9,8 @@ import pytest
 
 from workflow_composer.errors import FleetError
 from workflow_composer.fleet.file import load_fleet
-from workflow_composer.fleet.slurm import Job
-from workflow_composer.fleet.slurm_runner import SlurmRunner
+from workflow_composer.fleet.runners import SlurmRunner
+from workflow_composer.fleet.slurm.commands import SlurmJob
 from workflow_composer.fleet.state import ServerState
 
 
@@ -18,7 +18,7 @@ from workflow_composer.fleet.state import ServerState
 class ScriptedSlurm:
     """Says what it is told to; notes what is asked of it."""
 
-    queue: list[Job] = field(default_factory=list)
+    queue: list[SlurmJob] = field(default_factory=list)
     fails: str = ""
     asked: int = 0
     cancelled: list[str] = field(default_factory=list)
@@ -44,7 +44,7 @@ class ScriptedSlurm:
 
 
 def job(number, state, reason=""):
-    return Job(id=number, name="wc-coder", state=state, reason=reason, node="gpu1" if state == "RUNNING" else "")
+    return SlurmJob(id=number, name="wc-coder", state=state, reason=reason, node="gpu1" if state == "RUNNING" else "")
 
 
 STATE = ServerState(server="coder", role="coder", how="slurm", job_id="7")

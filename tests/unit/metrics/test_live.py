@@ -10,8 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.metrics.examples import metric
-from workflow_composer.metrics.live import COUNTS, LABELS, MOST_SERIES, OTHER, RECENT, LiveMetrics, merged, shown
-from workflow_composer.metrics.live_files import SharedMetrics, forget
+from workflow_composer.metrics.live import (
+    COUNTS,
+    LABELS,
+    MOST_SERIES,
+    OTHER,
+    RECENT,
+    LiveMetrics,
+    SharedMetrics,
+    forget,
+    merged,
+    shown,
+)
 
 metrics = st.builds(
     metric,

@@ -8,10 +8,10 @@ import subprocess
 import sys
 import threading
 
+from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.orchestrator import ModelOrchestrator
 from workflow_composer.storage import appending
 from workflow_composer.storage.locks import lock_beside
-from workflow_composer.strategy import StrategyConfig
 
 PROFILE = StrategyConfig(profile_name="p", allow_cloud=False, models={"m": {"backend": "fake"}}, task_routing={"*": "m"})
 REQUESTS = 25

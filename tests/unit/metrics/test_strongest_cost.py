@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from workflow_composer import ModelOrchestrator
+from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.metrics.sink import MemorySink
-from workflow_composer.strategy import StrategyConfig
 
 CASCADE = "mv_cascade_a_k2_t0.7_b_k1_t0.0"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from workflow_composer.moe.corpus import generate_realistic_corpus, hidden_states
-from workflow_composer.moe.learned_gate import LinearGate
-from workflow_composer.moe.system import VARSystem
+from workflow_composer.moe.models.corpus import generate_realistic_corpus, hidden_states
+from workflow_composer.moe.routing.learned_gate import LinearGate
+from workflow_composer.moe.routing.system import VARSystem
 
 WIDTH, EXPERTS, VOCABULARY = 16, 8, 200
 

@@ -10,10 +10,10 @@ from tests.unit.calibration.certificates import certificate
 from tests.unit.calibration.tokens import sure
 from workflow_composer import LLMRequest, ModelOrchestrator, StrategyConfig, hookimpl
 from workflow_composer.backends.fake import FakeBackend
-from workflow_composer.builtin import plugin_host
-from workflow_composer.calibration.audits import AuditLog
-from workflow_composer.calibration.certificate import Certificate
+from workflow_composer.calibration.certify.certificate import Certificate
+from workflow_composer.calibration.monitoring.audits import AuditLog
 from workflow_composer.metrics.sink import MemorySink
+from workflow_composer.plugins.builtin import plugin_host
 from workflow_composer.routers.execution_feedback import ExecutionFeedbackRouter
 
 TIERS = {

@@ -9,10 +9,10 @@ import threading
 import pytest
 
 from workflow_composer import LLMRequest, ModelOrchestrator, Plan, StrategyConfig, Tier, hookimpl
-from workflow_composer.builtin import plugin_host
 from workflow_composer.errors import ConfigError, RoutingError
 from workflow_composer.metrics.sink import MemorySink
-from workflow_composer.routers.adaptive_table import ShapeTable, shape_of
+from workflow_composer.plugins.builtin import plugin_host
+from workflow_composer.routers.adaptive import ShapeTable, shape_of
 from workflow_composer.routers.base import Router, RouterSettings
 
 NOBODY = 10**6

@@ -12,7 +12,7 @@ import pytest
 from tests.unit.calibration.certificates import certificate, group
 from tests.unit.routers.scripted import CONFIDENT, DOUBTFUL, NAMES, profile
 from workflow_composer.backends.fake import FakeBackend
-from workflow_composer.calibration.audits import AuditLog
+from workflow_composer.calibration.monitoring.audits import AuditLog
 from workflow_composer.errors import ConfigError
 from workflow_composer.types import LLMRequest
 

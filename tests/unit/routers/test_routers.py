@@ -2,13 +2,14 @@
 
 import pytest
 
+from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import LocalModelUnavailable, RoutingError
+from workflow_composer.plan import Candidate
 from workflow_composer.routers.base import RouterContext
 from workflow_composer.routers.cascading_provider import CascadingProviderRouter
 from workflow_composer.routers.provider import ProviderRouter
 from workflow_composer.routers.t4_model import T4ModelRouter
-from workflow_composer.strategy import StrategyConfig
-from workflow_composer.types import Candidate, LLMRequest, ResourceStatus
+from workflow_composer.types import LLMRequest, ResourceStatus
 
 CLOUD = {"backend": "openai", "base_url": "https://cloud.example/v1", "api_key_env": "KEY"}
 FIELDS = {

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from workflow_composer.server.api.json_wire import Asked, Dialect
 from workflow_composer.server.exchange import EVENTS, Exchange
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.wire import Asked, Dialect
 from workflow_composer.types import LLMRequest, LLMResponse, RoutingDecision, Sample, Usage
 
 

@@ -8,21 +8,19 @@ import json
 import pytest
 
 from workflow_composer import ModelOrchestrator
-from workflow_composer.calibration.audits import AuditLog
+from workflow_composer.calibration.monitoring.audits import AuditLog
+from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.metrics.escalation import EscalationStats
-from workflow_composer.metrics.live import LiveMetrics
-from workflow_composer.metrics.live_files import SharedMetrics
+from workflow_composer.metrics.live import LiveMetrics, SharedMetrics
 from workflow_composer.metrics.sink import MemorySink, TeeSink
-from workflow_composer.server.answering import Accounts, Admission
-from workflow_composer.server.audit import Audit
-from workflow_composer.server.keys import Key, KeyRing, change_keys
-from workflow_composer.server.ledger import Ledger
+from workflow_composer.server.admin.health import Observing, acceptance_gauges
+from workflow_composer.server.admin.strategy_switcher import Local, Strategies, SwitchAudit
+from workflow_composer.server.api.completion_handler import Accounts, Admission
+from workflow_composer.server.auth.keys import Key, KeyRing, change_keys
+from workflow_composer.server.auth.ledger import Ledger
 from workflow_composer.server.logs import ServiceLog
-from workflow_composer.server.observing import Observing, acceptance_gauges
 from workflow_composer.server.service import Parts, app_of
 from workflow_composer.server.settings import ServerSettings
-from workflow_composer.server.strategies import Local, Strategies
-from workflow_composer.strategy import StrategyConfig
 
 CHAT = {"model": "auto", "messages": [{"role": "user", "content": "What is two and two?"}]}
 
@@ -45,7 +43,7 @@ class Parted:
         self.admission = Admission(concurrency, queue, 5.0)
         shared, audits = SharedMetrics(live), AuditLog(folder / "audits.jsonl")
         self.observing = Observing(self.orchestrator, shared, self.admission, audits=audits)
-        audit = Audit(folder / "audit.jsonl")
+        audit = SwitchAudit(folder / "audit.jsonl")
         local = Local(self.orchestrator)
         strategies = Strategies(config, lambda: (local,), audit, environ={})
         parts = Parts(self.orchestrator, self.accounts, self.admission, self.observing, shared, audits, strategies)

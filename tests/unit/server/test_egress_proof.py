@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from workflow_composer import ModelOrchestrator
-from workflow_composer.backends.egress import EgressPolicy
+from workflow_composer.backends.http.egress import EgressPolicy
+from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import ConfigError, EgressProofFailed
 from workflow_composer.metrics.sink import MemorySink
-from workflow_composer.server.selfcheck import prove_egress
 from workflow_composer.server.tracing import collector
-from workflow_composer.strategy import StrategyConfig
+from workflow_composer.server.workers.egress_check import prove_egress
 
 
 @pytest.fixture

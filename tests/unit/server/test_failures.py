@@ -8,10 +8,10 @@ import json
 import pytest
 
 from workflow_composer import errors
-from workflow_composer.profiles.redaction import scrub
+from workflow_composer.config.redaction import scrub
+from workflow_composer.server.api.chat import ChatDialect
+from workflow_composer.server.api.messages import MessagesDialect
 from workflow_composer.server.failures import HttpFailure, failure_of, headers_of
-from workflow_composer.server.wire_chat import ChatDialect
-from workflow_composer.server.wire_messages import MessagesDialect
 from workflow_composer.types import Attempt, Usage
 
 ERRORS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.WorkflowComposerError)]

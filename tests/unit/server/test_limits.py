@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from workflow_composer.server.answering import Admission
+from workflow_composer.server.api.completion_handler import Admission
 from workflow_composer.server.failures import HttpFailure
 
 

@@ -11,11 +11,10 @@ import pytest
 
 from tests.unit.metrics.examples import metric
 from workflow_composer.errors import ChannelClosed, ConfigError, WorkflowComposerError
-from workflow_composer.metrics.live import LiveMetrics
-from workflow_composer.metrics.live_files import SharedMetrics, forget
-from workflow_composer.server.control import Channel
-from workflow_composer.server.listening import close, listen
-from workflow_composer.server.workers import WorkerProcess
+from workflow_composer.metrics.live import LiveMetrics, SharedMetrics, forget
+from workflow_composer.server.workers.control import WorkerChannel
+from workflow_composer.server.workers.listeners import close, listen
+from workflow_composer.server.workers.supervisor import WorkerProcess
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ async def ends():
         await asyncio.Event().wait()
 
     left, right = socket.socketpair()
-    one, two = Channel({}), Channel({"double": double, "refuse": refuse, "broken": broken, "hang": hang})
+    one, two = WorkerChannel({}), WorkerChannel({"double": double, "refuse": refuse, "broken": broken, "hang": hang})
     await one.open(left)
     await two.open(right)
     yield one, two
@@ -79,7 +78,7 @@ async def test_a_worker_that_cannot_publish_a_strategy_is_ended_so_that_its_succ
         raise ConfigError("nothing was prepared")
 
     left, right = socket.socketpair()
-    ours, theirs = Channel({}), Channel({"commit": cannot})
+    ours, theirs = WorkerChannel({}), WorkerChannel({"commit": cannot})
     await ours.open(left)
     await theirs.open(right)
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])  # noqa: ASYNC220  # returns at once

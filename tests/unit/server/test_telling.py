@@ -8,14 +8,14 @@ import pytest
 
 from tests.unit.metrics.examples import metric
 from workflow_composer import ModelOrchestrator
-from workflow_composer.calibration.audits import AuditLog
+from workflow_composer.calibration.monitoring.audits import AuditLog
+from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.metrics.sink import MemorySink, TeeSink
-from workflow_composer.server.answering import Accounts, Admission
-from workflow_composer.server.catalogue import Catalogue
+from workflow_composer.server.api.catalogue import Catalogue
+from workflow_composer.server.api.completion_handler import Accounts, Admission
+from workflow_composer.server.auth.keys import Key, KeyRing, change_keys
+from workflow_composer.server.auth.ledger import Ledger
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.server.keys import Key, KeyRing, change_keys
-from workflow_composer.server.ledger import Ledger
-from workflow_composer.strategy import StrategyConfig
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import json
 
 import pytest
 
-from tests.unit.backends.test_tool_calls import CUT, piece
+from tests.unit.backends.openai.test_tool_calls import CUT, piece
 from tests.unit.server.examples import answer, asked, events
-from workflow_composer.server.wire_chat import ChatDialect
-from workflow_composer.server.wire_messages import MessagesDialect
-from workflow_composer.server.wire_responses import ResponsesDialect
+from workflow_composer.server.api.chat import ChatDialect
+from workflow_composer.server.api.messages import MessagesDialect
+from workflow_composer.server.api.responses import ResponsesDialect
 from workflow_composer.types import Chunk
 
 

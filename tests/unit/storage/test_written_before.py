@@ -10,22 +10,21 @@ from pathlib import Path
 import pytest
 
 from workflow_composer.backends.recordings import open_recording
-from workflow_composer.backends.registry import Registry
-from workflow_composer.batch.journal import Journal
-from workflow_composer.batch.probe import Probe
-from workflow_composer.batch.results import records
-from workflow_composer.calibration.audits import AuditLog
-from workflow_composer.calibration.certificate import Certificate
-from workflow_composer.calibration.route_certificate import RouteCertificate
+from workflow_composer.backends.replicas.registry import ServerRegistry
+from workflow_composer.batch.planning.probe import Probe
+from workflow_composer.batch.report.results import records
+from workflow_composer.batch.run.journal import RowJournal
+from workflow_composer.calibration.certify.certificate import Certificate
+from workflow_composer.calibration.certify.route_certificate import RouteCertificate
+from workflow_composer.calibration.monitoring.audits import AuditLog
 from workflow_composer.errors import InputError
-from workflow_composer.fleet.history import History
-from workflow_composer.fleet.memory import MonitorFiles
+from workflow_composer.fleet.monitor.history import History
+from workflow_composer.fleet.monitor.incident_store import MonitorFiles
 from workflow_composer.fleet.state import StateStore
-from workflow_composer.metrics.live import LiveMetrics
-from workflow_composer.metrics.live_files import SharedMetrics
+from workflow_composer.metrics.live import LiveMetrics, SharedMetrics
 from workflow_composer.metrics.summary import summarize
-from workflow_composer.server.keys import read_keys
-from workflow_composer.server.ledger import Ledger
+from workflow_composer.server.auth.keys import read_keys
+from workflow_composer.server.auth.ledger import Ledger
 
 NOON = float(timegm((2026, 5, 31, 12, 0, 0)))
 
@@ -54,7 +53,7 @@ def test_journals_of_batches(old):
     assert all(record.error is None and record.tiers[0].votes and record.correct for record in found)
     assert {tier.cut_off for record in found for tier in record.tiers} == {0}
     with pytest.raises(InputError, match="another version"):  # answers were read in another way then
-        Journal.open(old / "batch" / "journal.jsonl", {}, rows=6)
+        RowJournal.open(old / "batch" / "journal.jsonl", {}, rows=6)
     lines = [json.loads(line) for line in (old / "answers.jsonl").read_text().splitlines()]
     assert sorted(line["index"] for line in lines) == list(range(6))
 
@@ -94,7 +93,7 @@ def test_what_the_fleet_keeps(old):
     state = StateStore(old / "fleet" / "state").get("coder")
     assert state is not None
     assert (state.pid, state.options, state.restarts) == (4711, ("--x", "1"), (NOON,))
-    (entry,) = Registry(old / "fleet" / "registry").all()
+    (entry,) = ServerRegistry(old / "fleet" / "registry").all()
     assert (entry.url, entry.state) == ("http://127.0.0.1:8002/v1", "ready")
     remembered = MonitorFiles(old / "fleet" / "monitor").load("coder")
     assert (remembered.memory.told, remembered.memory.incidents) == (("down",), (NOON,))

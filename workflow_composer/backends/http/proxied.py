@@ -10,8 +10,8 @@ import urllib.request
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from workflow_composer.backends.egress import EgressPolicy
 from workflow_composer.backends.http.connection import BOUNDS, Answer, Bounds, Broken, TooLong
+from workflow_composer.backends.http.egress import EgressPolicy
 from workflow_composer.errors import EgressDenied
 
 if TYPE_CHECKING:

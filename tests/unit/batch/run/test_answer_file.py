@@ -9,8 +9,8 @@ import signal
 
 import pytest
 
+from workflow_composer.batch.datasets.prompt_rows import InputRow
 from workflow_composer.batch.run.answer_file import AnswerFile, AnswerLine, answers_in
-from workflow_composer.batch.run.rows import InputRow
 from workflow_composer.errors import InputError, WorkflowComposerError
 from workflow_composer.storage.lines import encoded
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from workflow_composer.batch.run.budget import Budget
+from workflow_composer.batch.run.runner import Budget
 from workflow_composer.errors import InputError
 
 

@@ -10,14 +10,13 @@ import pytest
 
 from tests.unit.batch.records import failed, record
 from workflow_composer.answers import AnswerForm, reader
-from workflow_composer.batch.answering import Answering, Job
-from workflow_composer.batch.datasets import Row
-from workflow_composer.batch.journal import Journal
-from workflow_composer.batch.limiter import Limiter
-from workflow_composer.batch.records import Head
-from workflow_composer.batch.run.budget import Budget
-from workflow_composer.batch.run.runner import run
-from workflow_composer.batch.tally import Tally
+from workflow_composer.batch.datasets.dataset import Row
+from workflow_composer.batch.run.answering import Answering, Job
+from workflow_composer.batch.run.journal import RowJournal
+from workflow_composer.batch.run.limiter import Limiter
+from workflow_composer.batch.run.records import Head
+from workflow_composer.batch.run.runner import Budget, run
+from workflow_composer.batch.run.tally import Tally
 from workflow_composer.errors import (
     AllCandidatesFailed,
     BadRequest,
@@ -64,13 +63,13 @@ class Batch:
         rows = len(found) if rows is None else rows
         self.tally = tally = Tally(rows)
         self.answers = Answers(answer)
-        with Journal.open(self.path, {}, rows=rows, each=tally.add_earlier) as journal:
+        with RowJournal.open(self.path, {}, rows=rows, each=tally.add_earlier) as journal:
             left = (job for job in found if not journal.is_done(job.row.row))
             return await run(left, self.answers, journal, tally=tally, limiter=limiter or Limiter(), **options)
 
     def finished(self, rows):
         """Numbers of the rows that are written down with an answer."""
-        with Journal.open(self.path, {}, rows=rows) as journal:
+        with RowJournal.open(self.path, {}, rows=rows) as journal:
             return [row for row in range(rows) if journal.is_done(row)]
 
 
@@ -191,7 +190,7 @@ async def test_a_row_that_fails_is_a_record_with_the_error_and_its_cost(batch):
 
     tally = await batch.run(jobs(6), answer)
     heads = []
-    Journal.open(batch.path, {}, rows=6, each=heads.append).close()
+    RowJournal.open(batch.path, {}, rows=6, each=heads.append).close()
     errors = {head.row: head.error for head in heads if head.error}
 
     assert batch.finished(6) == [0, 1, 2, 5]
@@ -249,7 +248,7 @@ async def test_who_stops_it_cancels_the_calls_and_keeps_what_was_written(batch, 
 
 
 async def test_a_full_disk_ends_the_run_with_its_error_and_cancels_the_calls(batch):
-    class Full(Journal):
+    class Full(RowJournal):
         """A disk with room for five rows."""
 
         def _write(self, line):
@@ -354,7 +353,7 @@ async def test_a_pause_is_waited_for_before_the_next_row_and_ends_with_the_first
 
 
 async def test_what_was_written_is_put_on_the_disk_in_the_end(batch):
-    class Synced(Journal):
+    class Synced(RowJournal):
         synced = 0
 
         def sync(self):
@@ -483,7 +482,7 @@ class TestRetries:
         assert asked.index(299) < len(asked) - 1 - asked[::-1].index(0)
         assert (tally.answered, tally.errors, tally.cost) == (300, 0, 150.25)
         heads = []
-        Journal.open(batch.path, {}, rows=300, each=heads.append).close()
+        RowJournal.open(batch.path, {}, rows=300, each=heads.append).close()
         assert [bool(head.error) for head in heads if head.row == 0] == [True, False]
 
     @pytest.mark.parametrize("error", [BadRequest("no"), BudgetExceeded("too dear"), RuntimeError("a bug")])

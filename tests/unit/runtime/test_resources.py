@@ -1,0 +1,185 @@
+"""What is found of servers, keys, SLURM and the embedded engine; and what is left alone."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.stub_server import MODEL, Reply, StubServer, silent_sockets
+from workflow_composer.config.strategy import StrategyConfig
+from workflow_composer.runtime.resources import ResourceDetector, embedded_available, unprobed
+
+CLOUD_MODELS = {
+    "with-key": {"backend": "openai", "base_url": "https://a.example/v1", "api_key_env": "KEY_A"},
+    "without-key": {"backend": "openai", "base_url": "https://b.example/v1", "api_key_env": "KEY_B"},
+    "empty-key": {"backend": "openai", "base_url": "https://c.example/v1", "api_key_env": "KEY_C"},
+}
+ENVIRON = {"KEY_A": "sk-" + "0123456789abcdef" * 2, "KEY_C": ""}
+
+
+def profile(endpoints=None, *, allow_cloud=False, **more) -> StrategyConfig:
+    """A profile of nothing but these."""
+    return StrategyConfig(profile_name="p", allow_cloud=allow_cloud, vllm_endpoints=endpoints or {}, **more)
+
+
+async def detect(config, environ=None, **options):
+    """One look."""
+    return await ResourceDetector(config, environ=environ or {}, **options).detect()
+
+
+async def test_a_living_server_is_reported_with_what_it_serves(server):
+    """Ids, the time it took, and a sentence."""
+    server.models[:] = ["a", "b"]
+    before = time.time()
+    status = await detect(profile({"general": server.url}))
+    found = status.endpoints["general"]
+    assert (found.name, found.url, found.healthy, found.models) == ("general", server.url, True, ("a", "b"))
+    assert 0 < found.latency_ms < 2000
+    assert found.detail.startswith("serves a, b; answered in ")
+    assert status.vllm_endpoints == {"general": True}
+    assert before <= status.probed_at <= time.time()
+
+
+@pytest.mark.parametrize(
+    ("listing", "detail"),
+    [
+        (Reply.error(500), "answers 500"),
+        (Reply.error(401), "requires a key"),
+        (Reply.redirect("http://elsewhere.example/"), "redirects"),
+        (Reply(body=b"<html>hello</html>"), "is it an OpenAI-compatible server?"),
+        (Reply(body=b'{"data": 3}'), "is it an OpenAI-compatible server?"),
+        (Reply.of({"data": []}), "serves no model"),
+        (Reply(hang=True), "no answer within 0.3 s"),
+        (Reply.chat("cut", die_after=1), "connection broke"),
+    ],
+)
+async def test_a_sick_server_is_explained(server, listing, detail):
+    """Each sickness in words; the others are not affected."""
+    server.listing = listing
+    with StubServer() as healthy:
+        status = await detect(profile({"sick": server.url, "well": healthy.url}), limit=0.3)
+    assert status.vllm_endpoints == {"sick": False, "well": True}
+    assert detail in status.endpoints["sick"].detail
+    assert status.endpoints["sick"].latency_ms is None
+
+
+async def test_a_server_that_is_down_is_explained(unused_tcp_port):
+    """The usual case before one has been started."""
+    status = await detect(profile({"down": f"http://127.0.0.1:{unused_tcp_port}/v1"}))
+    assert status.endpoints["down"].detail == "refuses connections; is it running?"
+
+
+async def test_an_unknown_name_is_explained():
+    """A node that is not there any more. (The name is too long for the resolver to ask anyone.)"""
+    status = await detect(profile({"gone": f"http://{'a' * 63}.{'b' * 63}/v1"}))
+    assert not status.endpoints["gone"].healthy
+    assert status.endpoints["gone"].detail == "unknown host name"
+
+
+async def test_an_address_out_in_the_world_is_explained():
+    """The policy's refusal is reported, not raised."""
+    config = profile({"far": "http://8.8.8.8:8001/v1"}, allow_cloud=True)
+    from workflow_composer.backends.http.egress import EgressPolicy
+
+    strict = EgressPolicy(False, EgressPolicy.of(config).local)
+    status = await detect(config, egress=strict)
+    assert "local_networks" in status.endpoints["far"].detail
+
+
+@pytest.mark.parametrize("kind", ["silent", "refused", "mixed"])
+async def test_a_hundred_dead_servers_take_no_longer_than_one(kind):
+    """All are asked at once: about two seconds, far from two hundred; the one that lives is found among them."""
+    sockets = silent_sockets(100)
+    ports = [sock.getsockname()[1] for sock in sockets]
+    dead = {"silent": [], "refused": sockets, "mixed": sockets[:50]}[kind]
+    for sock in dead:
+        sock.close()
+    with StubServer() as alive:
+        endpoints = {f"dead{number}": f"http://127.0.0.1:{port}/v1" for number, port in enumerate(ports)}
+        started = time.perf_counter()
+        status = await detect(profile({**endpoints, "alive": alive.url}))
+        seconds = time.perf_counter() - started
+    for sock in sockets:
+        sock.close()
+    assert seconds < 40
+    assert [name for name, healthy in status.vllm_endpoints.items() if healthy] == ["alive"]
+    assert len(status.endpoints) == 101
+
+
+async def test_local_models_with_an_address_of_their_own_are_probed_once_each(server):
+    """A model behind a role is the role's server; two roles on one server ask it once."""
+    models = {
+        "own": {"backend": "vllm", "base_url": server.url},
+        "behind": {"backend": "vllm", "endpoint": "general"},
+        "recorded": {"backend": "replay", "path": "answers.jsonl"},
+    }
+    status = await detect(profile({"general": server.url}, models=models))
+    assert status.vllm_endpoints == {"general": True, "own": True}
+    assert status.endpoints["own"].name == "own"
+    assert len(server.requests) == 1
+
+
+async def test_a_server_with_a_key_is_asked_with_it(server):
+    """The model behind the role knows the key's variable."""
+    models = {"m": {"backend": "vllm", "endpoint": "general", "api_key_env": "KEY_A"}}
+    await detect(profile({"general": server.url}, models=models), ENVIRON)
+    assert server.requests[0].headers["authorization"] == f"Bearer {ENVIRON['KEY_A']}"
+
+
+async def test_a_password_in_an_address_is_not_shown(server, monkeypatch):
+    """It is sent, and stays out of the report."""
+    monkeypatch.setenv("PASSWORD", "hunter2hunter2")
+    url = server.url.replace("http://", "http://user:${PASSWORD}@")
+    status = await detect(profile({"general": url}))
+    assert status.endpoints["general"].healthy
+    assert "hunter2" not in repr(status)
+
+
+async def test_cloud_models_are_reported_by_their_keys_alone():
+    """Present and not empty; nothing is sent anywhere to find out."""
+    config = profile(allow_cloud=True, models=CLOUD_MODELS)
+    status = await detect(config, ENVIRON)
+    assert status.cloud_apis == {"with-key": True, "without-key": False, "empty-key": False}
+    assert status.endpoints == {}
+    assert unprobed(config, ENVIRON).cloud_apis == status.cloud_apis
+    assert unprobed(config, ENVIRON).probed_at is None
+
+
+async def test_without_the_cloud_nothing_outside_is_reported(server, monkeypatch):
+    """Nor asked: a proxy in the environment sees nothing."""
+    with StubServer() as proxy:
+        for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(variable, proxy.url)
+        models = {"m": {"backend": "plugin", "base_url": proxy.url, "api_key_env": "KEY_A"}}
+        status = await detect(profile({"general": server.url}, models=models), ENVIRON)
+        assert status.cloud_apis == {}
+        assert status.vllm_endpoints == {"general": True}
+        assert proxy.connections == 0
+
+
+@pytest.mark.parametrize("command", ["sbatch", "sinfo"])
+async def test_slurm_is_there_where_its_commands_are(tmp_path: Path, command):
+    """On the search path of the given environment."""
+    config = profile()
+    assert not (await detect(config, {"PATH": str(tmp_path)})).slurm_available
+    program = tmp_path / command
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    assert (await detect(config, {"PATH": str(tmp_path)})).slurm_available
+
+
+async def test_the_embedded_engine_is_looked_for_without_loading_it():
+    """Loading takes memory and time that a look around must not cost."""
+    loaded = "mistralrs" in sys.modules
+    status = await detect(profile())
+    assert status.embedded_available == embedded_available()
+    assert ("mistralrs" in sys.modules) == loaded
+
+
+async def test_a_bare_server_address_gets_the_usual_path(server):
+    """`http://node:8000` means `http://node:8000/v1`."""
+    status = await detect(profile({"general": server.url.removesuffix("/v1")}))
+    assert status.endpoints["general"].models == (MODEL,)

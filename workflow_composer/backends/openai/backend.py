@@ -1,0 +1,295 @@
+"""Models behind OpenAI's HTTP API: local vLLM servers, and cloud APIs with the same protocol.
+
+`wire` encodes requests and decodes responses, `http.client` sends them. Retries are the executor's task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import aclosing, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from workflow_composer.backends.base import BackendContext
+from workflow_composer.backends.http.client import Limit, Stream
+from workflow_composer.backends.http.connection import BOUNDS
+from workflow_composer.backends.http.events import DONE, EventReader, payloads
+from workflow_composer.backends.http.proxied import ProxiedStream
+from workflow_composer.backends.openai import wire
+from workflow_composer.backends.openai.server import OpenAIServer, Secrets
+from workflow_composer.backends.replicas.observer import Readings, ServerObserver, probe
+from workflow_composer.errors import AuthenticationFailed, BadRequest, CallTimeout, ServerUnreachable, Unsupported
+from workflow_composer.types import (
+    Chunk,
+    Completion,
+    Embeddings,
+    EndpointStatus,
+    LLMRequest,
+    ModelCall,
+    Relay,
+    Timeouts,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    from workflow_composer.config.strategy import ModelSpec
+
+T = TypeVar("T")
+
+_ONE_AT_A_TIME = frozenset({"api.anthropic.com", "api.deepseek.com"})
+"""Hosts that return one answer per call, whatever ``n`` is (Anthropic: "must be exactly 1"; DeepSeek has no ``n``)."""
+
+_IGNORED = {"api.anthropic.com": ("seed", "logprobs", "top_logprobs", "response_format")}
+"""Fields that a host documents as ignored: https://docs.anthropic.com/en/api/openai-sdk"""
+
+_DRAIN = 0.2
+"""Seconds to wait for the end of a stream after its last event, so that the connection can be reused."""
+
+
+class OpenAICompatibleBackend:
+    """One model of one OpenAI-compatible server."""
+
+    def __init__(self, spec: ModelSpec, context: BackendContext) -> None:
+        self.name: str = spec.name
+        self.local: bool = spec.local
+        self._model = spec.model
+        self._server = OpenAIServer(spec, context)
+        self._observer = ServerObserver(self._server.ask, self._server.url)
+        self._several = self._server.host not in _ONE_AT_A_TIME
+        self._ignored = _IGNORED.get(self._server.host, ())
+        self._words: frozenset[str] = frozenset()
+        self.relays: bool = self._several and self._server.direct
+
+    def complete(self, call: ModelCall) -> Coroutine[Any, Any, Completion]:
+        """Return ``call.samples`` answers. Whoever awaits a relayed one bounds its time, as the executor does."""
+        relay = call.request.relay
+        if relay is None or not self.relays:
+            return self._sampled(call)
+        return self._draw(call, samples=call.samples) if relay.write is None else self._relayed(call, relay)
+
+    async def stream(self, call: ModelCall) -> AsyncGenerator[Chunk, None]:
+        """Yield one answer piece by piece; the last piece may carry only the usage."""
+        self._refuse_ignored(call.request)
+        clock = _Clock(call.timeouts)
+        body = {
+            **wire.chat_body(call, draw=call.first_sample),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        secrets, path, connect = Secrets(call.request), wire.PATHS[call.request.kind], call.timeouts.connect
+        with self._limit_by(clock):
+            wire.reword(body, self._words)
+            try:
+                stream = await self._server.open(path, body, secrets, connect=connect)
+            except BadRequest as error:
+                again = lambda: self._server.open(path, body, secrets, connect=connect)  # noqa: E731  # said once
+                stream = await self._in_other_words(error, body, again)
+        finished = False
+        try:
+            async with aclosing(self._events(stream, clock, secrets)) as events:
+                async for data in events:
+                    chunk = self._server.understood(wire.chunk_of, data)
+                    clock.started = clock.started or wire.shows_work(data)
+                    if chunk is not None:
+                        finished = finished or chunk.finish_reason is not None
+                        yield chunk
+        finally:
+            await stream.close()
+        if not finished:
+            raise ServerUnreachable(f"{self._server.label.name}: the stream ended before the answer was complete")
+
+    async def embed(self, texts: Sequence[str], *, timeout: float, dimensions: int | None = None) -> Embeddings:
+        """Return one vector per text."""
+        if not texts:
+            return Embeddings((), self._model or self.name)
+        body: dict[str, Any] = {"input": list(texts), "encoding_format": "float"}
+        if dimensions is not None:
+            body["dimensions"] = dimensions
+        with self._limit(timeout, "the vectors"):
+            answer = await self._server.send("/embeddings", body, texts, connect=timeout)
+        data = self._server.read_json(answer.body, texts)
+        return self._server.understood(lambda found: wire.embeddings_of(found, count=len(texts), model=body["model"]), data)
+
+    async def health(self, *, timeout: float) -> EndpointStatus:
+        """Return whether the server answers and, if it is local, serves the model. Never raises."""
+        label = self._server.label
+        try:
+            self._server.key()
+        except AuthenticationFailed as error:
+            return EndpointStatus(self.name, label.url, healthy=False, detail=str(error))
+        # The lists of cloud APIs omit aliases and fine-tuned models that can still be called.
+        expected = self._model if self.local else None
+        return await probe(self._observer, self.name, limit=timeout, model=expected)
+
+    async def readings(self, limit: float) -> Readings:
+        """Return the load that the server reports (vLLM's metrics). Raises as `ServerObserver`."""
+        return await self._observer.readings(limit)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._server.close()
+
+    async def _relayed(self, call: ModelCall, relay: Relay) -> Completion:
+        """Hand a stream's own bytes on."""
+        from workflow_composer.backends.openai.relaying import relayed
+
+        path = wire.PATHS[call.request.kind]
+        body = wire.chat_body(call, samples=call.samples, draw=call.first_sample)
+        body["stream"] = True
+        body["stream_options"] = {**body.get("stream_options", {}), "include_usage": True}
+        wire.reword(body, self._words)
+        try:
+            return await relayed(self._server, path, call, body)
+        except BadRequest as error:
+            if relay.begun:
+                raise
+            return await self._in_other_words(error, body, lambda: relayed(self._server, path, call, body))
+
+    # ------------------------------------------------------------------------------------------------- several samples
+
+    async def _sampled(self, call: ModelCall) -> Completion:
+        self._refuse_ignored(call.request)
+        with self._limit(call.timeouts.total, "the whole answer"):
+            return await self._sample(call)
+
+    async def _sample(self, call: ModelCall) -> Completion:
+        if call.samples > 1 and not self._several:
+            return await self._draw_singly(call, call.samples)
+        try:
+            first = await self._draw(call, samples=call.samples)
+        except BadRequest:
+            if call.samples == 1:
+                raise
+            # The server may reject only `n`. Otherwise, the single calls fail with the same error.
+            found = await self._draw_singly(call, call.samples)
+            self._several = False
+            return found
+        missing = call.samples - len(first.samples)
+        if missing <= 0:
+            return Completion(first.samples[: call.samples], first.usage, first.model)
+        self._several = False
+        rest = await self._draw_singly(call, missing, start=len(first.samples))
+        return Completion(first.samples + rest.samples, first.usage + rest.usage, first.model)
+
+    async def _draw_singly(self, call: ModelCall, count: int, *, start: int = 0) -> Completion:
+        parts = await _together([self._draw(call, draw=start + number) for number in range(count)])
+        usage = sum((part.usage for part in parts), Usage())
+        return Completion(tuple(part.samples[0] for part in parts), usage, parts[0].model)
+
+    async def _draw(self, call: ModelCall, *, samples: int = 1, draw: int = 0) -> Completion:
+        """One call; if the answer is to be relayed, its own bytes are left in the relay."""
+        server, request, connect = self._server, call.request, call.timeouts.connect
+        path, secrets = wire.PATHS[request.kind], Secrets(request)
+        body = wire.chat_body(call, samples=samples, draw=call.first_sample + draw)
+        if self._words:
+            wire.reword(body, self._words)
+        try:
+            answer = await server.send(path, body, secrets, connect=connect)
+        except BadRequest as error:
+            answer = await self._in_other_words(error, body, lambda: server.send(path, body, secrets, connect=connect))
+        done = wire.quick_completion(answer.body, model=body["model"])
+        if done is None:
+            done = server.completion(answer.body, secrets, model=body["model"])
+        if request.relay is not None and self.relays:
+            request.relay.body = answer.body
+        return done
+
+    # ------------------------------------------------------------------------------------------ adapting to the server
+
+    async def _in_other_words(self, refusal: BadRequest, body: dict[str, Any], send: Callable[[], Awaitable[T]]) -> T:
+        """Send ``body`` again with the fields that the server's error asks for; re-raise the error if it asks for none.
+
+        The change is kept for later calls only if it helped this one: an error's text may repeat anything that a client
+        wrote.
+        """
+        words = self._words
+        while (lesson := wire.lesson_of(refusal.message, body)) is not None:
+            words |= {lesson}
+            wire.reword(body, words)
+            try:
+                answer = await send()
+            except BadRequest as error:
+                refusal = error
+            else:
+                self._words |= words
+                return answer
+        raise refusal
+
+    # ------------------------------------------------------------------------------------------------------ the stream
+
+    async def _events(
+        self, stream: Stream | ProxiedStream, clock: _Clock, secrets: Secrets
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        reader = EventReader(BOUNDS.event)
+        while True:
+            with self._limit_by(clock), self._server.errors():
+                part = await stream.read()
+                whole = reader.whole(part) if part else reader.rest()
+            for event in payloads(whole):
+                if event.startswith(DONE):
+                    await _drain(stream)
+                    return
+                data = self._server.understood(json.loads, event)
+                self._server.raise_reported(data, secrets)
+                yield data
+            if not part:
+                return
+
+    # ------------------------------------------------------------------------------------------------------ the limits
+
+    def _limit(self, seconds: float, what: str) -> Limit:
+        return Limit(seconds, lambda: self._late(f"{what} took longer than {seconds:g} s (total)"))
+
+    def _limit_by(self, clock: _Clock) -> Limit:
+        return Limit(clock.deadline - asyncio.get_running_loop().time(), lambda: self._late(clock.reason))
+
+    def _late(self, reason: str) -> CallTimeout:
+        hint = "raise the profile's timeouts, or check the server's load"
+        return CallTimeout(f"{self._server.label.name}: {reason}", hint=hint)
+
+    def _refuse_ignored(self, request: LLMRequest) -> None:
+        lost = [name for name in self._ignored if getattr(request, name) not in (None, False)]
+        if lost:
+            reason = f"{self._server.label.name} ignores {', '.join(lost)}"
+            raise Unsupported(reason, hint="leave it out, or route to another model")
+
+
+class _Clock:
+    """The deadlines of a stream for its first token and its end; loop time in seconds."""
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        now = asyncio.get_running_loop().time()
+        self._timeouts = timeouts
+        self._first = now + timeouts.first_token
+        self._total = now + timeouts.total
+        self.started = False
+
+    @property
+    def deadline(self) -> float:
+        return self._total if self.started else min(self._first, self._total)
+
+    @property
+    def reason(self) -> str:
+        if self.started or self._total <= self._first:
+            return f"the whole stream took longer than {self._timeouts.total:g} s (total)"
+        return f"no first token within {self._timeouts.first_token:g} s (first_token)"
+
+
+async def _together(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """Return all results, or cancel the rest and raise the first error. (A TaskGroup would wrap the error in a group.)"""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+async def _drain(stream: Stream | ProxiedStream) -> None:
+    with suppress(Exception):  # the answer is complete; at worst the connection is not reused
+        async with asyncio.timeout(_DRAIN):
+            while await stream.read():
+                pass

@@ -1,0 +1,189 @@
+"""Streams handed on as they come: what an OpenAI-compatible backend does with a request whose `Relay` takes a stream.
+
+The request is written from its fields as always. Of the stream only what the executor must know is read: the events before
+the first token, the one with the usage, and whether it was cut off. Errors become the package's own, by the same rules as
+everywhere (`errors`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from workflow_composer.backends.http.client import Limit
+from workflow_composer.backends.http.connection import BOUNDS, Connection
+from workflow_composer.backends.http.events import DONE, EventReader, payloads
+from workflow_composer.backends.openai import errors, wire
+from workflow_composer.backends.openai.server import Secrets
+from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
+from workflow_composer.errors import CallTimeout, ModelError, ServerFailed, ServerUnreachable
+from workflow_composer.types import Completion, ModelCall, Relay, Sample, Usage
+
+if TYPE_CHECKING:
+    from workflow_composer.backends.openai.server import OpenAIServer
+
+_CUT_OFF = re.compile(rb'"finish_reason": ?"length"')
+
+
+async def relayed(server: OpenAIServer, path: str, call: ModelCall, body: dict[str, Any]) -> Completion:
+    """Post a body; the stream that comes back goes to the call's relay. Raises `ModelError`, `EgressDenied`."""
+    relay = call.request.relay
+    assert relay is not None  # checked by the caller
+    secrets, connect = Secrets(call.request), call.timeouts.connect
+    limit = Limit(call.timeouts.first_token, lambda: _late(server, call.timeouts.first_token))
+    pump = _Pump(relay, limit.end)
+    streams = True
+    try:
+        with limit:
+            answer = await server.send(path, body, secrets, connect=connect, sink=pump)
+    except ModelError:
+        _raise_reported(server, pump, secrets)
+        if not pump.whole:
+            raise
+    else:
+        streams = "event-stream" in answer.headers.get("content-type", "")
+    finally:
+        relay.source = None
+    _raise_reported(server, pump, secrets)
+    label = server.label
+    if not streams:
+        raise ServerFailed(f"{label.name}: the response to a streaming request is not a stream")
+    if not pump.whole:
+        raise ServerUnreachable(f"{label.name}: the stream ended before the answer was complete")
+    if not pump.works:
+        raise ServerFailed(f"{label.name}: the stream ended without an answer")
+    return Completion((pump.sample(),), pump.usage, pump.model or str(body["model"]))
+
+
+def _late(server: OpenAIServer, seconds: float) -> CallTimeout:
+    hint = "raise the profile's timeouts, or look at the server's load"
+    return CallTimeout(f"{server.label.name}: no first token within {seconds:g} s (first_token)", hint=hint)
+
+
+def _raise_reported(server: OpenAIServer, pump: _Pump, secrets: Secrets) -> None:
+    if pump.error is not None:
+        raise errors.from_stream(pump.error, server.label, secrets)
+
+
+class _Pump:
+    """Passes on a stream's complete events.
+
+    Events before the first token are held back, so that another model may still take over. An event with an error is not
+    passed on: it ends the stream, and the executor reports it.
+    """
+
+    def __init__(self, relay: Relay, on_first_token: Callable[[], None]) -> None:
+        assert relay.write is not None  # only for streams
+        self._relay = relay
+        self._write = relay.write
+        self._connection: Connection | None = None
+        self._reader = EventReader(BOUNDS.event)
+        self._on_first_token = on_first_token
+        self._held: list[bytes] = []
+        self._last: tuple[bytes, bytes] = (b"", b"")
+        self._kept: list[bytes] = []
+        self._cut_off = False
+        self.works = False
+        self.model: str | None = None
+        self.usage = Usage()
+        self.error: Mapping[str, Any] | None = None
+
+    def attach(self, connection: Connection) -> None:
+        """Set the connection of the stream."""
+        self._connection = self._relay.source = connection
+
+    def begin(self) -> None:
+        """Do nothing when the headers arrive."""
+
+    def feed(self, data: bytes) -> None:
+        """Accept received bytes."""
+        if self.error is None and (data := self._reader.whole(data)):
+            self._hand_on(data)
+
+    def _hand_on(self, data: bytes) -> None:
+        """Accept complete events."""
+        if b'"length"' in data and _CUT_OFF.search(data):
+            self._cut_off = True
+        if not self.works or b'"usage":{' in data or b'"usage": {' in data or b'"error":' in data:
+            data = self._looked_at(data)
+        if data:
+            self._last = (self._last[1], data)
+            self._relay.begun = True
+            if self._relay.keep:
+                self._kept.append(data)
+            self._write(data)
+
+    def _looked_at(self, data: bytes) -> bytes:
+        """Decode these events and return those to pass on."""
+        passed: list[bytes] = []
+        for event in data.replace(b"\r\n", b"\n").split(b"\n\n"):
+            if self.error is not None:
+                break
+            if event and self._shows(event):
+                passed.append(event + b"\n\n")
+        if not self.works:
+            self._held += passed
+            return b""
+        if self._held:
+            passed = self._held + passed
+            self._held = []
+        return b"".join(passed)
+
+    def _shows(self, event: bytes) -> bool:
+        """Process one event; return whether the client should get it."""
+        payload = next(payloads(event), b"").strip()
+        if not payload or payload.startswith(DONE):
+            return True
+        try:
+            found = msgspec.json.decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            found = None
+        if not isinstance(found, dict):
+            self._stop({"error": {"message": "an event is malformed"}})
+            return False
+        if found.get("error") or found.get("object") == "error":
+            self._stop(found)
+            return False
+        self.model = wire.name_in(found) or self.model
+        if not self.works and wire.shows_work(found):
+            self.works = True
+            self._on_first_token()
+        usage = found.get("usage")
+        if usage:
+            self.usage = wire.usage_of(usage)
+        return bool(self._relay.usage or found.get("choices") or not usage)
+
+    def _stop(self, error: Mapping[str, Any]) -> None:
+        self.error = error
+        if self._connection is not None:
+            self._connection.abort()
+
+    @property
+    def whole(self) -> bool:
+        """Whether the answer is complete: it has the protocol's end marker or a finish reason."""
+        if self.works and self.error is None and (rest := self._reader.rest()):
+            self._hand_on(rest)  # the last event, ended by the end of the stream
+        if any(b"data: [DONE]" in part or b"data:[DONE]" in part for part in (*self._last, *self._held)):
+            return self.error is None
+        for event in (event for part in self._last for event in payloads(part)):
+            try:
+                choices = msgspec.json.decode(event).get("choices") or ()
+                if any(choice.get("finish_reason") for choice in choices):
+                    return self.error is None
+            except (msgspec.DecodeError, AttributeError):
+                continue
+        return False
+
+    def sample(self) -> Sample:
+        """Return the answer if the relay keeps it; else an empty one that only says whether it was truncated."""
+        if not self._relay.keep:
+            return Sample("", "length" if self._cut_off else None)
+        heard = StreamAccumulator()
+        for event in (event for part in self._kept for event in payloads(part)):
+            chunk = None if event.startswith(DONE) else wire.chunk_of(msgspec.json.decode(event))
+            if chunk is not None:
+                heard.add(chunk)
+        return heard.sample()

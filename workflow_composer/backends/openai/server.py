@@ -1,0 +1,269 @@
+"""One OpenAI-compatible server: its connections, key and model id, and single calls that raise the package's errors."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from workflow_composer.backends.base import BackendContext
+from workflow_composer.backends.http.client import Client, Origin, Stream, head
+from workflow_composer.backends.http.connection import BOUNDS, Answer, Bounds, Broken, Sink
+from workflow_composer.backends.http.proxied import ProxiedClient, ProxiedStream, proxy_for
+from workflow_composer.backends.openai import errors, wire
+from workflow_composer.backends.openai.errors import Server
+from workflow_composer.backends.replicas.observer import api_url, shown_url
+from workflow_composer.errors import AuthenticationFailed, BadRequest, ModelError, ModelNotFound, ServerFailed
+from workflow_composer.support.per_loop import PerLoop
+from workflow_composer.types import Completion, LLMRequest
+
+if TYPE_CHECKING:
+    from workflow_composer.config.strategy import ModelSpec
+
+T = TypeVar("T")
+
+_KEEPALIVE_LOCAL = (
+    4.0  # seconds; uvicorn, vLLM's HTTP server, closes idle connections after 5, and a request sent then is lost
+)
+_KEEPALIVE_CLOUD = 30.0
+_ACCEPTED = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+
+
+class OpenAIServer:
+    """Sends requests for one model to the server of its spec."""
+
+    def __init__(self, spec: ModelSpec, context: BackendContext) -> None:
+        self._spec = spec
+        self._context = context
+        self.url = api_url(spec.base_url or "")
+        self.origin = Origin.of(self.url)
+        self.host = self.origin.host
+        self._base = "/" + self.url.partition("://")[2].partition("/")[2]
+        self._user = self.url.partition("://")[2].partition("/")[0].rpartition("@")[0]
+        name = f"[{self.host}]:{self.origin.port}" if ":" in self.host else f"{self.host}:{self.origin.port}"
+        self.label = Server(name, shown_url(self.url), spec.api_key_env)
+        self._proxy = proxy_for(self.origin, context.egress, context.environ)
+        self._served: str | None = None
+        self._lines: PerLoop[_Connections] = PerLoop(self._new_lines, _Connections.close)
+        self._heads: dict[str, bytes] = {}
+
+    # ------------------------------------------------------------------------------------------------------------ calls
+
+    async def send(
+        self, path: str, body: dict[str, Any], secrets: Iterable[str], *, connect: float, sink: Sink | None = None
+    ) -> Answer:
+        """Post ``body``, with the model's id filled in; the answer has status 2xx. Raises `ModelError`, `EgressDenied`."""
+        again = True
+        while True:
+            body["model"] = model = self._spec.model or self._served or await self._model()
+            try:
+                content = wire.encode(body)
+            except (TypeError, ValueError) as error:
+                raise self._unwritable(error) from None
+            lines = self._lines.get(asyncio.get_running_loop()) or await self._lines.here()
+            try:
+                if lines.proxied is None:
+                    start = self._heads.get(path) or self._head(path)
+                    data = b"%b%d\r\n\r\n%b" % (start, len(content), content)
+                    answer = await lines.direct.send(self.origin, data, connect=connect, sink=sink)
+                else:
+                    answer = await lines.proxied.ask("POST", path, self._headers(), content, connect=connect)
+            except (OSError, Broken) as error:
+                raise errors.from_connection(error, self.label) from None
+            if 200 <= answer.status < 300:
+                return answer
+            refusal = self._refusal(answer, secrets)
+            if not (again and isinstance(refusal, ModelNotFound) and await self._serves_another_than(model)):
+                raise refusal
+            again = False
+
+    async def open(
+        self, path: str, body: dict[str, Any], secrets: Iterable[str], *, connect: float
+    ) -> Stream | ProxiedStream:
+        """Like `send`, but return an open event stream after its headers; the caller closes it."""
+        again = True
+        while True:
+            body["model"] = model = self._spec.model or self._served or await self._model()
+            stream = await self._opened(path, body, connect)
+            if stream.whole is None:
+                return stream
+            await stream.close()
+            if 200 <= stream.whole.status < 300:
+                raise ServerFailed(f"{self.label.name}: the response to a streaming request is not a stream")
+            refusal = self._refusal(stream.whole, secrets)
+            if not (again and isinstance(refusal, ModelNotFound) and await self._serves_another_than(model)):
+                raise refusal
+            again = False
+
+    async def ask(
+        self,
+        url: str,
+        content: bytes | None = None,
+        *,
+        connect: float,
+        sink: Sink | None = None,
+        bounds: Bounds = BOUNDS,
+    ) -> Answer:
+        """Send a small query to the server, below its API or elsewhere. Raises as `Client.ask`."""
+        lines = self._lines.get(asyncio.get_running_loop()) or await self._lines.here()
+        headers = self._headers() if url.startswith(self.url) else {}  # only the API gets the key
+        if lines.proxied is not None:
+            method, path = "GET" if content is None else "POST", url.removeprefix(self.url)
+            return await lines.proxied.ask(method, path, headers, content, connect=connect, bounds=bounds)
+        return await lines.direct.ask(url, content, headers=headers, connect=connect, sink=sink, bounds=bounds)
+
+    async def close(self) -> None:
+        """Close the connections of every loop."""
+        await self._lines.close()
+
+    @property
+    def direct(self) -> bool:
+        """Whether connections use no proxy."""
+        return self._proxy is None
+
+    def key(self) -> str:
+        """Read the key from the environment. Raises `AuthenticationFailed` if it is missing."""
+        variable = self._spec.api_key_env
+        if variable is None:
+            return "EMPTY"  # as in vLLM's documentation for a server without keys
+        key = self._context.environ.get(variable, "").strip()
+        name = self._spec.name
+        if not key:
+            raise AuthenticationFailed(f"{name}: {variable} is not set", hint=f"export {variable}=...; nothing was sent")
+        if not (key.isascii() and key.isprintable()):
+            raise AuthenticationFailed(f"{name}: {variable} contains invalid characters", hint="copy the key again")
+        return key
+
+    def _authorization(self) -> str:
+        """Return the Authorization header: the key, else user and password of the address."""
+        if self._spec.api_key_env is None and self._user:
+            user = self._user if ":" in self._user else self._user + ":"
+            return "Basic " + base64.b64encode(urllib.parse.unquote_to_bytes(user)).decode()
+        return f"Bearer {self.key()}"
+
+    # ------------------------------------------------------------------------------------------------ answers and errors
+
+    def read_json(self, content: bytes, secrets: Iterable[str]) -> Any:
+        """Decode a response's JSON. Raises `ServerFailed` for invalid JSON, and errors reported with status 200."""
+        data = self.understood(json.loads, content)
+        self.raise_reported(data, secrets)
+        return data
+
+    def completion(self, content: bytes, secrets: Iterable[str], *, model: str) -> Completion:
+        """Decode the completion of a whole response. Raises as `read_json`."""
+        data = self.read_json(content, secrets)
+        return self.understood(lambda data: wire.completion_of(data, model=model), data)
+
+    def raise_reported(self, data: Any, secrets: Iterable[str]) -> None:
+        """Raise the error that a response or an event of a stream reports, if any."""
+        if isinstance(data, dict) and (data.get("error") or data.get("object") == "error"):
+            raise errors.from_stream(data, self.label, secrets)
+
+    def understood(self, read: Callable[[Any], T], data: Any) -> T:
+        """Return ``read(data)``. Raises `ServerFailed` if the data violates the protocol."""
+        try:
+            return read(data)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            reason = str(error) if isinstance(error, wire.Malformed) else type(error).__name__
+            raise ServerFailed(f"{self.label.name}: invalid response: {reason}") from None
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Map a connection's exceptions to the package's errors. Timeouts are left to the code that sets them."""
+        try:
+            yield
+        except (OSError, Broken) as error:
+            raise errors.from_connection(error, self.label) from None
+
+    def _refusal(self, answer: Answer, secrets: Iterable[str]) -> ModelError:
+        said = answer.body.decode("utf-8", "replace")
+        return errors.from_reply(answer.status, answer.headers, said, self.label, (self.key(), *secrets))
+
+    # ------------------------------------------------------------------------------------------------------ the HTTP call
+
+    async def _opened(self, path: str, body: Mapping[str, Any], connect: float) -> Stream | ProxiedStream:
+        try:
+            content = wire.encode(body)
+        except (TypeError, ValueError) as error:
+            raise self._unwritable(error) from None
+        lines = self._lines.get(asyncio.get_running_loop()) or await self._lines.here()
+        with self.errors():
+            if lines.proxied is None:
+                data = b"%b%d\r\n\r\n%b" % (self._heads.get(path) or self._head(path), len(content), content)
+                return await lines.direct.stream(self.origin, data, connect=connect)
+            return await lines.proxied.open("POST", path, self._headers(), content, connect=connect)
+
+    def _head(self, path: str) -> bytes:
+        """A request's head up to the length of its body; kept unless it holds a key of the environment, which may change."""
+        headers = {**_ACCEPTED, **self._headers()}
+        made = head("POST", self._base.rstrip("/") + path, self.origin, headers) + b"Content-Length: "
+        if self._spec.api_key_env is None:
+            self._heads[path] = made
+        return made
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": self._authorization()}
+
+    def _unwritable(self, error: Exception) -> BadRequest:
+        """The error for a body that JSON cannot say."""
+        return BadRequest(f"{self.label.name}: the request cannot be written as JSON: {type(error).__name__}")
+
+    async def _model(self) -> str:
+        async with (await self._lines.here()).asking:
+            if self._served is None:
+                self._served = await self._ask_for_model()
+        return self._served
+
+    async def _serves_another_than(self, model: str) -> bool:
+        """Whether a server that no longer knows the model was restarted with another one."""
+        if self._spec.model is not None:
+            return False
+        if self._served == model:
+            self._served = None
+        return (self._served or await self._model()) != model
+
+    async def _ask_for_model(self) -> str:
+        with self.errors():
+            answer = await self.ask(f"{self.url}/models", connect=self._context.config.timeouts.connect)
+        if not 200 <= answer.status < 300:
+            raise self._refusal(answer, ())
+        models = self.understood(wire.model_ids, self.read_json(answer.body, ()))
+        if not models:
+            raise ModelNotFound(f"{self.label.name}: the server serves no model", hint=self.label.models_hint)
+        return models[0]
+
+    def _new_lines(self) -> _Connections:
+        keepalive = _KEEPALIVE_LOCAL if self._spec.local else _KEEPALIVE_CLOUD
+        proxied = None
+        if self._proxy is not None:
+            proxied = ProxiedClient(self._context.egress, self.origin, self._base, self._proxy)
+        return _Connections(Client(self._context.egress, keepalive=keepalive), proxied)
+
+
+class _Connections:
+    """The connections of one event loop."""
+
+    def __init__(self, direct: Client, proxied: ProxiedClient | None) -> None:
+        self.direct = direct
+        self.proxied = proxied
+        self.asking = asyncio.Lock()
+
+    async def close(self) -> None:
+        await self.direct.close()
+        if self.proxied is not None:
+            await self.proxied.close()
+
+
+@dataclass(slots=True)
+class Secrets:
+    """The texts of a request, collected only when an error needs them."""
+
+    request: LLMRequest
+
+    def __iter__(self) -> Iterator[str]:
+        return wire.secrets_of(self.request)

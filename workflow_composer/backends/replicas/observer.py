@@ -1,0 +1,310 @@
+"""Queries to a model server: its health, its models, its load, and a test generation of one token.
+
+The monitor, the supervisor, probes and replica sets all use it with the common HTTP client: no proxies of the environment,
+no redirects, and limits on the bytes and on the total time of a response, even if it arrives byte by byte.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+from workflow_composer.backends.http.client import Client, Limit
+from workflow_composer.backends.http.connection import Answer, Bounds, Connection, Sink
+from workflow_composer.backends.http.egress import is_unknown_name
+from workflow_composer.backends.openai.wire import Malformed, encode, model_ids
+from workflow_composer.errors import EgressDenied
+from workflow_composer.types import EndpointStatus
+
+# ------------------------------------------------------------------------------------------------------------------- probe
+#
+# Probe of a server: its models, and its state in words.
+
+
+pass  # MERGED
+
+
+def api_url(url: str) -> str:
+    """Return the base URL of ``/models`` and ``/chat/completions``; a URL without a path gets ``/v1``."""
+    bare = url.rstrip("/")
+    has_path = "/" in bare.partition("://")[2]
+    return bare if has_path else bare + "/v1"
+
+
+def shown_url(url: str) -> str:
+    """Return ``url`` without user and password."""
+    scheme, _, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
+
+
+async def probe(observer: ServerObserver, name: str, *, limit: float, model: str | None = None) -> EndpointStatus:
+    """Ask a server for its models, within ``limit`` seconds. Never raises.
+
+    ``model`` is the expected id; a server without it is unhealthy.
+    """
+    started = time.perf_counter()
+    models: tuple[str, ...] = ()
+    try:
+        found = await observer.models(limit)
+        detail = _fault(found)
+        models = found.models or ()
+    except EgressDenied as error:
+        detail = str(error)
+    except Exception as error:  # noqa: BLE001 - a broken server must not hide the others
+        detail = _reason(error, limit)
+    latency = (time.perf_counter() - started) * 1000
+    served = _listed(models)
+    if not detail and (not models or model not in (None, *models)):
+        detail = f"serves {served}" + (f", not {model}" if model else "")
+    url = shown_url(observer.api)
+    if detail:
+        return EndpointStatus(name, url, healthy=False, models=models, detail=detail)
+    detail = f"serves {served}; answered in {latency:.0f} ms"
+    return EndpointStatus(name, url, healthy=True, models=models, latency_ms=latency, detail=detail)
+
+
+def _listed(models: tuple[str, ...]) -> str:
+    more = f" and {len(models) - 5} more" if len(models) > 5 else ""
+    return (", ".join(models[:5]) or "no model") + more
+
+
+def _fault(found: Listing) -> str:
+    status = found.status
+    if status in (401, 403):
+        return f"answers {status}: it requires a key; name its variable in the model's api_key_env"
+    if 300 <= status < 400:
+        return f"answers {status}: redirects are not followed"
+    if status != 200:
+        return f"answers {status} instead of a list of models"
+    return "" if found.models is not None else "answers without a list of models; is it an OpenAI-compatible server?"
+
+
+def _reason(error: Exception, limit: float) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {limit:g} s"
+    if is_unknown_name(error):
+        return "unknown host name"
+    if isinstance(error, ConnectionRefusedError):
+        return "refuses connections; is it running?"
+    return f"the connection broke: {error}"
+
+
+# ---------------------------------------------------------------------------------------------------------------- readings
+#
+# The metrics of a vLLM server (``/metrics``), which count the requests of all its clients.
+
+
+RUNNING = "vllm:num_requests_running"
+WAITING = "vllm:num_requests_waiting"
+CACHE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
+"""The share of the cache in use, 0 to 1: its name, and its name in vLLM before 0.10."""
+GENERATED = "vllm:generation_tokens_total"
+PROMPT = "vllm:prompt_tokens_total"
+FINISHED = "vllm:request_success_total"
+STARTED = "process_start_time_seconds"
+
+_MOST: dict[str, float] = dict.fromkeys((RUNNING, WAITING, *CACHE), 1e6) | dict.fromkeys(
+    (GENERATED, PROMPT, FINISHED, STARTED), math.inf
+)
+"""The metrics to read and their upper bounds: no server has a million requests; counters are unbounded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readings:
+    """Running and waiting requests, share of the cache in use, tokens generated since the start. None: not reported.
+
+    ``requests`` is the number of running and waiting ones. ``work`` increases whenever the server does something: prompt
+    tokens, generated tokens and finished requests. ``started`` is the start time of the server's process in seconds since
+    1970, because counters of different processes cannot be compared.
+    """
+
+    requests: int | None = None
+    running: int | None = None
+    waiting: int | None = None
+    cache: float | None = None
+    tokens: float | None = None
+    work: float = 0.0
+    started: float | None = None
+
+
+def read_metrics(text: str) -> Readings:
+    r"""Parse a page in Prometheus' text format; for several engines, add the counts and use the fullest cache.
+
+    If one engine's value is invalid, the whole count is unknown: the server may be busy although the others report 0.
+
+    >>> read_metrics('vllm:num_requests_waiting{engine="0"} 2.0\nvllm:num_requests_waiting{engine="1"} 1.0\n').waiting
+    3
+    """
+    found: dict[str, list[float | None]] = {}
+    for line in text.splitlines():
+        name = line.partition("{")[0].partition(" ")[0]
+        if name in _MOST:
+            found.setdefault(name, []).append(_value(line, _MOST[name]))
+    said = {name: [value for value in values if value is not None] for name, values in found.items()}
+    return Readings(
+        requests=_count([*found.get(RUNNING, ()), *found.get(WAITING, ())]),
+        running=_count(found.get(RUNNING, [])),
+        waiting=_count(found.get(WAITING, [])),
+        cache=max((value for name in CACHE for value in said.get(name, ())), default=None),
+        tokens=sum(said[GENERATED]) if said.get(GENERATED) else None,
+        work=sum(sum(said.get(name, ())) for name in (GENERATED, PROMPT, FINISHED)),
+        started=max(said.get(STARTED, ()), default=None),
+    )
+
+
+def _value(line: str, most: float) -> float | None:
+    """Return the value of a line. Labels end with the last brace, so that no label's value is mistaken for it."""
+    words = line.rpartition("}")[2].split() if "}" in line else line.split()[1:]
+    try:
+        value = float(words[0])
+    except (IndexError, ValueError):
+        return None
+    return value if math.isfinite(value) and 0 <= value < most else None
+
+
+def _count(values: list[float | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return int(sum(known)) if known and len(known) == len(values) else None
+
+
+pass  # MERGED
+
+CONNECT = 5.0
+"""Maximum seconds to connect, even if the whole query has more time."""
+SMALL = Bounds(answer=1 << 22, decoded=1 << 22)
+"""Size limits of a small response; a list of a hundred models has about 50,000 bytes."""
+METRICS = Bounds(answer=1 << 20, decoded=1 << 22)
+"""Size limits of a metrics page; vLLM's have about 60,000 bytes."""
+
+
+class Ask(Protocol):
+    """Sends a GET, or a POST of JSON if there is ``content``. Raises as `Client.send`."""
+
+    def __call__(self, url: str, content: bytes | None, *, connect: float, sink: Sink, bounds: Bounds) -> Awaitable[Answer]:
+        """Return the response, whatever its status."""
+        ...
+
+
+class Late(TimeoutError):
+    """No complete response in time. ``connected``: the connection was made; ``begun``: part of the response arrived."""
+
+    def __init__(self, *, connected: bool, begun: bool) -> None:
+        super().__init__("no complete response in time")
+        self.connected = connected
+        self.begun = begun
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The models that a server lists. ``models``: their ids; None if the response is not a list of models."""
+
+    status: int
+    models: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Result of a request for one token or one vector. ``whole``: the response contains one."""
+
+    status: int
+    whole: bool
+
+
+class ServerObserver:
+    """Queries one server; ``api`` is its address up to ``/v1``.
+
+    Each query has one limit in seconds for name resolution, connection and response. All raise `Late`, OSError if no
+    connection can be made, `Broken` if it ends early or the response is not HTTP, `TooLong` for a response beyond the size
+    limits, and `EgressDenied`.
+    """
+
+    def __init__(self, ask: Ask, api: str) -> None:
+        self.api = api.rstrip("/")
+        self._ask = ask
+        self._root = self.api.removesuffix("/v1")
+
+    @classmethod
+    def over(cls, client: Client, api: str, key: str | None = None) -> Self:
+        """Return an observer that uses ``client``. The key is sent only to the API: vLLM needs none for other paths."""
+        bearer = {"Authorization": f"Bearer {key}"} if key else {}
+
+        def ask(url: str, content: bytes | None, *, connect: float, sink: Sink, bounds: Bounds) -> Awaitable[Answer]:
+            headers = bearer if url.startswith(api) else {}
+            return client.ask(url, content, headers=headers, connect=connect, sink=sink, bounds=bounds)
+
+        return cls(ask, api)
+
+    async def health(self, limit: float) -> int:
+        """Return the status of ``/health``; 200 means healthy."""
+        return (await self._answer(f"{self._root}/health", limit)).status
+
+    async def models(self, limit: float) -> Listing:
+        """Return the models it serves, base models before adapters."""
+        answer = await self._answer(f"{self.api}/models", limit)
+        return Listing(answer.status, _ids(answer.body) if answer.status == 200 else None)
+
+    async def readings(self, limit: float) -> Readings:
+        """Return the readings of its metrics, empty if it has none."""
+        answer = await self._answer(f"{self._root}/metrics", limit, bounds=METRICS)
+        return read_metrics(answer.body.decode("utf-8", "replace")) if answer.status == 200 else Readings()
+
+    async def one_token(self, model: str, limit: float) -> Given:
+        """Generate one token with the model."""
+        body = {"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0}
+        answer = await self._answer(f"{self.api}/completions", limit, encode(body))
+        return Given(answer.status, _holds(answer.body, lambda data: isinstance(data["choices"][0]["text"], str)))
+
+    async def one_vector(self, model: str, limit: float) -> Given:
+        """Embed one text with a pooling model."""
+        answer = await self._answer(f"{self.api}/embeddings", limit, encode({"model": model, "input": ["1"]}))
+        return Given(answer.status, _holds(answer.body, lambda data: len(data["data"][0]["embedding"]) > 0))
+
+    async def _answer(self, url: str, limit: float, content: bytes | None = None, *, bounds: Bounds = SMALL) -> Answer:
+        line = _Line()
+        try:
+            with Limit(limit):
+                return await self._ask(url, content, connect=min(CONNECT, limit), sink=line, bounds=bounds)
+        except TimeoutError:
+            raise Late(connected=line.connection is not None, begun=line.begun) from None
+
+
+class _Line:
+    """Records the progress of a query. An unexpected event stream is discarded."""
+
+    def __init__(self) -> None:
+        self.connection: Connection | None = None
+
+    @property
+    def begun(self) -> bool:
+        return self.connection is not None and self.connection.begun
+
+    def attach(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def begin(self) -> None:
+        pass
+
+    def feed(self, data: bytes) -> None:
+        pass
+
+
+def _ids(body: bytes) -> tuple[str, ...] | None:
+    """Return the ids of the listed models; None if the response is not a list of models with ids."""
+    try:
+        data: Any = json.loads(body)
+        found = model_ids(data)
+    except (ValueError, Malformed, RecursionError):
+        return None
+    return found if len(found) == len(data["data"]) else None
+
+
+def _holds(body: bytes, looks_right: Any) -> bool:
+    try:
+        return bool(looks_right(json.loads(body)))
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return False

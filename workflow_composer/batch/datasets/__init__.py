@@ -1,0 +1,1 @@
+"""Data sets: found, and read row by row in constant memory."""

@@ -1,0 +1,344 @@
+"""Batch strategies: each turns the questions of a data set into routing strings, one per row.
+
+A strategy is any object with ``routes(questions, context)``; plugins bring their own (`register_batch_strategies`). It is
+handed one piece of the data set at a time, works on whole columns, and calls no model. ``docs/batch-strategies.md`` says
+what the built-in ones do and what to expect of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from workflow_composer.errors import ConfigError, InputError, nearest
+from workflow_composer.markers import HIGHEST_TEMPERATURE, MOST_SAMPLES, parse_route
+from workflow_composer.plan import Plan
+
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanningTier:
+    """A tier as strategies see it. Prices in dollars per million tokens; None where they are unknown."""
+
+    name: str
+    input_price: float | None = None
+    output_price: float | None = None
+    greedy_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PlanningContext:
+    """What strategies may know. ``tiers`` go from cheap to strong.
+
+    ``target`` is the probability with which a tier's majority shall be right (adaptive strategies), ``k_max`` the most votes
+    for that; ``k`` the votes of strategies that use a fixed number; ``parse`` reads routing strings as the run will.
+    ``predictor`` is None where there is no probe. Raises `ConfigError` where a value makes no sense.
+    """
+
+    tiers: tuple[PlanningTier, ...]
+    target: float = 0.9
+    k: int = 8
+    k_max: int = 9
+    temperature: float = 0.7
+    predictor: Predictor | None = None
+    parse: Callable[[str], Plan] = field(default=parse_route)
+
+    def __post_init__(self) -> None:
+        if not self.tiers:
+            raise ConfigError("batch strategies need tiers", hint="name the steps of a cascade under `tiers` of the profile")
+        if not 0.5 < self.target < 1:
+            raise ConfigError(f"a target confidence lies between 0.5 and 1, exclusive, not at {self.target}")
+        if not 2 <= self.k <= MOST_SAMPLES:
+            raise ConfigError(f"k, the votes of a tier, is 2 to {MOST_SAMPLES}, not {self.k}")
+        if not 1 <= self.k_max <= MOST_SAMPLES:
+            raise ConfigError(f"k_max, the most votes of a tier, is 1 to {MOST_SAMPLES}, not {self.k_max}")
+        if not 0.001 <= self.temperature <= HIGHEST_TEMPERATURE:
+            raise ConfigError(
+                f"votes are drawn at a temperature of 0.001 to {HIGHEST_TEMPERATURE:g}, not {self.temperature}"
+            )
+
+    def tier(self, name: str) -> PlanningTier:
+        """The tier of this name. Raises `ConfigError` where there is none."""
+        for tier in self.tiers:
+            if tier.name == name:
+                return tier
+        names = [tier.name for tier in self.tiers]
+        raise ConfigError(f"no tier is named {name!r}", hint=nearest(name, names) or f"there are: {', '.join(names)}")
+
+    def route(self, steps: Sequence[tuple[PlanningTier, int]], *, entropy: bool = False) -> str:
+        """The routing string for tiers and their votes. One vote is greedy, and so is a greedy-only tier.
+
+        >>> small, large = PlanningTier("small"), PlanningTier("large", greedy_only=True)
+        >>> PlanningContext((small, large)).route([(small, 5), (large, 5)])
+        'mv_cascade_small_k5_t0.7_large_k1_t0.0'
+        """
+        settled = [(tier.name, 1 if tier.greedy_only else k) for tier, k in steps]
+        words = [f"{name}_k{k}_t{round(float(self.temperature), 3) if k > 1 else 0.0}" for name, k in settled]
+        if len(settled) > 1:
+            again = entropy and any(k > 1 for _, k in settled[:-1])  # only votes that may escalate can be ambiguous
+            return f"mv_{'entropy_' if again else ''}cascade_{'_'.join(words)}"
+        return f"mv_{words[0]}" if settled[0][1] > 1 else settled[0][0]
+
+
+class Predictor(Protocol):
+    """Predicts whether tiers answer questions rightly; a `workflow_composer.batch.planning.probe.Probe` is one."""
+
+    def success(self, questions: Questions, tier: str) -> Floats:
+        """The probability, for each question, that one sample of ``tier`` is right: shape ``(len(questions),)``."""
+        ...
+
+
+class Questions:
+    """The questions of one piece of a data set, as columns. Everything is computed once, and only when it is asked for."""
+
+    def __init__(self, texts: Any, predictor: Predictor | None = None) -> None:
+        self.texts = _strings(texts)
+        self._predictor = predictor
+        self._success: dict[str, Floats] = {}
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @cached_property
+    def lengths(self) -> Counts:
+        """Characters of each question: shape ``(n,)``."""
+        return np.asarray(pc.utf8_length(self.texts), dtype=np.int64)
+
+    @cached_property
+    def features(self) -> NDArray[np.float32]:
+        """What `workflow_composer.batch.planning.features` counts in each question: shape ``(n, features)``."""
+        from workflow_composer.batch.planning.features import features
+
+        return features(self.texts)
+
+    def success(self, tier: str) -> Floats:
+        """The predicted probability that one sample of ``tier`` is right: shape ``(n,)``.
+
+        Raises `ConfigError` where there is no probe.
+        """
+        if tier not in self._success:
+            if self._predictor is None:
+                raise ConfigError(
+                    "this strategy needs a probe, which predicts the tiers' success", hint="name a --probing-dataset"
+                )
+            self._success[tier] = self._predictor.success(self, tier)
+        return self._success[tier]
+
+
+def _strings(texts: Any) -> pa.LargeStringArray:
+    """One Arrow array of texts without nulls, from what has a column ``question``, from an Arrow array or from a list."""
+    if hasattr(texts, "column_names") or isinstance(texts, pa.RecordBatch):
+        texts = texts.column("question")
+    try:
+        array = texts if isinstance(texts, (pa.Array, pa.ChunkedArray)) else pa.array(texts, pa.large_string())
+        array = array.cast(pa.large_string())
+    except MemoryError:
+        raise
+    except pa.ArrowException as error:
+        raise InputError(f"questions are not texts: {error}") from error
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # what older versions of pyarrow combine empty chunks to
+        array = pa.array([], pa.large_string())
+    return array.fill_null("")
+
+
+class BatchStrategy(Protocol):
+    """What a batch strategy is."""
+
+    def routes(self, questions: Questions, context: PlanningContext) -> Sequence[str] | NDArray[np.object_]:
+        """One routing string per question, in their order. Quick: whole columns, no I/O, no model."""
+        ...
+
+
+StrategyFactory = Callable[..., BatchStrategy]
+"""``() -> BatchStrategy``, or ``(tier: str) -> BatchStrategy`` where the user may name a tier; a class is one."""
+
+
+# ------------------------------------------------------------------------------------------------------ how many votes
+
+
+def votes_needed(success: Floats, target: float, k_max: int) -> Counts:
+    """The smallest odd k for which a majority of k independent samples is right with probability ``target``.
+
+    ``success`` (any shape) is the probability that one sample is right; the majority is right with
+    ``P(Binomial(k, p) > k/2)``. Where ``p`` is too small for ``target`` within ``k_max`` votes (always so for p <= 1/2,
+    where more votes make it worse), the answer is ``k_max``: then the vote's own confidence decides about escalation. An
+    even ``k_max`` counts as the odd number below it, because an even vote can tie.
+
+    The probability that at least m = (k+1)/2 of k are right is the regularised incomplete beta function I_p(m, m), which
+    grows with p; each k therefore has a threshold, its inverse at ``target``, and no row is computed on its own.
+
+    >>> votes_needed(np.array([0.95, 0.85, 0.7, 0.4]), target=0.9, k_max=9).tolist()
+    [1, 3, 9, 9]
+    """
+    from scipy.special import betaincinv
+
+    odd = np.arange(1, max(k_max, 1) + 1, 2)
+    half = (odd + 1) / 2
+    thresholds = betaincinv(half, half, target)  # falling: the more votes, the weaker a sample may be
+    position = len(odd) - np.searchsorted(thresholds[::-1], success, side="right")
+    return np.asarray(odd[np.minimum(position, len(odd) - 1)], dtype=np.int64)
+
+
+# ------------------------------------------------------------------------------------------------------ the strategies
+
+
+class _Uniform(ABC):
+    """Every question goes the same way."""
+
+    def routes(self, questions: Questions, context: PlanningContext) -> NDArray[np.object_]:
+        """The same routing string for every question."""
+        return np.full(len(questions), self.route(context), dtype=object)
+
+    @abstractmethod
+    def route(self, context: PlanningContext) -> str:
+        """That string."""
+
+
+class Plain(_Uniform):
+    """One tier answers once, greedily: the one that is named, else the strongest."""
+
+    def __init__(self, tier: str | None = None) -> None:
+        self._tier = tier
+
+    def route(self, context: PlanningContext) -> str:
+        """The tier's name."""
+        tier = context.tiers[-1] if self._tier is None else context.tier(self._tier)
+        return context.route([(tier, 1)])
+
+
+class MajorityVote(_Uniform):
+    """``k`` samples of one tier vote: the one that is named, else the strongest that is not greedy-only."""
+
+    def __init__(self, tier: str | None = None) -> None:
+        self._tier = tier
+
+    def route(self, context: PlanningContext) -> str:
+        """Raises `ConfigError` where the tier is greedy-only, and a vote would be a single answer."""
+        voting = [tier for tier in context.tiers if not tier.greedy_only]
+        if self._tier is None and voting:
+            return context.route([(voting[-1], context.k)])
+        tier = context.tiers[-1] if self._tier is None else context.tier(self._tier)
+        if tier.greedy_only:
+            raise ConfigError(f"tier {tier.name!r} is greedy-only and cannot vote", hint="name another: majority_vote:TIER")
+        return context.route([(tier, context.k)])
+
+
+class Cascade(_Uniform):
+    """Every tier in turn with ``k`` votes, and one greedy answer of the last."""
+
+    def route(self, context: PlanningContext) -> str:
+        """A greedy-only tier before the last is left out: its one answer would always be taken, and end the cascade."""
+        *before, last = context.tiers
+        return context.route([*((tier, context.k) for tier in before if not tier.greedy_only), (last, 1)])
+
+
+class AdaptiveKSampling:
+    """Tries every tier, each with as many votes as the probe says that its majority needs.
+
+    Where one answer is enough by prediction, it is taken as it is: a single answer has no votes that could doubt it. A
+    greedy-only tier before the last is therefore left out where one is not enough; nothing behind it would be reached.
+    """
+
+    entropy: ClassVar[bool] = False
+
+    def routes(self, questions: Questions, context: PlanningContext) -> NDArray[np.object_]:
+        """A cascade for each question."""
+        return _spelled(self.votes(questions, context), context, entropy=self.entropy)
+
+    def votes(self, questions: Questions, context: PlanningContext) -> Counts:
+        """Votes of each tier, 0 where it is left out: shape ``(questions, tiers)``."""
+        votes = np.ones((len(questions), len(context.tiers)), dtype=np.int64)
+        last = len(context.tiers) - 1
+        for position, tier in enumerate(context.tiers):
+            if tier.greedy_only and position == last:
+                continue
+            needed = votes_needed(questions.success(tier.name), context.target, context.k_max)
+            votes[:, position] = np.where(needed > 1, 0, 1) if tier.greedy_only else needed
+        return votes
+
+
+class CostAwareEscalation(AdaptiveKSampling):
+    """As `AdaptiveKSampling`, but the smallest tier is skipped where it would need 5 votes or more.
+
+    So many votes of a model that is wrong nearly as often as right cost time and seldom end the matter.
+    """
+
+    too_many: ClassVar[int] = 5
+
+    def votes(self, questions: Questions, context: PlanningContext) -> Counts:
+        """See `AdaptiveKSampling.votes`."""
+        votes = super().votes(questions, context)
+        if len(context.tiers) > 1 and not context.tiers[0].greedy_only:
+            needed = votes_needed(
+                questions.success(context.tiers[0].name), context.target, max(context.k_max, self.too_many)
+            )
+            votes[needed >= self.too_many, 0] = 0
+        return votes
+
+
+class EntropyAwareEscalation(AdaptiveKSampling):
+    """As `AdaptiveKSampling`, but a tier whose votes are ambiguous draws again before the next is paid for."""
+
+    entropy = True
+
+
+def _spelled(votes: Counts, context: PlanningContext, *, entropy: bool) -> NDArray[np.object_]:
+    """One routing string per row of ``votes``; each combination is spelled once."""
+    codes = np.zeros(len(votes), dtype=np.int64)
+    decoders: list[Counts] = []
+    for column in votes.T:  # one number per combination: sorting rows of a matrix is forty times slower
+        values, code = np.unique(column, return_inverse=True)
+        codes = codes * max(len(values), 1) + code
+        decoders.append(values)
+    combinations, rows = np.unique(codes, return_inverse=True)
+    spelled = np.empty(len(combinations), dtype=object)
+    for at, combination in enumerate(combinations.tolist()):
+        rest, steps = combination, []
+        for tier, values in zip(reversed(context.tiers), reversed(decoders), strict=True):
+            rest, code = divmod(rest, len(values))
+            if values[code]:
+                steps.append((tier, int(values[code])))
+        spelled[at] = context.route(steps[::-1], entropy=entropy)
+    return spelled[rows]
+
+
+# ------------------------------------------------------------------------------------------------------ finding them
+
+
+def make_strategy(text: str, factories: Mapping[str, Callable[..., Any]]) -> BatchStrategy:
+    """The strategy that a user names: ``NAME``, or ``NAME:TIER`` for one that takes a tier.
+
+    Raises `ConfigError` for an unknown name, and for a tier that the strategy does not take.
+    """
+    name, colon, tier = text.partition(":")
+    if name not in factories:
+        known = sorted(factories)
+        raise ConfigError(
+            f"no batch strategy is named {name!r}", hint=nearest(name, known) or f"there are: {', '.join(known)}"
+        )
+    try:
+        strategy = factories[name](tier) if colon else factories[name]()
+    except TypeError as error:
+        how = f"takes no tier ({text!r})" if colon else "cannot be made without a tier (NAME:TIER)"
+        raise ConfigError(f"batch strategy {name!r} {how}: {error}") from error
+    if not callable(getattr(strategy, "routes", None)):
+        raise ConfigError(f"batch strategy {name!r} has no method `routes(questions, context)`")
+    return strategy  # type: ignore[no-any-return]  # a plugin's; that it has the method is all that can be checked
+
+
+def baseline_routes(context: PlanningContext) -> tuple[str, ...]:
+    """What cascades are measured against: each tier once and greedily, then each that may with ``k`` votes."""
+    greedy = [context.route([(tier, 1)]) for tier in context.tiers]
+    return (*greedy, *(context.route([(tier, context.k)]) for tier in context.tiers if not tier.greedy_only))

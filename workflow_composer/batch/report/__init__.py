@@ -1,0 +1,1 @@
+"""The report on runs: statistics, comparison, figures."""

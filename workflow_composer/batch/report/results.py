@@ -1,0 +1,215 @@
+"""What came of a batch: the journal's records in the order of the data set, as JSON lines and as Parquet.
+
+Both are streamed: of a journal, 8 bytes per row are kept in memory. A file is there whole or not at all: it is written under
+another name and then renamed.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
+
+from workflow_composer.batch.datasets.formats import arrow_library
+from workflow_composer.batch.run.lines import fields_of, head_of, header_of, record_of, whole_lines
+from workflow_composer.batch.run.records import RowRecord
+from workflow_composer.errors import InputError, WorkflowComposerError
+from workflow_composer.storage.lines import encoded, unreadable
+from workflow_composer.storage.replacing import replacing
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+JSONL, PARQUET = "results.jsonl", "results.parquet"
+
+COLUMNS = (
+    "row", "id", "route", "answer", "confidence", "accepted", "tier", "tiers", "correct", "prompt_tokens",
+    "completion_tokens", "cost", "seconds", "error",
+)  # fmt: skip
+"""The columns of both files, in order."""
+
+_readable = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+_ROWS_AT_A_TIME = 1024
+_GROUP_ROWS, _GROUP_BYTES = 32_768, 64 << 20
+"""A row group of Parquet is closed when it has as many rows or bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """How many rows the result files hold, and how many of them failed.
+
+    ``unreadable`` rows have an answer that could not be read; ``cut_off`` of them were ended by their length.
+    """
+
+    rows: int
+    errors: int
+    unreadable: int = 0
+    cut_off: int = 0
+
+
+def records(journal: Path) -> Iterator[RowRecord]:
+    """The last record of every row of a journal, in the order of the data set; rows without any are left out.
+
+    The journal is not locked: a run may go on meanwhile, and what it then writes is left out too. Raises `InputError` where
+    the file cannot be read, is damaged, or is no journal.
+    """
+    return map(record_of, _last_lines(journal))
+
+
+def write_results(journal: Path, folder: Path) -> Written:
+    """Write ``results.jsonl`` and ``results.parquet`` into a folder, in the place of what was there.
+
+    Raises `ConfigError` where pyarrow is not installed, `InputError` for the journal as `records` does, and
+    `WorkflowComposerError` where there is no room; older files stay then.
+    """
+    arrow_library()
+    rows = errors = unreadable = cut_off = 0
+    every = map(fields_of, _last_lines(journal))
+    with (
+        _in_place_of(folder / JSONL) as lines,
+        _in_place_of(folder / PARQUET) as columns,
+        _Table(columns) as table,
+    ):
+        while block := list(islice(every, _ROWS_AT_A_TIME)):
+            found = [_row(fields) for fields in block]
+            lines.writelines(map(encoded, found))
+            table.add(found)
+            rows += len(found)
+            errors += sum(row["error"] is not None for row in found)
+            lost = [row for row in found if row["answer"] is None and row["error"] is None]
+            unreadable += len(lost)
+            cut_off += sum(any(tier["cut_off"] for tier in row["tiers"]) for row in lost)
+    return Written(rows, errors, unreadable, cut_off)
+
+
+def schema() -> pa.Schema:
+    """Their types in Parquet."""
+    pa = arrow_library()
+    text, count, number, truth = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+    votes = pa.list_(pa.struct([("answer", text), ("count", count)]))
+    tier = {
+        "name": text,
+        "model": text,
+        "samples": count,
+        "votes": votes,
+        "unreadable": count,
+        "confidence": number,
+        "accepted": truth,
+        "reason": text,
+        "prompt_tokens": count,
+        "completion_tokens": count,
+        "cost": number,
+        "seconds": number,
+        "right": pa.list_(truth),
+        "texts": pa.list_(text),
+        "cut_off": count,
+    }
+    types = {
+        "row": count,
+        "id": text,
+        "route": text,
+        "answer": text,
+        "confidence": number,
+        "accepted": truth,
+        "tier": text,
+        "tiers": pa.list_(pa.struct(list(tier.items()))),
+        "correct": truth,
+        "prompt_tokens": count,
+        "completion_tokens": count,
+        "cost": number,
+        "seconds": number,
+        "error": pa.struct([("type", text), ("message", text)]),
+    }
+    return pa.schema([(name, types[name]) for name in COLUMNS])
+
+
+def _row(fields: dict[str, Any]) -> dict[str, Any]:
+    """A row of the result files: plain data, every column always there."""
+    fields["tier"] = fields.pop("deciding") or None
+    for tier in fields["tiers"]:
+        tier["votes"] = [{"answer": answer, "count": count} for answer, count in tier["votes"]]
+    if fields["error"] is not None:
+        fields["error"] = dict(zip(("type", "message"), fields["error"], strict=True))
+    return {name: fields[name] for name in COLUMNS}
+
+
+def _last_lines(journal: Path) -> Iterator[bytes]:
+    try:
+        with journal.open("rb") as file:
+            for offset in filter(None, _offsets(file, journal)):
+                file.seek(offset)
+                yield file.readline()
+    except OSError as error:
+        raise unreadable(journal, error) from None
+
+
+def _offsets(file: BinaryIO, journal: Path) -> array[int]:
+    """Where the last record of each row begins; 0 where there is none."""
+    lines = whole_lines(file, journal)
+    first = next(lines, None)
+    if first is None:
+        raise InputError(f"{journal} is empty", hint="run the batch first")
+    offsets = array("Q", bytes(8 * int(header_of(first, journal)["rows"])))
+    for line in lines:
+        offsets[head_of(line).row] = line.offset
+    return offsets
+
+
+@contextmanager
+def _in_place_of(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of another when it is whole and on the disk."""
+    try:
+        with replacing(path) as file:
+            yield file
+    except OSError as error:
+        hint = "make room, or allow this user to write there; then run the same command again: no answer is lost"
+        raise WorkflowComposerError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
+
+
+class _Table:
+    """A Parquet file that is written by row groups of bounded size. A context manager."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        from pyarrow.parquet import ParquetWriter
+
+        self._pa = arrow_library()
+        self._schema = schema()
+        self._writer = ParquetWriter(file, self._schema, compression="zstd")
+        self._waiting: list[pa.RecordBatch] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Write rows."""
+        try:
+            batch = self._pa.RecordBatch.from_pylist(rows, self._schema)
+        except UnicodeEncodeError:  # half a surrogate pair, which a model may write and Parquet cannot hold
+            batch = self._pa.RecordBatch.from_pylist([_encodable(row) for row in rows], self._schema)
+        self._waiting.append(batch)
+        if sum(map(len, self._waiting)) >= _GROUP_ROWS or sum(each.nbytes for each in self._waiting) >= _GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._writer.write_table(self._pa.Table.from_batches(self._waiting, self._schema))
+        self._waiting = []
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, dict):
+        return {name: _encodable(each) for name, each in value.items()}
+    return [_encodable(each) for each in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,212 @@
+"""RunSummary: a run's records added up, in memory that does not grow with their number.
+
+Everything that a report says is a ratio of sums over questions. Sums are kept per *unit*: each of the first `GROUPS`
+questions is one; of more, each is dealt at random to one of them. Resampling units then gives the intervals
+(`workflow_composer.batch.report.statistics`), and as units depend on nothing but the row's number, runs over the same rows
+are compared question by question.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Hashable, Iterable
+from functools import lru_cache
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workflow_composer.batch.report.statistics import GROUPS, Floats, pass_at
+from workflow_composer.batch.run.records import RowRecord, TierRecord
+
+BINS = 10
+"""Bins of confidence, all of the same width; the last one holds 1."""
+
+DRAWS = (1, 2, 4, 8, 16, 32)
+"""k of pass@k."""
+
+_MOST_ERRORS = 100
+
+
+class RunSummary:
+    """One run of one data set. `add` records in any order, each row once; then read `column` and `total`.
+
+    Columns, by their keys; each counts questions or adds up what they have:
+
+    - ``rows``, ``failed``, ``unread`` (answered, but no final answer could be read), ``doubted`` (taken, not accepted)
+    - ``graded``, ``right``, and ``right accepted``, ``graded accepted`` of those answers that were accepted
+    - ``cost`` (dollars), ``prompt``, ``completion`` (tokens), ``seconds``
+    - ``("decided", tier)``: rows whose answer is this tier's
+    - ``("bin", b, what)``: graded rows whose confidence is in bin b: ``count``, ``confidence``, ``right``
+    - ``("step", a, b, what)``: rows that went from tier a to b: ``rows``, ``cost`` (of b), and, of those where it is known
+      for both whether the answer was right, ``known``, ``before``, ``after``
+    - ``("tier", name, what)``: rows that it ran for: ``rows``, ``samples``, ``unreadable``, ``cost``
+    - ``("pass", name, k, what)``: rows with at least k graded samples of the tier: ``rows``, ``passed`` (pass@k)
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.tiers: dict[str, None] = {}
+        self.routes: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.first_error: dict[str, tuple[int, str]] = {}
+        self._columns: dict[Hashable, array[float]] = {}
+        self._seen = np.zeros(1024, np.bool_)
+
+    @classmethod
+    def of(cls, name: str, records: Iterable[RowRecord], *, only: NDArray[np.bool_] | None = None) -> Self:
+        """Sum up a run; ``only`` marks the rows that count."""
+        made = cls(name)
+        for record in records:
+            if only is None or (record.row < len(only) and only[record.row]):
+                made.add(record)
+        return made
+
+    # --------------------------------------------------------------------------------------------------------- reading
+
+    @property
+    def seen(self) -> NDArray[np.bool_]:
+        """Which rows there are: True at each one's number; as long as the last of them demands."""
+        present = np.flatnonzero(self._seen)
+        return self._seen[: present[-1] + 1] if len(present) else self._seen[:0]
+
+    @property
+    def keys(self) -> tuple[Hashable, ...]:
+        """The columns that hold anything."""
+        return tuple(self._columns)
+
+    def column(self, key: Hashable) -> Floats:
+        """A column's sums: shape ``(GROUPS,)``; zeros where nothing was added."""
+        found = self._columns.get(key)
+        return np.zeros(GROUPS) if found is None else np.array(found)
+
+    def total(self, key: Hashable) -> float:
+        """A column's sum over all rows."""
+        return float(self.column(key).sum())
+
+    # ---------------------------------------------------------------------------------------------------------- adding
+
+    def add(self, record: RowRecord) -> None:
+        """Add a row. Raises ValueError where it was there before: its questions would count twice."""
+        row = record.row
+        if row >= len(self._seen):
+            self._seen = np.concatenate([self._seen, np.zeros(max(row + 1, len(self._seen)), np.bool_)])
+        if self._seen[row]:
+            raise ValueError(f"row {row} is there twice")
+        self._seen[row] = True
+        unit = unit_of(row)
+        self.routes[record.route] += 1
+        self._put("rows", unit, 1)
+        self._put("cost", unit, record.cost)
+        self._put("prompt", unit, record.prompt_tokens)
+        self._put("completion", unit, record.completion_tokens)
+        self._put("seconds", unit, record.seconds)
+        if record.error is not None:
+            self._failed(record, unit)
+        else:
+            self._answered(record, unit)
+        self._steps(record, unit)
+
+    def _failed(self, record: RowRecord, unit: int) -> None:
+        assert record.error is not None
+        kind, message = record.error
+        if kind in self.errors or len(self.errors) < _MOST_ERRORS:
+            self.errors[kind] += 1
+            self.first_error.setdefault(kind, (record.row, message))
+        self._put("failed", unit, 1)
+
+    def _answered(self, record: RowRecord, unit: int) -> None:
+        self._put(("decided", record.deciding), unit, 1)
+        self._put("unread", unit, record.answer is None)
+        self._put("doubted", unit, not record.accepted)
+        if record.correct is None:
+            return
+        right = record.correct
+        self._put("graded", unit, 1)
+        self._put("right", unit, right)
+        self._put("graded accepted", unit, record.accepted)
+        self._put("right accepted", unit, record.accepted and right)
+        if record.confidence is not None:
+            place = min(max(int(record.confidence * BINS), 0), BINS - 1)
+            self._put(("bin", place, "count"), unit, 1)
+            self._put(("bin", place, "confidence"), unit, record.confidence)
+            self._put(("bin", place, "right"), unit, right)
+
+    def _steps(self, record: RowRecord, unit: int) -> None:
+        before: tuple[str, bool | None] | None = None
+        for position, tier in enumerate(record.tiers):
+            name = tier.name
+            self.tiers[name] = None
+            rows, samples, unreadable, cost = _tier_keys(name)
+            self._put(rows, unit, 1)
+            self._put(samples, unit, tier.samples)
+            self._put(unreadable, unit, tier.unreadable)
+            self._put(cost, unit, tier.cost)
+            for count, passed, share in _passes(name, len(tier.right), sum(tier.right)):
+                self._put(count, unit, 1)
+                self._put(passed, unit, share)
+            right = record.correct if position == record.tier else leader_right(tier)
+            if before is not None:
+                self._step(before, (name, right), tier.cost, unit)
+            before = name, right
+
+    def _step(self, before: tuple[str, bool | None], after: tuple[str, bool | None], cost: float, unit: int) -> None:
+        (earlier, was_right), (tier, right) = before, after
+        self._put(("step", earlier, tier, "rows"), unit, 1)
+        self._put(("step", earlier, tier, "cost"), unit, cost)
+        if was_right is not None and right is not None:
+            self._put(("step", earlier, tier, "known"), unit, 1)
+            self._put(("step", earlier, tier, "before"), unit, was_right)
+            self._put(("step", earlier, tier, "after"), unit, right)
+
+    def _put(self, key: Hashable, unit: int, value: float) -> None:
+        if value:
+            column = self._columns.get(key)
+            if column is None:
+                column = self._columns[key] = array("d", bytes(8 * GROUPS))
+            column[unit] += value
+
+
+@lru_cache(maxsize=4096)
+def _tier_keys(name: str) -> tuple[Hashable, Hashable, Hashable, Hashable]:
+    """A tier's columns for rows, samples, unreadable samples and cost."""
+    return ("tier", name, "rows"), ("tier", name, "samples"), ("tier", name, "unreadable"), ("tier", name, "cost")
+
+
+@lru_cache(maxsize=4096)
+def _passes(name: str, samples: int, right: int) -> tuple[tuple[Hashable, Hashable, float], ...]:
+    """For each k of pass@k that so many samples allow: its two columns, and what they say."""
+    return tuple(
+        (("pass", name, k, "rows"), ("pass", name, k, "passed"), pass_at(right, samples, k)) for k in DRAWS if k <= samples
+    )
+
+
+def unit_of(row: int) -> int:
+    """The unit of a row: itself, or, from `GROUPS` on, one that is as good as random (SplitMix64's mixing function)."""
+    if row < GROUPS:
+        return row
+    mixed = (row * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return (mixed ^ (mixed >> 31)) % GROUPS
+
+
+def leader_right(tier: TierRecord) -> bool | None:
+    """Whether a tier's leading answer was right, from its votes and its samples' grades; None where they do not tell.
+
+    Right samples give one answer, the label's; it leads if it has the leader's votes. Where others have as many, the one
+    that came first leads: the right one if the first sample was right, and not if each sample is of one of these.
+    """
+    right = sum(tier.right)
+    if not tier.right:
+        return None
+    if right == 0 or not tier.votes:
+        return False
+    counts = [count for _, count in tier.votes]
+    if right != counts[0]:
+        return False if right in counts else None
+    tied = counts.count(right)
+    if tied == 1 or tier.right[0]:
+        return True
+    return False if tied * right == len(tier.right) else None

@@ -1,0 +1,145 @@
+"""One row answered: the request that it becomes, and the record that is made of the response."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from workflow_composer.answers import Reader
+from workflow_composer.batch.datasets.dataset import Row
+from workflow_composer.batch.run.records import RowRecord, TierRecord
+from workflow_composer.batch.run.runner import Generate
+from workflow_composer.markers import is_routing_string
+from workflow_composer.support.fast_dataclass import quick
+from workflow_composer.types import LLMRequest, LLMResponse, TierResult
+
+Recorded = Callable[[str, str, int], bool | None]
+"""``(model, question, number of the sample) -> right``: what a recording says; None where nobody has graded it."""
+
+
+@quick
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A row of a data set, and the routing string that it is sent by."""
+
+    row: Row
+    route: str
+
+
+class Answering:
+    """Answers jobs with whatever answers requests, and raises what that raises.
+
+    ``reader`` reads and grades final answers; ``recorded`` grades where a row has no label. ``fields`` are those of
+    `LLMRequest` for every row, and ``system``; ``keep_texts`` keeps the samples' texts in the records.
+    """
+
+    def __init__(
+        self,
+        generate: Generate,
+        reader: Reader,
+        *,
+        fields: Mapping[str, Any] | None = None,
+        recorded: Recorded | None = None,
+        keep_texts: bool = False,
+    ) -> None:
+        self._generate = generate
+        self._reader = reader
+        self._fields = dict(fields or {})
+        self._recorded = recorded
+        self._keep_texts = keep_texts
+
+    async def __call__(self, job: Job, budget: float | None = None) -> RowRecord:
+        """The record of one row, which may cost ``budget`` dollars."""
+        return await self._record(job, await self._generate(self._request(job, budget)))
+
+    def failed(self, job: Job, error: BaseException, seconds: float) -> RowRecord:
+        """The record of a row that has failed, with the cost of its attempts."""
+        attempts = getattr(error, "attempts", ())
+        return RowRecord(
+            row=job.row.row,
+            id=job.row.id,
+            route=job.route,
+            answer=None,
+            confidence=None,
+            accepted=False,
+            tier=0,
+            tiers=(),
+            correct=None,
+            prompt_tokens=sum(attempt.usage.prompt_tokens for attempt in attempts),
+            completion_tokens=sum(attempt.usage.completion_tokens for attempt in attempts),
+            cost=sum(attempt.cost for attempt in attempts),
+            seconds=seconds,
+            error=(type(error).__name__, str(error)),
+        )
+
+    def _request(self, job: Job, budget: float | None) -> LLMRequest:
+        # A routing string says itself how its tiers sample; a model's own name stands for one greedy answer.
+        own: dict[str, Any] = {} if is_routing_string(job.route) else {"temperature": 0.0}
+        if budget is not None:
+            own["budget"] = budget
+        return LLMRequest.of(job.row.question, **{**self._fields, "model": job.route, **own})
+
+    async def _record(self, job: Job, response: LLMResponse) -> RowRecord:
+        tiers = [await self._tier(job, tier) for tier in response.tiers]
+        decided = next(at for at, tier in enumerate(response.tiers) if tier.tier == response.decision.tier)
+        result = response.tiers[decided]
+        choice = result.verdict.choice
+        answer = self._reader.read_said(result.samples[choice], job.row.label)
+        right = tiers[decided].right
+        return RowRecord(
+            row=job.row.row,
+            id=job.row.id,
+            route=job.route,
+            answer=answer,
+            confidence=response.confidence,
+            accepted=response.accepted,
+            tier=decided,
+            tiers=tuple(tiers),
+            correct=right[choice] if right else None,
+            prompt_tokens=response.usage.prompt_tokens,
+            completion_tokens=response.usage.completion_tokens,
+            cost=response.cost,
+            seconds=round(response.latency_ms / 1000.0, 6),
+        )
+
+    async def _tier(self, job: Job, tier: TierResult) -> TierRecord:
+        verdict = tier.verdict
+        answers = [self._reader.read_said(sample, job.row.label) for sample in tier.samples]
+        return TierRecord(
+            name=tier.name,
+            model=tier.model,
+            samples=len(tier.samples),
+            votes=verdict.votes or _counted(answers),
+            unreadable=answers.count(None),
+            confidence=verdict.confidence,
+            accepted=verdict.accepted,
+            reason=verdict.reason,
+            prompt_tokens=tier.usage.prompt_tokens,
+            completion_tokens=tier.usage.completion_tokens,
+            cost=tier.cost,
+            seconds=round(tier.latency_ms / 1000.0, 6),
+            right=await self._grades(job, tier, answers),
+            texts=tuple(sample.text for sample in tier.samples) if self._keep_texts else (),
+            cut_off=sum(sample.cut_off for sample in tier.samples),
+        )
+
+    async def _grades(self, job: Job, tier: TierResult, answers: list[str | None]) -> tuple[bool, ...]:
+        """Whether each sample is right: by the row's label, else by what the recording says; empty where neither knows."""
+        label = job.row.label
+        if label is not None:
+            known: dict[str | None, bool] = {None: False}
+            for answer in answers:
+                if answer not in known:
+                    known[answer] = await self._reader.grade(answer, label)
+            return tuple(known[answer] for answer in answers)
+        if self._recorded is None:
+            return ()
+        said = [self._recorded(tier.model, job.row.question, number) for number in range(len(answers))]
+        return tuple(bool(right) for right in said) if None not in said else ()
+
+
+def _counted(answers: list[str | None]) -> tuple[tuple[str, int], ...]:
+    """Votes of a tier that did not vote: its answers as they are written."""
+    read = [answer for answer in answers if answer is not None]
+    return tuple((answer, read.count(answer)) for answer in dict.fromkeys(read))

@@ -1,0 +1,153 @@
+"""A data set through one strategy: its journal, its rows' answers, its results. What ``execute`` does, again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workflow_composer import __version__
+from workflow_composer.answers import reader
+from workflow_composer.batch.report.results import records, write_results
+from workflow_composer.batch.run.answering import Answering, Job
+from workflow_composer.batch.run.journal import RowJournal, fingerprint
+from workflow_composer.batch.run.limiter import Limiter
+from workflow_composer.batch.run.lines import head_of, whole_lines
+from workflow_composer.batch.run.runner import Budget, Generate, heard, run
+from workflow_composer.batch.run.tally import Tally
+from workflow_composer.storage.replacing import replace_file
+
+if TYPE_CHECKING:
+    from workflow_composer.batch.datasets.recorded_answers import RecordedAnswers
+    from workflow_composer.batch.planning.plan_table import PlanTable
+    from workflow_composer.config.strategy import StrategyConfig
+    from workflow_composer.plan import Voting
+
+JOURNAL = "journal.jsonl"
+
+
+class PlannedRun:
+    """Rows of data sets, each sent by the route that was planned for it, under one profile and with the same options.
+
+    ``fields`` are those of `LLMRequest` for every row, and ``system``; ``pins`` name the present texts of the contexts that
+    they, or else the profile, name. ``recorded`` grades where rows have no labels.
+    """
+
+    def __init__(
+        self,
+        config: StrategyConfig,
+        *,
+        fields: Mapping[str, Any],
+        pins: tuple[str, ...] = (),
+        recorded: RecordedAnswers | None = None,
+        limit: int | None = None,
+        keep_texts: bool = True,
+    ) -> None:
+        self._config = config
+        self._fields = dict(fields)
+        self._pins = pins
+        self._recorded = recorded
+        self._limit = limit
+        self._keep_texts = keep_texts
+        self.voting = _voting_of(config)
+
+    async def answer(
+        self,
+        generate: Generate,
+        rows: Any,
+        table: PlanTable,
+        journal: RowJournal,
+        *,
+        tally: Tally,
+        concurrency: int | None,
+        budget: Budget,
+        progress: Callable[[Tally], None],
+        stop: asyncio.Event,
+    ) -> None:
+        """Answer the rows that the journal does not have yet."""
+        limiter = Limiter.of(concurrency)
+        answering = Answering(
+            heard(generate, limiter),
+            reader(self.voting.form),
+            fields=self._fields,
+            recorded=None if self._recorded is None else self._recorded.right,
+            keep_texts=self._keep_texts,
+        )
+        jobs = (job for job in self._jobs(rows, table) if not journal.is_done(job.row.row))
+        await run(jobs, answering, journal, tally=tally, limiter=limiter, budget=budget, progress=progress, stop=stop)
+
+    def opened(self, folder: Path, rows: Any, table: PlanTable, tally: Tally) -> RowJournal:
+        """The journal in a folder, which is made; what earlier runs have answered is counted in ``tally``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        return RowJournal.open(folder / JOURNAL, self._head(rows, table), rows=len(table.frame), each=tally.add_earlier)
+
+    def _jobs(self, rows: Any, table: PlanTable) -> Iterator[Job]:
+        return (Job(row, route) for row, route in zip(islice(rows.rows(), self._limit), table.routes(), strict=True))
+
+    def _head(self, rows: Any, table: PlanTable) -> dict[str, Any]:
+        """What a journal is of: a run that differs in any of it is another run."""
+        return {
+            "version": __version__.rpartition(".")[0],
+            "dataset": rows.name,
+            "digest": rows.sha256(),
+            "routes": fingerprint(table.routes()),
+            "strategy": self._config.profile_name,
+            "models": {name: f"{spec.backend}:{spec.model}" for name, spec in self._config.models.items()},
+            "votes": asdict(self.voting),
+            "fields": {**self._fields, "context": list(self._pins)} if self._pins else self._fields,
+            "replay": None if self._recorded is None else self._recorded.digest,
+        }
+
+    def report(self, title: str, folder: Path, runs: Mapping[str, Path]) -> tuple[Path, Path]:
+        """Set runs (name and folder) beside one another, for people: as Markdown, and as a page that needs no network."""
+        from workflow_composer.batch.report.report import build_report
+
+        sources = {name: partial(records, place / JOURNAL) for name, place in runs.items()}
+        votes = self.voting
+        note = (
+            f"Profile {self._config.profile_name}; votes: {votes.measure} from {votes.target:g}, "
+            f"stopping: {votes.stopping}, drawn {votes.draw.replace('_', ' ')}."
+        )
+        texts = build_report(sources, title=title, tiers=tuple(self._config.tiers), notes=[note])
+        places = folder / "report.md", folder / "report.html"
+        for place, text in zip(places, texts, strict=True):
+            replace_file(place, text)
+        return places
+
+
+def finish(folder: Path, tally: Tally) -> None:
+    """Write a run's result files, and count in ``tally`` what could not be read."""
+    written = write_results(folder / JOURNAL, folder)
+    tally.unreadable, tally.cut_off = written.unreadable, written.cut_off
+
+
+def spent_in(journal: Path) -> float:
+    """Dollars that the runs of a journal have cost; 0 where there is none. Raises `InputError` where it is damaged."""
+    if not journal.exists():
+        return 0.0
+    with journal.open("rb") as file:
+        lines = whole_lines(file, journal)
+        next(lines, None)
+        return sum(head_of(line).cost for line in lines)
+
+
+def _voting_of(config: StrategyConfig) -> Voting:
+    """How the profile's cascade router draws, reads and judges votes."""
+    from workflow_composer.routers.cascade import CascadeSettings
+
+    spec = next(spec for spec in config.routers if spec.name == "cascade")
+    return CascadeSettings.model_validate(dict(spec.settings)).voting()
+
+
+def slug(strategy: str) -> str:
+    """A folder's name for a strategy or a route: readable, and different for different ones."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", strategy).strip(".")
+    if plain == strategy and len(plain) <= 120:
+        return plain
+    return f"{plain[:100]}-{hashlib.sha256(strategy.encode()).hexdigest()[:8]}"

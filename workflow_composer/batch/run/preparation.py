@@ -1,0 +1,178 @@
+"""What ``execute`` prepares before anything is paid for: the rows, and for each strategy the way that every row goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workflow_composer.batch.datasets.recorded_answers import RecordedAnswers
+from workflow_composer.errors import ConfigError, InputError
+from workflow_composer.markers import is_routing_string
+
+if TYPE_CHECKING:
+    from workflow_composer.batch.planning.plan_table import PlanTable
+    from workflow_composer.batch.planning.policies import BatchStrategy, PlanningContext
+    from workflow_composer.config.strategy import StrategyConfig
+    from workflow_composer.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says; see ``execute --help``."""
+
+    strategies: tuple[str, ...] = ()
+    routes: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    probing_dataset: str | None = None
+    probe: Path | None = None
+    data_dir: Path = Path("data")
+    output: Path = Path("results")
+    replay: Path | None = None
+    dry_run: bool = False
+    baselines: bool = False
+    limit: int | None = None
+    probing_rows: int = 400
+    k: int = 8
+    k_max: int = 9
+    target: float = 0.9
+    measure: str | None = None
+    accept: float | None = None
+    stopping: str | None = None
+    level: float | None = None
+    draw: str = "as_needed"
+    extract: tuple[str, ...] = ()
+    compare: str | None = None
+    system: str | None = None
+    contexts: tuple[str, ...] = ()
+    max_tokens: int | None = None
+    budget: float | None = None
+    run_budget: float | None = None
+    timeout: float | None = None
+    in_flight: int | None = None
+    no_texts: bool = False
+
+    @property
+    def votes(self) -> dict[str, Any]:
+        """Settings of the cascade router that were given, by their names there."""
+        given = {
+            "measure": self.measure,
+            "target": self.accept,
+            "stopping": self.stopping,
+            "level": self.level,
+            "draw": self.draw,
+            "extract": list(self.extract) or None,
+            "compare": self.compare,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Fields of every row's request."""
+        given = {name: getattr(self, name) for name in ("system", "max_tokens", "budget", "timeout")}
+        given["context"] = self.contexts or None
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class Preparation:
+    """Finds the rows of an ``execute`` and plans them, under one profile.
+
+    ``parse`` makes the plan of a route, ``factories`` the batch strategies that there are, by their names.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        config: StrategyConfig,
+        *,
+        parse: Callable[[str], Plan],
+        factories: Mapping[str, Any],
+        recorded: RecordedAnswers | None,
+    ) -> None:
+        self.options = options
+        self.config = config
+        self.recorded = recorded
+        self._parse = parse
+        self._factories = factories
+
+    def datasets(self) -> list[Any]:
+        """The data sets that were named, or else the recording. Raises `InputError`."""
+        from workflow_composer.batch.datasets.dataset import find
+
+        options = self.options
+        if not options.datasets:
+            assert self.recorded is not None  # the command line asks for one of the two
+            return [self.recorded]
+        found = [find(name, options.data_dir) for name in dict.fromkeys(options.datasets)]
+        names = [rows.name for rows in found]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise InputError(f"{', '.join(sorted(twice))} is named twice", hint="run the splits of a data set one by one")
+        return found
+
+    def context(self) -> PlanningContext:
+        """What strategies may know besides the questions. Raises `ConfigError` where they would need tiers."""
+        from workflow_composer.batch.planning.policies import PlanningContext, PlanningTier
+
+        options, config = self.options, self.config
+        tiers = []
+        for name, spec in config.tiers.items():
+            model = config.resolve(name)[0]
+            tiers.append(PlanningTier(name, model.input_price, model.output_price, spec.greedy_only))
+        if not tiers:
+            if options.strategies or options.baselines:
+                raise ConfigError(
+                    f"profile {config.profile_name!r} has no tiers", hint="add tiers to it, or name --routes instead"
+                )
+            tiers = [PlanningTier(name) for name in dict.fromkeys(options.routes) if not is_routing_string(name)]
+            tiers = tiers or [PlanningTier("model")]
+        return PlanningContext(tuple(tiers), target=options.target, k=options.k, k_max=options.k_max, parse=self._parse)
+
+    def strategies(self, context: PlanningContext) -> dict[str, BatchStrategy]:
+        """The strategies and routes that were named, and the baselines."""
+        from workflow_composer.batch.planning.policies import baseline_routes, make_strategy
+
+        found = {name: make_strategy(name, self._factories) for name in dict.fromkeys(self.options.strategies)}
+        routes = dict.fromkeys(self.options.routes)
+        if self.options.baselines:
+            routes |= dict.fromkeys(baseline_routes(context))
+        return found | {route: Everywhere(route) for route in routes}
+
+    def plan(
+        self, rows: Any, strategies: Mapping[str, BatchStrategy], context: PlanningContext, tokens: Any
+    ) -> dict[str, PlanTable]:
+        """The plan of a data set for each strategy.
+
+        Makes the plan of every route that will be used: what cannot run is an error before anything is paid for.
+        """
+        from workflow_composer.batch.planning.plan_table import plan_all
+
+        tables = plan_all(limited(rows.chunks(), self.options.limit), strategies, context, tokens=tokens)
+        for table in tables.values():
+            for route in table.frame["route_to"].cat.categories:
+                self._parse(route)
+        return tables
+
+
+class Everywhere:
+    """The batch strategy that sends every question by one route."""
+
+    def __init__(self, route: str) -> None:
+        self.route = route
+
+    def routes(self, questions: Any, context: PlanningContext) -> list[str]:
+        """The same for every question."""
+        return [self.route] * len(questions)
+
+
+def limited(chunks: Iterator[Any], limit: int | None) -> Iterator[Any]:
+    """The first ``limit`` rows of the chunks."""
+    left = limit
+    for chunk in chunks:
+        if left is None:
+            yield chunk
+            continue
+        if left <= 0:
+            return
+        yield chunk.slice(0, left)
+        left -= chunk.num_rows

@@ -1,0 +1,229 @@
+"""Questions of data sets, asked of every tier and appended to a recording: what ``record`` does."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+from workflow_composer.backends.recordings import Recorded
+from workflow_composer.batch.datasets.dataset import Row, find
+from workflow_composer.batch.run.answer_file import graded
+from workflow_composer.batch.run.journal import open_own, unwritable
+from workflow_composer.batch.run.limiter import Limiter
+from workflow_composer.batch.run.records import Head
+from workflow_composer.batch.run.runner import Budget, Generate, heard, run
+from workflow_composer.batch.run.tally import Tally
+from workflow_composer.errors import InputError
+from workflow_composer.storage.appending import OwnFile
+from workflow_composer.storage.lines import encoded
+from workflow_composer.types import LLMResponse, TokenLogprob
+
+_LEAST = -9999.0
+"""What servers write for minus infinity, which JSON has no word for."""
+
+_OTHER = "another --output"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question of a data set, for one tier."""
+
+    row: Row
+    tier: str
+
+    @property
+    def key(self) -> bytes:
+        """What stands for it in a recording."""
+        return _key(self.tier, self.row.question)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRow:
+    """What counting needs of an answer, and its line of the recording: None where the row has failed."""
+
+    head: Head
+    line: Mapping[str, Any] | None
+
+
+def questions(
+    datasets: Sequence[str], data_dir: Path, tiers: Sequence[str], *, skip: int, limit: int | None
+) -> list[Question]:
+    """Every question for every tier, each once. Raises `InputError` where a question has no label."""
+    found: dict[bytes, Question] = {}
+    for name in datasets:
+        for row in islice(find(name, data_dir).rows(), skip, None if limit is None else skip + limit):
+            if row.label is None:
+                hint = "a recording that is learned from must say what is right: name a data set with answers"
+                raise InputError(f"{name}: row {row.row} has no label", hint=hint)
+            for tier in tiers:
+                asked = Question(row, tier)
+                found.setdefault(asked.key, asked)
+    if not found:
+        raise InputError("there are no rows to record", hint="lower --skip")
+    return list(found.values())
+
+
+class RecordingFile:
+    """A recording, locked from `open` to `close`, to be appended to behind its last whole line. A context manager.
+
+    ``spent`` (dollars) is what the answers in it have cost; rows that fail are not written down.
+    """
+
+    def __init__(self, file: OwnFile) -> None:
+        self.path = file.path
+        self.spent = 0.0
+        self._file = file
+        self._done: set[bytes] = set()
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open and lock the file. Raises `InputError` where it is in use or holds something else."""
+        found = cls(open_own(path, other=_OTHER))
+        try:
+            found._read(path)
+        except BaseException:
+            found.close()
+            raise
+        return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def is_done(self, question: Question) -> bool:
+        """Whether the tier's answer is there."""
+        return question.key in self._done
+
+    def append(self, record: RecordedRow) -> None:
+        """Write an answer. Raises `WorkflowComposerError` where there is no room."""
+        if record.line is not None:
+            try:
+                self._file.append(encoded(record.line))
+            except OSError as error:
+                raise unwritable(self.path, error, other=_OTHER) from error
+
+    def sync(self) -> None:
+        """Have all that was written put on the disk itself."""
+        if self._file.is_open:
+            try:
+                self._file.sync()
+            except OSError as error:
+                raise unwritable(self.path, error, other=_OTHER) from error
+
+    def close(self) -> None:
+        """Let others have the file."""
+        self._file.close()
+
+    def _read(self, path: Path) -> None:
+        whole = 0
+        with self.path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.endswith(b"\n"):  # a run was killed while it wrote
+                    break
+                whole += len(line)
+                try:
+                    recorded = Recorded.parse(line)
+                except (ValueError, RecursionError) as error:
+                    hint = f"name {_OTHER}, or take the line out"
+                    raise InputError(f"{path}:{number}: {error}", hint=hint) from None
+                self._done.add(_key(recorded.model, recorded.question))
+                self.spent += recorded.cost or 0.0
+        self._file.cut(whole)
+
+
+class RecordingAnswers:
+    """Answers questions, each by its own tier, and makes lines of a recording. ``fields`` as in `LLMRequest`."""
+
+    def __init__(self, generate: Generate, fields: Mapping[str, Any]) -> None:
+        self._generate = generate
+        self._fields = fields
+        self.first_error = ""
+
+    async def __call__(self, question: Question, budget: float | None) -> RecordedRow:
+        """The line of one answer, which may cost ``budget`` dollars."""
+        own = {"model": question.tier} if budget is None else {"model": question.tier, "budget": budget}
+        response = await self._generate(question.row.question, **self._fields, **own)
+        assert question.row.label is not None  # rows without one are refused
+        grade = await graded(response.samples[0], question.row.label)
+        unread = grade["answer"] is None
+        cut_off = unread and grade["finish_reason"] == "length"
+        head = Head(question.row.row, None, question.tier, grade["correct"], response.cost, unread, cut_off)
+        return RecordedRow(head, _line(question, response, correct=grade["correct"]))
+
+    def failed(self, question: Question, error: BaseException, seconds: float) -> RecordedRow:
+        """An answer that did not come, with the cost of its attempts."""
+        self.first_error = self.first_error or str(error)
+        cost = sum(attempt.cost for attempt in getattr(error, "attempts", ()))
+        return RecordedRow(Head(question.row.row, (type(error).__name__, str(error)), "", None, cost), None)
+
+
+class Recorder:
+    """Asks what a recording does not have yet; ``tally`` says how far it has come."""
+
+    def __init__(self, asked: Sequence[Question], file: RecordingFile) -> None:
+        self._file = file
+        self._left = [question for question in asked if not file.is_done(question)]
+        done = len(asked) - len(self._left)
+        self.tally = Tally(len(asked), answered=done, earlier=done, cost=file.spent)
+        self.first_error = ""
+
+    async def answer(
+        self,
+        generate: Generate,
+        fields: Mapping[str, Any],
+        *,
+        concurrency: int,
+        budget: Budget,
+        progress: Callable[[Tally], None],
+        stop: asyncio.Event,
+    ) -> None:
+        """Ask, ``concurrency`` questions at a time; ``fields`` are those of `LLMRequest` for all."""
+        limiter = Limiter.of(concurrency)
+        answers = RecordingAnswers(heard(generate, limiter), fields)
+        budget.earlier(self._file.spent)
+        try:
+            await run(
+                self._left,
+                answers,
+                self._file,
+                tally=self.tally,
+                limiter=limiter,
+                budget=budget,
+                progress=progress,
+                stop=stop,
+            )
+        finally:
+            self.first_error = answers.first_error
+
+
+def _line(question: Question, response: LLMResponse, *, correct: bool) -> dict[str, Any]:
+    sample = response.samples[0]
+    line: dict[str, Any] = {
+        "question": question.row.question,
+        "model": question.tier,
+        "sample": 0,
+        "answer": sample.text,
+        "correct": correct,
+        "tokens": response.usage.completion_tokens,
+        "prompt_tokens": response.usage.prompt_tokens,
+        "cost": response.cost,
+    }
+    if sample.logprobs is not None:
+        line["logprobs"] = [_token(token) for token in sample.logprobs]
+    return line
+
+
+def _token(token: TokenLogprob) -> dict[str, Any]:
+    top = [[text, max(_LEAST, value)] for text, value in token.top]
+    return {"token": token.token, "logprob": max(_LEAST, token.logprob), "top": top}
+
+
+def _key(model: str | None, question: Any) -> bytes:
+    return hashlib.blake2b(f"{model}\0{str(question).strip()}".encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -1,0 +1,119 @@
+"""How far a batch has come: what progress is shown from."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from workflow_composer.batch.run.records import Head
+
+_WINDOW = 60.0
+
+
+@dataclass(slots=True)
+class Tally:
+    """How far a run has come, of ``total`` rows (None: nobody knows yet how many there are). ``clock`` gives seconds.
+
+    ``answered`` counts rows with an answer, ``earlier`` those of them that an earlier run has answered; ``errors`` rows of
+    this run that failed. ``tiers``: answered rows by the name of the deciding tier. ``graded`` answers had a label, and
+    ``correct`` of them were right. ``cost`` (dollars) is what all runs have cost, failed rows included, ``cost_now`` this
+    run's share. ``in_flight`` rows are under way, and ``limit`` may be. ``unreadable`` answers count as wrong, and
+    ``cut_off`` of them were ended by their length. ``stopped_by`` says what has stopped the run before its end; empty:
+    nothing has.
+    """
+
+    total: int | None
+    clock: Callable[[], float] = time.monotonic
+    answered: int = 0
+    earlier: int = 0
+    errors: int = 0
+    tiers: Counter[str] = field(default_factory=Counter)
+    graded: int = 0
+    correct: int = 0
+    cost: float = 0.0
+    cost_now: float = 0.0
+    in_flight: int = 0
+    limit: int = 0
+    unreadable: int = 0
+    cut_off: int = 0
+    stopped_by: str = ""
+    _started: float = field(init=False)
+    _marks: deque[tuple[float, int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Count time from now on."""
+        self._started = self.clock()
+        self._marks = deque([(self._started, self.done)])
+
+    @property
+    def done(self) -> int:
+        """Rows that are over with, one way or the other."""
+        return self.answered + self.errors
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of correct answers among those that have a label; None where there are none."""
+        return self.correct / self.graded if self.graded else None
+
+    @property
+    def shares(self) -> Mapping[str, float]:
+        """Of the answered rows, the share that each tier has decided."""
+        return {name: count / self.answered for name, count in self.tiers.items()}
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return self.clock() - self._started
+
+    @property
+    def rows_per_second(self) -> float | None:
+        """Over the last minute; None before the first row."""
+        since, before = self._marks[0]
+        rows = self.done - before
+        return rows / max(self.clock() - since, 1e-9) if rows else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the pace of the last minute; None before the first row, and where the total is not known."""
+        pace = self.rows_per_second
+        return None if pace is None or self.total is None else (self.total - self.done) / pace
+
+    def add(self, head: Head, *, again: bool = False) -> None:
+        """Count a row of this run; ``again``: it has failed before in this run, and was tried again."""
+        self.cost += head.cost
+        self.cost_now += head.cost
+        self.errors -= again
+        if head.error is None:
+            self._answered(head)
+        else:
+            self.errors += 1
+        now = self.clock()
+        if now - self._marks[-1][0] >= 1.0:
+            self._marks.append((now, self.done))
+            while now - self._marks[1][0] > _WINDOW:
+                self._marks.popleft()
+
+    def add_earlier(self, head: Head) -> None:
+        """Count a record that an earlier run has written: an answer, or what a failed row has cost.
+
+        Of a row beyond the total, which an earlier run with a higher limit has answered, only the cost counts.
+        """
+        self.cost += head.cost
+        if head.error is None and (self.total is None or head.row < self.total):
+            self.earlier += 1
+            self._answered(head)
+            self._marks[0] = (self._started, self.done)
+
+    def _answered(self, head: Head) -> None:
+        self.answered += 1
+        self.tiers[head.deciding] += 1
+        self.unreadable += head.unreadable
+        self.cut_off += head.cut_off
+        if head.correct is not None:
+            self.graded += 1
+            self.correct += head.correct

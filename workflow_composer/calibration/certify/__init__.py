@@ -1,0 +1,1 @@
+"""Certificates: thresholds with finite-sample guarantees."""

@@ -1,0 +1,1 @@
+"""Audits of accepted answers, and the test that watches their error."""

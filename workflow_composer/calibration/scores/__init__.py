@@ -1,0 +1,1 @@
+"""Signals of one answer, and scores learned from them."""

@@ -1,0 +1,146 @@
+"""``execute``: run data sets through batch strategies or routing strings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from workflow_composer.answers.form import Comparison
+from workflow_composer.cli.options import (
+    common_options,
+    context_option,
+    examples,
+    finite,
+    run_budget_option,
+    strategy_option,
+)
+from workflow_composer.cli.state import State
+from workflow_composer.plan import Drawing, Measure, Stopping
+
+_LISTS = ("--strategies", "--routes", "--route", "--datasets")
+
+
+class _WithLists(click.Command):
+    """Options of several values, written as ``--datasets one two`` or ``--datasets one --datasets two``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat the option's name before each of its values, which is how click knows it."""
+        return super().parse_args(ctx, spread(args))
+
+
+def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]:
+    """Repeat the names of options that take several values.
+
+    >>> spread(["--datasets", "a", "b", "--limit", "3"])
+    ['--datasets', 'a', '--datasets', 'b', '--limit', '3']
+    """
+    found: list[str] = []
+    current, values = "", 0
+    for position, argument in enumerate(arguments):
+        if argument == "--":
+            return [*found, *arguments[position:]]
+        if argument.startswith("-") and len(argument) > 1:
+            current, values = (argument if argument in lists else ""), 0
+        elif current and values:
+            found.append(current)
+            values += 1
+        else:
+            values += 1
+        found.append(argument)
+    return found
+
+
+@click.command(
+    cls=_WithLists,
+    epilog=examples(
+        "execute --routes mv_cascade_small_k8_t0.7_medium_k8_t0.7_large_k1_t0.0 --datasets problems --data-dir data",
+        "execute --strategies adaptive_k_sampling cost_aware_escalation entropy_aware_escalation \\\n"
+        "      --probing-dataset openai_gsm8k:train --datasets openai_gsm8k gneubig_aime-1983-2024 --dry-run",
+        "execute --replay answers.jsonl.gz --routes mv_7B_k8_t0.7 --baselines",
+    ),
+)
+@click.option("--strategies", multiple=True, metavar="NAME...", help="Batch strategies; NAME:TIER where one takes a tier.")
+@click.option("--routes", "--route", "routes", multiple=True, metavar="ROUTE...", help="Routing strings or models' names.")
+@click.option("--datasets", multiple=True, metavar="NAME...", help="Data sets, `/` written `_`; NAME:SPLIT for one split.")
+@click.option("--probing-dataset", metavar="NAME", help="Data set on which the tiers' success is learned for predictions.")
+@click.option("--probe", type=click.Path(path_type=Path), help="A probe that was saved, instead of learning one.")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), default="data", show_default=True, help="Folder of the data sets."
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), default="results", show_default=True, help="Folder.")
+@click.option("--replay", type=click.Path(path_type=Path), help="Recorded answers (JSONL) in place of the models.")
+@click.option("--dry-run", is_flag=True, help="Plan, print where questions would go and what it would cost; call no model.")
+@click.option("--baselines", is_flag=True, help="Also run every tier alone, greedily and by majority vote.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows of each data set.")
+@click.option(
+    "--probing-rows", type=click.IntRange(min=1), default=400, show_default=True, metavar="N", help="Rows to learn on."
+)
+@click.option("--k", type=click.IntRange(2, 1024), default=8, show_default=True, help="Votes of strategies that fix them.")
+@click.option("--k-max", type=click.IntRange(3, 1024), default=9, show_default=True, help="Most votes of adaptive ones.")
+@click.option(
+    "--target",
+    type=click.FloatRange(0.5, 1, min_open=True, max_open=True),
+    default=0.9,
+    show_default=True,
+    help="Probability with which a planned majority shall be right.",
+)
+@click.option("--measure", type=click.Choice(get_args(Measure)), help="What the confidence of a vote is.")
+@click.option("--accept", type=float, metavar="X", help="Confidence from which a tier's vote is accepted.")
+@click.option("--stopping", type=click.Choice(get_args(Stopping)), help="Rule that ends a vote early.")
+@click.option("--level", type=float, metavar="X", help="The rule's own parameter.")
+@click.option(
+    "--draw",
+    type=click.Choice(get_args(Drawing)),
+    default="as_needed",
+    show_default=True,
+    help="Ask for the fewest samples that could decide, or for all at once (quicker, dearer).",
+)
+@click.option("--extract", multiple=True, metavar="HOW", help="How final answers are found: boxed, json:FIELD, ...")
+@click.option("--compare", type=click.Choice(get_args(Comparison)), help="When two answers are the same.")
+@context_option
+@click.option("--system", metavar="TEXT", help="System message, put in front of every question.")
+@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Most tokens of an answer.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0, min_open=True),
+    callback=finite,
+    metavar="DOLLARS",
+    help="Most for one row.",
+)
+@run_budget_option
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Most time for one row.")
+@click.option("--in-flight", type=click.IntRange(1, 10_000), metavar="N", help="Rows at a time; default: adapts, to 512.")
+@click.option("--no-texts", is_flag=True, help="Leave the samples' texts out of the results.")
+@click.option("--texts", is_flag=True, hidden=True, expose_value=False, help="Keep the samples' texts, as is usual.")
+@strategy_option
+@common_options
+@click.pass_context
+def execute(context: click.Context, /, **options: Any) -> None:
+    """Run data sets through cascades and batch strategies, and compare them.
+
+    Each strategy turns the questions of a data set into routing strings; each row then goes through its own cascade. Every
+    finished row is kept in a journal: after an interruption the same command goes on where it stopped. In the end the output
+    folder holds, for each data set and strategy, results.jsonl and results.parquet, and for each data set a report
+    (report.md, report.html) that compares them; --baselines adds every tier alone to the comparison.
+
+    Data sets are JSONL, CSV or Parquet files in the data folder; docs/datasets.md says how they are found. Rows with a label
+    are graded, and the samples' texts are kept beside what was read in them. --run-budget is for all data sets and
+    strategies of the command. Exit codes: 0 done; 1 some rows failed; 2 wrong usage or input; 6 the budget of the run is
+    used up: run the same command with a higher one to go on.
+    """
+    from workflow_composer.batch.run.preparation import Options
+    from workflow_composer.cli.commands.execute_run import Execution
+
+    state = context.ensure_object(State)
+    if not options["strategies"] and not options["routes"] and not options["baselines"]:
+        raise click.UsageError("name --strategies or --routes (or --baselines)")
+    if not options["datasets"] and options["replay"] is None:
+        raise click.UsageError("name --datasets, or --replay a recording")
+    if options["contexts"]:
+        from workflow_composer.contexts.library import Library
+
+        options["contexts"] = Library(environ=state.environ).pins(options["contexts"])
+    context.exit(Execution(state, Options(**options)).run())

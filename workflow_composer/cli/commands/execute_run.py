@@ -1,0 +1,273 @@
+"""What ``execute`` opens and prints: each data set through each strategy, and the report."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from workflow_composer.answers import reader
+from workflow_composer.batch.datasets.recorded_answers import RecordedAnswers, of_recording, with_votes
+from workflow_composer.batch.run.planned_run import JOURNAL, PlannedRun, finish, slug, spent_in
+from workflow_composer.batch.run.preparation import Options, Preparation
+from workflow_composer.batch.run.runner import Budget
+from workflow_composer.batch.run.tally import Tally
+from workflow_composer.cli.interrupt import run_stoppable
+from workflow_composer.cli.output import ENDING, dollars, percent, print_json, tell_unread
+from workflow_composer.cli.progress import DecisionLog, describe_tiers, progress_for, raise_if_over, tell_spent_before
+from workflow_composer.cli.state import State
+from workflow_composer.types import ANY_TASK
+
+if TYPE_CHECKING:
+    from workflow_composer.batch.planning.plan_table import PlanTable
+    from workflow_composer.batch.planning.policies import PlanningContext
+    from workflow_composer.config.strategy import StrategyConfig
+    from workflow_composer.orchestrator import ModelOrchestrator
+    from workflow_composer.plugins.host import PluginHost
+
+SOME_FAILED = 1
+Planned = Mapping[str, tuple[Any, Mapping[str, "PlanTable"]]]
+
+
+class Execution:
+    """One ``execute``. `run` returns the exit code."""
+
+    def __init__(self, state: State, options: Options) -> None:
+        self._state = state
+        self._options = options
+        self._plugins: PluginHost | None = None
+        self._recorded = None if options.replay is None else RecordedAnswers(options.replay)
+        self._budget = Budget(options.budget, options.run_budget)
+        self._counted: set[Path] = set()
+
+    def run(self) -> int:
+        """Plan everything, then (unless it is a dry run) run it, resuming what earlier runs have left.
+
+        Raises `KeyboardInterrupt` or `Stopped` where it is asked to end, `RunBudgetReached` where its money is used up.
+        """
+        with self._orchestrator() as orchestrator:
+            preparation = Preparation(
+                self._options,
+                orchestrator.config,
+                parse=lambda route: orchestrator.plan("?", model=route),
+                factories={name: offer.value for name, offer in orchestrator.plugins.registry.batch_strategies.items()},
+                recorded=self._recorded,
+            )
+            planned = self._plan(preparation, orchestrator.config)
+            if self._options.dry_run:
+                self._show({name: tables for name, (_, tables) in planned.items()})
+                return 0
+            return self._run(orchestrator, planned)
+
+    # ------------------------------------------------------------------------------------------------------- the plans
+
+    def _orchestrator(self) -> ModelOrchestrator:
+        """An orchestrator whose votes are as the options say, over the recording where there is one."""
+        state = self._state
+        if self._recorded is not None:
+            config = of_recording(self._recorded.path, self._recorded.models, state.profile())
+        else:
+            with state.open(state, None) as chosen:
+                config, self._plugins = chosen.config, chosen.plugins
+        state.log = state.log or DecisionLog()
+        return self._voting(config)
+
+    def _voting(self, config: StrategyConfig, **votes: Any) -> ModelOrchestrator:
+        """An orchestrator under this profile, its votes as the options say, or else as ``votes`` do."""
+        from workflow_composer.orchestrator import ModelOrchestrator
+
+        changed = with_votes(config, {**self._options.votes, **votes})
+        return ModelOrchestrator(changed, plugins=self._plugins, environ=self._state.environ, log=self._state.log)
+
+    def _plan(self, preparation: Preparation, config: StrategyConfig) -> Planned:
+        sets = preparation.datasets()
+        context = preparation.context()
+        context, tokens = self._informed(preparation, context, config)
+        strategies = preparation.strategies(context)
+        return {rows.name: (rows, preparation.plan(rows, strategies, context, tokens)) for rows in sets}
+
+    def _informed(
+        self, preparation: Preparation, context: PlanningContext, config: StrategyConfig
+    ) -> tuple[PlanningContext, Any]:
+        """The context with a probe's predictions, where one is named or can be trained, and what is known of tokens."""
+        from workflow_composer.batch.planning.plan_table import TokenAssumption
+
+        options = self._options
+        if options.probe is None and options.probing_dataset is None:
+            return context, TokenAssumption()
+        from dataclasses import replace
+
+        from workflow_composer.batch.planning.probing import predictor_of
+
+        def answer(rows: Any, table: PlanTable, folder: Path, label: str) -> None:
+            with self._voting(config, stopping="fixed") as fixed:
+                run = self._planned(fixed.config, options.probing_rows)
+                raise_if_over(self._budget, self._answer(fixed, run, rows, table, folder, label))
+
+        predictor, tokens = predictor_of(preparation, context, answer, lambda text: click.echo(text, err=True))
+        return replace(context, predictor=predictor), tokens
+
+    def _show(self, planned: Mapping[str, Mapping[str, PlanTable]]) -> None:
+        from workflow_composer.batch.planning.plan_table import breakdown_text
+
+        if self._state.json:
+            print_json(
+                {
+                    name: {strategy: table.breakdown.to_dict() for strategy, table in tables.items()}
+                    for name, tables in planned.items()
+                }
+            )
+            return
+        for name, tables in planned.items():
+            click.echo(f"{name}: {len(next(iter(tables.values())).frame)} questions")
+            click.echo(breakdown_text(table.breakdown for table in tables.values()))
+
+    # -------------------------------------------------------------------------------------------------------- the runs
+
+    def _run(self, orchestrator: ModelOrchestrator, planned: Planned) -> int:
+        run = self._planned(orchestrator.config, self._options.limit)
+        folders = {name: self._options.output / name for name in planned}
+        if self._budget.run is not None:
+            self._count_earlier(
+                folders[name] / slug(strategy) for name, (_, tables) in planned.items() for strategy in tables
+            )
+        summaries: list[dict[str, Any]] = []
+        for name, (rows, tables) in planned.items():
+            runs = {strategy: folders[name] / slug(strategy) for strategy in tables}
+            for strategy, table in tables.items():
+                label = f"{name}, {strategy}"
+                tally = self._answer(orchestrator, run, rows, table, runs[strategy], label)
+                summaries.append(self._summary(name, strategy, tally, runs[strategy]))
+                if rows is not self._recorded:  # there the recording says what is right, whether it can be read or not
+                    _tell_what_looks_wrong(label, tally, runs[strategy])
+                self._end_if_over(tally, summaries)
+            places = run.report(name, folders[name], runs)
+            if not self._state.json:
+                click.echo(f"report: {', '.join(map(str, places))}", err=True)
+        if given_up := reader(run.voting.form).timed_out:
+            click.echo(f"note: {given_up} comparisons of answers took too long and count as not the same", err=True)
+        if self._state.json:
+            print_json(summaries)
+        return SOME_FAILED if any(summary["errors"] for summary in summaries) else 0
+
+    def _planned(self, config: StrategyConfig, limit: int | None) -> PlannedRun:
+        from workflow_composer.runtime.snapshot import contexts_of
+
+        fields = self._options.fields
+        return PlannedRun(
+            config,
+            fields=fields,
+            pins=contexts_of(config, self._state.environ).of_request(fields.get("context"), ANY_TASK).pins,
+            recorded=self._recorded,
+            limit=limit,
+            keep_texts=not self._options.no_texts,
+        )
+
+    def _answer(
+        self, orchestrator: ModelOrchestrator, run: PlannedRun, rows: Any, table: PlanTable, folder: Path, label: str
+    ) -> Tally:
+        """One data set through one strategy; what an earlier run has answered is kept."""
+        tally = Tally(len(table.frame))
+        with run.opened(folder, rows, table, tally) as journal:
+            if folder not in self._counted:
+                self._counted.add(folder)
+                self._budget.earlier(tally.cost)
+
+            async def work(stop: asyncio.Event) -> None:
+                await run.answer(
+                    orchestrator.agenerate,
+                    rows,
+                    table,
+                    journal,
+                    tally=tally,
+                    concurrency=self._options.in_flight,
+                    budget=self._budget,
+                    progress=progress,
+                    stop=stop,
+                )
+
+            def told() -> str:
+                how = "run the same command again to go on"
+                return f"{label}: {tally.done} of {tally.total} rows done, {dollars(tally.cost_now)}; {how}"
+
+            if tally.answered < len(table.frame):
+                with progress_for(tally, describe_tiers, label=label) as progress:
+                    run_stoppable(work, told)
+        finish(folder, tally)
+        return tally
+
+    def _count_earlier(self, folders: Any) -> None:
+        """Count what earlier runs have spent in all these folders: the budget is that of them all."""
+        spent = 0.0
+        for folder in folders:
+            if folder not in self._counted:
+                self._counted.add(folder)
+                spent += spent_in(folder / JOURNAL)
+        self._budget.earlier(spent)
+        tell_spent_before(self._budget, spent)
+
+    def _end_if_over(self, tally: Tally, summaries: list[dict[str, Any]]) -> None:
+        if tally.stopped_by and self._state.json:
+            print_json(summaries)
+        raise_if_over(self._budget, tally)
+
+    def _summary(self, name: str, strategy: str, tally: Tally, folder: Path) -> dict[str, Any]:
+        """What came of one run; printed at once, unless everything is printed as JSON in the end."""
+        from workflow_composer.batch.report.results import records
+
+        found: dict[str, Any] = {
+            "dataset": name,
+            "strategy": strategy,
+            "rows": tally.total,
+            "answered": tally.answered,
+            "earlier": tally.earlier,
+            "errors": tally.errors,
+            "graded": tally.graded,
+            "accuracy": tally.accuracy,
+            "unreadable": tally.unreadable,
+            "cut_off": tally.cut_off,
+            "shares": dict(tally.shares),
+            "cost": tally.cost,
+            "seconds": round(tally.seconds, 3),
+            "folder": str(folder),
+        }
+        if not self._state.json:
+            click.echo(_line(found))
+        if tally.errors:
+            failed = next(record for record in records(folder / JOURNAL) if record.error is not None)
+            assert failed.error is not None  # that is what was looked for
+            found["first_error"] = {"row": failed.row, "type": failed.error[0], "message": failed.error[1]}
+            click.echo(f"row {failed.row} failed: {failed.error[1]}", err=True)
+            click.echo("hint: run the same command again to try the rows with errors again", err=True)
+        return found
+
+
+def _tell_what_looks_wrong(label: str, tally: Tally, folder: Path) -> None:
+    """Explain answers that could not be read, and an accuracy of zero."""
+    from workflow_composer.batch.report.results import records
+
+    where = f"the texts are in {folder / 'results.jsonl'}"
+    remedy = f"{ENDING}, or say with --extract where the answer stands (line, whole, json:FIELD, ...); {where}"
+    tell_unread(tally.unreadable, tally.answered, cut_off=tally.cut_off, remedy=remedy, whose=label)
+    if tally.graded > tally.unreadable and not tally.correct:
+        read = next((record.answer for record in records(folder / JOURNAL) if record.answer is not None), None)
+        click.echo(f"{label}: none of {tally.graded} answers is right; the first was read as {read!r}", err=True)
+        click.echo(f"hint: compare it with its label; {where}", err=True)
+
+
+def _line(found: Mapping[str, Any]) -> str:
+    """One run on one line."""
+    parts = [f"{found['answered']} of {found['rows']} rows"]
+    if found["earlier"]:
+        parts.append(f"{found['earlier']} answered before")
+    if found["errors"]:
+        parts.append(f"{found['errors']} errors")
+    if found["accuracy"] is not None:
+        parts.append(f"accuracy {percent(found['accuracy'])}")
+    if len(found["shares"]) > 1:
+        parts.append(", ".join(f"{tier} {share:.0%}" for tier, share in found["shares"].items()))
+    parts.append(f"cost {dollars(found['cost'])}")
+    return f"{found['dataset']}, {found['strategy']}: {'; '.join(parts)}"

@@ -1,0 +1,296 @@
+"""``generate``: answer a prompt, or every row of a file."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from workflow_composer.batch.run.answer_file import logprobs_of
+from workflow_composer.batch.run.file_run import FileRun, Printed
+from workflow_composer.batch.run.runner import Budget
+from workflow_composer.cli.interrupt import run_stoppable
+from workflow_composer.cli.options import (
+    common_options,
+    context_option,
+    examples,
+    finite,
+    read_prompt,
+    run_budget_option,
+    strategy_option,
+)
+from workflow_composer.cli.output import ENDING, dollars, percent, print_json, printable, tell_unread
+from workflow_composer.cli.progress import DecisionLog, progress_for, raise_if_over, tell_spent_before
+from workflow_composer.cli.state import State
+
+if TYPE_CHECKING:
+    from workflow_composer.batch.run.answer_file import AnswerFile
+    from workflow_composer.orchestrator import ModelOrchestrator
+    from workflow_composer.types import LLMResponse
+
+
+# ---------------------------------------------------------------------------------------------------------------- file run
+#
+# ``generate --input``: what is printed about a file of rows that is answered.
+
+
+SOME_FAILED = 1
+
+
+def answer_file(
+    state: State,
+    source: Path,
+    target: Path | None,
+    fields: Mapping[str, Any],
+    *,
+    concurrency: int | None,
+    limit: int | None,
+    budget: Budget,
+) -> int:
+    """Answer the rows of ``source``; return the exit code. Raises `InputError` before the first row is sent."""
+    run = FileRun(source, fields, limit=limit, environ=state.environ)
+    if target is None:
+        _answer(state, run, Printed(sys.stdout.buffer, "standard output"), concurrency, budget)
+    else:
+        with run.opened(target) as file:
+            tell_spent_before(budget, run.tally.cost)
+            if not run.is_done:
+                _answer(state, run, file, concurrency, budget)
+    _sum_up(state, run, target)
+    raise_if_over(budget, run.tally)
+    return SOME_FAILED if run.tally.errors else 0
+
+
+def _answer(state: State, run: FileRun, file: AnswerFile | Printed, concurrency: int | None, budget: Budget) -> None:
+    state.log = log = DecisionLog()
+    orchestrator, tally = state.open(state, None), run.tally
+    contexts = None
+    if run.rows.have_contexts or orchestrator.config.task_contexts:
+        from workflow_composer.runtime.snapshot import contexts_of
+
+        contexts = contexts_of(orchestrator.config, state.environ)
+
+    async def work(stop: asyncio.Event) -> None:
+        async with orchestrator:
+            await run.answer(
+                orchestrator.agenerate,
+                file,
+                contexts=contexts,
+                concurrency=concurrency,
+                budget=budget,
+                progress=progress,
+                stop=stop,
+            )
+
+    def told() -> str:
+        how = (
+            "run it with --output to be able to go on"
+            if isinstance(file, Printed)
+            else "run the same command again to go on"
+        )
+        return f"{tally.done} of {tally.total} rows done, {dollars(tally.cost_now)}; {how}"
+
+    with log, progress_for(tally) as progress:
+        run_stoppable(work, told)
+
+
+def _sum_up(state: State, run: FileRun, target: Path | None) -> None:
+    tally = run.tally
+    if state.json:
+        summary = {
+            "rows": tally.total,
+            "sha256": run.rows.sha256,
+            "answered": tally.answered,
+            "earlier": tally.earlier,
+            "errors": tally.errors,
+            "graded": tally.graded,
+            "accuracy": tally.accuracy,
+            "unreadable": tally.unreadable,
+            "cut_off": tally.cut_off,
+            "cost": tally.cost_now,
+            "seconds": round(tally.seconds, 3),
+        }
+        print_json(summary, err=target is None)
+        return
+    parts = [f"{tally.total} rows"]
+    if tally.earlier:
+        parts.append(f"{tally.earlier} answered before")
+    parts.append(f"{tally.errors} errors")
+    if tally.accuracy is not None:
+        parts.append(f"accuracy {percent(tally.accuracy)} of {tally.graded}")
+    parts += [f"cost {dollars(tally.cost_now)}", f"{tally.seconds:.1f} s"]
+    click.echo(", ".join(parts), err=True)
+    tell_unread(tally.unreadable, tally.graded, cut_off=tally.cut_off, remedy=ENDING)
+    if tally.errors and target is not None:
+        click.echo("hint: run the same command again to try the rows with errors again", err=True)
+
+
+# ------------------------------------------------------------------------------------------------------------------ single
+#
+# Answering one prompt.
+
+
+def answer_prompt(state: State, argument: str | None, fields: Mapping[str, Any]) -> None:
+    """Print the answer: as it comes on a terminal, at the end elsewhere, as JSON where that is wanted."""
+    prompt = read_prompt(argument)
+    with state.orchestrator() as orchestrator:
+        if state.json:
+            print_json(to_dict(orchestrator.generate(prompt, **fields)))
+        elif sys.stdout.isatty() and not fields.get("logprobs"):
+            _stream(orchestrator, prompt, fields)
+        else:
+            _print_whole(orchestrator.generate(prompt, **fields), fields)
+
+
+def _print_whole(response: LLMResponse, fields: Mapping[str, Any]) -> None:
+    click.echo(printable(response.text) if sys.stdout.isatty() else response.text)
+    if fields.get("logprobs"):
+        for token, logprob in logprobs_of(response) or ():
+            click.echo(f"{logprob:10.4f}  {token!r}")
+    _print_foot(response)
+
+
+def _stream(orchestrator: ModelOrchestrator, prompt: str, fields: Mapping[str, Any]) -> None:
+    ended = True
+    try:
+        with orchestrator.stream(prompt, **fields) as stream:
+            for chunk in stream:
+                if text := printable(chunk.text):
+                    click.echo(text, nl=False)
+                    ended = text.endswith("\n")
+    finally:
+        if not ended:
+            click.echo()
+    if stream.response is not None:
+        _print_foot(stream.response)
+
+
+def _print_foot(response: LLMResponse) -> None:
+    """A word on who answered, for a person at the terminal."""
+    if sys.stderr.isatty():
+        seconds, tokens = response.latency_ms / 1000.0, response.usage.total_tokens
+        foot = f"[{response.decision.candidate}, {tokens} tokens, {dollars(response.cost)}, {seconds:.1f} s]"
+        click.echo(click.style(foot, dim=True), err=True)
+
+
+def to_dict(response: LLMResponse) -> dict[str, Any]:
+    """The answer as plain data; times in milliseconds, cost in dollars."""
+    from dataclasses import asdict
+
+    found: dict[str, Any] = {
+        "text": response.text,
+        "model": response.model,
+        "decision": {**asdict(response.decision), "escalated": response.decision.escalated},
+        "finish_reason": response.samples[0].finish_reason if response.samples else None,
+        "tool_calls": [dict(call) for call in response.tool_calls],
+        "confidence": response.confidence,
+        "accepted": response.accepted,
+        "usage": asdict(response.usage),
+        "cost": response.cost,
+        "latency_ms": response.latency_ms,
+        "overhead_ms": response.overhead_ms,
+        "attempts": [asdict(attempt) for attempt in response.attempts],
+        "request_id": response.request_id,
+    }
+    if (logprobs := logprobs_of(response)) is not None:
+        found["logprobs"] = logprobs
+    return found
+
+
+@click.command(
+    epilog=examples(
+        'generate "What is 30 + 12?"',
+        "generate --task code_generation --max-tokens 500 < prompt.txt",
+        'generate --context file-formats --context house-style "Filter this VCF by depth: ..."',
+        'generate --model mv_cascade_small_k4_t0.7_large_k1_t0.0 "What is 30 + 12?"',
+        "generate --input questions.jsonl --output answers.jsonl --concurrency 32",
+        "generate --input questions.jsonl.gz --limit 100 --json | jq .text",
+        "generate --input questions.jsonl --output answers.jsonl --budget 0.01 --run-budget 5",
+    )
+)
+@click.argument("prompt", required=False)
+@click.option("-i", "--input", "source", type=click.Path(path_type=Path), help="JSONL file of rows (may be gzip).")
+@click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="JSONL file for the answers.")
+@click.option("-t", "--task", "task_type", metavar="TASK", help="Task type, as in the profile's task_routing.")
+@click.option("-m", "--model", metavar="NAME", help="A role, tier, model or routing string instead of the task's.")
+@context_option
+@click.option("--system", metavar="TEXT", help="System message, put in front of the prompt and behind the context.")
+@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Most tokens of an answer.")
+@click.option("--temperature", type=click.FloatRange(min=0), callback=finite, metavar="T", help="0 is greedy.")
+@click.option("--logprobs", is_flag=True, default=None, help="Give the tokens' log-probabilities, too.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    callback=finite,
+    metavar="SECONDS",
+    help="Most time for a prompt or row, with retries and all.",
+)
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0, min_open=True),
+    callback=finite,
+    metavar="DOLLARS",
+    help="Most for a prompt or row.",
+)
+@run_budget_option
+@click.option("--concurrency", type=click.IntRange(1, 10_000), metavar="N", help="Rows at a time; default: adapts, to 512.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows.")
+@strategy_option
+@common_options
+@click.pass_context
+def generate(
+    context: click.Context,
+    /,
+    prompt: str | None,
+    source: Path | None,
+    target: Path | None,
+    concurrency: int | None,
+    budget: float | None,
+    run_budget: float | None,
+    limit: int | None,
+    contexts: tuple[str, ...],
+    **fields: Any,
+) -> None:
+    """Answer a prompt, or every row of a file.
+
+    The prompt is the argument, or standard input. On a terminal the answer appears as it is written; with --json it comes
+    at the end, with everything that led to it.
+
+    With --input every row is a JSON object with `question`, `prompt` or `messages`, and if wanted `id`, `task_type`,
+    `model`, `context` (a name or a list of names) and `answer`, the right answer, by which answers are graded. Rows with the
+    same context are sent one after the other, so that servers find it in their caches. The rows of the answer carry `index`,
+    `id`, `text`, `model`, `candidate`, `tier`, `fallback_depth`, `cost`, `tokens`, `latency_ms` and `confidence`, or
+    `error`; graded ones also `answer` (what was read in the text; null where nothing could be), `finish_reason` and
+    `correct`. They are in the order in which they were answered.
+
+    Run the same command again after an interruption: it goes on where it stopped, and tries rows with errors again. While
+    it runs, a row that failed has a line for each try, of which the last counts. The whole input is checked before the first
+    row is sent. Without --output the answers go to standard output. A summary goes to standard error (with --json and
+    --output: as JSON to standard output); `sha256` in it is the digest of the rows that were read.
+
+    Exit codes: 0 done; 1 some rows failed; 2 wrong usage or input; 6 the budget of the run is used up: run the same command
+    with a higher --run-budget to go on.
+    """
+    state = context.ensure_object(State)
+    given = {name: value for name, value in fields.items() if value is not None}
+    if contexts:
+        given["context"] = contexts
+    if source is None:
+        if target is not None or limit is not None or run_budget is not None:
+            raise click.UsageError("--output, --limit and --run-budget need --input")
+        pass  # MERGED
+
+        answer_prompt(state, prompt, given if budget is None else given | {"budget": budget})
+        return
+    if prompt is not None:
+        raise click.UsageError("give a prompt or --input, not both")
+    from workflow_composer.batch.run.runner import Budget
+
+    pass  # MERGED
+
+    limits = Budget(budget, run_budget)
+    context.exit(answer_file(state, source, target, given, concurrency=concurrency, limit=limit, budget=limits))

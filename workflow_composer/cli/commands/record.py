@@ -1,0 +1,191 @@
+"""``record``: ask every tier every question of a data set, and keep the answers with their log-probabilities."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from workflow_composer.batch.run.record_run import Recorder, RecordingFile, questions
+from workflow_composer.batch.run.runner import Budget
+from workflow_composer.cli.interrupt import run_stoppable
+from workflow_composer.cli.options import (
+    common_options,
+    context_option,
+    examples,
+    finite,
+    run_budget_option,
+    strategy_option,
+)
+from workflow_composer.cli.output import ENDING, dollars, percent, print_json, tell_unread
+from workflow_composer.cli.progress import DecisionLog, progress_for, raise_if_over, tell_spent_before
+from workflow_composer.cli.state import State
+from workflow_composer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from workflow_composer.orchestrator import ModelOrchestrator
+
+
+# --------------------------------------------------------------------------------------------------------------- recording
+#
+# What ``record`` opens and prints.
+
+
+SOME_FAILED = 1
+
+
+class RecordRun:
+    """One ``record``; the options are those of the command."""
+
+    def __init__(self, state: State, **options: Any) -> None:
+        self._state = state
+        self._options = options
+        self._output: Path = options["output"]
+
+    def run(self) -> int:
+        """Record what is not recorded yet; the exit code."""
+        options = self._options
+        self._state.log = log = DecisionLog()
+        budget = Budget(options["budget"], options["run_budget"])
+        with RecordingFile.open(self._output) as file:
+            tell_spent_before(budget, file.spent)
+            orchestrator = self._open()
+            try:
+                tiers = self._tiers(orchestrator)
+                skip, limit = options["skip"], options["limit"]
+                recorder = Recorder(questions(options["datasets"], options["data_dir"], tiers, skip=skip, limit=limit), file)
+            except BaseException:
+                orchestrator.close()
+                raise
+            with log:
+                self._answer(orchestrator, recorder, budget)
+        self._sum_up(recorder)
+        raise_if_over(budget, recorder.tally)
+        return SOME_FAILED if recorder.tally.errors else 0
+
+    def _answer(self, orchestrator: ModelOrchestrator, recorder: Recorder, budget: Budget) -> None:
+        tally = recorder.tally
+
+        async def work(stop: asyncio.Event) -> None:
+            async with orchestrator:
+                await recorder.answer(
+                    orchestrator.agenerate,
+                    self._fields(),
+                    concurrency=self._options["in_flight"],
+                    budget=budget,
+                    progress=progress,
+                    stop=stop,
+                )
+
+        def told() -> str:
+            return f"{tally.done} of {tally.total} answers recorded; run the same command again to go on"
+
+        with progress_for(tally) as progress:
+            run_stoppable(work, told)
+
+    def _open(self) -> ModelOrchestrator:
+        """One that asks each model by its name; other routers may want the certificate that is yet to be made."""
+        from workflow_composer.orchestrator import ModelOrchestrator
+
+        state = self._state
+        config = state.profile()
+        if config is None:
+            return state.open(state, None)
+        return ModelOrchestrator(config.replaced(routers=["provider"]), environ=state.environ, log=state.log)
+
+    def _tiers(self, orchestrator: ModelOrchestrator) -> tuple[str, ...]:
+        config = orchestrator.config
+        tiers: tuple[str, ...] = self._options["tiers"] or tuple(config.tiers)
+        if not tiers:
+            raise ConfigError(f"profile {config.profile_name!r} has no tiers", hint="add tiers to it, or name --tiers")
+        for tier in tiers:
+            orchestrator.plan("?", model=tier)  # what cannot run is an error before anything is paid for
+        return tiers
+
+    def _fields(self) -> dict[str, Any]:
+        options = self._options
+        fields = {name: options[name] for name in ("system", "max_tokens", "timeout") if options[name] is not None}
+        if options["contexts"]:
+            fields["context"] = options["contexts"]
+        fields["temperature"] = options["temperature"]
+        if not options["no_logprobs"]:
+            fields |= {"logprobs": True, "top_logprobs": options["top_logprobs"]}
+        return fields
+
+    def _sum_up(self, recorder: Recorder) -> None:
+        tally = recorder.tally
+        found = {
+            "recording": str(self._output),
+            "answers": tally.answered,
+            "earlier": tally.earlier,
+            "errors": tally.errors,
+            "first_error": recorder.first_error or None,
+            "accuracy": tally.accuracy,
+            "unreadable": tally.unreadable,
+            "cut_off": tally.cut_off,
+            "cost": tally.cost_now,
+            "seconds": round(tally.seconds, 3),
+        }
+        if self._state.json:
+            print_json(found)
+            return
+        earlier = f" ({tally.earlier} before)" if tally.earlier else ""
+        accuracy = "" if tally.accuracy is None else f", accuracy {percent(tally.accuracy)}"
+        parts = f"{tally.answered} answers{earlier}, {tally.errors} errors{accuracy}, cost {dollars(tally.cost_now)}"
+        click.echo(f"{self._output}: {parts}, {tally.seconds:.1f} s", err=True)
+        tell_unread(tally.unreadable, tally.graded, cut_off=tally.cut_off, remedy=ENDING)
+        if tally.errors:
+            click.echo(f"the first error: {' '.join(recorder.first_error.split())}", err=True)
+            click.echo("hint: run the same command again to try what failed again", err=True)
+
+
+@click.command(
+    epilog=examples(
+        "-s development record --datasets problems --data-dir data --limit 500 -o answers.jsonl",
+        "calibrate --replay answers.jsonl --alpha 0.1 --delta 0.1 -o certificate.json",
+    )
+)
+@click.option("--datasets", required=True, multiple=True, metavar="NAME", help="Data sets with labels; may be repeated.")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), default="data", show_default=True, help="Folder of the data sets."
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The recording (JSONL).")
+@click.option("--tiers", multiple=True, metavar="NAME", help="Tiers or models; may be repeated. Default: all tiers.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows of each data set.")
+@click.option("--skip", type=click.IntRange(min=0), default=0, metavar="N", help="Leave the first N rows out.")
+@click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True, help="Of every answer.")
+@click.option(
+    "--top-logprobs", type=click.IntRange(0, 20), default=5, show_default=True, help="Alternatives kept beside each token."
+)
+@click.option("--no-logprobs", is_flag=True, help="Ask for no log-probabilities: some servers have none.")
+@context_option
+@click.option("--system", metavar="TEXT", help="System message, put in front of every question.")
+@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Most tokens of an answer.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0, min_open=True),
+    callback=finite,
+    metavar="DOLLARS",
+    help="Most for an answer.",
+)
+@run_budget_option
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Most time for an answer.")
+@click.option(
+    "--in-flight", type=click.IntRange(1, 10_000), default=16, show_default=True, metavar="N", help="Answers at a time."
+)
+@strategy_option
+@common_options
+@click.pass_context
+def record(context: click.Context, /, **options: Any) -> None:
+    """Record every tier's answers to data sets, graded and with log-probabilities.
+
+    A recording is what `calibrate` learns from, and what `execute --replay` plays back (docs/recordings.md). Every answer is
+    kept as soon as it has come: after an interruption the same command goes on where it stopped. What the answers in the
+    recording have cost counts for --run-budget; answers that failed are not kept, and count for their own run only. Exit
+    codes: 0 done; 1 some answers failed; 2 wrong usage or input; 6 the budget of the run is used up.
+    """
+    pass  # MERGED
+
+    context.exit(RecordRun(context.ensure_object(State), **options).run())

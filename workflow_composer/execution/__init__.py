@@ -1,0 +1,1 @@
+"""The one executor of plans: escalation over tiers, fallback within them, and every call metered."""

@@ -1,0 +1,520 @@
+"""One call to one model: admitted by a circuit breaker, limited in time, metered, priced, and on record however it ends.
+
+`Call` is the value around the one await, for whole answers, streams and embeddings alike. What it needs to know of the model
+stands in an `Endpoint`; what it learns goes to the request's `Trace`, the breaker, and the forecast for budgets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from workflow_composer.backends.base import Backend
+from workflow_composer.backends.pricing import GpuMeter, Price
+from workflow_composer.errors import (
+    CallTimeout,
+    CircuitOpen,
+    ModelError,
+    ServerFailed,
+    ServerUnreachable,
+    WorkflowComposerError,
+)
+from workflow_composer.plan import Candidate, Tier
+from workflow_composer.types import TIMER_EARLY, Attempt, LLMRequest, ModelCall, Sample, TierResult, Timeouts, Usage, Verdict
+
+# ------------------------------------------------------------------------------------- what is known about one model
+
+State = Literal["closed", "open", "half-open"]
+
+TELLING = (ServerFailed, ServerUnreachable, CallTimeout)
+"""Errors that speak against the endpoint. A refused request or a full queue does not."""
+
+UNSEEN_ANSWER = 512
+"""Tokens of an answer where neither the request limits it nor any answer has been seen."""
+CHARACTERS_PER_TOKEN = 4.0
+_MEMORY = 20
+"""So many of the last calls count."""
+_NOTHING = (0, 0, 0, 0, 0.0)
+
+
+class CircuitBreaker:
+    """Leaves an endpoint that keeps failing alone for a while. Shared by all requests; safe to use from several threads.
+
+    Closed, calls pass. After ``failures`` consecutive failures (infinite: never) it opens and calls are refused at once,
+    which is what makes a fallback quick. After ``cooldown`` seconds it is half open: one call passes as a probe; its success
+    closes the breaker, its failure opens it for another cooldown (Nygard, *Release It!*, 2007).
+    """
+
+    def __init__(
+        self, name: str, *, failures: float = 5, cooldown: float = 30.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.name = name
+        self.failed = 0
+        self._limit = failures
+        self._cooldown = cooldown
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._opened_at: float | None = None
+        self._probing = False
+
+    @property
+    def state(self) -> State:
+        """What the next call would meet."""
+        with self._lock:
+            if self._opened_at is None:
+                return "closed"
+            return "half-open" if self._clock() >= self._opened_at + self._cooldown else "open"
+
+    def admit(self) -> bool:
+        """Let one call pass, or raise `CircuitOpen`. True where the call is the probe of a half-open breaker.
+
+        Whoever is admitted reports back once, by `succeed`, `fail` or `release`, and says there whether it was the probe.
+        """
+        with self._lock:
+            opened_at = self._opened_at
+            if opened_at is None:
+                return False
+            wait = opened_at + self._cooldown - self._clock()
+            if wait <= 0 and not self._probing:
+                self._probing = True
+                return True
+        when = f"asked again in {wait:.0f} s" if wait > 0 else "a probe is under way"
+        raise CircuitOpen(f"{self.name} failed {self.failed} times in a row and is left alone; {when}")
+
+    def succeed(self) -> None:
+        """The call ended well: close."""
+        with self._lock:
+            self.failed, self._opened_at, self._probing = 0, None, False
+
+    def fail(self, error: BaseException, *, probe: bool) -> None:
+        """The call failed with ``error``. Only what speaks against the endpoint counts; any other answer shows it alive."""
+        if not isinstance(error, TELLING):
+            self.succeed()
+            return
+        with self._lock:
+            self.failed += 1
+            if probe or (self._opened_at is None and self.failed >= self._limit):
+                self._opened_at = self._clock()
+            if probe:
+                self._probing = False
+
+    def release(self, *, probe: bool) -> None:
+        """The call ended without a verdict (it was cancelled): where it was the probe, another may be."""
+        if probe:
+            with self._lock:
+                self._probing = False
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Tokens, and seconds of GPU time, that calls will probably take."""
+
+    usage: Usage
+    gpu_seconds: float
+
+
+class Forecast:
+    """Means over one endpoint's last answers: tokens per character of prompt, tokens per answer, GPU time per token.
+
+    Sums are kept up to date, so that neither a call that ends nor a budget that asks has to look at all of them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: deque[tuple[int, int, int, int, float]] = deque()
+        self._sums = _NOTHING
+
+    def learn(self, request: LLMRequest, usage: Usage, samples: int, gpu_seconds: float) -> None:
+        """Take note of one call that ended well."""
+        prompt, answer = usage.prompt_tokens, usage.completion_tokens
+        call = (request.query_length if prompt else 0, prompt, answer, samples if answer else 0, gpu_seconds)
+        with self._lock:
+            seen = self._seen
+            seen.append(call)
+            gone = seen.popleft() if len(seen) > _MEMORY else _NOTHING
+            old = self._sums
+            self._sums = (
+                old[0] + call[0] - gone[0],
+                old[1] + call[1] - gone[1],
+                old[2] + call[2] - gone[2],
+                old[3] + call[3] - gone[3],
+                old[4] + call[4] - gone[4],
+            )
+
+    def gpu_seconds(self, tokens: int) -> float | None:
+        """GPU time that an answer of so many tokens takes; None where none has been seen."""
+        _, _, answered, _, gpu = self._sums
+        return tokens * max(gpu, 0.0) / answered if answered else None
+
+    def expect(self, request: LLMRequest, samples: int = 1, calls: int = 1) -> Expected:
+        """What ``samples`` answers to this request will take; each call pays for the prompt. ``max_tokens`` is a limit."""
+        characters, prompts, answered, drawn, gpu = self._sums
+        answer = answered / drawn if drawn else UNSEEN_ANSWER
+        if request.max_tokens is not None and (not drawn or request.max_tokens < answer):
+            answer = request.max_tokens
+        per_character = prompts / characters if characters else 1.0 / CHARACTERS_PER_TOKEN
+        usage = Usage(round(request.query_length * per_character) * calls, round(answer * samples))
+        return Expected(usage, usage.completion_tokens * max(gpu, 0.0) / answered if answered else 0.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Endpoint:
+    """A backend, its price, its circuit breaker, its meter (for a price per GPU-hour), and what its answers cost so far.
+
+    Models served by one process share breaker and meter.
+    """
+
+    candidate: Candidate
+    backend: Backend
+    price: Price
+    breaker: CircuitBreaker
+    meter: GpuMeter
+    forecast: Forecast = field(default_factory=Forecast)
+
+
+# -------------------------------------------------------------------------------------- what is on record of a request
+
+NO_SAMPLES: tuple[Sample, ...] = ()
+
+
+@dataclass(slots=True)  # not frozen: made for every request, and seen by two functions
+class Outcome:
+    """The answer of a tier: which candidate gave it, and what the tier's rule said. ``whole``: it was not cut short."""
+
+    samples: tuple[Sample, ...]
+    model: str
+    candidate: Candidate
+    tier: int
+    fallback_depth: int
+    verdict: Verdict
+    whole: bool = True
+
+    @property
+    def answer(self) -> Sample:
+        """The sample that is the answer."""
+        return self.samples[self.verdict.choice]
+
+    @property
+    def answer_first(self) -> tuple[Sample, ...]:
+        """All samples, the answer before the others."""
+        choice = self.verdict.choice
+        return (self.samples[choice], *self.samples[:choice], *self.samples[choice + 1 :])
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the tier has an answer; a vote of samples that cannot be read has none."""
+        return bool(self.verdict.votes) or not self.verdict.unreadable
+
+
+class Trace:
+    """What happened to one request so far. The caller keeps it, so that it is there also when the run fails.
+
+    The request must be over ``timeout`` seconds from now (None: it has no limit), when the clock (`time.perf_counter`) shows
+    ``ends``. ``waited`` counts the seconds spent in models and in pauses between calls: all that is not the orchestrator's
+    own work. ``tiers`` are those that are done with, where a plan has several or votes.
+    """
+
+    __slots__ = ("_began", "_clock", "_first", "_since", "_waiting", "attempts", "ends", "tiers", "waited")
+
+    def __init__(self, timeout: float | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self.ends = math.inf if timeout is None else clock() + timeout
+        self.attempts: list[Attempt] = []
+        self.tiers: list[TierResult] = []
+        self.waited = 0.0
+        self._waiting = 0
+        self._since = 0.0
+        self._began = 0.0
+        self._first = 0
+
+    @property
+    def left(self) -> float:
+        """Seconds left; infinite without a limit, never below zero."""
+        return max(0.0, self.ends - self._clock())
+
+    @property
+    def over(self) -> bool:
+        """Whether the time is up."""
+        return self._clock() >= self.ends
+
+    @property
+    def nearly_over(self) -> bool:
+        """Whether the time is up as far as a timer can tell: it may fire early by as much as its loop is behind."""
+        return self._clock() >= self.ends - TIMER_EARLY
+
+    def wait(self, now: float) -> None:
+        """A call or a pause begins; time in which several are under way counts once."""
+        if not self._waiting:
+            self._since = now
+        self._waiting += 1
+
+    def go_on(self, now: float) -> None:
+        """A call or a pause has ended."""
+        self._waiting -= 1
+        if not self._waiting:
+            self.waited += now - self._since
+
+    def begin_tier(self) -> None:
+        """The attempts from now on belong to another tier."""
+        self._began = time.perf_counter()
+        self._first = len(self.attempts)
+
+    def reopen_tier(self, index: int) -> None:
+        """The tier is asked again: what became of it before is no result any more; its attempts stay on record."""
+        self.tiers = [tier for tier in self.tiers if tier.tier != index]
+        self.begin_tier()
+
+    def close_tier(self, tier: Tier, verdict: Verdict, outcome: Outcome | None, index: int) -> None:
+        """Write down what became of a tier; without an outcome nothing answered in it."""
+        usage, cost = total_of(self.attempts[self._first :])
+        milliseconds = (time.perf_counter() - self._began) * 1000.0
+        candidate, model, samples = "", "", NO_SAMPLES
+        if outcome is not None:
+            candidate, model, samples = outcome.candidate.name, outcome.model, outcome.samples
+        self.tiers.append(
+            TierResult(index, tier.name or candidate, candidate, model, samples, verdict, usage, cost, milliseconds)
+        )
+
+    @property
+    def total(self) -> tuple[Usage, float]:
+        """Tokens of all attempts, and dollars for them, failed and rejected ones included."""
+        attempts = self.attempts
+        return (attempts[0].usage, attempts[0].cost) if len(attempts) == 1 else total_of(attempts)
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of all attempts."""
+        return self.total[0]
+
+    @property
+    def cost(self) -> float:
+        """Dollars for all attempts."""
+        return self.total[1]
+
+
+def total_of(attempts: list[Attempt]) -> tuple[Usage, float]:
+    """Tokens of these attempts, and dollars."""
+    return sum((attempt.usage for attempt in attempts), Usage()), sum(attempt.cost for attempt in attempts)
+
+
+# ---------------------------------------------------------------------------------------------------------- the call
+
+
+class Call:
+    """One call to one endpoint, entered around its await::
+
+        with Call(endpoint, asked, trace, tier, position) as call:
+            done = await endpoint.backend.complete(call.asked)
+            call.usage, call.cost = done.usage, done.cost
+
+    It lasts at most as long as ``asked`` and the request allow; ``call.asked`` is cut to that. When the time is up it ends
+    as a `CallTimeout`, which says that there was no ``awaited`` within it; ``patience`` (seconds) is a shorter limit on the
+    first await. A stream is several awaits: between `pause` and `resume` its reader's time is not limited, only counted.
+    Cancellation is told from lateness as in `asyncio.timeout`. A foreign exception from the await becomes a `ServerFailed`:
+    a fault in the backend's code should still not keep another candidate from answering.
+
+    ``usage``, ``cost`` and ``failovers`` are filled in by who makes the call; without a cost the usage is priced. Each
+    failover is an attempt of its own; the GPU time that it took is charged with the call that it was part of.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        asked: ModelCall,
+        trace: Trace,
+        tier: int = 0,
+        position: int = 0,
+        *,
+        awaited: str = "complete answer",
+        patience: float = math.inf,
+    ) -> None:
+        times, left = asked.timeouts, trace.ends - time.perf_counter()
+        if left < times.total:
+            left = max(left, 0.0)
+            asked = replace(asked, timeouts=Timeouts(min(times.connect, left), min(times.first_token, left), left))
+        self.asked = asked
+        self.seconds = asked.timeouts.total
+        self.usage = Usage()
+        self.cost: float | None = None
+        self.failovers: tuple[Attempt, ...] = ()
+        self._endpoint = endpoint
+        self._trace = trace
+        self._place = (tier, position)
+        self._awaited = awaited
+        self._patience = patience
+        self.expired = False
+        self._watch: _Watch | None = None
+
+    def __enter__(self) -> Self:
+        endpoint = self._endpoint
+        self._started = now = time.perf_counter()
+        self._ends = now + self.seconds
+        try:
+            self._probe = endpoint.breaker.admit() if endpoint.breaker.failed else False
+        except CircuitOpen as error:
+            self._record(0.0, 0.0, error)
+            raise
+        self._gpu = endpoint.meter.start() if endpoint.price.gpu_hour else None
+        self._trace.wait(now)
+        self.resume(self._awaited, self._patience)
+        return self
+
+    def resume(self, awaited: str, patience: float = math.inf) -> None:
+        """The next await begins, of ``awaited``; it may last ``patience`` seconds, and not beyond the call's end."""
+        task = asyncio.current_task()
+        assert task is not None  # an await runs in a task
+        loop = task.get_loop()
+        watch = _here.watch
+        if watch is None or watch.loop is not loop:
+            watch = _here.watch = _Watch(loop)
+        self._awaited = awaited
+        self._limit = min(patience, self._ends - time.perf_counter())
+        self._task = task  # a stream's pieces may be fetched by one task after the other
+        self._cancelling = task.cancelling()
+        self._watch = watch
+        self.deadline = deadline = loop.time() + self._limit
+        watch.calls[self] = None
+        if deadline < watch.due:
+            watch.set(deadline)
+
+    def pause(self) -> None:
+        """The await has brought something, which a reader takes now."""
+        self._settle(None)
+
+    def expire(self) -> None:
+        """The time is up: cancel what is awaited."""
+        self.expired = True
+        self._task.cancel()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        failure = error
+        if self._watch is not None and (error is not None or self.expired):
+            failure = self._settle(error)
+        elif self._watch is not None:
+            del self._watch.calls[self]
+        endpoint, gpu = self._endpoint, self._gpu
+        gpu_seconds = 0.0 if gpu is None else endpoint.meter.stop(gpu)
+        now = time.perf_counter()
+        self._trace.go_on(now)
+        # Usage and cost are claims of a server or a plugin: those that cannot be are unknown.
+        if not self.usage.can_be:
+            self.usage = Usage()
+        if self.cost is not None and not 0.0 <= self.cost < math.inf:
+            self.cost = None
+        if failure is None:
+            if endpoint.breaker.failed:
+                endpoint.breaker.succeed()
+            endpoint.forecast.learn(self.asked.request, self.usage, self.asked.samples, gpu_seconds)
+        else:
+            self._blame(failure)
+        if self.failovers:
+            self._record_failovers()
+        self._record(now - self._started, gpu_seconds, failure)
+        if failure is not error and failure is not None:
+            raise failure
+
+    def _settle(self, error: BaseException | None) -> BaseException | None:
+        """The await is over: what it raised, as one of the package's errors where it came from the backend."""
+        assert self._watch is not None  # asked by who has looked
+        del self._watch.calls[self]
+        self._watch = None
+        late = self.expired and self._task.uncancel() <= self._cancelling and isinstance(error, asyncio.CancelledError)
+        if not late and (isinstance(error, WorkflowComposerError) or not isinstance(error, Exception)):
+            return error
+        if late or isinstance(error, TimeoutError):
+            failure: ModelError = CallTimeout(f"no {self._awaited} within {self._limit:.1f} s")
+        else:
+            failure = ServerFailed(
+                f"{type(self._endpoint.backend).__name__} raised {type(error).__name__}: {error}",
+                hint="this is a fault in the backend's code",
+            )
+        failure.__cause__ = None if late else error
+        return failure
+
+    def _blame(self, failure: BaseException) -> None:
+        """Tell the breaker; a call that was cancelled, or ended at its request's own limit, was nobody's failure."""
+        breaker = self._endpoint.breaker
+        if isinstance(failure, ModelError):
+            self.failovers = failure.failovers or self.failovers
+        by_request = isinstance(failure, CallTimeout) and (failure.by_request or self._trace.nearly_over)
+        if by_request or not isinstance(failure, ModelError):
+            breaker.release(probe=self._probe)
+        else:
+            breaker.fail(failure, probe=self._probe)
+
+    def _record_failovers(self) -> None:
+        place: dict[str, Any] = {"tier": self._place[0], "candidate": self._place[1], "name": self._endpoint.candidate.name}
+        self._trace.attempts.extend(replace(failed, **place) for failed in self.failovers)
+
+    def _record(self, seconds: float, gpu_seconds: float, failure: BaseException | None) -> None:
+        candidate = self._endpoint.candidate
+        self._trace.attempts.append(
+            Attempt(
+                *self._place,
+                candidate.name,
+                candidate.local,
+                seconds * 1000.0,
+                self.usage,
+                self._endpoint.price.cost(self.usage, gpu_seconds) if self.cost is None else self.cost,
+                None if failure is None else str(failure) or "cancelled",
+                None if failure is None else type(failure).__name__,
+            )
+        )
+
+
+_TURNS = 10
+"""Turns of the loop in which it sees what has come: a connection takes four from the system to whoever awaits it."""
+
+
+class _Watch:
+    """The awaits under way on one event loop, and one timer for the earliest of their limits.
+
+    Nearly every call ends long before its limit, so a timer of its own would be made and cancelled for nothing (a fifth of
+    the core's work per request, and twice per token of a stream). A call that ends in time only leaves a dictionary.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.calls: dict[Call, None] = {}
+        self.due = math.inf
+        self._timer: asyncio.Handle | None = None
+
+    def set(self, when: float) -> None:
+        """See to it that somebody looks at this time of the loop."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self.due = self.loop.call_at(when, self._settle, _TURNS), when
+
+    def _settle(self, turns: int) -> None:
+        """Give the loop some turns before anybody is late: what came while it stood still came in time."""
+        if turns:
+            self._timer = self.loop.call_soon(self._settle, turns - 1)
+        else:
+            self._look()
+
+    def _look(self) -> None:
+        self._timer, self.due = None, math.inf
+        now = self.loop.time()
+        for call in [call for call in self.calls if call.deadline <= now and not call.expired]:
+            call.expire()
+        waiting = [call.deadline for call in self.calls if not call.expired]
+        if waiting:
+            self.set(min(waiting))
+
+
+class _Here(threading.local):
+    """The running loop's watch; a loop runs in one thread, and a thread runs one loop at a time."""
+
+    watch: _Watch | None = None
+
+
+_here = _Here()

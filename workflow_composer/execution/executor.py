@@ -1,0 +1,232 @@
+"""The one executor: it runs any `Plan`, whoever made it.
+
+Two axes, counted apart. Within a member, candidates are tried while *calls fail* (fallback). Over tiers, the next is asked
+while *answers are not accepted* (escalation). A tier whose candidates all failed hands over to the next one, too; if none
+is left, an earlier answer that was not accepted is returned as such; where there is none, one error lists every attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+
+from workflow_composer.answers.reasoning import says_nothing
+from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
+from workflow_composer.errors import AllCandidatesFailed, DeadlineExceeded, LocalModelUnavailable, ModelError, Unsupported
+from workflow_composer.execution.call import Endpoint, Outcome, Trace
+from workflow_composer.execution.escalation import Ascent
+from workflow_composer.execution.member_run import (
+    Abandoned,
+    CallObserver,
+    MemberRun,
+    Models,
+    RetryPolicy,
+    exhausted,
+    shown_to,
+)
+from workflow_composer.execution.voting.ballot import CUT_OFF
+from workflow_composer.execution.voting.vote_sampling import Poll
+from workflow_composer.plan import ALWAYS, Candidate, Plan, Tier
+from workflow_composer.types import Embeddings, LLMRequest, Sample, Timeouts, Verdict
+
+EMPTY = "the answer is empty"
+LONGEST_ANSWER = 2**20
+"""Tokens that an answer is thought to have at the most where neither the request nor the model limits it."""
+
+
+class PlanExecutor:
+    """Runs plans against the endpoints of one snapshot. Streams are run by `workflow_composer.execution.streaming`.
+
+    ``local_only`` says that the profile forbids the cloud; it makes the last error say that nothing was sent elsewhere.
+    """
+
+    def __init__(
+        self,
+        endpoints: Mapping[str, Endpoint],
+        *,
+        retry: RetryPolicy | None = None,
+        timeouts: Timeouts | None = None,
+        observer: CallObserver | None = None,
+        local_only: bool = False,
+    ) -> None:
+        self._models = Models(endpoints, retry or RetryPolicy(), timeouts or Timeouts(), observer)
+        self._local_only = local_only
+
+    async def run(self, plan: Plan, request: LLMRequest, trace: Trace) -> Outcome:
+        """Run ``plan`` to an answer.
+
+        Raises `AllCandidatesFailed` (or `DeadlineExceeded`) when no tier gave one; a `ModelError` that no other candidate
+        can mend (a bad request, a wrong key) comes through as it is.
+        """
+        if request.n > 1:
+            refuse_several(plan, request)
+        tiers = plan.tiers
+        first = tiers[0]
+        if (
+            len(tiers) == 1
+            and first.is_plain
+            and not first.name
+            and plan.budget is first.budget is None
+            and (request.budget is None or self._estimate(first, request) <= request.budget)
+        ):
+            # By far the most frequent plan; what only several tiers need would add a tenth to the core's work.
+            try:
+                return await self._ask(0, first, request, trace)
+            except AllCandidatesFailed as error:
+                raise self.failure(error, trace) from None
+        ascent = self.ascent(plan, request, trace)
+        for index, tier in ascent.tiers():
+            watch = tier.watch_all and ascent.may_abandon
+            try:
+                ascent.answered(await self.run_tier(index, tier, request, trace, last=ascent.is_last(index), watch=watch))
+            except AllCandidatesFailed as error:
+                ascent.failed(index, self.failure(error, trace))
+        return ascent.outcome()
+
+    async def run_tier(
+        self, index: int, tier: Tier, request: LLMRequest, trace: Trace, *, last: bool = True, watch: bool = False
+    ) -> Outcome:
+        """Ask one tier: its members for votes, or its only member's candidates in order until one answers.
+
+        Raises `AllCandidatesFailed` where none does. A tier that is not the last is given up at its deadline; the votes that
+        have come by then are kept. ``watch``: follow the answer while it comes, and abandon it where the tier's watch says
+        so.
+        """
+        if tier.voting is not None:
+            return await Poll(self._models, index, tier, request, trace, last=last).run()
+        watch = watch and not last
+        if tier.deadline is None or last:
+            return await self._judged(index, tier, request, trace, last=last, watch=watch)
+        first_attempt = len(trace.attempts)
+        try:
+            async with asyncio.timeout(tier.deadline):
+                return await self._judged(index, tier, request, trace, last=last, watch=watch)
+        except TimeoutError:
+            raise exhausted(trace.attempts[first_attempt:], f"the tier was given up after {tier.deadline:g} s") from None
+
+    async def _judged(
+        self, index: int, tier: Tier, request: LLMRequest, trace: Trace, *, last: bool, watch: bool
+    ) -> Outcome:
+        """Ask a tier's only member; where the answer tells nothing of its own certainty, what the tier names instead."""
+        ask = self._watched if watch and tier.watch is not None else self._ask
+        outcome = await ask(index, tier, request, trace)
+        verdict = outcome.verdict
+        if tier.when_unknown is None or verdict.confidence is not None or verdict.accepted or not outcome.whole:
+            return outcome
+        return await self.run_tier(index, tier.when_unknown, request, trace, last=last)
+
+    async def _ask(self, index: int, tier: Tier, request: LLMRequest, trace: Trace) -> Outcome:
+        run = MemberRun(self._models, index, tier, tier.members[0], request, trace)
+        while run.next():
+            try:
+                done = await run.complete()
+            except ModelError as error:
+                await run.failed(error)
+            else:
+                verdict = judged(tier, done.samples, request)
+                return Outcome(done.samples, done.model, run.candidate, index, run.position, verdict)
+        raise run.exhausted()
+
+    async def _watched(self, index: int, tier: Tier, request: LLMRequest, trace: Trace) -> Outcome:
+        """Ask as a stream, and follow the answer while it is generated, to abandon it as soon as it cannot be accepted.
+
+        Whatever is abandoned would have been rejected at its end, so watching changes what is paid, never what is accepted.
+        Where all tiers behind an abandoned answer fail, it is asked for again (`Ascent.tiers`); where a budget might leave
+        them out, nothing is abandoned (`Ascent.may_abandon`).
+        """
+        assert tier.watch is not None  # asked for by who has looked
+        run = self.member_run(index, tier, request, trace)
+        while run.next():
+            heard, watch = StreamAccumulator(), tier.watch(_longest(request, run.candidate))
+            abandoned: Verdict | None = None
+            try:
+                async with aclosing(run.listen(heard, watch)) as pieces:
+                    async for _ in pieces:
+                        pass
+            except Abandoned as end:
+                abandoned = end.verdict
+            except ModelError as error:
+                await run.failed(error)
+                continue
+            sample, model = heard.sample(), heard.model or run.candidate.name
+            verdict = abandoned or judged(tier, (sample,), request)
+            return Outcome((sample,), model, run.candidate, index, run.position, verdict, whole=abandoned is None)
+        raise run.exhausted()
+
+    async def embed(
+        self, candidate: Candidate, texts: Sequence[str], request: LLMRequest, trace: Trace, dimensions: int | None = None
+    ) -> Embeddings:
+        """Embed with this one model, retried; never with another, since vectors of two models cannot be compared."""
+        run = self.member_run(0, Tier.of((candidate,)), request, trace)
+        while run.next():
+            try:
+                found = await run.embed(texts, dimensions)
+            except ModelError as error:
+                await run.failed(error)
+            else:
+                return replace(found, candidate=candidate.name, cost=trace.cost)
+        raise self.failure(run.exhausted(), trace)
+
+    # ------------------------------------------------------------------------------- shared with the run of a stream
+
+    def ascent(self, plan: Plan, request: LLMRequest, trace: Trace) -> Ascent:
+        """The way up the plan's tiers."""
+        return Ascent(plan, request, trace, estimate=self._estimate, observer=self._models.observer)
+
+    def _estimate(self, tier: Tier, request: LLMRequest) -> float:
+        """Dollars that the tier will probably cost, where each member's first candidate works."""
+        apart = tier.voting is not None and tier.voting.draw == "at_once"
+        dollars = 0.0
+        for member in tier.members:
+            endpoint = self._models.endpoints[member.candidates[0].name]
+            shown = request if member.form is None else shown_to(member, tier, request)
+            expected = endpoint.forecast.expect(shown, member.samples, member.samples if apart else 1)
+            dollars += endpoint.price.cost(expected.usage, expected.gpu_seconds)
+        return dollars
+
+    def member_run(self, index: int, tier: Tier, request: LLMRequest, trace: Trace) -> MemberRun:
+        """A fresh way through the candidates of a tier's only member."""
+        return MemberRun(self._models, index, tier, tier.members[0], request, trace)
+
+    def failure(self, error: AllCandidatesFailed, trace: Trace) -> AllCandidatesFailed:
+        """The error for the whole request, with all its attempts."""
+        if trace.over:
+            return DeadlineExceeded("the request's time is over", attempts=trace.attempts, hint="allow it more time")
+        if self._local_only:
+            hint = "the profile forbids the cloud, so nothing was sent elsewhere; see which servers are up: status"
+            return LocalModelUnavailable(error.summary, attempts=trace.attempts, hint=hint)
+        return AllCandidatesFailed(error.summary, attempts=trace.attempts, hint="see which servers are up: status")
+
+
+def refuse_several(plan: Plan, request: LLMRequest) -> None:
+    """Raise `Unsupported` where a plan that votes on answers or judges them gives one, and the request asks for ``n``."""
+    if not all(tier.is_plain for tier in plan.tiers):
+        votes = f"n is {request.n}, and {plan} gives one answer, which is voted on or judged"
+        error = Unsupported(votes, hint="leave n out, or name a model")
+        error.field = "n"
+        raise error
+
+
+def judged(tier: Tier, samples: Sequence[Sample], request: LLMRequest) -> Verdict:
+    """What the tier's rule says of its samples; an answer that is cut off or empty is unreadable, and is not accepted.
+
+    A bare completion goes on with a text until its length ends it, so there nothing is looked at. A sample without a text
+    may call tools; one with a score has been judged already, and its text may not have been recorded.
+    """
+    verdict = ALWAYS.verdict if tier.accept is ALWAYS else tier.accept(samples)
+    if not verdict.accepted or request.kind != "chat":
+        return verdict
+    sample = samples[verdict.choice]
+    if sample.finish_reason == "length":
+        return replace(verdict, accepted=False, reason=CUT_OFF, unreadable=1)
+    if not sample.tool_calls and sample.score is None and says_nothing(sample.text):
+        return replace(verdict, accepted=False, reason=EMPTY, unreadable=1)
+    return verdict
+
+
+def _longest(request: LLMRequest, candidate: Candidate) -> int:
+    """Tokens that the answer can have at the most."""
+    limits = [limit for limit in (request.max_tokens, candidate.context_length) if limit]
+    return min(limits, default=LONGEST_ANSWER)

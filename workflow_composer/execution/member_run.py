@@ -1,0 +1,254 @@
+"""One member of a tier at work: what it asks, which of its candidates is asked next, and when to call the same one again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
+from workflow_composer.errors import AllCandidatesFailed, ContextOverflow, ModelError, ServerFailed, Unsupported
+from workflow_composer.execution.call import Call, Endpoint, Trace
+from workflow_composer.plan import Candidate, Member, Plan, Tier, Watch
+from workflow_composer.support.fast_dataclass import changed
+from workflow_composer.types import Attempt, Chunk, Completion, Embeddings, LLMRequest, ModelCall, Timeouts, Verdict
+
+
+class CallObserver(Protocol):
+    """Told when a request takes another way than planned. Must be quick and must not raise."""
+
+    def on_fallback(self, request: LLMRequest, failed: Attempt, candidate: Candidate) -> None:
+        """``failed`` was the last attempt at the candidate given up; ``candidate`` is next."""
+
+    def on_escalation(self, request: LLMRequest, plan: Plan, tier: int, verdict: Verdict) -> None:
+        """Tier ``tier`` is not accepted and the next one is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Exponential backoff with full jitter: the n-th pause is uniform in [0, min(max_delay, base_delay * 2**n)].
+
+    ``attempts`` is the number of calls to one candidate, the first one included. Delays in seconds. Full jitter because it
+    spreads a crowd of clients best (Brooker, "Exponential Backoff And Jitter", 2015).
+    """
+
+    attempts: int = 3
+    base_delay: float = 0.25
+    max_delay: float = 8.0
+    random: Callable[[], float] = field(default=random.random, repr=False)
+
+    def pause(self, error: ModelError, tried: int, *, others_left: bool, time_left: float) -> float | None:
+        """Seconds to wait before the next call to the same candidate; None to give it up.
+
+        ``tried`` calls have been made. A ``Retry-After`` is honoured as the least pause. Where it asks for more than
+        ``max_delay``, another candidate is preferred, and only the last one is waited for, if ``time_left`` allows.
+        """
+        if not error.retryable or tried >= self.attempts:
+            return None
+        pause = self.random() * min(self.max_delay, self.base_delay * 2.0 ** (tried - 1))
+        if error.retry_after is not None:
+            if error.retry_after > self.max_delay and others_left:
+                return None
+            pause += error.retry_after
+        return pause if pause < time_left else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Models:
+    """The models of one snapshot by name, and how they are called."""
+
+    endpoints: Mapping[str, Endpoint]
+    retry: RetryPolicy
+    timeouts: Timeouts
+    observer: CallObserver | None
+
+
+class Abandoned(Exception):  # no error: the call was ended on purpose
+    """The answer cannot be accepted any more, so the call was ended; ``verdict`` says why."""
+
+    def __init__(self, verdict: Verdict, tokens: int) -> None:
+        reason = f"abandoned after {tokens} tokens: {verdict.reason}"
+        super().__init__(reason)
+        self.verdict = replace(verdict, reason=reason)
+
+
+class MemberRun:
+    """One member's way through its candidates::
+
+        while run.next():
+            try:
+                return await run.complete()
+            except ModelError as error:
+                await run.failed(error)
+        raise run.exhausted()
+
+    After a failed call `failed` decides what `next` will give: the same candidate again (after a pause), the one behind it,
+    or nothing. ``asked`` is what the candidates are asked to do: ``samples`` answers, of which ``first`` is the number of
+    the first one; ``position`` is the candidate's.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        index: int,
+        tier: Tier,
+        member: Member,
+        request: LLMRequest,
+        trace: Trace,
+        *,
+        position: int = 0,
+        samples: int | None = None,
+        first: int = 0,
+    ) -> None:
+        self.position = position
+        self._models = models
+        self._index = index
+        self._tier = tier
+        self._member = member
+        self._request = request
+        self._trace = trace
+        self._tried = 0
+        self._too_short = -1
+        self._first_attempt = len(trace.attempts)
+        temperature = request.temperature if member.temperature is None else member.temperature
+        if tier.is_plain:
+            samples = request.n
+        shown = request if tier.is_plain and member.form is None else shown_to(member, tier, request)
+        self.asked = ModelCall(shown, member.samples if samples is None else samples, temperature, models.timeouts, first)
+        self._planned = self.asked
+
+    def next(self) -> bool:
+        """Whether there is a candidate to call now, and time for it; it is in ``candidate`` and ``endpoint``."""
+        candidates = self._member.candidates
+        if self.position >= len(candidates) or time.perf_counter() >= self._trace.ends:
+            return False
+        self._tried += 1
+        self.candidate = candidates[self.position]
+        self.endpoint = self._models.endpoints[self.candidate.name]
+        return True
+
+    # ---------------------------------------------------------------------------------------------------------- calls
+
+    async def complete(self) -> Completion:
+        """One call for whole answers. Raises `ModelError`."""
+        with Call(self.endpoint, self.asked, self._trace, self._index, self.position) as call:
+            done = await self.endpoint.backend.complete(call.asked)
+            call.usage, call.cost, call.failovers = done.usage, done.cost, done.failovers
+            if not done.samples:
+                raise ServerFailed("the answer holds no choices")
+            return done
+
+    async def listen(self, heard: StreamAccumulator, watch: Watch | None = None) -> AsyncGenerator[Chunk, None]:
+        """One call whose answer comes in pieces, which are noted in ``heard``.
+
+        Raises `ModelError`, and `Abandoned` as soon as ``watch`` says why.
+        """
+        asked, patience = self.asked, self.asked.timeouts.first_token
+        place = (self._index, self.position)
+        with Call(self.endpoint, asked, self._trace, *place, awaited="first token", patience=patience) as call:
+            if asked.samples > 1:
+                reason = f"{self.candidate.name} streams one answer, and n is {asked.samples}"
+                raise Unsupported(reason, hint="leave n or stream out")
+            async with aclosing(self.endpoint.backend.stream(call.asked)) as pieces:
+                while (piece := await anext(pieces, None)) is not None:
+                    call.pause()
+                    heard.add(piece)
+                    call.usage = heard.usage
+                    call.failovers = piece.failovers or call.failovers
+                    going_on = piece.finish_reason is None  # at its end there is nothing to save
+                    if watch is not None and going_on and piece.logprobs and (verdict := watch.hear(piece.logprobs)):
+                        prompt = self.endpoint.forecast.expect(asked.request).usage.prompt_tokens
+                        call.usage = heard.usage_so_far(prompt)
+                        raise Abandoned(verdict, heard.tokens)
+                    yield piece
+                    if heard.pieces:
+                        call.resume("end of the stream")
+                    else:
+                        call.resume("first token", patience)
+            if heard.finish_reason is None:
+                raise ServerFailed("the stream stopped before its end")
+
+    async def embed(self, texts: Sequence[str], dimensions: int | None) -> Embeddings:
+        """One call for vectors. Raises `ModelError`."""
+        with Call(self.endpoint, self.asked, self._trace, self._index, self.position, awaited="embeddings") as call:
+            wanted = {} if dimensions is None else {"dimensions": dimensions}
+            found = await self.endpoint.backend.embed(texts, timeout=call.seconds, **wanted)
+            call.usage, call.failovers = found.usage, found.failovers
+            return found
+
+    # -------------------------------------------------------------------------------------------- after a failed call
+
+    async def failed(self, error: ModelError) -> None:
+        """Take note that the call failed; returns when the next may be made. Raises ``error`` where none may be.
+
+        Log-probabilities that only the tier wants are no reason to fail: who cannot give any is asked without.
+        """
+        if isinstance(error, Unsupported) and self._tier.logprobs is not None and self.asked is self._planned:
+            bare = shown_to(self._member, replace(self._tier, logprobs=None), self._request)
+            self.asked = replace(self._planned, request=bare)
+            return
+        self.asked = self._planned
+        if not error.fallback:
+            raise error
+        candidates, trace = self._member.candidates, self._trace
+        if isinstance(error, ContextOverflow):
+            self._too_short = max(self._too_short, candidates[self.position].context_length or 0)
+        following = self._following()
+        pause = self._models.retry.pause(
+            error,
+            self._tried,
+            others_left=following < len(candidates),
+            time_left=min(trace.left, self._models.timeouts.total),
+        )
+        if pause is not None:
+            await self._wait(pause)
+            return
+        self.position, self._tried = following, 0
+        observer = self._models.observer
+        if observer is not None and following < len(candidates) and not trace.over:
+            observer.on_fallback(self._request, trace.attempts[-1], candidates[following])
+
+    def _following(self) -> int:
+        """The next position whose model is not known to be too short for the prompt."""
+        candidates = self._member.candidates
+        for position in range(self.position + 1, len(candidates)):
+            length = candidates[position].context_length
+            if length is None or length > self._too_short:
+                return position
+        return len(candidates)
+
+    async def _wait(self, seconds: float) -> None:
+        self._trace.wait(time.perf_counter())
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._trace.go_on(time.perf_counter())
+
+    def exhausted(self, why: str = "") -> AllCandidatesFailed:
+        """The error for a tier in which nothing could answer."""
+        return exhausted(self._trace.attempts[self._first_attempt :], why)
+
+
+def exhausted(attempts: Sequence[Attempt], why: str = "") -> AllCandidatesFailed:
+    """The error for a tier in which these attempts brought nothing."""
+    plural = "" if len(attempts) == 1 else "s"
+    what = f"no model could answer after {len(attempts)} attempt{plural}"
+    return AllCandidatesFailed(f"{what}: {why}" if why else what, attempts=attempts)
+
+
+def shown_to(member: Member, tier: Tier, request: LLMRequest) -> LLMRequest:
+    """The request as the member's candidates see it: in its prompt form, and with the log-probabilities the tier needs."""
+    changes: dict[str, Any] = {}
+    if member.form is not None:
+        changes["messages"] = tuple(member.form.shown(request.messages))
+    if not tier.is_plain:
+        changes["relay"] = None  # an answer that is judged, or that many make, is read here
+        if tier.logprobs is not None:
+            changes |= {"logprobs": True, "top_logprobs": max(tier.logprobs, request.top_logprobs or 0)}
+        elif tier.voting is not None and tier.voting.measure == "logprob":
+            changes["logprobs"] = True
+    return changed(request, **changes)

@@ -1,0 +1,110 @@
+"""Running a plan as a stream.
+
+Before the first piece, failures fall back unnoticed; after it, nothing that was delivered is replaced: the stream ends with
+`StreamInterrupted`. A tier whose answer must be judged before it may be shown (a vote, a threshold with a tier behind it)
+arrives in one piece once it is accepted; until then its tokens are watched, and it may be abandoned for the next tier. One
+whose answer is taken whatever it is arrives piece by piece, and stands even where it is cut off: it was shown.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
+from workflow_composer.errors import AllCandidatesFailed, ModelError, StreamInterrupted
+from workflow_composer.execution.call import Outcome, Trace
+from workflow_composer.execution.executor import PlanExecutor, judged, refuse_several
+from workflow_composer.execution.voting.ballot import Ballot
+from workflow_composer.plan import Plan, Tier
+from workflow_composer.types import Chunk, LLMRequest, Sample, Verdict
+
+
+class StreamRun:
+    """One request run as a stream: iterate over `chunks`; ``outcome`` is there after the last one.
+
+    ``at`` is where the run stands: tier, candidate, and candidates of the tier that have failed. ``asked_at`` is when that
+    candidate was asked (`time.perf_counter`).
+    """
+
+    def __init__(self, executor: PlanExecutor, plan: Plan, request: LLMRequest, trace: Trace) -> None:
+        self.outcome: Outcome | None = None
+        self.at = (0, plan.tiers[0].members[0].candidates[0], 0)
+        self.asked_at = time.perf_counter()
+        self._executor = executor
+        self._plan = plan
+        self._request = request
+        self._trace = trace
+
+    async def chunks(self) -> AsyncGenerator[Chunk, None]:
+        """Yield the answer piece by piece. Closing the generator stops the work at the server."""
+        if self._request.n > 1:
+            refuse_several(self._plan, self._request)
+        ascent = self._executor.ascent(self._plan, self._request, self._trace)
+        for index, tier in ascent.tiers():
+            last = ascent.is_last(index)
+            try:
+                if tier.is_plain or (last and tier.samples == 1):
+                    async with aclosing(self._live(index, tier)) as pieces:
+                        async for piece in pieces:
+                            yield piece
+                    assert self.outcome is not None  # a live tier that ends without an error has answered
+                    ascent.answered(self.outcome)
+                    return
+                run = self._executor.run_tier(index, tier, self._request, self._trace, last=last, watch=ascent.may_abandon)
+                ascent.answered(await run)
+            except AllCandidatesFailed as error:
+                ascent.failed(index, self._executor.failure(error, self._trace))
+        self.outcome = found = ascent.outcome()
+        self.at = (found.tier, found.candidate, found.fallback_depth)
+        sample = self.outcome.answer
+        yield Chunk(
+            sample.text,
+            sample.finish_reason or "stop",
+            sample.tool_calls,
+            sample.logprobs or (),
+            self._trace.usage,
+            self.outcome.model,
+        )
+
+    async def _live(self, index: int, tier: Tier) -> AsyncGenerator[Chunk, None]:
+        run = self._executor.member_run(index, tier, self._request, self._trace)
+        relay = run.asked.request.relay
+        while run.next():
+            self.at, self.asked_at = (index, run.candidate, run.position), time.perf_counter()
+            heard = StreamAccumulator()
+            try:
+                if relay is not None and getattr(run.endpoint.backend, "relays", False):
+                    done = await run.complete()
+                    # A relayed stream's text is read only where somebody wants it; that it was cut off is known in any case.
+                    is_known = relay.keep or done.samples[0].cut_off
+                    verdict = judged(tier, done.samples, self._request) if is_known else tier.accept(done.samples)
+                    self.outcome = Outcome(done.samples, done.model, run.candidate, index, run.position, verdict)
+                    return
+                async with aclosing(run.listen(heard)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+            except ModelError as error:
+                if heard.pieces or (relay is not None and relay.begun):
+                    delivered = f"after {heard.pieces} pieces" if heard.pieces else "within the answer"
+                    raise StreamInterrupted(
+                        f"the stream from {run.candidate.name} broke {delivered}: {error.message}",
+                        attempts=self._trace.attempts,
+                        hint="what was delivered stands; ask again for a whole answer",
+                    ) from error
+                await run.failed(error)
+            else:
+                sample, model = heard.sample(), heard.model or run.candidate.name
+                verdict = await self._verdict(tier, sample)
+                self.outcome = Outcome((sample,), model, run.candidate, index, run.position, verdict)
+                return
+        raise run.exhausted()
+
+    async def _verdict(self, tier: Tier, sample: Sample) -> Verdict:
+        """The verdict on a tier's only sample."""
+        if tier.voting is None:
+            return judged(tier, (sample,), self._request)
+        ballot = Ballot(tier.voting, tier.members, last=True)
+        await ballot.add(sample)
+        return ballot.verdict()

@@ -1,0 +1,307 @@
+"""A ballot: the votes of one tier while they come in, whether more are wanted, and in the end which sample is the answer.
+
+Only the ballot knows how answers are read, what confidence is and when a vote is over; whoever draws samples asks it how
+many more it wants, and brings them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from workflow_composer.answers import Reader, reader
+from workflow_composer.execution.voting.confidence import confidence, leader, totals
+from workflow_composer.execution.voting.stopping import UNREADABLE, StoppingRule, decided_by_weight, stopping_rule
+from workflow_composer.plan import Member, Voting
+from workflow_composer.types import Sample, Verdict
+
+AMBIGUOUS_SHARE = 2 / 3
+"""More votes are thought to settle a vote in which the two leading answers hold this share of it; else it is scattered."""
+
+CUT_OFF = "the answer was cut off by its length"
+
+_ROUNDING = 1e-9
+
+
+class _Standing(NamedTuple):
+    """A vote at one moment: the votes and who gave them, the members whose turn is still to come, and those who were lost
+    before their turn, one entry for each vote.
+    """
+
+    votes: tuple[int, ...]
+    voters: tuple[int, ...]
+    to_come: tuple[int, ...]
+    missing: tuple[int, ...] = ()
+
+    def given(self, group: int, count: int) -> _Standing:
+        """The same after ``count`` further votes for that group."""
+        votes, voters = (*self.votes, *[group] * count), (*self.voters, *self.to_come[:count])
+        return _Standing(votes, voters, self.to_come[count:], self.missing)
+
+
+class Ballot:
+    """The votes of one tier. ``last``: there is no further tier, so it is no use to give up early.
+
+    Members fill the ballot in turns, each in proportion to its samples; their numbers are those of the tier. ``together``:
+    none of the wanted samples can be spared, so they may be asked for in one call.
+    """
+
+    def __init__(self, voting: Voting, members: Sequence[Member], *, last: bool = False) -> None:
+        self.samples: list[Sample] = []
+        self._samples = sum(member.samples for member in members)
+        self.together = voting.draw == "as_needed" or voting.stopping == "fixed" or self._samples == 1
+        self._voting = voting
+        self._last = last
+        self._limit = self._samples
+        self._most = self._samples + voting.explore
+        self._turns = _turns(tuple(member.samples for member in members), self._most)
+        self._lost: set[int] = set()
+        weights = [member.weight for member in members]
+        self._member_weights = weights if len(set(weights)) > 1 else None
+        self._reader: Reader = reader(voting.form)
+        self._rule = _rule(voting.stopping, voting.level)
+        self._votes: list[int] = []
+        self._voters: list[int] = []
+        self._answers: list[str] = []
+        self._known: dict[str, int] = {}
+
+    async def add(self, sample: Sample, member: int = 0) -> None:
+        """Count one sample of that member."""
+        answer = self._reader.read_said(sample)
+        group = UNREADABLE if answer is None else await self._group(answer)
+        self.samples.append(sample)
+        self._votes.append(group)
+        self._voters.append(member)
+
+    def withdraw(self, member: int) -> None:
+        """Take back all votes of that member: another candidate draws for it from now on."""
+        kept = [at for at, voter in enumerate(self._voters) if voter != member]
+        self.samples = [self.samples[at] for at in kept]
+        self._votes = [self._votes[at] for at in kept]
+        self._voters = [self._voters[at] for at in kept]
+        if not kept:
+            self._limit = self._samples
+            self._answers, self._known = [], {}
+
+    def lose(self, member: int) -> None:
+        """That member brings no further sample: those that it owes count as votes for nothing."""
+        self._lost.add(member)
+
+    def voter(self, sample: int) -> int:
+        """The member that gave that sample."""
+        return self._voters[sample]
+
+    async def _group(self, answer: str) -> int:
+        """The number of the group of answers that mean the same; a new one where none does."""
+        known = self._known.get(answer)
+        if known is not None:
+            return known
+        group = 0
+        while group < len(self._answers) and not await self._same(answer, self._answers[group]):
+            group += 1
+        if group == len(self._answers):
+            self._answers.append(answer)
+        self._known[answer] = group
+        return group
+
+    async def _same(self, answer: str, other: str) -> bool:
+        same = self._reader.same(answer, other)
+        return await self._reader.decide(answer, other) if same is None else same
+
+    def wanted(self) -> Sequence[int]:
+        """The members from whom a sample is wanted now, in their turns; empty when the vote is over."""
+        now = self._standing()
+        if not now.to_come and self._ambiguous():
+            self._limit = min(self._most, self._limit + self._samples)
+            now = self._standing()
+        if self._over(now):
+            return ()
+        if self._voting.draw == "at_once" or self._voting.stopping == "fixed":
+            return now.to_come
+        return now.to_come[: self._fewest(now)]
+
+    def _standing(self) -> _Standing:
+        come = Counter(self._voters)
+        to_come: list[int] = []
+        missing: list[int] = []
+        for member in self._turns[: self._limit]:
+            if come[member]:
+                come[member] -= 1
+            else:
+                (missing if member in self._lost else to_come).append(member)
+        return _Standing(tuple(self._votes), tuple(self._voters), tuple(to_come), tuple(missing))
+
+    def _over(self, now: _Standing) -> bool:
+        voting = self._voting
+        if not now.to_come:
+            return True
+        if voting.stopping == "fixed" or voting.measure == "score":
+            return False
+        stopped, certified = self._stops(now)
+        if voting.measure == "logprob" and not certified:
+            return False  # neither counts nor the members' weights settle who leads by probability
+        if certified or (stopped and len(now.votes) > 1 and self._is_certain_to_accept(now)):
+            return True
+        # The last tier's answer is taken in any case, so there the leader must be settled, too.
+        return (stopped or not self._last) and self._hopeless(now)
+
+    def _stops(self, now: _Standing) -> tuple[bool, bool]:
+        """Whether the rule stops, and whether it does so because it is sure of the leader."""
+        weights, left = self._weighed(now.voters), self._weighed(now.to_come)
+        if weights is None or left is None:
+            return _ruled(self._rule, now.votes, len(now.votes) + len(now.to_come))
+        return decided_by_weight(totals(now.votes, weights), math.fsum(left)), False
+
+    def _is_certain_to_accept(self, now: _Standing) -> bool:
+        """Whether the target is reached even if nothing that is left votes for the leader.
+
+        A leader that cannot be overtaken may yet miss a target above one half.
+        """
+        return self._accepts(now.given(UNREADABLE, len(now.to_come)))
+
+    def _hopeless(self, now: _Standing) -> bool:
+        """Whether the target is missed even if all that is left votes for the leader."""
+        first = leader(now.votes, self._weighed(now.voters))
+        return not self._accepts(now.given(0 if first is None else first, len(now.to_come)))
+
+    def _accepts(self, end: _Standing) -> bool:
+        if self._voting.measure in ("logprob", "score"):
+            return True  # weights and scores of samples to come are not known; nothing can be said ahead
+        votes = (*end.votes, *[UNREADABLE] * len(end.missing))
+        found = _confidence(self._voting.measure, votes, self._weighed((*end.voters, *end.missing)))
+        return found is None or found >= self._voting.target - _ROUNDING
+
+    def _fewest(self, now: _Standing) -> int:
+        """The fewest further samples that could end the vote: all for the leader, or each for an answer of its own."""
+        first, fresh = leader(now.votes, self._weighed(now.voters)), len(self._answers)
+        for more in range(1, len(now.to_come)):
+            agreeing = now.given(fresh if first is None else first, more)
+            apart = agreeing._replace(votes=(*now.votes, *range(fresh, fresh + more)))
+            if self._over(agreeing) or self._over(apart):
+                return more
+        return len(now.to_come)
+
+    def _ambiguous(self) -> bool:
+        """Whether more samples are allowed, needed, and could settle the vote."""
+        if self._limit >= self._most or self._last or self._lost or self._limit == 1 or self._voting.measure == "score":
+            return False
+        votes, voters = tuple(self._votes), tuple(self._voters)
+        found = confidence(self._voting.measure, votes, self._weights())
+        if found is None or found >= self._voting.target - _ROUNDING:
+            return False
+        weights = self._weighed(voters) or (1.0,) * len(votes)
+        by_group = totals(votes, weights)
+        if sum(sorted(by_group.values(), reverse=True)[:2]) < AMBIGUOUS_SHARE * math.fsum(weights):
+            return False
+        further = self._turns[self._limit : self._limit + self._samples]
+        return self._accepts(_Standing(votes, voters, further).given(max(by_group, key=by_group.__getitem__), len(further)))
+
+    def _weighed(self, voters: Sequence[int]) -> tuple[float, ...] | None:
+        """The weights of these members' votes; None where all count alike."""
+        given = self._member_weights
+        return None if given is None else tuple([given[voter] for voter in voters])
+
+    def _weights(self, missing: Sequence[int] = ()) -> list[float | None] | None:
+        """The weight of each vote, then of each that is missing; None where all count alike.
+
+        With `logprob` it is the sample's probability per token (geometric mean), too: unknown for what has not come, so 0.
+        """
+        weights = self._weighed([*self._voters, *missing])
+        if self._voting.measure != "logprob":
+            return None if weights is None else list(weights)
+        given = weights or [1.0] * len(self._votes)
+        probable = (_weight(sample) for sample in self.samples)
+        found = [None if p is None else p * weight for p, weight in zip(probable, given, strict=False)]
+        return [*found, *[0.0] * len(missing)]
+
+    def verdict(self, *, note: str = "") -> Verdict:
+        """The answer, and whether it is taken. ``note`` says why samples of lost members did not come.
+
+        They count as votes for nothing: what they would have said is not known.
+        """
+        if self._voting.measure == "score":
+            return self._best_scored(note)
+        first = leader(self._votes, self._weights())
+        unreadable = self._votes.count(UNREADABLE)
+        if first is None:
+            reason = note or self._nothing_read()
+            return Verdict(accepted=False, confidence=0.0, reason=reason, unreadable=unreadable)
+        tally, choice = self._tally(first), self._votes.index(first)
+        if self._limit == 1:
+            return Verdict(accepted=True, reason="one answer, which could be read", choice=choice, votes=tally)
+        missing = self._standing().missing
+        found = confidence(self._voting.measure, [*self._votes, *[UNREADABLE] * len(missing)], self._weights(missing))
+        accepted = found is not None and found >= self._voting.target - _ROUNDING
+        return Verdict(accepted, found, self._reason(found, len(self._votes), note), choice, tally, unreadable)
+
+    def _best_scored(self, note: str) -> Verdict:
+        """The sample with the best score; unknown, and not accepted, where any has none."""
+        scores = [sample.score for sample in self.samples]
+        known = [score for score in scores if score is not None]
+        best = max(known, default=None) if len(known) == len(scores) else None
+        choice = 0 if best is None else scores.index(best)
+        votes = self._tally(self._votes[choice] if self._votes else UNREADABLE)
+        cut_off = any(sample.cut_off for sample in self.samples[choice : choice + 1])
+        accepted = best is not None and best >= self._voting.target - _ROUNDING and not cut_off
+        reason = self._reason(best, len(scores), note or (CUT_OFF if cut_off else ""))
+        return Verdict(accepted, best, reason, choice, votes, self._votes.count(UNREADABLE))
+
+    def _nothing_read(self) -> str:
+        reason = f"no answer could be read in {len(self.samples)} samples"
+        cut_off = sum(sample.cut_off for sample in self.samples)
+        return f"{reason}; {cut_off} cut off by their length" if cut_off else reason
+
+    def _tally(self, first: int) -> tuple[tuple[str, int], ...]:
+        """Answers and their counts, the group ``first`` before the others."""
+        counts = Counter(vote for vote in self._votes if vote != UNREADABLE)
+        ordered = sorted(counts.items(), key=lambda item: (item[0] != first, -item[1], item[0]))
+        return tuple((self._answers[group], count) for group, count in ordered)
+
+    def _reason(self, found: float | None, drawn: int, note: str) -> str:
+        measure, target = self._voting.measure, self._voting.target
+        if found is None:
+            return f"{measure} of {drawn} votes is unknown"
+        sign = ">=" if found >= target - _ROUNDING else "<"
+        return f"{measure} of {drawn} votes {found:.3g} {sign} {target:g}" + (f"; {note}" if note else "")
+
+
+@lru_cache(maxsize=256)
+def _turns(samples: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """Whose turn it is, vote by vote: who has drawn the least of its share so far, the earlier member among equals."""
+    if len(samples) == 1:
+        return (0,) * most
+    drawn, turns = [0] * len(samples), []
+    for _ in range(most):
+        member = min(range(len(samples)), key=lambda at: (drawn[at] + 1) / samples[at])
+        drawn[member] += 1
+        turns.append(member)
+    return tuple(turns)
+
+
+@lru_cache(maxsize=64)
+def _rule(name: str, level: float | None) -> StoppingRule:
+    """One object per rule, so that what it says can be remembered."""
+    return stopping_rule(name, level)
+
+
+@lru_cache(maxsize=65_536)
+def _ruled(rule: StoppingRule, votes: tuple[int, ...], limit: int) -> tuple[bool, bool]:
+    """Whether the rule stops, and whether it does so because it is sure of the leader.
+
+    Remembered: the same few patterns of votes come again and again, and a rule may take longer than a look-up.
+    """
+    return rule.stop(votes, limit), rule.certifies(votes)
+
+
+@lru_cache(maxsize=65_536)
+def _confidence(measure: str, votes: tuple[int, ...], weights: tuple[float, ...] | None) -> float | None:
+    return confidence(measure, votes, weights)
+
+
+def _weight(sample: Sample) -> float | None:
+    if not sample.logprobs:
+        return None
+    return math.exp(sum(token.logprob for token in sample.logprobs) / len(sample.logprobs))

@@ -1,0 +1,1 @@
+"""Starting one vLLM server and keeping it: preflight, command line, process, supervisor."""

@@ -1,0 +1,1 @@
+"""Watching servers: checks, incidents, alerts, history."""

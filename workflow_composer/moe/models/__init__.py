@@ -1,0 +1,1 @@
+"""Gates of real and made-up models, and text to try them on."""

@@ -1,0 +1,1 @@
+"""Experts on the far side of a slow link: cache, store, prefetching."""

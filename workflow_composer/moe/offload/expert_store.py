@@ -1,0 +1,248 @@
+"""Experts on the far side of a slow link: a memory-mapped file, a bounded memory per layer, and a thread that carries over.
+
+What a transfer costs is made real and stated, because the page cache would otherwise hand an expert over in microseconds:
+the bytes are copied out of the memory-mapped file, and the link then stays taken, asleep, until ``bytes / bandwidth``
+seconds have passed since the transfer began. One transfer at a time. That stands for a bus (PCIe) whose transfers need no
+processor; it does not stand for a disk's latency.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workflow_composer.moe.offload.expert_cache import ExpertCache, Keep
+from workflow_composer.moe.offload.prefetch import LayerCount
+
+Key = tuple[int, int]
+
+
+class ExpertFile:
+    """The experts' matrices of all layers, one expert after the other, in a memory-mapped file. Close it when done."""
+
+    def __init__(self, path: Path, layers: Mapping[int, Any]) -> None:
+        """Write the file from modules with ``gate_up_proj`` [experts, a, b] and ``down_proj`` [experts, c, d]."""
+        self._place: dict[int, int] = {}
+        self._shapes: dict[int, tuple[torch.Size, torch.Size]] = {}
+        self._dtype: dict[int, torch.dtype] = {}
+        self.experts: dict[int, int] = {}
+        with path.open("wb") as file:
+            for layer, module in layers.items():
+                up, down = module.gate_up_proj.detach().cpu(), module.down_proj.detach().cpu()
+                self._place[layer], self.experts[layer] = file.tell(), len(up)
+                self._shapes[layer], self._dtype[layer] = (up.shape[1:], down.shape[1:]), up.dtype
+                for one in zip(up, down, strict=True):
+                    file.write(b"".join(part.contiguous().view(torch.uint8).numpy().tobytes() for part in one))
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self.path = path
+
+    def bytes_of(self, layer: int) -> int:
+        """What one expert of the layer takes."""
+        up, down = self._shapes[layer]
+        return int((up.numel() + down.numel()) * self._dtype[layer].itemsize)
+
+    def read(self, layer: int, expert: int) -> tuple[Tensor, Tensor]:
+        """The expert's two matrices, as views of the file."""
+        up, down = self._shapes[layer]
+        start = self._place[layer] + expert * self.bytes_of(layer)
+        flat = torch.frombuffer(self._map, dtype=self._dtype[layer], count=up.numel() + down.numel(), offset=start)
+        return flat[: up.numel()].view(up), flat[up.numel() :].view(down)
+
+    def room(self, layer: int, count: int) -> tuple[Tensor, Tensor]:
+        """Memory for so many experts of the layer."""
+        up, down = self._shapes[layer]
+        return torch.empty((count, *up), dtype=self._dtype[layer]), torch.empty((count, *down), dtype=self._dtype[layer])
+
+
+@dataclass(frozen=True)
+class Link:
+    """How fast experts come over: bytes per second; 0 for as fast as a copy."""
+
+    bandwidth: float = 0.0
+
+
+class ExpertStore:
+    """At most ``slots`` experts of each layer in memory; the others are in the file.
+
+    `want` asks for experts ahead of their use, `acquire` waits for one and keeps it from eviction until `release`. What is
+    acquired goes ahead of what is only wanted. One thread does all transfers; `close` ends it. For one computing thread.
+    """
+
+    def __init__(
+        self,
+        file: ExpertFile,
+        *,
+        slots: int,
+        keep: Keep = Keep.LRU,
+        link: Link | None = None,
+        pinned: Mapping[int, Sequence[int]] | None = None,
+    ) -> None:
+        self.file, self.link = file, link or Link()
+        self.counts = {layer: LayerCount() for layer in file.experts}
+        self._caches = {layer: ExpertCache(slots, keep, pinned=(pinned or {}).get(layer, ())) for layer in file.experts}
+        self._room = {layer: file.room(layer, slots) for layer in file.experts}
+        self._changed = threading.Condition()
+        self._demanded: deque[Key] = deque()
+        self._wanted: deque[Key] = deque()
+        self._loading: Key | None = None
+        self._ready: set[Key] = set()
+        self._in_use: set[Key] = set()
+        self._hoped: set[Key] = set()
+        self._came_early: set[Key] = set()
+        self._error: BaseException | None = None
+        self._closed = False
+        for layer, cache in self._caches.items():
+            for expert in cache.pinned:
+                self._copy((layer, expert), cache.place(expert))
+                self._ready.add((layer, expert))
+        self._thread = threading.Thread(target=self._carry, name="experts", daemon=True)
+        self._thread.start()
+
+    @property
+    def bytes_in_memory(self) -> int:
+        """What the places for experts take, used or not; fixed at construction."""
+        return sum(part.numel() * part.element_size() for room in self._room.values() for part in room)
+
+    def want(self, layer: int, experts: Iterable[int]) -> None:
+        """A token is expected to use these experts in that layer: fetch them, in this order, when the link is free."""
+        with self._changed:
+            for expert in experts:
+                self._hoped.add((layer, expert))
+                if expert not in self._caches[layer] and (layer, expert) not in self._wanted:
+                    self._wanted.append((layer, expert))
+            self._changed.notify_all()
+
+    def begin(self, layer: int, experts: Sequence[int]) -> None:
+        """The gate has spoken: count, forget what was expected of this layer, and demand what is missing."""
+        count, cache = self.counts[layer], self._caches[layer]
+        with self._changed:
+            self._wanted = deque(key for key in self._wanted if key[0] != layer)
+            self._hoped = {key for key in self._hoped if key[0] != layer}
+            early = {key for key in self._came_early if key[0] == layer}
+            count.useless += sum(key[1] not in experts for key in early)
+            self._came_early -= early
+            together = len(set(experts) - cache.pinned) <= cache.slots - len(cache.pinned)
+            for expert in experts:
+                key = (layer, expert)
+                count.uses += 1
+                cache.use(expert)
+                if key in self._ready:
+                    count.hits += 1
+                elif key == self._loading:
+                    count.late += 1
+                elif together:
+                    self._demand(key)
+                if together:
+                    self._in_use.add(key)
+            self._changed.notify_all()
+
+    def _demand(self, key: Key) -> None:
+        self.counts[key[0]].demanded += 1
+        self._demanded.append(key)
+        self._changed.notify_all()
+
+    def acquire(self, layer: int, expert: int) -> tuple[Tensor, Tensor]:
+        """Wait for an expert that `begin` named; its two matrices, good until `release`. Raises what the thread died of."""
+        key = (layer, expert)
+        with self._changed:
+            start = time.perf_counter()
+            self._in_use.add(key)
+            if key not in self._ready and key != self._loading and key not in self._demanded:
+                # More are needed than there is room for: one after the other.
+                self._demand(key)
+            while key not in self._ready:
+                if self._error is not None:
+                    raise self._error
+                self._changed.wait()
+            self.counts[layer].waited += time.perf_counter() - start
+            slot = self._caches[layer].slot(expert)
+        assert slot is not None
+        up, down = self._room[layer]
+        return up[slot], down[slot]
+
+    def release(self, layer: int, expert: int) -> None:
+        """The expert may be evicted again."""
+        with self._changed:
+            self._in_use.discard((layer, expert))
+            cache = self._caches[layer]
+            if cache.keep is Keep.NOTHING:
+                cache.drop(expert)
+                self._ready.discard((layer, expert))
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the thread; what is under way is finished first."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _carry(self) -> None:
+        try:
+            while (task := self._next()) is not None:
+                key, slot = task
+                begun = time.perf_counter()
+                self._copy(key, slot)
+                if self.link.bandwidth:
+                    left = begun + self.file.bytes_of(key[0]) / self.link.bandwidth - time.perf_counter()
+                    time.sleep(max(0.0, left))
+                with self._changed:
+                    self._loading = None
+                    self._ready.add(key)
+                    self._changed.notify_all()
+        except BaseException as error:  # noqa: BLE001  # whoever waits for an expert raises it
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    def _next(self) -> tuple[Key, int] | None:
+        """Wait for the next transfer that can be made; None at the end."""
+        with self._changed:
+            while not self._closed:
+                for queue, demanded in ((self._demanded, True), (self._wanted, False)):
+                    while queue:
+                        task = self._place(queue[0], demanded=demanded)
+                        if task is None and demanded:
+                            break  # every place is in use; a release makes room
+                        queue.popleft()
+                        if task is not None:
+                            return task
+                    if queue:
+                        break
+                self._changed.wait()
+            return None
+
+    def _place(self, key: Key, *, demanded: bool) -> tuple[Key, int] | None:
+        """Give the expert a place, if it has none and one is free or may be made free."""
+        layer, expert = key
+        cache = self._caches[layer]
+        if expert in cache:
+            return None
+        protected = {e for of, e in self._in_use if of == layer and e in cache}
+        if not demanded:
+            protected |= {e for of, e in self._hoped if of == layer}
+        before = {e for of, e in self._ready if of == layer}
+        slot = cache.place(expert, protected)
+        if slot is None:
+            return None
+        self._ready -= {(layer, e) for e in before if e not in cache}
+        self._loading = key
+        if not demanded:
+            self.counts[layer].fetched += 1
+            self._came_early.add(key)
+        return key, slot
+
+    def _copy(self, key: Key, slot: int | None) -> None:
+        assert slot is not None
+        for room, part in zip(self._room[key[0]], self.file.read(*key), strict=True):
+            room[slot].copy_(part)

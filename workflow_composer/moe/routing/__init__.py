@@ -1,0 +1,1 @@
+"""Three ways of routing tokens: table, cache, gate; and what is recorded of them."""

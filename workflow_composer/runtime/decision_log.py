@@ -1,0 +1,187 @@
+"""Records of a request: its metric, its decision log (with debugging on), and notifications to plugins."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Protocol, TextIO, cast
+
+from workflow_composer.config.redaction import scrub
+from workflow_composer.config.strategy import StrategyConfig
+from workflow_composer.execution.call import Trace
+from workflow_composer.metrics.record import RoutingMetric
+from workflow_composer.plan import Candidate, Member, Plan
+from workflow_composer.plugins.host import PluginHost
+from workflow_composer.types import Attempt, LLMRequest, LLMResponse, Verdict, texts
+
+DEBUG_VARIABLE = "BIOPIPELINES_DEBUG_ROUTING"
+
+
+def debug_wanted(environ: Mapping[str, str]) -> bool:
+    """Whether the environment asks for full decision logs."""
+    return environ.get(DEBUG_VARIABLE, "").strip().lower() in {"1", "true", "yes", "on"}
+
+
+class LogStream(Protocol):
+    """A log's destination: a text stream, or any object with these methods."""
+
+    def write(self, text: str, /) -> object:
+        """Write text."""
+        ...
+
+    def flush(self) -> object:
+        """Flush buffered text."""
+        ...
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        ...
+
+
+class Narrator:
+    """Writes events to ``stream``, else to structlog if the program has configured it, else to stderr."""
+
+    def __init__(self, stream: LogStream | None = None) -> None:
+        self._stream = stream
+        self._broken_sink = ""
+
+    def broken_sink(self, error: Exception) -> None:
+        """Report that a metric could not be written; once for each type of error."""
+        kind = type(error).__name__
+        if kind != self._broken_sink:
+            self._broken_sink = kind
+            self.warning(f"cannot write metrics: {kind}: {error}; requests continue without them")
+
+    def broken_plugin(self, plugin: str, reason: str) -> None:
+        """Report that a plugin's hook failed; the request continues."""
+        self._log().warning("plugin failed", plugin=plugin, reason=reason)
+
+    def warning(self, text: str) -> None:
+        """Log a warning."""
+        self._log().warning(text)
+
+    def decision(self, metric: RoutingMetric, plan: Plan | None, attempts: list[Attempt]) -> None:
+        """Log the whole decision about one request."""
+        self._log().info(
+            "routed",
+            request_id=metric.request_id,
+            strategy=metric.strategy,
+            task=metric.task_type,
+            plan=None if plan is None else describe(plan),
+            reason=None if plan is None else plan.reason,
+            left_out=None if plan is None else "; ".join(plan.left_out) or None,
+            attempts="; ".join(f"{a.name}: {a.error_type or 'ok'} in {a.latency_ms:.0f} ms" for a in attempts),
+            success=metric.success,
+            cost=f"{metric.cost:.3g}",
+            overhead_ms=f"{metric.overhead_ms:.3f}",
+        )
+
+    def _log(self) -> Any:
+        import structlog
+
+        if structlog.is_configured() and self._stream is None:
+            return structlog.get_logger("workflow_composer")
+        stream = self._stream or sys.stderr
+        processors: list[Any] = [
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False, pad_event_to=0)
+            if stream.isatty()
+            else structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False),
+        ]
+        return structlog.wrap_logger(structlog.WriteLogger(cast(TextIO, stream)), processors=processors)
+
+
+class PluginObserver:
+    """Forwards the executor's events to plugins."""
+
+    def __init__(self, plugins: PluginHost) -> None:
+        self._plugins = plugins
+
+    def on_fallback(self, request: LLMRequest, failed: Attempt, candidate: Candidate) -> None:
+        """Notify plugins that another candidate is tried."""
+        self._plugins.notify("on_fallback", request=request, failed=failed, candidate=candidate)
+
+    def on_escalation(self, request: LLMRequest, plan: Plan, tier: int, verdict: Verdict) -> None:
+        """Notify plugins that the next tier starts."""
+        self._plugins.notify("on_escalation", request=request, plan=plan, tier=tier, verdict=verdict)
+
+
+def describe(plan: Plan) -> str:
+    """A plan on one line: tiers joined by ``=>`` (escalation), members by ``+``, candidates by ``->`` (fallback)."""
+    return " => ".join(" + ".join(map(_described, tier.members)) for tier in plan.tiers)
+
+
+def _described(member: Member) -> str:
+    names = " -> ".join(candidate.name for candidate in member.candidates)
+    return names + (f" x{member.samples}" if member.samples > 1 else "")
+
+
+def metric_of(
+    config: StrategyConfig,
+    request: LLMRequest,
+    trace: Trace,
+    seconds: float,
+    *,
+    plan: Plan | None,
+    response: LLMResponse | None,
+    error: BaseException | None,
+    debug: bool,
+    model: str = "",
+    strongest_cost: float | None = None,
+) -> RoutingMetric:
+    """Return the metric of a request, answered or not. With debugging on, it has the prompt's text without keys."""
+    if response is not None:
+        decision, usage, cost = response.decision, response.usage, response.cost
+        candidate, tier, depth, model = decision.candidate, decision.tier, decision.fallback_depth, decision.model
+    else:
+        usage, cost = trace.total
+        last = trace.attempts[-1] if trace.attempts else None
+        candidate, tier, depth = (last.name, last.tier, last.candidate) if last else ("", 0, 0)
+    overhead = seconds - trace.waited
+    now = time.time()
+    # Positional: twenty keyword arguments would take longer than the rest of this function.
+    return RoutingMetric(
+        f"{_to_the_second(int(now))}.{int(now % 1.0 * 1000.0):03d}+00:00",  # timestamp
+        request.request_id,
+        config.profile_name,  # strategy
+        plan.router if plan is not None else "",  # router
+        request.task_type,
+        request.query_length,
+        model,  # model_used
+        candidate,
+        tier,
+        depth,  # fallback_depth
+        tier > 0,  # escalated
+        seconds * 1000.0,  # latency_ms
+        overhead * 1000.0 if overhead > 0.0 else 0.0,  # overhead_ms
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        cost,
+        error is None,  # success
+        None if error is None else type(error).__name__,  # error
+        len(trace.attempts),  # attempts
+        scrub("\n".join(text for message in request.messages for text in texts(message))) if debug else None,  # prompt
+        plan.alarm or None if plan is not None else None,  # alarm
+        " ".join(request.context) if request.context else None,  # context
+        strongest_cost,
+        plan.reason if plan is not None else "",
+        told(plan, trace) if debug else None,  # decision
+    )
+
+
+def told(plan: Plan | None, trace: Trace) -> dict[str, Any]:
+    """Return a full decision as plain data: the plan, what it left out, and the result of every call."""
+    calls = [f"{call.name}: {call.error_type or 'ok'} in {call.latency_ms:.0f} ms" for call in trace.attempts]
+    if plan is None:
+        return {"plan": None, "left_out": [], "attempts": calls}
+    return {"plan": describe(plan), "left_out": list(plan.left_out), "attempts": calls}
+
+
+@functools.lru_cache(maxsize=1)
+def _to_the_second(now: int) -> str:
+    """An epoch second in ISO 8601, UTC, without the zone."""
+    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%S")

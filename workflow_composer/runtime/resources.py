@@ -1,0 +1,227 @@
+"""Detection of available resources: local servers, cloud keys, SLURM, the embedded engine."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workflow_composer.backends.http.client import Client
+from workflow_composer.backends.http.egress import EgressPolicy
+from workflow_composer.backends.replicas.discovery import Finder
+from workflow_composer.backends.replicas.observer import ServerObserver, api_url, probe
+from workflow_composer.backends.replicas.replica import ReplicaPlace
+from workflow_composer.config.strategy import StrategyConfig, candidates, search_path
+from workflow_composer.errors import ConfigError, NoStrategy
+from workflow_composer.types import EndpointStatus, ResourceStatus
+
+if TYPE_CHECKING:
+    from workflow_composer.config.strategy import ModelSpec, StrategyConfig
+
+
+PROBE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """One server to probe; ``registered``: the registry lists it with its model."""
+
+    name: str
+    url: str
+    key: str | None
+    model: str | None = None
+    registered: bool = False
+
+
+class ResourceDetector:
+    """Detects the resources that a profile can use.
+
+    ``limit`` bounds the probe of one server in seconds. All servers are probed concurrently, so a hundred dead servers take
+    no longer than one. Local servers are reached through the profile's `EgressPolicy`; cloud servers are never contacted.
+    """
+
+    def __init__(
+        self,
+        config: StrategyConfig,
+        *,
+        environ: Mapping[str, str] | None = None,
+        egress: EgressPolicy | None = None,
+        limit: float = PROBE_SECONDS,
+    ) -> None:
+        self._config = config
+        self._environ = os.environ if environ is None else environ
+        self._egress = egress
+        self._limit = limit
+
+    async def detect(self) -> ResourceStatus:
+        """Probe now. Never raises; ``detail`` describes a server's problem."""
+        finders = {role: Finder(self._config, role, self._environ) for role in self._config.vllm_endpoints}
+        places = dict(zip(finders, await asyncio.gather(*(finder.places() for finder in finders.values())), strict=True))
+        targets = [target for role in finders for target in self._targets(role, places[role] or ())]
+        found = await self._probe([*targets, *self._models()])
+        endpoints: dict[str, EndpointStatus] = {}
+        for role, finder in finders.items():
+            answers = [status for target, status in found if target.name == role]
+            one = len(finder.listed) == 1 and not finder.registered
+            endpoints[role] = answers[0] if one else finder.summary(role, answers)
+        endpoints |= {target.name: status for target, status in found if target.name not in finders}
+        return replace(unprobed(self._config, self._environ), endpoints=endpoints, probed_at=time.time())
+
+    async def _probe(self, targets: list[_Target]) -> list[tuple[_Target, EndpointStatus]]:
+        if not targets:
+            return []
+        egress = self._egress or EgressPolicy.of(self._config)
+        for target in targets:
+            if target.registered:
+                egress = egress.admitting(target.url)
+        questions = list(dict.fromkeys((target.url, target.key, target.model) for target in targets))
+        async with Client(egress) as client:
+            found = await asyncio.gather(
+                *(
+                    probe(ServerObserver.over(client, url, key), "", limit=self._limit, model=model)
+                    for url, key, model in questions
+                )
+            )
+        answers = dict(zip(questions, found, strict=True))
+        return [(target, replace(answers[target.url, target.key, target.model], name=target.name)) for target in targets]
+
+    def _targets(self, role: str, places: Iterable[ReplicaPlace]) -> list[_Target]:
+        keys = {spec.endpoint: self._key(spec) for spec in self._config.models.values() if spec.endpoint}
+        return [_Target(role, place.url, keys.get(role), place.model, place.registered) for place in places]
+
+    def _models(self) -> list[_Target]:
+        """Return the models with their own server."""
+        own = {name: s for name, s in self._config.models.items() if s.backend == "vllm" and s.endpoint is None}
+        return [_Target(name, api_url(s.base_url), self._key(s)) for name, s in own.items() if s.base_url]
+
+    def _key(self, spec: ModelSpec) -> str | None:
+        return self._environ.get(spec.api_key_env) if spec.api_key_env else None
+
+
+def unprobed(config: StrategyConfig, environ: Mapping[str, str]) -> ResourceStatus:
+    """Return the status without probing servers; the endpoints are unknown."""
+    return ResourceStatus(
+        cloud_apis=cloud_apis(config, environ),
+        slurm_available=slurm_available(environ),
+        embedded_available=embedded_available(),
+    )
+
+
+def cloud_apis(config: StrategyConfig, environ: Mapping[str, str]) -> dict[str, bool]:
+    """Map each cloud model to whether its key is set; empty if the profile forbids the cloud."""
+    models = {name: spec for name, spec in config.models.items() if not spec.local} if config.allow_cloud else {}
+    return {name: not spec.api_key_env or bool(environ.get(spec.api_key_env)) for name, spec in models.items()}
+
+
+def slurm_available(environ: Mapping[str, str]) -> bool:
+    """Whether SLURM's commands are on the PATH."""
+    path = environ.get("PATH", os.defpath)
+    return any(shutil.which(command, path=path) for command in ("sbatch", "sinfo"))
+
+
+def embedded_available() -> bool:
+    """Whether the embedded engine is installed; does not load it."""
+    return importlib.util.find_spec("mistralrs") is not None
+
+
+# --------------------------------------------------------------------------------------------------------------- detection
+#
+# Choice of a default strategy that keeps data on local machines and can run with the available resources.
+
+
+pass  # MERGED
+
+STRATEGY_VARIABLE = "BIOPIPELINES_STRATEGY"
+
+_SERVERS, _EMBEDDED, _CLOUD = "t4_local_only", "development", "cloud_only"
+
+
+async def detect_strategy(
+    environ: Mapping[str, str],
+    *,
+    search: Sequence[Path] | None = None,
+    embedded: Callable[[], bool] = embedded_available,
+    report: Callable[[str], None] = lambda text: None,
+) -> StrategyConfig:
+    """Choose a profile that can run here and has ``allow_cloud: false``: only an explicitly named profile may use the cloud.
+
+    Returns ``t4_local_only`` if one of its servers answers, else ``development`` if the embedded engine is installed.
+    Otherwise raises `NoStrategy` with what to set, even if a cloud key is set: ``cloud_only`` must be named explicitly.
+
+    ``search`` replaces the folders of `search_path`. A file that does not load, or that may use the cloud, is skipped for
+    the next one of its name, and reported once through ``report``.
+    """
+    look = _Look(environ, search_path(environ) if search is None else search, report)
+    servers = look.first(_SERVERS, own=True)
+    if servers is not None:
+        status = await ResourceDetector(servers, environ=environ).detect()
+        if any(status.vllm_endpoints.values()):
+            return servers
+    engine = embedded()
+    if engine and (found := look.first(_EMBEDDED, own=True)) is not None:
+        return found
+    raise _nothing(servers, look.first(_CLOUD, own=False), environ, engine=engine)
+
+
+class _Look:
+    """Searches the profiles of a name in order, and reports why one is skipped."""
+
+    def __init__(self, environ: Mapping[str, str], search: Sequence[Path], report: Callable[[str], None]) -> None:
+        self._environ = environ
+        self._search = search
+        self._report = report
+
+    def first(self, name: str, *, own: bool) -> StrategyConfig | None:
+        """Return the first profile that loads and, with ``own``, forbids the cloud."""
+        for path in self._files(name):
+            try:
+                config = StrategyConfig.from_yaml(path, environ=self._environ)
+            except ConfigError as error:
+                first, *others = error.message.splitlines()
+                self._pass_over(path, f"does not load: {first}" + (f" (and {len(others)} more)" if others else ""))
+                continue
+            if not own or not config.allow_cloud:
+                return config
+            self._pass_over(path, "may use the cloud (allow_cloud is not false); name it with --strategy to use it")
+        return None
+
+    def _files(self, name: str) -> Iterator[Path]:
+        """Yield each file once, even if two of the folders are the same."""
+        seen: set[Path] = set()
+        for path in candidates(name, self._search):
+            if (place := path.absolute()) not in seen:
+                seen.add(place)
+                yield path
+
+    def _pass_over(self, path: Path, reason: str) -> None:
+        self._report(f"skipped {path} in the choice of a strategy: it {reason}")
+
+
+def _nothing(
+    servers: StrategyConfig | None, cloud: StrategyConfig | None, environ: Mapping[str, str], *, engine: bool
+) -> NoStrategy:
+    """Return the error with what was tried and what to do; it names the variable of a cloud key, never its value."""
+    places = [place for role in servers.vllm_endpoints for place in servers.servers_of(role)] if servers else []
+    named = [spec.api_key_env for spec in cloud.models.values() if spec.api_key_env] if cloud else []
+    keys = list(dict.fromkeys(named))
+    there = ", ".join(key for key in keys if environ.get(key))
+    found = f"; a cloud key is set ({there}), but a cloud strategy must be named explicitly" if there else ""
+    hint = "start a server, " + ("" if engine else "pip install 'workflow-composer[embedded]', ")
+    hint += f"or name a strategy with --strategy or {STRATEGY_VARIABLE}"
+    if there:
+        hint = f"-s {_CLOUD} uses {there} and sends every prompt to the cloud; or {hint}"
+    elif keys:
+        hint += f"; -s {_CLOUD} requires one of {', '.join(keys)}"
+    return NoStrategy(
+        "no strategy was named, and no local resource was found: no server answers at "
+        f"{', '.join(places) or 'any address'}; "
+        + (f"no usable profile {_EMBEDDED}" if engine else "the embedded engine is not installed")
+        + found,
+        hint=hint,
+    )

@@ -1,0 +1,312 @@
+"""One active strategy: everything that serves requests under one profile, built completely before it is published.
+
+A snapshot is immutable except for its request count and its resource status. It is retired when another one replaces it, and
+closes its backends when its last request ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from workflow_composer.backends.base import BackendContext, ManyServers
+from workflow_composer.backends.http.egress import EgressPolicy
+from workflow_composer.backends.pricing import GpuMeter, Price
+from workflow_composer.config.strategy import ModelSpec, StrategyConfig
+from workflow_composer.contexts.applying import Contexts
+from workflow_composer.errors import ConfigError, ContextError, ProfileError, RoutingError, WorkflowComposerError, nearest
+from workflow_composer.execution.call import CircuitBreaker, Endpoint
+from workflow_composer.execution.executor import PlanExecutor
+from workflow_composer.execution.member_run import CallObserver, RetryPolicy
+from workflow_composer.metrics.escalation import Kept
+from workflow_composer.plan import Candidate, Plan
+from workflow_composer.plugins.host import PluginRegistry, Provided
+from workflow_composer.routers.base import KindRouter, Router, RouterContext
+from workflow_composer.types import LLMRequest, LLMResponse, ResourceStatus, Timeouts
+
+_MOST_PLANS = 1024
+"""Plans that are remembered; callers may name any number of models."""
+
+Execute = Callable[["Snapshot", Plan, LLMRequest], Awaitable[LLMResponse]]
+
+
+class Snapshot:
+    """The profile, endpoints, executor and routers of one strategy. Use it between `acquire` and `release`."""
+
+    def __init__(
+        self,
+        config: StrategyConfig,
+        egress: EgressPolicy,
+        endpoints: Mapping[str, Endpoint],
+        executor: PlanExecutor,
+        resources: ResourceStatus,
+        contexts: Contexts,
+    ) -> None:
+        self.config = config
+        self.egress = egress
+        self.endpoints = endpoints
+        self.executor = executor
+        self.routers: tuple[Router, ...] = ()
+        self.plans_by_kind = False
+        self.listeners: Mapping[str, Router] = {}
+        self.resources = resources
+        self.contexts = contexts
+        self._candidates: dict[str, tuple[Candidate, ...]] = {}
+        self._planned: tuple[ResourceStatus, dict[tuple[str, str | None, str], Plan]] = (resources, {})
+        self._lock = threading.Lock()
+        self._users = 0
+        self._retired = False
+        self._closed = False
+        self._closing: asyncio.Task[None] | None = None
+
+    # ----------------------------------------------------------------------------------------------------- routing
+
+    def candidates(self, target: str) -> tuple[Candidate, ...]:
+        """Return the candidates for a target, best first. Raises `RoutingError` for an unknown name."""
+        found = self._candidates.get(target)
+        if found is None:
+            specs = self.config.resolve(target)
+            found = self._candidates[target] = tuple(self.endpoints[spec.name].candidate for spec in specs)
+        return found
+
+    def plan(self, request: LLMRequest) -> Plan:
+        """The first router's plan. Raises `RoutingError` where none has one.
+
+        With ``plans_by_kind`` it is made once for requests of one kind, model and task, while the resources stay the same.
+        """
+        resources, plans = self._planned
+        if resources is not self.resources or len(plans) >= _MOST_PLANS:
+            resources, plans = self._planned = (self.resources, {})
+        kind = (request.kind, request.model, request.task_type)
+        plan = plans.get(kind)
+        if plan is None:
+            plan = self._first_plan(request, resources)
+            if self.plans_by_kind:
+                plans[kind] = plan
+        return plan
+
+    def _first_plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan:
+        for router in self.routers:
+            plan = router.plan(request, resources)
+            if plan is not None:
+                return plan
+        raise self._no_plan(request)
+
+    def strongest_cost(self, plan: Plan, response: LLMResponse | None) -> float | None:
+        """Return the cost in dollars of this answer from the plan's last tier alone.
+
+        Exact where that tier gave it; else an estimate: one answer to the same prompt, of as many tokens. None where there
+        is no answer, or the price is by GPU time and nothing is known of that yet.
+        """
+        if response is None:
+            return None
+        last, number = len(plan.tiers) - 1, response.decision.tier
+        kept = Kept.of(response, next(tier for tier in response.tiers if tier.tier == number))
+        if number == last:
+            return kept.cost
+        dollars = 0.0
+        for member in plan.tiers[last].members:
+            endpoint = self.endpoints[member.candidates[0].name]
+            seconds = endpoint.forecast.gpu_seconds(kept.one.completion_tokens) if endpoint.price.gpu_hour else 0.0
+            if seconds is None:
+                return None
+            dollars += endpoint.price.cost(kept.one, seconds)
+        return dollars
+
+    def _no_plan(self, request: LLMRequest) -> RoutingError:
+        where = f"strategy {self.config.profile_name!r}"
+        names = ", ".join(router.name for router in self.routers)
+        if request.model is not None:
+            return RoutingError(f"no router of {where} ({names}) has a plan for model {request.model!r}")
+        known = sorted(self.config.task_routing)
+        return RoutingError(
+            f"no router of {where} ({names}) has a plan for task {request.task_type!r}",
+            hint=nearest(request.task_type, known) or f"tasks: {', '.join(known) or 'none'}",
+        )
+
+    # ---------------------------------------------------------------------------------------------------- life and end
+
+    def acquire(self) -> Snapshot | None:
+        """Count one more request in; None where the snapshot is already closed and another must be read."""
+        with self._lock:
+            if self._closed:
+                return None
+            self._users += 1
+            return self
+
+    async def release(self) -> None:
+        """Count a request out; the last one of a retired snapshot closes it."""
+        with self._lock:
+            self._users -= 1
+            unused = self._retired and not self._users
+        if unused and self.listeners:
+            # Routers with listeners may have audits in progress, which must not delay an answer.
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+        elif unused:
+            await self._close()
+
+    async def retire(self) -> None:
+        """Close the snapshot as soon as no request uses it."""
+        with self._lock:
+            self._retired = True
+            unused = not self._users
+        if unused:
+            await self._close()
+
+    async def _close(self) -> None:
+        with self._lock:
+            if self._users or self._closed:
+                return
+            self._closed = True
+        for router in self.routers:
+            await router.aclose()
+        for endpoint in self.endpoints.values():
+            await endpoint.backend.close()
+
+
+def build(
+    config: StrategyConfig,
+    registry: PluginRegistry,
+    environ: Mapping[str, str],
+    *,
+    execute: Execute,
+    resources: ResourceStatus,
+    observer: CallObserver | None = None,
+    report: Callable[[str], None] = lambda text: None,
+) -> Snapshot:
+    """Build a snapshot from a profile, without I/O. Raises `ConfigError` if the profile names something unknown."""
+    egress = EgressPolicy.of(config)
+    endpoints = _endpoints(config, registry, BackendContext(config, egress, environ, report))
+    executor = PlanExecutor(
+        endpoints,
+        retry=RetryPolicy(config.retries.attempts, config.retries.base_delay, config.retries.max_delay),
+        timeouts=Timeouts(config.timeouts.connect, config.timeouts.first_token, config.timeouts.total),
+        observer=observer,
+        local_only=not config.allow_cloud,
+    )
+    snapshot = Snapshot(config, egress, endpoints, executor, resources, contexts_of(config, environ))
+    context = RouterContext(
+        config,
+        snapshot.candidates,
+        lambda: snapshot.resources,
+        lambda plan, request: execute(snapshot, plan, request),
+        report,
+    )
+    snapshot.routers = tuple(_router(config, registry, index, context) for index in range(len(config.routers)))
+    # What a request needs counts where models list their capabilities.
+    listed = any(spec.capabilities for spec in config.models.values())
+    snapshot.plans_by_kind = not listed and all(type(router).plan is KindRouter.plan for router in snapshot.routers)
+    listening = [router for router in snapshot.routers if type(router).answered is not Router.answered]
+    snapshot.listeners = {router.name: router for router in listening}
+    return snapshot
+
+
+def contexts_of(config: StrategyConfig, environ: Mapping[str, str]) -> Contexts:
+    """Return the contexts of a profile. Raises `ProfileError` if one is missing or faulty."""
+    try:
+        return Contexts.of(config.task_contexts, base=config.directory, environ=environ)
+    except ContextError as error:
+        where = config.where("task_contexts", error.task or "")
+        raise ProfileError([f"{where}: {error.message}"], hint=error.hint) from None
+
+
+def _endpoints(config: StrategyConfig, registry: PluginRegistry, context: BackendContext) -> dict[str, Endpoint]:
+    made: dict[str, Endpoint] = {}
+    # Models on one server share its circuit breaker and its GPU.
+    breakers: dict[str, CircuitBreaker] = {}
+    meters: dict[str, GpuMeter] = {}
+    for name, spec in config.backend_specs().items():
+        provided = _provided(registry.backends, spec.backend, config, ("models", name, "backend"), "backend")
+        try:
+            backend = provided.value(spec, context)
+        except WorkflowComposerError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"{config.where('models', name)}: backend {spec.backend!r} of plugin {provided.plugin!r} failed to start: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if not backend.local and not config.allow_cloud:
+            where = config.where("models", name)
+            raise ProfileError(
+                [f"{where}: backend {spec.backend!r} sends data to the cloud, but the profile has allow_cloud: false"]
+            )
+        candidate = Candidate(name, backend.local, spec.context_length, spec.endpoint, tuple(spec.capabilities))
+        if isinstance(backend, ManyServers):
+            made[name] = Endpoint(candidate, backend, Price.of(spec), CircuitBreaker(name, failures=math.inf), backend.meter)
+            continue
+        server = _server(spec)
+        breaker = breakers.setdefault(
+            server, CircuitBreaker(name, failures=config.circuit_breaker.failures, cooldown=config.circuit_breaker.cooldown)
+        )
+        made[name] = Endpoint(candidate, backend, Price.of(spec), breaker, meters.setdefault(server, GpuMeter()))
+    return made
+
+
+def _server(spec: ModelSpec) -> str:
+    return spec.base_url or f"{spec.backend}:{spec.path or spec.name}"
+
+
+def _router(config: StrategyConfig, registry: PluginRegistry, index: int, context: RouterContext) -> Router:
+    spec = config.routers[index]
+
+    def inner(name: str, settings: Mapping[str, Any]) -> Router:
+        return _made(config, registry, name, settings, context, ("routers", index, spec.name, "settings"))
+
+    return _made(
+        config, registry, spec.name, spec.settings, replace(context, router=inner), ("routers", index), (spec.name,)
+    )
+
+
+def _made(
+    config: StrategyConfig,
+    registry: PluginRegistry,
+    name: str,
+    settings: Mapping[str, Any],
+    context: RouterContext,
+    place: tuple[str | int, ...],
+    below: tuple[str, ...] = (),
+) -> Router:
+    """Make a router. ``place`` is its key in the profile; its settings are at ``place`` and ``below``."""
+    provided = _provided(registry.routers, name, config, place, "router")
+    try:
+        router = provided.value(context, settings)
+    except ValidationError as error:
+        raise ProfileError(
+            [
+                f"{config.where(*place, *below, *fault['loc'])}: {fault['msg']}"
+                f"{_did_you_mean(provided, fault['loc'], fault['type'])}"
+                for fault in error.errors(include_url=False, include_input=False)
+            ]
+        ) from None
+    if not isinstance(router, Router):
+        raise ConfigError(f"router {name!r} of plugin {provided.plugin!r} is a {type(router).__name__}, not a Router")
+    return router
+
+
+def _did_you_mean(provided: Provided, place: tuple[int | str, ...], kind: str) -> str:
+    settings: Any = getattr(provided.value, "Settings", None)
+    if kind != "extra_forbidden" or settings is None or not place:
+        return ""
+    keys = sorted(settings.model_fields)
+    return f"; allowed: {', '.join(keys) or 'no settings'}{nearest(str(place[-1]), keys, prefix='; ')}"
+
+
+def _provided(
+    offered: Mapping[str, Provided], name: str, config: StrategyConfig, key: tuple[str | int, ...], kind: str
+) -> Provided:
+    if name in offered:
+        return offered[name]
+    raise ProfileError(
+        [
+            f"{config.where(*key)}: unknown {kind} {name!r}; available: {', '.join(sorted(offered))}"
+            f"{nearest(name, offered, prefix='; ')}"
+        ],
+        hint="a plugin may be missing or blocked; run `plugins` to check",
+    )

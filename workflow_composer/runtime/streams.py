@@ -1,0 +1,168 @@
+"""Streams of an answer, asynchronous and synchronous, and the response of a finished run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from types import TracebackType
+from typing import Any, Self
+
+from workflow_composer.config.strategy import StrategyConfig
+from workflow_composer.execution.call import Outcome, Trace
+from workflow_composer.execution.streaming import StreamRun
+from workflow_composer.plan import Candidate, Plan
+from workflow_composer.support.loop_thread import LoopThread
+from workflow_composer.types import Chunk, LLMRequest, LLMResponse, RoutingDecision
+
+
+class UnderWay:
+    """The state of a stream before its end."""
+
+    __slots__ = ("_config", "_plan", "_request", "_run", "_trace")
+
+    def __init__(self, config: StrategyConfig, request: LLMRequest, plan: Plan, run: StreamRun, trace: Trace) -> None:
+        self._config = config
+        self._request = request
+        self._plan = plan
+        self._run = run
+        self._trace = trace
+
+    @property
+    def decision(self) -> RoutingDecision:
+        """The decision so far; the model's name is the profile's, because the server has not reported its own yet."""
+        tier, candidate, depth = self._run.at
+        return _decision(self._config, self._request, self._plan, candidate, candidate.name, tier, depth)
+
+    @property
+    def attempts(self) -> int:
+        """Calls made so far, including the current one."""
+        return len(self._trace.attempts) + 1
+
+    @property
+    def waited(self) -> float:
+        """Seconds spent waiting for models and in pauses so far, without the current call."""
+        return self._trace.waited
+
+    @property
+    def asked_at(self) -> float:
+        """Start of the current call (`time.perf_counter`)."""
+        return self._run.asked_at
+
+
+class ResponseStream:
+    """Chunks of one answer, to be iterated once. ``response`` is set after the last one."""
+
+    def __init__(self, start: Callable[[ResponseStream], AsyncGenerator[Chunk, None]]) -> None:
+        self.response: LLMResponse | None = None
+        self._under_way: UnderWay | None = None
+        self._chunks = start(self)
+
+    def follow(self, under_way: UnderWay) -> None:
+        """Set the run that produces the chunks."""
+        self._under_way = under_way
+
+    @property
+    def under_way(self) -> UnderWay | None:
+        """The current run; None until a router has a plan."""
+        return self._under_way
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        return await anext(self._chunks)
+
+    async def aclose(self) -> None:
+        """Stop the work at the server; does nothing after the end."""
+        await self._chunks.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class SyncResponseStream:
+    """The synchronous form of `ResponseStream`, usable with or without an event loop."""
+
+    def __init__(self, thread: LoopThread, stream: ResponseStream) -> None:
+        self._thread = thread
+        self._stream = stream
+        self._reading: asyncio.Task[Any] | None = None
+
+    @property
+    def response(self) -> LLMResponse | None:
+        """The whole answer; set after the last chunk."""
+        return self._stream.response
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Chunk:
+        chunk = self._thread.call(self._following)
+        if chunk is None:
+            raise StopIteration
+        return chunk
+
+    async def _following(self) -> Chunk | None:
+        self._reading = asyncio.current_task()
+        return await anext(self._stream, None)
+
+    def close(self) -> None:
+        """Stop the work at the server; does nothing after the end."""
+        self._thread.run(self._closing())
+
+    async def _closing(self) -> None:
+        # After an interrupt the awaited chunk may still be in progress, and a running generator cannot be closed.
+        if self._reading is not None and not self._reading.done():
+            self._reading.cancel()
+            await asyncio.wait({self._reading})
+        await self._stream.aclose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def response_of(
+    config: StrategyConfig, request: LLMRequest, plan: Plan, outcome: Outcome, trace: Trace, seconds: float
+) -> LLMResponse:
+    """Return the response of a finished run that took ``seconds``."""
+    candidate, verdict = outcome.candidate, outcome.verdict
+    samples = outcome.samples if verdict.choice == 0 else outcome.answer_first
+    usage, cost = trace.total
+    return LLMResponse(
+        text=samples[0].text,
+        decision=_decision(config, request, plan, candidate, outcome.model, outcome.tier, outcome.fallback_depth),
+        samples=samples,
+        usage=usage,
+        cost=cost,
+        attempts=tuple(trace.attempts),
+        request_id=request.request_id,
+        latency_ms=seconds * 1000.0,
+        overhead_ms=max(0.0, seconds - trace.waited) * 1000.0,
+        confidence=verdict.confidence,
+        accepted=verdict.accepted,
+        climbed=tuple(trace.tiers),
+    )
+
+
+def _decision(
+    config: StrategyConfig, request: LLMRequest, plan: Plan, candidate: Candidate, model: str, tier: int, depth: int
+) -> RoutingDecision:
+    return RoutingDecision(
+        config.profile_name,  # strategy
+        plan.router,
+        candidate.name,
+        model,
+        candidate.local,
+        tier,
+        depth,  # fallback_depth
+        request.task_type,
+        plan.reason,
+    )

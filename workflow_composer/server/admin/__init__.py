@@ -1,0 +1,1 @@
+"""Switching over the network, health, and the dashboard."""

@@ -1,0 +1,121 @@
+"""The dashboard: a page, and what it shows.
+
+The page itself holds no data, so anybody may load it; the data want a key where the service does, or the operator's token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from workflow_composer.calibration.monitoring.audits import AuditLog
+from workflow_composer.metrics.figures import figures
+from workflow_composer.metrics.live import SharedMetrics
+from workflow_composer.metrics.page import page, policy
+from workflow_composer.server.admin.health import Observing, able_models, watched_certificates
+from workflow_composer.server.admin.switching import Admin
+from workflow_composer.server.api.completion_handler import Accounts, presented
+from workflow_composer.server.api.json_wire import encode
+from workflow_composer.server.auth.keys import PREFIX
+from workflow_composer.server.exchange import Exchange, Handler, Reply
+from workflow_composer.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from workflow_composer.orchestrator import ModelOrchestrator, OrchestratorStatus
+
+_HEADERS = (("cache-control", "no-store"), ("x-content-type-options", "nosniff"), ("referrer-policy", "no-referrer"))
+
+
+class Dashboard:
+    """Handlers of the page and of its data. ``profiles`` names the strategies that could be switched to."""
+
+    def __init__(
+        self,
+        orchestrator: ModelOrchestrator,
+        accounts: Accounts,
+        metrics: SharedMetrics,
+        observing: Observing,
+        audits: AuditLog,
+        settings: ServerSettings,
+        admin: Admin,
+        profiles: Callable[[], list[str]],
+    ) -> None:
+        self._orchestrator = orchestrator
+        self._accounts = accounts
+        self._metrics = metrics
+        self._observing = observing
+        self._audits = audits
+        self._settings = settings
+        self._admin = admin
+        self._profiles = profiles
+
+    def routes(self) -> Mapping[tuple[str, str], Handler]:
+        """Paths and their handlers."""
+        return {("GET", "/dashboard"): self.page, ("GET", "/dashboard/data"): self.data}
+
+    async def page(self, exchange: Exchange) -> Reply:
+        """The page."""
+        rules = ("content-security-policy", policy() + "; frame-ancestors 'none'")
+        return Reply(200, page().encode(), content_type="text/html; charset=utf-8", headers=(*_HEADERS, rules))
+
+    async def data(self, exchange: Exchange) -> Reply:
+        """What the page shows. Raises `HttpFailure` for who may not see it."""
+        self._check(exchange)
+        found = await self._observing.status()
+        switchable = self._settings.admin_token is not None
+        body = {
+            "live": True,
+            "title": found.strategy,
+            "strategy": found.strategy,
+            "ready": bool(able_models(found)),
+            "draining": self._observing.draining,
+            "switchable": switchable,
+            "profiles": self._profiles() if switchable else [],
+            "servers": self._servers(found),
+            "certificates": self._certificates(),
+            "figures": figures(self._metrics.all()),
+        }
+        return Reply(200, encode(body), headers=_HEADERS)
+
+    def _check(self, exchange: Exchange) -> None:
+        """Let in who has a key, or the operator's token, whose guesses are counted and limited as everywhere."""
+        if self._accounts.keys is None:
+            return
+        given = presented(exchange.headers)
+        if given is None or given.startswith(PREFIX) or self._settings.admin_token is None:
+            self._accounts.enter(exchange, count=False)
+        else:
+            self._admin.check(exchange)
+
+    def _servers(self, found: OrchestratorStatus) -> list[dict[str, Any]]:
+        """Servers, models in this process, and cloud models, each with its circuit breaker where it has one."""
+        breakers = self._orchestrator.breakers()
+        states = {name: (status.healthy, status.detail) for name, status in found.resources.endpoints.items()}
+        states.update(dict.fromkeys(found.in_process, (True, "in this process")))
+        clouds = found.resources.cloud_apis.items()
+        states.update({name: (ready, "cloud" if ready else "cloud; its key is not set") for name, ready in clouds})
+        return [
+            {"name": name, "healthy": healthy, "detail": detail, "breaker": breakers.get(name)}
+            for name, (healthy, detail) in states.items()
+        ]
+
+    def _certificates(self) -> list[dict[str, Any]]:
+        """The certificates by which routers accept answers now, and how these answers fare in their audits."""
+        routers = self._orchestrator.routers.items()
+        in_force = [(name, router, one) for name, router in routers if (one := getattr(router, "certificate", None))]
+        watched = watched_certificates(self._audits) if in_force else {}
+        found = []
+        for name, router, certificate in in_force:
+            audited = watched.get(certificate.digest)
+            audits = 0 if audited is None else audited.monitor.audits
+            found.append(
+                {
+                    "router": name,
+                    "certificate": certificate.digest[:16],
+                    "statement": certificate.statement,
+                    "audits": audits,
+                    "error": None if audited is None else audited.monitor.error,
+                    "alarm": getattr(router, "alarm", ""),
+                }
+            )
+        return found

@@ -1,0 +1,130 @@
+"""Whether the service is alive, whether it can answer, and what it has counted: ``/health``, ``/ready``, ``/metrics``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from workflow_composer.calibration.monitoring.audits import AuditLog, WatchedCertificate
+from workflow_composer.errors import WorkflowComposerError
+from workflow_composer.metrics.escalation import EscalationStats
+from workflow_composer.metrics.live import SharedMetrics
+from workflow_composer.metrics.prometheus import CONTENT_TYPE, Gauge, breaker_gauge, exposition
+from workflow_composer.server.api.completion_handler import Admission
+from workflow_composer.server.api.json_wire import encode
+from workflow_composer.server.exchange import Exchange, Handler, Reply
+
+if TYPE_CHECKING:
+    from workflow_composer.orchestrator import ModelOrchestrator, OrchestratorStatus
+    from workflow_composer.routers.base import Router
+
+_FRESH = 2.0
+"""Seconds for which what probes have found is good enough."""
+
+
+class Observing:
+    """Handlers for those who watch. ``draining`` is set when the service is about to end."""
+
+    def __init__(
+        self, orchestrator: ModelOrchestrator, metrics: SharedMetrics, admission: Admission, *, audits: AuditLog
+    ) -> None:
+        self.draining = False
+        self._orchestrator = orchestrator
+        self._metrics = metrics
+        self._admission = admission
+        self._audits = audits
+        self._status: OrchestratorStatus | None = None
+        self._probed_at = float("-inf")
+        self._probing = asyncio.Lock()
+
+    def routes(self) -> Mapping[tuple[str, str], Handler]:
+        """Paths and their handlers."""
+        return {("GET", "/health"): self.health, ("GET", "/ready"): self.ready, ("GET", "/metrics"): self.metrics}
+
+    async def health(self, exchange: Exchange) -> Reply:
+        """The process lives."""
+        return Reply(200, b'{"status":"ok"}')
+
+    async def ready(self, exchange: Exchange) -> Reply:
+        """Whether some model can answer: 200 or 503."""
+        found = await self.status()
+        able = able_models(found)
+        ready = bool(able) and not self.draining
+        body = {
+            "ready": ready,
+            "strategy": found.strategy,
+            "draining": self.draining,
+            "models": able,
+            "servers": {name: status.detail for name, status in found.resources.endpoints.items()},
+        }
+        return Reply(200 if ready else 503, encode(body), headers=() if ready else [("retry-after", "2")])
+
+    async def metrics(self, exchange: Exchange) -> Reply:
+        """A scrape."""
+        return Reply(200, exposition(self._metrics.all(), self.gauges()), content_type=CONTENT_TYPE)
+
+    async def status(self) -> OrchestratorStatus:
+        """What is active and reachable; asked again only when the last answer has aged."""
+        async with self._probing:
+            stale = time.monotonic() - self._probed_at > _FRESH
+            if self._status is None or stale or self._status.strategy != self._orchestrator.strategy:
+                self._status = await self._orchestrator.astatus(probe=True)
+                self._probed_at = time.monotonic()
+        return self._status
+
+    def gauges(self) -> list[Gauge]:
+        """Values of the moment, of this worker."""
+        found = [
+            Gauge("requests_in_flight", "Requests that are being answered.", [({}, self._admission.in_flight)]),
+            Gauge("requests_queued", "Requests that wait for their turn.", [({}, self._admission.queued)]),
+            Gauge("strategy_active", "The strategy that is active.", [({"strategy": self._orchestrator.strategy}, 1.0)]),
+        ]
+        if states := self._orchestrator.breakers():
+            found.append(breaker_gauge(states))
+        return found + acceptance_gauges(self._orchestrator.routers) + audit_gauges(self._audits)
+
+
+def able_models(found: OrchestratorStatus) -> list[str]:
+    """What could answer now: healthy servers, models in this process, cloud models with a key."""
+    servers = [name for name, status in found.resources.endpoints.items() if status.healthy]
+    return [*servers, *found.in_process, *(name for name, ready in found.resources.cloud_apis.items() if ready)]
+
+
+def acceptance_gauges(routers: Mapping[str, Router]) -> list[Gauge]:
+    """What routers that judge answers have accepted since the strategy became active, and what that has cost and saved."""
+    told = {name: getattr(router, "escalation_stats", None) for name, router in routers.items()}
+    counted = {name: stats for name, stats in told.items() if isinstance(stats, EscalationStats)}
+    shares = [({"router": name}, stats.accepted / stats.requests) for name, stats in counted.items() if stats.requests]
+    saved = [({"router": name}, stats.saved) for name, stats in counted.items()]
+    texts = [("accepted_share", "Share of answers that their tier's rule accepted.", shares)]
+    texts += [("saved_dollars", "What always asking the strongest tier would have cost more.", saved)]
+    return [Gauge(name, text, values) for name, text, values in texts if values]
+
+
+def watched_certificates(audits: AuditLog) -> dict[str, WatchedCertificate]:
+    """What audits say of each certificate that has had some; empty where their file cannot be read."""
+    try:
+        audits.refresh()
+    except WorkflowComposerError:  # everything else can be told all the same
+        return {}
+    found = {certificate: audits.watched(certificate) for certificate in audits.certificates}
+    return {certificate: watched for certificate, watched in found.items() if watched is not None}
+
+
+def audit_gauges(audits: AuditLog) -> list[Gauge]:
+    """How certified answers fare in their audits, where there are some."""
+    rows: dict[str, list[tuple[Mapping[str, str], float]]] = {"error": [], "count": [], "alarm": []}
+    for certificate, watched in watched_certificates(audits).items():
+        labels = {"certificate": certificate[:16]}
+        rows["count"].append((labels, watched.monitor.audits))
+        rows["alarm"].append((labels, float(watched.alarmed)))
+        if (error := watched.monitor.error) is not None:
+            rows["error"].append((labels, error))
+    texts = {
+        "error": ("audited_error", "Share of audited answers that were wrong."),
+        "count": ("audited_answers", "Accepted answers that were audited."),
+        "alarm": ("certificate_alarm", "Whether a certificate is suspended."),
+    }
+    return [Gauge(*texts[name], values) for name, values in rows.items() if values]

@@ -1,0 +1,107 @@
+"""What can be asked for (``/v1/models``), vectors (``/v1/embeddings``), and grades of answers (``/v1/feedback``)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from workflow_composer.calibration.monitoring.audits import AuditLog
+from workflow_composer.errors import InputError
+from workflow_composer.server.api import field_checks
+from workflow_composer.server.api.completion_handler import COST, PREFIX, REQUEST_ID, WARNING, Accounts, Admission
+from workflow_composer.server.api.embeddings import read_embeddings, written_embeddings
+from workflow_composer.server.api.forms import AUTO, TASK, Field, Form
+from workflow_composer.server.api.json_wire import encode
+from workflow_composer.server.exchange import Exchange, Handler, Reply
+from workflow_composer.server.failures import HttpFailure
+from workflow_composer.types import ANY_TASK
+
+if TYPE_CHECKING:
+    from workflow_composer.orchestrator import ModelOrchestrator
+
+_NO_ID = "must be the x-workflow-composer-request-id of an answer"
+FEEDBACK = Form(
+    {
+        "id": Field(field_checks.printable(_NO_ID, least=1, most=200), required=_NO_ID),
+        "correct": Field(field_checks.flag, required="must be true or false"),
+        "by": Field(field_checks.printable("must be a short text", most=200), note="Who grades; without it, the key's name"),
+    },
+    closed="is not known here",
+    example={"id": "req-6b1f0c5ad2e94c3f8f0a1b2c", "correct": True},
+)
+
+
+class Catalogue:
+    """Handlers for what is not an answer of a language model."""
+
+    def __init__(self, orchestrator: ModelOrchestrator, accounts: Accounts, admission: Admission, audits: AuditLog) -> None:
+        self._orchestrator = orchestrator
+        self._accounts = accounts
+        self._admission = admission
+        self._audits = audits
+        self._since = int(time.time())
+
+    def routes(self) -> Mapping[tuple[str, str], Handler]:
+        """Paths and their handlers."""
+        return {
+            ("GET", "/v1/models"): self.models,
+            ("POST", "/v1/embeddings"): self.embeddings,
+            ("POST", "/v1/feedback"): self.feedback,
+        }
+
+    async def models(self, exchange: Exchange) -> Reply:
+        """Every name that ``model`` may have: ``auto``, tasks, tiers, models, routers that can be asked for."""
+        self._accounts.enter(exchange, count=False)
+        config = self._orchestrator.config
+        tasks = [f"{TASK}{task}" for task in config.task_routing if task != ANY_TASK]
+        names = dict.fromkeys([AUTO, *tasks, *config.tiers, *config.backend_specs()])
+        owned = f"workflow_composer:{config.profile_name}"
+        rows = [{"id": name, "object": "model", "created": self._since, "owned_by": owned} for name in names]
+        return Reply(200, encode({"object": "list", "data": rows}))
+
+    async def embeddings(self, exchange: Exchange) -> Reply:
+        """Vectors of one model; never of another than the plan's first."""
+        key, _ = self._accounts.enter(exchange)
+        await self._admission.enter()
+        try:
+            asked = read_embeddings(exchange.body, exchange.headers)
+            strategy = self._orchestrator.strategy
+            if key is not None:
+                key.check(strategy=strategy, model=asked.address.get("model"))
+                self._accounts.under_way[exchange.request_id] = key
+            found = await self._orchestrator.aembed(
+                asked.texts, dimensions=asked.dimensions, request_id=exchange.request_id, **asked.address
+            )
+        finally:
+            self._accounts.under_way.pop(exchange.request_id, None)
+            self._admission.leave()
+        headers = [
+            (REQUEST_ID, exchange.request_id),
+            (PREFIX + "strategy", strategy),
+            (PREFIX + "model", found.candidate),
+            (COST, f"{found.cost:.9g}"),
+            *((WARNING, warning) for warning in asked.warnings),
+        ]
+        return Reply(200, written_embeddings(asked, found), headers=headers)
+
+    async def feedback(self, exchange: Exchange) -> Reply:
+        """Grade an answer: ``{"id": ..., "correct": true}``. Where it was drawn for an audit, the grade is evidence."""
+        key, _ = self._accounts.enter(exchange, count=False)
+        _, own, _, _ = FEEDBACK.read(exchange.body)
+        identity, correct = own["id"], own["correct"]
+        by = own.get("by") or ("anybody" if key is None else f"key {key.id}")
+        found = await asyncio.to_thread(self._graded, identity, correct, by)  # the file's lock may have to be waited for
+        return Reply(200, encode({"id": identity, "correct": correct, **found}))
+
+    def _graded(self, identity: str, correct: bool, by: str) -> dict[str, Any]:
+        try:
+            audit = self._audits.grade(identity, correct, by)
+        except InputError as error:
+            try:
+                self._audits.report(identity, correct, by)
+            except InputError:  # it was drawn, so it has the other grade already
+                raise HttpFailure(409, error.message, code="already_graded") from None
+            return {"audited": False, "note": "noted; this answer was not drawn for an audit, so it is no part of the test"}
+        return {"audited": True, "certificate": audit.certificate, "stratum": audit.stratum}

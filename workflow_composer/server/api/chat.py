@@ -1,0 +1,306 @@
+"""OpenAI's chat completions: ``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from workflow_composer.backends.openai.stream_accumulator import ToolCalls, ToolDelta
+from workflow_composer.server.api import field_checks, schemas
+from workflow_composer.server.api.field_checks import UNSUPPORTED, described, wrong
+from workflow_composer.server.api.forms import (
+    ADDRESS_HEADERS,
+    COMMON,
+    TOKENS,
+    TOP_LOGPROBS,
+    Field,
+    Form,
+    address_of,
+    left_out,
+)
+from workflow_composer.server.api.json_wire import Asked, encode, event, openai_failure, usage_of
+from workflow_composer.server.api.schemas import Schema
+from workflow_composer.server.failures import HttpFailure
+from workflow_composer.types import EMPTY, Chunk, LLMResponse, Sample, TokenLogprob
+
+DONE = b"data: [DONE]\n\n"
+
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+_MAY_BE_SILENT = frozenset({"assistant", "function"})
+"""They may only call tools."""
+_NO_MESSAGES = "must be a list of at least one message"
+
+
+class ChatDialect:
+    """Reads and writes chat completions."""
+
+    name = "chat"
+
+    def read(self, body: bytes, headers: Mapping[str, str]) -> Asked:
+        """Read a body. Raises `HttpFailure`."""
+        fields, own, extra, warnings = FORM.read(body)
+        if (limit := own.get("max_completion_tokens")) is not None:
+            if fields.get("max_tokens", limit) != limit:
+                warnings.append("max_tokens is not heeded beside max_completion_tokens")
+            fields["max_tokens"] = limit
+        include_usage = "stream_options" in own and usage_at_end(own)
+        metadata = fields.setdefault("metadata", EMPTY)
+        address = address_of(own.get("model"), metadata.get("task_type"), *map(headers.get, ADDRESS_HEADERS))
+        fields.update(address, extra=extra)
+        return Asked(fields, own.get("stream", False), include_usage, tuple(warnings))
+
+    def whole(self, asked: Asked, response: LLMResponse) -> bytes:
+        """A ``chat.completion`` object."""
+        choices = [
+            {
+                "index": index,
+                "message": _message(sample),
+                "finish_reason": sample.finish_reason or "stop",
+                "logprobs": _logprobs(sample.logprobs) if asked.request.logprobs else None,
+            }
+            for index, sample in enumerate(response.samples[: asked.request.n])
+        ]
+        return encode(
+            {
+                "id": f"chatcmpl-{response.request_id}",
+                "object": "chat.completion",
+                "created": int(time.time()),
+                "model": response.model,
+                "choices": choices,
+                "usage": usage_of(response),
+            }
+        )
+
+    def events(self, asked: Asked) -> ChatEvents:
+        """A writer of ``chat.completion.chunk`` objects."""
+        return ChatEvents(asked)
+
+    def failure(self, failure: HttpFailure) -> bytes:
+        """An error object."""
+        return openai_failure(failure)
+
+
+class ChatEvents:
+    """Writes one stream of chunks."""
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+        self._frame: dict[str, Any] = {}
+        self._calls = ToolCalls()
+
+    def piece(self, chunk: Chunk) -> bytes:
+        """The chunk for a piece; the first one is preceded by the role."""
+        opening = b"" if self._frame else self._open(chunk.model or "")
+        if not chunk.carries_content:
+            return opening
+        delta: dict[str, Any] = {"content": chunk.text} if chunk.text else {}
+        if chunk.reasoning:
+            delta["reasoning_content"] = chunk.reasoning
+        if chunk.tool_calls or self._calls:
+            calls = self._calls.hear(chunk.tool_calls, last=chunk.finish_reason is not None)
+            if pieces := [_piece(call) for call in calls]:
+                delta["tool_calls"] = pieces
+        choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": chunk.finish_reason}
+        if self._asked.request.logprobs and chunk.logprobs:
+            choice["logprobs"] = _logprobs(chunk.logprobs)
+        return opening + event({**self._frame, "choices": [choice]})
+
+    def end(self, response: LLMResponse) -> bytes:
+        """The usage, where it was asked for, and the end mark."""
+        opening = b"" if self._frame else self._open(response.model)
+        if self._asked.include_usage:
+            opening += event({**self._frame, "choices": [], "usage": usage_of(response)})
+        return opening + DONE
+
+    def failed(self, failure: HttpFailure) -> bytes:
+        """The error object, as an event."""
+        return b"data: " + openai_failure(failure) + b"\n\n"
+
+    def _open(self, model: str) -> bytes:
+        self._frame = {
+            "id": f"chatcmpl-{self._asked.request.request_id}",
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+            "model": model,
+        }
+        start = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+        return event({**self._frame, "choices": [start]})
+
+
+def _piece(call: ToolDelta) -> dict[str, Any]:
+    """A piece of a tool call; the first one names it."""
+    if not call.begins:
+        return {"index": call.number, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.number, "id": call.id, "type": "function", "function": function}
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def _message_schema() -> Schema:
+    part = schemas.either(
+        schemas.record({"type": schemas.constant("text"), "text": schemas.TEXT}, "type", "text"),
+        schemas.record({"type": {**schemas.TEXT, "not": schemas.constant("text")}}, "type"),
+    )
+    content = schemas.either(schemas.TEXT, schemas.listed(part))
+    spoken = {"role": schemas.constant(*sorted(_ROLES - _MAY_BE_SILENT)), "content": content}
+    silent = {"role": schemas.constant(*sorted(_MAY_BE_SILENT)), "content": schemas.nullable(content)}
+    return schemas.either(schemas.record(spoken, "role", "content"), schemas.record(silent, "role"))
+
+
+@described(schemas.listed(_message_schema(), least=1))
+def _messages(name: str, found: Any) -> tuple[Mapping[str, Any], ...]:
+    """Messages in OpenAI's form. Raises `HttpFailure` naming the one at fault."""
+    if not found or not isinstance(found, list):
+        raise wrong(name, _NO_MESSAGES)
+    for number, message in enumerate(found):
+        if not isinstance(message, dict):
+            raise wrong(f"{name}[{number}]", "must be an object")
+        role = message.get("role")
+        if not isinstance(role, str) or role not in _ROLES:
+            raise wrong(f"{name}[{number}].role", f"must be one of {', '.join(sorted(_ROLES))}")
+        content = message.get("content")
+        if not isinstance(content, str):
+            _check_parts(content, f"{name}[{number}].content", role)
+    return tuple(found)
+
+
+def _check_parts(content: Any, place: str, role: str) -> None:
+    if content is None:
+        if role not in _MAY_BE_SILENT:
+            raise wrong(place, "must be a text or a list of parts")
+        return
+    if not isinstance(content, list) or not all(
+        isinstance(part, dict) and isinstance(part.get("type"), str) for part in content
+    ):
+        raise wrong(place, "must be a text or a list of parts, each an object with a type")
+    for index, part in enumerate(content):
+        if part["type"] == "text" and not isinstance(part.get("text"), str):
+            raise wrong(f"{place}[{index}].text", "must be a text")
+
+
+_OPTIONS = {"include_usage": schemas.nullable(schemas.BOOLEAN), "include_obfuscation": schemas.nullable(schemas.BOOLEAN)}
+
+
+@described({**schemas.record(_OPTIONS), "additionalProperties": False})
+def _include_usage(name: str, options: Any) -> bool:
+    for option, value in field_checks.mapping(name, options).items():
+        if option not in _OPTIONS:
+            raise wrong(f"{name}.{option}", "cannot be honoured here", code=UNSUPPORTED)
+        if value is not None and not isinstance(value, bool):
+            raise wrong(f"{name}.{option}", "must be true or false")
+    return bool(options.get("include_usage"))
+
+
+STREAM_OPTIONS = Field(_include_usage, note="Only with `stream`")
+STREAM_OPTIONS_IN_STREAMS = schemas.either(
+    {"properties": {"stream_options": schemas.NULL}},
+    {"properties": {"stream": schemas.constant(True)}, "required": ["stream"]},
+)
+"""What `usage_at_end` checks."""
+
+
+def usage_at_end(own: Mapping[str, Any]) -> bool:
+    """Whether the ``stream_options`` want the usage at the stream's end. Raises `HttpFailure` if there is no stream."""
+    if not own.get("stream"):
+        raise wrong("stream_options", "is allowed only with stream")
+    return bool(own["stream_options"])
+
+
+_FUNCTION = {"description": field_checks.text, "parameters": field_checks.mapping}
+_FUNCTION_TOOL = {
+    "type": schemas.constant("function"),
+    "function": schemas.record(
+        {"name": schemas.TEXT, **{name: schemas.nullable(check.schema) for name, check in _FUNCTION.items()}}, "name"
+    ),
+}
+_OTHER_TOOL = {"type": {**schemas.TEXT, "not": schemas.constant("function")}}
+
+
+@described(
+    schemas.listed(
+        schemas.either(schemas.record(_FUNCTION_TOOL, "type", "function"), schemas.record(_OTHER_TOOL, "type")),
+    )
+)
+def _tools(name: str, found: Any) -> tuple[Mapping[str, Any], ...] | None:
+    for number, tool in enumerate(field_checks.items(name, found)):
+        if not isinstance(tool, dict) or not isinstance(tool.get("type"), str):
+            raise wrong(f"{name}[{number}]", "must be an object with a type")
+        if tool["type"] == "function":
+            _check_function(tool.get("function"), f"{name}[{number}].function")
+    return tuple(found) or None
+
+
+def _check_function(function: Any, place: str) -> None:
+    field_checks.text(f"{place}.name", field_checks.mapping(place, function).get("name"))
+    for name, check in _FUNCTION.items():
+        if function.get(name) is not None:
+            check(f"{place}.{name}", function[name])
+
+
+@described(schemas.either(schemas.TEXT, schemas.OBJECT))
+def _tool_choice(name: str, found: Any) -> str | Mapping[str, Any]:
+    if not isinstance(found, (str, dict)):
+        raise wrong(name, "must be a text or an object")
+    return found
+
+
+CHOICES = Field(field_checks.whole(least=1, most=128), "n")
+SEED = Field(field_checks.whole(most=2**63 - 1), "seed")
+
+FORM = Form(
+    {
+        **COMMON,
+        "messages": Field(_messages, "messages", required=_NO_MESSAGES),
+        "max_tokens": Field(TOKENS, "max_tokens"),
+        "max_completion_tokens": Field(TOKENS, note="Counts where `max_tokens` says otherwise"),
+        "n": CHOICES,
+        "stop": Field(field_checks.stop, "stop"),
+        "seed": SEED,
+        "stream_options": STREAM_OPTIONS,
+        "logprobs": Field(field_checks.flag, "logprobs"),
+        "top_logprobs": Field(TOP_LOGPROBS, "top_logprobs"),
+        "tools": Field(_tools, "tools"),
+        "tool_choice": Field(_tool_choice, "tool_choice"),
+        "response_format": Field(field_checks.mapping, "response_format"),
+        "store": left_out("is not done here"),
+        "service_tier": left_out("is not known here"),
+        "prompt_cache_key": left_out("is not known here"),
+    },
+    beside=STREAM_OPTIONS_IN_STREAMS,
+    example={"model": "auto", "messages": [{"role": "user", "content": "What is 2 + 2?"}]},
+)
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def _message(sample: Sample) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": sample.text}
+    if sample.reasoning:
+        message["reasoning_content"] = sample.reasoning
+    if sample.tool_calls:
+        message["content"] = sample.text or None
+        message["tool_calls"] = [{"type": "function", **call} for call in sample.tool_calls]
+    return message
+
+
+def _logprobs(tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+    if tokens is None:
+        return None
+    return {"content": logprobs_of(tokens)}
+
+
+def logprobs_of(tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """Tokens with their log-probabilities, in OpenAI's form."""
+    return [{**_token(one.token, one.logprob), "top_logprobs": _top(one)} for one in tokens]
+
+
+def _top(one: TokenLogprob) -> list[dict[str, Any]]:
+    return [_token(token, logprob) for token, logprob in one.top]
+
+
+def _token(token: str, logprob: float) -> dict[str, Any]:
+    return {"token": token, "logprob": logprob, "bytes": list(token.encode("utf-8", "surrogatepass"))}

@@ -1,0 +1,379 @@
+"""Answering requests: one handler for every way in which clients ask.
+
+A dialect reads the request and writes the answer; between the two stands the orchestrator. Where the client speaks the API
+of the model's server, the answer's own bytes are handed on instead (`workflow_composer.types`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import re
+import time
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from workflow_composer.errors import StreamInterrupted
+from workflow_composer.runtime.streams import UnderWay
+from workflow_composer.server.api.json_wire import Asked, Dialect
+from workflow_composer.server.exchange import Exchange, Fields, Handler, Reply
+from workflow_composer.server.failures import HttpFailure, failure_of
+from workflow_composer.types import ANY_TASK, LLMRequest, LLMResponse, Message, Relay, texts
+
+if TYPE_CHECKING:
+    from workflow_composer.metrics.record import RoutingMetric
+    from workflow_composer.orchestrator import ModelOrchestrator
+    from workflow_composer.server.auth.keys import Key, KeyRing
+    from workflow_composer.server.auth.ledger import Ledger
+    from workflow_composer.server.logs import ServiceLog
+
+
+# -------------------------------------------------------------------------------------------------------------- addressing
+#
+# The task of a request that names neither a task nor a model, predicted from its words.
+
+
+_ENOUGH = 4000
+"""Characters of the last message that are looked at."""
+
+# Words that speak for a task, first match first; the names are those of the shipped profiles.
+_SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
+    (task, re.compile(pattern, re.IGNORECASE))
+    for task, pattern in (
+        (
+            "code_validation",
+            r"\b(review|lint|debug|fix|what is wrong with|find the bug)\b.{0,60}\b(code|script|function|pipeline)\b",
+        ),
+        (
+            "code_generation",
+            r"```|\b(write|implement|generate|create)\b.{0,60}\b(code|script|function|class|parser|program|regex)\b",
+        ),
+        (
+            "code_generation",
+            r"\b(python|bash|snakemake|nextflow|sql|rust|java|javascript)\b.{0,40}\b(code|script|function)\b",
+        ),
+        (
+            "math_statistics",
+            r"\b(solve|prove|integral|derivative|equation|probability|p-value|standard deviation|regression)\b",
+        ),
+        ("math_statistics", r"\bhow many\b|\d\s*[-+*/^=]\s*\d"),
+        ("data_analysis", r"\b(csv|tsv|dataframe|pandas|plot|histogram|correlation|cluster(ing)?|outliers?)\b"),
+        (
+            "biomedical",
+            r"\b(gene|protein|genome|variant|mutation|patient|clinical|disease|drug|rna|dna|fastq|bam|vcf|cell line)s?\b",
+        ),
+        ("documentation", r"\b(document|docstring|readme|summari[sz]e|explain)\b"),
+    )
+)
+
+
+def predict_task(messages: Sequence[Message], known: Collection[str]) -> str:
+    """The task among the ``known`` that the last message of the user seems to be; ``*`` where nothing speaks for one.
+
+    A handful of patterns, in microseconds. It decides which model is asked first, and nothing that could not be undone by
+    naming the task.
+    """
+    if not known:
+        return ANY_TASK
+    for message in reversed(messages):
+        if message.get("role") == "user":
+            text = " ".join(texts(message))[:_ENOUGH]
+            for task, sign in _SIGNS:
+                if task in known and sign.search(text):
+                    return task
+            break
+    return ANY_TASK
+
+
+pass  # MERGED
+
+
+PREFIX = "x-workflow-composer-"
+REQUEST_ID = PREFIX + "request-id"
+COST = PREFIX + "cost"
+ATTEMPTS = PREFIX + "attempts"
+OVERHEAD = PREFIX + "overhead-ms"
+WARNING = PREFIX + "warning"
+TRAILERS = ("trailer", f"{COST}, {ATTEMPTS}")
+UNBUFFERED = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
+"""What keeps a proxy from gathering a stream's pieces: nginx does so unless the answer says no."""
+
+_STRATEGY, _ROUTER, _MODEL = PREFIX + "strategy", PREFIX + "router", PREFIX + "model"
+_TIER, _DEPTH, _ESCALATED = PREFIX + "tier", PREFIX + "fallback-depth", PREFIX + "escalated"
+TASK, _REASON, _PATH = PREFIX + "task", PREFIX + "reason", PREFIX + "path"
+
+
+@dataclass(slots=True)
+class Accounts:
+    """Who may ask, and what it costs them; without a key ring everybody may. A sink of metrics, too.
+
+    Keys are charged by the metrics: what is written down about a request is what is paid for, cancelled ones included.
+    ``under_way`` are the keys of the requests that have been allowed, by the requests' IDs.
+    """
+
+    keys: KeyRing | None = None
+    ledger: Ledger | None = None
+    under_way: dict[str, Key] = field(default_factory=dict)
+
+    def enter(self, exchange: Exchange, *, count: bool = True) -> tuple[Key | None, float | None]:
+        """The key that a request shows, within its limits, and the dollars that it may still spend, if they are limited.
+
+        ``count``: the request may ask a model. Raises `HttpFailure`.
+        """
+        if self.keys is None:
+            return None, None
+        key = self.keys.identify(presented(exchange.headers))
+        return key, self.ledger.admit(key, time.time()) if count and self.ledger is not None else None
+
+    def left(self, key: Key) -> float | None:
+        """Dollars that a key may still spend; None: as many as it wants."""
+        return None if self.ledger is None else self.ledger.left(key, time.time())
+
+    def write(self, metric: RoutingMetric) -> None:
+        """Charge what a request has cost, however it ended."""
+        key = self.under_way.get(metric.request_id)
+        if key is not None and self.ledger is not None:
+            self.ledger.charge(key, cost=metric.cost, tokens=metric.prompt_tokens + metric.completion_tokens)
+
+    def close(self) -> None:
+        """The ledger is closed by whoever opened it."""
+
+
+class Admission:
+    """A bounded number of places and a bounded queue for them, first come first served. Belongs to one event loop.
+
+    ``queue_seconds`` is how long a request may wait for its place.
+    """
+
+    def __init__(self, concurrency: int, queue: int, queue_seconds: float) -> None:
+        self.in_flight = 0
+        self.places = concurrency
+        self._longest = queue
+        self._seconds = queue_seconds
+        self._queue: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait."""
+        return sum(not waiting.done() for waiting in self._queue)
+
+    async def enter(self) -> None:
+        """Take a place, or wait for one. Raises `HttpFailure` 429 where too many wait, or where it takes too long."""
+        if self.in_flight < self.places:  # then nobody waits
+            self.in_flight += 1
+            return
+        if self.queued >= self._longest:
+            raise _busy("too many requests are waiting")
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(waiting)
+        try:
+            async with asyncio.timeout(self._seconds):
+                await waiting
+        except BaseException as error:
+            self._give_up(waiting)
+            if isinstance(error, TimeoutError):
+                raise _busy(f"no place has become free within {self._seconds:g} s") from None
+            raise
+
+    def leave(self) -> None:
+        """Give the place to who has waited longest, or free it."""
+        while self._queue:
+            waiting = self._queue.popleft()
+            if not waiting.done():
+                waiting.set_result(None)
+                return
+        self.in_flight -= 1
+
+    def _give_up(self, waiting: asyncio.Future[None]) -> None:
+        """A place that was given in the same moment goes to the next."""
+        if waiting.done() and not waiting.cancelled():
+            self.leave()
+        elif waiting in self._queue:
+            self._queue.remove(waiting)
+
+
+def _busy(reason: str) -> HttpFailure:
+    return HttpFailure(429, f"the service is busy: {reason}", type="rate_limit_error", code="overloaded", retry_after=1.0)
+
+
+def presented(headers: Mapping[str, str]) -> str | None:
+    """The key that a request shows: a bearer token, or ``x-api-key``."""
+    given = headers.get("authorization")
+    if given is not None and given[:7].lower() == "bearer ":
+        return given[7:].strip()
+    return headers.get("x-api-key")
+
+
+class CompletionHandler:
+    """Handlers that answer by the orchestrator. ``debug``: tell decisions in full, and prompts to the log."""
+
+    def __init__(
+        self,
+        orchestrator: ModelOrchestrator,
+        accounts: Accounts,
+        admission: Admission,
+        *,
+        debug: bool = False,
+        log: ServiceLog | None = None,
+    ) -> None:
+        self._orchestrator = orchestrator
+        self._accounts = accounts
+        self._admission = admission
+        self._debug = debug
+        self._log = log
+
+    def handler(self, dialect: Dialect, *, relays: bool = False) -> Handler:
+        """The handler of one dialect. ``relays``: it is the one that models' servers speak, too."""
+        accounts, admission, orchestrator, debug = self._accounts, self._admission, self._orchestrator, self._debug
+
+        async def handle(exchange: Exchange) -> Reply | None:
+            key, left = accounts.enter(exchange)
+            if admission.in_flight < admission.places:
+                admission.in_flight += 1
+            else:
+                await admission.enter()
+                left = None if key is None else accounts.left(key)
+            try:
+                asked = dialect.read(exchange.body, exchange.headers)
+                relay = Relay(usage=asked.include_usage) if relays else None
+                said = self._complete(asked, exchange, key, left, relay)
+                if asked.stream:
+                    await self._stream(dialect, exchange, asked, said)
+                    return None
+                response = await orchestrator.agenerate(asked.request)
+                if relay is None or (body := relay.body) is None:
+                    body = dialect.whole(asked, response)
+                return Reply(200, body, headers=of_answer(exchange, response, said, debug=debug))
+            finally:
+                accounts.under_way.pop(exchange.request_id, None)
+                admission.leave()
+
+        return handle
+
+    def _complete(
+        self, asked: Asked, exchange: Exchange, key: Key | None, left: float | None, relay: Relay | None
+    ) -> list[tuple[str, str]]:
+        """Make the request, with a task and within what its key may do; what its answer is to tell of it, as headers.
+
+        From now on its cost is charged to the key. Raises `HttpFailure`.
+        """
+        orchestrator, fields = self._orchestrator, asked.fields
+        model, task = fields.get("model"), fields.get("task_type")
+        if key is not None:
+            if key.strategies or key.models:
+                key.check(strategy=orchestrator.strategy, model=model)
+            self._accounts.under_way[exchange.request_id] = key
+        if model is None and (task is None or task == ANY_TASK):
+            task = fields["task_type"] = predict_task(fields["messages"], orchestrator.config.task_routing)
+            said = [(TASK, f"{task}; predicted")]
+        else:
+            said = [(TASK, task or ANY_TASK)]
+        if left is not None:
+            fields["budget"] = min(left, fields.get("budget", left))
+        asked.request = request = LLMRequest(request_id=exchange.request_id, relay=relay, **fields)
+        if self._log is not None:
+            prompt = [text for message in request.messages for text in texts(message)]
+            self._log.event("asked", request_id=exchange.request_id, prompt="\n".join(prompt))
+        if asked.warnings:
+            said += [(WARNING, warning) for warning in asked.warnings]
+        return said
+
+    async def _stream(self, dialect: Dialect, exchange: Exchange, asked: Asked, said: Fields) -> None:
+        request = asked.request
+        relay = exchange.relay = request.relay
+        stream = self._orchestrator.astream(request)
+
+        def write(data: bytes) -> None:
+            if not exchange.opened:
+                assert stream.under_way is not None  # whoever writes has been asked
+                headers = of_stream(exchange, request, stream.under_way, said, debug=self._debug)
+                exchange.open_stream(headers=headers)
+            exchange.write(data)
+
+        if relay is not None:
+            relay.write = write
+        events = dialect.events(asked)
+        try:
+            async with aclosing(stream) as pieces:
+                async for piece in pieces:
+                    if data := events.piece(piece):
+                        write(data)
+                        await exchange.drain()
+            response = stream.response
+            assert response is not None  # a stream that ends without an error has one
+            if relay is None or not relay.begun:
+                write(events.end(response))
+            exchange.close_stream(of_end(response))
+        except Exception as error:
+            if not exchange.opened:
+                raise
+            # Status and headers are gone: the error is an event, and nothing follows it.
+            interrupted = error if isinstance(error, StreamInterrupted) else StreamInterrupted(str(error))
+            exchange.write(events.failed(failure_of(interrupted)))
+            exchange.close_stream()
+        finally:
+            if relay is not None:
+                relay.write = None
+
+
+# ---------------------------------------------------------------- the headers by which every answer tells what was decided
+
+
+def of_answer(exchange: Exchange, response: LLMResponse, said: Fields, *, debug: bool) -> Fields:
+    """The headers of a whole answer, besides what is ``said`` of its request.
+
+    The overhead is everything but waiting for models, reading the request included.
+    """
+    waited = response.latency_ms - response.overhead_ms
+    overhead = (time.perf_counter() - exchange.started) * 1000.0 - waited
+    made = response.decision
+    fields = [
+        (REQUEST_ID, response.request_id),
+        *_decided(made.strategy, made.router, made.candidate, made.tier, made.fallback_depth, len(response.attempts)),
+        (OVERHEAD, f"{overhead if overhead > 0.0 else 0.0:.3f}"),
+        (COST, f"{response.cost:.9g}"),
+        *said,
+    ]
+    if debug:
+        path = "; ".join(f"{one.name}: {one.error_type or 'ok'} {one.latency_ms:.0f} ms" for one in response.attempts)
+        fields += ((_REASON, made.reason), (_PATH, path))
+    return fields
+
+
+def of_stream(exchange: Exchange, request: LLMRequest, under_way: UnderWay, said: Fields, *, debug: bool) -> Fields:
+    """The headers of a stream, when its first piece comes. Cost and attempts follow behind its end, as trailers."""
+    overhead = (under_way.asked_at - exchange.started - under_way.waited) * 1000.0
+    made = under_way.decision
+    fields = [
+        (REQUEST_ID, request.request_id),
+        *_decided(made.strategy, made.router, made.candidate, made.tier, made.fallback_depth, under_way.attempts),
+        (OVERHEAD, f"{overhead if overhead > 0.0 else 0.0:.3f}"),
+        TRAILERS,
+        *UNBUFFERED,
+        *said,
+    ]
+    if debug:
+        fields.append((_REASON, made.reason))
+    return fields
+
+
+def of_end(response: LLMResponse) -> Fields:
+    """The trailers of a stream."""
+    return ((COST, f"{response.cost:.9g}"), (ATTEMPTS, str(len(response.attempts))))
+
+
+@functools.lru_cache(maxsize=1024)
+def _decided(strategy: str, router: str, candidate: str, tier: int, depth: int, attempts: int) -> Fields:
+    """The headers that tell a decision: nearly all requests for a model share them."""
+    return (
+        (_STRATEGY, strategy),
+        (_ROUTER, router),
+        (_MODEL, candidate),
+        (_TIER, str(tier)),
+        (_DEPTH, str(depth)),
+        (ATTEMPTS, str(attempts)),
+        (_ESCALATED, "true" if tier else "false"),
+    )

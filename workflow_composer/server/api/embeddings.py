@@ -1,0 +1,87 @@
+"""OpenAI's embeddings: ``POST /v1/embeddings``."""
+
+from __future__ import annotations
+
+import base64
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass
+from sys import byteorder
+from typing import Any
+
+from workflow_composer.server.api import field_checks, schemas
+from workflow_composer.server.api.field_checks import UNSUPPORTED, described, wrong
+from workflow_composer.server.api.forms import ADDRESS_HEADERS, Field, Form, address_of, left_out, metadata, model_name
+from workflow_composer.server.api.json_wire import encode
+from workflow_composer.types import EMPTY, Embeddings
+
+MOST_TEXTS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class AskedEmbeddings:
+    """Texts, and how their vectors are wanted. ``address`` says where they go, as fields of a request."""
+
+    texts: tuple[str, ...]
+    address: Mapping[str, Any]
+    base64: bool = False
+    dimensions: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def read_embeddings(body: bytes, headers: Mapping[str, str]) -> AskedEmbeddings:
+    """Read a body. Raises `HttpFailure`."""
+    _, own, _, warnings = FORM.read(body)
+    told = own.get("metadata", EMPTY).get("task_type")
+    address = dict(address_of(own.get("model"), told, *map(headers.get, ADDRESS_HEADERS)))
+    if address.pop("budget", None) is not None:
+        warnings.append("the budget is not heeded: vectors come from one model, whatever they cost")
+    wanted = own.get("encoding_format") == "base64"
+    return AskedEmbeddings(own["input"], address, wanted, own.get("dimensions"), tuple(warnings))
+
+
+_NO_TEXTS = "must be a text or a list of texts, none of them empty (tokens are not taken)"
+_FILLED = {**schemas.TEXT, "minLength": 1}
+
+
+@described(schemas.either(_FILLED, schemas.listed(_FILLED, least=1, most=MOST_TEXTS)))
+def _texts(name: str, found: Any) -> tuple[str, ...]:
+    texts = (found,) if isinstance(found, str) else tuple(found) if isinstance(found, list) else ()
+    if not texts or not all(isinstance(text, str) and text for text in texts):
+        raise wrong(name, _NO_TEXTS)
+    if len(texts) > MOST_TEXTS:
+        raise wrong(name, f"must have at most {MOST_TEXTS} texts")
+    return texts
+
+
+FORM = Form(
+    {
+        "model": Field(model_name),
+        "metadata": Field(metadata),
+        "input": Field(_texts, required=_NO_TEXTS),
+        "encoding_format": Field(field_checks.one_of("float", "base64", "", message="must be float or base64")),
+        "dimensions": Field(field_checks.whole(least=1, most=1_000_000)),
+        "user": left_out("says nothing to a model"),
+    },
+    closed="cannot be honoured here",
+    code=UNSUPPORTED,
+    example={"model": "auto", "input": ["a text", "another"]},
+)
+
+
+def written_embeddings(asked: AskedEmbeddings, found: Embeddings) -> bytes:
+    """The list of vectors; base64 is of little-endian 32-bit floats."""
+    rows = [
+        {"object": "embedding", "index": index, "embedding": _packed(vector) if asked.base64 else vector}
+        for index, vector in enumerate(found.vectors)
+    ]
+    tokens = found.usage.prompt_tokens
+    usage = {"prompt_tokens": tokens, "total_tokens": found.usage.total_tokens}
+    return encode({"object": "list", "data": rows, "model": found.model, "usage": usage})
+
+
+def _packed(vector: tuple[float, ...]) -> str:
+    numbers = array("f", vector)
+    if byteorder == "big":
+        numbers.byteswap()
+    return base64.b64encode(numbers.tobytes()).decode("ascii")

@@ -1,0 +1,1 @@
+"""API keys, the ledger of their use, and admission."""

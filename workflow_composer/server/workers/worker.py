@@ -1,0 +1,120 @@
+"""One of several workers, run by the supervisor only, by ``python -m`` and three numbers."""
+
+from __future__ import annotations
+
+import base64
+import os
+import pickle
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from workflow_composer.config.strategy import StrategyConfig
+from workflow_composer.errors import WorkflowComposerError
+from workflow_composer.orchestrator import ModelOrchestrator
+from workflow_composer.server.admin.strategy_switcher import Local, SwitchAudit, Version, digest_of
+from workflow_composer.server.logs import ServiceLog
+from workflow_composer.server.service import Worker, run
+from workflow_composer.server.settings import ServerSettings
+from workflow_composer.server.tracing import collector
+from workflow_composer.server.workers.control import WorkerChannel
+
+_SWITCH_SECONDS = 30.0
+
+
+class Remote:
+    """The supervisor's switchboard, asked from a worker."""
+
+    def __init__(self, channel: WorkerChannel) -> None:
+        self._channel = channel
+
+    async def preview(self, source: str) -> Mapping[str, Any]:
+        """See `Switchboard`."""
+        found = dict(await self._channel.ask("preview", source=source, limit=_SWITCH_SECONDS))
+        found.pop("id", None)
+        return found
+
+    async def switch(self, source: str, *, who: str, why: str = "") -> Version:
+        """See `Switchboard`."""
+        return _version(await self._channel.ask("switch", source=source, who=who, why=why, limit=_SWITCH_SECONDS))
+
+    async def rollback(self, number: int | None, *, who: str) -> Version:
+        """See `Switchboard`."""
+        return _version(await self._channel.ask("rollback", version=number, who=who, limit=_SWITCH_SECONDS))
+
+    async def versions(self) -> Sequence[Version]:
+        """See `Switchboard`."""
+        found = await self._channel.ask("versions")
+        return [_version(one) for one in found["versions"]]
+
+
+def _version(data: Mapping[str, Any]) -> Version:
+    return Version(**{name: data[name] for name in Version.__slots__})
+
+
+async def work(number: int, listening: socket.socket, control: socket.socket) -> None:
+    """Serve until told to stop, or until the supervisor is gone."""
+    local: Local | None = None
+
+    async def prepare(data: Mapping[str, Any]) -> Mapping[str, Any]:
+        assert local is not None  # asked only once the worker is ready
+        await local.prepare(_unpacked(data["config"]))
+        return {}
+
+    async def commit(data: Mapping[str, Any]) -> Mapping[str, Any]:
+        assert local is not None
+        await local.commit()
+        return {}
+
+    async def discard(data: Mapping[str, Any]) -> Mapping[str, Any]:
+        assert local is not None
+        await local.discard()
+        return {}
+
+    channel = WorkerChannel({"prepare": prepare, "commit": commit, "discard": discard})
+    await channel.open(control)
+    told = await channel.ask("settings")
+    settings = ServerSettings.from_dict(told["settings"], admin_token=told["token"])
+    log = ServiceLog(worker=number)
+    audit = SwitchAudit(settings.state_directory / "audit.jsonl", report=log.warning)
+
+    def switchboard(orchestrator: ModelOrchestrator) -> Remote:
+        return Remote(channel)
+
+    config = _unpacked(told["config"])
+    worker = Worker(settings, os.environ, log, audit, config, switchboard, number=number)
+    async with worker:
+        local = Local(worker.orchestrator, collector=collector(os.environ))
+
+        async def orphaned() -> None:
+            await channel.closed.wait()
+            worker.stop()
+
+        worker.begin(orphaned())
+        await channel.ask("ready", digest=digest_of(config), limit=_SWITCH_SECONDS)
+        await worker.work(listening)
+    channel.close()
+
+
+def _unpacked(text: str) -> StrategyConfig:
+    config = pickle.loads(base64.b64decode(text))  # noqa: S301  # from the supervisor, over a socket that only it holds
+    assert isinstance(config, StrategyConfig)
+    return config
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Take over the sockets and serve."""
+    number, listening, control = map(int, arguments)
+    with socket.socket(fileno=listening) as sock, socket.socket(fileno=control) as channel:
+        sock.setblocking(False)
+        channel.setblocking(False)
+        try:
+            run(work(number, sock, channel))
+        except WorkflowComposerError as error:  # the supervisor's log is the place to look
+            ServiceLog(worker=number).warning("a worker cannot serve", error=str(error))
+            sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
