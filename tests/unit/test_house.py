@@ -1,0 +1,203 @@
+"""The house: what a folder holds, what a name means, and that nothing goes round in circles. Sizes are of code, not of
+taste.
+"""
+
+import ast
+import importlib
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+
+from tests.paths import ROOT
+
+HOUSE = ROOT / "workflow_composer"
+FILES = sorted(HOUSE.rglob("*.py"))
+MODULES = [path for path in FILES if path.name != "__init__.py"]
+
+MOST_IN_A_FOLDER = 15
+MOST_IN_THE_ROOT = 7
+MOST_LINES = 600
+SMALL = 60
+LONGEST_FUNCTION = 60
+USUAL_FUNCTION = 20
+
+EXCEPTED_FOLDERS = {"cli/commands"}
+"""One command per file, however many commands there are."""
+
+SHARED_NAMES = {"RoutingDecision"}
+"""Class names that mean two things because the public ones were fixed before: a request's decision, and a token's."""
+
+
+def name_of(path):
+    """The dotted name of a module or package."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {path: ast.parse(path.read_text()) for path in FILES}
+NAMES = {name_of(path): path for path in FILES}
+
+
+def imports_of(path):
+    """The project's own modules that a module imports, anywhere in it: under ``TYPE_CHECKING`` and in functions too."""
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in NAMES)
+        elif isinstance(node, ast.ImportFrom) and node.module in NAMES:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in NAMES else node.module
+
+
+GRAPH = {name: sorted(set(imports_of(path)) - {name}) for name, path in NAMES.items()}
+
+
+def circles(graph):
+    """Groups of modules each of which can be reached from each (Tarjan 1972)."""
+    number, low, stack, found = {}, {}, [], []
+
+    def visit(name):
+        number[name] = low[name] = len(number)
+        stack.append(name)
+        for other in graph[name]:
+            if other not in number:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], number[other])
+        if low[name] == number[name]:
+            group = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for name in graph:
+        if name not in number:
+            visit(name)
+    return found
+
+
+def test_circles_are_found():
+    """Two modules that import each other, beside one that only imports."""
+    assert circles({"a": ["b"], "b": ["a"], "c": ["a"]}) == [["a", "b"]]
+
+
+def test_no_import_goes_in_a_circle():
+    """Imports for type checkers and within functions count: whoever reads follows them, too."""
+    assert circles(GRAPH) == []
+
+
+def test_a_folder_fits_in_the_head():
+    """So many modules at the most, and the root only those to be opened first."""
+    held = Counter(path.parent for path in MODULES)
+    full = {
+        place: count
+        for folder, count in held.items()
+        if (place := folder.relative_to(HOUSE).as_posix()) not in EXCEPTED_FOLDERS
+        and count > (MOST_IN_THE_ROOT if folder == HOUSE else MOST_IN_A_FOLDER)
+    }
+    assert full == {}
+
+
+def test_a_class_name_has_one_meaning():
+    """Whoever reads a name in one folder may think of it in another."""
+    homes = defaultdict(list)
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                homes[node.name].append(f"{path.relative_to(HOUSE)}:{node.lineno}")
+    assert {name: places for name, places in homes.items() if len(places) > 1 and name not in SHARED_NAMES} == {}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(HOUSE).as_posix())
+def test_a_module_is_one_thing(path):
+    """It is not too long, and what was begun in it is finished."""
+    text = path.read_text()
+    assert text.count("\n") <= MOST_LINES
+    assert not re.search(r"\b(TODO|FIXME|XXX|HACK)\b|NotImplementedError|pragma: no cover", text)
+
+
+def test_a_small_module_that_serves_one_other_stands_in_it():
+    """A reader would open two files for one thing."""
+    importers = defaultdict(set)
+    for name, others in GRAPH.items():
+        for other in others:
+            importers[other].add(name)
+    small = {
+        path.relative_to(HOUSE).as_posix()
+        for name, path in NAMES.items()
+        if path in MODULES and path.read_text().count("\n") < SMALL and len(importers[name]) == 1
+    }
+    assert small == set()
+
+
+def test_functions_are_short():
+    """Nine in ten fit in a glance, and all on a page. Decorators and docstrings count."""
+    lengths = sorted(
+        (node.end_lineno - node.lineno + 1, f"{path.relative_to(HOUSE)}:{node.lineno} {node.name}")
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    assert [place for length, place in lengths if length > LONGEST_FUNCTION] == []
+    assert lengths[int(len(lengths) * 0.9)][0] <= USUAL_FUNCTION
+
+
+# ------------------------------------------------------------------------------------------- what others may rely on
+
+STABLE = ROOT / "docs" / "imports.md"
+IMPORT = re.compile(r"^\s*(?:>>> )?from (workflow_composer[\w.]*) import (\([^)]*\)|[^\n(#]+)", re.MULTILINE)
+
+
+def imported_in(text):
+    """(module, name) of every import from the package."""
+    for module, names in IMPORT.findall(text):
+        for name in re.sub(r"[()\n]", " ", names).split(","):
+            if name.strip():
+                yield module, name.split(" as ")[0].strip()
+
+
+def test_the_stable_imports_are_there():
+    """Each line of the page works."""
+    listed = list(imported_in(STABLE.read_text()))
+    assert len(listed) > 20
+    for module, name in listed:
+        assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+
+
+def shown_to_people():
+    """Pages, and programs that people copy from."""
+    yield ROOT / "README.md"
+    yield from (path for path in sorted((ROOT / "docs").glob("*.md")) if path != STABLE)
+    yield from sorted((ROOT / "examples").rglob("*.py"))
+
+
+def test_what_people_are_shown_is_stable():
+    """Documentation and examples import nothing that the page does not list."""
+    listed = set(imported_in(STABLE.read_text()))
+    shown = {(path.name, *found) for path in shown_to_people() for found in imported_in(path.read_text())}
+    assert len(shown) > 10
+    assert {entry for entry in shown if entry[1:] not in listed} == set()
+
+
+def test_the_architecture_page_names_files_that_exist():
+    """Every path in code marks that could be a file or folder of the project is one."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    named = {name for name in re.findall(r"`([\w./-]+(?:\.py|/))`", text) if "NAME" not in name}
+    assert len(named) > 40
+    assert {name for name in named if not ((HOUSE / name).exists() or (ROOT / name).exists())} == set()
+
+
+def test_the_architecture_page_names_every_folder():
+    """A new folder is explained there."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    folders = {path.parent.relative_to(HOUSE).as_posix() + "/" for path in MODULES if path.parent != HOUSE}
+    assert {folder for folder in folders if f"`{folder}`" not in text} == set()
+
+
+def test_this_file_reads_the_whole_house():
+    """A gate over nothing would be open."""
+    assert len(MODULES) > 100
+    assert Path(importlib.import_module("workflow_composer").__file__).parent == HOUSE
