@@ -160,21 +160,18 @@ class LineFile:
             if os.write(descriptor, lines) != len(lines):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return
-        with self._alone(wait):
-            append_to(descriptor, lines)
-
-    @contextmanager
-    def _alone(self, wait: float) -> Iterator[None]:
-        lock = FileLock(lock_beside(self.path))
+        lock: FileLock | None = self._lock
         try:
-            lock.take(wait)
+            self._lock.take(wait)
         except TimeoutError:
             raise
         except OSError:
-            yield
-            return
-        with lock:
-            yield
+            lock = None
+        try:
+            append_to(descriptor, lines)
+        finally:
+            if lock is not None:
+                lock.release()
 
     def _opened(self) -> int:
         if self._descriptor is not None:
@@ -186,6 +183,7 @@ class LineFile:
         self._descriptor = descriptor = os.open(self.path, _FLAGS, 0o644)
         status = os.fstat(descriptor)
         self._regular, self._inode = stat.S_ISREG(status.st_mode), (status.st_dev, status.st_ino)
+        self._lock = FileLock(lock_beside(self.path))
         return descriptor
 
     def close(self) -> None:
