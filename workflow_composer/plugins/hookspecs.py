@@ -91,9 +91,9 @@ def register_backends(register: RegisterBackend) -> None:
 
 @hookspec
 def register_batch_strategies(register: Callable[[str, StrategyFactory], None]) -> None:
-    """Register batch strategies: ways to plan a whole data set. ``name`` is the value of ``--strategies``.
+    """Register batch policies: ways to plan a whole data set. ``name`` is the value of ``--policies``.
 
-    A strategy's ``routes`` returns one routing string per question of a batch. ``questions`` has ``texts`` (an Arrow
+    A policy's ``routes`` returns one routing string per question of a batch. ``questions`` has ``texts`` (an Arrow
     array), ``lengths``, ``features`` and, with a probe, ``success(tier)`` as columns; ``context`` has the tiers, their
     prices and the user's settings (`workflow_composer.batch.planning.policies`).
 
