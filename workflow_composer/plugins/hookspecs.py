@@ -158,13 +158,14 @@ def after_answer(request: LLMRequest, response: LLMResponse) -> None:
 
 @hookspec
 def on_escalation(request: LLMRequest, plan: Plan, tier: int, verdict: Verdict) -> None:
-    """Called when the answer of tier ``tier`` was not accepted and the next tier starts. Exceptions as in `after_answer`.
+    """Called when the answer of ``plan.tiers[tier]`` was not accepted and the next tier starts. Exceptions as in
+    `after_answer`.
 
     >>> from workflow_composer import hookimpl
     >>> class Plugin:
     ...     @hookimpl
-    ...     def on_escalation(self, tier, verdict):
-    ...         print(f"tier {tier} was not enough: {verdict.reason}")
+    ...     def on_escalation(self, plan, tier, verdict):
+    ...         print(f"{plan.tiers[tier].title} was not enough: {verdict.reason}")
     """
 
 
