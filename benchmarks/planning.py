@@ -1,4 +1,4 @@
-"""Planning 1,000,000 questions on one core: each batch strategy's time and memory.
+"""Planning 1,000,000 questions on one core: each batch policy's time and memory.
 
     python benchmarks/planning.py [--rows 1000000] [--rounds 3] [--data FILE] [--json]
 
@@ -6,7 +6,7 @@ The questions are grade-school problems (GSM8K's training set by ``--data train.
 the 1,000 problems that come with the package, repeated to the number of rows with a number appended to each, so that no two
 are equal. They lie in memory as Arrow tables, as a data set's reader gives them; reading a file is not counted. The probe is
 trained before the clock starts, on labels by chance: what it predicts is of no interest, what predicting costs is that of
-any other, and it is of the isotonic kind, the dearer one. Each strategy is planned in a process of its own, bound to one
+any other, and it is of the isotonic kind, the dearer one. Each policy is planned in a process of its own, bound to one
 core; CPU and wall time per round (on a machine that does other things, wall time says little), and the process' peak memory
 beyond what it held before planning.
 """
@@ -79,7 +79,7 @@ def _plan(name: str, probe_path: Path, source: Path | None, rows: int, rounds: i
     import pyarrow as pa
 
     from workflow_composer.batch.planning.plan_table import plan
-    from workflow_composer.batch.planning.policies import PlanningContext, PlanningTier, Questions, make_strategy
+    from workflow_composer.batch.planning.policies import PlanningContext, PlanningTier, Questions, make_policy
     from workflow_composer.batch.planning.probe import Probe
     from workflow_composer.plugins.builtin import plugin_host
 
@@ -88,13 +88,13 @@ def _plan(name: str, probe_path: Path, source: Path | None, rows: int, rounds: i
     context = PlanningContext(tiers, predictor=Probe.load(probe_path))
     factories = {key: provided.value for key, provided in plugin_host(discover=False).registry.batch_strategies.items()}
     pieces = _pieces(_questions(source), rows)
-    strategy = make_strategy(name, factories)
-    strategy.routes(Questions(pieces[0].slice(0, 100), context.predictor), context)  # imports and tables
+    policy = make_policy(name, factories)
+    policy.routes(Questions(pieces[0].slice(0, 100), context.predictor), context)  # imports and tables
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds, walls = [], []
     for _ in range(rounds):
         began, worked = time.perf_counter(), time.process_time()
-        table = plan(pieces, strategy, context, name=name)
+        table = plan(pieces, policy, context, name=name)
         seconds.append(time.process_time() - worked)
         walls.append(time.perf_counter() - began)
         assert len(table.frame) == rows
@@ -110,7 +110,7 @@ def _plan(name: str, probe_path: Path, source: Path | None, rows: int, rounds: i
 
 
 def main() -> int:
-    """Measure and print; 1 where a strategy takes longer than `TARGET` seconds per million rows."""
+    """Measure and print; 1 where a policy takes longer than `TARGET` seconds per million rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -139,14 +139,12 @@ def report(figures: dict, rows: int, length: float, as_json: bool) -> int:
 
     slowest = max(statistics.median(found["cpu_seconds"]) for found in figures.values()) / rows * 1e6
     if as_json:
-        json.dump({"rows": rows, "characters": length, "strategies": figures}, sys.stdout)
+        json.dump({"rows": rows, "characters": length, "policies": figures}, sys.stdout)
         return int(slowest > TARGET)
     libraries = ", ".join(f"{name} {version(name)}" for name in ("numpy", "pyarrow", "pandas", "scipy"))
     print(f"{platform.machine()}, one of {os.cpu_count()} CPUs, Python {platform.python_version()}, {libraries}")
     print(f"{rows:,} questions of {length:.0f} characters on average")
-    print(
-        f"{'strategy':26} {'CPU: median':>12} {'least':>8} {'most':>8} {'wall':>8} {'memory':>9} {'table':>9} {'routes':>6}"
-    )
+    print(f"{'policy':26} {'CPU: median':>12} {'least':>8} {'most':>8} {'wall':>8} {'memory':>9} {'table':>9} {'routes':>6}")
     for name, found in figures.items():
         seconds, wall = found["cpu_seconds"], statistics.median(found["wall_seconds"])
         times = f"{statistics.median(seconds):10.2f} s {min(seconds):6.2f} s {max(seconds):6.2f} s {wall:6.2f} s"

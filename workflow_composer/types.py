@@ -279,7 +279,7 @@ class Verdict:
 @quick
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One call to a candidate: its tier, its result and its cost in dollars."""
+    """One call to a candidate: its tier and its place in it (both from 0), its result and its cost in dollars."""
 
     tier: int
     candidate: int
@@ -295,7 +295,7 @@ class Attempt:
 @quick
 @dataclass(frozen=True, slots=True)
 class TierResult:
-    """The result of one tier: its samples in order of arrival, and the verdict on them.
+    """The result of one tier: its samples in order of arrival, and the verdict on them. ``tier`` counts from 0.
 
     Empty samples: no candidate answered. ``usage``, ``cost`` (dollars) and ``latency_ms`` include failed attempts.
     """

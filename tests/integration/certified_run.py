@@ -69,7 +69,7 @@ class CertifiedRun:
         for route in routes:
             lines = (self.folder / "results" / "second" / route / "results.jsonl").read_text().splitlines()
             rows[route] = [json.loads(line) for line in lines]
-        return {summary["strategy"]: summary for summary in summaries}, rows
+        return {summary["policy"]: summary for summary in summaries}, rows
 
 
 def error_of_accepted(rows: list[dict[str, Any]]) -> tuple[int, int]:

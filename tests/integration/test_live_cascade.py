@@ -24,7 +24,7 @@ def executed(tmp_path_factory):
     command += ["--baselines", "--datasets", "problems", "--data-dir", str(CHECKPOINTS), "--limit", str(ROWS)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    runs = {run["strategy"]: run for run in json.loads(done.stdout)}
+    runs = {run["policy"]: run for run in json.loads(done.stdout)}
     return folder / "results" / "problems", runs, done.stderr
 
 

@@ -30,7 +30,7 @@ def replay(folder, collection, *arguments):
     command = [sys.executable, "-m", "workflow_composer", "execute", "--json", "--replay", str(recording), *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return {run["strategy"]: run for run in json.loads(done.stdout)}
+    return {run["policy"]: run for run in json.loads(done.stdout)}
 
 
 def test_gsm8k_s_four_systems_have_their_published_accuracies(folder):

@@ -25,7 +25,7 @@ class CallObserver(Protocol):
         """``failed`` was the last attempt at the candidate given up; ``candidate`` is next."""
 
     def on_escalation(self, request: LLMRequest, plan: Plan, tier: int, verdict: Verdict) -> None:
-        """Tier ``tier`` is not accepted and the next one is asked."""
+        """Tier ``tier`` (from 0) is not accepted and the next one is asked."""
 
 
 @dataclass(frozen=True, slots=True)

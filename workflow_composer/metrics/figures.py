@@ -22,7 +22,8 @@ _FIELDS = tuple(name for name in RoutingMetric.__slots__ if name not in {"prompt
 def figures(snapshot: Mapping[str, Any]) -> dict[str, Any]:
     """Return totals, percentiles and time series of a snapshot of `LiveMetrics`.
 
-    Percentiles come from histograms, so they are only as exact as the buckets; None if nothing was counted.
+    Percentiles come from histograms, so they are only as exact as the buckets; None if nothing was counted. ``tiers`` are
+    numbered from 0, as in metric lines; each has the models that answered in it, the busiest first.
     """
     series: Sequence[Mapping[str, Any]] = snapshot["series"]
     latency, overhead = _added(series, "latency"), _added(series, "overhead")
@@ -35,7 +36,7 @@ def figures(snapshot: Mapping[str, Any]) -> dict[str, Any]:
         "latency": _percentiles(snapshot["latency_bounds"], latency),
         "overhead": _percentiles(snapshot["overhead_bounds"], overhead),
         "models": _by(series, "model", snapshot["latency_bounds"]),
-        "tiers": sorted(_by(series, "tier", snapshot["latency_bounds"]), key=lambda one: one["tier"]),
+        "tiers": _tiers(series, snapshot["latency_bounds"]),
         "errors": snapshot["errors"],
         "course": {name: course(snapshot, seconds, width) for name, (seconds, width) in PERIODS.items()},
         "recent": snapshot["recent"],
@@ -101,6 +102,14 @@ def _percentiles(bounds: Sequence[float], counts: Sequence[int]) -> dict[str, fl
 
 def _added(series: Sequence[Mapping[str, Any]], name: str) -> list[int]:
     return [sum(counts) for counts in zip(*(one[name] for one in series), strict=True)]
+
+
+def _tiers(series: Sequence[Mapping[str, Any]], bounds: Sequence[float]) -> list[dict[str, Any]]:
+    found = sorted(_by(series, "tier", bounds), key=lambda one: one["tier"])
+    for one in found:
+        models = _by([part for part in series if part["tier"] == one["tier"]], "model", bounds)
+        one["models"] = [model["name"] for model in models if model["name"]]
+    return found
 
 
 def _by(series: Sequence[Mapping[str, Any]], label: str, bounds: Sequence[float]) -> list[dict[str, Any]]:

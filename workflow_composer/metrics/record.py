@@ -20,7 +20,7 @@ class RoutingMetric:
     """The record of one request: the decision, what ran and what it cost. Times in milliseconds, cost in dollars.
 
     ``timestamp`` is the end of the request, ISO 8601 in UTC. ``query_length`` counts characters. ``tier`` and
-    ``fallback_depth`` place the candidate that answered (or failed last) in its plan; ``tier`` counts escalations from 0.
+    ``fallback_depth`` place the candidate that answered (or failed last) in its plan; both count from 0.
     ``overhead_ms`` is the part of ``latency_ms`` not spent waiting for models. ``cost`` and the tokens include failed
     attempts and rejected tiers. ``error`` is the exception's type. ``prompt`` is None unless debugging is on; secrets are
     removed from it. ``alarm`` says why a certificate was suspended when the request was routed. ``context`` lists the

@@ -1,4 +1,4 @@
-"""The built-in routers, backends and batch strategies, registered through the same hooks as plugins."""
+"""The built-in routers, backends and batch policies, registered through the same hooks as plugins."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class BuiltinPlugin:
 
     @hookimpl
     def register_batch_strategies(self, register: Callable[[str, StrategyFactory], None]) -> None:
-        """Register the strategies of `workflow_composer.batch.planning.policies`."""
+        """Register the policies of `workflow_composer.batch.planning.policies`."""
         for name, place in BATCH_STRATEGIES.items():
             register(name, _Lazy(place, extra="batch"))
 

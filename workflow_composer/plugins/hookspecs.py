@@ -91,9 +91,9 @@ def register_backends(register: RegisterBackend) -> None:
 
 @hookspec
 def register_batch_strategies(register: Callable[[str, StrategyFactory], None]) -> None:
-    """Register batch strategies: ways to plan a whole data set. ``name`` is the value of ``--strategies``.
+    """Register batch policies: ways to plan a whole data set. ``name`` is the value of ``--policies``.
 
-    A strategy's ``routes`` returns one routing string per question of a batch. ``questions`` has ``texts`` (an Arrow
+    A policy's ``routes`` returns one routing string per question of a batch. ``questions`` has ``texts`` (an Arrow
     array), ``lengths``, ``features`` and, with a probe, ``success(tier)`` as columns; ``context`` has the tiers, their
     prices and the user's settings (`workflow_composer.batch.planning.policies`).
 
@@ -158,13 +158,14 @@ def after_answer(request: LLMRequest, response: LLMResponse) -> None:
 
 @hookspec
 def on_escalation(request: LLMRequest, plan: Plan, tier: int, verdict: Verdict) -> None:
-    """Called when the answer of tier ``tier`` was not accepted and the next tier starts. Exceptions as in `after_answer`.
+    """Called when the answer of ``plan.tiers[tier]`` was not accepted and the next tier starts. Exceptions as in
+    `after_answer`.
 
     >>> from workflow_composer import hookimpl
     >>> class Plugin:
     ...     @hookimpl
-    ...     def on_escalation(self, tier, verdict):
-    ...         print(f"tier {tier} was not enough: {verdict.reason}")
+    ...     def on_escalation(self, plan, tier, verdict):
+    ...         print(f"{plan.tiers[tier].title} was not enough: {verdict.reason}")
     """
 
 

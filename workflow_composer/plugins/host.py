@@ -26,7 +26,8 @@ BLOCK_VARIABLE = "WORKFLOW_COMPOSER_BLOCK_PLUGINS"
 
 BUILTIN = "workflow_composer"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
-_KINDS = ("routers", "backends", "batch_strategies", "commands")
+_KINDS = {"routers": "router", "backends": "backend", "batch_strategies": "policy", "commands": "command"}
+"""Kinds of what plugins provide, each with what a person calls one of it."""
 _HOOKS = tuple(name for name, value in vars(hookspecs).items() if hasattr(value, "workflow_composer_spec"))
 
 
@@ -147,8 +148,8 @@ class PluginHost:
                 raise
             self.registry = registry
             provides = tuple(
-                f"{kind.removesuffix('s')}:{item.name}"
-                for kind in _KINDS
+                f"{called}:{item.name}"
+                for kind, called in _KINDS.items()
                 for item in getattr(registry, kind).values()
                 if item.plugin == name
             )

@@ -161,6 +161,8 @@ class TestRoute:
         done = command("route", "--model", route, "hello")
         assert "4 samples; temperature 0.7; at most 2 s; accept: share >= 0.75, up to 4 more" in done.out
         assert "note:      remote: one sample is always greedy" in done.out
+        assert "tier 1:    tier 's'; small (local); 4 samples" in done.out  # named otherwise than its model
+        assert "tier 2:    remote (cloud); " in done.out
         found = command("route", "--json", "--model", route, "hello").json
         assert found["tiers"][0]["voting"]["explore"] == 4
         assert found["tiers"][1]["accept"] == "an answer that can be read"
@@ -258,6 +260,7 @@ class TestPlugins:
         assert own["status"] == "loaded"
         assert "router:provider" in own["provides"]
         assert "backend:vllm" in own["provides"]
+        assert "policy:plain" in own["provides"]
         assert "router:provider" in command("plugins").out
 
 

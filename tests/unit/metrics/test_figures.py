@@ -39,9 +39,19 @@ def test_totals_shares_and_failures_are_those_of_the_requests():
     assert total["cost"] == 7.0
     assert (total["compared_cost"], total["strongest_cost"]) == (4.0, 8.0)  # the others had no tier to compare with
     assert [(one["name"], one["requests"], one["cost"]) for one in found["models"]] == [("small", 2, 3.0), ("large", 1, 4.0)]
-    assert [(one["tier"], one["requests"]) for one in found["tiers"]] == [(0, 2), (1, 1)]
+    assert [(one["tier"], one["requests"], one["models"]) for one in found["tiers"]] == [
+        (0, 2, ["small"]),
+        (1, 1, ["large"]),
+    ]
     assert found["errors"] == {"CallTimeout": 1}
     assert found["rate_now"] == 3
+
+
+def test_a_tier_names_the_models_that_answered_in_it_the_busiest_first():
+    """A request that nobody could be asked for names none."""
+    made = [metric(candidate=name) for name in ("b", "a", "a", "")]
+    (tier,) = figures(live(*made, metric(candidate="c", task_type="t")).snapshot())["tiers"]
+    assert (tier["models"][0], sorted(tier["models"])) == ("a", ["a", "b", "c"])
 
 
 def test_before_the_first_request_there_are_no_percentiles():

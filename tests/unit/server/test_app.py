@@ -28,9 +28,12 @@ CHAT = {"model": "auto", "messages": [{"role": "user", "content": "What is two a
 class Parted:
     """An app over one model that repeats the question, and what it is made of."""
 
-    def __init__(self, folder, *, keys=False, concurrency=8, queue=8, **settings):
+    def __init__(
+        self, folder, *, keys=False, concurrency=8, queue=8, models=("m",), routers=("cascading_provider",), **settings
+    ):
         model = {"backend": "fake", "input_price": 1e6, "output_price": 1e6}  # a dollar a token
-        config = StrategyConfig(profile_name="p", allow_cloud=False, models={"m": model}, task_routing={"*": "m", "t": "m"})
+        fields = {"models": dict.fromkeys(models, model), "task_routing": {"*": "m", "t": "m"}, "routers": routers}
+        config = StrategyConfig(profile_name="p", allow_cloud=False, **fields)
         self.settings = ServerSettings(state_directory=folder, admin_token="secret", **settings)
         self.accounts = Accounts()
         if keys:
@@ -108,6 +111,22 @@ async def test_a_chat_is_answered_and_says_how(parted, ask):
     assert "x-workflow-composer-reason" not in headers
     _, _, headers = await ask(parted(debug=True))
     assert headers["x-workflow-composer-reason"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("model", "tier", "escalated", "answers"),
+    [("m", "1", "false", "m"), ("mv_cascade_m_k2_t0.7_strong_k1_t0.0", "2", "true", "strong")],
+)
+async def test_the_headers_count_tiers_from_one(parted, given, model, tier, escalated, answers, stream):
+    """Nobody finds an answer in these words, so the second tier is asked. The metric lines go on counting from 0."""
+    one = parted(models=("m", "strong"), routers=({"cascade": {"extract": ["boxed"]}}, "provider"))
+    exchange = given("POST", "/v1/chat/completions", {**CHAT, "model": model, "stream": stream})
+    reply = await one.app.serve(exchange)
+    headers = dict(exchange.begun if reply is None else reply.headers)
+    told = [headers[f"x-workflow-composer-{name}"] for name in ("tier", "escalated", "model")]
+    assert told == [tier, escalated, answers]
+    assert one.sink.metrics[-1].tier == int(tier) - 1
 
 
 async def test_a_predicted_task_can_be_read_and_a_named_one_is_kept(parted, ask):

@@ -153,9 +153,9 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Breakdown:
-    """What a strategy would do with a data set. ``cost`` is None where a tier has no price per token."""
+    """What a policy would do with a data set. ``cost`` is None where a tier has no price per token."""
 
-    strategy: str
+    policy: str
     questions: int
     starts: tuple[Start, ...]
     routes: Mapping[str, int]
@@ -167,7 +167,7 @@ class Breakdown:
         starts = [{name: getattr(start, name) for name in Start.__slots__} for start in self.starts]
         cost = None if self.cost is None else {name: getattr(self.cost, name) for name in CostEstimate.__slots__}
         return {
-            "strategy": self.strategy,
+            "policy": self.policy,
             "questions": self.questions,
             "starts": starts,
             "routes": dict(self.routes),
@@ -199,7 +199,7 @@ class PlanTable:
 
 def plan(
     chunks: Iterable[Any],
-    strategy: BatchStrategy,
+    policy: BatchStrategy,
     context: PlanningContext,
     *,
     name: str = "",
@@ -207,26 +207,26 @@ def plan(
 ) -> PlanTable:
     """Plan a data set, given in pieces: tables with a column ``question``, Arrow arrays, or lists of texts.
 
-    Raises `PluginError` where the strategy does not give one routing string per question, `MarkerError` where one of them
+    Raises `PluginError` where the policy does not give one routing string per question, `MarkerError` where one of them
     cannot be read, `InputError` where questions are no texts.
     """
-    name = name or type(strategy).__name__
-    return plan_all(chunks, {name: strategy}, context, tokens=tokens)[name]
+    name = name or type(policy).__name__
+    return plan_all(chunks, {name: policy}, context, tokens=tokens)[name]
 
 
 def plan_all(
     chunks: Iterable[Any],
-    strategies: Mapping[str, BatchStrategy],
+    policies: Mapping[str, BatchStrategy],
     context: PlanningContext,
     *,
     tokens: TokenAssumption | None = None,
 ) -> dict[str, PlanTable]:
-    """As `plan`, for several strategies at once: the data set is read, and its questions are measured, once."""
-    builders = {name: _Builder(name, context, tokens or TokenAssumption()) for name in strategies}
+    """As `plan`, for several policies at once: the data set is read, and its questions are measured, once."""
+    builders = {name: _Builder(name, context, tokens or TokenAssumption()) for name in policies}
     for chunk in chunks:
         questions = Questions(chunk, context.predictor)
-        for name, strategy in strategies.items():
-            builders[name].add(questions, strategy.routes(questions, context))
+        for name, policy in policies.items():
+            builders[name].add(questions, policy.routes(questions, context))
     return {name: builder.table() for name, builder in builders.items()}
 
 
@@ -234,7 +234,7 @@ def plan_all(
 
 
 class _Builder:
-    """Collects one strategy's routes, as codes, and what they would cost."""
+    """Collects one policy's routes, as codes, and what they would cost."""
 
     def __init__(self, name: str, context: PlanningContext, tokens: TokenAssumption) -> None:
         self._name = name
@@ -263,18 +263,18 @@ class _Builder:
         import pandas as pd
 
         if len(routes) != expected:
-            raise PluginError(f"batch strategy {self._name!r} gave {len(routes)} routes for {expected} questions")
+            raise PluginError(f"batch policy {self._name!r} gave {len(routes)} routes for {expected} questions")
         try:
             codes, found = pd.factorize(np.fromiter(routes, object, expected), use_na_sentinel=False)
         except TypeError as error:  # something that cannot be hashed is no text
-            raise PluginError(f"batch strategy {self._name!r} gave routes that are no texts: {error}") from error
+            raise PluginError(f"batch policy {self._name!r} gave routes that are no texts: {error}") from error
         table = np.empty(len(found), dtype=np.int16)
         for at, route in enumerate(found):
             if route not in self._code:
                 if not isinstance(route, str):
-                    raise PluginError(f"batch strategy {self._name!r} gave {route!r} where a routing string belongs")
+                    raise PluginError(f"batch policy {self._name!r} gave {route!r} where a routing string belongs")
                 if len(self._names) == _EVERYTHING:
-                    raise PluginError(f"batch strategy {self._name!r} gave more than {_EVERYTHING} different routes")
+                    raise PluginError(f"batch policy {self._name!r} gave more than {_EVERYTHING} different routes")
                 self._plans.append(self._context.parse(route))
                 self._code[route] = len(self._names)
                 self._names.append(route)
@@ -359,14 +359,14 @@ def _start(tier: str, found: list[tuple[int, int]]) -> Start:
 
 def breakdown_text(breakdowns: Iterable[Breakdown]) -> str:
     """The breakdowns as a table for a terminal, and below it what the costs rest on."""
-    head = ("strategy", "questions", "starts at", "share", "k: min", "median", "max", "cost: least", "expected", "most")
+    head = ("policy", "questions", "starts at", "share", "k: min", "median", "max", "cost: least", "expected", "most")
     lines: list[tuple[str, ...]] = [head]
     notes: dict[str, None] = {}
     for breakdown in breakdowns:
         notes |= dict.fromkeys(breakdown.assumptions)
         cost = breakdown.cost
         dollars = ("?", "?", "?") if cost is None else tuple(map(_dollars, (cost.least, cost.expected, cost.most)))
-        first = (breakdown.strategy, f"{breakdown.questions:,}")
+        first = (breakdown.policy, f"{breakdown.questions:,}")
         if not breakdown.starts:
             lines.append((*first, *("",) * 5, *dollars))
         for start in breakdown.starts:

@@ -1,7 +1,7 @@
-"""Batch strategies: each turns the questions of a data set into routing strings, one per row.
+"""Batch policies: each turns the questions of a data set into routing strings, one per row.
 
-A strategy is any object with ``routes(questions, context)``; plugins bring their own (`register_batch_strategies`). It is
-handed one piece of the data set at a time, works on whole columns, and calls no model. ``docs/batch-strategies.md`` says
+A policy is any object with ``routes(questions, context)``; plugins bring their own (`register_batch_strategies`). It is
+handed one piece of the data set at a time, works on whole columns, and calls no model. ``docs/batch-policies.md`` says
 what the built-in ones do and what to expect of them.
 """
 
@@ -28,7 +28,7 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class PlanningTier:
-    """A tier as strategies see it. Prices in dollars per million tokens; None where they are unknown."""
+    """A tier as policies see it. Prices in dollars per million tokens; None where they are unknown."""
 
     name: str
     input_price: float | None = None
@@ -38,10 +38,10 @@ class PlanningTier:
 
 @dataclass(frozen=True, slots=True)
 class PlanningContext:
-    """What strategies may know. ``tiers`` go from cheap to strong.
+    """What policies may know. ``tiers`` go from cheap to strong.
 
-    ``target`` is the probability with which a tier's majority shall be right (adaptive strategies), ``k_max`` the most votes
-    for that; ``k`` the votes of strategies that use a fixed number; ``parse`` reads routing strings as the run will.
+    ``target`` is the probability with which a tier's majority shall be right (adaptive policies), ``k_max`` the most votes
+    for that; ``k`` the votes of policies that use a fixed number; ``parse`` reads routing strings as the run will.
     ``predictor`` is None where there is no probe. Raises `ConfigError` where a value makes no sense.
     """
 
@@ -55,7 +55,7 @@ class PlanningContext:
 
     def __post_init__(self) -> None:
         if not self.tiers:
-            raise ConfigError("batch strategies need tiers", hint="name the steps of a cascade under `tiers` of the profile")
+            raise ConfigError("batch policies need tiers", hint="name the steps of a cascade under `tiers` of the profile")
         if not 0.5 < self.target < 1:
             raise ConfigError(f"a target confidence lies between 0.5 and 1, exclusive, not at {self.target}")
         if not 2 <= self.k <= MOST_SAMPLES:
@@ -129,7 +129,7 @@ class Questions:
         if tier not in self._success:
             if self._predictor is None:
                 raise ConfigError(
-                    "this strategy needs a probe, which predicts the tiers' success", hint="name a --probing-dataset"
+                    "this policy needs a probe, which predicts the tiers' success", hint="name a --probing-dataset"
                 )
             self._success[tier] = self._predictor.success(self, tier)
         return self._success[tier]
@@ -154,7 +154,7 @@ def _strings(texts: Any) -> pa.LargeStringArray:
 
 
 class BatchStrategy(Protocol):
-    """What a batch strategy is."""
+    """What a batch policy is."""
 
     def routes(self, questions: Questions, context: PlanningContext) -> Sequence[str] | NDArray[np.object_]:
         """One routing string per question, in their order. Quick: whole columns, no I/O, no model."""
@@ -191,7 +191,7 @@ def votes_needed(success: Floats, target: float, k_max: int) -> Counts:
     return np.asarray(odd[np.minimum(position, len(odd) - 1)], dtype=np.int64)
 
 
-# ------------------------------------------------------------------------------------------------------ the strategies
+# -------------------------------------------------------------------------------------------------------- the policies
 
 
 class _Uniform(ABC):
@@ -317,25 +317,25 @@ def _spelled(votes: Counts, context: PlanningContext, *, entropy: bool) -> NDArr
 # ------------------------------------------------------------------------------------------------------ finding them
 
 
-def make_strategy(text: str, factories: Mapping[str, Callable[..., Any]]) -> BatchStrategy:
-    """The strategy that a user names: ``NAME``, or ``NAME:TIER`` for one that takes a tier.
+def make_policy(text: str, factories: Mapping[str, Callable[..., Any]]) -> BatchStrategy:
+    """The policy that a user names: ``NAME``, or ``NAME:TIER`` for one that takes a tier.
 
-    Raises `ConfigError` for an unknown name, and for a tier that the strategy does not take.
+    Raises `ConfigError` for an unknown name, and for a tier that the policy does not take.
     """
     name, colon, tier = text.partition(":")
     if name not in factories:
         known = sorted(factories)
         raise ConfigError(
-            f"no batch strategy is named {name!r}", hint=nearest(name, known) or f"there are: {', '.join(known)}"
+            f"no batch policy is named {name!r}", hint=nearest(name, known) or f"there are: {', '.join(known)}"
         )
     try:
-        strategy = factories[name](tier) if colon else factories[name]()
+        policy = factories[name](tier) if colon else factories[name]()
     except TypeError as error:
         how = f"takes no tier ({text!r})" if colon else "cannot be made without a tier (NAME:TIER)"
-        raise ConfigError(f"batch strategy {name!r} {how}: {error}") from error
-    if not callable(getattr(strategy, "routes", None)):
-        raise ConfigError(f"batch strategy {name!r} has no method `routes(questions, context)`")
-    return strategy  # type: ignore[no-any-return]  # a plugin's; that it has the method is all that can be checked
+        raise ConfigError(f"batch policy {name!r} {how}: {error}") from error
+    if not callable(getattr(policy, "routes", None)):
+        raise ConfigError(f"batch policy {name!r} has no method `routes(questions, context)`")
+    return policy  # type: ignore[no-any-return]  # a plugin's; that it has the method is all that can be checked
 
 
 def baseline_routes(context: PlanningContext) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ MANY_QUESTIONS = 1000
 """From here on calibration is isotonic; below, a sigmoid, which two numbers describe (Niculescu-Mizil and Caruana 2005)."""
 
 PENALTY = 0.1
-"""scikit-learn's C. From 0.01 to 1 the AUROC on four data sets changes by less than 0.03 (docs/batch-strategies.md)."""
+"""scikit-learn's C. From 0.01 to 1 the AUROC on four data sets changes by less than 0.03 (docs/batch-policies.md)."""
 
 _FOLDS = 5
 

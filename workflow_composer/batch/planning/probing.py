@@ -1,4 +1,4 @@
-"""The predictions that adaptive strategies rest on: a probe that was saved, or one trained on the probing data set now."""
+"""The predictions that adaptive policies rest on: a probe that was saved, or one trained on the probing data set now."""
 
 from __future__ import annotations
 

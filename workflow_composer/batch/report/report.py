@@ -68,7 +68,7 @@ def build_report(
 def _summaries(runs: Mapping[str, Records]) -> tuple[list[RunSummary], int]:
     """The runs, added up over the rows that all have; and how many rows that leaves out."""
     if not runs:
-        raise InputError("a report needs a run", hint="name at least one strategy or route")
+        raise InputError("a report needs a run", hint="name at least one policy or route")
     summaries = [RunSummary.of(name, records()) for name, records in runs.items()]
     longest = max(len(summary.seen) for summary in summaries)
     everywhere = _padded(summaries[0], longest)

@@ -1,4 +1,4 @@
-"""A data set through one strategy: its journal, its rows' answers, its results. What ``execute`` does, again and again."""
+"""A data set through one policy: its journal, its rows' answers, its results. What ``execute`` does, again and again."""
 
 from __future__ import annotations
 
@@ -145,9 +145,9 @@ def _voting_of(config: StrategyConfig) -> Voting:
     return CascadeSettings.model_validate(dict(spec.settings)).voting()
 
 
-def slug(strategy: str) -> str:
-    """A folder's name for a strategy or a route: readable, and different for different ones."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", strategy).strip(".")
-    if plain == strategy and len(plain) <= 120:
+def slug(policy: str) -> str:
+    """A folder's name for a policy or a route: readable, and different for different ones."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", policy).strip(".")
+    if plain == policy and len(plain) <= 120:
         return plain
-    return f"{plain[:100]}-{hashlib.sha256(strategy.encode()).hexdigest()[:8]}"
+    return f"{plain[:100]}-{hashlib.sha256(policy.encode()).hexdigest()[:8]}"

@@ -1,4 +1,4 @@
-"""What ``execute`` prepares before anything is paid for: the rows, and for each strategy the way that every row goes."""
+"""What ``execute`` prepares before anything is paid for: the rows, and for each policy the way that every row goes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Options:
     """What the command line says; see ``execute --help``."""
 
-    strategies: tuple[str, ...] = ()
+    policies: tuple[str, ...] = ()
     routes: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
     probing_dataset: str | None = None
@@ -78,7 +78,7 @@ class Options:
 class Preparation:
     """Finds the rows of an ``execute`` and plans them, under one profile.
 
-    ``parse`` makes the plan of a route, ``factories`` the batch strategies that there are, by their names.
+    ``parse`` makes the plan of a route, ``factories`` the batch policies that there are, by their names.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Preparation:
         return found
 
     def context(self) -> PlanningContext:
-        """What strategies may know besides the questions. Raises `ConfigError` where they would need tiers."""
+        """What policies may know besides the questions. Raises `ConfigError` where they would need tiers."""
         from workflow_composer.batch.planning.policies import PlanningContext, PlanningTier
 
         options, config = self.options, self.config
@@ -120,7 +120,7 @@ class Preparation:
             model = config.resolve(name)[0]
             tiers.append(PlanningTier(name, model.input_price, model.output_price, spec.greedy_only))
         if not tiers:
-            if options.strategies or options.baselines:
+            if options.policies or options.baselines:
                 raise ConfigError(
                     f"profile {config.profile_name!r} has no tiers", hint="add tiers to it, or name --routes instead"
                 )
@@ -128,26 +128,26 @@ class Preparation:
             tiers = tiers or [PlanningTier("model")]
         return PlanningContext(tuple(tiers), target=options.target, k=options.k, k_max=options.k_max, parse=self._parse)
 
-    def strategies(self, context: PlanningContext) -> dict[str, BatchStrategy]:
-        """The strategies and routes that were named, and the baselines."""
-        from workflow_composer.batch.planning.policies import baseline_routes, make_strategy
+    def policies(self, context: PlanningContext) -> dict[str, BatchStrategy]:
+        """The policies and routes that were named, and the baselines."""
+        from workflow_composer.batch.planning.policies import baseline_routes, make_policy
 
-        found = {name: make_strategy(name, self._factories) for name in dict.fromkeys(self.options.strategies)}
+        found = {name: make_policy(name, self._factories) for name in dict.fromkeys(self.options.policies)}
         routes = dict.fromkeys(self.options.routes)
         if self.options.baselines:
             routes |= dict.fromkeys(baseline_routes(context))
         return found | {route: Everywhere(route) for route in routes}
 
     def plan(
-        self, rows: Any, strategies: Mapping[str, BatchStrategy], context: PlanningContext, tokens: Any
+        self, rows: Any, policies: Mapping[str, BatchStrategy], context: PlanningContext, tokens: Any
     ) -> dict[str, PlanTable]:
-        """The plan of a data set for each strategy.
+        """The plan of a data set for each policy.
 
         Makes the plan of every route that will be used: what cannot run is an error before anything is paid for.
         """
         from workflow_composer.batch.planning.plan_table import plan_all
 
-        tables = plan_all(limited(rows.chunks(), self.options.limit), strategies, context, tokens=tokens)
+        tables = plan_all(limited(rows.chunks(), self.options.limit), policies, context, tokens=tokens)
         for table in tables.values():
             for route in table.frame["route_to"].cat.categories:
                 self._parse(route)
@@ -155,7 +155,7 @@ class Preparation:
 
 
 class Everywhere:
-    """The batch strategy that sends every question by one route."""
+    """The batch policy that sends every question by one route."""
 
     def __init__(self, route: str) -> None:
         self.route = route

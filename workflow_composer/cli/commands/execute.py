@@ -1,4 +1,4 @@
-"""``execute``: run data sets through batch strategies or routing strings."""
+"""``execute``: run data sets through batch policies or routing strings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from workflow_composer.cli.options import (
 from workflow_composer.cli.state import State
 from workflow_composer.plan import Drawing, Measure, Stopping
 
-_LISTS = ("--strategies", "--routes", "--route", "--datasets")
+_OLD_NAME = "--strategies"
+_LISTS = ("--policies", _OLD_NAME, "--routes", "--route", "--datasets")
 
 
 class _WithLists(click.Command):
@@ -29,6 +30,15 @@ class _WithLists(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat the option's name before each of its values, which is how click knows it."""
         return super().parse_args(ctx, spread(args))
+
+
+class _Policies(click.Option):
+    """An option whose old name works the same, and is shown nowhere."""
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Put the values of both names into one list, in the order of the command line."""
+        super().add_to_parser(parser, ctx)
+        parser.add_option(obj=self, opts=[_OLD_NAME], dest=self.name, action="append")
 
 
 def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]:
@@ -57,12 +67,14 @@ def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]
     cls=_WithLists,
     epilog=examples(
         "execute --routes mv_cascade_small_k8_t0.7_medium_k8_t0.7_large_k1_t0.0 --datasets problems --data-dir data",
-        "execute --strategies adaptive_k_sampling cost_aware_escalation entropy_aware_escalation \\\n"
+        "execute --policies adaptive_k_sampling cost_aware_escalation entropy_aware_escalation \\\n"
         "      --probing-dataset openai_gsm8k:train --datasets openai_gsm8k gneubig_aime-1983-2024 --dry-run",
         "execute --replay answers.jsonl.gz --routes mv_7B_k8_t0.7 --baselines",
     ),
 )
-@click.option("--strategies", multiple=True, metavar="NAME...", help="Batch strategies; NAME:TIER where one takes a tier.")
+@click.option(
+    "--policies", cls=_Policies, multiple=True, metavar="NAME...", help="Batch policies; NAME:TIER where one takes a tier."
+)
 @click.option("--routes", "--route", "routes", multiple=True, metavar="ROUTE...", help="Routing strings or models' names.")
 @click.option("--datasets", multiple=True, metavar="NAME...", help="Data sets, `/` written `_`; NAME:SPLIT for one split.")
 @click.option("--probing-dataset", metavar="NAME", help="Data set on which the tiers' success is learned for predictions.")
@@ -78,7 +90,7 @@ def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]
 @click.option(
     "--probing-rows", type=click.IntRange(min=1), default=400, show_default=True, metavar="N", help="Rows to learn on."
 )
-@click.option("--k", type=click.IntRange(2, 1024), default=8, show_default=True, help="Votes of strategies that fix them.")
+@click.option("--k", type=click.IntRange(2, 1024), default=8, show_default=True, help="Votes of policies that fix them.")
 @click.option("--k-max", type=click.IntRange(3, 1024), default=9, show_default=True, help="Most votes of adaptive ones.")
 @click.option(
     "--target",
@@ -119,24 +131,24 @@ def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]
 @common_options
 @click.pass_context
 def execute(context: click.Context, /, **options: Any) -> None:
-    """Run data sets through cascades and batch strategies, and compare them.
+    """Run data sets through cascades and batch policies, and compare them.
 
-    Each strategy turns the questions of a data set into routing strings; each row then goes through its own cascade. Every
+    Each policy turns the questions of a data set into routing strings; each row then goes through its own cascade. Every
     finished row is kept in a journal: after an interruption the same command goes on where it stopped. In the end the output
-    folder holds, for each data set and strategy, results.jsonl and results.parquet, and for each data set a report
+    folder holds, for each data set and policy, results.jsonl and results.parquet, and for each data set a report
     (report.md, report.html) that compares them; --baselines adds every tier alone to the comparison.
 
     Data sets are JSONL, CSV or Parquet files in the data folder; docs/datasets.md says how they are found. Rows with a label
     are graded, and the samples' texts are kept beside what was read in them. --run-budget is for all data sets and
-    strategies of the command. Exit codes: 0 done; 1 some rows failed; 2 wrong usage or input; 6 the budget of the run is
+    policies of the command. Exit codes: 0 done; 1 some rows failed; 2 wrong usage or input; 6 the budget of the run is
     used up: run the same command with a higher one to go on.
     """
     from workflow_composer.batch.run.preparation import Options
     from workflow_composer.cli.commands.execute_run import Execution
 
     state = context.ensure_object(State)
-    if not options["strategies"] and not options["routes"] and not options["baselines"]:
-        raise click.UsageError("name --strategies or --routes (or --baselines)")
+    if not options["policies"] and not options["routes"] and not options["baselines"]:
+        raise click.UsageError("name --policies or --routes (or --baselines)")
     if not options["datasets"] and options["replay"] is None:
         raise click.UsageError("name --datasets, or --replay a recording")
     if options["contexts"]:

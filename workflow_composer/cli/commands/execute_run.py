@@ -1,4 +1,4 @@
-"""What ``execute`` opens and prints: each data set through each strategy, and the report."""
+"""What ``execute`` opens and prints: each data set through each policy, and the report."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ class Execution:
         sets = preparation.datasets()
         context = preparation.context()
         context, tokens = self._informed(preparation, context, config)
-        strategies = preparation.strategies(context)
-        return {rows.name: (rows, preparation.plan(rows, strategies, context, tokens)) for rows in sets}
+        policies = preparation.policies(context)
+        return {rows.name: (rows, preparation.plan(rows, policies, context, tokens)) for rows in sets}
 
     def _informed(
         self, preparation: Preparation, context: PlanningContext, config: StrategyConfig
@@ -116,7 +116,7 @@ class Execution:
         if self._state.json:
             print_json(
                 {
-                    name: {strategy: table.breakdown.to_dict() for strategy, table in tables.items()}
+                    name: {policy: table.breakdown.to_dict() for policy, table in tables.items()}
                     for name, tables in planned.items()
                 }
             )
@@ -131,18 +131,16 @@ class Execution:
         run = self._planned(orchestrator.config, self._options.limit)
         folders = {name: self._options.output / name for name in planned}
         if self._budget.run is not None:
-            self._count_earlier(
-                folders[name] / slug(strategy) for name, (_, tables) in planned.items() for strategy in tables
-            )
+            self._count_earlier(folders[name] / slug(policy) for name, (_, tables) in planned.items() for policy in tables)
         summaries: list[dict[str, Any]] = []
         for name, (rows, tables) in planned.items():
-            runs = {strategy: folders[name] / slug(strategy) for strategy in tables}
-            for strategy, table in tables.items():
-                label = f"{name}, {strategy}"
-                tally = self._answer(orchestrator, run, rows, table, runs[strategy], label)
-                summaries.append(self._summary(name, strategy, tally, runs[strategy]))
+            runs = {policy: folders[name] / slug(policy) for policy in tables}
+            for policy, table in tables.items():
+                label = f"{name}, {policy}"
+                tally = self._answer(orchestrator, run, rows, table, runs[policy], label)
+                summaries.append(self._summary(name, policy, tally, runs[policy]))
                 if rows is not self._recorded:  # there the recording says what is right, whether it can be read or not
-                    _tell_what_looks_wrong(label, tally, runs[strategy])
+                    _tell_what_looks_wrong(label, tally, runs[policy])
                 self._end_if_over(tally, summaries)
             places = run.report(name, folders[name], runs)
             if not self._state.json:
@@ -169,7 +167,7 @@ class Execution:
     def _answer(
         self, orchestrator: ModelOrchestrator, run: PlannedRun, rows: Any, table: PlanTable, folder: Path, label: str
     ) -> Tally:
-        """One data set through one strategy; what an earlier run has answered is kept."""
+        """One data set through one policy; what an earlier run has answered is kept."""
         tally = Tally(len(table.frame))
         with run.opened(folder, rows, table, tally) as journal:
             if folder not in self._counted:
@@ -214,13 +212,13 @@ class Execution:
             print_json(summaries)
         raise_if_over(self._budget, tally)
 
-    def _summary(self, name: str, strategy: str, tally: Tally, folder: Path) -> dict[str, Any]:
+    def _summary(self, name: str, policy: str, tally: Tally, folder: Path) -> dict[str, Any]:
         """What came of one run; printed at once, unless everything is printed as JSON in the end."""
         from workflow_composer.batch.report.results import records
 
         found: dict[str, Any] = {
             "dataset": name,
-            "strategy": strategy,
+            "policy": policy,
             "rows": tally.total,
             "answered": tally.answered,
             "earlier": tally.earlier,
@@ -270,4 +268,4 @@ def _line(found: Mapping[str, Any]) -> str:
     if len(found["shares"]) > 1:
         parts.append(", ".join(f"{tier} {share:.0%}" for tier, share in found["shares"].items()))
     parts.append(f"cost {dollars(found['cost'])}")
-    return f"{found['dataset']}, {found['strategy']}: {'; '.join(parts)}"
+    return f"{found['dataset']}, {found['policy']}: {'; '.join(parts)}"

@@ -178,7 +178,7 @@ def _print_foot(response: LLMResponse) -> None:
 
 
 def to_dict(response: LLMResponse) -> dict[str, Any]:
-    """The answer as plain data; times in milliseconds, cost in dollars."""
+    """The answer as plain data; times in milliseconds, cost in dollars, tiers numbered from 0."""
     from dataclasses import asdict
 
     found: dict[str, Any] = {
@@ -263,8 +263,8 @@ def generate(
     With --input every row is a JSON object with `question`, `prompt` or `messages`, and if wanted `id`, `task_type`,
     `model`, `context` (a name or a list of names) and `answer`, the right answer, by which answers are graded. Rows with the
     same context are sent one after the other, so that servers find it in their caches. The rows of the answer carry `index`,
-    `id`, `text`, `model`, `candidate`, `tier`, `fallback_depth`, `cost`, `tokens`, `latency_ms` and `confidence`, or
-    `error`; graded ones also `answer` (what was read in the text; null where nothing could be), `finish_reason` and
+    `id`, `text`, `model`, `candidate`, `tier` (from 0), `fallback_depth`, `cost`, `tokens`, `latency_ms` and `confidence`,
+    or `error`; graded ones also `answer` (what was read in the text; null where nothing could be), `finish_reason` and
     `correct`. They are in the order in which they were answered.
 
     Run the same command again after an interruption: it goes on where it stopped, and tries rows with errors again. While

@@ -106,7 +106,7 @@ def _member(member: Member) -> dict[str, Any]:
 
 
 def _describe(tier: Tier) -> str:
-    parts = [f"tier {tier.name!r}"] if tier.name else []
+    parts = [f"tier {tier.name!r}"] if tier.name not in ("", tier.candidates[0].name) else []
     parts.append(" + ".join(_ask(member) for member in tier.members))
     if tier.deadline is not None:
         parts.append(f"at most {tier.deadline:g} s")

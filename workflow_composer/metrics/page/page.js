@@ -91,9 +91,11 @@ function models(all) {
     all.models.map((m) => [make("div", {}, m.name || "(no answer)", bar(m.requests, all.total.requests)), share(m.requests, all.total.requests), count(m.requests), count(m.errors), millis(m.p50), dollars(m.cost)])));
 }
 
+const tierName = (t) => `${t.tier + 1}` + (t.models.length ? ": " + t.models.slice(0, 3).join(", ") : "") + (t.models.length > 3 ? ", …" : "");
+
 function tiers(all) {
   fill("tiers", all.tiers.length ? table([["tier", "name"], ["share", "number"], ["requests", "number"], ["cost", "number"]],
-    all.tiers.map((t) => [make("div", {}, t.tier === 0 ? "first" : `${t.tier + 1}.`, bar(t.requests, all.total.requests)), share(t.requests, all.total.requests), count(t.requests), dollars(t.cost)])) : quiet("No requests yet."));
+    all.tiers.map((t) => [make("div", {}, tierName(t), bar(t.requests, all.total.requests)), share(t.requests, all.total.requests), count(t.requests), dollars(t.cost)])) : quiet("No requests yet."));
   const kinds = Object.entries(all.errors).sort((a, b) => b[1] - a[1]);
   fill("errors", kinds.length ? table([["error", "name"], ["requests", "number"]], kinds.map(([kind, n]) => [kind, count(n)])) : quiet("None."));
 }

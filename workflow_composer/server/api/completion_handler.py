@@ -367,12 +367,12 @@ def of_end(response: LLMResponse) -> Fields:
 
 @functools.lru_cache(maxsize=1024)
 def _decided(strategy: str, router: str, candidate: str, tier: int, depth: int, attempts: int) -> Fields:
-    """The headers that tell a decision: nearly all requests for a model share them."""
+    """The headers that tell a decision: nearly all requests for a model share them. Their tiers are counted from 1."""
     return (
         (_STRATEGY, strategy),
         (_ROUTER, router),
         (_MODEL, candidate),
-        (_TIER, str(tier)),
+        (_TIER, str(tier + 1)),
         (_DEPTH, str(depth)),
         (ATTEMPTS, str(attempts)),
         (_ESCALATED, "true" if tier else "false"),

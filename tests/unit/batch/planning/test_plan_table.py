@@ -113,7 +113,7 @@ class TestBrokenStrategies:
 
     @pytest.mark.parametrize("routes", [["small", 3], ["small", None], ["small", ["small"]], [["a"], ["b"]]])
     def test_routes_are_texts(self, routes):
-        """Named, with the strategy."""
+        """Named, with the policy."""
         with pytest.raises(PluginError, match="mine"):
             plan([["0.5", "0.5"]], Given(*routes), context(), name="mine")
 
@@ -123,7 +123,7 @@ class TestBrokenStrategies:
             planned("mv_small_k0")
 
     def test_questions_that_are_no_texts_are_refused(self):
-        """Of whatever strategy."""
+        """Of whatever policy."""
         with pytest.raises(InputError):
             plan([[1, 2]], Plain(), context())
 
@@ -189,13 +189,13 @@ class TestBreakdown:
         data = json.loads(json.dumps(table.breakdown.to_dict(), allow_nan=False))
         assert data["questions"] == sum(data["routes"].values()) == sum(start["questions"] for start in data["starts"]) == 2
 
-    def test_the_text_shows_each_strategy_with_its_starts(self):
+    def test_the_text_shows_each_policy_with_its_starts(self):
         """One line per tier at which questions start; assumptions once, below."""
-        strategies = {"adaptive_k_sampling": AdaptiveKSampling(), "cost_aware_escalation": CostAwareEscalation()}
-        tables = plan_all([["0.85"] * 3 + ["0.3"]], strategies, context(), tokens=TOKENS)
+        policies = {"adaptive_k_sampling": AdaptiveKSampling(), "cost_aware_escalation": CostAwareEscalation()}
+        tables = plan_all([["0.85"] * 3 + ["0.3"]], policies, context(), tokens=TOKENS)
         text = breakdown_text(table.breakdown for table in tables.values())
         head, *lines = text.splitlines()
-        assert head.split()[:4] == ["strategy", "questions", "starts", "at"]
+        assert head.split()[:4] == ["policy", "questions", "starts", "at"]
         assert lines[0].split()[:7] == ["adaptive_k_sampling", "4", "small", "100.0%", "3", "3", "9"]
         assert lines[1].split()[:7] == ["cost_aware_escalation", "4", "small", "75.0%", "3", "3", "3"]
         assert lines[2].split() == ["large", "25.0%", "9", "9", "9"]
@@ -237,9 +237,9 @@ def test_the_averages_of_a_probe_become_the_assumption():
 
 
 class TestGuide:
-    """docs/batch-strategies.md: its examples run, and its numbers of votes are those of the code."""
+    """docs/batch-policies.md: its examples run, and its numbers of votes are those of the code."""
 
-    TEXT = (ROOT / "docs" / "batch-strategies.md").read_text()
+    TEXT = (ROOT / "docs" / "batch-policies.md").read_text()
 
     @pytest.mark.parametrize("number", range(3))
     def test_its_examples_run(self, number, tmp_path, monkeypatch, capsys):
@@ -260,6 +260,6 @@ class TestGuide:
             assert votes_needed(np.array([p + 5e-4, p - 5e-4]), 0.9, 9).tolist() == [k, more]
 
     @pytest.mark.parametrize("name", BATCH_STRATEGIES)
-    def test_it_lists_every_strategy(self, name):
+    def test_it_lists_every_policy(self, name):
         """Of the package."""
         assert f"| `{name}`" in self.TEXT

@@ -1,4 +1,4 @@
-"""Which routing string each batch strategy gives a question, and how many votes follow from a predicted success."""
+"""Which routing string each batch policy gives a question, and how many votes follow from a predicted success."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ from workflow_composer.batch.planning.policies import (
     PlanningTier,
     Questions,
     baseline_routes,
-    make_strategy,
+    make_policy,
     votes_needed,
 )
 from workflow_composer.errors import ConfigError, InputError
@@ -176,7 +176,7 @@ class TestAdaptiveStrategies:
     @settings(deadline=None)
     @given(p=st.floats(0, 1), tiers=st.lists(st.booleans(), min_size=1, max_size=4), k_max=st.integers(1, 30))
     def test_every_string_is_what_its_plan_prints(self, strategy, p, tiers, k_max):
-        """Nothing that a strategy writes is changed when it is read."""
+        """Nothing that a policy writes is changed when it is read."""
         named = tuple(PlanningTier(f"tier-{at}", greedy_only=greedy) for at, greedy in enumerate(tiers))
         for route in routes(strategy, [f"{p:.6f}"], context(*named, k_max=k_max)):
             plan = parse_route(route)
@@ -185,7 +185,7 @@ class TestAdaptiveStrategies:
             assert [tier.name for tier in plan.tiers] == sorted(tier.name for tier in plan.tiers)
             assert plan.tiers[-1].name == named[-1].name
 
-    def test_success_is_predicted_once_for_all_strategies(self):
+    def test_success_is_predicted_once_for_all_policies(self):
         """The questions remember it."""
         planning = context()
         questions = Questions(["0.8"], planning.predictor)
@@ -251,13 +251,13 @@ class TestFinding:
     FACTORIES = {name: provided.value for name, provided in plugin_host(discover=False).registry.batch_strategies.items()}
 
     @pytest.mark.parametrize("name", BATCH_STRATEGIES)
-    def test_every_strategy_of_the_package_is_found_by_its_name(self, name):
+    def test_every_policy_of_the_package_is_found_by_its_name(self, name):
         """As a plugin's would be."""
-        assert len(routes(make_strategy(name, self.FACTORIES), ["0.8", "0.3"])) == 2
+        assert len(routes(make_policy(name, self.FACTORIES), ["0.8", "0.3"])) == 2
 
     def test_a_tier_may_stand_behind_the_name(self):
-        """Of strategies that take one."""
-        assert routes(make_strategy("plain:medium", self.FACTORIES), ["a"]) == ["medium"]
+        """Of policies that take one."""
+        assert routes(make_policy("plain:medium", self.FACTORIES), ["a"]) == ["medium"]
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -270,10 +270,10 @@ class TestFinding:
     def test_what_cannot_be_made_is_an_error_that_helps(self, text, message):
         """It names what there is."""
         with pytest.raises(ConfigError, match=message):
-            make_strategy(text, self.FACTORIES)
+            make_policy(text, self.FACTORIES)
 
     def test_a_missing_library_is_named_with_the_line_that_installs_it(self):
-        """The batch strategies' libraries are an extra."""
+        """The batch policies' libraries are an extra."""
         code = """
 import sys
 sys.modules["pyarrow"] = None
@@ -288,4 +288,4 @@ plugin_host(discover=False).registry.batch_strategies["plain"].value()
     def test_a_plugin_without_routes_is_refused(self):
         """Before any data is read."""
         with pytest.raises(ConfigError, match="no method `routes"):
-            make_strategy("odd", {"odd": dict})
+            make_policy("odd", {"odd": dict})

@@ -65,13 +65,30 @@ def test_a_dry_run_plans_and_calls_no_model(data):
 
 
 def test_a_dry_run_without_a_probe_says_that_nothing_is_known(data):
-    strategies = ["adaptive_k_sampling", "cost_aware_escalation", "entropy_aware_escalation"]
+    policies = ["adaptive_k_sampling", "cost_aware_escalation", "entropy_aware_escalation"]
     options = ["--probing-dataset", "sums", "--datasets", "sums", "--dry-run"]
-    done = data("--json", "execute", "--strategies", *strategies, *options)
+    done = data("--json", "execute", "--policies", *policies, *options)
     assert done.code == 0, done.err
-    assert set(done.json["sums"]) == set(strategies)
+    assert set(done.json["sums"]) == set(policies)
     assert "no probe has been trained on sums" in done.err
     assert all(not backend.calls for backend in data.made)
+
+
+def test_the_old_name_of_the_policies_works_the_same_and_is_shown_nowhere(data):
+    """Mixed with the new one, too, in the order of the command line."""
+    rest = ["--datasets", "sums", "--dry-run"]
+    found = {
+        data("--json", "execute", *options, *rest).out
+        for options in (
+            ["--policies", "cascade", "plain:small", "plain"],
+            ["--strategies", "cascade", "plain:small", "plain"],
+            ["--strategies", "cascade", "plain:small", "--policies=plain"],
+            ["--policies", "cascade", "--strategies=plain:small", "--policies", "plain"],
+        )
+    }
+    assert [list(json.loads(out)["sums"]) for out in found] == [["cascade", "plain:small", "plain"]]
+    shown = data("execute", "--help").out
+    assert ("--policies" in shown, "--strategies" in shown) == (True, False)
 
 
 def test_run_again_it_answers_no_row_twice(data):
@@ -105,7 +122,7 @@ def test_another_run_in_the_same_folder_is_refused_and_named(data):
     assert "target" in done.err
 
 
-def test_the_runs_budget_is_that_of_all_strategies_and_counts_what_was_spent_before(data):
+def test_the_runs_budget_is_that_of_all_policies_and_counts_what_was_spent_before(data):
     """It stops with its own exit code, its answers are in the results, and with more money it goes on."""
     prices = {"backend": "scripted", "input_price": 0.0, "output_price": 125_000.0}
     data.profile = {**TIERS, "models": {"small": prices, "remote": prices}}
@@ -113,7 +130,7 @@ def test_the_runs_budget_is_that_of_all_strategies_and_counts_what_was_spent_bef
     arguments = ["execute", "--routes", "small", "remote", "--datasets", "sums", "--run-budget"]
     stopped = data(*arguments, "3.5", "--json")
     assert stopped.code == 6
-    assert [(run["strategy"], run["answered"]) for run in stopped.json] == [("small", 10), ("remote", 4)]
+    assert [(run["policy"], run["answered"]) for run in stopped.json] == [("small", 10), ("remote", 4)]
     assert (
         "the run's budget of $3.50 is used up: $3.50 spent, 4 of 10 rows done" in json.loads(stopped.err)["error"]["message"]
     )
@@ -126,7 +143,7 @@ def test_the_runs_budget_is_that_of_all_strategies_and_counts_what_was_spent_bef
     assert len(results(data, "sums", "remote")) == 10
 
 
-def test_the_runs_budget_counts_a_strategy_that_comes_later(data):
+def test_the_runs_budget_counts_a_policy_that_comes_later(data):
     """Where the first has rows to try again, the second's money is spent all the same."""
     prices = {"backend": "scripted", "input_price": 0.0, "output_price": 125_000.0}
     data.profile = {**TIERS, "models": {"small": prices, "remote": prices}}
@@ -215,7 +232,7 @@ def test_fields_reach_the_models(data):
 
 def test_limit_takes_the_first_rows_and_baselines_add_every_tier(data):
     done = data("--json", "execute", "--baselines", "--datasets", "sums", "--limit", "4", "--k", "3")
-    assert {run["strategy"]: run["rows"] for run in done.json} == {
+    assert {run["policy"]: run["rows"] for run in done.json} == {
         "small": 4, "remote": 4, "mv_small_k3_t0.7": 4, "mv_remote_k3_t0.7": 4
     }  # fmt: skip
 
@@ -223,17 +240,17 @@ def test_limit_takes_the_first_rows_and_baselines_add_every_tier(data):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--datasets", "sums"], "--strategies or --routes"),
+        (["--datasets", "sums"], "--policies or --routes"),
         (["--routes", ROUTE], "--datasets"),
         (["--routes", "mv_small_k0", "--datasets", "sums"], "at 'k0'"),
         (["--routes", "mv_smal_k3", "--datasets", "sums"], "did you mean 'small'"),
         (["--routes", ROUTE, "--datasets", "sumz"], "sumz.jsonl"),
-        (["--strategies", "adaptive_k", "--datasets", "sums"], "adaptive_k_sampling"),
-        (["--strategies", "adaptive_k_sampling", "--datasets", "sums"], "--probing-dataset"),
+        (["--policies", "adaptive_k", "--datasets", "sums"], "adaptive_k_sampling"),
+        (["--policies", "adaptive_k_sampling", "--datasets", "sums"], "--probing-dataset"),
         (["--routes", ROUTE, "--replay", "none.jsonl"], "none.jsonl"),
         (["--routes", ROUTE, "--datasets", "sums", "--stopping", "beta", "--level", "7"], "level"),
         (["--routes", ROUTE, "--datasets", "sums", "sums:test"], "sums"),
-        (["--strategies", "cascade", "--datasets", "sums", "--probe", "none.json"], "none.json"),
+        (["--policies", "cascade", "--datasets", "sums", "--probe", "none.json"], "none.json"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_paid_for(data, arguments, said):
@@ -264,7 +281,7 @@ def test_the_samples_of_a_probe_are_paid_from_the_runs_budget(data):
     """Where it does not pay for them, no probe is made of the few there are."""
     prices = {"backend": "scripted", "input_price": 0.0, "output_price": 125_000.0}
     data.profile = {**TIERS, "models": {"small": prices, "remote": prices}}
-    options = ["--strategies", "adaptive_k_sampling", "--probing-dataset", "sums", "--datasets", "sums"]
+    options = ["--policies", "adaptive_k_sampling", "--probing-dataset", "sums", "--datasets", "sums"]
     done = data("execute", *options, "--run-budget", "2.0")
     assert done.code == 6
     assert "2 of 10 rows done" in done.err
@@ -281,17 +298,17 @@ def long(data):
     return data
 
 
-def test_a_probe_is_trained_once_and_used_by_adaptive_strategies(long):
+def test_a_probe_is_trained_once_and_used_by_adaptive_policies(long):
     options = ["--probing-dataset", "many", "--datasets", "sums", "--probing-rows", "60"]
-    done = long("--json", "execute", "--strategies", *ADAPTIVE, *options)
+    done = long("--json", "execute", "--policies", *ADAPTIVE, *options)
     assert done.code == 0, done.err
-    assert [run["strategy"] for run in done.json] == ADAPTIVE
+    assert [run["policy"] for run in done.json] == ADAPTIVE
     assert "trained on 60 rows of many" in done.err
     (probe,) = (long.folder / "results" / "probes").glob("*.json")
     calls = sum(len(backend.calls) for backend in long.made)
-    again = long("execute", "--strategies", *ADAPTIVE, *options, "--dry-run")
+    again = long("execute", "--policies", *ADAPTIVE, *options, "--dry-run")
     assert (again.code, sum(len(backend.calls) for backend in long.made)) == (0, calls)
-    saved = long("execute", "--strategies", *ADAPTIVE, "--probe", str(probe), "--datasets", "many", "--dry-run")
+    saved = long("execute", "--policies", *ADAPTIVE, "--probe", str(probe), "--datasets", "many", "--dry-run")
     assert saved.code == 0, saved.err
     assert "no probe" not in saved.err
 
@@ -305,7 +322,7 @@ def test_a_recording_trains_its_probe_without_any_model(command):
     ]
     path = command.write("own.jsonl", *lines)
     options = ["--replay", path, "--probing-dataset", "own", "--probing-rows", "60"]
-    done = command("--json", "execute", "--strategies", *ADAPTIVE, *options, "--dry-run")
+    done = command("--json", "execute", "--policies", *ADAPTIVE, *options, "--dry-run")
     assert done.code == 0, done.err
     assert set(done.json["own"]) == set(ADAPTIVE)
     assert "trained on" in done.err
@@ -327,7 +344,7 @@ def test_a_profile_gives_a_recording_its_tiers_and_prices(command):
     arguments = ["--json", "-s", "mine.yaml", "execute", "--replay", path, "--routes", route, "b", "tiny"]
     done = command(*arguments)
     assert done.code == 0, done.err
-    costs = {run["strategy"]: run["cost"] for run in done.json}
+    costs = {run["policy"]: run["cost"] for run in done.json}
     assert costs["b"] == pytest.approx(3 * 1000 * 5.0 / 1e6)
     assert costs["tiny"] == pytest.approx(3 * 1000 * 1.0 / 1e6)
     assert costs[route] == pytest.approx(2 * costs["tiny"])
