@@ -54,7 +54,9 @@ def test_the_logistic_function_never_overflows(x):
 
 @given(st.data())
 def test_nothing_within_the_ranges_scores_higher_than_the_highest(data):
-    ranges = [sorted(data.draw(st.tuples(st.floats(-9, 9), st.floats(-9, 9)))) for _ in MODEL.features]
+    ranges = [
+        sorted(0.0 + bound for bound in data.draw(st.tuples(st.floats(-9, 9), st.floats(-9, 9)))) for _ in MODEL.features
+    ]
     values = [data.draw(st.floats(low, high)) for low, high in ranges]
     assert MODEL.calibrator(MODEL.logit(values)) <= MODEL.highest(ranges) + 1e-12
 
