@@ -196,7 +196,7 @@ class TestRows:
         runs = given_runs(small=greedy(10, "small", lambda n: n < 5), large=greedy(8, "large", lambda n: True, cost=2.0))
         markdown, _ = build_report(runs, title="t")
         assert "8 questions, 2 runs" in markdown
-        assert "2 rows that not every run has are left out" in markdown
+        assert "2 rows missing in some runs are left out" in markdown
         assert markdown_tables(markdown)[0][1][2].startswith("62.5%")
 
     def test_runs_without_a_common_row_cannot_be_compared(self):
