@@ -107,7 +107,7 @@ def test_a_batch_that_is_stopped_keeps_its_answers_and_goes_on_later(commands, n
 
     assert process.returncode == code
     assert b"9 of 20 rows done" in err
-    assert b"run the same command again to go on" in err
+    assert b"run the same command again to resume" in err
     assert b"Traceback" not in err
     assert len(commands.output()) == 9
     assert commands.server.wait_for(lambda s: s.disconnects == 4)
@@ -297,7 +297,7 @@ def test_a_plugin_with_a_built_in_name_is_an_error_and_can_be_blocked(commands, 
     done = commands.run("plugins", env=environ)
 
     assert done.returncode == 2
-    assert b"'stranger' brings a command 'status'" in done.stderr
+    assert b"'stranger' registers a command 'status'" in done.stderr
     assert commands.run("generate", "--help", env=environ).returncode == 0
     assert commands.run("plugins", env=environ | {"WORKFLOW_COMPOSER_BLOCK_PLUGINS": "stranger"}).returncode == 0
 

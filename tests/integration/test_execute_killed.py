@@ -53,7 +53,7 @@ def test_ctrl_c_stops_it_and_says_how_to_go_on(recording):
     process.send_signal(2)
     _, told = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, told
-    assert "run the same command again to go on" in told
+    assert "run the same command again to resume" in told
     done = finished_rows(stopped.journal)
     assert 0 < len(done) < ROWS
     with stopped.start() as again:

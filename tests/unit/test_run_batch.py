@@ -241,23 +241,23 @@ def test_progress_is_told_after_each_row_and_its_fault_ends_the_run_with_everyth
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "there are no rows"),
-        (iter([]), "there are no rows"),
-        ("What is 1 + 1?", "the rows are str, not a list of rows"),
-        ({"prompt": "a"}, "the rows are dict, not a list of rows"),
-        (LLMRequest.of("a"), "the rows are LLMRequest, not a list of rows"),
-        (7, "the rows are int, not a list of rows"),
+        ([], "no rows"),
+        (iter([]), "no rows"),
+        ("What is 1 + 1?", "rows is str, not a list of rows"),
+        ({"prompt": "a"}, "rows is dict, not a list of rows"),
+        (LLMRequest.of("a"), "rows is LLMRequest, not a list of rows"),
+        (7, "rows is int, not a list of rows"),
         (["a", ""], "row 1: 'prompt' is empty, not a text"),
-        (["a", 7], "row 1: this is int, not a text, a mapping or an LLMRequest"),
-        (["a", None], "row 1: this is NoneType"),
+        (["a", 7], "row 1: the row is int, not a text, a mapping or an LLMRequest"),
+        (["a", None], "row 1: the row is NoneType"),
         ([{"prompt": "a"}, {"text": "b"}], "row 1: no 'question', 'prompt' or 'messages'; the row has 'text'"),
         ([{"prompt": ["a"]}], "row 0: 'prompt' is a list"),
-        ([{"prompt": "a", "id": 1}, {"prompt": "b", "id": 1}], "row 1: its id 1 is that of an earlier row"),
-        ([{"prompt": "a", "id": 1}, {"prompt": "b"}], "row 1: its id 1 is that of an earlier row"),
-        ([{"prompt": "a", "id": [1]}], "row 0: 'id' is a list, not a text or a whole number"),
+        ([{"prompt": "a", "id": 1}, {"prompt": "b", "id": 1}], "row 1: duplicate id 1"),
+        ([{"prompt": "a", "id": 1}, {"prompt": "b"}], "row 1: duplicate id 1"),
+        ([{"prompt": "a", "id": [1]}], "row 0: 'id' is a list, not a text or an integer"),
         ([{"prompt": "a", "model": 7}], "row 0: 'model' is a number, not a text"),
         ([{"prompt": "a", "context": "none-such"}], "row 0: "),
-        ([LLMRequest.of("a", extra={"x": object()})], "row 0: this is no JSON"),
+        ([LLMRequest.of("a", extra={"x": object()})], "row 0: not JSON-serializable"),
     ],
 )
 def test_faulty_rows_are_errors_that_name_the_row(models, journal, rows, message):
@@ -272,7 +272,7 @@ def test_faulty_rows_are_errors_that_name_the_row(models, journal, rows, message
 def test_a_table_is_refused_with_the_way_to_its_rows(models, journal):
     """Going through a data frame gives the names of its columns, which nobody wants to ask."""
     pd = pytest.importorskip("pandas")
-    with pytest.raises(InputError, match="the rows are a table") as caught:
+    with pytest.raises(InputError, match="rows is a table") as caught:
         models.open().run_batch(pd.DataFrame(ROWS), journal=journal)
     assert 'to_dict("records")' in caught.value.hint
     run = models.open().run_batch(pd.DataFrame(ROWS).to_dict("records"), journal=journal)

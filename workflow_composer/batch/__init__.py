@@ -1,4 +1,4 @@
-"""Data sets through plans: read, planned, run, reported."""
+"""Batches: reading data sets, planning routes, running rows, reporting results."""
 
 from __future__ import annotations
 

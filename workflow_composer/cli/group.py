@@ -1,4 +1,4 @@
-"""The command group: names and short helps stand here; a command's module is imported when it runs."""
+"""The command group: names and short help texts; a command's module is imported only when it runs."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ COMMANDS = {
     "execute": "Run data sets through cascades and batch policies, and compare them.",
     "route": "Show which models a request would go to, and why; sends nothing.",
     "serve": "Serve OpenAI's API over the strategy, with a dashboard.",
-    "keys": "Make, list and revoke the service's API keys.",
-    "status": "Show the strategy, what is reachable, and the routers.",
+    "keys": "Create, list and revoke the service's API keys.",
+    "status": "Show the strategy, the reachable servers, and the routers.",
     "fleet": "Start, stop and monitor your own vLLM servers, on this machine or on SLURM.",
-    "strategies": "List, show and check strategy profiles.",
+    "strategies": "List, show and validate strategy profiles.",
     "contexts": "List, show and copy context templates.",
     "plugins": "List plugins and what they provide.",
     "metrics": "Summarize the metrics of past requests.",
     "record": "Record every tier's answers to data sets, graded and with log-probabilities.",
     "calibrate": "Find thresholds that keep the error of accepted answers below a limit.",
     "certificate": "Show a certificate, or verify it by recomputing it from its data.",
-    "feedback": "Grade accepted answers that were drawn for an audit, and see what the grades say.",
+    "feedback": "Grade accepted answers that were sampled for an audit, and show the results.",
     "var": "Route the tokens of a mixture-of-experts model by table, cache or gate, within proven bounds.",
 }
 """Name -> short help. Each is the command of the same name in ``commands/NAME.py`` or ``NAME/group.py``."""
 
 ENTRY_POINTS = "workflow_composer"
-"""`hookspecs.ENTRY_POINT_GROUP`, without importing what that module needs."""
+"""`hookspecs.ENTRY_POINT_GROUP`, repeated to avoid the imports of that module."""
 
 _FOUND = f"{__name__}.plugin_commands"
 
@@ -47,27 +47,27 @@ def _home(command: str) -> str:
 
 
 class LazyGroup(click.Group):
-    """Built-in commands by table; those of plugins when a name is asked for that the table does not have."""
+    """Looks up built-in commands in a table; loads plugins only for unknown names and for the help text."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The built-in commands, then those of plugins. Raises `PluginError` where they clash."""
+        """Return the names of built-in commands, then of plugins' commands. Raises `PluginError` on a name clash."""
         return [*COMMANDS, *sorted(_plugin_commands(ctx))]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name; only for an unknown name are plugins looked at."""
+        """Return the command of that name; plugins are loaded only for names that are not built in."""
         if cmd_name in COMMANDS:
             command: click.Command = getattr(import_module(_home(cmd_name)), cmd_name)
             return command
         return _plugin_commands(ctx).get(cmd_name)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or say which one may be meant."""
+        """Return the command, or fail with the most similar names."""
         name = args[0]
         if not ctx.resilient_parsing and not name.startswith("-") and self.get_command(ctx, name) is None:
             from workflow_composer.errors import nearest
 
             known = self.list_commands(ctx)
-            near = nearest(name, known) or f"there are: {', '.join(known)}"
+            near = nearest(name, known) or f"known commands: {', '.join(known)}"
             ctx.fail(f"no such command: {name!r}; {near}")
         return super().resolve_command(ctx, args)
 
@@ -81,12 +81,12 @@ class LazyGroup(click.Group):
 
 
 def _plugin_commands(context: click.Context) -> Mapping[str, click.Command]:
-    """The commands that installed plugins bring; looked up once for a command line."""
+    """Return the commands of installed plugins, looked up once per process."""
     known = context.find_root().meta
     if _FOUND not in known:
         from importlib import metadata
 
-        # Usually there is no plugin, and the machinery for them need not be loaded.
+        # Usually no plugin is installed, and the plugin modules need not be imported.
         known[_FOUND] = commands_of(_discover()) if metadata.entry_points(group=ENTRY_POINTS) else {}
     found: Mapping[str, click.Command] = known[_FOUND]
     return found
@@ -99,16 +99,16 @@ def _discover() -> PluginHost:
 
 
 def commands_of(host: PluginHost) -> dict[str, click.Command]:
-    """The commands of a host's plugins. Raises `PluginError` where one has a built-in's name or is no click command."""
+    """Return the commands of a host's plugins. Raises `PluginError` for a built-in name or a value that is no command."""
     found: dict[str, click.Command] = {}
     for name, provided in host.registry.commands.items():
         if name in COMMANDS:
             raise PluginError(
-                f"plugin {provided.plugin!r} brings a command {name!r}, which is the name of a built-in command",
+                f"plugin {provided.plugin!r} registers a command {name!r}, but that is a built-in command",
                 hint=f"block it: WORKFLOW_COMPOSER_BLOCK_PLUGINS={provided.plugin}",
             )
         if not isinstance(provided.value, click.Command):
-            raise PluginError(f"plugin {provided.plugin!r} registers {name!r} as a command, but it is no click command")
+            raise PluginError(f"plugin {provided.plugin!r} registers {name!r}, which is not a click command")
         found[name] = provided.value
     return found
 
@@ -130,13 +130,13 @@ def commands_of(host: PluginHost) -> dict[str, click.Command]:
 @click.version_option(package_name="workflow-composer", prog_name="workflow_composer")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Send each request to the cheapest model that is good enough, and never a byte where it must not go.
+    """Send each request to the cheapest model that is good enough, and only to the servers that the profile allows.
 
-    Without a command: a short status, and what to do next.
+    Without a command: print a short status and the next commands to try.
 
     Exit codes: 0 done; 1 some rows failed, or a file could not be written; 2 wrong usage, profile or input; 3 no route;
-    4 forbidden by the profile; 5 no model answered; 6 the budget of a run is used up; 70 a fault of this program;
-    130 Ctrl-C; 143 SIGTERM.
+    4 forbidden by the profile; 5 no model answered; 6 the run budget is used up; 70 a bug in this program; 130 Ctrl-C;
+    143 SIGTERM.
     """
     context.ensure_object(State)
     if context.invoked_subcommand is None:

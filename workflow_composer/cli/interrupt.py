@@ -1,4 +1,4 @@
-"""Leaving at once when asked to."""
+"""Stopping promptly on Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _PATIENCE = 1.5
 
 
 class Stopped(BaseException):
-    """The process was asked to end (SIGTERM); like `KeyboardInterrupt`, no error."""
+    """The process received SIGTERM; like `KeyboardInterrupt`, it is not an error."""
 
 
 def leave_soon(code: int, *, seconds: float = _PATIENCE) -> None:
-    """End the process with ``code`` after ``seconds``, whatever still runs: an engine may be deep in an answer.
+    """End the process with ``code`` after ``seconds`` even if a call is still running, such as in the embedded engine.
 
-    Until then calls are cancelled politely, so that servers hear of it and metrics are written.
+    Until then calls are cancelled normally, so that servers are notified and metrics are written.
     """
     timer = threading.Timer(seconds, leave_now, (code,))
     timer.daemon = True
@@ -44,9 +44,10 @@ def leave_now(code: int) -> None:
 
 
 def run_stoppable(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]], told: Callable[[], str]) -> None:
-    """Run a coroutine that ends soon after the event it is given is set: by Ctrl-C, by SIGTERM.
+    """Run a coroutine; Ctrl-C and SIGTERM set the event that it is given, on which it must end soon.
 
-    Then ``told`` is said on standard error, and `KeyboardInterrupt` or `Stopped` is raised. Raises what ``work`` raises.
+    After a signal, print ``told()`` to standard error and raise `KeyboardInterrupt` or `Stopped`. Raises the errors of
+    ``work``.
     """
     import asyncio
 

@@ -1,4 +1,4 @@
-"""The one place where errors become exit codes."""
+"""The entry point: runs a command and turns errors into exit codes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def main() -> NoReturn:
     """Run the command line and exit."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # print what the terminal's encoding lacks, too
+            stream.reconfigure(errors="backslashreplace")  # escape characters that the terminal's encoding lacks
     code = run(sys.argv[1:], name=None)
     if code in (INTERRUPTED, TERMINATED):
         leave_now(code)
@@ -31,9 +31,9 @@ def main() -> NoReturn:
 
 
 def run(arguments: Sequence[str], state: State | None = None, *, name: str | None = "workflow-composer") -> int:
-    """Run one command; return the exit code. Errors are printed to standard error: one line, and a hint on the next.
+    """Run one command; return the exit code. Prints an error to standard error as one line, with a hint on the next.
 
-    ``name`` is how help texts call the program; None: as it was called.
+    ``name`` is the program's name in help texts; None: the name it was called by.
     """
     state = state or State()
     try:
@@ -44,9 +44,9 @@ def run(arguments: Sequence[str], state: State | None = None, *, name: str | Non
     except Stopped:
         click.echo("stopped", err=True)
         return TERMINATED
-    except SystemExit as end:  # click has met a closed pipe: nobody reads on, so there is nobody to tell
+    except SystemExit as end:  # click met a closed pipe: the reader is gone, so there is nothing to print
         return end.code if isinstance(end.code, int) else 1
-    except BaseException as error:  # noqa: BLE001  # this is where every error ends
+    except BaseException as error:  # noqa: BLE001  # every error becomes an exit code here
         if state.debug or _given("--debug", arguments):
             _print_traceback(error)
         if isinstance(error, click.UsageError) and not _wants_json(state, arguments):
@@ -57,7 +57,7 @@ def run(arguments: Sequence[str], state: State | None = None, *, name: str | Non
 
 
 def _explain(error: BaseException) -> dict[str, Any]:
-    """The error as plain data: type, message, hint, exit_code, and what else it knows."""
+    """Return the error as plain data: type, message, hint, exit_code, and its problems or attempts."""
     found: dict[str, Any] = {"type": type(error).__name__, "message": str(error), "hint": "", "exit_code": INTERNAL}
     if isinstance(error, WorkflowComposerError):
         found |= {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
@@ -74,7 +74,7 @@ def _explain(error: BaseException) -> dict[str, Any]:
         found |= {"message": f"{where}{error.strerror}", "exit_code": 1}
     else:
         found["message"] = f"internal error: {type(error).__name__}: {error}"
-        found["hint"] = "this is a fault of the program; run again with --debug to see where"
+        found["hint"] = "this is a bug in the program; run with --debug for the traceback"
     return found
 
 
@@ -96,7 +96,7 @@ def _wants_json(state: State, arguments: Sequence[str]) -> bool:
 
 
 def _given(option: str, arguments: Sequence[str]) -> bool:
-    """Whether an option stands on the command line, also where an error kept it from being parsed."""
+    """Whether an option is on the command line, even if an error prevented parsing it."""
     options = list(arguments)
     return option in (options[: options.index("--")] if "--" in options else options)
 
@@ -108,7 +108,7 @@ def _print_traceback(error: BaseException) -> None:
 
 
 def _flush_or_forget() -> None:
-    """Write out what is buffered; where nobody takes it, keep the interpreter from complaining about that at its end."""
+    """Flush the standard streams; if the reader is gone, discard the rest so that the interpreter prints no error."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -1,4 +1,4 @@
-"""Printing: tables for people, JSON for programs."""
+"""Printing tables and JSON."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ import click
 
 # ------------------------------------------------------------------------------------------------------------------ unread
 #
-# What is said where answers could not be read: how many, why, and what to write instead.
+# The message about unreadable answers: how many, why, and the remedy.
 
 
 ENDING = 'have the model end with a line such as "The answer is 18." (--system)'
 
 
 def tell_unread(unreadable: int, answers: int, *, cut_off: int, remedy: str, whose: str = "") -> None:
-    """Say on standard error how many of the answers could not be read, and what helps; nothing where all could be."""
+    """Print the number of unreadable answers and the remedies to standard error; print nothing if there are none."""
     if not unreadable:
         return
     start = f"{whose}: " if whose else ""
     click.echo(f"{start}{unreadable} of {answers} answers could not be read; they count as wrong", err=True)
     if cut_off:
-        click.echo(f"hint: {cut_off} of them were cut off by their length: raise --max-tokens", err=True)
+        click.echo(f"hint: {cut_off} of them reached the token limit: raise --max-tokens", err=True)
     if unreadable > cut_off:
         click.echo(f"hint: {remedy}", err=True)
 
 
 def print_json(value: Any, *, err: bool = False) -> None:
-    """Print a value as JSON; in ASCII, so that it passes through every terminal and pipe."""
+    """Print a value as JSON, in ASCII so that any terminal or pipe can carry it."""
     click.echo(json.dumps(value, indent=2), err=err)
 
 
 def print_differences(differences: Sequence[str], same: str, *, json: bool) -> int:
-    """Say what differs between a certificate and its data, or ``same``; returns the exit code."""
+    """Print the differences between a certificate and its data, or else ``same``; return the exit code."""
     if json:
         print_json({"verified": not differences, "differences": list(differences)})
     else:
@@ -46,7 +46,7 @@ def print_differences(differences: Sequence[str], same: str, *, json: bool) -> i
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
-    """Print a table: drawn on a terminal, plain columns elsewhere."""
+    """Print a table: with borders on a terminal, as plain columns otherwise."""
     texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         _draw(headers, texts, title)
@@ -73,14 +73,14 @@ def _draw(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> 
 
 
 def printable(text: str) -> str:
-    """The text without control characters other than line ends and tabs: a model's words must not command a terminal."""
+    """Return the text without control characters except newlines and tabs, so that it cannot control the terminal."""
     if text.isprintable():
         return text
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
 def dollars(amount: float) -> str:
-    """An amount with as many places as it needs to be seen.
+    """Format an amount with enough decimal places to show it.
 
     >>> dollars(12.5), dollars(0.0123), dollars(0.0000042), dollars(0)
     ('$12.50', '$0.0123', '$0.0000042', '$0.00')
@@ -94,5 +94,5 @@ def dollars(amount: float) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share between 0 and 1 in percent; a dash where it is unknown."""
+    """Format a share between 0 and 1 in percent; a dash if it is None."""
     return "-" if share is None else f"{share:.1%}"

@@ -1,4 +1,4 @@
-"""Showing how far a batch has come: a bar on a terminal, a line every few seconds elsewhere. On standard error."""
+"""Progress of a batch on standard error: a bar on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
@@ -24,54 +24,54 @@ if TYPE_CHECKING:
 
 # ---------------------------------------------------------------------------------------------------------------- spending
 #
-# What is said where the budget of a run counts.
+# Messages about the run budget.
 
 
 def tell_spent_before(budget: Budget, spent: float) -> None:
-    """Say on standard error what earlier runs have spent of the budget of this one, where they have."""
+    """Print to standard error how much of the run budget earlier runs have spent, if any."""
     if budget.run is not None and spent:
-        click.echo(f"earlier runs have spent {dollars(spent)} of the run's {dollars(budget.run)}", err=True)
+        click.echo(f"earlier runs have spent {dollars(spent)} of the run budget of {dollars(budget.run)}", err=True)
 
 
 def raise_if_over(budget: Budget, tally: Tally) -> None:
-    """Raise `RunBudgetReached` where the run's budget has ended it."""
+    """Raise `RunBudgetReached` if the run budget stopped the run."""
     if tally.stopped_by and budget.run is not None:
         raise RunBudgetReached(
-            f"the run's budget of {dollars(budget.run)} is used up: {dollars(budget.spent)} spent, "
+            f"the run budget of {dollars(budget.run)} is used up: {dollars(budget.spent)} spent, "
             f"{tally.done} of {tally.total} rows done",
-            hint="run the same command with a higher --run-budget to go on",
+            hint="run the same command with a higher --run-budget to resume",
         )
 
 
 # --------------------------------------------------------------------------------------------------------------- decisions
 #
-# Where the decisions of a batch are explained: in a file, since a thousand of them would bury the progress.
+# The decision log of a batch: a file, because thousands of lines would hide the progress.
 
 
 DECISIONS = Path("logs") / "routing_decisions.log"
 
 
 class DecisionLog:
-    """A text file that comes into being with its first line, and says so once on standard error."""
+    """A text file that is created with its first line, which is announced once on standard error."""
 
     def __init__(self, path: Path = DECISIONS) -> None:
         self._path = path
         self._file: TextIO | None = None
 
     def write(self, text: str, /) -> None:
-        """Append. Where the file cannot be written the text is let go: a log must not end the work."""
+        """Append the text; drop it if the file cannot be written, because a log must not stop the run."""
         with suppress(OSError):
             if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self._path.open("a", encoding="utf-8", buffering=1)
-                click.echo(f"decisions are explained in {self._path}", err=True)
+                click.echo(f"decisions are logged in {self._path}", err=True)
             self._file.write(text)
 
     def flush(self) -> None:
-        """Nothing waits: lines are written when they end."""
+        """Do nothing: the file is line-buffered."""
 
     def isatty(self) -> bool:
-        """Never: it is a file."""
+        """Return False: it is a file."""
         return False
 
     def __enter__(self) -> Self:
@@ -85,11 +85,11 @@ class DecisionLog:
 
 # ----------------------------------------------------------------------------------------------------------------- waiting
 #
-# A line that is written anew while one waits, on terminals only.
+# A status line that is redrawn while waiting, on terminals only.
 
 
 class Waiting:
-    """Shows what happens on a terminal's last line; says what is to stay on lines of its own."""
+    """Shows a status on a terminal's last line; prints permanent lines above it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -97,7 +97,7 @@ class Waiting:
         self._shown = False
 
     def show(self, text: str) -> None:
-        """Put a text on the last line; nothing where there is no terminal."""
+        """Show a text on the last line; do nothing without a terminal."""
         if self._live:
             width = shutil.get_terminal_size().columns - 1
             self._stream.write("\r\x1b[K" + text[:width])
@@ -105,12 +105,12 @@ class Waiting:
             self._shown = True
 
     def say(self, text: str) -> None:
-        """Write a line to standard output."""
+        """Print a permanent line to standard output."""
         self.clear()
         click.echo(text)
 
     def clear(self) -> None:
-        """Take the text off the last line."""
+        """Clear the last line."""
         if self._shown:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
@@ -124,14 +124,14 @@ class Waiting:
 
 
 _REDRAW = 0.1
-"""Seconds: describing every one of thousands of rows a second would cost more than the rows."""
+"""Seconds between updates: with thousands of rows per second, updating for each would cost more than the rows."""
 
 
 class Progress(Protocol):
     """A context manager that is called with the tally after each row."""
 
     def __call__(self, tally: Any) -> None:
-        """Show it."""
+        """Show the tally."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -142,7 +142,7 @@ class Progress(Protocol):
 
 
 def describe(tally: Tally) -> str:
-    """Accuracy (where rows have labels), errors (where there are any) and this run's cost so far, on one line."""
+    """Return accuracy (with labels), errors (if any) and this run's cost so far, on one line."""
     return _described(tally, tally.cost_now)
 
 
@@ -156,7 +156,7 @@ def _described(tally: Tally, cost: float) -> str:
 
 
 def describe_tiers(tally: Tally) -> str:
-    """The same, with the cost of earlier runs, the share of rows that each tier has decided, and the rows in flight."""
+    """Return the same with the share of rows that each tier decided, the cost of all runs, and the rows in flight."""
     shares = " ".join(f"{name} {share:.0%}" for name, share in tally.shares.items())
     return ", ".join(filter(None, [shares, _described(tally, tally.cost), f"{tally.in_flight} in flight"]))
 
@@ -165,12 +165,12 @@ Describe = Callable[[Any], str]
 
 
 def progress_for(tally: Tally, describe: Describe = describe, *, label: str = "") -> Progress:
-    """What suits standard error; ``describe`` says on one line what there is beside the rows, ``label`` of which run."""
+    """Return a bar or lines, as standard error allows; ``describe`` adds details on one line, ``label`` names the run."""
     return Bar(tally, describe, label=label) if sys.stderr.isatty() else Lines(describe, label=label)
 
 
 class Lines:
-    """A line at most every ``interval`` seconds: for log files."""
+    """Prints a line at most every ``interval`` seconds, for log files."""
 
     def __init__(
         self,
@@ -195,7 +195,7 @@ class Lines:
         pass
 
     def __call__(self, tally: Tally) -> None:
-        """Show the tally, if it is time to."""
+        """Print the tally if the interval is over."""
         now = self._clock()
         if now - self._last < self._interval:
             return
@@ -206,7 +206,7 @@ class Lines:
 
 
 class Bar:
-    """A bar by rich."""
+    """A progress bar of rich."""
 
     def __init__(self, tally: Tally, describe: Describe = describe, *, label: str = "", **console: Any) -> None:
         from rich.console import Console
@@ -234,7 +234,7 @@ class Bar:
         self._bar.stop()
 
     def __call__(self, tally: Tally) -> None:
-        """Move the bar."""
+        """Update the bar."""
         now = time.monotonic()
         if now - self._last > _REDRAW or tally.done == tally.total:
             self._last = now

@@ -1,4 +1,4 @@
-"""What the common options say, and how commands get an orchestrator."""
+"""The values of the common options, and how commands get an orchestrator."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OpenOrchestrator = Callable[["State", "MetricsSink | None"], "ModelOrchestrator"
 
 
 def open_orchestrator(state: State, metrics: MetricsSink | None) -> ModelOrchestrator:
-    """The orchestrator of the strategy that was named, or else detected. Raises `ConfigError`, `NoStrategy`."""
+    """Return the orchestrator of the named, or else detected, strategy. Raises `ConfigError`, `NoStrategy`."""
     from workflow_composer.orchestrator import ModelOrchestrator
 
     return ModelOrchestrator(state.strategy, metrics=metrics, environ=state.environ, log=state.log)
@@ -26,7 +26,7 @@ def open_orchestrator(state: State, metrics: MetricsSink | None) -> ModelOrchest
 
 @dataclass
 class State:
-    """The common options. ``open`` makes an orchestrator; tests put in another one. ``log`` takes explained decisions."""
+    """The common options. ``open`` creates an orchestrator and can be replaced in tests; ``log`` receives decisions."""
 
     strategy: str | None = None
     json: bool = False
@@ -36,9 +36,9 @@ class State:
     log: LogStream | None = None
 
     def profile(self) -> StrategyConfig | None:
-        """The profile that was named, loaded and no more: its routers may want files that are yet to be made.
+        """Load the named profile without building its routers, which may need files that do not exist yet.
 
-        None where none was named. Raises `ConfigError`.
+        Return None if no profile is named. Raises `ConfigError`.
         """
         from workflow_composer.config.strategy import StrategyConfig
         from workflow_composer.runtime.resources import STRATEGY_VARIABLE
@@ -48,7 +48,7 @@ class State:
 
     @contextmanager
     def orchestrator(self, metrics: MetricsSink | None = None) -> Iterator[ModelOrchestrator]:
-        """An orchestrator that is closed in the end. After Ctrl-C the process ends soon, even where closing takes long."""
+        """Yield an orchestrator and close it at the end. After Ctrl-C the process ends soon, even if closing takes long."""
         orchestrator = self.open(self, metrics)
         try:
             yield orchestrator

@@ -34,7 +34,7 @@ def quoted(text):
 
 
 def test_the_names_of_columns_are_the_codes_in_their_order():
-    found = {row[0]: tuple(quoted(row[1])) for row in table_rows("what")}
+    found = {row[0]: tuple(quoted(row[1])) for row in table_rows("content")}
 
     assert found == {"question": QUESTIONS, "label": LABELS, "id": IDS}
 

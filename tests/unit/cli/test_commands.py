@@ -165,7 +165,7 @@ class TestRoute:
         assert "tier 2:    remote (cloud); " in done.out
         found = command("route", "--json", "--model", route, "hello").json
         assert found["tiers"][0]["voting"]["explore"] == 4
-        assert found["tiers"][1]["accept"] == "an answer that can be read"
+        assert found["tiers"][1]["accept"] == "a readable answer"
         assert len(found["notes"]) == 1
 
     def test_the_prompt_may_come_by_standard_input(self, command):
@@ -275,7 +275,7 @@ class TestMetrics:
         assert "requests:    2" in out
         assert "errors:      50.0% (CallTimeout 1)" in out
         assert "cost:        $2.00" in out
-        assert "damaged:     1 lines left out" in out
+        assert "damaged:     1 lines skipped" in out
         assert any(line.split() == ["code", "1", "100", "100", "100"] for line in out.splitlines())
 
     def test_json_is_the_same_as_of_the_package(self, command):

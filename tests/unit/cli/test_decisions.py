@@ -19,7 +19,7 @@ def test_lines_are_appended_and_the_file_is_named_once(tmp_path, capsys):
             log.write(f"{word}\n")
             log.write("more\n")
     assert path.read_text() == "one\nmore\ntwo\nmore\n"
-    assert capsys.readouterr().err == f"decisions are explained in {path}\n" * 2
+    assert capsys.readouterr().err == f"decisions are logged in {path}\n" * 2
 
 
 def test_a_log_that_cannot_be_written_does_not_end_the_work(tmp_path):

@@ -92,7 +92,7 @@ def test_a_command_of_a_plugin_is_merged_in():
 
 def test_a_plugin_must_not_take_the_name_of_a_built_in_command():
     """Neither wins in silence; the error names the plugin and the way out."""
-    with pytest.raises(PluginError, match="'stranger' brings a command 'status'") as caught:
+    with pytest.raises(PluginError, match="'stranger' registers a command 'status'") as caught:
         commands_of(host_with(click.Command("status")))
     assert "WORKFLOW_COMPOSER_BLOCK_PLUGINS=stranger" in caught.value.hint
 
@@ -106,5 +106,5 @@ def test_a_command_that_is_none_is_refused():
         def __call__(self):
             pass
 
-    with pytest.raises(PluginError, match="no click command"):
+    with pytest.raises(PluginError, match="not a click command"):
         commands_of(host_with(Named()))

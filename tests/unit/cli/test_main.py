@@ -73,7 +73,7 @@ def test_a_fault_of_the_program_is_called_one(capsys):
 
     assert capsys.readouterr().err.splitlines() == [
         "error: internal error: ZeroDivisionError: division by zero",
-        "hint: this is a fault of the program; run again with --debug to see where",
+        "hint: this is a bug in the program; run with --debug for the traceback",
     ]
 
 

@@ -1,1 +1,1 @@
-"""Data sets: found, and read row by row in constant memory."""
+"""Data sets: finding their files, and reading them row by row in constant memory."""

@@ -1,4 +1,4 @@
-"""Which columns of a data set hold the question, the label and the row's id; and what is a text in them."""
+"""The columns of a data set that hold the question, the label and the row's id, and their valid values."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from workflow_composer.storage.lines import kind
 QUESTIONS = ("question", "problem", "prompt", "input")
 LABELS = ("answer", "solution", "label", "target", "output")
 IDS = ("id", "unique_id", "uid", "_id", "question_id", "problem_id")
-"""Names of columns, in order of preference. Capitals make no difference."""
+"""Column names in order of preference, case-insensitive."""
 
 TEXT, NUMBER = "text", "number"
 
 NONE = ""
-"""As the name of a label or id column: there is none, whatever the data hold."""
+"""As the name of a label or id column: use no such column, even if the data have one."""
 
 _SHOWN = 12
 
@@ -29,38 +29,40 @@ Fields = tuple[str | None, str, str | None]
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of columns. None: to be found by name (`QUESTIONS`, `LABELS`, `IDS`). ``""``: no such column."""
+    """Column names. None: search by name (`QUESTIONS`, `LABELS`, `IDS`). ``""``: use no such column."""
 
     question: str | None = None
     label: str | None = None
     id: str | None = None
 
     def among(self, present: Mapping[str, str], where: str, known: Columns | None = None) -> Columns:
-        """The same with every name settled: each is one of ``present`` (name -> what it holds), or ``""``.
+        """Return the columns with every name resolved: each is one of ``present`` (name -> type), or ``""``.
 
-        ``known`` names come before the usual ones. Raises `InputError` where a named column is not there or holds
-        something else than it should, or where none holds a question.
+        ``known`` names take precedence over the usual ones. Raises `InputError` if a named column is missing or has the
+        wrong type, or if no column holds the question.
         """
         known = known or Columns()
         texts = [name for name, holds in present.items() if holds == TEXT]
         gradable = [name for name, holds in present.items() if holds in (TEXT, NUMBER)]
         for named, fit in ((self.question, texts), (self.label, gradable), (self.id, list(present))):
             if named and named not in present:
-                raise InputError(f"{where}: no column {named!r}; there are {_listed(present)}", hint="name one of these")
+                raise InputError(f"{where}: no column {named!r}; found {_listed(present)}", hint="choose one of these")
             if named and named not in fit:
-                raise InputError(f"{where}: column {named!r} holds {present[named]}", hint="name one that holds texts")
+                raise InputError(
+                    f"{where}: column {named!r} has type {present[named]}, not text", hint="choose a text column"
+                )
         question = self.question or _first((known.question, *QUESTIONS), texts)
         if not question:
             raise InputError(
-                f"{where}: no column with the question; there are {_listed(present)}",
-                hint=f"name the one that holds it, or rename it to one of {', '.join(QUESTIONS)}",
+                f"{where}: no question column; found {_listed(present)}",
+                hint=f"rename the column that holds the question to one of {', '.join(QUESTIONS)}",
             )
         label = _first((known.label, *LABELS), gradable) if self.label is None else self.label
         return Columns(question, label, _first((known.id, *IDS), list(present)) if self.id is None else self.id)
 
     def fields(self, found: Any, where: str) -> Fields:
-        """A row's fields, from a mapping of column names to values. Raises `InputError` where the question is no text."""
-        assert self.question is not None, "settled by `among`"
+        """Return a row's fields from a mapping of column names to values. Raises `InputError` for an invalid value."""
+        assert self.question is not None, "resolved by `among`"
         return (
             id_of(found.get(self.id)),
             question_of(found.get(self.question), self.question, where, missing=self.question not in found),
@@ -69,18 +71,18 @@ class Columns:
 
 
 def question_of(value: Any, column: str, where: str, *, missing: bool = False) -> str:
-    """The value, where it is a text that can be sent. Raises `InputError` otherwise."""
+    """Return the value if it is a non-blank text that UTF-8 can encode. Raises `InputError` otherwise."""
     if missing:
-        raise InputError(f"{where}: no {column!r} in this row", hint="every row needs the column of the question")
+        raise InputError(f"{where}: no {column!r} in this row", hint="every row needs a question")
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where}: {column!r} is {kind(value)}, not a text", hint="write the question as a text")
+        raise InputError(f"{where}: {column!r} is {kind(value)}, not a text", hint="write the question as a string")
     return _whole(value, column, where)
 
 
 def label_of(value: Any, column: str, where: str) -> str | None:
-    """Texts and numbers as text; None where there is no label. Raises `InputError` for what cannot be graded."""
+    """Return texts and numbers as text, None without a label. Raises `InputError` for a list or an object."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None  # pandas writes NaN where a value is missing
+        return None  # pandas writes NaN for a missing value
     if isinstance(value, str):
         return _whole(value, column, where) if value.strip() else None
     if isinstance(value, bool):
@@ -88,25 +90,25 @@ def label_of(value: Any, column: str, where: str) -> str | None:
     if isinstance(value, (list, dict, tuple)):
         raise InputError(
             f"{where}: {column!r} is {kind(value)}, not a text or a number",
-            hint="name another column for the label, or none",
+            hint="choose another label column, or none",
         )
     return str(value)
 
 
 def id_of(value: Any) -> str | None:
-    """Texts and whole numbers as text; None for anything else, which then goes by the row's number."""
+    """Return texts and integers as text; None for anything else (the row's number is then its id)."""
     if isinstance(value, str):
         return value.encode(errors="replace").decode() or None
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _whole(text: str, column: str, where: str) -> str:
-    """The text, unless it holds half of a surrogate pair, which JSON can say and no server can be sent."""
+    """Return the text. Raises `InputError` for a lone surrogate, which is valid JSON but cannot be encoded as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(text[error.start]):04x}"
-        raise InputError(f"{where}: {column!r} holds {half}, half of a surrogate pair", hint="take it out") from None
+        raise InputError(f"{where}: {column!r} contains the lone surrogate {half}", hint="remove it") from None
     return text
 
 

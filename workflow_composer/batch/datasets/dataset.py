@@ -1,7 +1,7 @@
-"""Data sets: found by the name they have on the hub, read row by row in constant memory.
+"""Data sets: found by their name on the Hugging Face hub, read row by row in constant memory.
 
-Names are written with ``_`` for ``/`` (``openai_gsm8k``); ``NAME:SPLIT`` asks for a split. Where files are looked for, and
-which columns are read, is told in ``docs/datasets.md``.
+In names, write ``_`` for ``/`` (``openai_gsm8k``); ``NAME:SPLIT`` selects a split. ``docs/datasets.md`` describes the file
+names that are searched and the columns that are read.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 # ----------------------------------------------------------------------------------------------------------------- finding
 #
-# Where a data set's files may lie, in which order they are looked for, and what to say where there are none.
+# The file names of a data set, in search order, and the error if none exists.
 
 
 SPLITS = ("test", "validation", "train", "data")
-"""The order in which splits are looked for where none is named."""
+"""The search order of splits if none is named."""
 
 KNOWN = {
     "openai_gsm8k": Columns("question", "answer"),
@@ -39,10 +39,10 @@ KNOWN = {
     "HuggingFaceH4_MATH-500": Columns("problem", "answer", "unique_id"),
     "gneubig_aime-1983-2024": Columns("Question", "Answer", "ID"),
 }
-"""Columns that come before the usual names in data sets of the hub."""
+"""Columns of known data sets of the hub; they take precedence over the usual names."""
 
 _CONFIGURATIONS = ("", "data", "default", "main")
-"""Folders of which the first is meant, where several hold the split (the hub's configurations of a data set)."""
+"""Configurations (folders) in order of preference, if several hold the split."""
 
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.")
@@ -52,7 +52,7 @@ _ANY_SHARD = "-?????-of-?????"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The files of a data set in order, all of one format; ``split`` is None where the files do not say."""
+    """The files of a data set in order, all of one format; ``split`` is None if the file names do not contain it."""
 
     name: str
     split: str | None
@@ -62,12 +62,12 @@ class Found:
 
 
 def look_for(name: str, folder: Path, split: str | None) -> Found:
-    """The first place that holds the data set. Raises `InputError` that lists all of them where none does."""
+    """Return the first files found in search order. Raises `InputError` that lists all searched names if none exists."""
     if not _NAME.fullmatch(name) or (split is not None and not re.fullmatch(r"\w[\w.-]*", split)):
         named = name if split is None else f"{name}:{split}"
-        raise InputError(f"{named!r} is no name of a data set", hint="write it like openai_gsm8k or openai_gsm8k:train")
+        raise InputError(f"invalid data set name {named!r}", hint="for example openai_gsm8k or openai_gsm8k:train")
     if not folder.is_dir():
-        raise InputError(f"no folder {folder}", hint="name the folder that holds the data sets")
+        raise InputError(f"no folder {folder}", hint="set --data-dir to the folder of the data sets")
     looked: list[list[str]] = []
     known = KNOWN.get(name, Columns())
     for stem, found_split in _stems(name, split):
@@ -82,7 +82,7 @@ def look_for(name: str, folder: Path, split: str | None) -> Found:
 
 
 def _stems(name: str, split: str | None) -> Iterator[tuple[str, str | None]]:
-    """Names of files without their ends, in order, each with the split that it says."""
+    """Yield file names without suffix in search order, each with its split."""
     if split is None:
         yield name, None
     for each in SPLITS if split is None else (split,):
@@ -92,7 +92,7 @@ def _stems(name: str, split: str | None) -> Iterator[tuple[str, str | None]]:
 
 
 def _matching(folder: Path, name: str, pattern: str) -> tuple[Path, ...]:
-    """The file of that name, or the shards of one folder, complete and in order."""
+    """Return the file of that name, or all shards of one folder in order."""
     if _ANY_SHARD not in pattern:
         path = folder / pattern
         return (path,) if path.exists() or path.is_symlink() else ()
@@ -104,7 +104,7 @@ def _matching(folder: Path, name: str, pattern: str) -> tuple[Path, ...]:
     chosen = next((each for each in _CONFIGURATIONS if each in folders), None)
     if chosen is None and len(folders) > 1:
         listed = ", ".join(f"{name}/{each}" for each in folders)
-        raise InputError(f"{name!r} has several parts with this split", hint=f"name one of them: {listed}")
+        raise InputError(f"{name!r} has several configurations with this split", hint=f"choose one: {listed}")
     return _complete(folders[next(iter(folders)) if chosen is None else chosen])
 
 
@@ -115,13 +115,13 @@ def _complete(shards: list[Path]) -> tuple[Path, ...]:
     missing = [number for number in range(of) if number not in there]
     if missing or len(numbers) != of:
         example = _SHARD.sub(f"-{(missing or [0])[0]:05d}-of-{of:05d}.", shards[0].name)
-        what = f"{example} is missing" if missing else "shards of several versions lie there"
-        raise InputError(f"{shards[0].parent}: {len(shards)} of {of} shards: {what}", hint="fetch the split again")
+        what = f"{example} is missing" if missing else "the shards belong to several versions"
+        raise InputError(f"{shards[0].parent}: {len(shards)} of {of} shards: {what}", hint="download the split again")
     return tuple(shards)
 
 
 def _only_file(folder: Path) -> tuple[Path, Format] | None:
-    """The one data file of a folder, whatever its name: AIME's is called after its years."""
+    """Return the only data file of a folder, whatever its name (AIME's file is named after its years); None if several."""
     found = [
         (path, form)
         for path in (sorted(folder.iterdir()) if folder.is_dir() else ())
@@ -134,9 +134,9 @@ def _only_file(folder: Path) -> tuple[Path, Format] | None:
 def _nothing(name: str, split: str | None, folder: Path, looked: list[list[str]]) -> str:
     rows = [", ".join(names) for names in looked]
     if split is None:
-        rows.append(f"{name}/*, if it is the only data file there")
+        rows.append(f"{name}/*, if it is the only data file in that folder")
     named = name if split is None else f"{name}:{split}"
-    return f"no data set {named!r} in {folder}; looked there for\n  " + "\n  ".join(rows)
+    return f"no data set {named!r} in {folder}; searched for\n  " + "\n  ".join(rows)
 
 
 def _hint(name: str, folder: Path) -> str:
@@ -145,8 +145,8 @@ def _hint(name: str, folder: Path) -> str:
     }
     near = get_close_matches(name.replace("/", "_"), there, n=3, cutoff=0.6)
     if near:
-        return f"is it {' or '.join(near)}?"
-    return "put one of these files there; write / in the hub's name as _"
+        return f"did you mean {' or '.join(near)}?"
+    return "add one of these files; write / in the hub's name as _"
 
 
 pass  # MERGED
@@ -157,7 +157,7 @@ _CHUNK = 1 << 20
 @quick
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row: its number in the data set from 0, its id (the number where the data have none), question and label."""
+    """One row: its number in the data set from 0, its id (by default the number), question and label."""
 
     row: int
     id: str
@@ -166,23 +166,23 @@ class Row:
 
 
 def find(name: str, data_dir: Path, split: str | None = None, *, columns: Columns | None = None) -> DataSet:
-    """The data set ``name`` (or ``NAME:SPLIT``) among the files of a folder.
+    """Return the data set ``name`` (or ``NAME:SPLIT``) from the files of a folder.
 
-    ``columns`` names those that are not to be found by their usual names. Raises `InputError` that lists the file names
-    looked for where there is none, and for whatever is wrong with the first rows.
+    ``columns`` names columns that do not have their usual names. Raises `InputError` if no file exists (listing the
+    searched names), or if the first rows are invalid.
     """
     name, _, named = name.partition(":")
     if split and named and split != named:
-        raise InputError(f"{name}:{named} and the split {split!r} contradict each other", hint="name the split once")
+        raise InputError(f"{name}:{named} and the split {split!r} contradict each other", hint="give the split once")
     return DataSet(look_for(name, data_dir, split or named or None), columns or Columns())
 
 
 class DataSet:
-    """Files that hold the rows of a data set, one after the other. Every iteration reads them anew.
+    """The rows of a data set's files, in order. Every iteration reads the files again.
 
-    ``name`` and ``split`` (None: the only one there is); ``paths`` in order; ``columns`` as settled; ``digest`` (hex) of the
-    files' names, sizes and times of change when this was made. Reading raises `InputError` at the first fault, and where a
-    file is no longer the one that the digest was made of.
+    ``name``; ``split`` (None: the only one); ``paths`` in order; ``columns`` with resolved names; ``digest`` (hex) of the
+    files' names, sizes and modification times at construction. Reading raises `InputError` at the first invalid row, and
+    if a file has changed since construction.
     """
 
     def __init__(self, found: Found, columns: Columns) -> None:
@@ -198,7 +198,7 @@ class DataSet:
         return f"DataSet({self.name}{':' + self.split if self.split else ''}, {len(self.paths)} files)"
 
     def count(self) -> int:
-        """How many rows there are. Raises `InputError` where there is none."""
+        """Return the number of rows. Raises `InputError` if a file is damaged."""
         return self._count
 
     @cached_property
@@ -210,7 +210,7 @@ class DataSet:
         return tuple(self._format.count(path) for path in self.paths)
 
     def rows(self, start: int = 0) -> Iterator[Row]:
-        """Rows in order, from number ``start`` on."""
+        """Yield the rows in order, beginning at number ``start``."""
         first = 0
         for position, path in enumerate(self.paths):
             if start > first and start >= first + self._counts[position]:
@@ -225,9 +225,9 @@ class DataSet:
             first = number
 
     def chunks(self, size: int = BATCH) -> Iterator[pa.Table]:
-        """The same rows as tables of at most ``size`` rows with the columns ``question`` and ``label`` (string).
+        """Yield the same rows as tables of at most ``size`` rows with the columns ``question`` and ``label`` (string).
 
-        A label is null where a row has none. Raises `ConfigError` where pyarrow is not installed.
+        A missing label is null. Raises `ConfigError` if pyarrow is not installed.
         """
         for path in self.paths:
             self._check(path)
@@ -237,7 +237,7 @@ class DataSet:
             self._check(path)
 
     def sha256(self) -> str:
-        """A digest (hex) of what the rows are: the files' bytes, unpacked, and the columns. It reads every file once."""
+        """Return a SHA-256 digest (hex) of the files' uncompressed bytes and the columns. Reads every file once."""
         total = hashlib.sha256(repr(self.columns).encode())
         for path in self.paths:
             self._check(path)
@@ -249,27 +249,27 @@ class DataSet:
         return total.hexdigest()
 
     def check(self) -> None:
-        """Raise `InputError` where a file has changed since this was made."""
+        """Raise `InputError` if a file has changed since construction."""
         for path in self.paths:
             self._check(path)
 
     def _check(self, path: Path) -> None:
         if _stamp(path) != self._stamps[path]:
-            raise InputError(f"{path} has changed since the run was planned", hint="start the run again")
+            raise InputError(f"{path} has changed since the run was planned", hint="run the command again")
 
     def _settled(self, wanted: Columns, known: Columns) -> Columns:
-        """The names of the columns; the files after the first must have the same."""
+        """Return the resolved column names; all files must have the same."""
         settled = None
         for path in self.paths:
             if (names := self._format.names(path)) is not None:
                 settled = (settled or wanted).among(names, str(path), known)
         if settled is None:
-            raise InputError(f"{', '.join(map(str, self.paths))}: no rows", hint="is the file complete?")
+            raise InputError(f"{', '.join(map(str, self.paths))}: no rows", hint="check that the file is complete")
         return settled
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """Size and time of change (ns)."""
+    """Return size (bytes) and modification time (ns)."""
     try:
         found = path.stat()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""JSON lines, CSV and Parquet: one way to count rows, to stream them and to hand them over as tables."""
+"""JSON lines, CSV and Parquet: counting rows, streaming them, and reading them as tables."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 # ----------------------------------------------------------------------------------------------------------------- reading
 #
-# Reading CSV files record by record: every fault becomes an `InputError` that names the file and the line.
+# Reading CSV files record by record: every fault raises an `InputError` that names the file and the line.
 
 
 def records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The records of a CSV file (RFC 4180; the first is the header), each with the number of its first line.
+    """Yield the records of a CSV file (RFC 4180; the first is the header), each with the number of its first line.
 
-    Blank lines are left out. Raises `InputError`, also for a quote that is never closed and for a record with more or
-    fewer fields than the header.
+    Skips blank lines. Raises `InputError` for invalid CSV, such as an unclosed quote, and for a record with more or fewer
+    fields than the header.
     """
-    csv.field_size_limit(LONGEST)  # the csv module's own limit, 128 KiB, is one for the whole process
+    csv.field_size_limit(LONGEST)  # replaces the csv module's process-wide limit of 128 KiB
     reader = csv.reader((decoded(line, f"{path}:{n}") for n, line in enumerate(lines(path), 1)), strict=True)
     width = 0
     while True:
@@ -37,7 +37,7 @@ def records(path: Path) -> Iterator[tuple[int, list[str]]]:
         try:
             record = next(reader, None)
         except csv.Error as error:
-            hint = "a quote within a quoted field is written twice; a field with a line break or a comma is quoted"
+            hint = "double a quote within a quoted field; quote a field with a line break or a comma"
             raise InputError(f"{path}:{number}: not valid CSV: {error}", hint=hint) from None
         if record is None:
             return
@@ -46,7 +46,7 @@ def records(path: Path) -> Iterator[tuple[int, list[str]]]:
         width = width or len(record)
         if len(record) != width:
             raise InputError(
-                f"{path}:{number}: {len(record)} fields, and the header has {width}",
+                f"{path}:{number}: {len(record)} fields, but the header has {width}",
                 hint="quote a field that holds a comma or a line break",
             )
         yield number, record
@@ -55,53 +55,53 @@ def records(path: Path) -> Iterator[tuple[int, list[str]]]:
 pass  # MERGED
 
 BATCH = 65_536
-"""Rows of a table that is made row by row."""
+"""Rows of a table that is built row by row."""
 
 _LOOK_AHEAD = 64
 
 
 class Format(Protocol):
-    """How one kind of file is read. All raise `InputError` that names the file and the place in it."""
+    """Reads one file format. All methods raise an `InputError` that names the file and the line or row."""
 
     def names(self, path: Path) -> dict[str, str] | None:
-        """Columns by name, each with what it holds: text, number, or another type. None where the file has no rows."""
+        """Return the columns, each with its type (text, number, or another); None if the file has no rows."""
         ...
 
     def count(self, path: Path) -> int:
-        """Rows of the file, without reading what is in them where that is possible."""
+        """Return the number of rows, if possible without reading them."""
         ...
 
     def rows(self, path: Path, columns: Columns, start: int) -> Iterator[Fields]:
-        """Rows from number ``start`` on, in constant memory."""
+        """Yield the rows beginning at number ``start``, in constant memory."""
         ...
 
     def tables(self, path: Path, columns: Columns) -> Iterator[pa.Table]:
-        """All rows as tables with the columns question and label (string)."""
+        """Yield all rows as tables with the columns question and label (string)."""
         ...
 
 
 class JsonLines:
-    """One object a line; blank lines are no rows."""
+    """One JSON object per line; blank lines are skipped."""
 
     def names(self, path: Path) -> dict[str, str] | None:
-        """Those of the first rows together: a label may be missing in some. What they hold shows row by row."""
+        """Return the union over the first rows, because some may lack a label. Types are checked row by row."""
         names: dict[str, str] = {}
         for number, line in islice(_filled(lines(path)), _LOOK_AHEAD):
             names.update(dict.fromkeys(parsed(line, f"{path}:{number}"), TEXT))
         return names or None
 
     def count(self, path: Path) -> int:
-        """Lines that are not blank."""
+        """Return the number of lines that are not blank."""
         return sum(1 for line in lines(path) if not line.isspace())
 
     def rows(self, path: Path, columns: Columns, start: int) -> Iterator[Fields]:
-        """Rows before ``start`` are not parsed."""
+        """Yield the rows; those before ``start`` are not parsed."""
         for number, line in islice(_filled(lines(path)), start, None):
             where = f"{path}:{number}"
             yield columns.fields(parsed(line, where), where)
 
     def tables(self, path: Path, columns: Columns) -> Iterator[pa.Table]:
-        """Arrow parses whole blocks; what it does not read as `rows` does, and every fault, is left to the slow way."""
+        """Yield tables parsed by Arrow in blocks; blocks that it cannot read exactly as `rows` does are read row by row."""
         arrow = _ArrowJson(columns)
         number = 1
         for block in blocks(path):
@@ -115,7 +115,7 @@ class JsonLines:
 
 
 class _ArrowJson:
-    """Blocks of JSON lines by Arrow: twice the speed of the standard library on one core, and on all cores."""
+    """Parses blocks of JSON lines with Arrow: twice as fast as the standard library on one core, and multithreaded."""
 
     def __init__(self, columns: Columns) -> None:
         self._pa = arrow_library()
@@ -123,16 +123,16 @@ class _ArrowJson:
         self._kinds = [self._pa.string(), self._pa.int64()] if columns.label else [self._pa.string()]
 
     def read(self, block: bytes) -> pa.Table | None:
-        """The block's rows; None where they must be read one by one."""
+        """Return the block's rows; None if they must be read one by one."""
         try:
-            block.isascii() or block.decode()  # Arrow does not look whether texts are UTF-8
+            block.isascii() or block.decode()  # Arrow does not validate UTF-8
         except UnicodeDecodeError:
             return None
         while self._kinds:
             try:
                 return self._taken(self._parse(block), block)
             except self._pa.ArrowInvalid:
-                self._kinds = self._kinds[1:]  # a label that is no text may be a whole number, in all blocks alike
+                self._kinds = self._kinds[1:]  # labels that are not texts may be integers, in all blocks alike
         return None
 
     def _parse(self, block: bytes) -> pa.Table:
@@ -155,16 +155,16 @@ class Csv:
     """RFC 4180 with a header; a field may span lines."""
 
     def names(self, path: Path) -> dict[str, str] | None:
-        """From the header; all is text."""
+        """Return the header's names; every column is text."""
         found = list(islice(records(path), 2))
         return dict.fromkeys(found[0][1], TEXT) if len(found) == 2 else None
 
     def count(self, path: Path) -> int:
-        """Records but the header."""
+        """Return the number of records without the header."""
         return max(sum(1 for _ in records(path)) - 1, 0)
 
     def rows(self, path: Path, columns: Columns, start: int) -> Iterator[Fields]:
-        """Every record must be read, as any may span lines."""
+        """Yield the rows; every record is parsed, because any may span lines."""
         every = records(path)
         _, header = next(every)
         names = (columns.question, columns.label, columns.id)
@@ -179,25 +179,25 @@ class Csv:
             )
 
     def tables(self, path: Path, columns: Columns) -> Iterator[pa.Table]:
-        """Row by row."""
+        """Yield tables built row by row."""
         yield from tables_of(self.rows(path, columns, 0))
 
 
 class Parquet:
-    """Row groups are read one after the other, only the columns that are needed."""
+    """Reads row groups one at a time, and only the needed columns."""
 
     def names(self, path: Path) -> dict[str, str] | None:
-        """From the schema."""
+        """Return the columns of the schema."""
         with _parquet(path) as file:
             return {field.name: _holds(field.type) for field in file.schema_arrow} if file.metadata.num_rows else None
 
     def count(self, path: Path) -> int:
-        """From the file's own description."""
+        """Return the row count of the file's metadata."""
         with _parquet(path) as file:
             return int(file.metadata.num_rows)
 
     def rows(self, path: Path, columns: Columns, start: int) -> Iterator[Fields]:
-        """Row groups before ``start`` are not read. Places are given as row numbers, from 0."""
+        """Yield the rows; row groups before ``start`` are not read. Errors name the row number, from 0."""
         names = list(dict.fromkeys(name for name in (columns.question, columns.label, columns.id) if name))
         with _parquet(path) as file:
             first = 0
@@ -211,7 +211,7 @@ class Parquet:
                 first = end
 
     def tables(self, path: Path, columns: Columns) -> Iterator[pa.Table]:
-        """Arrow's own batches; row by row where a label must be written out as `rows` does it."""
+        """Yield Arrow's batches; built row by row if labels need the conversion of `rows`."""
         with _parquet(path) as file:
             names = [name for name in (columns.question, columns.label) if name]
             if (
@@ -234,7 +234,7 @@ class Parquet:
 
 @contextmanager
 def _parquet(path: Path) -> Iterator[Any]:
-    """The open file. Raises `InputError` for whatever is wrong with it, then or while it is read."""
+    """Open the file. Raises `InputError` if it is damaged, on opening or while reading."""
     pa = arrow_library()
     from pyarrow.parquet import ParquetFile
 
@@ -243,13 +243,13 @@ def _parquet(path: Path) -> Iterator[Any]:
             yield file
     except pa.ArrowException as error:
         told = str(error).splitlines()[0]
-        raise InputError(f"{path} is no Parquet file, or is damaged: {told}", hint="fetch or write it again") from None
+        raise InputError(f"{path} is not a Parquet file or is damaged: {told}", hint="download or write it again") from None
     except OSError as error:
         raise unreadable(path, error) from None
 
 
 def tables_of(rows: Iterable[Fields]) -> Iterator[pa.Table]:
-    """Rows as tables of `BATCH` rows with the columns question and label."""
+    """Yield rows as tables of `BATCH` rows with the columns question and label."""
     pa = arrow_library()
     rows = iter(rows)
     while batch := list(islice(rows, BATCH)):
@@ -258,19 +258,19 @@ def tables_of(rows: Iterable[Fields]) -> Iterator[pa.Table]:
 
 
 def arrow_library() -> Any:
-    """The module pyarrow. Raises `ConfigError` where it is not installed."""
+    """Return the module pyarrow. Raises `ConfigError` if it is not installed."""
     try:
         import pyarrow as pa
     except ImportError:
         raise ConfigError(
-            "data sets in Parquet files, plans and result files need pyarrow",
+            "Parquet data sets, plans and result files need pyarrow, which is not installed",
             hint="pip install 'workflow-composer[batch]'",
         ) from None
     return pa
 
 
 def _table(questions: Any, labels: Any | None) -> pa.Table | None:
-    """Arrow columns (of texts or whole numbers) as a table; None where a question is missing or blank."""
+    """Return Arrow columns (of texts or integers) as a table; None if a question is missing or blank."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -285,7 +285,7 @@ def _table(questions: Any, labels: Any | None) -> pa.Table | None:
 
 
 def _blank(texts: Any) -> Any:
-    """Where a text is empty or white space only. Whole texts are looked at only where first letters do not tell."""
+    """Return a mask of texts that are empty or white space. Reads complete texts only if a first character is white."""
     import pyarrow.compute as pc
 
     first = pc.utf8_trim_whitespace(pc.utf8_slice_codeunits(texts, 0, 1))
@@ -313,9 +313,9 @@ def _is_whole(found: Any) -> bool:
 
 
 def _filled(numbered: Iterable[bytes], first: int = 1) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank, with their numbers."""
+    """Yield the lines that are not blank, with their numbers."""
     return ((number, line) for number, line in enumerate(numbered, first) if not line.isspace())
 
 
 FORMATS: dict[str, Format] = {".jsonl": JsonLines(), ".jsonl.gz": JsonLines(), ".csv": Csv(), ".parquet": Parquet()}
-"""By the ends of files' names, in the order in which they are looked for."""
+"""Formats by file suffix, in search order."""

@@ -1,4 +1,4 @@
-"""Rows to answer, from a JSONL file or from Python: every fault names the row."""
+"""Rows to answer, from a JSONL file or from Python: every error names the row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # ---------------------------------------------------------------------------------------------------------------- grouping
 #
-# Rows with the same context next to each other, so that a server's cache still has it when the next of them comes.
+# Grouping rows by context, so that a server's prefix cache still holds the context for the next row.
 
 
 pass  # MERGED
@@ -30,10 +30,10 @@ _MOST_GROUPS = 1 << 16
 
 
 def together(rows: RowFile, contexts: Contexts, fields: Mapping[str, Any]) -> Iterator[InputRow]:
-    """The rows of a file, those with one context after the other; within a context in the order of the file.
+    """Yield the rows of a file grouped by context; within a context, in the order of the file.
 
-    Contexts come in the order in which the file first has them. ``fields`` are those of all rows. The file is
-    read once more for each context, two bytes per row are kept, and only what is wanted is taken apart.
+    Contexts are in order of first occurrence. ``fields`` apply to all rows. Reads the file once more for each context, keeps
+    two bytes per row, and parses each row only when it is yielded.
     """
     groups: dict[Hashable, int] = {}
     group_of = array("H")
@@ -41,7 +41,7 @@ def together(rows: RowFile, contexts: Contexts, fields: Mapping[str, Any]) -> It
         context = row.context if row.context is not None else fields.get("context")
         task = row.task_type or fields.get("task_type") or "*"
         pins = contexts.of_request(context, task).pins
-        # Beyond so many different ones, which no set of templates has, the rest stays in the order of the file.
+        # More contexts than this do not occur in practice; the rest keep the order of the file.
         group_of.append(min(groups.setdefault(pins, len(groups)), _MOST_GROUPS - 1))
     for group in range(min(len(groups), _MOST_GROUPS)):
         yield from rows.only(_is_in(group, group_of))
@@ -53,17 +53,17 @@ def _is_in(group: int, group_of: array[int]) -> Callable[[int], bool]:
 
 FORM = 'one JSON object per line, for example {"question": "What is 2 + 2?", "answer": "4"}'
 _UNBOUND = frozenset({"request_id", "relay", "timeout", "budget", "metadata"})
-"""Fields of a request on which its answer does not depend."""
+"""Fields of a request that do not affect its answer."""
 
 Pins = Callable[[tuple[str, ...]], tuple[str, ...]]
-"""Makes of the contexts that a row names references to exactly their present texts."""
+"""Resolves context names to references that pin their current texts."""
 
 
 @dataclass(frozen=True, slots=True)
 class InputRow:
-    """A row: the caller's prompt, and what else was said of it. ``where`` names it in errors.
+    """A row: the caller's prompt and its other fields. ``where`` names the row in errors.
 
-    ``index`` counts rows from 0; ``key`` stands for the row's content and for the options that its answer depends on.
+    ``index`` counts rows from 0; ``key`` is a digest of the row's content and of the options that affect its answer.
     """
 
     index: int
@@ -78,7 +78,7 @@ class InputRow:
 
 
 def row_of(index: int, where: str, found: Mapping[str, Any], key: Callable[[InputRow], str], pins: Pins) -> InputRow:
-    """The row that a mapping describes. Raises `InputError`."""
+    """Return the row described by a mapping. Raises `InputError`."""
     row = InputRow(
         index,
         where,
@@ -99,7 +99,7 @@ def _keyed(row: InputRow, key: Callable[[InputRow], str]) -> InputRow:
 
 
 def digest_of(content: bytes, salt: str) -> str:
-    """What stands for a row's content under the options that ``salt`` describes."""
+    """Return a digest (hex) of a row's content under the options in ``salt``."""
     key = hashlib.blake2b(salt.encode(), digest_size=16).digest()
     return hashlib.blake2b(content, key=key, digest_size=8).hexdigest()
 
@@ -108,11 +108,10 @@ def digest_of(content: bytes, salt: str) -> str:
 
 
 class RowFile:
-    """A JSONL file, plain or packed. It is read anew by every iteration, one line at a time.
+    """A JSONL file, plain or gzip. Every iteration reads it again, one line at a time.
 
-    ``salt`` is what else the answers depend on (the options of the run): another salt gives other keys; contexts that a
-    row names go into its key, too. Iterating raises `InputError` at the first fault, and where the file has changed since
-    it was counted.
+    ``salt`` describes the options that affect answers; it is part of every key, as are the contexts that a row names.
+    Iterating raises `InputError` at the first invalid row, and if the file has changed since `count`.
     """
 
     def __init__(self, path: Path, *, salt: str = "", limit: int | None = None, pins: Pins = lambda names: names) -> None:
@@ -128,13 +127,13 @@ class RowFile:
         return islice(self._rows(), self._limit)
 
     def only(self, wanted: Callable[[int], bool]) -> Iterator[InputRow]:
-        """The rows whose index is wanted; the others are not taken apart."""
+        """Yield the rows whose index is wanted; the others are not parsed."""
         return self._rows(wanted)
 
     def count(self) -> int:
-        """Read every row, so that a fault shows before anything is paid for; return how many there are.
+        """Read every row, so that errors show before any call is paid for; return the number of rows.
 
-        ``sha256`` is then the digest (hex) of their lines. Raises `InputError` where there is none.
+        Sets ``sha256`` to the digest (hex) of their lines. Raises `InputError` for an invalid row or an empty file.
         """
         self._stamp = self._now()
         rows, digest = 0, hashlib.sha256()
@@ -142,13 +141,13 @@ class RowFile:
             rows += 1
             self.have_contexts = self.have_contexts or row.context is not None
         if not rows:
-            raise InputError(f"{self.path} has no rows", hint=f"it should have {FORM}")
+            raise InputError(f"{self.path} has no rows", hint=f"write {FORM}")
         self.check()
         self.sha256 = digest.hexdigest()
         return rows
 
     def check(self) -> None:
-        """Raise `InputError` where the file has changed since it was counted."""
+        """Raise `InputError` if the file has changed since `count`."""
         if self._stamp is not None and self._stamp != self._now():
             raise InputError(f"{self.path} has changed since the run began", hint="run the same command again")
 
@@ -156,8 +155,8 @@ class RowFile:
         try:
             if self.path.exists() and not self.path.is_file() and not self.path.is_dir():
                 raise InputError(
-                    f"{self.path} is not a regular file, and rows are read twice: once to check them all",
-                    hint="write it to a file first",
+                    f"{self.path} is not a regular file, but rows must be read twice: once to check them",
+                    hint="write the rows to a file first",
                 )
             found = self.path.stat()
         except OSError as error:
@@ -176,7 +175,7 @@ class RowFile:
                         yield self._row(index, number, content)
                     index += 1
         except InputError:
-            self.check()  # where the file has changed, that is the fault to tell of
+            self.check()  # if the file has changed, report that instead
             raise
         self.check()
 
@@ -195,9 +194,9 @@ class RowFile:
 class PythonRows:
     """Rows given as Python values: texts, mappings with the fields of a `RowFile`'s rows, or requests.
 
-    What has a length and can be read again is counted and checked before the first row is sent (`check`); an iterator is
-    read as far as rows are sent, and ``total`` is None. Ids must differ; a row without one has its index for id. Iterating
-    raises `InputError` at the first fault. 8-byte digests of all ids are kept in memory.
+    A collection with a length is counted and checked before the first row is sent (`check`); an iterator is read as rows are
+    sent, and ``total`` is None. Ids must be unique; the default id is the row's index. Iterating raises `InputError` at the
+    first invalid row. Keeps 8-byte digests of all ids in memory.
     """
 
     def __init__(self, rows: Iterable[Any], *, salt: str = "", pins: Pins = lambda names: names) -> None:
@@ -209,7 +208,7 @@ class PythonRows:
         self.seen = 0
 
     def check(self) -> None:
-        """Read what can be read again. Raises `InputError`, also where there are no rows."""
+        """Check all rows of a collection. Raises `InputError` for an invalid row or if there are no rows."""
         if self._again:
             for _ in self:
                 pass
@@ -222,11 +221,11 @@ class PythonRows:
             known = len(ids)
             ids.add(int(digest_of(repr(row.id).encode(errors="surrogatepass"), ""), 16))
             if len(ids) == known:
-                raise InputError(f"row {index}: its id {row.id!r} is that of an earlier row", hint="ids must differ")
+                raise InputError(f"row {index}: duplicate id {row.id!r}", hint="give every row its own id, or none")
             self.seen += 1
             yield row
         if not self.seen:
-            raise InputError("there are no rows", hint='give a list such as [{"id": 1, "prompt": "What is 2 + 2?"}]')
+            raise InputError("no rows", hint='give a list such as [{"id": 1, "prompt": "What is 2 + 2?"}]')
 
     def _row(self, index: int, value: Any) -> InputRow:
         where = f"row {index}"
@@ -236,10 +235,12 @@ class PythonRows:
             value = {"prompt": value}
         if not isinstance(value, Mapping):
             wanted = "a text, a mapping or an LLMRequest"
-            raise InputError(f"{where}: this is {type(value).__name__}, not {wanted}", hint='{"prompt": "What is 2 + 2?"}')
+            hint = 'for example {"prompt": "What is 2 + 2?"}'
+            raise InputError(f"{where}: the row is {type(value).__name__}, not {wanted}", hint=hint)
         found = {**value, "id": index if value.get("id") is None else value["id"]}
         if isinstance(found["id"], bool) or not isinstance(found["id"], (str, int)):
-            raise InputError(f"{where}: 'id' is {kind(found['id'])}, not a text or a whole number", hint="or leave it out")
+            hint = "give a text or an integer, or omit it"
+            raise InputError(f"{where}: 'id' is {kind(found['id'])}, not a text or an integer", hint=hint)
         return row_of(index, where, found, self._key, self._pins)
 
     def _key(self, row: InputRow) -> str:
@@ -251,17 +252,18 @@ class PythonRows:
         try:
             return digest_of(json.dumps(content, sort_keys=True, default=dict).encode(), self._salt)
         except (TypeError, ValueError) as error:
-            raise InputError(f"{row.where}: this is no JSON: {error}", hint="requests hold texts, numbers, lists") from None
+            hint = "use only texts, numbers, lists and mappings"
+            raise InputError(f"{row.where}: not JSON-serializable: {error}", hint=hint) from None
 
 
 def _checked(rows: Any) -> Iterable[Any]:
-    """Rows, and none of what can be iterated over and is something else."""
+    """Return the rows. Raises `InputError` for values that are not a collection of rows."""
     if isinstance(rows, (str, bytes, Mapping, LLMRequest)):
-        raise InputError(f"the rows are {type(rows).__name__}, not a list of rows", hint="put it into a list: [...]")
+        raise InputError(f"rows is {type(rows).__name__}, not a list of rows", hint="put it into a list: [...]")
     if hasattr(rows, "columns"):
-        raise InputError("the rows are a table", hint='give its rows: frame.to_dict("records")')
+        raise InputError("rows is a table, not a list of rows", hint='convert it: frame.to_dict("records")')
     if not isinstance(rows, Iterable):
-        raise InputError(f"the rows are {type(rows).__name__}, not a list of rows", hint="give a list or an iterator")
+        raise InputError(f"rows is {type(rows).__name__}, not a list of rows", hint="give a list or an iterator")
     return rows
 
 
@@ -269,7 +271,7 @@ def _checked(rows: Any) -> Iterable[Any]:
 
 
 def _context(found: Mapping[str, Any], where: str, pins: Pins) -> tuple[str, ...] | None:
-    """The contexts that the row names, pinned; empty: it wants none; None: it does not say."""
+    """Return the row's contexts, pinned; empty: no context; None: not specified."""
     value = found.get("context")
     names = [value] if isinstance(value, str) else value
     if names is None:
@@ -293,7 +295,7 @@ def _prompt(found: Mapping[str, Any], where: str) -> str | tuple[Message, ...]:
     if messages is None:
         names = ", ".join(map(repr, list(found)[:8])) or "no fields"
         raise InputError(
-            f"{where}: no 'question', 'prompt' or 'messages'; the row has {names}", hint="rename the field with the prompt"
+            f"{where}: no 'question', 'prompt' or 'messages'; the row has {names}", hint="rename the prompt's field"
         )
     listed = isinstance(messages, (list, tuple)) and all(isinstance(m, Mapping) and "role" in m for m in messages)
     if not listed or not messages:
@@ -306,12 +308,12 @@ def _prompt(found: Mapping[str, Any], where: str) -> str | tuple[Message, ...]:
 def _text(found: Mapping[str, Any], name: str, where: str) -> str | None:
     value = found.get(name)
     if value is not None and not isinstance(value, str):
-        raise InputError(f"{where}: {name!r} is {kind(value)}, not a text", hint="write it as a string, or leave it out")
+        raise InputError(f"{where}: {name!r} is {kind(value)}, not a text", hint="write it as a string, or omit it")
     return value
 
 
 def _label(value: Any) -> str | None:
-    """Labels are texts or numbers; what is neither (a list of choices) cannot be graded."""
+    """Return a text or number as the label; None for other values, such as a list of choices, which cannot be graded."""
     if isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return str(value)
     return None

@@ -1,4 +1,4 @@
-"""Recorded answers as a data set and as its grader: cascades over real models' answers, without the models."""
+"""Recorded answers as a data set with grades: cascades over real models' answers, without the models."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _CHUNK = 65_536
 
 
 class RecordedAnswers:
-    """The questions of a recording in the order of the file, each once; and whether its answers are right.
+    """The distinct questions of a recording in file order, and the grades of its answers.
 
-    It can be read as a data set is (`workflow_composer.batch.datasets.dataset.DataSet`); its rows have no labels.
-    Raises `InputError` where the file is missing or damaged.
+    It has the interface of `workflow_composer.batch.datasets.dataset.DataSet`; its rows have no labels. Raises `InputError`
+    if the file is missing or damaged.
     """
 
     split = None
@@ -35,9 +35,9 @@ class RecordedAnswers:
         try:
             self._recording: Recording = open_recording(path)
         except ModelError as error:
-            raise InputError(error.message, hint="docs/recordings.md says what the file holds") from None
+            raise InputError(error.message, hint="docs/recordings.md describes the file format") from None
         if not self._recording.models:
-            raise InputError(f"{path}: no answers", hint="docs/recordings.md says what the file holds")
+            raise InputError(f"{path}: no answers", hint="docs/recordings.md describes the file format")
         self._questions: list[str] = []
         self._numbers: dict[str, int] = {}
         self._right: dict[tuple[str, int], list[bool | None]] = {}
@@ -53,24 +53,24 @@ class RecordedAnswers:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models that were recorded, in the order in which the file names them."""
+        """The recorded models, in file order."""
         return tuple(self._recording.models)
 
     def samples(self, model: str) -> int:
-        """The fewest answers that this model has to any of its questions."""
+        """Return the smallest number of answers that this model has to a question."""
         return min(len(grades) for (name, _), grades in self._right.items() if name == model)
 
     def count(self) -> int:
-        """How many questions there are."""
+        """Return the number of questions."""
         return len(self._questions)
 
     def rows(self, start: int = 0) -> Iterator[Row]:
-        """The questions from number ``start`` on."""
+        """Yield the questions, beginning at number ``start``."""
         for number in range(start, len(self._questions)):
             yield Row(number, str(number), self._questions[number], None)
 
     def chunks(self, size: int = _CHUNK) -> Iterator[pa.Table]:
-        """The same as tables with the columns ``question`` and ``label``, which is null."""
+        """Yield the same as tables with the columns ``question`` and ``label`` (null)."""
         import pyarrow as pa
 
         for first in range(0, len(self._questions), size):
@@ -78,18 +78,18 @@ class RecordedAnswers:
             yield pa.table({"question": questions, "label": pa.nulls(len(questions), pa.string())})
 
     def answers(self) -> Iterator[Recorded]:
-        """Every recorded answer, in the order of the file."""
+        """Yield every recorded answer, in file order."""
         return self._recording.records()
 
     def sha256(self) -> str:
-        """A digest (hex) of the file."""
+        """Return the SHA-256 digest (hex) of the file."""
         return self.digest
 
     def check(self) -> None:
-        """Nothing to check: the recording holds its file open."""
+        """Do nothing: the recording keeps its file open."""
 
     def right(self, model: str, question: str, sample: int) -> bool | None:
-        """Whether this answer is right; None where nobody graded it."""
+        """Whether this answer is correct; None if it was not graded."""
         number = self._numbers.get(question.strip())
         grades = self._right.get((model, -1 if number is None else number), [])
         return grades[sample] if sample < len(grades) else None
@@ -97,14 +97,14 @@ class RecordedAnswers:
 
 # ---------------------------------------------------------------------------------------------------------- replay profile
 #
-# The profile of an ``execute``: the active one with the votes as the options say, or one made for a recording.
+# The profile of an ``execute`` run: the active one with the voting options applied, or one made for a recording.
 
 
 CASCADE = "cascade"
 
 
 def with_votes(config: StrategyConfig, votes: Mapping[str, Any]) -> StrategyConfig:
-    """The profile with the cascade router before all others, its settings overridden by ``votes``."""
+    """Return the profile with the cascade router first and its settings overridden by ``votes``."""
     routers = [_named(router) for router in config.to_dict()["routers"]]
     own = next((settings for name, settings in routers if name == CASCADE), {})
     others = [{name: settings} for name, settings in routers if name != CASCADE]
@@ -112,11 +112,10 @@ def with_votes(config: StrategyConfig, votes: Mapping[str, Any]) -> StrategyConf
 
 
 def of_recording(path: Path, models: tuple[str, ...], config: StrategyConfig | None) -> StrategyConfig:
-    """A profile in which recorded answers stand in for the models.
+    """Return a profile in which recorded answers replace the models.
 
-    Tiers and prices are those of ``config``, as far as its models were recorded (under the tier's name, or the model's);
-    without it every recorded model is a tier, in the order of the file. Raises `InputError` where ``config`` has no tier
-    that was recorded.
+    Tiers and prices are those of ``config``, for models that were recorded (under the tier's or the model's name). Without
+    ``config`` every recorded model is a tier, in file order. Raises `InputError` if no tier of ``config`` was recorded.
     """
     tiers: dict[str, Any] = {}
     catalogue: dict[str, Any] = {name: _replayed(path, name) for name in models}
@@ -132,7 +131,7 @@ def of_recording(path: Path, models: tuple[str, ...], config: StrategyConfig | N
     if config is not None and config.tiers and not tiers:
         near = nearest(next(iter(config.tiers)), list(models))
         raise InputError(
-            f"{path} has no answers of any tier of {config.profile_name!r}; it has: {', '.join(models)}", hint=near
+            f"{path} has no answers of the tiers of {config.profile_name!r}, only of {', '.join(models)}", hint=near
         )
     if not tiers:
         tiers = {name: {"model": name} for name in models}

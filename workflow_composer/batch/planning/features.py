@@ -1,8 +1,8 @@
-r"""What can be counted in a question: the input of the probe.
+r"""Features of questions: the input of the probe.
 
-All of it is counted on the bytes of a whole column at once, by tables of bytes and of pairs of bytes, because a million
-questions must take seconds: words, sentences, numbers and their digits, operators, LaTeX commands, and words that tell what
-is asked (``how many``, ``twice``, ``prove``). Words are English; other languages still have lengths, numbers and signs.
+The features count words, sentences, numbers and digits, operators, LaTeX commands, and words that hint at the task (``how
+many``, ``twice``, ``prove``). Word groups are English; in other languages lengths, numbers and signs still count. Counting
+works on the bytes of a whole column at once, with tables of bytes and byte pairs, so that a million questions take seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 VERSION = 1
-"""Grows when a feature changes; a probe is used only with the version that it was trained on."""
+"""Incremented when a feature changes; a probe works only with the version that it was trained with."""
 
 WORD_GROUPS: dict[str, str] = {
     "asking": "what which who whom whose where when why how",
@@ -39,7 +39,7 @@ WORD_GROUPS: dict[str, str] = {
     "numerals": "one two three four five six seven eight nine ten dozen hundred thousand million",
     "referring": "he she they it his her their its this that these those following",
 }
-"""Groups of words that are counted; a word is recognised by its first eight letters, in capitals or not."""
+"""Groups of counted words; matching uses the first eight letters and ignores case."""
 
 _COUNTED = (
     "words", "capitalised", "numbers", "decimals", "digits", "sentences", "question_marks", "operators", "minus_signs",
@@ -82,8 +82,8 @@ _MEMBERS = {
     "clause": ",;:",
 }
 _BYTES = 160 << 10
-"""Bytes that are counted at a time. With fewer, the calls themselves cost more than the counting; with more, what is made
-in between is got from the system and given back each time, which takes up to half as long again."""
+"""Bytes counted at a time. With fewer, call overhead dominates; with more, temporary arrays are allocated from and returned
+to the system each time, which takes up to half as long again."""
 
 
 @cache
@@ -109,7 +109,7 @@ _EVENT = {name: at + 1 for at, name in enumerate(_COUNTED)}
 
 
 def _event(before: str, here: str) -> int:  # noqa: PLR0911  # one line per kind of byte
-    """What is counted at a byte: a number of `_EVENT`, or 0."""
+    """Return what to count at a byte: a number of `_EVENT`, or 0."""
     letter = {"lower", "upper", "lead"}
     if here in letter and before == "backslash":
         return _EVENT["latex_commands"]
@@ -134,14 +134,14 @@ def _event(before: str, here: str) -> int:  # noqa: PLR0911  # one line per kind
 _ONES = np.uint64(0x0101010101010101)
 _HIGHS = np.uint64(0x8080808080808080)
 _FIRST = np.array([(1 << 8 * size) - 1 for size in range(9)], np.uint64)
-"""Masks for the first so many bytes of eight."""
+"""Masks for the first n of eight bytes."""
 _SLOTS = 12
-"""Bits of the table of known words: 4,096 places for some two hundred words."""
+"""Bits of the table of known words: 4,096 slots for about two hundred words."""
 
 
 @cache
 def _known_words() -> tuple[np.uint64, NDArray[np.uint64], NDArray[np.uint8]]:
-    """A multiplier that gives every known word a place of its own, the words in their places, and their groups plus 1."""
+    """Return a multiplier that hashes the known words without collisions, the table of words, and of their groups plus 1."""
     group: dict[int, int] = {}
     for at, listed in enumerate(WORD_GROUPS.values()):
         for word in listed.split():
@@ -161,16 +161,16 @@ def _places(keys: NDArray[np.uint64], multiplier: np.uint64) -> NDArray[np.intp]
 
 
 def _groups(letters: bytes, words: NDArray[np.intp], last: NDArray[np.intp], ends: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """The group, plus 1, of each word that begins at ``words``; 0 for words of no group.
+    """Return the group, plus 1, of each word that begins at ``words``; 0 for words without a group.
 
-    ``last`` are the positions in ``words`` of rows' last ones, which must not be read beyond their rows' ``ends``.
+    ``last`` are the positions in ``words`` of each row's last word, which must not be read beyond the row's end (``ends``).
     """
     aligned = np.frombuffer(letters + bytes(16 - len(letters) % 8), "<u8")
     at, shift = words >> 3, ((words & 7) << 3).astype(np.uint64)
     eight = (aligned.take(at) >> shift) | (aligned.take(at + 1) << (np.uint64(64) - shift))  # a shift by 64 gives 0
     eight[last] &= _FIRST[np.minimum(ends - words[last], 8)]
     with np.errstate(over="ignore"):
-        stops = (eight - _ONES) & ~eight & _HIGHS  # its lowest bit marks the first byte that is no letter
+        stops = (eight - _ONES) & ~eight & _HIGHS  # its lowest bit marks the first byte that is not a letter
         keys = eight & (((stops & (~stops + np.uint64(1))) >> np.uint64(7)) - np.uint64(1))
     multiplier, known, groups = _known_words()
     places = _places(keys, multiplier)
@@ -182,7 +182,7 @@ def _groups(letters: bytes, words: NDArray[np.intp], last: NDArray[np.intp], end
 
 
 def features(texts: pa.LargeStringArray) -> NDArray[np.float32]:
-    """The feature matrix of a column of texts without nulls: shape ``(n, len(NAMES))``.
+    """Return the feature matrix of a column of texts without nulls: shape ``(n, len(NAMES))``.
 
     >>> matrix = features(pa.array(["How many are 12 and 30?", ""], pa.large_string()))
     >>> np.expm1(matrix[:, NAMES.index("numbers")]).round().tolist()
@@ -202,7 +202,7 @@ def features(texts: pa.LargeStringArray) -> NDArray[np.float32]:
 
 
 def _count(data: bytes, offsets: NDArray[np.int64], into: NDArray[np.float32]) -> None:
-    """Count what is in the texts that lie between ``offsets`` of ``data``, each into its row."""
+    """Count the features of the texts between ``offsets`` of ``data``, each into its row."""
     kind_of, event_of, letter_of = _tables()
     kinds = np.frombuffer(data.translate(kind_of), np.uint8)
     paired = bytearray(kinds)
@@ -219,7 +219,7 @@ def _count(data: bytes, offsets: NDArray[np.int64], into: NDArray[np.float32]) -
         beyond = np.flatnonzero(np.frombuffer(data, np.int8) < 0)
         column["foreign"][:] = _per_row(beyond[kinds[beyond] == _KIND["lead"]], offsets)
         column["characters"][:] -= _per_row(beyond, offsets) - column["foreign"]
-    signs = np.flatnonzero(events > _EVENT["words"])  # of truth values: three times quicker than of numbers
+    signs = np.flatnonzero(events > _EVENT["words"])  # of booleans: three times faster than of numbers
     row = np.repeat(np.arange(len(sizes)), _per_row(signs, offsets))
     found = events[signs]
     _tally(row, found, into[:, _columns(_COUNTED)])
@@ -237,13 +237,13 @@ def _count(data: bytes, offsets: NDArray[np.int64], into: NDArray[np.float32]) -
 
 
 def _tally(row: NDArray[np.intp], what: NDArray[np.uint8], into: NDArray[np.float32]) -> None:
-    """Count how often each ``what`` (from 1) is in each row."""
+    """Count how often each ``what`` (from 1) occurs in each row."""
     rows, width = into.shape
     into[:] = np.bincount(row * (width + 1) + what, minlength=rows * (width + 1)).reshape(rows, width + 1)[:, 1:]
 
 
 def _longest_runs(row: NDArray[np.intp], found: NDArray[np.uint8], into: NDArray[np.float32]) -> None:
-    """The digits of each row's longest number."""
+    """Write the number of digits of each row's longest number."""
     digits = np.flatnonzero((found >= _EVENT["numbers"]) & (found <= _EVENT["digits"]))
     runs = np.flatnonzero(found.take(digits) != _EVENT["digits"])
     if len(runs):
@@ -254,12 +254,12 @@ def _longest_runs(row: NDArray[np.intp], found: NDArray[np.uint8], into: NDArray
 
 
 def _columns(names: Iterable[str]) -> slice:
-    """Where these names, which are neighbours, stand among `NAMES`."""
+    """Return the position of these adjacent names in `NAMES`."""
     names = list(names)
     start = NAMES.index(names[0])
     return slice(start, start + len(names))
 
 
 def _per_row(places: NDArray[np.intp], offsets: NDArray[np.int64]) -> NDArray[np.intp]:
-    """How many of these places are in each row."""
+    """Return how many of these positions are in each row."""
     return np.diff(np.searchsorted(places, offsets))

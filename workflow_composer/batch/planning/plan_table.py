@@ -1,7 +1,7 @@
-"""The plan of a data set: one row per question with the way it goes, and the breakdown that ``--dry-run`` prints.
+"""The plan of a data set: one row per question with its route, and the breakdown that ``--dry-run`` prints.
 
-Data sets are planned piece by piece. Only codes of routing strings are kept, so the plan of a million questions takes some
-ten megabytes, however long the questions are.
+Data sets are planned in chunks. Only codes of routing strings are kept, so the plan of a million questions takes about ten
+megabytes, however long the questions are.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ if TYPE_CHECKING:
 
 # ------------------------------------------------------------------------------------------------------------------- costs
 #
-# What a plan would cost: estimated from the length of questions and from what tiers are predicted to answer.
+# Cost estimates of a plan, from the length of questions and the predicted success of tiers.
 #
-# Prompt tokens come from a question's length, completion tokens from an average; both are stated. Nothing is called.
+# Prompt tokens come from a question's length, completion tokens from an average; both are stated. No model is called.
 
 
 @dataclass(frozen=True, slots=True)
 class TokenAssumption:
-    """How many tokens calls take, for costs that are estimated before any call is made.
+    """Token counts assumed for cost estimates.
 
-    ``per_character`` prompt tokens for each character of a question and ``per_prompt`` for what is sent with every one;
-    ``answer`` completion tokens per sample, or those in ``answers`` for tiers that are known. ``source`` says whence.
+    A prompt has ``per_character`` tokens for each character of the question plus ``per_prompt`` tokens; a sample has
+    ``answer`` completion tokens, or the tier's number in ``answers``. ``source`` describes the origin of the numbers.
     """
 
     per_character: float = 0.25
     per_prompt: float = 0.0
     answer: float = 256.0
     answers: Mapping[str, float] = field(default_factory=dict)
-    source: str = "assumed: a prompt token per 4 characters, 256 tokens per answer"
+    source: str = "assumed: 1 prompt token per 4 characters, 256 tokens per answer"
 
     @classmethod
     def of_probe(cls, probe: Probe) -> TokenAssumption:
-        """The averages of the data that a probe was trained on; the assumption where that held no tokens."""
+        """Return the averages of a probe's training data; the defaults if the data had no token counts."""
         tokens = probe.tokens
         if tokens is None:
             return cls()
@@ -60,7 +60,7 @@ class TokenAssumption:
 
 
 def name_of(tier: Tier) -> str:
-    """What a tier is called in routing strings."""
+    """Return a tier's name in routing strings."""
     return tier.title
 
 
@@ -68,8 +68,8 @@ def name_of(tier: Tier) -> str:
 class CostEstimate:
     """Dollars for a whole data set.
 
-    ``least``: only each question's first tier runs. ``most``: every tier runs, with every vote that it may draw.
-    ``expected``: with the probe's predictions; None without a probe.
+    ``least``: only each question's first tier runs. ``most``: every tier runs and draws all its samples.
+    ``expected``: by the probe's predictions; None without a probe.
     """
 
     least: float
@@ -78,7 +78,7 @@ class CostEstimate:
 
 
 class Costs:
-    """Adds up what routes would cost (see `CostEstimate`)."""
+    """Sums the estimated cost of routes (see `CostEstimate`)."""
 
     def __init__(self, context: PlanningContext, tokens: TokenAssumption) -> None:
         self._prices = {tier.name: (tier.input_price, tier.output_price) for tier in context.tiers}
@@ -87,7 +87,7 @@ class Costs:
         self._least = self._expected = self._most = 0.0
 
     def add(self, plan: Plan, questions: Questions, rows: NDArray[np.intp]) -> bool:
-        """Add the questions at ``rows``, which go by ``plan``. False where a tier has no price per token."""
+        """Add the questions at ``rows``, whose route is ``plan``. Return False if a tier has no price per token."""
         prompt = self._tokens.per_prompt + self._tokens.per_character * questions.lengths[rows]
         reached = np.ones(len(rows))
         for position, tier in enumerate(plan.tiers):
@@ -107,17 +107,16 @@ class Costs:
         return True
 
     def estimate(self) -> CostEstimate:
-        """The sums so far."""
+        """Return the sums so far."""
         return CostEstimate(self._least, self._expected if self._predicted else None, self._most)
 
 
 def accepted(success: NDArray[np.float64], tier: Tier) -> NDArray[np.float64]:
-    """The probability that a tier's votes are confident enough to be taken, by the share of right ones alone.
+    """Return the probability that a tier's vote is accepted, considering only the share of right samples.
 
-    ``P(Binomial(k, p) >= ceil(target * k))``; 1 for one sample that nothing doubts, and p for one that is doubted by what
-    its own tokens tell. Samples are taken to be
-    independent given the question, and wrong ones to differ from each other: where a model is wrong in the same way again
-    and again, its vote is accepted more often than this says.
+    ``P(Binomial(k, p) >= ceil(target * k))``; 1 for a single sample that is always accepted, and p for a single sample that
+    is accepted by its token probabilities. The formula assumes that samples are independent given the question and that
+    wrong samples differ; a model that repeats the same wrong answer is accepted more often than estimated.
     """
     from scipy.special import bdtrc
 
@@ -137,12 +136,12 @@ COLUMNS = ("route_to", "is_cascade", "cascade_tiers", "sc_n", "sc_temp")
 
 BETWEEN_TIERS = " > "
 _EVERYTHING = 1 << 15
-"""Routing strings of one plan are numbered in 16 bits."""
+"""Most distinct routing strings of one plan: their codes have 16 bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Questions whose first tier is ``tier``, and how many votes that tier draws: fewest, median, most."""
+    """Questions whose first tier is ``tier``, and the minimum, median and maximum number of its votes."""
 
     tier: str
     questions: int
@@ -153,7 +152,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Breakdown:
-    """What a policy would do with a data set. ``cost`` is None where a tier has no price per token."""
+    """What a policy would do with a data set. ``cost`` is None if a tier has no price per token."""
 
     policy: str
     questions: int
@@ -163,7 +162,7 @@ class Breakdown:
     assumptions: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         starts = [{name: getattr(start, name) for name in Start.__slots__} for start in self.starts]
         cost = None if self.cost is None else {name: getattr(self.cost, name) for name in CostEstimate.__slots__}
         return {
@@ -181,7 +180,7 @@ class PlanTable:
     """The plan of a data set.
 
     ``frame`` has one row per question, in their order: ``route_to`` (the routing string; categorical), ``is_cascade``,
-    ``cascade_tiers`` (the names of a cascade's tiers joined by `BETWEEN_TIERS`, missing for a single tier; categorical),
+    ``cascade_tiers`` (a cascade's tier names joined by `BETWEEN_TIERS`, missing for a single tier; categorical),
     ``sc_n`` and ``sc_temp`` (samples and temperature of the first tier).
     """
 
@@ -189,7 +188,7 @@ class PlanTable:
     breakdown: Breakdown
 
     def routes(self, start: int = 0) -> Iterator[str]:
-        """The routing string of each question from number ``start`` on."""
+        """Yield the routing string of each question, beginning at number ``start``."""
         column = self.frame["route_to"].cat
         names = list(column.categories)
         for at in range(start, len(self.frame), 65536):
@@ -205,10 +204,10 @@ def plan(
     name: str = "",
     tokens: TokenAssumption | None = None,
 ) -> PlanTable:
-    """Plan a data set, given in pieces: tables with a column ``question``, Arrow arrays, or lists of texts.
+    """Plan a data set given in chunks: tables with a column ``question``, Arrow arrays, or lists of texts.
 
-    Raises `PluginError` where the policy does not give one routing string per question, `MarkerError` where one of them
-    cannot be read, `InputError` where questions are no texts.
+    Raises `PluginError` if the policy does not return one routing string per question, `MarkerError` for an invalid routing
+    string, `InputError` if questions are not texts.
     """
     name = name or type(policy).__name__
     return plan_all(chunks, {name: policy}, context, tokens=tokens)[name]
@@ -221,8 +220,8 @@ def plan_all(
     *,
     tokens: TokenAssumption | None = None,
 ) -> dict[str, PlanTable]:
-    """As `plan`, for several policies at once: the data set is read, and its questions are measured, once."""
-    builders = {name: _Builder(name, context, tokens or TokenAssumption()) for name in policies}
+    """Like `plan`, for several policies at once: reads the data set and computes the features only once."""
+    builders = {name: _Builder(name, context, tokens or TokenAssumption()) for name in strategies}
     for chunk in chunks:
         questions = Questions(chunk, context.predictor)
         for name, policy in policies.items():
@@ -230,11 +229,11 @@ def plan_all(
     return {name: builder.table() for name, builder in builders.items()}
 
 
-# ---------------------------------------------------------------------------------------------------------- building it
+# ------------------------------------------------------------------------------------------------------------- building
 
 
 class _Builder:
-    """Collects one policy's routes, as codes, and what they would cost."""
+    """Collects one policy's routes, as codes, and their estimated cost."""
 
     def __init__(self, name: str, context: PlanningContext, tokens: TokenAssumption) -> None:
         self._name = name
@@ -247,7 +246,7 @@ class _Builder:
         self._cost: Costs | None = Costs(context, tokens)
 
     def add(self, questions: Questions, routes: Any) -> None:
-        """Take the routes of the next piece."""
+        """Add the routes of the next chunk."""
         codes = self._coded(routes, len(questions))
         self._codes.append(codes)
         if self._cost is None or not len(codes):
@@ -263,18 +262,18 @@ class _Builder:
         import pandas as pd
 
         if len(routes) != expected:
-            raise PluginError(f"batch policy {self._name!r} gave {len(routes)} routes for {expected} questions")
+            raise PluginError(f"batch policy {self._name!r} returned {len(routes)} routes for {expected} questions")
         try:
             codes, found = pd.factorize(np.fromiter(routes, object, expected), use_na_sentinel=False)
-        except TypeError as error:  # something that cannot be hashed is no text
-            raise PluginError(f"batch policy {self._name!r} gave routes that are no texts: {error}") from error
+        except TypeError as error:  # an unhashable value is not a text
+            raise PluginError(f"batch policy {self._name!r} returned routes that are not texts: {error}") from error
         table = np.empty(len(found), dtype=np.int16)
         for at, route in enumerate(found):
             if route not in self._code:
                 if not isinstance(route, str):
-                    raise PluginError(f"batch policy {self._name!r} gave {route!r} where a routing string belongs")
+                    raise PluginError(f"batch policy {self._name!r} returned {route!r}, not a routing string")
                 if len(self._names) == _EVERYTHING:
-                    raise PluginError(f"batch policy {self._name!r} gave more than {_EVERYTHING} different routes")
+                    raise PluginError(f"batch policy {self._name!r} returned more than {_EVERYTHING} different routes")
                 self._plans.append(self._context.parse(route))
                 self._code[route] = len(self._names)
                 self._names.append(route)
@@ -283,7 +282,7 @@ class _Builder:
         return coded
 
     def table(self) -> PlanTable:
-        """What was collected. Equal routes in different spellings are one category."""
+        """Return the plan table. Different spellings of the same route are one category."""
         import pandas as pd
 
         codes = np.concatenate(self._codes) if self._codes else np.empty(0, np.int16)
@@ -316,23 +315,23 @@ class _Builder:
 
     def _assumptions(self) -> tuple[str, ...]:
         if self._cost is None:
-            return ("a tier has no price per token: the cost is unknown",)
+            return ("cost: unknown, because a tier has no price per token",)
         always = (
             f"tokens: {self._tokens.source}",
-            "least: only the first tier runs, with all of its votes (one that ends early costs less), prompts paid once",
-            "most: every tier runs, with every vote that it may draw, prompts paid once per vote",
+            "least: only the first tier runs, with all its votes (less if a vote ends early); each prompt is paid once",
+            "most: every tier runs and draws all its votes; each vote pays for its prompt",
         )
         if self._cost.estimate().expected is None:
-            return (*always, "expected: unknown without a probe")
+            return (*always, "expected: unknown, because there is no probe")
         return (
             *always,
-            "expected: a tier answers where enough of its votes are right for its target; votes are independent given the "
-            "question, wrong answers differ, and no vote ends early",
+            "expected: a tier's vote is accepted if enough samples are right for its target; assumes that samples are "
+            "independent given the question, that wrong answers differ, and that no vote ends early",
         )
 
 
 def _categories(values: list[str | None] | list[str], codes: NDArray[np.int16]) -> pd.Categorical:
-    """A categorical column of ``values[codes]``; None is a missing value."""
+    """Return a categorical column of ``values[codes]``; None is a missing value."""
     import pandas as pd
 
     names = sorted({value for value in values if value is not None})
@@ -342,7 +341,7 @@ def _categories(values: list[str | None] | list[str], codes: NDArray[np.int16]) 
 
 
 def _start(tier: str, found: list[tuple[int, int]]) -> Start:
-    """``found``: (votes, questions) pairs. The median is the lower one of an even number."""
+    """Summarize (votes, questions) pairs; of an even number of questions, take the lower median."""
     found = sorted(found)
     questions = sum(count for _, count in found)
     passed, median = 0, found[0][0]
@@ -354,12 +353,12 @@ def _start(tier: str, found: list[tuple[int, int]]) -> Start:
     return Start(tier, questions, found[0][0], median, found[-1][0])
 
 
-# ------------------------------------------------------------------------------------------------------------ showing it
+# -------------------------------------------------------------------------------------------------------------- printing
 
 
 def breakdown_text(breakdowns: Iterable[Breakdown]) -> str:
-    """The breakdowns as a table for a terminal, and below it what the costs rest on."""
-    head = ("policy", "questions", "starts at", "share", "k: min", "median", "max", "cost: least", "expected", "most")
+    """Return the breakdowns as a table for a terminal, followed by the assumptions of the cost estimates."""
+    head = ("strategy", "questions", "starts at", "share", "k: min", "median", "max", "cost: least", "expected", "most")
     lines: list[tuple[str, ...]] = [head]
     notes: dict[str, None] = {}
     for breakdown in breakdowns:

@@ -1,8 +1,8 @@
 """Batch policies: each turns the questions of a data set into routing strings, one per row.
 
-A policy is any object with ``routes(questions, context)``; plugins bring their own (`register_batch_strategies`). It is
-handed one piece of the data set at a time, works on whole columns, and calls no model. ``docs/batch-policies.md`` says
-what the built-in ones do and what to expect of them.
+A policy is any object with ``routes(questions, context)``; plugins add their own (`register_batch_strategies`). It gets one
+chunk of the data set at a time, works on whole columns, and calls no model. ``docs/batch-strategies.md`` describes the
+built-in policies and their measured results.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class PlanningTier:
-    """A tier as policies see it. Prices in dollars per million tokens; None where they are unknown."""
+    """A tier as policies see it. Prices in dollars per million tokens; None if unknown."""
 
     name: str
     input_price: float | None = None
@@ -38,11 +38,11 @@ class PlanningTier:
 
 @dataclass(frozen=True, slots=True)
 class PlanningContext:
-    """What policies may know. ``tiers`` go from cheap to strong.
+    """The information that policies use. ``tiers`` are ordered from cheap to strong.
 
-    ``target`` is the probability with which a tier's majority shall be right (adaptive policies), ``k_max`` the most votes
-    for that; ``k`` the votes of policies that use a fixed number; ``parse`` reads routing strings as the run will.
-    ``predictor`` is None where there is no probe. Raises `ConfigError` where a value makes no sense.
+    Adaptive policies plan up to ``k_max`` votes so that a tier's majority is right with probability ``target``; the others
+    use ``k`` votes. ``parse`` reads routing strings as the run will. ``predictor`` is None without a probe. Raises
+    `ConfigError` for an invalid value.
     """
 
     tiers: tuple[PlanningTier, ...]
@@ -55,28 +55,26 @@ class PlanningContext:
 
     def __post_init__(self) -> None:
         if not self.tiers:
-            raise ConfigError("batch policies need tiers", hint="name the steps of a cascade under `tiers` of the profile")
+            raise ConfigError("batch policies need tiers", hint="list the tiers of the cascade under `tiers` in the profile")
         if not 0.5 < self.target < 1:
-            raise ConfigError(f"a target confidence lies between 0.5 and 1, exclusive, not at {self.target}")
+            raise ConfigError(f"target must be between 0.5 and 1 (exclusive), not {self.target}")
         if not 2 <= self.k <= MOST_SAMPLES:
-            raise ConfigError(f"k, the votes of a tier, is 2 to {MOST_SAMPLES}, not {self.k}")
+            raise ConfigError(f"k, the votes of a tier, must be 2 to {MOST_SAMPLES}, not {self.k}")
         if not 1 <= self.k_max <= MOST_SAMPLES:
-            raise ConfigError(f"k_max, the most votes of a tier, is 1 to {MOST_SAMPLES}, not {self.k_max}")
+            raise ConfigError(f"k_max, the most votes of a tier, must be 1 to {MOST_SAMPLES}, not {self.k_max}")
         if not 0.001 <= self.temperature <= HIGHEST_TEMPERATURE:
-            raise ConfigError(
-                f"votes are drawn at a temperature of 0.001 to {HIGHEST_TEMPERATURE:g}, not {self.temperature}"
-            )
+            raise ConfigError(f"temperature must be 0.001 to {HIGHEST_TEMPERATURE:g}, not {self.temperature}")
 
     def tier(self, name: str) -> PlanningTier:
-        """The tier of this name. Raises `ConfigError` where there is none."""
+        """Return the tier of this name. Raises `ConfigError` if there is none."""
         for tier in self.tiers:
             if tier.name == name:
                 return tier
         names = [tier.name for tier in self.tiers]
-        raise ConfigError(f"no tier is named {name!r}", hint=nearest(name, names) or f"there are: {', '.join(names)}")
+        raise ConfigError(f"unknown tier {name!r}", hint=nearest(name, names) or f"known tiers: {', '.join(names)}")
 
     def route(self, steps: Sequence[tuple[PlanningTier, int]], *, entropy: bool = False) -> str:
-        """The routing string for tiers and their votes. One vote is greedy, and so is a greedy-only tier.
+        """Return the routing string for tiers and their votes. A single vote is greedy, as is a greedy-only tier.
 
         >>> small, large = PlanningTier("small"), PlanningTier("large", greedy_only=True)
         >>> PlanningContext((small, large)).route([(small, 5), (large, 5)])
@@ -91,15 +89,15 @@ class PlanningContext:
 
 
 class Predictor(Protocol):
-    """Predicts whether tiers answer questions rightly; a `workflow_composer.batch.planning.probe.Probe` is one."""
+    """Predicts whether tiers answer questions correctly, such as a `workflow_composer.batch.planning.probe.Probe`."""
 
     def success(self, questions: Questions, tier: str) -> Floats:
-        """The probability, for each question, that one sample of ``tier`` is right: shape ``(len(questions),)``."""
+        """Return the probability, for each question, that one sample of ``tier`` is right: shape ``(len(questions),)``."""
         ...
 
 
 class Questions:
-    """The questions of one piece of a data set, as columns. Everything is computed once, and only when it is asked for."""
+    """The questions of one chunk of a data set, as columns. Every attribute is computed once, on first use."""
 
     def __init__(self, texts: Any, predictor: Predictor | None = None) -> None:
         self.texts = _strings(texts)
@@ -111,32 +109,32 @@ class Questions:
 
     @cached_property
     def lengths(self) -> Counts:
-        """Characters of each question: shape ``(n,)``."""
+        """The characters of each question: shape ``(n,)``."""
         return np.asarray(pc.utf8_length(self.texts), dtype=np.int64)
 
     @cached_property
     def features(self) -> NDArray[np.float32]:
-        """What `workflow_composer.batch.planning.features` counts in each question: shape ``(n, features)``."""
+        """The features of each question (`workflow_composer.batch.planning.features`): shape ``(n, features)``."""
         from workflow_composer.batch.planning.features import features
 
         return features(self.texts)
 
     def success(self, tier: str) -> Floats:
-        """The predicted probability that one sample of ``tier`` is right: shape ``(n,)``.
+        """Return the predicted probability that one sample of ``tier`` is right: shape ``(n,)``.
 
-        Raises `ConfigError` where there is no probe.
+        Raises `ConfigError` if there is no probe.
         """
         if tier not in self._success:
             if self._predictor is None:
                 raise ConfigError(
-                    "this policy needs a probe, which predicts the tiers' success", hint="name a --probing-dataset"
+                    "this policy needs a probe, which predicts the tiers' success", hint="add --probing-dataset NAME"
                 )
             self._success[tier] = self._predictor.success(self, tier)
         return self._success[tier]
 
 
 def _strings(texts: Any) -> pa.LargeStringArray:
-    """One Arrow array of texts without nulls, from what has a column ``question``, from an Arrow array or from a list."""
+    """Return one Arrow array of texts without nulls, from a table with a column ``question``, an array or a list."""
     if hasattr(texts, "column_names") or isinstance(texts, pa.RecordBatch):
         texts = texts.column("question")
     try:
@@ -148,36 +146,36 @@ def _strings(texts: Any) -> pa.LargeStringArray:
         raise InputError(f"questions are not texts: {error}") from error
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # what older versions of pyarrow combine empty chunks to
+    if isinstance(array, pa.ChunkedArray):  # older versions of pyarrow return this for empty chunks
         array = pa.array([], pa.large_string())
     return array.fill_null("")
 
 
 class BatchStrategy(Protocol):
-    """What a batch policy is."""
+    """The interface of a batch policy."""
 
     def routes(self, questions: Questions, context: PlanningContext) -> Sequence[str] | NDArray[np.object_]:
-        """One routing string per question, in their order. Quick: whole columns, no I/O, no model."""
+        """Return one routing string per question, in order. Must be fast: whole columns, no I/O, no model calls."""
         ...
 
 
 StrategyFactory = Callable[..., BatchStrategy]
-"""``() -> BatchStrategy``, or ``(tier: str) -> BatchStrategy`` where the user may name a tier; a class is one."""
+"""``() -> BatchStrategy``, or ``(tier: str) -> BatchStrategy`` if the user may name a tier; for example a class."""
 
 
 # ------------------------------------------------------------------------------------------------------ how many votes
 
 
 def votes_needed(success: Floats, target: float, k_max: int) -> Counts:
-    """The smallest odd k for which a majority of k independent samples is right with probability ``target``.
+    """Return the smallest odd k for which a majority of k independent samples is right with probability ``target``.
 
-    ``success`` (any shape) is the probability that one sample is right; the majority is right with
-    ``P(Binomial(k, p) > k/2)``. Where ``p`` is too small for ``target`` within ``k_max`` votes (always so for p <= 1/2,
-    where more votes make it worse), the answer is ``k_max``: then the vote's own confidence decides about escalation. An
-    even ``k_max`` counts as the odd number below it, because an even vote can tie.
+    ``success`` (any shape) is the probability p that one sample is right; the majority is right with
+    ``P(Binomial(k, p) > k/2)``. If p is too small to reach ``target`` within ``k_max`` votes (always for p <= 1/2, where
+    more votes make it worse), the result is ``k_max``: the vote's own confidence then decides about escalation. An even
+    ``k_max`` counts as the odd number below it, because an even number of votes can tie.
 
     The probability that at least m = (k+1)/2 of k are right is the regularised incomplete beta function I_p(m, m), which
-    grows with p; each k therefore has a threshold, its inverse at ``target``, and no row is computed on its own.
+    grows with p. Each k therefore has one threshold on p, its inverse at ``target``, and the rows are vectorized.
 
     >>> votes_needed(np.array([0.95, 0.85, 0.7, 0.4]), target=0.9, k_max=9).tolist()
     [1, 3, 9, 9]
@@ -186,7 +184,7 @@ def votes_needed(success: Floats, target: float, k_max: int) -> Counts:
 
     odd = np.arange(1, max(k_max, 1) + 1, 2)
     half = (odd + 1) / 2
-    thresholds = betaincinv(half, half, target)  # falling: the more votes, the weaker a sample may be
+    thresholds = betaincinv(half, half, target)  # decreasing: with more votes, p may be smaller
     position = len(odd) - np.searchsorted(thresholds[::-1], success, side="right")
     return np.asarray(odd[np.minimum(position, len(odd) - 1)], dtype=np.int64)
 
@@ -195,70 +193,70 @@ def votes_needed(success: Floats, target: float, k_max: int) -> Counts:
 
 
 class _Uniform(ABC):
-    """Every question goes the same way."""
+    """A policy with the same route for every question."""
 
     def routes(self, questions: Questions, context: PlanningContext) -> NDArray[np.object_]:
-        """The same routing string for every question."""
+        """Return the same routing string for every question."""
         return np.full(len(questions), self.route(context), dtype=object)
 
     @abstractmethod
     def route(self, context: PlanningContext) -> str:
-        """That string."""
+        """Return the routing string."""
 
 
 class Plain(_Uniform):
-    """One tier answers once, greedily: the one that is named, else the strongest."""
+    """One greedy answer of the named tier, by default the strongest."""
 
     def __init__(self, tier: str | None = None) -> None:
         self._tier = tier
 
     def route(self, context: PlanningContext) -> str:
-        """The tier's name."""
+        """Return the tier's name."""
         tier = context.tiers[-1] if self._tier is None else context.tier(self._tier)
         return context.route([(tier, 1)])
 
 
 class MajorityVote(_Uniform):
-    """``k`` samples of one tier vote: the one that is named, else the strongest that is not greedy-only."""
+    """A vote of ``k`` samples of the named tier, by default the strongest that is not greedy-only."""
 
     def __init__(self, tier: str | None = None) -> None:
         self._tier = tier
 
     def route(self, context: PlanningContext) -> str:
-        """Raises `ConfigError` where the tier is greedy-only, and a vote would be a single answer."""
+        """Return the routing string of the vote. Raises `ConfigError` if the tier is greedy-only."""
         voting = [tier for tier in context.tiers if not tier.greedy_only]
         if self._tier is None and voting:
             return context.route([(voting[-1], context.k)])
         tier = context.tiers[-1] if self._tier is None else context.tier(self._tier)
         if tier.greedy_only:
-            raise ConfigError(f"tier {tier.name!r} is greedy-only and cannot vote", hint="name another: majority_vote:TIER")
+            raise ConfigError(f"tier {tier.name!r} is greedy-only and cannot vote", hint="use majority_vote:TIER")
         return context.route([(tier, context.k)])
 
 
 class Cascade(_Uniform):
-    """Every tier in turn with ``k`` votes, and one greedy answer of the last."""
+    """All tiers in order with ``k`` votes each, and one greedy answer of the last."""
 
     def route(self, context: PlanningContext) -> str:
-        """A greedy-only tier before the last is left out: its one answer would always be taken, and end the cascade."""
+        """Return the cascade, without greedy-only tiers before the last: their answers would always be accepted."""
         *before, last = context.tiers
         return context.route([*((tier, context.k) for tier in before if not tier.greedy_only), (last, 1)])
 
 
 class AdaptiveKSampling:
-    """Tries every tier, each with as many votes as the probe says that its majority needs.
+    """All tiers in order, each with the number of votes that its majority needs by the probe's prediction.
 
-    Where one answer is enough by prediction, it is taken as it is: a single answer has no votes that could doubt it. A
-    greedy-only tier before the last is therefore left out where one is not enough; nothing behind it would be reached.
+    If one answer suffices by prediction, it is accepted as it is, because a single answer has no vote to measure its
+    confidence. A greedy-only tier before the last is therefore skipped if one answer does not suffice.
     """
 
     entropy: ClassVar[bool] = False
 
     def routes(self, questions: Questions, context: PlanningContext) -> NDArray[np.object_]:
-        """A cascade for each question."""
+        """Return a cascade for each question."""
         return _spelled(self.votes(questions, context), context, entropy=self.entropy)
 
     def votes(self, questions: Questions, context: PlanningContext) -> Counts:
-        """Votes of each tier, 0 where it is left out: shape ``(questions, tiers)``."""
+        """Return the votes of each tier, 0 if it is skipped: shape ``(questions, tiers)``."""
         votes = np.ones((len(questions), len(context.tiers)), dtype=np.int64)
         last = len(context.tiers) - 1
         for position, tier in enumerate(context.tiers):
@@ -270,15 +268,15 @@ class AdaptiveKSampling:
 
 
 class CostAwareEscalation(AdaptiveKSampling):
-    """As `AdaptiveKSampling`, but the smallest tier is skipped where it would need 5 votes or more.
+    """`AdaptiveKSampling` that skips the smallest tier if it would need 5 or more votes.
 
-    So many votes of a model that is wrong nearly as often as right cost time and seldom end the matter.
+    A model that needs so many votes is wrong nearly as often as right: its vote takes time and is seldom accepted.
     """
 
     too_many: ClassVar[int] = 5
 
     def votes(self, questions: Questions, context: PlanningContext) -> Counts:
-        """See `AdaptiveKSampling.votes`."""
+        """Return the votes of each tier; see `AdaptiveKSampling.votes`."""
         votes = super().votes(questions, context)
         if len(context.tiers) > 1 and not context.tiers[0].greedy_only:
             needed = votes_needed(
@@ -289,16 +287,16 @@ class CostAwareEscalation(AdaptiveKSampling):
 
 
 class EntropyAwareEscalation(AdaptiveKSampling):
-    """As `AdaptiveKSampling`, but a tier whose votes are ambiguous draws again before the next is paid for."""
+    """`AdaptiveKSampling` in which a tier with an ambiguous vote draws more samples before it escalates."""
 
     entropy = True
 
 
 def _spelled(votes: Counts, context: PlanningContext, *, entropy: bool) -> NDArray[np.object_]:
-    """One routing string per row of ``votes``; each combination is spelled once."""
+    """Return one routing string per row of ``votes``; each combination is formatted once."""
     codes = np.zeros(len(votes), dtype=np.int64)
     decoders: list[Counts] = []
-    for column in votes.T:  # one number per combination: sorting rows of a matrix is forty times slower
+    for column in votes.T:  # one code per combination: sorting rows of a matrix is forty times slower
         values, code = np.unique(column, return_inverse=True)
         codes = codes * max(len(values), 1) + code
         decoders.append(values)
@@ -314,11 +312,11 @@ def _spelled(votes: Counts, context: PlanningContext, *, entropy: bool) -> NDArr
     return spelled[rows]
 
 
-# ------------------------------------------------------------------------------------------------------ finding them
+# ----------------------------------------------------------------------------------------------------------- lookup
 
 
-def make_policy(text: str, factories: Mapping[str, Callable[..., Any]]) -> BatchStrategy:
-    """The policy that a user names: ``NAME``, or ``NAME:TIER`` for one that takes a tier.
+def make_strategy(text: str, factories: Mapping[str, Callable[..., Any]]) -> BatchStrategy:
+    """Return the policy that a user names: ``NAME``, or ``NAME:TIER`` if it takes a tier.
 
     Raises `ConfigError` for an unknown name, and for a tier that the policy does not take.
     """
@@ -326,19 +324,19 @@ def make_policy(text: str, factories: Mapping[str, Callable[..., Any]]) -> Batch
     if name not in factories:
         known = sorted(factories)
         raise ConfigError(
-            f"no batch policy is named {name!r}", hint=nearest(name, known) or f"there are: {', '.join(known)}"
+            f"unknown batch policy {name!r}", hint=nearest(name, known) or f"known policies: {', '.join(known)}"
         )
     try:
         policy = factories[name](tier) if colon else factories[name]()
     except TypeError as error:
-        how = f"takes no tier ({text!r})" if colon else "cannot be made without a tier (NAME:TIER)"
+        how = f"takes no tier ({text!r})" if colon else "needs a tier (NAME:TIER)"
         raise ConfigError(f"batch policy {name!r} {how}: {error}") from error
-    if not callable(getattr(policy, "routes", None)):
+    if not callable(getattr(strategy, "routes", None)):
         raise ConfigError(f"batch policy {name!r} has no method `routes(questions, context)`")
-    return policy  # type: ignore[no-any-return]  # a plugin's; that it has the method is all that can be checked
+    return strategy  # type: ignore[no-any-return]  # a plugin's object; only the method can be checked
 
 
 def baseline_routes(context: PlanningContext) -> tuple[str, ...]:
-    """What cascades are measured against: each tier once and greedily, then each that may with ``k`` votes."""
+    """Return the baselines of cascades: each tier greedily, then each tier that can vote with ``k`` votes."""
     greedy = [context.route([(tier, 1)]) for tier in context.tiers]
     return (*greedy, *(context.route([(tier, context.k)]) for tier in context.tiers if not tier.greedy_only))

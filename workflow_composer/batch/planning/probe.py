@@ -1,9 +1,8 @@
-"""The probe: predicts, from a question alone, whether each tier answers it rightly.
+"""The probe: predicts, from a question alone, whether each tier answers it correctly.
 
-It is trained on one data set (`workflow_composer.batch.planning.probe_training`) and applied to others. A logistic
-regression on `workflow_composer.batch.planning.features`, then calibrated, so that of the samples that get 0.8 about eight
-in ten are right. What is saved is numbers in JSON, with what they come from: nothing in the file is executed, whoever wrote
-it.
+It is trained on one data set (`workflow_composer.batch.planning.probe_training`) and applied to others. It is a logistic
+regression on `workflow_composer.batch.planning.features`, calibrated so that of the samples predicted at 0.8 about eight in
+ten are right. A saved probe is JSON with numbers and their provenance; loading executes no code from the file.
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ from workflow_composer.errors import InputError
 from workflow_composer.storage.replacing import replace_file
 
 LARGEST_FILE = 8_000_000
-"""Bytes: what is larger is no probe."""
+"""Largest valid file of a probe (bytes)."""
 
 FARTHEST = 3.0
-"""Standard deviations from the training data's mean: questions that are further off are taken to be there."""
+"""Features are clipped to this many standard deviations from the training data's mean."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class SavedPart(BaseModel):
-    """Base of what is saved: strict, no unknown keys, no infinities."""
+    """Base of saved models: no unknown keys, no infinities."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Interval(SavedPart):
-    """A statistic and its 95 % interval by bootstrap over questions; bounds are None where there is none."""
+    """A statistic and its 95 % interval by bootstrap over questions; bounds are None if undefined."""
 
     value: float
     low: float | None = None
@@ -47,11 +46,11 @@ class Interval(SavedPart):
 
 
 class Scores(SavedPart):
-    """How well predictions of questions that were not trained on came true.
+    """The quality of predictions on held-out questions.
 
-    ``auroc`` (0.5: no better than chance), ``brier`` (mean squared error) and ``calibration`` (expected calibration error,
-    ten bins of equally many questions; ``floor`` is what perfect predictions would show on so many questions), for each of
-    ``probe``, ``length`` (the same method on nothing but the question's length) and ``constant`` (the same number for every
+    ``auroc`` (0.5: chance), ``brier`` (mean squared error) and ``calibration`` (expected calibration error over ten bins
+    with equal numbers of questions; ``floor`` is the value of perfect predictions on as many questions), for each of
+    ``probe``, ``length`` (the same method on the question's length alone) and ``constant`` (the same number for every
     question). ``gain``: the probe's lead over ``length`` in the first two; above 0 is better.
     """
 
@@ -68,9 +67,9 @@ class TierPredictor(SavedPart):
     """One tier's numbers. The score of a question with features x is
     ``intercept + sum(coefficients * clip((x - mean) / scale, -FARTHEST, FARTHEST))``.
 
-    ``sigmoid`` (a, b) makes a probability of a score s by ``1 / (1 + exp(-(a s + b)))``; ``isotonic``, where it is there, by
-    straight lines between its points (score, probability). A tier that was always right, or always wrong, has a
-    ``constant`` only; ``note`` says so.
+    ``sigmoid`` (a, b) maps a score s to the probability ``1 / (1 + exp(-(a s + b)))``; ``isotonic`` maps it by linear
+    interpolation between its points (score, probability). A tier that was nearly always right, or nearly always wrong, has
+    only a ``constant``; ``note`` explains it.
     """
 
     mean: tuple[float, ...] = ()
@@ -88,15 +87,15 @@ class TierPredictor(SavedPart):
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if sum(way is not None for way in (self.constant, self.sigmoid, self.isotonic)) != 1:
-            raise ValueError("exactly one of constant, sigmoid and isotonic is needed")
+            raise ValueError("exactly one of constant, sigmoid and isotonic is required")
         if self.constant is None and {len(self.mean), len(self.scale), len(self.coefficients)} != {len(NAMES)}:
             raise ValueError(f"mean, scale and coefficients need {len(NAMES)} numbers each")
         if self.isotonic is not None and (not self.isotonic or list(self.isotonic) != sorted(self.isotonic)):
-            raise ValueError("isotonic needs points that rise")
+            raise ValueError("isotonic needs at least one point, in ascending order")
         return self
 
     def success(self, matrix: NDArray[np.float32]) -> Floats:
-        """Probabilities from a feature matrix: from shape ``(n, features)`` to ``(n,)``."""
+        """Return probabilities from a feature matrix: from shape ``(n, features)`` to ``(n,)``."""
         if self.constant is not None:
             return np.full(len(matrix), self.constant)
         scale = np.array(self.scale, np.float32)
@@ -106,7 +105,7 @@ class TierPredictor(SavedPart):
         return self.calibrated(score.astype(np.float64))
 
     def calibrated(self, score: Floats) -> Floats:
-        """Probabilities from scores."""
+        """Return probabilities from scores."""
         if self.isotonic is not None:
             points = np.array(self.isotonic)
             return np.asarray(np.interp(score, points[:, 0], points[:, 1]))
@@ -127,7 +126,7 @@ class Training(SavedPart):
 
 
 class Tokens(SavedPart):
-    """Averages of the training data: prompt tokens per character of a question and beside it, and per answer of a tier."""
+    """Averages of the training data: prompt tokens per character and per prompt, and tokens per answer of each tier."""
 
     per_character: Annotated[float, Field(ge=0)]
     per_prompt: Annotated[float, Field(ge=0)]
@@ -135,7 +134,7 @@ class Tokens(SavedPart):
 
 
 class Probe(SavedPart):
-    """A trained probe. Immutable; `load` and `save` are inverse to each other."""
+    """A trained probe. Immutable; `load` reads what `save` writes."""
 
     format: Literal["workflow_composer probe 1"] = "workflow_composer probe 1"
     feature_names: tuple[str, ...] = NAMES
@@ -145,36 +144,36 @@ class Probe(SavedPart):
     tiers: Mapping[str, TierPredictor]
 
     def success(self, questions: Questions, tier: str) -> Floats:
-        """The probability, for each question, that one sample of ``tier`` is right.
+        """Return the probability, for each question, that one sample of ``tier`` is right.
 
-        Raises `InputError` where the probe does not know the tier.
+        Raises `InputError` if the probe was not trained for the tier.
         """
         self.check([tier])
         return self.tiers[tier].success(questions.features)
 
     def check(self, tiers: Sequence[str], models: Mapping[str, str] | None = None) -> None:
-        """Raise `InputError` unless the probe was trained for these tiers and, where both are known, for these models."""
+        """Raise `InputError` unless the probe was trained for these tiers and, if both are known, these models."""
         missing = [tier for tier in tiers if tier not in self.tiers]
         if missing:
             raise InputError(
                 f"the probe (trained on {self.training.dataset}) knows {', '.join(self.tiers)}, not {', '.join(missing)}",
-                hint="train one with answers of these tiers",
+                hint="train a probe with answers of these tiers",
             )
         for tier in tiers:
             trained, now = self.training.models.get(tier), (models or {}).get(tier)
             if trained is not None and now is not None and trained != now:
                 raise InputError(
-                    f"the probe was trained with {trained} as tier {tier!r}, which is {now} now",
-                    hint="train one with answers of this model",
+                    f"the probe was trained with model {trained} as tier {tier!r}, which is now {now}",
+                    hint="train a probe with answers of this model",
                 )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the probe as JSON, all of it or nothing."""
+        """Write the probe as JSON, atomically."""
         replace_file(Path(path), json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Probe:
-        """Read what `save` wrote. Raises `InputError` for anything else, and for a probe of other features."""
+        """Read a saved probe. Raises `InputError` if the file is invalid or the probe has other features."""
         path = Path(path)
         try:
             with path.open("rb") as file:
@@ -182,13 +181,13 @@ class Probe(SavedPart):
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}", hint="train a probe first") from error
         if len(data) > LARGEST_FILE:
-            raise InputError(f"{path}: larger than {LARGEST_FILE:,} bytes; this is no probe")
+            raise InputError(f"{path}: not a probe: larger than {LARGEST_FILE:,} bytes")
         try:
             probe = cls.model_validate_json(data)
         except ValidationError as error:
             fault = error.errors(include_input=False, include_url=False)[0]
             place = ".".join(map(str, fault["loc"]))
-            raise InputError(f"{path}: no probe that can be read: {place + ': ' if place else ''}{fault['msg']}") from error
+            raise InputError(f"{path}: invalid probe: {place + ': ' if place else ''}{fault['msg']}") from error
         if probe.feature_version != VERSION or probe.feature_names != NAMES:
-            raise InputError(f"{path}: trained with other features than this version's", hint="train it again")
+            raise InputError(f"{path}: trained with the features of another version", hint="train it again")
         return probe

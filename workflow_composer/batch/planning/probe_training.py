@@ -1,8 +1,8 @@
-"""Training and testing a probe. This is where scikit-learn comes in; predicting needs only the numbers it finds.
+"""Training and testing a probe. Training needs scikit-learn; prediction needs only the resulting numbers.
 
-Labels are samples of answers, each right or wrong; several samples of a question weigh as much as one together, because they
-say the same about what the probe sees, the question. Scores come from questions that were not trained on: all that training
-does, calibration included, is done anew without each fifth of the questions.
+Labels are samples of answers, each right or wrong. The samples of a question have a total weight of one, because the probe
+sees only the question. Scores are cross-validated: training, calibration included, is repeated without each fifth of the
+questions.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from workflow_composer.batch.run.records import RowRecord
 from workflow_composer.errors import InputError
 
 FEWEST_QUESTIONS = 50
-"""With fewer, nothing can be learnt and nothing can be said about what was learnt."""
+"""Fewest labelled questions per tier: with fewer, neither training nor scoring is meaningful."""
 
 FEWEST_OF_A_KIND = 5
-"""Questions' worth of right samples, and of wrong ones, without which a tier's success is taken to be constant."""
+"""Fewest right, and fewest wrong, samples (in units of questions); with fewer, the prediction is a constant."""
 
 MANY_QUESTIONS = 1000
-"""From here on calibration is isotonic; below, a sigmoid, which two numbers describe (Niculescu-Mizil and Caruana 2005)."""
+"""From this number on, calibration is isotonic; below, a sigmoid with two parameters (Niculescu-Mizil and Caruana 2005)."""
 
 PENALTY = 0.1
 """scikit-learn's C. From 0.01 to 1 the AUROC on four data sets changes by less than 0.03 (docs/batch-policies.md)."""
@@ -53,7 +53,7 @@ _FOLDS = 5
 
 @dataclass(frozen=True, slots=True)
 class _Labels:
-    """One tier's labels: the matrix of its questions' features, and the share of right samples of each."""
+    """One tier's labels: the feature matrix of its questions, and each question's share of right samples."""
 
     matrix: NDArray[np.float32]
     right: Floats
@@ -63,7 +63,7 @@ class _Labels:
         return len(self.right)
 
     def part(self, rows: NDArray[np.intp], columns: slice = slice(None)) -> _Labels:
-        """Some of the questions, and of the features."""
+        """Return a subset of the questions and of the features."""
         return _Labels(self.matrix[rows, columns], self.right[rows], self.samples)
 
 
@@ -78,13 +78,13 @@ def train(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Probe:
-    """Train and score a probe for ``tiers`` (their names, cheap ones first).
+    """Train and score a probe for ``tiers`` (names, cheapest first).
 
     ``samples`` is a table (pandas or Arrow) with one row per sample: ``question``, ``model`` (the tier's name) and
-    ``correct`` (true or false), and, where they are known, ``tokens`` and ``prompt_tokens``: the documented form of
-    recorded samples. ``dataset`` and ``digest`` say where it comes from, ``models`` which model each tier was.
+    ``correct`` (true or false), and optionally ``tokens`` and ``prompt_tokens`` (the columns of recorded samples).
+    ``dataset`` and ``digest`` identify the data, ``models`` the model of each tier.
 
-    Raises `InputError` where columns are missing, a tier has no labels, or fewer than `FEWEST_QUESTIONS` questions.
+    Raises `InputError` if columns are missing or a tier has fewer than `FEWEST_QUESTIONS` labelled questions.
     """
     table = _table(samples)
     found = _labels(table, tiers)
@@ -105,9 +105,9 @@ def train(
 
 
 def evaluate(probe: Probe, samples: Any, *, resamples: int = 1000, seed: int = 0) -> dict[str, Scores]:
-    """How well a probe's predictions come true on another data set (``samples`` as in `train`), for each tier it knows.
+    """Return the scores of a probe's predictions on another data set (``samples`` as in `train`), for each tier it knows.
 
-    ``constant`` is the training data's rate, which is what one would know without a probe; ``length`` is not scored.
+    ``constant`` is the training data's rate, the best prediction without a probe; ``length`` is not scored.
     """
     table = _table(samples)
     tiers = [tier for tier in probe.tiers if (table["model"] == tier).any()]
@@ -122,9 +122,9 @@ def evaluate(probe: Probe, samples: Any, *, resamples: int = 1000, seed: int = 0
 
 
 def samples_of(records: Iterable[RowRecord], question: Callable[[int], str]) -> Any:
-    """The table of samples, as `train` takes it, of a run's records: every sample of every tier that was graded.
+    """Return the graded samples of a run's records as a table for `train`.
 
-    ``question`` gives the text of a row by its number. Tokens are averages over the samples of a tier's call.
+    ``question`` maps a row's number to its text. Tokens are averages over the samples of a tier's call.
     """
     import pandas as pd
 
@@ -144,10 +144,12 @@ def _table(samples: Any) -> Any:
     table = samples.to_pandas() if hasattr(samples, "to_pandas") else samples
     missing = [name for name in ("question", "model", "correct") if name not in getattr(table, "columns", ())]
     if missing:
-        raise InputError(f"labels for a probe lack {', '.join(missing)}", hint="they have question, model and correct")
+        raise InputError(
+            f"samples for a probe lack the columns {', '.join(missing)}", hint="add question, model and correct"
+        )
     table = table[table["correct"].notna()].sort_values("question", kind="stable")
     if not table["correct"].isin([True, False]).all():
-        raise InputError("labels for a probe: `correct` is true or false")
+        raise InputError("samples for a probe: `correct` must be true or false")
     return table.assign(correct=table["correct"].astype(float))
 
 
@@ -159,7 +161,7 @@ def _labels(table: Any, tiers: Sequence[str]) -> dict[str, _Labels]:
         if len(shares) < FEWEST_QUESTIONS:
             raise InputError(
                 f"a probe needs at least {FEWEST_QUESTIONS} labelled questions per tier; {tier!r} has {len(shares)}",
-                hint=f"there are labels of {', '.join(map(str, table['model'].unique())) or 'no tier'}",
+                hint=f"tiers with labels: {', '.join(map(str, table['model'].unique())) or 'none'}",
             )
         matrix = Questions(shares.index.tolist()).features
         found[tier] = _Labels(matrix, shares.to_numpy(np.float64), int(by_question.size().sum()))
@@ -167,7 +169,7 @@ def _labels(table: Any, tiers: Sequence[str]) -> dict[str, _Labels]:
 
 
 def _tokens(table: Any, tiers: Sequence[str]) -> Tokens | None:
-    """Averages, where the table has tokens of every tier."""
+    """Return token averages; None unless the table has tokens of every tier."""
     if "tokens" not in table.columns:
         return None
     answers = {tier: float(table.loc[table["model"] == tier, "tokens"].mean()) for tier in tiers}
@@ -180,7 +182,7 @@ def _tokens(table: Any, tiers: Sequence[str]) -> Tokens | None:
         prompts = known["prompt_tokens"].to_numpy(np.float64)
         if len(known) and lengths.any():
             slope, beside = np.polyfit(lengths, prompts, 1) if np.ptp(lengths) > 0 else (-1.0, 0.0)
-            if slope < 0 or beside < 0:  # nonsense for counts: a plain ratio instead
+            if slope < 0 or beside < 0:  # impossible for counts: use the plain ratio instead
                 slope, beside = prompts.sum() / lengths.sum(), 0.0
     return Tokens(per_character=float(slope), per_prompt=float(beside), answers=answers)
 
@@ -194,7 +196,7 @@ def _fit(labels: _Labels, seed: int) -> TierPredictor:
     sizes: dict[str, Any] = {"questions": len(labels), "samples": labels.samples}
     if min(right, wrong) < FEWEST_OF_A_KIND:
         kind = "right" if wrong < right else "wrong"
-        note = f"nearly every sample is {kind}, so there is nothing to tell questions apart by: a constant"
+        note = f"constant prediction, because nearly every sample is {kind}"
         return TierPredictor(constant=(right + 0.5) / (len(labels) + 1), note=note, **sizes)
     model = _regression(labels)
     scores = np.empty(len(labels))
@@ -215,7 +217,7 @@ _Regression = tuple[Floats, Floats, Floats, float]
 
 
 def _regression(labels: _Labels) -> _Regression:
-    """Mean and scale of the features, coefficients and intercept of a logistic regression on shares of right samples."""
+    """Return the features' mean and scale, and the coefficients and intercept of a logistic regression."""
     mean = labels.matrix.mean(axis=0, dtype=np.float64)
     scale = labels.matrix.std(axis=0, dtype=np.float64)
     scale[scale < 1e-6] = 1.0  # the same in every question
@@ -225,17 +227,17 @@ def _regression(labels: _Labels) -> _Regression:
 
 
 def _logistic(inputs: Floats, right: Floats, penalty: float) -> tuple[Floats, float]:
-    """scikit-learn's logistic regression, where every row is right with one part of its weight and wrong with the rest."""
+    """Fit scikit-learn's logistic regression; each row counts as right with weight ``right`` and as wrong with the rest."""
     from sklearn.linear_model import LogisticRegression
 
     weights = np.concatenate([right, 1 - right])
     kinds = np.repeat([1, 0], len(right))
     used = weights > 0
-    if len(np.unique(kinds[used])) < 2:  # a fold without any right sample, or any wrong one
+    if len(np.unique(kinds[used])) < 2:  # a fold without right samples, or without wrong ones
         return np.zeros(inputs.shape[1]), 5.0 if right.any() else -5.0
-    model = LogisticRegression(C=penalty, solver="newton-cholesky")  # few columns: far quicker than the default
+    model = LogisticRegression(C=penalty, solver="newton-cholesky")  # few columns: much faster than the default
     with warnings.catch_warnings():
-        # Where a line search ends in rounding errors, scikit-learn itself goes on with lbfgs, says so, and is no worse off.
+        # If a line search fails from rounding errors, scikit-learn falls back to lbfgs with a warning; results are as good.
         warnings.filterwarnings("ignore", message=r"(?s).*resort to lbfgs")
         model.fit(np.concatenate([inputs, inputs])[used], kinds[used], sample_weight=weights[used])
     return model.coef_[0], float(model.intercept_[0])
@@ -248,13 +250,13 @@ def _score(model: _Regression, matrix: NDArray[np.float32]) -> Floats:
 
 
 def _calibration(scores: Floats, right: Floats) -> dict[str, Any]:
-    """From scores of questions that were held out to probabilities.
+    """Fit the map from scores of held-out questions to probabilities.
 
-    Never 0 or 1: a probability that so many questions cannot tell from certainty is not certainty.
+    It never returns 0 or 1, because a finite number of questions cannot establish certainty.
     """
     if len(right) < MANY_QUESTIONS:
         (slope,), shift = _logistic(scores[:, None], right, penalty=1e3)
-        if slope <= 0:  # scores that say nothing about questions that were held out
+        if slope <= 0:  # the scores do not predict held-out questions
             rate = right.mean()
             return {"sigmoid": (0.0, float(np.log(rate / (1 - rate))))}
         return {"sigmoid": (float(slope), shift)}
@@ -276,7 +278,7 @@ def _folds(count: int, seed: int) -> Iterable[tuple[NDArray[np.intp], NDArray[np
 
 
 def _scores(labels: _Labels, seed: int, resamples: int) -> Scores:
-    """Train without each fold in turn, and score what is predicted for it."""
+    """Train without each fold in turn, and score the predictions for it."""
     length = features.NAMES.index("characters")
     predicted = {name: np.empty(len(labels)) for name in ("probe", "length", "constant")}
     only_length = np.zeros_like(labels.matrix)
@@ -290,10 +292,10 @@ def _scores(labels: _Labels, seed: int, resamples: int) -> Scores:
 
 
 def _scored(predicted: Mapping[str, Floats], right: Floats, bootstrap: Bootstrap) -> Scores:
-    """Every score of every predictor, all on the same resamples."""
+    """Return all scores of all predictors, on the same resamples."""
     areas = {name: auroc(values, right) for name, values in predicted.items()}
     drawn = {name: auroc_draws(values, right, bootstrap) for name, values in predicted.items()}
-    areas["constant"], drawn["constant"] = 0.5, np.full(bootstrap.resamples, np.nan)  # by definition: it orders nothing
+    areas["constant"], drawn["constant"] = 0.5, np.full(bootstrap.resamples, np.nan)  # by definition: it ranks nothing
     errors = {name: brier(values, right) for name, values in predicted.items()}
     calibrations, floors = {}, {}
     for name, values in predicted.items():

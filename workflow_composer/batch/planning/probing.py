@@ -1,4 +1,4 @@
-"""The predictions that adaptive policies rest on: a probe that was saved, or one trained on the probing data set now."""
+"""The predictions of adaptive policies: a saved probe, or one trained on the probing data set."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
     Answer = Callable[[Any, PlanTable, Path, str], None]
 
 SAMPLES = 4
-"""Samples per question and tier that a probe is trained on: several say how sure a tier is, few are cheap."""
+"""Samples per question and tier for training a probe: a trade-off between information and cost."""
 
 
 class Uninformed:
-    """What is predicted where nothing is known: every tier answers half of the questions rightly."""
+    """The prediction without a probe: every tier answers half of the questions correctly."""
 
     def success(self, questions: Questions, tier: str) -> Floats:
-        """One half for each."""
+        """Return 0.5 for each question."""
         return np.full(len(questions), 0.5)
 
 
 def predictor_of(
     preparation: Preparation, context: PlanningContext, answer: Answer, tell: Callable[[str], None]
 ) -> tuple[Predictor, TokenAssumption]:
-    """The predictor for the plans, and what it knows about tokens; ``tell`` is told in words how good it is.
+    """Return the predictor for the plans and its token averages; pass a summary of its quality to ``tell``, line by line.
 
-    A probe trained on the same rows, tiers and models is taken from the output folder. A dry run trains none where that
-    needs answers of models, which ``answer`` (rows, plan, folder, label) gets, every vote drawn to its end: it plans as if
-    nothing were known, and says so.
+    A probe in the output folder that was trained on the same rows, tiers and models is reused. Otherwise training needs
+    samples: from a recording, or from models by ``answer`` (rows, plan, folder, label), which draws every vote to its end.
+    A dry run calls no model: it uses `Uninformed` instead and says so.
     """
     options = preparation.options
     names = [tier.name for tier in context.tiers]
@@ -60,8 +60,8 @@ def predictor_of(
         probe.check(names, models)
     elif options.dry_run and preparation.recorded is None:
         tell(
-            f"note: no probe has been trained on {rows.name} for these tiers yet. The plan below takes every tier to answer "
-            "half of the questions rightly; without --dry-run the probe is trained first."
+            f"note: no probe has been trained on {rows.name} for these tiers yet. The plan below assumes that every tier "
+            "answers half of the questions correctly; without --dry-run the probe is trained first."
         )
         return Uninformed(), TokenAssumption()
     else:
@@ -78,18 +78,18 @@ def predictor_of(
 
 
 def _rows(preparation: Preparation) -> Any:
-    """The probing data set: the recording itself where it is named, else a file of the data folder."""
+    """Return the probing data set: the recording itself if it is named, else a file of the data folder."""
     from workflow_composer.batch.datasets.dataset import find
 
     name = preparation.options.probing_dataset
-    assert name is not None  # asked for by who has looked
+    assert name is not None  # checked by the caller
     if preparation.recorded is not None and name == preparation.recorded.name:
         return preparation.recorded
     return find(name, preparation.options.data_dir)
 
 
 def _recorded(recorded: RecordedAnswers | None, rows: Any, models: dict[str, str], limit: int) -> Any:
-    """Samples with their grades, straight from the recording that is the probing data set; None where it is not."""
+    """Return graded samples from the recording if it is the probing data set, else None. Raises `InputError`."""
     if recorded is None or rows is not recorded:
         return None
     import pandas as pd
@@ -102,12 +102,12 @@ def _recorded(recorded: RecordedAnswers | None, rows: Any, models: dict[str, str
         if answer.model in tiers and answer.correct is not None and answer.question.strip() in questions
     ]
     if not found:
-        raise InputError(f"{recorded.path}: nobody has graded its answers", hint="a probe learns from graded answers")
+        raise InputError(f"{recorded.path}: no graded answers", hint="use a recording with grades to train a probe")
     return pd.DataFrame(found, columns=["question", "model", "correct", "tokens", "prompt_tokens"])
 
 
 def _drawn(limit: int, context: PlanningContext, rows: Any, folder: Path, answer: Answer) -> Any:
-    """Samples of every tier on the first rows of the data set; resumable as every batch."""
+    """Draw samples of every tier on the first rows of the data set, resumable like every batch."""
     from workflow_composer.batch.planning.policies import PlanningContext
     from workflow_composer.batch.report.results import records
 
@@ -131,5 +131,5 @@ def _scores(predictor: Any) -> str:
         return predictor.note or "a constant"
     auroc = predictor.scores.auroc
     own, length = auroc["probe"], auroc.get("length")
-    beside = "" if length is None else f", by the question's length alone {length.value:.2f}"
-    return f"right {predictor.scores.right:.1%}, AUROC {own.value:.2f} out of sample{beside}"
+    beside = "" if length is None else f" (by question length alone {length.value:.2f})"
+    return f"{predictor.scores.right:.1%} right, out-of-sample AUROC {own.value:.2f}{beside}"

@@ -1,7 +1,7 @@
 """Comparing runs over the same questions: every figure of a report, with its interval.
 
-All runs are resampled with the same questions, so that what one has more or costs less than another has an interval of its
-own, narrower than the two runs' intervals side by side would suggest.
+All runs are resampled with the same questions. Differences between runs therefore have paired intervals, which are narrower
+than the intervals of the separate runs suggest.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from workflow_composer.errors import MarkerError
 from workflow_composer.markers import is_cascade_marker, parse_route
 
 SINGLE, VOTE, CASCADE = "single tier", "majority vote", "cascade"
-"""Kinds of runs; one whose questions went several ways is a cascade, too."""
+"""Kinds of runs; a run with several routes also counts as a cascade."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Graded answers whose confidence lies from ``low`` to ``high``: mean confidence and share of right ones."""
+    """Graded answers with a confidence from ``low`` to ``high``: mean confidence and share of right ones."""
 
     low: float
     high: float
@@ -35,11 +35,11 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class EscalationStep:
-    """Questions that one tier passed on to another.
+    """Questions that escalated from one tier to another; ``share`` is their share of all questions.
 
-    ``share`` of all questions. Of the ``known`` ones, for which both tiers' answers were graded, a share ``before`` was
-    right and ``after`` is; ``gain`` is the difference. ``cost`` (dollars) is what the second tier took for all of them;
-    ``per_right`` that for each further right answer, None where there was none.
+    ``known`` of them have graded answers of both tiers: a share ``before`` of these was right before the step and ``after``
+    is right after it; ``gain`` is the difference. ``cost`` (dollars) is the second tier's cost for all of them;
+    ``per_right`` is the cost per additional right answer, None if there was none.
     """
 
     before_tier: str
@@ -64,7 +64,7 @@ class Passes:
 
 @dataclass(frozen=True, slots=True)
 class TierUse:
-    """What a tier did in a run: questions that it ran for and decided, samples drawn, samples nobody could read, dollars."""
+    """What a tier did in a run: questions it ran for, questions it decided, samples, unreadable samples, and dollars."""
 
     name: str
     rows: int
@@ -78,10 +78,10 @@ class TierUse:
 class RunFigures:
     """All figures of one run. Estimates of accuracies and their differences are shares (0 to 1); costs are dollars.
 
-    ``accepted`` is the share of answers that were accepted, ``accepted_right`` how many of these are right; None where
-    nothing was graded. ``accuracy`` is None without labels; ``lead`` and ``ratio`` (accuracy less the reference's; cost over
-    the reference's) without a reference. ``calibration`` is None where no graded answer has a confidence; ``floor`` is what
-    perfectly calibrated confidences would show.
+    ``accepted`` is the share of accepted answers, ``accepted_right`` the share of right ones among them (None if none was
+    graded). ``accuracy`` is None without labels; ``lead`` (accuracy minus the reference's) and ``ratio`` (cost over the
+    reference's) are None without a reference. ``calibration`` is None if no graded answer has a confidence; ``floor`` is the
+    calibration error that perfectly calibrated confidences would show.
     """
 
     name: str
@@ -125,7 +125,7 @@ class Comparison:
 def compare(
     summaries: Sequence[RunSummary], *, reference: str | None = None, resamples: int = 1000, seed: int = 0
 ) -> Comparison:
-    """Work out every figure. ``reference`` (default: the dearest run of a single tier) must name one of the runs."""
+    """Compute every figure. ``reference`` (default: the most expensive single-tier run) must name one of the runs."""
     rows = sum((summary.column("rows") for summary in summaries), np.zeros(len(summaries[0].column("rows"))))
     units = np.flatnonzero(rows)
     bootstrap = Bootstrap(len(units), resamples=resamples, seed=seed)
@@ -141,7 +141,7 @@ def compare(
 
 
 def kind_of(summary: RunSummary) -> str:
-    """What a run was, by its routes."""
+    """Return the kind of a run, by its routes."""
     if len(summary.routes) != 1:
         return CASCADE
     (route,) = summary.routes
@@ -151,7 +151,7 @@ def kind_of(summary: RunSummary) -> str:
         voted = parse_route(route).tiers[0].samples > 1
     except MarkerError:
         voted = False
-    # A router's own route does not say what it consists of.
+    # The route of a router does not show its tiers.
     return VOTE if voted else CASCADE if len(summary.tiers) > 1 else SINGLE
 
 
@@ -168,19 +168,19 @@ class _Sums:
         self._none = np.zeros(bootstrap.resamples)
 
     def value(self, *keys: Hashable) -> float:
-        """The sum of these columns."""
+        """Return the sum of these columns."""
         return float(sum(self._values[self._place[key]] for key in keys if key in self._place))
 
     def draws(self, *keys: Hashable) -> Floats:
-        """That of each resample: shape ``(resamples,)``."""
+        """Return the sum in each resample: shape ``(resamples,)``."""
         return sum((self._draws[:, self._place[key]] for key in keys if key in self._place), self._none)
 
     def count(self, *keys: Hashable) -> int:
-        """`value` of columns that count."""
+        """Return `value` as an integer."""
         return round(self.value(*keys))
 
     def ratio(self, above: Sequence[Hashable], below: Sequence[Hashable]) -> IntervalEstimate:
-        """Sums over sums."""
+        """Return a ratio of sums, with its interval."""
         with np.errstate(divide="ignore", invalid="ignore"):
             whole = self.value(*below)
             value = self.value(*above) / whole if whole else math.nan
@@ -220,7 +220,7 @@ def _figures(summary: RunSummary, kind: str, sums: _Sums, beside: _Sums | None) 
 
 
 def _accepted(sums: _Sums) -> IntervalEstimate:
-    """The share of all rows whose answer was accepted; a failed row has none."""
+    """Return the share of all rows with an accepted answer; failed rows count as not accepted."""
     with np.errstate(divide="ignore", invalid="ignore"):
         rows, taken = sums.value("rows"), sums.value("rows") - sums.value("doubted", "failed")
         drawn = 1 - sums.draws("doubted", "failed") / sums.draws("rows")
@@ -253,7 +253,7 @@ def _use(name: str, sums: _Sums) -> TierUse:
 
 
 def _calibration(sums: _Sums) -> tuple[tuple[Bin, ...], IntervalEstimate | None, float]:
-    """Bins of confidence, their expected calibration error, and what perfect confidences would show."""
+    """Return the bins of confidence, their expected calibration error, and its value for perfect confidences."""
     found, gap, spread = [], 0.0, 0.0
     gaps = np.zeros_like(sums.draws())
     counts = [("bin", place, "count") for place in range(BINS)]
@@ -321,7 +321,7 @@ def _passes(summary: RunSummary, sums: _Sums) -> tuple[Passes, ...]:
 
 
 def _marked(figures: Sequence[RunFigures]) -> tuple[RunFigures, ...]:
-    """Marks as best each run that no other beats in accuracy without costing more, nor in cost without being less right."""
+    """Mark the runs on the Pareto front: no other run is at least as accurate and as cheap, and better in one of the two."""
     from dataclasses import replace
 
     def beaten(run: RunFigures) -> bool:

@@ -1,7 +1,7 @@
-"""A report's form: sections of paragraphs, tables and figures, written as Markdown or as one HTML page.
+"""The document model of a report: sections of paragraphs, tables and figures, written as Markdown or as one HTML page.
 
-The page needs nothing but itself: no script, no font, no image from elsewhere. Whatever comes from data is escaped here, in
-one place for each of the two forms.
+The page is self-contained: it has no scripts and loads no fonts or images. This module escapes all text, in one place for
+each of the two formats.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 Cell = str | tuple[str, str]
-"""A text, or a text and, in small type, what is said about it: an interval."""
+"""A text, or a text with a detail in small type, such as an interval."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReportTable:
-    """A table. ``numbers``: positions of columns that are set flush right; ``name``: that of the column naming the rows."""
+    """A table. ``numbers``: positions of right-aligned columns; ``name``: position of the column that names the rows."""
 
     caption: str
     head: tuple[str, ...]
@@ -30,7 +30,7 @@ class ReportTable:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A picture (SVG) for the page. ``alt`` says what there is to see; its numbers are in a table beside it."""
+    """A figure (SVG) for the page. ``alt`` describes it; its numbers are also in a table."""
 
     svg: str
     alt: str
@@ -57,13 +57,13 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """Its address within the page."""
+        """The anchor of the section within the page."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A report. ``summary`` stands above everything else."""
+    """A report. ``summary`` comes first."""
 
     title: str
     subtitle: str
@@ -75,7 +75,7 @@ class Document:
 
 
 def as_markdown(document: Document) -> str:
-    """The document as Markdown (with tables as on GitHub); figures are left out, as their numbers are in tables."""
+    """Return the document as Markdown (GitHub tables), without figures: their numbers are in tables."""
     parts = [f"# {_plain(document.title)}", _plain(document.subtitle)]
     parts.append("\n".join(f"- {_plain(line)}" for line in document.summary))
     for section in document.sections:
@@ -109,14 +109,14 @@ def _joined(cell: Cell) -> str:
 
 
 def _plain(text: str) -> str:
-    """The text with everything that Markdown or HTML would take for markup escaped, on one line."""
+    """Return the text on one line with all Markdown and HTML markup escaped."""
     text = html.escape(one_line(text), quote=False)
     text = re.sub(r"([\\`*_{}\[\]|~#])", r"\\\1", text)
     return re.sub(r"^([-+]|\d+[.)])(?=\s)", r"\\\1", text)
 
 
 def one_line(text: str) -> str:
-    """The text without line ends and control characters, which would end a table's row, and worse."""
+    """Return the text without line breaks and control characters, which would break a table."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
@@ -124,7 +124,7 @@ def one_line(text: str) -> str:
 
 
 def as_html(document: Document) -> str:
-    """The document as one page that opens without a network, in a light and a dark form."""
+    """Return the document as one self-contained page with light and dark colours."""
     style = (files("workflow_composer.batch.report") / "report.css").read_text(encoding="utf-8")
     links = "".join(f'<li><a href="#{section.anchor}">{_text(section.title)}</a></li>' for section in document.sections)
     summary = "".join(f"<li>{_text(line)}</li>" for line in document.summary)
@@ -193,7 +193,7 @@ def _class(name: str) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    """Long routing strings break behind underscores."""
+    """Return a cell's HTML; long routing strings may break after underscores."""
     text, detail = (cell, "") if isinstance(cell, str) else cell
     shown = _text(text).replace("_", "_<wbr>")
     return f"{shown} <small>{_text(detail)}</small>" if detail else shown
@@ -204,7 +204,7 @@ def _text(text: str) -> str:
 
 
 def _inline(figure: Figure, prefix: str) -> str:
-    """The drawing with its name for those who do not see it, and with ids that are its own on the page."""
+    """Return the drawing with its accessible name, and with ids that are unique on the page."""
     drawing = figure.svg[figure.svg.index("<svg") :]
     drawing = re.sub(r'(\bid="|url\(#|xlink:href="#)', rf"\1{prefix}-", drawing)
     return drawing.replace("<svg ", f'<svg role="img" aria-label="{_text(figure.alt)}" ', 1)

@@ -1,7 +1,7 @@
-"""The report's figures, as SVG whose colours are the page's: they follow it into the dark.
+"""The report's figures, as SVG with the colours of the page, in light and dark mode.
 
-Runs are marked with the numbers that they have in the report's tables, so that names of any length fit. Each function gives
-one drawing as text; texts in it stay texts.
+Runs are labelled with their numbers in the report's tables, so that names of any length fit. Each function returns one SVG
+drawing; its texts stay texts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _COLOURS = {
     "single": "#010a05", "vote": "#010a06", "cascade": "#010a07", "accent": "#010a08",
     **{f"tier-{at}": f"#010a1{at}" for at in range(6)},
 }  # fmt: skip
-"""Stand-ins that matplotlib takes; in the drawing they become the page's variables."""
+"""Placeholder colours for matplotlib; the drawing has CSS variables of the page instead."""
 
 _MARKS = {SINGLE: ("single", "o"), VOTE: ("vote", "s"), CASCADE: ("cascade", "D")}
 _STYLE = {
@@ -49,17 +49,17 @@ _STYLE = {
     "legend.frameon": False,
 }
 _WIDTH = 9.4
-"""Inches at 72 points each; the page scales it."""
+"""Width in inches of 72 points; the page scales it."""
 
 _LABEL = 18
-"""Names of so many characters stand beside their points."""
+"""Longest name (characters) that is written next to its point."""
 
 MOST_PANELS = 6
-"""Runs whose calibration is drawn; tables have them all."""
+"""Most runs in the calibration figure; the tables have all runs."""
 
 
 def accuracy_against_cost(comparison: Comparison) -> str:
-    """Each run at its cost per 1,000 questions and its accuracy, with intervals; a line joins those no other run beats."""
+    """Plot accuracy against cost per 1,000 questions of each run, with intervals; a line joins the Pareto front."""
     runs = [(at + 1, run) for at, run in enumerate(comparison.runs) if run.accuracy is not None]
     costs = [1000 * run.cost_per_row.value for _, run in runs]
     with _figure(4.6) as figure:
@@ -102,8 +102,8 @@ def _point(axes: Axes, run: RunFigures, cost: float) -> None:
 
 
 def _name_points(figure: Figure, axes: Axes, points: Sequence[tuple[int, RunFigures, tuple[float, float]]]) -> None:
-    """Each point's number, and its name where that is short, at the first place around it that is free of all others."""
-    figure.draw_without_rendering()  # settles where points are
+    """Label each point with its number, and its name if short, at the position around it with the least overlap."""
+    figure.draw_without_rendering()  # computes the positions of points
     scale = 72 / figure.dpi
     at = [axes.transData.transform(place) * scale for _, _, place in points]
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]
@@ -121,7 +121,7 @@ def _name_points(figure: Figure, axes: Axes, points: Sequence[tuple[int, RunFigu
 
 
 def _overlap(point: tuple[float, float], shift: tuple[float, float], wide: float, box: tuple[float, ...]) -> float:
-    """The area that a label of this width, moved from its point, has in common with a box."""
+    """Return the overlap of a box with a label of this width, shifted from its point."""
     left, low = point[0] + shift[0], point[1] + shift[1]
     across = min(left + wide, box[2]) - max(left, box[0])
     up = min(low + 10, box[3]) - max(low, box[1])
@@ -129,7 +129,7 @@ def _overlap(point: tuple[float, float], shift: tuple[float, float], wide: float
 
 
 def shares(numbered: Sequence[tuple[int, RunFigures]], tiers: Sequence[str]) -> str:
-    """A bar per run: the share of questions that each tier has decided, and that failed."""
+    """Plot a bar per run: the share of questions that each tier decided, and of failed ones."""
     runs = [run for _, run in numbered]
     with _figure(0.9 + 0.36 * len(runs)) as figure:
         axes = figure.subplots()
@@ -154,7 +154,7 @@ def shares(numbered: Sequence[tuple[int, RunFigures]], tiers: Sequence[str]) -> 
 
 
 def _bars(axes: Axes, found: Sequence[float], left: list[float], colour: str, name: str) -> None:
-    """The next part of each bar; ``left`` moves on."""
+    """Draw the next segment of each bar and advance ``left``."""
     widths = [100 * share for share in found]
     axes.barh(range(len(widths)), widths, left=left, height=0.68, color=colour, label=name, edgecolor=_COLOURS["card"])
     for at, width in enumerate(widths):
@@ -162,7 +162,7 @@ def _bars(axes: Axes, found: Sequence[float], left: list[float], colour: str, na
 
 
 def reliability(runs: Sequence[tuple[int, RunFigures]]) -> str:
-    """A panel per run: in each bin of confidence, the share of right answers; the area of a point is the bin's count."""
+    """Plot a panel per run: the share of right answers in each bin of confidence; a point's area shows the bin's count."""
     columns = len(runs) if len(runs) <= 4 else 3
     rows = math.ceil(len(runs) / columns)
     with _figure(rows * (min(_WIDTH / columns, 4.2) + 0.55)) as figure:
@@ -192,7 +192,7 @@ def reliability(runs: Sequence[tuple[int, RunFigures]]) -> str:
 
 
 def escalations(runs: Sequence[tuple[int, RunFigures]]) -> str:
-    """For each step of each run: how many of the questions that were passed on were right before, and after."""
+    """Plot, for each step of each run, the share of escalated questions that were right before and after."""
     steps = [(number, step) for number, run in runs for step in run.steps if step.known]
     names = [f"{number}: {_short(step.before_tier)} to {_short(step.tier)}" for number, step in steps]
     with _figure(0.95 + 0.4 * len(steps)) as figure:
@@ -207,7 +207,7 @@ def escalations(runs: Sequence[tuple[int, RunFigures]]) -> str:
         axes.set_yticks(range(len(steps)), names)
         axes.set_ylim(len(steps) - 0.4, -0.6)
         axes.xaxis.set_major_formatter(_ticker().FuncFormatter(lambda value, _: f"{value:g} %"))
-        axes.set_xlabel("right among the questions that were passed on")
+        axes.set_xlabel("right answers among the escalated questions")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, columnspacing=1.4)
@@ -215,7 +215,7 @@ def escalations(runs: Sequence[tuple[int, RunFigures]]) -> str:
 
 
 def tier_colour(tier: str, tiers: Sequence[str]) -> str:
-    """The name of a tier's colour: from light to strong, as tiers go from cheap to strong."""
+    """Return the name of a tier's colour: from light to strong as tiers go from cheap to strong."""
     at = list(tiers).index(tier)
     steps = len(_tier_steps())
     return _tier_steps()[at if len(tiers) <= steps else round(at * (steps - 1) / (len(tiers) - 1))]
@@ -238,10 +238,10 @@ def _figure(height: float, width: float = _WIDTH) -> Iterator[Figure]:
 
 
 def _svg(figure: Figure) -> str:
-    """The figure as SVG, its stand-in colours replaced by the page's variables."""
+    """Return the figure as SVG, with placeholder colours replaced by CSS variables."""
     written = io.StringIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # only measures text; the reader's browser has its fonts
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # fonts only measure text here; the browser renders it
         figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     drawing = written.getvalue()
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL)
@@ -265,7 +265,7 @@ def _dollars(amount: float) -> str:
 
 
 def _short(name: str) -> str:
-    """A name as it can stand in a figure: one line, not too long, and not hidden, as matplotlib hides those with ``_``."""
+    """Return a name for a figure: one line, shortened, and not hidden (matplotlib hides labels that begin with ``_``)."""
     name = one_line(name)
     name = name if len(name) <= 30 else f"{name[:18]}…{name[-10:]}"
     return f" {name}" if name.startswith("_") else name

@@ -1,7 +1,7 @@
 """The report on a data set's runs: Markdown, and one HTML page with the same numbers and figures.
 
-Records are read once, as a stream, and added up (`RunSummary`); what is said of them is worked out in
-`workflow_composer.batch.report.comparison`. This module only puts it into words and tables.
+Records are streamed once and summed (`RunSummary`); `workflow_composer.batch.report.comparison` computes the figures. This
+module only formats them as text and tables.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from workflow_composer.batch.run.records import RowRecord
 from workflow_composer.errors import InputError
 
 Records = Callable[[], Iterable[RowRecord]]
-"""Gives a run's records, from the first on, each time it is called."""
+"""Returns an iterable over all records of a run, each time it is called."""
 
 _UNKNOWN = "-"
 
@@ -44,13 +44,13 @@ def build_report(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[str, str]:
-    """Markdown and HTML for runs over the same rows of one data set, by their names.
+    """Return Markdown and HTML that compare runs (name -> records) over the same rows of one data set.
 
-    Baselines are runs like any other. ``tiers`` are in order from cheap to strong (default: as they were met); ``reference``
-    names the run that others are compared with (default: the dearest run of a single tier); ``notes`` are lines for the top,
-    such as what was run. Where runs do not have the same rows, those that all have are compared, and the report says so.
+    Baselines are ordinary runs. ``tiers`` are ordered from cheap to strong (default: order of occurrence); ``reference``
+    names the run that others are compared with (default: the most expensive single-tier run); ``notes`` are lines at the
+    top. If runs have different rows, only their common rows are compared, and the report says so.
 
-    Raises `InputError` where there is no run, or no row that all of them have.
+    Raises `InputError` if there is no run, or no row that all runs have.
     """
     summaries, left_out = _summaries(runs)
     comparison = compare(summaries, reference=reference, resamples=resamples, seed=seed)
@@ -66,9 +66,9 @@ def build_report(
 
 
 def _summaries(runs: Mapping[str, Records]) -> tuple[list[RunSummary], int]:
-    """The runs, added up over the rows that all have; and how many rows that leaves out."""
+    """Return the sums of each run over the rows that all runs have, and the number of other rows."""
     if not runs:
-        raise InputError("a report needs a run", hint="name at least one policy or route")
+        raise InputError("a report needs at least one run", hint="add a policy or a route")
     summaries = [RunSummary.of(name, records()) for name, records in runs.items()]
     longest = max(len(summary.seen) for summary in summaries)
     everywhere = _padded(summaries[0], longest)
@@ -77,7 +77,7 @@ def _summaries(runs: Mapping[str, Records]) -> tuple[list[RunSummary], int]:
         everywhere &= _padded(summary, longest)
         anywhere |= _padded(summary, longest)
     if not everywhere.any():
-        raise InputError("the runs have no row in common", hint="report on runs over the same rows of one data set")
+        raise InputError("the runs have no rows in common", hint="compare runs over the same rows of one data set")
     left_out = int(anywhere.sum() - everywhere.sum())
     if left_out:
         summaries = [RunSummary.of(name, records(), only=everywhere) for name, records in runs.items()]
@@ -93,14 +93,14 @@ def _padded(summary: RunSummary, length: int) -> Any:
 def _left_out(rows: int) -> list[str]:
     if not rows:
         return []
-    return [f"{_plural(rows, 'row')} that not every run has {'is' if rows == 1 else 'are'} left out."]
+    return [f"{_plural(rows, 'row')} missing in some runs {'is' if rows == 1 else 'are'} left out."]
 
 
 # ------------------------------------------------------------------------------------------------------- the summary
 
 
 def _findings(comparison: Comparison) -> list[str]:
-    """A sentence on each run that is no baseline, beside the reference."""
+    """Return a sentence on each cascade, compared with the reference."""
     return [
         f"{run.name}: {_share(run.accuracy)} right {_beside(run, comparison.reference)}."
         for run in comparison.runs
@@ -130,10 +130,10 @@ def _sections(comparison: Comparison, tiers: Sequence[str]) -> list[Section]:
         Section("Accepted answers", _accepted([(n, run) for n, run in numbered if run.doubted])),
         Section("Which tier decided", _shares([(n, run) for n, run in numbered if len(run.tiers) > 1], tiers)),
         Section("What each escalation bought", _escalations([(n, run) for n, run in numbered if run.steps])),
-        Section("Confidence and what it is worth", _confidence([(n, run) for n, run in numbered if run.bins])),
+        Section("Calibration of confidence", _confidence([(n, run) for n, run in numbered if run.bins])),
         Section("At least one right sample (pass@k)", _passes([(n, run) for n, run in numbered if run.passes])),
         Section("Errors and unreadable answers", _faults(numbered)),
-        Section("How to read this", _reading(comparison)),
+        Section("How to read this report", _reading(comparison)),
     ]
 
 
@@ -147,18 +147,18 @@ def _accuracy(comparison: Comparison) -> tuple[Block, ...]:
                 plots.accuracy_against_cost(comparison),
                 "Accuracy of each run against its cost for 1,000 questions. No run is both better and cheaper than "
                 f"{_listed(best)}. The table below has the numbers.",
-                "Bars are 95 % intervals. Numbers are those of the table.",
+                "Bars are 95 % intervals. Numbers refer to the table.",
             )
         )
     else:
-        blocks.append("The data set has no labels, so that nothing can be said about which answers are right.")
+        blocks.append("The data set has no labels, so accuracy is unknown.")
     blocks.append(_accuracy_table(comparison, graded=graded))
     return tuple(blocks)
 
 
 def _accuracy_table(comparison: Comparison, *, graded: bool) -> ReportTable:
     reference = comparison.reference if graded else None
-    compared = ["points more or less", "cost ratio"] if reference is not None else []
+    compared = ["difference in points", "cost ratio"] if reference is not None else []
     head = ("#", "run", "right", "cost of 1,000", *compared, "tokens", "seconds")
     rows = []
     for number, run in enumerate(comparison.runs, 1):
@@ -167,14 +167,14 @@ def _accuracy_table(comparison: Comparison, *, graded: bool) -> ReportTable:
         if reference is not None:
             row += [_lead_cell(run, reference), _ratio_cell(run, reference)]
         rows.append((*row, f"{run.tokens_per_row:,.0f}", _number(run.seconds_per_row)))
-    note = "Tokens (prompt and answer) and seconds are means per question; everything that was paid for is counted."
+    note = "Tokens (prompt and answer) and seconds are means per question, including rejected tiers and failed attempts."
     if reference is not None:
         note += f" Points and cost ratio compare with {reference}, question by question."
     return _table("Every run on the same questions", head, rows, note)
 
 
 def _table(caption: str, head: tuple[str, ...], rows: Sequence[tuple[Cell, ...]], note: str = "") -> ReportTable:
-    """A table of numbers whose second column is the name."""
+    """Return a table of numbers whose second column is the name."""
     return ReportTable(caption, head, tuple(rows), frozenset(range(len(head))) - {1}, 1, note)
 
 
@@ -189,11 +189,11 @@ def _accepted(runs: Sequence[tuple[int, RunFigures]]) -> tuple[Block, ...]:
         if right is not None:
             wrong = (f"{1 - right.value:.1%}", f"{1 - right.high:.1%} to {1 - right.low:.1%}")
         rows.append((str(number), run.name, share, wrong, f"{run.doubted:,}"))
-    head = ("#", "run", "accepted", "of these wrong", "taken though not accepted")
+    head = ("#", "run", "accepted", "wrong among accepted", "returned but not accepted")
     note = (
-        "An answer that no tier accepted is the last tier's. A certificate limits how many of the accepted ones are wrong."
+        "If no tier accepts its answer, the last tier's is returned. A certificate limits the wrong ones among the accepted."
     )
-    return (_table("Accepted, and wrong all the same", head, rows, note),)
+    return (_table("Accepted answers, and errors among them", head, rows, note),)
 
 
 def _shares(runs: Sequence[tuple[int, RunFigures]], tiers: Sequence[str]) -> tuple[Block, ...]:
@@ -210,8 +210,8 @@ def _shares(runs: Sequence[tuple[int, RunFigures]], tiers: Sequence[str]) -> tup
                 _UNKNOWN if use is None else (f"{use.decided / run.rows:.1%}", f"ran for {use.rows / run.rows:.1%}")
             )
         rows.append((str(number), run.name, *cells))
-    table = _table("Share of questions that each tier has decided", ("#", "run", *tiers), rows)
-    alt = "For each run, the share of questions that each tier has decided; the table below has the numbers."
+    table = _table("Share of questions that each tier decided", ("#", "run", *tiers), rows)
+    alt = "For each run, the share of questions that each tier decided; the table below has the numbers."
     return (Figure(plots.shares(runs, tiers), alt), table)
 
 
@@ -222,16 +222,17 @@ def _escalations(runs: Sequence[tuple[int, RunFigures]]) -> tuple[Block, ...]:
     for number, run in runs:
         for step in run.steps:
             known = step.known > 0
-            price = _UNKNOWN if not known else "nothing gained" if step.per_right is None else _money(step.per_right)
+            price = _UNKNOWN if not known else "no gain" if step.per_right is None else _money(step.per_right)
             passed_on = (f"{step.rows:,}", f"{step.share:.1%}")
             right = (f"{step.before:.1%}", f"{step.after:.1%}") if known else (_UNKNOWN, _UNKNOWN)
             gain: Cell = (_points(step.gain.value), _interval(step.gain, _points)) if known else _UNKNOWN
             steps = f"{step.before_tier} to {step.tier}"
             rows.append((str(number), steps, passed_on, *right, gain, _money(step.cost), price))
-    head = ("#", "step", "passed on", "right before", "right after", "points gained", "cost of it", "per right answer")
+    head = ("#", "step", "escalated", "right before", "right after", "points gained", "cost", "per right answer")
     note = (
-        "Of the questions that a tier passed on: how many its leading answer had right, and how many the next tier's "
-        "answer. The cost is that tier's for these questions; the last column divides it by the right answers gained."
+        "For the questions that escalated: the share that the first tier's leading answer had right, and the share of the "
+        "next tier's answer. The cost is the next tier's for these questions; the last column divides it by the right "
+        "answers gained."
     )
     blocks: list[Block] = []
     if any(step.known for _, run in runs for step in run.steps):
@@ -245,9 +246,9 @@ def _confidence(runs: Sequence[tuple[int, RunFigures]]) -> tuple[Block, ...]:
         return ()
     drawn = runs[: plots.MOST_PANELS]
     alt = "Share of right answers against confidence, one panel per run; the tables below have the numbers."
-    caption = "A point on the dashed line is worth what it says. Its area grows with the number of answers."
+    caption = "On the dashed line, confidence is perfectly calibrated. A point's area grows with its number of answers."
     if len(drawn) < len(runs):
-        caption += f" The first {len(drawn)} of {len(runs)} runs are drawn."
+        caption += f" Shown are the first {len(drawn)} of {len(runs)} runs."
     errors = []
     for number, run in runs:
         assert run.calibration is not None  # there are bins
@@ -258,8 +259,8 @@ def _confidence(runs: Sequence[tuple[int, RunFigures]]) -> tuple[Block, ...]:
         "Expected calibration error (ECE)",
         ("#", "run", "answers with a confidence", "ECE", "if perfect"),
         errors,
-        "How far confidence and the share of right answers are apart on average, over ten bins of equal width. The last "
-        "column is what perfectly calibrated confidences would show on so many answers, by chance alone.",
+        "The mean difference between confidence and the share of right answers, over ten bins of equal width. The last "
+        "column is the value of perfectly calibrated confidences on as many answers, by chance alone.",
     )
     bins = [
         (
@@ -287,9 +288,9 @@ def _passes(runs: Sequence[tuple[int, RunFigures]]) -> tuple[Block, ...]:
             rows.append((str(number), found.tier, *(by_k.get(k, _UNKNOWN) for k in used)))
     head = ("#", "tier", *(f"pass@{k}" for k in used))
     note = (
-        "The probability that at least one of k samples is right, from all samples that a tier drew; in brackets the number "
-        "of questions with at least k. Votes that ended early, and cascades that ended before a tier, leave out the easier "
-        "questions: compare only cells with equal numbers of questions."
+        "The probability that at least one of k samples is right, estimated from all samples of a tier; in brackets the "
+        "number of questions with at least k samples. Votes that end early, and cascades that end before a tier, exclude "
+        "the easier questions: compare only cells with equal numbers of questions."
     )
     return (_table("pass@k", head, rows, note),)
 
@@ -300,37 +301,35 @@ def _faults(runs: Sequence[tuple[int, RunFigures]]) -> tuple[Block, ...]:
         samples, unreadable = sum(use.samples for use in run.tiers), sum(use.unreadable for use in run.tiers)
         votes: Cell = (f"{unreadable:,}", f"{unreadable / samples:.1%} of {samples:,}") if samples else _UNKNOWN
         rows.append((str(number), run.name, f"{run.failed:,}", f"{run.unread:,}", votes, f"{run.doubted:,}"))
-    head = ("#", "run", "failed rows", "without a readable answer", "unreadable samples", "taken though not confident")
-    blocks: list[Block] = [_table("What went wrong", head, rows)]
+    head = ("#", "run", "failed rows", "unreadable answers", "unreadable samples", "returned but not accepted")
+    blocks: list[Block] = [_table("Failures", head, rows)]
     errors = [
         (str(number), kind, f"{count:,}", f"row {row}: {_cut(message)}")
         for number, run in runs
         for kind, count, row, message in run.errors
     ]
     if errors:
-        blocks.append(
-            ReportTable("Errors", ("#", "error", "rows", "the first of them"), tuple(errors), frozenset({0, 2}), 1)
-        )
+        blocks.append(ReportTable("Errors", ("#", "error", "rows", "first occurrence"), tuple(errors), frozenset({0, 2}), 1))
     return tuple(blocks)
 
 
 def _reading(comparison: Comparison) -> tuple[Block, ...]:
     dealt = (
-        f" Questions were dealt into {GROUPS:,} random groups first, and groups were drawn." if comparison.grouped else ""
+        f" Questions were divided into {GROUPS:,} random groups, and groups were resampled." if comparison.grouped else ""
     )
     return (
         Bullets(
             (
-                "Right: the answer was graded as right against the data set's label. A row that failed counts as wrong; "
-                "rows without a label count nowhere but in costs.",
-                "Costs are those of the profile's prices: rejected tiers and failed attempts included.",
-                f"Intervals: the middle 95 % over {comparison.resamples:,} data sets drawn from these questions with "
-                f"replacement (percentile bootstrap). All runs are drawn alike, so differences are paired.{dealt}",
-                "What intervals cover: which questions happen to be in the data set, if they are a random sample of those "
-                "you care about. With fewer than about 50 questions, or where nearly all are right, they are too narrow.",
-                "What they do not cover: that models answer differently when asked again (each question was run once), "
-                "wrong labels or wrong grading, other kinds of questions, other prices, and that the best of many "
-                "runs looks better than it is because it was picked after the fact.",
+                "Right: the answer was graded as correct against the data set's label. A failed row counts as wrong; rows "
+                "without a label count only in costs.",
+                "Costs are by the profile's prices and include rejected tiers and failed attempts.",
+                f"Intervals: the middle 95 % over {comparison.resamples:,} data sets resampled from these questions with "
+                f"replacement (percentile bootstrap). All runs use the same resamples, so differences are paired.{dealt}",
+                "The intervals cover the choice of questions, if they are a random sample of the questions of interest. "
+                "With fewer than about 50 questions, or if nearly all answers are right, they are too narrow.",
+                "They do not cover variation between repeated runs (each question was run once), wrong labels or wrong "
+                "grading, other kinds of questions, other prices, or the selection of the best of many runs, which looks "
+                "better than it is.",
             )
         ),
     )
@@ -378,7 +377,7 @@ def _money(amount: float) -> str:
 
 
 def _number(amount: float) -> str:
-    """Three significant digits, and never an exponent.
+    """Format three significant digits without an exponent.
 
     >>> _number(1234.5), _number(0.0000512), _number(0.5), _number(0)
     ('1,234', '0.0000512', '0.500', '0')

@@ -1,7 +1,7 @@
-"""What came of a batch: the journal's records in the order of the data set, as JSON lines and as Parquet.
+"""The results of a batch: the journal's records in the order of the data set, as JSON lines and as Parquet.
 
-Both are streamed: of a journal, 8 bytes per row are kept in memory. A file is there whole or not at all: it is written under
-another name and then renamed.
+Both are streamed and keep 8 bytes per row in memory. Files are replaced atomically: each is written under another name and
+then renamed.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _readable = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",
 
 _ROWS_AT_A_TIME = 1024
 _GROUP_ROWS, _GROUP_BYTES = 32_768, 64 << 20
-"""A row group of Parquet is closed when it has as many rows or bytes."""
+"""A Parquet row group is closed when it reaches this many rows or bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """How many rows the result files hold, and how many of them failed.
+    """The number of rows in the result files, and of failed rows.
 
-    ``unreadable`` rows have an answer that could not be read; ``cut_off`` of them were ended by their length.
+    ``unreadable`` rows have an answer that could not be read; ``cut_off`` of them reached their token limit.
     """
 
     rows: int
@@ -54,19 +54,19 @@ class Written:
 
 
 def records(journal: Path) -> Iterator[RowRecord]:
-    """The last record of every row of a journal, in the order of the data set; rows without any are left out.
+    """Yield the last record of every row of a journal, in the order of the data set; skip rows without a record.
 
-    The journal is not locked: a run may go on meanwhile, and what it then writes is left out too. Raises `InputError` where
-    the file cannot be read, is damaged, or is no journal.
+    The journal is not locked: if a run is still writing, its new records are skipped too. Raises `InputError` if the file
+    cannot be read, is damaged, or is not a journal.
     """
     return map(record_of, _last_lines(journal))
 
 
 def write_results(journal: Path, folder: Path) -> Written:
-    """Write ``results.jsonl`` and ``results.parquet`` into a folder, in the place of what was there.
+    """Write ``results.jsonl`` and ``results.parquet`` into a folder, replacing older ones.
 
-    Raises `ConfigError` where pyarrow is not installed, `InputError` for the journal as `records` does, and
-    `WorkflowComposerError` where there is no room; older files stay then.
+    Raises `ConfigError` if pyarrow is not installed, `InputError` for the journal as `records` does, and
+    `WorkflowComposerError` if a file cannot be written (older files then stay).
     """
     arrow_library()
     rows = errors = unreadable = cut_off = 0
@@ -89,7 +89,7 @@ def write_results(journal: Path, folder: Path) -> Written:
 
 
 def schema() -> pa.Schema:
-    """Their types in Parquet."""
+    """Return the Parquet schema of the columns."""
     pa = arrow_library()
     text, count, number, truth = pa.string(), pa.int64(), pa.float64(), pa.bool_()
     votes = pa.list_(pa.struct([("answer", text), ("count", count)]))
@@ -130,7 +130,7 @@ def schema() -> pa.Schema:
 
 
 def _row(fields: dict[str, Any]) -> dict[str, Any]:
-    """A row of the result files: plain data, every column always there."""
+    """Return a row of the result files: plain data with all columns."""
     fields["tier"] = fields.pop("deciding") or None
     for tier in fields["tiers"]:
         tier["votes"] = [{"answer": answer, "count": count} for answer, count in tier["votes"]]
@@ -150,7 +150,7 @@ def _last_lines(journal: Path) -> Iterator[bytes]:
 
 
 def _offsets(file: BinaryIO, journal: Path) -> array[int]:
-    """Where the last record of each row begins; 0 where there is none."""
+    """Return the offset of the last record of each row; 0 if there is none."""
     lines = whole_lines(file, journal)
     first = next(lines, None)
     if first is None:
@@ -163,17 +163,17 @@ def _offsets(file: BinaryIO, journal: Path) -> array[int]:
 
 @contextmanager
 def _in_place_of(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of another when it is whole and on the disk."""
+    """Open a file that replaces ``path`` once it is complete and on disk."""
     try:
         with replacing(path) as file:
             yield file
     except OSError as error:
-        hint = "make room, or allow this user to write there; then run the same command again: no answer is lost"
+        hint = "free disk space, or give this user write permission; then run the same command again: no answer is lost"
         raise WorkflowComposerError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
 
 
 class _Table:
-    """A Parquet file that is written by row groups of bounded size. A context manager."""
+    """A Parquet file, written in row groups of bounded size. A context manager."""
 
     def __init__(self, file: BinaryIO) -> None:
         from pyarrow.parquet import ParquetWriter
@@ -195,7 +195,7 @@ class _Table:
         """Write rows."""
         try:
             batch = self._pa.RecordBatch.from_pylist(rows, self._schema)
-        except UnicodeEncodeError:  # half a surrogate pair, which a model may write and Parquet cannot hold
+        except UnicodeEncodeError:  # a lone surrogate, which a model may generate and Parquet cannot store
             batch = self._pa.RecordBatch.from_pylist([_encodable(row) for row in rows], self._schema)
         self._waiting.append(batch)
         if sum(map(len, self._waiting)) >= _GROUP_ROWS or sum(each.nbytes for each in self._waiting) >= _GROUP_BYTES:

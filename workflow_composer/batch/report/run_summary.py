@@ -1,9 +1,9 @@
-"""RunSummary: a run's records added up, in memory that does not grow with their number.
+"""RunSummary: the sums over a run's records, in constant memory.
 
-Everything that a report says is a ratio of sums over questions. Sums are kept per *unit*: each of the first `GROUPS`
-questions is one; of more, each is dealt at random to one of them. Resampling units then gives the intervals
-(`workflow_composer.batch.report.statistics`), and as units depend on nothing but the row's number, runs over the same rows
-are compared question by question.
+Every figure of a report is a ratio of sums over questions. Sums are kept per *unit*: each of the first `GROUPS` questions is
+a unit, and further questions are assigned to units at random. Resampling units gives the intervals
+(`workflow_composer.batch.report.statistics`). A unit depends only on the row's number, so runs over the same rows are
+compared question by question.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from workflow_composer.batch.report.statistics import GROUPS, Floats, pass_at
 from workflow_composer.batch.run.records import RowRecord, TierRecord
 
 BINS = 10
-"""Bins of confidence, all of the same width; the last one holds 1."""
+"""Number of bins of confidence, of equal width; the last one includes 1."""
 
 DRAWS = (1, 2, 4, 8, 16, 32)
-"""k of pass@k."""
+"""The values of k for pass@k."""
 
 _MOST_ERRORS = 100
 
@@ -32,16 +32,16 @@ _MOST_ERRORS = 100
 class RunSummary:
     """One run of one data set. `add` records in any order, each row once; then read `column` and `total`.
 
-    Columns, by their keys; each counts questions or adds up what they have:
+    Columns by key; each is a count of questions or a sum over them:
 
-    - ``rows``, ``failed``, ``unread`` (answered, but no final answer could be read), ``doubted`` (taken, not accepted)
-    - ``graded``, ``right``, and ``right accepted``, ``graded accepted`` of those answers that were accepted
+    - ``rows``, ``failed``, ``unread`` (answered without a readable final answer), ``doubted`` (returned, not accepted)
+    - ``graded``, ``right``, and ``right accepted``, ``graded accepted`` among accepted answers
     - ``cost`` (dollars), ``prompt``, ``completion`` (tokens), ``seconds``
     - ``("decided", tier)``: rows whose answer is this tier's
     - ``("bin", b, what)``: graded rows whose confidence is in bin b: ``count``, ``confidence``, ``right``
-    - ``("step", a, b, what)``: rows that went from tier a to b: ``rows``, ``cost`` (of b), and, of those where it is known
-      for both whether the answer was right, ``known``, ``before``, ``after``
-    - ``("tier", name, what)``: rows that it ran for: ``rows``, ``samples``, ``unreadable``, ``cost``
+    - ``("step", a, b, what)``: rows that escalated from tier a to b: ``rows``, ``cost`` (of b), and, for those with grades
+      of both answers, ``known``, ``before``, ``after``
+    - ``("tier", name, what)``: rows that the tier ran for: ``rows``, ``samples``, ``unreadable``, ``cost``
     - ``("pass", name, k, what)``: rows with at least k graded samples of the tier: ``rows``, ``passed`` (pass@k)
     """
 
@@ -56,7 +56,7 @@ class RunSummary:
 
     @classmethod
     def of(cls, name: str, records: Iterable[RowRecord], *, only: NDArray[np.bool_] | None = None) -> Self:
-        """Sum up a run; ``only`` marks the rows that count."""
+        """Return the sums of a run; ``only`` marks the rows to include."""
         made = cls(name)
         for record in records:
             if only is None or (record.row < len(only) and only[record.row]):
@@ -67,33 +67,33 @@ class RunSummary:
 
     @property
     def seen(self) -> NDArray[np.bool_]:
-        """Which rows there are: True at each one's number; as long as the last of them demands."""
+        """The rows of the run: True at each row's number; its length is the highest number plus one."""
         present = np.flatnonzero(self._seen)
         return self._seen[: present[-1] + 1] if len(present) else self._seen[:0]
 
     @property
     def keys(self) -> tuple[Hashable, ...]:
-        """The columns that hold anything."""
+        """The keys of the columns that are not zero."""
         return tuple(self._columns)
 
     def column(self, key: Hashable) -> Floats:
-        """A column's sums: shape ``(GROUPS,)``; zeros where nothing was added."""
+        """Return a column's sums per unit: shape ``(GROUPS,)``."""
         found = self._columns.get(key)
         return np.zeros(GROUPS) if found is None else np.array(found)
 
     def total(self, key: Hashable) -> float:
-        """A column's sum over all rows."""
+        """Return a column's sum over all rows."""
         return float(self.column(key).sum())
 
     # ---------------------------------------------------------------------------------------------------------- adding
 
     def add(self, record: RowRecord) -> None:
-        """Add a row. Raises ValueError where it was there before: its questions would count twice."""
+        """Add a row. Raises ValueError if it was added before."""
         row = record.row
         if row >= len(self._seen):
             self._seen = np.concatenate([self._seen, np.zeros(max(row + 1, len(self._seen)), np.bool_)])
         if self._seen[row]:
-            raise ValueError(f"row {row} is there twice")
+            raise ValueError(f"duplicate row {row}")
         self._seen[row] = True
         unit = unit_of(row)
         self.routes[record.route] += 1
@@ -170,20 +170,20 @@ class RunSummary:
 
 @lru_cache(maxsize=4096)
 def _tier_keys(name: str) -> tuple[Hashable, Hashable, Hashable, Hashable]:
-    """A tier's columns for rows, samples, unreadable samples and cost."""
+    """Return the keys of a tier's columns for rows, samples, unreadable samples and cost."""
     return ("tier", name, "rows"), ("tier", name, "samples"), ("tier", name, "unreadable"), ("tier", name, "cost")
 
 
 @lru_cache(maxsize=4096)
 def _passes(name: str, samples: int, right: int) -> tuple[tuple[Hashable, Hashable, float], ...]:
-    """For each k of pass@k that so many samples allow: its two columns, and what they say."""
+    """Return, for each k of pass@k up to the number of samples, the keys of its two columns and the value."""
     return tuple(
         (("pass", name, k, "rows"), ("pass", name, k, "passed"), pass_at(right, samples, k)) for k in DRAWS if k <= samples
     )
 
 
 def unit_of(row: int) -> int:
-    """The unit of a row: itself, or, from `GROUPS` on, one that is as good as random (SplitMix64's mixing function)."""
+    """Return the unit of a row: its number, or from `GROUPS` on a pseudo-random one (SplitMix64's mixing function)."""
     if row < GROUPS:
         return row
     mixed = (row * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
@@ -193,10 +193,10 @@ def unit_of(row: int) -> int:
 
 
 def leader_right(tier: TierRecord) -> bool | None:
-    """Whether a tier's leading answer was right, from its votes and its samples' grades; None where they do not tell.
+    """Whether a tier's leading answer was right, from its votes and its samples' grades; None if that is undetermined.
 
-    Right samples give one answer, the label's; it leads if it has the leader's votes. Where others have as many, the one
-    that came first leads: the right one if the first sample was right, and not if each sample is of one of these.
+    All right samples have the same answer, the label's; it leads if it has the leader's number of votes. In a tie the answer
+    that came first leads: the right one if the first sample was right, a wrong one if every sample is part of the tie.
     """
     right = sum(tier.right)
     if not tier.right:

@@ -1,16 +1,15 @@
 """Intervals by bootstrap over questions, and the scores of predicted probabilities.
 
-**Assumption.** The questions are a random sample of those one wants to speak about, independent of each other.
+**Assumption.** The questions are an independent random sample of the population of interest.
 
-**What it gives.** Percentile intervals: the middle 95 % of a statistic over data sets drawn from these questions with
-replacement (Efron and Tibshirani 1993, chapter 13). They are right in the limit of many questions; with fewer than about
-50, or where nearly all answers are right (or wrong), they are too narrow.
+**Guarantee.** Percentile intervals: the middle 95 % of a statistic over data sets drawn from these questions with
+replacement (Efron and Tibshirani 1993, chapter 13). They are asymptotically correct; with fewer than about 50 questions, or
+if nearly all answers are right (or wrong), they are too narrow.
 
-**Paired.** One `Bootstrap` draws the same questions for everything that is computed with it, so differences between runs
-on the same questions have intervals as well.
+**Pairing.** One `Bootstrap` uses the same resamples for everything that is computed with it, so differences between runs on
+the same questions have intervals as well.
 
-**What it does not cover.** That a model answers differently when it is asked again, wrong labels, other kinds of
-questions.
+**Not covered.** Variation between repeated runs, wrong labels, other kinds of questions.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 GROUPS = 20_000
-"""More questions than this are drawn in so many random groups; see `Bootstrap`."""
+"""Number of random groups into which more questions than this are divided; see `Bootstrap`."""
 
 _AT_ONCE = 4_000_000
-"""Weights that are made at a time: 32 MB."""
+"""Weights computed at a time: 32 MB."""
 
 
 class IntervalEstimate(NamedTuple):
-    """A statistic and its interval. ``low`` and ``high`` are NaN where there is none."""
+    """A statistic and its interval. ``low`` and ``high`` are NaN if undefined."""
 
     value: float
     low: float
@@ -39,11 +38,11 @@ class IntervalEstimate(NamedTuple):
 
 
 class Bootstrap:
-    """Resamples of ``questions`` questions. Everything that one object computes is computed on the same resamples.
+    """Resamples of ``questions`` questions. All statistics of one object use the same resamples.
 
-    More than `GROUPS` questions are dealt at random into that many groups of equal size (give or take one), and groups are
-    drawn: a group's sum is then one of many alike, and the interval's width is that of drawing single questions up to a
-    random error of ``1 / sqrt(2 * GROUPS)``, half a percent of it.
+    More than `GROUPS` questions are divided at random into that many groups of equal size (up to one question), and groups
+    are resampled: the interval's width then equals that of resampling questions up to a relative random error of
+    ``1 / sqrt(2 * GROUPS)``, half a percent.
     """
 
     def __init__(self, questions: int, *, resamples: int = 1000, seed: int = 0) -> None:
@@ -56,7 +55,7 @@ class Bootstrap:
             self.unit = np.random.default_rng([seed, 1]).permutation(questions) % GROUPS
 
     def weights(self) -> Iterator[Floats]:
-        """How often each unit is drawn, some resamples at a time: shapes ``(b, units)``, ``resamples`` rows in all."""
+        """Yield how often each unit is drawn, in blocks of resamples: shapes ``(b, units)``, ``resamples`` rows in total."""
         random = np.random.default_rng([self._seed, 2])
         block = max(1, min(self.resamples, _AT_ONCE // max(self.units, 1)))
         for start in range(0, self.resamples, block):
@@ -65,7 +64,7 @@ class Bootstrap:
             yield np.bincount(drawn.ravel(), minlength=rows * self.units).reshape(rows, self.units).astype(np.float64)
 
     def sums(self, values: Floats) -> Floats:
-        """Sums over each resample: from shape ``(questions, m)`` to ``(resamples, m)``."""
+        """Return the sums over each resample: from shape ``(questions, m)`` to ``(resamples, m)``."""
         if not self.questions:
             return np.full((self.resamples, values.shape[1]), np.nan)
         if self.units < self.questions:
@@ -79,10 +78,9 @@ class Bootstrap:
         statistic: Callable[[Floats], Any],
         interval: Callable[[float, Floats], IntervalEstimate] | None = None,
     ) -> IntervalEstimate:
-        """A statistic that depends on sums only; ``interval`` makes its interval (default: `estimate`).
+        """Return a statistic of sums with its interval, computed by ``interval`` (default: `estimate`).
 
-        ``values`` has the shape ``(questions, m)``; ``statistic`` takes sums of shape ``(..., m)`` and gives one of
-        shape ``(...)``.
+        ``values`` has the shape ``(questions, m)``; ``statistic`` maps sums of shape ``(..., m)`` to shape ``(...)``.
 
         >>> right = np.array([[1.0, 1.0]] * 80 + [[0.0, 1.0]] * 20)
         >>> accuracy = Bootstrap(100).estimate(right, lambda sums: sums[..., 0] / sums[..., 1])
@@ -94,7 +92,7 @@ class Bootstrap:
 
 
 def estimate(value: float, draws: Floats, level: float = 0.95) -> IntervalEstimate:
-    """A value and the middle ``level`` of its draws. Draws in which it is undefined (NaN) are left out."""
+    """Return a value and the middle ``level`` of its draws, ignoring draws in which it is undefined (NaN)."""
     defined = draws[np.isfinite(draws)]
     if not len(defined) or not np.isfinite(value):
         return IntervalEstimate(value, float("nan"), float("nan"))
@@ -103,10 +101,10 @@ def estimate(value: float, draws: Floats, level: float = 0.95) -> IntervalEstima
 
 
 def centred(value: float, draws: Floats) -> IntervalEstimate:
-    """As `estimate`, for a statistic that noise makes larger, as it does an average of absolute values.
+    """Like `estimate`, for a statistic with a positive noise bias, such as a mean of absolute values.
 
-    Resamples carry the noise twice, so all of their values may lie above the statistic's own. They are moved back by their
-    mean excess, and not below 0: the interval then says how much the statistic itself would vary.
+    Resamples contain the noise twice, so all their values may exceed the statistic. They are shifted back by their mean
+    excess, but not below 0: the interval then shows how much the statistic itself varies.
     """
     defined = draws[np.isfinite(draws)]
     return estimate(value, np.maximum(defined - defined.mean() + value, 0.0) if len(defined) else defined)
@@ -116,23 +114,23 @@ def centred(value: float, draws: Floats) -> IntervalEstimate:
 
 
 def brier(predicted: Floats, right: Floats) -> Floats:
-    """The Brier score of each question: the mean squared error of ``predicted`` over samples of which ``right`` (0 to 1)
-    are right. Brier 1950; less is better, a constant 0.5 has 0.25.
+    """Return the Brier score of each question: the mean squared error of ``predicted`` over samples of which a share
+    ``right`` is right (Brier 1950). Lower is better; a constant 0.5 scores 0.25.
     """
     return right * (1 - predicted) ** 2 + (1 - right) * predicted**2
 
 
 def equal_bins(predicted: Floats, bins: int = 10) -> NDArray[np.intp]:
-    """Bins that hold equally many predictions, as far as ties allow: the number of each prediction's bin."""
+    """Return the bin of each prediction, with equal numbers of predictions per bin as far as ties allow."""
     last = np.ceil(np.arange(1, bins) * len(predicted) / bins).astype(np.intp) - 1  # of each bin, by rank
     edges = np.unique(np.sort(predicted)[last]) if len(predicted) else np.empty(0)
     return np.searchsorted(edges, predicted, side="left")
 
 
 def calibration_columns(predicted: Floats, right: Floats, bin_of: NDArray[np.intp], known: Floats | None = None) -> Floats:
-    """Columns from whose sums `calibration_error` follows: for each bin the excess of what was right, and last a count.
+    """Return the columns whose sums determine `calibration_error`: right minus predicted per bin, and last a count.
 
-    ``known`` (0 or 1) leaves questions out. Shape ``(questions, bins + 1)``.
+    ``known`` (0 or 1) excludes questions. Shape ``(questions, bins + 1)``.
     """
     known = np.ones(len(predicted)) if known is None else known
     columns = np.zeros((len(predicted), int(bin_of.max(initial=0)) + 2))
@@ -142,16 +140,16 @@ def calibration_columns(predicted: Floats, right: Floats, bin_of: NDArray[np.int
 
 
 def calibration_error(sums: Floats) -> Floats:
-    """The expected calibration error (ECE): how far the predicted and the actual rate are apart, over bins, on average.
+    """Return the expected calibration error (ECE): the mean difference of predicted and actual rates over bins.
 
-    Naeini, Cooper, Hauskrecht 2015. Noise within bins only adds to it, so it is positive even for perfect predictions:
-    `calibration_floor` says how much. Its interval: `centred`.
+    Naeini, Cooper, Hauskrecht 2015. Noise within bins increases it, so it is positive even for perfect predictions, on
+    average by `calibration_floor`. Use `centred` for its interval.
     """
     return np.asarray(np.abs(sums[..., :-1]).sum(axis=-1) / sums[..., -1])
 
 
 def calibration_floor(columns: Floats) -> float:
-    """The `calibration_error` that predictions without any fault would show on so many questions, by chance alone.
+    """Return the expected `calibration_error` of perfect predictions on as many questions, from chance alone.
 
     The mean absolute value of a normal variable is ``sqrt(2 / pi)`` standard deviations; a bin's excess has about the
     variance of the sum of its questions' squared differences.
@@ -161,10 +159,10 @@ def calibration_floor(columns: Floats) -> float:
 
 
 def auroc(predicted: Floats, right: Floats) -> float:
-    """The probability that a right sample was given a higher prediction than a wrong one; ties count half.
+    """Return the probability that a right sample has a higher prediction than a wrong one; ties count half.
 
-    ``right`` is the share of each question's samples that are right; a question's samples weigh 1 together. NaN where all
-    are right, or all wrong.
+    ``right`` is the share of each question's samples that are right; a question's samples have a total weight of 1. NaN if
+    all are right, or all wrong.
 
     >>> auroc(np.array([0.9, 0.5, 0.5, 0.1]), np.array([1.0, 1.0, 0.0, 0.0]))
     0.875
@@ -173,9 +171,9 @@ def auroc(predicted: Floats, right: Floats) -> float:
 
 
 def auroc_draws(predicted: Floats, right: Floats, bootstrap: Bootstrap) -> Floats:
-    """`auroc` of each resample: shape ``(resamples,)``."""
+    """Return the `auroc` of each resample: shape ``(resamples,)``."""
     areas = _areas(predicted, right)
-    rows = max(1, _AT_ONCE // max(len(predicted), 1))  # of weights per question, which are more than those per unit
+    rows = max(1, _AT_ONCE // max(len(predicted), 1))  # weights per question need more memory than weights per unit
     return np.concatenate(
         [
             areas(weights[at : at + rows][:, bootstrap.unit])
@@ -186,7 +184,7 @@ def auroc_draws(predicted: Floats, right: Floats, bootstrap: Bootstrap) -> Float
 
 
 def _areas(predicted: Floats, right: Floats) -> Callable[[Floats], Floats]:
-    """The area for each row of weights per question."""
+    """Return a function from rows of weights per question to areas."""
     order = np.argsort(predicted, kind="stable")
     values = np.flatnonzero(np.diff(predicted[order], prepend=np.nan) != 0)  # where each begins; ties are one
     share = right[order]
@@ -205,9 +203,9 @@ def _areas(predicted: Floats, right: Floats) -> Callable[[Floats], Floats]:
 
 
 def pass_at(right: int, samples: int, drawn: int) -> float:
-    """pass@k: the probability that at least one of ``drawn`` samples is right, of which ``right`` of ``samples`` were.
+    """Return pass@k: the probability that at least one of ``drawn`` samples is right, given ``right`` of ``samples``.
 
-    Unbiased: ``1 - C(n - c, k) / C(n, k)`` (Chen et al. 2021). NaN where fewer than ``drawn`` samples are there.
+    Unbiased: ``1 - C(n - c, k) / C(n, k)`` (Chen et al. 2021). NaN if there are fewer than ``drawn`` samples.
     """
     from math import comb
 

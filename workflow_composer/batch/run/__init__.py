@@ -1,5 +1,5 @@
-"""Running rows: one runner, and what stands in front of it.
+"""Running rows: one runner and its four front ends.
 
-`runner` answers rows, whatever they are, and writes each down as it ends; `budget` says what may be spent. In front of it
-stand `python` (`ModelOrchestrator.run_batch`), `files` (`generate --input`), `planned` (`execute`), `recording` (`record`).
+`runner` answers rows of any kind, writes each to a journal as it ends, and keeps the budget. Its front ends are `run_batch`
+(`ModelOrchestrator.run_batch`), `file_run` (`generate --input`), `planned_run` (`execute`) and `record_run` (`record`).
 """

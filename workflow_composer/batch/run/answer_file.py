@@ -1,4 +1,4 @@
-"""A file of answers: rows are appended as they are answered, and a later run goes on where this one stopped."""
+"""An answer file: rows are appended as they are answered, and a later run resumes where this one stopped."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from workflow_composer.types import LLMRequest, LLMResponse, Sample
 
 # ------------------------------------------------------------------------------------------------------------ line answers
 #
-# Rows answered as lines: the request that a row becomes, and the line that is made of the response.
+# The request made from a row, and the line made from the response.
 
 
 pass  # MERGED
 
 
 class LineAnswers:
-    """Answers rows with whatever answers requests, and raises what that raises.
+    """Answers rows by calling ``generate``, and raises what it raises.
 
-    ``fields`` are those of `LLMRequest` for all rows, and ``system``; a row's own task type, model and context go before
-    them, the fields of a row that is a request itself do not.
+    ``fields`` are fields of `LLMRequest` for all rows, plus ``system``. A row's own task type, model and context take
+    precedence over them; if a row is itself a request, ``fields`` take precedence over its fields.
     """
 
     def __init__(self, generate: Generate, fields: Mapping[str, Any]) -> None:
@@ -43,7 +43,7 @@ class LineAnswers:
         self._fields = dict(fields)
 
     async def __call__(self, row: InputRow, budget: float | None) -> AnswerLine:
-        """The line of one row, which may cost ``budget`` dollars."""
+        """Answer one row for at most ``budget`` dollars; return its line."""
         fields, prompt = self._of(row, budget), row.prompt
         if isinstance(prompt, LLMRequest) and (system := fields.pop("system", None)) is not None:
             prompt = changed(prompt, messages=({"role": "system", "content": system}, *prompt.messages))
@@ -52,7 +52,7 @@ class LineAnswers:
         return AnswerLine({**_head(row), **await _answered(response, row.label, logprobs=logprobs)})
 
     def failed(self, row: InputRow, error: BaseException, seconds: float) -> AnswerLine:
-        """The line of a row that has failed, with the cost of its attempts."""
+        """Return the line of a failed row, with the cost of its attempts."""
         found = {
             "error": {"type": type(error).__name__, "message": str(error)},
             "cost": sum(attempt.cost for attempt in getattr(error, "attempts", ())),
@@ -94,14 +94,14 @@ async def _answered(response: LLMResponse, label: str | None, *, logprobs: bool)
 
 
 async def graded(sample: Sample, label: str) -> dict[str, Any]:
-    """What was read in an answer, why it ended, and whether it is right."""
+    """Return the final answer read from a sample, its finish reason, and whether it is correct."""
     answer = reader().read_said(sample, label)
     right = await reader().grade(answer, label)
     return {"answer": answer, "finish_reason": sample.finish_reason, "correct": right}
 
 
 def logprobs_of(response: LLMResponse) -> list[list[Any]] | None:
-    """[token, log-probability] of the answer; None where the model gave none."""
+    """Return [token, log-probability] pairs of the answer; None if the model returned none."""
     found = response.samples[0].logprobs if response.samples else None
     return None if found is None else [[token.token, token.logprob] for token in found]
 
@@ -110,18 +110,18 @@ _BEGIN = b'{"index":'
 _INDEX = re.compile(rb'\{"index":(\d+)')
 _NO_KEY = 0
 _MOST_ROWS = 1 << 28
-"""Two gigabytes of keys: no index beyond this is believed."""
+"""Highest accepted row count (2 GiB of keys in memory); a line with a higher index is invalid."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerLine:
-    """What is written down of a row: plain data, ``index`` and ``key`` of the row first."""
+    """The line written for a row: plain data, with ``index`` and ``key`` first."""
 
     fields: Mapping[str, Any]
 
     @property
     def head(self) -> Head:
-        """What counting needs."""
+        """The fields that `Tally` counts."""
         fields, error = self.fields, self.fields.get("error")
         found = (error["type"], error["message"]) if isinstance(error, Mapping) and error else None
         failed = error is not None
@@ -135,12 +135,12 @@ class AnswerLine:
 
 
 class AnswerFile:
-    """A file of answers, locked for this process from `open` to `close`. A context manager.
+    """An answer file, locked for this process from `open` to `close`. A context manager.
 
-    Each row is one ``write``: a process that is killed loses the rows in flight and none besides. A row that failed is
-    written down, too, and tried again; its later line counts, and its cost is what all its tries have cost. Lines that no
-    longer count are taken out when the file is closed. A last line that was only half written is dropped. Anything else
-    that is no row of such a file is an error, so that no other file is ever overwritten.
+    Each row is one ``write``: a killed process loses only the rows in flight. Failed rows are written too and are tried
+    again; the later line counts, and its cost is the sum over all tries. `close` removes superseded lines. An incomplete
+    last line is dropped on opening. Any other line that is not an answer is an error, so that an unrelated file is never
+    overwritten.
     """
 
     def __init__(self, file: OwnFile, other: str) -> None:
@@ -153,14 +153,14 @@ class AnswerFile:
 
     @classmethod
     def open(cls, path: Path, *, source: Path | None, each: Callable[[Head], None], other: str) -> Self:
-        """Open and lock the file; ``each`` is told the head of every line that counts.
+        """Open and lock the file; call ``each`` with the head of every line that counts.
 
-        Raises `InputError` where it is the input itself (``source``), is in use, or holds something else; ``other`` is what
-        the user may name to write elsewhere.
+        ``other`` names the option to change in hints, such as "another --output". Raises `InputError` if the file is the
+        input itself (``source``), is locked by another run, or holds other content.
         """
         path = Path(os.path.realpath(path))
         if source is not None and path.exists() and source.exists() and path.samefile(source):
-            raise InputError(f"{path} is both input and output", hint=f"name {other}")
+            raise InputError(f"{path} is both the input and the output", hint=f"choose {other}")
         found = cls(open_own(path, other=other), other)
         try:
             found._read(each)
@@ -179,36 +179,36 @@ class AnswerFile:
         self.close()
 
     def close(self) -> None:
-        """Take out lines that no longer count, and let others have the file."""
+        """Remove superseded lines and release the lock."""
         try:
             if self._file.is_open and self._stale:
-                with suppress(OSError):  # a full disk: the file is right as it is, and the next run tries again
+                with suppress(OSError):  # disk full: the file is valid as it is, and the next run rewrites it
                     self._rewrite()
         finally:
             self._file.close()
 
     def is_done(self, row: InputRow) -> bool:
-        """Whether the row has its answer. Raises `InputError` where the answer is to another row or other options."""
+        """Whether the row is answered. Raises `InputError` if the answer belongs to another row or other options."""
         key = self._keys[row.index] if row.index < len(self._keys) else _NO_KEY
         if key == _NO_KEY:
             return False
         if key != _number(row.key):
             raise InputError(
-                f"{self.path} answers another row {row.index} than {row.where} gives: "
-                "the rows or the options (task, model, system, temperature, ...) have changed since",
-                hint=f"name {self._other} for the new run",
+                f"{self.path}: the answer to row {row.index} does not match {row.where}: "
+                "the rows or the options (task, model, system, temperature, ...) have changed",
+                hint=f"choose {self._other} for the new run",
             )
         return True
 
     @property
     def rows(self) -> int:
-        """One more than the highest index that is answered."""
+        """The highest answered index plus one."""
         return len(self._keys)
 
     def append(self, line: AnswerLine) -> None:
-        """Append a row; its cost is added to what its earlier tries have cost.
+        """Append a row; its cost is added to the cost of its earlier tries.
 
-        Raises `WorkflowComposerError` where there is no room; what was written before stays whole.
+        Raises `WorkflowComposerError` if the disk is full; earlier lines stay intact.
         """
         fields, index = line.fields, line.fields["index"]
         before, stale = self._failed.get(index, (0.0, None))
@@ -224,14 +224,14 @@ class AnswerFile:
         self._remember(fields, offset)
 
     def sync(self) -> None:
-        """Have all that was written put on the disk itself."""
+        """Flush all written lines to disk (fsync)."""
         if self._file.is_open:
             try:
                 self._file.sync()
             except OSError as error:
                 raise unwritable(self.path, error, other=self._other) from error
 
-    # ------------------------------------------------------------------------------------------- what was there before
+    # ----------------------------------------------------------------------------------------------- reading the file
 
     def _read(self, each: Callable[[Head], None]) -> None:
         offset = 0
@@ -241,8 +241,8 @@ class AnswerFile:
                 if fields is None:
                     if next(lines, None) is not None or not _half_written(line):
                         raise InputError(
-                            f"{self.path}:{number}: this is no line of a file of answers",
-                            hint=f"name {self._other}, or take the line out",
+                            f"{self.path}:{number}: not a line of an answer file",
+                            hint=f"choose {self._other}, or delete the line",
                         )
                     break
                 self._take(fields, offset, each)
@@ -273,7 +273,7 @@ class AnswerFile:
         self._keys[index] = _number(fields["key"])
 
     def _rewrite(self) -> None:
-        """Put a file without the lines that no longer count in the place of this one, all at once."""
+        """Replace the file atomically by one without the superseded lines."""
         offset = 0
         with self._file.rewriting() as copy, self.path.open("rb") as lines:
             for line in lines:
@@ -283,9 +283,9 @@ class AnswerFile:
 
 
 def answers_in(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The line that counts of every row, in the order of the rows. 8 bytes a row are kept in memory.
+    """Yield the current line of every row, in row order. Keeps 8 bytes per row in memory.
 
-    Raises `InputError` where the file cannot be read.
+    Raises `InputError` if the file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -305,7 +305,7 @@ def answers_in(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _fields(line: bytes) -> Mapping[str, Any] | None:
-    """The row that a line holds; None where it is not one."""
+    """Return the row in a line; None if the line is not a valid row."""
     if not line.startswith(_BEGIN) or not line.endswith(b"\n"):
         return None
     try:
@@ -319,7 +319,7 @@ def _fields(line: bytes) -> Mapping[str, Any] | None:
 
 
 def _half_written(line: bytes) -> bool:
-    """Whether a last line is what a crash leaves: a row without its end, or the zeros of a block that never came."""
+    """Whether a last line was left by a crash: a truncated row, or the zeros of an unwritten block."""
     return (_BEGIN.startswith(line[: len(_BEGIN)]) and not line.endswith(b"\n")) or not line.strip(b"\0\n")
 
 

@@ -1,4 +1,4 @@
-"""One row answered: the request that it becomes, and the record that is made of the response."""
+"""Answering a row of a data set: the request made from it, and the record made from the response."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from workflow_composer.support.fast_dataclass import quick
 from workflow_composer.types import LLMRequest, LLMResponse, TierResult
 
 Recorded = Callable[[str, str, int], bool | None]
-"""``(model, question, number of the sample) -> right``: what a recording says; None where nobody has graded it."""
+"""``(model, question, sample index) -> correct``, from a recording; None if the recording has no grade."""
 
 
 @quick
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A row of a data set, and the routing string that it is sent by."""
+    """A row of a data set and its routing string."""
 
     row: Row
     route: str
 
 
 class Answering:
-    """Answers jobs with whatever answers requests, and raises what that raises.
+    """Answers jobs by calling ``generate``, and raises what it raises.
 
-    ``reader`` reads and grades final answers; ``recorded`` grades where a row has no label. ``fields`` are those of
-    `LLMRequest` for every row, and ``system``; ``keep_texts`` keeps the samples' texts in the records.
+    ``reader`` reads and grades final answers; ``recorded`` grades rows without a label. ``fields`` are fields of
+    `LLMRequest` for every row, plus ``system``; ``keep_texts`` keeps the samples' texts in the records.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class Answering:
         self._keep_texts = keep_texts
 
     async def __call__(self, job: Job, budget: float | None = None) -> RowRecord:
-        """The record of one row, which may cost ``budget`` dollars."""
+        """Answer one row for at most ``budget`` dollars; return its record."""
         return await self._record(job, await self._generate(self._request(job, budget)))
 
     def failed(self, job: Job, error: BaseException, seconds: float) -> RowRecord:
-        """The record of a row that has failed, with the cost of its attempts."""
+        """Return the record of a failed row, with the cost of its attempts."""
         attempts = getattr(error, "attempts", ())
         return RowRecord(
             row=job.row.row,
@@ -74,7 +74,7 @@ class Answering:
         )
 
     def _request(self, job: Job, budget: float | None) -> LLMRequest:
-        # A routing string says itself how its tiers sample; a model's own name stands for one greedy answer.
+        # A routing string defines how its tiers sample; a plain model name means one greedy answer.
         own: dict[str, Any] = {} if is_routing_string(job.route) else {"temperature": 0.0}
         if budget is not None:
             own["budget"] = budget
@@ -125,7 +125,7 @@ class Answering:
         )
 
     async def _grades(self, job: Job, tier: TierResult, answers: list[str | None]) -> tuple[bool, ...]:
-        """Whether each sample is right: by the row's label, else by what the recording says; empty where neither knows."""
+        """Whether each sample is correct, by the row's label or else by the recording; empty if unknown."""
         label = job.row.label
         if label is not None:
             known: dict[str | None, bool] = {None: False}
@@ -140,6 +140,6 @@ class Answering:
 
 
 def _counted(answers: list[str | None]) -> tuple[tuple[str, int], ...]:
-    """Votes of a tier that did not vote: its answers as they are written."""
+    """Return the vote counts of a tier that did not vote, by its answers as written."""
     read = [answer for answer in answers if answer is not None]
     return tuple((answer, read.count(answer)) for answer in dict.fromkeys(read))

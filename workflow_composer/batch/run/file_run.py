@@ -1,4 +1,4 @@
-"""Rows of a file, answered into another file: what ``generate --input`` does."""
+"""``generate --input``: answer the rows of a file into an answer file."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ OTHER = "another --output"
 
 
 class Printed:
-    """Answers that are written to a stream, and gone: nothing is ever done already."""
+    """Writes answers to a stream instead of an answer file; no row counts as answered before."""
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._stream = stream
         self._name = name
 
     def is_done(self, row: InputRow) -> bool:
-        """Never."""
+        """Return False: a stream keeps no earlier answers."""
         return False
 
     def append(self, line: AnswerLine) -> None:
-        """Write a line. Raises `BrokenPipeError` where nobody reads, `WorkflowComposerError` where it cannot be written."""
+        """Write a line. Raises `BrokenPipeError` if the reader is gone, `WorkflowComposerError` on other write errors."""
         try:
             self._stream.write(encoded(line.fields))
             self._stream.flush()
@@ -45,13 +45,13 @@ class Printed:
             raise WorkflowComposerError(f"cannot write to {self._name}: {error.strerror or error}") from error
 
     def sync(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: a stream is not synced."""
 
 
 class FileRun:
-    """The rows of a file, and how far they are answered. ``fields`` are those of `LLMRequest` for all rows, and ``system``.
+    """The rows of a file and their progress. ``fields`` are fields of `LLMRequest` for all rows, plus ``system``.
 
-    Making it reads every row, so that faults show before anything is paid for: raises `InputError`.
+    The constructor reads every row, so that errors show before any call is paid for. Raises `InputError`.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class FileRun:
 
     @property
     def is_done(self) -> bool:
-        """Whether every row has its answer."""
+        """Whether every row is answered."""
         return self.tally.answered == self.tally.total
 
     def opened(self, target: Path) -> AnswerFile:
-        """The file of answers, opened to go on where it ends. Raises `InputError` where it is another run's."""
+        """Open the answer file to resume it. Raises `InputError` if it belongs to another run."""
         file = AnswerFile.open(target, source=self.rows.path, each=self.tally.add_earlier, other=OTHER)
         try:
             self._compare(file)
@@ -85,8 +85,8 @@ class FileRun:
         total = self.tally.total or 0
         if self._whole and file.rows > total:
             raise InputError(
-                f"{file.path} answers {file.rows} rows, and {self.rows.path} has {total}: the input has changed since",
-                hint=f"name {OTHER} for the new run",
+                f"{file.path} answers {file.rows} rows, but {self.rows.path} has {total}: the input has changed",
+                hint=f"choose {OTHER} for the new run",
             )
         if file.rows:
             for row in self.rows:
@@ -103,7 +103,7 @@ class FileRun:
         progress: Callable[[Tally], None],
         stop: asyncio.Event,
     ) -> None:
-        """Answer the rows that are left; ``contexts``, where rows can have different ones, put them into an order."""
+        """Answer the remaining rows; ``contexts``, if given, group the rows by their context."""
         rows: Iterable[InputRow] = self.rows if contexts is None else together(self.rows, contexts, self._fields)
         limiter = Limiter.of(concurrency)
         budget.earlier(self.tally.cost)

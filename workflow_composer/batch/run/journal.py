@@ -1,7 +1,7 @@
-"""The journal of a batch: every finished row is appended, and a later run goes on where this one stopped.
+"""The journal of a batch: every finished row is appended, and a later run resumes where this one stopped.
 
-A process that is killed at any moment loses no row that `RowJournal.append` has returned from, as the system has it by then.
-A machine that loses power may lose what was written since the last `RowJournal.sync`.
+A killed process loses no row for which `RowJournal.append` has returned: the operating system has it by then. A power loss
+may lose the rows written since the last `RowJournal.sync`.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from workflow_composer.storage.appending import OwnFile
 
 # ----------------------------------------------------------------------------------------------------------------- locking
 #
-# Files that one run at a time appends to: what to say where one cannot be opened or written.
+# Errors of files that one run at a time appends to.
 #
-# ``other`` is what a user may name to write elsewhere: "another --output", say.
+# ``other`` names the option to change in hints, such as "another --output".
 
 
 def open_own(path: Path, *, other: str) -> OwnFile:
-    """Open and lock the file. Raises `InputError` where another run holds it, and as `unwritable` says."""
+    """Open and lock the file. Raises `InputError` if another run holds the lock, else the error of `unwritable`."""
     try:
         return OwnFile.open(path)
     except TimeoutError:
-        hint = "wait for it or stop it; then run this again, and it goes on there"
+        hint = "wait for that run or stop it; then run the same command again to resume"
         raise InputError(f"another run is writing to {path}", hint=hint) from None
     except OSError as error:
         raise unwritable(path, error, other=other) from error
 
 
 def unwritable(path: Path, error: OSError, *, other: str) -> WorkflowComposerError:
-    """The error for a file that cannot be written, with the remedy for its cause."""
+    """Return the error for a file that cannot be written, with a hint for its cause."""
     odd = (errno.EISDIR, errno.ENOENT, errno.EACCES, errno.EROFS, errno.EINVAL)
     kind = InputError if error.errno in odd else WorkflowComposerError
     hints = {
-        errno.EISDIR: f"name {other}, or a file in it",
-        errno.EINVAL: f"name {other}",
-        errno.ENOENT: "make its folder first",
-        errno.ENOLCK: f"name {other} on another file system",
-        errno.ENOSYS: f"name {other} on another file system",
-        errno.EACCES: f"allow this user to write it, or name {other}",
+        errno.EISDIR: f"choose {other}, or a file in this folder",
+        errno.EINVAL: f"choose {other}",
+        errno.ENOENT: "create its folder first",
+        errno.ENOLCK: f"choose {other} on another file system",
+        errno.ENOSYS: f"choose {other} on another file system",
+        errno.EACCES: f"give this user write permission, or choose {other}",
     }
-    again = "make room; then run the same command again, and it goes on where it stopped: nothing is lost"
+    again = "free disk space; then run the same command again: it resumes, and no finished row is lost"
     return kind(f"cannot write {path}: {error.strerror or error}", hint=hints.get(error.errno or 0, again))
 
 
@@ -64,9 +64,9 @@ _OTHER = "another output folder"
 class RowJournal:
     """A file of finished rows, locked for this process from `open` to `close`. A context manager.
 
-    Every row is one ``write`` of one line with a checksum. A last line that was only half written is dropped on opening;
-    any other damage is an error. A row with an error is written down too, and is not `is_done`: it is tried again, and the
-    later record counts. One byte per row of the data set is kept in memory.
+    Every row is one ``write`` of one line with a checksum. An incomplete last line is dropped on opening; any other damage
+    is an error. Failed rows are written too, but are not `is_done`: they are tried again, and the later record counts.
+    Keeps one byte per row of the data set in memory.
     """
 
     def __init__(self, file: OwnFile, rows: int) -> None:
@@ -80,10 +80,10 @@ class RowJournal:
     def open(
         cls, path: Path, run: Mapping[str, Any], *, rows: int, each: Callable[[Head], None] = lambda head: None
     ) -> Self:
-        """Open and lock the file, and read what earlier runs have left; ``each`` is told the head of every record.
+        """Open and lock the file and read its records; call ``each`` with the head of every record.
 
-        ``run`` (plain data for JSON) and ``rows`` (of the data set) say what the journal is of: digests, settings, version.
-        Raises `InputError` where the file is in use, is damaged, is no journal, or is one of something else.
+        ``run`` (JSON-serializable digests, settings, version) and ``rows`` (of the data set) identify the run. Raises
+        `InputError` if the file is locked by another run, is damaged, is not a journal, or is the journal of another run.
         """
         journal = cls(open_own(path, other=_OTHER), rows)
         try:
@@ -104,38 +104,38 @@ class RowJournal:
 
     @property
     def rows(self) -> int:
-        """Rows of the data set."""
+        """The number of rows of the data set."""
         return len(self._state)
 
     @property
     def done(self) -> int:
-        """Rows that have their answer."""
+        """The number of answered rows."""
         return self._state.count(_DONE)
 
     @property
     def failed(self) -> int:
-        """Rows whose last record is an error."""
+        """The number of rows whose last record is an error."""
         return self._state.count(_FAILED)
 
     def is_done(self, row: int) -> bool:
-        """Whether the row has its answer."""
+        """Whether the row is answered."""
         return self._state[row] == _DONE
 
     def append(self, record: RowRecord) -> None:
-        """Write a finished row down.
+        """Append a finished row.
 
-        Raises `WorkflowComposerError` where there is no room; what was written before stays whole, and no later call
-        writes anything. Raises ValueError for a row that is done or none of the data set's.
+        Raises `WorkflowComposerError` if the disk is full; earlier lines stay intact, and later calls raise as well. Raises
+        ValueError for a row that is answered already or is not in the data set.
         """
         if not 0 <= record.row < self.rows or self.is_done(record.row):
-            raise ValueError(f"row {record.row} is done already, or is none of {self.rows}")
+            raise ValueError(f"row {record.row} is answered already or is not in 0..{self.rows - 1}")
         if not self._file.is_open or self._broken:
-            raise WorkflowComposerError(f"{self.path} is not open any more", hint="run the same command again to go on")
+            raise WorkflowComposerError(f"{self.path} is closed", hint="run the same command again to resume")
         self._write(record_line(record))
         self._state[record.row] = _DONE if record.error is None else _FAILED
 
     def sync(self) -> None:
-        """Have all that was written put on the disk itself; slow, and safe to call from another thread."""
+        """Flush all written lines to disk (fsync); slow, but safe to call from another thread."""
         if self._file.is_open:
             try:
                 self._file.sync()
@@ -143,7 +143,7 @@ class RowJournal:
                 raise unwritable(self.path, error, other=_OTHER) from error
 
     def close(self) -> None:
-        """Let others have the file."""
+        """Close the file and release the lock."""
         self._file.close()
 
     def _begin(self, run: Mapping[str, Any], each: Callable[[Head], None]) -> None:
@@ -164,8 +164,8 @@ class RowJournal:
     def _remember(self, head: Head, number: int, each: Callable[[Head], None]) -> None:
         if not 0 <= head.row < self.rows or self.is_done(head.row):
             raise InputError(
-                f"{self.path}:{number}: row {head.row} is there before, or is none of {self.rows}",
-                hint=f"someone has changed the file; take the line out (sed -i {number}d)",
+                f"{self.path}:{number}: row {head.row} is a duplicate or is not in 0..{self.rows - 1}",
+                hint=f"the file was edited; delete the line (sed -i {number}d)",
             )
         self._state[head.row] = _DONE if head.error is None else _FAILED
         each(head)
@@ -175,14 +175,14 @@ class RowJournal:
             self._file.append(line)
         except OSError as error:
             self._broken = True
-            with suppress(OSError):  # what is left of the line is dropped when the file is opened again
+            with suppress(OSError):  # otherwise the incomplete line is dropped on the next opening
                 self._file.cut(self._size)
             raise unwritable(self.path, error, other=_OTHER) from error
         self._size += len(line)
 
 
 def fingerprint(parts: Iterable[str]) -> str:
-    """A digest (hex) of texts in their order: of a million rows' routes, for ``run``."""
+    """Return a SHA-256 digest (hex) of the texts in order, such as the routes of all rows for ``run``."""
     total = hashlib.sha256()
     for part in parts:
         text = part.encode(errors="surrogatepass")
@@ -190,7 +190,7 @@ def fingerprint(parts: Iterable[str]) -> str:
     return total.hexdigest()
 
 
-# ------------------------------------------------------------------------------------------------------ what it is of
+# -------------------------------------------------------------------------------------------------- identity of a run
 
 
 def _compare(then: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
@@ -200,7 +200,7 @@ def _compare(then: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> Non
         told = "; ".join(f"{name} was {_shown(before.get(name))} and is {_shown(after.get(name))}" for name in names)
         raise InputError(
             f"{path} is the journal of another run: {told}",
-            hint="name another output folder for this run, or go back to what it was",
+            hint="choose another output folder for this run, or restore the earlier settings",
         )
 
 

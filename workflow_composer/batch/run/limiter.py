@@ -1,20 +1,18 @@
-"""How many rows may be in flight: as many as still make the whole faster, and fewer when servers say that it is too much.
+"""The concurrency limit of a batch: raise it while throughput grows, lower it when servers are overloaded.
 
-**Growth.** In rounds, throughput (rows per second that came out well) is measured at one limit, then at a higher or lower
-one. A step from a to b > a in flight is worth it where throughput x grows by at least a share `WORTH` of what it would grow
-by if no row had to wait: x_b / x_a - 1 >= WORTH (b / a - 1). (By Little's law, in flight = throughput x latency; the rest of
-the step would only make rows wait longer.) Steps up that are worth it are taken, and so are steps down that cost little.
-Where neither is to be had the limit stays, and is tried ever more seldom. Latency alone, by which services limit themselves
-(Vegas, Gradient2: Netflix, concurrency-limits), is no guide here: a server that works in batches answers each row later with
-every further row and does more per second all the same.
+**Growth.** The limiter measures throughput (successful rows per second) in rounds, at one limit and then at a higher or
+lower one. A step from a to b > a rows in flight is worth it if throughput x grows by at least a share `WORTH` of its growth
+without queueing: x_b / x_a - 1 >= WORTH (b / a - 1). (By Little's law, in flight = throughput x latency; the rest of the
+step only adds latency.) The limiter takes steps up that are worth it and steps down that cost little. If neither exists, it
+keeps the limit and probes less and less often. Latency alone, as used by Vegas and Gradient2 (Netflix, concurrency-limits),
+does not work here: on a batching server each further row adds latency to every row, and throughput grows all the same.
 
-**Decrease.** Where the servers of more than a share `TOO_MANY` of the latest rows refused or broke, the limit is halved at
-once (multiplicative decrease: Chiu and Jain 1989; TCP, RFC 5681), and the limit at which that happened is not tried again
-for some rounds. Rows that were in flight at a cut do not cause another. A call that ran out of time counts half, for it may
-be the question that is long; where throughput falls in step with a cut that such calls have caused, they are not caused by
-load: the cut is taken back, and twice as many are borne from then on. Where nothing has come out well since the last cut,
-there is a pause before each further row, doubled each time: a server that is down must not turn a whole data set into
-errors.
+**Decrease.** If more than a share `TOO_MANY` of the latest rows met an overloaded or failing server, the limit is halved at
+once (multiplicative decrease: Chiu and Jain 1989; TCP, RFC 5681), and the limit at which that happened is avoided for some
+rounds. Rows that were in flight at a cut do not cause another. A timeout counts half, because the question itself may take
+long. If throughput falls in proportion to a cut that timeouts have caused, load is not their cause: the cut is undone, and
+twice the share is tolerated from then on. If no row has succeeded since the last cut, there is a pause before each further
+row, doubled each time, so that a server that is down does not turn a whole data set into errors.
 """
 
 from __future__ import annotations
@@ -27,30 +25,30 @@ from typing import Self
 WORTH = 0.2
 TOO_MANY = 0.125
 OVERLOAD = frozenset({"RateLimited", "ServerUnreachable", "CallTimeout", "CircuitOpen"})
-"""Errors that say that too much is in flight, or that a server is down."""
+"""Errors of an overloaded or unreachable server."""
 
 _DOUBTFUL = "CallTimeout"
 
 _FEWEST = 32
-"""Rows from which something can be told: fewer than this say more about chance than about a server."""
+"""Fewest rows to judge by; with fewer, chance dominates."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 
 FEWEST_IN_FLIGHT = 4
-"""A server that cannot take so many lets them wait; with fewer, chance would decide about the pace."""
+"""Lowest automatic limit: a server can queue so few rows, and with fewer, chance would decide the pace."""
 
 
 class Limiter:
-    """The number of rows that may be in flight, from ``least`` to ``most``. Told of every row by `begin` and `end`.
+    """The number of rows that may be in flight, from ``least`` to ``most``. Call `begin` and `end` for every row.
 
-    It does not wait itself: whoever begins rows looks at `room` and `pause` before each. ``clock`` gives seconds.
+    The limiter does not wait: the caller checks `room` and `pause` before each row. ``clock`` returns seconds.
     """
 
     def __init__(
         self, *, least: int = 1, most: int = 512, start: int = 16, clock: Callable[[], float] = time.monotonic
     ) -> None:
         if not 1 <= least <= most:
-            raise ValueError(f"no limit is at least {least} and at most {most}")
+            raise ValueError(f"limits must satisfy 1 <= least <= most, not least={least}, most={most}")
         self._clock = clock
         self._search = _Search(least, most, min(max(start, least), most))
         self._signals = self._doubtful = self._rows = 0.0
@@ -63,7 +61,7 @@ class Limiter:
 
     @classmethod
     def of(cls, concurrency: int | None) -> Self:
-        """So many rows at a time; None: as many as make the whole faster."""
+        """Return a limiter fixed at ``concurrency`` rows; None: one that adapts to throughput."""
         if concurrency is None:
             return cls(least=FEWEST_IN_FLIGHT)
         return cls(least=concurrency, most=concurrency, start=concurrency)
@@ -75,23 +73,23 @@ class Limiter:
 
     @property
     def room(self) -> bool:
-        """Whether another row may begin. It should wait for `pause` seconds first, where that is not 0."""
+        """Whether another row may begin; wait `pause` seconds first if that is not 0."""
         return self.in_flight < self.limit
 
     def begin(self) -> None:
-        """A row is on its way."""
+        """Count a row that begins."""
         self.in_flight += 1
         self._round.filled(self.in_flight, self.limit)
 
     def end(self, *, well: bool) -> None:
-        """A row is over; ``well`` where it has an answer."""
+        """Count a row that has ended; ``well``: it has an answer."""
         self.in_flight -= 1
         self._deaf = max(self._deaf - 1, 0)
         if well:
             self._any_well, self.pause = True, 0.0
         self._rows += 1
         if self._rows >= 2 * max(self.limit, _FEWEST):
-            # the past is forgotten by halves
+            # decay: older rows count half
             self._signals, self._doubtful, self._rows = self._signals / 2, self._doubtful / 2, self._rows / 2
         if self._round.ended(self._clock(), well=well):
             if self._round.full and self._search.measured(self._round.throughput):
@@ -99,7 +97,7 @@ class Limiter:
             self._begin_round()
 
     def overloaded(self, error: str) -> None:
-        """Calls of a row ended with an error of `OVERLOAD`, whatever became of it. Once a row at most, before its `end`."""
+        """Count a row that met an error of `OVERLOAD`, even if it was answered later. At most once per row, before `end`."""
         if self._deaf:
             return
         self._signals += 0.5 if error == _DOUBTFUL else 1.0
@@ -121,9 +119,9 @@ class Limiter:
 
 
 class _Round:
-    """Throughput at one limit: ``settling`` rows that were under way before are left out, then ``wanted`` are timed.
+    """Throughput at one limit: skip the ``settling`` rows that were in flight before, then time ``wanted`` rows.
 
-    ``full``: the limit was reached, so that it is what throughput depends on.
+    ``full``: the limit was reached, so throughput depends on it.
     """
 
     def __init__(self, now: float, settling: int, wanted: int) -> None:
@@ -135,11 +133,11 @@ class _Round:
         self.throughput = 0.0
 
     def filled(self, in_flight: int, limit: int) -> None:
-        """So many rows are in flight."""
+        """Note the number of rows in flight."""
         self.full = self.full or in_flight >= limit
 
     def ended(self, now: float, *, well: bool) -> bool:
-        """A row is over. Returns whether the round is."""
+        """Count a row that has ended; return whether the round is complete."""
         if self._settling:
             self._settling -= 1
             self._since = now
@@ -153,11 +151,11 @@ class _Round:
 
 
 _Point = tuple[int, float]
-"""A limit, and rows per second at it."""
+"""A limit and the throughput at it (rows per second)."""
 
 
 class _Search:
-    """Climbs throughput over the limit, by the rule at the head of the module."""
+    """Hill climbing of throughput over the limit; the module's docstring gives the rule."""
 
     _quick, _steady = 2.0, 1.5
     _memory = 16
@@ -166,8 +164,8 @@ class _Search:
     def __init__(self, least: int, most: int, start: int) -> None:
         self._least, self._most = least, most
         self.limit = start
-        self._base: _Point | None = None  # what to compare with
-        self._before: _Point | None = None  # what there was before a cut that may be a mistake
+        self._base: _Point | None = None  # the point to compare with
+        self._before: _Point | None = None  # the point before a cut that may be a mistake
         self._step = self._quick
         self._up = True
         self._refused = 0
@@ -176,16 +174,16 @@ class _Search:
 
     @property
     def wanted(self) -> int:
-        """Rows to time: enough to tell a step from noise, and half as many as long as steps are large."""
+        """Rows to time: enough to tell a step from noise; half as many while steps are large."""
         return max(_FEWEST, 2 * self.limit) if self._step == self._steady else max(_FEWEST // 2, self.limit)
 
     @property
     def is_new_here(self) -> bool:
-        """Whether no throughput is known yet to compare with."""
+        """Whether there is no throughput to compare with yet."""
         return self._base is None
 
     def measured(self, throughput: float) -> bool:
-        """Go on from what the round at this limit has shown. Returns whether it has shown the last cut to be a mistake."""
+        """Choose the next limit from this round's throughput; return whether the last cut proved to be a mistake."""
         here = self.limit, throughput
         before, self._before = self._before, None
         if before is not None and _grows(here, before) and 2 * throughput / self.limit > before[1] / before[0]:
@@ -209,7 +207,7 @@ class _Search:
         return False
 
     def cut(self, *, doubtful: bool) -> None:
-        """Halve the limit; do not come near it for a while. ``doubtful``: unless throughput tells to go back."""
+        """Halve the limit and avoid the old one for some rounds. ``doubtful``: undo the cut if throughput falls with it."""
         self._before = self._base if doubtful else None
         self._ceiling, self._memory_left = 0.9 * self.limit, self._memory
         self.limit = max(self.limit // 2, self._least)
@@ -217,7 +215,7 @@ class _Search:
         self._refused = self._rest = self._resting = 0
 
     def _try(self) -> None:
-        """Take a step for the next round, in the direction of the last good one where it is possible."""
+        """Take a step for the next round, if possible in the direction of the last good one."""
         up = math.ceil(min(self.limit * self._step, self._ceiling, self._most))
         down = max(int(self.limit / self._steady), self._least)
         if self._up and up <= self.limit:

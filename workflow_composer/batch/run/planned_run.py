@@ -1,4 +1,4 @@
-"""A data set through one policy: its journal, its rows' answers, its results. What ``execute`` does, again and again."""
+"""``execute``: answer a data set under one batch policy, with its journal and its result files."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ JOURNAL = "journal.jsonl"
 
 
 class PlannedRun:
-    """Rows of data sets, each sent by the route that was planned for it, under one profile and with the same options.
+    """Answers rows of data sets by their planned routes, under one profile and with the same options.
 
-    ``fields`` are those of `LLMRequest` for every row, and ``system``; ``pins`` name the present texts of the contexts that
-    they, or else the profile, name. ``recorded`` grades where rows have no labels.
+    ``fields`` are fields of `LLMRequest` for every row, plus ``system``; ``pins`` identify the exact texts of the contexts
+    that ``fields``, or else the profile, name. ``recorded`` grades rows without a label.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class PlannedRun:
         progress: Callable[[Tally], None],
         stop: asyncio.Event,
     ) -> None:
-        """Answer the rows that the journal does not have yet."""
+        """Answer the rows that are not in the journal yet."""
         limiter = Limiter.of(concurrency)
         answering = Answering(
             heard(generate, limiter),
@@ -83,7 +83,7 @@ class PlannedRun:
         await run(jobs, answering, journal, tally=tally, limiter=limiter, budget=budget, progress=progress, stop=stop)
 
     def opened(self, folder: Path, rows: Any, table: PlanTable, tally: Tally) -> RowJournal:
-        """The journal in a folder, which is made; what earlier runs have answered is counted in ``tally``."""
+        """Create the folder and open its journal; count the answers of earlier runs in ``tally``."""
         folder.mkdir(parents=True, exist_ok=True)
         return RowJournal.open(folder / JOURNAL, self._head(rows, table), rows=len(table.frame), each=tally.add_earlier)
 
@@ -91,7 +91,7 @@ class PlannedRun:
         return (Job(row, route) for row, route in zip(islice(rows.rows(), self._limit), table.routes(), strict=True))
 
     def _head(self, rows: Any, table: PlanTable) -> dict[str, Any]:
-        """What a journal is of: a run that differs in any of it is another run."""
+        """Return the identity of the run: a difference in any value means another run."""
         return {
             "version": __version__.rpartition(".")[0],
             "dataset": rows.name,
@@ -105,7 +105,7 @@ class PlannedRun:
         }
 
     def report(self, title: str, folder: Path, runs: Mapping[str, Path]) -> tuple[Path, Path]:
-        """Set runs (name and folder) beside one another, for people: as Markdown, and as a page that needs no network."""
+        """Write a report that compares runs (name and folder), as Markdown and as a self-contained HTML page."""
         from workflow_composer.batch.report.report import build_report
 
         sources = {name: partial(records, place / JOURNAL) for name, place in runs.items()}
@@ -122,13 +122,13 @@ class PlannedRun:
 
 
 def finish(folder: Path, tally: Tally) -> None:
-    """Write a run's result files, and count in ``tally`` what could not be read."""
+    """Write a run's result files and count unreadable answers in ``tally``."""
     written = write_results(folder / JOURNAL, folder)
     tally.unreadable, tally.cut_off = written.unreadable, written.cut_off
 
 
 def spent_in(journal: Path) -> float:
-    """Dollars that the runs of a journal have cost; 0 where there is none. Raises `InputError` where it is damaged."""
+    """Return the cost (dollars) of all runs of a journal; 0 if it does not exist. Raises `InputError` if it is damaged."""
     if not journal.exists():
         return 0.0
     with journal.open("rb") as file:
@@ -138,16 +138,16 @@ def spent_in(journal: Path) -> float:
 
 
 def _voting_of(config: StrategyConfig) -> Voting:
-    """How the profile's cascade router draws, reads and judges votes."""
+    """Return the voting settings of the profile's cascade router."""
     from workflow_composer.routers.cascade import CascadeSettings
 
     spec = next(spec for spec in config.routers if spec.name == "cascade")
     return CascadeSettings.model_validate(dict(spec.settings)).voting()
 
 
-def slug(policy: str) -> str:
-    """A folder's name for a policy or a route: readable, and different for different ones."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", policy).strip(".")
-    if plain == policy and len(plain) <= 120:
+def slug(strategy: str) -> str:
+    """Return a readable, unique folder name for a policy or a route."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", strategy).strip(".")
+    if plain == strategy and len(plain) <= 120:
         return plain
     return f"{plain[:100]}-{hashlib.sha256(policy.encode()).hexdigest()[:8]}"

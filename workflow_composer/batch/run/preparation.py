@@ -1,4 +1,4 @@
-"""What ``execute`` prepares before anything is paid for: the rows, and for each policy the way that every row goes."""
+"""What ``execute`` prepares before any call is paid for: the rows, and the route of every row under each policy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line says; see ``execute --help``."""
+    """The options of the command line; see ``execute --help``."""
 
     policies: tuple[str, ...] = ()
     routes: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class Options:
 
     @property
     def votes(self) -> dict[str, Any]:
-        """Settings of the cascade router that were given, by their names there."""
+        """The given settings of the cascade router, by name."""
         given = {
             "measure": self.measure,
             "target": self.accept,
@@ -76,9 +76,9 @@ class Options:
 
 
 class Preparation:
-    """Finds the rows of an ``execute`` and plans them, under one profile.
+    """Finds the rows of an ``execute`` run and plans their routes, under one profile.
 
-    ``parse`` makes the plan of a route, ``factories`` the batch policies that there are, by their names.
+    ``parse`` turns a route into a plan; ``factories`` are the available batch policies by name.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Preparation:
         self._factories = factories
 
     def datasets(self) -> list[Any]:
-        """The data sets that were named, or else the recording. Raises `InputError`."""
+        """Return the named data sets, or else the recording. Raises `InputError`."""
         from workflow_composer.batch.datasets.dataset import find
 
         options = self.options
@@ -107,11 +107,11 @@ class Preparation:
         found = [find(name, options.data_dir) for name in dict.fromkeys(options.datasets)]
         names = [rows.name for rows in found]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise InputError(f"{', '.join(sorted(twice))} is named twice", hint="run the splits of a data set one by one")
+            raise InputError(f"data set {', '.join(sorted(twice))} is named twice", hint="run one split at a time")
         return found
 
     def context(self) -> PlanningContext:
-        """What policies may know besides the questions. Raises `ConfigError` where they would need tiers."""
+        """Return what policies know besides the questions. Raises `ConfigError` if they need tiers and there are none."""
         from workflow_composer.batch.planning.policies import PlanningContext, PlanningTier
 
         options, config = self.options, self.config
@@ -122,15 +122,15 @@ class Preparation:
         if not tiers:
             if options.policies or options.baselines:
                 raise ConfigError(
-                    f"profile {config.profile_name!r} has no tiers", hint="add tiers to it, or name --routes instead"
+                    f"profile {config.profile_name!r} has no tiers", hint="add tiers to it, or use --routes instead"
                 )
             tiers = [PlanningTier(name) for name in dict.fromkeys(options.routes) if not is_routing_string(name)]
             tiers = tiers or [PlanningTier("model")]
         return PlanningContext(tuple(tiers), target=options.target, k=options.k, k_max=options.k_max, parse=self._parse)
 
-    def policies(self, context: PlanningContext) -> dict[str, BatchStrategy]:
-        """The policies and routes that were named, and the baselines."""
-        from workflow_composer.batch.planning.policies import baseline_routes, make_policy
+    def strategies(self, context: PlanningContext) -> dict[str, BatchStrategy]:
+        """Return the named policies and routes, and the baselines."""
+        from workflow_composer.batch.planning.policies import baseline_routes, make_strategy
 
         found = {name: make_policy(name, self._factories) for name in dict.fromkeys(self.options.policies)}
         routes = dict.fromkeys(self.options.routes)
@@ -141,9 +141,9 @@ class Preparation:
     def plan(
         self, rows: Any, policies: Mapping[str, BatchStrategy], context: PlanningContext, tokens: Any
     ) -> dict[str, PlanTable]:
-        """The plan of a data set for each policy.
+        """Return the plan of a data set for each policy.
 
-        Makes the plan of every route that will be used: what cannot run is an error before anything is paid for.
+        Parses every route of the plan, so that a route that cannot run is an error before any call is paid for.
         """
         from workflow_composer.batch.planning.plan_table import plan_all
 
@@ -161,12 +161,12 @@ class Everywhere:
         self.route = route
 
     def routes(self, questions: Any, context: PlanningContext) -> list[str]:
-        """The same for every question."""
+        """Return the same route for every question."""
         return [self.route] * len(questions)
 
 
 def limited(chunks: Iterator[Any], limit: int | None) -> Iterator[Any]:
-    """The first ``limit`` rows of the chunks."""
+    """Yield the first ``limit`` rows of the chunks."""
     left = limit
     for chunk in chunks:
         if left is None:

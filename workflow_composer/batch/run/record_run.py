@@ -1,4 +1,4 @@
-"""Questions of data sets, asked of every tier and appended to a recording: what ``record`` does."""
+"""``record``: send the questions of data sets to every tier and append the answers to a recording."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from workflow_composer.storage.lines import encoded
 from workflow_composer.types import LLMResponse, TokenLogprob
 
 _LEAST = -9999.0
-"""What servers write for minus infinity, which JSON has no word for."""
+"""Servers' stand-in for minus infinity, which JSON cannot represent."""
 
 _OTHER = "another --output"
 
@@ -38,13 +38,13 @@ class Question:
 
     @property
     def key(self) -> bytes:
-        """What stands for it in a recording."""
+        """The digest that identifies it in a recording."""
         return _key(self.tier, self.row.question)
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedRow:
-    """What counting needs of an answer, and its line of the recording: None where the row has failed."""
+    """The fields of an answer that are counted, and its line of the recording; None if the row failed."""
 
     head: Head
     line: Mapping[str, Any] | None
@@ -53,25 +53,25 @@ class RecordedRow:
 def questions(
     datasets: Sequence[str], data_dir: Path, tiers: Sequence[str], *, skip: int, limit: int | None
 ) -> list[Question]:
-    """Every question for every tier, each once. Raises `InputError` where a question has no label."""
+    """Return every question for every tier, each once. Raises `InputError` if a question has no label."""
     found: dict[bytes, Question] = {}
     for name in datasets:
         for row in islice(find(name, data_dir).rows(), skip, None if limit is None else skip + limit):
             if row.label is None:
-                hint = "a recording that is learned from must say what is right: name a data set with answers"
+                hint = "a recording needs the correct answers: use a data set with labels"
                 raise InputError(f"{name}: row {row.row} has no label", hint=hint)
             for tier in tiers:
                 asked = Question(row, tier)
                 found.setdefault(asked.key, asked)
     if not found:
-        raise InputError("there are no rows to record", hint="lower --skip")
+        raise InputError("no rows to record", hint="lower --skip")
     return list(found.values())
 
 
 class RecordingFile:
-    """A recording, locked from `open` to `close`, to be appended to behind its last whole line. A context manager.
+    """A recording, locked from `open` to `close`; answers are appended after its last complete line. A context manager.
 
-    ``spent`` (dollars) is what the answers in it have cost; rows that fail are not written down.
+    ``spent`` is the cost (dollars) of the answers in it; failed rows are not written.
     """
 
     def __init__(self, file: OwnFile) -> None:
@@ -82,7 +82,7 @@ class RecordingFile:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open and lock the file. Raises `InputError` where it is in use or holds something else."""
+        """Open and lock the file. Raises `InputError` if another run holds the lock or the content is not a recording."""
         found = cls(open_own(path, other=_OTHER))
         try:
             found._read(path)
@@ -98,11 +98,11 @@ class RecordingFile:
         self.close()
 
     def is_done(self, question: Question) -> bool:
-        """Whether the tier's answer is there."""
+        """Whether the tier's answer is recorded."""
         return question.key in self._done
 
     def append(self, record: RecordedRow) -> None:
-        """Write an answer. Raises `WorkflowComposerError` where there is no room."""
+        """Append an answer. Raises `WorkflowComposerError` if the disk is full."""
         if record.line is not None:
             try:
                 self._file.append(encoded(record.line))
@@ -110,7 +110,7 @@ class RecordingFile:
                 raise unwritable(self.path, error, other=_OTHER) from error
 
     def sync(self) -> None:
-        """Have all that was written put on the disk itself."""
+        """Flush all written lines to disk (fsync)."""
         if self._file.is_open:
             try:
                 self._file.sync()
@@ -118,7 +118,7 @@ class RecordingFile:
                 raise unwritable(self.path, error, other=_OTHER) from error
 
     def close(self) -> None:
-        """Let others have the file."""
+        """Close the file and release the lock."""
         self._file.close()
 
     def _read(self, path: Path) -> None:
@@ -131,7 +131,7 @@ class RecordingFile:
                 try:
                     recorded = Recorded.parse(line)
                 except (ValueError, RecursionError) as error:
-                    hint = f"name {_OTHER}, or take the line out"
+                    hint = f"choose {_OTHER}, or delete the line"
                     raise InputError(f"{path}:{number}: {error}", hint=hint) from None
                 self._done.add(_key(recorded.model, recorded.question))
                 self.spent += recorded.cost or 0.0
@@ -139,7 +139,7 @@ class RecordingFile:
 
 
 class RecordingAnswers:
-    """Answers questions, each by its own tier, and makes lines of a recording. ``fields`` as in `LLMRequest`."""
+    """Answers each question by its tier and makes lines of a recording. ``fields`` as in `LLMRequest`."""
 
     def __init__(self, generate: Generate, fields: Mapping[str, Any]) -> None:
         self._generate = generate
@@ -147,10 +147,10 @@ class RecordingAnswers:
         self.first_error = ""
 
     async def __call__(self, question: Question, budget: float | None) -> RecordedRow:
-        """The line of one answer, which may cost ``budget`` dollars."""
+        """Answer one question for at most ``budget`` dollars; return its line."""
         own = {"model": question.tier} if budget is None else {"model": question.tier, "budget": budget}
         response = await self._generate(question.row.question, **self._fields, **own)
-        assert question.row.label is not None  # rows without one are refused
+        assert question.row.label is not None  # `questions` rejects rows without a label
         grade = await graded(response.samples[0], question.row.label)
         unread = grade["answer"] is None
         cut_off = unread and grade["finish_reason"] == "length"
@@ -158,14 +158,14 @@ class RecordingAnswers:
         return RecordedRow(head, _line(question, response, correct=grade["correct"]))
 
     def failed(self, question: Question, error: BaseException, seconds: float) -> RecordedRow:
-        """An answer that did not come, with the cost of its attempts."""
+        """Return the record of a failed question, with the cost of its attempts."""
         self.first_error = self.first_error or str(error)
         cost = sum(attempt.cost for attempt in getattr(error, "attempts", ()))
         return RecordedRow(Head(question.row.row, (type(error).__name__, str(error)), "", None, cost), None)
 
 
 class Recorder:
-    """Asks what a recording does not have yet; ``tally`` says how far it has come."""
+    """Sends the questions that are not recorded yet; ``tally`` counts the progress."""
 
     def __init__(self, asked: Sequence[Question], file: RecordingFile) -> None:
         self._file = file
@@ -184,7 +184,7 @@ class Recorder:
         progress: Callable[[Tally], None],
         stop: asyncio.Event,
     ) -> None:
-        """Ask, ``concurrency`` questions at a time; ``fields`` are those of `LLMRequest` for all."""
+        """Send ``concurrency`` questions at a time; ``fields`` are fields of `LLMRequest` for all of them."""
         limiter = Limiter.of(concurrency)
         answers = RecordingAnswers(heard(generate, limiter), fields)
         budget.earlier(self._file.spent)

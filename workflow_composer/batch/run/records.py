@@ -1,4 +1,4 @@
-"""RowRecord: what is written down about one finished row, and its form as JSON.
+"""RowRecord: the record of one finished row, and its JSON form.
 
 The journal, the result files and the report all hold this one record.
 """
@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 
 class Head(NamedTuple):
-    """What counting needs to know of a finished row; ``error`` (type, message) where the row failed.
+    """The fields of a finished row that are counted; ``error`` is (type, message) if the row failed.
 
-    ``deciding`` names the tier that decided. An answer is ``unreadable`` where no final answer was found in it, and
-    ``cut_off`` where that is because its length ended it.
+    ``deciding`` names the deciding tier. An answer is ``unreadable`` if no final answer was found in it, and ``cut_off`` if
+    that is because it reached its token limit.
     """
 
     row: int
@@ -29,9 +29,9 @@ class Head(NamedTuple):
 class TierRecord:
     """What one tier did for a row. ``votes``: answer and count, leader first. Cost in dollars, time in seconds.
 
-    ``texts`` are the samples' texts, unless they were left out; ``right`` says for each sample, in the order in which it
-    came, whether it is right; both are empty where that is not known. ``cut_off`` of the samples were ended by their length;
-    they count as ``unreadable``.
+    ``texts`` are the samples' texts, empty if they were not kept; ``right`` tells for each sample, in order of arrival,
+    whether it is correct, empty if unknown. ``cut_off`` counts the samples that reached their token limit; they also count
+    as ``unreadable``.
     """
 
     name: str
@@ -51,12 +51,12 @@ class TierRecord:
     cut_off: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         return {name: getattr(self, name) for name in self.__slots__}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TierRecord:
-        """The inverse of `to_dict`, after JSON. Raises KeyError or TypeError where ``data`` is something else."""
+        """Return the record of `to_dict` data, also after JSON. Raises KeyError or TypeError for other data."""
         rest = {
             "votes": tuple((a, n) for a, n in data["votes"]),
             "right": tuple(data["right"]),
@@ -67,11 +67,11 @@ class TierRecord:
 
 @dataclass(frozen=True, slots=True)
 class RowRecord:
-    """A finished row: ``row`` is its number in the data set, from 0; ``route`` the routing string that it was sent by.
+    """A finished row: ``row`` is its number in the data set, from 0; ``route`` is its routing string.
 
-    ``tier`` is the position of the deciding tier in ``tiers``. ``answer`` is None where none could be read or the row
-    failed; ``error`` is then the exception's type and message. ``correct`` is None where the row has no label. Costs
-    (dollars), tokens and ``seconds`` count everything, failed attempts and rejected tiers included.
+    ``tier`` is the position of the deciding tier in ``tiers``. ``answer`` is None if no answer could be read or the row
+    failed; a failed row has the exception's type and message in ``error``. ``correct`` is None if the row has no label.
+    Cost (dollars), tokens and ``seconds`` include failed attempts and rejected tiers.
     """
 
     row: int
@@ -91,22 +91,22 @@ class RowRecord:
 
     @property
     def deciding(self) -> str:
-        """The deciding tier's name; empty where the row failed."""
+        """The deciding tier's name; empty if the row failed."""
         return self.tiers[self.tier].name if self.tiers and self.error is None else ""
 
     @property
     def head(self) -> Head:
-        """What counting needs."""
+        """The fields that are counted."""
         return Head(self.row, self.error, self.deciding, self.correct, self.cost)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         data = {name: getattr(self, name) for name in self.__slots__}
         return data | {"tiers": [tier.to_dict() for tier in self.tiers]}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> RowRecord:
-        """The inverse of `to_dict`, after JSON. Raises KeyError or TypeError where ``data`` is something else."""
+        """Return the record of `to_dict` data, also after JSON. Raises KeyError or TypeError for other data."""
         error = data["error"]
         rest = {"tiers": tuple(map(TierRecord.from_dict, data["tiers"])), "error": tuple(error) if error else None}
         return cls(**{**data, **rest})

@@ -1,4 +1,4 @@
-"""`ModelOrchestrator.run_batch`: rows from Python, a journal, and what came of them."""
+"""`ModelOrchestrator.run_batch`: rows from Python, a journal, and the results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OTHER = "another journal"
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """Why a row has failed: the type of the exception, and its message."""
+    """Why a row failed: the exception's type and message."""
 
     type: str
     message: str
@@ -33,10 +33,10 @@ class RowError:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """What became of a row. ``id`` is its own, or its index; ``cost`` (dollars) is that of all its tries.
+    """The result of a row. ``id`` is the row's id, or else its index; ``cost`` (dollars) sums all its tries.
 
-    Either ``error`` is None or there is no answer: ``text`` is empty then. ``correct`` is None without a label,
-    ``confidence`` where it is unknown. ``data`` is the row's whole line of the journal.
+    A failed row has an ``error`` and an empty ``text``; an answered row has ``error`` None. ``correct`` is None without a
+    label, ``confidence`` if it is unknown. ``data`` is the row's complete line of the journal.
     """
 
     index: int
@@ -52,7 +52,7 @@ class RowResult:
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> RowResult:
-        """The result that a line of the journal holds."""
+        """Return the result in a line of the journal."""
         error = data.get("error")
         return cls(
             data["index"],
@@ -70,12 +70,12 @@ class RowResult:
 
 @dataclass(frozen=True, slots=True)
 class BatchRun:
-    """A run of rows. Iterating gives a `RowResult` for every row that was reached, in the order of the rows.
+    """A run of rows. Iterating yields a `RowResult` for every processed row, in row order.
 
-    Of the rows, ``done`` have an answer (``earlier`` of them since an earlier run) and ``failed`` an error; a later run with
-    the same journal tries those again. ``cost`` (dollars) is what all runs of the journal have cost, ``cost_now`` this one's
-    share. ``stopped_by`` is ``"budget"`` where the run's budget was used up before all rows were reached, else None. Results
-    are read from the journal, as often as they are iterated over, and are not kept in memory.
+    ``done`` rows have an answer (``earlier`` of them from an earlier run) and ``failed`` rows an error; a later run with the
+    same journal tries the failed ones again. ``cost`` (dollars) is the cost of all runs of the journal, ``cost_now`` of this
+    run. ``stopped_by`` is ``"budget"`` if the run budget was used up before all rows were processed, else None. Each
+    iteration reads the results from the journal; they are not kept in memory.
     """
 
     journal: Path
@@ -104,14 +104,14 @@ async def run_rows(
     progress: Callable[[Tally], None] | None,
     fields: Mapping[str, Any],
 ) -> BatchRun:
-    """Answer rows into a journal, going on where it ends; see `ModelOrchestrator.arun_batch`."""
+    """Answer rows into a journal, resuming where it ends; see `ModelOrchestrator.arun_batch`."""
     limits, limiter = Budget.of(budget), Limiter.of(_whole("concurrency", concurrency, 1))
     tries_more = _whole("retries", retries, 0) or 0
     library = Library(environ=environ)
     if fields.get("context") is not None:
         names = fields["context"]
         fields = {**fields, "context": library.pins((names,) if isinstance(names, str) else names)}
-    LLMRequest.of("?", **fields)  # raises TypeError where there is no such field
+    LLMRequest.of("?", **fields)  # raises TypeError for an unknown field
     found = PythonRows(rows, salt=_identity(config, fields), pins=library.pins)
     await asyncio.to_thread(found.check)
     tally = Tally(found.total)
@@ -152,7 +152,7 @@ def _opened(path: Path, tally: Tally) -> AnswerFile:
 
 
 def _compare(rows: PythonRows, file: AnswerFile) -> None:
-    """Compare what is answered with the rows, before anything is paid for."""
+    """Compare the answers in the journal with the rows, before any call is paid for."""
     if file.rows:
         for row in rows:
             file.is_done(row)
@@ -162,13 +162,13 @@ def _compare(rows: PythonRows, file: AnswerFile) -> None:
 def _refuse_more(file: AnswerFile, rows: int) -> None:
     if file.rows > rows:
         raise InputError(
-            f"{file.path} answers {file.rows} rows, and there are {rows}: it is the journal of other rows",
-            hint=f"name {_OTHER} for the new run",
+            f"{file.path} answers {file.rows} rows, but {rows} rows were given: it is the journal of other rows",
+            hint=f"choose {_OTHER} for the new run",
         )
 
 
 def _identity(config: StrategyConfig, fields: Mapping[str, Any]) -> str:
-    """What answers depend on besides their rows. Limits on time and money are none of it."""
+    """Return what answers depend on besides their rows; limits on time and money are excluded."""
     models = {name: f"{spec.backend}:{spec.model}" for name, spec in config.models.items()}
     asked = {name: value for name, value in fields.items() if name not in {"timeout", "metadata"}}
     return json.dumps([config.profile_name, models, asked], sort_keys=True, default=dict)
@@ -176,5 +176,5 @@ def _identity(config: StrategyConfig, fields: Mapping[str, Any]) -> str:
 
 def _whole(name: str, value: int | None, least: int) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-        raise InputError(f"{name} is {value!r}", hint=f"give a whole number from {least} on")
+        raise InputError(f"invalid {name}: {value!r}", hint=f"give an integer of at least {least}")
     return value

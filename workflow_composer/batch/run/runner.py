@@ -1,8 +1,7 @@
-"""Running rows: each goes its own way to its answer, and is written down as it ends.
+"""Running rows: each is answered on its own and is written to the journal as it ends.
 
-Every row is one task that goes through its whole cascade at once, so that no tier waits for another. As many are under way
-as the limiter allows and the budget pays for, and hardly more are read than that. A row that fails is a record with an
-error.
+Every row is one task that runs its whole cascade, so that no tier waits for other rows. The limiter and the budget bound
+the rows in flight, and few rows beyond those are read ahead. A failed row becomes a record with an error.
 """
 
 from __future__ import annotations
@@ -22,22 +21,22 @@ from workflow_composer.types import LLMResponse
 
 # ------------------------------------------------------------------------------------------------------------------ budget
 #
-# What a run of rows may spend, and whether there is money for another row.
+# What a run of rows may spend, and whether it can pay for another row.
 
 
 class Budget:
-    """Dollars that a row and the whole run may cost; None: no limit. Told of every row by `begin` and `end`.
+    """Dollars that a row and the whole run may cost; None: no limit. Call `begin` and `end` for every row.
 
-    A row begins where the run's money pays for it and for the rows under way, each taken to cost the row's budget, or,
-    without one, as much as the dearest row so far. The first row then goes alone, so that there is something to go by. With
-    a budget for rows the run's budget holds as far as estimates do; without one, the last row may cost more than was left.
+    A row begins only if the run budget covers it and the rows in flight, each at the row budget or, without one, at the cost
+    of the most expensive row so far. Without a row budget the first row therefore runs alone. With a row budget, the run
+    budget holds as far as cost estimates are accurate; without one, the last row may cost more than was left.
     """
 
     def __init__(self, row: float | None = None, run: float | None = None) -> None:
         for name, dollars in (("row", row), ("run", run)):
             wrong = dollars is not None and (isinstance(dollars, bool) or not isinstance(dollars, (int, float)))
             if wrong or (dollars is not None and not 0 < dollars < math.inf):
-                raise InputError(f"the budget of a {name} is {dollars!r}", hint="give a number of dollars above 0")
+                raise InputError(f"invalid {name} budget: {dollars!r}", hint="give a number of dollars above 0")
         self.row, self.run = row, run
         self.spent = 0.0
         self._dearest: float | None = None
@@ -46,44 +45,44 @@ class Budget:
 
     @classmethod
     def of(cls, given: Any) -> Self:
-        """The budget that a mapping names: ``{"row": dollars, "run": dollars}``, either or both."""
+        """Return the budget of a mapping ``{"row": dollars, "run": dollars}``; each key is optional. Raises `InputError`."""
         if given is None:
             return cls()
         if not isinstance(given, dict) or not given.keys() <= {"row", "run"}:
-            raise InputError(f"the budget is {given!r}", hint='write it as {"row": 0.01, "run": 5.0}, or one of the two')
+            raise InputError(f"invalid budget: {given!r}", hint='write {"row": 0.01, "run": 5.0}, or one of the two keys')
         return cls(**given)
 
     @property
     def left(self) -> float:
-        """Dollars that the run may still spend."""
+        """The dollars that the run may still spend."""
         return math.inf if self.run is None else self.run - self.spent
 
     @property
     def is_over(self) -> bool:
-        """Whether no further row may begin, whatever ends."""
+        """Whether no further row may begin in this run."""
         return self._is_over or self.left <= 0
 
     @property
     def room(self) -> bool:
-        """Whether another row may begin now; where not, and the budget is not over, once another has ended."""
+        """Whether another row may begin now; if not, and unless `is_over`, check again when a row has ended."""
         if self.run is None or not self._under_way:
             return not self.is_over
         expected = self._dearest if self.row is None else self.row
         return expected is not None and (self._under_way + 1) * expected <= self.left
 
     def earlier(self, cost: float) -> None:
-        """Count what earlier runs have spent."""
+        """Add the cost of earlier runs."""
         self.spent += cost
 
     def begin(self) -> float | None:
-        """A row begins; returns what it may cost, None where only its own limits hold."""
+        """Count a row that begins; return what it may cost, None if the budget sets no limit for it."""
         self._under_way += 1
         return None if self.row is None else min(self.row, self.left)
 
     def end(self, cost: float = 0.0, *, well: bool = False, unpaid: bool = False) -> None:
-        """A row is over and has cost so much; ``well`` where it has an answer.
+        """Count a row that has ended, and its cost; ``well``: it has an answer.
 
-        ``unpaid``: what it might cost paid for no tier. Where that was the run's last money, the run is over.
+        ``unpaid``: its budget did not cover any tier. If less than a row budget is left, the run is then over.
         """
         self._under_way -= 1
         self.spent += cost
@@ -96,30 +95,30 @@ class Budget:
 pass  # MERGED
 
 _BLOCK = 256
-"""Most rows read at a time, in a thread: a slow disk must not hold up the calls in flight."""
+"""Most rows read at a time, in a thread, so that a slow disk does not block the calls in flight."""
 
 _LONGEST_READ = 0.05
-"""Seconds after which a block is complete, and the next begins small: an iterator may be in no hurry."""
+"""Seconds after which a block is complete, because an iterator may be slow; the next block is then small."""
 
 _LONGEST_PAUSE = 30.0
-"""Seconds between a row's failure and another try where nothing else is left to do."""
+"""Longest pause (seconds) before failed rows are tried again when no other rows are left."""
 
 _SYNC_EVERY = 5.0
-"""Seconds between two `Journal.sync`: what a loss of power may cost."""
+"""Seconds between two calls of `Journal.sync`: the most that a power loss may cost."""
 
 RETRIED = OVERLOAD | {"ServerFailed"}
-"""Errors that another try, a while later, may not meet again."""
+"""Transient errors: a row that failed with one is tried again."""
 
 BUDGET = "budget"
-"""`Tally.stopped_by` where the run's budget was used up."""
+"""`Tally.stopped_by` if the run budget was used up."""
 
 
 class Record(Protocol):
-    """A finished row, in whatever form it is written down."""
+    """A finished row, in the form that its journal writes."""
 
     @property
     def head(self) -> Head:
-        """What counting needs to know of it."""
+        """The fields that are counted."""
         ...
 
 
@@ -134,11 +133,11 @@ class Answers(Protocol[J_contra, R_co]):
     """Turns rows into records."""
 
     async def __call__(self, job: J_contra, budget: float | None, /) -> R_co:
-        """Answer a row for at most ``budget`` dollars. Raises what went wrong."""
+        """Answer a row for at most ``budget`` dollars. Raises the row's error."""
         ...
 
     def failed(self, job: J_contra, error: BaseException, seconds: float, /) -> R_co:
-        """The record of a row that has failed after so many seconds."""
+        """Return the record of a row that failed after ``seconds``."""
         ...
 
 
@@ -146,16 +145,16 @@ class Journal(Protocol[R_contra]):
     """Where records are written."""
 
     def append(self, record: R_contra, /) -> None:
-        """Write a record, all of it, before this returns."""
+        """Write a complete record before returning."""
         ...
 
     def sync(self) -> None:
-        """Have what was written put on the disk itself; safe to call from another thread."""
+        """Flush all written records to disk; must be safe to call from another thread."""
         ...
 
 
 class _StopAsked(Exception):
-    """Someone has set the stop event."""
+    """The stop event was set."""
 
 
 async def run(
@@ -171,15 +170,14 @@ async def run(
     progress: Callable[[Tally], None] = lambda tally: None,
     stop: asyncio.Event | None = None,
 ) -> Tally:
-    """Answer all rows; return the tally. ``progress`` is told it after each row, which is written down by then.
+    """Answer all rows; return the tally. ``progress`` is called with it after each row, once the row is in the journal.
 
-    Errors that ``answers`` raises become the row's record, with their cost, and the limiter hears of those that tell of
-    overload. A row that failed for want of a server is tried again, behind rows that were not tried yet, ``retries`` times;
-    where nothing else is left to do, after ``retry_after`` seconds, twice that the next time, and half a minute at most.
-    Where the run's budget is used up, no further row begins, and ``tally.stopped_by`` says so. Calls in flight are
-    cancelled, and what was written stays, where this task is cancelled, where ``stop`` is set (then this returns as usual),
-    and where ``journal`` or ``progress`` raises, which is raised on. An error of ``jobs`` is raised once the rows in flight
-    are done.
+    An error of ``answers`` becomes the row's record, with its cost; errors of `OVERLOAD` are passed to the limiter. A row
+    with an error of `RETRIED` is tried again up to ``retries`` times, after the rows that were not tried yet; when no other
+    rows are left, after ``retry_after`` seconds, doubled each time up to half a minute. If the run budget is used up, no
+    further row begins, and ``tally.stopped_by`` is `BUDGET`. Calls in flight are cancelled, and written rows stay, if this
+    task is cancelled, if ``stop`` is set (this then returns normally), or if ``journal`` or ``progress`` raises (this raises
+    the same error). An error of ``jobs`` is raised after the rows in flight have ended.
     """
     whole = _Run(answers, journal, tally, limiter, budget or Budget(), (retries, retry_after), progress)
     tally.start()
@@ -203,7 +201,7 @@ async def run(
 
 
 class _Run(Generic[J, R]):
-    """Starts rows as there is room for them."""
+    """Starts rows as the limiter and the budget allow."""
 
     def __init__(
         self,
@@ -226,7 +224,7 @@ class _Run(Generic[J, R]):
         self._again: list[tuple[J, int]] = []
 
     async def answer_all(self, jobs: Iterable[J], group: asyncio.TaskGroup) -> Exception | None:
-        """Return when all rows are done, or the budget is over, with what ended the reading of ``jobs`` early."""
+        """Return when all rows have ended or the budget is used up, with the error that ended ``jobs`` early, if any."""
         tasks: set[asyncio.Task[None]] = set()
         reader = _Reader(jobs)
         while not self._tally.stopped_by:
@@ -254,7 +252,7 @@ class _Run(Generic[J, R]):
         return reader.fault
 
     async def _room(self) -> bool:
-        """Wait for room in flight, and for as long as the limiter wants a pause; False where the budget is over."""
+        """Wait until another row may begin, including the limiter's pause; return False if the budget is used up."""
         loop = asyncio.get_running_loop()
         since = loop.time()
         while not self._budget.is_over:
@@ -286,7 +284,7 @@ class _Run(Generic[J, R]):
         self._progress(self._tally)
 
     async def _record(self, job: J, budget: float | None) -> tuple[R, list[str]]:
-        """The record of a row, and the types of the errors that it failed with."""
+        """Answer a row; return its record and the types of the errors that it failed with."""
         started = time.perf_counter()
         try:
             return await self._answers(job, budget), []
@@ -294,18 +292,18 @@ class _Run(Generic[J, R]):
             if _is_cancelled():
                 raise
             return self._answers.failed(job, error, time.perf_counter() - started), []
-        except Exception as error:  # noqa: BLE001  # whatever is wrong with one row must not end the others
+        except Exception as error:  # noqa: BLE001  # an error of one row must not end the others
             errors = _error_types(error)
             tell_overload(self._limiter, errors)
             return self._answers.failed(job, error, time.perf_counter() - started), errors
 
 
 Generate = Callable[..., Awaitable[LLMResponse]]
-"""`ModelOrchestrator.agenerate`, or what stands in for it."""
+"""`ModelOrchestrator.agenerate`, or a replacement with the same signature."""
 
 
 def heard(generate: Generate, limiter: Limiter) -> Generate:
-    """``generate`` that tells the limiter of answers which a server had refused at first: no row need fail for that."""
+    """Wrap ``generate`` to report overload errors of attempts to the limiter, even if the row is answered in the end."""
 
     async def ask(prompt: Any, **fields: Any) -> LLMResponse:
         response = await generate(prompt, **fields)
@@ -316,14 +314,14 @@ def heard(generate: Generate, limiter: Limiter) -> Generate:
 
 
 def tell_overload(limiter: Limiter, errors: Iterable[str]) -> None:
-    """Tell the limiter of the first error that speaks of overload, if any does."""
+    """Report the first error of `OVERLOAD`, if any, to the limiter."""
     found = next(filter(OVERLOAD.__contains__, errors), None)
     if found is not None:
         limiter.overloaded(found)
 
 
 class _Reader(Generic[J]):
-    """Rows by blocks, read in a thread; ``fault`` is what has stopped the reading."""
+    """Reads rows in blocks, in a thread; ``fault`` is the error that stopped the reading."""
 
     def __init__(self, jobs: Iterable[J]) -> None:
         self._jobs = jobs
@@ -333,7 +331,7 @@ class _Reader(Generic[J]):
         self.fault: Exception | None = None
 
     async def block(self) -> list[J]:
-        """The next rows; empty behind the last."""
+        """Return the next rows; empty after the last."""
         return [] if self._is_over else await asyncio.to_thread(self._next)
 
     def _next(self) -> list[J]:
@@ -346,19 +344,19 @@ class _Reader(Generic[J]):
             self._size = min(2 * self._size, _BLOCK) if time.monotonic() < latest else 1
         except StopIteration:
             self._is_over = True
-        except Exception as error:  # noqa: BLE001  # raised on as soon as the rows in flight are done
+        except Exception as error:  # noqa: BLE001  # raised again after the rows in flight have ended
             self._is_over, self.fault = True, error
         return block
 
 
 def _is_cancelled() -> bool:
-    """Whether someone has cancelled this row, rather than the row something of its own."""
+    """Whether this row's task was cancelled, rather than something within it."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def _error_types(error: Exception) -> list[str]:
-    """The names of an error's type and of those of the attempts that led to it."""
+    """Return the type names of an error and of the attempts that led to it."""
     return [type(error).__name__, *(attempt.error_type or "" for attempt in getattr(error, "attempts", ()))]
 
 

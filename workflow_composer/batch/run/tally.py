@@ -1,4 +1,4 @@
-"""How far a batch has come: what progress is shown from."""
+"""The progress of a batch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ _WINDOW = 60.0
 
 @dataclass(slots=True)
 class Tally:
-    """How far a run has come, of ``total`` rows (None: nobody knows yet how many there are). ``clock`` gives seconds.
+    """The progress of a run of ``total`` rows (None: not known yet). ``clock`` returns seconds.
 
-    ``answered`` counts rows with an answer, ``earlier`` those of them that an earlier run has answered; ``errors`` rows of
-    this run that failed. ``tiers``: answered rows by the name of the deciding tier. ``graded`` answers had a label, and
-    ``correct`` of them were right. ``cost`` (dollars) is what all runs have cost, failed rows included, ``cost_now`` this
-    run's share. ``in_flight`` rows are under way, and ``limit`` may be. ``unreadable`` answers count as wrong, and
-    ``cut_off`` of them were ended by their length. ``stopped_by`` says what has stopped the run before its end; empty:
-    nothing has.
+    ``answered`` counts rows with an answer, ``earlier`` those of them from an earlier run; ``errors`` counts the failed rows
+    of this run. ``tiers``: answered rows by the name of the deciding tier. ``graded`` answers had a label, and ``correct``
+    of them were right. ``cost`` (dollars) is the cost of all runs, failed rows included, ``cost_now`` of this run.
+    ``in_flight`` rows are in flight, of at most ``limit``. ``unreadable`` answers count as wrong; ``cut_off`` of them
+    reached their token limit. ``stopped_by`` names what stopped the run early; empty: nothing did.
     """
 
     total: int | None
@@ -52,39 +51,39 @@ class Tally:
 
     @property
     def done(self) -> int:
-        """Rows that are over with, one way or the other."""
+        """The number of rows that have ended, with an answer or an error."""
         return self.answered + self.errors
 
     @property
     def accuracy(self) -> float | None:
-        """The share of correct answers among those that have a label; None where there are none."""
+        """The share of correct answers among the graded ones; None if there are none."""
         return self.correct / self.graded if self.graded else None
 
     @property
     def shares(self) -> Mapping[str, float]:
-        """Of the answered rows, the share that each tier has decided."""
+        """The share of the answered rows that each tier decided."""
         return {name: count / self.answered for name, count in self.tiers.items()}
 
     @property
     def seconds(self) -> float:
-        """Since the run began."""
+        """Seconds since the run began."""
         return self.clock() - self._started
 
     @property
     def rows_per_second(self) -> float | None:
-        """Over the last minute; None before the first row."""
+        """Throughput over the last minute; None before the first row."""
         since, before = self._marks[0]
         rows = self.done - before
         return rows / max(self.clock() - since, 1e-9) if rows else None
 
     @property
     def seconds_left(self) -> float | None:
-        """At the pace of the last minute; None before the first row, and where the total is not known."""
+        """Estimated seconds left at the pace of the last minute; None before the first row and without a known total."""
         pace = self.rows_per_second
         return None if pace is None or self.total is None else (self.total - self.done) / pace
 
     def add(self, head: Head, *, again: bool = False) -> None:
-        """Count a row of this run; ``again``: it has failed before in this run, and was tried again."""
+        """Count a row of this run; ``again``: it failed before in this run and was tried again."""
         self.cost += head.cost
         self.cost_now += head.cost
         self.errors -= again
@@ -99,9 +98,9 @@ class Tally:
                 self._marks.popleft()
 
     def add_earlier(self, head: Head) -> None:
-        """Count a record that an earlier run has written: an answer, or what a failed row has cost.
+        """Count a record of an earlier run: an answer, or the cost of a failed row.
 
-        Of a row beyond the total, which an earlier run with a higher limit has answered, only the cost counts.
+        Only the cost counts of a row beyond the total, which an earlier run with a higher limit answered.
         """
         self.cost += head.cost
         if head.error is None and (self.total is None or head.row < self.total):

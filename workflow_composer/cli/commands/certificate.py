@@ -80,7 +80,7 @@ def verify(context: click.Context, file: Path, pairs: Path | None, replay: Path 
 
 
 def _show_origin(found: Certificate) -> None:
-    """Models, data and settings."""
+    """Print the models, the data and the settings."""
     headers = ("tier", "model", "backend", "log-probabilities", "alternatives", "temperature", "score")
     rows = []
     for tier in found.tiers:

@@ -1,4 +1,4 @@
-"""``contexts``: the templates that can stand first in requests, what one says, and copies to edit."""
+"""``contexts``: list, show and copy the templates that can precede a request."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def contexts(context: click.Context) -> None:
 @common_options
 @click.pass_obj
 def list_(state: State) -> None:
-    """List the templates that can be named: of the working directory, the user, and the package."""
+    """List the available templates of the working directory, the user, and the package."""
     from workflow_composer.contexts.library import Library
 
     library = Library(environ=state.environ)
@@ -72,7 +72,7 @@ def _entry(library: Any, name: str, files: list[Path]) -> dict[str, Any]:
         except ContextError:
             continue
         if hidden.version == found.version and hidden.digest != found.digest:
-            entry["note"] = f"it hides {path}, which has the same version and another text: give it a version of its own"
+            entry["note"] = f"it hides {path}, which has the same version but a different text: change the version of one"
     return entry
 
 
@@ -81,9 +81,9 @@ def _entry(library: Any, name: str, files: list[Path]) -> dict[str, Any]:
 @common_options
 @click.pass_obj
 def show(state: State, names: tuple[str, ...]) -> None:
-    """Show what stands first in a request with these contexts; size and digest go to standard error.
+    """Show the text that precedes a request with these contexts; size and digest go to standard error.
 
-    The text is exactly what is sent, and the same in whatever order the contexts are named.
+    The text is printed exactly as it is sent. It does not depend on the order of the names.
     """
     from workflow_composer.contexts.applying import Context
     from workflow_composer.contexts.library import Library
@@ -108,11 +108,10 @@ def show(state: State, names: tuple[str, ...]) -> None:
 @common_options
 @click.pass_obj
 def copy(state: State, name: str, folder: Path) -> None:
-    """Copy a template into DIR (default: config/contexts), to be edited; nothing is overwritten.
+    """Copy a template into DIR (default: config/contexts) for editing; nothing is overwritten.
 
-    In config/contexts of the working directory, or in the user's configuration directory, the copy takes the place of the
-    original. Give it a new version when you change its text: who has pinned the old one then gets an error, not another
-    text.
+    In config/contexts of the working directory, or in the user's configuration directory, the copy overrides the original.
+    Change its version when you change its text: requests that pin the old version then fail instead of getting another text.
     """
     from workflow_composer.contexts.library import SUFFIX, Library
 
@@ -122,7 +121,7 @@ def copy(state: State, name: str, folder: Path) -> None:
     if state.json:
         print_json({"context": found.pin, "file": str(target)})
         return
-    click.echo(f"{target}: {found.name}, version {found.version}. Give it a new version when you change its text.")
+    click.echo(f"{target}: {found.name}, version {found.version}. Change the version when you change the text.")
 
 
 def _write(data: bytes, target: Path) -> None:
@@ -131,13 +130,13 @@ def _write(data: bytes, target: Path) -> None:
         with target.open("xb") as file:
             file.write(data)
     except FileExistsError:
-        raise InputError(f"{target} is there already", hint="name another folder, or remove it first") from None
+        raise InputError(f"{target} already exists", hint="choose another folder, or remove the file first") from None
     except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror or error}", hint="name another folder") from None
+        raise InputError(f"cannot write {target}: {error.strerror or error}", hint="choose another folder") from None
 
 
 def to_dict(template: Template) -> dict[str, Any]:
-    """What is known of a template, without its text."""
+    """Return a template's metadata as plain data, without its text."""
     return {
         "name": template.name,
         "version": template.version,

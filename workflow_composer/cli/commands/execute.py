@@ -1,4 +1,4 @@
-"""``execute``: run data sets through batch policies or routing strings."""
+"""``execute``: answer data sets under batch policies or routing strings."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _LISTS = ("--policies", _OLD_NAME, "--routes", "--route", "--datasets")
 
 
 class _WithLists(click.Command):
-    """Options of several values, written as ``--datasets one two`` or ``--datasets one --datasets two``."""
+    """A command with multi-value options: ``--datasets one two`` or ``--datasets one --datasets two``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Repeat the option's name before each of its values, which is how click knows it."""
+        """Repeat the option's name before each of its values, as click requires."""
         return super().parse_args(ctx, spread(args))
 
 
@@ -42,7 +42,7 @@ class _Policies(click.Option):
 
 
 def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]:
-    """Repeat the names of options that take several values.
+    """Repeat the option name before each value of the options in ``lists``.
 
     >>> spread(["--datasets", "a", "b", "--limit", "3"])
     ['--datasets', 'a', '--datasets', 'b', '--limit', '3']
@@ -72,23 +72,30 @@ def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]
         "execute --replay answers.jsonl.gz --routes mv_7B_k8_t0.7 --baselines",
     ),
 )
+@click.option("--strategies", multiple=True, metavar="NAME...", help="Batch strategies; NAME:TIER where one takes a tier.")
+@click.option("--routes", "--route", "routes", multiple=True, metavar="ROUTE...", help="Routing strings or model names.")
 @click.option(
-    "--policies", cls=_Policies, multiple=True, metavar="NAME...", help="Batch policies; NAME:TIER where one takes a tier."
+    "--datasets", multiple=True, metavar="NAME...", help="Data sets; write `/` as `_`; NAME:SPLIT selects a split."
 )
-@click.option("--routes", "--route", "routes", multiple=True, metavar="ROUTE...", help="Routing strings or models' names.")
-@click.option("--datasets", multiple=True, metavar="NAME...", help="Data sets, `/` written `_`; NAME:SPLIT for one split.")
-@click.option("--probing-dataset", metavar="NAME", help="Data set on which the tiers' success is learned for predictions.")
-@click.option("--probe", type=click.Path(path_type=Path), help="A probe that was saved, instead of learning one.")
+@click.option("--probing-dataset", metavar="NAME", help="Data set to train the probe on, which predicts the tiers' success.")
+@click.option("--probe", type=click.Path(path_type=Path), help="Use a saved probe instead of training one.")
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), default="data", show_default=True, help="Folder of the data sets."
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), default="results", show_default=True, help="Folder.")
-@click.option("--replay", type=click.Path(path_type=Path), help="Recorded answers (JSONL) in place of the models.")
-@click.option("--dry-run", is_flag=True, help="Plan, print where questions would go and what it would cost; call no model.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default="results", show_default=True, help="Folder for the results."
+)
+@click.option("--replay", type=click.Path(path_type=Path), help="Recorded answers (JSONL) instead of model calls.")
+@click.option("--dry-run", is_flag=True, help="Print the planned routes and the estimated cost; call no model.")
 @click.option("--baselines", is_flag=True, help="Also run every tier alone, greedily and by majority vote.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows of each data set.")
 @click.option(
-    "--probing-rows", type=click.IntRange(min=1), default=400, show_default=True, metavar="N", help="Rows to learn on."
+    "--probing-rows",
+    type=click.IntRange(min=1),
+    default=400,
+    show_default=True,
+    metavar="N",
+    help="Rows to train the probe on.",
 )
 @click.option("--k", type=click.IntRange(2, 1024), default=8, show_default=True, help="Votes of policies that fix them.")
 @click.option("--k-max", type=click.IntRange(3, 1024), default=9, show_default=True, help="Most votes of adaptive ones.")
@@ -97,51 +104,53 @@ def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]
     type=click.FloatRange(0.5, 1, min_open=True, max_open=True),
     default=0.9,
     show_default=True,
-    help="Probability with which a planned majority shall be right.",
+    help="Required probability that a planned majority is right.",
 )
-@click.option("--measure", type=click.Choice(get_args(Measure)), help="What the confidence of a vote is.")
-@click.option("--accept", type=float, metavar="X", help="Confidence from which a tier's vote is accepted.")
+@click.option("--measure", type=click.Choice(get_args(Measure)), help="Measure of a vote's confidence.")
+@click.option("--accept", type=float, metavar="X", help="Lowest confidence at which a tier's vote is accepted.")
 @click.option("--stopping", type=click.Choice(get_args(Stopping)), help="Rule that ends a vote early.")
-@click.option("--level", type=float, metavar="X", help="The rule's own parameter.")
+@click.option("--level", type=float, metavar="X", help="Parameter of the stopping rule.")
 @click.option(
     "--draw",
     type=click.Choice(get_args(Drawing)),
     default="as_needed",
     show_default=True,
-    help="Ask for the fewest samples that could decide, or for all at once (quicker, dearer).",
+    help="Draw the fewest samples that could decide, or all at once (faster, more expensive).",
 )
-@click.option("--extract", multiple=True, metavar="HOW", help="How final answers are found: boxed, json:FIELD, ...")
-@click.option("--compare", type=click.Choice(get_args(Comparison)), help="When two answers are the same.")
+@click.option("--extract", multiple=True, metavar="HOW", help="How to extract final answers: boxed, json:FIELD, ...")
+@click.option("--compare", type=click.Choice(get_args(Comparison)), help="How to compare answers.")
 @context_option
-@click.option("--system", metavar="TEXT", help="System message, put in front of every question.")
-@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Most tokens of an answer.")
+@click.option("--system", metavar="TEXT", help="System message of every request.")
+@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Token limit of an answer.")
 @click.option(
     "--budget",
     type=click.FloatRange(min=0, min_open=True),
     callback=finite,
     metavar="DOLLARS",
-    help="Most for one row.",
+    help="Budget of one row.",
 )
 @run_budget_option
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Most time for one row.")
-@click.option("--in-flight", type=click.IntRange(1, 10_000), metavar="N", help="Rows at a time; default: adapts, to 512.")
-@click.option("--no-texts", is_flag=True, help="Leave the samples' texts out of the results.")
-@click.option("--texts", is_flag=True, hidden=True, expose_value=False, help="Keep the samples' texts, as is usual.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Time limit of one row.")
+@click.option(
+    "--in-flight", type=click.IntRange(1, 10_000), metavar="N", help="Rows in flight. Default: adaptive, up to 512."
+)
+@click.option("--no-texts", is_flag=True, help="Omit the samples' texts from the results.")
+@click.option("--texts", is_flag=True, hidden=True, expose_value=False, help="Keep the samples' texts (the default).")
 @strategy_option
 @common_options
 @click.pass_context
 def execute(context: click.Context, /, **options: Any) -> None:
     """Run data sets through cascades and batch policies, and compare them.
 
-    Each policy turns the questions of a data set into routing strings; each row then goes through its own cascade. Every
-    finished row is kept in a journal: after an interruption the same command goes on where it stopped. In the end the output
-    folder holds, for each data set and policy, results.jsonl and results.parquet, and for each data set a report
-    (report.md, report.html) that compares them; --baselines adds every tier alone to the comparison.
+    Each strategy assigns a routing string to every question of a data set; each row then runs its own cascade. Every
+    finished row is written to a journal: after an interruption, the same command resumes. The output folder then contains,
+    for each data set and strategy, results.jsonl and results.parquet, and for each data set a report (report.md,
+    report.html) that compares them; --baselines adds every tier alone to the comparison.
 
-    Data sets are JSONL, CSV or Parquet files in the data folder; docs/datasets.md says how they are found. Rows with a label
-    are graded, and the samples' texts are kept beside what was read in them. --run-budget is for all data sets and
-    policies of the command. Exit codes: 0 done; 1 some rows failed; 2 wrong usage or input; 6 the budget of the run is
-    used up: run the same command with a higher one to go on.
+    Data sets are JSONL, CSV or Parquet files in the data folder; docs/datasets.md describes the file names. Rows with a
+    label are graded; the samples' texts are kept with the extracted answers. --run-budget covers all data sets and
+    strategies of the command. Exit codes: 0 done; 1 some rows failed; 2 wrong usage or input; 6 the run budget is used up:
+    run the same command with a higher one to resume.
     """
     from workflow_composer.batch.run.preparation import Options
     from workflow_composer.cli.commands.execute_run import Execution
@@ -150,7 +159,7 @@ def execute(context: click.Context, /, **options: Any) -> None:
     if not options["policies"] and not options["routes"] and not options["baselines"]:
         raise click.UsageError("name --policies or --routes (or --baselines)")
     if not options["datasets"] and options["replay"] is None:
-        raise click.UsageError("name --datasets, or --replay a recording")
+        raise click.UsageError("specify --datasets, or --replay with a recording")
     if options["contexts"]:
         from workflow_composer.contexts.library import Library
 

@@ -1,4 +1,4 @@
-"""What ``execute`` opens and prints: each data set through each policy, and the report."""
+"""The run of ``execute``: each data set under each policy, the printed summary, and the report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Planned = Mapping[str, tuple[Any, Mapping[str, "PlanTable"]]]
 
 
 class Execution:
-    """One ``execute``. `run` returns the exit code."""
+    """One run of ``execute``. `run` returns the exit code."""
 
     def __init__(self, state: State, options: Options) -> None:
         self._state = state
@@ -44,9 +44,9 @@ class Execution:
         self._counted: set[Path] = set()
 
     def run(self) -> int:
-        """Plan everything, then (unless it is a dry run) run it, resuming what earlier runs have left.
+        """Plan everything, then (unless it is a dry run) answer the rows that earlier runs have not answered.
 
-        Raises `KeyboardInterrupt` or `Stopped` where it is asked to end, `RunBudgetReached` where its money is used up.
+        Raises `KeyboardInterrupt` or `Stopped` after a signal, `RunBudgetReached` if the run budget is used up.
         """
         with self._orchestrator() as orchestrator:
             preparation = Preparation(
@@ -65,7 +65,7 @@ class Execution:
     # ------------------------------------------------------------------------------------------------------- the plans
 
     def _orchestrator(self) -> ModelOrchestrator:
-        """An orchestrator whose votes are as the options say, over the recording where there is one."""
+        """Open an orchestrator with the voting options applied, over the recording if there is one."""
         state = self._state
         if self._recorded is not None:
             config = of_recording(self._recorded.path, self._recorded.models, state.profile())
@@ -76,7 +76,7 @@ class Execution:
         return self._voting(config)
 
     def _voting(self, config: StrategyConfig, **votes: Any) -> ModelOrchestrator:
-        """An orchestrator under this profile, its votes as the options say, or else as ``votes`` do."""
+        """Open an orchestrator for this profile with the voting options and ``votes`` applied."""
         from workflow_composer.orchestrator import ModelOrchestrator
 
         changed = with_votes(config, {**self._options.votes, **votes})
@@ -92,7 +92,7 @@ class Execution:
     def _informed(
         self, preparation: Preparation, context: PlanningContext, config: StrategyConfig
     ) -> tuple[PlanningContext, Any]:
-        """The context with a probe's predictions, where one is named or can be trained, and what is known of tokens."""
+        """Return the context with a probe's predictions, if one is given or trained, and the token averages."""
         from workflow_composer.batch.planning.plan_table import TokenAssumption
 
         options = self._options
@@ -134,19 +134,19 @@ class Execution:
             self._count_earlier(folders[name] / slug(policy) for name, (_, tables) in planned.items() for policy in tables)
         summaries: list[dict[str, Any]] = []
         for name, (rows, tables) in planned.items():
-            runs = {policy: folders[name] / slug(policy) for policy in tables}
-            for policy, table in tables.items():
-                label = f"{name}, {policy}"
-                tally = self._answer(orchestrator, run, rows, table, runs[policy], label)
-                summaries.append(self._summary(name, policy, tally, runs[policy]))
-                if rows is not self._recorded:  # there the recording says what is right, whether it can be read or not
-                    _tell_what_looks_wrong(label, tally, runs[policy])
+            runs = {strategy: folders[name] / slug(strategy) for strategy in tables}
+            for strategy, table in tables.items():
+                label = f"{name}, {strategy}"
+                tally = self._answer(orchestrator, run, rows, table, runs[strategy], label)
+                summaries.append(self._summary(name, strategy, tally, runs[strategy]))
+                if rows is not self._recorded:  # a recording has grades even for unreadable answers
+                    _tell_what_looks_wrong(label, tally, runs[strategy])
                 self._end_if_over(tally, summaries)
             places = run.report(name, folders[name], runs)
             if not self._state.json:
                 click.echo(f"report: {', '.join(map(str, places))}", err=True)
         if given_up := reader(run.voting.form).timed_out:
-            click.echo(f"note: {given_up} comparisons of answers took too long and count as not the same", err=True)
+            click.echo(f"note: {given_up} comparisons of answers timed out and count as different", err=True)
         if self._state.json:
             print_json(summaries)
         return SOME_FAILED if any(summary["errors"] for summary in summaries) else 0
@@ -167,7 +167,7 @@ class Execution:
     def _answer(
         self, orchestrator: ModelOrchestrator, run: PlannedRun, rows: Any, table: PlanTable, folder: Path, label: str
     ) -> Tally:
-        """One data set through one policy; what an earlier run has answered is kept."""
+        """Answer one data set under one policy; keep the answers of earlier runs."""
         tally = Tally(len(table.frame))
         with run.opened(folder, rows, table, tally) as journal:
             if folder not in self._counted:
@@ -188,7 +188,7 @@ class Execution:
                 )
 
             def told() -> str:
-                how = "run the same command again to go on"
+                how = "run the same command again to resume"
                 return f"{label}: {tally.done} of {tally.total} rows done, {dollars(tally.cost_now)}; {how}"
 
             if tally.answered < len(table.frame):
@@ -198,7 +198,7 @@ class Execution:
         return tally
 
     def _count_earlier(self, folders: Any) -> None:
-        """Count what earlier runs have spent in all these folders: the budget is that of them all."""
+        """Count the cost of earlier runs in all these folders, because they share the budget."""
         spent = 0.0
         for folder in folders:
             if folder not in self._counted:
@@ -212,8 +212,8 @@ class Execution:
             print_json(summaries)
         raise_if_over(self._budget, tally)
 
-    def _summary(self, name: str, policy: str, tally: Tally, folder: Path) -> dict[str, Any]:
-        """What came of one run; printed at once, unless everything is printed as JSON in the end."""
+    def _summary(self, name: str, strategy: str, tally: Tally, folder: Path) -> dict[str, Any]:
+        """Return the summary of one run; print it unless all summaries are printed as JSON at the end."""
         from workflow_composer.batch.report.results import records
 
         found: dict[str, Any] = {
@@ -236,28 +236,28 @@ class Execution:
             click.echo(_line(found))
         if tally.errors:
             failed = next(record for record in records(folder / JOURNAL) if record.error is not None)
-            assert failed.error is not None  # that is what was looked for
+            assert failed.error is not None  # by the filter above
             found["first_error"] = {"row": failed.row, "type": failed.error[0], "message": failed.error[1]}
             click.echo(f"row {failed.row} failed: {failed.error[1]}", err=True)
-            click.echo("hint: run the same command again to try the rows with errors again", err=True)
+            click.echo("hint: run the same command again to retry the failed rows", err=True)
         return found
 
 
 def _tell_what_looks_wrong(label: str, tally: Tally, folder: Path) -> None:
-    """Explain answers that could not be read, and an accuracy of zero."""
+    """Print hints about unreadable answers and about an accuracy of zero."""
     from workflow_composer.batch.report.results import records
 
     where = f"the texts are in {folder / 'results.jsonl'}"
-    remedy = f"{ENDING}, or say with --extract where the answer stands (line, whole, json:FIELD, ...); {where}"
+    remedy = f"{ENDING}, or set --extract to the answer's place (line, whole, json:FIELD, ...); {where}"
     tell_unread(tally.unreadable, tally.answered, cut_off=tally.cut_off, remedy=remedy, whose=label)
     if tally.graded > tally.unreadable and not tally.correct:
         read = next((record.answer for record in records(folder / JOURNAL) if record.answer is not None), None)
-        click.echo(f"{label}: none of {tally.graded} answers is right; the first was read as {read!r}", err=True)
+        click.echo(f"{label}: none of {tally.graded} answers is right; the first one extracted is {read!r}", err=True)
         click.echo(f"hint: compare it with its label; {where}", err=True)
 
 
 def _line(found: Mapping[str, Any]) -> str:
-    """One run on one line."""
+    """Return the summary of one run as one line."""
     parts = [f"{found['answered']} of {found['rows']} rows"]
     if found["earlier"]:
         parts.append(f"{found['earlier']} answered before")

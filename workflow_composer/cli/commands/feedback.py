@@ -1,4 +1,4 @@
-"""``feedback``: the grades of accepted answers that were drawn for an audit."""
+"""``feedback``: grade the accepted answers that were sampled for an audit."""
 
 from __future__ import annotations
 
@@ -22,21 +22,19 @@ if TYPE_CHECKING:
         "feedback --status --json",
     )
 )
-@click.option(
-    "--id", "request_id", metavar="ID", help="Grade this answer: the id of its request, with --correct or --wrong."
-)
+@click.option("--id", "request_id", metavar="ID", help="Grade the answer of this request; use with --correct or --wrong.")
 @click.option("--correct", is_flag=True, help="The answer is right.")
 @click.option("--wrong", is_flag=True, help="The answer is wrong.")
-@click.option("--by", metavar="NAME", default="user", show_default=True, help="Who says so.")
-@click.option("--report", is_flag=True, help="Note the grade of an answer that was not drawn; it never counts in the test.")
-@click.option("--pending", is_flag=True, help="List the answers that wait for a grade, the longest first.")
-@click.option("--status", is_flag=True, help="Show for each certificate what its audits say so far.")
-@click.option("--reset", metavar="CERTIFICATE", help="Start a certificate's test afresh, once an alarm's cause is removed.")
+@click.option("--by", metavar="NAME", default="user", show_default=True, help="Name of the grader.")
+@click.option("--report", is_flag=True, help="Record the grade of an answer that was not sampled; the test ignores it.")
+@click.option("--pending", is_flag=True, help="List the answers that need a grade, oldest first.")
+@click.option("--status", is_flag=True, help="Show the audit results of each certificate.")
+@click.option("--reset", metavar="CERTIFICATE", help="Restart a certificate's test after the cause of an alarm is fixed.")
 @click.option(
     "--file",
     "path",
     type=click.Path(path_type=Path),
-    help="The file of audits. Default: $WORKFLOW_COMPOSER_AUDITS, else logs/audits.jsonl.",
+    help="Audit file. Default: $WORKFLOW_COMPOSER_AUDITS, else logs/audits.jsonl.",
 )
 @common_options
 @click.pass_obj
@@ -52,33 +50,30 @@ def feedback(
     reset: str | None,
     path: Path | None,
 ) -> None:
-    """Grade accepted answers that were drawn for an audit, and see what the grades say.
+    """Grade accepted answers that were sampled for an audit, and show the results.
 
-    A certificate promises that few of the accepted answers are wrong. A small random share of them is drawn to be checked;
-    a test that may be looked at after every grade says whether the promise still holds, and on an alarm every request is
-    escalated until there is a new certificate. Grade all that were drawn, right or wrong: grading only what is wrong
-    raises false alarms.
+    A certificate guarantees that few of the accepted answers are wrong. A small random sample of them is audited. A
+    sequential test, valid after every grade, checks whether the guarantee still holds; after an alarm every request
+    escalates until there is a new certificate. Grade all sampled answers: grading only the wrong ones raises false alarms.
     """
     from workflow_composer.calibration.monitoring.audits import AuditLog, audits_file
 
     chosen = [request_id is not None, pending, status, reset is not None]
     if sum(chosen) != 1:
-        raise click.UsageError("choose one: --id ID, --pending, --status or --reset CERTIFICATE")
+        raise click.UsageError("specify one of --id ID, --pending, --status and --reset CERTIFICATE")
     if request_id is None and (correct or wrong or report):
-        raise click.UsageError("--correct, --wrong and --report belong to an answer: name it with --id ID")
+        raise click.UsageError("--correct, --wrong and --report need --id ID")
     if request_id is not None and correct == wrong:
-        raise click.UsageError("say what the answer is: --correct or --wrong, one of them")
+        raise click.UsageError("specify either --correct or --wrong")
     log = AuditLog(path or audits_file(state.environ))
     if request_id is not None and report:
         log.report(request_id, correct, by)
-        _say(
-            state, f"noted: {request_id} is {_word(correct)}; not drawn for an audit, so no part of the test", id=request_id
-        )
+        _say(state, f"recorded: {request_id} is {_word(correct)}; it was not sampled, so the test ignores it", id=request_id)
     elif request_id is not None:
         _graded(state, log, log.grade(request_id, correct, by))
     elif reset is not None:
         log.reset(_named(log, reset), by)
-        _say(state, f"the test of certificate {_named(log, reset)} starts afresh", certificate=_named(log, reset))
+        _say(state, f"restarted the test of certificate {_named(log, reset)}", certificate=_named(log, reset))
     elif pending:
         _print_pending(state, log)
     else:
@@ -90,7 +85,7 @@ def _say(state: State, text: str, **data: Any) -> None:
 
 
 def _named(log: AuditLog, start: str) -> str:
-    """The certificate whose digest begins so, if it is the only one; else the text as it is, for the log to refuse."""
+    """Return the only certificate whose digest begins with ``start``; else ``start`` itself, which the log rejects."""
     log.refresh()
     found = [digest for digest in log.certificates if start and digest.startswith(start)]
     return found[0] if len(found) == 1 else start
@@ -103,15 +98,15 @@ def _graded(state: State, log: AuditLog, audit: Audit) -> None:
         return
     lines = [
         f"{audit.id} is {_word(audit.correct)} ({audit.stratum}); certificate {audit.certificate}:",
-        f"{about['wrong']} of {about['audits']} audits wrong, {_evidence(about)}, {about['pending']} waiting",
+        f"{about['wrong']} of {about['audits']} audits wrong, {_evidence(about)}, {about['pending']} pending",
     ]
     if about["alarm"]:
         lines.append(f"ALARM: {about['reason']}")
-    click.echo(printable("\n".join(lines)))  # at once: somebody else may be grading, too
+    click.echo(printable("\n".join(lines)))  # in one write: others may grade at the same time
 
 
 def _about(log: AuditLog, certificate: str) -> dict[str, Any]:
-    """What the audits say of a certificate."""
+    """Return the audit results of a certificate."""
     watched = log.watched(certificate)
     assert watched is not None
     monitor = watched.monitor
@@ -147,9 +142,9 @@ def _print_pending(state: State, log: AuditLog) -> None:
             (audit.id, audit.at[:19], audit.group, audit.tier, score, audit.certificate)
             for audit, score in zip(found, scores, strict=True)
         ]
-        print_table(("id", "drawn (UTC)", "group", "tier", "score", "certificate"), rows)
+        print_table(("id", "sampled (UTC)", "group", "tier", "score", "certificate"), rows)
     else:
-        click.echo(f"no answer waits for a grade in {log.path}")
+        click.echo(f"no pending answers in {log.path}")
 
 
 def _print_status(state: State, log: AuditLog) -> None:
@@ -159,19 +154,19 @@ def _print_status(state: State, log: AuditLog) -> None:
         print_json({"file": str(log.path), "certificates": found, "reports": log.reports, "damaged_lines": log.skipped})
         return
     if not found:
-        click.echo(f"no accepted answer was drawn for an audit yet in {log.path}")
+        click.echo(f"no audits in {log.path} yet")
     for about in found:
         click.echo(printable(f"certificate {about['certificate']}: at most {about['alpha']:g} of accepted answers wrong"))
         click.echo(f"state:    {_state(about)}")
         click.echo(f"evidence: {_evidence(about)}")
-        click.echo(f"waiting:  {about['pending']}")
+        click.echo(f"pending:  {about['pending']}")
         parts = [(part["stratum"], *_counts(part)) for part in about["strata"]]
         print_table(("group/tier", "audits", "wrong", "error", "e-value"), [*parts, ("all", *_counts(about))])
         click.echo()
     if log.reports:
-        click.echo(f"reports of answers that were not drawn: {log.reports}")
+        click.echo(f"reports of answers that were not sampled: {log.reports}")
     if log.skipped:
-        click.echo(f"damaged: {log.skipped} lines left out")
+        click.echo(f"damaged lines (skipped): {log.skipped}")
 
 
 def _state(about: dict[str, Any]) -> str:

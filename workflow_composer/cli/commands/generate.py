@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 # ---------------------------------------------------------------------------------------------------------------- file run
 #
-# ``generate --input``: what is printed about a file of rows that is answered.
+# ``generate --input``: answering the rows of a file, and the printed summary.
 
 
 SOME_FAILED = 1
@@ -51,7 +51,7 @@ def answer_file(
     limit: int | None,
     budget: Budget,
 ) -> int:
-    """Answer the rows of ``source``; return the exit code. Raises `InputError` before the first row is sent."""
+    """Answer the rows of ``source``; return the exit code. Raises `InputError` for invalid rows, before any is sent."""
     run = FileRun(source, fields, limit=limit, environ=state.environ)
     if target is None:
         _answer(state, run, Printed(sys.stdout.buffer, "standard output"), concurrency, budget)
@@ -87,11 +87,7 @@ def _answer(state: State, run: FileRun, file: AnswerFile | Printed, concurrency:
             )
 
     def told() -> str:
-        how = (
-            "run it with --output to be able to go on"
-            if isinstance(file, Printed)
-            else "run the same command again to go on"
-        )
+        how = "use --output to be able to resume" if isinstance(file, Printed) else "run the same command again to resume"
         return f"{tally.done} of {tally.total} rows done, {dollars(tally.cost_now)}; {how}"
 
     with log, progress_for(tally) as progress:
@@ -118,7 +114,7 @@ def _sum_up(state: State, run: FileRun, target: Path | None) -> None:
         return
     parts = [f"{tally.total} rows"]
     if tally.earlier:
-        parts.append(f"{tally.earlier} answered before")
+        parts.append(f"{tally.earlier} answered earlier")
     parts.append(f"{tally.errors} errors")
     if tally.accuracy is not None:
         parts.append(f"accuracy {percent(tally.accuracy)} of {tally.graded}")
@@ -126,7 +122,7 @@ def _sum_up(state: State, run: FileRun, target: Path | None) -> None:
     click.echo(", ".join(parts), err=True)
     tell_unread(tally.unreadable, tally.graded, cut_off=tally.cut_off, remedy=ENDING)
     if tally.errors and target is not None:
-        click.echo("hint: run the same command again to try the rows with errors again", err=True)
+        click.echo("hint: run the same command again to retry the failed rows", err=True)
 
 
 # ------------------------------------------------------------------------------------------------------------------ single
@@ -135,7 +131,7 @@ def _sum_up(state: State, run: FileRun, target: Path | None) -> None:
 
 
 def answer_prompt(state: State, argument: str | None, fields: Mapping[str, Any]) -> None:
-    """Print the answer: as it comes on a terminal, at the end elsewhere, as JSON where that is wanted."""
+    """Print the answer: streamed on a terminal, at the end otherwise, or as JSON."""
     prompt = read_prompt(argument)
     with state.orchestrator() as orchestrator:
         if state.json:
@@ -170,7 +166,7 @@ def _stream(orchestrator: ModelOrchestrator, prompt: str, fields: Mapping[str, A
 
 
 def _print_foot(response: LLMResponse) -> None:
-    """A word on who answered, for a person at the terminal."""
+    """Print the candidate, tokens, cost and time, on a terminal only."""
     if sys.stderr.isatty():
         seconds, tokens = response.latency_ms / 1000.0, response.usage.total_tokens
         foot = f"[{response.decision.candidate}, {tokens} tokens, {dollars(response.cost)}, {seconds:.1f} s]"
@@ -178,7 +174,7 @@ def _print_foot(response: LLMResponse) -> None:
 
 
 def to_dict(response: LLMResponse) -> dict[str, Any]:
-    """The answer as plain data; times in milliseconds, cost in dollars, tiers numbered from 0."""
+    """Return the response as plain data; times in milliseconds, cost in dollars."""
     from dataclasses import asdict
 
     found: dict[str, Any] = {
@@ -213,31 +209,35 @@ def to_dict(response: LLMResponse) -> dict[str, Any]:
     )
 )
 @click.argument("prompt", required=False)
-@click.option("-i", "--input", "source", type=click.Path(path_type=Path), help="JSONL file of rows (may be gzip).")
+@click.option("-i", "--input", "source", type=click.Path(path_type=Path), help="JSONL file of rows, plain or gzip.")
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="JSONL file for the answers.")
 @click.option("-t", "--task", "task_type", metavar="TASK", help="Task type, as in the profile's task_routing.")
-@click.option("-m", "--model", metavar="NAME", help="A role, tier, model or routing string instead of the task's.")
+@click.option("-m", "--model", metavar="NAME", help="Role, tier, model or routing string to use instead of the task's.")
 @context_option
-@click.option("--system", metavar="TEXT", help="System message, put in front of the prompt and behind the context.")
-@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Most tokens of an answer.")
-@click.option("--temperature", type=click.FloatRange(min=0), callback=finite, metavar="T", help="0 is greedy.")
-@click.option("--logprobs", is_flag=True, default=None, help="Give the tokens' log-probabilities, too.")
+@click.option("--system", metavar="TEXT", help="System message; follows the context.")
+@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Token limit of an answer.")
+@click.option(
+    "--temperature", type=click.FloatRange(min=0), callback=finite, metavar="T", help="Sampling temperature; 0 is greedy."
+)
+@click.option("--logprobs", is_flag=True, default=None, help="Also print the tokens' log-probabilities.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     callback=finite,
     metavar="SECONDS",
-    help="Most time for a prompt or row, with retries and all.",
+    help="Time limit of a prompt or row, including retries.",
 )
 @click.option(
     "--budget",
     type=click.FloatRange(min=0, min_open=True),
     callback=finite,
     metavar="DOLLARS",
-    help="Most for a prompt or row.",
+    help="Budget of a prompt or row.",
 )
 @run_budget_option
-@click.option("--concurrency", type=click.IntRange(1, 10_000), metavar="N", help="Rows at a time; default: adapts, to 512.")
+@click.option(
+    "--concurrency", type=click.IntRange(1, 10_000), metavar="N", help="Rows in flight. Default: adaptive, up to 512."
+)
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows.")
 @strategy_option
 @common_options
@@ -257,23 +257,22 @@ def generate(
 ) -> None:
     """Answer a prompt, or every row of a file.
 
-    The prompt is the argument, or standard input. On a terminal the answer appears as it is written; with --json it comes
-    at the end, with everything that led to it.
+    The prompt is the argument, or standard input. On a terminal the answer is streamed; with --json it is printed at the
+    end, with the routing decision, usage and attempts.
 
-    With --input every row is a JSON object with `question`, `prompt` or `messages`, and if wanted `id`, `task_type`,
-    `model`, `context` (a name or a list of names) and `answer`, the right answer, by which answers are graded. Rows with the
-    same context are sent one after the other, so that servers find it in their caches. The rows of the answer carry `index`,
-    `id`, `text`, `model`, `candidate`, `tier` (from 0), `fallback_depth`, `cost`, `tokens`, `latency_ms` and `confidence`,
-    or `error`; graded ones also `answer` (what was read in the text; null where nothing could be), `finish_reason` and
-    `correct`. They are in the order in which they were answered.
+    With --input every row is a JSON object with `question`, `prompt` or `messages`, and optionally `id`, `task_type`,
+    `model`, `context` (a name or a list of names) and `answer` (the correct answer, for grading). Rows with the same context
+    are sent one after another, so that servers can reuse their caches. Output rows have `index`, `id`, `text`, `model`,
+    `candidate`, `tier`, `fallback_depth`, `cost`, `tokens`, `latency_ms` and `confidence`, or `error`; graded rows also have
+    `answer` (the extracted final answer, or null), `finish_reason` and `correct`. They are in order of completion.
 
-    Run the same command again after an interruption: it goes on where it stopped, and tries rows with errors again. While
-    it runs, a row that failed has a line for each try, of which the last counts. The whole input is checked before the first
-    row is sent. Without --output the answers go to standard output. A summary goes to standard error (with --json and
-    --output: as JSON to standard output); `sha256` in it is the digest of the rows that were read.
+    After an interruption, run the same command again: it resumes and retries failed rows. Until a run ends, a row that was
+    retried has a line for each try; the last one counts. The whole input is checked before the first row is sent. Without
+    --output the answers go to standard output. A summary goes to standard error (with --json and --output: as JSON to
+    standard output); its `sha256` is the digest of the input rows.
 
-    Exit codes: 0 done; 1 some rows failed; 2 wrong usage or input; 6 the budget of the run is used up: run the same command
-    with a higher --run-budget to go on.
+    Exit codes: 0 done; 1 some rows failed; 2 wrong usage or input; 6 the run budget is used up: run the same command with a
+    higher --run-budget to resume.
     """
     state = context.ensure_object(State)
     given = {name: value for name, value in fields.items() if value is not None}

@@ -1,4 +1,4 @@
-"""``keys``: the service's API keys."""
+"""``keys``: create, list and revoke the service's API keys."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ FILE = click.option(
 
 def _number(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
     if value is not None and math.isnan(value):
-        raise click.BadParameter("nan is no number")
+        raise click.BadParameter("nan is not a valid number")
     return value
 
 
 @click.group(epilog=examples("keys new alice --budget 5 --per day", "keys list", "keys revoke 1f0c9a2b3d4e"))
 @common_options
 def keys() -> None:
-    """Make, list and revoke the service's API keys.
+    """Create, list and revoke the service's API keys.
 
-    A key is shown once, when it is made; the file has only its hash. A running service takes up changes within a second.
+    A key is shown once, when it is created; the file stores only its hash. A running service applies changes within one
+    second.
     """
 
 
@@ -44,27 +45,27 @@ def keys() -> None:
     "--budget",
     type=click.FloatRange(0, 1e12, min_open=True),
     callback=_number,
-    help="Dollars that it may spend in each period.",
+    help="Budget of the key per period, in dollars.",
 )
 @click.option(
     "--per", "period", type=click.Choice(["day", "month", "total"]), default="month", show_default=True, help="Period."
 )
-@click.option("--requests-per-minute", type=click.IntRange(1), help="Requests in a minute.")
-@click.option("--tokens-per-minute", type=click.IntRange(1), help="Tokens in a minute, of prompts and answers.")
+@click.option("--requests-per-minute", type=click.IntRange(1), help="Limit of requests per minute.")
+@click.option("--tokens-per-minute", type=click.IntRange(1), help="Limit of prompt and completion tokens per minute.")
 @click.option("--strategy", "strategies", multiple=True, help="Allowed strategy; may be repeated. Default: all.")
 @click.option(
-    "--model", "models", multiple=True, help="Allowed value of `model` (auto among them); may be repeated. Default: all."
+    "--model", "models", multiple=True, help="Allowed value of `model`, including auto; may be repeated. Default: all."
 )
-@click.option("--expires", metavar="TIME", help="Valid for so long: 12h, 30d, 8w. Default: until it is revoked.")
+@click.option("--expires", metavar="TIME", help="Lifetime of the key, such as 12h, 30d or 8w. Default: until revoked.")
 @common_options
 @click.pass_obj
 def new(state: State, /, name: str, path: Path, expires: str | None, **limits: Any) -> None:
-    """Make a key for NAME and print it, once."""
+    """Create a key for NAME and print it once."""
     from workflow_composer.metrics.summary import parse_duration
     from workflow_composer.server.auth.keys import Key, change_keys
 
     if not name.strip() or not name.isprintable() or len(name) > 100:
-        raise click.BadParameter("a name is a short text", param_hint="NAME")
+        raise click.BadParameter("must be 1 to 100 printable characters", param_hint="NAME")
     until = None if expires is None else time.time() + parse_duration(expires).total_seconds()
     key, secret = Key.new(name, expires=until, **limits)
     change_keys(path, lambda known: known.update({key.id: key}))
@@ -72,7 +73,7 @@ def new(state: State, /, name: str, path: Path, expires: str | None, **limits: A
         print_json({"id": key.id, "name": name, "key": secret, "file": str(path)})
         return
     click.echo(secret)
-    click.echo(f"key {key.id} of {name} is in {path}; it is not shown again", err=True)
+    click.echo(f"added key {key.id} of {name} to {path}; the key is not shown again", err=True)
 
 
 @keys.command("list", epilog=examples("keys list", "keys list --json"))
@@ -80,7 +81,7 @@ def new(state: State, /, name: str, path: Path, expires: str | None, **limits: A
 @common_options
 @click.pass_obj
 def list_(state: State, path: Path) -> None:
-    """List keys, their limits, and what they have used."""
+    """List the keys, their limits and their usage."""
     from workflow_composer.server.auth.keys import read_keys
 
     ledger, now = _ledger(state), time.time()
@@ -116,18 +117,18 @@ def list_(state: State, path: Path) -> None:
 @common_options
 @click.pass_obj
 def revoke(state: State, identity: str, path: Path) -> None:
-    """Make a key invalid, within a second for a running service."""
+    """Revoke a key; a running service applies it within a second."""
     from dataclasses import replace
 
     from workflow_composer.server.auth.keys import Key, change_keys
 
     def change(known: dict[str, Key]) -> None:
         if identity not in known:
-            raise ConfigError(f"{path} has no key {identity!r}", hint="see `keys list`")
+            raise ConfigError(f"{path} has no key {identity!r}", hint="run `keys list` for the ids")
         known[identity] = replace(known[identity], revoked=True)
 
     if not path.exists():
-        raise ConfigError(f"there is no keys file {path}", hint="name it with --file")
+        raise ConfigError(f"keys file {path} does not exist", hint="set --file to the keys file")
     change_keys(path, change)
     if state.json:
         print_json({"id": identity, "revoked": True})
@@ -136,7 +137,7 @@ def revoke(state: State, identity: str, path: Path) -> None:
 
 
 def _ledger(state: State) -> Ledger | None:
-    """What keys have used, where a service has written that down. Raises `ConfigError`."""
+    """Open the usage ledger of a service; None if there is none. Raises `ConfigError`."""
     from workflow_composer.server.auth.ledger import Ledger
     from workflow_composer.server.settings import STATE_VARIABLE, state_directory
 
@@ -144,8 +145,8 @@ def _ledger(state: State) -> Ledger | None:
     try:
         return Ledger(place) if place.is_file() else None
     except (OSError, ValueError) as error:
-        hint = f"${STATE_VARIABLE} names another state directory"
-        raise ConfigError(f"the ledger of keys cannot be read: {error}", hint=hint) from None
+        hint = f"set ${STATE_VARIABLE} to the service's state directory"
+        raise ConfigError(f"cannot read the ledger of keys: {error}", hint=hint) from None
 
 
 def _budget(key: dict[str, Any]) -> str:

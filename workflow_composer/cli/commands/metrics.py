@@ -1,4 +1,4 @@
-"""``metrics``: a summary of past requests."""
+"""``metrics``: summarize past requests."""
 
 from __future__ import annotations
 
@@ -21,24 +21,27 @@ if TYPE_CHECKING:
 @click.command(
     epilog=examples("metrics --since 24h", "metrics --file logs/routing_metrics.jsonl --json", "metrics --html report.html")
 )
-@click.option("--since", metavar="TIME", help="Only this long back: 30m, 24h, 7d, 2w. Default: everything.")
+@click.option("--since", metavar="TIME", help="Only the last 30m, 24h, 7d, 2w, ... Default: everything.")
 @click.option(
     "--file",
     "path",
     type=click.Path(path_type=Path),
-    help="The metrics file. Default: $WORKFLOW_COMPOSER_METRICS, else logs/routing_metrics.jsonl.",
+    help="Metrics file. Default: $WORKFLOW_COMPOSER_METRICS, else logs/routing_metrics.jsonl.",
 )
 @click.option(
-    "--html", "page", type=click.Path(path_type=Path, dir_okay=False), help="Write the dashboard's page about it to a file."
+    "--html",
+    "page",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a dashboard page of the metrics to this file.",
 )
 @common_options
 @click.pass_obj
 def metrics(state: State, since: str | None, path: Path | None, page: Path | None) -> None:
     """Summarize the metrics of past requests.
 
-    Rates of fallback (a model failed, another answered), escalation (an answer was not accepted, a stronger model was
-    asked) and errors; exact latency percentiles of answered requests by task; the orchestrator's own overhead; tokens;
-    cost by model and strategy. Lines that are damaged are counted and left out.
+    Shows the rates of fallback (a call failed and another model answered), escalation (an answer was not accepted and a
+    stronger model was called) and errors; exact latency percentiles of answered requests by task; the orchestrator's
+    overhead; tokens; cost by model and strategy. Damaged lines are counted and skipped.
     """
     from workflow_composer.metrics.sink import DEFAULT_FILE, metrics_file
     from workflow_composer.metrics.summary import parse_duration, summarize
@@ -60,14 +63,14 @@ def _write_page(page: Path, path: Path, period: timedelta | None, since: str | N
     from workflow_composer.metrics import page as pages
     from workflow_composer.metrics.figures import figures, snapshot_of_file
 
-    told = "all of it" if since is None else f"the last {since}"
+    told = "all time" if since is None else f"the last {since}"
     found = figures(snapshot_of_file(path, since=period))
     text = pages.page({"live": False, "title": path.name, "period": told, "figures": found})
     try:
         page.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"cannot write {page}: {error.strerror}", hint="name another file") from error
-    click.echo(f"{found['total']['requests']} requests are shown in {page}", err=True)
+        raise InputError(f"cannot write {page}: {error.strerror}", hint="choose another file") from error
+    click.echo(f"wrote {page}: {found['total']['requests']} requests", err=True)
 
 
 def _print(found: Summary) -> None:
@@ -80,7 +83,7 @@ def _print(found: Summary) -> None:
     click.echo(f"tokens:      {total.prompt_tokens} prompt, {total.completion_tokens} completion")
     click.echo(f"cost:        {dollars(total.cost)}")
     if found.damaged_lines:
-        click.echo(f"damaged:     {found.damaged_lines} lines left out")
+        click.echo(f"damaged:     {found.damaged_lines} lines skipped")
     data = found.latency()
     overhead = found.overhead()
     if data or overhead:

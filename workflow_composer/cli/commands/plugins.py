@@ -1,4 +1,4 @@
-"""``plugins``: what was found, what it provides, and what is wrong with it."""
+"""``plugins``: list plugins, what they provide, and their errors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from workflow_composer.cli.state import State
 def plugins(state: State) -> None:
     """List plugins and what they provide.
 
-    A plugin that cannot be loaded is listed with the reason; everything else works without it. To keep one from being
-    loaded, name it in WORKFLOW_COMPOSER_BLOCK_PLUGINS (several: with commas; all installed ones: *).
+    A plugin that cannot be loaded is listed with the reason; everything else still works. To block plugins, list their names
+    in WORKFLOW_COMPOSER_BLOCK_PLUGINS, separated by commas (*: all installed plugins).
     """
     from dataclasses import asdict
 
@@ -26,7 +26,7 @@ def plugins(state: State) -> None:
     from workflow_composer.plugins.host import BUILTIN
 
     host = plugin_host()
-    commands_of(host)  # raises where a command's name clashes with a built-in one
+    commands_of(host)  # raises if a command's name clashes with a built-in one
     if state.json:
         print_json({"plugins": [asdict(info) for info in host.plugins]})
         return

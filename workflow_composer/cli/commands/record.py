@@ -1,4 +1,4 @@
-"""``record``: ask every tier every question of a data set, and keep the answers with their log-probabilities."""
+"""``record``: send every question of a data set to every tier, and record the answers with log-probabilities."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 # --------------------------------------------------------------------------------------------------------------- recording
 #
-# What ``record`` opens and prints.
+# The run of ``record``, and the printed summary.
 
 
 SOME_FAILED = 1
 
 
 class RecordRun:
-    """One ``record``; the options are those of the command."""
+    """One run of ``record``, with the options of the command."""
 
     def __init__(self, state: State, **options: Any) -> None:
         self._state = state
@@ -45,7 +45,7 @@ class RecordRun:
         self._output: Path = options["output"]
 
     def run(self) -> int:
-        """Record what is not recorded yet; the exit code."""
+        """Record the missing answers; return the exit code."""
         options = self._options
         self._state.log = log = DecisionLog()
         budget = Budget(options["budget"], options["run_budget"])
@@ -80,13 +80,13 @@ class RecordRun:
                 )
 
         def told() -> str:
-            return f"{tally.done} of {tally.total} answers recorded; run the same command again to go on"
+            return f"{tally.done} of {tally.total} answers recorded; run the same command again to resume"
 
         with progress_for(tally) as progress:
             run_stoppable(work, told)
 
     def _open(self) -> ModelOrchestrator:
-        """One that asks each model by its name; other routers may want the certificate that is yet to be made."""
+        """Open an orchestrator with only the provider router: other routers may need a certificate, made from recordings."""
         from workflow_composer.orchestrator import ModelOrchestrator
 
         state = self._state
@@ -99,9 +99,9 @@ class RecordRun:
         config = orchestrator.config
         tiers: tuple[str, ...] = self._options["tiers"] or tuple(config.tiers)
         if not tiers:
-            raise ConfigError(f"profile {config.profile_name!r} has no tiers", hint="add tiers to it, or name --tiers")
+            raise ConfigError(f"profile {config.profile_name!r} has no tiers", hint="add tiers to it, or use --tiers")
         for tier in tiers:
-            orchestrator.plan("?", model=tier)  # what cannot run is an error before anything is paid for
+            orchestrator.plan("?", model=tier)  # a tier that cannot run is an error before any call is paid for
         return tiers
 
     def _fields(self) -> dict[str, Any]:
@@ -131,14 +131,14 @@ class RecordRun:
         if self._state.json:
             print_json(found)
             return
-        earlier = f" ({tally.earlier} before)" if tally.earlier else ""
+        earlier = f" ({tally.earlier} recorded earlier)" if tally.earlier else ""
         accuracy = "" if tally.accuracy is None else f", accuracy {percent(tally.accuracy)}"
         parts = f"{tally.answered} answers{earlier}, {tally.errors} errors{accuracy}, cost {dollars(tally.cost_now)}"
         click.echo(f"{self._output}: {parts}, {tally.seconds:.1f} s", err=True)
         tell_unread(tally.unreadable, tally.graded, cut_off=tally.cut_off, remedy=ENDING)
         if tally.errors:
-            click.echo(f"the first error: {' '.join(recorder.first_error.split())}", err=True)
-            click.echo("hint: run the same command again to try what failed again", err=True)
+            click.echo(f"first error: {' '.join(recorder.first_error.split())}", err=True)
+            click.echo("hint: run the same command again to retry the failed answers", err=True)
 
 
 @click.command(
@@ -154,26 +154,26 @@ class RecordRun:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The recording (JSONL).")
 @click.option("--tiers", multiple=True, metavar="NAME", help="Tiers or models; may be repeated. Default: all tiers.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows of each data set.")
-@click.option("--skip", type=click.IntRange(min=0), default=0, metavar="N", help="Leave the first N rows out.")
-@click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True, help="Of every answer.")
+@click.option("--skip", type=click.IntRange(min=0), default=0, metavar="N", help="Skip the first N rows of each data set.")
+@click.option("--temperature", type=click.FloatRange(0, 2), default=0.0, show_default=True, help="Sampling temperature.")
 @click.option(
-    "--top-logprobs", type=click.IntRange(0, 20), default=5, show_default=True, help="Alternatives kept beside each token."
+    "--top-logprobs", type=click.IntRange(0, 20), default=5, show_default=True, help="Alternatives to record per token."
 )
-@click.option("--no-logprobs", is_flag=True, help="Ask for no log-probabilities: some servers have none.")
+@click.option("--no-logprobs", is_flag=True, help="Do not request log-probabilities; some servers do not support them.")
 @context_option
-@click.option("--system", metavar="TEXT", help="System message, put in front of every question.")
-@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Most tokens of an answer.")
+@click.option("--system", metavar="TEXT", help="System message of every request.")
+@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Token limit of an answer.")
 @click.option(
     "--budget",
     type=click.FloatRange(min=0, min_open=True),
     callback=finite,
     metavar="DOLLARS",
-    help="Most for an answer.",
+    help="Budget of one answer.",
 )
 @run_budget_option
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Most time for an answer.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Time limit of one answer.")
 @click.option(
-    "--in-flight", type=click.IntRange(1, 10_000), default=16, show_default=True, metavar="N", help="Answers at a time."
+    "--in-flight", type=click.IntRange(1, 10_000), default=16, show_default=True, metavar="N", help="Requests in flight."
 )
 @strategy_option
 @common_options
@@ -181,10 +181,10 @@ class RecordRun:
 def record(context: click.Context, /, **options: Any) -> None:
     """Record every tier's answers to data sets, graded and with log-probabilities.
 
-    A recording is what `calibrate` learns from, and what `execute --replay` plays back (docs/recordings.md). Every answer is
-    kept as soon as it has come: after an interruption the same command goes on where it stopped. What the answers in the
-    recording have cost counts for --run-budget; answers that failed are not kept, and count for their own run only. Exit
-    codes: 0 done; 1 some answers failed; 2 wrong usage or input; 6 the budget of the run is used up.
+    `calibrate` learns from a recording, and `execute --replay` plays it back (docs/recordings.md). Every answer is written
+    as soon as it arrives: after an interruption, the same command resumes. --run-budget includes the cost of the answers
+    already in the recording; failed answers are not recorded and count only for their own run. Exit codes: 0 done; 1 some
+    answers failed; 2 wrong usage or input; 6 the run budget is used up.
     """
     pass  # MERGED
 

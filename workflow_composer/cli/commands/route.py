@@ -1,4 +1,4 @@
-"""``route``: the plan of a request, without sending it."""
+"""``route``: show the plan of a request without sending it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 )
 @click.argument("prompt", required=False)
 @click.option("-t", "--task", default="*", metavar="TASK", help="Task type, as in the profile's task_routing.")
-@click.option("-m", "--model", metavar="NAME", help="A role, tier or model of the profile, instead of the task's.")
+@click.option("-m", "--model", metavar="NAME", help="Role, tier, model or routing string to use instead of the task's.")
 @context_option
 @strategy_option
 @common_options
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 def route(state: State, prompt: str | None, task: str, model: str | None, contexts: tuple[str, ...]) -> None:
     """Show which models a request would go to, and why; sends nothing.
 
-    Tiers are tried in order while an answer is not accepted (escalation); a tier's models in order while calls fail
-    (fallback). The prompt may also come from standard input.
+    Tiers are tried in order until an answer is accepted (escalation), the models of a tier in order until a call succeeds
+    (fallback). The prompt is the argument, or standard input.
     """
     from workflow_composer.metrics.sink import NullSink
 
@@ -53,7 +53,7 @@ def route(state: State, prompt: str | None, task: str, model: str | None, contex
     for number, tier in enumerate(plan.tiers, 1):
         click.echo(f"tier {number}:    {_describe(tier)}")
     for role, places in servers.items():
-        click.echo(f"servers:   {role}: {', '.join(places) or 'none is registered'}")
+        click.echo(f"servers:   {role}: {', '.join(places) or 'none registered'}")
     for reason in plan.left_out:
         click.echo(f"left out:  {reason}")
     for note in plan.notes:
@@ -61,7 +61,7 @@ def route(state: State, prompt: str | None, task: str, model: str | None, contex
 
 
 def servers_of(plan: Plan, config: StrategyConfig, environ: Mapping[str, str]) -> dict[str, list[str]]:
-    """The servers that may get the request now, for each role of the plan that has several or a registry."""
+    """Return the servers that may get the request now, for each role of the plan with several servers or a registry."""
     from workflow_composer.backends.replicas.discovery import Finder
     from workflow_composer.backends.replicas.observer import shown_url
 
@@ -72,7 +72,7 @@ def servers_of(plan: Plan, config: StrategyConfig, environ: Mapping[str, str]) -
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:
-    """The plan as plain data."""
+    """Return the plan as plain data."""
     return {
         "router": plan.router,
         "reason": plan.reason,
@@ -114,7 +114,7 @@ def _describe(tier: Tier) -> str:
 
 
 def _ask(member: Member) -> str:
-    """Who is asked, and how, in words."""
+    """Describe a member: its candidates and how it samples."""
     parts = [", else ".join(_place(candidate) for candidate in member.candidates)]
     if member.samples != 1:
         parts.append(f"{member.samples} samples")
@@ -128,13 +128,13 @@ def _ask(member: Member) -> str:
 
 
 def _accept(tier: Tier) -> str:
-    """What a tier's answer is accepted by, in words."""
+    """Describe a tier's condition for accepting an answer."""
     voting = tier.voting
     if voting is None:
         return repr(tier.accept)
     if tier.samples == 1 and voting.measure != "score":
-        return "an answer that can be read"
-    more = f", up to {voting.explore} more samples while ambiguous" if voting.explore else ""
+        return "a readable answer"
+    more = f", up to {voting.explore} more samples if ambiguous" if voting.explore else ""
     return f"{voting.measure} >= {voting.target:g}{more}"
 
 

@@ -1,4 +1,4 @@
-"""``serve``: the HTTP service."""
+"""``serve``: run the HTTP service."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _size(context: click.Context, parameter: click.Parameter, text: str) -> int:
     if number and number[-1] in _SIZES:
         number, unit = number[:-1], _SIZES[number[-1]]
     if not number.isdecimal() or not int(number):
-        raise click.BadParameter(f"{text!r} is no size; write for example 32M or 500k")
+        raise click.BadParameter(f"invalid size {text!r}; write for example 32M or 500k")
     return int(number) * unit
 
 
@@ -30,20 +30,22 @@ def _size(context: click.Context, parameter: click.Parameter, text: str) -> int:
     )
 )
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address to listen on. Other than loopback wants --keys."
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on. Any other than loopback requires --keys."
 )
-@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Port; 0: any that is free.")
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes; one a core.")
-@click.option("--keys", type=click.Path(path_type=Path), help="Keys file (see `keys new`). Default: no key is asked for.")
-@click.option("--max-body", default="32M", show_default=True, callback=_size, help="Longest request body.")
-@click.option("--concurrency", default=512, show_default=True, type=click.IntRange(1), help="Requests at once, per worker.")
-@click.option("--queue", default=1024, show_default=True, type=click.IntRange(0), help="Requests that may wait, per worker.")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Port; 0: any free port.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Worker processes; one per core.")
+@click.option("--keys", type=click.Path(path_type=Path), help="Keys file (see `keys new`). Default: no keys are required.")
+@click.option("--max-body", default="32M", show_default=True, callback=_size, help="Largest request body.")
 @click.option(
-    "--drain", default=30.0, show_default=True, type=click.FloatRange(0), help="Seconds for what is under way at the end."
+    "--concurrency", default=512, show_default=True, type=click.IntRange(1), help="Concurrent requests per worker."
 )
-@click.option("--watch/--no-watch", default=True, show_default=True, help="Switch when the profile's file changes.")
-@click.option("--access-log", is_flag=True, help="One line in the log for every request.")
-@click.option("--explain", is_flag=True, help="Tell decisions in full, and log prompts (keys in them are hidden).")
+@click.option("--queue", default=1024, show_default=True, type=click.IntRange(0), help="Queued requests per worker.")
+@click.option(
+    "--drain", default=30.0, show_default=True, type=click.FloatRange(0), help="Seconds to finish requests on shutdown."
+)
+@click.option("--watch/--no-watch", default=True, show_default=True, help="Reload the profile when its file changes.")
+@click.option("--access-log", is_flag=True, help="Log one line per request.")
+@click.option("--explain", is_flag=True, help="Log full decisions and prompts (keys in prompts are redacted).")
 @strategy_option
 @common_options
 @click.pass_obj
@@ -63,11 +65,11 @@ def serve(
 ) -> None:
     """Serve OpenAI's API over the strategy, with a dashboard.
 
-    Clients name `auto` as the model and the strategy decides, or a task (`task:code_generation`), a tier, a model or a
-    routing string. SIGTERM or Ctrl-C end the service once what is under way is answered. SIGHUP, a change of the profile's
+    As the model, clients send `auto` (the strategy decides), a task (`task:code_generation`), a tier, a model or a routing
+    string. SIGTERM or Ctrl-C stop the service after the requests in flight are answered. SIGHUP, a change of the profile's
     file, or PUT /admin/strategy (with the token in $WORKFLOW_COMPOSER_ADMIN_TOKEN) switch the strategy without a restart.
 
-    The dashboard is at /dashboard, metrics are at /metrics, the API's description is at /openapi.json.
+    The dashboard is at /dashboard, metrics at /metrics, the API description at /openapi.json.
     """
     try:
         from workflow_composer.server.service import serve as run
@@ -94,7 +96,7 @@ def serve(
     )
     if settings.open_to_others and keys is None:
         raise ConfigError(
-            f"{host} can be reached by others, and without --keys everybody could use the models",
-            hint="make a key: keys new NAME --file keys.json, then serve --keys keys.json; or listen on 127.0.0.1",
+            f"{host} is reachable from other machines, and without --keys anyone could use the models",
+            hint="create a key (keys new NAME --file keys.json) and serve with --keys keys.json; or listen on 127.0.0.1",
         )
     run(settings, state.environ)

@@ -1,4 +1,4 @@
-"""``status``: the strategy, what is reachable, and the routers."""
+"""``status``: show the strategy, the reachable servers, and the routers."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ if TYPE_CHECKING:
 _CHOSEN_BY = {
     "argument": "chosen by --strategy",
     "environment": "chosen by the environment (BIOPIPELINES_STRATEGY)",
-    "detection": "chosen by what was found here",
+    "detection": "detected automatically",
 }
 
 
 @click.command(epilog=examples("status", "-s t4_hybrid status --json"))
-@click.option("--probe/--no-probe", default=True, show_default=True, help="Ask the servers whether they are up.")
+@click.option("--probe/--no-probe", default=True, show_default=True, help="Probe the servers.")
 @strategy_option
 @common_options
 @click.pass_obj
 def status(state: State, probe: bool) -> None:
-    """Show the strategy, what is reachable, and the routers.
+    """Show the strategy, the reachable servers, and the routers.
 
-    Servers are probed all at once, for at most two seconds; cloud servers are not contacted, only their keys looked for.
+    Probes all servers at once, for at most two seconds. Cloud servers are not contacted; only the presence of their API keys
+    is checked.
     """
     with state.orchestrator() as orchestrator:
         found = orchestrator.status(probe=probe)
@@ -56,7 +57,7 @@ def status(state: State, probe: bool) -> None:
 
 
 def show_short(state: State) -> None:
-    """What stands before the first command of a newcomer: where they are, and what to type next."""
+    """Print a short status and the next commands to try, for ``workflow-composer`` without a command."""
     with state.orchestrator() as orchestrator:
         found = orchestrator.status()
     if state.json:
@@ -84,7 +85,7 @@ def show_short(state: State) -> None:
 
 
 def to_dict(found: OrchestratorStatus) -> dict[str, Any]:
-    """The status as plain data; times in milliseconds."""
+    """Return the status as plain data; times in milliseconds."""
     from dataclasses import asdict
 
     resources = found.resources
@@ -114,7 +115,7 @@ def _print_head(found: OrchestratorStatus) -> None:
 
 
 def _rows(endpoint: EndpointStatus, indent: str = "") -> list[tuple[str, str, str, str, str]]:
-    """A server's row; for a role with several, its own and one for each of them."""
+    """Return a server's row; for a role with several replicas, its row and one for each replica."""
     latency = "" if endpoint.latency_ms is None or endpoint.replicas else f"{endpoint.latency_ms:.0f} ms"
     row = (indent + endpoint.name, endpoint.url, _health(endpoint.healthy), latency, endpoint.detail)
     return [row, *(each for replica in endpoint.replicas for each in _rows(replica, "  "))]

@@ -1,4 +1,4 @@
-"""``strategies``: the profiles there are, what one says, and whether it is right."""
+"""``strategies``: list, show and validate strategy profiles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from workflow_composer.errors import ConfigError
 @common_options
 @click.pass_context
 def strategies(context: click.Context) -> None:
-    """List, show and check strategy profiles."""
+    """List, show and validate strategy profiles."""
     if context.invoked_subcommand is None:
         context.invoke(list_)
 
@@ -29,7 +29,7 @@ def strategies(context: click.Context) -> None:
 @common_options
 @click.pass_obj
 def list_(state: State) -> None:
-    """List the profiles that can be named: of the working directory, the user, and the package."""
+    """List the available profiles of the working directory, the user, and the package."""
     from workflow_composer.config.strategy import profiles
 
     found = {name: _entry(str(path), state) for name, path in profiles().items()}
@@ -59,7 +59,7 @@ def _entry(path: str, state: State) -> dict[str, Any]:
 @common_options
 @click.pass_obj
 def show(state: State, name: str) -> None:
-    """Show a profile with all its defaults filled in; no secret is shown."""
+    """Show a profile with all defaults filled in; secrets are not shown."""
     from workflow_composer.config.strategy import StrategyConfig
 
     config = StrategyConfig.load(name, environ=state.environ)
@@ -77,9 +77,9 @@ def show(state: State, name: str) -> None:
 @common_options
 @click.pass_obj
 def validate(state: State, name: str) -> None:
-    """Check a profile completely; print every fault with its file, line and key, and exit with 2 where there is one.
+    """Validate a profile; print every error with its file, line and key, and exit with 2 if there are any.
 
-    Routers and backends are looked up among the installed plugins, too. Nothing is sent anywhere.
+    Also checks that the routers and backends are installed. Sends nothing.
     """
     from workflow_composer.metrics.sink import NullSink
 

@@ -110,13 +110,13 @@ class TestFinding:
 
         for name in ("openai_gsm8.jsonl", "openai_gsm8/test.parquet", "openai_gsm8_train.csv", "openai_gsm8/data.jsonl.gz"):
             assert name in told
-        assert "is it openai_gsm8k?" in told
+        assert "did you mean openai_gsm8k?" in told
 
     def test_the_name_that_is_meant_is_guessed_from_files_with_a_split_too(self, tmp_path):
         jsonl(tmp_path / "openai_gsm8k_test.jsonl")
 
-        assert "is it openai_gsm8k?" in fault("openai_gsmk", tmp_path)
-        assert "is it openai_gsm8k?" in fault("openai/gsm8k", tmp_path)
+        assert "did you mean openai_gsm8k?" in fault("openai_gsmk", tmp_path)
+        assert "did you mean openai_gsm8k?" in fault("openai/gsm8k", tmp_path)
 
     def test_a_missing_split_lists_only_names_with_that_split(self, tmp_path):
         jsonl(tmp_path / "d.jsonl")
@@ -124,7 +124,7 @@ class TestFinding:
 
         assert "d/train.jsonl" in told
         assert "d_train.parquet" in told
-        assert "test" not in told.partition("looked there for")[2]
+        assert "test" not in told.partition("searched for")[2]
 
     def test_shards_are_read_in_order(self, tmp_path):
         for shard in (2, 0, 1):
@@ -147,12 +147,12 @@ class TestFinding:
         parquet(tmp_path / "d/geometry/test-00000-of-00001.parquet", [{"question": "geometry"}])
 
         assert questions(find("openai_gsm8k", tmp_path)) == ["main"]
-        assert "name one of them: d/algebra, d/geometry" in fault("d", tmp_path)
+        assert "choose one: d/algebra, d/geometry" in fault("d", tmp_path)
         assert questions(find("d/geometry", tmp_path)) == ["geometry"]
 
     @pytest.mark.parametrize("name", ["", "../d", "/d", "d/../e", "a b", "d\0", "d:te/st"])
     def test_what_is_no_name_leads_nowhere_else(self, tmp_path, name):
-        assert "no name of a data set" in fault(name, tmp_path)
+        assert "invalid data set name" in fault(name, tmp_path)
 
     def test_a_folder_that_is_not_there_is_named(self, tmp_path):
         assert "nowhere" in fault("d", tmp_path / "nowhere")
@@ -205,20 +205,20 @@ class TestColumns:
     def test_a_named_column_that_is_not_there_is_a_fault_that_lists_those_that_are(self, tmp_path):
         jsonl(tmp_path / "d.jsonl")
 
-        assert "no column 'gold'; there are 'question', 'answer'" in fault("d", tmp_path, columns=Columns(label="gold"))
+        assert "no column 'gold'; found 'question', 'answer'" in fault("d", tmp_path, columns=Columns(label="gold"))
 
     def test_data_without_a_question_are_a_fault(self, tmp_path):
         jsonl(tmp_path / "d.jsonl", [{"text": "t", "answer": "a"}])
 
-        assert "no column with the question; there are 'text', 'answer'" in fault("d", tmp_path)
+        assert "no question column; found 'text', 'answer'" in fault("d", tmp_path)
 
     def test_a_parquet_column_that_holds_no_text_is_not_taken_for_a_question_or_label(self, tmp_path):
         parquet(tmp_path / "d.parquet", [{"question": 1, "prompt": "q", "answer": ["A", "B"], "label": 3}])
         (row,) = find("d", tmp_path).rows()
 
         assert (row.question, row.label) == ("q", "3")
-        assert "column 'answer' holds list" in fault("d", tmp_path, columns=Columns(label="answer"))
-        assert "column 'question' holds number" in fault("d", tmp_path, columns=Columns("question"))
+        assert "column 'answer' has type list" in fault("d", tmp_path, columns=Columns(label="answer"))
+        assert "column 'question' has type number" in fault("d", tmp_path, columns=Columns("question"))
 
     def test_a_missing_label_is_no_label(self, tmp_path):
         rows = [{"question": "q", "answer": a} for a in (None, "", " ", float("nan"), "x")] + [{"question": "q"}]
@@ -253,7 +253,7 @@ class TestFaults:
             (b'{"question": "q"}\n{"question": " "}\n', "d.jsonl:2: 'question' is empty"),
             (b'{"question": null}\n', "d.jsonl:1: 'question' is null"),
             (b'{"question": "q", "answer": [1]}\n', "d.jsonl:1: 'answer' is a list"),
-            (b'{"question": "\\ud800"}\n', "d.jsonl:1: 'question' holds \\ud800"),
+            (b'{"question": "\\ud800"}\n', "d.jsonl:1: 'question' contains the lone surrogate \\ud800"),
             (b'{"question": "q"}\n{"question": "\xe9"}\n', "d.jsonl:2: not UTF-8: byte 15 of the line is 0xe9"),
             ('{"question": "q"}\n'.encode("utf-16")[:-1], "damaged"),
             (b'{"question": "q", "n": ' + b"9" * 5000 + b"}\n", "d.jsonl:1: not valid JSON"),
@@ -272,7 +272,7 @@ class TestFaults:
             (b'{"question": "q"', "not valid JSON"),
             (b'{"question": "a"} {"question": "b"}', "not valid JSON: Extra data"),
             (b'{"question": "\xe9"}', "not UTF-8"),
-            (b'{"question": "\xed\xa0\x80"}', "half of a surrogate pair"),
+            (b'{"question": "\xed\xa0\x80"}', "lone surrogate"),
             (b'{"question": 5}', "'question' is a number"),
             (b'{"problem": "q"}', "no 'question' in this row"),
             (b'{"question": "q", "answer": {}}', "'answer' is an object"),
@@ -294,11 +294,11 @@ class TestFaults:
         [
             ("", "no rows"),
             ("question,answer\n", "no rows"),
-            ('question,answer\n"two\nlines",1\nq,2,3\n', "d.csv:4: 3 fields, and the header has 2"),
+            ('question,answer\n"two\nlines",1\nq,2,3\n', "d.csv:4: 3 fields, but the header has 2"),
             ('question,answer\nq,1\n"never closed,2\nq,3\n', "d.csv:3: not valid CSV"),
             ('question,answer\n"q"x,1\n', "d.csv:2: not valid CSV"),
             ('question,answer\n"a\nb",1\n,2\n', "d.csv:4: 'question' is empty"),
-            ("question;answer\nq;1\n", "there are 'question;answer'"),
+            ("question;answer\nq;1\n", "found 'question;answer'"),
         ],
     )
     def test_csv(self, tmp_path, content, told):
@@ -353,7 +353,7 @@ class TestFaults:
         path = parquet(tmp_path / "d.parquet")
         path.write_bytes(path.read_bytes()[:cut])
 
-        assert "d.parquet is no Parquet file, or is damaged" in fault("d", tmp_path)
+        assert "d.parquet is not a Parquet file or is damaged" in fault("d", tmp_path)
 
     def test_a_parquet_row_without_question_is_named_by_its_number(self, tmp_path):
         parquet(tmp_path / "d.parquet", [*ROWS, {"question": None, "answer": "1"}], row_group_size=2)

@@ -108,7 +108,7 @@ class TestBrokenStrategies:
     @pytest.mark.parametrize("routes", [[], ["small"], ["small"] * 3])
     def test_one_route_per_question(self, routes):
         """Neither more nor fewer."""
-        with pytest.raises(PluginError, match=rf"'mine' gave {len(routes)} routes for 2 questions"):
+        with pytest.raises(PluginError, match=rf"'mine' returned {len(routes)} routes for 2 questions"):
             plan([["0.5", "0.5"]], Given(*routes), context(), name="mine")
 
     @pytest.mark.parametrize("routes", [["small", 3], ["small", None], ["small", ["small"]], [["a"], ["b"]]])
@@ -173,7 +173,7 @@ class TestBreakdown:
         breakdown = planned("small", planning=context(predictor=None)).breakdown
         assert breakdown.cost.expected is None
         assert breakdown.cost.most > 0
-        assert any("without a probe" in line for line in breakdown.assumptions)
+        assert any("there is no probe" in line for line in breakdown.assumptions)
         assert "4 characters" in breakdown.assumptions[0]
 
     @pytest.mark.parametrize("route", ["free", "mv_cascade_small_k3_t0.7_free_k1", "unheard-of"])

@@ -264,7 +264,7 @@ class TestFinding:
         [
             ("adaptive_k", "did you mean 'adaptive_k_sampling'"),
             ("cascade:small", "takes no tier"),
-            ("zzz", "there are: adaptive_k_sampling, cascade"),
+            ("zzz", "known policies: adaptive_k_sampling, cascade"),
         ],
     )
     def test_what_cannot_be_made_is_an_error_that_helps(self, text, message):

@@ -181,10 +181,10 @@ class TestTraining:
     @pytest.mark.parametrize(
         ("table", "message"),
         [
-            (pd.DataFrame({"question": ["a"]}), "lack model, correct"),
-            (pa.table({"model": ["a"], "correct": [True]}), "lack question"),
+            (pd.DataFrame({"question": ["a"]}), "lack the columns model, correct"),
+            (pa.table({"model": ["a"], "correct": [True]}), "lack the columns question"),
             (pd.DataFrame({"question": ["a"], "model": ["b"], "correct": ["yes"]}), "true or false"),
-            ([1, 2], "lack question"),
+            ([1, 2], "lack the columns question"),
         ],
     )
     def test_tables_of_another_form_are_refused(self, table, message):
@@ -272,7 +272,7 @@ class TestMatching:
 
     def test_another_model_under_the_same_name_is_refused(self, trained):
         """What one small model can do says nothing about another."""
-        with pytest.raises(InputError, match="trained with s-1 as tier 'small', which is s-2 now"):
+        with pytest.raises(InputError, match="trained with model s-1 as tier 'small', which is now s-2"):
             trained.check(["small"], {"small": "s-2"})
         trained.check(["small", "large"], {"small": "s-1"})
 
@@ -300,10 +300,10 @@ class TestFile:
             (lambda data: data["tiers"]["small"]["scale"].__setitem__(0, 0.0), "scale"),
             (lambda data: data["tiers"]["small"]["coefficients"].__setitem__(0, float("inf")), "finite"),
             (lambda data: data["tiers"]["small"].update(sigmoid=None), "exactly one"),
-            (lambda data: data["tiers"]["small"].update(sigmoid=None, isotonic=[[1, 0.5], [0, 0.6]]), "rise"),
+            (lambda data: data["tiers"]["small"].update(sigmoid=None, isotonic=[[1, 0.5], [0, 0.6]]), "ascending"),
             (lambda data: data["tiers"]["small"].update(sigmoid=None, isotonic=[[0, 1.5]]), "less than or equal to 1"),
-            (lambda data: data.update(feature_version=0), "other features"),
-            (lambda data: data["feature_names"].__setitem__(0, "bytes"), "other features"),
+            (lambda data: data.update(feature_version=0), "features of another version"),
+            (lambda data: data["feature_names"].__setitem__(0, "bytes"), "features of another version"),
         ],
     )
     def test_a_file_that_was_changed_is_refused(self, trained, tmp_path, change, message):
@@ -320,7 +320,7 @@ class TestFile:
         """A pickle, too: it is not even looked at as one."""
         path = tmp_path / "probe.json"
         path.write_bytes(content)
-        with pytest.raises(InputError, match="no probe"):
+        with pytest.raises(InputError, match=r"not a probe|invalid probe"):
             Probe.load(path)
 
     def test_a_missing_or_enormous_file_is_refused(self, tmp_path):

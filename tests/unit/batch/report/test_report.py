@@ -158,8 +158,8 @@ class TestContent:
     def test_it_says_what_intervals_are_and_what_they_do_not_cover(self, built):
         """In both forms."""
         for text in (built[0], Page(built[1]).text):
-            assert "1,000 data sets drawn from these questions with replacement" in text
-            assert "What they do not cover" in text
+            assert "1,000 data sets resampled from these questions with replacement" in text
+            assert "They do not cover" in text
 
     def test_the_same_runs_give_the_same_report(self):
         """To the last character: figures and intervals too."""
@@ -196,14 +196,14 @@ class TestRows:
         runs = given_runs(small=greedy(10, "small", lambda n: n < 5), large=greedy(8, "large", lambda n: True, cost=2.0))
         markdown, _ = build_report(runs, title="t")
         assert "8 questions, 2 runs" in markdown
-        assert "2 rows that not every run has are left out" in markdown
+        assert "2 rows missing in some runs are left out" in markdown
         assert markdown_tables(markdown)[0][1][2].startswith("62.5%")
 
     def test_runs_without_a_common_row_cannot_be_compared(self):
         """An error that says so, and so is no run at all."""
-        with pytest.raises(InputError, match="no row in common"):
+        with pytest.raises(InputError, match="no rows in common"):
             build_report(given_runs(one=[failed(0)], other=[failed(1)]), title="t")
-        with pytest.raises(InputError, match="needs a run"):
+        with pytest.raises(InputError, match="needs at least one run"):
             build_report({}, title="t")
         with pytest.raises(InputError, match="no row"):
             build_report(given_runs(one=[]), title="t")

@@ -151,7 +151,7 @@ def test_a_damaged_journal_leaves_older_results_as_they_are(tmp_path):
     before = (tmp_path / JSONL).read_bytes(), (tmp_path / PARQUET).read_bytes()
     path.write_bytes(path.read_bytes().replace(b'"id-0"', b'"id-X"'))
 
-    with pytest.raises(InputError, match="journal:2: the line is damaged"):
+    with pytest.raises(InputError, match="journal:2: damaged line"):
         write_results(path, tmp_path)
     assert ((tmp_path / JSONL).read_bytes(), (tmp_path / PARQUET).read_bytes()) == before
     assert not list(tmp_path.glob(".*partial"))

@@ -76,7 +76,7 @@ class TestColumns:
 
     def test_a_row_that_is_there_twice_is_an_error(self):
         """It would count twice."""
-        with pytest.raises(ValueError, match="row 0 is there twice"):
+        with pytest.raises(ValueError, match="duplicate row 0"):
             RunSummary.of("run", greedy(1, "small", bool) * 2)
 
     def test_some_rows_only(self):

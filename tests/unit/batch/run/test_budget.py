@@ -104,13 +104,13 @@ def test_rows_that_cost_nothing_are_not_held_back():
 @pytest.mark.parametrize("wrong", [0, -1, math.nan, math.inf, "5", True])
 @pytest.mark.parametrize("name", ["row", "run"])
 def test_a_budget_that_is_none_is_an_error_that_names_it(name, wrong):
-    with pytest.raises(InputError, match=f"the budget of a {name} is {wrong!r}"):
+    with pytest.raises(InputError, match=f"invalid {name} budget: {wrong!r}"):
         Budget.of({name: wrong})
 
 
 @pytest.mark.parametrize("wrong", [5.0, {"total": 5}, [1, 2]])
 def test_a_budget_in_another_form_is_an_error(wrong):
-    with pytest.raises(InputError, match="the budget is") as caught:
+    with pytest.raises(InputError, match="invalid budget") as caught:
         Budget.of(wrong)
     assert '{"row": 0.01, "run": 5.0}' in caught.value.hint
 

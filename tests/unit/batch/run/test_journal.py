@@ -147,7 +147,7 @@ def test_a_changed_byte_is_found_wherever_it_is(tmp_path_factory, place, change)
     else:
         line = damaged[:place].count(b"\n") + 1
         told = refused(path)
-        assert f"journal:{line}: the line is damaged" in told or (line == 1 and "is no journal" in told)
+        assert f"journal:{line}: damaged line" in told or (line == 1 and "is not the journal" in told)
 
 
 def test_a_damaged_line_can_be_taken_out_as_the_message_says(path):
@@ -179,7 +179,7 @@ def test_a_line_that_is_there_twice_is_found(path):
     written(path, record(0))
     path.write_bytes(path.read_bytes() + record_line(record(0)))
 
-    assert "journal.jsonl:3: row 0 is there before" in refused(path)
+    assert "journal.jsonl:3: row 0 is a duplicate" in refused(path)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_a_line_that_is_there_twice_is_found(path):
 def test_no_other_file_is_touched(path, content):
     path.write_bytes(content)
 
-    assert "is no journal of a batch" in refused(path)
+    assert "is not the journal of a batch" in refused(path)
     assert path.read_bytes() == content
 
 
@@ -277,7 +277,7 @@ for row in range(journal.done, int(sys.argv[3])):
         try:
             journal.append(record(row))
         except WorkflowComposerError as error:
-            assert "not open any more" in str(error)
+            assert "is closed" in str(error)
         break
 """
 
@@ -288,7 +288,7 @@ for row in range(journal.done, int(sys.argv[3])):
     told = run(2000, 100)
     row = int(told.split()[0])
     assert "cannot write" in told
-    assert "make room; then run the same command again" in told
+    assert "free disk space; then run the same command again" in told
     assert 0 < row < 10
     assert path.read_bytes().endswith(b"]\n")
     assert len(path.read_bytes().splitlines()) == row + 1
@@ -313,7 +313,7 @@ def test_what_is_no_file_is_refused(path, make, told):
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path):
-    assert "make its folder first" in refused(tmp_path / "no" / "journal")
+    assert "create its folder first" in refused(tmp_path / "no" / "journal")
 
 
 def test_a_closed_journal_takes_no_rows(path):
@@ -322,7 +322,7 @@ def test_a_closed_journal_takes_no_rows(path):
     journal.close()
     journal.sync()
 
-    with pytest.raises(WorkflowComposerError, match="not open any more"):
+    with pytest.raises(WorkflowComposerError, match="is closed"):
         journal.append(record(0))
 
 

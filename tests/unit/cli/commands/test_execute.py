@@ -132,14 +132,14 @@ def test_the_runs_budget_is_that_of_all_policies_and_counts_what_was_spent_befor
     assert stopped.code == 6
     assert [(run["policy"], run["answered"]) for run in stopped.json] == [("small", 10), ("remote", 4)]
     assert (
-        "the run's budget of $3.50 is used up: $3.50 spent, 4 of 10 rows done" in json.loads(stopped.err)["error"]["message"]
+        "the run budget of $3.50 is used up: $3.50 spent, 4 of 10 rows done" in json.loads(stopped.err)["error"]["message"]
     )
     assert len(results(data, "sums", "remote")) == 4
 
     assert data(*arguments, "3.5").code == 6
     done = data(*arguments, "5.0")
     assert done.code == 0
-    assert "earlier runs have spent $3.50 of the run's $5.00" in done.err
+    assert "earlier runs have spent $3.50 of the run budget of $5.00" in done.err
     assert len(results(data, "sums", "remote")) == 10
 
 
@@ -206,7 +206,7 @@ def test_answers_that_were_cut_off_are_told_apart_with_their_own_remedy(data):
     data.remote = (Sample("#### 1", "length"),)
     done = data("execute", "--routes", "remote", "--datasets", "sums", "--limit", "2")
     assert "2 of 2 answers could not be read" in done.err
-    assert "2 of them were cut off by their length: raise --max-tokens" in done.err
+    assert "2 of them reached the token limit: raise --max-tokens" in done.err
     assert "--extract" not in done.err
     (run,) = data("--json", "execute", "--routes", "remote", "--datasets", "sums", "--limit", "2").json
     assert (run["accuracy"], run["unreadable"], run["cut_off"]) == (0.0, 2, 2)
@@ -218,7 +218,7 @@ def test_an_accuracy_of_zero_is_explained(data):
     """By what was read first, and where the texts are."""
     data.remote = ("So it is 999.",)
     done = data("execute", "--routes", "remote", "--datasets", "sums")
-    assert "none of 10 answers is right; the first was read as '999'" in done.err
+    assert "none of 10 answers is right; the first one extracted is '999'" in done.err
     assert "results.jsonl" in done.err
     assert "none of" not in data("execute", "--routes", "small", "--datasets", "sums").err
 
@@ -355,7 +355,7 @@ def test_a_recording_without_any_of_the_profiles_tiers_is_an_error(command):
     path = command.write("own.jsonl", line)
     done = command("-s", "development", "execute", "--replay", path, "--routes", "other")
     assert done.code == 2
-    assert "has no answers of any tier of 'development'; it has: other" in done.err
+    assert "has no answers of the tiers of 'development', only of other" in done.err
 
 
 def test_more_samples_than_were_recorded_is_a_row_with_an_error(command):

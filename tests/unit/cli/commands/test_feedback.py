@@ -24,7 +24,7 @@ def test_a_grade_is_written_and_answered_with_what_all_grades_say(command, log):
     assert done.code == 0
     assert "req-0 is wrong (maths/small); certificate 0123abcd" in done.out
     assert "1 of 1 audits wrong, e-value" in done.out
-    assert "5 waiting" in done.out
+    assert "5 pending" in done.out
     assert [(audit.id, audit.correct, audit.by) for audit in log.refresh()] == [("req-0", False, "ann")]
 
 
@@ -56,27 +56,27 @@ def test_the_status_names_certificate_evidence_and_every_tier(command, log):
     out = command("feedback", "--status").out
     assert "certificate 0123abcd: at most 0.1 of accepted answers wrong" in out
     assert "ALARM: 4 of 4" in out
-    assert "waiting:  2" in out
+    assert "pending:  2" in out
     assert [line.split()[:4] for line in out.splitlines() if line.startswith(("maths/small", "all"))] == [
         ["maths/small", "4", "4", "100.0%"],
         ["all", "4", "4", "100.0%"],
     ]
-    assert "reports of answers that were not drawn: 1" in out
-    assert "damaged: 1 lines left out" in out
+    assert "reports of answers that were not sampled: 1" in out
+    assert "damaged lines (skipped): 1" in out
 
 
 def test_what_waits_is_listed_in_the_order_in_which_it_was_drawn(command, log):
     """With what helps to find the answer."""
     log.grade("req-0", correct=True, by="user")
     lines = command("feedback", "--pending").out.splitlines()
-    assert lines[0].split() == ["id", "drawn", "(UTC)", "group", "tier", "score", "certificate"]
+    assert lines[0].split() == ["id", "sampled", "(UTC)", "group", "tier", "score", "certificate"]
     assert [line.split()[0] for line in lines[1:]] == [f"req-{at}" for at in range(1, 6)]
 
 
 def test_without_any_audit_there_is_an_answer_and_no_file(command, tmp_path):
     """Looking makes nothing."""
-    assert command("feedback", "--status").out == "no accepted answer was drawn for an audit yet in logs/audits.jsonl\n"
-    assert command("feedback", "--pending").out == "no answer waits for a grade in logs/audits.jsonl\n"
+    assert command("feedback", "--status").out == "no audits in logs/audits.jsonl yet\n"
+    assert command("feedback", "--pending").out == "no pending answers in logs/audits.jsonl\n"
     assert command("feedback", "--id", "req-0", "--wrong").code == 2
     assert list(tmp_path.iterdir()) == []
 
@@ -101,7 +101,7 @@ def test_a_second_grade_of_another_kind_is_refused(command, log):
 def test_a_report_is_noted_and_no_part_of_the_test(command, log):
     """An answer that nobody drew."""
     done = command("feedback", "--id", "elsewhere", "--wrong", "--report")
-    assert (done.code, "no part of the test" in done.out) == (0, True)
+    assert (done.code, "the test ignores it" in done.out) == (0, True)
     (state,) = command("feedback", "--status", "--json").json["certificates"]
     assert state["audits"] == 0
     assert command("feedback", "--id", "req-0", "--wrong", "--report").code == 2
@@ -111,7 +111,7 @@ def test_a_reset_takes_the_beginning_of_a_digest(command, log):
     """If only one certificate begins so; a wrong one is told with those that there are."""
     for at in range(4):
         log.grade(f"req-{at}", correct=False, by="user")
-    assert command("feedback", "--reset", "012").out == "the test of certificate 0123abcd starts afresh\n"
+    assert command("feedback", "--reset", "012").out == "restarted the test of certificate 0123abcd\n"
     assert command("feedback", "--status", "--json").json["certificates"][0]["alarm"] is False
     log.sampled("x", certificate="0124", alpha=0.1, tier="small", group="maths")
     for wrong in ("012", "9", ""):
@@ -123,12 +123,12 @@ def test_a_reset_takes_the_beginning_of_a_digest(command, log):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "choose one"),
-        (("--pending", "--status"), "choose one"),
-        (("--id", "req-0"), "--correct or --wrong, one of them"),
-        (("--id", "req-0", "--correct", "--wrong"), "--correct or --wrong, one of them"),
-        (("--pending", "--wrong"), "name it with --id"),
-        (("--status", "--report"), "name it with --id"),
+        ((), "specify one"),
+        (("--pending", "--status"), "specify one"),
+        (("--id", "req-0"), "either --correct or --wrong"),
+        (("--id", "req-0", "--correct", "--wrong"), "either --correct or --wrong"),
+        (("--pending", "--wrong"), "need --id ID"),
+        (("--status", "--report"), "need --id ID"),
     ],
 )
 def test_what_makes_no_sense_together_is_refused(command, log, arguments, message):

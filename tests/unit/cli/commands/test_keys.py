@@ -94,7 +94,7 @@ def test_a_ledger_that_is_none_is_an_error_with_its_place(keys, tmp_path, conten
 
 
 def test_revoking_what_is_not_there_changes_nothing(keys, tmp_path):
-    assert "no keys file" in keys("revoke", "0123").err
+    assert "does not exist" in keys("revoke", "0123").err
     assert not (tmp_path / "keys.json").exists()
     keys("new", "a")
     done = keys("revoke", "0123")

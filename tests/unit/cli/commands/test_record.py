@@ -42,7 +42,7 @@ def test_what_could_not_be_read_is_told_and_so_is_what_was_cut_off(sums):
     sums.script, sums.remote = (Sample("I do not know.", "stop"),), (Sample("#### 3", "length"),)
     done = sums(*ARGUMENTS, "--no-logprobs")
     assert "6 of 6 answers could not be read" in done.err
-    assert "3 of them were cut off by their length: raise --max-tokens" in done.err
+    assert "3 of them reached the token limit: raise --max-tokens" in done.err
     assert not any(line["correct"] for line in sums.read("answers.jsonl"))
 
 
@@ -120,7 +120,7 @@ def test_skip_and_limit_choose_rows(sums):
     [
         (("--datasets", "none"), "none"),
         (("--tiers", "nobody"), "nobody"),
-        (("--skip", "9"), "there are no rows to record"),
+        (("--skip", "9"), "no rows to record"),
         (("-o", "missing/answers.jsonl"), "missing/answers.jsonl"),
         (("-o", "."), "cannot write"),
     ],
@@ -145,12 +145,12 @@ def test_at_the_runs_budget_it_stops_and_goes_on_with_a_higher_one(sums):
     sums.script = sums.remote = (Sample("3", "stop"),)
     stopped = sums(*ARGUMENTS, "--run-budget", "1.0")
     assert stopped.code == 6
-    assert "the run's budget of $1.00 is used up: $1.00 spent, 4 of 6 rows done" in stopped.err
+    assert "the run budget of $1.00 is used up: $1.00 spent, 4 of 6 rows done" in stopped.err
     assert len(sums.read("answers.jsonl")) == 4
     assert sums(*ARGUMENTS, "--run-budget", "1.0").code == 6
     done = sums(*ARGUMENTS, "--run-budget", "2.0")
     assert done.code == 0
-    assert "earlier runs have spent $1.00 of the run's $2.00" in done.err
+    assert "earlier runs have spent $1.00 of the run budget of $2.00" in done.err
     assert len(sums.read("answers.jsonl")) == 6
 
 
