@@ -221,7 +221,7 @@ def plan_all(
     tokens: TokenAssumption | None = None,
 ) -> dict[str, PlanTable]:
     """Like `plan`, for several policies at once: reads the data set and computes the features only once."""
-    builders = {name: _Builder(name, context, tokens or TokenAssumption()) for name in strategies}
+    builders = {name: _Builder(name, context, tokens or TokenAssumption()) for name in policies}
     for chunk in chunks:
         questions = Questions(chunk, context.predictor)
         for name, policy in policies.items():
@@ -358,7 +358,7 @@ def _start(tier: str, found: list[tuple[int, int]]) -> Start:
 
 def breakdown_text(breakdowns: Iterable[Breakdown]) -> str:
     """Return the breakdowns as a table for a terminal, followed by the assumptions of the cost estimates."""
-    head = ("strategy", "questions", "starts at", "share", "k: min", "median", "max", "cost: least", "expected", "most")
+    head = ("policy", "questions", "starts at", "share", "k: min", "median", "max", "cost: least", "expected", "most")
     lines: list[tuple[str, ...]] = [head]
     notes: dict[str, None] = {}
     for breakdown in breakdowns:

@@ -1,7 +1,7 @@
 """Batch policies: each turns the questions of a data set into routing strings, one per row.
 
 A policy is any object with ``routes(questions, context)``; plugins add their own (`register_batch_strategies`). It gets one
-chunk of the data set at a time, works on whole columns, and calls no model. ``docs/batch-strategies.md`` describes the
+chunk of the data set at a time, works on whole columns, and calls no model. ``docs/batch-policies.md`` describes the
 built-in policies and their measured results.
 """
 
@@ -315,7 +315,7 @@ def _spelled(votes: Counts, context: PlanningContext, *, entropy: bool) -> NDArr
 # ----------------------------------------------------------------------------------------------------------- lookup
 
 
-def make_strategy(text: str, factories: Mapping[str, Callable[..., Any]]) -> BatchStrategy:
+def make_policy(text: str, factories: Mapping[str, Callable[..., Any]]) -> BatchStrategy:
     """Return the policy that a user names: ``NAME``, or ``NAME:TIER`` if it takes a tier.
 
     Raises `ConfigError` for an unknown name, and for a tier that the policy does not take.
@@ -331,9 +331,9 @@ def make_strategy(text: str, factories: Mapping[str, Callable[..., Any]]) -> Bat
     except TypeError as error:
         how = f"takes no tier ({text!r})" if colon else "needs a tier (NAME:TIER)"
         raise ConfigError(f"batch policy {name!r} {how}: {error}") from error
-    if not callable(getattr(strategy, "routes", None)):
+    if not callable(getattr(policy, "routes", None)):
         raise ConfigError(f"batch policy {name!r} has no method `routes(questions, context)`")
-    return strategy  # type: ignore[no-any-return]  # a plugin's object; only the method can be checked
+    return policy  # type: ignore[no-any-return]  # a plugin's object; only the method can be checked
 
 
 def baseline_routes(context: PlanningContext) -> tuple[str, ...]:

@@ -145,9 +145,9 @@ def _voting_of(config: StrategyConfig) -> Voting:
     return CascadeSettings.model_validate(dict(spec.settings)).voting()
 
 
-def slug(strategy: str) -> str:
+def slug(policy: str) -> str:
     """Return a readable, unique folder name for a policy or a route."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", strategy).strip(".")
-    if plain == strategy and len(plain) <= 120:
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", policy).strip(".")
+    if plain == policy and len(plain) <= 120:
         return plain
     return f"{plain[:100]}-{hashlib.sha256(policy.encode()).hexdigest()[:8]}"

@@ -128,9 +128,9 @@ class Preparation:
             tiers = tiers or [PlanningTier("model")]
         return PlanningContext(tuple(tiers), target=options.target, k=options.k, k_max=options.k_max, parse=self._parse)
 
-    def strategies(self, context: PlanningContext) -> dict[str, BatchStrategy]:
+    def policies(self, context: PlanningContext) -> dict[str, BatchStrategy]:
         """Return the named policies and routes, and the baselines."""
-        from workflow_composer.batch.planning.policies import baseline_routes, make_strategy
+        from workflow_composer.batch.planning.policies import baseline_routes, make_policy
 
         found = {name: make_policy(name, self._factories) for name in dict.fromkeys(self.options.policies)}
         routes = dict.fromkeys(self.options.routes)

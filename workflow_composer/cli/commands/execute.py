@@ -72,7 +72,9 @@ def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]
         "execute --replay answers.jsonl.gz --routes mv_7B_k8_t0.7 --baselines",
     ),
 )
-@click.option("--strategies", multiple=True, metavar="NAME...", help="Batch strategies; NAME:TIER where one takes a tier.")
+@click.option(
+    "--policies", cls=_Policies, multiple=True, metavar="NAME...", help="Batch policies; NAME:TIER if one takes a tier."
+)
 @click.option("--routes", "--route", "routes", multiple=True, metavar="ROUTE...", help="Routing strings or model names.")
 @click.option(
     "--datasets", multiple=True, metavar="NAME...", help="Data sets; write `/` as `_`; NAME:SPLIT selects a split."
@@ -142,14 +144,14 @@ def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]
 def execute(context: click.Context, /, **options: Any) -> None:
     """Run data sets through cascades and batch policies, and compare them.
 
-    Each strategy assigns a routing string to every question of a data set; each row then runs its own cascade. Every
+    Each policy assigns a routing string to every question of a data set; each row then runs its own cascade. Every
     finished row is written to a journal: after an interruption, the same command resumes. The output folder then contains,
-    for each data set and strategy, results.jsonl and results.parquet, and for each data set a report (report.md,
+    for each data set and policy, results.jsonl and results.parquet, and for each data set a report (report.md,
     report.html) that compares them; --baselines adds every tier alone to the comparison.
 
     Data sets are JSONL, CSV or Parquet files in the data folder; docs/datasets.md describes the file names. Rows with a
     label are graded; the samples' texts are kept with the extracted answers. --run-budget covers all data sets and
-    strategies of the command. Exit codes: 0 done; 1 some rows failed; 2 wrong usage or input; 6 the run budget is used up:
+    policies of the command. Exit codes: 0 done; 1 some rows failed; 2 wrong usage or input; 6 the run budget is used up:
     run the same command with a higher one to resume.
     """
     from workflow_composer.batch.run.preparation import Options

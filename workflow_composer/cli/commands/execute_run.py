@@ -134,13 +134,13 @@ class Execution:
             self._count_earlier(folders[name] / slug(policy) for name, (_, tables) in planned.items() for policy in tables)
         summaries: list[dict[str, Any]] = []
         for name, (rows, tables) in planned.items():
-            runs = {strategy: folders[name] / slug(strategy) for strategy in tables}
-            for strategy, table in tables.items():
-                label = f"{name}, {strategy}"
-                tally = self._answer(orchestrator, run, rows, table, runs[strategy], label)
-                summaries.append(self._summary(name, strategy, tally, runs[strategy]))
+            runs = {policy: folders[name] / slug(policy) for policy in tables}
+            for policy, table in tables.items():
+                label = f"{name}, {policy}"
+                tally = self._answer(orchestrator, run, rows, table, runs[policy], label)
+                summaries.append(self._summary(name, policy, tally, runs[policy]))
                 if rows is not self._recorded:  # a recording has grades even for unreadable answers
-                    _tell_what_looks_wrong(label, tally, runs[strategy])
+                    _tell_what_looks_wrong(label, tally, runs[policy])
                 self._end_if_over(tally, summaries)
             places = run.report(name, folders[name], runs)
             if not self._state.json:
@@ -212,7 +212,7 @@ class Execution:
             print_json(summaries)
         raise_if_over(self._budget, tally)
 
-    def _summary(self, name: str, strategy: str, tally: Tally, folder: Path) -> dict[str, Any]:
+    def _summary(self, name: str, policy: str, tally: Tally, folder: Path) -> dict[str, Any]:
         """Return the summary of one run; print it unless all summaries are printed as JSON at the end."""
         from workflow_composer.batch.report.results import records
 
@@ -260,7 +260,7 @@ def _line(found: Mapping[str, Any]) -> str:
     """Return the summary of one run as one line."""
     parts = [f"{found['answered']} of {found['rows']} rows"]
     if found["earlier"]:
-        parts.append(f"{found['earlier']} answered before")
+        parts.append(f"{found['earlier']} answered earlier")
     if found["errors"]:
         parts.append(f"{found['errors']} errors")
     if found["accuracy"] is not None:
