@@ -1,4 +1,4 @@
-"""A model on several servers: each call goes to one of them, and to another if that one fails."""
+"""A model on several servers: each call goes to one of them, and to another one if it fails."""
 
 from __future__ import annotations
 
