@@ -129,7 +129,7 @@ class HttpExchange(Exchange):
             await writable.wait()
 
     def close_stream(self, trailers: Fields = ()) -> None:
-        """The end."""
+        """Send the end of the stream."""
         if self.chunks:
             told = "".join(f"{name}: {value}\r\n" for name, value in trailers)
             self.connection.transport.write(f"0\r\n{told}\r\n".encode("ascii"))
@@ -272,7 +272,7 @@ class ServerConnection(asyncio.Protocol):
             self._refuse(414, "the request target is too long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
+        """Collect a header."""
         coming = self._coming
         if coming.in_body:
             return  # a trailer: none is needed, and none may override a header

@@ -80,17 +80,17 @@ def _paths() -> Schema:
         },
         "/health": {"get": _plain("Check that the process is alive", {"status": {"const": "ok"}})},
         "/ready": {"get": _plain("Check that a model is available", {"ready": BOOLEAN}, 503)},
-        "/metrics": {"get": _other("Prometheus metrics", "text/plain")},
-        "/dashboard": {"get": _other("The dashboard", "text/html")},
+        "/metrics": {"get": _other("Get the metrics in Prometheus' text format", "text/plain")},
+        "/dashboard": {"get": _other("Get the dashboard page", "text/html")},
         "/dashboard/data": {"get": _operation("Get the dashboard's data", None, {"strategy": TEXT})},
-        "/openapi.json": {"get": _plain("This document", {"openapi": TEXT})},
+        "/openapi.json": {"get": _plain("Get this document", {"openapi": TEXT})},
         "/admin/strategy": {
             "get": _admin(
                 "Get the active strategy", None, [_query("preview", "A profile: show what switching to it would change")]
             ),
             "put": _admin("Switch", SWITCH, [_query("dry_run", "true")]),
         },
-        "/admin/strategy/versions": {"get": _admin("All versions", None)},
+        "/admin/strategy/versions": {"get": _admin("List all versions", None)},
         "/admin/strategy/rollback": {"post": _admin("Roll back to a version", ROLLBACK)},
     }
 
@@ -127,7 +127,7 @@ def _asking(summary: str, body: Form, kind: str | None, *, error: str = "Error")
         "security": [{"key": []}, {}],
         "parameters": [{**task, "description": "The task that the request belongs to."}],
         "requestBody": _body(body),
-        "responses": {"200": {"description": "The answer", "content": content}, **_failures(error)},
+        "responses": {"200": {"description": "The response", "content": content}, **_failures(error)},
     }
 
 

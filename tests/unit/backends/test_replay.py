@@ -146,11 +146,11 @@ async def test_a_stream_brings_the_text_in_pieces(tmp_path, answer):
     [
         ("{", "Expecting property name"),
         ("[1]", "not a JSON object"),
-        ('{"question": "x"}', "model is None; it must be a text"),
+        ('{"question": "x"}', "model is None; it must be a string"),
         (json.dumps(row(sample=-1)), "sample is -1"),
         (json.dumps(row(sample=True)), "sample is True"),
         (json.dumps(row(sample=1 << 32)), "sample is 4294967296"),
-        (json.dumps(row(tokens="3")), "tokens is '3'; it must be a count"),
+        (json.dumps(row(tokens="3")), "tokens is '3'; it must be a non-negative integer"),
         (json.dumps(row(correct=1)), "correct is 1; it must be true, false or null"),
         (json.dumps(row(logprobs=[{"token": "x"}])), "an entry of logprobs is"),
         (json.dumps(row(mark=1)), "unknown key 'mark'"),

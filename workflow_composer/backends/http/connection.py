@@ -116,7 +116,7 @@ class Connection(asyncio.Protocol):
             self.transport.pause_reading()
 
     def resume(self) -> None:
-        """Read on."""
+        """Resume reading."""
         if self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
 

@@ -54,7 +54,7 @@ class Dashboard:
         return {("GET", "/dashboard"): self.page, ("GET", "/dashboard/data"): self.data}
 
     async def page(self, exchange: Exchange) -> Reply:
-        """The page."""
+        """Return the page."""
         rules = ("content-security-policy", policy() + "; frame-ancestors 'none'")
         return Reply(200, page().encode(), content_type="text/html; charset=utf-8", headers=(*_HEADERS, rules))
 

@@ -62,7 +62,7 @@ class Observing:
         return Reply(200 if ready else 503, encode(body), headers=() if ready else [("retry-after", "2")])
 
     async def metrics(self, exchange: Exchange) -> Reply:
-        """A scrape."""
+        """Return the metrics in Prometheus' text format."""
         return Reply(200, exposition(self._metrics.all(), self.gauges()), content_type=CONTENT_TYPE)
 
     async def status(self) -> OrchestratorStatus:

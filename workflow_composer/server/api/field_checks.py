@@ -52,13 +52,13 @@ def wrong(param: str, message: str, *, code: str | None = None) -> HttpFailure:
 
 @described(schemas.ANYTHING)
 def anything(name: str, value: Any) -> Any:
-    """Any value."""
+    """Accept any value."""
     return value
 
 
 @described(schemas.TEXT)
 def text(name: str, value: Any) -> str:
-    """A text."""
+    """Accept a string."""
     if not isinstance(value, str):
         raise wrong(name, "must be a string")
     return value
@@ -74,7 +74,7 @@ def flag(name: str, value: Any) -> bool:
 
 @described(schemas.OBJECT)
 def mapping(name: str, value: Any) -> dict[str, Any]:
-    """An object."""
+    """Accept an object."""
     if not isinstance(value, dict):
         raise wrong(name, "must be an object")
     return value
@@ -82,7 +82,7 @@ def mapping(name: str, value: Any) -> dict[str, Any]:
 
 @described({"type": "array"})
 def items(name: str, value: Any) -> list[Any]:
-    """A list."""
+    """Accept a list."""
     if not isinstance(value, list):
         raise wrong(name, "must be a list")
     return value

@@ -55,7 +55,7 @@ class WorkerChannel:
         return found
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the channel."""
         if self._writer is not None:
             self._writer.close()
         for task in self._tasks:

@@ -86,7 +86,7 @@ class WorkerSupervisor:
         self._audit = SwitchAudit(settings.state_directory / "audit.jsonl", report=self._log.warning)
 
     async def run(self) -> None:
-        """Until stopped."""
+        """Run the workers until stopped."""
         settings = self._settings
         settings.state_directory.mkdir(parents=True, exist_ok=True)
         forget(settings.state_directory)
