@@ -262,8 +262,6 @@ def open_recording(path: Path) -> Recording:
 # Replays recorded answers of real models, for benchmarks and tests without the models.
 
 
-pass  # MERGED
-
 _PIECES = 4
 _REFUSED = ("tools", "tool_choice", "response_format")
 

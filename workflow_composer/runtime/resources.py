@@ -135,8 +135,6 @@ def embedded_available() -> bool:
 # Choice of a default strategy that keeps data on local machines and can run with the available resources.
 
 
-pass  # MERGED
-
 STRATEGY_VARIABLE = "BIOPIPELINES_STRATEGY"
 
 _SERVERS, _EMBEDDED, _CLOUD = "t4_local_only", "development", "cloud_only"

@@ -19,9 +19,6 @@ from workflow_composer.server.exchange import Exchange, Reply
 # The API described: ``GET /openapi.json``.
 
 
-pass  # MERGED
-
-
 async def describing(exchange: Exchange) -> Reply:
     """Return the OpenAPI document."""
     return Reply(200, _written())

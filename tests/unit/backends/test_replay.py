@@ -155,7 +155,7 @@ async def test_a_stream_brings_the_text_in_pieces(tmp_path, answer):
         (json.dumps(row(logprobs=[{"token": "x"}])), "an entry of logprobs is"),
         (json.dumps(row(mark=1)), "unknown key 'mark'"),
         (json.dumps(row(score="high")), "score is 'high'; it must be a number"),
-        (json.dumps(row(cost=-1)), "cost is -1; it must be a number of dollars"),
+        (json.dumps(row(cost=-1)), "cost is -1; it must be a non-negative number of dollars"),
         (json.dumps(row(answer="y")), "duplicate model, question and sample; see line 1"),
         ("\udcff", "codec can't decode"),
         ("[" * 100_000, "recursion"),

@@ -77,8 +77,6 @@ class Limit:
             self._task.cancel()
 
 
-pass  # MERGED
-
 KEEPALIVE = 4.0
 """Seconds for which an idle connection is kept; uvicorn, vLLM's HTTP server, closes idle ones after 5."""
 _MOST_WAITING = 256 * 2**10

@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 # resolver would block the query to a working server.
 
 
-pass  # MERGED
-
-
 async def admitted_addresses(policy: EgressPolicy, host: str, port: int, *, resolve: Resolve | None = None) -> list[str]:
     """Return the admitted addresses of ``host`` in the resolver's order.
 

@@ -130,9 +130,6 @@ def _arguments(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-pass  # MERGED
-
-
 class StreamAccumulator:
     """The part of an answer that a stream has delivered so far."""
 

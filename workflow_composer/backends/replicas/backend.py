@@ -50,7 +50,6 @@ def vllm_backend(spec: ModelSpec, context: BackendContext) -> Backend:
     """Return a backend for one URL, or one that chooses a server per call if the role has several or uses the registry."""
     if spec.base_url is not None:
         return OpenAICompatibleBackend(spec, context)
-    pass  # MERGED
 
     return ReplicatedBackend(spec, context)
 

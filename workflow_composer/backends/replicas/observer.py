@@ -25,9 +25,6 @@ from workflow_composer.types import EndpointStatus
 # Probe of a server: its models, and a description of its state.
 
 
-pass  # MERGED
-
-
 def api_url(url: str) -> str:
     """Return the base URL of ``/models`` and ``/chat/completions``; a URL without a path gets ``/v1``."""
     bare = url.rstrip("/")
@@ -171,8 +168,6 @@ def _count(values: list[float | None]) -> int | None:
     known = [value for value in values if value is not None]
     return int(sum(known)) if known and len(known) == len(values) else None
 
-
-pass  # MERGED
 
 CONNECT = 5.0
 """Maximum seconds to connect, even if the whole query has more time."""

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 # Watch the active profile's file: switch to a saved change once it is complete.
 
 
-pass  # MERGED
-
 EVERY = 0.5
 """Seconds between checks. A file is read after two checks found it unchanged, which avoids half-written files."""
 
@@ -108,8 +106,6 @@ class SwitchAudit:
             lost = f"{what} by {who}: {outcome}"
             self._report(f"cannot write the audit log {self.path}: {error.strerror}; lost entry: {lost}")
 
-
-pass  # MERGED
 
 T = TypeVar("T")
 

@@ -87,9 +87,6 @@ def predict_task(messages: Sequence[Message], known: Collection[str]) -> str:
     return ANY_TASK
 
 
-pass  # MERGED
-
-
 PREFIX = "x-workflow-composer-"
 REQUEST_ID = PREFIX + "request-id"
 COST = PREFIX + "cost"

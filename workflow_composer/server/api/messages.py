@@ -239,8 +239,6 @@ FORM = Form(
 )
 
 
-pass  # MERGED
-
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",

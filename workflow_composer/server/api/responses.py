@@ -178,8 +178,6 @@ FORM = Form(
 )
 
 
-pass  # MERGED
-
 _LOGPROBS = "message.output_text.logprobs"
 
 
