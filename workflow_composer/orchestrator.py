@@ -1,14 +1,14 @@
-"""ModelOrchestrator: one place to send every request to. Start reading here.
+"""ModelOrchestrator: the single entry point for all requests. Start reading here.
 
-It composes the parts and decides nothing itself. A request flows like this::
+It composes the parts and makes no decisions itself. The flow of a request::
 
     active  = self._active               one read of one immutable snapshot (profile, routers, endpoints)
     plan    = active.plan(request)       the first router that has a plan
     outcome = active.executor.run(plan)  fallback, escalation, retries, deadlines
-    metric  = one line                   what was decided, what ran, what it cost; then the plugins hear of it
+    metric  = one line                   the decision, the calls and the cost; then plugins are notified
 
-Switching the strategy builds a complete new snapshot, publishes it by one assignment, and retires the old one, which closes
-when its last request ends. No request sees half of each.
+A strategy switch builds a complete new snapshot, publishes it with one assignment, and retires the old one, which closes
+after its last request. No request sees a mix of both.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 Prompt = str | Sequence[Message] | LLMRequest
 
 _CLOSING = 10.0
-"""Seconds that an interrupted batch has to close its journal."""
+"""Seconds for an interrupted batch to close its journal."""
 
 __all__ = ["ModelOrchestrator", "OrchestratorStatus", "Prompt"]
 
@@ -56,11 +56,11 @@ class ModelOrchestrator:
 
     Args:
         strategy: a profile's name, path or `StrategyConfig`. None: the environment's ``BIOPIPELINES_STRATEGY``, else
-            detection (healthy servers of your own, else the embedded engine; never the cloud), which may take two seconds.
-        plugins: a `PluginHost`; None: the package's own parts and every installed plugin.
-        metrics: where the line about each request goes; None: ``logs/routing_metrics.jsonl``.
+            detection (healthy local servers, else the embedded engine; never the cloud), which may take two seconds.
+        plugins: a `PluginHost`; None: the built-in plugin and every installed plugin.
+        metrics: destination of the metric line of each request; None: ``logs/routing_metrics.jsonl``.
         environ: environment variables; None: the process's own.
-        log: where decisions are explained when debugging is on, and broken plugins reported; None: standard error.
+        log: destination of decisions (with debugging on) and of reports about broken plugins; None: standard error.
 
     Raises `ConfigError` for an invalid profile, `NoStrategy` if none is named and none can be detected.
 
@@ -105,7 +105,7 @@ class ModelOrchestrator:
 
     @property
     def routers(self) -> Mapping[str, Router]:
-        """The active profile's routers by name, in the order in which they are asked."""
+        """The active profile's routers by name, in their order."""
         return {router.name: router for router in self._active.routers}
 
     def breakers(self) -> dict[str, str]:
@@ -115,7 +115,7 @@ class ModelOrchestrator:
     # ----------------------------------------------------------------------------------------------------- requests
 
     async def agenerate(self, prompt: Prompt, **fields: Any) -> LLMResponse:
-        """Answer a question, a list of messages or an `LLMRequest`; ``fields`` are those of `LLMRequest`, and ``system``.
+        """Answer a prompt, messages or `LLMRequest`; ``fields`` are those of `LLMRequest`, and ``system``.
 
         Raises `RoutingError` if no router has a plan, `AllCandidatesFailed` (with every attempt) if no model answered, and
         unchanged any `ModelError` for which no other model is tried.
@@ -135,7 +135,7 @@ class ModelOrchestrator:
             await active.release()
 
     async def _execute(self, active: Snapshot, plan: Plan, request: LLMRequest) -> LLMResponse:
-        """Run a router's own plan, under the router's own profile, which may be retired already."""
+        """Run a router's own plan under that router's profile, which may already be retired."""
         started, trace = time.perf_counter(), Trace(request.timeout)
         try:
             outcome = await active.executor.run(plan, request, trace)
@@ -147,9 +147,9 @@ class ModelOrchestrator:
     def astream(self, prompt: Prompt, **fields: Any) -> ResponseStream:
         """Stream an answer: ``async for chunk in (stream := orchestrator.astream(...)): ...``.
 
-        ``stream.response`` is the `LLMResponse` once the last chunk has come. Leave early by ``await stream.aclose()`` or
-        with ``async with``; that stops the work at the server. Raises what `agenerate` raises, until the first chunk; after
-        it `StreamInterrupted`.
+        ``stream.response`` is the `LLMResponse` after the last chunk. To stop early, ``await stream.aclose()`` or use
+        ``async with``; that stops the work at the server. Before the first chunk, raises as `agenerate`; after it,
+        `StreamInterrupted`.
         """
         return ResponseStream(lambda stream: self._chunks(stream, prompt, fields))
 
@@ -182,8 +182,8 @@ class ModelOrchestrator:
     async def aembed(
         self, texts: Sequence[str], *, task_type: str = "embeddings", dimensions: int | None = None, **fields: Any
     ) -> Embeddings:
-        """One vector per text, from the first model that the plan names and from no other: vectors of two models cannot
-        be compared, so there is no fallback. ``fields``: ``model``, ``timeout``, ``request_id``. Raises as `agenerate`.
+        """Return one vector per text from the first model of the plan, without fallback: vectors of two models cannot
+        be compared. ``fields``: ``model``, ``timeout``, ``request_id``. Raises as `agenerate`.
         """
         active = self._active.acquire() or self._acquire()
         try:
@@ -215,18 +215,18 @@ class ModelOrchestrator:
         progress: Callable[[Tally], None] | None = None,
         **fields: Any,
     ) -> BatchRun:
-        """Answer many rows, each written to the ``journal`` as it is answered; a later run with it goes on there.
+        """Answer many rows and write each answer to the ``journal``; a later run with the same journal resumes there.
 
-        A row is a text, an `LLMRequest`, or a mapping with ``prompt`` (or ``question``, or ``messages``) and, if wanted,
-        ``id``, ``task_type``, ``model``, ``context``, and ``answer``, the right answer, by which the row is graded. ``rows``
-        may be an iterator, which is read as rows are sent. ``budget`` is ``{"row": dollars, "run": dollars}``: what a row
-        may cost, and the run, with all that earlier runs have spent. ``concurrency`` rows are under way at a time; None: as
-        many as make the whole faster. Rows that failed for want of a server are tried again ``retries`` times. ``progress``
-        is told after each row how far the run has come. ``fields`` are those of `LLMRequest` for all rows, and ``system``.
+        A row is a string, an `LLMRequest`, or a mapping with ``prompt`` (or ``question``, or ``messages``) and optional
+        ``id``, ``task_type``, ``model``, ``context``, and ``answer``, the correct answer for grading. ``rows`` may be an
+        iterator, which is read as rows are sent. ``budget`` is ``{"row": dollars, "run": dollars}``: the limits of one row
+        and of the run including earlier runs of the journal. ``concurrency`` is the number of concurrent rows; None: adapt
+        it to the throughput. Rows that failed because no server was available are retried ``retries`` times. ``progress``
+        is called after each row. ``fields`` are those of `LLMRequest` for all rows, and ``system``.
 
-        A row that fails is a result with an error, and a later run tries it again. Raises `InputError` where rows are
-        faulty, or the journal is another run's or in use, and what ``progress`` raises. However it ends, what was answered
-        is in the journal.
+        A failed row becomes a result with an error, and a later run retries it. Raises `InputError` if rows are invalid, or
+        if the journal belongs to another run or is in use, and any exception of ``progress``. However the run ends, the
+        journal has all answers.
         """
         from workflow_composer.batch.run.run_batch import run_rows
 
@@ -248,7 +248,7 @@ class ModelOrchestrator:
         return self.prepare(prompt, **fields)[1]
 
     def prepare(self, prompt: Prompt, **fields: Any) -> tuple[LLMRequest, Plan]:
-        """Return a request as routers and models would see it, with its context, and its plan; sends nothing."""
+        """Return a request with its context, as routers and models would see it, and its plan; sends nothing."""
         active = self._active
         request = self._request(active, prompt, fields)
         return request, active.plan(request)
@@ -270,7 +270,7 @@ class ModelOrchestrator:
         return self._build(self._load(strategy))
 
     async def apublish(self, new: Snapshot) -> None:
-        """Activate a prepared profile, by one assignment."""
+        """Activate a prepared profile with one assignment."""
         with self._publishing:
             old, self._active, self._chosen_by = self._active, new, "switch"
         await old.retire()
@@ -302,7 +302,7 @@ class ModelOrchestrator:
             await active.release()
 
     async def aclose(self) -> None:
-        """Close every backend after its last request, and the metrics."""
+        """Close every backend after its last request, then the metrics."""
         await self._active.retire()
         self._metrics.close()
 
@@ -321,9 +321,9 @@ class ModelOrchestrator:
         return self._thread.run(self.aembed(texts, **fields))
 
     def run_batch(self, rows: Iterable[str | Mapping[str, Any] | LLMRequest], **options: Any) -> BatchRun:
-        """`arun_batch`, for callers that do not await; ``progress`` is told on the orchestrator's own thread.
+        """Synchronous `arun_batch`; ``progress`` is called on the orchestrator's own thread.
 
-        Ctrl-C ends it when calls in flight are cancelled and the journal is closed, so that the same call goes on there.
+        Ctrl-C cancels running calls and closes the journal, so that the same call resumes there.
         """
         return self._thread.run(self.arun_batch(rows, **options), patience=_CLOSING)
 
@@ -358,7 +358,7 @@ class ModelOrchestrator:
     # --------------------------------------------------------------------------------------------------------- parts
 
     def _acquire(self) -> Snapshot:
-        """The active snapshot, counted as used, after one that closed between reading and counting."""
+        """Return the active snapshot, acquired; retry if it closed between reading and acquiring."""
         while (active := (read := self._active).acquire()) is None:
             if read is self._active:
                 raise WorkflowComposerError("the orchestrator is closed")

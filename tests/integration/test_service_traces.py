@@ -100,7 +100,7 @@ def test_a_profile_that_forbids_the_cloud_sends_no_trace_out(tmp_path):
     command = [sys.executable, "-m", "workflow_composer", "-s", "development", "serve", "--port", "0"]
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
-    assert "traces would go to traces.example.com, and the profile forbids the cloud" in done.stderr
+    assert "traces would go to traces.example.com, but the profile forbids the cloud" in done.stderr
     assert "Traceback" not in done.stderr
 
 

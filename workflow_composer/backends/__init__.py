@@ -1,4 +1,4 @@
-"""What answers calls: servers, cloud APIs, models in this process, recordings, scripts."""
+"""Model backends: servers, cloud APIs, in-process models, recordings, scripted fakes."""
 
 from __future__ import annotations
 

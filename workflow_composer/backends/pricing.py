@@ -37,7 +37,7 @@ class Price:
         return cls(spec.input_price or 0.0, spec.output_price or 0.0, spec.gpu_hour_price or 0.0)
 
     def cost(self, usage: Usage, gpu_seconds: float = 0.0) -> float:
-        """Dollars for these tokens, and for so many seconds of the whole GPU, as `GpuMeter.stop` returns them."""
+        """Return the dollars for these tokens and ``gpu_seconds`` of the whole GPU, as measured by `GpuMeter.stop`."""
         tokens = usage.prompt_tokens * self.input_per_million + usage.completion_tokens * self.output_per_million
         return tokens / 1e6 + gpu_seconds * self.gpu_hour / 3600.0
 

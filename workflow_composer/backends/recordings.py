@@ -98,17 +98,17 @@ def _is_text(value: Any) -> bool:
 
 
 _CHECKS: Mapping[str, Any] = {
-    "question": (_is_text, "a text"),
-    "model": (_is_text, "a text"),
+    "question": (_is_text, "a string"),
+    "model": (_is_text, "a string"),
     "sample": (_is_count, "0, 1, 2, ..."),
-    "answer": (_is_text, "a text"),
+    "answer": (_is_text, "a string"),
     "correct": (lambda value: value is None or isinstance(value, bool), "true, false or null"),
-    "tokens": (_is_count, "a count"),
-    "prompt_tokens": (lambda value: value is None or _is_count(value), "a count"),
+    "tokens": (_is_count, "a non-negative integer"),
+    "prompt_tokens": (lambda value: value is None or _is_count(value), "a non-negative integer"),
     "logprobs": (lambda value: value is None or isinstance(value, list), "a list"),
     "score": (_is_number, "a number"),
-    "cost": (lambda value: _is_number(value, 0.0), "a number of dollars"),
-    "group": (lambda value: value is None or _is_text(value), "a text"),
+    "cost": (lambda value: _is_number(value, 0.0), "a non-negative number of dollars"),
+    "group": (lambda value: value is None or _is_text(value), "a string"),
 }
 
 
@@ -261,8 +261,6 @@ def open_recording(path: Path) -> Recording:
 #
 # Replays recorded answers of real models, for benchmarks and tests without the models.
 
-
-pass  # MERGED
 
 _PIECES = 4
 _REFUSED = ("tools", "tool_choice", "response_format")

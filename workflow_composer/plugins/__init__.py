@@ -1,4 +1,4 @@
-"""The plugin host, the hooks that plugins implement, and the package's own parts."""
+"""The plugin host, the hooks that plugins implement, and the built-in plugin."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What lives while a strategy is active: its snapshot, streams on their way, the decision log, resources."""
+"""The state of an active strategy: its snapshot, running streams, the decision log, and resource detection."""

@@ -135,8 +135,6 @@ def embedded_available() -> bool:
 # Choice of a default strategy that keeps data on local machines and can run with the available resources.
 
 
-pass  # MERGED
-
 STRATEGY_VARIABLE = "BIOPIPELINES_STRATEGY"
 
 _SERVERS, _EMBEDDED, _CLOUD = "t4_local_only", "development", "cloud_only"
@@ -206,7 +204,7 @@ class _Look:
 def _nothing(
     servers: StrategyConfig | None, cloud: StrategyConfig | None, environ: Mapping[str, str], *, engine: bool
 ) -> NoStrategy:
-    """Return the error with what was tried and what to do; it names the variable of a cloud key, never its value."""
+    """Return the error with the tried resources and the remedy; it names the variable of a cloud key, never its value."""
     places = [place for role in servers.vllm_endpoints for place in servers.servers_of(role)] if servers else []
     named = [spec.api_key_env for spec in cloud.models.values() if spec.api_key_env] if cloud else []
     keys = list(dict.fromkeys(named))

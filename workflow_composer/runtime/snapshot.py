@@ -31,7 +31,7 @@ from workflow_composer.routers.base import KindRouter, Router, RouterContext
 from workflow_composer.types import LLMRequest, LLMResponse, ResourceStatus, Timeouts
 
 _MOST_PLANS = 1024
-"""Plans that are remembered; callers may name any number of models."""
+"""Maximum number of cached plans; callers may name any number of models."""
 
 Execute = Callable[["Snapshot", Plan, LLMRequest], Awaitable[LLMResponse]]
 
@@ -76,9 +76,9 @@ class Snapshot:
         return found
 
     def plan(self, request: LLMRequest) -> Plan:
-        """The first router's plan. Raises `RoutingError` where none has one.
+        """Return the plan of the first router that has one. Raises `RoutingError` if none has.
 
-        With ``plans_by_kind`` it is made once for requests of one kind, model and task, while the resources stay the same.
+        With ``plans_by_kind``, plans are cached by kind, model and task while the resources are unchanged.
         """
         resources, plans = self._planned
         if resources is not self.resources or len(plans) >= _MOST_PLANS:
@@ -101,8 +101,8 @@ class Snapshot:
     def strongest_cost(self, plan: Plan, response: LLMResponse | None) -> float | None:
         """Return the cost in dollars of this answer from the plan's last tier alone.
 
-        Exact where that tier gave it; else an estimate: one answer to the same prompt, of as many tokens. None where there
-        is no answer, or the price is by GPU time and nothing is known of that yet.
+        Exact if that tier gave the answer; otherwise an estimate for one answer with the same prompt and token count. None
+        without an answer, or if the price is per GPU time and no time has been measured yet.
         """
         if response is None:
             return None
@@ -133,7 +133,7 @@ class Snapshot:
     # ---------------------------------------------------------------------------------------------------- life and end
 
     def acquire(self) -> Snapshot | None:
-        """Count one more request in; None where the snapshot is already closed and another must be read."""
+        """Count a new request; return None if the snapshot is closed, so that the caller reads the new one."""
         with self._lock:
             if self._closed:
                 return None
@@ -141,7 +141,7 @@ class Snapshot:
             return self
 
     async def release(self) -> None:
-        """Count a request out; the last one of a retired snapshot closes it."""
+        """End a request; the last one of a retired snapshot closes it."""
         with self._lock:
             self._users -= 1
             unused = self._retired and not self._users
@@ -199,7 +199,7 @@ def build(
         report,
     )
     snapshot.routers = tuple(_router(config, registry, index, context) for index in range(len(config.routers)))
-    # What a request needs counts where models list their capabilities.
+    # Requirements of requests matter only if models list their capabilities.
     listed = any(spec.capabilities for spec in config.models.values())
     snapshot.plans_by_kind = not listed and all(type(router).plan is KindRouter.plan for router in snapshot.routers)
     listening = [router for router in snapshot.routers if type(router).answered is not Router.answered]

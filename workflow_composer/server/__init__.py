@@ -1,1 +1,1 @@
-"""The HTTP service: OpenAI's API over an orchestrator."""
+"""The HTTP service: OpenAI-compatible API in front of an orchestrator."""

@@ -1,8 +1,8 @@
-"""The service put together: which path is answered by whom, and how one worker lives and ends. Start reading here.
+"""The request dispatcher: maps method and path to a handler, and errors to responses. Start reading here.
 
     connection --bytes--> http.py --Exchange--> App.serve --> a handler of the table --Reply--> http.py --bytes--> connection
 
-Handlers raise; what they raise becomes an answer here and nowhere else.
+Handlers raise exceptions; only this module turns them into error responses.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from workflow_composer.types import new_request_id
 
 Routes = Mapping[tuple[str, str], Handler]
 Report = Callable[..., None]
-"""Takes an event's name and its fields, for the log."""
+"""Callback for the log: takes an event name and its fields."""
 
 
 class App:
-    """Answers exchanges by a table of handlers."""
+    """Dispatches exchanges to a table of handlers."""
 
     def __init__(
         self,
@@ -43,14 +43,14 @@ class App:
             self._paths.setdefault(path, []).append(method)
 
     async def serve(self, exchange: Exchange) -> Reply | None:
-        """The answer, errors included; raises nothing but CancelledError."""
+        """Return the response, also for errors. Raises only CancelledError."""
         exchange.request_id = new_request_id()
-        method = "GET" if exchange.method == "HEAD" else exchange.method  # the body is left out where it is sent
+        method = "GET" if exchange.method == "HEAD" else exchange.method  # the sender leaves the body out
         handler = self._routes.get((method, exchange.path))
         reply: Reply | None
         try:
             reply = self._other(exchange) if handler is None else await handler(exchange)
-        except Exception as error:  # noqa: BLE001  # whatever goes wrong in answering one request, the client is told
+        except Exception as error:  # noqa: BLE001  # any fault of a handler becomes an error response
             reply = self._failed(exchange, error)
         if self._access is not None:
             self._note(self._access, exchange, reply)
@@ -68,21 +68,21 @@ class App:
         )
 
     def refuse(self, status: int, reason: str) -> Reply:
-        """The reply to what was no request."""
+        """Return the reply to a malformed request."""
         return self._reply(self._usual, HttpFailure(status, reason), new_request_id())
 
     def _other(self, exchange: Exchange) -> Reply:
-        """What no handler answers: which methods a path has, or that it is none."""
+        """Raise 404 for an unknown path, 405 with the allowed methods for a known one; answer OPTIONS."""
         methods = self._paths.get(exchange.path)
         if methods is None and exchange.path != "*":
             near = exchange.path.rstrip("/")
             hint = f"did you mean {near}?" if near in self._paths else "see /openapi.json"
-            raise HttpFailure(404, f"there is no {exchange.path[:100]!r} here; {hint}", code="not_found")
+            raise HttpFailure(404, f"unknown path {exchange.path[:100]!r}; {hint}", code="not_found")
         known = methods or [method for method, _ in self._routes]
         allowed = ("allow", ", ".join(sorted({*known, "OPTIONS", *(["HEAD"] if "GET" in known else [])})))
         if exchange.method == "OPTIONS":
             return Reply(204, headers=[allowed])
-        failure = HttpFailure(405, f"{exchange.method} is not possible here; {allowed[1]} are", code="method_not_allowed")
+        failure = HttpFailure(405, f"method {exchange.method} is not allowed; use {allowed[1]}", code="method_not_allowed")
         reply = self._reply(self._usual, failure, exchange.request_id)
         reply.headers = [*reply.headers, allowed]
         return reply

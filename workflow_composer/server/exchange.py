@@ -1,7 +1,7 @@
-"""One HTTP request and the answer to it, as handlers see them; they know nothing of sockets.
+"""One HTTP request and its response, as handlers see them (without sockets).
 
-A handler is an asynchronous function of an `Exchange`. It returns a `Reply`, or answers piece by piece (`open_stream`,
-`write`, `close_stream`) and returns None. What it raises is answered by `workflow_composer.server.failures`.
+A handler is an async function of an `Exchange`. It returns a complete `Reply`, or streams the response (`open_stream`,
+`write`, `close_stream`) and returns None. `workflow_composer.server.failures` maps its exceptions to error responses.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"
 
 Fields = Sequence[tuple[str, str]]
-"""Header names, in lower case, and their values."""
+"""Pairs of a lower-case header name and its value."""
 
 
 @dataclass(slots=True)
 class Reply:
-    """A whole answer."""
+    """A complete response."""
 
     status: int = 200
     body: bytes = b""
@@ -31,12 +31,12 @@ class Reply:
 
 @dataclass(slots=True, eq=False)
 class Exchange(ABC):
-    """A request, and the way back to its sender.
+    """A request, and the means to respond to it.
 
-    ``path`` is decoded and has no query; ``query`` is the raw text behind the question mark. ``headers`` have names in lower
-    case; of a name that stands twice the values are joined by ", ". ``client`` is the sender's address. ``started`` is
-    `time.perf_counter` when the first byte of the request came. ``relay`` is set by who has a stream relayed to the sender,
-    so that it can be slowed down where the sender reads slowly.
+    ``path`` is decoded, without the query; ``query`` is the raw text after the question mark. ``headers`` have lower-case
+    names; the values of a repeated header are joined by ", ". ``client`` is the client's address. ``started`` is the
+    `time.perf_counter` value at the first byte of the request. ``relay`` is set while a model server's stream is relayed to
+    the client, so that a slow client can slow it down.
     """
 
     method: str
@@ -51,25 +51,25 @@ class Exchange(ABC):
 
     @abstractmethod
     def open_stream(self, *, content_type: str = EVENTS, headers: Fields = ()) -> None:
-        """Send status 200 and the headers; the body follows by `write`."""
+        """Send status 200 and the headers; send the body with `write`."""
 
     @abstractmethod
     def write(self, data: bytes) -> None:
-        """Send a piece of an opened stream; dropped in silence where the sender has gone."""
+        """Send a piece of an opened stream; discard it if the client has disconnected."""
 
     @abstractmethod
     async def drain(self) -> None:
-        """Wait until the sender has taken enough of what was written."""
+        """Wait until the client has read enough of the written data."""
 
     @abstractmethod
     def close_stream(self, trailers: Fields = ()) -> None:
-        """The opened stream is complete; ``trailers`` are headers that were not known before."""
+        """Complete the opened stream; ``trailers`` are headers known only at the end."""
 
     @property
     @abstractmethod
     def opened(self) -> bool:
-        """Whether a stream has been opened: from then on no other status can be sent."""
+        """Whether a stream has been opened, after which no other status can be sent."""
 
 
 Handler = Callable[[Exchange], Awaitable[Reply | None]]
-"""Where the sender goes away, the handler's task is cancelled."""
+"""The handler's task is cancelled if the client disconnects."""

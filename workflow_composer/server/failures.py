@@ -1,6 +1,6 @@
-"""What went wrong, as HTTP tells it: `HttpFailure` is raised by handlers, and made from the package's errors.
+"""Error responses: handlers raise `HttpFailure`; `failure_of` makes one from the package's errors.
 
-Statuses, types and codes are those that OpenAI's API uses, since clients decide by them what to try again.
+Statuses, types and codes match OpenAI's API, because clients decide by them which requests to retry.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from workflow_composer.errors import (
 INVALID, SERVER, PERMISSION = "invalid_request_error", "server_error", "permission_error"
 LONGEST_MESSAGE = 2000
 RETRY_SOON = 1.0
-"""Seconds after which it is worth asking again where nobody knows better."""
+"""Default ``retry-after`` in seconds."""
 
 
 class HttpFailure(Exception):  # named for what happened
-    """A request that is answered by an error.
+    """An error response to a request.
 
-    ``status`` is HTTP's; ``type``, ``code`` and ``param`` are those of OpenAI's error object; ``retry_after`` is in seconds.
+    ``status`` is the HTTP status; ``type``, ``code`` and ``param`` go to OpenAI's error object; ``retry_after`` in seconds.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ _KINDS: tuple[tuple[type[WorkflowComposerError], int, str, str | None], ...] = (
     (ContextOverflow, 400, INVALID, "context_length_exceeded"),
     (Unsupported, 400, INVALID, "unsupported_parameter"),
     (BadRequest, 400, INVALID, None),
-    # The service's own key for the model's server is at fault, not the client's for the service.
+    # The service's own key for the model server is at fault, not the client's key for the service.
     (AuthenticationFailed, 502, SERVER, "upstream_authentication_failed"),
     (ModelNotFound, 404, INVALID, "model_not_found"),
     (CallTimeout, 504, SERVER, "timeout"),
@@ -93,9 +93,9 @@ _KINDS: tuple[tuple[type[WorkflowComposerError], int, str, str | None], ...] = (
 
 
 def failure_of(error: BaseException) -> HttpFailure:
-    """What the client is told of an error.
+    """Return the error response for an exception.
 
-    An unforeseen one is a fault of the service, whose words are kept from clients.
+    An unexpected exception becomes a 500 without its text, which could expose internals.
     """
     if isinstance(error, HttpFailure):
         return error
@@ -108,11 +108,13 @@ def failure_of(error: BaseException) -> HttpFailure:
                 wait = RETRY_SOON
             field = getattr(error, "field", None)
             return HttpFailure(status, _said(error), type=name, code=code, param=field, retry_after=wait)
-    return HttpFailure(500, "the service has failed to answer this request", type=SERVER, code="internal_error")
+    return HttpFailure(
+        500, "internal error of the service; see its log for this request ID", type=SERVER, code="internal_error"
+    )
 
 
 def _all_failed(error: AllCandidatesFailed) -> HttpFailure:
-    """Every model failed: with one voice, if they have one; else the service is unavailable for now."""
+    """Return the common error if all candidates failed alike, else 503."""
     kinds = {attempt.error_type for attempt in error.attempts if attempt.error_type}
     if kinds and kinds <= {"RateLimited", "QuotaExhausted"}:
         code = "rate_limit_exceeded"
@@ -133,7 +135,7 @@ def _said(error: WorkflowComposerError) -> str:
 
 
 def headers_of(failure: HttpFailure) -> list[tuple[str, str]]:
-    """Headers that go with an error."""
+    """Return the headers of an error response."""
     if failure.retry_after is not None and math.isfinite(failure.retry_after):
         return [("retry-after", str(max(1, math.ceil(failure.retry_after))))]
     if failure.status == 401:

@@ -1,8 +1,8 @@
-"""HTTP/1.1 over asyncio: bytes to `Exchange`s and back. Parsing is llhttp's, through httptools.
+"""HTTP/1.1 server on asyncio: turns bytes into `Exchange`s and back. httptools (llhttp) does the parsing.
 
-Written for one thing: that a request costs little besides its handler (`benchmarks/serving_parts.py` compares it with
-general servers). What comes from the network is hostile: the size of heads and bodies and the time that they may take are
-limited, and a message that two readers could read in two ways is refused and its connection closed.
+The goal is little overhead per request besides the handler (`benchmarks/serving_parts.py` compares it with general-purpose
+servers). Input from the network is untrusted: sizes and durations of headers and bodies are limited, and an ambiguous
+message (a request-smuggling risk) is refused and its connection closed.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ import httptools
 from workflow_composer.server.exchange import EVENTS, JSON, Exchange, Fields, Reply
 
 Serve = Callable[[Exchange], Awaitable[Reply | None]]
-"""Answers an exchange; raises nothing but CancelledError."""
+"""Answers an exchange; raises only CancelledError."""
 
 Refuse = Callable[[int, str], Reply]
-"""The reply to a request that is not understood: status and reason -> reply."""
+"""Makes the reply to a malformed request: status and reason -> reply."""
 
 _WAITING = 8
-"""Requests of one connection that may wait for their turn before no more is read from it."""
+"""Pipelined requests per connection that may wait before reading from it pauses."""
 _LINGER = 2.0
-"""Seconds for which what a refused client still sends is taken, and thrown away: closing at once would reset the connection,
-and the client would not see why."""
+"""Seconds for which data from a refused client is still read and discarded: closing at once would reset the connection, and
+the client would not see the error response."""
 _GRACE = 0.25
-"""Seconds at the end of the service in which a kept connection may bring one more request, that was on its way."""
+"""Seconds at shutdown in which a keep-alive connection may deliver one more request that was already in transit."""
 _RECENT = 2.0
-"""The same after the last answer on a connection (or its making): its client is at work and may ask again, if slowly."""
+"""The same since the last response on a connection (or since it was made): an active client may send its next request."""
 _SLOWEST = 1024
-"""Bytes a second that a client must read of what waits for it."""
-_NO_HTTP = "the request is not HTTP/1.1 as it should be"
+"""Minimum rate, in bytes per second, at which a client must read its response."""
+_NO_HTTP = "malformed request; use HTTP/1.1"
 
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
-    """What a request may take. Sizes in bytes, times in seconds; bodies have a second more for every ``pace`` bytes."""
+    """Limits of a request. Sizes in bytes, times in seconds; a body gets one more second for every ``pace`` bytes."""
 
     head: int = 64 * 1024
     fields: int = 100
@@ -59,7 +59,7 @@ class HttpLimits:
 
 
 class HttpServer:
-    """All connections of one worker. `protocol` is what `loop.create_server` wants."""
+    """All connections of one worker. Pass `protocol` to `loop.create_server`."""
 
     def __init__(self, serve: Serve, refuse: Refuse, limits: HttpLimits) -> None:
         self.serve = serve
@@ -70,13 +70,13 @@ class HttpServer:
         self._sweeper: asyncio.Task[None] | None = None
 
     def protocol(self) -> ServerConnection:
-        """A connection that is being made."""
+        """Return the protocol of a new connection."""
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
         return ServerConnection(self)
 
     async def _sweep(self) -> None:
-        """One clock for all connections: a timer for each would cost more than the requests."""
+        """Check the deadlines of all connections: a timer for each would cost more than the requests."""
         while True:
             await asyncio.sleep(0.5)
             now = time.monotonic()
@@ -85,7 +85,7 @@ class HttpServer:
                     connection.expire()
 
     async def drain(self, seconds: float) -> int:
-        """Let what is under way end, for so many seconds; close the rest, and say how many that were."""
+        """Wait up to ``seconds`` for running requests; close the other connections and return their number."""
         self.draining = True
         began = time.monotonic()
         while self.connections and (now := time.monotonic()) < began + seconds:
@@ -102,7 +102,7 @@ class HttpServer:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class HttpExchange(Exchange):
-    """A request on a connection. ``chunks``: a stream can be sent in chunks; ``ends``: no request follows its answer."""
+    """A request on a connection. ``chunks``: the client accepts chunked streams; ``ends``: close after the response."""
 
     connection: ServerConnection
     keep_alive: bool
@@ -111,7 +111,7 @@ class HttpExchange(Exchange):
     begun: bool = False
 
     def open_stream(self, *, content_type: str = EVENTS, headers: Fields = ()) -> None:
-        """Send the head of a stream."""
+        """Send status line and headers of a stream."""
         self.begun = True
         connection = self.connection
         self.ends = not (self.keep_alive and self.chunks) or connection.closing or connection.server.draining
@@ -119,30 +119,30 @@ class HttpExchange(Exchange):
         connection.transport.write(head_)
 
     def write(self, data: bytes) -> None:
-        """Send a piece."""
+        """Send a piece of the stream."""
         if data:
             self.connection.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self.chunks else data)
 
     async def drain(self) -> None:
-        """Wait while the client does not keep up."""
+        """Wait until the client has caught up."""
         if (writable := self.connection.writable) is not None:
             await writable.wait()
 
     def close_stream(self, trailers: Fields = ()) -> None:
-        """The end."""
+        """Send the end of the stream."""
         if self.chunks:
             told = "".join(f"{name}: {value}\r\n" for name, value in trailers)
             self.connection.transport.write(f"0\r\n{told}\r\n".encode("ascii"))
 
     @property
     def opened(self) -> bool:
-        """Whether the head of a stream has been sent."""
+        """Whether the headers of a stream have been sent."""
         return self.begun
 
 
 @dataclass(slots=True)
 class _Coming:
-    """What has come of the next request. ``unread``: bytes since it began, or since its last piece of body."""
+    """The received part of the next request. ``unread``: bytes since its start, or since its last piece of body."""
 
     begun: bool = False
     target: bytes = b""
@@ -158,7 +158,7 @@ class _Coming:
 
 
 class ServerConnection(asyncio.Protocol):
-    """One client's connection; its requests are answered one after the other."""
+    """One client's connection; its requests are answered in order."""
 
     def __init__(self, server: HttpServer) -> None:
         self.server = server
@@ -182,20 +182,20 @@ class ServerConnection(asyncio.Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether a request is being answered or has partly come."""
+        """Whether a request is being answered or has been partly received."""
         return self._current is not None or (self._coming.begun and not self.closing)
 
     # ----------------------------------------------------------------------------------------------- asyncio's callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client has come."""
+        """Start the connection."""
         self.transport = transport
         peer = transport.get_extra_info("peername")
         self._client = peer[0] if isinstance(peer, tuple) else ""
         self.server.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
-        """Parse; a fault is answered after the requests before it."""
+        """Parse the data; a malformed request is refused after the requests before it are answered."""
         if self._refused is not None or self.closing:
             return
         if not self._coming.begun:
@@ -211,12 +211,12 @@ class ServerConnection(asyncio.Protocol):
         except httptools.HttpParserError:
             self._refuse(400, _NO_HTTP)
         if self._coming.unread > self._limits.head:
-            self._refuse(431, "the head of the request, or what stands in place of its body, is too long")
-        if self._current is None:  # else the request has come, or has to wait
+            self._refuse(431, "the request headers or the chunk headers of its body are too long")
+        if self._current is None:  # else the request is complete, or has to wait
             self._expect_more()
 
     def _decline(self, data: bytes, offer: httptools.HttpParserUpgrade) -> None:
-        """The parser takes a request for another protocol for the end of this one; it is asked again without that."""
+        """Parse again without the Upgrade header, at which the parser stops."""
         rest = memoryview(data)
         try:
             while self._refused is None:
@@ -235,7 +235,7 @@ class ServerConnection(asyncio.Protocol):
             self._refuse(400, _NO_HTTP)
 
     def pause_writing(self) -> None:
-        """The client reads more slowly than a model writes: take no more from the model."""
+        """Pause the model server's stream: the client reads too slowly."""
         self.writable = asyncio.Event()
         self._unsent = self.transport.get_write_buffer_size()
         self.deadline = time.monotonic() + self._limits.stuck_seconds
@@ -243,7 +243,7 @@ class ServerConnection(asyncio.Protocol):
             self._current.relay.source.pause()
 
     def resume_writing(self) -> None:
-        """The client has caught up."""
+        """Resume the model server's stream: the client has caught up."""
         if self.writable is not None:
             self.writable.set()
             self.writable = None
@@ -252,7 +252,7 @@ class ServerConnection(asyncio.Protocol):
             self._current.relay.source.resume()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has gone: whatever was under way for it ends."""
+        """Cancel the running request: the client has disconnected."""
         self.server.connections.discard(self)
         self.closing = True
         self._queue.clear()
@@ -264,33 +264,33 @@ class ServerConnection(asyncio.Protocol):
     # --------------------------------------------------------------------------------------------- the parser's callbacks
 
     def on_url(self, url: bytes) -> None:
-        """A piece of the target."""
+        """Collect a piece of the request target."""
         coming = self._coming
         coming.target += url
         coming.begun = True
         if len(coming.target) > self._limits.target:
-            self._refuse(414, "the target is too long")
+            self._refuse(414, "the request target is too long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
+        """Collect a header."""
         coming = self._coming
         if coming.in_body:
-            return  # a trailer: nobody here has asked for any, and none may change what the head has said
+            return  # a trailer: none is needed, and none may override a header
         coming.fields += 1
         coming.fields_size += len(name) + len(value)
         if coming.fields > self._limits.fields or coming.fields_size > self._limits.head:
-            self._refuse(431, "the head of the request is too long")
+            self._refuse(431, "the request headers are too long")
             return
         key = name.decode("latin-1").lower()
         text = value.decode("latin-1")
         if key in coming.headers:
             if key in {"host", "content-length", "transfer-encoding", "authorization"}:
-                self._refuse(400, f"the header {key} stands twice")
+                self._refuse(400, f"duplicate header {key}")
             text = f"{coming.headers[key]}, {text}"
         coming.headers[key] = text
 
     def on_headers_complete(self) -> None:
-        """Refuse what cannot be answered before its body is read."""
+        """Refuse an unacceptable request before its body is read."""
         coming = self._coming
         coming.in_body = True
         headers = coming.headers
@@ -298,39 +298,39 @@ class ServerConnection(asyncio.Protocol):
         coming.declined = self._parser.should_upgrade()
         length, coding = headers.get("content-length"), headers.get("transfer-encoding")
         if self._parser.get_method() == b"CONNECT":
-            self._refuse(501, "this is no proxy")
+            self._refuse(501, "the server is not a proxy; send the path alone as request target")
         elif coming.declined and self._refused is None:
             return
         elif version not in {"1.0", "1.1"}:
-            self._refuse(505, "HTTP/1.1 is spoken here")
+            self._refuse(505, "unsupported HTTP version; use HTTP/1.1")
         elif version == "1.1" and not headers.get("host"):
-            self._refuse(400, "the header host is missing")
+            self._refuse(400, "the Host header is missing")
         elif coding is not None and (length is not None or version == "1.0" or coding.strip().lower() != "chunked"):
-            self._refuse(400 if length is not None else 501, "the transfer coding is none that is read here")
+            self._refuse(400 if length is not None else 501, "unsupported Transfer-Encoding; only chunked is accepted")
         elif length is not None and int(length) > self._limits.body:
-            self._refuse(413, f"the body is longer than {self._limits.body} bytes")
+            self._refuse(413, f"the request body is longer than {self._limits.body} bytes")
         elif "expect" in headers and headers["expect"].lower() != "100-continue":
-            self._refuse(417, "only 100-continue can be expected")
+            self._refuse(417, "unsupported Expect header; only 100-continue is accepted")
         elif "expect" in headers and self._current is None and version == "1.1" and self._refused is None:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
+        """Collect a piece of the body."""
         coming = self._coming
         coming.unread = 0
         coming.size += len(body)
         if coming.size > self._limits.body:
-            self._refuse(413, f"the body is longer than {self._limits.body} bytes")
+            self._refuse(413, f"the request body is longer than {self._limits.body} bytes")
         elif self._refused is None:
             if not coming.body:
                 coming.body = body
-            else:  # one buffer: a list of pieces would take many times their size, were they of a byte each
+            else:  # one buffer: a list of one-byte pieces would take many times their size
                 if isinstance(coming.body, bytes):
                     coming.body = bytearray(coming.body)
                 coming.body += body
 
     def on_message_complete(self) -> None:
-        """The request is whole: answer it now, or after those before it."""
+        """Answer the complete request, now or after those before it."""
         coming, parser = self._coming, self._parser
         if self._refused is not None or coming.declined:
             return
@@ -354,7 +354,7 @@ class ServerConnection(asyncio.Protocol):
         self._coming = _Coming()
         if self._current is None:
             self._current = exchange
-            self.deadline = float("inf")  # whatever answers has limits of its own
+            self.deadline = float("inf")  # the handler has its own time limits
             if self._idle is not None:
                 self._idle.set_result(exchange)
             else:
@@ -367,7 +367,7 @@ class ServerConnection(asyncio.Protocol):
     # -------------------------------------------------------------------------------------------------------- the answers
 
     async def _run(self, exchange: HttpExchange) -> None:
-        """Answer a request, and then those that come after it: a task for each would cost as much as reading it does."""
+        """Answer a request and its successors: one task for each would cost as much as parsing it."""
         try:
             while True:
                 reply = await self.server.serve(exchange)
@@ -376,7 +376,7 @@ class ServerConnection(asyncio.Protocol):
                     body = reply.body
                     head_ = head(reply.status, reply.content_type, reply.headers, length=len(body), close=ends)
                     self.transport.write(head_ if exchange.method == "HEAD" else head_ + body)
-                    if self.writable is not None:  # what a client does not read must not pile up, answer after answer
+                    if self.writable is not None:  # unread responses must not pile up
                         await self.writable.wait()
                 if self.transport.is_closing():
                     return
@@ -385,12 +385,12 @@ class ServerConnection(asyncio.Protocol):
                     self._idle = self._loop.create_future()
                     following = await self._idle
                 exchange = following
-        except Exception as error:  # noqa: BLE001  # a fault of the service must not leave the client waiting
+        except Exception as error:  # noqa: BLE001  # a bug must not leave the client waiting
             self._loop.call_exception_handler({"message": "a request was not answered", "exception": error})
             self.abort()
 
     def _next(self, exchange: HttpExchange) -> HttpExchange | None:
-        """The answer is complete: close, or go on with what waits."""
+        """After a complete response, close the connection or return the next request."""
         if exchange.ends or (self.closing and not self._queue):
             self._current = None
             self._close()
@@ -415,7 +415,7 @@ class ServerConnection(asyncio.Protocol):
             self._coming.body = b""
 
     def _send_refusal(self) -> None:
-        """Answer a request that was refused, if there is one, now that those before it are answered."""
+        """Send the pending refusal, once the requests before it are answered."""
         if self._refused is None or self.closing:
             return
         reply = self.server.refuse(*self._refused)
@@ -426,37 +426,37 @@ class ServerConnection(asyncio.Protocol):
         self.transport.write_eof()
 
     def _expect_more(self) -> None:
-        """A body must come at a pace, or one client after the other could hold a connection for ever."""
+        """Extend the deadline by what has been received, so that a slow body cannot hold a connection forever."""
         if self._refused is not None:
             self._send_refusal()
         elif self._coming.in_body:
             self.deadline = self._since + self._limits.body_seconds + self._coming.size / self._limits.pace
 
     def _close(self) -> None:
-        """Close once everything is written."""
+        """Close after all data is written."""
         self.closing = True
         self._queue.clear()
         self.deadline = time.monotonic() + self._limits.stuck_seconds
         self.transport.close()
 
     def expire(self) -> None:
-        """The time for what was expected is over."""
+        """Close or refuse: the deadline has passed."""
         before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
         if 0 < self._unsent <= before - _SLOWEST * self._limits.stuck_seconds:
-            self.deadline = time.monotonic() + self._limits.stuck_seconds  # the client reads, if slowly
+            self.deadline = time.monotonic() + self._limits.stuck_seconds  # the client still reads, slowly
         elif self._current is None and self._coming.begun and not self.closing:
-            self._refuse(408, "the request did not come in time")
+            self._refuse(408, "timed out waiting for the complete request")
             self._send_refusal()
         else:
             self.abort()
 
     def close_if_idle(self, since: float) -> None:
-        """Close where nothing is under way, and nothing was after that moment."""
+        """Close if no request is running and none has ended after ``since``."""
         if not self.busy and not self.closing and self._since <= since:
             self._close()
 
     def abort(self) -> None:
-        """Close at once."""
+        """Close immediately."""
         self.transport.abort()
 
 
@@ -468,13 +468,13 @@ _LONGEST_VALUE = 1024
 
 
 class BadTarget(ValueError):
-    """The request's target is none that a server of one's own resources can have."""
+    """An invalid request target."""
 
 
 def head(
     status: int, content_type: str, headers: Fields, *, length: int | None, close: bool, chunked: bool = False
 ) -> bytes:
-    """Status line and headers, with the empty line. ``length`` None: the body's end is told in another way."""
+    """Return status line and headers. ``length`` None: no content-length (the body is chunked or ended by close)."""
     said = tuple(chain.from_iterable(headers))
     together = "".join(said)
     if not (together.isascii() and together.isprintable()):
@@ -487,7 +487,7 @@ def head(
 
 
 def _harmless(value: str) -> str:
-    """A value that comes from elsewhere (a model's name, say), without what could end the header."""
+    """Return a foreign value (a model's name, for example) without characters that could end the header."""
     if value.isascii() and value.isprintable():
         return value
     return value.encode("ascii", "backslashreplace").decode("ascii").translate(_CONTROLS)[:_LONGEST_VALUE]
@@ -498,12 +498,12 @@ _CONTROLS = dict.fromkeys((*range(32), 127), "?")
 
 @functools.lru_cache(maxsize=1)
 def _date(now: int) -> str:
-    """An epoch second, as HTTP writes it."""
+    """Return an epoch second as an HTTP date."""
     return formatdate(now, usegmt=True)
 
 
 def head_without_upgrade(method: bytes, target: bytes, version: str, headers: Mapping[str, str]) -> bytes:
-    """The head of a request that offers to speak another protocol, without the offer, which a server may ignore."""
+    """Return the request headers without the Upgrade offer, which a server may ignore."""
     lines = [f"{method.decode('latin-1')} {target.decode('latin-1')} HTTP/{version}"]
     for name, value in headers.items():
         if name == "connection":
@@ -515,24 +515,24 @@ def head_without_upgrade(method: bytes, target: bytes, version: str, headers: Ma
 
 @functools.lru_cache(maxsize=256)
 def path_and_query(target: bytes) -> tuple[str, str]:
-    """The decoded path and the raw query of a request's target. Raises `BadTarget`."""
+    """Return the decoded path and the raw query of a request target. Raises `BadTarget`."""
     if not target.startswith(b"/"):
         scheme, found, rest = target.partition(b"://")
         if target == b"*":
             return "*", ""
         if not found or scheme.lower() not in {b"http", b"https"}:
-            raise BadTarget("the target is no path")
+            raise BadTarget("the request target is not a path")
         target = b"/" + rest.partition(b"/")[2]
     path, _, query = target.partition(b"?")
     try:
         if b"%" in path:
             path = unquote_to_bytes(path)
             if b"\0" in path:
-                raise BadTarget("the path holds a null byte")
+                raise BadTarget("the path contains a null byte")
             return path.decode("utf-8"), query.decode("ascii")
         return path.decode("ascii"), query.decode("ascii")
     except UnicodeDecodeError:
-        raise BadTarget("the target is no text") from None
+        raise BadTarget("the request target is not valid text") from None
 
 
 __all__ = ["JSON", "HttpExchange", "HttpLimits", "HttpServer", "ServerConnection"]

@@ -1,4 +1,4 @@
-"""The service's log: one JSON object a line on standard error, with the request's ID; never a prompt, never a key."""
+"""The service's log: one JSON object per line on standard error, with the request ID; without prompts and keys."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ServiceLog:
             _redacted,
             structlog.processors.JSONRenderer(),
         ]
-        # Standard error is looked up with every line: it may be replaced, and a closed one must not end the service.
+        # Look up standard error for every line: it may be replaced, and a closed one must not end the service.
         structlog.configure(
             processors=processors, logger_factory=lambda *_: _StandardError(), cache_logger_on_first_use=True
         )
@@ -28,22 +28,22 @@ class ServiceLog:
         self._log = structlog.get_logger("workflow_composer").bind(**bound)
 
     def event(self, event: str, **fields: Any) -> None:
-        """Something has happened."""
+        """Log an event."""
         self._log.info(event, **fields)
 
     def warning(self, event: str, **fields: Any) -> None:
-        """Something that a person should look at."""
+        """Log an event that needs an operator's attention."""
         self._log.warning(event, **fields)
 
 
 class _StandardError:
-    """What structlog writes to."""
+    """The output of structlog."""
 
     def msg(self, line: str) -> None:
         try:
             sys.stderr.write(line + "\n")
             sys.stderr.flush()
-        except (OSError, ValueError):  # nobody reads the log, or its disk is full: requests go on
+        except (OSError, ValueError):  # a closed pipe or a full disk must not fail requests
             return
 
     debug = info = warning = warn = error = critical = exception = log = msg

@@ -19,11 +19,8 @@ from workflow_composer.server.exchange import Exchange, Reply
 # The API described: ``GET /openapi.json``.
 
 
-pass  # MERGED
-
-
 async def describing(exchange: Exchange) -> Reply:
-    """The OpenAPI document."""
+    """Return the OpenAPI document."""
     return Reply(200, _written())
 
 
@@ -42,22 +39,22 @@ _EVENT: Schema = {
 
 
 def document() -> Schema:
-    """The whole document, OpenAPI 3.1."""
+    """Return the whole document, OpenAPI 3.1."""
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "workflow_composer",
             "version": version("workflow-composer"),
-            "description": "Many language models, one place to ask. OpenAI's API; `model` is a routing address.",
+            "description": "One OpenAI-compatible API for many language models; `model` is a routing address.",
         },
         "components": {
             "securitySchemes": {
                 "key": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "From `keys new`, where keys are asked for.",
+                    "description": "A key from `keys new`, if the service requires keys.",
                 },
-                "admin": {"type": "http", "scheme": "bearer", "description": "The operator's token."},
+                "admin": {"type": "http", "scheme": "bearer", "description": "The admin token."},
             },
             "schemas": {"Error": _error(), "AnthropicError": _anthropic_error()},
         },
@@ -67,27 +64,31 @@ def document() -> Schema:
 
 def _paths() -> Schema:
     return {
-        "/v1/chat/completions": {"post": _asking("Answer a conversation", chat.FORM, "chat.completion")},
-        "/v1/completions": {"post": _asking("Go on with a text", completions.FORM, "text_completion")},
-        "/v1/responses": {"post": _asking("Answer, in the form of responses", responses.FORM, "response")},
-        "/v1/messages": {"post": _asking("Answer, in Anthropic's form", messages.FORM, None, error="AnthropicError")},
-        "/v1/embeddings": {"post": _operation("Vectors of texts", embeddings.FORM, {"object": {"const": "list"}})},
-        "/v1/feedback": {"post": _operation("Grade an answer", FEEDBACK, {"id": TEXT, "audited": BOOLEAN}, 409)},
-        "/v1/models": {
-            "get": _operation("What `model` may be", None, {"object": {"const": "list"}, "data": {"type": "array"}})
+        "/v1/chat/completions": {"post": _asking("Create a chat completion", chat.FORM, "chat.completion")},
+        "/v1/completions": {"post": _asking("Create a text completion", completions.FORM, "text_completion")},
+        "/v1/responses": {"post": _asking("Create a response (OpenAI Responses)", responses.FORM, "response")},
+        "/v1/messages": {
+            "post": _asking("Create a message (Anthropic Messages)", messages.FORM, None, error="AnthropicError")
         },
-        "/health": {"get": _plain("Whether the process lives", {"status": {"const": "ok"}})},
-        "/ready": {"get": _plain("Whether a model can answer", {"ready": BOOLEAN}, 503)},
-        "/metrics": {"get": _other("Prometheus metrics", "text/plain")},
-        "/dashboard": {"get": _other("The dashboard", "text/html")},
-        "/dashboard/data": {"get": _operation("What the dashboard shows", None, {"strategy": TEXT})},
-        "/openapi.json": {"get": _plain("This document", {"openapi": TEXT})},
+        "/v1/embeddings": {"post": _operation("Create embeddings", embeddings.FORM, {"object": {"const": "list"}})},
+        "/v1/feedback": {"post": _operation("Grade a response", FEEDBACK, {"id": TEXT, "audited": BOOLEAN}, 409)},
+        "/v1/models": {
+            "get": _operation("List the values of `model`", None, {"object": {"const": "list"}, "data": {"type": "array"}})
+        },
+        "/health": {"get": _plain("Check that the process is alive", {"status": {"const": "ok"}})},
+        "/ready": {"get": _plain("Check that a model is available", {"ready": BOOLEAN}, 503)},
+        "/metrics": {"get": _other("Get the metrics in Prometheus' text format", "text/plain")},
+        "/dashboard": {"get": _other("Get the dashboard page", "text/html")},
+        "/dashboard/data": {"get": _operation("Get the dashboard's data", None, {"strategy": TEXT})},
+        "/openapi.json": {"get": _plain("Get this document", {"openapi": TEXT})},
         "/admin/strategy": {
-            "get": _admin("The active strategy", None, [_query("preview", "A profile: what a switch to it would change")]),
+            "get": _admin(
+                "Get the active strategy", None, [_query("preview", "A profile: show what switching to it would change")]
+            ),
             "put": _admin("Switch", SWITCH, [_query("dry_run", "true")]),
         },
-        "/admin/strategy/versions": {"get": _admin("All versions", None)},
-        "/admin/strategy/rollback": {"post": _admin("Back to a version", ROLLBACK)},
+        "/admin/strategy/versions": {"get": _admin("List all versions", None)},
+        "/admin/strategy/rollback": {"post": _admin("Roll back to a version", ROLLBACK)},
     }
 
 
@@ -114,7 +115,7 @@ def _failures(name: str, *more: int) -> Schema:
 
 
 def _asking(summary: str, body: Form, kind: str | None, *, error: str = "Error") -> Schema:
-    """An operation that answers whole, or as a stream."""
+    """Return an operation that responds whole or as a stream."""
     whole = record({"id": TEXT, **({} if kind is None else {"object": {"const": kind}})}, "id")
     content: Schema = {"application/json": {"schema": whole}, "text/event-stream": {"schema": _EVENT}}
     task = {"name": "x-workflow-composer-task", "in": "header", "schema": _NAME}
@@ -123,7 +124,7 @@ def _asking(summary: str, body: Form, kind: str | None, *, error: str = "Error")
         "security": [{"key": []}, {}],
         "parameters": [{**task, "description": "The task that the request belongs to."}],
         "requestBody": _body(body),
-        "responses": {"200": {"description": "The answer", "content": content}, **_failures(error)},
+        "responses": {"200": {"description": "The response", "content": content}, **_failures(error)},
     }
 
 

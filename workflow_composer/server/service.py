@@ -1,8 +1,7 @@
-"""The service from its start to its end: one process, or a supervisor with several workers.
+"""The service's life cycle: one process, or a supervisor with several workers.
 
-What `App` needs is put together here, once for each worker. One worker listens in this very process; several inherit their
-listening sockets from a supervisor (`workflow_composer.server.workers.supervisor`), which also carries switches of the
-strategy to all.
+This module wires up what `App` needs, once per worker. A single worker listens in this process; several inherit their
+listening sockets from a supervisor (`workflow_composer.server.workers.supervisor`), which also broadcasts strategy switches.
 """
 
 from __future__ import annotations
@@ -54,11 +53,11 @@ from workflow_composer.server.workers.egress_check import prove_egress
 from workflow_composer.server.workers.listeners import BACKLOG, announce, close, listen
 
 RELAYED = frozenset({"/v1/chat/completions", "/v1/completions"})
-"""Forms of API that models' own servers speak, so that answers are handed on as they come."""
+"""API formats that model servers use too, so that their responses can be relayed unchanged."""
 ACCEPTING = 0.02
-"""Seconds at the end in which the loop takes in the connections that are made already: the kernel would reset them."""
+"""Seconds at shutdown in which connections from the backlog are still accepted: the kernel would reset them."""
 SAVE_EVERY = 1.0
-"""Seconds between two writings of a worker's metrics for the others."""
+"""Seconds between two writes of a worker's metrics for the other workers."""
 
 
 def serve(settings: ServerSettings, environ: Mapping[str, str]) -> None:
@@ -76,10 +75,10 @@ def serve(settings: ServerSettings, environ: Mapping[str, str]) -> None:
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    """Run on uvloop, where there is one (not on Windows)."""
+    """Run on uvloop if it is installed (not on Windows)."""
     try:
         import uvloop
-    except ImportError:  # asyncio's own loop does the same, more slowly
+    except ImportError:  # asyncio's own loop works too, but slower
         asyncio.run(work)
         return
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -87,7 +86,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 
 async def alone(settings: ServerSettings, listening: socket.socket, environ: Mapping[str, str]) -> None:
-    """The only worker, which knows all strategies itself."""
+    """Run a single worker, which switches strategies itself."""
     log = ServiceLog()
     audit = SwitchAudit(settings.state_directory / "audit.jsonl", report=log.warning)
 
@@ -109,7 +108,7 @@ async def alone(settings: ServerSettings, listening: socket.socket, environ: Map
 
 @dataclass(slots=True)
 class Parts:
-    """What handlers are made of."""
+    """Shared parts of the handlers."""
 
     orchestrator: ModelOrchestrator
     accounts: Accounts
@@ -121,7 +120,7 @@ class Parts:
 
 
 class Worker:
-    """One process's share: an orchestrator, the handlers around it, and a server for them. An async context manager."""
+    """One worker process: an orchestrator, its handlers, and their server. An async context manager."""
 
     def __init__(
         self,
@@ -178,13 +177,13 @@ class Worker:
             self._accounts.ledger.close()
 
     def begin(self, work: Any) -> None:
-        """Do something beside the serving."""
+        """Start a background task."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def stop(self) -> None:
-        """End once what is under way is answered."""
+        """Stop after running requests are answered."""
         self._stop.set()
 
     async def work(self, listening: socket.socket) -> None:
@@ -206,8 +205,8 @@ class Worker:
             for save in (self._metrics.asave, self._flush_lines, self._write_ledger):
                 try:
                     await save()
-                except Exception as error:  # noqa: BLE001  # it is tried again in a moment, and the others go on
-                    self._tell(f"the service's figures cannot be saved: {type(error).__name__}: {error}")
+                except Exception as error:  # noqa: BLE001  # the next round retries
+                    self._tell(f"cannot save the service's metrics: {type(error).__name__}: {error}")
 
     def _tell(self, trouble: str) -> None:
         if trouble != self._told:
@@ -229,7 +228,7 @@ def _accounts(settings: ServerSettings, log: ServiceLog) -> Accounts:
     try:
         return Accounts(ring, Ledger(settings.state_directory / "ledger.bin", report=log.warning))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"the ledger of keys cannot be used: {error}", hint="set another state directory") from None
+        raise ConfigError(f"cannot use the ledger of keys: {error}", hint="set another state directory") from None
 
 
 def app_of(
@@ -239,7 +238,7 @@ def app_of(
     audit: SwitchAudit,
     log: ServiceLog,
 ) -> App:
-    """The table of handlers."""
+    """Return the application with its table of handlers."""
     answering = CompletionHandler(
         parts.orchestrator, parts.accounts, parts.admission, debug=settings.debug, log=log if settings.debug else None
     )

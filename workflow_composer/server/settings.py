@@ -1,4 +1,4 @@
-"""What `serve` was told."""
+"""Settings of the `serve` command."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 STATE_VARIABLE = "WORKFLOW_COMPOSER_SERVE_STATE"
-"""Another folder for what the service keeps: spent budgets, the audit log, what its workers tell each other."""
+"""Environment variable that sets the state directory: spent budgets, audit log, metrics shared between workers."""
 
 ADMIN_VARIABLE = "WORKFLOW_COMPOSER_ADMIN_TOKEN"
-"""The token that allows to switch the strategy."""
+"""Environment variable with the token that permits strategy switches."""
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """Where to listen, and what to allow. Sizes in bytes, times in seconds; limits count for each worker.
+    """Listening address and limits. Sizes in bytes, times in seconds; limits apply per worker.
 
-    ``strategy`` is a profile's name or path; None: the environment's, else detection. Without ``keys_file`` no key is asked
-    for. Without ``admin_token`` nobody can switch over the network. ``watch``: a profile file that changes is switched to.
-    ``debug``: decisions are told in full, and prompts stand in the log, without keys.
+    ``strategy`` is a profile's name or path; None: from the environment, else by detection. Without ``keys_file`` no key is
+    required. Without ``admin_token`` the admin API is off. ``watch``: reload the profile file when it changes.
+    ``debug``: responses report decisions in full, and the log contains prompts, without keys.
     """
 
     strategy: str | None = None
@@ -44,11 +44,11 @@ class ServerSettings:
 
     @property
     def open_to_others(self) -> bool:
-        """Whether other machines can connect."""
+        """Whether the address accepts connections from other machines."""
         return self.host not in LOOPBACK
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, for the processes of workers; the token travels beside them."""
+        """Return the settings as plain data for worker processes, without the token, which is passed separately."""
         found = {name: getattr(self, name) for name in self.__slots__ if name != "admin_token"}
         return found | {
             "state_directory": str(self.state_directory),
@@ -57,14 +57,14 @@ class ServerSettings:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, admin_token: str | None) -> ServerSettings:
-        """The settings that `to_dict` wrote down."""
+        """Return the settings from the data of `to_dict`."""
         keys = data["keys_file"]
         places = {"state_directory": Path(data["state_directory"]), "keys_file": None if keys is None else Path(keys)}
         return cls(**{**data, **places, "admin_token": admin_token})
 
 
 def state_directory(environ: Mapping[str, str]) -> Path:
-    """The folder that the environment names, else the user's own."""
+    """Return the state directory from the environment, else the user's default."""
     if place := environ.get(STATE_VARIABLE, "").strip():
         return Path(place).expanduser().absolute()
     home = environ.get("XDG_STATE_HOME") or Path(environ.get("HOME") or Path.home()) / ".local" / "state"

@@ -1,9 +1,9 @@
-"""OpenTelemetry traces: a span for every HTTP request, and in it one for what a model did, by the GenAI conventions.
+"""OpenTelemetry traces: a span per HTTP request with a child span for the model's work, by the GenAI conventions.
 
-Off until the environment names a collector, as for any program that speaks OpenTelemetry
-(``OTEL_EXPORTER_OTLP_ENDPOINT`` or ``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT``); the libraries are loaded only then. A caller's
-``traceparent`` is gone on with. Spans hold names, counts, times and costs, never text. Under a profile that forbids the
-cloud, a collector must be on this machine, or one of the profile's own servers.
+Off unless the environment names a collector, as in any OpenTelemetry program (``OTEL_EXPORTER_OTLP_ENDPOINT`` or
+``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT``); the libraries are loaded only then. A caller's ``traceparent`` is continued. Spans
+contain names, counts, times and costs, never text. Under a profile that forbids the cloud, the collector must run on this
+machine or on one of the profile's own servers.
 
 Conventions: https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/
 """
@@ -33,14 +33,14 @@ _operation: ContextVar[str] = ContextVar("operation", default="chat")
 
 
 def collector(environ: Mapping[str, str]) -> str | None:
-    """Where the environment wants traces to go; None: nowhere."""
+    """Return the collector's URL from the environment; None if traces are off."""
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
     return environ.get(TRACES_VARIABLE, "").strip() or environ.get(COLLECTOR_VARIABLE, "").strip() or None
 
 
 def check_collector(url: str | None, policy: EgressPolicy) -> None:
-    """Raise `ConfigError` for a collector to which nothing may be sent under this policy."""
+    """Raise `ConfigError` if the egress policy forbids sending to this collector."""
     if url is None or policy.allow_cloud:
         return
     place = urlsplit(url)
@@ -49,13 +49,13 @@ def check_collector(url: str | None, policy: EgressPolicy) -> None:
     if host == "localhost" or (address is not None and address.is_loopback) or policy.is_local(host, port):
         return
     raise ConfigError(
-        f"traces would go to {host}, and the profile forbids the cloud",
+        f"traces would go to {host}, but the profile forbids the cloud",
         hint=f"name a collector on this machine, or unset {TRACES_VARIABLE} and {COLLECTOR_VARIABLE}",
     )
 
 
 class Tracing:
-    """Makes spans; a metrics sink besides. Raises `ConfigError` where the libraries are not installed."""
+    """Makes spans; also a metrics sink. Raises `ConfigError` if the libraries are not installed."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         try:
@@ -67,17 +67,17 @@ class Tracing:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ModuleNotFoundError as error:
             hint = f"pip install 'workflow-composer[serve,otel]', or unset {TRACES_VARIABLE} and {COLLECTOR_VARIABLE}"
-            raise ConfigError(f"traces are asked for, and {error.name} is not installed", hint=hint) from error
+            raise ConfigError(f"the environment enables traces, but {error.name} is not installed", hint=hint) from error
         self._trace, self._context, self._extract = trace, context, propagate.extract
         session = requests.Session()
-        session.trust_env = False  # a proxy of the environment would be one more place that data goes
+        session.trust_env = False  # a proxy from the environment would be another data recipient
         name = environ.get("OTEL_SERVICE_NAME", "").strip() or "workflow_composer"
         self._provider = TracerProvider(resource=Resource.create({"service.name": name}))
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(session=session)))
         self._tracer = self._provider.get_tracer("workflow_composer")
 
     async def serve(self, exchange: Exchange, answer: Callable[[Exchange], Awaitable[Reply | None]]) -> Reply | None:
-        """Answer within a span."""
+        """Answer the request within a span."""
         if exchange.path in _UNTRACED:
             return await answer(exchange)
         kinds = self._trace.SpanKind
@@ -105,7 +105,7 @@ class Tracing:
             span.end()
 
     def write(self, metric: RoutingMetric) -> None:
-        """The span of one request's work, made when it is over."""
+        """Record the span of a finished request."""
         ends = time.time_ns()
         operation, model = _operation.get(), metric.candidate or "none"
         told: dict[str, Any] = {
@@ -139,5 +139,5 @@ class Tracing:
         span.end(ends)
 
     def close(self) -> None:
-        """Send what has not been sent yet; a collector that does not answer is not waited for long."""
+        """Flush pending spans, with a short timeout."""
         self._provider.shutdown()

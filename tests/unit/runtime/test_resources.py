@@ -46,7 +46,7 @@ async def test_a_living_server_is_reported_with_what_it_serves(server):
 @pytest.mark.parametrize(
     ("listing", "detail"),
     [
-        (Reply.error(500), "answers 500"),
+        (Reply.error(500), "status 500"),
         (Reply.error(401), "requires a key"),
         (Reply.redirect("http://elsewhere.example/"), "redirects"),
         (Reply(body=b"<html>hello</html>"), "is it an OpenAI-compatible server?"),
@@ -69,7 +69,7 @@ async def test_a_sick_server_is_explained(server, listing, detail):
 async def test_a_server_that_is_down_is_explained(unused_tcp_port):
     """The usual case before one has been started."""
     status = await detect(profile({"down": f"http://127.0.0.1:{unused_tcp_port}/v1"}))
-    assert status.endpoints["down"].detail == "refuses connections; is it running?"
+    assert status.endpoints["down"].detail == "connection refused; is the server running?"
 
 
 async def test_an_unknown_name_is_explained():

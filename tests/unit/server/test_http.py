@@ -125,7 +125,7 @@ async def test_what_is_not_http_as_it_should_be_is_refused_and_the_connection_cl
     async with serving() as (_, port):
         answer = await talk(port, request_)
         assert status(answer) == expected
-        assert answer.count(b"HTTP/1.1 ") - answer.count(b"not HTTP/1.1 ") == 1
+        assert answer.count(b"HTTP/1.1 ") == 1
         assert status(await talk(port, GET)) == 200
 
 
@@ -134,7 +134,7 @@ async def test_a_request_behind_a_bad_one_is_not_answered():
     smuggled = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + GET
     async with serving() as (_, port):
         answer = await talk(port, smuggled)
-    assert answer.count(b"HTTP/1.1 ") - answer.count(b"not HTTP/1.1 ") == 1
+    assert answer.count(b"HTTP/1.1 ") == 1
     assert status(answer) == 400
 
 

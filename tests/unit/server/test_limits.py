@@ -50,7 +50,7 @@ async def test_beyond_the_queue_the_answer_comes_at_once():
 async def test_nobody_waits_longer_than_the_limit():
     admission = Admission(1, 5, 0.02)
     await admission.enter()
-    with pytest.raises(HttpFailure, match=r"within 0\.02 s"):
+    with pytest.raises(HttpFailure, match=r"for 0\.02 s"):
         await admission.enter()
     assert admission.queued == 0
     admission.leave()

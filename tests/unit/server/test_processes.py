@@ -75,14 +75,14 @@ async def test_a_worker_that_cannot_publish_a_strategy_is_ended_so_that_its_succ
     """It would go on serving another one than the rest."""
 
     async def cannot(data):
-        raise ConfigError("nothing was prepared")
+        raise ConfigError("no strategy was prepared")
 
     left, right = socket.socketpair()
     ours, theirs = WorkerChannel({}), WorkerChannel({"commit": cannot})
     await ours.open(left)
     await theirs.open(right)
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])  # noqa: ASYNC220  # returns at once
-    with pytest.raises(ConfigError, match="nothing was prepared"):
+    with pytest.raises(ConfigError, match="no strategy was prepared"):
         await WorkerProcess(0, process, ours).commit()
     assert process.wait(60) == -9
     ours.close()
@@ -134,7 +134,7 @@ def test_an_address_that_is_none_is_refused(host):
     if host == "":
         close(listen(host, 0))  # all addresses, as everywhere
         return
-    with pytest.raises(ConfigError, match=r"no address|cannot listen"):
+    with pytest.raises(ConfigError, match=r"cannot resolve|cannot listen"):
         listen(host, 0)
 
 
@@ -174,5 +174,5 @@ def test_a_service_of_several_workers_that_cannot_start_says_why_and_ends(tmp_pa
     environ = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=120, check=False)
     assert done.returncode not in {0, 1}
-    assert "no keys file" in done.stderr
+    assert "keys file" in done.stderr
     assert "Traceback" not in done.stderr

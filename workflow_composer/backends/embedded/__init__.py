@@ -1,1 +1,1 @@
-"""Models in this process, by mistral.rs."""
+"""Models in this process, run by mistral.rs."""

@@ -154,8 +154,6 @@ def _format(wanted: Mapping[str, Any] | None, engine: Engine) -> dict[str, str]:
     return {"grammar": json.dumps(schema), "grammar_type": "json_schema"}
 
 
-pass  # MERGED
-
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 _AHEAD = 64
 

@@ -11,7 +11,7 @@ How the engine behaves (mistral.rs 0.9.5, measured), and the consequences:
   memory and made eight samples of one prompt slower, not faster.
 - Where ``generation_config.json`` says ``do_sample: false``, the most likely token is taken whatever the temperature,
   unless the request names a ``top_k``. So there, `Checkpoint.all_tokens` is sent with every temperature above zero.
-- Loading holds the GIL: everything else in the process stands still meanwhile (0.2 s for 5 million parameters). A
+- Loading holds the GIL and blocks the rest of the process meanwhile (0.2 s for 5 million parameters). A
   checkpoint of gigabytes belongs behind a server.
 - A missing directory is looked up on Hugging Face's hub. So the files are checked first.
 """
@@ -105,12 +105,12 @@ class Engine:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """What was loaded."""
+        """The loaded checkpoint's properties."""
         assert self._checkpoint is not None
         return self._checkpoint
 
     def load(self) -> None:
-        """Load the checkpoint unless it is there. Raises `ModelNotFound`, or `Unsupported` without mistral.rs."""
+        """Load the checkpoint unless it is loaded. Raises `ModelNotFound`, or `Unsupported` without mistral.rs."""
         with self._loading:
             if self._runner is None:
                 checkpoint = Checkpoint.read(self.directory)

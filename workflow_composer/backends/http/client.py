@@ -21,20 +21,20 @@ from workflow_composer.backends.http.egress import EgressPolicy, Resolve, admitt
 
 # ------------------------------------------------------------------------------------------------------------------- limit
 #
-# A time limit on an await that is fair to servers: what came while the event loop stood still came in time.
+# A time limit on an await that is fair to servers: data that arrived while the event loop was blocked is in time.
 
 
 _PARTS = 8
 _TURNS = 10
-"""Turns of the loop in which it sees what has come: a connection takes four from the system to whoever awaits it."""
+"""Iterations of the event loop that deliver received data: from the socket to the awaiting task takes four."""
 
 
 class Limit:
-    """Cancels the block after ``seconds``, which then raises what ``late`` gives; otherwise as `asyncio.timeout`.
+    """Cancels the block after ``seconds`` and raises the exception of ``late``; otherwise like `asyncio.timeout`.
 
-    An event loop that stood still (for a long computation, on a machine without time) finds in the same turn that the time
-    is over and that the answer is there; `asyncio.timeout` would cancel. Here time counts in parts, of which a pause takes
-    only one however long it was, and the loop looks at what has come before the last.
+    After an event loop was blocked (by a long computation or an overloaded machine), one iteration finds both the timeout
+    and the response; `asyncio.timeout` would cancel. This class counts the time in parts, so that a pause of any length uses
+    up only one of them, and the loop delivers received data before the last part.
     """
 
     __slots__ = ("_cancelling", "_expired", "_late", "_left", "_loop", "_part", "_task", "_timer")
@@ -47,7 +47,7 @@ class Limit:
 
     @property
     def left(self) -> float:
-        """Seconds that are left, the part under way among them."""
+        """Return the remaining seconds, including the current part."""
         return self._part * max(0, self._left - _TURNS)
 
     def __enter__(self) -> Self:
@@ -65,7 +65,7 @@ class Limit:
             raise self._late() from None
 
     def end(self) -> None:
-        """Let the rest of the block take its time."""
+        """Lift the limit for the rest of the block."""
         self._timer.cancel()
 
     def _count(self) -> None:
@@ -77,16 +77,14 @@ class Limit:
             self._task.cancel()
 
 
-pass  # MERGED
-
 KEEPALIVE = 4.0
-"""Seconds for which an idle connection is kept: uvicorn, vLLM's HTTP server, closes it after 5."""
+"""Seconds for which an idle connection is kept; uvicorn, vLLM's HTTP server, closes idle ones after 5."""
 _MOST_WAITING = 256 * 2**10
-"""Bytes of a stream that may wait for their reader before nothing more is read."""
+"""Bytes of a stream that may be buffered before reading pauses."""
 
 
 class Origin(NamedTuple):
-    """A server: whether it is spoken to by TLS, its host in canonical form, and its port."""
+    """A server: whether it uses TLS, its canonical host, and its port."""
 
     tls: bool
     host: str
@@ -94,18 +92,18 @@ class Origin(NamedTuple):
 
     @classmethod
     def of(cls, url: str) -> Self:
-        """The server of a URL. Raises `EgressDenied` where it is none of HTTP."""
+        """Return the server of a URL. Raises `EgressDenied` if it is not an HTTP URL."""
         return cls(url[:6].lower() == "https:", *endpoint_of(url))
 
     @property
     def authority(self) -> str:
-        """Host and port, as a ``Host`` header has them: the usual port is left out."""
+        """Host and port as in a ``Host`` header, without the default port."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
 
 
 class Client:
-    """Requests of one event loop. ``keepalive`` in seconds; ``resolve`` replaces the system's resolver."""
+    """The client of one event loop. ``keepalive`` is in seconds; ``resolve`` replaces the system's resolver."""
 
     def __init__(
         self,
@@ -151,7 +149,7 @@ class Client:
             connection, reused = None, False
 
     async def stream(self, origin: Origin, data: bytes, *, connect: float) -> Stream:
-        """Send a request, and wait for the head of its answer. Raises as `send`."""
+        """Send a request and wait for the headers of its response. Raises as `send`."""
         inbox = _Inbox()
         asked = asyncio.ensure_future(self.send(origin, data, connect=connect, sink=inbox))
         asked.add_done_callback(inbox.end)
@@ -173,7 +171,7 @@ class Client:
         sink: Sink | None = None,
         bounds: Bounds = BOUNDS,
     ) -> Answer:
-        """One small question: a GET, or a POST of JSON where there is ``content``. Raises as `send`."""
+        """Send a small query: a GET, or with ``content`` a POST of JSON. Raises as `send`."""
         origin = Origin.of(url)
         sized = {} if content is None else {"Content-Type": "application/json", "Content-Length": str(len(content))}
         start = head("GET" if content is None else "POST", path_of(url), origin, {**sized, **(headers or {})})
@@ -181,7 +179,7 @@ class Client:
         return await self.send(origin, data, connect=connect, sink=sink, bounds=bounds)
 
     async def close(self) -> None:
-        """Close every connection, those in use among them."""
+        """Close every connection, including those in use."""
         for connection in (*(one for kept in self._idle.values() for one in kept), *self._busy):
             connection.abort()
         self._idle.clear()
@@ -197,9 +195,9 @@ class Client:
     # ------------------------------------------------------------------------------------------------------- connections
 
     def _kept(self, origin: Origin) -> Connection | None:
-        """The connection that was used last, if it is still good."""
+        """Return the last used connection if it is still usable."""
         kept, since = self._idle[origin], time.monotonic() - self._keepalive
-        if kept and kept[0].idle_since <= since:  # one at a time is enough to keep up with those that have become idle
+        if kept and kept[0].idle_since <= since:  # closing one per call keeps up with new idle connections
             kept.popleft().abort()
         while kept:
             connection = kept.pop()
@@ -225,11 +223,11 @@ class Client:
                 else:
                     self._busy.add(made)
                     return made
-        raise OSError("its name has no address")
+        raise OSError("the host name has no address")
 
 
 class Stream:
-    """An answer whose head has come. ``whole`` is it, where it is no event stream; else `read` its pieces."""
+    """A response after its headers. ``whole`` is set if it is not an event stream; otherwise `read` its pieces."""
 
     def __init__(self, inbox: _Inbox, asked: asyncio.Future[Answer]) -> None:
         self._inbox = inbox
@@ -237,22 +235,22 @@ class Stream:
 
     @property
     def whole(self) -> Answer | None:
-        """The answer, where the server did not send what was asked for: an error, say."""
+        """The whole response if it is not a stream: an error, for example."""
         return None if self._inbox.streams else self._inbox.answer
 
     async def read(self) -> bytes:
-        """The next bytes; none at the end. Raises `Broken`."""
+        """Return the next bytes; b"" at the end. Raises `Broken`."""
         return await self._inbox.read()
 
     async def close(self) -> None:
-        """Be done with it; before its end, that ends it at the server. Safe to call twice."""
+        """Close the stream, which stops unfinished work at the server. Safe to call twice."""
         if self._asked.cancel():
             await asyncio.wait([self._asked])
             await asyncio.sleep(0)  # the loop closes the socket in its next round
 
 
 class _Inbox:
-    """Takes a stream's pieces until they are read; holds the server up where nobody reads them."""
+    """Buffers a stream's pieces until they are read; pauses reading if the buffer is full."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -298,7 +296,7 @@ class _Inbox:
         return data
 
     def end(self, asked: asyncio.Future[Answer]) -> None:
-        """What has become of the request."""
+        """Store the result of the request."""
         if asked.cancelled():
             error: BaseException | None = asyncio.CancelledError()
         else:
@@ -318,17 +316,17 @@ class _Inbox:
 
 
 def head(method: str, path: str, origin: Origin, headers: Mapping[str, str]) -> bytes:
-    """A request's head, without the empty line that ends it. Raises ValueError for what no header can say."""
+    """Return a request's headers without the final empty line. Raises ValueError for a header with a line break."""
     lines = [f"{method} {path} HTTP/1.1", f"Host: {origin.authority}", "User-Agent: workflow-composer"]
     lines += [f"{name}: {value}" for name, value in {"Accept-Encoding": "identity", **headers}.items()]
     text = "\r\n".join(lines)
     if text.count("\n") != len(lines) - 1 or "\0" in text:
-        raise ValueError("a header with a line break")
+        raise ValueError("a header contains a line break")
     return text.encode("latin-1") + b"\r\n"
 
 
 def path_of(url: str) -> str:
-    """What a request to a URL names: its path and query."""
+    """Return path and query of a URL."""
     place = url.partition("://")[2].partition("#")[0]
     path = place[len(place.partition("/")[0].partition("?")[0]) :]
     return path if path.startswith("/") else "/" + path
@@ -336,7 +334,7 @@ def path_of(url: str) -> str:
 
 @functools.cache
 def tls_context() -> ssl.SSLContext:
-    """What connections are encrypted by: the system's authorities and the well-known ones, names checked."""
+    """Return the TLS context: verifies host names against the system's certificate authorities and certifi's."""
     import certifi
 
     context = ssl.create_default_context()

@@ -64,20 +64,20 @@ class Sink(Protocol):
     """Receives the body of an event stream with status 200; any other response is returned as an `Answer`."""
 
     def attach(self, connection: Connection) -> None:
-        """The answer will come over this connection; told again where a stale one was given up."""
+        """Set the connection of the response; called again after a retry on another connection."""
         ...
 
     def begin(self) -> None:
-        """The head has come, and says that a stream follows."""
+        """Start the stream after its headers."""
         ...
 
     def feed(self, data: bytes) -> None:
-        """A piece, decoded. Raises `TooLong`."""
+        """Receive a decoded piece. Raises `TooLong`."""
         ...
 
 
 class Connection(asyncio.Protocol):
-    """One connection, with one request at a time on it."""
+    """One connection, for one request at a time."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -95,7 +95,7 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0
 
     def ask(self, data: bytes, sink: Sink | None = None, bounds: Bounds = BOUNDS) -> asyncio.Future[Answer]:
-        """Send a request, whole. The future's error is a `Broken`."""
+        """Send a complete request. The future fails with `Broken`."""
         self._waiter = waiter = self._loop.create_future()
         self._bounds = bounds
         self._sink, self._parts, self._headers = sink, [], {}
@@ -107,21 +107,21 @@ class Connection(asyncio.Protocol):
 
     @property
     def begun(self) -> bool:
-        """Whether something of the answer has come."""
+        """Whether part of the response has been received."""
         return self._received > 0
 
     def pause(self) -> None:
-        """Read nothing for now."""
+        """Pause reading."""
         if self.transport is not None and not self.transport.is_closing():
             self.transport.pause_reading()
 
     def resume(self) -> None:
-        """Read on."""
+        """Resume reading."""
         if self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
 
     def abort(self) -> None:
-        """Close at once; the server sees that nobody waits any more."""
+        """Close immediately, which tells the server to stop."""
         self.usable, self._aborted = False, True
         if self.transport is not None:
             self.transport.abort()
@@ -133,8 +133,8 @@ class Connection(asyncio.Protocol):
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came."""
-        if self._waiter is None:  # an idle connection on which a server speaks is out of step
+        """Parse received data."""
+        if self._waiter is None:  # data on an idle connection: out of sync
             self.abort()
             return
         self._received += len(data)
@@ -147,10 +147,10 @@ class Connection(asyncio.Protocol):
             self._fail(Broken(f"the response is not valid HTTP ({type(error).__name__})"))
             return
         if self._received > self._bounds.head and not self._headed:
-            self._fail(TooLong(f"its head is longer than {self._bounds.head} bytes"))
+            self._fail(TooLong(f"the response headers are longer than {self._bounds.head} bytes"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """An answer that has no length of its own ends here; any other is broken off."""
+        """Complete a response without a length; fail any other unfinished one."""
         self.usable = False
         begun = self._received > 0
         if self._waiter is None:
@@ -164,23 +164,23 @@ class Connection(asyncio.Protocol):
     # --------------------------------------------------------------------------------------------- the parser's callbacks
 
     def on_message_begin(self) -> None:
-        """An answer behind the one that was asked for would be taken for the next one's."""
+        """Detect a second response, which would be taken for that of the next request."""
         self.usable = self.usable and self._waiter is not None
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header; those behind a body say nothing that anybody wants to know."""
+        """Store a header; ignore trailers."""
         self._named += len(name) + len(value)
         if not self._headed:
             self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
-        """See how the body is to be taken."""
+        """Choose how to handle the body."""
         status = self._parser.get_status_code()
         if status < 200:
             return
         self._headed = True
         if self._named > self._bounds.head:
-            self._fail(TooLong(f"its head is longer than {self._bounds.head} bytes"))
+            self._fail(TooLong(f"the response headers are longer than {self._bounds.head} bytes"))
             return
         coding = self._headers.get("content-encoding", "").strip().lower()
         if coding not in ("", "identity"):
@@ -193,7 +193,7 @@ class Connection(asyncio.Protocol):
             self._sink.begin()
 
     def on_body(self, body: bytes) -> None:
-        """Hand a piece on, or keep it."""
+        """Pass a piece to the sink, or keep it."""
         if self._waiter is None:
             return
         pieces = (body,) if self._inflating is None else self._inflating.feed(body)
@@ -201,10 +201,10 @@ class Connection(asyncio.Protocol):
             for piece in pieces:
                 self._decoded += len(piece)
                 if self._decoded > self._bounds.decoded:
-                    self._fail(TooLong(f"its answer is longer than {self._bounds.decoded} bytes, decompressed"))
+                    self._fail(TooLong(f"the decompressed response is longer than {self._bounds.decoded} bytes"))
                     return
                 if self._streams:
-                    self._sink.feed(piece)  # type: ignore[union-attr]  # a stream has one
+                    self._sink.feed(piece)  # type: ignore[union-attr]  # set for streams
                 else:
                     self._parts.append(piece)
         except zlib.error:
@@ -213,7 +213,7 @@ class Connection(asyncio.Protocol):
             self._fail(error)
 
     def on_message_complete(self) -> None:
-        """The answer is whole, unless it was only an interim one."""
+        """Complete the response, unless it was an interim one (1xx)."""
         if self._parser.get_status_code() < 200:
             self._headers = {}
             return
@@ -236,7 +236,7 @@ class Connection(asyncio.Protocol):
 
 
 class _Inflating:
-    """Decompresses gzip and deflate in pieces of bounded size, however much a few bytes may stand for."""
+    """Decompresses gzip and deflate in pieces of bounded size (protects against decompression bombs)."""
 
     PIECE = 64 * 2**10
 
@@ -245,16 +245,16 @@ class _Inflating:
 
     @property
     def whole(self) -> bool:
-        """Whether the end has come; an answer without a body has none."""
+        """Whether the data is complete; also true without a body."""
         return self._inflate is None or self._inflate.eof
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """What ``data`` stands for. Raises `zlib.error`."""
+        """Yield the decompressed ``data``. Raises `zlib.error`."""
         if self._inflate is None:
-            self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, by its head
+            self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, detected by its header
             try:
                 piece = self._inflate.decompress(data, self.PIECE)
-            except zlib.error:  # some servers send deflate without zlib's head
+            except zlib.error:  # some servers send deflate without the zlib header
                 self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
                 piece = self._inflate.decompress(data, self.PIECE)
         else:

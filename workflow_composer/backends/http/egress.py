@@ -32,14 +32,10 @@ if TYPE_CHECKING:
 # resolver would block the query to a working server.
 
 
-pass  # MERGED
-
-
 async def admitted_addresses(policy: EgressPolicy, host: str, port: int, *, resolve: Resolve | None = None) -> list[str]:
-    """Addresses of ``host`` to which bytes may go, in the resolver's order.
+    """Return the admitted addresses of ``host`` in the resolver's order.
 
-    Raises `EgressDenied` where the policy forbids the host or all of its addresses, and OSError for a name that cannot be
-    resolved.
+    Raises `EgressDenied` if the policy forbids the host or all of its addresses, and OSError if the name cannot be resolved.
     """
     policy.check_endpoint(host, port)
     literal = literal_address(host)
@@ -56,7 +52,7 @@ async def admitted_addresses(policy: EgressPolicy, host: str, port: int, *, reso
 
 
 def is_unknown_name(error: Exception) -> bool:
-    """Whether a connection could not be made because the server's name has no address."""
+    """Whether a connection failed because the server's name has no address."""
     return isinstance(error, socket.gaierror)
 
 

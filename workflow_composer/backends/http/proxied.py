@@ -131,7 +131,7 @@ class ProxiedStream:
             raise _plain(error) from None
         self._size += len(part)
         if self._size > self._bounds.decoded:
-            raise TooLong(f"its answer is longer than {self._bounds.decoded} bytes, decompressed")
+            raise TooLong(f"the decompressed response is longer than {self._bounds.decoded} bytes")
         return part
 
     async def gathered(self) -> Answer:
@@ -151,7 +151,7 @@ def _headers(response: httpx2.Response) -> dict[str, str]:
 
 
 def _plain(error: Exception) -> Exception:
-    """What `Client` raises for the same."""
+    """Return the exception that `Client` raises for the same error."""
     import httpx2
     import openai
 

@@ -1,1 +1,1 @@
-"""Servers that speak OpenAI's API: requests and answers, errors, streams."""
+"""OpenAI-compatible servers: requests and responses, errors, streams."""

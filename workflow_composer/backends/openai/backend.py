@@ -62,7 +62,7 @@ class OpenAICompatibleBackend:
         self.relays: bool = self._several and self._server.direct
 
     def complete(self, call: ModelCall) -> Coroutine[Any, Any, Completion]:
-        """Return ``call.samples`` answers. Whoever awaits a relayed one bounds its time, as the executor does."""
+        """Return ``call.samples`` answers. The caller must bound the time of a relayed one, as the executor does."""
         relay = call.request.relay
         if relay is None or not self.relays:
             return self._sampled(call)
@@ -131,7 +131,7 @@ class OpenAICompatibleBackend:
         await self._server.close()
 
     async def _relayed(self, call: ModelCall, relay: Relay) -> Completion:
-        """Hand a stream's own bytes on."""
+        """Relay a stream's bytes unchanged."""
         from workflow_composer.backends.openai.relaying import relayed
 
         path = wire.PATHS[call.request.kind]
@@ -178,7 +178,7 @@ class OpenAICompatibleBackend:
         return Completion(tuple(part.samples[0] for part in parts), usage, parts[0].model)
 
     async def _draw(self, call: ModelCall, *, samples: int = 1, draw: int = 0) -> Completion:
-        """One call; if the answer is to be relayed, its own bytes are left in the relay."""
+        """Make one call; a relayed response's bytes go to the relay."""
         server, request, connect = self._server, call.request, call.timeouts.connect
         path, secrets = wire.PATHS[request.kind], Secrets(request)
         body = wire.chat_body(call, samples=samples, draw=call.first_sample + draw)

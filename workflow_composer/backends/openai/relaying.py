@@ -1,8 +1,7 @@
-"""Streams handed on as they come: what an OpenAI-compatible backend does with a request whose `Relay` takes a stream.
+"""Relaying of streams unchanged: how an OpenAI-compatible backend handles a request with a `Relay` for a stream.
 
-The request is written from its fields as always. Of the stream only what the executor must know is read: the events before
-the first token, the one with the usage, and whether it was cut off. Errors become the package's own, by the same rules as
-everywhere (`errors`).
+The request is encoded from its fields as usual. Of the stream, only what the executor needs is decoded: the events before
+the first token, the one with the usage, and whether the answer was truncated. Errors are mapped as everywhere (`errors`).
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _CUT_OFF = re.compile(rb'"finish_reason": ?"length"')
 
 
 async def relayed(server: OpenAIServer, path: str, call: ModelCall, body: dict[str, Any]) -> Completion:
-    """Post a body; the stream that comes back goes to the call's relay. Raises `ModelError`, `EgressDenied`."""
+    """Post a body and pass the response's stream to the call's relay. Raises `ModelError`, `EgressDenied`."""
     relay = call.request.relay
     assert relay is not None  # checked by the caller
     secrets, connect = Secrets(call.request), call.timeouts.connect
@@ -59,7 +58,7 @@ async def relayed(server: OpenAIServer, path: str, call: ModelCall, body: dict[s
 
 
 def _late(server: OpenAIServer, seconds: float) -> CallTimeout:
-    hint = "raise the profile's timeouts, or look at the server's load"
+    hint = "raise the profile's timeouts, or check the server's load"
     return CallTimeout(f"{server.label.name}: no first token within {seconds:g} s (first_token)", hint=hint)
 
 

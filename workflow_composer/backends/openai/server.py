@@ -57,7 +57,7 @@ class OpenAIServer:
     async def send(
         self, path: str, body: dict[str, Any], secrets: Iterable[str], *, connect: float, sink: Sink | None = None
     ) -> Answer:
-        """Post ``body``, with the model's id filled in; the answer has status 2xx. Raises `ModelError`, `EgressDenied`."""
+        """Post ``body`` with the model's id; return a response with status 2xx. Raises `ModelError`, `EgressDenied`."""
         again = True
         while True:
             body["model"] = model = self._spec.model or self._served or await self._model()
@@ -199,7 +199,7 @@ class OpenAIServer:
             return await lines.proxied.open("POST", path, self._headers(), content, connect=connect)
 
     def _head(self, path: str) -> bytes:
-        """A request's head up to the length of its body; kept unless it holds a key of the environment, which may change."""
+        """Return a request's headers up to the body's length; cached unless they contain a key, which may change."""
         headers = {**_ACCEPTED, **self._headers()}
         made = head("POST", self._base.rstrip("/") + path, self.origin, headers) + b"Content-Length: "
         if self._spec.api_key_env is None:
@@ -210,7 +210,7 @@ class OpenAIServer:
         return {"Authorization": self._authorization()}
 
     def _unwritable(self, error: Exception) -> BadRequest:
-        """The error for a body that JSON cannot say."""
+        """Return the error for a body that cannot be encoded as JSON."""
         return BadRequest(f"{self.label.name}: cannot encode the request as JSON: {type(error).__name__}")
 
     async def _model(self) -> str:

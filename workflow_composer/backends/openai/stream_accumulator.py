@@ -106,9 +106,9 @@ class ToolCalls:
         return known
 
     def _at(self, position: int | None, *, named: bool) -> int | None:
-        """The call that a piece without id and index goes on with: none where it names a function itself.
+        """Return the call that a piece without id and index continues; None if the piece names a function itself.
 
-        ``position``: among several pieces of one event, of which each goes on with the call of its place.
+        ``position``: the piece's place among several pieces of one event, each of which continues the call of its place.
         """
         if not self._calls or (named and self._calls[-1].name):
             return None
@@ -128,9 +128,6 @@ def _arguments(value: Any) -> str:
     if value is None or isinstance(value, str):
         return value or ""
     return json.dumps(value, ensure_ascii=False)
-
-
-pass  # MERGED
 
 
 class StreamAccumulator:

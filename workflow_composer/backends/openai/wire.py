@@ -28,7 +28,7 @@ _PLAIN = ("max_tokens", "top_p", "seed", "top_logprobs", "tool_choice", "respons
 
 
 PATHS = {"chat": "/chat/completions", "completion": "/completions"}
-"""Where a request of each kind is posted."""
+"""URL paths by kind of request."""
 
 
 class Malformed(ValueError):
@@ -71,8 +71,8 @@ _STREAM_USAGE = {"include_usage": True}
 
 
 def lesson_of(refusal: str, body: Mapping[str, Any]) -> str | None:
-    """What a refusal says of the server's words: `NEW_LIMIT` (OpenAI's reasoning models), `NO_STREAM_USAGE` (servers from
-    before that field), or nothing. Only of words that we chose ourselves.
+    """Return the change that a server's error asks for: `NEW_LIMIT` (OpenAI's reasoning models), `NO_STREAM_USAGE` (servers
+    older than that field), or None. Covers only fields that this package adds itself.
     """
     said = set(_WORD.findall(refusal))
     if NEW_LIMIT in said and "max_tokens" in body:
@@ -94,7 +94,7 @@ def encode(body: Mapping[str, Any]) -> bytes:
     """Encode as JSON in UTF-8. Raises ValueError or TypeError if that is impossible."""
     try:
         quick = _quick(body)
-        if b"null" not in quick:  # which may stand for a NaN
+        if b"null" not in quick:  # null may be an encoded NaN
             return quick
     except (TypeError, ValueError):
         pass
@@ -302,7 +302,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"cannot encode {type(value).__name__} as JSON")
 
 
-# ------------------------------------------------------------------------------------------- whole answers, quickly
+# ---------------------------------------------------------------------------------- fast path for whole responses
 
 
 class _Message(msgspec.Struct):
@@ -341,7 +341,7 @@ _read = msgspec.json.Decoder(_Whole).decode
 
 
 def quick_completion(body: bytes, *, model: str) -> Completion | None:
-    """The completion in an answer's bytes; None where it is no plain one, and `completion_of` must say what it is."""
+    """Return the completion in a response's bytes; None if it is not a plain one and needs `completion_of`."""
     try:
         found = _read(body)
         choices = found.choices

@@ -1,4 +1,4 @@
-"""A model on several servers: each call goes to one of them, and to another if that one fails."""
+"""A model on several servers: each call goes to one of them, and to another one if it fails."""
 
 from __future__ import annotations
 
@@ -50,7 +50,6 @@ def vllm_backend(spec: ModelSpec, context: BackendContext) -> Backend:
     """Return a backend for one URL, or one that chooses a server per call if the role has several or uses the registry."""
     if spec.base_url is not None:
         return OpenAICompatibleBackend(spec, context)
-    pass  # MERGED
 
     return ReplicatedBackend(spec, context)
 

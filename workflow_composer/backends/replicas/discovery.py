@@ -80,7 +80,7 @@ class Finder:
 
     @property
     def hint(self) -> str:
-        """What to do about `nobody`."""
+        """Return the remedy for `nobody`."""
         role = self._roles[0] if self._roles else self._role
         return f"see `fleet status`; start one with `fleet up {role}` or `fleet submit {role}`"
 

@@ -22,10 +22,7 @@ from workflow_composer.types import EndpointStatus
 
 # ------------------------------------------------------------------------------------------------------------------- probe
 #
-# Probe of a server: its models, and its state in words.
-
-
-pass  # MERGED
+# Probe of a server: its models, and a description of its state.
 
 
 def api_url(url: str) -> str:
@@ -76,12 +73,12 @@ def _listed(models: tuple[str, ...]) -> str:
 def _fault(found: Listing) -> str:
     status = found.status
     if status in (401, 403):
-        return f"answers {status}: it requires a key; name its variable in the model's api_key_env"
+        return f"status {status}: the server requires a key; name its variable in the model's api_key_env"
     if 300 <= status < 400:
-        return f"answers {status}: redirects are not followed"
+        return f"status {status}: redirects are not followed"
     if status != 200:
-        return f"answers {status} instead of a list of models"
-    return "" if found.models is not None else "answers without a list of models; is it an OpenAI-compatible server?"
+        return f"status {status} instead of a list of models"
+    return "" if found.models is not None else "the response has no list of models; is it an OpenAI-compatible server?"
 
 
 def _reason(error: Exception, limit: float) -> str:
@@ -90,7 +87,7 @@ def _reason(error: Exception, limit: float) -> str:
     if is_unknown_name(error):
         return "unknown host name"
     if isinstance(error, ConnectionRefusedError):
-        return "refuses connections; is it running?"
+        return "connection refused; is the server running?"
     return f"the connection broke: {error}"
 
 
@@ -171,8 +168,6 @@ def _count(values: list[float | None]) -> int | None:
     known = [value for value in values if value is not None]
     return int(sum(known)) if known and len(known) == len(values) else None
 
-
-pass  # MERGED
 
 CONNECT = 5.0
 """Maximum seconds to connect, even if the whole query has more time."""

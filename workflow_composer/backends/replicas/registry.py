@@ -38,8 +38,6 @@ from workflow_composer.storage.saved import read_saved
 # read only if no recent one is cached.
 
 
-pass  # MERGED
-
 EVERY = 1.0
 """Seconds between two reads while requests arrive."""
 OLD = 2.5

@@ -99,8 +99,6 @@ def choose(key: bytes | None, loads: Mapping[str, float]) -> str:
     return random.choice([server for server, load in loads.items() if load <= least])
 
 
-pass  # MERGED
-
 GONE = 2.0
 """Seconds for which a server removed from the registry is still used if there is no other: on a network file system, a
 file that is being replaced may be missing for a moment."""

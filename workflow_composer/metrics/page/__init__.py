@@ -24,7 +24,7 @@ def _part(name: str) -> str:
 
 @functools.cache
 def policy() -> str:
-    """The page's Content-Security-Policy."""
+    """Return the page's Content-Security-Policy."""
     style, script = (
         f"'sha256-{b64encode(hashlib.sha256(_part(name).encode()).digest()).decode()}'" for name in ("page.css", "page.js")
     )
@@ -33,7 +33,7 @@ def policy() -> str:
 
 
 def page(data: Mapping[str, Any] | None = None) -> str:
-    """The page; with its data inside where it stands alone, else it asks the service it came from."""
+    """Return the page: standalone with embedded data, or without data, which it then loads from its service."""
     told = "" if data is None else json.dumps(data).replace("<", "\\u003c")
     meta = "" if data is None else f'<meta http-equiv="Content-Security-Policy" content="{policy()}">'
     parts = {"policy": meta, "style": _part("page.css"), "script": _part("page.js"), "data": told}

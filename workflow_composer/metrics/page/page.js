@@ -1,5 +1,5 @@
 "use strict";
-// Everything that comes from data becomes text, never markup.
+// Data becomes text, never markup.
 const $ = (id) => document.getElementById(id);
 const make = (name, attributes = {}, ...children) => {
   const node = document.createElement(name);
@@ -40,16 +40,16 @@ function tiles(all) {
   const rate = all.live ? all.rate_now : t.requests / minutes;
   const saved = t.strongest_cost - t.compared_cost;
   const against = t.strongest_cost > 0
-    ? `${share(t.compared_cost, t.strongest_cost)} of always the strongest` + (saved >= 0 ? `, ${dollars(saved)} saved` : `, ${dollars(-saved)} more`)
-    : "no tiers to compare with";
+    ? `${share(t.compared_cost, t.strongest_cost)} of always calling the strongest tier` + (saved >= 0 ? `, ${dollars(saved)} saved` : `, ${dollars(-saved)} more`)
+    : "no other tier to compare with";
   fill("tiles",
     tile("Requests", count(t.requests), `${rate.toFixed(rate < 10 && !Number.isInteger(rate) ? 1 : 0)} per minute`),
     tile("Errors", share(t.errors, t.requests), `${count(t.errors)} failed`),
     tile("Latency", millis(all.latency.p50), `p95 ${millis(all.latency.p95)}, p99 ${millis(all.latency.p99)}`),
     tile("Overhead", millis(all.overhead.p50), `p95 ${millis(all.overhead.p95)}, p99 ${millis(all.overhead.p99)}`),
     tile("Cost", dollars(t.cost), against),
-    tile("Escalations", share(t.escalations, t.requests), "answered by a later tier"),
-    tile("Fallbacks", share(t.fallbacks, t.requests), "another model stepped in"),
+    tile("Escalations", share(t.escalations, t.requests), "answered by a higher tier"),
+    tile("Fallbacks", share(t.fallbacks, t.requests), "answered by another candidate"),
     tile("Tokens", count(t.prompt_tokens + t.completion_tokens), `${count(t.prompt_tokens)} in, ${count(t.completion_tokens)} out`));
 }
 
@@ -122,10 +122,10 @@ function fleet(found) {
 }
 
 function certificates(found) {
-  if (!found.length) return fill("certificates", quiet("No certificate is in force."));
+  if (!found.length) return fill("certificates", quiet("No certificate is active."));
   fill("certificates", table([["certificate", "name"], ["audited", "number"], ["wrong", "number"], ["state", "why"]],
     found.map((c) => [`${c.router}: ${c.certificate}`, count(c.audits), c.audits ? share(c.error * c.audits, c.audits) : "–",
-      make("div", {}, make("span", { class: c.alarm ? "ill" : "good" }, c.alarm ? `suspended: ${c.alarm}` : "in force"), make("div", {}, c.statement))])));
+      make("div", {}, make("span", { class: c.alarm ? "ill" : "good" }, c.alarm ? `suspended: ${c.alarm}` : "active"), make("div", {}, c.statement))])));
 }
 
 // ----------------------------------------------------------------------------------------------------------------- switch
@@ -156,7 +156,7 @@ const preview = attempt(async () => {
     fill("outcome", make("p", { class: "good" }, `Version ${version.number} is active: ${version.strategy}.`));
     await versions(); await refresh();
   }) }, `Switch to ${found.to}`);
-  fill("outcome", make("p", {}, changes.length ? `From ${found.from} to ${found.to}, this would change:` : `Nothing differs between ${found.from} and ${found.to}.`),
+  fill("outcome", make("p", {}, changes.length ? `Switching from ${found.from} to ${found.to} would change:` : `${found.from} and ${found.to} do not differ.`),
     changes.length ? make("div", { class: "changes" }, table([["setting", "name"], ["change", "why"]], changes.map(([name, change]) => [name, make("div", {}, ...lines(change).map((line) => make("div", {}, line)))]))) : null, go);
 });
 const versions = async () => {
@@ -165,7 +165,7 @@ const versions = async () => {
     found.versions.slice(-8).reverse().map((v) => [String(v.number), v.strategy, new Date(v.at).toLocaleString(), v.who,
       v.number === found.active ? make("span", { class: "good" }, "active") : make("button", { class: "plain", onclick: attempt(async () => {
         await admin("POST", "/admin/strategy/rollback", { version: v.number }); await versions(); await refresh();
-      }) }, "go back")])));
+      }) }, "roll back")])));
 };
 
 // ------------------------------------------------------------------------------------------------------------------- life
@@ -174,7 +174,7 @@ function show(data) {
   last = Date.now();
   $("entry").hidden = true; $("content").hidden = false;
   $("strategy").textContent = data.title;
-  const [text, kind] = data.live ? (data.draining ? ["draining", "warn"] : data.ready ? ["ready", "ok"] : ["no model can answer", "bad"]) : ["from a file", ""];
+  const [text, kind] = data.live ? (data.draining ? ["draining", "warn"] : data.ready ? ["ready", "ok"] : ["no model available", "bad"]) : ["from a file", ""];
   $("state").textContent = text; $("state").className = "pill " + kind;
   const all = data.figures;
   all.live = data.live;
@@ -195,12 +195,12 @@ async function refresh() {
     const key = sessionStorage.getItem("key");
     const answer = await fetch("/dashboard/data", { headers: key ? { authorization: "Bearer " + key } : {}, cache: "no-store" });
     if (answer.status === 401) { $("entry").hidden = false; $("content").hidden = true; $("state").textContent = "locked"; $("state").className = "pill"; return; }
-    if (!answer.ok) throw new Error(`the service answers ${answer.status}`);
+    if (!answer.ok) throw new Error(`the service returned status ${answer.status}`);
     show(await answer.json());
     $("trouble").hidden = true;
   } catch (error) {
     $("trouble").hidden = false;
-    $("trouble").textContent = `Not up to date: ${error.message === "Failed to fetch" ? "the service cannot be reached" : error.message}.`;
+    $("trouble").textContent = `Not up to date: ${error.message === "Failed to fetch" ? "cannot reach the service" : error.message}.`;
     $("state").textContent = "no connection"; $("state").className = "pill bad";
   }
 }

@@ -1,1 +1,1 @@
-"""Switching over the network, health, and the dashboard."""
+"""Admin API for strategy switches, health endpoints, and the dashboard."""

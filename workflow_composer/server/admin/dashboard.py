@@ -1,6 +1,6 @@
-"""The dashboard: a page, and what it shows.
+"""The dashboard: a page and the endpoint of its data.
 
-The page itself holds no data, so anybody may load it; the data want a key where the service does, or the operator's token.
+The page contains no data and needs no authentication. The data require an API key, if the service does, or the admin token.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _HEADERS = (("cache-control", "no-store"), ("x-content-type-options", "nosniff")
 
 
 class Dashboard:
-    """Handlers of the page and of its data. ``profiles`` names the strategies that could be switched to."""
+    """Handlers of the page and its data. ``profiles`` names the strategies available for a switch."""
 
     def __init__(
         self,
@@ -50,16 +50,16 @@ class Dashboard:
         self._profiles = profiles
 
     def routes(self) -> Mapping[tuple[str, str], Handler]:
-        """Paths and their handlers."""
+        """Return the handlers by method and path."""
         return {("GET", "/dashboard"): self.page, ("GET", "/dashboard/data"): self.data}
 
     async def page(self, exchange: Exchange) -> Reply:
-        """The page."""
+        """Return the page."""
         rules = ("content-security-policy", policy() + "; frame-ancestors 'none'")
         return Reply(200, page().encode(), content_type="text/html; charset=utf-8", headers=(*_HEADERS, rules))
 
     async def data(self, exchange: Exchange) -> Reply:
-        """What the page shows. Raises `HttpFailure` for who may not see it."""
+        """Return the page's data. Raises `HttpFailure` if the caller is not authorized."""
         self._check(exchange)
         found = await self._observing.status()
         switchable = self._settings.admin_token is not None
@@ -78,7 +78,7 @@ class Dashboard:
         return Reply(200, encode(body), headers=_HEADERS)
 
     def _check(self, exchange: Exchange) -> None:
-        """Let in who has a key, or the operator's token, whose guesses are counted and limited as everywhere."""
+        """Require an API key or the admin token; wrong tokens are counted and limited as in the admin API."""
         if self._accounts.keys is None:
             return
         given = presented(exchange.headers)
@@ -88,19 +88,19 @@ class Dashboard:
             self._admin.check(exchange)
 
     def _servers(self, found: OrchestratorStatus) -> list[dict[str, Any]]:
-        """Servers, models in this process, and cloud models, each with its circuit breaker where it has one."""
+        """Return servers, in-process models, and cloud models, with their circuit breakers."""
         breakers = self._orchestrator.breakers()
         states = {name: (status.healthy, status.detail) for name, status in found.resources.endpoints.items()}
         states.update(dict.fromkeys(found.in_process, (True, "in this process")))
         clouds = found.resources.cloud_apis.items()
-        states.update({name: (ready, "cloud" if ready else "cloud; its key is not set") for name, ready in clouds})
+        states.update({name: (ready, "cloud" if ready else "cloud; API key not set") for name, ready in clouds})
         return [
             {"name": name, "healthy": healthy, "detail": detail, "breaker": breakers.get(name)}
             for name, (healthy, detail) in states.items()
         ]
 
     def _certificates(self) -> list[dict[str, Any]]:
-        """The certificates by which routers accept answers now, and how these answers fare in their audits."""
+        """Return the certificates in use and the audit results of the responses accepted under them."""
         routers = self._orchestrator.routers.items()
         in_force = [(name, router, one) for name, router in routers if (one := getattr(router, "certificate", None))]
         watched = watched_certificates(self._audits) if in_force else {}

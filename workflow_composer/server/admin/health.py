@@ -1,4 +1,4 @@
-"""Whether the service is alive, whether it can answer, and what it has counted: ``/health``, ``/ready``, ``/metrics``."""
+"""Liveness, readiness and Prometheus metrics: ``/health``, ``/ready``, ``/metrics``."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from workflow_composer.routers.base import Router
 
 _FRESH = 2.0
-"""Seconds for which what probes have found is good enough."""
+"""Seconds for which a probe's result is cached."""
 
 
 class Observing:
-    """Handlers for those who watch. ``draining`` is set when the service is about to end."""
+    """Handlers for monitoring. ``draining`` is set at shutdown."""
 
     def __init__(
         self, orchestrator: ModelOrchestrator, metrics: SharedMetrics, admission: Admission, *, audits: AuditLog
@@ -40,15 +40,15 @@ class Observing:
         self._probing = asyncio.Lock()
 
     def routes(self) -> Mapping[tuple[str, str], Handler]:
-        """Paths and their handlers."""
+        """Return the handlers by method and path."""
         return {("GET", "/health"): self.health, ("GET", "/ready"): self.ready, ("GET", "/metrics"): self.metrics}
 
     async def health(self, exchange: Exchange) -> Reply:
-        """The process lives."""
+        """Report that the process is alive."""
         return Reply(200, b'{"status":"ok"}')
 
     async def ready(self, exchange: Exchange) -> Reply:
-        """Whether some model can answer: 200 or 503."""
+        """Report whether any model is available: 200 or 503."""
         found = await self.status()
         able = able_models(found)
         ready = bool(able) and not self.draining
@@ -62,11 +62,11 @@ class Observing:
         return Reply(200 if ready else 503, encode(body), headers=() if ready else [("retry-after", "2")])
 
     async def metrics(self, exchange: Exchange) -> Reply:
-        """A scrape."""
+        """Return the metrics in Prometheus' text format."""
         return Reply(200, exposition(self._metrics.all(), self.gauges()), content_type=CONTENT_TYPE)
 
     async def status(self) -> OrchestratorStatus:
-        """What is active and reachable; asked again only when the last answer has aged."""
+        """Return the active strategy and reachable models, cached for a few seconds."""
         async with self._probing:
             stale = time.monotonic() - self._probed_at > _FRESH
             if self._status is None or stale or self._status.strategy != self._orchestrator.strategy:
@@ -75,11 +75,11 @@ class Observing:
         return self._status
 
     def gauges(self) -> list[Gauge]:
-        """Values of the moment, of this worker."""
+        """Return the current gauges of this worker."""
         found = [
-            Gauge("requests_in_flight", "Requests that are being answered.", [({}, self._admission.in_flight)]),
-            Gauge("requests_queued", "Requests that wait for their turn.", [({}, self._admission.queued)]),
-            Gauge("strategy_active", "The strategy that is active.", [({"strategy": self._orchestrator.strategy}, 1.0)]),
+            Gauge("requests_in_flight", "Requests in flight.", [({}, self._admission.in_flight)]),
+            Gauge("requests_queued", "Requests waiting in the queue.", [({}, self._admission.queued)]),
+            Gauge("strategy_active", "The active strategy.", [({"strategy": self._orchestrator.strategy}, 1.0)]),
         ]
         if states := self._orchestrator.breakers():
             found.append(breaker_gauge(states))
@@ -87,34 +87,34 @@ class Observing:
 
 
 def able_models(found: OrchestratorStatus) -> list[str]:
-    """What could answer now: healthy servers, models in this process, cloud models with a key."""
+    """Return the available models: healthy servers, in-process models, cloud models with an API key."""
     servers = [name for name, status in found.resources.endpoints.items() if status.healthy]
     return [*servers, *found.in_process, *(name for name, ready in found.resources.cloud_apis.items() if ready)]
 
 
 def acceptance_gauges(routers: Mapping[str, Router]) -> list[Gauge]:
-    """What routers that judge answers have accepted since the strategy became active, and what that has cost and saved."""
+    """Return acceptance, cost and saving of routers that judge responses, since the strategy became active."""
     told = {name: getattr(router, "escalation_stats", None) for name, router in routers.items()}
     counted = {name: stats for name, stats in told.items() if isinstance(stats, EscalationStats)}
     shares = [({"router": name}, stats.accepted / stats.requests) for name, stats in counted.items() if stats.requests]
     saved = [({"router": name}, stats.saved) for name, stats in counted.items()]
-    texts = [("accepted_share", "Share of answers that their tier's rule accepted.", shares)]
-    texts += [("saved_dollars", "What always asking the strongest tier would have cost more.", saved)]
+    texts = [("accepted_share", "Share of responses accepted by their tier's rule.", shares)]
+    texts += [("saved_dollars", "Dollars saved compared to always calling the strongest tier.", saved)]
     return [Gauge(name, text, values) for name, text, values in texts if values]
 
 
 def watched_certificates(audits: AuditLog) -> dict[str, WatchedCertificate]:
-    """What audits say of each certificate that has had some; empty where their file cannot be read."""
+    """Return the audit results by certificate; empty if the audit file is unreadable."""
     try:
         audits.refresh()
-    except WorkflowComposerError:  # everything else can be told all the same
+    except WorkflowComposerError:  # report the other metrics anyway
         return {}
     found = {certificate: audits.watched(certificate) for certificate in audits.certificates}
     return {certificate: watched for certificate, watched in found.items() if watched is not None}
 
 
 def audit_gauges(audits: AuditLog) -> list[Gauge]:
-    """How certified answers fare in their audits, where there are some."""
+    """Return the audit results of certified responses, if any."""
     rows: dict[str, list[tuple[Mapping[str, str], float]]] = {"error": [], "count": [], "alarm": []}
     for certificate, watched in watched_certificates(audits).items():
         labels = {"certificate": certificate[:16]}
@@ -123,8 +123,8 @@ def audit_gauges(audits: AuditLog) -> list[Gauge]:
         if (error := watched.monitor.error) is not None:
             rows["error"].append((labels, error))
     texts = {
-        "error": ("audited_error", "Share of audited answers that were wrong."),
-        "count": ("audited_answers", "Accepted answers that were audited."),
+        "error": ("audited_error", "Share of audited responses that were wrong."),
+        "count": ("audited_answers", "Accepted responses that were audited."),
         "alarm": ("certificate_alarm", "Whether a certificate is suspended."),
     }
     return [Gauge(*texts[name], values) for name, values in rows.items() if values]

@@ -1,7 +1,7 @@
-"""Which strategy is active, which were before, and how all workers go over to another one at once.
+"""The active strategy, its earlier versions, and switches of all workers at once.
 
-A switch has two steps: every worker builds and checks the new strategy; only when all of them have it, every one publishes
-it. If one cannot, nobody switches. Requests under way end under the strategy under which they began.
+A switch is a two-phase commit: every worker builds and checks the new strategy; after all have succeeded, every worker
+publishes it. If one fails, none switches. Running requests finish under the strategy with which they started.
 """
 
 from __future__ import annotations
@@ -28,31 +28,29 @@ if TYPE_CHECKING:
 
 # ---------------------------------------------------------------------------------------------------------------- watching
 #
-# The active profile's file, watched: what is saved is switched to, once it is whole.
+# Watch the active profile's file: switch to a saved change once it is complete.
 
-
-pass  # MERGED
 
 EVERY = 0.5
-"""Seconds between two looks; a file is read when two looks in a row found it alike, so that half a file is not."""
+"""Seconds between checks. A file is read after two checks found it unchanged, which avoids half-written files."""
 
 Stamp = tuple[int, int, int] | None
 
 
 async def reload(strategies: Strategies, who: str, report: Callable[[str], None]) -> None:
-    """Read the profile again; a broken one is reported, and the one before serves on."""
+    """Reload the profile; report an invalid one and keep the active one."""
     try:
         version = await strategies.reload(who=who)
     except WorkflowComposerError as error:
-        report(f"{who}: the profile stays as it was: {error.message}")
+        report(f"{who}: reload failed, the active profile is unchanged: {error.message}")
     else:
         report(f"{who}: nothing has changed" if version is None else f"{who}: version {version.number} is active")
 
 
 async def watch(strategies: Strategies, report: Callable[[str], None], *, every: float = EVERY) -> None:
-    """Watch until cancelled."""
+    """Watch the profile's file until cancelled."""
     source = (await strategies.versions())[-1].source
-    seen: dict[str, Stamp] = {source: _stamp(Path(source))}  # what is saved before the first look is seen at it, too
+    seen: dict[str, Stamp] = {source: _stamp(Path(source))}  # so that the first check sees earlier saves
     moving: Stamp = None
     while True:
         await asyncio.sleep(every)
@@ -77,22 +75,22 @@ def _stamp(path: Path) -> Stamp:
 
 # ------------------------------------------------------------------------------------------------------------------- audit
 #
-# The audit log: who switched what and when, and what was refused. One line of JSON each, appended and never rewritten.
+# The append-only audit log of switches and refusals: one JSON object per line.
 
 
 _PATIENCE = 0.5
-"""Seconds to wait for another process that appends."""
+"""Seconds to wait for another process's lock."""
 
 
 class SwitchAudit:
-    """Appends to a file. What cannot be written is reported, and keeps nobody from switching."""
+    """Appends to the audit log. A failed write is reported and does not prevent the switch."""
 
     def __init__(self, path: Path, *, report: Callable[[str], None] = lambda text: None) -> None:
         self.path = path
         self._report = report
 
     def write(self, what: str, *, who: str, outcome: str, **fields: object) -> None:
-        """One line. ``who`` is a key's ID, an address, SIGHUP or a file; never a token."""
+        """Append one line. ``who`` is a key's ID, an address, SIGHUP or a file; never a token."""
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = {
             "at": at,
@@ -106,10 +104,8 @@ class SwitchAudit:
             append_lines(self.path, json.dumps(line, default=str).encode() + b"\n", wait=_PATIENCE, mode=0o600)
         except OSError as error:
             lost = f"{what} by {who}: {outcome}"
-            self._report(f"the audit log {self.path} cannot be written: {error.strerror}; it was: {lost}")
+            self._report(f"cannot write the audit log {self.path}: {error.strerror}; lost entry: {lost}")
 
-
-pass  # MERGED
 
 T = TypeVar("T")
 
@@ -119,7 +115,7 @@ MOST_VERSIONS = 100
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A strategy that is or was active. ``digest`` is of the profile's contents."""
+    """An active or earlier strategy. ``digest`` is the digest of the profile's contents."""
 
     number: int
     strategy: str
@@ -131,18 +127,18 @@ class Version:
 
 
 class Participant(Protocol):
-    """A worker that takes part in switches."""
+    """A worker, as a participant in switches."""
 
     async def prepare(self, config: StrategyConfig) -> None:
-        """Build and check. Raises `ConfigError`."""
+        """Build and check the new strategy. Raises `ConfigError`."""
         ...
 
     async def commit(self) -> None:
-        """Publish what was prepared."""
+        """Publish the prepared strategy."""
         ...
 
     async def discard(self) -> None:
-        """Forget what was prepared."""
+        """Discard the prepared strategy."""
         ...
 
 
@@ -153,10 +149,10 @@ class Local:
         self._orchestrator = orchestrator
         self._collector = collector
         self._prepared: Snapshot | None = None
-        self._taking_turns = asyncio.Lock()  # a slow preparation that was given up must not end behind a later one
+        self._taking_turns = asyncio.Lock()  # a slow, abandoned preparation must not finish after a later one
 
     async def prepare(self, config: StrategyConfig) -> None:
-        """Build the snapshot, and prove where it cannot send anything."""
+        """Build the snapshot and run the egress check."""
         async with self._taking_turns:
             await self._forget()
             prepared = self._orchestrator.prepare_strategy(config)
@@ -171,7 +167,7 @@ class Local:
         """Publish it."""
         prepared, self._prepared = self._prepared, None
         if prepared is None:
-            raise ConfigError("nothing was prepared")
+            raise ConfigError("no strategy was prepared")
         await self._orchestrator.apublish(prepared)
 
     async def discard(self) -> None:
@@ -186,10 +182,10 @@ class Local:
 
 
 class Switchboard(Protocol):
-    """What can be asked about strategies, whichever process knows the answer."""
+    """Operations on strategies, local or through the supervisor."""
 
     async def preview(self, source: str) -> Mapping[str, Any]:
-        """What a switch would change; nothing does."""
+        """Return what a switch would change, without switching."""
         ...
 
     async def switch(self, source: str, *, who: str, why: str = "") -> Version:
@@ -197,19 +193,18 @@ class Switchboard(Protocol):
         ...
 
     async def rollback(self, number: int | None, *, who: str) -> Version:
-        """Go back to an earlier version, as it was then; None: the one before."""
+        """Switch back to an earlier version as it was then; None: the previous one."""
         ...
 
     async def versions(self) -> Sequence[Version]:
-        """All versions, the active one last."""
+        """Return all versions, the active one last."""
         ...
 
 
 class Strategies:
-    """The switchboard itself, in the process that knows all workers.
+    """The switchboard of the process that controls all workers.
 
-    ``participants`` gives those that take part in a switch now. Raises `ConfigError` and leaves everything as it was where a
-    switch cannot be made.
+    ``participants`` returns the current participants. A failed switch raises `ConfigError` and changes nothing.
     """
 
     def __init__(
@@ -226,14 +221,14 @@ class Strategies:
         self._configs: dict[int, StrategyConfig] = {}
         self._versions: list[Version] = []
         self._switching = asyncio.Lock()
-        # The folder of the operator's profile; one made in Python has none, and nothing may be named beside it.
+        # The folder of the operator's profile; None for a profile made in Python, which has no sibling profiles.
         self._folder = _folder_of(config)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._add(config, "start", "")
 
     @property
     def active(self) -> StrategyConfig:
-        """The active profile."""
+        """Return the active profile."""
         return self._configs[self._versions[-1].number]
 
     async def preview(self, source: str) -> Mapping[str, Any]:
@@ -245,7 +240,7 @@ class Strategies:
         return await self._whole(self._switch(lambda: self._load(source), source, who=who, why=why, what="switch"))
 
     async def reload(self, *, who: str) -> Version | None:
-        """Read the active profile's file again; None where nothing has changed in it."""
+        """Reload the active profile's file; None if it is unchanged."""
 
         async def work() -> Version | None:
             source = self.active.source
@@ -268,7 +263,7 @@ class Strategies:
     # ---------------------------------------------------------------------------------------------------------- switching
 
     async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do it alone, and to its end, also where who asked for it goes away meanwhile: it must be written down, too."""
+        """Run a switch exclusively and to its end, even if the caller is cancelled, so that it is always recorded."""
 
         async def alone() -> T:
             async with self._switching:
@@ -282,13 +277,13 @@ class Strategies:
     async def _rollback(self, number: int | None, who: str) -> Version:
         if number is None:
             if len(self._versions) < 2:
-                raise ConfigError("there is no earlier version")
+                raise ConfigError("no earlier version to roll back to")
             number = self._versions[-2].number
         if number not in self._configs:
             known = ", ".join(str(version.number) for version in self._versions)
-            raise ConfigError(f"there is no version {number}", hint=f"there are: {known}")
+            raise ConfigError(f"unknown version {number}", hint=f"available versions: {known}")
         config = self._configs[number]
-        why = f"back to {number}"
+        why = f"rollback to {number}"
         return await self._switch(lambda: config, f"version {number}", who=who, why=why, what="rollback")
 
     async def _switch(self, load: Callable[[], StrategyConfig], source: str, *, who: str, why: str, what: str) -> Version:
@@ -299,7 +294,7 @@ class Strategies:
     async def _go(
         self, load: Callable[[], StrategyConfig], source: str, *, who: str, why: str, what: str, unless: str
     ) -> Version | None:
-        """Go over, unless that is the profile of this digest; what is refused is written down, too."""
+        """Switch, unless the profile has this digest; record refusals too."""
         before = self._versions[-1]
         try:
             config = load()
@@ -325,9 +320,9 @@ class Strategies:
         return version
 
     async def join(self, participant: Participant, digest: str, enter: Callable[[], None]) -> None:
-        """Let a worker that has just started take part, under what is active now; no switch comes in between.
+        """Add a started worker as a participant under the active strategy; no switch can interleave.
 
-        ``digest`` is that of the profile with which it has started.
+        ``digest`` is the digest of the profile with which it started.
         """
         async with self._switching:
             if digest != self._versions[-1].digest:
@@ -338,38 +333,40 @@ class Strategies:
     async def _everywhere(self, config: StrategyConfig) -> None:
         try:
             await self._together(config)
-        except ChannelClosed:  # a worker has died; those that are left can switch without it
+        except ChannelClosed:  # a worker has died; the others switch without it
             await self._together(config)
 
     async def _together(self, config: StrategyConfig) -> None:
         participants = self._participants()
         if not participants:
-            raise ConfigError("no worker is ready", hint="try again in a moment")
+            raise ConfigError("no worker is ready", hint="retry in a moment")
         try:
             async with asyncio.timeout(PREPARE_SECONDS):
                 found = await asyncio.gather(*(one.prepare(config) for one in participants), return_exceptions=True)
         except TimeoutError:
-            found = [ConfigError(f"a worker did not get ready within {PREPARE_SECONDS:g} s")]
+            found = [ConfigError(f"a worker did not prepare the strategy within {PREPARE_SECONDS:g} s")]
         faults = [one for one in found if isinstance(one, BaseException)]
         if faults:
             await asyncio.gather(*(one.discard() for one in participants), return_exceptions=True)
             raise faults[0] if isinstance(faults[0], WorkflowComposerError) else ConfigError(f"a worker failed: {faults[0]}")
-        # A worker that dies now, or cannot publish what it has prepared, is started again with what is active then.
+        # A worker that dies now, or fails to publish, is restarted with the strategy active then.
         await asyncio.gather(*(one.commit() for one in participants), return_exceptions=True)
 
     def _load(self, source: str) -> StrategyConfig:
-        """A profile by name, or by the path of a file beside the one that the operator began with."""
+        """Load a profile by name, or by the path of a file in the folder of the operator's profile."""
         if "\0" in source:
-            raise ProfileNotFound("no profile's name holds a null byte", hint="name one of those that are offered")
+            raise ProfileNotFound("the profile's name contains a null byte", hint="use one of the available profiles")
         found = _places(self._folder, self._environ)
         named = Path(source)
-        if os.sep in source:  # a path, of the very file that its name stands for
+        if os.sep in source:  # a path, which must be the file of its name
             place = found.get(named.stem)
             place = place if place is not None and named.resolve() == place.resolve() else None
         else:
             place = found.get(source) or found.get(named.stem if named.suffix in {".yaml", ".yml"} else source)
         if place is None:
-            raise ProfileNotFound(f"no profile {source!r} may be named here", hint=f"there are: {', '.join(sorted(found))}")
+            raise ProfileNotFound(
+                f"unknown or forbidden profile {source!r}", hint=f"available profiles: {', '.join(sorted(found))}"
+            )
         return StrategyConfig.load(place, environ=self._environ)
 
     def _add(self, config: StrategyConfig, who: str, why: str) -> Version:
@@ -384,13 +381,13 @@ class Strategies:
 
 
 def _places(folder: Path | None, environ: Mapping[str, str]) -> dict[str, Path]:
-    """Profiles by name: those beside the one that the operator began with, and those of the search path before them."""
+    """Return profiles by name: those of the search path, then those in the folder of the operator's profile."""
     beside = {path.stem: path for path in sorted(folder.glob("*.y*ml"))} if folder is not None else {}
     return {**beside, **profiles(search_path(environ))}
 
 
 def available(config: StrategyConfig, environ: Mapping[str, str]) -> list[str]:
-    """The names of the profiles that a service may be switched to while this one is active."""
+    """Return the names of the profiles available for a switch while this one is active."""
     return sorted({config.profile_name, *_places(_folder_of(config), environ)})
 
 
@@ -399,13 +396,13 @@ def _folder_of(config: StrategyConfig) -> Path | None:
 
 
 def digest_of(config: StrategyConfig) -> str:
-    """A digest of a profile's contents."""
+    """Return a digest of a profile's contents."""
     text = json.dumps(config.to_dict(), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def difference(old: StrategyConfig, new: StrategyConfig) -> dict[str, Any]:
-    """What differs between two profiles, key by key, secrets hidden (profiles are written without any)."""
+    """Return the differences between two profiles by key, with secrets hidden."""
     before, after = old.to_dict(), new.to_dict()
     changes: dict[str, Any] = {}
     for key in after:
@@ -427,5 +424,5 @@ def difference(old: StrategyConfig, new: StrategyConfig) -> dict[str, Any]:
 
 
 def plain(version: Version) -> dict[str, Any]:
-    """A version as plain data."""
+    """Return a version as plain data."""
     return asdict(version)

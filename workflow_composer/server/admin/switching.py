@@ -1,4 +1,4 @@
-"""Switching over the network: ``/admin/strategy`` and what hangs below it. Wants the operator's token."""
+"""The admin API for strategy switches: ``/admin/strategy`` and its subpaths. Requires the admin token."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from workflow_composer.server.failures import PERMISSION, HttpFailure
 from workflow_composer.server.settings import ADMIN_VARIABLE
 
 _REFUSALS_PER_MINUTE = 30
-"""Wrong tokens of one address that are looked at and written down; beyond them it gets 429, even with the right one."""
+"""Wrong tokens per address before further requests get 429, even with the right token."""
 _MOST_ADDRESSES = 4096
 
 _NO_PROFILE = "must be the name of a profile"
@@ -27,20 +27,20 @@ SWITCH = Form(
     {
         "strategy": Field(field_checks.filled(_NO_PROFILE), required=_NO_PROFILE, note="The name of a profile"),
         "why": Field(field_checks.text, note="For the audit log"),
-        "dry_run": Field(field_checks.flag, note="Only say what a switch would change"),
+        "dry_run": Field(field_checks.flag, note="Only report what a switch would change"),
     },
-    closed="is not known here",
+    closed="is not a field of this API",
     example={"strategy": "t4_local_only", "why": "the budget is spent", "dry_run": True},
 )
 ROLLBACK = Form(
-    {"version": Field(field_checks.whole(least=1), note="Without it, the one before")},
-    closed="is not known here",
+    {"version": Field(field_checks.whole(least=1), note="Default: the previous version")},
+    closed="is not a field of this API",
     example={"version": 3},
 )
 
 
 class Admin:
-    """Handlers for the operator."""
+    """Handlers of the admin API."""
 
     def __init__(self, strategies: Switchboard, audit: SwitchAudit, token: str | None) -> None:
         self._strategies = strategies
@@ -49,7 +49,7 @@ class Admin:
         self._refused: dict[str, list[float]] = {}
 
     def routes(self) -> Mapping[tuple[str, str], Handler]:
-        """Paths and their handlers."""
+        """Return the handlers by method and path."""
         return {
             ("GET", "/admin/strategy"): self.show,
             ("PUT", "/admin/strategy"): self.switch,
@@ -58,7 +58,7 @@ class Admin:
         }
 
     async def show(self, exchange: Exchange) -> Reply:
-        """The active strategy; with ``?preview=NAME`` what a switch to another would change."""
+        """Return the active strategy; with ``?preview=NAME``, what a switch to that profile would change."""
         self.check(exchange)
         asked = parse_qs(exchange.query).get("preview")
         if asked:
@@ -66,7 +66,7 @@ class Admin:
         return Reply(200, encode(plain((await self._strategies.versions())[-1])))
 
     async def switch(self, exchange: Exchange) -> Reply:
-        """Switch, or with ``dry_run`` (in the query or in the body) say what a switch would change."""
+        """Switch the strategy, or with ``dry_run`` (in query or body) report what a switch would change."""
         who = self.check(exchange)
         _, own, _, _ = SWITCH.read(exchange.body)
         source, why = own["strategy"], own.get("why", "")
@@ -78,13 +78,13 @@ class Admin:
             raise _refusal(error) from None
 
     async def versions(self, exchange: Exchange) -> Reply:
-        """Every version, the active one last."""
+        """Return all versions, the active one last."""
         self.check(exchange)
         found = await self._strategies.versions()
         return Reply(200, encode({"active": found[-1].number, "versions": [plain(one) for one in found]}))
 
     async def rollback(self, exchange: Exchange) -> Reply:
-        """Back to a version (``{"version": 3}``), or to the one before."""
+        """Roll back to a version (``{"version": 3}``), or to the previous one."""
         who = self.check(exchange)
         _, own, _, _ = ROLLBACK.read(exchange.body or b"{}")
         try:
@@ -99,10 +99,10 @@ class Admin:
             raise _refusal(error) from None
 
     def check(self, exchange: Exchange) -> str:
-        """Who asks. Raises `HttpFailure` where the token is missing or wrong; compares in constant time."""
+        """Return the caller's name. Raises `HttpFailure` if the token is missing or wrong; compares in constant time."""
         who = f"admin from {exchange.client or 'here'}"
         if self._token is None:
-            message = f"switching over the network is off; start the service with {ADMIN_VARIABLE}"
+            message = f"the admin API is off; set {ADMIN_VARIABLE} and restart the service"
             raise HttpFailure(403, message, type=PERMISSION, code="admin_disabled")
         now = time.monotonic()
         refused = [at for at in self._refused.get(exchange.client, ()) if now - at < 60.0]

@@ -1,1 +1,1 @@
-"""One module per form of API, and what they share."""
+"""The API formats: one module per format, and their shared parts."""

@@ -1,4 +1,4 @@
-"""What can be asked for (``/v1/models``), vectors (``/v1/embeddings``), and grades of answers (``/v1/feedback``)."""
+"""Handlers of ``/v1/models``, ``/v1/embeddings`` and ``/v1/feedback`` (grades of responses)."""
 
 from __future__ import annotations
 
@@ -21,20 +21,23 @@ from workflow_composer.types import ANY_TASK
 if TYPE_CHECKING:
     from workflow_composer.orchestrator import ModelOrchestrator
 
-_NO_ID = "must be the x-workflow-composer-request-id of an answer"
+_NO_ID = "must be the x-workflow-composer-request-id of a response"
 FEEDBACK = Form(
     {
         "id": Field(field_checks.printable(_NO_ID, least=1, most=200), required=_NO_ID),
         "correct": Field(field_checks.flag, required="must be true or false"),
-        "by": Field(field_checks.printable("must be a short text", most=200), note="Who grades; without it, the key's name"),
+        "by": Field(
+            field_checks.printable("must be a string of at most 200 printable characters", most=200),
+            note="Who grades; default: the key's name",
+        ),
     },
-    closed="is not known here",
+    closed="is not a field of this API",
     example={"id": "req-6b1f0c5ad2e94c3f8f0a1b2c", "correct": True},
 )
 
 
 class Catalogue:
-    """Handlers for what is not an answer of a language model."""
+    """Handlers of the endpoints other than text generation."""
 
     def __init__(self, orchestrator: ModelOrchestrator, accounts: Accounts, admission: Admission, audits: AuditLog) -> None:
         self._orchestrator = orchestrator
@@ -44,7 +47,7 @@ class Catalogue:
         self._since = int(time.time())
 
     def routes(self) -> Mapping[tuple[str, str], Handler]:
-        """Paths and their handlers."""
+        """Return the handlers by method and path."""
         return {
             ("GET", "/v1/models"): self.models,
             ("POST", "/v1/embeddings"): self.embeddings,
@@ -52,7 +55,7 @@ class Catalogue:
         }
 
     async def models(self, exchange: Exchange) -> Reply:
-        """Every name that ``model`` may have: ``auto``, tasks, tiers, models, routers that can be asked for."""
+        """List every value of ``model``: ``auto``, tasks, tiers, models, and routers that callers may name."""
         self._accounts.enter(exchange, count=False)
         config = self._orchestrator.config
         tasks = [f"{TASK}{task}" for task in config.task_routing if task != ANY_TASK]
@@ -62,7 +65,7 @@ class Catalogue:
         return Reply(200, encode({"object": "list", "data": rows}))
 
     async def embeddings(self, exchange: Exchange) -> Reply:
-        """Vectors of one model; never of another than the plan's first."""
+        """Return embeddings from the plan's first model, without fallback to another one."""
         key, _ = self._accounts.enter(exchange)
         await self._admission.enter()
         try:
@@ -87,12 +90,12 @@ class Catalogue:
         return Reply(200, written_embeddings(asked, found), headers=headers)
 
     async def feedback(self, exchange: Exchange) -> Reply:
-        """Grade an answer: ``{"id": ..., "correct": true}``. Where it was drawn for an audit, the grade is evidence."""
+        """Grade a response: ``{"id": ..., "correct": true}``. Counts as evidence if an audit sampled the response."""
         key, _ = self._accounts.enter(exchange, count=False)
         _, own, _, _ = FEEDBACK.read(exchange.body)
         identity, correct = own["id"], own["correct"]
         by = own.get("by") or ("anybody" if key is None else f"key {key.id}")
-        found = await asyncio.to_thread(self._graded, identity, correct, by)  # the file's lock may have to be waited for
+        found = await asyncio.to_thread(self._graded, identity, correct, by)  # the file's lock may block
         return Reply(200, encode({"id": identity, "correct": correct, **found}))
 
     def _graded(self, identity: str, correct: bool, by: str) -> dict[str, Any]:
@@ -101,7 +104,10 @@ class Catalogue:
         except InputError as error:
             try:
                 self._audits.report(identity, correct, by)
-            except InputError:  # it was drawn, so it has the other grade already
+            except InputError:  # it was sampled, so it already has the other grade
                 raise HttpFailure(409, error.message, code="already_graded") from None
-            return {"audited": False, "note": "noted; this answer was not drawn for an audit, so it is no part of the test"}
+            return {
+                "audited": False,
+                "note": "recorded; this response was not sampled for an audit, so it does not count in the test",
+            }
         return {"audited": True, "certificate": audit.certificate, "stratum": audit.stratum}

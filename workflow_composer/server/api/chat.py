@@ -28,21 +28,21 @@ DONE = b"data: [DONE]\n\n"
 
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _MAY_BE_SILENT = frozenset({"assistant", "function"})
-"""They may only call tools."""
+"""Roles whose messages may have tool calls instead of content."""
 _NO_MESSAGES = "must be a list of at least one message"
 
 
 class ChatDialect:
-    """Reads and writes chat completions."""
+    """The chat completions format."""
 
     name = "chat"
 
     def read(self, body: bytes, headers: Mapping[str, str]) -> Asked:
-        """Read a body. Raises `HttpFailure`."""
+        """Parse a request body. Raises `HttpFailure`."""
         fields, own, extra, warnings = FORM.read(body)
         if (limit := own.get("max_completion_tokens")) is not None:
             if fields.get("max_tokens", limit) != limit:
-                warnings.append("max_tokens is not heeded beside max_completion_tokens")
+                warnings.append("max_tokens is ignored because max_completion_tokens is set")
             fields["max_tokens"] = limit
         include_usage = "stream_options" in own and usage_at_end(own)
         metadata = fields.setdefault("metadata", EMPTY)
@@ -51,7 +51,7 @@ class ChatDialect:
         return Asked(fields, own.get("stream", False), include_usage, tuple(warnings))
 
     def whole(self, asked: Asked, response: LLMResponse) -> bytes:
-        """A ``chat.completion`` object."""
+        """Return a ``chat.completion`` object."""
         choices = [
             {
                 "index": index,
@@ -73,11 +73,11 @@ class ChatDialect:
         )
 
     def events(self, asked: Asked) -> ChatEvents:
-        """A writer of ``chat.completion.chunk`` objects."""
+        """Return a writer of ``chat.completion.chunk`` objects."""
         return ChatEvents(asked)
 
     def failure(self, failure: HttpFailure) -> bytes:
-        """An error object."""
+        """Return an error object."""
         return openai_failure(failure)
 
 
@@ -90,7 +90,7 @@ class ChatEvents:
         self._calls = ToolCalls()
 
     def piece(self, chunk: Chunk) -> bytes:
-        """The chunk for a piece; the first one is preceded by the role."""
+        """Return the chunk for a piece, preceded by the role for the first one."""
         opening = b"" if self._frame else self._open(chunk.model or "")
         if not chunk.carries_content:
             return opening
@@ -107,14 +107,14 @@ class ChatEvents:
         return opening + event({**self._frame, "choices": [choice]})
 
     def end(self, response: LLMResponse) -> bytes:
-        """The usage, where it was asked for, and the end mark."""
+        """Return the usage, if requested, and the end marker."""
         opening = b"" if self._frame else self._open(response.model)
         if self._asked.include_usage:
             opening += event({**self._frame, "choices": [], "usage": usage_of(response)})
         return opening + DONE
 
     def failed(self, failure: HttpFailure) -> bytes:
-        """The error object, as an event."""
+        """Return the error object as an event."""
         return b"data: " + openai_failure(failure) + b"\n\n"
 
     def _open(self, model: str) -> bytes:
@@ -129,7 +129,7 @@ class ChatEvents:
 
 
 def _piece(call: ToolDelta) -> dict[str, Any]:
-    """A piece of a tool call; the first one names it."""
+    """Return a piece of a tool call; the first piece has its name."""
     if not call.begins:
         return {"index": call.number, "function": {"arguments": call.arguments}}
     function = {"name": call.name, "arguments": call.arguments}
@@ -152,7 +152,7 @@ def _message_schema() -> Schema:
 
 @described(schemas.listed(_message_schema(), least=1))
 def _messages(name: str, found: Any) -> tuple[Mapping[str, Any], ...]:
-    """Messages in OpenAI's form. Raises `HttpFailure` naming the one at fault."""
+    """Return messages in OpenAI's format. Raises `HttpFailure` with the index of the invalid one."""
     if not found or not isinstance(found, list):
         raise wrong(name, _NO_MESSAGES)
     for number, message in enumerate(found):
@@ -170,15 +170,15 @@ def _messages(name: str, found: Any) -> tuple[Mapping[str, Any], ...]:
 def _check_parts(content: Any, place: str, role: str) -> None:
     if content is None:
         if role not in _MAY_BE_SILENT:
-            raise wrong(place, "must be a text or a list of parts")
+            raise wrong(place, "must be a string or a list of parts")
         return
     if not isinstance(content, list) or not all(
         isinstance(part, dict) and isinstance(part.get("type"), str) for part in content
     ):
-        raise wrong(place, "must be a text or a list of parts, each an object with a type")
+        raise wrong(place, "must be a string or a list of parts, each an object with a type")
     for index, part in enumerate(content):
         if part["type"] == "text" and not isinstance(part.get("text"), str):
-            raise wrong(f"{place}[{index}].text", "must be a text")
+            raise wrong(f"{place}[{index}].text", "must be a string")
 
 
 _OPTIONS = {"include_usage": schemas.nullable(schemas.BOOLEAN), "include_obfuscation": schemas.nullable(schemas.BOOLEAN)}
@@ -188,7 +188,7 @@ _OPTIONS = {"include_usage": schemas.nullable(schemas.BOOLEAN), "include_obfusca
 def _include_usage(name: str, options: Any) -> bool:
     for option, value in field_checks.mapping(name, options).items():
         if option not in _OPTIONS:
-            raise wrong(f"{name}.{option}", "cannot be honoured here", code=UNSUPPORTED)
+            raise wrong(f"{name}.{option}", "is not supported", code=UNSUPPORTED)
         if value is not None and not isinstance(value, bool):
             raise wrong(f"{name}.{option}", "must be true or false")
     return bool(options.get("include_usage"))
@@ -199,11 +199,11 @@ STREAM_OPTIONS_IN_STREAMS = schemas.either(
     {"properties": {"stream_options": schemas.NULL}},
     {"properties": {"stream": schemas.constant(True)}, "required": ["stream"]},
 )
-"""What `usage_at_end` checks."""
+"""The field that `usage_at_end` checks."""
 
 
 def usage_at_end(own: Mapping[str, Any]) -> bool:
-    """Whether the ``stream_options`` want the usage at the stream's end. Raises `HttpFailure` if there is no stream."""
+    """Whether ``stream_options`` request the usage at the stream's end. Raises `HttpFailure` without ``stream``."""
     if not own.get("stream"):
         raise wrong("stream_options", "is allowed only with stream")
     return bool(own["stream_options"])
@@ -243,7 +243,7 @@ def _check_function(function: Any, place: str) -> None:
 @described(schemas.either(schemas.TEXT, schemas.OBJECT))
 def _tool_choice(name: str, found: Any) -> str | Mapping[str, Any]:
     if not isinstance(found, (str, dict)):
-        raise wrong(name, "must be a text or an object")
+        raise wrong(name, "must be a string or an object")
     return found
 
 
@@ -255,7 +255,7 @@ FORM = Form(
         **COMMON,
         "messages": Field(_messages, "messages", required=_NO_MESSAGES),
         "max_tokens": Field(TOKENS, "max_tokens"),
-        "max_completion_tokens": Field(TOKENS, note="Counts where `max_tokens` says otherwise"),
+        "max_completion_tokens": Field(TOKENS, note="Takes precedence over `max_tokens`"),
         "n": CHOICES,
         "stop": Field(field_checks.stop, "stop"),
         "seed": SEED,
@@ -265,9 +265,9 @@ FORM = Form(
         "tools": Field(_tools, "tools"),
         "tool_choice": Field(_tool_choice, "tool_choice"),
         "response_format": Field(field_checks.mapping, "response_format"),
-        "store": left_out("is not done here"),
-        "service_tier": left_out("is not known here"),
-        "prompt_cache_key": left_out("is not known here"),
+        "store": left_out("completions are not stored"),
+        "service_tier": left_out("not supported"),
+        "prompt_cache_key": left_out("not supported"),
     },
     beside=STREAM_OPTIONS_IN_STREAMS,
     example={"model": "auto", "messages": [{"role": "user", "content": "What is 2 + 2?"}]},
@@ -294,7 +294,7 @@ def _logprobs(tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
 
 
 def logprobs_of(tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
-    """Tokens with their log-probabilities, in OpenAI's form."""
+    """Return tokens with their log-probabilities in OpenAI's format."""
     return [{**_token(one.token, one.logprob), "top_logprobs": _top(one)} for one in tokens]
 
 

@@ -1,7 +1,7 @@
-"""Answering requests: one handler for every way in which clients ask.
+"""The handler that answers generation requests, for all API formats.
 
-A dialect reads the request and writes the answer; between the two stands the orchestrator. Where the client speaks the API
-of the model's server, the answer's own bytes are handed on instead (`workflow_composer.types`).
+A dialect parses the request and writes the response; the orchestrator does the work in between. If client and model server
+use the same API format, the response's bytes are relayed unchanged (`workflow_composer.types`).
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 # -------------------------------------------------------------------------------------------------------------- addressing
 #
-# The task of a request that names neither a task nor a model, predicted from its words.
+# Predict the task of a request that names neither a task nor a model from its words.
 
 
 _ENOUGH = 4000
-"""Characters of the last message that are looked at."""
+"""Characters of the last message that the prediction reads."""
 
-# Words that speak for a task, first match first; the names are those of the shipped profiles.
+# Patterns by task; the first match wins. The shipped profiles define the task names.
 _SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (task, re.compile(pattern, re.IGNORECASE))
     for task, pattern in (
@@ -71,10 +71,9 @@ _SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 
 
 def predict_task(messages: Sequence[Message], known: Collection[str]) -> str:
-    """The task among the ``known`` that the last message of the user seems to be; ``*`` where nothing speaks for one.
+    """Return the ``known`` task that the user's last message matches; ``*`` if none.
 
-    A handful of patterns, in microseconds. It decides which model is asked first, and nothing that could not be undone by
-    naming the task.
+    Matches a few patterns, in microseconds. The prediction only selects the route; a caller overrides it by naming the task.
     """
     if not known:
         return ANY_TASK
@@ -88,9 +87,6 @@ def predict_task(messages: Sequence[Message], known: Collection[str]) -> str:
     return ANY_TASK
 
 
-pass  # MERGED
-
-
 PREFIX = "x-workflow-composer-"
 REQUEST_ID = PREFIX + "request-id"
 COST = PREFIX + "cost"
@@ -99,7 +95,7 @@ OVERHEAD = PREFIX + "overhead-ms"
 WARNING = PREFIX + "warning"
 TRAILERS = ("trailer", f"{COST}, {ATTEMPTS}")
 UNBUFFERED = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
-"""What keeps a proxy from gathering a stream's pieces: nginx does so unless the answer says no."""
+"""Headers that keep proxies (nginx) from buffering a stream."""
 
 _STRATEGY, _ROUTER, _MODEL = PREFIX + "strategy", PREFIX + "router", PREFIX + "model"
 _TIER, _DEPTH, _ESCALATED = PREFIX + "tier", PREFIX + "fallback-depth", PREFIX + "escalated"
@@ -108,10 +104,10 @@ TASK, _REASON, _PATH = PREFIX + "task", PREFIX + "reason", PREFIX + "path"
 
 @dataclass(slots=True)
 class Accounts:
-    """Who may ask, and what it costs them; without a key ring everybody may. A sink of metrics, too.
+    """Authentication and charging by key; without a key ring every request is allowed. Also a metrics sink.
 
-    Keys are charged by the metrics: what is written down about a request is what is paid for, cancelled ones included.
-    ``under_way`` are the keys of the requests that have been allowed, by the requests' IDs.
+    Keys are charged from the metrics, so that the recorded cost is the charged cost, also for cancelled requests.
+    ``under_way`` has the keys of running requests, by request ID.
     """
 
     keys: KeyRing | None = None
@@ -119,9 +115,9 @@ class Accounts:
     under_way: dict[str, Key] = field(default_factory=dict)
 
     def enter(self, exchange: Exchange, *, count: bool = True) -> tuple[Key | None, float | None]:
-        """The key that a request shows, within its limits, and the dollars that it may still spend, if they are limited.
+        """Authenticate a request; return its key and the dollars left in the key's budget (None: unlimited).
 
-        ``count``: the request may ask a model. Raises `HttpFailure`.
+        ``count``: count the request towards the key's limits. Raises `HttpFailure`.
         """
         if self.keys is None:
             return None, None
@@ -129,23 +125,23 @@ class Accounts:
         return key, self.ledger.admit(key, time.time()) if count and self.ledger is not None else None
 
     def left(self, key: Key) -> float | None:
-        """Dollars that a key may still spend; None: as many as it wants."""
+        """Return the dollars left in a key's budget; None: unlimited."""
         return None if self.ledger is None else self.ledger.left(key, time.time())
 
     def write(self, metric: RoutingMetric) -> None:
-        """Charge what a request has cost, however it ended."""
+        """Charge the cost of a request, however it ended."""
         key = self.under_way.get(metric.request_id)
         if key is not None and self.ledger is not None:
             self.ledger.charge(key, cost=metric.cost, tokens=metric.prompt_tokens + metric.completion_tokens)
 
     def close(self) -> None:
-        """The ledger is closed by whoever opened it."""
+        """Do nothing: the owner of the ledger closes it."""
 
 
 class Admission:
-    """A bounded number of places and a bounded queue for them, first come first served. Belongs to one event loop.
+    """A limit on concurrent requests with a bounded first-come-first-served queue. Belongs to one event loop.
 
-    ``queue_seconds`` is how long a request may wait for its place.
+    ``queue_seconds`` is the longest time a request may wait in the queue.
     """
 
     def __init__(self, concurrency: int, queue: int, queue_seconds: float) -> None:
@@ -157,16 +153,16 @@ class Admission:
 
     @property
     def queued(self) -> int:
-        """Requests that wait."""
+        """Number of waiting requests."""
         return sum(not waiting.done() for waiting in self._queue)
 
     async def enter(self) -> None:
-        """Take a place, or wait for one. Raises `HttpFailure` 429 where too many wait, or where it takes too long."""
-        if self.in_flight < self.places:  # then nobody waits
+        """Take a slot, or wait for one. Raises `HttpFailure` 429 if the queue is full or the wait takes too long."""
+        if self.in_flight < self.places:  # the queue is empty
             self.in_flight += 1
             return
         if self.queued >= self._longest:
-            raise _busy("too many requests are waiting")
+            raise _busy("too many requests are queued")
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(waiting)
         try:
@@ -175,11 +171,11 @@ class Admission:
         except BaseException as error:
             self._give_up(waiting)
             if isinstance(error, TimeoutError):
-                raise _busy(f"no place has become free within {self._seconds:g} s") from None
+                raise _busy(f"the request was queued for {self._seconds:g} s without a free slot") from None
             raise
 
     def leave(self) -> None:
-        """Give the place to who has waited longest, or free it."""
+        """Pass the slot to the longest-waiting request, or free it."""
         while self._queue:
             waiting = self._queue.popleft()
             if not waiting.done():
@@ -188,7 +184,7 @@ class Admission:
         self.in_flight -= 1
 
     def _give_up(self, waiting: asyncio.Future[None]) -> None:
-        """A place that was given in the same moment goes to the next."""
+        """Leave the queue; pass on a slot that was granted at the same moment."""
         if waiting.done() and not waiting.cancelled():
             self.leave()
         elif waiting in self._queue:
@@ -200,7 +196,7 @@ def _busy(reason: str) -> HttpFailure:
 
 
 def presented(headers: Mapping[str, str]) -> str | None:
-    """The key that a request shows: a bearer token, or ``x-api-key``."""
+    """Return the API key of a request: its bearer token or ``x-api-key``."""
     given = headers.get("authorization")
     if given is not None and given[:7].lower() == "bearer ":
         return given[7:].strip()
@@ -208,7 +204,7 @@ def presented(headers: Mapping[str, str]) -> str | None:
 
 
 class CompletionHandler:
-    """Handlers that answer by the orchestrator. ``debug``: tell decisions in full, and prompts to the log."""
+    """Makes handlers that call the orchestrator. ``debug``: report decisions in full, and log prompts."""
 
     def __init__(
         self,
@@ -226,7 +222,7 @@ class CompletionHandler:
         self._log = log
 
     def handler(self, dialect: Dialect, *, relays: bool = False) -> Handler:
-        """The handler of one dialect. ``relays``: it is the one that models' servers speak, too."""
+        """Return the handler of one dialect. ``relays``: model servers use this format too."""
         accounts, admission, orchestrator, debug = self._accounts, self._admission, self._orchestrator, self._debug
 
         async def handle(exchange: Exchange) -> Reply | None:
@@ -256,9 +252,9 @@ class CompletionHandler:
     def _complete(
         self, asked: Asked, exchange: Exchange, key: Key | None, left: float | None, relay: Relay | None
     ) -> list[tuple[str, str]]:
-        """Make the request, with a task and within what its key may do; what its answer is to tell of it, as headers.
+        """Complete the request with its task and check its key's permissions; return response headers about the request.
 
-        From now on its cost is charged to the key. Raises `HttpFailure`.
+        From then on the key is charged for it. Raises `HttpFailure`.
         """
         orchestrator, fields = self._orchestrator, asked.fields
         model, task = fields.get("model"), fields.get("task_type")
@@ -288,7 +284,7 @@ class CompletionHandler:
 
         def write(data: bytes) -> None:
             if not exchange.opened:
-                assert stream.under_way is not None  # whoever writes has been asked
+                assert stream.under_way is not None  # set before the first piece
                 headers = of_stream(exchange, request, stream.under_way, said, debug=self._debug)
                 exchange.open_stream(headers=headers)
             exchange.write(data)
@@ -310,7 +306,7 @@ class CompletionHandler:
         except Exception as error:
             if not exchange.opened:
                 raise
-            # Status and headers are gone: the error is an event, and nothing follows it.
+            # Status and headers are sent already: send the error as the last event.
             interrupted = error if isinstance(error, StreamInterrupted) else StreamInterrupted(str(error))
             exchange.write(events.failed(failure_of(interrupted)))
             exchange.close_stream()
@@ -319,13 +315,13 @@ class CompletionHandler:
                 relay.write = None
 
 
-# ---------------------------------------------------------------- the headers by which every answer tells what was decided
+# ------------------------------------------------------------------ response headers that report the routing decision
 
 
 def of_answer(exchange: Exchange, response: LLMResponse, said: Fields, *, debug: bool) -> Fields:
-    """The headers of a whole answer, besides what is ``said`` of its request.
+    """Return the headers of a complete response: ``said`` and the decision.
 
-    The overhead is everything but waiting for models, reading the request included.
+    The overhead is all time except waiting for models, including the time to read the request.
     """
     waited = response.latency_ms - response.overhead_ms
     overhead = (time.perf_counter() - exchange.started) * 1000.0 - waited
@@ -344,7 +340,7 @@ def of_answer(exchange: Exchange, response: LLMResponse, said: Fields, *, debug:
 
 
 def of_stream(exchange: Exchange, request: LLMRequest, under_way: UnderWay, said: Fields, *, debug: bool) -> Fields:
-    """The headers of a stream, when its first piece comes. Cost and attempts follow behind its end, as trailers."""
+    """Return the headers of a stream at its first piece. Cost and attempts follow as trailers."""
     overhead = (under_way.asked_at - exchange.started - under_way.waited) * 1000.0
     made = under_way.decision
     fields = [
@@ -361,13 +357,13 @@ def of_stream(exchange: Exchange, request: LLMRequest, under_way: UnderWay, said
 
 
 def of_end(response: LLMResponse) -> Fields:
-    """The trailers of a stream."""
+    """Return the trailers of a stream."""
     return ((COST, f"{response.cost:.9g}"), (ATTEMPTS, str(len(response.attempts))))
 
 
 @functools.lru_cache(maxsize=1024)
 def _decided(strategy: str, router: str, candidate: str, tier: int, depth: int, attempts: int) -> Fields:
-    """The headers that tell a decision: nearly all requests for a model share them. Their tiers are counted from 1."""
+    """Return the headers that report a decision, cached: nearly all requests for a model share them."""
     return (
         (_STRATEGY, strategy),
         (_ROUTER, router),

@@ -1,4 +1,4 @@
-"""OpenAI's older completions: ``POST /v1/completions``. The text goes to the model as it is, without a chat template."""
+"""OpenAI's legacy completions: ``POST /v1/completions``. The model gets the text unchanged, without a chat template."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from workflow_composer.types import EMPTY, Chunk, LLMResponse, TokenLogprob
 
 
 class CompletionsDialect:
-    """Reads and writes completions of a bare text."""
+    """The legacy completions format."""
 
     name = "completions"
 
     def read(self, body: bytes, headers: Mapping[str, str]) -> Asked:
-        """Read a body. Raises `HttpFailure`."""
+        """Parse a request body. Raises `HttpFailure`."""
         fields, own, extra, warnings = FORM.read(body)
         include_usage = "stream_options" in own and usage_at_end(own)
         top = own.get("logprobs")
@@ -46,7 +46,7 @@ class CompletionsDialect:
         return Asked(fields, own.get("stream", False), include_usage, tuple(warnings))
 
     def whole(self, asked: Asked, response: LLMResponse) -> bytes:
-        """A ``text_completion`` object."""
+        """Return a ``text_completion`` object."""
         choices = [
             {
                 "index": index,
@@ -60,11 +60,11 @@ class CompletionsDialect:
         return encode({**frame, "choices": choices, "usage": usage_of(response)})
 
     def events(self, asked: Asked) -> CompletionEvents:
-        """A writer of ``text_completion`` objects."""
+        """Return a writer of ``text_completion`` objects."""
         return CompletionEvents(asked)
 
     def failure(self, failure: HttpFailure) -> bytes:
-        """An error object."""
+        """Return an error object."""
         return openai_failure(failure)
 
 
@@ -76,7 +76,7 @@ class CompletionEvents:
         self._frame: dict[str, Any] = {}
 
     def piece(self, chunk: Chunk) -> bytes:
-        """The event for a piece."""
+        """Return the event for a piece."""
         self._open(chunk.model or "")
         if not chunk.carries_content:
             return b""
@@ -85,13 +85,13 @@ class CompletionEvents:
         return event({**self._frame, "choices": [choice]})
 
     def end(self, response: LLMResponse) -> bytes:
-        """The usage, where it was asked for, and the end mark."""
+        """Return the usage, if requested, and the end marker."""
         self._open(response.model)
         usage = event({**self._frame, "choices": [], "usage": usage_of(response)}) if self._asked.include_usage else b""
         return usage + DONE
 
     def failed(self, failure: HttpFailure) -> bytes:
-        """The error object, as an event."""
+        """Return the error object as an event."""
         return b"data: " + openai_failure(failure) + b"\n\n"
 
     def _open(self, model: str) -> None:
@@ -100,7 +100,7 @@ class CompletionEvents:
 
 # ------------------------------------------------------------------------------------------------------------- reading
 
-_NO_PROMPT = "must be a text; send several texts (or tokens) as requests of their own"
+_NO_PROMPT = "must be a string; send a separate request for each of several strings (token lists are not supported)"
 
 
 @described(schemas.either(schemas.TEXT, schemas.listed(schemas.TEXT, least=1, most=1)))
@@ -123,8 +123,8 @@ FORM = Form(
         "stream_options": STREAM_OPTIONS,
         "logprobs": Field(TOP_LOGPROBS),
         "response_format": Field(field_checks.mapping, "response_format"),
-        "suffix": refused("cannot be honoured here"),
-        "best_of": refused("cannot be honoured here; ask for n, or name a routing string such as mv_MODEL_k8_t0.7"),
+        "suffix": refused("is not supported"),
+        "best_of": refused("is not supported; use n, or a routing string such as mv_MODEL_k8_t0.7 as model"),
     },
     translated=True,
     beside=STREAM_OPTIONS_IN_STREAMS,

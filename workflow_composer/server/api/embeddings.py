@@ -20,7 +20,7 @@ MOST_TEXTS = 2048
 
 @dataclass(frozen=True, slots=True)
 class AskedEmbeddings:
-    """Texts, and how their vectors are wanted. ``address`` says where they go, as fields of a request."""
+    """A parsed embeddings request. ``address`` has the routing fields of an `LLMRequest`."""
 
     texts: tuple[str, ...]
     address: Mapping[str, Any]
@@ -30,17 +30,17 @@ class AskedEmbeddings:
 
 
 def read_embeddings(body: bytes, headers: Mapping[str, str]) -> AskedEmbeddings:
-    """Read a body. Raises `HttpFailure`."""
+    """Parse a request body. Raises `HttpFailure`."""
     _, own, _, warnings = FORM.read(body)
     told = own.get("metadata", EMPTY).get("task_type")
     address = dict(address_of(own.get("model"), told, *map(headers.get, ADDRESS_HEADERS)))
     if address.pop("budget", None) is not None:
-        warnings.append("the budget is not heeded: vectors come from one model, whatever they cost")
+        warnings.append("the budget is ignored: embeddings come from one model, whatever they cost")
     wanted = own.get("encoding_format") == "base64"
     return AskedEmbeddings(own["input"], address, wanted, own.get("dimensions"), tuple(warnings))
 
 
-_NO_TEXTS = "must be a text or a list of texts, none of them empty (tokens are not taken)"
+_NO_TEXTS = "must be a non-empty string or a list of non-empty strings (token lists are not supported)"
 _FILLED = {**schemas.TEXT, "minLength": 1}
 
 
@@ -50,7 +50,7 @@ def _texts(name: str, found: Any) -> tuple[str, ...]:
     if not texts or not all(isinstance(text, str) and text for text in texts):
         raise wrong(name, _NO_TEXTS)
     if len(texts) > MOST_TEXTS:
-        raise wrong(name, f"must have at most {MOST_TEXTS} texts")
+        raise wrong(name, f"must have at most {MOST_TEXTS} strings")
     return texts
 
 
@@ -61,16 +61,16 @@ FORM = Form(
         "input": Field(_texts, required=_NO_TEXTS),
         "encoding_format": Field(field_checks.one_of("float", "base64", "", message="must be float or base64")),
         "dimensions": Field(field_checks.whole(least=1, most=1_000_000)),
-        "user": left_out("says nothing to a model"),
+        "user": left_out("no effect on embeddings"),
     },
-    closed="cannot be honoured here",
+    closed="is not supported",
     code=UNSUPPORTED,
     example={"model": "auto", "input": ["a text", "another"]},
 )
 
 
 def written_embeddings(asked: AskedEmbeddings, found: Embeddings) -> bytes:
-    """The list of vectors; base64 is of little-endian 32-bit floats."""
+    """Return the list of embeddings as JSON; base64 encodes little-endian 32-bit floats."""
     rows = [
         {"object": "embedding", "index": index, "embedding": _packed(vector) if asked.base64 else vector}
         for index, vector in enumerate(found.vectors)

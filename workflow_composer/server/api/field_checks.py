@@ -1,7 +1,7 @@
-"""Checks of single values from the network: each raises `HttpFailure` with the parameter's name, and says what it takes.
+"""Checks of single field values: each raises `HttpFailure` with the parameter's name and the accepted values.
 
-A check is called with the parameter's name and a value that is not null. ``schema`` is the JSON Schema of the values that it
-lets pass, so that the description of the API is made of what is really checked.
+A check takes the parameter's name and a non-null value. Its ``schema`` is the JSON Schema of the accepted values, so that
+the OpenAPI document is generated from the checks themselves.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ T_co = TypeVar("T_co", covariant=True)
 
 UNSUPPORTED = "unsupported_parameter"
 NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
-"""Values by which a field asks for nothing."""
+"""Values of a field that request nothing."""
 
 
 class FieldCheck(Protocol[T_co]):
-    """A check of one value."""
+    """A check of one field value."""
 
     schema: Schema
 
     def __call__(self, name: str, value: Any, /) -> T_co:
-        """The value as it is meant. Raises `HttpFailure`."""
+        """Return the normalized value. Raises `HttpFailure`."""
         ...
 
 
 def described(schema: Schema) -> Callable[[Callable[[str, Any], T]], FieldCheck[T]]:
-    """Make a check of a function: tell what it takes.
+    """Attach the JSON Schema of the accepted values to a function, which makes it a check.
 
-    The function itself bears the schema. An object around it would cost every field of every request a second call.
+    The schema is the function's attribute: a wrapper object would cost a second call for every field of every request.
     """
 
     def mark(function: Callable[[str, Any], T]) -> FieldCheck[T]:
@@ -46,27 +46,27 @@ def described(schema: Schema) -> Callable[[Callable[[str, Any], T]], FieldCheck[
 
 
 def wrong(param: str, message: str, *, code: str | None = None) -> HttpFailure:
-    """The refusal of one parameter."""
+    """Return the 400 error for one parameter."""
     return HttpFailure(400, f"{param}: {message}", param=param, code=code)
 
 
 @described(schemas.ANYTHING)
 def anything(name: str, value: Any) -> Any:
-    """Any value."""
+    """Accept any value."""
     return value
 
 
 @described(schemas.TEXT)
 def text(name: str, value: Any) -> str:
-    """A text."""
+    """Accept a string."""
     if not isinstance(value, str):
-        raise wrong(name, "must be a text")
+        raise wrong(name, "must be a string")
     return value
 
 
 @described(schemas.BOOLEAN)
 def flag(name: str, value: Any) -> bool:
-    """True or false."""
+    """Accept true or false."""
     if not isinstance(value, bool):
         raise wrong(name, "must be true or false")
     return value
@@ -74,7 +74,7 @@ def flag(name: str, value: Any) -> bool:
 
 @described(schemas.OBJECT)
 def mapping(name: str, value: Any) -> dict[str, Any]:
-    """An object."""
+    """Accept an object."""
     if not isinstance(value, dict):
         raise wrong(name, "must be an object")
     return value
@@ -82,7 +82,7 @@ def mapping(name: str, value: Any) -> dict[str, Any]:
 
 @described({"type": "array"})
 def items(name: str, value: Any) -> list[Any]:
-    """A list."""
+    """Accept a list."""
     if not isinstance(value, list):
         raise wrong(name, "must be a list")
     return value
@@ -90,24 +90,24 @@ def items(name: str, value: Any) -> list[Any]:
 
 @described(schemas.either(schemas.TEXT, schemas.listed(schemas.TEXT)))
 def stop(name: str, value: Any) -> str | tuple[str, ...] | None:
-    """A text or a list of texts."""
+    """Accept a string or a list of strings."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
-        raise wrong(name, "must be a text or a list of texts")
+        raise wrong(name, "must be a string or a list of strings")
     return texts(name, value)
 
 
 @described(schemas.listed(schemas.TEXT))
 def texts(name: str, value: Any) -> tuple[str, ...] | None:
-    """A list of texts; None where it is empty."""
+    """Accept a list of strings; return None if it is empty."""
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise wrong(name, "must be a list of texts")
+        raise wrong(name, "must be a list of strings")
     return tuple(value) or None
 
 
 def whole(*, least: int | None = None, most: int = 2**31 - 1) -> FieldCheck[int]:
-    """A whole number within limits; 5.0 counts as one."""
+    """Return a check for an integer within limits; 5.0 counts as one."""
     lowest = -most if least is None else least
     limits = f"must be {'' if least is None else f'{least} or more, and '}at most {most}"
 
@@ -115,8 +115,8 @@ def whole(*, least: int | None = None, most: int = 2**31 - 1) -> FieldCheck[int]
     def check(name: str, value: Any) -> int:
         if type(value) is float and value.is_integer():
             value = int(value)
-        if type(value) is not int:  # nor true or false
-            raise wrong(name, "must be a whole number")
+        if type(value) is not int:  # excludes bool
+            raise wrong(name, "must be an integer")
         if not lowest <= value <= most:
             raise wrong(name, limits)
         return value
@@ -125,13 +125,13 @@ def whole(*, least: int | None = None, most: int = 2**31 - 1) -> FieldCheck[int]
 
 
 def number(least: float, most: float) -> FieldCheck[float]:
-    """A number within limits."""
+    """Return a check for a number within limits."""
 
     @described({"type": "number", "minimum": least, "maximum": most})
     def check(name: str, value: Any) -> float:
-        if type(value) is not float and type(value) is not int:  # nor true or false
+        if type(value) is not float and type(value) is not int:  # excludes bool
             raise wrong(name, "must be a number")
-        if not least <= value <= most:  # compares exactly, however many digits it has
+        if not least <= value <= most:  # exact also for huge integers
             raise wrong(name, f"must be from {least:g} to {most:g}")
         return value
 
@@ -139,7 +139,7 @@ def number(least: float, most: float) -> FieldCheck[float]:
 
 
 def filled(message: str) -> FieldCheck[str]:
-    """A text that is not empty; ``message`` says what it must be."""
+    """Return a check for a non-empty string; ``message`` is the error."""
 
     @described({**schemas.TEXT, "minLength": 1})
     def check(name: str, value: Any) -> str:
@@ -151,7 +151,7 @@ def filled(message: str) -> FieldCheck[str]:
 
 
 def printable(message: str, *, least: int = 0, most: int) -> FieldCheck[str]:
-    """A text of so many characters that can all be shown; ``message`` says what it must be."""
+    """Return a check for a string of ``least`` to ``most`` printable characters; ``message`` is the error."""
 
     @described({**schemas.TEXT, "pattern": f"^{schemas.PRINTABLE}*$", "minLength": least, "maxLength": most})
     def check(name: str, value: Any) -> str:
@@ -164,7 +164,7 @@ def printable(message: str, *, least: int = 0, most: int) -> FieldCheck[str]:
 
 
 def one_of(*values: str, message: str) -> FieldCheck[str]:
-    """One of these texts."""
+    """Return a check for one of these strings."""
 
     @described(schemas.constant(*values))
     def check(name: str, value: Any) -> str:
@@ -177,7 +177,7 @@ def one_of(*values: str, message: str) -> FieldCheck[str]:
 
 
 def nothing(reason: str) -> FieldCheck[None]:
-    """Nothing that would be asked for: the field cannot be honoured, for this reason."""
+    """Return a check that accepts only values requesting nothing; ``reason`` is the error for others."""
 
     @described(schemas.constant(*NOTHING))
     def check(name: str, value: Any) -> None:
@@ -189,12 +189,12 @@ def nothing(reason: str) -> FieldCheck[None]:
 
 @described(schemas.NULL)
 def foreign(name: str, value: Any) -> None:
-    """A field of another form of API, which this one says in other words. Not even False is let pass."""
-    raise wrong(name, "is no field of this form of API", code=UNSUPPORTED)
+    """Refuse a field of another API format, whatever its value."""
+    raise wrong(name, "is not a field of this API", code=UNSUPPORTED)
 
 
 def record(parts: Mapping[str, FieldCheck[Any]]) -> FieldCheck[dict[str, Any]]:
-    """An object with these parts and no others; what it gives has no nulls."""
+    """Return a check for an object with only these parts; the result omits nulls."""
 
     @described(schemas.record({name: schemas.nullable(part.schema) for name, part in parts.items()}, closed=True))
     def check(name: str, value: Any) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def record(parts: Mapping[str, FieldCheck[Any]]) -> FieldCheck[dict[str, Any]]:
             if inner is None:
                 continue
             if part not in parts:
-                raise wrong(f"{name}.{part}", "cannot be honoured here", code=UNSUPPORTED)
+                raise wrong(f"{name}.{part}", "is not supported", code=UNSUPPORTED)
             found[part] = parts[part](f"{name}.{part}", inner)
         return found
 

@@ -1,8 +1,7 @@
-"""What all dialects share: what is asked, and how answers are written.
+"""The shared parts of all dialects: the parsed request and the JSON encoding of responses.
 
-A dialect is one form of API (OpenAI's chat completions, its older completions, its responses, Anthropic's messages). It
-turns a body into the fields of an `LLMRequest` and an `LLMResponse` into a body, and does no I/O. `forms` says what a body
-may hold.
+A dialect is one API format (OpenAI's chat completions, legacy completions, responses; Anthropic's messages). It converts a
+body to the fields of an `LLMRequest` and an `LLMResponse` to a body, and does no I/O. `forms` declares the fields of a body.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ _encode = msgspec.json.Encoder().encode
 
 @dataclass(slots=True)
 class Asked:
-    """What a body asks, and how its answer is wanted. ``warnings`` tell of fields that were left out.
+    """A parsed request body. ``warnings`` name ignored fields.
 
-    ``fields`` are those of an `LLMRequest`. The handler knows the others, and makes the ``request`` of all of them.
+    ``fields`` are those of an `LLMRequest`; the handler adds the rest and sets ``request``.
     """
 
     fields: dict[str, Any]
@@ -35,40 +34,40 @@ class Asked:
 
 
 class EventWriter(Protocol):
-    """Writes one stream, as bytes of whole server-sent events."""
+    """Writes one stream as bytes of complete server-sent events."""
 
     def piece(self, chunk: Chunk) -> bytes:
-        """The events for a piece; may be empty. The first also open the stream."""
+        """Return the events for a piece, or b"". The first call also opens the stream."""
         ...
 
     def end(self, response: LLMResponse) -> bytes:
-        """The events behind the last piece."""
+        """Return the events after the last piece."""
         ...
 
     def failed(self, failure: HttpFailure) -> bytes:
-        """The event that tells of an error; nothing follows it."""
+        """Return the error event, which ends the stream."""
         ...
 
 
 class Dialect(Protocol):
-    """One form of API."""
+    """One API format."""
 
     name: str
 
     def read(self, body: bytes, headers: Mapping[str, str]) -> Asked:
-        """Read a body. Raises `HttpFailure`."""
+        """Parse a request body. Raises `HttpFailure`."""
         ...
 
     def whole(self, asked: Asked, response: LLMResponse) -> bytes:
-        """The body of a complete answer."""
+        """Return the body of a complete response."""
         ...
 
     def events(self, asked: Asked) -> EventWriter:
-        """A writer for a stream."""
+        """Return a writer for a stream."""
         ...
 
     def failure(self, failure: HttpFailure) -> bytes:
-        """The body of an error."""
+        """Return the body of an error response."""
         ...
 
 
@@ -76,27 +75,27 @@ class Dialect(Protocol):
 
 
 def encode(value: Any) -> bytes:
-    """JSON in UTF-8."""
+    """Return a value as JSON in UTF-8."""
     try:
         return _encode(value)
-    except UnicodeEncodeError:  # half a surrogate pair, as a model's server may send it: JSON can say it, UTF-8 cannot
+    except UnicodeEncodeError:  # half a surrogate pair from a model server: JSON can escape it, UTF-8 cannot encode it
         return json.dumps(value, separators=(",", ":")).encode()
 
 
 def openai_failure(failure: HttpFailure) -> bytes:
-    """An error in OpenAI's form."""
+    """Return an error in OpenAI's format."""
     error = {"message": failure.message, "type": failure.type, "param": failure.param, "code": failure.code}
     return encode({"error": error})
 
 
 def event(data: Mapping[str, Any], name: str = "") -> bytes:
-    """One server-sent event."""
+    """Return one server-sent event."""
     head = b"event: " + name.encode() + b"\n" if name else b""
     return head + b"data: " + encode(data) + b"\n\n"
 
 
 def usage_of(response: LLMResponse) -> dict[str, int]:
-    """Tokens, in OpenAI's form: all that the answer took, rejected and failed attempts included."""
+    """Return token counts in OpenAI's format, including rejected and failed attempts."""
     usage = response.usage
     return {
         "prompt_tokens": usage.prompt_tokens,

@@ -1,6 +1,6 @@
-"""Anthropic's messages: ``POST /v1/messages``, as far as text, images, tools and streams go.
+"""Anthropic's messages, ``POST /v1/messages``: text, images, tools and streams.
 
-https://docs.anthropic.com/en/api/messages and .../messages-streaming give the shapes.
+Sources: https://docs.anthropic.com/en/api/messages and .../messages-streaming.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from workflow_composer.types import EMPTY, Chunk, LLMResponse
 
 # ----------------------------------------------------------------------------------------------------------- form messages
 #
-# What a body of Anthropic's messages may hold, said in the words of OpenAI's chats.
+# Fields of Anthropic's messages, translated to those of OpenAI's chat completions.
 
 
-CACHE = "cache_control is not known here; servers keep what requests have in common by themselves"
+CACHE = "cache_control is not supported; model servers cache common prefixes automatically"
 
 _NO_MESSAGES = "must be a list of at least one message"
 Notes = dict[str, None]
-"""What is left out, each said once, in order."""
+"""Warnings about ignored values: each once, in order."""
 
 _ANY = schemas.ANYTHING
 _CACHED = {"cache_control": _ANY}
@@ -44,7 +44,7 @@ _BLOCKS = {
     "tool_use": {"id": schemas.TEXT, "name": schemas.TEXT, "input": _ANY, "caller": _ANY, **_CACHED},
     "tool_result": {"tool_use_id": schemas.TEXT, "content": _RESULT, "is_error": _ANY, **_CACHED},
 }
-"""The fields of each kind of block. Citations and callers are of answers that are sent back: they say nothing new."""
+"""Fields by block type. Citations and callers occur in returned responses and are redundant."""
 _NEEDED = {"text": ("text",), "image": ("source",), "tool_use": ("id", "name"), "tool_result": ("tool_use_id",)}
 _BLOCK = schemas.either(
     *(
@@ -72,7 +72,7 @@ def _system(name: str, found: Any) -> tuple[list[dict[str, Any]], Notes]:
     if isinstance(found, str):
         return [{"role": "system", "content": found}], notes
     if not isinstance(found, list) or not all(_is_text(one) for one in found):
-        raise wrong(name, "must be a text or a list of text blocks")
+        raise wrong(name, "must be a string or a list of text blocks")
     for number, block in enumerate(found):
         _known(block, ("type", *_BLOCKS["text"]), f"{name}[{number}]", notes)
     return ([{"role": "system", "content": "\n\n".join(one["text"] for one in found)}] if found else []), notes
@@ -83,10 +83,10 @@ def _is_text(block: Any) -> bool:
 
 
 def _known(found: Mapping[str, Any], names: Collection[str], place: str, notes: Notes) -> None:
-    """Refuse what is not known of a block or tool; note what is known and cannot change the answer."""
+    """Refuse unknown fields of a block or tool; warn about known ones that cannot change the response."""
     for name, value in found.items():
         if name not in names and value is not None:
-            raise wrong(f"{place}.{name}", "cannot be honoured here", code=UNSUPPORTED)
+            raise wrong(f"{place}.{name}", "is not supported", code=UNSUPPORTED)
     if found.get("cache_control") is not None:
         notes[CACHE] = None
 
@@ -100,7 +100,7 @@ def _messages(name: str, found: Any) -> tuple[list[dict[str, Any]], Notes]:
 
 
 def _message(message: Any, place: str, notes: Notes) -> list[dict[str, Any]]:
-    """One of Anthropic's messages as OpenAI's: results of tools become messages of their own, before the rest."""
+    """Translate a message to OpenAI's format; tool results become separate messages, before the rest."""
     if not isinstance(message, dict) or message.get("role") not in ("user", "assistant"):
         raise wrong(f"{place}.role", "must be user or assistant")
     _known(message, _MESSAGE, place, notes)
@@ -108,7 +108,7 @@ def _message(message: Any, place: str, notes: Notes) -> list[dict[str, Any]]:
     if isinstance(content, str):
         return [{"role": role, "content": content}]
     if not content or not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
-        raise wrong(f"{place}.content", "must be a text or a list of at least one block")
+        raise wrong(f"{place}.content", "must be a string or a list of at least one block")
     parts: list[dict[str, Any]] = []
     calls: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
@@ -117,7 +117,7 @@ def _message(message: Any, place: str, notes: Notes) -> list[dict[str, Any]]:
         _block(block, where, parts, calls, results)
         _known(block, ("type", *_BLOCKS[block["type"]]), where, notes)
         if block.get("is_error"):
-            notes["tool_result.is_error is not told to the model; the content should say it"] = None
+            notes["tool_result.is_error is not passed to the model; state the error in the content"] = None
     rest: dict[str, Any] = {"role": role, "content": _content(parts)}
     if calls:
         rest["tool_calls"] = calls
@@ -158,7 +158,7 @@ def _image(source: Mapping[str, Any], place: str) -> str:
         return str(source["url"])
     if source.get("type") == "base64" and isinstance(source.get("data"), str) and isinstance(source.get("media_type"), str):
         return f"data:{source['media_type']};base64,{source['data']}"
-    raise wrong(f"{place}.source", "must be a url or base64 data with a media_type")
+    raise wrong(f"{place}.source", "must be a URL, or base64 data with a media_type")
 
 
 def _result(content: Any, place: str) -> str:
@@ -166,7 +166,7 @@ def _result(content: Any, place: str) -> str:
         return content or ""
     if isinstance(content, list) and all(_is_text(one) for one in content):
         return "\n".join(one["text"] for one in content)
-    raise wrong(f"{place}.content", "must be a text or a list of text blocks")
+    raise wrong(f"{place}.content", "must be a string or a list of text blocks")
 
 
 @described(schemas.listed(schemas.record(_TOOL, "name", closed=True)))
@@ -198,12 +198,12 @@ _CHOICE = {"name": _ANY, "disable_parallel_tool_use": _ANY}
     )
 )
 def _tool_choice(name: str, found: Any) -> tuple[str | Mapping[str, Any], dict[str, Any]]:
-    """The choice, and what it says of calls at once."""
+    """Return the tool choice and the setting for parallel calls."""
     choice = field_checks.mapping(name, found)
     parallel = {"parallel_tool_calls": False} if choice.get("disable_parallel_tool_use") else {}
     for part, value in choice.items():
         if part != "type" and part not in _CHOICE and value is not None:
-            raise wrong(f"{name}.{part}", "cannot be honoured here", code=UNSUPPORTED)
+            raise wrong(f"{name}.{part}", "is not supported", code=UNSUPPORTED)
     kind = choice.get("type")
     if kind == "tool" and isinstance(choice.get("name"), str):
         return {"type": "function", "function": {"name": choice["name"]}}, parallel
@@ -215,7 +215,7 @@ def _tool_choice(name: str, found: Any) -> tuple[str | Mapping[str, Any], dict[s
 @described(schemas.constant({"type": "disabled"}))
 def _thinking(name: str, found: Any) -> None:
     if field_checks.mapping(name, found) != {"type": "disabled"}:
-        raise wrong(name, "cannot be honoured here", code=UNSUPPORTED)
+        raise wrong(name, "is not supported", code=UNSUPPORTED)
 
 
 FORM = Form(
@@ -228,18 +228,16 @@ FORM = Form(
         "tools": Field(_tools),
         "tool_choice": Field(_tool_choice),
         "thinking": Field(_thinking),
-        "cache_control": Field(field_checks.mapping, note=f"Not heeded: {CACHE}"),
-        "service_tier": left_out("is not known here"),
-        "container": refused("is not known here"),
-        "mcp_servers": refused("is not known here"),
-        "n": refused("is one in this form; ask /v1/chat/completions for more"),
+        "cache_control": Field(field_checks.mapping, note=f"Ignored: {CACHE}"),
+        "service_tier": left_out("not supported"),
+        "container": refused("is not supported"),
+        "mcp_servers": refused("is not supported"),
+        "n": refused("must be 1 in this API; use /v1/chat/completions for more"),
     },
     translated=True,
     example={"model": "auto", "max_tokens": 256, "messages": [{"role": "user", "content": "What is 2 + 2?"}]},
 )
 
-
-pass  # MERGED
 
 _TYPES = {
     400: "invalid_request_error",
@@ -256,17 +254,17 @@ _REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "content_filter": 
 
 
 class MessagesDialect:
-    """Reads and writes messages."""
+    """The Anthropic messages format."""
 
     name = "messages"
 
     def read(self, body: bytes, headers: Mapping[str, str]) -> Asked:
-        """Read a body. Raises `HttpFailure`."""
+        """Parse a request body. Raises `HttpFailure`."""
         fields, own, extra, warnings = FORM.read(body)
         (system, notes), (messages, more) = own.get("system", ([], {})), own["messages"]
         notes = {**notes, **more}
         if fields.get("metadata", EMPTY).get("user_id") is not None:
-            notes["metadata.user_id is not told to the model"] = None
+            notes["metadata.user_id is not passed to the model"] = None
         if own.get("cache_control"):
             notes[CACHE] = None
         tools, more = own.get("tools", (None, {}))
@@ -282,7 +280,7 @@ class MessagesDialect:
         return Asked(fields, own.get("stream", False), warnings=(*warnings, *{**notes, **more}))
 
     def whole(self, asked: Asked, response: LLMResponse) -> bytes:
-        """A ``message`` object."""
+        """Return a ``message`` object."""
         sample = response.samples[0]
         content: list[dict[str, Any]] = (
             [{"type": "text", "text": sample.text}] if sample.text or not sample.tool_calls else []
@@ -294,16 +292,16 @@ class MessagesDialect:
         return encode({**head, "content": content, "stop_reason": reason, "usage": usage})
 
     def events(self, asked: Asked) -> MessageEvents:
-        """A writer of a message's events."""
+        """Return a writer of a message's events."""
         return MessageEvents(asked)
 
     def failure(self, failure: HttpFailure) -> bytes:
-        """An error object."""
+        """Return an error object."""
         return encode(_error(failure))
 
 
 class MessageEvents:
-    """Writes one stream: text in one block, each tool call in a block of its own."""
+    """Writes one stream: the text as one block, and one block per tool call."""
 
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
@@ -317,7 +315,7 @@ class MessageEvents:
         self._waiting: list[str | ToolDelta] = []
 
     def piece(self, chunk: Chunk) -> bytes:
-        """The events for a piece."""
+        """Return the events for a piece."""
         out = self._open(chunk.model or "")
         if chunk.text:
             out += self._in_turn(chunk.text)
@@ -330,7 +328,7 @@ class MessageEvents:
         return out
 
     def end(self, response: LLMResponse) -> bytes:
-        """The last block's end, why the model stopped, and the usage."""
+        """Return the end of the last block, the stop reason, and the usage."""
         out = self._open(response.model)
         self._call = None
         while self._waiting:
@@ -345,11 +343,11 @@ class MessageEvents:
         return out + event({"type": "message_stop"}, "message_stop")
 
     def failed(self, failure: HttpFailure) -> bytes:
-        """The error, as an event."""
+        """Return the error as an event."""
         return event(_error(failure), "error")
 
     def _in_turn(self, piece: str | ToolDelta) -> bytes:
-        """A piece of text or of a call, unless another call must end first: blocks come one after the other here."""
+        """Write a piece of text or of a call, or queue it until the open call's block ends: blocks must not interleave."""
         number = None if isinstance(piece, str) else piece.number
         if self._call is not None and self._call != number:
             if self._waiting or not _is_whole(self._arguments):
@@ -361,7 +359,7 @@ class MessageEvents:
         return self._written(piece)
 
     def _flushed(self) -> bytes:
-        """What waited, up to the next call that must end first."""
+        """Write queued pieces, up to the next call that must end first."""
         waiting, self._waiting, self._call = self._waiting, [], None
         first = next((piece.number for piece in waiting if not isinstance(piece, str)), None)
         out = b""
@@ -428,13 +426,13 @@ def _use(call: Mapping[str, Any]) -> dict[str, Any]:
     function = call.get("function") or {}
     try:
         arguments = json.loads(function.get("arguments") or "{}")
-    except (ValueError, RecursionError):  # a model's mistake, shown as it is
+    except (ValueError, RecursionError):  # invalid JSON from the model: show it unchanged
         arguments = {"arguments": function["arguments"]}
     return {"type": "tool_use", "id": call.get("id") or "toolu_0", "name": function.get("name") or "", "input": arguments}
 
 
 def _is_whole(arguments: str) -> bool:
-    """Whether a call's arguments have come to their end."""
+    """Whether a call's arguments are complete JSON."""
     try:
         json.loads(arguments)
     except (ValueError, RecursionError):

@@ -1,6 +1,6 @@
-"""OpenAI's responses: ``POST /v1/responses``, as far as text, images, tools and streams go; nothing is stored.
+"""OpenAI's responses, ``POST /v1/responses``: text, images, tools and streams; stateless.
 
-https://platform.openai.com/docs/api-reference/responses and .../responses-streaming give the shapes.
+Sources: https://platform.openai.com/docs/api-reference/responses and .../responses-streaming.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from workflow_composer.types import EMPTY, Chunk, LLMResponse, TokenLogprob, Usa
 
 # ---------------------------------------------------------------------------------------------------------- form responses
 #
-# What a body of OpenAI's responses may hold, said in the words of chats.
+# Fields of OpenAI's responses, translated to those of chat completions.
 
 
 _PART = schemas.either(
@@ -52,7 +52,7 @@ _ITEM = schemas.either(
         *("type", "call_id", "output"),
     ),
 )
-_NO_INPUT = "must be a text or a list of items"
+_NO_INPUT = "must be a string or a list of items"
 
 
 @described(schemas.either(schemas.TEXT, schemas.listed(_ITEM, least=1)))
@@ -67,7 +67,7 @@ def _input(name: str, found: Any) -> list[dict[str, Any]]:
             raise wrong(f"{name}[{number}]", "must be an object")
         message = _item(item, f"{name}[{number}]")
         if "tool_calls" in message and messages and "tool_calls" in messages[-1]:
-            messages[-1]["tool_calls"] += message["tool_calls"]  # calls made at once belong to one message
+            messages[-1]["tool_calls"] += message["tool_calls"]  # parallel calls belong to one message
         else:
             messages.append(message)
     return messages
@@ -93,7 +93,7 @@ def _content(content: Any, place: str) -> Any:
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
-        raise wrong(f"{place}.content", "must be a text or a list of parts")
+        raise wrong(f"{place}.content", "must be a string or a list of parts")
     parts: list[dict[str, Any]] = []
     for number, part in enumerate(content):
         if part.get("type") in ("input_text", "output_text", "text") and isinstance(part.get("text"), str):
@@ -102,7 +102,7 @@ def _content(content: Any, place: str) -> Any:
             image = {"url": part["image_url"], **({"detail": part["detail"]} if isinstance(part.get("detail"), str) else {})}
             parts.append({"type": "image_url", "image_url": image})
         else:
-            raise wrong(f"{place}.content[{number}]", "must be a text or an image by its URL", code=UNSUPPORTED)
+            raise wrong(f"{place}.content[{number}]", "must be a text part or an image given by URL", code=UNSUPPORTED)
     return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
 
 
@@ -127,7 +127,7 @@ def _tool_choice(name: str, found: Any) -> str | Mapping[str, Any]:
         return found
     if isinstance(found, dict) and found.get("type") == "function" and isinstance(found.get("name"), str):
         return {"type": "function", "function": {"name": found["name"]}}
-    raise wrong(name, "must be a text or a function by its name")
+    raise wrong(name, "must be a string or a function with a name")
 
 
 @described(schemas.record({"type": schemas.constant("text", "json_object", "json_schema")}, "type"))
@@ -156,44 +156,44 @@ FORM = Form(
         "text": Field(field_checks.record({"format": _format, "verbosity": field_checks.text})),
         "tools": Field(_tools, "tools"),
         "tool_choice": Field(_tool_choice, "tool_choice"),
-        # Nothing is obfuscated: that hides the lengths of pieces from those who watch an encrypted line.
+        # Obfuscation (padding that hides the lengths of pieces on an encrypted connection) is not supported.
         "stream_options": Field(field_checks.record({"include_obfuscation": field_checks.flag})),
-        "store": left_out("is not done here"),
-        "service_tier": left_out("is not known here"),
-        "truncation": left_out("is left to the model's server"),
-        "prompt_cache_key": left_out("is not known here"),
-        "safety_identifier": left_out("is not known here"),
-        "previous_response_id": refused("cannot be honoured: no response is stored; send the whole conversation as input"),
-        "conversation": refused("cannot be honoured: no conversation is stored"),
-        "background": refused("cannot be honoured: answers are given at once"),
-        "prompt": refused("cannot be honoured: no prompt templates are stored"),
-        "context_management": refused("cannot be honoured here"),
-        "max_tool_calls": refused("cannot be honoured: the service runs no tools itself"),
-        "n": refused("is one in this form; ask /v1/chat/completions for more"),
+        "store": left_out("responses are not stored"),
+        "service_tier": left_out("not supported"),
+        "truncation": left_out("the model server decides"),
+        "prompt_cache_key": left_out("not supported"),
+        "safety_identifier": left_out("not supported"),
+        "previous_response_id": refused(
+            "is not supported, because responses are not stored; send the whole conversation as input"
+        ),
+        "conversation": refused("is not supported, because conversations are not stored"),
+        "background": refused("is not supported; responses are synchronous"),
+        "prompt": refused("is not supported, because prompt templates are not stored"),
+        "context_management": refused("is not supported"),
+        "max_tool_calls": refused("is not supported; the service does not run tools itself"),
+        "n": refused("must be 1 in this API; use /v1/chat/completions for more"),
     },
     translated=True,
     example={"model": "auto", "input": "What is 2 + 2?"},
 )
 
 
-pass  # MERGED
-
 _LOGPROBS = "message.output_text.logprobs"
 
 
 class ResponsesDialect:
-    """Reads and writes responses."""
+    """The OpenAI responses format."""
 
     name = "responses"
 
     def read(self, body: bytes, headers: Mapping[str, str]) -> Asked:
-        """Read a body. Raises `HttpFailure`."""
+        """Parse a request body. Raises `HttpFailure`."""
         fields, own, extra, warnings = FORM.read(body)
         messages = own["input"]
         if (instructions := own.get("instructions")) is not None:
             messages.insert(0, {"role": "system", "content": instructions})
         wanted = own.get("include", [])
-        warnings += (f"include: {one} is not known here" for one in wanted if one != _LOGPROBS)
+        warnings += (f"include: {one} is not supported" for one in wanted if one != _LOGPROBS)
         reasoning, form = own.get("reasoning", {}), own.get("text", {})
         said = {"reasoning_effort": reasoning.get("effort"), "verbosity": form.get("verbosity")}
         top = own.get("top_logprobs")
@@ -209,7 +209,7 @@ class ResponsesDialect:
         return Asked(fields, own.get("stream", False), warnings=tuple(warnings))
 
     def whole(self, asked: Asked, response: LLMResponse) -> bytes:
-        """A ``response`` object."""
+        """Return a ``response`` object."""
         sample = response.samples[0]
         output: list[dict[str, Any]] = []
         identity = response.request_id
@@ -220,11 +220,11 @@ class ResponsesDialect:
         return encode(_response(asked, response.model, output, usage=response.usage, cut=cut))
 
     def events(self, asked: Asked) -> ResponseEvents:
-        """A writer of a response's events."""
+        """Return a writer of a response's events."""
         return ResponseEvents(asked)
 
     def failure(self, failure: HttpFailure) -> bytes:
-        """An error object."""
+        """Return an error object."""
         return openai_failure(failure)
 
 
@@ -245,7 +245,7 @@ class ResponseEvents:
         self._cut = False
 
     def piece(self, chunk: Chunk) -> bytes:
-        """The events for a piece."""
+        """Return the events for a piece."""
         out = self._open(chunk.model or "")
         if chunk.text:
             out += self._begin_text()
@@ -260,7 +260,7 @@ class ResponseEvents:
         return out
 
     def end(self, response: LLMResponse) -> bytes:
-        """Every item's end, and the whole response."""
+        """Return the end of every item, and the whole response."""
         out = self._open(response.model)
         if self._text_at is None and not self._calls:
             out += self._begin_text()
@@ -285,7 +285,7 @@ class ResponseEvents:
         return out + self._event("response.incomplete" if self._cut else "response.completed", response=whole)
 
     def failed(self, failure: HttpFailure) -> bytes:
-        """The error, as an event."""
+        """Return the error as an event."""
         return self._event("error", code=failure.code or failure.type, message=failure.message, param=failure.param)
 
     def _open(self, model: str) -> bytes:
@@ -331,7 +331,7 @@ class ResponseEvents:
 
 
 def _logprobs(asked: Asked, tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
-    """The tokens' log-probabilities, where the client wants to see them."""
+    """Return the tokens' log-probabilities if the client requested them."""
     return logprobs_of(tokens) if asked.request.logprobs else []
 
 

@@ -1,4 +1,4 @@
-"""JSON Schema in few words, for checks that say what they take and for the description of the API."""
+"""Short constructors of JSON Schema, for field checks and the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ BOOLEAN: Schema = {"type": "boolean"}
 OBJECT: Schema = {"type": "object"}
 NULL: Schema = {"type": "null"}
 PRINTABLE = r"[\p{L}\p{M}\p{N}\p{P}\p{S} ]"
-"""A pattern: one character of those for which `str.isprintable` holds."""
+"""Regular expression of one character for which `str.isprintable` holds."""
 
 
 def record(properties: Mapping[str, Schema], *required: str, closed: bool = False) -> Schema:
-    """An object. ``closed``: no other property is known, and only a null is let pass."""
+    """Return the schema of an object. ``closed``: other properties may only be null."""
     more: Schema = {"additionalProperties": NULL} if closed else {}
     return {**OBJECT, "properties": dict(properties), "required": list(required), **more}
 
 
 def listed(items: Schema, *, least: int = 0, most: int | None = None) -> Schema:
-    """A list of so many items."""
+    """Return the schema of a list of ``least`` to ``most`` items."""
     limits = {**({"minItems": least} if least else {}), **({} if most is None else {"maxItems": most})}
     return {"type": "array", "items": items, **limits}
 
 
 def either(*schemas: Schema) -> Schema:
-    """What fits one of them."""
+    """Return the schema of a union."""
     return {"anyOf": list(schemas)}
 
 
 def constant(*values: Any) -> Schema:
-    """One of these values."""
+    """Return the schema of an enumeration."""
     return {"enum": list(values)}
 
 
 def nullable(schema: Schema) -> Schema:
-    """The same, or null."""
+    """Return a nullable schema."""
     if None in schema.get("enum", ()) or schema.get("type") == "null":
         return schema
     if "enum" in schema:

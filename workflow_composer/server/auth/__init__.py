@@ -1,1 +1,1 @@
-"""API keys, the ledger of their use, and admission."""
+"""API keys and the ledger of their usage."""

@@ -1,7 +1,7 @@
-"""API keys: who may ask, for how much, and for what. On disk there are only their hashes.
+"""API keys with budgets, rate limits and permissions. Only their hashes are stored on disk.
 
-A key is ``wfc-ID-SECRET``. The secret has 256 random bits, so a fast keyed hash is enough: there is no dictionary to try.
-The ID is public and finds the record; a key whose ID is unknown is hashed and compared like any other.
+A key is ``wfc-ID-SECRET``. The secret has 256 random bits, so a fast keyed hash suffices: dictionary attacks are infeasible.
+The public ID locates the record; a key with an unknown ID is hashed and compared as well, to take the same time.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Period = Literal["day", "month", "total"]
 PREFIX = "wfc-"
 VERSION = 1
 LONGEST_ID = 32
-"""Bytes of an ID in a ledger's record."""
+"""Bytes reserved for an ID in a ledger record."""
 _LOOK_EVERY = 1.0
-"""Seconds between two looks at the file's date."""
+"""Seconds between checks of the file for changes."""
 _MOST_REMEMBERED = 4096
 
 
@@ -36,7 +36,7 @@ _MOST_REMEMBERED = 4096
 class Key:
     """A key's record.
 
-    ``budget`` is in dollars for each ``period`` (UTC); None or empty: no limit. Times are epoch seconds.
+    ``budget`` is in dollars per ``period`` (UTC); None or empty: no limit. Times are epoch seconds.
     """
 
     id: str
@@ -55,21 +55,21 @@ class Key:
 
     @classmethod
     def new(cls, name: str, *, now: float | None = None, **limits: Any) -> tuple[Key, str]:
-        """A fresh record, and the key itself, which is nowhere else."""
+        """Return a new record, and the key itself, which is not stored."""
         identity, secret, salt = secrets.token_hex(6), secrets.token_urlsafe(32), secrets.token_hex(16)
         created = time.time() if now is None else now
         return cls(identity, name, salt, _digest(salt, secret), created, **limits), f"{PREFIX}{identity}-{secret}"
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> Key:
-        """A record from the file. Raises ValueError, TypeError."""
+        """Return a record from file data. Raises ValueError, TypeError."""
         unknown = set(data) - {field.name for field in fields(cls)}
         if unknown:
             raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
         lists = {name: tuple(_names(name, data.get(name))) for name in ("strategies", "models")}
         key = cls(**{**data, **lists})
         if not all(isinstance(value, str) and value for value in (key.id, key.name, key.salt, key.digest)):
-            raise ValueError("id, name, salt and digest must be texts")
+            raise ValueError("id, name, salt and digest must be strings")
         if not key.id.isalnum() or len(key.id) > LONGEST_ID or not f"{key.id}{key.salt}{key.digest}".isascii():
             raise ValueError(f"id must be at most {LONGEST_ID} letters and digits; id, salt and digest must be ASCII")
         if not isinstance(key.revoked, bool):
@@ -78,25 +78,25 @@ class Key:
             raise ValueError("period must be day, month or total")
         numbers = (key.created, key.budget, key.requests_per_minute, key.tokens_per_minute, key.expires)
         if not all(value is None or (isinstance(value, (int, float)) and value >= 0) for value in numbers):
-            raise ValueError("limits and times must be numbers, none of them negative")
-        if 0 in (key.budget, key.requests_per_minute, key.tokens_per_minute):  # would be taken for no limit
-            raise ValueError("limits must be more than 0; revoke a key that may do nothing")
+            raise ValueError("limits and times must be non-negative numbers")
+        if 0 in (key.budget, key.requests_per_minute, key.tokens_per_minute):  # 0 would be read as no limit
+            raise ValueError("limits must be greater than 0; revoke the key to block it")
         return key
 
     def check(self, *, strategy: str, model: str | None) -> None:
-        """Whether the key may use a strategy and name a model. Raises `HttpFailure` 403."""
+        """Check that the key may use the strategy and model. Raises `HttpFailure` 403."""
         if self.strategies and strategy not in self.strategies:
-            message = f"this API key may not use the strategy {strategy!r}"
+            message = f"this API key is not allowed to use the strategy {strategy!r}"
             raise HttpFailure(403, message, type=PERMISSION, code="strategy_not_allowed")
         if self.models and (model or "auto") not in self.models:
-            message = f"this API key may use {', '.join(self.models)} and no other model"
+            message = f"this API key is only allowed to use the models {', '.join(self.models)}"
             raise HttpFailure(403, message, type=PERMISSION, code="model_not_allowed", param="model")
 
 
 def _names(name: str, found: Any) -> list[str]:
     names = [] if found is None else found
     if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
-        raise ValueError(f"{name} must be a list of texts")
+        raise ValueError(f"{name} must be a list of strings")
     return names
 
 
@@ -111,26 +111,26 @@ _NOBODY = Key("", "", "0" * 32, "0" * 64, 0.0)
 
 
 def read_keys(path: Path) -> dict[str, Key]:
-    """All records by their IDs. Raises `ConfigError` naming the place, also where the file is missing."""
+    """Return all records by ID. Raises `ConfigError` with the location of the error, also if the file is missing."""
     try:
         text = path.read_bytes()
     except FileNotFoundError:
-        raise ConfigError(f"there is no keys file {path}", hint=f"make a key: keys new NAME --file {path}") from None
+        raise ConfigError(f"keys file {path} not found", hint=f"create a key: keys new NAME --file {path}") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     return _parsed(text, path)
 
 
 def _parsed(text: bytes, path: Path) -> dict[str, Key]:
-    hint = "restore it from a backup, or make new keys in another file"
+    hint = "restore it from a backup, or create new keys in another file"
     try:
         data = json.loads(text)
         records, version = data["keys"], data["version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         place = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise ConfigError(f"{path}: this is no keys file{place}", hint=hint) from None
+        raise ConfigError(f"{path}: not a keys file{place}", hint=hint) from None
     if version != VERSION or not isinstance(records, list):
-        raise ConfigError(f"{path}: version {version!r} of keys files is not known here", hint=hint)
+        raise ConfigError(f"{path}: unsupported version {version!r} of the keys file", hint=hint)
     found: dict[str, Key] = {}
     for number, record in enumerate(records):
         try:
@@ -138,13 +138,13 @@ def _parsed(text: bytes, path: Path) -> dict[str, Key]:
         except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path}: keys[{number}]: {error}", hint=hint) from None
         if key.id in found:
-            raise ConfigError(f"{path}: keys[{number}]: there is another key {key.id!r}", hint=hint)
+            raise ConfigError(f"{path}: keys[{number}]: duplicate id {key.id!r}", hint=hint)
         found[key.id] = key
     return found
 
 
 def change_keys(path: Path, change: Callable[[dict[str, Key]], None]) -> None:
-    """Read, change and replace the file under a lock; a reader sees the old or the new one.
+    """Read, change and atomically replace the file under a lock.
 
     Raises `ConfigError`, OSError.
     """
@@ -153,7 +153,7 @@ def change_keys(path: Path, change: Callable[[dict[str, Key]], None]) -> None:
         keys = read_keys(path) if path.exists() else {}
         change(keys)
         text = json.dumps({"version": VERSION, "keys": [asdict(key) for key in keys.values()]}, indent=1) + "\n"
-        _parsed(text.encode(), path)  # what could not be read again would shut everybody out
+        _parsed(text.encode(), path)  # an unreadable file would lock out every key
         replace_file(path, text, mode=0o600)
 
 
@@ -161,9 +161,9 @@ def change_keys(path: Path, change: Callable[[dict[str, Key]], None]) -> None:
 
 
 class KeyRing:
-    """The keys of a file, which is read again when it changes. Raises `ConfigError` where it is missing or damaged.
+    """The keys of a file, reloaded when it changes. Raises `ConfigError` if it is missing or damaged.
 
-    Damaged while the service runs, the last good one goes on, and ``report`` is told once.
+    If it is damaged while the service runs, the last valid keys stay in use, and ``report`` is called once.
     """
 
     def __init__(
@@ -172,20 +172,22 @@ class KeyRing:
         self._path = path
         self._report = report
         self._clock = clock
-        self._stamp = self._look() if path.exists() else (0, 0, 0)  # before reading: a change meanwhile is seen later
+        self._stamp = (
+            self._look() if path.exists() else (0, 0, 0)
+        )  # before reading, so that a concurrent change is noticed later
         self._keys = read_keys(path)
         self._looked_at = clock()
         self._pepper = secrets.token_bytes(32)
         self._known: dict[bytes, Key] = {}
 
     def identify(self, presented: str | None) -> Key:
-        """The record of a key. Raises `HttpFailure` 401 where it is none, revoked or expired."""
+        """Return the record of a key. Raises `HttpFailure` 401 if it is missing, invalid, revoked or expired."""
         now = self._clock()
-        if not 0.0 <= now - self._looked_at < _LOOK_EVERY:  # a clock that was set back must not keep revoked keys alive
+        if not 0.0 <= now - self._looked_at < _LOOK_EVERY:  # a clock set back must not keep revoked keys valid
             self._looked_at = now
             self._refresh()
         if not presented:
-            raise _refused("no API key was given; send it as Authorization: Bearer wfc-...")
+            raise _refused("the API key is missing; send it as Authorization: Bearer wfc-...")
         seen = hashlib.blake2b(presented.encode("utf-8", "surrogatepass"), digest_size=16, key=self._pepper).digest()
         key = self._known.get(seen)
         if key is None:
@@ -207,7 +209,7 @@ class KeyRing:
 
     def _look(self) -> tuple[int, int, int]:
         found = self._path.stat()
-        return found.st_ctime_ns, found.st_size, found.st_ino  # changed by chmod, too: it may now be readable
+        return found.st_ctime_ns, found.st_size, found.st_ino  # chmod changes ctime too: the file may now be readable
 
     def _refresh(self) -> None:
         try:
@@ -219,7 +221,7 @@ class KeyRing:
         except (OSError, ConfigError) as error:
             said = error.message if isinstance(error, ConfigError) else (error.strerror or str(error))
             if self._stamp != (0, 0, 0):
-                self._report(f"the keys file cannot be read, the keys of before stay: {said}")
+                self._report(f"cannot read the keys file, the previous keys stay in use: {said}")
             self._stamp = self._stamp if isinstance(error, ConfigError) else (0, 0, 0)
         else:
             self._known.clear()

@@ -1,12 +1,12 @@
-"""What keys have used, shared by all workers and kept over restarts: one record of fixed size for each, in a mapped file.
+"""The usage of API keys, shared by all workers and persistent: one fixed-size record per key in a memory-mapped file.
 
-A record is changed under a lock on its own bytes, which the kernel gives back when a process ends, however it ends. Rates
-are held by the generic cell rate algorithm (ITU-T I.371): one time stamp per limit, exact, and it knows when to ask again.
+A record is changed under a lock on its bytes, which the kernel releases when the process ends. Rates are limited by the
+generic cell rate algorithm (ITU-T I.371): exact with one time stamp per limit, and it gives the retry time.
 
-A call's tokens and cost are known at its end. So a key can overshoot by what was under way when its limit was reached: at
-the most its concurrent requests, each of which is itself stopped from starting a model that the rest of the budget would
-not pay. Under load, what ended within the same few milliseconds is written together, since two locks for every request cost
-more than everything else that is done for its key; a process that is killed loses what it had not written yet.
+Tokens and cost of a request are known only at its end. A key can therefore exceed its limit by its running requests, each of
+which cannot start a model that exceeds the remaining budget. Under load, charges within a few milliseconds are written
+together, because two locks per request would cost more than all other work for its key; a killed process loses unwritten
+charges.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from workflow_composer.storage.locks import RangeLocks
 
 _MAGIC = b"wfc-ledger-1\n".ljust(64, b"\0")
 _RECORD = struct.Struct("<32s d d d Q Q d d 24x")
-"""ID; start of the period, spent in it, spent in all (dollars); requests, tokens; time stamps of the two rates."""
+"""ID; start of the period, dollars spent in it, dollars spent in total; requests, tokens; time stamps of the two rates."""
 _NUMBERS = struct.Struct("<d d d Q Q d d")
-"""The part of a record that changes."""
+"""The variable part of a record."""
 _NOT_NEGATIVE = ("period_began", "spent", "spent_in_all", "next_request", "next_token")
 _DAY = 86_400.0
 _MOST = 2**64 - 1
-"""What a record has room to count to."""
+"""Largest count that a record can hold."""
 _ROOM = 64
-"""Records by which the file grows."""
+"""Number of records by which the file grows."""
 PATIENCE = 0.2
-"""Seconds to wait for a record that another process holds, where it must be looked at now. It is held for microseconds."""
+"""Seconds to wait for another process's lock on a record if it must be read now. Locks last microseconds."""
 TOGETHER = 0.02
-"""Seconds; charges that come closer together than this are written at once."""
+"""Seconds between writes; charges in between are written together."""
 
 
 @dataclass(slots=True)
 class Account:
-    """What one key has used. Dollars, counts, epoch seconds."""
+    """The usage of one key. Dollars, counts, epoch seconds."""
 
     period_began: float = 0.0
     spent: float = 0.0
@@ -59,7 +59,7 @@ class Account:
 
 @dataclass(slots=True)
 class _Charges:
-    """What a key's requests have cost since it was last written down; ``at``: the last of them."""
+    """A key's charges since the last write; ``at``: time of the last one."""
 
     key: Key
     at: float = 0.0
@@ -69,10 +69,10 @@ class _Charges:
 
 
 class Ledger:
-    """Accounts by key. Used by one thread of each process.
+    """Accounts by key. Not thread-safe: use it from one thread per process.
 
-    ``report`` is told, once, where the file has no room for a new key: its charges wait in this process until it has, and
-    where limits cannot be checked, the key is not let in.
+    If the file cannot hold a new key (a full disk), ``report`` is called once and the key's charges stay in memory until it
+    can; a key whose limits cannot be checked is refused.
     """
 
     def __init__(self, path: Path, *, report: Callable[[str], None] = lambda text: None) -> None:
@@ -92,15 +92,15 @@ class Ledger:
         self._map = mmap.mmap(self._file, 0)
         if self._map[: len(_MAGIC)] != _MAGIC:
             self.close()
-            raise ValueError(f"{path} is no ledger")
+            raise ValueError(f"{path} is not a ledger")
 
     def admit(self, key: Key, now: float) -> float | None:
-        """Let a request in and count it, unless a limit is reached; returns the dollars that are left of the key's budget.
+        """Admit and count a request, unless a limit is reached; return the dollars left in the key's budget.
 
-        None: the key has no budget. Raises `HttpFailure` 429; 503 where nobody can tell.
+        None: the key has no budget. Raises `HttpFailure` 429; 503 if the usage is unavailable.
         """
         if not (key.budget or key.requests_per_minute or key.tokens_per_minute):
-            return None  # nothing to check; it is counted when it is charged
+            return None  # no limits: the charge counts it
         try:
             account = self.account(key, now)
             if key.budget is not None and account.spent >= key.budget:
@@ -111,12 +111,12 @@ class Ledger:
                 self._count(key, key.requests_per_minute, now)
         except OSError as error:
             self._tell(error)
-            message = "what this API key has used cannot be looked up"
+            message = "the usage of this API key is temporarily unavailable"
             raise HttpFailure(503, message, type=SERVER, code="ledger_unavailable", retry_after=RETRY_SOON) from None
         return None if key.budget is None else key.budget - account.spent
 
     def _count(self, key: Key, limit: int, now: float) -> None:
-        """Count a request towards so many a minute."""
+        """Count a request towards the limit per minute."""
         place = self._place(key.id)
         with self._locks.hold(place, _RECORD.size, wait=PATIENCE):
             account = self._read(place)
@@ -129,10 +129,10 @@ class Ledger:
             self._write(place, account)
 
     def charge(self, key: Key, *, cost: float, tokens: int, now: float | None = None) -> None:
-        """Count a request that has ended, and what it has cost. A charge that cannot be is reported, and counts nothing."""
+        """Charge a finished request. An impossible charge (negative or not finite) is reported and ignored."""
         now = time.time() if now is None else now
         if not (0.0 <= cost < math.inf and 0 <= tokens <= _MOST):
-            self._report(f"a request of key {key.id} cannot have cost ${cost:g} or used {tokens} tokens; it is not charged")
+            self._report(f"invalid charge for key {key.id}: ${cost:g}, {tokens} tokens; the request is not charged")
             cost, tokens = 0.0, 0
         charges = self._unwritten.get(key.id)
         if charges is None:
@@ -145,14 +145,14 @@ class Ledger:
             self.write(now)
 
     def write(self, now: float, *, wait: float = 0.0) -> None:
-        """Let the other workers, and the file, know of all charges; those of a record that another holds, the next time."""
+        """Write all charges to the file; those of a locked record follow with the next write."""
         self._written_at = now
         for identity, charges in list(self._unwritten.items()):
             try:
                 self._write_one(identity, charges, wait)
             except TimeoutError:
                 continue
-            except Exception as error:  # noqa: BLE001  # one record's trouble must not keep the others from being written
+            except Exception as error:  # noqa: BLE001  # one record's error must not block the others
                 self._tell(error)
             else:
                 del self._unwritten[identity]
@@ -165,11 +165,11 @@ class Ledger:
     def _tell(self, error: Exception) -> None:
         if not self._full:
             why = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
-            self._report(f"the ledger {self._path} cannot be written, charges wait: {why}")
+            self._report(f"cannot write the ledger {self._path}, charges stay in memory: {why}")
         self._full = True
 
     def account(self, key: Key, now: float) -> Account:
-        """What a key has used, in the period that ``now`` is in."""
+        """Return a key's usage in the period that contains ``now``."""
         place = self._places.get(key.id) or self._place(key.id)
         account = Account(*_NUMBERS.unpack_from(self._map, place + 32))
         charges = self._unwritten.get(key.id)
@@ -188,11 +188,11 @@ class Ledger:
         return account
 
     def left(self, key: Key, now: float) -> float | None:
-        """Dollars that are left of a key's budget; None where it has none."""
+        """Return the dollars left in a key's budget; None if it has none."""
         return None if key.budget is None else max(0.0, key.budget - self.account(key, now).spent)
 
     def close(self) -> None:
-        """Write what is not written, and give the file back."""
+        """Write pending charges and close the file."""
         self.write(time.time(), wait=PATIENCE)
         self._map.close()
         self._locks.close()
@@ -208,7 +208,7 @@ class Ledger:
         return place
 
     def _mend(self, place: int) -> None:
-        """Take numbers that cannot be in a record for nothing, so that its key is neither free for ever nor locked out."""
+        """Reset impossible numbers in a record to 0, so that its key is neither unlimited nor locked out."""
         with self._locks.hold(place, _RECORD.size, wait=PATIENCE):
             account = self._read(place)
             wrong = [name for name in _NOT_NEGATIVE if not 0.0 <= getattr(account, name) < math.inf]
@@ -218,7 +218,7 @@ class Ledger:
                 self._write(place, account)
 
     def _find(self, identity: str) -> int:
-        """The record's offset; a new one where there is none yet."""
+        """Return the record's offset; append a record for a new key."""
         name = identity.encode()[:32].ljust(32, b"\0")
         with self._whole():
             self._remap()
@@ -237,7 +237,7 @@ class Ledger:
             return place
 
     def _append(self, data: bytes, place: int) -> None:
-        """Let the file grow by all of the data or by nothing: what is mapped must be on the disk. Raises OSError."""
+        """Append all of the data or none: mapped bytes must exist on disk. Raises OSError."""
         before, written = os.fstat(self._file).st_size, 0
         try:
             while written < len(data):
@@ -247,7 +247,7 @@ class Ledger:
             raise
 
     def _remap(self) -> None:
-        """Another process may have let the file grow."""
+        """Map the file again after growth by another process."""
         if os.fstat(self._file).st_size > len(self._map):
             self._map.close()
             self._map = mmap.mmap(self._file, 0)
@@ -256,8 +256,8 @@ class Ledger:
         return Account(*_NUMBERS.unpack_from(self._map, place + 32))
 
     def _write(self, place: int, account: Account) -> None:
-        # The ID stays as it is and the numbers are copied in one go: who reads without the lock, or finds the record of a
-        # process that was killed, must not see it empty, as it is for a moment while a struct is packed into the map.
+        # Keep the ID and copy the numbers at once: packing a struct into the map clears it briefly, and readers without the
+        # lock, or after a killed process, must not see an empty record.
         numbers = _NUMBERS.pack(
             account.period_began,
             account.spent,
@@ -270,13 +270,13 @@ class Ledger:
         self._map[place + 32 : place + 32 + len(numbers)] = numbers
 
     def _whole(self) -> AbstractContextManager[None]:
-        """Alone with the file, to make or find a record."""
+        """Return the lock on the whole file, to find or append a record."""
         return self._locks.hold(0, len(_MAGIC), wait=PATIENCE)
 
 
 @functools.lru_cache(maxsize=16)
 def _period(period: Period, day: float) -> tuple[float, float]:
-    """Start and end of the period that a day is in, UTC; days are counted from the epoch."""
+    """Return start and end of the period that contains a day, UTC; days are counted from the epoch."""
     if period == "total":
         return 0.0, math.inf
     if period == "day":
@@ -287,7 +287,7 @@ def _period(period: Period, day: float) -> tuple[float, float]:
 
 
 def _turn_over(account: Account, key: Key, now: float) -> None:
-    """Begin a new period where the old one is over."""
+    """Start a new period if the old one has ended."""
     if key.budget is None:
         return
     began, _ = _period(key.period, now // _DAY)
@@ -297,13 +297,13 @@ def _turn_over(account: Account, key: Key, now: float) -> None:
 
 def _exhausted(key: Key, now: float) -> HttpFailure:
     _, ends = _period(key.period, now // _DAY)
-    message = f"the budget of this API key (${key.budget:g} per {key.period}) is used up"
+    message = f"the budget of this API key (${key.budget:g} per {key.period}) is exhausted"
     if key.period == "total":
-        message = f"the budget of this API key (${key.budget:g}) is used up"
+        message = f"the budget of this API key (${key.budget:g}) is exhausted"
     code = "insufficient_quota"
     return HttpFailure(429, message, type=code, code=code, retry_after=ends - now)
 
 
 def _too_fast(what: str, limit: int, wait: float) -> HttpFailure:
-    message = f"this API key has {limit} {what} per minute; ask again in {wait:.1f} s"
+    message = f"this API key is limited to {limit} {what} per minute; retry in {wait:.1f} s"
     return HttpFailure(429, message, type="rate_limit_error", code="rate_limit_exceeded", retry_after=wait)

@@ -1,7 +1,7 @@
-"""What the supervisor and its workers tell each other: questions and answers as lines of JSON over a socket pair.
+"""The channel between supervisor and workers: requests and replies as JSON lines over a socket pair.
 
-Both ends may ask. The socket is inherited, not bound, so nobody else can speak on it; its end is how either notices that the
-other is gone.
+Both ends may send requests. The socket is inherited, not bound, so no other process can use it; a closed socket tells each
+end that the other has exited.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LONGEST_LINE = 16 * 2**20
 
 
 class WorkerChannel:
-    """One end of a connection between two processes of the service."""
+    """One end of the connection between two processes of the service."""
 
     def __init__(self, answers: Mapping[str, Answer]) -> None:
         self._answers = answers
@@ -32,14 +32,14 @@ class WorkerChannel:
         self.closed = asyncio.Event()
 
     async def open(self, sock: socket.socket) -> None:
-        """Begin to listen."""
+        """Start listening."""
         reader, self._writer = await asyncio.open_unix_connection(sock=sock, limit=_LONGEST_LINE)
         self._begin(self._listen(reader))
 
     async def ask(self, what: str, *, limit: float = 10.0, **data: Any) -> Mapping[str, Any]:
-        """Ask the other side. Raises `ChannelClosed`, TimeoutError, and `ConfigError` where it says no."""
+        """Send a request to the other end. Raises `ChannelClosed`, TimeoutError, and `ConfigError` if it refuses."""
         if self._writer is None or self.closed.is_set():
-            raise ChannelClosed("the other process is gone")
+            raise ChannelClosed("the other process has exited")
         self._number += 1
         answer: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting[self._number] = answer
@@ -55,7 +55,7 @@ class WorkerChannel:
         return found
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the channel."""
         if self._writer is not None:
             self._writer.close()
         for task in self._tasks:
@@ -69,7 +69,7 @@ class WorkerChannel:
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         try:
-            with suppress(OSError, ValueError, LookupError, TypeError):  # or what comes is nothing that we would send
+            with suppress(OSError, ValueError, LookupError, TypeError):  # or the line is malformed
                 while line := await reader.readline():
                     data = json.loads(line)
                     if "ask" in data:
@@ -83,14 +83,14 @@ class WorkerChannel:
         self.closed.set()
         for waiting in self._waiting.values():
             if not waiting.done():
-                waiting.set_exception(ChannelClosed("the other process is gone"))
+                waiting.set_exception(ChannelClosed("the other process has exited"))
 
     async def _answer(self, data: Mapping[str, Any]) -> None:
         try:
             found = await self._answers[data["ask"]](data)
         except WorkflowComposerError as error:
             found = {"error": error.message, "hint": error.hint}
-        except Exception as error:  # noqa: BLE001  # the asker must not wait in vain
+        except Exception as error:  # noqa: BLE001  # the other end waits for a reply
             found = {"error": f"{type(error).__name__}: {error}"}
         self._send({**found, "id": data["id"]})
 

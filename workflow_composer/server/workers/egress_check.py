@@ -1,8 +1,8 @@
-"""Proof at the start that a profile with ``allow_cloud: false`` can send nothing out.
+"""Startup proof that a profile with ``allow_cloud: false`` cannot send data out.
 
-Not that the setting is there, but that it works: connections are really tried, through the same transport as every call, and
-each must be refused before a byte has left. Names are resolved by a resolver of the check's own, so that even the questions
-stay here; a sentinel in the place of sockets notes whatever would have gone through.
+The check does not trust the setting but tests it: it attempts connections through the transport of every call, and each must
+be refused before a byte is sent. A local resolver prevents DNS queries; a sentinel in place of sockets records every
+connection that the policy would have let through.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ PUBLIC = (
     "http://8.8.8.8/v1",
     "http://[2001:4860:4860::8888]/v1",
 )
-"""Where data must not go; none of them is contacted."""
+"""Forbidden destinations; the check does not contact them."""
 OUT = "8.8.8.8"
 _SECONDS = 5.0
 
 
 async def prove_egress(snapshot: Snapshot, *, collector: str | None = None) -> tuple[str, ...]:
-    """What was tried and refused; empty where the profile allows the cloud. Raises `EgressProofFailed`.
+    """Return the refused attempts; empty if the profile allows the cloud. Raises `EgressProofFailed`.
 
-    ``collector``: where traces go. Raises `ConfigError` where the profile forbids to send anything there.
+    ``collector``: the URL for traces. Raises `ConfigError` if the profile forbids it.
     """
     check_collector(collector, snapshot.egress)
     if snapshot.config.allow_cloud:
         return ()
     policy, tried, through = snapshot.egress, list[str](), list[str]()
     if policy.allow_cloud:
-        through.append("the policy of the transport allows the cloud")
+        through.append("the transport's egress policy allows the cloud")
     for url in PUBLIC:
         await _request(policy, url, {}, tried, through)
         await _request(
@@ -53,19 +53,19 @@ async def prove_egress(snapshot: Snapshot, *, collector: str | None = None) -> t
     if through:
         name = snapshot.config.profile_name
         raise EgressProofFailed(
-            f"profile {name!r} forbids the cloud, and its egress rule does not hold: {'; '.join(through)}",
-            hint="nothing is served; this is a fault of the program or of a plugin: see `plugins`",
+            f"profile {name!r} forbids the cloud, but its egress policy is not enforced: {'; '.join(through)}",
+            hint="the service does not start; this is a bug in the program or in a plugin: see `plugins`",
         )
     return tuple(tried)
 
 
 async def _request(policy: EgressPolicy, url: str, environ: dict[str, str], tried: list[str], through: list[str]) -> None:
-    """A request out, directly or by a proxy of the environment."""
-    how = f"a request to {url}" + (" by a proxy" if environ else "")
+    """Attempt an outbound request, directly or through a proxy from the environment."""
+    how = f"a request to {url}" + (" through a proxy" if environ else "")
 
     def resolve(host: str, port: int) -> Iterable[str]:
-        through.append(f"{how}: its name was to be resolved")
-        raise OSError("not resolved by the check")
+        through.append(f"{how}: attempted to resolve the host name")
+        raise OSError("the check does not resolve names")
 
     client = Client(policy, resolve=resolve)
     try:
@@ -77,15 +77,15 @@ async def _request(policy: EgressPolicy, url: str, environ: dict[str, str], trie
         through.append(how)
     except EgressDenied:
         tried.append(how)
-    except Exception as error:  # noqa: BLE001  # whatever else it was, it was no refusal
+    except Exception as error:  # noqa: BLE001  # any other error is not a refusal
         through.append(f"{how}: {type(error).__name__} instead of a refusal")
     finally:
         await client.close()
 
 
 async def _name_turned_out(policy: EgressPolicy, host: str, port: int, tried: list[str], through: list[str]) -> None:
-    """A local server's name that leads out into the world, as a name service might let it."""
-    how = f"{host}:{port} with a public address"
+    """Attempt a connection to a local server's name that resolves to a public address."""
+    how = f"{host}:{port} resolved to a public address"
     if _is_address(host):
         return
     try:

@@ -1,9 +1,9 @@
-"""The sockets that the service listens on: one for each worker, of one address.
+"""The listening sockets of the service: one per worker, all with the same address.
 
-The kernel spreads connections over sockets that share an address (``SO_REUSEPORT``), evenly and without waking anybody in
-vain. With a single socket that all workers accept from, whichever wakes first takes what waits: of 64 connections one worker
-of two got none. The supervisor holds every socket open, so that what waits for a worker that died is taken by its successor.
-Where the system cannot share an address so, all workers accept from one socket.
+The kernel distributes connections evenly over sockets with a shared address (``SO_REUSEPORT``) and wakes only one worker.
+With a single socket, the first worker to wake takes all pending connections: of 64 connections, one of two workers got none.
+The supervisor keeps every socket open, so that the successor of a dead worker accepts its pending connections. On systems
+without ``SO_REUSEPORT``, all workers accept from one socket.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ BACKLOG = 1024
 
 
 def listen(host: str, port: int, shares: int = 1) -> list[socket.socket]:
-    """Listening sockets for so many workers. Raises `ConfigError` where the address cannot be had."""
+    """Return listening sockets for ``shares`` workers. Raises `ConfigError` if the address is unavailable."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (OSError, UnicodeError) as error:
-        raise ConfigError(f"there is no address {host!r} to listen on: {error}") from None
+        raise ConfigError(f"cannot resolve the listening address {host!r}: {error}") from None
     place = (family, kind, protocol)
     try:
         if shares == 1 or not hasattr(socket, "SO_REUSEPORT"):
             return [_listening(place, address, shared=False)] * shares
-        _bound(place, address, shared=False).close()  # a port that something else shares already would be shared with it
+        _bound(place, address, shared=False).close()  # fails for a port in use, which SO_REUSEPORT would silently share
         found = [_listening(place, address, shared=True)]
         try:
             address = (address[0], found[0].getsockname()[1], *address[2:])
@@ -41,13 +41,13 @@ def listen(host: str, port: int, shares: int = 1) -> list[socket.socket]:
             raise
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
-        hint = "something listens there already; choose another --port" if taken else "choose another address"
+        hint = "the port is in use; choose another --port" if taken else "choose another address"
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}", hint=hint) from None
     return found
 
 
 def close(sockets: list[socket.socket]) -> None:
-    """Listen no longer."""
+    """Close the sockets."""
     for sock in sockets:
         sock.close()
 
@@ -77,11 +77,11 @@ def _listening(place: Place, address: Address, *, shared: bool) -> socket.socket
 
 
 def announce(settings: ServerSettings, listening: socket.socket, strategy: str) -> None:
-    """Tell whoever started the service where it is."""
+    """Print the URL of the service."""
     port = listening.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{port}"
     if settings.json:
         print(json.dumps({"event": "serving", "url": url, "strategy": strategy, "workers": settings.workers}), flush=True)
     else:
-        print(f"serving {strategy} at {url}/v1 (dashboard: {url}/dashboard); Ctrl-C ends it", flush=True)
+        print(f"serving {strategy} at {url}/v1 (dashboard: {url}/dashboard); press Ctrl-C to stop", flush=True)

@@ -1,9 +1,9 @@
-"""Several workers behind one address: started, watched, started again, switched together, ended together.
+"""The supervisor of several workers behind one address: starts, restarts, switches and stops them.
 
-The sockets are bound once and inherited (`workflow_composer.server.workers.listeners`), so no request is turned away while a
-worker is replaced: what waits in its socket's queue waits for its successor.
+Workers inherit sockets that are bound once (`workflow_composer.server.workers.listeners`), so no connection is refused while
+a worker is replaced: its successor accepts those in the socket's backlog.
 
-The supervisor serves nothing itself. A worker that notices the supervisor's end drains and ends, too.
+The supervisor itself serves no requests. A worker drains and exits if the supervisor exits.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from workflow_composer.server.workers.egress_check import prove_egress
 from workflow_composer.server.workers.listeners import announce, close
 
 MOST_FAILURES = 5
-"""So many workers in a row that ended before they served are enough."""
+"""Consecutive workers that exit before they serve, after which the supervisor stops."""
 _LONGEST_PAUSE = 5.0
 
 
 def supervise(settings: ServerSettings, listening: list[socket.socket], environ: Mapping[str, str]) -> None:
-    """Run the workers until SIGTERM or Ctrl-C. Raises `ConfigError` where they cannot be started."""
+    """Run the workers until SIGTERM or Ctrl-C. Raises `ConfigError` if they cannot be started."""
     asyncio.run(WorkerSupervisor(settings, listening, environ).run())
 
 
 class WorkerProcess:
-    """One worker, seen from the supervisor; takes part in switches."""
+    """The supervisor's view of one worker, a participant in switches."""
 
     def __init__(self, number: int, process: subprocess.Popen[bytes], channel: WorkerChannel) -> None:
         self.number = number
@@ -55,11 +55,11 @@ class WorkerProcess:
         self.began = time.monotonic()
 
     async def prepare(self, config: StrategyConfig) -> None:
-        """Have it build another strategy. Raises `ConfigError`."""
+        """Make the worker build another strategy. Raises `ConfigError`."""
         await self.channel.ask("prepare", config=_packed(config))
 
     async def commit(self) -> None:
-        """Have it publish that. One that cannot is ended: it would go on serving another strategy than the rest."""
+        """Make the worker publish it. Stop a worker that fails to, because it would keep serving the old strategy."""
         try:
             await self.channel.ask("commit")
         except (ConfigError, TimeoutError):
@@ -67,7 +67,7 @@ class WorkerProcess:
             raise
 
     async def discard(self) -> None:
-        """Have it forget that."""
+        """Make the worker discard it."""
         await self.channel.ask("discard")
 
 
@@ -86,7 +86,7 @@ class WorkerSupervisor:
         self._audit = SwitchAudit(settings.state_directory / "audit.jsonl", report=self._log.warning)
 
     async def run(self) -> None:
-        """Until stopped."""
+        """Run the workers until stopped."""
         settings = self._settings
         settings.state_directory.mkdir(parents=True, exist_ok=True)
         forget(settings.state_directory)
@@ -111,7 +111,7 @@ class WorkerSupervisor:
             raise self._fault
 
     async def _checked(self) -> StrategyConfig:
-        """The profile. What would keep every worker from serving is told here, once. Raises `ConfigError`."""
+        """Load and check the profile, so that its errors are reported once. Raises `ConfigError`."""
         if self._settings.keys_file is not None:
             read_keys(self._settings.keys_file)
         async with ModelOrchestrator(self._settings.strategy, environ=self._environ) as chosen:
@@ -133,7 +133,7 @@ class WorkerSupervisor:
         return False
 
     async def _keep(self, number: int) -> None:
-        """Have a worker of this number, always; one that dies again and again gets pauses, and in the end gives up."""
+        """Keep worker ``number`` running: restart it with growing pauses, and stop after repeated failures."""
         while not self._stop.is_set():
             worker = self._workers[number] = await self._start(number)
             await worker.channel.closed.wait()
@@ -142,10 +142,12 @@ class WorkerSupervisor:
                 return
             age = time.monotonic() - worker.began
             self._failures = 0 if worker.ready.is_set() else self._failures + 1
-            self._log.warning("a worker has ended and is started again", worker=number, code=code, seconds=round(age, 1))
+            self._log.warning("a worker has exited and is being restarted", worker=number, code=code, seconds=round(age, 1))
             if self._failures >= MOST_FAILURES:
-                hint = "the log above says why; try with --workers 1"
-                self._fault = ConfigError(f"{self._failures} workers in a row ended before they served", hint=hint)
+                hint = "see the log above for the cause; try --workers 1"
+                self._fault = ConfigError(
+                    f"{self._failures} consecutive workers exited before they served a request", hint=hint
+                )
                 self._stop.set()
                 return
             if self._failures > 1:
@@ -157,7 +159,7 @@ class WorkerSupervisor:
         command = [sys.executable, "-m", "workflow_composer.server.workers.worker"]
         descriptors = (self._listening[number].fileno(), theirs.fileno())
         arguments = [str(number), *map(str, descriptors)]
-        # Of its own group: a Ctrl-C on the terminal reaches the supervisor, which then lets the workers drain.
+        # In its own process group: Ctrl-C reaches only the supervisor, which then drains the workers.
         process = subprocess.Popen(  # noqa: ASYNC220, S603  # returns at once; it is this program
             [*command, *arguments], pass_fds=descriptors, env=environ, start_new_session=True, stdin=subprocess.DEVNULL
         )
@@ -167,7 +169,7 @@ class WorkerSupervisor:
         return worker
 
     def _answers(self, number: int) -> dict[str, Any]:
-        """What a worker may ask."""
+        """Return the handlers of worker requests."""
         strategies = self._strategies
 
         async def settings(data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -198,9 +200,9 @@ class WorkerSupervisor:
         return {handler.__name__: handler for handler in handlers}
 
     async def _end(self, tasks: list[asyncio.Task[Any]]) -> None:
-        """Let every worker drain, then see that it is gone."""
+        """Drain every worker and wait for its exit."""
         self._stop.set()
-        close(self._listening)  # whoever comes now is refused at once, instead of waiting for nobody
+        close(self._listening)  # refuse new connections at once
         for worker in self._workers.values():
             with suppress(ProcessLookupError):
                 worker.process.send_signal(signal.SIGTERM)
@@ -218,5 +220,5 @@ class WorkerSupervisor:
 
 
 def _packed(config: StrategyConfig) -> str:
-    """A profile for a process of our own; nobody else can write to the channel."""
+    """Return a pickled profile for a worker; only the service's processes can write to the channel."""
     return base64.b64encode(pickle.dumps(config)).decode("ascii")

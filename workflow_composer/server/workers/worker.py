@@ -1,4 +1,4 @@
-"""One of several workers, run by the supervisor only, by ``python -m`` and three numbers."""
+"""The process of one of several workers; only the supervisor runs it (``python -m`` with three numbers)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SWITCH_SECONDS = 30.0
 
 
 class Remote:
-    """The supervisor's switchboard, asked from a worker."""
+    """Client of the supervisor's switchboard in a worker."""
 
     def __init__(self, channel: WorkerChannel) -> None:
         self._channel = channel
@@ -54,11 +54,11 @@ def _version(data: Mapping[str, Any]) -> Version:
 
 
 async def work(number: int, listening: socket.socket, control: socket.socket) -> None:
-    """Serve until told to stop, or until the supervisor is gone."""
+    """Serve until stopped, or until the supervisor exits."""
     local: Local | None = None
 
     async def prepare(data: Mapping[str, Any]) -> Mapping[str, Any]:
-        assert local is not None  # asked only once the worker is ready
+        assert local is not None  # called only after the worker is ready
         await local.prepare(_unpacked(data["config"]))
         return {}
 
@@ -98,21 +98,21 @@ async def work(number: int, listening: socket.socket, control: socket.socket) ->
 
 
 def _unpacked(text: str) -> StrategyConfig:
-    config = pickle.loads(base64.b64decode(text))  # noqa: S301  # from the supervisor, over a socket that only it holds
+    config = pickle.loads(base64.b64decode(text))  # noqa: S301  # from the supervisor, over an inherited socket
     assert isinstance(config, StrategyConfig)
     return config
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Take over the sockets and serve."""
+    """Serve on the inherited sockets."""
     number, listening, control = map(int, arguments)
     with socket.socket(fileno=listening) as sock, socket.socket(fileno=control) as channel:
         sock.setblocking(False)
         channel.setblocking(False)
         try:
             run(work(number, sock, channel))
-        except WorkflowComposerError as error:  # the supervisor's log is the place to look
-            ServiceLog(worker=number).warning("a worker cannot serve", error=str(error))
+        except WorkflowComposerError as error:  # report in the supervisor's log
+            ServiceLog(worker=number).warning("a worker cannot start", error=str(error))
             sys.exit(error.exit_code)
 
 

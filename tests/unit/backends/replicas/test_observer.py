@@ -139,7 +139,7 @@ async def test_what_is_no_list_of_models_is_unknown(body):
     """Each row must be a model with an id."""
     async with hostile(answer(body)) as observer:
         assert await observer.models(5) == Listing(200, None)
-        assert "without a list of models" in (await probe(observer, "coder", limit=5)).detail
+        assert "no list of models" in (await probe(observer, "coder", limit=5)).detail
 
 
 @pytest.mark.parametrize("body", [b"", b'{"choices": []}', b'{"data": [{"embedding": []}]}', b"[" * 100_000])

@@ -89,7 +89,7 @@ def test_a_ledger_that_is_none_is_an_error_with_its_place(keys, tmp_path, conten
     (tmp_path / "state" / "ledger.bin").write_bytes(content)
     done = keys("list")
     assert done.code == 2
-    assert "ledger.bin is no ledger" in done.err
+    assert "ledger.bin is not a ledger" in done.err
     assert "Traceback" not in done.err
 
 

@@ -162,7 +162,7 @@ def test_a_field_that_asks_for_nothing_is_neither_refused_nor_warned_of(value):
 
 
 def test_a_field_that_asks_for_something_is_refused_or_warned_of():
-    assert FORM.read(sent({"name": "a", "user": "x"}))[3] == ["user says nothing"]
+    assert FORM.read(sent({"name": "a", "user": "x"}))[3] == ["user is ignored: says nothing"]
     with pytest.raises(HttpFailure, match="by: cannot be honoured") as caught:
         FORM.read(sent({"name": "a", "by": "x"}))
     assert (caught.value.param, caught.value.code) == ("by", "unsupported_parameter")
@@ -176,7 +176,7 @@ def test_a_required_field_that_is_missing_or_null_is_named(body):
 
 @pytest.mark.parametrize("name", sorted(FOREIGN))
 def test_a_chats_field_that_the_form_lacks_is_refused_whatever_it_holds(name):
-    with pytest.raises(HttpFailure, match=f"{name}: is no field of this form") as caught:
+    with pytest.raises(HttpFailure, match=f"{name}: is not a field of this API") as caught:
         FORM.read(sent({"name": "a", name: False}))
     assert caught.value.code == "unsupported_parameter"
     assert FORM.read(sent({"name": "a", name: None}))[2] == {}

@@ -120,7 +120,7 @@ def test_any_json_gives_embeddings_or_a_typed_refusal(body, headers):
 @example(b"1e999")
 def test_what_is_no_json_object_is_a_refusal(body):
     found = outcome(lambda: Form({}, example={}).read(body))
-    assert isinstance(found, tuple) or (found.status == 400 and found.message.startswith("the body"))
+    assert isinstance(found, tuple) or (found.status == 400 and found.message.startswith("the request body"))
 
 
 NAMES = st.from_regex(r"x_[a-z]{1,8}", fullmatch=True)

@@ -113,7 +113,7 @@ def test_a_file_that_breaks_while_the_service_runs_shuts_nobody_out_and_is_repor
         clock.now += 1.0
         assert ring.identify(secret).name == "ann"
     assert len(told) == 1
-    assert "keys of before stay" in told[0]
+    assert "previous keys stay" in told[0]
 
 
 @pytest.mark.parametrize(

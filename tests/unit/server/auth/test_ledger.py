@@ -252,7 +252,7 @@ def test_a_full_disk_loses_no_charge_and_lets_nobody_in_unchecked(tmp_path):
 )
 def test_a_file_that_is_no_ledger_is_left_as_it_is(tmp_path, content):
     (tmp_path / "l").write_bytes(content)
-    with pytest.raises(ValueError, match="no ledger"):
+    with pytest.raises(ValueError, match="not a ledger"):
         Ledger(tmp_path / "l")
     assert (tmp_path / "l").read_bytes() == content
 
