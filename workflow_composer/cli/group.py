@@ -22,16 +22,16 @@ COMMANDS = {
     "serve": "Serve OpenAI's API over the strategy, with a dashboard.",
     "keys": "Make, list and revoke the service's API keys.",
     "status": "Show the strategy, what is reachable, and the routers.",
-    "fleet": "Start, stop and watch your own vLLM servers, here or on SLURM.",
+    "fleet": "Start, stop and monitor your own vLLM servers, on this machine or on SLURM.",
     "strategies": "List, show and check strategy profiles.",
     "contexts": "List, show and copy context templates.",
     "plugins": "List plugins and what they provide.",
     "metrics": "Summarize the metrics of past requests.",
     "record": "Record every tier's answers to data sets, graded and with log-probabilities.",
     "calibrate": "Find thresholds that keep the error of accepted answers below a limit.",
-    "certificate": "Show a certificate, or compute it again from the data.",
+    "certificate": "Show a certificate, or verify it by recomputing it from its data.",
     "feedback": "Grade accepted answers that were drawn for an audit, and see what the grades say.",
-    "var": "Route a mixture-of-experts model's tokens by table, cache or gate, within proven bounds.",
+    "var": "Route the tokens of a mixture-of-experts model by table, cache or gate, within proven bounds.",
 }
 """Name -> short help. Each is the command of the same name in ``commands/NAME.py`` or ``NAME/group.py``."""
 

@@ -25,7 +25,7 @@ from workflow_composer.fleet.state import ServerState, StateStore
 from workflow_composer.storage.locks import FileLock, lock_beside
 
 TAKE = """
-import sys; from pathlib import Path; from workflow_composer.fleet.monitor.history import History, Record
+import sys; from pathlib import Path; from workflow_composer.fleet.monitor.history import History, CheckRecord
 from workflow_composer.fleet.launch.supervisor_lock import Holding
 print(Holding(Path(sys.argv[1]), "coder").take(), flush=True); sys.stdin.read()
 """

@@ -211,7 +211,7 @@ class OpenAIServer:
 
     def _unwritable(self, error: Exception) -> BadRequest:
         """The error for a body that JSON cannot say."""
-        return BadRequest(f"{self.label.name}: the request cannot be written as JSON: {type(error).__name__}")
+        return BadRequest(f"{self.label.name}: cannot encode the request as JSON: {type(error).__name__}")
 
     async def _model(self) -> str:
         async with (await self._lines.here()).asking:

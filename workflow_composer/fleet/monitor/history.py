@@ -88,7 +88,7 @@ def uptime(records: Iterable[CheckRecord], now: float, *, reach: float) -> Uptim
     Each check holds until the next one, for at most ``reach`` seconds; the rest of a longer gap is unknown and not counted.
     Overloaded counts as up; waiting (starting, or its job is queued) counts as down.
 
-    >>> found = [Record(time=0, server="a", outcome="up"), Record(time=30, server="a", outcome="down")]
+    >>> found = [CheckRecord(time=0, server="a", outcome="up"), CheckRecord(time=30, server="a", outcome="down")]
     >>> uptime(found, 40.0, reach=60)
     Uptime(share=0.75, checked=40.0)
     """

@@ -49,7 +49,7 @@ class ExpensiveShare:
     ``share`` is from 0 to 1, in exact decimal arithmetic; ``extra`` is a number of additional calls, at the start or
     later. Raises `ConfigError` for other values.
 
-    >>> budget = Budget(0.15)
+    >>> budget = ExpensiveShare(0.15)
     >>> [budget.take() for _ in range(8)]  # 0.15 * 7 is the first to exceed 1
     [False, False, False, False, False, True, False, False]
     """

@@ -100,9 +100,9 @@ def test_the_key_stands_for_the_row_and_the_options(rows_of):
     [
         (b'{"prompt": "a"', "not valid JSON", "one JSON object per line"),
         (b"[\n", "not valid JSON", "jq -c '.[]'"),
-        (b'["a"]', "this is a list, not an object", "jq -c '.[]'"),
-        (b'"a"', "this is a text, not an object", "one JSON object per line"),
-        (b"3", "this is a number, not an object", "one JSON object per line"),
+        (b'["a"]', "expected an object, found a list", "jq -c '.[]'"),
+        (b'"a"', "expected an object, found a text", "one JSON object per line"),
+        (b"3", "expected an object, found a number", "one JSON object per line"),
         (b'{"prompt": "caf\xe9"}', "not UTF-8: byte 16 of the line is 0xe9", "iconv -f LATIN1"),
         (b'{"text": "a"}', "no 'question', 'prompt' or 'messages'; the row has 'text'", "rename"),
         (b"{}", "no 'question', 'prompt' or 'messages'; the row has no fields", "rename"),

@@ -263,11 +263,11 @@ import resource, signal, sys
 sys.path.insert(0, sys.argv[4])
 from pathlib import Path
 from tests.unit.batch.records import record
-from workflow_composer.batch.run.journal import Journal
+from workflow_composer.batch.run.journal import RowJournal
 from workflow_composer.errors import WorkflowComposerError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
-journal = Journal.open(Path(sys.argv[1]), {}, rows=1000)
+journal = RowJournal.open(Path(sys.argv[1]), {}, rows=1000)
 for row in range(journal.done, int(sys.argv[3])):
     try:
         journal.append(record(row))
@@ -344,8 +344,8 @@ import sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from tests.unit.batch.records import record
-from workflow_composer.batch.run.journal import Journal
-journal = Journal.open(Path(sys.argv[1]), {}, rows=10**6)
+from workflow_composer.batch.run.journal import RowJournal
+journal = RowJournal.open(Path(sys.argv[1]), {}, rows=10**6)
 for row in range(10**6):
     journal.append(record(row))
     print(row, flush=True)

@@ -69,7 +69,7 @@ def test_a_file_that_is_no_recording_is_one_line(var, tmp_path):
     (tmp_path / "other").write_text("{}")
     code, _, err = var("replay", tmp_path / "other")
     assert code == 2
-    assert "line 1: layer is a whole number" in err
+    assert "line 1: layer must be" in err
     assert "Traceback" not in err
 
 

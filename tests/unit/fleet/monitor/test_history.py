@@ -72,11 +72,11 @@ def test_nothing_is_written_while_nothing_is_a_day_too_old(kept):
 WRITER = """
 import sys
 from pathlib import Path
-from workflow_composer.fleet.monitor.history import History, Record, DAY
+from workflow_composer.fleet.monitor.history import History, CheckRecord, DAY
 kept = History(Path(sys.argv[1]), days=1)
 for index in range(150):
-    kept.add([Record(time=1e9, server=sys.argv[2], outcome="up", tokens=float(index), reason="x" * 300)] * 2)
-    kept.add([Record(time=1.0, server="old", outcome="up")])
+    kept.add([CheckRecord(time=1e9, server=sys.argv[2], outcome="up", tokens=float(index), reason="x" * 300)] * 2)
+    kept.add([CheckRecord(time=1.0, server="old", outcome="up")])
     kept.prune(1e9)
 """
 
@@ -111,9 +111,9 @@ def test_a_full_disk_leaves_whole_lines(tmp_path):
     code = (
         "import resource, signal, sys; from pathlib import Path\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "from workflow_composer.fleet.monitor.history import History, Record\n"
+        "from workflow_composer.fleet.monitor.history import History, CheckRecord\n"
         "kept = History(Path(sys.argv[1]), days=1)\n"
-        "for index in range(20): kept.add([Record(time=1e9, server='a', outcome='up')])"
+        "for index in range(20): kept.add([CheckRecord(time=1e9, server='a', outcome='up')])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
     assert "OSError" in done.stderr

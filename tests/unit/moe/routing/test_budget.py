@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from workflow_composer.errors import ConfigError
-from workflow_composer.moe.routing.three_paths import Budget, ThreePaths, Way
+from workflow_composer.moe.routing.three_paths import ExpensiveShare, ThreePaths, Way
 
 SHARES = st.sampled_from([0.0, 0.01, 0.1, 0.15, 1 / 3, 0.5, 0.999999999, 1.0])
 
@@ -25,7 +25,7 @@ def holds(granted, share, extra=0):
 @given(st.lists(st.booleans(), max_size=300), SHARES, st.integers(0, 5))
 def test_the_bound_holds_at_every_prefix_whoever_wants_when(wants, share, extra):
     """No order of wishes breaks it."""
-    budget = Budget(share, extra=extra)
+    budget = ExpensiveShare(share, extra=extra)
     granted = [budget.take(wants=want) for want in wants]
 
     assert holds(granted, share, extra)
@@ -42,7 +42,7 @@ RUNS = st.lists(st.tuples(st.booleans(), st.integers(1, 25)), max_size=8).map(
 @example([[True] * 6 + [False] * 10 + [True] * 6], 0.5, 0)
 def test_batches_are_granted_what_one_by_one_would_have_been(batches, share, extra):
     """Whatever the sizes of the batches; the figures that are kept agree as well."""
-    single, many = Budget(share, extra=extra), Budget(share, extra=extra)
+    single, many = ExpensiveShare(share, extra=extra), ExpensiveShare(share, extra=extra)
     for batch in batches:
         wanting = np.flatnonzero(np.array(batch, np.bool_))
         one_by_one = [single.take(wants=want) for want in batch]
@@ -95,7 +95,7 @@ def test_a_spent_budget_is_said_and_counted():
 
 def test_the_bound_holds_where_threads_ask_at_once():
     """Every prefix of the order in which decisions were counted is one that a lock let through."""
-    budget = Budget(0.15)
+    budget = ExpensiveShare(0.15)
     paths = ThreePaths(share=0.15)
 
     def work(seed):
@@ -120,12 +120,12 @@ def test_the_bound_holds_where_threads_ask_at_once():
 
 def test_a_share_is_meant_exactly_as_it_is_written():
     """0.29 * 100 is less than 29 in binary arithmetic, and 0.29 times 100 is 29."""
-    budget = Budget(0.29)
+    budget = ExpensiveShare(0.29)
     assert budget.allowed(99) == 29
-    assert Budget(0.1).allowed(29) == 3
+    assert ExpensiveShare(0.1).allowed(29) == 3
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_a_share_beyond_all_is_refused(share):
     with pytest.raises(ConfigError, match="from 0 to 1"):
-        Budget(share)
+        ExpensiveShare(share)

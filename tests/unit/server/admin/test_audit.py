@@ -40,8 +40,8 @@ def test_what_was_written_before_stays(tmp_path):
 WRITES = """
 import sys
 from pathlib import Path
-from workflow_composer.server.admin.strategy_switcher import Audit
-audit = Audit(Path(sys.argv[1]))
+from workflow_composer.server.admin.strategy_switcher import SwitchAudit
+audit = SwitchAudit(Path(sys.argv[1]))
 for _ in range(200):
     audit.write("switch", who=sys.argv[2] * 50, outcome="done")
 """
@@ -63,10 +63,10 @@ def test_what_cannot_be_written_is_told_with_its_contents():
 FULL = """
 import resource, sys
 from pathlib import Path
-from workflow_composer.server.admin.strategy_switcher import Audit
+from workflow_composer.server.admin.strategy_switcher import SwitchAudit
 told = []
 path = Path(sys.argv[1])
-audit = Audit(path, report=told.append)
+audit = SwitchAudit(path, report=told.append)
 audit.write("switch", who="one", outcome="done")
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))  # room for half a line
