@@ -200,7 +200,7 @@ class ExpertStore:
                     self._loading = None
                     self._ready.add(key)
                     self._changed.notify_all()
-        except BaseException as error:  # noqa: BLE001  # `acquire` raises it
+        except BaseException as error:  # noqa: BLE001  # raised again by `acquire`
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
