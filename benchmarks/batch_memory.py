@@ -1,12 +1,11 @@
-"""What a batch of a million rows needs: memory, time and disk, with answers that cost nothing.
+"""Memory, time and disk space of a batch of a million rows, with fake models.
 
     python benchmarks/batch_memory.py [--rows 1000000] [--folder DIR] [--json]
 
-Rows of the size of GSM8K's go through the whole of a batch but for the models: they are read from JSON lines, each becomes a
-record with two tiers of four votes, is journaled, and at last written to the result files; then the run is taken up again.
-All of it happens in one process. ``peak`` is the most memory that was resident during a part (VmHWM, which Linux lets a
-process reset), ``after`` what is resident at its end; both count the libraries. Exits with 1 where the peak of the whole is
-a GiB or more.
+Rows of GSM8K's size pass through a complete batch without models: they are read from JSON lines, become records with two
+tiers of four votes, are written to the journal and then to the result files; finally the run is resumed. Everything runs in
+one process. ``peak`` is the maximum resident memory of a part (VmHWM, which Linux lets a process reset), and ``after`` the
+resident memory at its end; both include the libraries. The exit status is 1 if the overall peak is a GiB or more.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How many Python functions one request runs through: of the package's own, and of all.
+"""Number of Python function calls per request: of the package's functions, and of all.
 
     python benchmarks/call_counts.py [--json] [--list] [--cpu]
 

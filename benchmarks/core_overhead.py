@@ -1,4 +1,4 @@
-"""What the core itself costs per request, beside a bare call of the `openai` client to a local stub in the same run.
+"""Overhead of the core per request, compared with a bare call of the `openai` client to a local stub in the same run.
 
     python benchmarks/core_overhead.py [--requests 2000] [--rounds 7] [--json]
 

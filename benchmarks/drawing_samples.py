@@ -1,4 +1,4 @@
-"""One request with n = k, or k requests that share a prefix? Measured on a real vLLM server and on the embedded engine.
+"""One call with n = k compared with k calls that share a prefix, on a real vLLM server and on the embedded engine.
 
     WORKFLOW_COMPOSER_VLLM_PYTHON=... python benchmarks/drawing_samples.py [--k 8] [--questions 24] [--rounds 5] [--json]
 

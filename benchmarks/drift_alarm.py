@@ -1,4 +1,4 @@
-"""The alarm on audited answers: how often it is false, and how many audits it takes to notice that answers got worse.
+"""The alarm on audited answers: its rate of false alarms, and the number of audits to detect a higher error rate.
 
     python benchmarks/drift_alarm.py [--runs 1000] [--audits 5000] [--seed 0] [--json]
 

@@ -1,4 +1,4 @@
-"""Experts offloaded to a file: what knowing them early is worth, in a real offload on a CPU and in the simulator.
+"""Benefit of expert prefetching with experts in a file, for real offloading on a CPU and in the simulator.
 
     python scripts/train_tiny_olmoe.py --output logs/tiny-olmoe
     python benchmarks/expert_prefetch.py logs/tiny-olmoe [--text fresh] [--slots 8] [--tokens 200] [--rounds 5] [--json]

@@ -1,4 +1,4 @@
-"""Why the journal is a file to which lines are appended: the same records in SQLite, beside it.
+"""Cost of the journal as an append-only file, compared with the same records in SQLite.
 
     python benchmarks/journal_forms.py [--rows 100000] [--folder DIR] [--json]
 

@@ -1,14 +1,14 @@
-"""Planning 1,000,000 questions on one core: each batch policy's time and memory.
+"""Time and memory of each batch policy for planning 1,000,000 questions on one core.
 
     python benchmarks/planning.py [--rows 1000000] [--rounds 3] [--data FILE] [--json]
 
 The questions are grade-school problems (GSM8K's training set by ``--data train.jsonl``, plain or gzip) or, without a file,
 the 1,000 problems that come with the package, repeated to the number of rows with a number appended to each, so that no two
-are equal. They lie in memory as Arrow tables, as a data set's reader gives them; reading a file is not counted. The probe is
-trained before the clock starts, on labels by chance: what it predicts is of no interest, what predicting costs is that of
-any other, and it is of the isotonic kind, the dearer one. Each policy is planned in a process of its own, bound to one
-core; CPU and wall time per round (on a machine that does other things, wall time says little), and the process' peak memory
-beyond what it held before planning.
+are equal. They are in memory as Arrow tables, as a data set's reader returns them; reading a file is not counted. The probe
+is trained in advance, on random labels: its predictions are irrelevant, its cost is that of any other probe, and its
+isotonic kind is the more expensive one. Each policy is planned in a separate process, bound to one core. The table gives CPU
+and wall time per round (wall time means little on a busy machine), and the process's peak memory above its memory before
+planning.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How well a probe predicts, from a question alone, whether a model answers it rightly: on recorded answers of real models.
+"""Accuracy of probes, which predict from a question alone whether a model answers it correctly, on recorded answers.
 
     python benchmarks/probing.py [--data DIR] [--recording FILE ...] [--json]
 

@@ -1,4 +1,4 @@
-"""Certified cascades on recorded answers of real models: is the promise kept, and what is it worth?
+"""Certified cascades on recorded answers of real models: violations of the guarantee, coverage and savings.
 
     python benchmarks/recorded_risk.py --data DIR [--splits 500] [--delta 0.1] [--only gsm8k mmlu ...] [--seed 0] [--json]
 

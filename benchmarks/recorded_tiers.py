@@ -1,7 +1,7 @@
-"""Recorded answers of real models as tiers: what a router could know of each answer, and whether it was right.
+"""Recorded answers of real models as tiers: the features that a router would have of each answer, and its correctness.
 
-For `benchmarks/recorded_risk.py`. Nothing that is known only afterwards is a feature: not the right answer, and nothing
-at all of later tiers.
+For `benchmarks/recorded_risk.py`. The features exclude everything that is known only afterwards: the correct answer, and all
+answers of later tiers.
 """
 
 from __future__ import annotations

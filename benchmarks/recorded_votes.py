@@ -1,4 +1,4 @@
-"""Votes of recorded answers: what reading, comparing, counting, stopping and confidence cost per vote.
+"""Cost per vote of extraction, comparison, counting, stopping rules and confidence, on recorded answers.
 
     python benchmarks/recorded_votes.py [--data DIR] [--replay FILE] [--rounds 5] [--json]
 

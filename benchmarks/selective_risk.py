@@ -1,4 +1,4 @@
-"""Does the certified threshold keep its target, and what does that cost: simulated worlds in which the truth is known.
+"""Violations and coverage of certified thresholds and of other rules, in simulations with known truth.
 
     python benchmarks/selective_risk.py [--draws 2000] [--seed 0] [--part tier|cascade|starts] [--quick] [--all] [--json]
 

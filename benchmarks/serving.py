@@ -1,4 +1,4 @@
-"""What the service costs per request, beside no proxy, nginx, three routers in Rust and LiteLLM's proxy, on one machine.
+"""Cost of the service per request, compared with no proxy, nginx, three Rust routers and LiteLLM's proxy, on one machine.
 
     python benchmarks/serving.py [--peers FOLDER] [--rounds 5] [--seconds 3] [--only NAME ...] [--json]
 

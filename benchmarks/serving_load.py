@@ -1,4 +1,4 @@
-"""Load for `serving.py`: `wrk` for many connections, a blocking socket for one, and what the kernel says of processes."""
+"""Load for `serving.py`: `wrk` for many connections, a blocking socket for one, and process statistics of the kernel."""
 
 from __future__ import annotations
 

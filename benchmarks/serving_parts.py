@@ -1,4 +1,4 @@
-"""What the service's parts were chosen by: HTTP servers, HTTP clients, JSON and counters, each alone, in one run.
+"""Comparison of parts for the service: HTTP servers, HTTP clients, JSON libraries and counters, each alone, in one run.
 
     python benchmarks/serving_parts.py [--peers FOLDER] [--rounds 3] [--seconds 2] [--json]
 

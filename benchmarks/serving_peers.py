@@ -1,4 +1,4 @@
-"""How each server of `serving.py` is started and asked: the stub itself, nginx, routers in Rust, LiteLLM's proxy, ours."""
+"""Start commands and requests of each server in `serving.py`: the stub, nginx, Rust routers, LiteLLM's proxy, ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model server that answers at once, for `serving.py`: as fast as Python can be, so that it is not what is measured.
+"""A model server that answers immediately, for `serving.py`; it is fast, so that it does not limit the measurement.
 
     python benchmarks/serving_stub.py PORT
 

@@ -1,4 +1,4 @@
-"""The rules that end a vote early, compared at equal accuracy: on simulated votes, and on recorded ones.
+"""Comparison of stopping rules for votes at equal accuracy, on simulated and on recorded votes.
 
     python benchmarks/stopping_rules.py [--data DIR] [--replay FILE] [--questions 300] [--seeds 5] [--json]
 

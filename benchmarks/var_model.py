@@ -1,4 +1,4 @@
-"""Tables in the place of a trained model's gates: perplexity and learned share, in domain and out of it, layer by layer.
+"""Tables instead of a trained model's gates: perplexity and learned share, in domain and out of domain, layer by layer.
 
     python scripts/train_tiny_olmoe.py --output logs/tiny-olmoe
     python benchmarks/var_model.py logs/tiny-olmoe [--learn 1000000] [--context 10] [--share 0.15] [--json]

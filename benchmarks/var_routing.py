@@ -1,4 +1,4 @@
-"""How fast adaptive routing is, on one core: in batches, token by token, and against the gate alone.
+"""Speed of adaptive routing on one core: in batches, token by token, and compared with the gate alone.
 
 python benchmarks/var_routing.py [--quick]
 

@@ -1,4 +1,4 @@
-"""What voting, parsing, stopping and planning cost of a live run's wall time, on the embedded fleet.
+"""Share of voting, parsing, stopping rules and planning in the wall time of a live run, on the embedded fleet.
 
     python benchmarks/voting_overhead.py [--rows 100] [--rounds 3] [--json]
 

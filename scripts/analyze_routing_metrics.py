@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Summarize routing metrics: ``analyze_routing_metrics.py --since 24h [--file logs/routing_metrics.jsonl] [--json]``.
 
-The same as ``python -m workflow_composer metrics``, for cron jobs and habits.
+Equivalent to ``python -m workflow_composer metrics``; kept for existing cron jobs.
 """
 
 import sys

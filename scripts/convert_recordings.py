@@ -1,4 +1,4 @@
-"""Turn public collections of recorded answers into the form that the replay backend plays (docs/recordings.md).
+"""Convert public collections of recorded answers to the format of the replay backend (docs/recordings.md).
 
     python scripts/convert_recordings.py gsm8k --data DIR --output gsm8k.jsonl.gz
     python scripts/convert_recordings.py qwen-math --data DIR --output math.jsonl.gz

@@ -1,4 +1,4 @@
-"""Write the tables of keys in docs/profiles.md and docs/fleet.md from the models that read them.
+"""Generate the tables of keys in docs/profiles.md and docs/fleet.md from the settings models.
 
 python scripts/generate_profile_docs.py            rewrite the parts between the two markers
 python scripts/generate_profile_docs.py --check    exit with 1 where a file is not up to date

@@ -1,8 +1,8 @@
-"""The Plan: the one value by which a router says what is to be done.
+"""The plan: a router's complete instruction for one request.
 
-Tiers are tried while the answer is not accepted (escalation). A tier is one or more members whose samples are counted in one
-vote, and a member's candidates are tried while calls fail (fallback). Every way of routing is a plan, and one executor runs
-them all.
+Escalation moves from tier to tier while the answer is not accepted. A tier has one or more members whose samples are counted
+in one vote. Fallback moves through a member's candidates while calls fail. Every router returns a plan, and one executor
+runs all plans.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from workflow_composer.types import Message, Sample, TokenLogprob, Verdict
 @quick
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One model that could answer.
+    """A model that can answer.
 
-    ``name`` is its key among the profile's models; ``local`` says whether its bytes stay on the profile's own machines;
-    ``endpoint`` names the role of the server behind it, where there is one; ``capabilities`` is empty where nothing is
-    known.
+    ``name`` is its key among the profile's models. ``local`` is true if its data stays on the profile's own machines.
+    ``endpoint`` is the role of its server, if it has one. ``capabilities`` is empty if they are unknown.
     """
 
     name: str
@@ -43,24 +42,24 @@ class Acceptance(Protocol):
 
 
 class Watch(Protocol):
-    """Follows one answer while it is generated."""
+    """Watches one answer while it is generated."""
 
     def hear(self, tokens: Sequence[TokenLogprob]) -> Verdict | None:
-        """Hear the next tokens; the verdict, as soon as it is certain that the answer will not be accepted."""
+        """Take the next tokens; return the verdict as soon as the answer can no longer be accepted, else None."""
         ...
 
 
 StartWatch = Callable[[int], Watch]
-"""Begins to follow an answer of at most so many tokens."""
+"""Starts to watch an answer; the argument is its maximum length in tokens."""
 
 
 class AlwaysAccept:
-    """Take whatever comes."""
+    """Accept every answer."""
 
     verdict = Verdict(accepted=True, reason="always accepted")
 
     def __call__(self, samples: Sequence[Sample]) -> Verdict:
-        """Accept; the confidence stays unknown."""
+        """Accept without a confidence."""
         return self.verdict
 
     def __repr__(self) -> str:
@@ -78,14 +77,15 @@ Drawing = Literal["at_once", "as_needed"]
 @quick
 @dataclass(frozen=True, slots=True)
 class Voting:
-    """How the samples of a tier become one answer: a majority vote (self-consistency), and when it is over.
+    """How a tier's samples become one answer: a majority vote (self-consistency) and its stopping rule.
 
-    ``measure`` says what confidence is (`workflow_composer.execution.voting.confidence`; with ``score`` there is no vote:
-    the sample with the best score is the answer, and its score the confidence). An answer is accepted from ``target`` on.
-    ``stopping`` names the rule that may end the vote early (`workflow_composer.execution.voting.stopping`), ``level`` its
-    own parameter. ``explore`` further samples at the most are drawn while more votes could settle it. ``draw``: ``at_once``
-    asks for all samples at the same time and cancels what is no longer needed; ``as_needed`` asks for the fewest that could
-    decide, so that nothing is paid for in vain. ``form`` reads and compares answers.
+    ``measure`` selects the confidence measure (`workflow_composer.execution.voting.confidence`). With ``score`` there is no
+    vote: the sample with the best score is the answer, and its score is the confidence. An answer is accepted if its
+    confidence is at least ``target``. ``stopping`` selects the rule that may end the vote early
+    (`workflow_composer.execution.voting.stopping`), and ``level`` is that rule's parameter. Up to ``explore`` further
+    samples are drawn while they could settle the vote. ``draw="at_once"`` requests all samples concurrently and cancels
+    those no longer needed; ``"as_needed"`` requests the fewest that could decide, which costs least. ``form`` extracts and
+    compares answers.
     """
 
     measure: Measure = "share"
@@ -99,9 +99,9 @@ class Voting:
 
 @dataclass(frozen=True, slots=True)
 class PromptForm:
-    """What a member reads in place of the request's messages: ``shown(messages)``, a pure function.
+    """A member's rewriting of the request's messages: ``shown(messages)``, a pure function.
 
-    ``name`` tells a person which form it is. Two forms are equal where both name and function are.
+    ``name`` identifies the form in logs. Two forms are equal if both their names and their functions are.
     """
 
     name: str
@@ -110,10 +110,11 @@ class PromptForm:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One voice in a tier: candidates in order of preference; the next is asked only while calls fail (fallback).
+    """A voter of a tier: candidates in order of preference; the next one is called only if calls fail (fallback).
 
-    ``samples`` answers are drawn from the one that works, at ``temperature`` (None: the request's own), to the request's
-    messages as ``form`` shows them. Each of its votes counts ``weight``. Raises `ValueError` for values that cannot be.
+    ``samples`` samples are drawn from the first candidate that works, at ``temperature`` (None: the request's), for the
+    request's messages as rewritten by ``form``. Each of its votes has the weight ``weight``. Raises `ValueError` for invalid
+    values.
     """
 
     candidates: tuple[Candidate, ...]
@@ -124,29 +125,29 @@ class Member:
 
     def __post_init__(self) -> None:
         if not self.candidates:
-            raise ValueError("a member needs a candidate")
+            raise ValueError("a member needs at least one candidate")
         if self.samples < 1:
-            raise ValueError(f"a member draws at least one sample, not {self.samples}")
+            raise ValueError(f"samples must be at least 1, not {self.samples}")
         if not 0.0 < self.weight < math.inf:
-            raise ValueError(f"the weight of a vote is a positive number, not {self.weight}")
+            raise ValueError(f"weight must be a positive, finite number, not {self.weight}")
 
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """One or more members whose samples are counted in one vote. Most tiers have one member: `Tier.of` makes these.
+    """One or more members whose samples are counted in one vote. Most tiers have one member: use `Tier.of`.
 
-    With ``voting`` the samples are votes, and it decides; else ``accept`` does, on the samples of the only member. A tier
-    that is not the last is given up after ``deadline`` seconds, and is not started where ``budget`` dollars would probably
-    not pay for it.
+    With ``voting``, the samples are votes, and the vote decides; otherwise ``accept`` judges the samples of the only member.
+    A tier other than the last ends after ``deadline`` seconds, and is skipped if it would probably cost more than ``budget``
+    dollars.
 
-    ``logprobs``: so many alternatives are asked for beside each token's log-probability, of candidates that can give them;
-    None: what the request asks for. With ``watch`` an answer that cannot be accepted any more is abandoned before its end,
-    unless this is the last tier: in streams, and with ``watch_all`` in every request. ``when_unknown`` is run in this tier's
-    place where the answer tells nothing of its own certainty.
+    ``logprobs`` is the number of alternative tokens to request with each log-probability, from candidates that support them
+    (None: as in the request). With ``watch``, an answer that can no longer be accepted is abandoned before its end, except
+    in the last tier: in streams only, or in every request with ``watch_all``. ``when_unknown`` runs instead of this tier if
+    the answer has no log-probabilities to judge it by.
 
-    ``is_plain`` is computed: the tier draws one sample, and takes it whatever it is. Raises `ValueError` for several members
-    without a vote, or with one that is not defined for them: statistical stopping rules take all votes for draws of one
-    model, and `posterior` and `score` know no weights.
+    ``is_plain`` is computed: the tier draws one sample and always accepts it. Raises `ValueError` for several members
+    without a vote, or with a vote that is not defined for them: statistical stopping rules assume that all votes are draws
+    from one model, and `posterior` and `score` do not support weights.
     """
 
     members: tuple[Member, ...]
@@ -170,12 +171,12 @@ class Tier:
     def _check_several(self) -> None:
         count, voting = len(self.members), self.voting
         if voting is None or not count:
-            raise ValueError(f"a tier without a vote has exactly one member, not {count}")
+            raise ValueError(f"a tier without voting must have exactly one member, not {count}")
         if voting.stopping not in ("decided", "fixed"):
             rule = voting.stopping
-            raise ValueError(f"stopping rule {rule!r} needs votes of one member; for {count}, use 'decided' or 'fixed'")
+            raise ValueError(f"stopping rule {rule!r} supports one member only; for {count}, use 'decided' or 'fixed'")
         if len({member.weight for member in self.members}) > 1 and voting.measure in ("posterior", "score"):
-            raise ValueError(f"measure {voting.measure!r} knows no weights; use 'share', 'entropy' or 'logprob'")
+            raise ValueError(f"measure {voting.measure!r} does not support weights; use 'share', 'entropy' or 'logprob'")
 
     @classmethod
     def of(
@@ -188,27 +189,27 @@ class Tier:
         form: PromptForm | None = None,
         **options: Any,
     ) -> Tier:
-        """A tier of one member. ``options`` are the tier's own fields."""
+        """Return a tier with one member. ``options`` are further fields of the tier."""
         return cls((Member(tuple(candidates), samples, temperature, form),), name, **options)
 
     @property
     def samples(self) -> int:
-        """Samples that all members draw together."""
+        """Total number of samples of all members."""
         return sum(member.samples for member in self.members)
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        """Every candidate of every member, each once."""
+        """The candidates of all members, without duplicates."""
         return tuple(dict.fromkeys(candidate for member in self.members for candidate in member.candidates))
 
     @property
     def title(self) -> str:
-        """What a person calls the tier: its name, else those of its members' first candidates."""
+        """The tier's display name: its name, or else the names of its members' first candidates."""
         return self.name or "+".join(member.candidates[0].name for member in self.members)
 
     @property
     def has_route(self) -> bool:
-        """Whether a routing string can say what the tier does."""
+        """Whether a routing string can express the tier."""
         decides = self.voting is not None or self.accept is ALWAYS
         return decides and len(self.members) == 1 and self.members[0].form is None
 
@@ -216,13 +217,13 @@ class Tier:
 @quick
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Tiers in order of strength: the next is asked only while the answer is not accepted (escalation).
+    """Tiers in order of strength: the next one runs only if the answer was not accepted (escalation).
 
-    ``reason`` tells a person why; ``left_out`` what could have served but may not or cannot, each with its reason;
-    ``notes`` what was changed in what the caller asked for; ``budget`` (dollars) holds for requests that name none.
-    ``gapless``: a tier's answer counts as accepted only where every tier before it has answered. ``alarm`` says why a
-    guarantee is suspended. `str` gives the routing string (`workflow_composer.markers`), or, where none says what its tiers
-    accept, the router's name, which requests can ask for.
+    ``reason`` explains the plan. ``left_out`` lists the candidates that were excluded, each with its reason. ``notes`` lists
+    the changes to what the caller asked for. ``budget`` (dollars) applies to requests without a budget. With ``gapless``, a
+    tier's answer counts as accepted only if every earlier tier has answered. ``alarm`` says why a guarantee is suspended.
+    `str` returns the routing string (`workflow_composer.markers`), or, if no routing string expresses the tiers, the
+    router's name, which a request can give as its model.
     """
 
     tiers: tuple[Tier, ...]

@@ -4,7 +4,9 @@ taste.
 
 import ast
 import importlib
+import io
 import re
+import tokenize
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -143,6 +145,95 @@ def test_functions_are_short():
     )
     assert [place for length, place in lengths if length > LONGEST_FUNCTION] == []
     assert lengths[int(len(lengths) * 0.9)][0] <= USUAL_FUNCTION
+
+
+# ------------------------------------------------------------------------------------------------------------ the wording
+
+WRONG_WORDS = (
+    r"(?:an )?onlooker",
+    r"a(?:sk|nswer)ed in vain",
+    r"anything left to ask",
+    r"(?:are|is) told apart",
+    r"begins? anew",
+    r"behind the call(?:er)?.s back",
+    r"cannot be asked",
+    r"cannot stand in",
+    r"dress taken off",
+    r"gave no whole answer",
+    r"given up for dead",
+    r"ha(?:s|ve) spoken",
+    r"heeds? no",
+    r"hears? (?:every|of every) answer",
+    r"in (?:mid-answer|one word: ask)",
+    r"is (?:no cascade|no network|passed over|refused rather)",
+    r"is no OpenAI-compatible",
+    r"knows? no weights",
+    r"lies (?:there|beside)",
+    r"looked at at",
+    r"looks? after it",
+    r"must not stand",
+    r"nobody (?:looked|knows which)",
+    r"nothing (?:is left to ask|of it can be|says where|to be had)",
+    r"of one mind",
+    r"out in the world",
+    r"papered over",
+    r"sees? to it",
+    r"speaks? (?:against|no HTTP)",
+    r"stands? (?:for no|in the way)",
+    r"the (?:dearer|same at once|way up)",
+    r"there are to name",
+    r"what (?:is there|stands there|there is to run on)",
+    r"wherever it stands",
+    r"who (?:has looked|knows how|looks after)",
+    r"whom to ask",
+    r"without a word",
+)
+"""Phrases that are no plain technical English: each was replaced by one that says who does what."""
+
+WRONG = re.compile(rf"\b(?:{'|'.join(WRONG_WORDS)})\b", re.IGNORECASE)
+QUOTES = re.compile(r"""\b[bfru]{1,2}(?=["'])|["'#]""", re.IGNORECASE)
+
+
+def words_of(path):
+    """All strings, docstrings and comments of a Python file, or the whole text of another one, on one line."""
+    text = path.read_text()
+    if path.suffix == ".py":
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        kinds = {"COMMENT", "STRING", "FSTRING_MIDDLE"}
+        text = " ".join(token.string for token in tokens if tokenize.tok_name[token.type] in kinds)
+        text = QUOTES.sub("", text)
+    return " ".join(text.split())
+
+
+def wrong_words_in(paths):
+    """The wrong phrases, each with its file and the words around it."""
+    return [
+        f"{path.name}: {words[max(0, found.start() - 30) : found.end() + 30]}"
+        for path in paths
+        for words in [words_of(path)]
+        for found in WRONG.finditer(words)
+    ]
+
+
+def test_the_texts_are_plain_english():
+    """Errors, help, docstrings, comments and pages contain none of the phrases that had to be replaced."""
+    assert wrong_words_in([*FILES, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("comment.py", "x = 1  # what is\n# there"),
+        ("docstring.py", '"""Return what\n    stands there."""'),
+        ("joined.py", 'x = (f"{x} speaks "\n    f"no HTTP")'),
+        ("page.md", "Ask nobody, without a\nword."),
+    ],
+)
+def test_a_wrong_phrase_is_found(tmp_path, name, text):
+    """In a comment, over the lines of a docstring, in strings that Python joins, and on a page; but not in code."""
+    (tmp_path / name).write_text(text)
+    (tmp_path / "code.py").write_text("without = a = word = 1\n")
+    assert len(wrong_words_in([tmp_path / name, tmp_path / "code.py"])) == 1
 
 
 # ------------------------------------------------------------------------------------------- what others may rely on

@@ -59,7 +59,7 @@ def is_literal(text: str) -> bool:
     return any(_LITERAL.fullmatch(word.strip(_EDGES)) for word in text.split(" "))
 
 
-pass  # MERGED
+# ---------------------------------------------------------------------------------------------------------------- notation
 
 _CACHED_LENGTH = 256
 _LONGEST_NUMBER = 400

@@ -1,1 +1,1 @@
-"""The one executor of plans: escalation over tiers, fallback within them, and every call metered."""
+"""Execution of plans: escalation over tiers, fallback within a tier, voting, and metering of every call."""

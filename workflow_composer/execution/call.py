@@ -1,7 +1,7 @@
-"""One call to one model: admitted by a circuit breaker, limited in time, metered, priced, and on record however it ends.
+"""One call to one model: admitted by a circuit breaker, limited in time, metered, priced, and always recorded.
 
-`Call` is the value around the one await, for whole answers, streams and embeddings alike. What it needs to know of the model
-stands in an `Endpoint`; what it learns goes to the request's `Trace`, the breaker, and the forecast for budgets.
+`Call` wraps the await of a complete answer, a stream or embeddings. It reads the model's `Endpoint`, and reports its result
+to the request's `Trace`, the circuit breaker, and the cost forecast.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from workflow_composer.errors import (
 from workflow_composer.plan import Candidate, Tier
 from workflow_composer.types import TIMER_EARLY, Attempt, LLMRequest, ModelCall, Sample, TierResult, Timeouts, Usage, Verdict
 
-# ------------------------------------------------------------------------------------- what is known about one model
+# --------------------------------------------------------------------------------- circuit breaker, forecast, endpoint
 
 State = Literal["closed", "open", "half-open"]
 
 TELLING = (ServerFailed, ServerUnreachable, CallTimeout)
-"""Errors that speak against the endpoint. A refused request or a full queue does not."""
+"""Errors that count as failures of the endpoint. A rejected request or a full queue does not count."""
 
 UNSEEN_ANSWER = 512
-"""Tokens of an answer where neither the request limits it nor any answer has been seen."""
+"""Assumed tokens per answer if the request sets no limit and no answer has been seen."""
 CHARACTERS_PER_TOKEN = 4.0
 _MEMORY = 20
-"""So many of the last calls count."""
+"""Number of most recent calls in the means."""
 _NOTHING = (0, 0, 0, 0, 0.0)
 
 
 class CircuitBreaker:
-    """Leaves an endpoint that keeps failing alone for a while. Shared by all requests; safe to use from several threads.
+    """Stops calls to an endpoint that keeps failing. Shared by all requests; thread-safe.
 
-    Closed, calls pass. After ``failures`` consecutive failures (infinite: never) it opens and calls are refused at once,
-    which is what makes a fallback quick. After ``cooldown`` seconds it is half open: one call passes as a probe; its success
-    closes the breaker, its failure opens it for another cooldown (Nygard, *Release It!*, 2007).
+    While it is closed, calls pass. After ``failures`` consecutive failures (infinite: never), it opens and rejects calls
+    immediately, which makes fallback fast. After ``cooldown`` seconds it is half-open: one call passes as a probe. If the
+    probe succeeds, the breaker closes; if it fails, the breaker opens for another cooldown (Nygard, *Release It!*, 2007).
     """
 
     def __init__(
@@ -66,16 +66,16 @@ class CircuitBreaker:
 
     @property
     def state(self) -> State:
-        """What the next call would meet."""
+        """The state that the next call would find."""
         with self._lock:
             if self._opened_at is None:
                 return "closed"
             return "half-open" if self._clock() >= self._opened_at + self._cooldown else "open"
 
     def admit(self) -> bool:
-        """Let one call pass, or raise `CircuitOpen`. True where the call is the probe of a half-open breaker.
+        """Admit one call and return whether it is the probe of a half-open breaker; raise `CircuitOpen` otherwise.
 
-        Whoever is admitted reports back once, by `succeed`, `fail` or `release`, and says there whether it was the probe.
+        Each admitted call must then call `succeed`, `fail` or `release` once, and pass on this flag.
         """
         with self._lock:
             opened_at = self._opened_at
@@ -85,16 +85,16 @@ class CircuitBreaker:
             if wait <= 0 and not self._probing:
                 self._probing = True
                 return True
-        when = f"asked again in {wait:.0f} s" if wait > 0 else "a probe is under way"
-        raise CircuitOpen(f"{self.name} failed {self.failed} times in a row and is left alone; {when}")
+        when = f"next try in {wait:.0f} s" if wait > 0 else "a probe is in progress"
+        raise CircuitOpen(f"{self.name} failed {self.failed} times in a row, so its circuit breaker is open; {when}")
 
     def succeed(self) -> None:
-        """The call ended well: close."""
+        """Record a successful call and close the breaker."""
         with self._lock:
             self.failed, self._opened_at, self._probing = 0, None, False
 
     def fail(self, error: BaseException, *, probe: bool) -> None:
-        """The call failed with ``error``. Only what speaks against the endpoint counts; any other answer shows it alive."""
+        """Record a failed call. Only `TELLING` errors count; any other error shows that the endpoint responds."""
         if not isinstance(error, TELLING):
             self.succeed()
             return
@@ -106,7 +106,7 @@ class CircuitBreaker:
                 self._probing = False
 
     def release(self, *, probe: bool) -> None:
-        """The call ended without a verdict (it was cancelled): where it was the probe, another may be."""
+        """Record a call that ended without a result (it was cancelled). If it was the probe, allow another one."""
         if probe:
             with self._lock:
                 self._probing = False
@@ -114,16 +114,16 @@ class CircuitBreaker:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Tokens, and seconds of GPU time, that calls will probably take."""
+    """Expected tokens and GPU seconds of some calls."""
 
     usage: Usage
     gpu_seconds: float
 
 
 class Forecast:
-    """Means over one endpoint's last answers: tokens per character of prompt, tokens per answer, GPU time per token.
+    """Means over one endpoint's last answers: tokens per prompt character, tokens per answer, GPU time per token.
 
-    Sums are kept up to date, so that neither a call that ends nor a budget that asks has to look at all of them.
+    Running sums make both `learn` and `expect` constant-time.
     """
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ class Forecast:
         self._sums = _NOTHING
 
     def learn(self, request: LLMRequest, usage: Usage, samples: int, gpu_seconds: float) -> None:
-        """Take note of one call that ended well."""
+        """Record one successful call."""
         prompt, answer = usage.prompt_tokens, usage.completion_tokens
         call = (request.query_length if prompt else 0, prompt, answer, samples if answer else 0, gpu_seconds)
         with self._lock:
@@ -149,12 +149,12 @@ class Forecast:
             )
 
     def gpu_seconds(self, tokens: int) -> float | None:
-        """GPU time that an answer of so many tokens takes; None where none has been seen."""
+        """Return the expected GPU seconds of an answer of ``tokens`` tokens; None if no answer has been seen."""
         _, _, answered, _, gpu = self._sums
         return tokens * max(gpu, 0.0) / answered if answered else None
 
     def expect(self, request: LLMRequest, samples: int = 1, calls: int = 1) -> Expected:
-        """What ``samples`` answers to this request will take; each call pays for the prompt. ``max_tokens`` is a limit."""
+        """Return the expected usage of ``samples`` answers; each call pays for the prompt. ``max_tokens`` is a limit."""
         characters, prompts, answered, drawn, gpu = self._sums
         answer = answered / drawn if drawn else UNSEEN_ANSWER
         if request.max_tokens is not None and (not drawn or request.max_tokens < answer):
@@ -166,9 +166,9 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Endpoint:
-    """A backend, its price, its circuit breaker, its meter (for a price per GPU-hour), and what its answers cost so far.
+    """A model's backend, price, circuit breaker, meter (for a price per GPU-hour) and forecast.
 
-    Models served by one process share breaker and meter.
+    Models served by one process share a circuit breaker and a meter.
     """
 
     candidate: Candidate
@@ -179,14 +179,14 @@ class Endpoint:
     forecast: Forecast = field(default_factory=Forecast)
 
 
-# -------------------------------------------------------------------------------------- what is on record of a request
+# ---------------------------------------------------------------------------------------------- the record of a request
 
 NO_SAMPLES: tuple[Sample, ...] = ()
 
 
-@dataclass(slots=True)  # not frozen: made for every request, and seen by two functions
+@dataclass(slots=True)  # not frozen, which would be slower: one is created for every request
 class Outcome:
-    """The answer of a tier: which candidate gave it, and what the tier's rule said. ``whole``: it was not cut short."""
+    """A tier's answer, the candidate that gave it, and the verdict. ``whole``: the call was not abandoned."""
 
     samples: tuple[Sample, ...]
     model: str
@@ -198,27 +198,27 @@ class Outcome:
 
     @property
     def answer(self) -> Sample:
-        """The sample that is the answer."""
+        """The sample chosen as the answer."""
         return self.samples[self.verdict.choice]
 
     @property
     def answer_first(self) -> tuple[Sample, ...]:
-        """All samples, the answer before the others."""
+        """All samples, the answer first."""
         choice = self.verdict.choice
         return (self.samples[choice], *self.samples[:choice], *self.samples[choice + 1 :])
 
     @property
     def is_readable(self) -> bool:
-        """Whether the tier has an answer; a vote of samples that cannot be read has none."""
+        """Whether the tier has an answer; a vote in which no sample could be read has none."""
         return bool(self.verdict.votes) or not self.verdict.unreadable
 
 
 class Trace:
-    """What happened to one request so far. The caller keeps it, so that it is there also when the run fails.
+    """The record of one request so far. The caller keeps it, so that it survives a run that fails.
 
-    The request must be over ``timeout`` seconds from now (None: it has no limit), when the clock (`time.perf_counter`) shows
-    ``ends``. ``waited`` counts the seconds spent in models and in pauses between calls: all that is not the orchestrator's
-    own work. ``tiers`` are those that are done with, where a plan has several or votes.
+    The request must end within ``timeout`` seconds (None: no limit), that is, when the clock (`time.perf_counter`) reaches
+    ``ends``. ``waited`` is the time in seconds spent in model calls and in pauses between them, which is all time that is
+    not the orchestrator's overhead. ``tiers`` holds the finished tiers of a plan with several tiers or with a vote.
     """
 
     __slots__ = ("_began", "_clock", "_first", "_since", "_waiting", "attempts", "ends", "tiers", "waited")
@@ -246,33 +246,33 @@ class Trace:
 
     @property
     def nearly_over(self) -> bool:
-        """Whether the time is up as far as a timer can tell: it may fire early by as much as its loop is behind."""
+        """Whether the time is up within a timer's resolution: a timer may fire early by up to ``TIMER_EARLY``."""
         return self._clock() >= self.ends - TIMER_EARLY
 
     def wait(self, now: float) -> None:
-        """A call or a pause begins; time in which several are under way counts once."""
+        """Start a call or a pause; overlapping ones count once."""
         if not self._waiting:
             self._since = now
         self._waiting += 1
 
     def go_on(self, now: float) -> None:
-        """A call or a pause has ended."""
+        """End a call or a pause."""
         self._waiting -= 1
         if not self._waiting:
             self.waited += now - self._since
 
     def begin_tier(self) -> None:
-        """The attempts from now on belong to another tier."""
+        """Start a new tier: later attempts belong to it."""
         self._began = time.perf_counter()
         self._first = len(self.attempts)
 
     def reopen_tier(self, index: int) -> None:
-        """The tier is asked again: what became of it before is no result any more; its attempts stay on record."""
+        """Start the tier again: drop its earlier result, but keep its attempts."""
         self.tiers = [tier for tier in self.tiers if tier.tier != index]
         self.begin_tier()
 
     def close_tier(self, tier: Tier, verdict: Verdict, outcome: Outcome | None, index: int) -> None:
-        """Write down what became of a tier; without an outcome nothing answered in it."""
+        """Record the result of a tier; ``outcome`` is None if no candidate answered."""
         usage, cost = total_of(self.attempts[self._first :])
         milliseconds = (time.perf_counter() - self._began) * 1000.0
         candidate, model, samples = "", "", NO_SAMPLES
@@ -284,7 +284,7 @@ class Trace:
 
     @property
     def total(self) -> tuple[Usage, float]:
-        """Tokens of all attempts, and dollars for them, failed and rejected ones included."""
+        """Tokens and dollars of all attempts, including failed and rejected ones."""
         attempts = self.attempts
         return (attempts[0].usage, attempts[0].cost) if len(attempts) == 1 else total_of(attempts)
 
@@ -295,12 +295,12 @@ class Trace:
 
     @property
     def cost(self) -> float:
-        """Dollars for all attempts."""
+        """Dollars of all attempts."""
         return self.total[1]
 
 
 def total_of(attempts: list[Attempt]) -> tuple[Usage, float]:
-    """Tokens of these attempts, and dollars."""
+    """Return the tokens and dollars of these attempts."""
     return sum((attempt.usage for attempt in attempts), Usage()), sum(attempt.cost for attempt in attempts)
 
 
@@ -308,20 +308,20 @@ def total_of(attempts: list[Attempt]) -> tuple[Usage, float]:
 
 
 class Call:
-    """One call to one endpoint, entered around its await::
+    """A context manager around the await of one call to one endpoint::
 
         with Call(endpoint, asked, trace, tier, position) as call:
             done = await endpoint.backend.complete(call.asked)
             call.usage, call.cost = done.usage, done.cost
 
-    It lasts at most as long as ``asked`` and the request allow; ``call.asked`` is cut to that. When the time is up it ends
-    as a `CallTimeout`, which says that there was no ``awaited`` within it; ``patience`` (seconds) is a shorter limit on the
-    first await. A stream is several awaits: between `pause` and `resume` its reader's time is not limited, only counted.
-    Cancellation is told from lateness as in `asyncio.timeout`. A foreign exception from the await becomes a `ServerFailed`:
-    a fault in the backend's code should still not keep another candidate from answering.
+    The call ends at the timeouts of ``asked`` or at the end of the request's time, whichever is first; ``call.asked`` has
+    the resulting limits. It then raises `CallTimeout`, which names the missing result (``awaited``). ``patience`` (seconds)
+    is a shorter limit on the first await. A stream has several awaits: the reader's time between `pause` and `resume` is
+    counted but not limited. Cancellation is distinguished from a timeout as in `asyncio.timeout`. A foreign exception from
+    the await becomes a `ServerFailed`, so that a bug in a backend does not prevent fallback to another candidate.
 
-    ``usage``, ``cost`` and ``failovers`` are filled in by who makes the call; without a cost the usage is priced. Each
-    failover is an attempt of its own; the GPU time that it took is charged with the call that it was part of.
+    The caller sets ``usage``, ``cost`` and ``failovers``; without a cost, the usage is priced. Each failover is recorded as
+    an attempt; its GPU time is charged to the call that contains it.
     """
 
     def __init__(
@@ -367,7 +367,7 @@ class Call:
         return self
 
     def resume(self, awaited: str, patience: float = math.inf) -> None:
-        """The next await begins, of ``awaited``; it may last ``patience`` seconds, and not beyond the call's end."""
+        """Start the next await, for ``awaited``; it is limited to ``patience`` seconds and to the end of the call."""
         task = asyncio.current_task()
         assert task is not None  # an await runs in a task
         loop = task.get_loop()
@@ -376,7 +376,7 @@ class Call:
             watch = _here.watch = _Watch(loop)
         self._awaited = awaited
         self._limit = min(patience, self._ends - time.perf_counter())
-        self._task = task  # a stream's pieces may be fetched by one task after the other
+        self._task = task  # different tasks may fetch the chunks of a stream
         self._cancelling = task.cancelling()
         self._watch = watch
         self.deadline = deadline = loop.time() + self._limit
@@ -385,11 +385,11 @@ class Call:
             watch.set(deadline)
 
     def pause(self) -> None:
-        """The await has brought something, which a reader takes now."""
+        """End the await: its result goes to the reader."""
         self._settle(None)
 
     def expire(self) -> None:
-        """The time is up: cancel what is awaited."""
+        """Cancel the await, because its time is up."""
         self.expired = True
         self._task.cancel()
 
@@ -405,7 +405,7 @@ class Call:
         gpu_seconds = 0.0 if gpu is None else endpoint.meter.stop(gpu)
         now = time.perf_counter()
         self._trace.go_on(now)
-        # Usage and cost are claims of a server or a plugin: those that cannot be are unknown.
+        # Usage and cost come from a server or a plugin; impossible values are treated as unknown.
         if not self.usage.can_be:
             self.usage = Usage()
         if self.cost is not None and not 0.0 <= self.cost < math.inf:
@@ -423,8 +423,8 @@ class Call:
             raise failure
 
     def _settle(self, error: BaseException | None) -> BaseException | None:
-        """The await is over: what it raised, as one of the package's errors where it came from the backend."""
-        assert self._watch is not None  # asked by who has looked
+        """End the await and return its error, converted to one of the package's errors if it came from the backend."""
+        assert self._watch is not None  # the caller has checked
         del self._watch.calls[self]
         self._watch = None
         late = self.expired and self._task.uncancel() <= self._cancelling and isinstance(error, asyncio.CancelledError)
@@ -435,13 +435,13 @@ class Call:
         else:
             failure = ServerFailed(
                 f"{type(self._endpoint.backend).__name__} raised {type(error).__name__}: {error}",
-                hint="this is a fault in the backend's code",
+                hint="this is a bug in the backend; report it to its author",
             )
         failure.__cause__ = None if late else error
         return failure
 
     def _blame(self, failure: BaseException) -> None:
-        """Tell the breaker; a call that was cancelled, or ended at its request's own limit, was nobody's failure."""
+        """Report to the breaker; a call that was cancelled, or that ended at its request's own limit, is no failure."""
         breaker = self._endpoint.breaker
         if isinstance(failure, ModelError):
             self.failovers = failure.failovers or self.failovers
@@ -472,14 +472,14 @@ class Call:
 
 
 _TURNS = 10
-"""Turns of the loop in which it sees what has come: a connection takes four from the system to whoever awaits it."""
+"""Loop iterations before timeouts fire: received data takes four from the socket to the awaiting task."""
 
 
 class _Watch:
-    """The awaits under way on one event loop, and one timer for the earliest of their limits.
+    """The pending awaits of one event loop, with one timer for the earliest deadline.
 
-    Nearly every call ends long before its limit, so a timer of its own would be made and cancelled for nothing (a fifth of
-    the core's work per request, and twice per token of a stream). A call that ends in time only leaves a dictionary.
+    Nearly every call ends long before its limit, so one timer per call would be created and cancelled in vain (a fifth of
+    the core's work per request, and two timers per token of a stream). A call that ends in time only leaves a dictionary.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -489,13 +489,13 @@ class _Watch:
         self._timer: asyncio.Handle | None = None
 
     def set(self, when: float) -> None:
-        """See to it that somebody looks at this time of the loop."""
+        """Set the timer to fire at this loop time at the latest."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer, self.due = self.loop.call_at(when, self._settle, _TURNS), when
 
     def _settle(self, turns: int) -> None:
-        """Give the loop some turns before anybody is late: what came while it stood still came in time."""
+        """Let the loop run a few iterations before any call times out: data received while it was blocked is in time."""
         if turns:
             self._timer = self.loop.call_soon(self._settle, turns - 1)
         else:
@@ -512,7 +512,7 @@ class _Watch:
 
 
 class _Here(threading.local):
-    """The running loop's watch; a loop runs in one thread, and a thread runs one loop at a time."""
+    """Return the running loop's watch; a loop runs in one thread, and a thread runs one loop at a time."""
 
     watch: _Watch | None = None
 

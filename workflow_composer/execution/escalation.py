@@ -1,7 +1,7 @@
-"""The way up a plan's tiers: which is started next, what became of each, and whose answer is taken in the end.
+"""Escalation over a plan's tiers: which tier runs next, the result of each, and which answer is returned.
 
-Shared by requests and streams. A tier is left when its answer is accepted. One that would probably cost more than is left
-of the budget is not started; a later, cheaper one may be.
+Shared by requests and streams. Escalation ends when an answer is accepted. A tier that would probably cost more than the
+rest of the budget is skipped; a later, cheaper tier may still run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from workflow_composer.types import LLMRequest, Verdict
 
 
 class Estimate(Protocol):
-    """Dollars that a tier will probably cost for a request."""
+    """Returns the expected cost of a tier for a request, in dollars."""
 
     def __call__(self, tier: Tier, request: LLMRequest, /) -> float:
         """Estimate."""
@@ -46,10 +46,10 @@ class Ascent:
         self._failure: AllCandidatesFailed | None = None
 
     def tiers(self) -> Iterator[tuple[int, Tier]]:
-        """Number and tier, from the first to the one whose answer is accepted.
+        """Yield the number and the tier, from the first to the one whose answer is accepted.
 
-        Where nobody has a whole answer in the end, the last of the answers that were abandoned is asked for again: a
-        doubtful answer is better than none.
+        If no tier has a complete answer, the tier of the last abandoned answer runs again: a doubtful answer is better than
+        none.
         """
         for index, tier in enumerate(self._plan.tiers):
             if self._passed_over(index):
@@ -70,21 +70,18 @@ class Ascent:
 
     @property
     def may_abandon(self) -> bool:
-        """Whether an answer may be given up unfinished: not where the budget could leave nobody to be asked instead."""
+        """Whether an unfinished answer may be abandoned: not if a budget could prevent the remaining tiers from running."""
         budgets = (self._request.budget, self._plan.budget, *(tier.budget for tier in self._plan.tiers))
         return all(budget is None for budget in budgets)
 
     def is_last(self, index: int) -> bool:
-        """Whether no tier stands behind this one."""
+        """Whether this is the last tier."""
         return self._again or index + 1 == len(self._plan.tiers)
 
     def answered(self, outcome: Outcome) -> None:
-        """The tier has answered; the later of two answers is the better one, unless it cannot be read.
-
-        One that was abandoned before its end is no answer to anyone.
-        """
+        """Record a tier's answer. A later answer replaces an earlier one, unless it cannot be read or was abandoned."""
         if self._gap and self._plan.gapless and outcome.verdict.accepted:
-            reason = f"{outcome.verdict.reason}; but not every tier before has answered: {self._gap}"
+            reason = f"{outcome.verdict.reason}; but an earlier tier has not answered: {self._gap}"
             outcome.verdict = replace(outcome.verdict, accepted=False, reason=reason)
         if outcome.whole and (self._best is None or outcome.is_readable or not self._best.is_readable):
             self._best = outcome
@@ -93,7 +90,7 @@ class Ascent:
         self._close(outcome.tier, outcome.verdict, outcome)
 
     def failed(self, index: int, error: AllCandidatesFailed) -> None:
-        """No candidate of the tier has answered. ``error`` is the request's where that ends it without an answer."""
+        """Record that no candidate of the tier answered. ``error`` is raised if the request ends without an answer."""
         self._gap = error.summary
         over = self._trace.over
         if over or self.is_last(index):
@@ -102,7 +99,7 @@ class Ascent:
         self._accepted = over
 
     def outcome(self) -> Outcome:
-        """The answer, accepted or not. Raises the last error where no tier answered, `BudgetExceeded` where none began."""
+        """Return the answer, accepted or not. Raises the last error if no tier answered, `BudgetExceeded` if none ran."""
         if self._best is None and self._failure is not None:
             raise self._failure
         if self._best is None:
@@ -115,7 +112,7 @@ class Ascent:
         self._left = (index, verdict)
 
     def _passed_over(self, index: int) -> bool:
-        """Whether the answer that was left is so doubtful that only the last tier is asked."""
+        """Whether the answer is so doubtful that escalation goes directly to the last tier."""
         return self._left is not None and self._left[1].straight_up and not self.is_last(index)
 
     def _too_expensive(self, tier: Tier) -> bool:
@@ -129,5 +126,5 @@ class Ascent:
         cost = self._estimate(tier, self._request)
         if cost <= left:
             return False
-        self._unpaid = f"{tier.title} would probably cost ${cost:.3g}, and ${max(left, 0.0):.3g} may be spent"
+        self._unpaid = f"{tier.title} would probably cost ${cost:.3g}; ${max(left, 0.0):.3g} of the budget is left"
         return True

@@ -1,8 +1,8 @@
-"""The one executor: it runs any `Plan`, whoever made it.
+"""The executor, which runs every `Plan`.
 
-Two axes, counted apart. Within a member, candidates are tried while *calls fail* (fallback). Over tiers, the next is asked
-while *answers are not accepted* (escalation). A tier whose candidates all failed hands over to the next one, too; if none
-is left, an earlier answer that was not accepted is returned as such; where there is none, one error lists every attempt.
+It distinguishes two kinds of retry. Fallback: within a member, the next candidate is called if a *call fails*. Escalation:
+the next tier runs if an *answer is not accepted*, or if all candidates of a tier failed. If no tier is left, the last answer
+is returned as not accepted; if there is no answer at all, one error lists every attempt.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from workflow_composer.types import Embeddings, LLMRequest, Sample, Timeouts, Ve
 
 EMPTY = "the answer is empty"
 LONGEST_ANSWER = 2**20
-"""Tokens that an answer is thought to have at the most where neither the request nor the model limits it."""
+"""Assumed maximum number of tokens of an answer if neither the request nor the model limits it."""
 
 
 class PlanExecutor:
-    """Runs plans against the endpoints of one snapshot. Streams are run by `workflow_composer.execution.streaming`.
+    """Runs plans against the endpoints of one snapshot. `workflow_composer.execution.streaming` runs streams.
 
-    ``local_only`` says that the profile forbids the cloud; it makes the last error say that nothing was sent elsewhere.
+    ``local_only``: the profile forbids cloud models, and the final error says that nothing was sent to one.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class PlanExecutor:
         self._local_only = local_only
 
     async def run(self, plan: Plan, request: LLMRequest, trace: Trace) -> Outcome:
-        """Run ``plan`` to an answer.
+        """Run ``plan`` and return its outcome.
 
-        Raises `AllCandidatesFailed` (or `DeadlineExceeded`) when no tier gave one; a `ModelError` that no other candidate
-        can mend (a bad request, a wrong key) comes through as it is.
+        Raises `AllCandidatesFailed` (or `DeadlineExceeded`) if no tier answered. A `ModelError` that no other candidate can
+        fix (an invalid request, a wrong key) is raised unchanged.
         """
         if request.n > 1:
             refuse_several(plan, request)
@@ -71,7 +71,7 @@ class PlanExecutor:
             and plan.budget is first.budget is None
             and (request.budget is None or self._estimate(first, request) <= request.budget)
         ):
-            # By far the most frequent plan; what only several tiers need would add a tenth to the core's work.
+            # By far the most frequent plan; the bookkeeping for several tiers would add a tenth to the core's work.
             try:
                 return await self._ask(0, first, request, trace)
             except AllCandidatesFailed as error:
@@ -88,11 +88,10 @@ class PlanExecutor:
     async def run_tier(
         self, index: int, tier: Tier, request: LLMRequest, trace: Trace, *, last: bool = True, watch: bool = False
     ) -> Outcome:
-        """Ask one tier: its members for votes, or its only member's candidates in order until one answers.
+        """Run one tier: collect its members' votes, or call its only member's candidates in order until one answers.
 
-        Raises `AllCandidatesFailed` where none does. A tier that is not the last is given up at its deadline; the votes that
-        have come by then are kept. ``watch``: follow the answer while it comes, and abandon it where the tier's watch says
-        so.
+        Raises `AllCandidatesFailed` if none answers. A tier other than the last ends at its deadline and keeps the votes
+        received by then. With ``watch``, the tier's watch may abandon the answer while it is generated.
         """
         if tier.voting is not None:
             return await Poll(self._models, index, tier, request, trace, last=last).run()
@@ -104,12 +103,12 @@ class PlanExecutor:
             async with asyncio.timeout(tier.deadline):
                 return await self._judged(index, tier, request, trace, last=last, watch=watch)
         except TimeoutError:
-            raise exhausted(trace.attempts[first_attempt:], f"the tier was given up after {tier.deadline:g} s") from None
+            raise exhausted(trace.attempts[first_attempt:], f"the tier's deadline of {tier.deadline:g} s passed") from None
 
     async def _judged(
         self, index: int, tier: Tier, request: LLMRequest, trace: Trace, *, last: bool, watch: bool
     ) -> Outcome:
-        """Ask a tier's only member; where the answer tells nothing of its own certainty, what the tier names instead."""
+        """Run a tier's only member; if its answer has no log-probabilities, run ``when_unknown`` instead."""
         ask = self._watched if watch and tier.watch is not None else self._ask
         outcome = await ask(index, tier, request, trace)
         verdict = outcome.verdict
@@ -130,13 +129,13 @@ class PlanExecutor:
         raise run.exhausted()
 
     async def _watched(self, index: int, tier: Tier, request: LLMRequest, trace: Trace) -> Outcome:
-        """Ask as a stream, and follow the answer while it is generated, to abandon it as soon as it cannot be accepted.
+        """Call as a stream, watch the answer while it is generated, and abandon it once it can no longer be accepted.
 
-        Whatever is abandoned would have been rejected at its end, so watching changes what is paid, never what is accepted.
-        Where all tiers behind an abandoned answer fail, it is asked for again (`Ascent.tiers`); where a budget might leave
-        them out, nothing is abandoned (`Ascent.may_abandon`).
+        Every abandoned answer would have been rejected at its end, so watching lowers the cost but never changes what is
+        accepted. If all later tiers fail, the tier runs again (`Ascent.tiers`); if a budget might exclude them, no answer is
+        abandoned (`Ascent.may_abandon`).
         """
-        assert tier.watch is not None  # asked for by who has looked
+        assert tier.watch is not None  # the caller has checked
         run = self.member_run(index, tier, request, trace)
         while run.next():
             heard, watch = StreamAccumulator(), tier.watch(_longest(request, run.candidate))
@@ -158,7 +157,7 @@ class PlanExecutor:
     async def embed(
         self, candidate: Candidate, texts: Sequence[str], request: LLMRequest, trace: Trace, dimensions: int | None = None
     ) -> Embeddings:
-        """Embed with this one model, retried; never with another, since vectors of two models cannot be compared."""
+        """Embed with this model only, with retries: vectors of different models cannot be compared."""
         run = self.member_run(0, Tier.of((candidate,)), request, trace)
         while run.next():
             try:
@@ -172,11 +171,11 @@ class PlanExecutor:
     # ------------------------------------------------------------------------------- shared with the run of a stream
 
     def ascent(self, plan: Plan, request: LLMRequest, trace: Trace) -> Ascent:
-        """The way up the plan's tiers."""
+        """Return the escalation over the plan's tiers."""
         return Ascent(plan, request, trace, estimate=self._estimate, observer=self._models.observer)
 
     def _estimate(self, tier: Tier, request: LLMRequest) -> float:
-        """Dollars that the tier will probably cost, where each member's first candidate works."""
+        """Return the tier's expected cost in dollars, assuming that each member's first candidate works."""
         apart = tier.voting is not None and tier.voting.draw == "at_once"
         dollars = 0.0
         for member in tier.members:
@@ -187,33 +186,33 @@ class PlanExecutor:
         return dollars
 
     def member_run(self, index: int, tier: Tier, request: LLMRequest, trace: Trace) -> MemberRun:
-        """A fresh way through the candidates of a tier's only member."""
+        """Return a new run over the candidates of a tier's only member."""
         return MemberRun(self._models, index, tier, tier.members[0], request, trace)
 
     def failure(self, error: AllCandidatesFailed, trace: Trace) -> AllCandidatesFailed:
-        """The error for the whole request, with all its attempts."""
+        """Return the error for the whole request, with all its attempts."""
         if trace.over:
-            return DeadlineExceeded("the request's time is over", attempts=trace.attempts, hint="allow it more time")
+            return DeadlineExceeded("the request timed out", attempts=trace.attempts, hint="raise its timeout")
         if self._local_only:
-            hint = "the profile forbids the cloud, so nothing was sent elsewhere; see which servers are up: status"
+            hint = "the profile forbids cloud models, so nothing was sent to one; run `status` to see which servers are up"
             return LocalModelUnavailable(error.summary, attempts=trace.attempts, hint=hint)
-        return AllCandidatesFailed(error.summary, attempts=trace.attempts, hint="see which servers are up: status")
+        return AllCandidatesFailed(error.summary, attempts=trace.attempts, hint="run `status` to see which servers are up")
 
 
 def refuse_several(plan: Plan, request: LLMRequest) -> None:
-    """Raise `Unsupported` where a plan that votes on answers or judges them gives one, and the request asks for ``n``."""
+    """Raise `Unsupported` if the request asks for ``n`` answers but the plan votes on or judges answers and returns one."""
     if not all(tier.is_plain for tier in plan.tiers):
-        votes = f"n is {request.n}, and {plan} gives one answer, which is voted on or judged"
-        error = Unsupported(votes, hint="leave n out, or name a model")
+        votes = f"n is {request.n}, but {plan} votes on or judges answers and returns only one"
+        error = Unsupported(votes, hint="omit n, or name a model")
         error.field = "n"
         raise error
 
 
 def judged(tier: Tier, samples: Sequence[Sample], request: LLMRequest) -> Verdict:
-    """What the tier's rule says of its samples; an answer that is cut off or empty is unreadable, and is not accepted.
+    """Return the tier's verdict on its samples; a truncated or empty answer is unreadable and is not accepted.
 
-    A bare completion goes on with a text until its length ends it, so there nothing is looked at. A sample without a text
-    may call tools; one with a score has been judged already, and its text may not have been recorded.
+    A bare completion normally runs until its length limit, so it is not checked for truncation. A sample without text may
+    contain tool calls; one with a score has been judged already, and its text may not have been recorded.
     """
     verdict = ALWAYS.verdict if tier.accept is ALWAYS else tier.accept(samples)
     if not verdict.accepted or request.kind != "chat":
@@ -227,6 +226,6 @@ def judged(tier: Tier, samples: Sequence[Sample], request: LLMRequest) -> Verdic
 
 
 def _longest(request: LLMRequest, candidate: Candidate) -> int:
-    """Tokens that the answer can have at the most."""
+    """Return the maximum number of tokens of the answer."""
     limits = [limit for limit in (request.max_tokens, candidate.context_length) if limit]
     return min(limits, default=LONGEST_ANSWER)

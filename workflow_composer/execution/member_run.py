@@ -1,4 +1,4 @@
-"""One member of a tier at work: what it asks, which of its candidates is asked next, and when to call the same one again."""
+"""The run of one member of a tier: its calls, retries of the same candidate, and fallback to the next one."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from workflow_composer.types import Attempt, Chunk, Completion, Embeddings, LLMR
 
 
 class CallObserver(Protocol):
-    """Told when a request takes another way than planned. Must be quick and must not raise."""
+    """Receives an event when a request falls back or escalates. Methods must be fast and must not raise."""
 
     def on_fallback(self, request: LLMRequest, failed: Attempt, candidate: Candidate) -> None:
-        """``failed`` was the last attempt at the candidate given up; ``candidate`` is next."""
+        """``failed`` was the last attempt with the previous candidate; ``candidate`` is next."""
 
     def on_escalation(self, request: LLMRequest, plan: Plan, tier: int, verdict: Verdict) -> None:
-        """Tier ``tier`` (from 0) is not accepted and the next one is asked."""
+        """The answer of tier ``tier`` was not accepted, and the next tier runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """Exponential backoff with full jitter: the n-th pause is uniform in [0, min(max_delay, base_delay * 2**n)].
 
-    ``attempts`` is the number of calls to one candidate, the first one included. Delays in seconds. Full jitter because it
-    spreads a crowd of clients best (Brooker, "Exponential Backoff And Jitter", 2015).
+    ``attempts`` is the number of calls to one candidate, including the first. Delays are in seconds. Full jitter spreads
+    many clients best (Brooker, "Exponential Backoff And Jitter", 2015).
     """
 
     attempts: int = 3
@@ -42,10 +42,10 @@ class RetryPolicy:
     random: Callable[[], float] = field(default=random.random, repr=False)
 
     def pause(self, error: ModelError, tried: int, *, others_left: bool, time_left: float) -> float | None:
-        """Seconds to wait before the next call to the same candidate; None to give it up.
+        """Return the seconds to wait before the next call to the same candidate; None for no further call.
 
-        ``tried`` calls have been made. A ``Retry-After`` is honoured as the least pause. Where it asks for more than
-        ``max_delay``, another candidate is preferred, and only the last one is waited for, if ``time_left`` allows.
+        ``tried`` calls have been made. A ``Retry-After`` is the minimum pause. If it exceeds ``max_delay``, the next
+        candidate is preferred; only the last candidate is waited for, if ``time_left`` allows.
         """
         if not error.retryable or tried >= self.attempts:
             return None
@@ -59,7 +59,7 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Models:
-    """The models of one snapshot by name, and how they are called."""
+    """The models of one snapshot by name, with the retry policy, timeouts and observer of their calls."""
 
     endpoints: Mapping[str, Endpoint]
     retry: RetryPolicy
@@ -68,7 +68,7 @@ class Models:
 
 
 class Abandoned(Exception):  # no error: the call was ended on purpose
-    """The answer cannot be accepted any more, so the call was ended; ``verdict`` says why."""
+    """The answer could no longer be accepted, so the call was ended; ``verdict`` says why."""
 
     def __init__(self, verdict: Verdict, tokens: int) -> None:
         reason = f"abandoned after {tokens} tokens: {verdict.reason}"
@@ -77,7 +77,7 @@ class Abandoned(Exception):  # no error: the call was ended on purpose
 
 
 class MemberRun:
-    """One member's way through its candidates::
+    """The loop over one member's candidates::
 
         while run.next():
             try:
@@ -86,9 +86,9 @@ class MemberRun:
                 await run.failed(error)
         raise run.exhausted()
 
-    After a failed call `failed` decides what `next` will give: the same candidate again (after a pause), the one behind it,
-    or nothing. ``asked`` is what the candidates are asked to do: ``samples`` answers, of which ``first`` is the number of
-    the first one; ``position`` is the candidate's.
+    After a failed call, `failed` decides whether `next` selects the same candidate again (after a pause), the following one,
+    or none. ``asked`` is the call: ``samples`` answers, numbered from ``first``. ``position`` is the position of the current
+    candidate.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class MemberRun:
         self._planned = self.asked
 
     def next(self) -> bool:
-        """Whether there is a candidate to call now, and time for it; it is in ``candidate`` and ``endpoint``."""
+        """Select the next candidate as ``candidate`` and ``endpoint``; return False if none or no time is left."""
         candidates = self._member.candidates
         if self.position >= len(candidates) or time.perf_counter() >= self._trace.ends:
             return False
@@ -134,32 +134,32 @@ class MemberRun:
     # ---------------------------------------------------------------------------------------------------------- calls
 
     async def complete(self) -> Completion:
-        """One call for whole answers. Raises `ModelError`."""
+        """Make one call for complete answers. Raises `ModelError`."""
         with Call(self.endpoint, self.asked, self._trace, self._index, self.position) as call:
             done = await self.endpoint.backend.complete(call.asked)
             call.usage, call.cost, call.failovers = done.usage, done.cost, done.failovers
             if not done.samples:
-                raise ServerFailed("the answer holds no choices")
+                raise ServerFailed("the response has no choices")
             return done
 
     async def listen(self, heard: StreamAccumulator, watch: Watch | None = None) -> AsyncGenerator[Chunk, None]:
-        """One call whose answer comes in pieces, which are noted in ``heard``.
+        """Make one streaming call and collect its chunks in ``heard``.
 
-        Raises `ModelError`, and `Abandoned` as soon as ``watch`` says why.
+        Raises `ModelError`, and `Abandoned` as soon as ``watch`` returns a verdict.
         """
         asked, patience = self.asked, self.asked.timeouts.first_token
         place = (self._index, self.position)
         with Call(self.endpoint, asked, self._trace, *place, awaited="first token", patience=patience) as call:
             if asked.samples > 1:
-                reason = f"{self.candidate.name} streams one answer, and n is {asked.samples}"
-                raise Unsupported(reason, hint="leave n or stream out")
+                reason = f"{self.candidate.name} streams one answer only, but n is {asked.samples}"
+                raise Unsupported(reason, hint="omit n or stream")
             async with aclosing(self.endpoint.backend.stream(call.asked)) as pieces:
                 while (piece := await anext(pieces, None)) is not None:
                     call.pause()
                     heard.add(piece)
                     call.usage = heard.usage
                     call.failovers = piece.failovers or call.failovers
-                    going_on = piece.finish_reason is None  # at its end there is nothing to save
+                    going_on = piece.finish_reason is None  # abandoning a finished answer would save nothing
                     if watch is not None and going_on and piece.logprobs and (verdict := watch.hear(piece.logprobs)):
                         prompt = self.endpoint.forecast.expect(asked.request).usage.prompt_tokens
                         call.usage = heard.usage_so_far(prompt)
@@ -170,10 +170,10 @@ class MemberRun:
                     else:
                         call.resume("first token", patience)
             if heard.finish_reason is None:
-                raise ServerFailed("the stream stopped before its end")
+                raise ServerFailed("the stream ended without a finish reason")
 
     async def embed(self, texts: Sequence[str], dimensions: int | None) -> Embeddings:
-        """One call for vectors. Raises `ModelError`."""
+        """Make one call for embeddings. Raises `ModelError`."""
         with Call(self.endpoint, self.asked, self._trace, self._index, self.position, awaited="embeddings") as call:
             wanted = {} if dimensions is None else {"dimensions": dimensions}
             found = await self.endpoint.backend.embed(texts, timeout=call.seconds, **wanted)
@@ -183,9 +183,9 @@ class MemberRun:
     # -------------------------------------------------------------------------------------------- after a failed call
 
     async def failed(self, error: ModelError) -> None:
-        """Take note that the call failed; returns when the next may be made. Raises ``error`` where none may be.
+        """Handle a failed call: return when the next one may start, or raise ``error`` if fallback cannot fix it.
 
-        Log-probabilities that only the tier wants are no reason to fail: who cannot give any is asked without.
+        If only the tier asked for log-probabilities and the model does not support them, the call is repeated without them.
         """
         if isinstance(error, Unsupported) and self._tier.logprobs is not None and self.asked is self._planned:
             bare = shown_to(self._member, replace(self._tier, logprobs=None), self._request)
@@ -213,7 +213,7 @@ class MemberRun:
             observer.on_fallback(self._request, trace.attempts[-1], candidates[following])
 
     def _following(self) -> int:
-        """The next position whose model is not known to be too short for the prompt."""
+        """Return the next position whose model's context is not known to be too short for the prompt."""
         candidates = self._member.candidates
         for position in range(self.position + 1, len(candidates)):
             length = candidates[position].context_length
@@ -229,24 +229,24 @@ class MemberRun:
             self._trace.go_on(time.perf_counter())
 
     def exhausted(self, why: str = "") -> AllCandidatesFailed:
-        """The error for a tier in which nothing could answer."""
+        """Return the error for a tier in which no candidate answered."""
         return exhausted(self._trace.attempts[self._first_attempt :], why)
 
 
 def exhausted(attempts: Sequence[Attempt], why: str = "") -> AllCandidatesFailed:
-    """The error for a tier in which these attempts brought nothing."""
+    """Return the error for a tier in which all of these attempts failed."""
     plural = "" if len(attempts) == 1 else "s"
-    what = f"no model could answer after {len(attempts)} attempt{plural}"
+    what = f"no model answered after {len(attempts)} attempt{plural}"
     return AllCandidatesFailed(f"{what}: {why}" if why else what, attempts=attempts)
 
 
 def shown_to(member: Member, tier: Tier, request: LLMRequest) -> LLMRequest:
-    """The request as the member's candidates see it: in its prompt form, and with the log-probabilities the tier needs."""
+    """Return the request as sent to the member's candidates: in its prompt form, with the tier's log-probabilities."""
     changes: dict[str, Any] = {}
     if member.form is not None:
         changes["messages"] = tuple(member.form.shown(request.messages))
     if not tier.is_plain:
-        changes["relay"] = None  # an answer that is judged, or that many make, is read here
+        changes["relay"] = None  # an answer that is judged or voted on must be read here
         if tier.logprobs is not None:
             changes |= {"logprobs": True, "top_logprobs": max(tier.logprobs, request.top_logprobs or 0)}
         elif tier.voting is not None and tier.voting.measure == "logprob":

@@ -1,9 +1,10 @@
-"""Running a plan as a stream.
+"""Execution of a plan as a stream.
 
-Before the first piece, failures fall back unnoticed; after it, nothing that was delivered is replaced: the stream ends with
-`StreamInterrupted`. A tier whose answer must be judged before it may be shown (a vote, a threshold with a tier behind it)
-arrives in one piece once it is accepted; until then its tokens are watched, and it may be abandoned for the next tier. One
-whose answer is taken whatever it is arrives piece by piece, and stands even where it is cut off: it was shown.
+Before the first chunk, a failed call falls back to the next candidate. After it, delivered text is never replaced: a failure
+ends the stream with `StreamInterrupted`. If a tier's answer must be judged first (a vote, or a threshold in a tier other
+than the last), it is delivered as one chunk once it is accepted; until then its tokens are watched, and it may be abandoned
+for the next tier. If a tier accepts every answer, its chunks are delivered as they arrive, and the answer stands even if it
+is truncated, because the caller has already received it.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from workflow_composer.types import Chunk, LLMRequest, Sample, Verdict
 
 
 class StreamRun:
-    """One request run as a stream: iterate over `chunks`; ``outcome`` is there after the last one.
+    """One request run as a stream: iterate over `chunks`; ``outcome`` is set after the last one.
 
-    ``at`` is where the run stands: tier, candidate, and candidates of the tier that have failed. ``asked_at`` is when that
-    candidate was asked (`time.perf_counter`).
+    ``at`` is the current position: tier number, candidate, and number of the tier's candidates that failed. ``asked_at`` is
+    the start of the call to that candidate (`time.perf_counter`).
     """
 
     def __init__(self, executor: PlanExecutor, plan: Plan, request: LLMRequest, trace: Trace) -> None:
@@ -38,7 +39,7 @@ class StreamRun:
         self._trace = trace
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
-        """Yield the answer piece by piece. Closing the generator stops the work at the server."""
+        """Yield the answer's chunks. Closing the generator cancels the call to the server."""
         if self._request.n > 1:
             refuse_several(self._plan, self._request)
         ascent = self._executor.ascent(self._plan, self._request, self._trace)
@@ -77,7 +78,7 @@ class StreamRun:
             try:
                 if relay is not None and getattr(run.endpoint.backend, "relays", False):
                     done = await run.complete()
-                    # A relayed stream's text is read only where somebody wants it; that it was cut off is known in any case.
+                    # A relayed stream's text is read only on demand; whether it was truncated is always known.
                     is_known = relay.keep or done.samples[0].cut_off
                     verdict = judged(tier, done.samples, self._request) if is_known else tier.accept(done.samples)
                     self.outcome = Outcome(done.samples, done.model, run.candidate, index, run.position, verdict)
@@ -87,11 +88,11 @@ class StreamRun:
                         yield piece
             except ModelError as error:
                 if heard.pieces or (relay is not None and relay.begun):
-                    delivered = f"after {heard.pieces} pieces" if heard.pieces else "within the answer"
+                    delivered = f"after {heard.pieces} chunks" if heard.pieces else "within the answer"
                     raise StreamInterrupted(
-                        f"the stream from {run.candidate.name} broke {delivered}: {error.message}",
+                        f"the stream from {run.candidate.name} failed {delivered}: {error.message}",
                         attempts=self._trace.attempts,
-                        hint="what was delivered stands; ask again for a whole answer",
+                        hint="the delivered text stays valid; repeat the request for a complete answer",
                     ) from error
                 await run.failed(error)
             else:
@@ -102,7 +103,7 @@ class StreamRun:
         raise run.exhausted()
 
     async def _verdict(self, tier: Tier, sample: Sample) -> Verdict:
-        """The verdict on a tier's only sample."""
+        """Return the verdict on a tier's only sample."""
         if tier.voting is None:
             return judged(tier, (sample,), self._request)
         ballot = Ballot(tier.voting, tier.members, last=True)

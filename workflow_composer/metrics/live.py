@@ -26,9 +26,6 @@ from workflow_composer.storage.replacing import replace_file
 # A worker that replaces a crashed one continues from its counts, so that no counter decreases.
 
 
-pass  # MERGED
-
-
 class SharedMetrics:
     """The metrics of this worker and of the others. Without a directory there are no others."""
 

@@ -1,4 +1,4 @@
-"""Verifiable adaptive routing of a mixture-of-experts model's tokens."""
+"""Verifiable adaptive routing (VAR) of tokens in mixture-of-experts models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routers: each decides, for a request, which models are asked in which order."""
+"""Routers: each decides which models are called for a request, and in which order."""
 
 from __future__ import annotations
 

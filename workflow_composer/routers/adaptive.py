@@ -1,7 +1,7 @@
-"""The adaptive router: spares an expensive router most of its work, within a bound on how often it is asked.
+"""The adaptive router: caches the decisions of an expensive router and bounds how often that router is consulted.
 
-Three paths, as for the tokens of a model (`workflow_composer.moe.routing.three_paths`): a table of known kinds of requests,
-the decision made lately for the same request, or asking the router that it wraps.
+A decision takes one of three paths, as for the tokens of a model (`workflow_composer.moe.routing.three_paths`): a table of
+known kinds of requests, a recent decision for the same request, or the wrapped router.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ from workflow_composer.routers.base import Router, RouterContext, RouterSettings
 from workflow_composer.storage.lines import objects
 from workflow_composer.types import LLMRequest, LLMResponse, ResourceStatus, texts
 
-# ---------------------------------------------------------------------------------------------------------- adaptive table
+# ---------------------------------------------------------------------------------------------------------- request shapes
 #
-# What the adaptive router knows of kinds of requests: from a file, and from what was decided when it asked.
-
+# The known kinds of requests, from a file and from earlier decisions of the wrapped router.
 
 _SHAPE = '{"shape": "...", "target": "a model or role"}'
 _SPACE = re.compile(r"\s+")
@@ -38,9 +37,9 @@ _CODE = re.compile(r"```|^\s*(?:def|class|import|#include|function|SELECT)\b", r
 
 
 def shape_of(request: LLMRequest) -> str:
-    """The kind of a request in a word: task, form, needs, length, and whether there are code and numbers in it.
+    """Return a request's kind as text: task, model, form, needs, length, and whether it contains code or numbers.
 
-    Lengths are characters, rounded up to a power of four.
+    The length is in characters, rounded up to a power of four.
 
     >>> shape_of(LLMRequest.of("What is 12 + 7?", task_type="maths"))
     'maths chat 16 numbers'
@@ -51,14 +50,14 @@ def shape_of(request: LLMRequest) -> str:
         length *= 4
     marks = [mark for mark, form in (("code", _CODE), ("numbers", _NUMBER)) if form.search(text)]
     model = [f"model={request.model}"] if request.model else []
-    bare = ["completion"] if request.kind == "completion" else []  # which no vote can be taken of
+    bare = ["completion"] if request.kind == "completion" else []  # a bare completion cannot be voted on
     return " ".join([request.task_type, *model, *bare, *sorted(request.needs), str(length), *marks])
 
 
 def key_of(request: LLMRequest, *, digits_alike: bool) -> int:
-    """64 bits for everything of a request that a router may look at, but its id and metadata.
+    """Return a 64-bit hash of everything in a request that a router may read, except its id and metadata.
 
-    Texts are compared in lower case and with single spaces; with ``digits_alike``, all numbers in them are the same.
+    Texts are case-folded and their white space is collapsed; with ``digits_alike``, all numbers are treated as equal.
     """
     said = [
         (str(message.get("role")), _normal(text, digits_alike=digits_alike))
@@ -91,7 +90,7 @@ def _texts(request: LLMRequest) -> list[str]:
 
 @dataclass(slots=True, eq=False)
 class _Kind:
-    """What was decided for one shape: plans (or that there is none), each with a count; asked last at ``when``."""
+    """The decisions for one shape: plans (None: no plan) with their counts; ``when`` is the time of the last one."""
 
     when: float
     asked: int = 0
@@ -99,10 +98,10 @@ class _Kind:
 
 
 class ShapeTable:
-    """Shapes and what becomes of them; at most ``size`` shapes, and a few plans each. Not thread-safe.
+    """Shapes and their plans; at most ``size`` shapes, and a few plans per shape. Not thread-safe.
 
-    A shape is known once it was asked about ``least`` times and a share ``agreement`` of the plans were the same. What is
-    known is forgotten ``ttl`` seconds after the last time that it was asked.
+    A shape is known after ``least`` decisions of which at least the share ``agreement`` were the same plan. It expires
+    ``ttl`` seconds after the last decision.
     """
 
     def __init__(self, *, least: int, agreement: float, ttl: float, size: int) -> None:
@@ -113,7 +112,7 @@ class ShapeTable:
         return len(self._kinds)
 
     def known(self, shape: str, now: float) -> tuple[bool, Plan | None]:
-        """Whether the shape is known, and its plan (None: the inner router has none for it)."""
+        """Return whether the shape is known, and its plan (None: the wrapped router has none for it)."""
         kind = self._current(shape, now)
         if kind is None or kind.asked < self.least:
             return False, None
@@ -121,12 +120,12 @@ class ShapeTable:
         return count >= self.agreement * kind.asked, plan
 
     def usual(self, shape: str, now: float) -> Plan | None:
-        """The plan that was made most often for the shape, however seldom; None where there was none."""
+        """Return the most frequent plan for the shape, even if it is rare; None if there is none."""
         kind = self._current(shape, now)
         return None if kind is None else max(kind.plans, key=lambda entry: entry[1])[0]
 
     def learn(self, shape: str, plan: Plan | None, now: float) -> None:
-        """One more decision of the inner router."""
+        """Record a decision of the wrapped router."""
         kind = self._current(shape, now) or _Kind(now)
         self._kinds[shape] = kind
         self._kinds.move_to_end(shape)
@@ -155,59 +154,56 @@ _MOST_PLANS = 8
 
 
 def _same(one: Plan | None, other: Plan | None) -> bool:
-    """Whether two plans do the same; their reasons may differ."""
+    """Whether two plans are equal except for their reasons."""
     if one is None or other is None:
         return one is other
     return (one.tiers, one.budget, one.gapless) == (other.tiers, other.budget, other.gapless)
 
 
 def read_shapes(path: Path) -> Mapping[str, str]:
-    """Shape -> target, from JSON lines ``{"shape": ..., "target": ...}``. Raises `ConfigError`, naming the line."""
+    """Return target by shape, from JSON lines ``{"shape": ..., "target": ...}``. Raises `ConfigError`, naming the line."""
     found: dict[str, str] = {}
     try:
         for number, entry in objects(path, form=_SHAPE):
             shape, target = entry.get("shape"), entry.get("target")
             if not (isinstance(shape, str) and isinstance(target, str)):
-                raise ConfigError(f"{path}:{number}: not a shape", hint=f"write {_SHAPE}")
+                raise ConfigError(f"{path}:{number}: shape and target must both be text", hint=f"write {_SHAPE}")
             found[shape] = target
     except InputError as error:
-        raise ConfigError(f"no table of shapes: {error.message}", hint=error.hint) from None
+        raise ConfigError(f"cannot read the table of shapes: {error.message}", hint=error.hint) from None
     return found
-
-
-pass  # MERGED
 
 
 class AdaptiveSettings(RouterSettings):
     """Settings of `AdaptiveRouter`."""
 
-    router: str = Field(description="the router that is wrapped: one that is expensive to ask; its name")
+    router: str = Field(description="name of the wrapped router, whose decisions are expensive")
     settings: Mapping[str, Any] = Field(default={}, description="the wrapped router's own settings")
     share: float = Field(
         0.15,
         ge=0,
         le=1,
-        description="of the first n requests, at most `share` * (n + 1) + `start` are asked about, for every n",
+        description="for every n, the wrapped router decides at most `share` * (n + 1) + `start` of the first n requests",
     )
-    start: int = Field(20, ge=0, description="how many may be asked about on top of that")
-    ttl: float = Field(300.0, gt=0, description="seconds that a decision is used again for the same request")
-    size: int = Field(1000, ge=1, description="decisions, and kinds of requests, that are remembered")
-    digits_alike: bool = Field(False, description="whether requests that differ in their numbers only count as the same")
-    least: int = Field(10, ge=1, description="decisions about one kind of request before it is known")
-    agreement: float = Field(0.95, gt=0.5, le=1, description="share of these that must be the same")
-    table_ttl: float = Field(3600.0, gt=0, description="seconds after which a known kind must be learned anew")
+    start: int = Field(20, ge=0, description="constant part of that bound")
+    ttl: float = Field(300.0, gt=0, description="seconds for which a decision is reused for the same request")
+    size: int = Field(1000, ge=1, description="maximum number of cached decisions, and of known kinds of requests")
+    digits_alike: bool = Field(False, description="whether requests that differ only in their numbers count as the same")
+    least: int = Field(10, ge=1, description="minimum decisions about a kind of request before it is known")
+    agreement: float = Field(0.95, gt=0.5, le=1, description="minimum share of these decisions that must be equal")
+    table_ttl: float = Field(3600.0, gt=0, description="seconds after which a known kind must be learned again")
     shapes: str | None = Field(
-        None, description="file of kinds that are known from the start: JSON lines of `shape` and `target`"
+        None, description="file of kinds that are known from the start: JSON lines with `shape` and `target`"
     )
 
 
 class AdaptiveRouter(Router):
-    """Plans as the router that it wraps would, mostly without asking it. Thread-safe.
+    """Reproduces the plans of the wrapped router, mostly without calling it. Thread-safe.
 
-    A plan's reason begins with the path that was taken: ``table``, ``cache``, ``asked`` or ``forced`` (the bound was
-    reached, and the next best guess was used: what such requests usually get, else where the profile routes the task). What
-    is remembered is plans and hashes, never texts. All of it is forgotten where the strategy changes, because each strategy
-    has a router of its own, and where what is known of servers and keys changes.
+    A plan's reason starts with its path: ``table``, ``cache``, ``asked`` or ``forced``. ``forced`` means that the bound was
+    reached and a guess was used: the most frequent plan for such requests, or else the profile's route for the task. The
+    router stores plans and hashes, never texts. It forgets them when the status of servers or keys changes; a change of
+    strategy creates a new router.
     """
 
     name: ClassVar[str] = "adaptive"
@@ -218,11 +214,11 @@ class AdaptiveRouter(Router):
         assert isinstance(self.settings, AdaptiveSettings)
         chosen = self._chosen = self.settings
         if chosen.router == self.name:
-            raise ConfigError("an adaptive router wraps another kind of router, not itself")
+            raise ConfigError("an adaptive router cannot wrap another adaptive router")
         self.inner = context.router(chosen.router, chosen.settings)
         if not self.inner.repeatable:
             raise ConfigError(
-                f"plans of router {chosen.router!r} are good for one moment only and must not be used again",
+                f"an adaptive router cannot wrap router {chosen.router!r}, whose plans must not be reused",
                 hint="wrap another router",
             )
         self._paths = ThreePaths(share=chosen.share, extra=chosen.start, entries=chosen.size, ttl=chosen.ttl)
@@ -236,7 +232,7 @@ class AdaptiveRouter(Router):
         self._lock = threading.Lock()
 
     def plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
-        """The wrapped router's plan, or what it would probably be; None where it has none. Raises what it raises."""
+        """Return the wrapped router's actual or probable plan; None if it has none. Raises what that router raises."""
         shape, now = shape_of(request), self._clock()
         keys = np.array([key_of(request, digits_alike=self._chosen.digits_alike)], np.uint64)
         with self._lock, self._paths.lock:
@@ -256,18 +252,18 @@ class AdaptiveRouter(Router):
         return None if plan is None else replace(plan, router=self.name, reason=f"{_WORDS[path]}: {plan.reason}")
 
     def counts(self) -> dict[str, float]:
-        """Requests by path, shares, and the worst prefix's share of asking; see `ThreePaths.counts`."""
+        """Return requests by path, their shares, and the largest share of wrapped-router calls; see `ThreePaths.counts`."""
         return self._paths.counts()
 
     def answered(self, request: LLMRequest, response: LLMResponse) -> None:
-        """Let the wrapped router know."""
+        """Pass the response to the wrapped router."""
         self.inner.answered(request, response)
 
     async def aclose(self) -> None:
         """Close the wrapped router."""
         await self.inner.aclose()
 
-    # ------------------------------------------------------------------------------------------------------ the parts
+    # ---------------------------------------------------------------------------------------------------------- parts
 
     def _known(self, shape: str, request: LLMRequest, resources: ResourceStatus, now: float) -> tuple[bool, Plan | None]:
         if (target := self._given.get(shape)) is not None:
@@ -293,7 +289,7 @@ class AdaptiveRouter(Router):
         )
 
     def _forget_others(self, resources: ResourceStatus) -> None:
-        """Plans were made for the servers and keys that there were."""
+        """Forget all plans if the servers or keys have changed, because plans depend on them."""
         now = _what_counts(resources)
         if now != self._made_for:
             self._paths.cache.clear()
@@ -305,7 +301,7 @@ _WORDS = {Way.FAST: "table", Way.CACHED: "cache", Way.LEARNED: "asked", Way.FORC
 
 
 def _what_counts(resources: ResourceStatus) -> tuple[object, ...]:
-    """What of the resources a router may have looked at; not when it was probed, and how quickly it answered."""
+    """Return the part of the resource status that plans may depend on, without probe times and latencies."""
     return (
         tuple((name, status.healthy, status.models) for name, status in resources.endpoints.items()),
         tuple(resources.cloud_apis.items()),

@@ -1,7 +1,7 @@
-"""What every router is, and what it may use.
+"""The base class of routers, and the context that they get.
 
-A router turns a request into a `Plan`; it decides and does no I/O to models. The orchestrator asks the profile's routers in
-order and takes the first plan.
+A router turns a request into a `Plan`; it does not call models. The orchestrator asks the profile's routers in order and
+runs the first plan.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
 
 
 _MOST_PLANS = 1024
-"""Task types come from outside; what is remembered about them has a limit."""
+"""Limit of cached plans: callers choose task types, so their number is unbounded."""
 
 
 class RouterSettings(BaseModel):
-    """Base of a router's settings in a profile: declared once, checked, frozen. A router without any uses this one."""
+    """Base class of a router's settings in a profile: validated and frozen. A router without settings uses it directly."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 def _no_router(name: str, settings: Mapping[str, Any]) -> Router:
-    raise ConfigError(f"there is nobody here who could make router {name!r}")
+    raise ConfigError(f"this context cannot create router {name!r}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RouterContext:
-    """What a router may use: the profile, its candidates by name, what is known of the resources, and the executor.
+    """What a router may use: the profile, its candidates by name, the resource status, and the executor.
 
-    ``candidates(target)`` gives the models that a role, tier, catalogue model or ``cloud`` stands for, best first, and
-    raises `RoutingError` for an unknown name. ``report`` tells a person of what a router has noticed, in a sentence.
-    ``router(name, settings)`` makes another registered router, for one that wraps it; raises `ConfigError`.
+    ``candidates(target)`` returns the models of a role, tier, catalogue model or ``cloud``, best first, and raises
+    `RoutingError` for an unknown name. ``report`` shows a sentence to the operator. ``router(name, settings)`` creates
+    another registered router, for a router that wraps it, and raises `ConfigError`.
     """
 
     config: StrategyConfig
@@ -53,10 +53,10 @@ class RouterContext:
 
 
 class Router(ABC):
-    """Base class of routers. ``Settings`` is the model of its keys in a profile.
+    """Base class of routers. ``Settings`` is the model of a router's keys in a profile.
 
-    Two routers never compare equal, also where their settings do: each is registered, ordered and retired by identity.
-    ``repeatable``: a plan may be used again for a request like the one that it was made for.
+    Two routers never compare equal, even with equal settings: routers are registered, ordered and retired by identity.
+    ``repeatable``: a plan may be reused for a similar request.
     """
 
     name: ClassVar[str] = ""
@@ -69,33 +69,33 @@ class Router(ABC):
 
     @abstractmethod
     def plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
-        """The plan for this request, or None to leave it to the next router. Quick; no I/O to models."""
+        """Return the plan, or None to leave the request to the next router. Must be fast and must not call models."""
 
     async def route(self, request: LLMRequest) -> LLMResponse:
-        """Plan and run. Raises `RoutingError` where this router has no plan, and what running raises."""
+        """Plan and run the request. Raises `RoutingError` if this router has no plan, and the errors of the run."""
         plan = self.plan(request, self.context.resources())
         if plan is None:
             raise RoutingError(f"router {self.name!r} has no plan for task {request.task_type!r}")
         return await self.context.execute(plan, request)
 
-    def answered(self, request: LLMRequest, response: LLMResponse) -> None:  # noqa: B027  # most routers need not know
-        """Told of every response to a plan of this router, in the event loop that ran it. An exception is reported."""
+    def answered(self, request: LLMRequest, response: LLMResponse) -> None:  # noqa: B027  # most routers ignore responses
+        """Called with every response to a plan of this router, in the event loop that ran it. Exceptions are reported."""
 
-    async def aclose(self) -> None:  # noqa: B027  # most routers have nothing to end
+    async def aclose(self) -> None:  # noqa: B027  # most routers have nothing to close
         """Called when the last request has ended, before the backends are closed."""
 
-    # ------------------------------------------------------------------------------------------ for routers to build on
+    # ------------------------------------------------------------------------------------------------- for subclasses
 
     def target(self, request: LLMRequest) -> str | None:
-        """What the caller named, else where the profile sends the task; None where it sends it nowhere."""
+        """Return the model that the caller named, else the profile's route for the task, else None."""
         return request.model or self.context.config.route_of(request.task_type)
 
     def usable(
         self, candidates: Iterable[Candidate], request: LLMRequest, resources: ResourceStatus
     ) -> tuple[list[Candidate], list[str]]:
-        """Candidates that may and can be asked, each once; and why the others may not or cannot.
+        """Return the usable candidates, without duplicates, and the reasons why the others are excluded.
 
-        Governance is enforced where bytes leave; leaving cloud models out here as well gives a better error.
+        The egress check enforces the ban on cloud models; excluding them here as well gives a better error.
         """
         kept: dict[str, Candidate] = {}
         left_out: dict[str, str] = {}
@@ -105,25 +105,25 @@ class Router(ABC):
             elif not candidate.local and resources.cloud_apis.get(candidate.name) is False:
                 left_out[candidate.name] = f"{candidate.name}: its key is not set"
             elif candidate.capabilities and (lacking := request.needs.difference(candidate.capabilities)):
-                left_out[candidate.name] = f"{candidate.name}: its capabilities lack {', '.join(sorted(lacking))}"
+                left_out[candidate.name] = f"{candidate.name}: it does not support {', '.join(sorted(lacking))}"
             else:
                 kept.setdefault(candidate.name, candidate)
         return list(kept.values()), list(left_out.values())
 
     def single_tier(self, kept: list[Candidate], left_out: list[str], reason: str) -> Plan:
-        """A plan of one tier; raises where nothing is left to ask."""
+        """Return a plan of one tier. Raises `RoutingError` or `LocalModelUnavailable` if no candidate is left."""
         if kept:
             return Plan((Tier.of(kept),), self.name, reason, tuple(left_out))
-        what = f"{reason}; nothing is left to ask ({'; '.join(left_out) or 'no model is configured'})"
+        what = f"{reason}; no model can be used ({'; '.join(left_out) or 'none is configured'})"
         if not self.context.config.allow_cloud:
             raise LocalModelUnavailable(what, hint="route the task to a local model")
-        raise RoutingError(what, hint="set the key of a cloud model, or route the task elsewhere")
+        raise RoutingError(what, hint="set the API key of a cloud model, or route the task elsewhere")
 
 
 class KindRouter(Router):
-    """A router whose plans depend on nothing of a request but its kind, model, task and needs.
+    """A router whose plans depend only on a request's kind, model, task and needs.
 
-    Plans are immutable, so one serves all such requests; it is made again when the resources change.
+    Its plans are cached until the resources change; a plan is immutable, so all such requests can share it.
     """
 
     def __init__(self, context: RouterContext, settings: Mapping[str, Any] | None = None) -> None:
@@ -134,10 +134,10 @@ class KindRouter(Router):
 
     @abstractmethod
     def make(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
-        """Make the plan for requests of this kind, or None to leave them to the next router."""
+        """Return the plan for requests of this kind, or None to leave them to the next router."""
 
     def plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
-        """The plan that was made for such requests. Raises what `make` raises."""
+        """Return the cached plan for such requests, or make it. Raises what `make` raises."""
         if resources is not self._planned_for or len(self._plans) >= _MOST_PLANS:
             self._plans, self._planned_for = {}, resources
         key = (request.kind, request.model, request.task_type, request.needs if self._listed else None)
@@ -147,5 +147,5 @@ class KindRouter(Router):
 
 
 def described(request: LLMRequest, target: str) -> str:
-    """Why this target: for a plan's reason."""
+    """Return why this target was chosen, for a plan's reason."""
     return f"the caller named {target}" if request.model else f"task {request.task_type} is routed to {target}"

@@ -1,4 +1,4 @@
-"""The cascade router: routing strings and the profile's own tiers, as plans with votes."""
+"""The cascade router: turns routing strings and the profile's tiers into plans with votes."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ Extractors = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 
 
 class CascadeSettings(RouterSettings):
-    """Settings of `CascadeRouter`: how votes are drawn, counted and judged. A tier's own settings go before these."""
+    """Settings of `CascadeRouter`: how votes are drawn, counted and judged. A tier's own settings override these."""
 
-    measure: Measure = Field("share", description="what confidence is: `share`, `entropy`, `posterior`, `logprob`, `score`")
-    target: float = Field(0.75, description="confidence from which a tier's answer is accepted")
+    measure: Measure = Field("share", description="confidence measure: `share`, `entropy`, `posterior`, `logprob`, `score`")
+    target: float = Field(0.75, description="minimum confidence to accept a tier's answer")
     stopping: Stopping = Field(
         "decided", description="the rule that ends a vote early: `decided`, `beta`, `window`, `sprt`, `martingale`, `fixed`"
     )
-    level: float | None = Field(None, description="the rule's own parameter; its default depends on the rule")
+    level: float | None = Field(None, description="the stopping rule's parameter; the default depends on the rule")
     draw: Drawing = Field(
         "at_once",
-        description="`at_once`: all samples at the same time, the rest cancelled once the vote is decided (quickest); "
-        "`as_needed`: in each step the fewest that could decide (cheapest)",
+        description="`at_once`: draw all samples concurrently and cancel the rest once the vote is decided (fastest); "
+        "`as_needed`: draw in each step the fewest that could decide (cheapest)",
     )
-    draws: int = Field(1, ge=0, le=16, description="further draws at a tier of an entropy cascade, at the most")
+    draws: int = Field(1, ge=0, le=16, description="maximum number of further draws in a tier of an entropy cascade")
     extract: Extractors = Field(
         ("auto",),
-        description="how the final answer is found: `hashes`, `boxed`, `phrase`, `json:FIELD`, `line`, `whole`, "
-        "`python:MODULE:FUNCTION`, `auto`; the first that finds one. Where `auto` comes last, an answer without a mark is "
-        "read, too: the last number, or a short text",
+        description="extractors of the final answer, tried in order: `hashes`, `boxed`, `phrase`, `json:FIELD`, `line`, "
+        "`whole`, `python:MODULE:FUNCTION`, `auto`. If `auto` is last, unmarked answers are read as well: the last number, "
+        "or a short text",
     )
-    compare: Comparison = Field("auto", description="when answers are the same: `number`, `text`, `math`, `auto`")
+    compare: Comparison = Field("auto", description="how answers are compared: `number`, `text`, `math`, `auto`")
     compare_seconds: float = Field(2.0, gt=0, le=60, description="seconds of processor time for one comparison")
-    budget: float | None = Field(None, gt=0, description="dollars per request that names no budget of its own")
+    budget: float | None = Field(None, gt=0, description="dollars per request, for requests without a budget")
 
     def voting(self) -> Voting:
-        """The same, as the plan's tiers carry it. Raises `ConfigError` for a rule or an extractor that cannot be."""
+        """Return the settings as a `Voting` for the plan's tiers. Raises `ConfigError` for an invalid rule or extractor."""
         form = AnswerForm(self.extract, self.compare, self.compare_seconds)
         stopping_rule(self.stopping, self.level)
         reader(form)
@@ -53,9 +53,9 @@ class CascadeSettings(RouterSettings):
 
 
 class CascadeRouter(KindRouter):
-    """Votes and cascades for requests that name a routing string, or ``cascade`` for the profile's tiers in their order.
+    """Plans votes and cascades for requests whose model is a routing string, or ``cascade`` (the profile's tiers in order).
 
-    A task may be routed to either. It has no plan for any other request.
+    A task may also be routed to either. The router has no plan for any other request.
     """
 
     name: ClassVar[str] = "cascade"
@@ -68,14 +68,14 @@ class CascadeRouter(KindRouter):
         self._voting = self.settings.voting()
 
     def make(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
-        """The plan of a routing string; None where the request names none. Raises `MarkerError` for a malformed one."""
+        """Return the plan of the request's routing string; None if it has none. Raises `MarkerError` if it is malformed."""
         target = self.target(request)
         if target is None or not (is_routing_string(target) or target == CASCADE_TARGET) or request.kind != "chat":
             return None
         return self.route_plan(self._whole() if target == CASCADE_TARGET else target, request, resources)
 
     def route_plan(self, route: str, request: LLMRequest, resources: ResourceStatus) -> Plan:
-        """The plan of a routing string or a model's name, which is then one greedy answer."""
+        """Return the plan of a routing string, or of a model's name (one greedy answer)."""
         left_out: list[str] = []
 
         def lookup(name: str) -> KnownTier:
@@ -86,7 +86,7 @@ class CascadeRouter(KindRouter):
         return Plan(plan.tiers, self.name, reason, tuple(left_out), plan.notes, self._settings.budget)
 
     def _whole(self) -> str:
-        """The profile's tiers as one routing string, each with its own number of samples; the last answers once."""
+        """Return the profile's tiers as a routing string, each with its number of samples; the last one has one sample."""
         tiers = self.context.config.tiers
         if not tiers:
             raise RoutingError("the profile has no tiers for a cascade", hint="add tiers, or write a routing string")
@@ -117,7 +117,7 @@ class CascadeRouter(KindRouter):
         left_out += reasons
         if kept:
             return tuple(kept)
-        what = f"tier {name!r} has nothing left to ask ({'; '.join(reasons) or 'its model gives no log-probabilities'})"
+        what = f"tier {name!r} has no usable model ({'; '.join(reasons) or 'its model does not return log-probabilities'})"
         if not self.context.config.allow_cloud:
-            raise LocalModelUnavailable(what, hint="name tiers with local models")
-        raise RoutingError(what, hint="set the key of its model, or name other tiers")
+            raise LocalModelUnavailable(what, hint="use tiers with local models")
+        raise RoutingError(what, hint="set the API key of its model, or use other tiers")

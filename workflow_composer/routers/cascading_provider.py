@@ -14,22 +14,21 @@ from workflow_composer.types import LLMRequest, ResourceStatus
 class CascadingProviderSettings(RouterSettings):
     """Settings of `CascadingProviderRouter`."""
 
-    max_fallbacks: int | None = Field(None, ge=0, description="how many of the profile's fallbacks to use at the most")
+    max_fallbacks: int | None = Field(None, ge=0, description="maximum number of the profile's fallbacks to use")
 
 
 class CascadingProviderRouter(KindRouter):
     """One tier whose candidates are the task's own models, then the profile's ``fallback`` in order.
 
-    A model that the caller named is the only candidate: a fallback would answer with another one than was asked for. With
-    ``allow_cloud: false`` cloud models are no candidates, whatever fails; where nothing else is left, that is
-    `LocalModelUnavailable`.
+    If the caller names a model, it is the only candidate, because a fallback would be a different model. With
+    ``allow_cloud: false``, cloud models are never candidates; if none is left, planning raises `LocalModelUnavailable`.
     """
 
     name: ClassVar[str] = "cascading_provider"
     Settings: ClassVar[type[RouterSettings]] = CascadingProviderSettings
 
     def make(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
-        """Line up the task's models and the fallbacks."""
+        """Return the plan over the task's models and the fallbacks."""
         target = self.target(request)
         if target is None:
             return None

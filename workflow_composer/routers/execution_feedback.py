@@ -1,8 +1,8 @@
-"""The execution-feedback router: a cheap model answers first, and its own tokens say whether to ask a stronger one.
+"""The execution-feedback router: a cheap model answers first, and its log-probabilities decide whether to escalate.
 
-Without a certificate, rules set by hand decide. With one, a score learned from such answers decides, from a threshold on
-that bounds how many of the accepted answers are wrong (``docs/guarantees.md``); what the certificate does not cover is sent
-to the strongest tier, and its answer is returned as one that is not accepted.
+Without a certificate, fixed rules decide. With a certificate, a learned score decides, with a threshold that bounds the
+share of wrong answers among the accepted ones (``docs/guarantees.md``). A request that the certificate does not cover goes
+to the strongest tier, and its answer is returned as not accepted.
 """
 
 from __future__ import annotations
@@ -41,23 +41,17 @@ from workflow_composer.plan import Candidate, Plan, Tier, Voting
 from workflow_composer.routers.base import KindRouter, RouterContext, RouterSettings
 from workflow_composer.types import ANY_TASK, LLMRequest, LLMResponse, ResourceStatus, TierResult
 
-# ------------------------------------------------------------------------------------------------------- feedback settings
+# ------------------------------------------------------------------------------------------------------------------ judges
 #
-# The settings of the execution-feedback router, as profiles write them.
-
-
-# --------------------------------------------------------------------------------------------------------- feedback judges
-#
-# Who checks accepted answers in use, as the settings name them: nobody here, a function, or the strongest tier.
-
+# The judges that check accepted answers in production: people (the feedback command), a function, or the strongest tier.
 
 Execute = Callable[[Plan, LLMRequest], Awaitable[LLMResponse]]
 
 
 def judge_by_function(by: str) -> Judge | None:
-    """The user's function at ``python:MODULE:FUNCTION``, plain or a coroutine function; None for any other ``by``.
+    """Return the user's function ``python:MODULE:FUNCTION`` as a judge; None for any other ``by``.
 
-    Raises `ConfigError` where it cannot be imported. A plain function runs in a thread of its own.
+    It may be a coroutine function; any other function runs in its own thread. Raises `ConfigError` if the import fails.
     """
     kind, _, place = by.partition(":")
     if kind != "python":
@@ -74,9 +68,9 @@ def judge_by_function(by: str) -> Judge | None:
 
 
 def judge_by_answer(plan: Callable[[LLMRequest], Plan], execute: Execute) -> Judge:
-    """Whether ``plan`` gives the same final answer; None where either's cannot be read.
+    """Return a judge that says whether ``plan`` gives the same final answer; None if either answer cannot be read.
 
-    The request's own limits of time and money were for its answer, and do not hold for the check.
+    The request's timeout and budget apply to its answer, not to the check.
     """
 
     async def judge(request: LLMRequest, response: LLMResponse) -> bool | None:
@@ -92,102 +86,100 @@ def judge_by_answer(plan: Callable[[LLMRequest], Plan], execute: Execute) -> Jud
     return judge
 
 
+# ---------------------------------------------------------------------------------------------------------------- settings
+
 STRONGEST = "strongest"
 
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class AuditSettings(RouterSettings):
-    """How accepted answers are checked in use."""
+    """Settings of the audits: how accepted answers are checked in production."""
 
     rate: float = Field(
         0.02,
         ge=0,
         le=1,
-        description="share of accepted answers that is drawn for a check; 0: none, and an alarm that stands holds",
+        description="share of accepted answers that are audited; 0: none, and an existing alarm stays active",
     )
     by: str = Field(
         "feedback",
         pattern=r"^(feedback|strongest|python:[\w.]+:\w+)$",
-        description="who checks: `feedback` (people, by the command of that name), `strongest` (the last tier answers, too, "
-        "and final answers are compared), `python:MODULE:FUNCTION` (your own: from request and response to true, false or "
+        description="judge of audited answers: `feedback` (people, with the command `feedback`), `strongest` (the last tier "
+        "answers, too, and final answers are compared), `python:MODULE:FUNCTION` (request and response to true, false or "
         "None)",
     )
-    file: str | None = Field(None, min_length=1, description="where audits are kept; default: logs/audits.jsonl")
-    level: float = Field(0.05, gt=0, lt=1, description="probability of ever raising a false alarm")
+    file: str | None = Field(None, min_length=1, description="file of the audits; default: logs/audits.jsonl")
+    level: float = Field(0.05, gt=0, lt=1, description="maximum probability of ever raising a false alarm")
 
 
 Audit = Annotated[AuditSettings, BeforeValidator(lambda value: dict(value) if isinstance(value, Mapping) else value)]
-"""A profile's mappings are read-only ones, which pydantic does not take for a model."""
+"""Audit settings from a profile: its mappings are read-only, and pydantic does not accept those for a model."""
 
 
 class ExecutionFeedbackSettings(RouterSettings):
     """Settings of `ExecutionFeedbackRouter`."""
 
     certificate: str | None = Field(
-        None, min_length=1, description="file of the certificate that decides, relative to the profile's; none: rules decide"
+        None, min_length=1, description="certificate file, relative to the profile; without one, rules decide"
     )
-    tiers: Names = Field((), description="tiers or models, cheap ones first; default: all tiers of the profile")
-    tasks: Names = Field((), description="tasks that are routed so; default: all")
+    tiers: Names = Field((), description="tiers or models, cheapest first; default: all tiers of the profile")
+    tasks: Names = Field((), description="tasks that this router plans; default: all")
     task_floors: Mapping[str, str | int] = Field(
         default_factory=dict,
-        description="task -> the lowest tier that it is ever given to: its name, or its number from 1; "
-        "`*` stands for every task that is not listed",
+        description="task -> its lowest allowed tier, by name or by number from 1; `*` means every task that is not listed",
     )
     unknown: Literal["vote", "escalate", "accept"] = Field(
         "escalate",
-        description="what is done where a model gives no log-probabilities: `vote` (sample and vote), `escalate`, `accept`",
+        description="action if a model returns no log-probabilities: `vote` (sample and vote), `escalate`, `accept`",
     )
-    votes: int = Field(5, ge=2, le=1024, description="samples of such a vote")
-    vote_target: float = Field(0.75, gt=0, le=1, description="share of its votes from which such an answer is accepted")
-    vote_temperature: float = Field(0.7, gt=0, le=2, description="temperature of such a vote")
+    votes: int = Field(5, ge=2, le=1024, description="number of samples of such a vote")
+    vote_target: float = Field(0.75, gt=0, le=1, description="minimum share of votes to accept the answer of such a vote")
+    vote_temperature: float = Field(0.7, gt=0, le=2, description="sampling temperature of such a vote")
     abandon: Literal["streams", "always", "never"] = Field(
         "streams",
-        description="when an answer that cannot be accepted any more is abandoned before its end: in `streams`, `always` "
-        "(every call is then made as a stream), `never`",
+        description="when to abandon an unfinished answer that can no longer be accepted: `streams`, `always` (every call "
+        "is then a streaming call), `never`",
     )
     temperature: float | None = Field(
         None,
         ge=0,
         le=2,
-        description="temperature of all tiers, whatever the request's; default: the certificate's, or the request's",
+        description="temperature of all tiers, overriding the request's; default: the certificate's, or the request's",
     )
     top_logprobs: int | None = Field(
-        None, ge=0, le=20, description="alternatives asked for beside each token; default: the certificate's, or 5"
+        None, ge=0, le=20, description="alternative tokens requested per token; default: the certificate's, or 5"
     )
     safety_threshold: float = Field(
-        DEFAULT_RULES.safety_threshold, ge=0, le=1, description="rule: least probability per token (geometric mean)"
+        DEFAULT_RULES.safety_threshold, ge=0, le=1, description="rule: minimum probability per token (geometric mean)"
     )
-    entropy: float = Field(DEFAULT_RULES.entropy, gt=0, description="rule: largest mean entropy of the tokens (nats)")
+    entropy: float = Field(DEFAULT_RULES.entropy, gt=0, description="rule: maximum mean entropy of the tokens (nats)")
     binary_entropy: float = Field(
-        DEFAULT_RULES.binary_entropy, gt=0, le=1, description="rule: largest mean binary entropy (bits)"
+        DEFAULT_RULES.binary_entropy, gt=0, le=1, description="rule: maximum mean binary entropy (bits)"
     )
-    min_logprob: float = Field(DEFAULT_RULES.min_logprob, lt=0, description="rule: least log-probability of any token")
+    min_logprob: float = Field(DEFAULT_RULES.min_logprob, lt=0, description="rule: minimum log-probability of any token")
     low_confidence_ratio: float = Field(
-        DEFAULT_RULES.low_confidence_ratio, ge=0, le=1, description="rule: largest share of tokens less likely than 0.5"
+        DEFAULT_RULES.low_confidence_ratio, ge=0, le=1, description="rule: maximum share of tokens less likely than 0.5"
     )
     audit: Audit = Field(
         default_factory=lambda: AuditSettings.model_validate({}),
-        description="how the answers that a certificate accepts are checked in use",
+        description="audits of the answers that a certificate accepts",
     )
 
     @model_validator(mode="after")
     def _floors_are_tiers(self) -> Self:
         for task, floor in self.task_floors.items():
             if isinstance(floor, bool):
-                raise ValueError(f"task_floors.{task}: {floor} is neither a tier's name nor its number")  # noqa: TRY004  # pydantic wants ValueError
+                raise ValueError(f"task_floors.{task}: {floor} is neither a tier's name nor its number")  # noqa: TRY004  # pydantic expects ValueError
         return self
 
     @property
     def rules(self) -> SignalRules:
-        """The rules."""
+        """The rules that decide without a certificate."""
         return SignalRules(
             self.safety_threshold, self.entropy, self.binary_entropy, self.min_logprob, self.low_confidence_ratio
         )
 
-
-pass  # MERGED
-pass  # MERGED
 
 TARGET = "execution_feedback"
 DEFAULT_TOP_LOGPROBS = 5
@@ -195,11 +187,11 @@ DEFAULT_TOP_LOGPROBS = 5
 
 @dataclass(frozen=True, slots=True)
 class CascadeResult:
-    """What became of one request. Tiers have the router's numbers, from 1; costs in dollars, everything included.
+    """The result of one request. Tiers are numbered from 1; costs are in dollars and include all attempts.
 
-    ``initial_response`` and ``final_response`` are the same where nothing was escalated. ``feedback_signal`` is that of the
-    first answer: of its first sample where there was a vote, of as much as was heard where it was abandoned. ``confidence``
-    is None where it is unknown.
+    ``initial_response`` and ``final_response`` are equal without escalation. ``feedback_signal`` is computed from the first
+    answer: from its first sample in a vote, from the tokens received if it was abandoned. ``confidence`` is None if it is
+    unknown.
     """
 
     initial_tier: int
@@ -214,7 +206,7 @@ class CascadeResult:
 
     @classmethod
     def of(cls, response: LLMResponse, ladder: Sequence[str], rules: SignalRules = DEFAULT_RULES) -> CascadeResult:
-        """The result of a response; ``ladder`` names the router's tiers, cheap ones first; the signal is by ``rules``."""
+        """Return the result of a response; ``ladder`` names the tiers, cheapest first; ``rules`` determine the signal."""
         tiers = response.tiers
         first, final = (
             min(tiers, key=lambda tier: tier.tier),
@@ -235,10 +227,11 @@ class CascadeResult:
 
 
 class ExecutionFeedbackRouter(KindRouter):
-    """Plans chat requests that name no model, or ``execution_feedback``, over the profile's tiers, cheap ones first.
+    """Plans chat requests without a model, or with the model ``execution_feedback``, over the profile's tiers.
 
-    ``tier_costs``: dollars per million tokens of answer, by tier. ``task_floors``: task -> position (from 0) of the lowest
-    tier that it is ever given to. `escalation_stats` sums up what was spent, wasted and saved.
+    Tiers are ordered from cheapest to strongest. ``tier_costs``: dollars per million completion tokens, by tier.
+    ``task_floors``: task -> position (from 0) of its lowest allowed tier. `escalation_stats` sums up the cost spent, wasted
+    and saved.
     """
 
     name: ClassVar[str] = TARGET
@@ -261,7 +254,7 @@ class ExecutionFeedbackRouter(KindRouter):
     # ----------------------------------------------------------------------------------------------------- planning
 
     def plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
-        """The plan; None for embeddings, for requests that name another model, and for tasks that the settings leave out."""
+        """Return the plan; None for embeddings, requests for another model, and tasks that the settings exclude."""
         tasks = self._settings.tasks
         if request.kind != "chat" or request.model not in (None, TARGET) or (tasks and request.task_type not in tasks):
             return None
@@ -273,7 +266,7 @@ class ExecutionFeedbackRouter(KindRouter):
         return super().plan(request, resources)
 
     def make(self, request: LLMRequest, resources: ResourceStatus) -> Plan:
-        """The plan over the tiers that may and can be asked."""
+        """Return the plan over the usable tiers."""
         group = None if self.certificate is None else self.certificate.group(request.task_type)
         floor = group.first if group is not None else floor_of(request.task_type, self.task_floors)
         tiers: list[Tier] = []
@@ -282,7 +275,7 @@ class ExecutionFeedbackRouter(KindRouter):
             kept, reasons = self._candidates(index, request, resources)
             left_out += reasons
             if not kept and group is not None:
-                return self._suspended(f"tier {self._names[index]} cannot be asked", request, resources)
+                return self._suspended(f"tier {self._names[index]} has no usable model", request, resources)
             tier, why = self._tier(index, kept, group)
             if tier is not None:
                 tiers.append(tier)
@@ -294,7 +287,7 @@ class ExecutionFeedbackRouter(KindRouter):
         return Plan(tuple(tiers), self.name, reason, tuple(left_out), gapless=group is not None)
 
     def _tier(self, index: int, kept: list[Candidate], group: Group | None) -> tuple[Tier | None, str]:
-        """One tier of a plan; or why it would be of no use to ask it."""
+        """Return one tier of a plan, or the reason why it is excluded."""
         name, last = self._names[index], index + 1 == len(self._names)
         if not kept:
             return None, ""
@@ -320,14 +313,14 @@ class ExecutionFeedbackRouter(KindRouter):
             return Tier.of(kept, name, temperature=settings.temperature, accept=accepts_unknown), ""
         if settings.unknown == "vote":
             return self._votes(name, kept), ""
-        return None, "gives no log-probabilities, so its answers would be escalated"
+        return None, "does not return log-probabilities, so its answers would be escalated"
 
     def _certified_tier(self, index: int, kept: list[Candidate], group: Group) -> tuple[Tier | None, str]:
-        assert self.certificate is not None  # the group is its
+        assert self.certificate is not None  # the group belongs to it
         certified, found = self.certificate.tiers[index], group.tiers[index - group.first]
         last, abandon = index + 1 == len(self._names), self._settings.abandon
         if found.threshold is None and found.straight_up is None and not last:
-            return None, "its certificate accepts nothing"
+            return None, "the certificate accepts none of its answers"
         accept = ScoreAcceptance(certified.score, found.threshold, found.straight_up)
         return Tier.of(
             kept,
@@ -340,12 +333,12 @@ class ExecutionFeedbackRouter(KindRouter):
         ), ""
 
     def _votes(self, name: str, candidates: Sequence[Candidate]) -> Tier:
-        """Sample and vote, where an answer says nothing of its own certainty."""
+        """Return the tier that samples and votes, for answers without log-probabilities."""
         voting = Voting(target=self._settings.vote_target, draw="as_needed")
         return Tier.of(candidates, name, self._settings.votes, self._settings.vote_temperature, voting=voting)
 
     def _suspended(self, why: str, request: LLMRequest, resources: ResourceStatus, *, alarm: str = "") -> Plan:
-        """The strongest tier alone, its answer not accepted: no certificate says anything of it."""
+        """Return a plan of the strongest tier only, whose answer is not accepted, because no certificate covers it."""
         kept, left_out = self._candidates(len(self._names) - 1, request, resources)
         if not kept:
             raise self._nothing_left(left_out)
@@ -359,8 +352,8 @@ class ExecutionFeedbackRouter(KindRouter):
         return None if self.certificate is None else self.certificate.tiers[-1].identity.temperature
 
     def _candidates(self, index: int, request: LLMRequest, resources: ResourceStatus) -> tuple[list[Candidate], list[str]]:
-        """A tier's models that can be asked: with a certificate the one that it names, and nobody in its place; without,
-        the profile's fallback stands behind the last tier.
+        """Return a tier's usable models. With a certificate, only the model that it names; without one, the last tier also
+        has the profile's fallback.
         """
         found = self.context.candidates(self._names[index])
         if self.certificate is not None:
@@ -370,29 +363,29 @@ class ExecutionFeedbackRouter(KindRouter):
         return self.usable(found, request, resources)
 
     def _nothing_left(self, left_out: Sequence[str]) -> RoutingError | LocalModelUnavailable:
-        what = f"no tier has anything left to ask ({'; '.join(left_out)})"
+        what = f"no tier has a usable model ({'; '.join(left_out)})"
         if not self.context.config.allow_cloud:
-            return LocalModelUnavailable(what, hint="name tiers with local models")
-        return RoutingError(what, hint="set the key of a tier's model, or name other tiers")
+            return LocalModelUnavailable(what, hint="use tiers with local models")
+        return RoutingError(what, hint="set the API key of a tier's model, or use other tiers")
 
     # ------------------------------------------------------------------------------------------------------ answers
 
     async def cascade(self, request: LLMRequest) -> CascadeResult:
-        """Run a request; what the first and the last answer were, and what it cost. Raises as `route`."""
+        """Run a request and return its first and last answers and its cost. Raises the errors of `route`."""
         return CascadeResult.of(await self.route(request), self._names, self._settings.rules)
 
     def answered(self, request: LLMRequest, response: LLMResponse) -> None:
-        """Count the response, and draw it for an audit now and then."""
+        """Count the response, and draw a random share for audits."""
         self._tally.count(response)
         if self._auditor is not None and self.certificate is not None and response.accepted:
             decided_last = response.tiers[-1].name == self._names[-1]
-            if not (decided_last and self._settings.audit.by == STRONGEST):  # it would be asked about itself
+            if not (decided_last and self._settings.audit.by == STRONGEST):  # the strongest tier cannot judge itself
                 task = request.task_type
                 self._auditor.consider(request, response, task if task in self.certificate.groups else ANY_TASK)
 
     @property
     def escalation_stats(self) -> EscalationStats:
-        """What escalation has cost and saved so far."""
+        """Return the cost and savings of escalation so far."""
         return self._tally.stats()
 
     @property
@@ -401,7 +394,7 @@ class ExecutionFeedbackRouter(KindRouter):
         return "" if self._auditor is None else self._auditor.alarm
 
     async def aclose(self) -> None:
-        """Wait for audits under way."""
+        """Wait for running audits."""
         if self._auditor is not None:
             await self._auditor.aclose()
 
@@ -410,10 +403,10 @@ class ExecutionFeedbackRouter(KindRouter):
     def analyze_output(
         self, token_logprobs: Sequence[float], token_probs: Sequence[Sequence[float]] | None = None
     ) -> FeedbackSignal:
-        """The signal of an answer under this router's rules.
+        """Return the signal of an answer under this router's rules.
 
-        ``token_logprobs``: of the chosen tokens (nats). ``token_probs``: for each token the probabilities of the likeliest
-        ones; without them entropies are unknown and surprisals take their place.
+        ``token_logprobs``: log-probabilities of the chosen tokens (nats). ``token_probs``: for each token, the probabilities
+        of the most likely alternatives; without them, surprisals replace the unknown entropies.
         """
         top = None
         if token_probs is not None:
@@ -422,24 +415,24 @@ class ExecutionFeedbackRouter(KindRouter):
 
     @staticmethod
     def compute_entropy(probabilities: Sequence[float], *, vocabulary: int = VOCABULARY) -> float:
-        """Entropy (nats) of a token's distribution; its upper bound where the probabilities leave a rest unseen."""
+        """Return the entropy (nats) of a token's distribution; the upper bound if the probabilities do not add up to 1."""
         rest = max(0.0, 1.0 - math.fsum(probabilities))
         return entropy_bounds(probabilities, rest, min(probabilities), vocabulary)[1]
 
     @staticmethod
     def compute_binary_entropy(probability: float) -> float:
-        """Entropy (bits) of "this token or another"."""
+        """Return the entropy (bits) of "this token or another"."""
         return binary_entropy(probability)
 
     # -------------------------------------------------------------------------------------------------------- parts
 
     def _ladder(self) -> dict[str, ModelSpec]:
-        """The tiers by name, cheap ones first, each with its model."""
+        """Return the models of the tiers by name, cheapest first."""
         config, names = self.context.config, self._settings.tiers or tuple(self.context.config.tiers)
         if not names:
             raise ConfigError(
                 f"{config.where('routers')}: router {TARGET} needs tiers",
-                hint="add `tiers` to the profile, or name models in the router's own `tiers`, cheap ones first",
+                hint="add `tiers` to the profile, or list models in the router's `tiers`, cheapest first",
             )
         found: dict[str, ModelSpec] = {}
         for name in names:
@@ -448,20 +441,20 @@ class ExecutionFeedbackRouter(KindRouter):
             except RoutingError as error:
                 raise ConfigError(f"{config.where('routers')}: tiers: {error.message}", hint=error.hint) from None
             if not models or name in found:
-                fault = "stands twice" if name in found else "stands for no model"
+                fault = "is listed twice" if name in found else "has no model"
                 raise ConfigError(f"{config.where('routers')}: tiers: {name!r} {fault}")
             found[name] = models[0]
         return found
 
     def _position(self, floor: str | int) -> int:
-        """A tier's position, named or numbered from 1."""
+        """Return the position of a tier given by name or by number from 1."""
         if isinstance(floor, int) and 1 <= floor <= len(self._names):
             return floor - 1
         if isinstance(floor, str) and floor in self._names:
             return self._names.index(floor)
         where = self.context.config.where("routers")
         raise ConfigError(
-            f"{where}: task_floors: no tier is {floor!r}",
+            f"{where}: task_floors: unknown tier {floor!r}",
             hint=f"tiers: {', '.join(self._names)}, or 1 to {len(self._names)}",
         )
 
@@ -472,7 +465,7 @@ class ExecutionFeedbackRouter(KindRouter):
         if settings.unknown != "escalate":
             raise ConfigError(
                 f"{config.where('routers')}: with a certificate, unknown must be `escalate`, not `{settings.unknown}`",
-                hint="an answer that is accepted without a score is not covered by any certificate",
+                hint="no certificate covers an answer that is accepted without a score",
             )
         try:
             certificate = Certificate.load(config.directory / Path(settings.certificate).expanduser())
@@ -483,7 +476,7 @@ class ExecutionFeedbackRouter(KindRouter):
         return certificate
 
     def _identity(self, index: int, certificate: Certificate) -> ModelIdentity:
-        """What would run as this tier. What the settings leave open is as the certificate says."""
+        """Return the identity of this tier's model. The certificate fills in what the settings do not set."""
         name, settings = self._names[index], self._settings
         spec = self._specs[name]
         made = certificate.tiers[index].identity if index < len(certificate.tiers) else ModelIdentity("")
@@ -502,7 +495,7 @@ class ExecutionFeedbackRouter(KindRouter):
         return Auditor(
             AuditLog(settings.file or audits_file(os.environ), level=settings.level),
             certificate,
-            rate=settings.rate,  # also where none is drawn: an alarm that stands in the file holds
+            rate=settings.rate,  # at rate 0 the log is still read, because an existing alarm stays active
             judge=judge_by_answer(self._audit_plan, self.context.execute) if errs else judge_by_function(settings.by),
             judge_name=settings.by,
             allowance=lambda group: certificate.groups[group].last_wrong if errs else 0.0,
@@ -510,7 +503,7 @@ class ExecutionFeedbackRouter(KindRouter):
         )
 
     def _audit_plan(self, request: LLMRequest) -> Plan:
-        """The strongest tier, at the temperature of the certificate that says how often it errs."""
+        """Return the strongest tier, at the temperature for which the certificate bounds its error rate."""
         candidates, _ = self._candidates(len(self._names) - 1, request, self.context.resources())
         tier = Tier.of(candidates, self._names[-1], temperature=self._last_temperature)
         return Plan((tier,), f"{self.name}.audit", "audit of an accepted answer")

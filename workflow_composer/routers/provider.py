@@ -1,4 +1,4 @@
-"""The provider router: exactly the model that was named, so that a failure is seen and not papered over."""
+"""The provider router: exactly the named model without fallback, so that failures stay visible."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from workflow_composer.types import LLMRequest, ResourceStatus
 
 
 class ProviderRouter(KindRouter):
-    """One tier, one candidate: the model that the caller named, else the first usable one the task is routed to.
+    """One tier with one candidate: the model that the caller named, else the first usable model of the task's route.
 
-    It has no plan for a task that the profile routes nowhere.
+    The router has no plan for a task without a route in the profile.
     """
 
     name: ClassVar[str] = "provider"
 
     def make(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
-        """Name the one model."""
+        """Return the plan with the one model."""
         target = self.target(request)
         if target is None:
             return None

@@ -1,4 +1,4 @@
-"""The T4 model router: every task has a local server of its own, and goes nowhere else."""
+"""The T4 model router: each task has its own local server and no fallback."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from workflow_composer.types import LLMRequest, ResourceStatus
 
 
 class T4ModelRouter(KindRouter):
-    """One tier, one candidate: the server of the role that the task is routed to. Made for a handful of small GPUs.
+    """One tier with one candidate: the server of the task's role. Intended for a few small GPUs.
 
-    It has no plan where the task belongs to no local server. A server that is down is an error, never a detour.
+    The router has no plan for a task without a local server. A server that is down is an error; no other model is called.
     """
 
     name: ClassVar[str] = "t4_model"
 
     def make(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
-        """Send the task to its server."""
+        """Return the plan with the task's server."""
         target = self.target(request)
         if target is None:
             return None

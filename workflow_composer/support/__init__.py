@@ -1,1 +1,1 @@
-"""What Python lacks: quick frozen dataclasses, names imported when used, event loops for callers that do not await."""
+"""Helpers for Python itself: fast frozen dataclasses, lazy imports, event loops for synchronous callers."""

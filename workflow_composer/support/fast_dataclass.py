@@ -17,7 +17,7 @@ _SLOTS: dict[type, tuple[tuple[str, Callable[..., Any], Callable[..., None]], ..
 
 
 def changed(value: T, **changes: Any) -> T:
-    """Like `dataclasses.replace`, for a value of a `quick` class, in a quarter of the time. Names are not checked."""
+    """Like `dataclasses.replace`, for a value of a `quick` class, but four times as fast. Field names are not checked."""
     made = object.__new__(type(value))
     for name, get, put in _SLOTS[type(value)]:
         put(made, changes[name] if name in changes else get(value))

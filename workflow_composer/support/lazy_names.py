@@ -1,4 +1,4 @@
-"""Names that a package offers and imports when they are first used (PEP 562), so that importing it costs next to nothing."""
+"""Names of a package that are imported at first use (PEP 562), so that importing the package stays cheap."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 
 def lift(package: str, homes: Mapping[str, str], name: str) -> Any:
-    """What a package's ``__getattr__`` returns: ``homes`` maps each name that it offers to the module below it that has
-    it.
+    """Return the attribute for a package's ``__getattr__``; ``homes`` maps each public name to its submodule.
+
+    Raises `AttributeError` for any other name.
     """
     if name not in homes:
         raise AttributeError(f"module {package!r} has no attribute {name!r}")

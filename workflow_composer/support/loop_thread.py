@@ -50,7 +50,7 @@ async def in_own_thread(work: Callable[[], T], name: str) -> T:
             result = work()
         except Exception as error:  # noqa: BLE001  # every error goes to the caller
             failure = error
-        with contextlib.suppress(RuntimeError):  # the loop has closed; nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so nothing waits for the result
             loop.call_soon_threadsafe(deliver, result, failure)
 
     threading.Thread(target=run, name=name, daemon=True).start()
@@ -70,7 +70,7 @@ class LoopThread:
 
         An interrupt (Ctrl-C) cancels the coroutine, which has ``patience`` seconds to end, and is raised; so is a
         cancellation of the caller's task, which is what the first Ctrl-C is under `asyncio.run`. Raises
-        `WorkflowComposerError` where it is called on the thread's own loop, which would wait for itself.
+        `WorkflowComposerError` if called on this thread's own loop, which would wait for itself.
         """
         try:
             self._refuse_own_loop()

@@ -21,7 +21,7 @@ _PATIENCE = 1.0
 class PerLoop(dict[asyncio.AbstractEventLoop, T]):
     """Makes a resource at its first use in a loop; closes it on demand, or when that loop shuts down.
 
-    A mapping from loops to what they have already: ``held.get(asyncio.get_running_loop()) or await held.here()``.
+    A mapping from loops to their existing resources: ``held.get(asyncio.get_running_loop()) or await held.here()``.
     """
 
     def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> None:
@@ -54,7 +54,7 @@ class PerLoop(dict[asyncio.AbstractEventLoop, T]):
 
     async def _lifetime(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[T, None]:
         # A loop ends the async generators that were started in it before it closes (`shutdown_asyncgens`, which
-        # `asyncio.run` calls): the one public hook by which a resource learns of the end of its loop.
+        # `asyncio.run` calls): the only public hook that reports the end of a loop.
         value = self._make()
         try:
             yield value

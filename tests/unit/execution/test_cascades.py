@@ -195,7 +195,7 @@ class TestLimits:
         outcome = await b.executor.run(plan, ASK, b.trace)
         assert outcome.answer.text == "#### 9"
         assert len(b.trace.tiers[0].samples) == 1
-        assert "given up after 0.05 s" in b.trace.tiers[0].verdict.reason
+        assert "deadline of 0.05 s passed" in b.trace.tiers[0].verdict.reason
         assert b.backends["small"].in_flight == 0
 
     async def test_a_tier_without_votes_has_a_deadline_too(self, bench, fake):

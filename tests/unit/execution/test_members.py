@@ -116,7 +116,7 @@ class TestFailing:
         b = bench(fake("a", says(4)), fake("b", DOWN))
         outcome = await b.executor.run(committee(b, ("a", 1), ("b", 1), target=0.75), ASK, b.trace)
         assert (outcome.verdict.accepted, outcome.verdict.confidence) == (False, 0.5)
-        assert "no further sample could be drawn from b" in outcome.verdict.reason
+        assert "drawing further samples failed for b" in outcome.verdict.reason
 
     async def test_a_member_that_is_down_weighs_as_much_as_it_would_have(self, bench, fake):
         b = bench(fake("a", says(4)), fake("b", DOWN))
@@ -154,7 +154,7 @@ class TestFailing:
         b = bench(fake("a", says(4)), fake("b", AuthenticationFailed("wrong key")))
         outcome = await b.executor.run(committee(b, ("a", 2), ("b", 1), target=0.6, stopping="fixed"), ASK, b.trace)
         assert (outcome.answer.text, outcome.verdict.accepted) == ("#### 4", True)
-        assert "from b (AuthenticationFailed)" in outcome.verdict.reason
+        assert "for b (AuthenticationFailed)" in outcome.verdict.reason
         b = bench(fake("a", DOWN), fake("b", AuthenticationFailed("wrong key")))
         with pytest.raises(AuthenticationFailed):
             await b.executor.run(committee(b, ("a", 2), ("b", 1)), ASK, b.trace)
@@ -196,7 +196,7 @@ class TestStopping:
         outcome = await b.executor.run(Plan((*first, Tier.of(b.candidates("large")))), ASK, b.trace)
         assert (outcome.answer.text, outcome.tier) == ("#### 9", 1)
         assert b.trace.tiers[0].verdict.votes == (("4", 1),)
-        assert "given up after 0.05 s" in b.trace.tiers[0].verdict.reason
+        assert "deadline of 0.05 s passed" in b.trace.tiers[0].verdict.reason
         assert b.backends["b"].in_flight == 0
 
     async def test_a_tiers_deadline_holds_for_all_of_a_members_candidates_together(self, bench, fake):
@@ -222,7 +222,7 @@ ONE = (Candidate("one", local=True),)
 class TestTypes:
     @pytest.mark.parametrize("fields", [{"samples": 0}, {"weight": 0.0}, {"weight": math.inf}, {"candidates": ()}])
     def test_a_member_that_cannot_vote_is_refused(self, fields):
-        with pytest.raises(ValueError, match=r"member|weight"):
+        with pytest.raises(ValueError, match=r"member|weight|samples"):
             Member(**{"candidates": ONE, **fields})
 
     @pytest.mark.parametrize("members", [(), (Member(ONE), Member(ONE))], ids=["none", "two"])
@@ -232,13 +232,13 @@ class TestTypes:
 
     @pytest.mark.parametrize("rule", ["beta", "window", "sprt", "martingale"])
     def test_a_rule_that_takes_votes_for_draws_of_one_model_is_refused_for_two(self, rule):
-        with pytest.raises(ValueError, match="needs votes of one member"):
+        with pytest.raises(ValueError, match="supports one member only"):
             Tier((Member(ONE), Member(ONE)), voting=Voting(stopping=rule))
 
     @pytest.mark.parametrize("measure", ["posterior", "score"])
     def test_a_measure_without_weights_is_refused_where_they_differ(self, measure):
         Tier((Member(ONE), Member(ONE)), voting=Voting(measure=measure))
-        with pytest.raises(ValueError, match="knows no weights"):
+        with pytest.raises(ValueError, match="does not support weights"):
             Tier((Member(ONE), Member(ONE, weight=2.0)), voting=Voting(measure=measure))
 
     async def test_no_routing_string_stands_for_several_members(self, bench, fake):
@@ -247,7 +247,7 @@ class TestTypes:
         plan = committee(b, (("a", "c"), 2), ("b", 1))
         assert str(plan) == "committee"
         assert describe(plan) == "a -> c x2 + b"
-        with pytest.raises(Unsupported, match="n is 2, and committee gives one answer"):
+        with pytest.raises(Unsupported, match="n is 2, but committee votes"):
             await b.executor.run(plan, LLMRequest.of("What?", n=2), b.trace)
 
     def test_a_prompt_form_is_no_part_of_a_routing_string_either(self):

@@ -44,7 +44,7 @@ async def test_a_failure_after_the_first_piece_ends_the_stream_with_an_error(ben
     """What was delivered is never replaced by another model's words."""
     b = bench(fake("a", Interrupted("one two", ServerFailed("died"))), fake("b", "fine"))
     seen = []
-    with pytest.raises(StreamInterrupted, match="after 2 pieces") as caught:
+    with pytest.raises(StreamInterrupted, match="after 2 chunks") as caught:
         async for chunk in run_of(b).chunks():
             seen.append(chunk.text)
     assert "".join(seen) == "one two"
@@ -103,7 +103,7 @@ async def test_a_stream_without_an_end_is_a_failure(bench, fake):
             yield Chunk("half")
 
     b = bench(Cut(name="a"))
-    with pytest.raises(StreamInterrupted, match="stopped before its end"):
+    with pytest.raises(StreamInterrupted, match="ended without a finish reason"):
         await collect(run_of(b))
 
 

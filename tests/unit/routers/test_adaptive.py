@@ -252,7 +252,7 @@ def test_answers_reach_the_wrapped_router(orchestrating):
     ("settings", "what"),
     [
         ({"router": "jugde"}, "unknown router 'jugde'"),
-        ({"router": "adaptive"}, "not itself"),
+        ({"router": "adaptive"}, "another adaptive router"),
         ({"settings": {"wrod": "x"}}, "wrod"),
         ({"share": 1.5}, "less than or equal to 1"),
         ({"agreement": 0.5}, "greater than 0.5"),
@@ -271,7 +271,7 @@ def test_a_router_whose_plans_are_good_for_one_moment_is_not_wrapped():
         tiers={"small": {"model": "s", "cost": 1.0}},
         routers=[{"adaptive": {"router": "execution_feedback"}}],
     )
-    with pytest.raises(ConfigError, match="must not be used again"):
+    with pytest.raises(ConfigError, match="must not be reused"):
         ModelOrchestrator(config, plugins=plugin_host(discover=False), metrics=MemorySink())
 
 

@@ -119,9 +119,9 @@ def test_a_tier_in_the_cloud_is_refused_where_the_cloud_is_forbidden():
 
 def test_a_tier_without_anything_left_to_ask_is_an_error_that_says_why():
     lacking = {**MODELS, "s": {"backend": "fake", "capabilities": ["embeddings"]}}
-    with pytest.raises(RoutingError, match="its capabilities lack chat"):
+    with pytest.raises(RoutingError, match="it does not support chat"):
         plan(profile(models=lacking), ROUTE)
-    with pytest.raises(LocalModelUnavailable, match="its capabilities lack chat"):
+    with pytest.raises(LocalModelUnavailable, match="it does not support chat"):
         plan(profile(models=lacking, allow_cloud=False), ROUTE)
 
 

@@ -102,7 +102,7 @@ class TestClimbing:
         with certified(certificate(NAMES, {"*": group(None, 0.4, 0.4)}), m=[CONFIDENT]) as o:
             plan = o.plan("x")
             assert names(o.generate("x")) == ["medium"]
-        assert plan.left_out == ("small: its certificate accepts nothing",)
+        assert plan.left_out == ("small: the certificate accepts none of its answers",)
 
     def test_a_tier_that_accepts_nothing_but_tells_who_is_next_is_asked(self, certified):
         """The tiers behind were certified on what it lets through to them."""
@@ -134,7 +134,7 @@ class TestGaps:
         with certified(s=[ServerUnreachable("down")], m=[CONFIDENT], l=[CONFIDENT]) as o:
             response = o.generate("x")
         assert (names(response), response.accepted) == (list(NAMES), False)
-        assert "but not every tier before has answered" in response.tiers[-1].verdict.reason
+        assert "but an earlier tier has not answered" in response.tiers[-1].verdict.reason
 
     def test_behind_a_tier_that_was_too_expensive_nothing_is_accepted(self, certified):
         models = {name: {"backend": "scripted", "output_price": 1.0} for name in "sl"}
@@ -151,7 +151,7 @@ class TestGaps:
         models["m"] = {"backend": "scripted", "capabilities": ["embeddings"]}
         with certified(fields={"models": models}) as o:
             plan, response = o.plan("x"), o.generate("x")
-        assert "tier medium cannot be asked" in plan.reason
+        assert "tier medium has no usable model" in plan.reason
         assert (names(response), response.accepted) == (["large"], False)
 
 

@@ -84,8 +84,8 @@ class TestPlans:
         ("settings", "error", "said"),
         [
             ({"tiers": ["smal"]}, ConfigError, "tiers: .*did you mean 'small'"),
-            ({"tiers": ["small", "small"]}, ConfigError, "'small' stands twice"),
-            ({"task_floors": {"math": 4}}, ConfigError, "task_floors: no tier is 4"),
+            ({"tiers": ["small", "small"]}, ConfigError, "'small' is listed twice"),
+            ({"task_floors": {"math": 4}}, ConfigError, "task_floors: unknown tier 4"),
             ({"task_floors": {"math": 0}}, ConfigError, "or 1 to 3"),
             ({"task_floors": {"math": "huge"}}, ConfigError, "tiers: small, medium, large"),
             ({"task_floors": {"math": True}}, ProfileError, "task_floors"),
@@ -101,7 +101,7 @@ class TestPlans:
 
     def test_a_name_that_stands_for_no_model_is_no_tier(self):
         local = {name: {"backend": "fake"} for name in "sml"}
-        with pytest.raises(ConfigError, match="'cloud' stands for no model"):
+        with pytest.raises(ConfigError, match="'cloud' has no model"):
             orchestrating(profile({"tiers": ["cloud"]}, models=local))
 
     def test_a_profile_without_tiers_is_refused(self):
@@ -126,11 +126,11 @@ class TestPlans:
 
     def test_where_nothing_can_be_asked_the_error_says_why(self):
         lacking = {name: {"backend": "scripted", "capabilities": ["embeddings"]} for name in "sml"}
-        with orchestrating(profile(models=lacking)) as o, pytest.raises(RoutingError, match="s: its capabilities lack chat"):
+        with orchestrating(profile(models=lacking)) as o, pytest.raises(RoutingError, match="s: it does not support chat"):
             o.plan("x")
         with (
             orchestrating(profile(models=lacking, allow_cloud=False)) as o,
-            pytest.raises(LocalModelUnavailable, match="lack chat"),
+            pytest.raises(LocalModelUnavailable, match="does not support chat"),
         ):
             o.plan("x")
 
@@ -224,7 +224,7 @@ class TestUnknown:
         with orchestrating(blind, m=[CONFIDENT]) as o:
             plan, response = o.plan("x"), o.generate("x")
             assert o.calls("s") == []
-        assert plan.left_out == ("small: gives no log-probabilities, so its answers would be escalated",)
+        assert plan.left_out == ("small: does not return log-probabilities, so its answers would be escalated",)
         assert names(response) == ["medium"]
 
     def test_a_model_that_is_known_to_give_none_is_asked_by_the_other_policies(self):

@@ -151,7 +151,7 @@ class TestCapabilities:
         request = LLMRequest(**({"messages": ({"role": "user", "content": "x"},), "task_type": "chat"} | fields))
         made = router.plan(request, ResourceStatus())
         assert names(made) == [["second"]]
-        assert made.left_out == (f"first: its capabilities lack {lacking}",) or lacking == "embeddings"
+        assert made.left_out == (f"first: it does not support {lacking}",) or lacking == "embeddings"
 
     def test_where_nothing_is_listed_everything_is_tried(self):
         """A model of unknown capabilities is asked, and says itself what it cannot do."""
@@ -160,7 +160,7 @@ class TestCapabilities:
     def test_a_task_server_that_lacks_a_capability_is_an_error(self):
         """The T4 router has nowhere else to go, and says why."""
         models = FIELDS["models"] | {"c": {"backend": "vllm", "endpoint": "coder", "capabilities": ["embeddings"]}}
-        with pytest.raises(RoutingError, match="c: its capabilities lack chat"):
+        with pytest.raises(RoutingError, match="c: it does not support chat"):
             plan(T4ModelRouter(context(models=models)), "code")
 
 

@@ -149,7 +149,7 @@ async def test_several_answers_in_one_stream_are_refused_by_a_model_that_streams
     """It is the request that cannot be honoured; asking again would not help."""
     status, body, _ = await ask(parted(), body={**CHAT, "stream": True, "n": 2})
     assert (status, body["error"]["code"]) == (400, "unsupported_parameter")
-    assert "leave n or stream out" in body["error"]["message"]
+    assert "omit n or stream" in body["error"]["message"]
 
 
 async def test_without_a_key_nobody_is_let_in_and_nothing_is_asked(parted, ask):

@@ -82,7 +82,7 @@ def _rows(preparation: Preparation) -> Any:
     from workflow_composer.batch.datasets.dataset import find
 
     name = preparation.options.probing_dataset
-    assert name is not None  # checked by the caller
+    assert name is not None  # the caller has checked
     if preparation.recorded is not None and name == preparation.recorded.name:
         return preparation.recorded
     return find(name, preparation.options.data_dir)

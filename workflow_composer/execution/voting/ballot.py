@@ -1,7 +1,7 @@
-"""A ballot: the votes of one tier while they come in, whether more are wanted, and in the end which sample is the answer.
+"""A ballot: collects the votes of one tier, says how many more are wanted, and chooses the answer.
 
-Only the ballot knows how answers are read, what confidence is and when a vote is over; whoever draws samples asks it how
-many more it wants, and brings them.
+The ballot extracts answers, computes the confidence and applies the stopping rule. `VoteSampling` draws the samples that it
+wants.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from workflow_composer.plan import Member, Voting
 from workflow_composer.types import Sample, Verdict
 
 AMBIGUOUS_SHARE = 2 / 3
-"""More votes are thought to settle a vote in which the two leading answers hold this share of it; else it is scattered."""
+"""Minimum share of the two leading answers for which more votes could settle a vote; below it, the vote is scattered."""
 
 CUT_OFF = "the answer was cut off by its length"
 
@@ -27,9 +27,7 @@ _ROUNDING = 1e-9
 
 
 class _Standing(NamedTuple):
-    """A vote at one moment: the votes and who gave them, the members whose turn is still to come, and those who were lost
-    before their turn, one entry for each vote.
-    """
+    """The state of a vote: the votes and their members, then the members of missing and lost votes, one entry per vote."""
 
     votes: tuple[int, ...]
     voters: tuple[int, ...]
@@ -37,16 +35,16 @@ class _Standing(NamedTuple):
     missing: tuple[int, ...] = ()
 
     def given(self, group: int, count: int) -> _Standing:
-        """The same after ``count`` further votes for that group."""
+        """Return the state after ``count`` further votes for this group."""
         votes, voters = (*self.votes, *[group] * count), (*self.voters, *self.to_come[:count])
         return _Standing(votes, voters, self.to_come[count:], self.missing)
 
 
 class Ballot:
-    """The votes of one tier. ``last``: there is no further tier, so it is no use to give up early.
+    """The votes of one tier. ``last``: no tier follows, so an early rejection saves nothing.
 
-    Members fill the ballot in turns, each in proportion to its samples; their numbers are those of the tier. ``together``:
-    none of the wanted samples can be spared, so they may be asked for in one call.
+    Members take turns, each in proportion to its number of samples; they have the tier's numbering. ``together``: all wanted
+    samples are certainly needed, so one call may request them.
     """
 
     def __init__(self, voting: Voting, members: Sequence[Member], *, last: bool = False) -> None:
@@ -69,7 +67,7 @@ class Ballot:
         self._known: dict[str, int] = {}
 
     async def add(self, sample: Sample, member: int = 0) -> None:
-        """Count one sample of that member."""
+        """Count one sample of this member."""
         answer = self._reader.read_said(sample)
         group = UNREADABLE if answer is None else await self._group(answer)
         self.samples.append(sample)
@@ -77,7 +75,7 @@ class Ballot:
         self._voters.append(member)
 
     def withdraw(self, member: int) -> None:
-        """Take back all votes of that member: another candidate draws for it from now on."""
+        """Remove all votes of this member, because another candidate takes over."""
         kept = [at for at, voter in enumerate(self._voters) if voter != member]
         self.samples = [self.samples[at] for at in kept]
         self._votes = [self._votes[at] for at in kept]
@@ -87,15 +85,15 @@ class Ballot:
             self._answers, self._known = [], {}
 
     def lose(self, member: int) -> None:
-        """That member brings no further sample: those that it owes count as votes for nothing."""
+        """Record that this member draws no further samples; its missing samples count as votes for no answer."""
         self._lost.add(member)
 
     def voter(self, sample: int) -> int:
-        """The member that gave that sample."""
+        """The member that gave this sample."""
         return self._voters[sample]
 
     async def _group(self, answer: str) -> int:
-        """The number of the group of answers that mean the same; a new one where none does."""
+        """Return the number of the group of equivalent answers; a new number if no group matches."""
         known = self._known.get(answer)
         if known is not None:
             return known
@@ -112,7 +110,7 @@ class Ballot:
         return await self._reader.decide(answer, other) if same is None else same
 
     def wanted(self) -> Sequence[int]:
-        """The members from whom a sample is wanted now, in their turns; empty when the vote is over."""
+        """The members from which samples are wanted now, in turn order; empty when the vote has ended."""
         now = self._standing()
         if not now.to_come and self._ambiguous():
             self._limit = min(self._most, self._limit + self._samples)
@@ -142,40 +140,40 @@ class Ballot:
             return False
         stopped, certified = self._stops(now)
         if voting.measure == "logprob" and not certified:
-            return False  # neither counts nor the members' weights settle who leads by probability
+            return False  # neither counts nor members' weights decide a leader by probability
         if certified or (stopped and len(now.votes) > 1 and self._is_certain_to_accept(now)):
             return True
-        # The last tier's answer is taken in any case, so there the leader must be settled, too.
+        # The last tier's answer is always returned, so its leader must be settled, too.
         return (stopped or not self._last) and self._hopeless(now)
 
     def _stops(self, now: _Standing) -> tuple[bool, bool]:
-        """Whether the rule stops, and whether it does so because it is sure of the leader."""
+        """Return whether the rule stops, and whether it stops because the leader is certain."""
         weights, left = self._weighed(now.voters), self._weighed(now.to_come)
         if weights is None or left is None:
             return _ruled(self._rule, now.votes, len(now.votes) + len(now.to_come))
         return decided_by_weight(totals(now.votes, weights), math.fsum(left)), False
 
     def _is_certain_to_accept(self, now: _Standing) -> bool:
-        """Whether the target is reached even if nothing that is left votes for the leader.
+        """Whether the target is reached even if no further vote is for the leader.
 
-        A leader that cannot be overtaken may yet miss a target above one half.
+        A leader that cannot be overtaken may still miss a target above one half.
         """
         return self._accepts(now.given(UNREADABLE, len(now.to_come)))
 
     def _hopeless(self, now: _Standing) -> bool:
-        """Whether the target is missed even if all that is left votes for the leader."""
+        """Whether the target is missed even if all further votes are for the leader."""
         first = leader(now.votes, self._weighed(now.voters))
         return not self._accepts(now.given(0 if first is None else first, len(now.to_come)))
 
     def _accepts(self, end: _Standing) -> bool:
         if self._voting.measure in ("logprob", "score"):
-            return True  # weights and scores of samples to come are not known; nothing can be said ahead
+            return True  # weights and scores of future samples are unknown, so nothing can be ruled out
         votes = (*end.votes, *[UNREADABLE] * len(end.missing))
         found = _confidence(self._voting.measure, votes, self._weighed((*end.voters, *end.missing)))
         return found is None or found >= self._voting.target - _ROUNDING
 
     def _fewest(self, now: _Standing) -> int:
-        """The fewest further samples that could end the vote: all for the leader, or each for an answer of its own."""
+        """The fewest further samples that could end the vote: all for the leader, or each for a new answer."""
         first, fresh = leader(now.votes, self._weighed(now.voters)), len(self._answers)
         for more in range(1, len(now.to_come)):
             agreeing = now.given(fresh if first is None else first, more)
@@ -200,14 +198,15 @@ class Ballot:
         return self._accepts(_Standing(votes, voters, further).given(max(by_group, key=by_group.__getitem__), len(further)))
 
     def _weighed(self, voters: Sequence[int]) -> tuple[float, ...] | None:
-        """The weights of these members' votes; None where all count alike."""
+        """Return the weights of these members' votes; None if all are equal."""
         given = self._member_weights
         return None if given is None else tuple([given[voter] for voter in voters])
 
     def _weights(self, missing: Sequence[int] = ()) -> list[float | None] | None:
-        """The weight of each vote, then of each that is missing; None where all count alike.
+        """The weight of each vote, then of each missing vote; None if all are equal.
 
-        With `logprob` it is the sample's probability per token (geometric mean), too: unknown for what has not come, so 0.
+        With `logprob`, a weight is multiplied by the sample's probability per token (geometric mean), 0 for a missing
+        sample.
         """
         weights = self._weighed([*self._voters, *missing])
         if self._voting.measure != "logprob":
@@ -218,10 +217,7 @@ class Ballot:
         return [*found, *[0.0] * len(missing)]
 
     def verdict(self, *, note: str = "") -> Verdict:
-        """The answer, and whether it is taken. ``note`` says why samples of lost members did not come.
-
-        They count as votes for nothing: what they would have said is not known.
-        """
+        """Return the verdict. ``note`` says why samples of lost members are missing; these count as votes for no answer."""
         if self._voting.measure == "score":
             return self._best_scored(note)
         first = leader(self._votes, self._weights())
@@ -231,14 +227,14 @@ class Ballot:
             return Verdict(accepted=False, confidence=0.0, reason=reason, unreadable=unreadable)
         tally, choice = self._tally(first), self._votes.index(first)
         if self._limit == 1:
-            return Verdict(accepted=True, reason="one answer, which could be read", choice=choice, votes=tally)
+            return Verdict(accepted=True, reason="a single readable answer", choice=choice, votes=tally)
         missing = self._standing().missing
         found = confidence(self._voting.measure, [*self._votes, *[UNREADABLE] * len(missing)], self._weights(missing))
         accepted = found is not None and found >= self._voting.target - _ROUNDING
         return Verdict(accepted, found, self._reason(found, len(self._votes), note), choice, tally, unreadable)
 
     def _best_scored(self, note: str) -> Verdict:
-        """The sample with the best score; unknown, and not accepted, where any has none."""
+        """Choose the sample with the best score; if any sample has no score, the confidence is unknown (not accepted)."""
         scores = [sample.score for sample in self.samples]
         known = [score for score in scores if score is not None]
         best = max(known, default=None) if len(known) == len(scores) else None
@@ -255,7 +251,7 @@ class Ballot:
         return f"{reason}; {cut_off} cut off by their length" if cut_off else reason
 
     def _tally(self, first: int) -> tuple[tuple[str, int], ...]:
-        """Answers and their counts, the group ``first`` before the others."""
+        """Return the answers and their counts, the group ``first`` before the others."""
         counts = Counter(vote for vote in self._votes if vote != UNREADABLE)
         ordered = sorted(counts.items(), key=lambda item: (item[0] != first, -item[1], item[0]))
         return tuple((self._answers[group], count) for group, count in ordered)
@@ -270,7 +266,7 @@ class Ballot:
 
 @lru_cache(maxsize=256)
 def _turns(samples: tuple[int, ...], most: int) -> tuple[int, ...]:
-    """Whose turn it is, vote by vote: who has drawn the least of its share so far, the earlier member among equals."""
+    """Return the member of each vote in turn: the one with the smallest part of its samples drawn, the earliest on a tie."""
     if len(samples) == 1:
         return (0,) * most
     drawn, turns = [0] * len(samples), []
@@ -283,15 +279,15 @@ def _turns(samples: tuple[int, ...], most: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=64)
 def _rule(name: str, level: float | None) -> StoppingRule:
-    """One object per rule, so that what it says can be remembered."""
+    """Return one object per rule, so that its results can be cached."""
     return stopping_rule(name, level)
 
 
 @lru_cache(maxsize=65_536)
 def _ruled(rule: StoppingRule, votes: tuple[int, ...], limit: int) -> tuple[bool, bool]:
-    """Whether the rule stops, and whether it does so because it is sure of the leader.
+    """Return whether the rule stops, and whether it stops because the leader is certain.
 
-    Remembered: the same few patterns of votes come again and again, and a rule may take longer than a look-up.
+    Cached: a few patterns of votes recur, and a rule can take longer than a look-up.
     """
     return rule.stop(votes, limit), rule.certifies(votes)
 

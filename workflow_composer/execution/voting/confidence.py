@@ -1,24 +1,23 @@
-"""How much the votes of a tier speak for their leader: four measures between 0 and 1. Pure functions; no scipy.
+"""Confidence of a vote in its leader: four measures between 0 and 1. Pure functions; no scipy.
 
 ``votes`` are the samples' groups, as in `workflow_composer.execution.voting.stopping`: numbered from 0 by first appearance,
--1 where a sample could not be read. ``weights``: one for each vote; None: all count alike. For `logprob` a weight is
-exp(mean log-probability of the sample's tokens), None where that is unknown; `posterior` counts votes and looks at no
-weights.
+-1 for a sample that could not be read. ``weights`` has one entry per vote; None means equal weights. For `logprob`, a weight
+is exp(mean log-probability of the sample's tokens), or None if that is unknown. `posterior` ignores weights.
 
 ============ ==================================================================== ==================================
-measure      formula, for n samples of which n_i gave answer i                    what cannot be read
+measure      formula, for n samples of which n_i gave answer i                    an unreadable sample
 ============ ==================================================================== ==================================
-`share`      n_leader / n;  with weights W_leader / W                             counts against
-`entropy`    1 - H / log n,  H = -sum of (n_i / n) log(n_i / n)                   each is an answer of its own
-`posterior`  P(p_leader > every other p_i | votes), uniform prior                 is left out
-`logprob`    weight of the leader's votes / weight of all votes                   counts against
+`share`      n_leader / n;  with weights W_leader / W                             counts against the leader
+`entropy`    1 - H / log n,  H = -sum of (n_i / n) log(n_i / n)                   is a separate answer
+`posterior`  P(p_leader > every other p_i | votes), uniform prior                 is ignored
+`logprob`    weight of the leader's votes / weight of all votes                   counts against the leader
 ============ ==================================================================== ==================================
 
-W_i is the weight of all votes for answer i, W that of all votes; with weights `entropy` has W_i / W in place of n_i / n.
+W_i is the weight of all votes for answer i, and W the weight of all votes; with weights, `entropy` uses W_i / W for n_i / n.
 
-None of them is the probability that the answer is right: a model can be of one mind and wrong. None (unknown, never
-"confident") comes back for one vote out of one sample, where there is nothing to compare with, and from `logprob` where a
-weight is missing. No readable vote at all is a confidence of 0.
+No measure is the probability that the answer is right: a model can agree with itself and be wrong. The result is None
+(unknown, never confident) for a single sample, which has no other to agree with, and for `logprob` with a missing weight. It
+is 0 if no sample could be read.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ Weights = Sequence[float | None]
 
 
 def confidence(measure: str, votes: Sequence[int], weights: Weights | None = None) -> float | None:
-    """The confidence in the leader by that measure, between 0 and 1, or None where it is unknown.
+    """Return the confidence in the leader by this measure, between 0 and 1, or None if it is unknown.
 
     Raises `ConfigError` for an unknown measure.
 
@@ -47,7 +46,7 @@ def confidence(measure: str, votes: Sequence[int], weights: Weights | None = Non
     0.75
     """
     if measure not in _MEASURES:
-        raise ConfigError(f"there is no measure of confidence {measure!r}", hint=f"known: {', '.join(_MEASURES)}")
+        raise ConfigError(f"unknown confidence measure {measure!r}", hint=f"known: {', '.join(_MEASURES)}")
     readable = [vote for vote in votes if vote != UNREADABLE]
     if not readable:
         return 0.0
@@ -61,9 +60,9 @@ def confidence(measure: str, votes: Sequence[int], weights: Weights | None = Non
 
 
 def leader(votes: Sequence[int], weights: Weights | None = None) -> int | None:
-    """The group that leads, the earliest among equals; None where nothing could be read.
+    """Return the leading group, the earliest on a tie; None if no sample could be read.
 
-    By weight where every vote has one, else by count.
+    By weight if every vote has one, else by count.
 
     >>> leader([0, 1, 1, 0]), leader([0, 1, 1], weights=[0.9, 0.3, 0.4]), leader([-1])
     (0, 0, None)
@@ -77,7 +76,7 @@ def _share(votes: Sequence[int], counts: Counter[int]) -> float:
 
 
 def _entropy(votes: Sequence[int], counts: Counter[int]) -> float:
-    """1 where all agree, 0 where no two do (Shannon's entropy, by its largest value for so many samples)."""
+    """1 if all samples agree, 0 if no two do: one minus Shannon's entropy over its maximum for this number of samples."""
     total = len(votes)
     alone = total - sum(counts.values())
     surprise = sum(count * math.log(total / count) for count in counts.values()) + alone * math.log(total)
@@ -85,10 +84,10 @@ def _entropy(votes: Sequence[int], counts: Counter[int]) -> float:
 
 
 def _posterior(votes: Sequence[int], counts: Counter[int]) -> float:
-    """The probability that the leader is the mode of the model's distribution of answers, given the readable votes.
+    """Return the probability that the leader is the mode of the model's answer distribution, given the readable votes.
 
-    Prior: uniform (Dirichlet with all parameters 1) over the answers seen and one more, which stands for all unseen. The
-    posterior's parameters are n_i + 1, and 1 for the unseen one. See `most_likely`.
+    Prior: uniform (Dirichlet with all parameters 1) over the answers seen and one more, which represents all unseen answers.
+    The posterior's parameters are n_i + 1, and 1 for the unseen one. See `most_likely`.
     """
     first, *others = sorted(counts.values(), reverse=True)
     return most_likely(first + 1, (*(count + 1 for count in others), 1))
@@ -102,7 +101,7 @@ def _share_of_weight(votes: Sequence[int], weights: Weights | None) -> float | N
 
 
 def _entropy_of_weight(votes: Sequence[int], weights: Weights) -> float | None:
-    """`_entropy` with weights; equal weights give the same."""
+    """`_entropy` with weights; equal weights give the same result."""
     if not _all_known(weights):
         return None
     alone = [weight for vote, weight in zip(votes, weights, strict=True) if vote == UNREADABLE]
@@ -120,7 +119,7 @@ def _all_known(weights: Weights) -> bool:
 
 
 def totals(votes: Sequence[int], weights: Weights) -> dict[int, float]:
-    """The weight of each group, in the order of first appearance."""
+    """Return the weight of each group, in the order of first appearance."""
     parts: dict[int, list[float]] = {}
     for vote, weight in zip(votes, weights, strict=True):
         if vote != UNREADABLE:

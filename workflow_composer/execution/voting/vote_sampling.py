@@ -1,7 +1,7 @@
-"""Drawing the votes of one tier: concurrently, each member's from its first candidate that works, and no more than wanted.
+"""Sampling of one tier's votes: concurrent calls, each member's first working candidate, no more samples than wanted.
 
-Samples come either each by a call of its own, so that the rest can be cancelled at the server as soon as the vote is
-decided, or a member's together in one call where none of them can be spared (then the prompt is sent and paid for once).
+Each sample is a separate call, so that calls no longer needed can be cancelled at the server when the vote is decided. If
+all of a member's samples are certainly needed, one call requests them, so that the prompt is sent and paid for once.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from workflow_composer.plan import Candidate, Member, Tier
 from workflow_composer.types import Attempt, Completion, LLMRequest
 
 
-class GivenUp(Exception):  # no error: the way goes on at ``position``
-    """The candidate is given up after its last attempt, ``failed``; the next one stands at ``position``."""
+class GivenUp(Exception):  # no error: sampling continues with the candidate at ``position``
+    """The candidate's last attempt, ``failed``, is over; the next candidate is at ``position``."""
 
     def __init__(self, position: int, failed: Attempt | None) -> None:
         super().__init__(position)
@@ -30,9 +30,9 @@ class GivenUp(Exception):  # no error: the way goes on at ``position``
 
 @dataclass(slots=True, eq=False)
 class _Seat:
-    """A member at the poll: which of its candidates draws for it.
+    """A member's state: the candidate that draws its samples.
 
-    ``model`` is the name that its server gave itself. ``gently``: the candidate was in trouble, so one call goes ahead of
+    ``model`` is the model name reported by the server. ``gently``: the candidate failed recently, so one call is made before
     the others.
     """
 
@@ -44,13 +44,13 @@ class _Seat:
 
     @property
     def candidate(self) -> Candidate:
-        """Who draws."""
+        """The candidate that draws the samples."""
         return self.member.candidates[self.position]
 
 
 @dataclass(frozen=True, slots=True)
 class _Draw:
-    """A call under way: for whom, the number of its first sample, and how many they are."""
+    """A running call: its member, the number of its first sample, and its number of samples."""
 
     seat: _Seat
     first: int
@@ -58,14 +58,14 @@ class _Draw:
 
 
 class Poll:
-    """One ballot, filled by a tier's members. A member that fails takes nobody else's votes with it."""
+    """Fills one ballot with the samples of a tier's members. A member that fails does not affect the others' votes."""
 
     def __init__(
         self, models: Models, index: int, tier: Tier, request: LLMRequest, trace: Trace, *, last: bool = True
     ) -> None:
-        assert tier.voting is not None  # asked for by who has looked
+        assert tier.voting is not None  # the caller has checked
         self._models = models
-        self._quiet = replace(models, observer=None)  # each of many calls would tell of the same fallback
+        self._quiet = replace(models, observer=None)  # concurrent calls would report the same fallback many times
         self._index = index
         self._tier = tier
         self._request = request
@@ -74,15 +74,15 @@ class Poll:
         self._ballot = Ballot(tier.voting, tier.members, last=last)
         self._seats = [_Seat(number, member) for number, member in enumerate(tier.members)]
         self._under_way: dict[asyncio.Task[Completion], _Draw] = {}
-        self._asked: Counter[str] = Counter()  # members may share a model, and each sample of it has a number
+        self._asked: Counter[str] = Counter()  # samples are numbered per model, which several members may share
         self._note = ""
         self._failure: ModelError | None = None
         self._first_attempt = len(trace.attempts)
 
     async def run(self) -> Outcome:
-        """Draw until the ballot wants no more; a tier that is not the last, for at most as long as it may take.
+        """Draw until the ballot wants no more samples, or until the deadline of a tier other than the last.
 
-        Raises `AllCandidatesFailed` where no sample came, and a `ModelError` that no other candidate can mend.
+        Raises `AllCandidatesFailed` if no sample was drawn, and a `ModelError` that no other candidate can fix.
         """
         for seat in self._seats:
             self._begin(seat, 0)
@@ -90,7 +90,7 @@ class Poll:
             async with asyncio.timeout(self._patience):
                 await self._fill()
         except TimeoutError:
-            self._note = f"the tier was given up after {self._tier.deadline:g} s"
+            self._note = f"the tier's deadline of {self._tier.deadline:g} s passed"
             for seat in self._seats:
                 self._ballot.lose(seat.number)
         finally:
@@ -103,7 +103,7 @@ class Poll:
         return Outcome(samples, seat.model, seat.candidate, self._index, seat.position, verdict)
 
     def _begin(self, seat: _Seat, position: int) -> None:
-        """That candidate draws for the member from now on."""
+        """Let this candidate draw the member's samples from now on."""
         seat.position = position
         seat.gently = self._models.endpoints[seat.candidate.name].breaker.state != "closed"
 
@@ -115,7 +115,7 @@ class Poll:
             await self._count([task for task in self._under_way if task in done])
 
     def _start(self, seat: _Seat, wanted: int) -> None:
-        """See that so many of a member's samples are under way."""
+        """Start calls until this number of the member's samples is in flight."""
         if seat.gently:
             wanted = min(wanted, 1)
         under_way = sum(draw.samples for draw in self._under_way.values() if draw.seat is seat)
@@ -129,7 +129,7 @@ class Poll:
             under_way += size
 
     async def _count(self, done: Sequence[asyncio.Task[Completion]]) -> None:
-        """Count what has come. A failure matters only where the vote is not decided without that sample."""
+        """Count the finished samples. A failure matters only if the vote is not decided without its sample."""
         failures: list[tuple[_Seat, BaseException]] = []
         for task in done:
             seat = self._under_way.pop(task).seat
@@ -141,21 +141,21 @@ class Poll:
             seat.model = completion.model
             for sample in completion.samples:
                 await self._ballot.add(sample, seat.number)
-        for seat, error in dict(reversed(failures)).items():  # the first of each
+        for seat, error in dict(reversed(failures)).items():  # the first failure of each member
             if self._ballot.wanted():
                 await self._replace(seat, error)
 
     async def _replace(self, seat: _Seat, error: BaseException) -> None:
-        """The next candidate draws all of the member's samples; where there is none, what has been drawn stands.
+        """Let the next candidate draw all of the member's samples; if none is left, keep those drawn.
 
-        Raises ``error`` where no candidate can mend it, and the member is alone.
+        Raises ``error`` if no candidate can fix it and the member is the only one.
         """
         alone = len(self._seats) == 1
         if not isinstance(error, GivenUp) and (alone or not isinstance(error, ModelError)):
             raise error
         await self._cancel([task for task, draw in self._under_way.items() if draw.seat is seat])
         if not isinstance(error, GivenUp) or error.position >= len(seat.member.candidates) or self._trace.over:
-            self._note = "no further sample could be drawn" + ("" if alone else f" from {seat.candidate.name}")
+            self._note = "drawing further samples failed" + ("" if alone else f" for {seat.candidate.name}")
             if isinstance(error, ModelError):
                 self._failure = error
                 self._note += f" ({type(error).__name__})"
@@ -187,7 +187,7 @@ class Poll:
         raise GivenUp(run.position, self._trace.attempts[-1] if self._trace.attempts else None)
 
     async def _cancel(self, tasks: Iterable[asyncio.Task[Completion]]) -> None:
-        """Stop what is no longer needed, and wait until it has: its cost is then on record."""
+        """Cancel the calls that are no longer needed and wait for their end, so that their cost is recorded."""
         pending = list(tasks)
         for task in pending:
             task.cancel()

@@ -1,1 +1,1 @@
-"""Gates of real and made-up models, and text to try them on."""
+"""Gates of real and synthetic models, and synthetic text for them."""

@@ -25,11 +25,12 @@ def generate_realistic_corpus(
     repeated_share: float = 0.15,
     seed: int = 0,
 ) -> NDArray[np.int64]:
-    """Token ids [num_tokens], deterministic from ``seed``.
+    """Return token ids [num_tokens], deterministic for a given ``seed``.
 
-    Token r has a frequency proportional to (r + 1) ** -``exponent`` (Zipf); a share ``bigram_share`` of the tokens is one of
-    the ``successors`` fixed ones of the token before; and about a share ``repeated_share`` of the text repeats phrases of 4
-    to 12 tokens from the last thousand, as names and terms recur in a text. Raises `InputError` for sizes below 1.
+    Token r has a frequency proportional to (r + 1) ** -``exponent`` (Zipf). The share ``bigram_share`` of the tokens is
+    drawn from the ``successors`` fixed successors of the previous token. About the share ``repeated_share`` of the text
+    repeats phrases of 4 to 12 tokens from the last thousand, as names and terms do in real text. Raises `InputError` for
+    sizes below 1.
     """
     if min(num_tokens, vocabulary, successors) < 1 or not (0 <= bigram_share <= 1 and 0 <= repeated_share <= 1):
         raise InputError("num_tokens, vocabulary and successors must be at least 1, and shares from 0 to 1")
@@ -54,8 +55,9 @@ def generate_realistic_corpus(
 def hidden_states(
     tokens: NDArray[np.int64], hidden_dim: int, *, context: float = 0.3, noise: float = 0.1, seed: int = 0
 ) -> Floats:
-    """[n, hidden_dim]: each token's embedding, ``context`` times that of the token before, and ``noise``; unit variance
-    each.
+    """Return [n, hidden_dim]: each token's embedding, plus ``context`` times the previous one, plus ``noise`` times noise.
+
+    Each of the three has unit variance.
     """
     drawing = np.random.default_rng(seed)
     embedding = drawing.standard_normal((int(tokens.max()) + 1, hidden_dim), np.float32)
@@ -67,9 +69,9 @@ def hidden_states(
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """How often the right class comes out: by the learned router's routes, and by other routes.
+    """Accuracy with the learned router's routes, and with other routes.
 
-    ``relative`` is the second in units of the first; ``agreement`` the share of the gate's weight that the other routes
+    ``relative`` is the second divided by the first; ``agreement`` is the share of the gate's weight that the other routes
     keep.
     """
 
@@ -79,19 +81,17 @@ class TaskResult:
 
     @property
     def relative(self) -> float:
-        """Quality in units of the learned router's."""
+        """Accuracy relative to the learned router's."""
         return self.accuracy / self.learned_accuracy if self.learned_accuracy else 0.0
 
 
 def evaluate_downstream_task(
     gate: GateOutput, experts: Any, weights: Any, hidden: Any, *, classes: int = 4, seed: int = 0
 ) -> TaskResult:
-    """Put routes to work: each expert is a fixed random map to ``classes``, and the answer is the largest of their weighted
-    sum.
+    """Evaluate routes: each expert is a fixed random map to ``classes``, and the largest weighted sum is the answer.
 
-    ``gate`` is what the learned router says about all of ``hidden`` [n, d]; ``experts`` [n, k] and ``weights`` [n, k] are
-    the routes to be judged. The right class is that of the dense mixture: all experts, weighted by the gate's
-    probabilities.
+    ``gate`` has the learned router's decisions for ``hidden`` [n, d]; ``experts`` [n, k] and ``weights`` [n, k] are the
+    routes to evaluate. The correct class is that of the dense mixture: all experts, weighted by the gate's probabilities.
     """
     logits = numbers(gate.logits).astype(np.float64)
     states = numbers(hidden).astype(np.float32)

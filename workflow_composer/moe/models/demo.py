@@ -1,4 +1,4 @@
-"""The demonstration: made-up text, a gate as trained ones are, and what the three paths make of it."""
+"""Demonstration of the three routing paths with synthetic text and a realistic gate."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from workflow_composer.moe.routing.system import VARSystem
 
 # -------------------------------------------------------------------------------------------------------------- torch gate
 #
-# A gate in torch: a linear layer with a bias for each cluster of tokens, as trained gates turn out to have one.
+# A gate in torch: a linear layer with a bias per cluster of tokens, which resembles trained gates.
 
 
 class RealisticMoERouter(nn.Linear):
     """``nn.Linear`` from ``hidden_dim`` to ``num_experts``, plus a semantic bias of the token's cluster.
 
-    Trained gates send most tokens by what they are, and fewer by their context (Xue et al. 2024, OpenMoE, section 5). So
-    each of the ``num_clusters`` clusters favours ``top_k`` experts: the first by ``bias_strength``, the next by three
-    quarters of it, and so on. ``ambiguous`` is the share of clusters that favour none. Token t belongs to cluster t modulo
-    their number. Deterministic from ``seed``.
+    Trained gates route most tokens by their identity, and fewer by their context (Xue et al. 2024, OpenMoE, section 5). So
+    each of the ``num_clusters`` clusters prefers ``top_k`` experts: the first by ``bias_strength``, the next by three
+    quarters of it, and so on. ``ambiguous`` is the share of clusters without a preference. Token t belongs to cluster
+    t modulo ``num_clusters``. Deterministic for a given ``seed``.
     """
 
     semantic_bias: torch.Tensor
@@ -55,7 +55,7 @@ class RealisticMoERouter(nn.Linear):
         for cluster in range(num_clusters - round(ambiguous * num_clusters)):
             favoured = torch.randperm(num_experts, generator=drawing)[:top_k]
             bias[cluster, favoured] = bias_strength * 0.75 ** torch.arange(top_k, dtype=torch.float32)
-        # Which clusters are ambiguous must not go with how frequent their tokens are.
+        # Ambiguity must not correlate with the frequency of a cluster's tokens.
         bias = bias[torch.randperm(num_clusters, generator=drawing)]
         with torch.no_grad():
             self.weight.copy_(torch.randn(num_experts, hidden_dim, generator=drawing) * (0.5 / hidden_dim**0.5))
@@ -77,15 +77,15 @@ class RealisticMoERouter(nn.Linear):
             return self(hidden, token_ids)  # type: ignore[no-any-return]  # a module's call is untyped
 
     def fingerprint(self) -> int:
-        """The name of the weights; see `fingerprint_of`."""
+        """Return the hash of the weights; see `fingerprint_of`."""
         return fingerprint_of(self._name, self.weight, self.semantic_bias)
 
 
 def fingerprint_of(name: WeightsName, *tensors: torch.Tensor) -> int:
-    """The `weights_key` of tensors, kept while they are the same.
+    """The `weights_key` of tensors, cached until they change.
 
-    On a CPU, their bytes are looked at each time. On other devices torch's own counters of changes tell; they do not count
-    changes by way of ``tensor.data``.
+    On a CPU, changes are detected from the bytes. On other devices, they are detected from torch's version counters, which
+    miss changes through ``tensor.data``.
     """
     version = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
     if all(tensor.device.type == "cpu" for tensor in tensors):
@@ -100,19 +100,19 @@ def _array(tensor: torch.Tensor) -> Any:
     return (found.float() if found.dtype == torch.bfloat16 else found).numpy()
 
 
-pass  # MERGED
+# ----------------------------------------------------------------------------------------------------------- demonstration
 
 BATCH = 8192
-"""Tokens that are routed at a time, by VAR and by the learned router alone."""
+"""Tokens per batch, for VAR and for the learned router alone."""
 
 LEARNED_LIMIT, QUALITY_MARGIN = 0.15, 0.05
-_SINGLE = 500  # tokens of which the token-by-token figures are taken
+_SINGLE = 500  # tokens for the single-token measurements
 _REPEATS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What is demonstrated. ``margin``: learn which routes are fast from this margin, instead of the fixed thresholds."""
+    """Settings of the demonstration. ``margin``: learn the fast routes from this margin instead of fixed thresholds."""
 
     tokens: int = 500_000
     vocabulary: int = 1000
@@ -125,7 +125,7 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """What came out. Times are nanoseconds per token, the best of a few runs on one core; all else is exact."""
+    """Results of the demonstration. Times are nanoseconds per token, the best of a few runs on one core."""
 
     setup: Setup
     stats: dict[str, float]
@@ -136,12 +136,12 @@ class Demonstration:
 
     @property
     def speedup(self) -> float:
-        """Over the learned router called in batches of the same size: the fair baseline."""
+        """Speed-up over the learned router in batches of the same size, which is the fair baseline."""
         return self.times["learned_batched"] / self.times["var_batched"]
 
     @property
     def constraints(self) -> dict[str, bool]:
-        """What must hold, and whether it does."""
+        """Return the required properties, and whether each holds."""
         return {
             f"learned share at every prefix <= {LEARNED_LIMIT:g} * (n + 1)": self.stats["worst_prefix_share"]
             <= LEARNED_LIMIT,
@@ -150,16 +150,16 @@ class Demonstration:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         data = asdict(self)
         data["task"]["relative"] = self.task.relative
         return {**data, "speedup": self.speedup, "constraints": self.constraints}
 
 
 def run_poc_demonstration(setup: Setup | None = None) -> Demonstration:
-    """Half of the text teaches, the other half is routed. Deterministic from the seed, times apart.
+    """Learn from the first half of the text and route the second. Deterministic for a given seed, except for times.
 
-    The cache's clock stands still, so that no result depends on the machine's speed.
+    The cache's clock is frozen, so that the results do not depend on the machine's speed.
     """
     chosen = setup or Setup()
     threads = torch.get_num_threads()
@@ -220,8 +220,10 @@ def _times(system: VARSystem, gate: RealisticMoERouter, tokens: torch.Tensor, hi
 
 
 def _best(work: Callable[[], object], tokens: int, repeats: int = _REPEATS) -> float:
-    """Nanoseconds per token of this thread's processor time, of the best run: neither what another program does may count,
-    nor the thread of a BLAS that spins for a while after the evaluation. All work is done in this thread: torch has one.
+    """Return nanoseconds per token of this thread's processor time, for the best run.
+
+    This excludes other programs, and BLAS threads that spin after the evaluation. All work runs in this thread, because
+    torch uses one.
     """
     found = []
     for _ in range(repeats):

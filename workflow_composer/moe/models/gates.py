@@ -1,8 +1,8 @@
-"""The gates of a transformers model, and the token ids that stand behind each row that reaches them.
+"""The gates of a transformers model, and the token ids of the rows that they route.
 
-transformers 5 gives OLMoE, Qwen2-MoE and Mixtral the same shape: ``layer.mlp.gate(hidden)`` takes [rows, hidden] and returns
-logits [rows, experts], scores [rows, k] and expert indices [rows, k]; rows are (batch, position) flattened. A gate does not
-see token ids, so hooks on the model around it note them for the length of a call, per thread.
+In transformers 5, OLMoE, Qwen2-MoE and Mixtral share one interface: ``layer.mlp.gate(hidden)`` takes [rows, hidden] and
+returns logits [rows, experts], scores [rows, k] and expert indices [rows, k]; rows are (batch, position) flattened. A gate
+does not receive token ids, so hooks on the surrounding model record them for the duration of a call, per thread.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from workflow_composer.errors import ConfigError, InputError
 from workflow_composer.moe.routing.hashing import NO_TOKEN
 
 CACHE = ("cache", "past_key_values")
-"""What models call their key-value cache: since transformers 5.2x, and before."""
+"""Names of the key-value cache: since transformers 5.2x, and before."""
 
 
 def cache_argument(model: nn.Module) -> str:
-    """The name under which the model's forward call takes a key-value cache, and its output has it."""
+    """Return the name of the key-value cache in the model's forward arguments and output."""
     takes = inspect.signature(model.forward).parameters
     return next(name for name in CACHE if name in takes)
 
 
 def gates(model: nn.Module) -> dict[int, nn.Module]:
-    """The gates by layer, without layers that have no experts (some of Qwen2-MoE's). Raises `ConfigError` if none has."""
+    """Return the gates by layer, skipping layers without experts (some in Qwen2-MoE). Raises `ConfigError` if none has."""
     found = {}
     for number, layer in enumerate(getattr(inner_model(model), "layers", ())):
         gate = getattr(getattr(layer, "mlp", None), "gate", None)
@@ -47,17 +47,17 @@ def gates(model: nn.Module) -> dict[int, nn.Module]:
 
 
 def inner_model(model: nn.Module) -> nn.Module:
-    """The part of the model that embeds tokens and runs the layers."""
+    """Return the part of the model that embeds tokens and runs the layers."""
     inner = getattr(model, "model", model)
     return inner if isinstance(inner, nn.Module) else model
 
 
 @dataclass(frozen=True, eq=False)
 class GateRows:
-    """What stands behind the rows that a gate sees in one call of the model.
+    """The tokens of a gate's rows in one call of the model.
 
-    ``contexts``: [rows, width], the token last and those before it in front, -1 where there is none; ``real``: [rows], False
-    for padding; ``positions``: [rows], the tokens before it in its text; ``batch``: texts in this call.
+    ``contexts``: [rows, width], the row's token last, after its previous tokens, -1 if missing; ``real``: [rows], False for
+    padding; ``positions``: [rows], the number of previous tokens of its text; ``batch``: the number of texts in this call.
     """
 
     contexts: Tensor
@@ -67,11 +67,11 @@ class GateRows:
 
 
 class TokenWatch:
-    """Notes, while a model runs, which tokens its gates' rows are; use `attach` and then `detach`.
+    """Records the tokens of the gates' rows while a model runs; use `attach` and then `detach`.
 
-    Earlier tokens of a text are known in three ways: they are in the same call; or ``generate`` has announced them (whatever
-    it does to its beams); or an earlier call with the same key-value cache had them and nothing has touched that cache
-    since. Otherwise they count as absent, which costs quality but nothing else. Calls in different threads do not meet.
+    The previous tokens of a text come from the same call, from ``generate`` (also with beam search), or from an earlier call
+    with the same key-value cache, if nothing has changed that cache since. Otherwise they count as missing, which costs
+    quality only. Calls in different threads are independent.
     """
 
     def __init__(self, model: nn.Module, width: int) -> None:
@@ -83,7 +83,7 @@ class TokenWatch:
 
     @property
     def rows(self) -> GateRows | None:
-        """The rows of the call that this thread is in, if it is in one."""
+        """The rows of this thread's current call; None outside of a call."""
         found: GateRows | None = getattr(self._local, "rows", None)
         return found
 
@@ -98,7 +98,7 @@ class TokenWatch:
             self._undo.append(patched(self._model, "prepare_inputs_for_generation", self._announcing(prepare)))
 
     def detach(self) -> None:
-        """Leave the model as it was."""
+        """Restore the model."""
         while self._undo:
             self._undo.pop()()
         self._tails.clear()
@@ -136,7 +136,7 @@ class TokenWatch:
         self._local.ended = (line, counted + real.sum(1), cache, seen(cache) + length)
 
     def _before_cache(self, tokens: Tensor, cache: Any) -> tuple[Tensor, Tensor]:
-        """What an earlier call with this cache noted: the tokens before this call's, and their number in each text."""
+        """Return the previous tokens recorded with this cache, and their number in each text."""
         past = seen(cache)
         with self._lock:
             noted = self._tails.get(cache) if cache is not None else None
@@ -157,19 +157,19 @@ class TokenWatch:
 
 
 def marked(ids: Tensor, mask: Tensor | None) -> Tensor:
-    """The ids with -1 where the mask (its last columns) says padding; a mask that is not [batch, length] says nothing."""
+    """Return the ids with -1 for padding by the mask's last columns; a mask that is not [batch, length] is ignored."""
     if mask is None or mask.ndim != 2 or mask.shape[1] < ids.shape[1]:
         return ids
     return ids.masked_fill(mask[:, mask.shape[1] - ids.shape[1] :] == 0, NO_TOKEN)
 
 
 def seen(cache: Any) -> int:
-    """How many positions a key-value cache holds; None holds none."""
+    """Return the number of positions in a key-value cache; 0 for None."""
     return int(cache.get_seq_length()) if cache is not None else 0
 
 
 def patched(owner: Any, name: str, replacement: Any) -> Callable[[], None]:
-    """Set an attribute of this one object; returns what sets things back exactly, an earlier patch included."""
+    """Set an attribute of this object only; return a function that restores it exactly, including an earlier patch."""
     own: Mapping[str, Any] = vars(owner)
     missing = object()
     before = own.get(name, missing)

@@ -1,4 +1,4 @@
-"""Record the routes of a transformers model while it runs, and measure what a change of routes does to its predictions."""
+"""Record the routes of a running transformers model, and measure the effect of changed routes on its predictions."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from workflow_composer.moe.models.gates import TokenWatch, gates
 from workflow_composer.moe.routing.routes import RecordedRoutes
 
 RESAMPLES = 2000
-"""Of the bootstrap in `effect`."""
+"""Number of bootstrap resamples in `effect`."""
 
 
 class RouteRecorder:
-    """Keeps the routes of every forward call in its ``with`` block, whoever chose them: the gate or a `TableRouting`.
+    """Records the routes of every forward call in its ``with`` block, whether chosen by the gate or by a `TableRouting`.
 
-    Padding is left out. Every text of every call is a sequence of its own; with ``joined=True`` a call that continues a
-    key-value cache continues its texts' sequences, row by row (greedy or sampled generation; beams change rows). Memory:
-    about 6 bytes per token, layer and expert. Calls from several threads are kept whole.
+    Padding is excluded. Every text of every call is a separate sequence. With ``joined=True``, a call that continues a
+    key-value cache continues its texts' sequences, row by row (greedy or sampled generation; beam search reorders rows).
+    Memory: about 6 bytes per token, layer and expert. Calls from several threads are not interleaved.
     """
 
     def __init__(self, model: nn.Module, *, joined: bool = False) -> None:
@@ -80,7 +80,7 @@ class RouteRecorder:
         self._calls.append((places, layers))
 
     def routes(self) -> RecordedRoutes:
-        """What was recorded, as one. Raises `InputError` where nothing was."""
+        """Return the complete recording. Raises `InputError` if it is empty."""
         with self._lock:
             calls = list(self._calls)
         if not calls:
@@ -99,10 +99,10 @@ class RouteRecorder:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model made of some text, row by row.
+    """A model's predictions for some text, row by row.
 
-    ``losses`` [rows]: nats, summed over a row's ``tokens_per_row`` [rows] predicted tokens. ``likeliest``: next tokens, one
-    array [batch, length - 1] per batch.
+    ``losses`` [rows]: nats, summed over a row's ``tokens_per_row`` [rows] predicted tokens. ``likeliest``: the most likely
+    next tokens, one array [batch, length - 1] per batch.
     """
 
     losses: NDArray[np.float64]
@@ -111,7 +111,7 @@ class Prediction:
 
     @property
     def tokens(self) -> int:
-        """How many tokens were predicted."""
+        """Number of predicted tokens."""
         return int(self.tokens_per_row.sum())
 
     @property
@@ -127,14 +127,14 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Effect:
-    """How a changed model's predictions compare to the untouched model's on the same text."""
+    """Comparison of a changed model's predictions with the original model's on the same text."""
 
     perplexity: float
     untouched: float
     agreement: float
-    """The share of tokens whose likeliest next token is the same."""
+    """Share of positions with the same most likely next token."""
     interval: tuple[float, float]
-    """Of `increase`: 95 % by the percentile bootstrap over rows (Efron 1979): other text of its kind, the same model."""
+    """95 % interval of `increase`, by the percentile bootstrap over rows (Efron 1979): similar text, the same model."""
 
     @property
     def increase(self) -> float:
@@ -160,13 +160,13 @@ def predict(model: nn.Module, batches: Iterable[Tensor]) -> Prediction:
 
 
 def effect(changed: Prediction, untouched: Prediction) -> Effect:
-    """Compare two predictions of the same batches. Raises `InputError` where they are not. Deterministic."""
+    """Compare two predictions of the same batches. Deterministic. Raises `InputError` if the batches differ."""
     if [a.shape for a in changed.likeliest] != [a.shape for a in untouched.likeliest]:
         raise InputError("the two predictions belong to different texts")
     same = sum(int((a == b).sum()) for a, b in zip(changed.likeliest, untouched.likeliest, strict=True))
     more, tokens = changed.losses - untouched.losses, untouched.tokens_per_row
     drawing, rows, found = np.random.default_rng(0), len(more), []
-    for _ in range(RESAMPLES):  # one at a time: all at once would take thousands of times the rows' memory
+    for _ in range(RESAMPLES):  # one by one: a single array would take thousands of times the rows' memory
         drawn = drawing.integers(rows, size=rows)
         found.append(more[drawn].sum() / tokens[drawn].sum())
     low, high = np.expm1(np.quantile(found, [0.025, 0.975])).tolist()
@@ -174,6 +174,6 @@ def effect(changed: Prediction, untouched: Prediction) -> Effect:
 
 
 def rows_of(ids: Sequence[int], length: int, batch: int = 16) -> list[Tensor]:
-    """Token ids as batches of rows of ``length``; what is left over at the end is dropped."""
+    """Split token ids into batches of rows of ``length``; drop the incomplete rest."""
     rows = torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
     return list(rows.split(batch))

@@ -1,8 +1,7 @@
-"""Recorded routes in the place of a gate: what the three paths would have made of texts that a model has seen.
+"""Replay of recorded routes through the three paths, with the recording in place of the gate.
 
-A prompt is routed with state of its own: no token before it, an empty cache, a fresh budget. So what becomes of it depends
-on nothing but itself and the tables, and prompts that are exchangeable have exchangeable losses. Time stands still
-meanwhile.
+Each prompt is routed with fresh state: no previous token, an empty cache, a new budget. Its result therefore depends only on
+the prompt and the tables, so exchangeable prompts have exchangeable losses. The clock is frozen.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from workflow_composer.moe.routing.three_paths import Way
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """How a system is set for a replay: as `VARSystem`'s arguments of the same names."""
+    """Settings of a replay, as `VARSystem`'s arguments of the same names."""
 
     learned_share: float = 0.15
     context_window: int = 4
@@ -35,31 +34,31 @@ class Paths:
 
 
 class RecordedGate:
-    """A gate that decides as it was recorded; the "hidden state" of a token is its row in the recording."""
+    """A gate that returns recorded decisions; the "hidden state" of a token is its row in the recording."""
 
     def __init__(self, experts: NDArray[np.int16], weights: NDArray[np.float32], num_experts: int) -> None:
         self.experts, self.weights = experts, weights
         self.num_experts, self.top_k = num_experts, experts.shape[1]
 
     def route(self, hidden: Any, token_ids: Any) -> GateOutput:
-        """What was recorded; there are no logits (NaN)."""
+        """Return the recorded decisions; logits are NaN."""
         rows = numbers(hidden)[:, 0]
         nothing = np.full((len(rows), self.num_experts), np.nan, np.float32)
         return GateOutput(self.weights[rows], self.weights[rows].sum(axis=1), nothing, self.experts[rows])
 
     def fingerprint(self) -> int:
-        """There is one recording."""
+        """Return a constant, because the recording does not change."""
         return 1
 
 
 def weights_in(routes: RecordedRoutes, layer: int) -> NDArray[np.float32]:
-    """The layer's weights [n, k]; equal ones where none were recorded."""
+    """Return the layer's weights [n, k]; equal weights if none were recorded."""
     experts = routes.experts[layer]
     return routes.weights.get(layer, np.full(experts.shape, 1 / experts.shape[1], np.float32))
 
 
 def fit_tables(routes: RecordedRoutes, paths: Paths, num_experts: int) -> dict[int, RouteTables]:
-    """Layer -> tables learned from these routes."""
+    """Return the tables learned from these routes, by layer."""
     return {
         layer: RouteTables.fit(
             routes.tokens,
@@ -75,10 +74,10 @@ def fit_tables(routes: RecordedRoutes, paths: Paths, num_experts: int) -> dict[i
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replay:
-    """What became of p prompts at t thresholds, on average over a prompt's tokens and the layers.
+    """Results of p prompts at t thresholds, averaged over a prompt's tokens and the layers.
 
-    ``losses`` [p, t]: share of the gate's weight that went to experts which the route lacked. ``shares`` [p, t, 4]: of each
-    `Way`. ``by_layer`` [layers, t, 5]: mean loss, and the paths' shares, over all prompts.
+    ``losses`` [p, t]: share of the gate's weight on experts missing from the route. ``shares`` [p, t, 4]: share of each
+    `Way`. ``by_layer`` [layers, t, 5]: mean loss and the paths' shares over all prompts.
     """
 
     prompts: NDArray[np.int64]
@@ -89,7 +88,7 @@ class Replay:
 
 
 def replay(routes: RecordedRoutes, tables: Mapping[int, RouteTables], thresholds: Sequence[float], paths: Paths) -> Replay:
-    """Route every sequence of ``routes`` at every threshold, each as if it were the only one."""
+    """Route every sequence of ``routes`` at every threshold, each independently."""
     prompts, starts = np.unique(routes.sequences, return_index=True)
     edges = np.r_[np.sort(starts), len(routes)]
     prompts = routes.sequences[edges[:-1]]

@@ -1,4 +1,4 @@
-"""Tables in the place of a transformers model's gates: on inside a ``with`` block, layer by layer, and off without a trace.
+"""Routing tables in place of a transformers model's gates, for the duration of a ``with`` block.
 
 ::
 
@@ -7,9 +7,8 @@
         model.generate(**tokenizer(text, return_tensors="pt"))
     routing.counts()
 
-A token goes to the experts that the layer's table names for its context. Where the table is not confident, the gate is
-asked, for those tokens alone and never for more than ``share`` of a layer's tokens at any moment; where that is spent, the
-table's word counts after all.
+A token goes to the experts that the layer's table has for its context. If the table is not confident, the gate decides, but
+at any moment for at most ``share`` of a layer's tokens; beyond that, the table decides.
 """
 
 from __future__ import annotations
@@ -32,35 +31,35 @@ from workflow_composer.moe.routing.routes import Experts, Tokens, Weights
 from workflow_composer.moe.routing.three_paths import Clock, ThreePaths
 
 RECENT = 4096
-"""Tokens whose confidences say which are the least."""
+"""Number of recent tokens whose confidences determine the threshold."""
 
 
 class LayerTable(Protocol):
-    """What a layer's table must do."""
+    """Protocol of a layer's routing table."""
 
     def predict(self, contexts: Tokens) -> tuple[Experts, Weights, NDArray[np.float32]]:
-        """For contexts [n, width], the token itself last: experts [n, k], their gate weights [n, k], a confidence [n]."""
+        """Return experts [n, k], gate weights [n, k] and confidence [n] for contexts [n, width], the token itself last."""
 
 
 class TableRouting:
-    """Routes a model by tables while its ``with`` block runs.
+    """Routes a model by tables in a ``with`` block.
 
-    Blocks nest: the innermost routes, and what it leaves open goes to the model's own gate. Forward calls may come from
-    several threads at once; entering and leaving must not overlap with them. Rows that are padding are routed by the table
-    and not counted. A gate that is called outside of the model's own forward call is the untouched one.
+    Blocks nest: the innermost one routes and calls the model's original gate. Several threads may make forward calls
+    concurrently, but not while a block is entered or left. Padding rows are routed by the table and not counted. A gate
+    called outside of the model's forward call behaves as the original.
 
     Args:
-        model: an OLMoE, Qwen2-MoE or Mixtral of transformers 5, or any model built like these.
-        tables: layer -> table. Layers without one keep their gate.
-        certain: the confidence from which a table is believed without asking: one number, or layer -> number. None: what
-            leaves the share to the least confident tokens of the layer's last `RECENT`.
-        share: a layer's gate is asked for at most ``share * (n + 1)`` of its first n tokens, for every n.
-        width: tokens in a context, at least what the tables look at; also the cache's key.
-        remember: take the gate's latest word for the same ``width`` tokens before it is asked. This saves asking, but costs
-            quality, since other texts lead to other routes after the same few tokens.
-        entries, ttl, clock: the cache of lately learned routes, one per layer.
+        model: an OLMoE, Qwen2-MoE or Mixtral model of transformers 5, or one with the same structure.
+        tables: layer -> table. Layers without a table keep their gate.
+        certain: the minimum confidence to use a table without the gate: one number, or layer -> number. None: a moving
+            threshold such that the gate gets the least confident ``share`` of the layer's last `RECENT` tokens.
+        share: a layer's gate decides at most ``share * (n + 1)`` of its first n tokens, for every n.
+        width: tokens per context, at least the tables' longest context; also the context of the cache's keys.
+        remember: reuse the gate's latest decision for the same ``width`` tokens. This saves gate calls but costs quality,
+            because the same few tokens have different routes in different texts.
+        entries, ttl, clock: the cache of recent gate decisions, one per layer.
 
-    Raises `ConfigError` where a table's layer has no gate.
+    Raises `ConfigError` if a table's layer has no gate.
     """
 
     def __init__(
@@ -109,7 +108,7 @@ class TableRouting:
         self._watch.detach()
 
     def counts(self) -> dict[int, dict[str, float]]:
-        """Per layer: tokens, those of each path and their shares, the cache's hit rate, the worst prefix's learned share."""
+        """Return per layer: tokens in total and by path, their shares, the cache's hit rate, the largest learned share."""
         return {layer: gate.paths.counts() for layer, gate in self.layers.items()}
 
     def reset(self) -> None:
@@ -122,7 +121,7 @@ class TableRouting:
 
 
 class _TableGate:
-    """One layer: what stands in the place of its gate's ``forward``."""
+    """One layer: the replacement of its gate's ``forward``."""
 
     def __init__(
         self, gate: Any, table: LayerTable, watch: TokenWatch, certain: float | None, paths: ThreePaths, *, remember: bool
@@ -133,24 +132,24 @@ class _TableGate:
         self._remember = remember
         self._own: Callable[[Tensor], Any] = gate.forward
         self._k, self._experts = int(gate.top_k), int(gate.num_experts)
-        # transformers leaves the attribute out where weights are always normalised (Mixtral).
+        # transformers omits the attribute if weights are always normalised (Mixtral).
         self._normalised = bool(getattr(gate, "norm_topk_prob", True))
         self._key = weights_key(gate.weight.detach().float().cpu().numpy())
         self._cached_experts = np.zeros((paths.cache.entries, self._k), np.int16)
         self._cached_weights = np.zeros((paths.cache.entries, self._k), np.float32)
 
     def forget(self) -> None:
-        """Forget how confident the table was lately."""
+        """Forget the table's recent confidences."""
         self._recent = self._recent[:0]
 
     def find_own(self) -> None:
-        """Find the gate's own ``forward``, beneath whatever other routing is on."""
+        """Find the gate's original ``forward`` beneath any other active routing."""
         current = self.gate.forward
         outer = getattr(current, "__self__", None)
         self._own = outer._own if isinstance(outer, _TableGate) else current
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [rows, experts], scores [rows, k], indices [rows, k]; as the gate's own ``forward``."""
+        """Return logits [rows, experts], scores [rows, k] and indices [rows, k], as the gate's ``forward`` does."""
         rows = self._watch.rows
         if rows is None:
             own: tuple[Tensor, Tensor, Tensor] = self._own(hidden)
@@ -164,7 +163,7 @@ class _TableGate:
         return self._result(flat, experts, weights, learned)
 
     def _doubtful(self, confidence: NDArray[np.float32], real: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which rows the table is not believed for; [rows]."""
+        """Return for which rows the table is not confident; [rows]."""
         if self._certain is not None:
             return (confidence < self._certain) & real
         with self.paths.lock:
@@ -182,7 +181,7 @@ class _TableGate:
         real: NDArray[np.bool_],
         doubtful: NDArray[np.bool_],
     ) -> tuple[NDArray[np.int64], tuple[Tensor, Tensor, Tensor] | None]:
-        """Fill in what is cached or learned; returns the learned rows and the gate's word on them."""
+        """Fill in cached and learned routes; return the learned rows and the gate's output for them."""
         at = np.flatnonzero(real)
         unknown = np.flatnonzero(doubtful[at])
         keys = self._keys(contexts[at[unknown]])
@@ -206,7 +205,7 @@ class _TableGate:
         return rows, word
 
     def _keys(self, contexts: Tokens) -> NDArray[np.uint64]:
-        """What the gate's word is remembered under; where nothing is remembered, no two are alike."""
+        """Return the cache keys of the gate's decisions; without caching, all keys are distinct."""
         if not self._remember:
             return np.arange(len(contexts), dtype=np.uint64)
         columns = [np.ascontiguousarray(contexts[:, back]) for back in range(contexts.shape[1] - 1, -1, -1)]
@@ -223,12 +222,12 @@ class _TableGate:
             weights = weights / np.maximum(weights.sum(1, keepdims=True), 1e-9)
         indices = torch.from_numpy(experts.astype(np.int64)).to(hidden.device)
         probabilities = torch.from_numpy(weights).to(hidden.device)
-        # What a gate believes of the experts that it did not choose is not in a table: the rest, in equal parts.
+        # A table has no probabilities of the experts that were not chosen: they share the rest equally.
         others = max(1, self._experts - self._k)
         rest = ((1 - probabilities.sum(1, keepdim=True)) / others).clamp(min=1e-6)
         logits = rest.expand(-1, self._experts).scatter(1, indices, probabilities.clamp(min=1e-6)).log().to(hidden.dtype)
         rows, word = learned
-        # Mixtral's scores are float32 whatever the model's type; the others have the model's.
+        # Mixtral's scores are always float32; those of the other models have the model's type.
         scores = probabilities if not hasattr(self.gate, "norm_topk_prob") else probabilities.to(hidden.dtype)
         if word is not None:
             at = torch.from_numpy(rows).to(hidden.device)

@@ -1,1 +1,1 @@
-"""Experts on the far side of a slow link: cache, store, prefetching."""
+"""Offloading of experts over a slow link: cache, store, prefetching."""

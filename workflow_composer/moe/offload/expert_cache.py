@@ -1,4 +1,4 @@
-"""Which experts stay in a bounded memory: the state of one layer's cache, for the simulator and the real offload alike."""
+"""The cache state of one layer's experts in bounded memory, shared by the simulator and the real offloading."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Keep(StrEnum):
 
 
 class ExpertCache:
-    """One layer's experts in ``slots`` places.
+    """One layer's experts in ``slots`` slots.
 
-    ``pinned`` are those that stay under `Keep.PINNED`, at most ``slots - 1`` of them. Experts that are being loaded or used
-    are protected from eviction. Not thread-safe. Raises `ConfigError` where the sizes do not fit.
+    ``pinned`` are the experts kept under `Keep.PINNED`, at most ``slots - 1``. Experts that are being loaded or used are
+    protected from eviction. Not thread-safe. Raises `ConfigError` for inconsistent sizes.
     """
 
     def __init__(self, slots: int, keep: Keep, *, pinned: Iterable[int] = ()) -> None:
@@ -46,19 +46,19 @@ class ExpertCache:
         return len(self._slot_of)
 
     def slot(self, expert: int) -> int | None:
-        """Where the expert is, or None."""
+        """Return the expert's slot, or None."""
         return self._slot_of.get(expert)
 
     def use(self, expert: int) -> None:
-        """Note that a token used the expert, resident or not."""
+        """Record that a token used the expert, resident or not."""
         self._tick += 1
         self._used[expert] = self._tick
         self._count[expert] = self._count.get(expert, 0) + 1
 
     def place(self, expert: int, protected: Collection[int] = ()) -> int | None:
-        """Make room for the expert and give it a slot; None where everything else is protected.
+        """Assign a slot to the expert, evicting another one if necessary; None if all others are protected.
 
-        A new expert counts as used now, so that one that was fetched ahead is not the next to go.
+        A new expert counts as used now, so that a prefetched expert is not evicted next.
         """
         found = self._slot_of.get(expert)
         if found is not None:
@@ -74,13 +74,13 @@ class ExpertCache:
         return self._slot_of[expert]
 
     def drop(self, expert: int) -> None:
-        """Forget that the expert is here."""
+        """Remove the expert."""
         slot = self._slot_of.pop(expert, None)
         if slot is not None:
             self._free.append(slot)
 
     def through(self, experts: Iterable[int]) -> None:
-        """A token is through the layer, having used these; drop what the policy does not keep."""
+        """End a token's pass through the layer with these experts; drop those that the policy does not keep."""
         if self.keep is Keep.NOTHING:
             for expert in list(experts):
                 self.drop(expert)

@@ -1,9 +1,9 @@
-"""Experts on the far side of a slow link: a memory-mapped file, a bounded memory per layer, and a thread that carries over.
+"""Offloaded experts: a memory-mapped file, a bounded memory per layer, and a thread that transfers experts over a slow link.
 
-What a transfer costs is made real and stated, because the page cache would otherwise hand an expert over in microseconds:
-the bytes are copied out of the memory-mapped file, and the link then stays taken, asleep, until ``bytes / bandwidth``
-seconds have passed since the transfer began. One transfer at a time. That stands for a bus (PCIe) whose transfers need no
-processor; it does not stand for a disk's latency.
+The cost of a transfer is simulated, because the page cache would deliver an expert in microseconds: the bytes are copied
+from the memory-mapped file, and the link then sleeps until ``bytes / bandwidth`` seconds have passed since the transfer
+began. There is one transfer at a time. This models a bus (PCIe) whose transfers need no processor; it does not model a
+disk's latency.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Key = tuple[int, int]
 
 
 class ExpertFile:
-    """The experts' matrices of all layers, one expert after the other, in a memory-mapped file. Close it when done."""
+    """The matrices of all experts, one expert after the other, in a memory-mapped file. Close it after use."""
 
     def __init__(self, path: Path, layers: Mapping[int, Any]) -> None:
         """Write the file from modules with ``gate_up_proj`` [experts, a, b] and ``down_proj`` [experts, c, d]."""
@@ -47,35 +47,35 @@ class ExpertFile:
         self.path = path
 
     def bytes_of(self, layer: int) -> int:
-        """What one expert of the layer takes."""
+        """Return the size of one expert of the layer in bytes."""
         up, down = self._shapes[layer]
         return int((up.numel() + down.numel()) * self._dtype[layer].itemsize)
 
     def read(self, layer: int, expert: int) -> tuple[Tensor, Tensor]:
-        """The expert's two matrices, as views of the file."""
+        """Return the expert's two matrices, as views of the file."""
         up, down = self._shapes[layer]
         start = self._place[layer] + expert * self.bytes_of(layer)
         flat = torch.frombuffer(self._map, dtype=self._dtype[layer], count=up.numel() + down.numel(), offset=start)
         return flat[: up.numel()].view(up), flat[up.numel() :].view(down)
 
     def room(self, layer: int, count: int) -> tuple[Tensor, Tensor]:
-        """Memory for so many experts of the layer."""
+        """Allocate memory for this number of experts of the layer."""
         up, down = self._shapes[layer]
         return torch.empty((count, *up), dtype=self._dtype[layer]), torch.empty((count, *down), dtype=self._dtype[layer])
 
 
 @dataclass(frozen=True)
 class Link:
-    """How fast experts come over: bytes per second; 0 for as fast as a copy."""
+    """Speed of the simulated link in bytes per second; 0: as fast as a copy."""
 
     bandwidth: float = 0.0
 
 
 class ExpertStore:
-    """At most ``slots`` experts of each layer in memory; the others are in the file.
+    """At most ``slots`` experts per layer in memory; the others are in the file.
 
-    `want` asks for experts ahead of their use, `acquire` waits for one and keeps it from eviction until `release`. What is
-    acquired goes ahead of what is only wanted. One thread does all transfers; `close` ends it. For one computing thread.
+    `want` prefetches experts; `acquire` waits for one and protects it from eviction until `release`. Acquired experts are
+    transferred before wanted ones. One thread makes all transfers; `close` ends it. For use by one computing thread.
     """
 
     def __init__(
@@ -110,11 +110,11 @@ class ExpertStore:
 
     @property
     def bytes_in_memory(self) -> int:
-        """What the places for experts take, used or not; fixed at construction."""
+        """Memory of all slots in bytes, used or not; fixed at construction."""
         return sum(part.numel() * part.element_size() for room in self._room.values() for part in room)
 
     def want(self, layer: int, experts: Iterable[int]) -> None:
-        """A token is expected to use these experts in that layer: fetch them, in this order, when the link is free."""
+        """Prefetch these experts of the layer, in this order, when the link is free."""
         with self._changed:
             for expert in experts:
                 self._hoped.add((layer, expert))
@@ -123,7 +123,7 @@ class ExpertStore:
             self._changed.notify_all()
 
     def begin(self, layer: int, experts: Sequence[int]) -> None:
-        """The gate has spoken: count, forget what was expected of this layer, and demand what is missing."""
+        """Take the gate's choice: count it, drop the layer's predictions, and request the missing experts."""
         count, cache = self.counts[layer], self._caches[layer]
         with self._changed:
             self._wanted = deque(key for key in self._wanted if key[0] != layer)
@@ -152,13 +152,13 @@ class ExpertStore:
         self._changed.notify_all()
 
     def acquire(self, layer: int, expert: int) -> tuple[Tensor, Tensor]:
-        """Wait for an expert that `begin` named; its two matrices, good until `release`. Raises what the thread died of."""
+        """Wait for an expert named in `begin`; return its two matrices, valid until `release`. Raises the thread's error."""
         key = (layer, expert)
         with self._changed:
             start = time.perf_counter()
             self._in_use.add(key)
             if key not in self._ready and key != self._loading and key not in self._demanded:
-                # More are needed than there is room for: one after the other.
+                # More experts are needed than there are slots: use one after the other.
                 self._demand(key)
             while key not in self._ready:
                 if self._error is not None:
@@ -171,7 +171,7 @@ class ExpertStore:
         return up[slot], down[slot]
 
     def release(self, layer: int, expert: int) -> None:
-        """The expert may be evicted again."""
+        """Allow the eviction of the expert again."""
         with self._changed:
             self._in_use.discard((layer, expert))
             cache = self._caches[layer]
@@ -181,7 +181,7 @@ class ExpertStore:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End the thread; what is under way is finished first."""
+        """End the thread after its current transfer."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -200,20 +200,20 @@ class ExpertStore:
                     self._loading = None
                     self._ready.add(key)
                     self._changed.notify_all()
-        except BaseException as error:  # noqa: BLE001  # whoever waits for an expert raises it
+        except BaseException as error:  # noqa: BLE001  # raised again by `acquire`
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
 
     def _next(self) -> tuple[Key, int] | None:
-        """Wait for the next transfer that can be made; None at the end."""
+        """Wait for the next possible transfer and return it; None at the end."""
         with self._changed:
             while not self._closed:
                 for queue, demanded in ((self._demanded, True), (self._wanted, False)):
                     while queue:
                         task = self._place(queue[0], demanded=demanded)
                         if task is None and demanded:
-                            break  # every place is in use; a release makes room
+                            break  # every slot is in use; a release frees one
                         queue.popleft()
                         if task is not None:
                             return task
@@ -223,7 +223,7 @@ class ExpertStore:
             return None
 
     def _place(self, key: Key, *, demanded: bool) -> tuple[Key, int] | None:
-        """Give the expert a place, if it has none and one is free or may be made free."""
+        """Assign a slot to the expert if it has none and one is free or can be freed."""
         layer, expert = key
         cache = self._caches[layer]
         if expert in cache:

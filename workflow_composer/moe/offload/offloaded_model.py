@@ -1,4 +1,4 @@
-"""Run a transformers mixture-of-experts model with most of its experts in a file, fetched when or before they are needed.
+"""Run a transformers mixture-of-experts model with most of its experts in a file, fetched on demand or in advance.
 
 ::
 
@@ -25,13 +25,11 @@ from workflow_composer.moe.offload.expert_store import ExpertFile, ExpertStore, 
 from workflow_composer.moe.routing.hashing import Tokens, suffix_keys
 from workflow_composer.moe.routing.tables import RouteTables
 
-# ------------------------------------------------------------------------------------------------------------------ linear
+# -------------------------------------------------------------------------------------------------------- linear predictor
 #
-# A linear predictor of routes: from the hidden state that enters a layer, before its attention, to the experts behind it.
-#
-# What a table of token ids is measured against: it sees the text so far through the model's own eyes, but only once the
-# token has reached the layer. Fitted by ridge regression from hidden states to the gate's logits, in closed form; the
-# likeliest experts are those of the largest outputs.
+# Predicts a layer's experts from the hidden state that enters a layer, before its attention. It is the baseline for tables
+# of token ids: it sees the model's state, but only when the token has reached the layer. It is fitted by ridge regression
+# from hidden states to the gate's logits, in closed form; the most likely experts have the largest outputs.
 
 
 Hook = Callable[[int, Tensor], None]
@@ -40,7 +38,7 @@ _RIDGE = 1e-2
 
 
 def watch_layers(model: nn.Module, hook: Hook) -> Callable[[], None]:
-    """Call ``hook(layer, hidden)`` as hidden [batch, length, width] enters a layer with experts; returns what ends that."""
+    """Call ``hook(layer, hidden)`` when hidden [batch, length, width] enters a layer with experts; return the remover."""
     layers: Any = inner_model(model).layers
     handles = [
         layers[number].register_forward_pre_hook(
@@ -65,7 +63,7 @@ class LinearPredictor:
 
     @classmethod
     def fit(cls, model: nn.Module, batches: Iterable[Tensor], *, ahead: int = 0) -> LinearPredictor:
-        """Learn from the model's own run over batches of token ids [batch, length]."""
+        """Learn from runs of the model over batches of token ids [batch, length]."""
         found = gates(model)
         hidden: dict[int, Tensor] = {}
         sums: dict[int, list[Tensor]] = {}
@@ -88,12 +86,12 @@ class LinearPredictor:
         return cls(weights, ahead)
 
     def likely(self, layer: int, hidden: Tensor, count: int) -> Tensor:
-        """The ``count`` likeliest experts [rows, count] of layer ``layer`` + ahead for hidden [..., width]."""
+        """Return the ``count`` most likely experts [rows, count] of layer ``layer`` + ahead for hidden [..., width]."""
         return (features(hidden) @ self.weights[layer]).topk(count, dim=-1).indices
 
 
 def features(hidden: Tensor) -> Tensor:
-    """The hidden state scaled to unit mean square, as the layer's own norm does, with a one behind it."""
+    """Return the hidden state scaled to unit mean square, as the layer's norm does, with a one appended."""
     flat = hidden.detach().reshape(-1, hidden.shape[-1]).float()
     flat = flat * torch.rsqrt(flat.pow(2).mean(-1, keepdim=True) + 1e-6)
     return torch.cat((flat, torch.ones_like(flat[:, :1])), dim=-1)
@@ -102,7 +100,7 @@ def features(hidden: Tensor) -> Tensor:
 def _summing(
     layer: int, target: dict[int, int], hidden: dict[int, Tensor], sums: dict[int, list[Tensor]]
 ) -> Callable[[nn.Module, Any, tuple[Tensor, Tensor, Tensor]], None]:
-    """A hook that adds up the normal equations of the predictor whose target is this layer."""
+    """Return a hook that accumulates the normal equations of the predictor for this target layer."""
     source = next((origin for origin, goal in target.items() if goal == layer), None)
 
     def add(module: nn.Module, args: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -120,24 +118,24 @@ def _summing(
     return add
 
 
-pass  # MERGED
+# -------------------------------------------------------------------------------------------------------------- offloading
 
 
 class Forecaster(Protocol):
-    """Predicts the experts of one token at a time; layer -> experts, likeliest first."""
+    """Predicts the experts of one token at a time; layer -> experts, most likely first."""
 
     def for_token(self, contexts: Tokens) -> Mapping[int, Sequence[int]]:
-        """What is expected as soon as the token is known; contexts [1, width]."""
+        """Return the predictions that are available when the token is known; contexts [1, width]."""
 
     def for_layer(self, layer: int, hidden: Tensor) -> Mapping[int, Sequence[int]]:
-        """What is expected as its hidden state enters a layer, before attention."""
+        """Return the predictions that are available when the hidden state enters a layer, before attention."""
 
 
 class TableForecaster:
-    """Tables say at the token's beginning which experts it will need in every layer, where they are confident enough.
+    """Predicts a token's experts in every layer from tables, if these are confident enough, as soon as the token is known.
 
-    One token at a time is looked up by dictionaries, whose keys are made once for all layers: a third of the time that
-    `RouteTables.predict` takes for a batch of one.
+    Tokens are looked up in dictionaries, whose keys are computed once for all layers: a third of the time of
+    `RouteTables.predict` for a batch of one.
     """
 
     def __init__(self, tables: Mapping[int, RouteTables], *, least: float = 0.0) -> None:
@@ -149,7 +147,7 @@ class TableForecaster:
         self._width = max((table.width for table in self._tables.values()), default=1)
 
     def for_token(self, contexts: Tokens) -> Mapping[int, Sequence[int]]:
-        """All layers' experts."""
+        """Return the experts of all layers."""
         columns = [np.ascontiguousarray(contexts[:1, at]) for at in range(contexts.shape[1] - 1, -1, -1)]
         keys = [int(key[0]) for key in suffix_keys(columns[: self._width])]
         token = int(contexts[0, -1])
@@ -163,17 +161,17 @@ class TableForecaster:
         return found
 
     def for_layer(self, layer: int, hidden: Tensor) -> Mapping[int, Sequence[int]]:
-        """Nothing: a table does not see hidden states."""
+        """Return nothing, because a table does not use hidden states."""
         return {}
 
 
 class OffloadedModel:
-    """While the block runs, the model's experts are in the file at ``path`` and at most ``slots`` of each layer in memory.
+    """In its ``with`` block, the model's experts are in the file at ``path``, and at most ``slots`` per layer in memory.
 
-    The experts' parameters are taken out of the model and put back from the file, bit for bit, at the end. Outputs are those
-    of transformers' eager experts: each expert's part is added in the order of experts, whichever arrived first. Forecasts
-    are made for calls of a single token (generation of one text); longer calls fetch on demand, an expert at a time. For one
-    computing thread, and for inference.
+    The experts' parameters are removed from the model and restored from the file, bit for bit, at the end. Outputs equal
+    those of transformers' eager experts: results are added in the order of experts, regardless of their arrival. Forecasts
+    are made for calls with a single token (generation of one text); longer calls fetch experts on demand, one at a time. For
+    one computing thread, and for inference only.
     """
 
     def __init__(
@@ -231,19 +229,19 @@ class OffloadedModel:
 
 
 class _Experts:
-    """One layer's experts, fetched as needed."""
+    """One layer's experts, fetched on demand."""
 
     def __init__(self, store: ExpertStore, layer: int, module: Any) -> None:
         self._store, self._layer, self._act = store, layer, module.act_fn
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """As the eager experts of transformers: [rows, width] in and out."""
+        """Compute the same as the eager experts of transformers: [rows, width] in and out."""
         needed = torch.unique(top_k_index).tolist()
         self._store.begin(self._layer, needed)
         found = torch.zeros_like(hidden_states)
         for expert in needed:
             up, down = self._store.acquire(self._layer, expert)
-            place, rows = torch.where((top_k_index == expert).T)  # in transformers' order, for the same sums
+            place, rows = torch.where((top_k_index == expert).T)  # in transformers' order, for bit-identical sums
             gate, linear = nn.functional.linear(hidden_states[rows], up).chunk(2, dim=-1)
             part = nn.functional.linear(self._act(gate) * linear, down) * top_k_weights[rows, place, None]
             found.index_add_(0, rows, part.to(found.dtype))

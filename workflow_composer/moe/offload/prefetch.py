@@ -1,11 +1,11 @@
-"""Fetching experts ahead of their use: a simulator driven by recorded routes, for machines that one does not have.
+"""Simulator of expert prefetching, driven by recorded routes, for machines that are not available.
 
-Tokens come one at a time, as in generation. In each layer attention runs first, then the gate says which experts are needed,
-then these run. One link, which does one transfer at a time and never breaks one off, brings experts into a bounded memory.
-What the gate asks for goes ahead of everything that was only predicted. Predictions may be known when the token is (a
-table's, for all layers) or when the token reaches a layer (a linear predictor's, for that layer or a few ahead).
+Tokens are processed one at a time, as in generation. In each layer, attention runs first, then the gate chooses the experts,
+then these run. One link makes one transfer at a time, without interruption, into a bounded memory. Experts chosen by the
+gate are transferred before predicted ones. Predictions are known either with the token (a table's, for all layers) or when
+the token reaches a layer (a linear predictor's, for that layer or a few layers ahead).
 
-Times are in the unit of the caller's choice. numpy only; the real offload is in `offload`.
+Times are in any unit that the caller chooses. numpy only; `offloaded_model` has the real offloading.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Likely = NDArray[np.int16]
 
 @dataclass(frozen=True)
 class Machine:
-    """What a transfer and a layer cost. ``attention`` is the time before a layer's gate, ``experts`` that behind it."""
+    """Times of a transfer and of a layer: ``attention`` before the layer's gate, ``experts`` after it."""
 
     slots: int
     """Experts of each layer that fit into memory."""
@@ -40,10 +40,10 @@ class Machine:
 
 @dataclass(frozen=True, eq=False)
 class ExpertForecast:
-    """Predicted experts: layer -> [n, m], likeliest first, -1 for none.
+    """Predicted experts: layer -> [n, m], most likely first, -1 for none.
 
-    ``known`` says how many layers ahead of its own a layer's prediction is known: None from the token's beginning, 0 when
-    the token reaches the layer. ``lookahead`` bounds how many layers ahead of the running one are fetched for.
+    ``known`` is the number of layers in advance at which a layer's prediction is known: None from the start of the token, 0
+    when the token reaches the layer. ``lookahead`` is the maximum number of layers ahead of the running one to prefetch for.
     """
 
     experts: Mapping[int, Likely]
@@ -53,18 +53,18 @@ class ExpertForecast:
 
 @dataclass
 class LayerCount:
-    """What happened in one layer; hit: resident when the gate asked for it."""
+    """Counts of one layer; a hit is an expert that was resident when the gate chose it."""
 
     uses: int = 0
     hits: int = 0
     late: int = 0
-    """Under way when the gate asked for it: waited for, but not for a whole transfer."""
+    """Experts in transfer when the gate chose them: waited for, but less than a full transfer."""
     demanded: int = 0
-    """Transfers that began only when the gate asked."""
+    """Transfers that began after the gate's choice."""
     fetched: int = 0
-    """Transfers that a prediction began."""
+    """Transfers started by a prediction."""
     useless: int = 0
-    """Of these, those that the token did not use."""
+    """Predicted transfers that the token did not use."""
     waited: float = 0.0
 
     @property
@@ -83,18 +83,18 @@ class PrefetchOutcome:
 
     @property
     def time_per_token(self) -> float:
-        """In the machine's unit."""
+        """Mean time per token, in the machine's unit."""
         return self.time / self.tokens
 
     @property
     def hit_rate(self) -> float:
-        """Over all layers."""
+        """Hits per use over all layers."""
         uses = sum(count.uses for count in self.layers.values())
         return sum(count.hits for count in self.layers.values()) / uses if uses else 0.0
 
     @property
     def transfers_per_token(self) -> float:
-        """Demanded and predicted ones."""
+        """Mean number of transfers per token, demanded and predicted."""
         return sum(count.demanded + count.fetched for count in self.layers.values()) / self.tokens
 
 
@@ -106,9 +106,9 @@ def simulate(
     forecast: ExpertForecast | None = None,
     pinned: Mapping[int, Sequence[int]] | None = None,
 ) -> PrefetchOutcome:
-    """Run the recording's tokens through the machine. ``pinned``: layer -> experts that stay, under `Keep.PINNED`.
+    """Run the recording's tokens through the machine. ``pinned``: layer -> experts that are kept under `Keep.PINNED`.
 
-    Raises `InputError` where the forecast is not of these tokens.
+    Raises `InputError` if the forecast is not for these tokens.
     """
     if forecast is not None:
         for layer, rows in forecast.experts.items():
@@ -121,7 +121,7 @@ def simulate(
 
 
 class _Simulation:
-    """The state of a simulation: the clock, the link, each layer's memory."""
+    """The state of a simulation: the clock, the link, and each layer's memory."""
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class _Simulation:
         self.hoped: set[tuple[int, int]] = set()
 
     def token(self, row: int) -> None:
-        """One token through all layers."""
+        """Run one token through all layers."""
         if self.forecast is not None and self.forecast.known is None:
             reach = len(self.layers) if self.forecast.lookahead is None else self.forecast.lookahead + 1
             self._hope(row, self.layers[:reach])
@@ -164,7 +164,7 @@ class _Simulation:
             self._hope(row, self.layers[at + self.forecast.lookahead : at + self.forecast.lookahead + 1])
 
     def _fresh(self, at: int, ahead: int) -> tuple[int, ...]:
-        """Layers whose prediction becomes known here: the one so far ahead, and at the start those before it."""
+        """Return the layers whose predictions become known here: the one ``known`` ahead, and at the start those before."""
         return self.layers[0 if at == 0 else at + ahead : at + ahead + 1]
 
     def _hope(self, row: int, layers: Iterable[int]) -> None:
@@ -179,7 +179,7 @@ class _Simulation:
                     self.queue.append((layer, expert))
 
     def _advance(self, until: float) -> None:
-        """Let time pass; the link works through what was predicted."""
+        """Advance the clock; meanwhile the link makes predicted transfers."""
         while self.queue and self.link_free <= until:
             layer, expert = self.queue.pop(0)
             begin = max(self.link_free, self.now)
@@ -191,7 +191,7 @@ class _Simulation:
         self.now = until
 
     def _transfer(self, layer: int, expert: int, begin: float) -> bool:
-        """Start a transfer; False where nothing may be evicted for it."""
+        """Start a transfer; return False if no expert may be evicted for it."""
         wanted = {e for of, e in self.hoped if of == layer}
         busy = {e for (of, e), time in self.due.items() if of == layer and time > begin}
         if self.caches[layer].place(expert, wanted | busy) is None:
@@ -201,7 +201,7 @@ class _Simulation:
         return True
 
     def _gate(self, layer: int, experts: list[int]) -> None:
-        """The gate has spoken: wait for what is not there."""
+        """Take the gate's choice and wait for missing experts."""
         count, cache = self.counts[layer], self.caches[layer]
         self.queue = [(of, e) for of, e in self.queue if of != layer]
         predicted = {e for of, e in self.hoped if of == layer}
@@ -234,7 +234,7 @@ class _Simulation:
 
 
 def most_used(routes: RecordedRoutes, count: int) -> dict[int, list[int]]:
-    """Per layer the experts that the recording used most often, the most frequent first."""
+    """Return the experts used most often in the recording, by layer, the most frequent first."""
     found = {}
     for layer, rows in routes.experts.items():
         frequency = np.bincount(rows.ravel())
@@ -243,6 +243,6 @@ def most_used(routes: RecordedRoutes, count: int) -> dict[int, list[int]]:
 
 
 def overlap(predicted: Experts, used: Experts) -> float:
-    """The share of used experts [n, k] that were among the predicted [n, m]."""
+    """Return the share of used experts [n, k] that were among the predicted ones [n, m]."""
     hit = (used[:, :, None] == predicted[:, None, :]).any(-1)
     return float(hit.mean()) if hit.size else 0.0

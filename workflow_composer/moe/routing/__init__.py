@@ -1,1 +1,1 @@
-"""Three ways of routing tokens: table, cache, gate; and what is recorded of them."""
+"""Token routing by table, cache and gate, and recordings of routes."""

@@ -1,6 +1,6 @@
-"""A bounded cache from context keys to slots, in arrays: 24 bytes per entry and 48 to 96 for the index, nothing else.
+"""A bounded cache from context keys to slots, in arrays: 24 bytes per entry, plus 48 to 96 for the index.
 
-What a slot stands for (experts, weights, a plan) is the owner's, in arrays or a list of as many places.
+The owner stores the values of the slots (experts, weights, a plan) in arrays or a list of the same length.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from workflow_composer.moe.routing.hashing import Keys
 
 # ------------------------------------------------------------------------------------------------------------------- index
 #
-# A hash index in two arrays: from keys of 64 bits to slots, looked up a batch at a time.
-#
-# Open addressing with linear probing (Knuth, TAOCP 3, 6.4, algorithm L), at most a quarter full: 48 to 96 bytes per key.
-# Keys must be well mixed already; their low bits are the place.
+# A hash index in two arrays: from 64-bit keys to slots, looked up in batches. Open addressing with linear probing (Knuth,
+# TAOCP 3, 6.4, algorithm L), at most a quarter full: 48 to 96 bytes per key. The low bits of a key are its position, so keys
+# must be well mixed.
 
 
 Slots = NDArray[np.int32]
@@ -27,7 +26,7 @@ _EMPTY, _GONE = -1, -2
 
 
 class HashIndex:
-    """Holds up to ``capacity`` keys, each with a slot >= 0. Not thread-safe; whoever owns it locks."""
+    """Holds up to ``capacity`` keys, each with a slot >= 0. Not thread-safe; the owner must lock."""
 
     def __init__(self, capacity: int) -> None:
         size = 1 << max(3, (4 * capacity - 1).bit_length())
@@ -38,15 +37,15 @@ class HashIndex:
 
     @property
     def nbytes(self) -> int:
-        """What the arrays take, in bytes; fixed at construction."""
+        """Size of the arrays in bytes; fixed at construction."""
         return self._keys.nbytes + self._slots.nbytes
 
     def find(self, keys: Keys) -> Slots:
-        """The slot of each key, -1 where there is none; shape [n]."""
+        """Return the slot of each key [n], -1 if it is missing."""
         return self._probe(keys)[1]
 
     def _probe(self, keys: Keys) -> tuple[NDArray[np.int64], Slots]:
-        """Where each key stands, and its slot; where it is not there, the place is that of the gap that says so."""
+        """Return each key's position and slot; for a missing key, the position of the gap that ended the search."""
         place = (keys & self._mask).view(np.int64)
         slots = self._slots[place]
         there = (self._keys[place] == keys) & (slots >= 0)
@@ -62,7 +61,7 @@ class HashIndex:
         return place, found
 
     def add(self, keys: Keys, slots: Slots) -> None:
-        """Enter keys that are not there yet, no two alike, each with a slot of its own."""
+        """Add distinct new keys, each with a distinct slot."""
         place = (keys & self._mask).view(np.int64)
         last = int(self._mask)
         pending = np.arange(len(keys))
@@ -71,42 +70,42 @@ class HashIndex:
             free = self._slots[wanted] < 0
             mine, at = pending[free], wanted[free]
             self._slots[at] = slots[mine]
-            won = self._slots[at] == slots[mine]  # of several that want one place, the last that was written
+            won = self._slots[at] == slots[mine]  # of several keys for one position, the last one written
             self._keys[at[won]] = keys[mine[won]]
             pending = np.concatenate([pending[~free], mine[~won]])
             place[pending] = (place[pending] + 1) & last
 
     def remove(self, keys: Keys) -> None:
-        """Take out keys that are there, no two alike."""
+        """Remove distinct existing keys."""
         place, _ = self._probe(keys)
         self._slots[place] = _GONE
-        self._gone += len(keys)  # gaps that were filled again count as well: rebuilding is cheap
+        self._gone += len(keys)  # refilled gaps count as well: rebuilding is cheap
         if self._gone * 8 > len(self._slots):
             self._rebuild()
 
     def clear(self) -> None:
-        """Take everything out."""
+        """Remove all keys."""
         self._slots.fill(_EMPTY)
         self._gone = 0
 
     def _rebuild(self) -> None:
-        """Enter everything anew: gaps left behind by removed keys make probing longer."""
+        """Rebuild the index, because the gaps of removed keys make probing longer."""
         alive = self._slots >= 0
         keys, slots = self._keys[alive], self._slots[alive]
         self.clear()
         self.add(keys, slots)
 
 
-pass  # MERGED
+# ------------------------------------------------------------------------------------------------------------------- cache
 
 Clock = Callable[[], float]
 
 
 class RouteCache:
-    """At most ``entries`` keys; an entry is good for ``ttl`` seconds, and the least recently used one gives way.
+    """A cache of at most ``entries`` keys; an entry expires after ``ttl`` seconds, and the least recently used is evicted.
 
-    Not thread-safe: a slot may be given to another key as soon as the owner's lock is released. Raises `ConfigError` for
-    sizes that are not positive.
+    Not thread-safe: a slot may be reassigned as soon as the owner releases its lock. Raises `ConfigError` for sizes that are
+    not positive.
     """
 
     def __init__(self, entries: int = 1000, ttl: float = 60.0, clock: Clock = time.monotonic) -> None:
@@ -138,14 +137,14 @@ class RouteCache:
             fresh = self._born[found] + self.ttl > self._clock()
             slots[there[~fresh]] = -1
             there, found = there[fresh], found[fresh]
-        self._used[found] = self._tick + 1 + there  # of a key that occurs twice the last use counts
+        self._used[found] = self._tick + 1 + there  # the last use of a repeated key counts
         self._tick += len(keys)
         return slots
 
     def put(self, keys: Keys) -> Slots:
-        """A slot for each key, no two alike, from now on theirs; the oldest use gives way.
+        """Assign a slot to each of these distinct keys and return the slots; the least recently used keys are evicted.
 
-        -1 where more keys come than there are entries: the last ones stay.
+        With more keys than entries, only the last ones get a slot; the others get -1.
         """
         dropped = max(0, len(keys) - self.entries)
         kept = keys[dropped:]
@@ -170,13 +169,13 @@ class RouteCache:
         self._tick += len(slots)
 
     def _free(self, count: int) -> Slots:
-        """Slots that nobody has, ``count`` of them, after evicting what was used longest ago where necessary."""
+        """Return ``count`` free slots, after evicting the least recently used keys if necessary."""
         fresh = min(count, self.entries - self._size)
         slots = np.arange(self._size, self._size + fresh, dtype=np.int32)
         self._size += fresh
         if fresh == count:
             return slots
-        # Ticks are unique, so this is the order of use.
+        # Ticks are unique, so their order is the order of use.
         old = np.argpartition(self._used[: self._size - fresh], count - fresh - 1)[: count - fresh].astype(np.int32)
         self._index.remove(self._keys[old])
         return np.concatenate([slots, old])

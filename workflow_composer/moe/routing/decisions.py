@@ -1,4 +1,4 @@
-"""What is decided about tokens, and what is known of them."""
+"""Routing decisions, statistics of tokens, and the thresholds for fast routes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ from workflow_composer.moe.routing.three_paths import Way
 
 # -------------------------------------------------------------------------------------------------------------- thresholds
 #
-# Which routes are safe: by fixed thresholds on a token's statistics, or by a margin learned from held-out text.
-
-
-pass  # MERGED
+# Fast routes are chosen by fixed thresholds on a token's statistics, or by a threshold learned from held-out text.
 
 Floats = NDArray[np.floating[Any]]
 
@@ -33,7 +30,7 @@ class Eligibility:
     special: int = 10
 
     def admits(self, token: int, stats: TokenStats | None) -> bool:
-        """Whether the token may have a fast route."""
+        """Return whether the token may have a fast route."""
         if 0 <= token < self.special:
             return True
         return stats is not None and stats.frequency > self.frequency and stats.get_average_entropy() < self.entropy
@@ -42,9 +39,9 @@ class Eligibility:
 def lost_weight(
     guessed: NDArray[np.integer[Any]], experts: NDArray[np.integer[Any]], weights: Floats
 ) -> NDArray[np.float64]:
-    """[n]: the share of the gate's weight that goes to experts which the guess lacks.
+    """Return the share of the gate's weight on experts that are missing from the guess [n].
 
-    ``guessed`` [n, j]; the gate's own ``experts`` [n, k] and ``weights`` [n, k], not negative.
+    ``guessed`` [n, j]; the gate's ``experts`` [n, k] and ``weights`` [n, k], non-negative.
 
     >>> lost_weight(np.array([[3, 5]]), np.array([[5, 1]]), np.array([[0.75, 0.25]]))
     array([0.25])
@@ -56,11 +53,10 @@ def lost_weight(
 
 
 def learn_threshold(confidence: Floats, loss: Floats, margin: float) -> float:
-    """The least confidence from which routes may be fast, so that over all n tokens the mean ``loss`` stays within
-    ``margin``.
+    """Return the smallest confidence threshold for which fast routes have a mean ``loss`` of at most ``margin`` (n tokens).
 
-    ``confidence`` [n] of the guessed routes, ``loss`` [n] of each if it were taken. Infinite where not even the surest will
-    do. An estimate, which `certify` puts to the test.
+    ``confidence`` [n] and ``loss`` [n] are those of each guessed route. The result is infinite if no threshold qualifies. It
+    is an estimate, which `certify` tests.
 
     >>> learn_threshold(np.array([0.9, 0.8, 0.7, 0.6]), np.array([0.0, 0.1, 0.1, 0.9]), 0.05)
     0.7
@@ -69,23 +65,23 @@ def learn_threshold(confidence: Floats, loss: Floats, margin: float) -> float:
         return float("inf")
     order = np.argsort(-confidence, kind="stable")
     sure, lost = confidence[order], np.cumsum(loss[order]) / len(order)
-    # Only where the confidence falls: equal ones are fast together or not at all.
+    # Cut only between different confidences: routes of equal confidence are all fast or all not.
     ends = np.flatnonzero(np.r_[sure[1:] < sure[:-1], True])
     within = ends[lost[ends] <= margin]
     return float(sure[within[-1]]) if len(within) else float("inf")
 
 
 _KEPT = 8
-"""How many of a token's latest logits and confidences are kept; averages are running sums over all."""
+"""Number of a token's latest logits and confidences that are kept; averages are running sums over all."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoutingDecision:
-    """Where one token goes. ``timestamp`` is in seconds, of the system's clock.
+    """The route of one token. ``timestamp`` is in seconds of the system's clock.
 
-    ``expert_indices`` [k] and ``expert_weights`` [k] are arrays. ``confidence``: the gate's probability of these experts
-    where it was asked (or is remembered), else the expected share of the gate's choice that they make up. ``full_logits``
-    [experts] are there where the gate was asked just now, else None.
+    ``expert_indices`` [k] and ``expert_weights`` [k] are arrays. ``confidence`` is the gate's probability of these experts
+    if it decided (now or from the cache), else the expected share of the gate's choice that they contain. ``full_logits``
+    [experts] is None unless the gate decided now.
     """
 
     expert_indices: Any
@@ -99,10 +95,10 @@ class RoutingDecision:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchDecision:
-    """Where a batch of n tokens goes: numpy arrays, or tensors on the hidden states' device if these were tensors.
+    """The routes of a batch of n tokens: numpy arrays, or tensors on the hidden states' device if these are tensors.
 
     ``expert_indices`` [n, k], ``expert_weights`` [n, k], ``confidence`` [n] (see `RoutingDecision`), ``paths`` [n] (values
-    of `Way`). ``asked`` are the positions for which the gate was asked, ``logits`` [asked, experts] what it said.
+    of `Way`). ``asked`` are the positions that the gate decided, and ``logits`` [asked, experts] its logits.
     """
 
     expert_indices: Any
@@ -118,7 +114,7 @@ class BatchDecision:
 
 @dataclass(slots=True, eq=False)
 class TokenStats:
-    """What the gate did with one token. Memory is bounded: the latest few logits and confidences, and running sums.
+    """Statistics of the gate's decisions for one token: its latest logits and confidences, and running sums.
 
     >>> stats = TokenStats()
     >>> for _ in range(100):
@@ -134,7 +130,7 @@ class TokenStats:
     confidence_sum: float = 0.0
 
     def update(self, logits: NDArray[np.floating[Any]], confidence: float) -> None:
-        """One more occurrence."""
+        """Add one occurrence."""
         self.frequency += 1
         self.router_logits_history.append(logits)
         self.confidence_history.append(confidence)
@@ -142,16 +138,16 @@ class TokenStats:
         self.confidence_sum += confidence
 
     def get_average_entropy(self) -> float:
-        """The mean entropy of the gate's distribution over all occurrences, in nats; infinite where there were none."""
+        """Return the mean entropy of the gate's distribution over all occurrences, in nats; infinite without occurrences."""
         return self.entropy_sum / self.frequency if self.frequency else float("inf")
 
     def get_average_confidence(self) -> float:
-        """The mean confidence over all occurrences; 0.0 where there were none."""
+        """Return the mean confidence over all occurrences; 0.0 without occurrences."""
         return self.confidence_sum / self.frequency if self.frequency else 0.0
 
 
 def entropies(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """The entropy, in nats, of softmax(logits) [n, experts] -> [n]."""
+    """Return the entropy of softmax(logits) in nats; [n, experts] -> [n]."""
     shifted = np.asarray(logits, np.float64)
     shifted = shifted - shifted.max(axis=1, keepdims=True)
     raised = np.exp(shifted)
@@ -163,7 +159,7 @@ def entropies(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 def stats_of(
     tokens: NDArray[np.int64], logits: NDArray[np.floating[Any]], confidence: NDArray[np.floating[Any]]
 ) -> dict[int, TokenStats]:
-    """The statistics of every token that occurs; as `TokenStats.update` one by one."""
+    """Return the statistics of every token that occurs; equals `TokenStats.update` one by one."""
     order = np.argsort(tokens, kind="stable")
     token, start, count = np.unique(tokens[order], return_index=True, return_counts=True)
     entropy = np.add.reduceat(entropies(logits)[order], start) if len(start) else np.zeros(0)
@@ -183,10 +179,7 @@ def stats_of(
 
 # ------------------------------------------------------------------------------------------------------------ route arrays
 #
-# Routes of many tokens as three arrays, and the result of a batch while it is made.
-
-
-pass  # MERGED
+# Routes of many tokens as three arrays, and the result of a batch in progress.
 
 
 class RouteArrays:
@@ -197,42 +190,42 @@ class RouteArrays:
 
     @classmethod
     def room(cls, size: int, k: int) -> RouteArrays:
-        """Room for so many routes."""
+        """Return uninitialised arrays for ``size`` routes."""
         return cls(np.zeros((size, k), np.int16), np.zeros((size, k), np.float32), np.zeros(size, np.float32))
 
     @classmethod
     def said(cls, output: GateOutput) -> RouteArrays:
-        """What a gate has decided."""
+        """Return a gate's decisions as routes."""
         experts = numbers(output.experts).astype(np.int16)
         return cls(experts, numbers(output.weights), numbers(output.confidence))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays."""
+        """Size of the arrays in bytes."""
         return self.experts.nbytes + self.weights.nbytes + self.confidence.nbytes
 
     def take(self, at: NDArray[np.integer[Any]]) -> RouteArrays:
-        """A copy of some."""
+        """Return a copy of the routes at these positions."""
         return RouteArrays(self.experts.take(at, 0), self.weights.take(at, 0), self.confidence.take(at))
 
     def take_into(self, at: NDArray[np.integer[Any]], room: RouteArrays) -> None:
-        """A copy of some into others' places; all of ``at`` must be valid."""
-        # Clipping changes nothing then, and spares numpy a buffer.
+        """Copy the routes at the positions ``at`` into other routes; all positions must be valid."""
+        # With valid positions, clipping has no effect, but it saves numpy a buffer.
         self.experts.take(at, 0, out=room.experts, mode="clip")
         self.weights.take(at, 0, out=room.weights, mode="clip")
         self.confidence.take(at, out=room.confidence, mode="clip")
 
     def part(self, part: slice) -> RouteArrays:
-        """Some that stand together; the same memory."""
+        """Return a contiguous part; the same memory."""
         return RouteArrays(self.experts[part], self.weights[part], self.confidence[part])
 
     def put(self, at: NDArray[np.integer[Any]] | slice, others: RouteArrays) -> None:
-        """Put others in the places ``at``."""
+        """Overwrite the routes at the positions ``at``."""
         self.experts[at], self.weights[at], self.confidence[at] = others.experts, others.weights, others.confidence
 
 
 class RoutedBatch:
-    """A batch of ``size`` decisions while it is made, piece by piece."""
+    """A batch of ``size`` decisions in progress, filled piece by piece."""
 
     def __init__(self, size: int, k: int) -> None:
         self.routes = RouteArrays.room(size, k)
@@ -241,7 +234,7 @@ class RoutedBatch:
         self.logits: list[Any] = []
 
     def decision(self, model: Any) -> BatchDecision:
-        """The whole, in arrays like ``model``."""
+        """Return the complete batch, in arrays of the same kind as ``model``."""
         return BatchDecision(
             like(self.routes.experts, model),
             like(self.routes.weights, model),

@@ -1,4 +1,4 @@
-"""Keys of contexts, and names for a gate's weights: 64 bits each, numpy only."""
+"""64-bit hash keys of contexts and of a gate's weights; numpy only."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Keys = NDArray[np.uint64]
 Tokens = NDArray[np.int64]
 
 NO_TOKEN = -1
-"""Stands before the first token of a sequence."""
+"""Placeholder before the first token of a sequence."""
 
 _START = 0xD1B54A32D192ED03
-"""What no token cancels out: from a state of zero, a context that ends in token 0 would have the key of one without it."""
+"""Nonzero initial state: from zero, a context that ends in token 0 would have the same key as the context without it."""
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
@@ -23,7 +23,7 @@ _LONG, _MIDDLE, _SHORT = np.uint64(32), np.uint64(29), np.uint64(27)
 
 
 def mixed(keys: Keys) -> Keys:
-    """Every bit of the input changes about half of the output's (the finalizer of splitmix64, Steele et al. 2014)."""
+    """Mix bits: each input bit changes about half of the output bits (the finalizer of splitmix64, Steele et al. 2014)."""
     found = keys ^ (keys >> _LONG)
     found *= _FIRST
     found ^= found >> _MIDDLE
@@ -33,7 +33,7 @@ def mixed(keys: Keys) -> Keys:
 
 
 def _states(columns: Sequence[Tokens], gate: int) -> Iterator[Keys]:
-    """Of the last token, the last two and so on, before `mixed`; the same array, changed from one step to the next."""
+    """Yield the states of the last token, the last two and so on, before `mixed`; one array, changed at each step."""
     state = np.full(len(columns[0]), np.uint64(_START ^ (gate & 0xFFFFFFFFFFFFFFFF)), np.uint64)
     for column in columns:
         state ^= column.view(np.uint64) if column.dtype == np.int64 else column.astype(np.int64).view(np.uint64)
@@ -43,17 +43,17 @@ def _states(columns: Sequence[Tokens], gate: int) -> Iterator[Keys]:
 
 
 def suffix_keys(columns: Sequence[Tokens], gate: int = 0) -> Iterator[Keys]:
-    """Keys of the last token, the last two, the last three and so on: one array per step, each made from the one before.
+    """Yield the keys of the last token, the last two, the last three and so on, each computed from the one before.
 
-    ``columns`` holds the tokens *newest first*, one array [n] each; ``gate`` is the gate's `weights_key`, so that another
-    gate's routes are under other keys. Two different contexts, of whatever lengths, share a key with a probability of about
+    ``columns`` holds the tokens *newest first*, one array [n] per position; ``gate`` is the gate's `weights_key`, so that
+    routes of different gates have different keys. Two different contexts of any length collide with a probability of about
     2 ** -64.
     """
     return map(mixed, _states(columns, gate))
 
 
 def suffix_key_rows(columns: Sequence[Tokens]) -> Keys:
-    """The same at once, of no gate, [width, n]: quicker for few tokens, and all of it in memory."""
+    """Return `suffix_keys` without a gate as one array [width, n]: faster for few tokens, but all in memory."""
     found = np.empty((len(columns), len(columns[0])), np.uint64)
     for row, state in zip(found, _states(columns, 0), strict=True):
         row[:] = state
@@ -61,7 +61,7 @@ def suffix_key_rows(columns: Sequence[Tokens]) -> Keys:
 
 
 def context_keys(columns: Sequence[Tokens], gate: int = 0) -> Keys:
-    """The last of `suffix_keys`: the key of the whole context.
+    """Return the key of the whole context, the last of `suffix_keys`.
 
     >>> newest, before = np.array([7, 7, 8]), np.array([3, 4, 3])
     >>> len(set(context_keys([newest, before]).tolist()))
@@ -72,9 +72,9 @@ def context_keys(columns: Sequence[Tokens], gate: int = 0) -> Keys:
 
 
 def columns_of(tokens: Tokens, width: int, before: Sequence[int] = ()) -> list[Tokens]:
-    """The contexts of a run of tokens [n] as columns, newest first: views, not copies.
+    """Return the contexts of consecutive tokens [n] as columns, newest first: views, not copies.
 
-    ``before`` are tokens that came earlier; where there are fewer than needed, `NO_TOKEN` stands in.
+    ``before`` are the previous tokens; `NO_TOKEN` replaces missing ones.
     """
     earlier = list(before)[-(width - 1) :] if width > 1 else []
     lead = [NO_TOKEN] * (width - 1 - len(earlier)) + earlier
@@ -83,7 +83,7 @@ def columns_of(tokens: Tokens, width: int, before: Sequence[int] = ()) -> list[T
 
 
 def columns_in(tokens: Tokens, width: int, sequences: NDArray[np.int64]) -> list[Tokens]:
-    """The same where ``sequences`` [n] says which sequence each token belongs to: no context reaches over an edge."""
+    """Return the contexts as `suffix_columns` does, but within the sequences numbered by ``sequences`` [n]."""
     columns = columns_of(tokens, width)
     starts = np.flatnonzero(np.r_[True, sequences[1:] != sequences[:-1]])
     age = np.arange(len(tokens)) - np.repeat(starts, np.diff(np.r_[starts, len(tokens)]))
@@ -91,7 +91,7 @@ def columns_in(tokens: Tokens, width: int, sequences: NDArray[np.int64]) -> list
 
 
 def weights_key(*arrays: NDArray[np.generic]) -> int:
-    """A name of 64 bits for exactly these values (BLAKE2b of dtype, shape and bytes). Never 0, which means "no gate"."""
+    """Return a 64-bit hash of these values (BLAKE2b of dtype, shape and bytes). Never 0, which means "no gate"."""
     digest = hashlib.blake2b(digest_size=8)
     for array in arrays:
         digest.update(f"{array.dtype.str}{array.shape}".encode())

@@ -1,6 +1,6 @@
-"""What the learned router is to the system: something that scores the experts for a batch of hidden states.
+"""The protocol of a learned router, which scores the experts for a batch of hidden states, and a numpy implementation.
 
-`LinearGate` is one in numpy; `torch_gate.RealisticMoERouter` is a ``torch.nn.Linear``.
+`LinearGate` uses numpy; `workflow_composer.moe.models.demo.RealisticMoERouter` is a ``torch.nn.Linear``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ Floats = NDArray[np.float32]
 
 
 class GateOutput(NamedTuple):
-    """A gate's decisions for n tokens, in the kind of array that the hidden states came in.
+    """A gate's decisions for n tokens, in arrays of the hidden states' kind.
 
-    ``weights`` [n, k]: of the chosen experts, of sum 1. ``confidence`` [n]: the gate's probability of the chosen experts
-    together. ``logits`` [n, experts]. ``experts`` [n, k]: the chosen ones, likeliest first.
+    ``weights`` [n, k]: weights of the chosen experts, with sum 1. ``confidence`` [n]: the gate's total probability of the
+    chosen experts. ``logits`` [n, experts]. ``experts`` [n, k]: the chosen experts, most likely first.
     """
 
     weights: Any
@@ -40,15 +40,15 @@ class Gate(Protocol):
         ...
 
     def fingerprint(self) -> int:
-        """The `weights_key` of the weights as they are now; quick where they have not changed."""
+        """Return the `weights_key` of the current weights; fast if they have not changed."""
         ...
 
 
 class LinearGate:
-    """softmax(hidden @ weight.T + bias[token's cluster]), and the ``top_k`` likeliest experts; numpy.
+    """softmax(hidden @ weight.T + bias[token's cluster]), and the ``top_k`` most likely experts; numpy.
 
-    ``weight`` [experts, d]; ``bias`` [clusters, experts]; the cluster of token t is ``clusters[t]``, or t modulo their
-    number.
+    ``weight`` [experts, d]; ``bias`` [clusters, experts]; the cluster of token t is ``clusters[t]``, or t modulo the number
+    of clusters.
     """
 
     def __init__(
@@ -72,24 +72,24 @@ class LinearGate:
         return GateOutput(chosen / total[:, None], total / raised.sum(axis=1), logits, top)
 
     def fingerprint(self) -> int:
-        """The name of weight and bias; see `Gate`."""
+        """Return the hash of weight and bias; see `Gate`."""
         return self._name.of(self.weight, self.bias)
 
 
 class WeightsName:
-    """`weights_key` of arrays that seldom change: computed again only where a checksum of them (CRC-32) is another one."""
+    """`weights_key` of arrays that rarely change: recomputed only if their checksum (CRC-32) changes."""
 
     def __init__(self) -> None:
         self.key = 0
         self.version: object = None
 
     def of(self, *arrays: NDArray[Any], version: object = None) -> int:
-        """The name. ``version`` is anything else that changes with the arrays."""
+        """Return the hash. ``version`` is any other value that changes with the arrays."""
         seen = (version, *(zlib.crc32(np.ascontiguousarray(array).data) for array in arrays))
         if seen != self.version:
             self.keep(weights_key(*arrays), seen)
         return self.key
 
     def keep(self, key: int, version: object) -> None:
-        """The name from now on, until ``version`` is another one."""
+        """Set the hash until ``version`` changes."""
         self.key, self.version = key, version

@@ -5,8 +5,8 @@ A recording is JSON lines, one per token and layer, which any program can write:
     {"token": 17, "layer": 0, "experts": [3, 9], "weights": [0.41, 0.22], "sequence": 0, "position": 5}
 
 ``token``, ``layer`` and ``experts`` are required. ``weights`` are the gate's, one per expert. ``sequence`` and ``position``
-say which text a token belongs to and where; without them the lines of one layer are one sequence in the order of the file.
-Every layer has a line for every token, in the same order. numpy only.
+are the number of the token's text and its position there; without them, the lines of one layer are one sequence in file
+order. Every layer has a line for every token, in the same order. numpy only.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ Weights = NDArray[np.float32]
 class RecordedRoutes:
     """The routes of n tokens.
 
-    ``tokens``, ``sequences``, ``positions``: [n]; ``experts``: layer -> [n, k], the heaviest first; ``weights``: layer ->
-    [n, k], or empty where the recording has none. Tokens of one sequence stand together, in order of position.
+    ``tokens``, ``sequences``, ``positions``: [n]; ``experts``: layer -> [n, k], by descending weight; ``weights``: layer ->
+    [n, k], or empty if the recording has none. Tokens of one sequence are contiguous, in order of position.
     """
 
     tokens: Tokens
@@ -50,16 +50,16 @@ class RecordedRoutes:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers that were recorded, in order."""
+        """The recorded layers, in order."""
         return tuple(sorted(self.experts))
 
     @property
     def expert_count(self) -> int:
-        """One more than the highest expert seen in any layer."""
+        """One more than the highest expert number in any layer."""
         return 1 + max((int(chosen.max()) for chosen in self.experts.values() if chosen.size), default=-1)
 
     def contexts(self, width: int) -> Tokens:
-        """For each token the last ``width`` tokens of its sequence, itself the last; -1 before the beginning. [n, width]."""
+        """Return each token's last ``width`` tokens [n, width], itself last; -1 before the start of its sequence."""
         found = np.full((len(self), width), NO_TOKEN, dtype=np.int64)
         for back in range(width):
             source = slice(0, len(self) - back)
@@ -69,7 +69,7 @@ class RecordedRoutes:
         return found
 
     def take(self, chosen: NDArray[np.bool_]) -> RecordedRoutes:
-        """The tokens where ``chosen`` [n] is true."""
+        """Return the routes of the tokens for which ``chosen`` [n] is true."""
         return RecordedRoutes(
             self.tokens[chosen],
             self.sequences[chosen],
@@ -79,9 +79,9 @@ class RecordedRoutes:
         )
 
     def split(self, share: float) -> tuple[RecordedRoutes, RecordedRoutes]:
-        """The first ``share`` of the sequences, and the rest; a recording of one sequence is cut in two.
+        """Return the first ``share`` of the sequences, and the rest; a single sequence is cut in two.
 
-        Raises `InputError` where a part would be empty.
+        Raises `InputError` if a part would be empty.
         """
         known = np.unique(self.sequences)
         if len(known) > 1:
@@ -93,7 +93,7 @@ class RecordedRoutes:
         return self.take(first), self.take(~first)
 
     def lines(self) -> Iterator[str]:
-        """The recording's JSON lines, token by token, without the line ends."""
+        """Yield the recording's JSON lines, token by token, without line ends."""
         for row in range(len(self)):
             for layer in self.layers:
                 fields: dict[str, Any] = {
@@ -113,12 +113,12 @@ class RecordedRoutes:
 
 
 def read_routes(path: Path) -> RecordedRoutes:
-    """Read a recording. Raises `InputError`, which names the line and what is wrong with it."""
+    """Read a recording. Raises `InputError`, which names the faulty line and the reason."""
     return parse_routes((decoded(line, f"{path}, line {number}") for number, line in enumerate(lines(path), 1)), str(path))
 
 
 def parse_routes(written: Iterable[str], name: str = "recording") -> RecordedRoutes:
-    """The routes of a recording's lines. Raises `InputError`."""
+    """Return the routes of a recording's lines. Raises `InputError`."""
     layers: dict[int, _Layer] = {}
     for number, line in enumerate(written, start=1):
         if not line.strip():
@@ -152,7 +152,7 @@ def parse_routes(written: Iterable[str], name: str = "recording") -> RecordedRou
 
 
 class _Layer:
-    """What was read of one layer: places (token, sequence, position), and a route each."""
+    """The parsed lines of one layer: places (token, sequence, position), and their routes."""
 
     def __init__(self) -> None:
         self.place: list[tuple[int, int, int]] = []
@@ -212,7 +212,7 @@ def _in_order(routes: RecordedRoutes) -> RecordedRoutes:
 
 
 def joined(parts: Sequence[RecordedRoutes]) -> RecordedRoutes:
-    """Several recordings of the same model as one. Raises `ValueError` where there is none."""
+    """Join several recordings of one model. Raises `ValueError` if there are none."""
     first = parts[0]
     return RecordedRoutes(
         np.concatenate([part.tokens for part in parts]),

@@ -1,6 +1,6 @@
-"""Verifiable adaptive routing of tokens: table, cache, or the learned router, which is asked for a bounded share.
+"""Verifiable adaptive routing (VAR) of tokens: by table, by cache, or by the learned router for a bounded share of tokens.
 
-Everything is done in batches. `VARSystem.route_token` is a batch of one.
+All work is done in batches. `VARSystem.route_token` is a batch of one.
 """
 
 from __future__ import annotations
@@ -35,21 +35,20 @@ _SPECIAL = 10
 
 
 class VARSystem:
-    """Routes tokens by three paths. Thread-safe, but a stream of tokens has one order: see ``context``.
+    """Routes tokens by three paths. Thread-safe, but a stream of tokens has one order: see ``route_batch``.
 
     Args:
         router: the learned router.
-        frequency_threshold, entropy_threshold: a token is common (`is_common_token`) where it occurred more often than
-            the one and the gate's average entropy was below the other (nats), or where its id is below 10.
-        confidence_threshold: the least confidence of a fast route.
-        quality_margin: None: common tokens have fast routes. A number: instead of by these fixed thresholds, fast routes are
-            chosen by a threshold on confidence that is learned, such that on held-out text at most this share of the gate's
-            weight would be lost by them.
-        context_window: how many tokens, the current one included, a cached decision depends on.
-        table_context: how many tokens a fast route may depend on.
-        cache_ttl, cache_size: seconds, and entries, of the cache of decisions.
-        learned_share: the learned router is asked at most ``learned_share * (n + 1)`` times in the first n tokens, for all
-        n. clock: seconds; for the cache and for timestamps.
+        frequency_threshold, entropy_threshold: a token is common (`is_common_token`) if its count is above the first and
+            the gate's mean entropy (nats) is below the second, or if its id is below 10.
+        confidence_threshold: the minimum confidence of a fast route.
+        quality_margin: None: common tokens have fast routes. A number: fast routes are chosen by a learned confidence
+            threshold instead, such that on held-out text they lose at most this share of the gate's weight.
+        context_window: the number of tokens, including the current one, that a cached decision depends on.
+        table_context: the maximum number of tokens that a fast route depends on.
+        cache_ttl, cache_size: lifetime in seconds, and number of entries, of the decision cache.
+        learned_share: the learned router decides at most ``learned_share * (n + 1)`` of the first n tokens, for every n.
+        clock: returns seconds; for the cache and for timestamps.
     """
 
     def __init__(
@@ -85,13 +84,13 @@ class VARSystem:
         self._recent: list[int] = []
         self._lock = threading.RLock()
 
-    # --------------------------------------------------------------------------------------------------- beforehand
+    # ----------------------------------------------------------------------------------------------------- learning
 
     def precompute_statistics(self, token_ids: Any, hidden_states: Any, *, sequences: Any = None) -> None:
         """Learn statistics and fast routes from a corpus: ``token_ids`` [n], ``hidden_states`` [n, d].
 
-        The learned router decides all of it, in batches. ``sequences`` [n] says which text each token belongs to (None: all
-        one). With a ``quality_margin``, the last fifth is held out of the tables and the threshold is learned on it.
+        The learned router decides every token, in batches. ``sequences`` [n] is the number of each token's text (None: one
+        text). With a ``quality_margin``, the tables are learned without the last fifth, on which the threshold is learned.
         """
         tokens = numbers(token_ids).astype(np.int64)
         said = [self._ask(part, hidden_states, tokens[part]) for part in pieces(len(tokens))]
@@ -117,9 +116,9 @@ class VARSystem:
             self._choose_fast(tables)
 
     def use_tables(self, tables: RouteTables, threshold: float) -> None:
-        """Take fast routes made elsewhere: those whose confidence is at least ``threshold``.
+        """Use the given tables: routes whose confidence is at least ``threshold`` are fast.
 
-        Raises `InputError` where they are those of another gate, or routes of another number of experts.
+        Raises `InputError` if they were learned from another gate, or have a different number of experts.
         """
         if tables.gate not in (0, self.router.fingerprint()):
             raise InputError(
@@ -140,25 +139,25 @@ class VARSystem:
             self._fast &= common[tables.tokens]
 
     def is_common_token(self, token_id: int) -> bool:
-        """Whether the fixed thresholds let the token have a fast route: frequent and clear, or special (its id below 10)."""
+        """Whether the fixed thresholds allow the token a fast route: frequent and unambiguous, or special (id below 10)."""
         return self.eligibility.admits(token_id, self.token_stats.get(token_id))
 
     def compute_context_hash(self, tokens: Sequence[int]) -> int:
-        """64 bits for the last ``context_window`` of these tokens *and* the learned router's weights as they are now."""
+        """Return a 64-bit key of the last ``context_window`` tokens *and* of the learned router's current weights."""
         columns = columns_of(np.asarray(tokens[-1:], np.int64), self.context_window, tokens[:-1])
         return int(context_keys(columns, self.router.fingerprint())[0])
 
     # ------------------------------------------------------------------------------------------------------- routing
 
     def learned_router(self, token_id: int, hidden_state: Any) -> RoutingDecision:
-        """Ask the learned router about one token, outside of all counting. ``hidden_state`` [d]."""
+        """Return the learned router's decision for one token, without counting it. ``hidden_state`` [d]."""
         said = self.router.route(hidden_state[None], like(np.array([token_id]), hidden_state))
         experts, weights, logits, sure = (numbers(getattr(said, name)) for name in _PARTS)
         key = self.compute_context_hash([*self._recent, token_id])
         return RoutingDecision(experts[0], float(sure[0]), self._clock(), key, logits[0], weights[0])
 
     def fast_path_router(self, token_id: int, context: Sequence[int] = ()) -> RoutingDecision | None:
-        """The fast route of a token after ``context``; None where it has none, or the gate has changed since it was made."""
+        """Return the fast route of a token after ``context``; None if it has none or the gate has changed since."""
         columns = columns_of(np.array([token_id], np.int64), max(self.table_context, self.context_window), context)
         with self._lock:
             if self._renewed() or self.tables is None:
@@ -182,13 +181,13 @@ class VARSystem:
         """Route many tokens. Arrays or tensors; tensors give tensors, on the device of ``hidden_states``.
 
         ``token_ids`` [n] with ``hidden_states`` [n, d] are the next tokens of the system's own stream; [b, t] with [b, t, d]
-        are b texts of their own, and the result is flat, [b * t]. Of tensors on another device, token ids come here and
-        decisions go there, each once; hidden states stay where they are.
+        are b separate texts, and the result is flat, [b * t]. For tensors on another device, token ids and decisions are
+        copied once each; hidden states are not copied.
         """
         tokens = numbers(token_ids)
         hidden = rows_of(hidden_states)
         if len(hidden) != tokens.size:
-            raise InputError(f"{tokens.size} tokens and {len(hidden)} hidden states")
+            raise InputError(f"token_ids and hidden_states differ in length: {tokens.size} and {len(hidden)}")
         width = max(self.table_context, self.context_window)
         with self._lock:
             flat = np.ascontiguousarray(tokens.reshape(-1), np.int64)
@@ -203,7 +202,7 @@ class VARSystem:
         return made.decision(hidden_states)
 
     def _route(self, columns: list[Tokens], part: slice, hidden: Any, made: RoutedBatch) -> None:
-        """Route the tokens of ``part``, whose contexts are ``columns``."""
+        """Route the tokens of ``part`` with the contexts ``columns``."""
         stale = self._renewed()
         found = made.routes.part(part)
         fast = self._guess(columns, found, stale=stale)
@@ -219,7 +218,7 @@ class VARSystem:
     def _learn(
         self, tokens: Tokens, choice: Choice, part: slice, hidden: Any, found: RouteArrays, made: RoutedBatch
     ) -> None:
-        """Ask the gate; write what it says into ``found`` and the cache."""
+        """Call the gate; write its decisions to ``found`` and the cache."""
         output = self._ask(choice.ask + part.start, hidden, tokens[choice.ask])
         said = RouteArrays.said(output)
         found.put(choice.ask, said)
@@ -232,12 +231,12 @@ class VARSystem:
         made.logits.append(output.logits)
 
     def _guess(self, columns: list[Tokens], found: RouteArrays, *, stale: bool) -> NDArray[np.bool_]:
-        """Write the best route without asking into ``found``, for every token; returns whether it is a fast one."""
+        """Write each token's best route without the gate to ``found``; return which tokens have a fast route."""
         if self.tables is not None and not stale:
             row = self.tables.rows(columns[: self.table_context])
             self.tables.routes.take_into(row, found)
             return self._fast.take(row)
-        # No table of this gate: what it has chosen most often so far.
+        # No table of this gate: use the experts that it has chosen most often so far.
         n, k = len(columns[0]), self.router.top_k
         usual = np.argsort(-self._seen, kind="stable")[:k].astype(np.int16)
         share = float(self._seen[usual].sum() / max(1, self._seen.sum()))
@@ -246,7 +245,7 @@ class VARSystem:
         return np.zeros(n, np.bool_)
 
     def _renewed(self) -> bool:
-        """Notice whether the gate's weights are others than before; True where the tables are not this gate's."""
+        """Detect a change of the gate's weights; return True if the tables belong to other weights."""
         gate = self.router.fingerprint()
         if gate != self._gate:
             self._gate = gate
@@ -257,11 +256,11 @@ class VARSystem:
         mine = hidden[at] if isinstance(at, slice) else taken(hidden, at)
         return self.router.route(mine, like(tokens, hidden))
 
-    # -------------------------------------------------------------------------------------------------- what is known
+    # ---------------------------------------------------------------------------------------------------------- state
 
     @property
     def cache(self) -> Any:
-        """The cache of decisions (`RouteCache`)."""
+        """The decision cache (`RouteCache`)."""
         return self._paths.cache
 
     @property
@@ -271,7 +270,7 @@ class VARSystem:
 
     @property
     def nbytes(self) -> int:
-        """What cache and tables take in memory, in bytes; the cache's part does not grow."""
+        """Memory of the cache and tables in bytes; the cache's part is constant."""
         return (
             self._paths.cache.nbytes
             + self._remembered.nbytes
@@ -279,15 +278,15 @@ class VARSystem:
         )
 
     def get_performance_stats(self) -> dict[str, float]:
-        """Counts and shares of the paths, hit rate of the cache, worst prefix's share of asking; see `ThreePaths.counts`."""
+        """Return counts and shares of the paths, the hit rate, and the largest learned share; see `ThreePaths.counts`."""
         return {**self._paths.counts(), "cache_entries": len(self._paths.cache), "memory_bytes": self.nbytes}
 
     def reset_performance_counters(self) -> None:
-        """Count anew, the budget for asking included; tables and cache stay."""
+        """Reset the counts and the call budget; keep the tables and the cache."""
         self._paths.reset()
 
     def new_text(self, *, forget: bool = False) -> None:
-        """Let the stream begin anew: no token came before. ``forget``: also the cache, the counters and the budget."""
+        """Start a new stream without previous tokens. ``forget``: also reset the cache, the counts and the budget."""
         with self._lock, self._paths.lock:
             self._recent = []
             if forget:
@@ -303,7 +302,7 @@ _PARTS = ("experts", "weights", "logits", "confidence")
 
 
 class _FastRoutes(Mapping[int, RoutingDecision]):
-    """A view of the rows of single tokens that are fast."""
+    """A view of the fast routes of single tokens, by token id."""
 
     def __init__(self, system: VARSystem) -> None:
         self._tables = system.tables

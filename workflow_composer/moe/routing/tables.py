@@ -1,13 +1,13 @@
-"""Tables made beforehand: the experts that a token, or a token after others, is most likely sent to.
+"""Precomputed routing tables: the most likely experts of a token in its context of previous tokens.
 
-Learned from routes that a gate has taken. With c(e) the number of times that expert e was among the k chosen for a context
-of n occurrences, and p' the same context's prediction without its oldest token (its *parent*),
+They are learned from a gate's routes. Let c(e) be the number of times that expert e was among the k chosen for a context
+with n occurrences, and p' the prediction for the context without its oldest token (its *parent*). Then
 
     p(e) = (c(e) + m p'(e)) / (n + m),        m = ``smoothing``,
 
-which is interpolated back-off with a Dirichlet prior (MacKay and Peto 1995). A context's route is the k experts of largest
-p; its confidence is their mean p: the expected share of the gate's own k that the route contains. Its weights are the gate's
-expected weights of these experts, made in the same way and scaled to what the gate gives out in all.
+which is interpolated back-off with a Dirichlet prior (MacKay and Peto 1995). A context's route is the k experts with the
+largest p; its confidence is their mean p, the expected share of the gate's k experts that the route contains. Its weights
+are the expected gate weights of these experts, estimated in the same way and scaled to the gate's total weight.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ from workflow_composer.moe.routing.hashing import (
 __all__ = ["GAIN", "NO_TOKEN", "Fitted", "Floats", "RouteTables", "fit_rows"]
 
 
-# ----------------------------------------------------------------------------------------------------------- table fitting
+# ----------------------------------------------------------------------------------------------------------------- fitting
 #
-# How `tables.RouteTables` are learned: counts by context, smoothed by those of the shorter context.
+# `RouteTables` are learned from counts by context, smoothed with those of the shorter context.
 
 
 GAIN = 0.02
-"""A longer context with the same experts is kept where its confidence differs from its parent's by as much."""
+"""Minimum difference in confidence from its parent for which a longer context with the same experts is kept."""
 
-_AT_ONCE = 4_000_000  # numbers in a table of counts that is made in one piece
+_AT_ONCE = 4_000_000  # maximum size of a table of counts that is computed in one piece
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(slots=True, eq=False)
 class Fitted:
-    """The arrays of `RouteTables`: rows of tokens, of any token, of longer contexts.
+    """The arrays of `RouteTables`: rows of tokens, then the row for any other token, then rows of longer contexts.
 
-    ``tokens`` are the tokens that the rows are about; ``keys`` and ``orders`` those of the longer contexts; ``deepest``
-    [vocabulary + 1] is the longest context kept that ends in a token.
+    ``tokens`` is each row's token; ``keys`` and ``orders`` are the keys and lengths of the longer contexts; ``deepest``
+    [vocabulary + 1] is the length of the longest kept context that ends in a token.
     """
 
     experts: NDArray[np.int16]
@@ -72,7 +72,7 @@ class Fitted:
     deepest: NDArray[np.uint8]
 
     def fault(self) -> str:
-        """What does not fit together, in words; empty where all is well."""
+        """Return a description of inconsistent arrays; empty if they are consistent."""
         rows, tokens = len(self.experts), len(self.deepest)
         if self.experts.ndim != 2 or self.weights.shape != self.experts.shape or not self.experts.shape[1]:
             return f"experts have shape {self.experts.shape}, weights {self.weights.shape}"
@@ -88,7 +88,7 @@ class Fitted:
 
 @dataclass(slots=True, eq=False)
 class _Routes:
-    """What is counted: experts [n, k] and their weights [n, k]."""
+    """The counted routes: experts [n, k] and their weights [n, k]."""
 
     experts: NDArray[np.int64]
     weights: NDArray[np.float32]
@@ -96,10 +96,10 @@ class _Routes:
     smoothing: float
 
     def smoothed(self, groups: NDArray[np.int64], at: NDArray[np.int64], size: int, prior: Floats) -> Floats:
-        """[size, 2, experts]: how often each expert is chosen, and with which weight on average, in each group.
+        """Return [size, 2, experts]: the smoothed share of each expert and its mean weight, per group.
 
-        ``groups`` [m] numbers the group of each occurrence, whose position is ``at`` [m]; ``prior`` is like the result,
-        or of one row.
+        ``groups`` [m] is the group number of each occurrence, and ``at`` [m] its position; ``prior`` has the result's shape,
+        or one row.
         """
         cells = (groups[:, None] * self.num_experts + self.experts[at]).ravel()
         length = size * self.num_experts
@@ -136,7 +136,7 @@ def fit_rows(
 
 
 class _Fitting:
-    """The rows so far, and for each occurrence the row of the longest context that is known."""
+    """The rows so far, and for each occurrence the row of its longest known context."""
 
     def __init__(self, routes: _Routes, token: Tokens, vocabulary: int) -> None:
         self.routes, self.token = routes, token
@@ -152,7 +152,7 @@ class _Fitting:
         self.deepest = np.ones(vocabulary + 1, np.uint8)
 
     def deepen(self, order: int, groups: _Groups, whole: NDArray[np.int64]) -> None:
-        """Add contexts of one more token, where they say something else than without it. ``whole``: the occurrences."""
+        """Add contexts with one more token if they differ from their parents. ``whole``: the occurrences."""
         at = whole[groups.member]
         prior = self.smoothed[self.parents[whole[groups.first]]]
         smoothed = _in_pieces(self.routes, groups.group, at, prior)
@@ -173,7 +173,7 @@ class _Fitting:
         self.counts.append(groups.count[keep])
 
     def fitted(self) -> Fitted:
-        """All rows."""
+        """Return all rows."""
         experts, weights, confidence = (np.concatenate(parts) for parts in zip(*self.rows, strict=True))
         return Fitted(
             experts=experts,
@@ -188,7 +188,7 @@ class _Fitting:
 
 
 def _token_rows(routes: _Routes, token: Tokens, vocabulary: int) -> Floats:
-    """Each token's own row, smoothed by all tokens', and behind them that of all tokens."""
+    """Return each token's row, smoothed with the row over all tokens, which is the last one."""
     even = routes.experts.shape[1] / routes.num_experts
     flat = np.full((1, 2, routes.num_experts), even)
     flat[0, 1] = routes.weights.sum(axis=1).mean() / routes.num_experts
@@ -201,8 +201,8 @@ def _token_rows(routes: _Routes, token: Tokens, vocabulary: int) -> Floats:
 
 @dataclass(slots=True, eq=False)
 class _Groups:
-    """Contexts that are frequent enough: ``key`` [g], ``count`` [g], ``first`` occurrence [g]; their occurrences
-    ``member`` [m] and the ``group`` [m] of each.
+    """Contexts with enough occurrences: ``key`` [g], ``count`` [g], ``first`` occurrence [g]; all occurrences ``member`` [m]
+    and the ``group`` [m] of each.
     """
 
     key: Keys
@@ -225,7 +225,7 @@ def _groups(keys: Keys, min_count: int, most: int) -> _Groups:
 
 
 def _in_pieces(routes: _Routes, groups: NDArray[np.int64], at: NDArray[np.int64], prior: Floats) -> Floats:
-    """`_Routes.smoothed` for many groups, a few at a time."""
+    """`_Routes.smoothed` for many groups, in pieces of bounded memory."""
     step = max(1, _AT_ONCE // routes.num_experts)
     order = np.argsort(groups, kind="stable")
     edges = np.searchsorted(groups[order], np.arange(0, len(prior) + step, step)[: -(-len(prior) // step) + 1])
@@ -238,7 +238,7 @@ def _in_pieces(routes: _Routes, groups: NDArray[np.int64], at: NDArray[np.int64]
 
 
 def _row_arrays(smoothed: Floats, k: int) -> tuple[NDArray[np.int16], NDArray[np.float32], NDArray[np.float32]]:
-    """Experts, weights and confidence of each row, likeliest expert first."""
+    """Return the experts, weights and confidence of each row, most likely expert first."""
     chosen, weight = smoothed[:, 0], smoothed[:, 1]
     top = np.argsort(-chosen, axis=1, kind="stable")[:, :k]
     mine = np.take_along_axis(weight, top, axis=1)
@@ -247,18 +247,18 @@ def _row_arrays(smoothed: Floats, k: int) -> tuple[NDArray[np.int16], NDArray[np
     return top.astype(np.int16), (mine * scale).astype(np.float32), np.minimum(confidence, 1.0).astype(np.float32)
 
 
-pass  # MERGED
+# ------------------------------------------------------------------------------------------------------------------ tables
 
 FORMAT = "workflow-composer/var-tables/2"
 _ARRAYS = ("experts", "weights", "confidence", "counts", "tokens", "keys", "orders", "deepest")
 
 
 class RouteTables:
-    """Routes by context, longest known context first; immutable.
+    """Routes by longest known context; immutable.
 
-    Row t is token t's own (0 <= t < ``vocabulary``), row ``vocabulary`` is for any other token, and the rows behind it are
-    those of longer contexts; ``tokens`` [rows] says which token each is about. ``gate`` is the `weights_key` of the gate
-    that took the routes; 0: not stated.
+    Row t is token t's (0 <= t < ``vocabulary``), row ``vocabulary`` is for any other token, and the rows after it are those
+    of longer contexts; ``tokens`` [rows] is each row's token. ``gate`` is the `weights_key` of the gate whose routes these
+    are; 0: unknown.
     """
 
     def __init__(self, fitted: Fitted, *, gate: int = 0) -> None:
@@ -274,8 +274,8 @@ class RouteTables:
         self.deepest: NDArray[np.uint8] = fitted.deepest
         self.vocabulary = len(fitted.deepest) - 1
         self.width = int(self.orders.max(initial=1))
-        """The longest context, in tokens."""
-        self._index = HashIndex(len(self.keys))  # one for all lengths: a key says its length, too
+        """Length of the longest context, in tokens."""
+        self._index = HashIndex(len(self.keys))  # one for all lengths: a key depends on its context's length
         self._index.add(self.keys, np.arange(len(fitted.deepest), len(self.experts), dtype=np.int32))
 
     @classmethod
@@ -294,12 +294,12 @@ class RouteTables:
         smoothing: float = 4.0,
         gate: int = 0,
     ) -> RouteTables:
-        """Learn from routes: ``tokens`` [n], ``experts`` [n, k], and the gate's ``weights`` [n, k] (None: equal, of sum 1).
+        """Learn from routes: ``tokens`` [n], ``experts`` [n, k], and the gate's ``weights`` [n, k] (None: equal, sum 1).
 
-        ``sequences`` [n] says which text each token belongs to (None: one). ``context`` is the longest context in tokens,
-        the current one included; a context of two or more is kept from ``min_count`` occurrences on, for each length the
-        ``max_contexts`` most frequent, and only where it says something else than its parent. Raises `InputError` for
-        shapes or numbers that do not fit together.
+        ``sequences`` [n] is the number of each token's text (None: one text). ``context`` is the length of the longest
+        context in tokens, including the current one. A context of two or more tokens is kept if it occurs at least
+        ``min_count`` times, is among the ``max_contexts`` most frequent of its length, and differs from its parent. Raises
+        `InputError` for inconsistent shapes or invalid numbers.
         """
         token, expert = np.asarray(tokens, np.int64), np.asarray(experts, np.int64)
         if token.ndim != 1 or expert.ndim != 2 or len(expert) != len(token) or not expert.size:
@@ -325,12 +325,12 @@ class RouteTables:
 
     @property
     def experts_per_token(self) -> int:
-        """How many experts a route has."""
+        """Number of experts per route."""
         return int(self.experts.shape[1])
 
     @property
     def nbytes(self) -> int:
-        """What the tables take in memory, in bytes."""
+        """Memory of the tables in bytes."""
         arrays: int = sum(getattr(self, name).nbytes for name in _ARRAYS)
         return arrays + self._index.nbytes
 
@@ -338,9 +338,9 @@ class RouteTables:
         return len(self.experts)
 
     def rows(self, columns: Sequence[Tokens]) -> NDArray[np.int32]:
-        """The row of each context [n]: that of its longest part that is known. ``columns``: tokens [n], newest first.
+        """Return the row of each context's longest known suffix [n]. ``columns``: tokens [n], newest first.
 
-        Only tokens that have longer contexts at all are looked up again.
+        Only tokens with longer contexts in the tables are looked up again.
         """
         token = columns[0]
         if len(token) > PIECE:
@@ -354,7 +354,7 @@ class RouteTables:
             keys = suffix_key_rows([column[open_] for column in columns[:width]])[1:]
             longer = self._index.find(keys.ravel()).reshape(keys.shape)
             longest = found[open_]
-            for row in longer:  # a longer context that is known takes over
+            for row in longer:  # the longest known context wins
                 np.copyto(longest, row, where=row >= 0)
             found[open_] = longest
         return found
@@ -362,9 +362,9 @@ class RouteTables:
     def predict(
         self, contexts: NDArray[np.integer[Any]]
     ) -> tuple[NDArray[np.int16], NDArray[np.float32], NDArray[np.float32]]:
-        """Experts [n, k], weights [n, k] and confidence [n] for contexts [n, w], whose last column is the current token.
+        """Return experts [n, k], weights [n, k] and confidence [n] for contexts [n, w], the current token last.
 
-        `NO_TOKEN` stands where a sequence begins; longer contexts than the tables know are cut.
+        `NO_TOKEN` marks positions before the start of a sequence; contexts longer than the tables' are truncated.
         """
         lines = np.atleast_2d(np.asarray(contexts, np.int64))
         rows = self.rows([np.ascontiguousarray(lines[:, -1 - back]) for back in range(lines.shape[1])])
@@ -372,7 +372,7 @@ class RouteTables:
 
     @property
     def digest(self) -> int:
-        """64 bits that name exactly these tables."""
+        """A 64-bit hash of these tables."""
         return weights_key(*(getattr(self, name) for name in _ARRAYS), np.array([self.gate], np.uint64))
 
     def save(self, path: Path) -> None:
@@ -383,7 +383,7 @@ class RouteTables:
 
     @classmethod
     def load(cls, path: Path, *, gate: int | None = None) -> RouteTables:
-        """Read the file. Raises `InputError` where it is none, or the routes were those of another ``gate``."""
+        """Read a saved file. Raises `InputError` if it is not one, or if its routes are those of another ``gate``."""
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
                 about = json.loads(str(data["about"]))

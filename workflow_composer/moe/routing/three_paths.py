@@ -1,7 +1,7 @@
-"""Three paths for what is routed again and again (known beforehand, decided lately, or asked), and a bound on asking.
+"""Three paths of a repeated decision (table, cache, or a call to the learned router), and a bound on those calls.
 
-Tokens of a model (`system`) and requests of an orchestrator (`routers.adaptive`) go through the same `ThreePaths`. It knows
-keys and counts only; what a key stands for and what is decided is its owner's.
+`ThreePaths` serves tokens of a model (`system`) and requests of an orchestrator (`routers.adaptive`). It handles keys and
+counts only; its owner knows the meaning of the keys and stores the decisions.
 """
 
 from __future__ import annotations
@@ -25,24 +25,22 @@ __all__ = ["Choice", "Clock", "ExpensiveShare", "RouteCache", "ThreePaths", "Way
 
 # ------------------------------------------------------------------------------------------------------------------ budget
 #
-# A budget that holds at every prefix: of the first n decisions, at most share * (n + 1) may call the gate.
+# A budget that holds for every prefix: of the first n decisions, at most share * (n + 1) may call the gate.
 #
 # The bound is arithmetic, not statistical: a call is refused if granting it would exceed the bound. *Proof.* Let
 # a(n) = floor(share * (n + 1) + extra) and g(n) the number granted among the first n. g(0) = 0 <= a(0). If
 # g(n - 1) <= a(n - 1), then either decision n is not granted and g(n) = g(n - 1) <= a(n - 1) <= a(n), because a does not
-# fall; or it is, which happens only where g(n - 1) + 1 <= a(n). No assumption is made about who wants to ask, when, or how
-# often.
+# decrease; or it is granted, only if g(n - 1) + 1 <= a(n). Nothing is assumed about which decisions want a call.
 #
-# *A batch* of decisions is granted in one step exactly what one after the other would have been: with w(i) = 1 where
-# decision i wants to ask, g(i) = min(g(i - 1) + w(i), a(i)), because a(i) >= g(i - 1) by the above. Unrolled, with W =
-# cumsum(w):
+# *A batch* is granted exactly the calls that its decisions would get one by one: with w(i) = 1 if decision i wants a call,
+# g(i) = min(g(i - 1) + w(i), a(i)), because a(i) >= g(i - 1) by the above. Unrolled, with W = cumsum(w):
 #
 # g(i) = W(i) + min(0, min over j <= i of a(j) - W(j)),
 #
-# the reflection of a queue at its bound; a cumulative sum and a cumulative minimum.
+# which takes a cumulative sum and a cumulative minimum.
 
 
-_FINEST = 10**9  # shares are cut to nine places, so that products stay within 64 bits in batches of up to 2 ** 33
+_FINEST = 10**9  # shares are truncated to nine places, so that products fit into 64 bits for batches of up to 2 ** 33
 
 
 class ExpensiveShare:
@@ -97,9 +95,9 @@ class ExpensiveShare:
             return True
 
     def grant(self, decisions: int, wanting: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """So many decisions at once; those at the rising positions ``wanting`` [k] want to ask. True [k] where they may.
+        """Count a batch of decisions; return which of those at the ascending positions ``wanting`` [k] may call the gate.
 
-        The same as `take` one by one. No other decision falls in between.
+        Equals `take` one by one, but atomically.
         """
         with self._lock:
             limits = self._limits(wanting)
@@ -110,9 +108,9 @@ class ExpensiveShare:
             return may
 
     def grant_keys(self, decisions: int, wanting: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """As `grant`, where a decision stops wanting once an earlier one of this batch with its key [k] was granted.
+        """Like `grant`, but a decision needs no call once an earlier one of this batch with the same key [k] was granted.
 
-        Keys are small whole numbers. One after the other: call it where keys repeat and the budget may bind.
+        Keys are small integers. Slow, because sequential: use it only if keys repeat and the budget may be exhausted.
         """
         with self._lock:
             spared = bytearray(int(keys.max()) + 1 if len(keys) else 0)
@@ -137,7 +135,7 @@ class ExpensiveShare:
             self._worst = 0.0
 
     def _limits(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many more may have been granted up to and including the decision at each position of a batch."""
+        """Return how many more calls may be granted up to and including each position of a batch."""
         whole, rest = divmod(self._up * (self._decisions + 2), self._down)
         found: NDArray[np.int64] = (self._up * positions + rest) // self._down + (whole + self.extra - self._granted)
         return found
@@ -150,7 +148,7 @@ class ExpensiveShare:
         self._granted += len(positions)
 
 
-pass  # MERGED
+# ------------------------------------------------------------------------------------------------------------------- paths
 
 Positions = NDArray[np.int64]
 
@@ -165,16 +163,16 @@ class Way(IntEnum):
     LEARNED = 2
     """From a call to the learned router."""
     FORCED = 3
-    """From the next best guess, because the call budget is used up."""
+    """From the best guess, because the call budget is used up."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """What is to be done with a batch of n decisions.
+    """The paths of a batch of n decisions.
 
-    ``paths`` [n] are values of `Way`. ``cached`` positions have ``slots`` of the cache. ``ask`` are the positions to ask
-    for; ``asked`` their keys, each once. ``repeats`` are positions that repeat one of those within the batch: their
-    decision is that of ``ask[repeated]``.
+    ``paths`` [n] are values of `Way`. ``cached`` are the positions found in the cache, with their ``slots``. ``ask`` are the
+    positions that need a call, and ``asked`` their distinct keys. ``repeats`` are positions whose key repeats one of those
+    within the batch: their decision is that of ``ask[repeated]``.
     """
 
     paths: NDArray[np.uint8]
@@ -190,9 +188,8 @@ class ThreePaths:
     """Chooses the path of every decision, and counts. Thread-safe; hold ``lock`` while slots of the cache are in use.
 
     Args:
-        share: asked <= share * (n + 1) + extra after every n decisions.
-        extra: see ``share``.
-        entries, ttl, clock: those of `RouteCache`.
+        share, extra: at most ``share * (n + 1) + extra`` of the first n decisions are calls, for every n.
+        entries, ttl, clock: as in `RouteCache`.
     """
 
     def __init__(
@@ -211,9 +208,9 @@ class ThreePaths:
         self._lookups = 0
 
     def choose(self, decisions: int, unknown: Positions, keys: Keys) -> Choice:
-        """The paths of so many decisions; those at rising positions ``unknown`` [u] are in no table; their ``keys`` [u].
+        """Return the paths of a batch; those at ascending positions ``unknown`` [u] are in no table and have ``keys`` [u].
 
-        As one by one, in this order; but what is learned in a batch evicts nothing before its end.
+        Equals one decision after the other, except that a batch evicts cache entries only at its end.
         """
         paths = np.full(decisions, Way.FAST, np.uint8)
         with self.lock:
@@ -231,7 +228,7 @@ class ThreePaths:
     def _granted(
         self, decisions: int, unknown: Positions, keys: Keys, missing: Positions
     ) -> tuple[Positions, Positions, Positions]:
-        """Of the missing keys: which may be asked for, which repeat one of those, and which one; indices into ``keys``."""
+        """Return indices of missing keys: those that may be called for, those that repeat one of them, and which one."""
         none = np.zeros(0, np.int64)
         if not len(missing):
             self.budget.grant(decisions, none)
@@ -245,7 +242,7 @@ class ThreePaths:
             ask = missing[self.budget.grant_keys(decisions, unknown[missing], which)]
         if len(firsts) == len(missing):
             return ask, none, none
-        # What was granted answers for everything of its key that comes later; what came earlier had no answer.
+        # A granted call decides all later positions with the same key, but no earlier one.
         asked_at = np.full(len(first), -1, np.int64)
         asked_at[which[np.searchsorted(missing, ask)]] = np.arange(len(ask))
         leader = asked_at[which]
@@ -253,12 +250,12 @@ class ThreePaths:
         return ask, missing[later], leader[later]
 
     def store(self, keys: Keys) -> Slots:
-        """Slots for what was learned, in which the owner keeps it; -1 for what has no room. Hold ``lock``."""
+        """Return slots in which the owner stores the learned decisions; -1 for those without room. Hold ``lock``."""
         with self.lock:
             return self.cache.put(keys)
 
     def counts(self) -> dict[str, float]:
-        """Decisions, those of each path and their shares, the cache's hit rate, and the worst prefix's share of asking."""
+        """Return the decisions in total and by path, their shares, the cache's hit rate, and the largest learned share."""
         with self.lock:
             total = int(self._counts.sum())
             by_path = {path.name.lower(): int(self._counts[path]) for path in Way}

@@ -108,7 +108,7 @@ def test_a_row_that_fails_is_a_row_with_an_error_and_is_tried_again(data):
     assert failed.code == 1
     assert failed.json[0]["errors"] == 10
     assert failed.json[0]["first_error"]["type"] == "AllCandidatesFailed"
-    assert "row 0 failed: no model could answer" in failed.err
+    assert "row 0 failed: no model answered" in failed.err
     assert results(data, "sums", ROUTE)[0]["error"]["type"] == "AllCandidatesFailed"
     data.script, data.remote = (says,), (knows,)
     mended = data("--json", "execute", "--routes", ROUTE, "--datasets", "sums")
