@@ -46,10 +46,6 @@ __all__ = [
 ]
 
 
-pass  # MERGED
-pass  # MERGED
-pass  # MERGED
-
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 ANY_TASK = "*"
 

@@ -123,8 +123,6 @@ def _head(text: str, path: Path) -> dict[str, str]:
     return {"name": head["name"], "version": head["version"], "description": " ".join(head["description"].split())}
 
 
-pass  # MERGED
-
 _REFERENCE = re.compile(r"(?P<place>.+?)(?:@(?P<version>[A-Za-z0-9._-]+))?(?:#(?P<digest>[0-9a-f]{8,64}))?", re.DOTALL)
 
 

@@ -83,8 +83,6 @@ class SlurmRunner:
             time.sleep(0.5)
 
 
-pass  # MERGED
-
 PREFLIGHT = 60.0
 """Seconds to wait for a restart to pass its preflight checks; later rounds wait for the rest of the startup."""
 _TICK = 0.2

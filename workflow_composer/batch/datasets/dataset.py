@@ -149,8 +149,6 @@ def _hint(name: str, folder: Path) -> str:
     return "add one of these files; write / in the hub's name as _"
 
 
-pass  # MERGED
-
 _CHUNK = 1 << 20
 
 

@@ -52,8 +52,6 @@ def records(path: Path) -> Iterator[tuple[int, list[str]]]:
         yield number, record
 
 
-pass  # MERGED
-
 BATCH = 65_536
 """Rows of a table that is built row by row."""
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 # Grouping rows by context, so that a server's prefix cache still holds the context for the next row.
 
 
-pass  # MERGED
-
 _MOST_GROUPS = 1 << 16
 
 

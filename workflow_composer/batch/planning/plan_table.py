@@ -129,8 +129,6 @@ def accepted(success: NDArray[np.float64], tier: Tier) -> NDArray[np.float64]:
     return np.asarray(bdtrc(needed - 1, tier.samples, success), dtype=np.float64)
 
 
-pass  # MERGED
-
 COLUMNS = ("route_to", "is_cascade", "cascade_tiers", "sc_n", "sc_temp")
 """The plan table's columns: see `PlanTable`."""
 

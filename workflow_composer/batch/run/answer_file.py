@@ -28,9 +28,6 @@ from workflow_composer.types import LLMRequest, LLMResponse, Sample
 # The request made from a row, and the line made from the response.
 
 
-pass  # MERGED
-
-
 class LineAnswers:
     """Answers rows by calling ``generate``, and raises what it raises.
 

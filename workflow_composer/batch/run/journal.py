@@ -53,8 +53,6 @@ def unwritable(path: Path, error: OSError, *, other: str) -> WorkflowComposerErr
     return kind(f"cannot write {path}: {error.strerror or error}", hint=hints.get(error.errno or 0, again))
 
 
-pass  # MERGED
-
 _OPEN, _FAILED, _DONE = 0, 1, 2
 _ROWS = "rows"
 _SHOWN = 24

@@ -92,8 +92,6 @@ class Budget:
             self._is_over = True
 
 
-pass  # MERGED
-
 _BLOCK = 256
 """Most rows read at a time, in a thread, so that a slow disk does not block the calls in flight."""
 

@@ -20,8 +20,6 @@ from workflow_composer.types import ANY_TASK, LLMRequest, texts
 # Check whether a certificate applies to a profile's models when it loads, and to each request.
 
 
-pass  # MERGED
-
 _LONGEST = 60
 """Maximum number of characters of a quoted value."""
 

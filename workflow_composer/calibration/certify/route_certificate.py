@@ -128,8 +128,6 @@ def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return found
 
 
-pass  # MERGED
-
 FORMAT = "workflow-composer/var-certificate/1"
 _NOT_COMPARED = ("created", "version", "source")
 

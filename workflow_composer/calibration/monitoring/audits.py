@@ -49,8 +49,6 @@ from workflow_composer.types import LLMRequest, LLMResponse
 # Audits run in the background: they neither delay a response nor fail a request, and their errors are reported once.
 
 
-pass  # MERGED
-
 Judge = Callable[[LLMRequest, LLMResponse], Awaitable[bool | None]]
 """Returns whether the answer is right; None: undecided, so the audit stays pending for feedback."""
 

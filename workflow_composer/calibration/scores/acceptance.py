@@ -124,9 +124,6 @@ class Prefix:
         return min(now, (total + low * left) / most), max(now, (total + high * left) / most)
 
 
-pass  # MERGED
-
-
 @dataclass(frozen=True, slots=True)
 class RuleAcceptance:
     """Accept an answer that no rule flags as doubtful; the confidence is its probability per token.

@@ -174,8 +174,6 @@ def _slug(name: str) -> str:
 # The run behind ``calibrate``: read graded answers, calibrate, report the result.
 
 
-pass  # MERGED
-
 NOTHING_CERTIFIED = 1
 
 
@@ -449,8 +447,6 @@ def calibrate(context: click.Context, /, **options: Any) -> None:
     With a profile (-s), the certificate also names the models, so that it is rejected after a change, and prices show the
     savings. Exit codes: 0 something was certified; 1 nothing was, or less than --coverage; 2 wrong usage or input.
     """
-    pass  # MERGED
-
     if (options["pairs"] is None) == (options["replay"] is None):
         raise click.UsageError("specify either --pairs or --replay")
     context.exit(Calibration(context.ensure_object(State), CalibrationOptions(**options)).run())

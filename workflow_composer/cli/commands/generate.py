@@ -281,15 +281,12 @@ def generate(
     if source is None:
         if target is not None or limit is not None or run_budget is not None:
             raise click.UsageError("--output, --limit and --run-budget need --input")
-        pass  # MERGED
 
         answer_prompt(state, prompt, given if budget is None else given | {"budget": budget})
         return
     if prompt is not None:
         raise click.UsageError("give a prompt or --input, not both")
     from workflow_composer.batch.run.runner import Budget
-
-    pass  # MERGED
 
     limits = Budget(budget, run_budget)
     context.exit(answer_file(state, source, target, given, concurrency=concurrency, limit=limit, budget=limits))

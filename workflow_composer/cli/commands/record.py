@@ -186,6 +186,4 @@ def record(context: click.Context, /, **options: Any) -> None:
     already in the recording; failed answers are not recorded and count only for their own run. Exit codes: 0 done; 1 some
     answers failed; 2 wrong usage or input; 6 the run budget is used up.
     """
-    pass  # MERGED
-
     context.exit(RecordRun(context.ensure_object(State), **options).run())

@@ -94,8 +94,6 @@ class ServerLog:
             self._file = -1
 
 
-pass  # MERGED
-
 CHUNK = 1 << 16
 
 

@@ -87,8 +87,6 @@ class Delivery:
             self._files.save(server, replace(remembered, unsent=(*remembered.unsent, replace(unsent, failed=True))))
 
 
-pass  # MERGED
-
 FOLDER = "monitor"
 """The monitor's subfolder of the fleet's state."""
 LOOKING = 90.0

@@ -95,8 +95,6 @@ class Handover:
         return job is not None and not job.over
 
 
-pass  # MERGED
-
 ALL = "0.0.0.0"  # noqa: S104  # clients are on other nodes
 STEADY = 600.0
 """Seconds of uptime after which earlier failures no longer count."""

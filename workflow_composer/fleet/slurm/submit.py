@@ -23,8 +23,6 @@ from workflow_composer.storage.locks import WAIT, FileLock, lock_beside
 # Wait for a submitted server and report the status of its job.
 
 
-pass  # MERGED
-
 POLL = 2.0
 """Seconds between two polls; each one is a query to the SLURM controller."""
 
