@@ -83,9 +83,9 @@ def test_a_killed_server_is_started_again_with_one_alert_and_one_recovery(fleet,
     assert fleet.state("a")["restarts"]
     assert fleet.state("b")["restarts"] == []
     log = (fleet.folder / "logs" / "fleet" / "monitor.log").read_text()
-    assert [line.split(" ", 1)[1][:14] for line in log.splitlines() if " a is " in line] == [
+    assert [line.split(" ", 1)[1][:14] for line in log.splitlines() if " a is " in line or " a has " in line] == [
         "a is down (org",
-        "a is well agai",
+        "a has recovere",
     ]
 
 

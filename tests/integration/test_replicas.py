@@ -507,7 +507,7 @@ async def test_an_entry_out_in_the_world_is_refused_and_reported_once(tmp_path, 
             for _ in range(3):
                 await models.agenerate("Anyone?")
                 await asyncio.sleep(1)
-    assert log.getvalue().count("is not used") == 1
+    assert log.getvalue().count("is rejected") == 1
 
 
 async def test_two_gpus_at_work_cost_twice_as_much_as_one(servers):
