@@ -167,7 +167,7 @@ class ModelOrchestrator:
                 if request.relay is not None:
                     request.relay.keep = plan.router in active.listeners or "after_answer" in self.plugins.registry.hooks
                 run = StreamRun(active.executor, plan, request, trace)
-                stream.follow(UnderWay(active.config, request, plan, run, trace))
+                stream.follow(UnderWay(active.config.profile_name, plan, run, trace))
                 async with aclosing(run.chunks()) as chunks:
                     async for chunk in chunks:
                         yield chunk

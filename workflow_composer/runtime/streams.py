@@ -16,22 +16,20 @@ from workflow_composer.types import Chunk, LLMRequest, LLMResponse, RoutingDecis
 
 
 class UnderWay:
-    """The state of a stream before its end."""
+    """The state of a stream before its end, under the profile named ``strategy``."""
 
-    __slots__ = ("_config", "_plan", "_request", "_run", "_trace")
+    __slots__ = ("_run", "_trace", "plan", "strategy")
 
-    def __init__(self, config: StrategyConfig, request: LLMRequest, plan: Plan, run: StreamRun, trace: Trace) -> None:
-        self._config = config
-        self._request = request
-        self._plan = plan
+    def __init__(self, strategy: str, plan: Plan, run: StreamRun, trace: Trace) -> None:
+        self.strategy = strategy
+        self.plan = plan
         self._run = run
         self._trace = trace
 
     @property
-    def decision(self) -> RoutingDecision:
-        """The decision so far; the model's name is the profile's, because the server has not reported its own yet."""
-        tier, candidate, depth = self._run.at
-        return _decision(self._config, self._request, self._plan, candidate, candidate.name, tier, depth)
+    def at(self) -> tuple[int, Candidate, int]:
+        """The current tier's number, the candidate, and how many of the tier's candidates failed before it."""
+        return self._run.at
 
     @property
     def attempts(self) -> int:
@@ -136,9 +134,20 @@ def response_of(
     candidate, verdict = outcome.candidate, outcome.verdict
     samples = outcome.samples if verdict.choice == 0 else outcome.answer_first
     usage, cost = trace.total
+    decision = RoutingDecision(
+        config.profile_name,  # strategy
+        plan.router,
+        candidate.name,
+        outcome.model,
+        candidate.local,
+        outcome.tier,
+        outcome.fallback_depth,
+        request.task_type,
+        plan.reason,
+    )
     return LLMResponse(
         text=samples[0].text,
-        decision=_decision(config, request, plan, candidate, outcome.model, outcome.tier, outcome.fallback_depth),
+        decision=decision,
         samples=samples,
         usage=usage,
         cost=cost,
@@ -149,20 +158,4 @@ def response_of(
         confidence=verdict.confidence,
         accepted=verdict.accepted,
         climbed=tuple(trace.tiers),
-    )
-
-
-def _decision(
-    config: StrategyConfig, request: LLMRequest, plan: Plan, candidate: Candidate, model: str, tier: int, depth: int
-) -> RoutingDecision:
-    return RoutingDecision(
-        config.profile_name,  # strategy
-        plan.router,
-        candidate.name,
-        model,
-        candidate.local,
-        tier,
-        depth,  # fallback_depth
-        request.task_type,
-        plan.reason,
     )

@@ -342,17 +342,17 @@ def of_answer(exchange: Exchange, response: LLMResponse, said: Fields, *, debug:
 def of_stream(exchange: Exchange, request: LLMRequest, under_way: UnderWay, said: Fields, *, debug: bool) -> Fields:
     """Return the headers of a stream at its first piece. Cost and attempts follow as trailers."""
     overhead = (under_way.asked_at - exchange.started - under_way.waited) * 1000.0
-    made = under_way.decision
+    plan, (tier, candidate, depth) = under_way.plan, under_way.at
     fields = [
         (REQUEST_ID, request.request_id),
-        *_decided(made.strategy, made.router, made.candidate, made.tier, made.fallback_depth, under_way.attempts),
+        *_decided(under_way.strategy, plan.router, candidate.name, tier, depth, under_way.attempts),
         (OVERHEAD, f"{overhead if overhead > 0.0 else 0.0:.3f}"),
         TRAILERS,
         *UNBUFFERED,
         *said,
     ]
     if debug:
-        fields.append((_REASON, made.reason))
+        fields.append((_REASON, plan.reason))
     return fields
 
 
