@@ -8,24 +8,17 @@ is returned as not accepted; if there is no answer at all, one error lists every
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 from workflow_composer.answers.reasoning import says_nothing
 from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
-from workflow_composer.errors import AllCandidatesFailed, DeadlineExceeded, LocalModelUnavailable, ModelError, Unsupported
+from workflow_composer.errors import AllCandidatesFailed, ModelError, Unsupported
 from workflow_composer.execution.call import Endpoint, Outcome, Trace
 from workflow_composer.execution.escalation import Ascent
-from workflow_composer.execution.member_run import (
-    Abandoned,
-    CallObserver,
-    MemberRun,
-    Models,
-    RetryPolicy,
-    exhausted,
-    shown_to,
-)
+from workflow_composer.execution.member_run import Abandoned, CallObserver, MemberRun, Models, RetryPolicy, shown_to
 from workflow_composer.execution.voting.ballot import CUT_OFF
 from workflow_composer.execution.voting.vote_sampling import Poll
 from workflow_composer.plan import ALWAYS, Candidate, Plan, Tier
@@ -51,10 +44,9 @@ class PlanExecutor:
         observer: CallObserver | None = None,
         local_only: bool = False,
     ) -> None:
-        self._models = Models(endpoints, retry or RetryPolicy(), timeouts or Timeouts(), observer)
-        self._local_only = local_only
+        self._models = Models(endpoints, retry or RetryPolicy(), timeouts or Timeouts(), observer, local_only)
 
-    async def run(self, plan: Plan, request: LLMRequest, trace: Trace) -> Outcome:
+    def run(self, plan: Plan, request: LLMRequest, trace: Trace) -> Coroutine[Any, Any, Outcome]:
         """Run ``plan`` and return its outcome.
 
         Raises `AllCandidatesFailed` (or `DeadlineExceeded`) if no tier answered. A `ModelError` that no other candidate can
@@ -72,17 +64,17 @@ class PlanExecutor:
             and (request.budget is None or self._estimate(first, request) <= request.budget)
         ):
             # By far the most frequent plan; the bookkeeping for several tiers would add a tenth to the core's work.
-            try:
-                return await self._ask(0, first, request, trace)
-            except AllCandidatesFailed as error:
-                raise self.failure(error, trace) from None
+            return self._ask(0, first, request, trace)
+        return self._ascend(plan, request, trace)
+
+    async def _ascend(self, plan: Plan, request: LLMRequest, trace: Trace) -> Outcome:
         ascent = self.ascent(plan, request, trace)
         for index, tier in ascent.tiers():
             watch = tier.watch_all and ascent.may_abandon
             try:
                 ascent.answered(await self.run_tier(index, tier, request, trace, last=ascent.is_last(index), watch=watch))
             except AllCandidatesFailed as error:
-                ascent.failed(index, self.failure(error, trace))
+                ascent.failed(index, error)
         return ascent.outcome()
 
     async def run_tier(
@@ -103,7 +95,8 @@ class PlanExecutor:
             async with asyncio.timeout(tier.deadline):
                 return await self._judged(index, tier, request, trace, last=last, watch=watch)
         except TimeoutError:
-            raise exhausted(trace.attempts[first_attempt:], f"the tier's deadline of {tier.deadline:g} s passed") from None
+            why = f"the tier's deadline of {tier.deadline:g} s passed"
+            raise self._models.exhausted(trace, first_attempt, why) from None
 
     async def _judged(
         self, index: int, tier: Tier, request: LLMRequest, trace: Trace, *, last: bool, watch: bool
@@ -166,7 +159,7 @@ class PlanExecutor:
                 await run.failed(error)
             else:
                 return replace(found, candidate=candidate.name, cost=trace.cost)
-        raise self.failure(run.exhausted(), trace)
+        raise run.exhausted()
 
     # ------------------------------------------------------------------------------- shared with the run of a stream
 
@@ -188,15 +181,6 @@ class PlanExecutor:
     def member_run(self, index: int, tier: Tier, request: LLMRequest, trace: Trace) -> MemberRun:
         """Return a new run over the candidates of a tier's only member."""
         return MemberRun(self._models, index, tier, tier.members[0], request, trace)
-
-    def failure(self, error: AllCandidatesFailed, trace: Trace) -> AllCandidatesFailed:
-        """Return the error for the whole request, with all its attempts."""
-        if trace.over:
-            return DeadlineExceeded("the request timed out", attempts=trace.attempts, hint="raise its timeout")
-        if self._local_only:
-            hint = "the profile forbids cloud models, so nothing was sent to one; run `status` to see which servers are up"
-            return LocalModelUnavailable(error.summary, attempts=trace.attempts, hint=hint)
-        return AllCandidatesFailed(error.summary, attempts=trace.attempts, hint="run `status` to see which servers are up")
 
 
 def refuse_several(plan: Plan, request: LLMRequest) -> None:

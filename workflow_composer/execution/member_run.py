@@ -11,7 +11,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
-from workflow_composer.errors import AllCandidatesFailed, ContextOverflow, ModelError, ServerFailed, Unsupported
+from workflow_composer.errors import (
+    AllCandidatesFailed,
+    ContextOverflow,
+    DeadlineExceeded,
+    LocalModelUnavailable,
+    ModelError,
+    ServerFailed,
+    Unsupported,
+)
 from workflow_composer.execution.call import Call, Endpoint, Trace
 from workflow_composer.plan import Candidate, Member, Plan, Tier, Watch
 from workflow_composer.support.fast_dataclass import changed
@@ -59,12 +67,31 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Models:
-    """The models of one snapshot by name, with the retry policy, timeouts and observer of their calls."""
+    """The models of one snapshot by name, with the retry policy, timeouts and observer of their calls.
+
+    ``local_only``: the profile forbids cloud models.
+    """
 
     endpoints: Mapping[str, Endpoint]
     retry: RetryPolicy
     timeouts: Timeouts
     observer: CallObserver | None
+    local_only: bool = False
+
+    def exhausted(self, trace: Trace, first: int, why: str = "") -> AllCandidatesFailed:
+        """Return the error for a tier whose attempts, those of the request from ``first`` on, all failed.
+
+        It lists every attempt of the request: it is the request's error if no other tier answers.
+        """
+        attempts, hint = trace.attempts, "run `status` to see which servers are up"
+        if trace.over:
+            return DeadlineExceeded("the request timed out", attempts=attempts, hint="raise its timeout")
+        count = len(attempts) - first
+        summary = f"no model answered after {count} attempt{'' if count == 1 else 's'}" + (f": {why}" if why else "")
+        if self.local_only:
+            hint = f"the profile forbids cloud models, so nothing was sent to one; {hint}"
+            return LocalModelUnavailable(summary, attempts=attempts, hint=hint)
+        return AllCandidatesFailed(summary, attempts=attempts, hint=hint)
 
 
 class Abandoned(Exception):  # no error: the call was ended on purpose
@@ -228,16 +255,9 @@ class MemberRun:
         finally:
             self._trace.go_on(time.perf_counter())
 
-    def exhausted(self, why: str = "") -> AllCandidatesFailed:
+    def exhausted(self) -> AllCandidatesFailed:
         """Return the error for a tier in which no candidate answered."""
-        return exhausted(self._trace.attempts[self._first_attempt :], why)
-
-
-def exhausted(attempts: Sequence[Attempt], why: str = "") -> AllCandidatesFailed:
-    """Return the error for a tier in which all of these attempts failed."""
-    plural = "" if len(attempts) == 1 else "s"
-    what = f"no model answered after {len(attempts)} attempt{plural}"
-    return AllCandidatesFailed(f"{what}: {why}" if why else what, attempts=attempts)
+        return self._models.exhausted(self._trace, self._first_attempt)
 
 
 def shown_to(member: Member, tier: Tier, request: LLMRequest) -> LLMRequest:

@@ -56,7 +56,7 @@ class StreamRun:
                 run = self._executor.run_tier(index, tier, self._request, self._trace, last=last, watch=ascent.may_abandon)
                 ascent.answered(await run)
             except AllCandidatesFailed as error:
-                ascent.failed(index, self._executor.failure(error, self._trace))
+                ascent.failed(index, error)
         self.outcome = found = ascent.outcome()
         self.at = (found.tier, found.candidate, found.fallback_depth)
         sample = self.outcome.answer

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from workflow_composer.errors import ModelError
 from workflow_composer.execution.call import Outcome, Trace
-from workflow_composer.execution.member_run import MemberRun, Models, exhausted
+from workflow_composer.execution.member_run import MemberRun, Models
 from workflow_composer.execution.voting.ballot import Ballot
 from workflow_composer.plan import Candidate, Member, Tier
 from workflow_composer.types import Attempt, Completion, LLMRequest
@@ -96,7 +96,7 @@ class Poll:
         finally:
             await self._cancel(list(self._under_way))
         if not self._ballot.samples:
-            raise self._failure or exhausted(self._trace.attempts[self._first_attempt :], self._note)
+            raise self._failure or self._models.exhausted(self._trace, self._first_attempt, self._note)
         verdict = self._ballot.verdict(note=self._note)
         seat = self._seats[self._ballot.voter(verdict.choice)]
         samples = tuple(self._ballot.samples)
