@@ -68,7 +68,8 @@ class LLMRequest:
     what is left. ``context`` names templates to prepend (docs/contexts.md; None: those of the task in the profile; empty:
     none). ``n`` is the number of answers, returned in `LLMResponse.samples`. With ``relay`` the caller gets the raw bytes of
     the answer if possible. Every other field that is not None reaches the model unchanged or raises `Unsupported`; ``extra``
-    holds fields that only some servers support, and is passed through unchanged.
+    holds fields that only some servers support, and is passed through unchanged. ``query_length`` is the number of
+    characters of text in all messages.
     """
 
     messages: tuple[Message, ...]
@@ -93,6 +94,14 @@ class LLMRequest:
     metadata: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     relay: Relay | None = field(default=None, compare=False)
     request_id: str = field(default_factory=new_request_id)
+    query_length: int = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        length = 0
+        for message in self.messages:
+            content = message.get("content")
+            length += len(content) if isinstance(content, str) else sum(map(len, texts(message)))
+        object.__setattr__(self, "query_length", length)  # the class is frozen
 
     @classmethod
     def of(cls, prompt: str | Sequence[Message], *, system: str | None = None, **fields: Any) -> LLMRequest:
@@ -113,15 +122,6 @@ class LLMRequest:
         }
         kind = "embeddings" if self.kind == "embeddings" else "chat"
         return frozenset([kind, *(name for name, is_wanted in wanted.items() if is_wanted)])
-
-    @property
-    def query_length(self) -> int:
-        """Characters of text in all messages."""
-        length = 0
-        for message in self.messages:
-            content = message.get("content")
-            length += len(content) if isinstance(content, str) else sum(map(len, texts(message)))
-        return length
 
 
 def texts(message: Message) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from dataclasses import FrozenInstanceError, asdict, dataclass, field, replace
 import pytest
 
 from workflow_composer import types
-from workflow_composer.support.fast_dataclass import quick
+from workflow_composer.support.fast_dataclass import changed, quick
 from workflow_composer.types import Attempt, LLMRequest, Usage
 
 
@@ -63,3 +63,22 @@ def test_every_value_of_a_request_says_what_is_missing():
     """The errors of a wrong call name the class and the parameter."""
     with pytest.raises(TypeError, match="messages"):
         types.LLMRequest()
+
+
+@quick
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """A value with a field that it computes itself."""
+
+    text: str
+    size: int = field(init=False, compare=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "size", len(self.text))
+
+
+@pytest.mark.parametrize("copied", [replace, changed, lambda value, **_: pickle.loads(pickle.dumps(Sized("long")))])
+def test_a_computed_field_fits_its_value_however_that_was_made(copied):
+    """It is no parameter, and it is computed again for a changed copy."""
+    assert list(inspect.signature(Sized).parameters) == ["text"]
+    assert (Sized("a").size, copied(Sized("a"), text="long").size) == (1, 4)

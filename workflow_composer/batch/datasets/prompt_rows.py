@@ -50,8 +50,8 @@ def _is_in(group: int, group_of: array[int]) -> Callable[[int], bool]:
 
 
 FORM = 'one JSON object per line, for example {"question": "What is 2 + 2?", "answer": "4"}'
-_UNBOUND = frozenset({"request_id", "relay", "timeout", "budget", "metadata"})
-"""Fields of a request that do not affect its answer."""
+_UNBOUND = frozenset({"request_id", "relay", "timeout", "budget", "metadata", "query_length"})
+"""Fields of a request that do not affect its answer, or that others determine."""
 
 Pins = Callable[[tuple[str, ...]], tuple[str, ...]]
 """Resolves context names to references that pin their current texts."""

@@ -9,8 +9,9 @@ import os
 
 import pytest
 
-from workflow_composer.batch.datasets.prompt_rows import RowFile
+from workflow_composer.batch.datasets.prompt_rows import PythonRows, RowFile
 from workflow_composer.errors import InputError
+from workflow_composer.types import LLMRequest
 
 
 @pytest.fixture
@@ -93,6 +94,11 @@ def test_the_key_stands_for_the_row_and_the_options(rows_of):
 
     assert one.key == two.key != other.key
     assert rows_of(b'{"prompt":"a"}', salt="x")[0].key != one.key
+
+
+def test_a_requests_key_is_the_one_that_journals_have():
+    """Another key for the same row would answer, and pay for, every row of a journal again."""
+    assert [row.key for row in PythonRows([LLMRequest.of("What is 2 + 2?", seed=3)])] == ["8b09d47793dac038"]
 
 
 @pytest.mark.parametrize(
