@@ -58,7 +58,7 @@ class ModelOrchestrator:
         strategy: a profile's name, path or `StrategyConfig`. None: the environment's ``BIOPIPELINES_STRATEGY``, else
             detection (healthy local servers, else the embedded engine; never the cloud), which may take two seconds.
         plugins: a `PluginHost`; None: the built-in plugin and every installed plugin.
-        metrics: destination of the metric line of each request; None: ``logs/routing_metrics.jsonl``.
+        metrics: destination, or several, of the metric line of each request; None: ``logs/routing_metrics.jsonl``.
         environ: environment variables; None: the process's own.
         log: destination of decisions (with debugging on) and of reports about broken plugins; None: standard error.
 
@@ -79,14 +79,15 @@ class ModelOrchestrator:
         strategy: str | Path | StrategyConfig | None = None,
         *,
         plugins: PluginHost | None = None,
-        metrics: MetricsSink | None = None,
+        metrics: MetricsSink | Sequence[MetricsSink] | None = None,
         environ: Mapping[str, str] | None = None,
         log: LogStream | None = None,
     ) -> None:
         self._environ = os.environ if environ is None else environ
         self._narrator = Narrator(log)
         self._debug = debug_wanted(self._environ)
-        self._metrics = metrics if metrics is not None else default_sink(self._environ)
+        sinks = default_sink(self._environ) if metrics is None else metrics
+        self._sinks = tuple(sinks) if isinstance(sinks, Sequence) else (sinks,)
         self._thread = LoopThread()
         self._publishing = threading.Lock()
         self.plugins = plugins or plugin_host(on_broken=self._narrator.broken_plugin)
@@ -304,7 +305,8 @@ class ModelOrchestrator:
     async def aclose(self) -> None:
         """Close every backend after its last request, then the metrics."""
         await self._active.retire()
-        self._metrics.close()
+        for sink in self._sinks:
+            sink.close()
 
     # ---------------------------------------------------------------------------------------- the synchronous facade
 
@@ -445,9 +447,10 @@ class ModelOrchestrator:
             strongest_cost=None if plan is None or len(plan.tiers) == 1 else active.strongest_cost(plan, response),
             debug=debug,
         )
-        try:
-            self._metrics.write(metric)
-        except Exception as trouble:  # noqa: BLE001  # a sink's error must not fail the request
-            self._narrator.broken_sink(trouble)
+        for sink in self._sinks:
+            try:
+                sink.write(metric)
+            except Exception as trouble:  # noqa: BLE001  # a sink's error must not fail the request
+                self._narrator.broken_sink(trouble)
         if debug:
             self._narrator.decision(metric, plan, trace.attempts)

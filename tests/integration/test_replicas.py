@@ -225,7 +225,7 @@ async def test_vectors_come_from_the_server_that_answers(servers, unused_tcp_por
     async with orchestrator(profile([dead, servers[0].url])) as models:
         for _ in range(20):
             assert len((await models.aembed(["a", "b"], model="coder")).vectors) == 2
-        attempts = [metric.attempts for metric in models._metrics.metrics]
+        attempts = [metric.attempts for metric in models._sinks[0].metrics]
     assert sum(attempts) <= 21
 
 
@@ -401,7 +401,7 @@ async def test_no_request_is_lost_while_servers_are_killed_drained_and_started(t
                 answered.append("".join([chunk.text async for chunk in models.astream(f"{number}?", system=CONTEXT)]))
 
     async def cut(models):
-        return any(metric.attempts > 1 for metric in models._metrics.metrics)
+        return any(metric.attempts > 1 for metric in models._sinks[0].metrics)
 
     async def upheaval(models):
         killed = 0
@@ -427,7 +427,7 @@ async def test_no_request_is_lost_while_servers_are_killed_drained_and_started(t
         publish(tmp_path, stays, "stays")
         async with orchestrator(profile("registry:coder", tmp_path)) as models:
             await asyncio.gather(upheaval(models), *(client(models, number) for number in range(24)))
-            metrics = models._metrics.metrics
+            metrics = models._sinks[0].metrics
     assert set(answered) == {"an answer"}
     assert all(metric.success for metric in metrics)
 

@@ -121,7 +121,7 @@ class TestOneRequest:
         """It agrees with the response, and holds no prompt."""
         orchestrator, _ = make(small=[ServerUnreachable("down")])
         response = await orchestrator.agenerate("a secret question")
-        (metric,) = orchestrator._metrics.metrics
+        (metric,) = orchestrator._sinks[0].metrics
         assert (metric.candidate, metric.fallback_depth, metric.success, metric.attempts) == ("large", 1, True, 2)
         assert (metric.request_id, metric.query_length) == (response.request_id, len("a secret question"))
         assert b"secret" not in metric.to_json()
@@ -131,7 +131,7 @@ class TestOneRequest:
         orchestrator, _ = make(small=[ServerUnreachable("x")], large=[ServerUnreachable("x")])
         with pytest.raises(AllCandidatesFailed):
             await orchestrator.agenerate("hello")
-        (metric,) = orchestrator._metrics.metrics
+        (metric,) = orchestrator._sinks[0].metrics
         assert (metric.success, metric.error, metric.attempts) == (False, "AllCandidatesFailed", 2)
 
     @pytest.mark.parametrize("how", ["profile", "environment"])
@@ -140,7 +140,7 @@ class TestOneRequest:
         environ = {"BIOPIPELINES_DEBUG_ROUTING": "1"} if how == "environment" else {}
         orchestrator, _ = make(profile(debug_routing=how == "profile"), environ=environ)
         await orchestrator.agenerate("a question")
-        assert b"a question" in orchestrator._metrics.metrics[0].to_json()
+        assert b"a question" in orchestrator._sinks[0].metrics[0].to_json()
 
     async def test_with_debugging_the_decision_is_explained(self, make):
         """Plan, reason and every attempt, in one line of the log; nothing without debugging."""
@@ -193,7 +193,7 @@ class TestOneRequest:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert orchestrator._metrics.metrics[0].error == "CancelledError"
+        assert orchestrator._sinks[0].metrics[0].error == "CancelledError"
         await orchestrator.aswitch_strategy(profile("other"))
         assert scripted.made[0].closed
 
@@ -223,7 +223,7 @@ class TestStreams:
         assert stream.response is None
         assert "".join([chunk.text async for chunk in stream]) == "one two"
         assert (stream.response.text, stream.response.decision.fallback_depth) == ("one two", 1)
-        assert orchestrator._metrics.metrics[0].success
+        assert orchestrator._sinks[0].metrics[0].success
 
     async def test_leaving_a_stream_early_stops_the_work(self, make):
         """And is written down as not completed."""
@@ -231,7 +231,7 @@ class TestStreams:
         async with orchestrator.astream("x") as stream:
             await anext(stream)
         assert scripted.made[0].cancelled == 1
-        assert orchestrator._metrics.metrics[0].success is False
+        assert orchestrator._sinks[0].metrics[0].success is False
 
     async def test_a_broken_stream_raises(self, make):
         """Nothing replaces what was delivered."""
@@ -239,7 +239,7 @@ class TestStreams:
         with pytest.raises(StreamInterrupted):
             async for _ in orchestrator.astream("x"):
                 pass
-        assert orchestrator._metrics.metrics[0].error == "StreamInterrupted"
+        assert orchestrator._sinks[0].metrics[0].error == "StreamInterrupted"
 
 
 class TestGovernance:
@@ -398,7 +398,7 @@ class TestSwitching:
         assert len(scripted.made) == 101
         assert [backend.closed for backend in scripted.made] == [True] * 100 + [False]
         assert (threading.active_count(), len(asyncio.all_tasks())) == (threads, tasks)
-        assert all(metric.success for metric in orchestrator._metrics.metrics)
+        assert all(metric.success for metric in orchestrator._sinks[0].metrics)
         gc.collect()
 
     def test_switching_from_many_threads_at_once_is_safe(self, make):
@@ -434,15 +434,19 @@ async def test_a_prompt_that_debugging_writes_down_is_without_keys():
 
 
 async def test_a_sink_that_raises_fails_no_request(make):
-    """Answers, streams, embeddings and errors come as they are; the fault is told once."""
+    """Answers, streams, embeddings and errors come as they are, and the other sinks get their metrics.
+
+    The fault is told once.
+    """
 
     class Broken(MemorySink):
         def write(self, metric):
             raise OverflowError("int too large")
 
-    log = io.StringIO()
+    log, before, behind = io.StringIO(), MemorySink(), MemorySink()
     config = profile(models={name: {"backend": "fake"} for name in ("small", "large")})
-    async with ModelOrchestrator(config, metrics=Broken(), environ={}, log=log) as orchestrator:
+    sinks = (before, Broken(), behind)
+    async with ModelOrchestrator(config, metrics=sinks, environ={}, log=log) as orchestrator:
         assert (await orchestrator.agenerate("hello")).text == "hello"
         async for _ in (stream := orchestrator.astream("hello")):
             pass
@@ -451,6 +455,9 @@ async def test_a_sink_that_raises_fails_no_request(make):
         with pytest.raises(RoutingError):
             await orchestrator.agenerate("hello", model="nobody")
     assert log.getvalue().count("OverflowError") == 1
+    assert len(before.metrics) == len(behind.metrics) == 4
+    assert before.closed
+    assert behind.closed
 
 
 class TestPlansAreMadeOnce:

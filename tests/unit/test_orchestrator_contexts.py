@@ -92,7 +92,7 @@ async def test_the_metric_names_the_context_and_counts_its_characters(folder):
     async with opened(plugin) as orchestrator:
         for context in (("beta", "alpha"), ()):
             await orchestrator.agenerate("Why?", context=context)
-        first, second = orchestrator._metrics.metrics
+        first, second = orchestrator._sinks[0].metrics
     pins = [Library(environ={}).get(name).pin for name in ("alpha", "beta")]
     assert first.context == " ".join(pins)
     assert first.query_length == len("About alpha.\n\nAbout beta.") + len("Why?")

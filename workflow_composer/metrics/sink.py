@@ -133,29 +133,6 @@ class MemorySink:
         self.closed = True
 
 
-class TeeSink:
-    """Writes every metric to several sinks. If one raises, the others still get the metric."""
-
-    def __init__(self, *sinks: MetricsSink) -> None:
-        self._sinks = sinks
-
-    def write(self, metric: RoutingMetric) -> None:
-        """Write the metric to all sinks, then raise the first error, if any."""
-        failed: Exception | None = None
-        for sink in self._sinks:
-            try:
-                sink.write(metric)
-            except Exception as error:  # noqa: BLE001  # raised below, after all sinks were called
-                failed = failed or error
-        if failed is not None:
-            raise failed
-
-    def close(self) -> None:
-        """Close them all."""
-        for sink in self._sinks:
-            sink.close()
-
-
 class NullSink:
     """Drops everything."""
 

@@ -46,13 +46,13 @@ class Narrator:
 
     def __init__(self, stream: LogStream | None = None) -> None:
         self._stream = stream
-        self._broken_sink = ""
+        self._told: set[str] = set()
 
     def broken_sink(self, error: Exception) -> None:
         """Report that a metric could not be written; once for each type of error."""
         kind = type(error).__name__
-        if kind != self._broken_sink:
-            self._broken_sink = kind
+        if kind not in self._told:
+            self._told.add(kind)
             self.warning(f"cannot write metrics: {kind}: {error}; requests continue without them")
 
     def broken_plugin(self, plugin: str, reason: str) -> None:

@@ -19,7 +19,7 @@ from workflow_composer.calibration.monitoring.audits import AuditLog, audits_fil
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import ConfigError
 from workflow_composer.metrics.live import LiveMetrics, SharedMetrics
-from workflow_composer.metrics.sink import TeeSink, service_sink
+from workflow_composer.metrics.sink import service_sink
 from workflow_composer.orchestrator import ModelOrchestrator
 from workflow_composer.server.admin.dashboard import Dashboard
 from workflow_composer.server.admin.health import Observing
@@ -141,7 +141,7 @@ class Worker:
         self._collector = collector(environ)
         self._tracing = None if self._collector is None else Tracing(environ)
         sinks = (accounts, self._lines, live, *(() if self._tracing is None else (self._tracing,)))
-        self.orchestrator = ModelOrchestrator(strategy, metrics=TeeSink(*sinks), environ=environ)
+        self.orchestrator = ModelOrchestrator(strategy, metrics=sinks, environ=environ)
         self.strategies = switchboard(self.orchestrator)
         self._accounts = accounts
         admission = Admission(settings.concurrency, settings.queue, settings.queue_seconds)

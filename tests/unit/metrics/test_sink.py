@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.metrics.examples import metric
-from workflow_composer.metrics.sink import JsonlSink, MemorySink, NullSink, TeeSink, default_sink
+from workflow_composer.metrics.sink import JsonlSink, MemorySink, NullSink, default_sink
 from workflow_composer.storage.locks import locked
 
 WRITER = """
@@ -215,24 +215,6 @@ def test_the_memory_sink_keeps_what_it_is_given():
 
     assert sink.metrics == [one]
     assert sink.closed
-
-
-class Broken:
-    """A sink that raises."""
-
-    def write(self, metric):
-        raise OverflowError("cannot convert float infinity to integer")
-
-    def close(self):
-        pass
-
-
-def test_a_sink_that_raises_keeps_a_metric_from_none_of_the_others():
-    """All get it; whoever writes hears of the fault."""
-    before, behind = MemorySink(), MemorySink()
-    with pytest.raises(OverflowError):
-        TeeSink(before, Broken(), behind).write(metric())
-    assert len(before.metrics) == len(behind.metrics) == 1
 
 
 def test_a_number_that_is_not_finite_is_dropped_with_a_word(tmp_path):

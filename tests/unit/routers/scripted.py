@@ -81,7 +81,7 @@ class Orchestrator(ModelOrchestrator):
     @property
     def metrics(self):
         """The lines written so far."""
-        return self._metrics.metrics
+        return self._sinks[0].metrics
 
     def calls(self, name):
         """What a model was asked."""

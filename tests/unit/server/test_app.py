@@ -12,7 +12,7 @@ from workflow_composer.calibration.monitoring.audits import AuditLog
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.metrics.escalation import EscalationStats
 from workflow_composer.metrics.live import LiveMetrics, SharedMetrics
-from workflow_composer.metrics.sink import MemorySink, TeeSink
+from workflow_composer.metrics.sink import MemorySink
 from workflow_composer.server.admin.health import Observing, acceptance_gauges
 from workflow_composer.server.admin.strategy_switcher import Local, Strategies, SwitchAudit
 from workflow_composer.server.api.completion_handler import Accounts, Admission
@@ -41,8 +41,7 @@ class Parted:
             change_keys(self.path, lambda known: None)
             self.accounts = Accounts(KeyRing(self.path, clock=self.clock), Ledger(folder / "ledger.bin"))
         self.sink, live = MemorySink(), LiveMetrics()
-        sink = TeeSink(self.accounts, self.sink, live)
-        self.orchestrator = ModelOrchestrator(config, metrics=sink, environ={})
+        self.orchestrator = ModelOrchestrator(config, metrics=(self.accounts, self.sink, live), environ={})
         self.admission = Admission(concurrency, queue, 5.0)
         shared, audits = SharedMetrics(live), AuditLog(folder / "audits.jsonl")
         self.observing = Observing(self.orchestrator, shared, self.admission, audits=audits)

@@ -10,7 +10,7 @@ from tests.unit.metrics.examples import metric
 from workflow_composer import ModelOrchestrator
 from workflow_composer.calibration.monitoring.audits import AuditLog
 from workflow_composer.config.strategy import StrategyConfig
-from workflow_composer.metrics.sink import MemorySink, TeeSink
+from workflow_composer.metrics.sink import MemorySink
 from workflow_composer.server.api.catalogue import Catalogue
 from workflow_composer.server.api.completion_handler import Accounts, Admission
 from workflow_composer.server.auth.keys import Key, KeyRing, change_keys
@@ -56,27 +56,25 @@ async def test_a_drawn_answer_is_graded_once_and_another_grade_is_a_conflict(cat
     assert (caught.value.status, caught.value.code) == (409, "already_graded")
 
 
-def test_every_metric_is_charged_to_its_key_and_passed_on(tmp_path):
+def test_every_metric_is_charged_to_its_key(tmp_path):
     key, _ = Key.new("ann", budget=9.0, period="total")
     change_keys(tmp_path / "k", lambda known: known.update({key.id: key}))
-    accounts, behind = Accounts(KeyRing(tmp_path / "k"), Ledger(tmp_path / "l")), MemorySink()
-    sink = TeeSink(accounts, behind)
+    accounts = Accounts(KeyRing(tmp_path / "k"), Ledger(tmp_path / "l"))
     accounts.under_way["req-1"] = key
-    sink.write(metric(request_id="req-1", cost=2.0, success=False, error="CallTimeout"))
-    sink.write(metric(request_id="somebody-else-s", cost=5.0))
+    accounts.write(metric(request_id="req-1", cost=2.0, success=False, error="CallTimeout"))
+    accounts.write(metric(request_id="somebody-else-s", cost=5.0))
     del accounts.under_way["req-1"]
-    sink.write(metric(request_id="req-1", cost=1.0))
+    accounts.write(metric(request_id="req-1", cost=1.0))
     assert accounts.left(key) == 7.0
-    assert len(behind.metrics) == 3
     assert accounts.ledger is not None
     accounts.ledger.close()
 
 
-def test_a_ledger_without_room_keeps_no_metric_from_being_written(tmp_path, monkeypatch):
-    """Nor the answer from its client, which comes after it."""
+def test_a_ledger_without_room_charges_later_and_fails_no_request(tmp_path, monkeypatch):
+    """It is reported once."""
     key, _ = Key.new("ann", budget=9.0, period="total")
     change_keys(tmp_path / "k", lambda known: known.update({key.id: key}))
-    told, behind = [], MemorySink()
+    told = []
     accounts = Accounts(KeyRing(tmp_path / "k"), Ledger(tmp_path / "l", report=told.append))
 
     def full(*_):
@@ -84,8 +82,8 @@ def test_a_ledger_without_room_keeps_no_metric_from_being_written(tmp_path, monk
 
     monkeypatch.setattr(accounts.ledger, "_find", full)
     accounts.under_way["req-1"] = key
-    TeeSink(accounts, behind).write(metric(request_id="req-1", cost=2.0))
-    assert len(behind.metrics) == len(told) == 1
+    accounts.write(metric(request_id="req-1", cost=2.0))
+    assert len(told) == 1
     monkeypatch.undo()
     assert accounts.left(key) == 7.0
     assert accounts.ledger is not None
