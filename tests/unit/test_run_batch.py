@@ -328,6 +328,15 @@ def test_two_runs_cannot_have_one_journal(models, journal):
     assert results[0].done == 6
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C interrupts, as on a terminal; a shell's background processes ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_it_with_the_journal_closed_and_the_same_call_goes_on(models, journal):
     """In a cell: the next call finds the journal free, and every finished row in it."""
 

@@ -244,6 +244,10 @@ class Trace:
         """Whether the time is up."""
         return self._clock() >= self.ends
 
+    def end(self) -> None:
+        """End the request's time now: a timer that fires a little early must not start another call."""
+        self.ends = min(self.ends, self._clock())
+
     @property
     def nearly_over(self) -> bool:
         """Whether the time is up within a timer's resolution: a timer may fire early by up to ``TIMER_EARLY``."""
@@ -446,6 +450,8 @@ class Call:
         if isinstance(failure, ModelError):
             self.failovers = failure.failovers or self.failovers
         by_request = isinstance(failure, CallTimeout) and (failure.by_request or self._trace.nearly_over)
+        if by_request:
+            self._trace.end()
         if by_request or not isinstance(failure, ModelError):
             breaker.release(probe=self._probe)
         else:

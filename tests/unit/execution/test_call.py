@@ -9,7 +9,7 @@ from workflow_composer.backends.fake import Delay, FakeBackend
 from workflow_composer.backends.pricing import Price
 from workflow_composer.errors import CallTimeout, ServerFailed, StreamInterrupted
 from workflow_composer.execution import call
-from workflow_composer.execution.call import Call
+from workflow_composer.execution.call import Call, Trace
 from workflow_composer.execution.streaming import StreamRun
 from workflow_composer.plan import Plan, Tier
 from workflow_composer.types import Attempt, Chunk, Completion, LLMRequest, ModelCall, Sample, Timeouts, Usage
@@ -69,6 +69,15 @@ async def test_an_answer_that_came_while_the_loop_stood_still_came_in_time(withi
     await asyncio.sleep(0)
     time.sleep(0.1)  # noqa: ASYNC251  # the machine has no time for the loop
     assert await asking == "there"
+
+
+async def test_a_request_whose_own_limit_ended_a_call_is_over_however_early_its_timer_fired(bench, fake):
+    """Another model asked in what is left by the clock would answer a request that has been given up."""
+    b = bench(fake("a"))
+    trace = Trace(0.05, clock=lambda: time.perf_counter() - 0.02)
+    with pytest.raises(CallTimeout), Call(b.endpoints["a"], ModelCall(ASK, timeouts=Timeouts(total=30.0)), trace):
+        await asyncio.sleep(30)
+    assert trace.over
 
 
 async def test_a_cancellation_from_outside_stays_one(within):
