@@ -264,7 +264,7 @@ def test_what_slurm_refuses_is_one_line_with_a_remedy(fleet):
     assert ended.returncode == 1
     assert ended.stderr.splitlines() == [
         "error: sbatch failed: Batch job submission failed: Invalid partition name specified",
-        "hint: slurm.partition in the fleet file; `sinfo -s` lists partitions",
+        "hint: check slurm.partition in the fleet file; `sinfo -s` lists partitions",
     ]
     assert fleet.fleet.states.get("coder") is None
 
