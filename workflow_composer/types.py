@@ -105,8 +105,14 @@ class LLMRequest:
 
     @classmethod
     def of(cls, prompt: str | Sequence[Message], *, system: str | None = None, **fields: Any) -> LLMRequest:
-        """Make a request from a question or a list of messages; ``system`` is prepended."""
-        messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
+        """Make a request from a question or a list of messages; ``system`` is prepended.
+
+        Raises TypeError if ``prompt`` is neither.
+        """
+        asked = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
+        if not isinstance(asked, Sequence) or not all(isinstance(message, Mapping) for message in asked):
+            raise _no_prompt(prompt)
+        messages = tuple(asked)
         if system is not None:
             messages = ({"role": "system", "content": system}, *messages)
         return cls(messages=messages, **fields)
@@ -122,6 +128,13 @@ class LLMRequest:
         }
         kind = "embeddings" if self.kind == "embeddings" else "chat"
         return frozenset([kind, *(name for name, is_wanted in wanted.items() if is_wanted)])
+
+
+def _no_prompt(prompt: object) -> TypeError:
+    wrong = next((one for one in prompt if not isinstance(one, Mapping)), None) if isinstance(prompt, Sequence) else prompt
+    found = f"{'a list with ' * isinstance(prompt, Sequence)}{type(wrong).__name__}"
+    example = '[{"role": "user", "content": "What is 2 + 2?"}]'
+    return TypeError(f"a prompt must be a string or a list of messages such as {example}, not {found}")
 
 
 def texts(message: Message) -> tuple[str, ...]:

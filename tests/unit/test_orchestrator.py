@@ -493,3 +493,10 @@ class TestPlansAreMadeOnce:
         orchestrator, _ = make(profile(routers=["by_length"]), hooks=[Plugin()])
         found = [(await orchestrator.agenerate(text)).decision.candidate for text in ("hi", "hello there", "hi")]
         assert found == ["small", "large", "small"]
+
+
+@pytest.mark.parametrize("prompt", [None, 3, ["What is 2 + 2?"], [{"role": "user", "content": "?"}, 3], b"bytes"])
+def test_what_is_no_prompt_is_refused_by_name(prompt):
+    """A notebook's first mistake is told as one, before anything is asked."""
+    with pytest.raises(TypeError, match="a string or a list of messages"):
+        LLMRequest.of(prompt)
