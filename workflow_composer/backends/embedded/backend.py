@@ -191,14 +191,24 @@ class EmbeddedBackend:
         stop, loop = threading.Event(), asyncio.get_running_loop()
         alternatives = call.request.top_logprobs or 0
 
-        def sample() -> tuple[Any, Usage]:
-            return engine.sample(fields, stop, alternatives=alternatives)
+        errors: list[ModelError] = []
+
+        def sample() -> tuple[Any, Usage] | None:
+            try:
+                return engine.sample(fields, stop, alternatives=alternatives)
+            except ModelError as error:
+                # Kept, not raised: if the interpreter ends first, nobody fetches a future's exception, and Python prints it.
+                errors.append(error)
+                stop.set()
+                return None
 
         try:
             drawn = await asyncio.gather(*(self._submit(loop, engine, sample) for _ in range(call.samples)))
         finally:
             # After an error, a cancellation or the time limit, the other samples stop at their next token.
             stop.set()
+        if errors:
+            raise errors[0]
         usage = Usage(drawn[0][1].prompt_tokens, sum(usage.completion_tokens for _, usage in drawn))
         return Completion(tuple(sample for sample, _ in drawn), usage, self._model)
 

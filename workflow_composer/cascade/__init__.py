@@ -1,1 +1,0 @@
-"""Plan execution: fallback, escalation, retries, circuit breakers."""

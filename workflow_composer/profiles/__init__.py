@@ -1,1 +1,0 @@
-"""Reading of profiles: YAML with line numbers, short forms, declarations, checks and errors."""
