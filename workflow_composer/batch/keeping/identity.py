@@ -28,7 +28,7 @@ _PLAIN_ROUTERS = {"provider", "cascading_provider", "cascade"}
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the differences between two identities, each as ``NAME was X and is Y``; values are compared as JSON keeps them.
+    """Return the differences between two identities, each as ``NAME was X and is Y``; values are compared as in JSON.
 
     >>> differences({"votes": {"target": 0.75}}, {"votes": {"target": 0.9}, "seed": 1})
     ['votes.target was 0.75 and is 0.9', 'seed was missing and is 1']

@@ -120,8 +120,8 @@ class RowJournal:
     ) -> Self:
         """Open and lock the file and read its records; call ``each`` with the head of every record.
 
-        ``run`` (JSON-serializable digests, settings, version) identifies the run, as does ``rows``, the size of the data set,
-        unless there are ``keys``: rows are then known by their content, and records get their rows' new places. Raises
+        ``run`` (JSON-serializable digests, settings, version) identifies the run, and so does ``rows``, the size of the data
+        set, unless there are ``keys``: rows are then known by their content, and records get their rows' new places. Raises
         `InputError` if the file is locked by another run, is damaged, is not a journal, or is the journal of another run.
         """
         journal = cls(open_own(path, other=_OTHER), rows)

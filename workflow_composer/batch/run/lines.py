@@ -35,7 +35,7 @@ _LATER: Mapping[str, Mapping[str, Any]] = {
 """Columns that journals of earlier versions lack, with the values that stand for them. Each part ends with them."""
 _UNMIXED = frozenset({"cut_off"})
 """Columns without which a journal is not resumed, because its answers were read in another way."""
-_MISSING = {
+_MISSING: dict[str, tuple[Any, ...]] = {
     part: tuple(_LATER[part].get(name) for name in names)
     for part, names in {"head": _HEAD, "rest": _REST, "tiers": _TIER}.items()
 }
@@ -120,7 +120,7 @@ def _missing(columns: Any) -> set[str] | None:
 def head_of(line: Line) -> Head:
     """Return the head of a record."""
     found = _decode(line.text[_START:].decode())[0]
-    row, error, deciding, correct, cost, key, served = (*found, *_MISSING["head"][len(found) :])
+    row, error, deciding, correct, cost, key, served = _whole("head", found)
     told = tuple((candidate, model) for candidate, model in served)
     return Head(row, error and (error[0], error[1]), deciding, correct, cost, key=key, served=told)
 

@@ -79,9 +79,9 @@ class RowRecord:
 
     ``tier`` is the position of the deciding tier in ``tiers``. ``answer`` is None if no answer could be read or the row
     failed; a failed row has the exception's type and message in ``error``. ``correct`` is None if the row has no label.
-    Cost (dollars), tokens and ``seconds`` include failed attempts and rejected tiers. ``key`` is a digest of the row's content
-    and route. ``question`` (a text or messages), ``label`` and ``columns`` are the row's, if texts are kept. ``read_by`` names
-    the method that read the answer.
+    Cost (dollars), tokens and ``seconds`` include failed attempts and rejected tiers. ``key`` is a digest of the row's
+    content and route. ``question`` (a text or messages), ``label`` and ``columns`` are the row's, if texts are kept.
+    ``read_by`` names the method that read the answer.
     """
 
     row: int
