@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workflow_composer.answers.extraction import Extracted
     from workflow_composer.answers.form import ANY_FORM, AnswerForm
     from workflow_composer.answers.gsm8k import final_answer, is_correct, same_answer
     from workflow_composer.answers.output_form import OutputForm, output_form
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ANY_FORM",
     "AnswerForm",
+    "Extracted",
     "OutputForm",
     "Reader",
     "final_answer",
@@ -25,6 +27,7 @@ __all__ = [
 _HOMES = {
     "ANY_FORM": "form",
     "AnswerForm": "form",
+    "Extracted": "extraction",
     "OutputForm": "output_form",
     "Reader": "reading",
     "final_answer": "gsm8k",

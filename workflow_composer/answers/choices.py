@@ -47,7 +47,7 @@ def _loosened(word: str) -> str:
 
 
 class Choices:
-    """The words that may be answered, each with its value. Two words that differ in case only are told apart by case."""
+    """The words that may be answered, each with its value. If two words differ in case only, the case decides."""
 
     def __init__(self, words: Mapping[str, Any], *, mentions: bool = True) -> None:
         self.values = dict(words)

@@ -34,7 +34,7 @@ class Real(float):
     written: str
 
 
-class Found(NamedTuple):
+class JsonValue(NamedTuple):
     """A JSON value of a text, and what was ignored or mended to read it."""
 
     value: Any
@@ -50,11 +50,11 @@ def blocks(text: str) -> list[str]:
     return [found[2] for found in _FENCE.finditer(text)]
 
 
-def json_values(text: str) -> list[Found]:
+def json_values(text: str) -> list[JsonValue]:
     r"""Return the outermost JSON values of a text: the whole text, else those in fences, else objects and lists in the talk.
 
     >>> json_values('{"a": 1}')[0].value, json_values("Here:\n```json\n[1, 2,]\n```")[0]
-    ({'a': 1}, Found(value=[1, 2], mended=('fences', 'writing of JSON')))
+    ({'a': 1}, JsonValue(value=[1, 2], mended=('fences', 'writing of JSON')))
     """
     whole = _value(text)
     if whole is not None:
@@ -68,11 +68,11 @@ def json_values(text: str) -> list[Found]:
     return found[-MOST_VALUES:]
 
 
-def _with(found: Found, what: str) -> Found:
+def _with(found: JsonValue, what: str) -> JsonValue:
     return found._replace(mended=(what, *found.mended))
 
 
-def _loose(text: str) -> Iterator[Found]:
+def _loose(text: str) -> Iterator[JsonValue]:
     """Yield the outermost objects and lists that can be read."""
     for start, end in _spans(text)[-MOST_VALUES:]:
         found = _value(text[start:end])
@@ -97,19 +97,19 @@ def _spans(text: str) -> list[tuple[int, int]]:
     return spans
 
 
-def _value(text: str) -> Found | None:
+def _value(text: str) -> JsonValue | None:
     """Read one JSON value; a trailing comma, line breaks in strings and Python's writing lose nothing."""
     text = text.strip().lstrip("\ufeff")
     if not text:
         return None
     try:
-        return Found(_parsed(text, strict=True), ())
+        return JsonValue(_parsed(text, strict=True), ())
     except (ValueError, RecursionError):
         pass
     if text[0] not in "{[":
         return None
     try:
-        return Found(_parsed(_COMMA.sub(lambda comma: comma[1] or "", text), strict=False), (WRITING,))
+        return JsonValue(_parsed(_COMMA.sub(lambda comma: comma[1] or "", text), strict=False), (WRITING,))
     except (ValueError, RecursionError):
         pass
     return _python(text)
@@ -119,7 +119,7 @@ def _parsed(text: str, *, strict: bool) -> Any:
     return json.loads(text, strict=strict, parse_int=_whole, parse_float=_real, parse_constant=_refused)
 
 
-def _python(text: str) -> Found | None:
+def _python(text: str) -> JsonValue | None:
     if len(text) > _LONGEST_LITERAL:
         return None
     try:
@@ -127,7 +127,7 @@ def _python(text: str) -> Found | None:
         json.dumps(value, allow_nan=False)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None
-    return Found(value, (WRITING,)) if isinstance(value, (dict, list)) else None
+    return JsonValue(value, (WRITING,)) if isinstance(value, (dict, list)) else None
 
 
 def _whole(written: str) -> Whole:

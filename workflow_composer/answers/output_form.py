@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from workflow_composer.answers.choices import CASE, Choices, number_in
 from workflow_composer.answers.extraction import function_at
-from workflow_composer.answers.json_text import FENCES, TALK, Found, blocks, canonical, json_values, plain
+from workflow_composer.answers.json_text import FENCES, TALK, JsonValue, blocks, canonical, json_values, plain
 from workflow_composer.answers.reasoning import without_reasoning
 from workflow_composer.answers.schema import DROP, LISTED, NONE_WORDS, JsonSchema
 from workflow_composer.errors import ConfigError
@@ -200,7 +200,7 @@ class JsonForm(OutputForm):
         exact = self._distinct([one for one in found if self._schema.problem(one.value) is None])
         if len(exact) == 1:
             return self._typed(exact[0])
-        tried = [Found(*self._mended(one)) for one in (*found, *self._bare_lists(text, found))]
+        tried = [JsonValue(*self._mended(one)) for one in (*found, *self._bare_lists(text, found))]
         mended = exact or self._distinct([one for one in tried if self._schema.problem(one.value) is None])
         if len(mended) > 1:
             return Formed(problem=f"the reply has {len(mended)} different JSON values of this form; write only one")
@@ -213,12 +213,12 @@ class JsonForm(OutputForm):
         nearest = max(tried, key=lambda one: len(str(one.value)))
         return Formed(problem=f"the JSON does not fit: {self._schema.problem(nearest.value)}")
 
-    def _mended(self, found: Found) -> tuple[Any, tuple[str, ...]]:
+    def _mended(self, found: JsonValue) -> tuple[Any, tuple[str, ...]]:
         value, notes = self._schema.mended(found.value)
         return value, (*found.mended, *notes)
 
     @staticmethod
-    def _distinct(found: Sequence[Found]) -> list[Found]:
+    def _distinct(found: Sequence[JsonValue]) -> list[JsonValue]:
         return list({canonical(one.value): one for one in reversed(found)}.values())
 
     @property
@@ -226,16 +226,16 @@ class JsonForm(OutputForm):
         top = self._schema.resolved(self._schema.schema)
         return top.get("type") if isinstance(top, Mapping) else None
 
-    def _bare_lists(self, text: str, found: Sequence[Found]) -> list[Found]:
+    def _bare_lists(self, text: str, found: Sequence[JsonValue]) -> list[JsonValue]:
         """Return the lists that several objects, or the lines of a bulleted list, mean."""
         if self._kind != "array":
             return []
         if len(found) > 1 and all(isinstance(one.value, dict) for one in found):
-            return [Found([one.value for one in found], (*found[0].mended, LISTED))]
+            return [JsonValue([one.value for one in found], (*found[0].mended, LISTED))]
         lines = [] if found else [match[1] for match in _BULLET.finditer(text)]
-        return [Found(lines, (LISTED,))] if lines else []
+        return [JsonValue(lines, (LISTED,))] if lines else []
 
-    def _scalar(self, text: str) -> Found | None:
+    def _scalar(self, text: str) -> JsonValue | None:
         """Read a reply that should be a JSON text, number, truth value or enumeration, and is none."""
         top = self._schema.resolved(self._schema.schema)
         top = top if isinstance(top, Mapping) else {}
@@ -250,9 +250,9 @@ class JsonForm(OutputForm):
             read = Formed(text, ())
         if read is None or read.problem is not None or self._schema.problem(read.value) is not None:
             return None
-        return Found(read.value, read.mended)
+        return JsonValue(read.value, read.mended)
 
-    def _typed(self, found: Found) -> Formed:
+    def _typed(self, found: JsonValue) -> Formed:
         """Return the value, as an instance of the pydantic type if there is one."""
         value = plain(found.value)
         if self._type is None:

@@ -60,7 +60,7 @@ class JsonSchema:
 
         kind = validator_for(self.schema, default=Draft202012Validator)
         try:
-            kind.check_schema(self.schema)
+            kind.check_schema(self.schema)  # type: ignore[arg-type]  # a schema may be true or false
         except SchemaError as error:
             place = "/".join(map(str, error.absolute_path)) or "its top"
             raise ConfigError(f"the JSON Schema is invalid at {place}: {error.message[:_LONGEST_PROBLEM]}") from None
