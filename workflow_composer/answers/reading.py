@@ -79,7 +79,7 @@ class Reader:
         answer = self._find(text)
         if not self._takes_unmarked:
             return answer
-        wanted = None if label is None else self._bare(label)
+        wanted = None if label is None else self.bare(label)
         if answer is None:
             return unmarked(text, wanted)
         return answer if wanted is None else to_the_point(answer, wanted)
@@ -132,16 +132,11 @@ class Reader:
                 self._known.popitem(last=False)
         return bool(found)
 
-    async def grade(self, answer: str | None, label: str) -> bool:
-        r"""Whether an extracted answer equals the label's; None (no answer) is never correct.
+    def bare(self, label: str) -> str:
+        r"""Return a label's answer: the label is that answer, or a solution that ends with it.
 
-        A label is a bare answer or a solution that ends with one, marked by ``####``, ``\boxed{}`` or as the form says.
+        The end of a solution is marked by ``####``, ``\boxed{}`` or as the form says.
         """
-        if answer is None:
-            return False
-        return await self.decide(answer, self._bare(label))
-
-    def _bare(self, label: str) -> str:
         return hashes(label) or boxed(label) or self._find(label) or label.strip()
 
     def _may_be_equal(self, one: Notation, other: Notation) -> bool:
