@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from tests.unit.answers.hostile import PIECES, anything
-from workflow_composer.answers import Question, reader
+from workflow_composer.answers import AnswerForm, Question, reader
 from workflow_composer.answers.extraction import numbers, unmarked
 
 WORKED = [
