@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workflow_composer.answers.equality import Kind, Question, kind_of, kind_of_labels
+    from workflow_composer.answers.extraction import Extracted
     from workflow_composer.answers.form import ANY_FORM, AnswerForm
     from workflow_composer.answers.gsm8k import final_answer, is_correct, same_answer
     from workflow_composer.answers.reading import Reader, reader
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ANY_FORM",
     "AnswerForm",
+    "Extracted",
     "Kind",
     "Question",
     "Reader",
@@ -29,6 +31,7 @@ _HOMES = {
     "AnswerForm": "form",
     "Kind": "equality",
     "Question": "equality",
+    "Extracted": "extraction",
     "Reader": "reading",
     "final_answer": "gsm8k",
     "is_correct": "gsm8k",
