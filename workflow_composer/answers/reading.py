@@ -88,7 +88,7 @@ class Reader:
         found = self._find(text)
         if not self._takes_unmarked:
             return found
-        wanted = None if label is None else self._bare(label)
+        wanted = None if label is None else self.bare(label)
         if found is None:
             last = unmarked(text, wanted)
             return None if last is None else Extracted(last, "last_number" if last != text.strip() else "whole")
@@ -147,16 +147,11 @@ class Reader:
                 self._known.popitem(last=False)
         return bool(found)
 
-    async def grade(self, answer: str | None, label: str) -> bool:
-        r"""Whether an extracted answer equals the label's; None (no answer) is never correct.
+    def bare(self, label: str) -> str:
+        r"""Return a label's answer: the label is that answer, or a solution that ends with it.
 
-        A label is a bare answer or a solution that ends with one, marked by ``####``, ``\boxed{}`` or as the form says.
+        The end of a solution is marked by ``####``, ``\boxed{}`` or as the form says.
         """
-        if answer is None:
-            return False
-        return await self.decide(answer, self._bare(label))
-
-    def _bare(self, label: str) -> str:
         found = hashes(label) or boxed(label)
         if found is None and (marked := self._find(label)) is not None:
             found = marked.answer
