@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "generate": "Answer a prompt, or every row of a file.",
     "execute": "Run data sets through cascades and batch policies, and compare them.",
+    "merge": "Join the shards of a run into one.",
     "route": "Show which models a request would go to, and why; sends nothing.",
     "serve": "Serve OpenAI's API over the strategy, with a dashboard.",
     "keys": "Create, list and revoke the service's API keys.",
