@@ -88,10 +88,10 @@ def _merge(target: Path, found: Mapping[Shard, Path], form: _Form, *, partial: b
     with ExitStack() as stack:
         for path in shards.values():
             stack.callback(open_own(path, other=_OTHER).close)
-        own = open_own(target, other=_OTHER)
-        stack.callback(own.close)
         entries = {shard: list(form.entries(path)) for shard, path in shards.items()}
         failed, missing = _check(shards, entries, total, partial=partial)
+        own = open_own(target, other=_OTHER)  # after the checks, because it creates the file
+        stack.callback(own.close)
         rest = _others(target, form, entries, total)
         _note_of_all(target, notes)
         try:
@@ -144,7 +144,10 @@ def _notes(shards: Mapping[Shard, Path], target: Path) -> list[dict[str, Any]]:
 
 
 def _differ(one: Mapping[str, Any], other: Mapping[str, Any], *, rows: bool = True) -> str:
-    before, after = ({name: note.get(name) for name in ("options", "votes", "run_of")} for note in (one, other))
+    both = [
+        name for name in ("options", "votes", "run_of") if name in one and name in other
+    ]  # a shard without rows has none
+    before, after = ({name: note[name] for name in both} for note in (one, other))
     if one.get("profile") and other.get("profile"):
         before["profile"], after["profile"] = in_common(one["profile"], other["profile"])
     if rows:
@@ -227,10 +230,13 @@ def _line_at(file: BinaryIO, offset: int) -> bytes:
 
 
 def _note_of_all(target: Path, notes: Sequence[Mapping[str, Any]]) -> None:
-    note = {name: value for name, value in notes[0].items() if name != "run"}
-    for other in notes[1:]:
-        if note.get("profile") and other.get("profile"):
-            note["profile"] = joined(note["profile"], other["profile"])
+    note: dict[str, Any] = {}
+    for other in reversed(notes):
+        profile = joined(note.get("profile") or {}, other.get("profile") or {})
+        note |= other
+        if "profile" in note:
+            note["profile"] = profile
+    del note["run"]
     try:
         write_note(target, {**note, "shard": None})
     except OSError as error:

@@ -225,10 +225,10 @@ class AnswerFile:
         """Open and lock the file; call ``each`` with the head of every line that counts.
 
         ``other`` names the option to change in hints, such as "another --output". With ``rows``, answers get the places
-        that their rows have now; if the rows are the ``whole`` input, none may be missing. ``by_content``: rows are known by their
-        content, because the settings of the run have been compared. ``holds``: which rows belong here (a shard's). Raises
-        `InputError` if the file is the input itself (``source``), is locked by another run, holds other content, or answers
-        other rows.
+        that their rows have now; if the rows are the ``whole`` input, none may be missing. ``by_content``: rows are known
+        by their content, because the settings of the run have been compared. ``holds``: which rows belong here (a
+        shard's). Raises `InputError` if the file is the input itself (``source``), is locked by another run, holds other
+        content, or answers other rows.
         """
         path = Path(os.path.realpath(path))
         if source is not None and path.exists() and source.exists() and path.samefile(source):
@@ -401,25 +401,26 @@ class AnswerFile:
             self._keys.extend([NO_KEY] * (index + 1 - len(self._keys)))
         self._keys[index] = number_of(fields["content"] if self._by_content and "content" in fields else fields["key"])
 
-    async def finish(self, rows: Iterable[InputRow], *, keep_texts: bool) -> None:
+    async def finish(self, rows: Callable[[], Iterable[InputRow]], *, keep_texts: bool) -> None:
         """Put the lines into the order of the rows, and give them the rows' ids, labels and columns of today.
 
-        Answers whose label has changed are graded again. Answers of other rows stay at the end. The file is replaced only
-        if something changes. Raises `WorkflowComposerError` if it cannot be written.
+        ``rows`` returns them anew for every pass. Answers whose label has changed are graded again. Answers of other rows
+        stay at the end. The file is replaced only if something changes. Raises `WorkflowComposerError` if it cannot be
+        written.
         """
         offsets = self._offsets()
         if not offsets:
             return
         with self.path.open("rb") as lines:
             settled, last = True, -1
-            async for offset, _, same in self._in_order(rows, offsets, lines, keep_texts=keep_texts):
+            async for offset, _, same in self._in_order(rows(), offsets, lines, keep_texts=keep_texts):
                 settled = settled and same and offset > last
                 last = offset
         if settled and not self._stale:
             return
         try:
             with self._file.rewriting() as copy, self.path.open("rb") as lines:
-                async for _, line, _ in self._in_order(rows, offsets, lines, keep_texts=keep_texts):
+                async for _, line, _ in self._in_order(rows(), offsets, lines, keep_texts=keep_texts):
                     copy.write(line)
         except OSError as error:
             raise unwritable(self.path, error, other=self._other) from error

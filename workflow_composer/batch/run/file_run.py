@@ -229,7 +229,7 @@ class FileRun:
 
     async def finish(self, file: AnswerFile) -> None:
         """Put the answers into the order of the input, with its ids, labels and columns of today."""
-        await file.finish(self._mine(), keep_texts=self._keep_texts)
+        await file.finish(self._mine, keep_texts=self._keep_texts)
 
 
 def _has_lines(path: Path) -> bool:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from workflow_composer import __version__
 from workflow_composer.answers import reader
 from workflow_composer.batch.keeping.identity import cascade_settings, meaning_of, voting_of
+from workflow_composer.batch.keeping.notes import read_note, write_note
+from workflow_composer.batch.keeping.shards import Shard, refuse_other_counts, shard_folders
 from workflow_composer.batch.report.results import records, write_results
 from workflow_composer.batch.run.answering import Answering, Job
 from workflow_composer.batch.run.journal import RowJournal, RowKeys, fingerprint
-from workflow_composer.batch.keeping.notes import read_note, write_note
-from workflow_composer.batch.keeping.shards import Shard, refuse_other_counts, shard_folders
 from workflow_composer.batch.run.limiter import Limiter
 from workflow_composer.batch.run.lines import head_of, whole_lines
 from workflow_composer.batch.run.records import Head
