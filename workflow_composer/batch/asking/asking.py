@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from workflow_composer.answers.output_form import OutputForm
-from workflow_composer.batch.asking.table_output import OTHER, TableOutput, cell, suffix_of
+from workflow_composer.batch.asking.table_output import OTHER, TableOutput, cell, suffix_of, types_of
 from workflow_composer.batch.asking.templates import Template, near_columns
 from workflow_composer.batch.datasets.prompt_rows import InputRow, digest_of
 from workflow_composer.batch.run.answer_file import AnswerFile, AnswerLine, LineAnswers, answers_in
@@ -27,6 +27,7 @@ from workflow_composer.errors import InputError, ModelError
 from workflow_composer.types import LLMResponse
 
 if TYPE_CHECKING:
+    from workflow_composer.batch.datasets.table import Table, TableRow
     from workflow_composer.config.strategy import StrategyConfig
 
 JOURNAL = ".journal"
@@ -36,24 +37,6 @@ ANSWER, ERROR = "answer", "_error"
 """The column of an answer without fields, and the column that says why a row has none."""
 
 _NOT_ASKED = "not asked: the run ended before this row"
-
-
-class Table(Protocol):
-    """A table that can be read again and again."""
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        ...
-
-    @property
-    def columns(self) -> Sequence[str]:
-        """The names of the columns, in order."""
-        ...
-
-    def rows(self) -> Iterable[Mapping[str, Any]]:
-        """Yield the rows in order."""
-        ...
 
 
 class InvalidAnswer(ModelError):
@@ -93,12 +76,12 @@ class NewColumns:
         """All of them, in order."""
         return (*self.answers, self.error)
 
-    def check(self, kept: Sequence[str], path: Path) -> None:
+    def check(self, kept: Sequence[str], table: str) -> None:
         """Raise `InputError` if the table has a column of the same name."""
         clashes = [name for name in self.names if name in kept]
         if clashes:
             raise InputError(
-                f"{path} has already a column {' and '.join(map(repr, clashes))}",
+                f"{table} has already a column {' and '.join(map(repr, clashes))}",
                 hint="give the new columns a --prefix such as 'new_', or leave the old ones out with --keep",
             )
 
@@ -194,60 +177,77 @@ class AskRun:
         limit: int | None = None,
     ) -> None:
         self.table, self.form, self.new = table, form, new
-        self.kept = [name for name in table.columns if keep is None or name in keep]
-        template.check(table.columns)
+        self.columns = self._columns_for(template)
+        self.kept = [name for name in self.columns if keep is None or name in keep]
         for name, option in (*((each, "--keep") for each in keep or ()), *([(label, "--label-column")] if label else [])):
-            if name not in table.columns:
-                raise InputError(f"{option}: {table.path} has no column {name!r}", hint=near_columns(name, table.columns))
-        new.check(self.kept, table.path)
+            if name not in self.columns:
+                hint = near_columns(name, self.columns)
+                raise InputError(f"{option}: {table.name} has no column {name!r}", hint=hint)
+        new.check(self.kept, table.name)
         self.tally = Tally(None)
         self.characters = 0
         self.other_labels: list[str] = []
         self.identity = ""
         self.fields = dict(fields)
         self.used = frozenset(name for reference in template.references for name in reference.path)
-        self._template, self._label, self._limit = template, label, limit
+        self._template, self._label, self._limit, self._keep = template, label, limit, keep
         self._instructions = form.instructions()
+
+    def _columns_for(self, template: Template) -> list[str]:
+        """Return the table's columns. Rows of JSON lines may have more than the first ones: then all rows are looked at."""
+        columns = dict.fromkeys(self.table.names)
+        try:
+            template.check(list(columns))
+        except InputError:
+            for row in self.table.rows():
+                columns.update(dict.fromkeys(row.values))
+            template.check(list(columns))
+        return list(columns)
 
     def check(self) -> None:
         """Fill in every prompt and read every label, so that faults show before any call is paid for.
 
-        Sets the tally's total, ``characters`` (of all prompts) and ``other_labels``, which no answer can equal. Raises
-        `InputError` for the first faulty row, with the number of faulty rows.
+        Sets the tally's total, ``characters`` (of all prompts) and ``other_labels``, which no answer can equal; adds columns
+        that only later rows have. Raises `InputError` for the first faulty row, with the number of faulty rows.
         """
         total, faults, first = 0, 0, None
-        for index, values in enumerate(self._values()):
+        found = dict.fromkeys(self.columns)
+        for row in self._rows():
             total += 1
+            found.update(dict.fromkeys(row.values))
             try:
-                self.characters += len(self._prompt(index, values))
+                self.characters += len(self._prompt(row))
             except InputError as error:
                 faults, first = faults + 1, first or error
                 continue
-            label = self._label_of(values)
+            label = self._label_of(row)
             if label is not None and self.form.read(label).problem is not None and label not in self.other_labels:
                 self.other_labels.append(label)
         if first is not None:
             more = f", and {faults - 1} more rows" if faults > 1 else ""
             raise InputError(f"{first.message}{more}", hint=first.hint)
         if not total:
-            raise InputError(f"{self.table.path} has no rows", hint="write at least one row")
+            raise InputError(f"{self.table.name} has no rows", hint="write at least one row")
+        if self._keep is None:
+            self.kept = self.columns = list(found)
+            self.new.check(self.kept, self.table.name)
         self.tally.total = total
 
     def rows(self) -> Iterator[InputRow]:
         """Yield the rows as prompts."""
-        for index, values in enumerate(self._values()):
-            prompt = self._prompt(index, values)
+        for index, row in enumerate(self._rows()):
+            prompt = self._prompt(row)
             key = digest_of(prompt.encode(errors="surrogatepass"), self.identity)
-            yield InputRow(index, self._where(index), key, prompt, label=self._label_of(values))
+            yield InputRow(index, row.where, key, prompt, label=self._label_of(row))
 
     def opened(self, target: Path) -> AnswerFile:
         """Open the journal of an output to resume it. Raises `InputError` if it has answers to other questions."""
         suffix_of(target)
         journal = journal_of(target)
-        if target.exists() and (not journal.exists() or target.samefile(self.table.path)):
+        if target.exists() and (not journal.exists() or any(map(target.samefile, self.table.paths))):
             raise InputError(f"{target} exists and was not written by ask", hint=f"choose {OTHER}, or move the file")
         self.tally = Tally(self.tally.total)
-        file = AnswerFile.open(journal, source=self.table.path, each=self.tally.add_earlier, other=OTHER)
+        file = AnswerFile.open(journal, source=self.table.paths[0], each=self.tally.add_earlier, other=OTHER)
         try:
             if file.rows:
                 for row in self.rows():
@@ -289,13 +289,12 @@ class AskRun:
 
     def output(self, target: Path, *, keep_formulas: bool = False) -> TableOutput:
         """Return the table with the answers that the journal of ``target`` has."""
-        typed = getattr(self.table, "types", None)
         own = frozenset(self.new.answers) if _has_own_words(self.form) else frozenset()
         return TableOutput(
             [*self.kept, *self.new.names],
             lambda: (values | cells for values, cells in self.answered(target)),
             answers=own | {self.new.error},
-            types={name: kind for name, kind in (typed or {}).items() if name in self.kept},
+            types=types_of(self.table.paths),
             keep_formulas=keep_formulas,
         )
 
@@ -303,30 +302,24 @@ class AskRun:
         """Yield the cells of every row, the table's and the new ones."""
         lines = answers_in(journal_of(target))
         line = next(lines, None)
-        for index, values in enumerate(self._values()):
+        for index, row in enumerate(self._rows()):
             found = None
             if line is not None and line["index"] == index:
                 found, line = line, next(lines, None)
-            yield dict(values), self.new.cells(found)
+            yield dict(row.values), self.new.cells(found)
 
-    def _values(self) -> Iterator[Mapping[str, Any]]:
+    def _rows(self) -> Iterator[TableRow]:
         return islice(self.table.rows(), self._limit)
 
-    def _where(self, index: int) -> str:
-        return f"{self.table.path}, row {index + 1}"
-
-    def _prompt(self, index: int, values: Mapping[str, Any]) -> str:
-        prompt = self._template.render(values, self._where(index))
+    def _prompt(self, row: TableRow) -> str:
+        prompt = self._template.render(row.values, row.where)
         if not prompt.strip():
-            raise InputError(
-                f"{self._where(index)}: the prompt is empty", hint="leave this row out, or write some text around it"
-            )
+            raise InputError(f"{row.where}: the prompt is empty", hint="leave this row out, or write some text around it")
         return f"{prompt}\n\n{self._instructions}" if self._instructions else prompt
 
-    def _label_of(self, values: Mapping[str, Any]) -> str | None:
-        value = None if self._label is None else values.get(self._label)
-        text = cell(value).strip()
-        return text or None
+    def _label_of(self, row: TableRow) -> str | None:
+        value = None if self._label is None else row.values.get(self._label)
+        return cell(value).strip() or None
 
 
 def identity_of(config: StrategyConfig, run: AskRun) -> str:

@@ -103,12 +103,17 @@ class TableOutput:
 
     def _types(self, pa: Any) -> dict[str, Any]:
         """Return the Arrow type of each column: the known one, or the one that holds all its values, or text for JSON."""
-        found = {name: self.types.get(name, pa.null()) for name in self.columns}
-        open_names = [name for name in self.columns if name not in self.types]
+        known = {name: self.types[name] for name in self.columns if name in self.types}
+        found = dict.fromkeys(self.columns, pa.null())
         for batch in _batches(self.rows()):
-            for name in open_names:
-                found[name] = _joint(pa, found[name], [row.get(name) for row in batch])
-        return {name: pa.string() if not _can_be_written(pa, kind) else kind for name, kind in found.items()}
+            for name in self.columns:
+                values = [row.get(name) for row in batch]
+                if name in known and not _holds(pa, known[name], values):
+                    del known[name]
+                found[name] = _joint(pa, found[name], values)
+        return {
+            name: known.get(name) or (kind if _can_be_written(pa, kind) else pa.string()) for name, kind in found.items()
+        }
 
     @staticmethod
     def _array(pa: Any, name: str, kind: Any, batch: Sequence[Mapping[str, Any]]) -> Any:
@@ -117,6 +122,21 @@ class TableOutput:
             values = [value if value is None or isinstance(value, str) else cell(value) for value in values]
             values = [value if value is None else value.encode(errors="backslashreplace").decode() for value in values]
         return pa.array(values, kind)
+
+
+def types_of(paths: Sequence[Path]) -> dict[str, Any]:
+    """Return the Arrow types of Parquet files' columns by name; empty if they differ, or if a file is not Parquet."""
+    if any(_begin(path) != b"PAR1" for path in paths):
+        return {}
+    from pyarrow import parquet
+
+    schemas = [parquet.read_schema(path) for path in paths]
+    return {field.name: field.type for field in schemas[0]} if all(map(schemas[0].equals, schemas)) else {}
+
+
+def _begin(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4)
 
 
 def suffix_of(path: Path) -> str:
@@ -175,8 +195,16 @@ def _joint(pa: Any, kind: Any, values: Sequence[Any]) -> Any:
         new = pa.array(values).type
         fields = [pa.schema([("x", kind)]), pa.schema([("x", new)])]
         return pa.unify_schemas(fields, promote_options="permissive").field("x").type
-    except (pa.ArrowException, OverflowError, TypeError):
+    except (pa.ArrowException, OverflowError, TypeError, UnicodeEncodeError):
         return pa.string()
+
+
+def _holds(pa: Any, kind: Any, values: Sequence[Any]) -> bool:
+    try:
+        pa.array(values, kind)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        return False
+    return True
 
 
 def _can_be_written(pa: Any, kind: Any) -> bool:

@@ -16,9 +16,9 @@ from workflow_composer.answers.output_form import OutputForm, output_form
 from workflow_composer.batch.asking.asking import AskRun, NewColumns, identity_of, journal_of
 from workflow_composer.batch.asking.forecast import Measured, PriceForecast, forecast
 from workflow_composer.batch.asking.labels import LabelCounts
-from workflow_composer.batch.asking.table_input import opened_table
 from workflow_composer.batch.asking.table_output import OTHER, cell, suffix_of
 from workflow_composer.batch.asking.templates import Template
+from workflow_composer.batch.datasets.table import read_table
 from workflow_composer.batch.run.answer_file import AnswerFile, answers_in
 from workflow_composer.batch.run.journal import unwritable
 from workflow_composer.batch.run.runner import Budget
@@ -64,7 +64,7 @@ def opened_run(source: Path, options: Mapping[str, Any]) -> AskRun:
     if options["contexts"]:
         fields["context"] = options["contexts"]
     return AskRun(
-        opened_table(source),
+        read_table(source, asks=False),
         template,
         form,
         new,
@@ -219,7 +219,7 @@ class AskSession:
     def _tell_before(self, orchestrator: ModelOrchestrator) -> None:
         run, tally = self._run, self._run.tally
         left = (tally.total or 0) - tally.answered
-        click.echo(f"{run.table.path}: {tally.total} rows; new columns: {', '.join(run.new.names)}", err=True)
+        click.echo(f"{run.table.name}: {tally.total} rows; new columns: {', '.join(run.new.names)}", err=True)
         if run.other_labels:
             shown = ", ".join(map(repr, run.other_labels[:5]))
             click.echo(f"warning: labels that no answer can equal: {shown}", err=True)
@@ -256,7 +256,7 @@ class AskSession:
 
     def _show_sample(self) -> None:
         run = self._run
-        shown = [name for name in run.table.columns if name in run.used or name == self._label]
+        shown = [name for name in run.columns if name in run.used or name == self._label]
         names = [*shown, *run.new.names]
         rows = [
             [_short(cell((values | cells)[name])) for name in names]
@@ -303,9 +303,9 @@ class AskSession:
 
     def _labelled(self, counts: LabelCounts) -> dict[str, Any]:
         report = self._target.with_name(f"{self._target.name}.report.md")
-        facts = [f"table: {self._run.table.path}", f"label: {self._label}", f"answers: {journal_of(self._target).name}"]
+        facts = [f"table: {self._run.table.name}", f"label: {self._label}", f"answers: {journal_of(self._target).name}"]
         try:
-            replace_file(report, counts.report(f"Answers to {self._run.table.path.name}", facts), mode=0o600)
+            replace_file(report, counts.report(f"Answers to {self._run.table.name}", facts), mode=0o600)
         except OSError as error:
             raise unwritable(report, error, other=OTHER) from error
         confusion = [[label, answer, count] for (label, answer), count in counts.counts.most_common()]
