@@ -109,7 +109,11 @@ _MONEY = click.FloatRange(min=0, min_open=True)
 @context_option
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Token limit of an answer.")
 @click.option(
-    "--temperature", type=click.FloatRange(min=0), callback=finite, metavar="T", help="Sampling temperature. Default: 0."
+    "--temperature",
+    type=click.FloatRange(min=0),
+    callback=finite,
+    metavar="T",
+    help="Sampling temperature. Default: 0 on your own servers.",
 )
 @click.option("--timeout", type=_MONEY, callback=finite, metavar="SECONDS", help="Time limit of a row, including retries.")
 @click.option("--budget", type=_MONEY, callback=finite, metavar="DOLLARS", help="Budget of a row.")

@@ -132,6 +132,10 @@ class AskSession:
         suffix_of(self._target)
         run.check()
         orchestrator = self._opened()
+        if "temperature" not in run.fields and _all_local(orchestrator.plan("?", **run.fields)):
+            run.fields["temperature"] = (
+                0.0  # ollama and llama.cpp sample at 0.8 if nothing is said; some cloud models refuse 0
+            )
         run.identity = identity_of(orchestrator.config, run)
         with run.opened(self._target) as file:
             self._tell_before(orchestrator)
@@ -350,6 +354,10 @@ def _price(found: PriceForecast, plan: Plan) -> str:
             price += f", without {', '.join(found.unpriced)}, which have no price"
     tokens = f"{found.prompt_tokens} prompt tokens, {found.answer_tokens} tokens an answer"
     return f"{price}; assumed: {tokens}; time: told after the first rows"
+
+
+def _all_local(plan: Plan) -> bool:
+    return all(candidate.local for tier in plan.tiers for candidate in tier.candidates)
 
 
 def _duration(seconds: float) -> str:
