@@ -1,8 +1,8 @@
 """A stand-in that answers as ollama does, with the habits of the models that people run with it.
 
 The form of the answers is that of ollama's OpenAI-compatible endpoint (ollama/ollama, ``openai/openai.go``,
-``ToChatCompletion``): IDs such as ``chatcmpl-123``, ``system_fingerprint`` ``fp_ollama``, the model with its tag, reasoning in
-a field ``reasoning``, always one choice, no log-probabilities.
+``ToChatCompletion``): IDs such as ``chatcmpl-123``, ``system_fingerprint`` ``fp_ollama``, the model with its tag, reasoning
+in a field ``reasoning``, always one choice, no log-probabilities.
 
 What models write around their answers is taken from bug reports:
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from workflow_composer.answers.output_form import OutputForm
 from workflow_composer.batch.asking.table_output import OTHER, TableOutput, cell, suffix_of, types_of
-from workflow_composer.batch.asking.templates import Template, near_columns
+from workflow_composer.batch.asking.templates import PromptTemplate, near_columns
 from workflow_composer.batch.datasets.prompt_rows import InputRow, digest_of
 from workflow_composer.batch.run.answer_file import AnswerFile, AnswerLine, LineAnswers, answers_in
 from workflow_composer.batch.run.limiter import Limiter
@@ -118,7 +118,8 @@ class FormAnswers:
             made.append(await self._generate(prompt, **fields))
             return made[0]
 
-        line = await LineAnswers(generate, self._fields)(replace(row, label=None), budget)
+        graded = row if self._form.is_text else replace(row, label=None)  # a text is graded by the answer read from it
+        line = await LineAnswers(generate, self._fields)(graded, budget)
         return AnswerLine({**line.fields, **self._read(row, made[0])})
 
     def failed(self, row: InputRow, error: BaseException, seconds: float) -> AnswerLine:
@@ -132,9 +133,13 @@ class FormAnswers:
         if formed.problem is not None:
             return {**found, "error": {"type": InvalidAnswer.__name__, "message": formed.problem}}
         value = self._form.plain(formed.value)
-        found |= {"value": value, "answer": cell(value), "mended": list(formed.mended)}
+        found |= {"value": value, "mended": list(formed.mended)}
         if row.label is not None:
-            found |= {"label": row.label, "correct": self._form.key(formed.value) == key_of(self._form, row.label)}
+            found["label"] = row.label
+        if not self._form.is_text:
+            found["answer"] = cell(value)
+            if row.label is not None:
+                found["correct"] = self._form.key(formed.value) == key_of(self._form, row.label)
         return found
 
 
@@ -167,7 +172,7 @@ class AskRun:
     def __init__(
         self,
         table: Table,
-        template: Template,
+        template: PromptTemplate,
         form: OutputForm,
         new: NewColumns,
         *,
@@ -193,7 +198,7 @@ class AskRun:
         self._template, self._label, self._limit, self._keep = template, label, limit, keep
         self._instructions = form.instructions()
 
-    def _columns_for(self, template: Template) -> list[str]:
+    def _columns_for(self, template: PromptTemplate) -> list[str]:
         """Return the table's columns. Rows of JSON lines may have more than the first ones: then all rows are looked at."""
         columns = dict.fromkeys(self.table.names)
         try:

@@ -10,6 +10,7 @@ from typing import Any
 _SHOWN = 50
 _LARGEST = 20
 _LONGEST = 200
+_UNREAD = "(unreadable)"
 
 
 @dataclass(slots=True)
@@ -33,11 +34,12 @@ class LabelCounts:
         return found
 
     def _add(self, line: Mapping[str, Any], label: str) -> None:
-        self.counts[label, line["answer"]] += 1
+        answer = _UNREAD if line["answer"] is None else line["answer"]
+        self.counts[label, answer] += 1
         if line["correct"]:
             self.right += 1
         elif len(self.wrong) < _SHOWN:
-            self.wrong.append((line["index"] + 1, label, line["answer"], line.get("text", "")))
+            self.wrong.append((line["index"] + 1, label, answer, line.get("text", "")))
 
     @property
     def graded(self) -> int:

@@ -42,7 +42,7 @@ _SELF = "self"
 
 
 class TemplateFault(Exception):
-    """What is wrong with an expression, and how to write it; `Template` adds where."""
+    """What is wrong with an expression, and how to write it; `PromptTemplate` adds where."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -376,7 +376,7 @@ def _through(name: str, node: Any) -> nodes.Expr:
     return nodes.Filter(node, name, [told], [], None, None, lineno=node.lineno)
 
 
-class Template:
+class PromptTemplate:
     """A prompt with places for the values of a row.
 
     Args:

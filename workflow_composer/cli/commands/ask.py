@@ -87,7 +87,7 @@ _MONEY = click.FloatRange(min=0, min_open=True)
     metavar="[FIELD...]",
     help="Fields of the answer, each a column: NAME, NAME:FORM.",
 )
-@click.option(_FLAG, "json_summary", is_flag=True, hidden=True)
+@click.option(_FLAG, "json_summary", is_flag=True, hidden=True, help="What --json without a field means.")
 @click.option(
     "-o",
     "--output",
@@ -126,7 +126,7 @@ _MONEY = click.FloatRange(min=0, min_open=True)
 @debug_option
 @click.pass_context
 def ask(context: click.Context, /, source: Path, target: Path, json_summary: bool, **options: Any) -> None:
-    """Ask a prompt for every row of a table, and write the table with the answers as new columns.
+    """Ask a prompt for every row of a table, and write the table with the answers.
 
     The prompt is a template over the columns: {{ title }}, {{ row["Article Title"] }}, {% if abstract %} ... {% endif %}.
     Names are checked, and every prompt is filled in, before the first call. --choices, --schema and --json say what an

@@ -17,7 +17,7 @@ from workflow_composer.batch.asking.asking import AskRun, NewColumns, identity_o
 from workflow_composer.batch.asking.forecast import Measured, PriceForecast, forecast
 from workflow_composer.batch.asking.labels import LabelCounts
 from workflow_composer.batch.asking.table_output import OTHER, cell, suffix_of
-from workflow_composer.batch.asking.templates import Template
+from workflow_composer.batch.asking.templates import PromptTemplate
 from workflow_composer.batch.datasets.table import read_table
 from workflow_composer.batch.run.answer_file import AnswerFile, answers_in
 from workflow_composer.batch.run.journal import unwritable
@@ -75,18 +75,18 @@ def opened_run(source: Path, options: Mapping[str, Any]) -> AskRun:
     )
 
 
-def _template(prompt: str | None, file: Path | None) -> Template:
+def _template(prompt: str | None, file: Path | None) -> PromptTemplate:
     if (prompt is None) == (file is None):
         raise click.UsageError("give --prompt or --prompt-file")
     if file is not None:
         try:
-            return Template(file.read_text(encoding="utf-8-sig"), name=str(file))
+            return PromptTemplate(file.read_text(encoding="utf-8-sig"), name=str(file))
         except UnicodeDecodeError:
             raise InputError(f"{file} is not UTF-8", hint="convert it: iconv -f LATIN1 -t UTF-8") from None
         except OSError as error:
             raise unreadable(file, error) from None
     assert prompt is not None
-    return Template(prompt if "\n" in prompt else _BREAK.sub("\n", prompt), name="--prompt")
+    return PromptTemplate(prompt if "\n" in prompt else _BREAK.sub("\n", prompt), name="--prompt")
 
 
 def _form(choices: Sequence[str], schema: Path | None, fields: Sequence[str]) -> OutputForm:

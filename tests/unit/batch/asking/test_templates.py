@@ -11,12 +11,12 @@ import jinja2
 import pytest
 
 from workflow_composer.batch.asking import templates
-from workflow_composer.batch.asking.templates import FILTERS, Template
+from workflow_composer.batch.asking.templates import FILTERS, PromptTemplate
 from workflow_composer.errors import InputError
 
 
 def rendered(text, **values):
-    template = Template(text, name="--prompt")
+    template = PromptTemplate(text, name="--prompt")
     template.check(list(values))
     return template.render(values, "t.csv, row 1")
 
@@ -76,7 +76,7 @@ def test_null_names_its_expression():
 
 def test_a_column_that_a_row_lacks_is_null():
     """Rows of JSON lines may lack columns."""
-    template = Template("{{ title }}{{ year | default('?') }}")
+    template = PromptTemplate("{{ title }}{{ year | default('?') }}")
     template.check(["title", "year"])
     assert template.render({"title": "T"}, "row 1") == "T?"
 
@@ -153,7 +153,7 @@ def test_a_column_whose_name_is_no_identifier():
 )
 def test_a_misspelt_column_is_found_when_the_template_is_checked(text):
     """Also in branches that are not taken; the hint names the column that is meant."""
-    template = Template(text)
+    template = PromptTemplate(text)
     with pytest.raises(InputError, match="'tilte'") as found:
         template.check(["title", "abstract", "tags"])
     assert "title" in found.value.hint
@@ -161,8 +161,8 @@ def test_a_misspelt_column_is_found_when_the_template_is_checked(text):
 
 def test_the_line_of_a_misspelt_column_is_named():
     """Counted from 1."""
-    with pytest.raises(InputError, match="prompt.txt:3"):
-        Template("{{ title }}\n\n{{ tilte }}", name="prompt.txt").check(["title"])
+    with pytest.raises(InputError, match=r"prompt\.txt:3"):
+        PromptTemplate("{{ title }}\n\n{{ tilte }}", name="prompt.txt").check(["title"])
 
 
 def test_names_that_a_loop_binds_are_no_columns():
@@ -174,16 +174,16 @@ def test_names_that_a_loop_binds_are_no_columns():
 
 def test_other_case_and_separators_are_near():
     """What people write for a column."""
-    assert Template("x {{ a }}").names == ("a",)
+    assert PromptTemplate("x {{ a }}").names == ("a",)
     with pytest.raises(InputError) as found:
-        Template("{{ articletitle }}").check(["Article-Title", "x"])
+        PromptTemplate("{{ articletitle }}").check(["Article-Title", "x"])
     assert 'row["Article-Title"]' in found.value.hint
 
 
 def test_a_template_without_a_column_is_refused():
     """The usual reason is the braces of `str.format`."""
     with pytest.raises(InputError) as found:
-        Template("Classify: {title}").check(["title"])
+        PromptTemplate("Classify: {title}").check(["title"])
     assert "{{ title }}" in found.value.hint
 
 
@@ -225,7 +225,7 @@ def test_a_template_without_a_column_is_refused():
 def test_what_is_no_template_of_a_prompt_is_refused_when_it_is_read(text):
     """With the line, and before any row is seen."""
     with pytest.raises(InputError, match=r"p\.txt:1|nested"):
-        Template(text, name="p.txt")
+        PromptTemplate(text, name="p.txt")
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_a_field_of_nothing_is_an_error_also_in_a_condition():
 )
 def test_filters(text, printed):
     """Each of the allowed ones."""
-    template = Template(text)
+    template = PromptTemplate(text)
     people = [{"n": 1}, {"n": "x"}]
     assert template.render({"words": ["b", "a"], "people": people, "text": "  one two three  "}, "row 1") == printed
 

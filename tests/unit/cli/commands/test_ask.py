@@ -14,8 +14,6 @@ from workflow_composer.cli.commands.ask import spread_fields
 from workflow_composer.errors import ServerUnreachable
 from workflow_composer.types import texts
 
-TABLE = 'id,title,abstract,kind\n007,One,"A case, of ""fever"".",case\n008,Two,A trial.\nthree,Three,Other,\n'
-
 
 @pytest.fixture
 def table(command):
@@ -79,7 +77,8 @@ class TestChoices:
         elif name == "o.jsonl":
             rows = [json.loads(line) for line in path.read_text().splitlines()]
         else:
-            rows = list(csv.DictReader(path.open(newline=""), delimiter="\t"))
+            with path.open(newline="") as file:
+                rows = list(csv.DictReader(file, delimiter="\t"))
         assert [row["answer"] for row in rows] == ["case", "trial", "neither"]
         assert [row["id"] for row in rows] == ["007", "008", "009"]
         assert {row["_error"] for row in rows} == ({""} if name == "o.tsv" else {None})
@@ -243,9 +242,6 @@ class TestRuns:
     def test_a_failed_row_has_its_reason_and_is_tried_again(self, command, table):
         """Exit code 1, an empty cell, the reason; the next run asks for that row only."""
         command.remote = (ServerUnreachable("down"),)
-
-        def fail(call):
-            raise ServerUnreachable("down") if "A trial" in prompt_of(call) else None
 
         command.script = (lambda call: kind(call) if "A trial" not in prompt_of(call) else ServerUnreachable("down"),)
         done = command("ask", table, *LABELS)
