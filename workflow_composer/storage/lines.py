@@ -193,6 +193,7 @@ class WrittenNumber(float):
     """A decimal number of a JSON text that keeps its writing, such as ``1.10``."""
 
     __slots__ = ("written",)
+    written: str
 
     def __new__(cls, written: str) -> Self:
         """Read the number."""
@@ -204,9 +205,7 @@ class WrittenNumber(float):
         return self.written
 
 
-def parsed(
-    line: bytes, where: str, *, form: str = _FORM, number: Callable[[str], float] | None = None
-) -> Mapping[str, Any]:
+def parsed(line: bytes, where: str, *, form: str = _FORM, number: Callable[[str], float] | None = None) -> Mapping[str, Any]:
     """Parse the JSON object of a line; ``number`` reads decimals. Raises `InputError` if it is not one."""
     hint = "turn an array into lines with: jq -c '.[]'" if line.lstrip().startswith(b"[") else f"write {form}"
     try:

@@ -19,7 +19,7 @@ _STREAMS: dict[bytes, Callable[[Any], Any]] = {
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\0": lzma.LZMAFile,
-    b"\x28\xb5\x2f\xfd": lambda file: _Zstandard(file),
+    b"\x28\xb5\x2f\xfd": lambda file: _Zstandard(file),  # noqa: PLW0108  # the class is defined below,
 }
 _ZIP = b"PK\x03\x04"
 _FOREIGN = {
@@ -70,7 +70,7 @@ def unpacked(plain: Any, path: Path) -> Iterator[Any]:
             raise InputError(f"{path} is {what}", hint=remedy)
     if begin.startswith(_ZIP):
         with zipfile.ZipFile(plain) as archive, archive.open(_only_table(archive, path)) as member:
-            yield io.BufferedReader(member)  # type: ignore[type-var]  # a ZipExtFile is a reader in all but its type
+            yield io.BufferedReader(member)
         return
     for mark, opener in _STREAMS.items():
         if begin.startswith(mark):

@@ -18,7 +18,6 @@ from workflow_composer.errors import InputError
 from workflow_composer.storage.lines import LONGEST, blocks, encoded, lines, objects, parsed
 
 
-
 def zipped(data):
     """An archive of one file, with what the Finder of a Mac adds."""
     with zipfile.ZipFile(packed := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as archive:

@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow_composer.batch.datasets.asking import Taking, arrow_library, tables_of
 from workflow_composer.batch.datasets.columns import NUMBER, TEXT
+from workflow_composer.batch.datasets.content import Taking, arrow_library, tables_of
 from workflow_composer.errors import InputError
 from workflow_composer.storage.lines import unreadable
 
@@ -32,7 +32,9 @@ class Parquet:
         with _parquet(path) as file:
             return int(file.metadata.num_rows)
 
-    def rows(self, path: Path, start: int = 0, names: Sequence[str] | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def rows(
+        self, path: Path, start: int = 0, names: Sequence[str] | None = None
+    ) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Yield the rows with their places; row groups before ``start`` are not read. Places are numbered from 0."""
         with _parquet(path) as file:
             wanted = _wanted(file.schema_arrow, names)
@@ -83,7 +85,9 @@ class Arrow:
         with _arrow(path) as (_, batches):
             return sum(batch.num_rows for batch in batches)
 
-    def rows(self, path: Path, start: int = 0, names: Sequence[str] | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def rows(
+        self, path: Path, start: int = 0, names: Sequence[str] | None = None
+    ) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Yield the rows with their places, numbered from 0."""
         with _arrow(path) as (schema, batches):
             wanted = _wanted(schema, names)
@@ -159,7 +163,8 @@ def _plain_rows(batch: Any) -> Iterator[Mapping[str, Any]]:
         if pa.types.is_float32(array.type) or pa.types.is_float16(array.type):
             import pyarrow.compute as pc
 
-            array = pc.cast(pc.cast(array, pa.float32()).cast(pa.string()), pa.float64())
+            arrays.append(pc.cast(pc.cast(array, pa.float32()).cast(pa.string()), pa.float64()))
+            continue
         arrays.append(array)
     yield from pa.RecordBatch.from_arrays(arrays, names=batch.schema.names).to_pylist()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from workflow_composer.batch.datasets.choices import LabelForm, choices_in, form_of_labels
+from workflow_composer.batch.datasets.multiple_choice import LabelForm, choices_in, form_of_labels
 from workflow_composer.batch.datasets.values import at_path, is_missing, labels_of, messages_of, prompt_text, text_of
 from workflow_composer.errors import InputError
 
@@ -17,10 +17,14 @@ QUESTIONS = (
     ("input", "inputs", "ctx", "goal", "sentence", "text"),
 )
 LABELS = (
-    ("final_answer", "expected_answer", "ground_truth", "reward_model.ground_truth", "gold", "gold_answer")
-    + ("correct_answer", "reference_answer"),
-    ("answer", "answers", "answerkey", "answer_key", "answer_idx", "answer_index", "label", "target", "cop")
-    + ("correct_option", "final_decision"),
+    (
+        *("final_answer", "expected_answer", "ground_truth", "reward_model.ground_truth"),
+        *("gold", "gold_answer", "correct_answer", "reference_answer"),
+    ),
+    (
+        *("answer", "answers", "answerkey", "answer_key", "answer_idx", "answer_index", "label", "target", "cop"),
+        *("correct_option", "final_decision"),
+    ),
     ("solution", "output", "response", "completion", "reference"),
 )
 CHOICES = ("choices", "options", "endings", "question.choices")
@@ -29,7 +33,14 @@ IDS = ("id", "unique_id", "uid", "_id", "question_id", "problem_id", "custom_id"
 Of questions and labels the first group that has a column is used, of choices and ids the first name.
 """
 
-SPREAD = (("A", "B"), ("opa", "opb"), ("option_a", "option_b"), ("option1", "option2"), ("sol1", "sol2"), ("choice1", "choice2"))
+SPREAD = (
+    ("A", "B"),
+    ("opa", "opb"),
+    ("option_a", "option_b"),
+    ("option1", "option2"),
+    ("sol1", "sol2"),
+    ("choice1", "choice2"),
+)
 """The first two of the columns that hold one choice each."""
 
 TEXT, NUMBER = "text", "number"
@@ -125,7 +136,9 @@ class Search:
 
     def _label(self, wanted: str | None, known: str | None, taken: set[str], choices: tuple[str, ...]) -> str:
         if wanted is not None:
-            return self._named(wanted, "--label-column", holds=lambda name: self._present.get(name) in (TEXT, NUMBER, "list", None))
+            return self._named(
+                wanted, "--label-column", holds=lambda name: self._present.get(name) in (TEXT, NUMBER, "list", None)
+            )
 
         def is_label(name: str) -> bool:
             return name not in taken and name not in choices and self._is_label(name)
@@ -186,7 +199,11 @@ class Search:
     def _all(self, name: str) -> list[str]:
         """Return the columns of this name: itself, and further ones that a repeated name in a header gave."""
         found = self._there(name)
-        return [found, *(each for each in self._present if each.startswith(f"{found}.") and each[len(found) + 1 :].isdigit())] if found else []
+        return (
+            [found, *(each for each in self._present if each.startswith(f"{found}.") and each[len(found) + 1 :].isdigit())]
+            if found
+            else []
+        )
 
     def _there(self, name: str) -> str:
         """Return the column of that name (or the path into one), as the data write it; empty if there is none."""
@@ -211,7 +228,9 @@ class Search:
                 f"{self._where}: column {name!r} has type {self._present[found]}, not text", hint="choose a text column"
             )
         if not holds(found):
-            raise InputError(f"{self._where}: column {name!r} has type {self._present[found]}, not text", hint="choose a text column")
+            raise InputError(
+                f"{self._where}: column {name!r} has type {self._present[found]}, not text", hint="choose a text column"
+            )
         return found
 
     def _is_question(self, name: str, *, named: bool = False) -> bool:
@@ -221,7 +240,7 @@ class Search:
         values = [value for row in self._sample if not is_missing(value := at_path(row, name))]
         if not values or named:
             return self._present.get(name, TEXT) == TEXT or bool(values and _asks(values[0]))
-        return _asks(values[0]) or self._present.get(name) == TEXT and not isinstance(values[0], (list, dict))
+        return _asks(values[0]) or (self._present.get(name) == TEXT and not isinstance(values[0], (list, dict)))
 
     def _is_label(self, name: str) -> bool:
         for row in self._sample:
@@ -232,8 +251,8 @@ class Search:
                     return False
         return self._present.get(name, TEXT) in (TEXT, NUMBER)
 
-    def _labels_with_choices(self, label: str, choices: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
-        found = []
+    def _labels_with_choices(self, label: str, choices: tuple[str, ...]) -> list[tuple[str, Sequence[str]]]:
+        found: list[tuple[str, Sequence[str]]] = []
         for row in self._sample:
             try:
                 texts = labels_of(at_path(row, label), label, self._where)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow_composer.batch.datasets.asking import BATCH
 from workflow_composer.batch.datasets.columns import Columns
+from workflow_composer.batch.datasets.content import BATCH
 from workflow_composer.batch.datasets.table import Table, read_table
 from workflow_composer.support.fast_dataclass import quick
 from workflow_composer.types import EMPTY, Message

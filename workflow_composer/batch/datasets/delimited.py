@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow_composer.batch.datasets.asking import Taking, tables_of
 from workflow_composer.batch.datasets.columns import TEXT
+from workflow_composer.batch.datasets.content import Taking, tables_of
 from workflow_composer.errors import InputError
 from workflow_composer.storage.lines import LONGEST, lines, opened
 from workflow_composer.storage.packing import content_name
@@ -29,7 +29,7 @@ _NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _LOOKED_AT = 20
 _OLD_CODING = "cp1252"
 _MOST_FOREIGN = 0.3
-"""Share of bytes above 127 from which a text that is not UTF-8 is not one of Windows-1252 either, whose letters are mostly ASCII."""
+"""Share of bytes above 127 from which a text is not one of Windows-1252, whose letters are mostly ASCII."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,9 @@ class Delimited:
         """Return the number of records without the header."""
         return sum(1 for _ in _data(path, layout_of(path)))
 
-    def rows(self, path: Path, start: int = 0, names: Sequence[str] | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def rows(
+        self, path: Path, start: int = 0, names: Sequence[str] | None = None
+    ) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Yield the rows with their places; every record is parsed, because any may span lines."""
         layout = layout_of(path)
         for number, record in islice(_data(path, layout), start, None):

@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from workflow_composer.batch.datasets.asking import Taking, tables_of
 from workflow_composer.batch.datasets.columns import QUESTIONS, TEXT, plain
+from workflow_composer.batch.datasets.content import Taking, tables_of
 from workflow_composer.errors import InputError
 from workflow_composer.storage.lines import LONGEST, WrittenNumber, kind, opened
 
@@ -32,7 +32,7 @@ _LOOK_AHEAD = 64
 _BLOCK = 1 << 16
 
 
-class Document:
+class JsonDocument:
     """Reads rows from one JSON value, in memory for one row; the columns of an object of columns are read whole."""
 
     def names(self, path: Path) -> dict[str, str] | None:
@@ -278,7 +278,9 @@ class _Scanner:
 
     def _expect(self, sign: str) -> None:
         if not self._took(sign):
-            what = f"expected {sign!r}, found {self._text[self._at : self._at + 1]!r}" if self.peek() else "the file is cut off"
+            what = (
+                f"expected {sign!r}, found {self._text[self._at : self._at + 1]!r}" if self.peek() else "the file is cut off"
+            )
             raise self._fault(f"not valid JSON: {what}", self._at)
 
     def _more(self, size: int) -> bool:

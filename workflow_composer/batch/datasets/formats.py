@@ -8,11 +8,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from workflow_composer.batch.datasets.asking import Taking, arrow_library, tables_of
 from workflow_composer.batch.datasets.columnar import Arrow, Parquet, plain_table
 from workflow_composer.batch.datasets.columns import TEXT
+from workflow_composer.batch.datasets.content import Taking, arrow_library, tables_of
 from workflow_composer.batch.datasets.delimited import Delimited
-from workflow_composer.batch.datasets.documents import Document
+from workflow_composer.batch.datasets.documents import JsonDocument
 from workflow_composer.errors import InputError
 from workflow_composer.storage.lines import LONGEST, WrittenNumber, blocks, lines, opened, parsed
 from workflow_composer.storage.packing import ENDINGS, content_name
@@ -35,7 +35,9 @@ class Format(Protocol):
         """Return the number of rows, if possible without reading them."""
         ...
 
-    def rows(self, path: Path, start: int = 0, names: Sequence[str] | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def rows(
+        self, path: Path, start: int = 0, names: Sequence[str] | None = None
+    ) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Yield the rows beginning at number ``start`` with their places; ``names`` are the columns that are needed."""
         ...
 
@@ -62,7 +64,9 @@ class JsonLines:
         """Return the number of lines that are not blank."""
         return sum(1 for line in lines(path) if not line.isspace())
 
-    def rows(self, path: Path, start: int = 0, names: Sequence[str] | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def rows(
+        self, path: Path, start: int = 0, names: Sequence[str] | None = None
+    ) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Yield the rows; those before ``start`` are not parsed."""
         for number, line in islice(_filled(lines(path)), start, None):
             where = f"{path}:{number}"
@@ -131,7 +135,7 @@ def _filled(numbered: Iterable[bytes], first: int = 1) -> Iterator[tuple[int, by
 
 # ---------------------------------------------------------------------------------------------------- the format of a file
 
-_LINES, _DELIMITED, _DOCUMENT = JsonLines(), Delimited(), Document()
+_LINES, _DELIMITED, _DOCUMENT = JsonLines(), Delimited(), JsonDocument()
 _PARQUET, _ARROW = Parquet(), Arrow()
 
 TEXTS = (".jsonl", ".json", ".csv", ".tsv")

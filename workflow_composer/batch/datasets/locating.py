@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from glob import glob, has_magic
 from pathlib import Path
@@ -53,7 +53,7 @@ class Located:
     name: str
     split: str | None
     paths: tuple[Path, ...]
-    known: Columns = Columns()
+    known: Columns = field(default_factory=Columns)
 
 
 def locate(source: str | Path, data_dir: Path | None, split: str | None = None) -> Located:
@@ -101,15 +101,17 @@ def _is_there(path: Path) -> bool:
 
 def _of_path(path: Path, split: str | None, text: str) -> Located:
     if has_magic(text) and not _is_there(path):
-        found = sorted(Path(each) for each in glob(str(path), recursive=True) if Path(each).is_file())
-        if not found:
+        matching = sorted(Path(each) for each in glob(str(path), recursive=True) if Path(each).is_file())  # noqa: PTH207  # the pattern may be absolute
+        if not matching:
             raise InputError(f"no file matches {text!r}", hint=_near_paths(path, None))
-        return Located(_stem(path.parent.name or "table"), split, _complete(found))
-    if not path.is_dir():
+        return Located(_stem(path.parent.name or "table"), split, _complete(matching))
+    if not path.is_dir() or is_table(path.name):
         return Located(_stem(path.name), split, (path,))
-    if path.name and not (found := _in_folder(path, path.name, split)):
+    found = _in_folder(path, path.resolve().name, split)
+    if found is None:
         listed = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
-        raise InputError(f"no table{f' of the split {split!r}' if split else ''} in {path}; it holds {listed}", hint="name a file")
+        which = f" of the split {split!r}" if split else ""
+        raise InputError(f"no table{which} in {path}; it holds {listed}", hint="name one of its files")
     return found
 
 
@@ -230,7 +232,9 @@ def _in_folder(folder: Path, name: str, split: str | None) -> Located | None:
         named = [each for each in SPLITS if each in splits]
         others = sorted(each for each in splits if each and each not in SPLITS)
         if not named and len(others) > 1:
-            raise InputError(f"{name!r} has several splits", hint=f"choose one: {', '.join(f'{name}:{each}' for each in others)}")
+            raise InputError(
+                f"{name!r} has several splits", hint=f"choose one: {', '.join(f'{name}:{each}' for each in others)}"
+            )
         chosen = next(iter((*named, *others)), None)
     elif wanted in splits or split in splits:
         chosen = wanted if wanted in splits else split
@@ -252,7 +256,9 @@ def _of_configuration(entries: list[_Entry], name: str, split: str | None) -> li
     whole = [path for path in found if not _SHARD.search(_stem(path.name))]
     if len(whole) > 1 and not all(_PART.fullmatch(_stem(path.name)) for path in whole):
         listed = ", ".join(path.name for path in whole[:8])
-        raise InputError(f"{name!r} has several files{f' of the split {split!r}' if split else ''}: {listed}", hint="give the path of one")
+        raise InputError(
+            f"{name!r} has several files{f' of the split {split!r}' if split else ''}: {listed}", hint="give the path of one"
+        )
     return whole or found
 
 
@@ -266,7 +272,7 @@ def _entries(folder: Path) -> list[_Entry]:
         inner = path.relative_to(folder)
         split = _split_of(path, named)
         folders = list(inner.parts[:-1])
-        above = next((at for at, part in enumerate(folders) if part in named or part in _WORDS and part != "data"), None)
+        above = next((at for at, part in enumerate(folders) if part in named or (part in _WORDS and part != "data")), None)
         if above is not None:
             part = folders.pop(above)
             split = split if split not in (None, "data") else part if part in named else _SAME.get(part, part)
@@ -320,8 +326,8 @@ def _of_card(folder: Path) -> list[_Entry]:
     for configuration in _configurations(folder / "README.md"):
         files = configuration.get("data_files")
         listed = files if isinstance(files, list) else [{"split": "train", "path": files}]
-        for each in listed:
-            each = each if isinstance(each, Mapping) else {"split": "train", "path": each}
+        for item in listed:
+            each = item if isinstance(item, Mapping) else {"split": "train", "path": item}
             patterns = each.get("path")
             for pattern in patterns if isinstance(patterns, list) else [patterns]:
                 if not isinstance(pattern, str) or pattern.startswith(("/", "..")) or "://" in pattern:
@@ -369,7 +375,9 @@ def _complete(paths: list[Path]) -> tuple[Path, ...]:
     missing = [number for number in range(of) if number not in there]
     if missing or len(numbers) != of:
         first = paths[0]
-        example = first.name.replace(_stem(first.name), _SHARD.sub(f"-{(missing or [0])[0]:05d}-of-{of:05d}", _stem(first.name)))
+        example = first.name.replace(
+            _stem(first.name), _SHARD.sub(f"-{(missing or [0])[0]:05d}-of-{of:05d}", _stem(first.name))
+        )
         what = f"{example} is missing" if missing else "the shards belong to several versions"
         raise InputError(f"{first.parent}: {len(paths)} of {of} shards: {what}", hint="download the split again")
     return tuple(sorted(paths))

@@ -5,7 +5,6 @@ In a table, only columns with these names are fields. In a line of the OpenAI Ba
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -67,7 +66,7 @@ def _tool_choice(value: Any) -> str | Mapping[str, Any]:
 
 def _format(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
-        raise ValueError('an object with a type, such as {"type": "json_object"}')
+        raise ValueError('an object with a type, such as {"type": "json_object"}')  # noqa: TRY004  # as above
     return value
 
 
@@ -118,7 +117,7 @@ _NO_EFFECT = frozenset({"user", "store", "metadata", "service_tier", "prompt_cac
 """Keys of a Batch body that cannot change the answer."""
 
 NAMES = frozenset((*_FIELDS, *_PASSED, *_REFUSED))
-"""All fields that a row may have or that are refused. ``n`` counts only beside messages: tables have columns of that name."""
+"""All fields that a row may have or that are refused; ``n`` only beside messages, because tables have columns ``n``."""
 
 
 def own_fields(row: Mapping[str, Any], where: str, used: frozenset[str] | set[str] = frozenset()) -> Mapping[str, Any]:
@@ -166,8 +165,6 @@ def _take(name: str, value: Any, where: str, found: dict[str, Any], extra: dict[
         return
     to, check = _FIELDS.get(name, (None, _PASSED.get(name, _any)))
     try:
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError("a finite number")
         checked = check(value)
     except ValueError as error:
         shown = repr(value) if isinstance(value, (str, int, float)) else kind(value)

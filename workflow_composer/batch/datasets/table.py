@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from workflow_composer.batch.datasets.asking import BODY, Asked, Taking
 from workflow_composer.batch.datasets.columns import Columns, Found, Search
+from workflow_composer.batch.datasets.content import BODY, RowContent, Taking
 from workflow_composer.batch.datasets.formats import LOOK_AHEAD, Format, format_of
 from workflow_composer.batch.datasets.locating import Located, locate
 from workflow_composer.batch.datasets.request_fields import is_batch_line
@@ -107,7 +107,7 @@ class Table:
             self._check(path)
             first = number
 
-    def asked(self, start: int = 0) -> Iterator[tuple[TableRow, Asked]]:
+    def asked(self, start: int = 0) -> Iterator[tuple[TableRow, RowContent]]:
         """Yield the rows with what they ask. Raises `InputError` at an invalid row."""
         take = self.taking.take
         for row in self.rows(start, every=False):
@@ -154,7 +154,9 @@ class Table:
                     return Found(BODY, wanted.label or "", "custom_id")
                 found = Search(names, sample, str(path)).find(wanted, known, asks=asks)
             elif found.question and found.question.partition(".")[0] not in names and found.question not in names:
-                raise InputError(f"{path}: no column {found.question!r}, unlike {self.paths[0].name}", hint="give one of them")
+                raise InputError(
+                    f"{path}: no column {found.question!r}, unlike {self.paths[0].name}", hint="give one of them"
+                )
         if found is None:
             raise InputError(f"{', '.join(map(str, self.paths))}: no rows", hint="check that the file is complete")
         return found

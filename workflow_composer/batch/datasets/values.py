@@ -117,7 +117,9 @@ def content_text(message: Message) -> str:
     if isinstance(content, str):
         return content.strip()
     parts = content if isinstance(content, (list, tuple)) else ()
-    return "\n".join(part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)).strip()
+    return "\n".join(
+        part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)
+    ).strip()
 
 
 def question_of(value: Any, column: str, where: str, *, missing: bool = False) -> str | tuple[Message, ...]:

@@ -256,7 +256,7 @@ class TestFaults:
             (b'{"question": 5}\n', "d.jsonl:1: 'question' is a number, not a text"),
             (b'{"question": "q"}\n{"question": " "}\n', "d.jsonl:2: 'question' is empty"),
             (b'{"question": null}\n', "d.jsonl:1: 'question' is null"),
-            (b'{"question": "q", "answer": {"a": 1}}\n', "d.jsonl:1: 'answer' is an object"),
+            (b'{"question": "q", "answer": 1}\n{"question": "q", "answer": {"a": 1}}\n', "d.jsonl:2: 'answer' is an object"),
             (b'{"question": "\\ud800"}\n', "d.jsonl:1: 'question' contains the lone surrogate \\ud800"),
             (b'{"question": "q"}\n{"question": "\xe9"}\n', "d.jsonl:2: not UTF-8: byte 15 of the line is 0xe9"),
             ('{"question": "q"}\n'.encode("utf-16")[:-1], "damaged"),

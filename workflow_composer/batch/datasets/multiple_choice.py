@@ -32,12 +32,12 @@ class LabelForm:
     def __str__(self) -> str:
         return self.way
 
-    def letter(self, label: str, choices: Choices) -> str | None:
+    def letter(self, label: str, choices: OfferedChoices) -> str | None:
         """Return the right choice's letter; None if the label names no choice."""
         at = _at(self.way, label.strip(), choices)
         return None if at is None else LETTERS[at]
 
-    def required(self, label: str, choices: Choices, column: str, where: str) -> str | None:
+    def required(self, label: str, choices: OfferedChoices, column: str, where: str) -> str | None:
         """Return the letter; None for -1, which marks a missing label. Raises `InputError` if it names no choice."""
         if label.strip() == "-1":
             return None
@@ -49,47 +49,47 @@ class LabelForm:
         return found
 
 
-class Choices(tuple[str, ...]):
+class OfferedChoices(tuple[str, ...]):
     """The texts of a row's choices in order. ``names`` are the data's own, such as "1" to "4"; empty if they have none."""
 
     names: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, texts: Sequence[Any], names: Sequence[Any] = ()) -> Choices:
+    def of(cls, texts: Sequence[Any], names: Sequence[Any] = ()) -> OfferedChoices:
         """Return the choices."""
         found = cls(str(text).strip() for text in texts)
         found.names = tuple(str(name).strip() for name in names)
         return found
 
 
-def choices_in(row: Mapping[str, Any], columns: Sequence[str]) -> Choices:
+def choices_in(row: Mapping[str, Any], columns: Sequence[str]) -> OfferedChoices:
     """Return the choices of a row, from one column or from one for each; empty if it has none."""
     if len(columns) > 1:
         there = [(column, value) for column in columns if not is_missing(value := at_path(row, column))]
         names = [re.sub(r"^.*?(\d+|[A-Za-z])$", r"\1", column).upper() for column, _ in there]
-        return Choices.of([value for _, value in there], names)
-    return _choices(at_path(row, columns[0])) if columns else Choices()
+        return OfferedChoices.of([value for _, value in there], names)
+    return _choices(at_path(row, columns[0])) if columns else OfferedChoices()
 
 
-def _choices(value: Any) -> Choices:
+def _choices(value: Any) -> OfferedChoices:
     """Return choices from a list of texts or objects, an object of names and texts, or two lists of texts and names."""
     if isinstance(value, str):
         value = literal(value)
     if isinstance(value, Mapping):
         texts, names = value.get("text"), value.get("label")
         if isinstance(texts, (list, tuple)):
-            return Choices.of(texts, names if isinstance(names, (list, tuple)) and len(names) == len(texts) else ())
+            return OfferedChoices.of(texts, names if isinstance(names, (list, tuple)) and len(names) == len(texts) else ())
         there = {name: text for name, text in value.items() if not is_missing(text)}
-        return Choices.of(list(there.values()), list(there))
+        return OfferedChoices.of(list(there.values()), list(there))
     if not isinstance(value, (list, tuple)):
-        return Choices()
+        return OfferedChoices()
     if value and all(isinstance(each, Mapping) for each in value):
         texts = [each.get("text", each.get("value", "")) for each in value]
-        return Choices.of(texts, [each.get("label", each.get("key", "")) for each in value])
+        return OfferedChoices.of(texts, [each.get("label", each.get("key", "")) for each in value])
     marks = [match[1].upper() if isinstance(each, str) and (match := _NUMBERED.match(each)) else "" for each in value]
     if marks and "".join(marks) == LETTERS[: len(value)]:
-        return Choices.of([_NUMBERED.sub("", each, count=1) for each in value])
-    return Choices.of(value)
+        return OfferedChoices.of([_NUMBERED.sub("", each, count=1) for each in value])
+    return OfferedChoices.of(value)
 
 
 def form_of_labels(sample: Sequence[tuple[str, Sequence[str]]]) -> LabelForm | None:
@@ -111,7 +111,7 @@ def _at(way: Way, label: str, choices: Sequence[str]) -> int | None:
         same = [at for at, text in enumerate(choices) if text.casefold() == label.casefold()]
         return same[0] if same else None
     if way == "name":
-        names = choices.names if isinstance(choices, Choices) else ()
+        names = choices.names if isinstance(choices, OfferedChoices) else ()
         return names.index(label) if label in names else None
     if way == "letter":
         match = _LETTER.fullmatch(label)

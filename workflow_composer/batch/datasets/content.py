@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from workflow_composer.batch.datasets.choices import Choices, choices_in, put
 from workflow_composer.batch.datasets.columns import Found
+from workflow_composer.batch.datasets.multiple_choice import OfferedChoices, choices_in, put
 from workflow_composer.batch.datasets.request_fields import NAMES, own_fields, request_of
-from workflow_composer.batch.datasets.values import at_path, content_text, id_of, is_missing, labels_of, question_of, text_of
+from workflow_composer.batch.datasets.values import at_path, content_text, id_of, labels_of, question_of, text_of
 from workflow_composer.errors import ConfigError
 from workflow_composer.types import EMPTY, Message
 
@@ -25,7 +25,7 @@ BODY = "body"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RowContent:
     """A row's content. ``question`` is its text; with ``messages`` it stands for them in plans and tables.
 
     ``labels`` are the right answers, any of which counts; for multiple choice, letters. ``own`` are fields of `LLMRequest`.
@@ -72,7 +72,7 @@ class Taking:
         plain = f"Columns(question={found.question!r}, label={found.label!r}, id={found.id!r})"
         return plain if self.is_plain else f"{plain} {found.after!r} {found.choices!r} {found.form}"
 
-    def take(self, row: Mapping[str, Any], where: str) -> Asked:
+    def take(self, row: Mapping[str, Any], where: str) -> RowContent:
         """Return what a row asks. Raises `InputError` for an invalid value."""
         if self._is_batch:
             return self._request(row, where)
@@ -83,7 +83,7 @@ class Taking:
             prompt = question_of(value, found.question, where, missing=value is None)
         else:
             prompt = question_of(value, found.question, where)
-        choices = choices_in(row, found.choices) if found.choices else Choices()
+        choices = choices_in(row, found.choices) if found.choices else OfferedChoices()
         if found.after and (more := text_of(row.get(found.after))):
             assert isinstance(prompt, str)
             prompt = f"{prompt}\n\n{more}"
@@ -93,24 +93,24 @@ class Taking:
         own = own_fields(row, where, self._used if isinstance(prompt, tuple) else self._used | {"n"})
         key = id_of(at_path(row, found.id)) if found.id else None
         if isinstance(prompt, str):
-            return Asked(key, put(prompt, choices, where) if choices else prompt, labels, None, own)
+            return RowContent(key, put(prompt, choices, where) if choices else prompt, labels, None, own)
         messages = _with_choices(prompt, choices, where) if choices else prompt
-        return Asked(key, _text(messages), labels, messages, own)
+        return RowContent(key, _text(messages), labels, messages, own)
 
-    def _letters(self, labels: tuple[str, ...], choices: Choices, where: str) -> tuple[str, ...]:
+    def _letters(self, labels: tuple[str, ...], choices: OfferedChoices, where: str) -> tuple[str, ...]:
         form = self.found.form
         if form is None:
             return labels
         letters = (form.required(label, choices, self.found.label, where) for label in labels)
         return tuple(dict.fromkeys(letter for letter in letters if letter is not None))
 
-    def _request(self, row: Mapping[str, Any], where: str) -> Asked:
+    def _request(self, row: Mapping[str, Any], where: str) -> RowContent:
         messages, own = request_of(row, where)
         labels = labels_of(at_path(row, self.found.label), self.found.label, where) if self.found.label else ()
-        return Asked(id_of(row.get(self.found.id)), _text(messages), labels, messages, own)
+        return RowContent(id_of(row.get(self.found.id)), _text(messages), labels, messages, own)
 
 
-def _with_choices(messages: tuple[Message, ...], choices: Choices, where: str) -> tuple[Message, ...]:
+def _with_choices(messages: tuple[Message, ...], choices: OfferedChoices, where: str) -> tuple[Message, ...]:
     *before, last = messages
     return (*before, {**last, "content": put(content_text(last), choices, where)})
 
@@ -121,7 +121,7 @@ def _text(messages: tuple[Message, ...]) -> str:
     return next(filter(None, reversed(said)), "") or "(no text)"
 
 
-def tables_of(rows: Iterable[Asked]) -> Iterator[pa.Table]:
+def tables_of(rows: Iterable[RowContent]) -> Iterator[pa.Table]:
     """Yield rows as tables of `BATCH` rows with the columns question and label."""
     pa = arrow_library()
     rows = iter(rows)
