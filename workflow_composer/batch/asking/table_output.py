@@ -21,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from workflow_composer.batch.datasets.asking import arrow_library
+from workflow_composer.batch.datasets.content import arrow_library
 from workflow_composer.batch.run.journal import unwritable
 from workflow_composer.errors import InputError
 from workflow_composer.storage.lines import encoded
