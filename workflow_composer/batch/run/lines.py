@@ -22,11 +22,15 @@ from workflow_composer.batch.run.records import Head, RowRecord, TierRecord
 from workflow_composer.errors import InputError
 
 VERSION = 1
-_HEAD = ("row", "error", "deciding", "correct", "cost")
+_HEAD = Head._fields
 _REST = tuple(name for name in RowRecord.__slots__ if name not in (*_HEAD, "tiers"))
 _TIER = tuple(TierRecord.__slots__)
-_LATER = {"cut_off": 0}
+_LATER = {"cut_off": 0, "fixed": False, "priced": True}
 """Columns of a tier that journals of earlier versions lack, with their default values."""
+_LATER_HEAD = Head._field_defaults
+"""The same for the head."""
+_COUNTED = ("deciding", "unreadable", "cut_off")
+"""Fields of the head that follow from the others."""
 _MISSING = tuple(_LATER.get(name) for name in _TIER)
 COLUMNS = {"head": list(_HEAD), "rest": list(_REST), "tiers": list(_TIER)}
 
@@ -88,24 +92,24 @@ def header_of(line: Line, path: Path, *, to_go_on: bool = False) -> Mapping[str,
 
 
 def _known(columns: Any) -> bool:
-    """Whether a journal has these columns, possibly without the later columns of a tier."""
+    """Whether a journal has these columns, possibly without the later ones."""
     if not isinstance(columns, dict) or not isinstance(columns.get("tiers"), list):
         return False
-    begun = _TIER[: len(columns["tiers"])]
-    missing = set(_TIER[len(begun) :])
-    return missing <= _LATER.keys() and columns == {**COLUMNS, "tiers": list(begun)}
+    head, tiers = _HEAD[: len(columns.get("head", ()))], _TIER[: len(columns["tiers"])]
+    missing = set(_TIER[len(tiers) :]) <= _LATER.keys() and set(_HEAD[len(head) :]) <= _LATER_HEAD.keys()
+    return missing and columns == {**COLUMNS, "head": list(head), "tiers": list(tiers)}
 
 
 def head_of(line: Line) -> Head:
     """Return the head of a record."""
-    row, error, deciding, correct, cost = _decode(line.text[_START:].decode())[0]
-    return Head(row, error and (error[0], error[1]), deciding, correct, cost)
+    row, error, *rest = _decode(line.text[_START:].decode())[0]
+    return Head(row, error and (error[0], error[1]), *rest)
 
 
 def fields_of(text: bytes) -> dict[str, Any]:
-    """Return a record's line as plain data: `RowRecord.to_dict` plus ``deciding``."""
+    """Return a record's line as plain data: `RowRecord.to_dict` plus ``deciding``, ``unreadable`` and ``cut_off``."""
     _, head, rest, tiers = json.loads(text)
-    fields = dict(zip(_HEAD, head, strict=True))
+    fields = {**_LATER_HEAD, **dict(zip(_HEAD, head, strict=False))}  # an earlier version's head is shorter
     fields.update(zip(_REST, rest, strict=True))
     fields["tiers"] = [dict(zip(_TIER, (*tier, *_MISSING[len(tier) :]), strict=True)) for tier in tiers]
     return fields
@@ -114,7 +118,8 @@ def fields_of(text: bytes) -> dict[str, Any]:
 def record_of(text: bytes) -> RowRecord:
     """Return the record of a complete line."""
     fields = fields_of(text)
-    del fields["deciding"]
+    for name in _COUNTED:
+        del fields[name]
     return RowRecord.from_dict(fields)
 
 

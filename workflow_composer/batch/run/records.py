@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 class Head(NamedTuple):
     """The fields of a finished row that are counted; ``error`` is (type, message) if the row failed.
 
-    ``deciding`` names the deciding tier. An answer is ``unreadable`` if no final answer was found in it, and ``cut_off`` if
-    that is because it reached its token limit.
+    ``deciding`` names the deciding tier. ``correct`` is None without a label; a failed row with one is False. ``cost``
+    (dollars) is a lower bound unless the row is ``priced``. An answer is ``unreadable`` if no final answer was found in it,
+    and ``cut_off`` if that is because it reached its token limit.
     """
 
     row: int
@@ -23,6 +24,7 @@ class Head(NamedTuple):
     cost: float
     unreadable: bool = False
     cut_off: bool = False
+    priced: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,8 @@ class TierRecord:
     """What one tier did for a row. ``votes``: answer and count, leader first. Cost in dollars, time in seconds.
 
     ``texts`` are the samples' texts, empty if they were not kept; ``right`` tells for each sample, in order of arrival,
-    whether it is correct, empty if unknown. ``cut_off`` counts the samples that reached their token limit; they also count
-    as ``unreadable``.
+    whether it is correct, empty if unknown. ``cut_off`` counts the samples that reached their token limit. ``fixed``: the
+    number of samples did not depend on the answers (`TierResult`). ``priced`` as in `RowRecord`.
     """
 
     name: str
@@ -49,6 +51,8 @@ class TierRecord:
     right: tuple[bool, ...] = ()
     texts: tuple[str, ...] = ()
     cut_off: int = 0
+    fixed: bool = False
+    priced: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -70,8 +74,9 @@ class RowRecord:
     """A finished row: ``row`` is its number in the data set, from 0; ``route`` is its routing string.
 
     ``tier`` is the position of the deciding tier in ``tiers``. ``answer`` is None if no answer could be read or the row
-    failed; a failed row has the exception's type and message in ``error``. ``correct`` is None if the row has no label.
-    Cost (dollars), tokens and ``seconds`` include failed attempts and rejected tiers.
+    failed; a failed row has the exception's type and message in ``error``. ``correct`` is None if the row has no label, and
+    False if it has one and failed. Cost (dollars), tokens and ``seconds`` include failed attempts and rejected tiers; the
+    cost of a row that is not ``priced`` is a lower bound, because a price or a server's count of tokens is missing.
     """
 
     row: int
@@ -88,6 +93,17 @@ class RowRecord:
     cost: float
     seconds: float
     error: tuple[str, str] | None = None
+    priced: bool = True
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether the row has an answer in which no final answer was found."""
+        return self.answer is None and self.error is None
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the row is unreadable because an answer of the deciding tier reached its token limit."""
+        return self.unreadable and bool(self.tiers) and self.tiers[self.tier].cut_off > 0
 
     @property
     def deciding(self) -> str:
@@ -97,7 +113,8 @@ class RowRecord:
     @property
     def head(self) -> Head:
         """The fields that are counted."""
-        return Head(self.row, self.error, self.deciding, self.correct, self.cost)
+        found = (self.deciding, self.correct, self.cost, self.unreadable, self.cut_off, self.priced)
+        return Head(self.row, self.error, *found)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
