@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 from workflow_composer.answers.notation import JOINED_UNITS, notation
 from workflow_composer.errors import ConfigError
@@ -135,7 +135,15 @@ def _last_literal(text: str) -> str | None:
     return next((token for token in tokens if notation(token).literal), None)
 
 
-Finder = Callable[[str], str | None]
+class Extracted(NamedTuple):
+    """A final answer as written, and the method that read it (``boxed``, ``phrase``, ``last_number``, ...)."""
+
+    answer: str
+    how: str
+
+
+Finder = Callable[[str], Extracted | None]
+_Way = Callable[[str], str | None]
 
 _HASHES = "####"
 _TOKEN = re.compile(r"\\(?:boxed|fbox)\b\s{0,9}(\{?)|\\[^\w]|[{}]")
@@ -152,15 +160,15 @@ def finder(names: Sequence[str]) -> Finder:
 
     Raises `ConfigError` for an unknown method and for a function that cannot be imported.
     """
-    ways = [_way(name) for name in names]
+    ways = [(name, _way(name)) for name in names]
     if not ways:
         raise ConfigError("the list of extraction methods is empty", hint=f"available: {_KNOWN}")
 
-    def find(text: str) -> str | None:
-        for way in ways:
+    def find(text: str) -> Extracted | None:
+        for name, way in ways:
             answer = way(text)
             if answer is not None and (answer := answer.strip()):
-                return answer
+                return Extracted(answer, name)
         return None
 
     return find
@@ -308,7 +316,7 @@ def _written(value: object) -> str | None:
         return None
 
 
-def _way(name: str) -> Finder:
+def _way(name: str) -> _Way:
     kind, colon, rest = name.partition(":")
     if name in _WAYS:
         return _WAYS[name]
@@ -342,7 +350,7 @@ def _by_function(function: Callable[[str], Any], name: str, text: str) -> str | 
         return None
 
 
-_WAYS: dict[str, Finder] = {
+_WAYS: dict[str, _Way] = {
     "auto": auto,
     "hashes": hashes,
     "boxed": boxed,

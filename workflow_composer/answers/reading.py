@@ -8,7 +8,7 @@ from functools import lru_cache
 from threading import Lock
 from typing import Protocol
 
-from workflow_composer.answers.extraction import boxed, finder, hashes, to_the_point, unmarked
+from workflow_composer.answers.extraction import Extracted, boxed, finder, hashes, to_the_point, unmarked
 from workflow_composer.answers.form import ANY_FORM, AnswerForm
 from workflow_composer.answers.notation import Notation, formula, is_closed, notation, words
 from workflow_composer.answers.reasoning import without_reasoning
@@ -75,18 +75,33 @@ class Reader:
         >>> reader().read(r"So 9 * 2 = 18. The answer is $\boxed{18}$."), reader().read("9 * 2 = 18, so she has 18 left.")
         ('18', '18')
         """
+        found = self.extract(text, label)
+        return None if found is None else found.answer
+
+    def extract(self, text: str, label: str | None = None) -> Extracted | None:
+        r"""Like `read`; also names the method that read the answer.
+
+        >>> reader().extract("9 * 2 = 18, so she has 18 left.", "18")
+        Extracted(answer='18', how='last_number')
+        """
         text = without_reasoning(text)
-        answer = self._find(text)
+        found = self._find(text)
         if not self._takes_unmarked:
-            return answer
-        wanted = None if label is None else self._bare(label)
-        if answer is None:
-            return unmarked(text, wanted)
-        return answer if wanted is None else to_the_point(answer, wanted)
+            return found
+        wanted = None if label is None else self.bare(label)
+        if found is None:
+            last = unmarked(text, wanted)
+            return None if last is None else Extracted(last, "last_number" if last != text.strip() else "whole")
+        return found if wanted is None else found._replace(answer=to_the_point(found.answer, wanted))
 
     def read_said(self, said: Said, label: str | None = None) -> str | None:
         """Like `read` for a model's answer; a truncated one has no final answer."""
-        return None if said.cut_off else self.read(said.text, label)
+        found = self.extract_said(said, label)
+        return None if found is None else found.answer
+
+    def extract_said(self, said: Said, label: str | None = None) -> Extracted | None:
+        """Like `extract` for a model's answer; a truncated one has no final answer."""
+        return None if said.cut_off else self.extract(said.text, label)
 
     def same(self, a: str, b: str) -> bool | None:
         r"""Whether two answers are equal by cheap rules; None if only math-verify can decide (`decide`).
@@ -132,17 +147,15 @@ class Reader:
                 self._known.popitem(last=False)
         return bool(found)
 
-    async def grade(self, answer: str | None, label: str) -> bool:
-        r"""Whether an extracted answer equals the label's; None (no answer) is never correct.
+    def bare(self, label: str) -> str:
+        r"""Return a label's answer: the label is that answer, or a solution that ends with it.
 
-        A label is a bare answer or a solution that ends with one, marked by ``####``, ``\boxed{}`` or as the form says.
+        The end of a solution is marked by ``####``, ``\boxed{}`` or as the form says.
         """
-        if answer is None:
-            return False
-        return await self.decide(answer, self._bare(label))
-
-    def _bare(self, label: str) -> str:
-        return hashes(label) or boxed(label) or self._find(label) or label.strip()
+        found = hashes(label) or boxed(label)
+        if found is None and (marked := self._find(label)) is not None:
+            found = marked.answer
+        return found or label.strip()
 
     def _may_be_equal(self, one: Notation, other: Notation) -> bool:
         """Whether math-verify may find them equal; never for two words, which it would parse as products of letters."""

@@ -134,10 +134,10 @@ def test_auto_takes_the_mark_that_means_it(text, answer):
 
 def test_ways_are_tried_in_order():
     """The first that finds something wins."""
-    assert finder(("hashes", "line"))("a\nb\n#### 3\nc") == "3"
-    assert finder(("hashes", "line"))("a\nb\n") == "b"
+    assert finder(("hashes", "line"))("a\nb\n#### 3\nc") == ("3", "hashes")
+    assert finder(("hashes", "line"))("a\nb\n") == ("b", "line")
     assert finder(("hashes",))("a\nb\n") is None
-    assert finder(("whole",))(" a\nb ") == "a\nb"
+    assert finder(("whole",))(" a\nb ") == ("a\nb", "whole")
 
 
 def test_a_function_of_ones_own(tmp_path, monkeypatch, caplog):
@@ -147,7 +147,7 @@ def test_a_function_of_ones_own(tmp_path, monkeypatch, caplog):
     )
     monkeypatch.syspath_prepend(tmp_path)
     find = finder(("python:my_answers:find",))
-    assert [find(text) for text in "abcd"] == ["1", None, None, "42"]
+    assert [found and found.answer for found in map(find, "abcd")] == ["1", None, None, "42"]
     assert not caplog.records
     assert find("e") is None
     assert "KeyError: 'e'" in caplog.text
@@ -169,7 +169,8 @@ def test_an_unknown_way_is_an_error_that_names_the_known_ones(names):
 @settings(deadline=None)
 def test_any_text_can_be_read(way, text):
     """An answer is a stripped part of the text (of JSON: what a string in it says), or there is none."""
-    answer = finder((way,))(text)
+    found = finder((way,))(text)
+    answer = found and found.answer
     assert answer is None or (answer == answer.strip() != "")
     assert answer is None or way == "json:answer" or answer in text
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from tests.unit.answers.hostile import PIECES, anything
-from workflow_composer.answers import AnswerForm, reader
+from workflow_composer.answers import AnswerForm, Question, reader
 from workflow_composer.answers.extraction import numbers, unmarked
 
 WORKED = [
@@ -37,8 +37,8 @@ WORKED = [
 async def test_a_worked_solution_ends_in_its_number(text, label):
     """As strong models write where nobody has told them how to end."""
     answer = reader().read(text, label)
-    assert await reader().grade(answer, label) is True
-    assert await reader().grade(answer, f"{label}1") is False
+    assert await Question(reader(), label).is_correct(answer) is True
+    assert await Question(reader(), f"{label}1").is_correct(answer) is False
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ async def test_a_worked_solution_ends_in_its_number(text, label):
 )
 async def test_where_the_label_is_in_words_a_short_text_is_the_answer(text, label):
     """Or the last name of a longer one, where the label is such a name."""
-    assert await reader().grade(reader().read(text, label), label) is True
+    assert await Question(reader(), label).is_correct(reader().read(text, label)) is True
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ async def test_where_the_label_is_in_words_a_short_text_is_the_answer(text, labe
 )
 async def test_what_is_no_answer_is_not_made_right(text, label):
     """Hedges, parts of names, and texts without any."""
-    assert await reader().grade(reader().read(text, label), label) is False
+    assert await Question(reader(), label).is_correct(reader().read(text, label)) is False
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def test_only_auto_at_the_end_goes_on_to_what_is_not_marked():
 
 async def test_a_label_is_never_cut_down_to_a_number():
     """It is what it is, or what it marks."""
-    assert await reader().grade("Flight 747 to Paris", "Flight 747 to Paris")
-    assert not await reader().grade("747", "Flight 747 to Paris")
+    assert await Question(reader(), "Flight 747 to Paris").is_correct("Flight 747 to Paris")
+    assert not await Question(reader(), "Flight 747 to Paris").is_correct("747")
 
 
 @pytest.mark.parametrize(
