@@ -49,8 +49,8 @@ class Written:
     rows have a label, and ``correct`` of them are right. The cost of ``unpriced`` rows is not, or only partly, known.
     """
 
-    rows: int
-    errors: int
+    rows: int = 0
+    errors: int = 0
     unreadable: int = 0
     cut_off: int = 0
     graded: int = 0

@@ -25,14 +25,22 @@ VERSION = 1
 _HEAD = Head._fields
 _REST = tuple(name for name in RowRecord.__slots__ if name not in (*_HEAD, "tiers"))
 _TIER = tuple(TierRecord.__slots__)
-_LATER = {"cut_off": 0, "fixed": False, "priced": True}
-"""Columns of a tier that journals of earlier versions lack, with their default values."""
-_LATER_HEAD = Head._field_defaults
-"""The same for the head."""
 _COUNTED = ("deciding", "unreadable", "cut_off")
 """Fields of the head that follow from the others."""
-_MISSING = tuple(_LATER.get(name) for name in _TIER)
 COLUMNS = {"head": list(_HEAD), "rest": list(_REST), "tiers": list(_TIER)}
+
+_LATER: Mapping[str, Mapping[str, Any]] = {
+    "head": Head._field_defaults,
+    "rest": {},
+    "tiers": {"cut_off": 0, "fixed": False, "priced": True},
+}
+"""Columns that journals of earlier versions lack, with the values that stand for them. Each part ends with them."""
+_UNMIXED = frozenset({"cut_off"})
+"""Columns of a tier without which a journal is not resumed, because its answers were read in another way."""
+_MISSING: dict[str, tuple[Any, ...]] = {
+    part: tuple(_LATER[part].get(name) for name in names)
+    for part, names in {"head": _HEAD, "rest": _REST, "tiers": _TIER}.items()
+}
 
 _head_of, _rest_of, _tier_of = attrgetter(*_HEAD), attrgetter(*_REST), attrgetter(*_TIER)
 _START = len('["01234567",')
@@ -82,7 +90,8 @@ def header_of(line: Line, path: Path, *, to_go_on: bool = False) -> Mapping[str,
     """
     (found,) = json.loads(line.text)[1:]
     columns = found.get("columns") if isinstance(found, dict) and found.get("journal") == VERSION else None
-    if columns != COLUMNS and (to_go_on or not _known(columns)):
+    missing = _missing(columns)
+    if missing is None or (to_go_on and not missing["tiers"].isdisjoint(_UNMIXED)):
         raise InputError(
             f"{path} was written by another version of this program",
             hint="resume with that version, or choose another output folder",
@@ -91,28 +100,36 @@ def header_of(line: Line, path: Path, *, to_go_on: bool = False) -> Mapping[str,
     return run
 
 
-def _known(columns: Any) -> bool:
-    """Whether a journal has these columns, possibly without the later ones."""
-    if not isinstance(columns, dict) or not isinstance(columns.get("tiers"), list):
-        return False
-    head, tiers = _HEAD[: len(columns.get("head", ()))], _TIER[: len(columns["tiers"])]
-    missing = set(_TIER[len(tiers) :]) <= _LATER.keys() and set(_HEAD[len(head) :]) <= _LATER_HEAD.keys()
-    return missing and columns == {**COLUMNS, "head": list(head), "tiers": list(tiers)}
+def _missing(columns: Any) -> dict[str, set[str]] | None:
+    """Return the later columns that a journal lacks; None if its columns are not those of this or an earlier version."""
+    if not isinstance(columns, dict) or columns.keys() != COLUMNS.keys():
+        return None
+    missing: dict[str, set[str]] = {}
+    for part, names in COLUMNS.items():
+        held = columns[part]
+        if not isinstance(held, list) or held != names[: len(held)] or not set(names[len(held) :]) <= _LATER[part].keys():
+            return None
+        missing[part] = set(names[len(held) :])
+    return missing
 
 
 def head_of(line: Line) -> Head:
     """Return the head of a record."""
-    row, error, *rest = _decode(line.text[_START:].decode())[0]
+    row, error, *rest = _whole("head", _decode(line.text[_START:].decode())[0])
     return Head(row, error and (error[0], error[1]), *rest)
 
 
 def fields_of(text: bytes) -> dict[str, Any]:
     """Return a record's line as plain data: `RowRecord.to_dict` plus ``deciding``, ``unreadable`` and ``cut_off``."""
     _, head, rest, tiers = json.loads(text)
-    fields = {**_LATER_HEAD, **dict(zip(_HEAD, head, strict=False))}  # an earlier version's head is shorter
-    fields.update(zip(_REST, rest, strict=True))
-    fields["tiers"] = [dict(zip(_TIER, (*tier, *_MISSING[len(tier) :]), strict=True)) for tier in tiers]
+    fields = dict(zip(_HEAD, _whole("head", head), strict=True))
+    fields.update(zip(_REST, _whole("rest", rest), strict=True))
+    fields["tiers"] = [dict(zip(_TIER, _whole("tiers", tier), strict=True)) for tier in tiers]
     return fields
+
+
+def _whole(part: str, values: list[Any]) -> tuple[Any, ...]:
+    return (*values, *_MISSING[part][len(values) :])
 
 
 def record_of(text: bytes) -> RowRecord:

@@ -188,7 +188,8 @@ async def run(
     further row begins, and ``tally.stopped_by`` is `BUDGET`. Once `MANY_UNREADABLE` answers in a row could not be read, no
     further row begins until ``go_on`` has returned; if it returns False, ``tally.stopped_by`` is `UNREADABLE`. Calls in
     flight are cancelled, and written rows stay, if this task is cancelled, if ``stop`` is set (this then returns normally),
-    or if ``journal`` or ``progress`` raises (this raises the same error). An error of ``jobs`` is raised after the rows in flight have ended.
+    or if ``journal`` or ``progress`` raises (this raises the same error). An error of ``jobs`` is raised after the rows in
+    flight have ended.
     """
     whole = _Run(answers, journal, tally, limiter, budget or Budget(), (retries, retry_after), progress, go_on)
     tally.start()
