@@ -31,9 +31,7 @@ _QUESTIONS = ("question", "prompt", "problem", "query", "input", "instruction")
 _ANSWERS = ("response", "answer", "output", "completion", "solution", "generation", "text", "prediction")
 _GRADES = ("correct", "is_correct", "right", "passed", "score", "grade", "label")
 _MODELS = ("model", "model_name", "model_id", "system")
-_RIGHT_ONE = (
-    "expected final reference ref correct gold golden true target right best label ground_truth canonical"
-)
+_RIGHT_ONE = "expected final reference ref correct gold golden true target right best label ground_truth canonical"
 _NOT_A_MODEL = frozenset(_RIGHT_ONE.split())
 """What precedes ``_answer`` where a column holds the right answer and not a model's."""
 

@@ -18,21 +18,21 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from workflow_composer.batch.run.records import Head, RowRecord, TierRecord
+from workflow_composer.batch.run.records import Head, RowRecord, TierRecord, defaults
 from workflow_composer.errors import InputError
 
 VERSION = 1
-_HEAD = Head._fields
+_HEAD = ("row", "error", "deciding", "correct", "cost", "key", "served", "priced", "unreadable", "cut_off")
 _REST = tuple(name for name in RowRecord.__slots__ if name not in (*_HEAD, "tiers"))
 _TIER = tuple(TierRecord.__slots__)
-_COUNTED = ("deciding", "unreadable", "cut_off")
+_COUNTED = ("deciding", "served", "unreadable", "cut_off")
 """Fields of the head that follow from the others."""
 COLUMNS = {"head": list(_HEAD), "rest": list(_REST), "tiers": list(_TIER)}
 
 _LATER: Mapping[str, Mapping[str, Any]] = {
-    "head": Head._field_defaults,
-    "rest": {},
-    "tiers": {"cut_off": 0, "fixed": False, "priced": True},
+    "head": {"key": "", "served": (), "priced": True, "unreadable": False, "cut_off": False},
+    "rest": defaults(RowRecord, ("question", "label", "columns", "read_by")),
+    "tiers": defaults(TierRecord, ("cut_off", "candidate", "said", "fixed", "priced")),
 }
 """Columns that journals of earlier versions lack, with the values that stand for them. Each part ends with them."""
 _UNMIXED = frozenset({"cut_off"})
@@ -100,6 +100,12 @@ def header_of(line: Line, path: Path, *, to_go_on: bool = False) -> Mapping[str,
     return run
 
 
+def has_keys(line: Line) -> bool:
+    """Whether the journal with this first line knows rows by their content; earlier ones know them by their place."""
+    (found,) = json.loads(line.text)[1:]
+    return "key" in found["columns"]["head"]
+
+
 def _missing(columns: Any) -> dict[str, set[str]] | None:
     """Return the later columns that a journal lacks; None if its columns are not those of this or an earlier version."""
     if not isinstance(columns, dict) or columns.keys() != COLUMNS.keys():
@@ -115,12 +121,24 @@ def _missing(columns: Any) -> dict[str, set[str]] | None:
 
 def head_of(line: Line) -> Head:
     """Return the head of a record."""
-    row, error, *rest = _whole("head", _decode(line.text[_START:].decode())[0])
-    return Head(row, error and (error[0], error[1]), *rest)
+    head = dict(zip(_HEAD, _whole("head", _decode(line.text[_START:].decode())[0]), strict=True))
+    error = head["error"]
+    head["error"] = error and (error[0], error[1])
+    head["served"] = tuple((candidate, model) for candidate, model in head["served"])
+    return Head(**head)
+
+
+def moved(line: Line, row: int) -> bytes:
+    """Return the line of a record with another row number."""
+    text = line.text[_START:].decode()
+    head, end = _decode(text)
+    head[0] = row
+    body = (json.dumps(head, separators=(",", ":")) + text[end:].rstrip("\n")).encode()
+    return b'["%08x",%s\n' % (zlib.crc32(body), body)
 
 
 def fields_of(text: bytes) -> dict[str, Any]:
-    """Return a record's line as plain data: `RowRecord.to_dict` plus ``deciding``, ``unreadable`` and ``cut_off``."""
+    """Return a record's line as plain data: `RowRecord.to_dict` plus the fields of the head that follow from others."""
     _, head, rest, tiers = json.loads(text)
     fields = dict(zip(_HEAD, _whole("head", head), strict=True))
     fields.update(zip(_REST, _whole("rest", rest), strict=True))
