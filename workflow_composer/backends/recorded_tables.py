@@ -215,7 +215,8 @@ def _line(values: Mapping[str, Any], where: str, question: str, place: _Place, m
     asked, answer = values.get(question), values.get(place.answer)
     if not isinstance(asked, str) or not asked.strip():
         raise InputError(f"{where}: {question} is empty or no text", hint="every row needs a question")
-    if answer is None:
+    correct = None if place.grade is None else _grade(values.get(place.grade), f"{where}: {place.grade}")
+    if answer is None or (answer == "" and correct is None):
         return None
     named = place.model if model is None else str(values.get(model) or "")
     if not named:
@@ -225,7 +226,7 @@ def _line(values: Mapping[str, Any], where: str, question: str, place: _Place, m
         "model": named,
         "sample": 0,
         "answer": answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False),
-        "correct": None if place.grade is None else _grade(values.get(place.grade), f"{where}: {place.grade}"),
+        "correct": correct,
         "tokens": 0,
     }
     for name, column in place.extra.items():

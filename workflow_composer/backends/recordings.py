@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 import threading
 import weakref
 from array import array
@@ -15,11 +14,11 @@ from bisect import bisect_left
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from workflow_composer.backends.recorded_tables import converted, converted_lines, is_table, is_wide
 from workflow_composer.errors import BadRequest, InputError, ModelNotFound, ServerUnreachable, Unsupported
-from workflow_composer.storage.lines import encoded, seekable
+from workflow_composer.storage.lines import seekable, spooled
 from workflow_composer.types import (
     Chunk,
     Completion,
@@ -251,19 +250,8 @@ def _lines_of(path: Path) -> BinaryIO:
         if not is_wide(first):
             return file
         with file:
-            return _spooled(converted_lines(path, file))
-    return _spooled(converted(path))
-
-
-def _spooled(answers: Iterator[dict[str, Any]]) -> BinaryIO:
-    file = tempfile.TemporaryFile()  # noqa: SIM115  # the caller closes it
-    try:
-        file.writelines(map(encoded, answers))
-        file.seek(0)
-    except BaseException:
-        file.close()
-        raise
-    return cast(BinaryIO, file)
+            return spooled(converted_lines(path, file))
+    return spooled(converted(path))
 
 
 _open: weakref.WeakValueDictionary[tuple[Path, int, int], Recording] = weakref.WeakValueDictionary()

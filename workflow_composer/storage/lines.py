@@ -16,7 +16,7 @@ import lzma
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -179,6 +179,18 @@ def seekable(path: Path) -> BinaryIO:
         raise
     copy.seek(0)
     return cast(BinaryIO, copy)
+
+
+def spooled(values: Iterable[Any]) -> BinaryIO:
+    """Return a seekable temporary file with a line of JSON for each value; it is deleted on close."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115  # the caller closes it
+    try:
+        file.writelines(map(encoded, values))
+    except BaseException:
+        file.close()
+        raise
+    file.seek(0)
+    return cast(BinaryIO, file)
 
 
 def objects(path: Path, *, form: str = _FORM) -> Iterator[tuple[int, Mapping[str, Any]]]:

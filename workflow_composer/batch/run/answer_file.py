@@ -133,7 +133,7 @@ class AnswerLine:
         cut_off = unread and fields.get("finish_reason") == "length"
         deciding, priced = str(fields.get("candidate") or ""), fields.get("cost_known", True)
         why = found or ("", "") if failed else None
-        return Head(fields["index"], why, deciding, correct, fields["cost"], unread, cut_off, priced)
+        return Head(fields["index"], why, deciding, correct, fields["cost"], unread, cut_off, priced=priced)
 
 
 class AnswerFile:

@@ -155,7 +155,14 @@ class RecordingAnswers:
         unread = grade["answer"] is None
         cut_off = unread and grade["finish_reason"] == "length"
         head = Head(
-            question.row.row, None, question.tier, grade["correct"], response.cost, unread, cut_off, response.cost_known
+            question.row.row,
+            None,
+            question.tier,
+            grade["correct"],
+            response.cost,
+            unread,
+            cut_off,
+            priced=response.cost_known,
         )
         return RecordedRow(head, _line(question, response, correct=grade["correct"]))
 

@@ -16,6 +16,7 @@ class Head(NamedTuple):
     ``deciding`` names the deciding tier. ``correct`` is None without a label; a failed row with one is False. ``cost``
     (dollars) is a lower bound unless the row is ``priced``. An answer is ``unreadable`` if no final answer was found in it,
     and ``cut_off`` if that is because it reached its token limit.
+
     ``key`` is a digest of the row's content, empty in earlier journals; ``served`` pairs each candidate that answered with
     the model that its server reported.
     """

@@ -120,7 +120,7 @@ def test_questions_come_in_the_order_of_the_file_and_once(recording):
     assert (recording.count(), recording.samples("a"), set(recording.models)) == (1, 3, {"a", "b", "c"})
     assert recording.right("b", " 2 + 2? ", 1) is True
     assert recording.right("b", "2 + 2?", 9) is None
-    assert recording.right("c", "2 + 2?", 0) is None
+    assert recording.right("d", "2 + 2?", 0) is None
 
 
 def test_a_file_that_is_no_recording_is_an_error_that_says_where(tmp_path):
