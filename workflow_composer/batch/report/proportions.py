@@ -67,7 +67,7 @@ def mcnemar(first_only: int, second_only: int) -> float:
     if differing > _LARGE:
         return 2 * NormalDist().cdf(min(0.0, (fewer + 0.5 - differing / 2) / math.sqrt(differing / 4)))
     tail = sum(math.comb(differing, count) for count in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**differing)
+    return min(1.0, 2 * tail / (1 << differing))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
-from workflow_composer.batch.datasets.formats import arrow_library
+from workflow_composer.batch.datasets.content import arrow_library
 from workflow_composer.batch.run.lines import fields_of, head_of, header_of, record_of, whole_lines
 from workflow_composer.batch.run.records import RowRecord
 from workflow_composer.errors import InputError, WorkflowComposerError

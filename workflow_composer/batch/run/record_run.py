@@ -154,16 +154,8 @@ class RecordingAnswers:
         grade = await graded(response.samples[0], question.row.label)
         unread = grade["answer"] is None
         cut_off = unread and grade["finish_reason"] == "length"
-        head = Head(
-            question.row.row,
-            None,
-            question.tier,
-            grade["correct"],
-            response.cost,
-            unread,
-            cut_off,
-            priced=response.cost_known,
-        )
+        counts = (grade["correct"], response.cost, unread, cut_off)
+        head = Head(question.row.row, None, question.tier, *counts, priced=response.cost_known)
         return RecordedRow(head, _line(question, response, correct=grade["correct"]))
 
     def failed(self, question: TierQuestion, error: BaseException, seconds: float) -> RecordedRow:
