@@ -40,7 +40,7 @@ class Merged:
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _KeptLine:
     """A line of a file: its row, its offset (bytes), the digest of its row's content, and whether its row failed."""
 
     row: int
@@ -53,7 +53,7 @@ class _Entry:
 class _Form:
     """How to read and write lines of one form of file."""
 
-    entries: Callable[[Path], Iterator[_Entry]]
+    entries: Callable[[Path], Iterator[_KeptLine]]
     placed: Callable[[bytes, int], bytes]
     first: Callable[[Path, int], bytes]
 
@@ -156,7 +156,7 @@ def _differ(one: Mapping[str, Any], other: Mapping[str, Any], *, rows: bool = Tr
 
 
 def _check(
-    shards: Mapping[Shard, Path], entries: Mapping[Shard, Sequence[_Entry]], total: int, *, partial: bool
+    shards: Mapping[Shard, Path], entries: Mapping[Shard, Sequence[_KeptLine]], total: int, *, partial: bool
 ) -> tuple[int, int]:
     """Return how many rows failed and how many are missing. Raises `InputError` at a foreign row and an unfinished shard."""
     failed = missing = 0
@@ -180,7 +180,9 @@ def _check(
     return failed, missing
 
 
-def _others(target: Path, form: _Form, entries: Mapping[Shard, Sequence[_Entry]], total: int) -> list[tuple[_Entry, int]]:
+def _others(
+    target: Path, form: _Form, entries: Mapping[Shard, Sequence[_KeptLine]], total: int
+) -> list[tuple[_KeptLine, int]]:
     """Return the lines of the run's own file that no shard has, each with its new row: a later limit may need them."""
     if not target.exists() or not target.stat().st_size:
         return []
@@ -194,8 +196,8 @@ def _write(
     own: OwnFile,
     form: _Form,
     shards: Mapping[Shard, Path],
-    entries: Mapping[Shard, Sequence[_Entry]],
-    rest: Sequence[tuple[_Entry, int]],
+    entries: Mapping[Shard, Sequence[_KeptLine]],
+    rest: Sequence[tuple[_KeptLine, int]],
     total: int,
 ) -> None:
     every = list(shards)
@@ -252,7 +254,7 @@ def _remove(shards: Mapping[Shard, Path]) -> None:
 # ----------------------------------------------------------------------------------------------------- forms of files
 
 
-def _answers(path: Path) -> Iterator[_Entry]:
+def _answers(path: Path) -> Iterator[_KeptLine]:
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -262,7 +264,7 @@ def _answers(path: Path) -> Iterator[_Entry]:
             if found is None:
                 raise InputError(f"{path}:{number}: not a line of an answer file", hint="delete the line, then merge again")
             content = (found[3] or found[2]).decode()
-            yield _Entry(int(found[1]), offset, content, _FAILED.search(line) is not None)
+            yield _KeptLine(int(found[1]), offset, content, _FAILED.search(line) is not None)
             offset += len(line)
 
 
@@ -272,12 +274,12 @@ def _placed_answer(line: bytes, row: int) -> bytes:
     return b'{"index":%d%s' % (row, line[found.end(1) :])
 
 
-def _journal(path: Path) -> Iterator[_Entry]:
+def _journal(path: Path) -> Iterator[_KeptLine]:
     with path.open("rb") as file:
         for line in whole_lines(file, path):
             if line.number > 1:
                 head = head_of(line)
-                yield _Entry(head.row, line.offset, head.key[:16], head.error is not None)
+                yield _KeptLine(head.row, line.offset, head.key[:16], head.error is not None)
 
 
 def _placed_record(line: bytes, row: int) -> bytes:

@@ -67,11 +67,11 @@ def answer_file(
     limit: int | None,
     budget: Budget,
     shard: str | None = None,
-    keep_texts: bool = True,
+    no_texts: bool = False,
 ) -> int:
     """Answer the rows of ``source``; return the exit code. Raises `InputError` for invalid rows, before any is sent."""
     part = shard_of(shard, state.environ)
-    run = FileRun(source, fields, limit=limit, environ=state.environ, shard=part, keep_texts=keep_texts)
+    run = FileRun(source, fields, limit=limit, environ=state.environ, shard=part, keep_texts=not no_texts)
     if target is None:
         _answer(state, run, Printed(sys.stdout.buffer, "standard output"), None, concurrency, budget)
     else:
@@ -239,6 +239,10 @@ def to_dict(response: LLMResponse) -> dict[str, Any]:
     return found
 
 
+_OF_FILE = ("concurrency", "limit", "run_budget", "shard", "no_texts")
+"""Options that concern the rows of a file."""
+
+
 @click.command(
     epilog=examples(
         'generate "What is 30 + 12?"',
@@ -292,14 +296,8 @@ def generate(
     prompt: str | None,
     source: Path | None,
     target: Path | None,
-    concurrency: int | None,
-    budget: float | None,
-    run_budget: float | None,
-    limit: int | None,
-    shard: str | None,
-    no_texts: bool,
     contexts: tuple[str, ...],
-    **fields: Any,
+    **options: Any,
 ) -> None:
     """Answer a prompt, or every row of a file.
 
@@ -321,31 +319,18 @@ def generate(
     higher --run-budget to resume.
     """
     state = context.ensure_object(State)
-    given = {name: value for name, value in fields.items() if value is not None}
+    of_file = {name: options.pop(name) for name in _OF_FILE}
+    given = {name: value for name, value in options.items() if value is not None}
     if contexts:
         given["context"] = contexts
     if source is None:
-        if target is not None or limit is not None or run_budget is not None or shard is not None:
+        if target is not None or any(of_file[name] is not None for name in ("limit", "run_budget", "shard")):
             raise click.UsageError("--output, --limit, --shard and --run-budget need --input")
-
-        answer_prompt(state, prompt, given if budget is None else given | {"budget": budget})
+        answer_prompt(state, prompt, given)
         return
     if prompt is not None:
         raise click.UsageError("give a prompt or --input, not both")
-    from workflow_composer.batch.run.runner import Budget
-
-    if shard is not None and target is None:
+    if of_file["shard"] is not None and target is None:
         raise click.UsageError("--shard needs --output: each shard has a file of its own beside it")
-    limits = Budget(budget, run_budget)
-    code = answer_file(
-        state,
-        source,
-        target,
-        given,
-        concurrency=concurrency,
-        limit=limit,
-        budget=limits,
-        shard=shard,
-        keep_texts=not no_texts,
-    )
-    context.exit(code)
+    limits = Budget(given.pop("budget", None), of_file.pop("run_budget"))
+    context.exit(answer_file(state, source, target, given, budget=limits, **of_file))
