@@ -75,7 +75,9 @@ def question_of(value: Any, column: str, where: str, *, missing: bool = False) -
     if missing:
         raise InputError(f"{where}: no {column!r} in this row", hint="every row needs a question")
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where}: {column!r} is {kind(value)}, not a text", hint="write the question as a string")
+        raise InputError(
+            f"{where}: {column!r} is {kind(value)}; it must be a non-empty string", hint="write the question as a string"
+        )
     return _whole(value, column, where)
 
 
@@ -89,7 +91,7 @@ def label_of(value: Any, column: str, where: str) -> str | None:
         return json.dumps(value)
     if isinstance(value, (list, dict, tuple)):
         raise InputError(
-            f"{where}: {column!r} is {kind(value)}, not a text or a number",
+            f"{where}: {column!r} is {kind(value)}, not a string or a number",
             hint="choose another label column, or none",
         )
     return str(value)
