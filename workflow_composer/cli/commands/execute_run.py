@@ -162,6 +162,7 @@ class Execution:
             recorded=self._recorded,
             limit=limit,
             keep_texts=not self._options.no_texts,
+            planning={name: getattr(self._options, name) for name in ("k", "k_max", "target", "probing_dataset")},
         )
 
     def _answer(
