@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from workflow_composer.answers.form import as_data
 from workflow_composer.errors import InputError, WorkflowComposerError
 from workflow_composer.markers import is_routing_string, parse_route
 
@@ -35,13 +36,9 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     >>> differences({"votes": {"target": 0.75}}, {"votes": {"target": 0.9}, "seed": 1})
     ['votes.target was 0.75 and is 0.9', 'seed was missing and is 1']
     """
-    before, after = dict(_flat(then)), dict(_flat(json.loads(json.dumps(now, default=_plain))))
+    before, after = dict(_flat(then)), dict(_flat(json.loads(json.dumps(now, default=as_data))))
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return [f"{name} was {_shown(before.get(name))} and is {_shown(after.get(name))}" for name in names]
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else list(value)
 
 
 def _flat(found: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from workflow_composer.answers.form import as_data
 from workflow_composer.batch.keeping.identity import differences
 from workflow_composer.errors import InputError
 from workflow_composer.storage.lines import unreadable
@@ -45,7 +46,7 @@ def read_note(path: Path) -> dict[str, Any] | None:
 
 def write_note(path: Path, note: Mapping[str, Any]) -> None:
     """Write the note of a file of answers, readable by its owner only. Raises OSError."""
-    text = json.dumps({"run": _FORM, **note}, indent=1, default=_plain)
+    text = json.dumps({"run": _FORM, **note}, indent=1, default=as_data)
     replace_file(note_beside(path), text + "\n", mode=0o600)
 
 
@@ -75,7 +76,3 @@ def joined(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
 
 def _restore(path: Path) -> str:
     return f"restore it, or choose another file than {path} for the new run"
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else list(value)

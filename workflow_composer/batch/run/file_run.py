@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from workflow_composer import __version__
+from workflow_composer.answers.form import as_data
 from workflow_composer.batch.datasets.prompt_rows import InputRow, RowFile, together
 from workflow_composer.batch.keeping.identity import meaning_of, voting_of
 from workflow_composer.batch.keeping.notes import in_common, joined, read_note, refuse_other_settings, write_note
@@ -78,7 +79,9 @@ class FileRun:
         library = Library(environ=environ)
         if "context" in fields:
             fields = {**fields, "context": library.pins(fields["context"])}
-        salt = json.dumps({name: value for name, value in fields.items() if name != "timeout"}, sort_keys=True)
+        salt = json.dumps(
+            {name: value for name, value in fields.items() if name != "timeout"}, sort_keys=True, default=as_data
+        )
         self.rows = RowFile(source, salt=salt, limit=limit, pins=library.pins)
         self.shard = shard
         self._total = self.rows.count()
