@@ -52,7 +52,8 @@ class RecordRun:
             try:
                 tiers = self._tiers(orchestrator)
                 skip, limit = options["skip"], options["limit"]
-                recorder = Recorder(questions(options["datasets"], options["data_dir"], tiers, skip=skip, limit=limit), file)
+                asked = questions(options["datasets"], options["data_dir"], tiers, skip=skip, limit=limit)
+                recorder = Recorder(asked, file, keep_texts=not options["no_texts"])
             except BaseException:
                 orchestrator.close()
                 raise
@@ -175,6 +176,7 @@ class RecordRun:
 @click.option(
     "--in-flight", type=click.IntRange(1, 10_000), default=16, show_default=True, metavar="N", help="Requests in flight."
 )
+@click.option("--no-texts", is_flag=True, help="Record grades and log-probabilities without answers, tokens and labels.")
 @strategy_option
 @common_options
 @click.pass_context
