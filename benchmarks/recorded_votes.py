@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from workflow_composer.answers import Reader, reader
+from workflow_composer.answers import Question, Reader, reader
 from workflow_composer.execution.voting.confidence import confidence, most_likely
 from workflow_composer.execution.voting.stopping import stopping_rule
 
@@ -66,23 +66,9 @@ def replay(path: Path) -> dict[str, list[Recording]]:
 
 async def group(texts: list[str], read: Reader) -> list[int]:
     """Votes: the number of each text's group of equal answers, -1 where none can be read."""
-    answers: list[str] = []
-    votes = []
-    for text in texts:
-        answer = read.read(text)
-        vote = -1
-        if answer is not None:
-            vote = next((n for n, other in enumerate(answers) if answer == other), -1)
-            if vote < 0:
-                for n, other in enumerate(answers):
-                    if await read.decide(answer, other):
-                        vote = n
-                        break
-                else:
-                    vote = len(answers)
-                    answers.append(answer)
-        votes.append(vote)
-    return votes
+    answers = [read.read(text) for text in texts]
+    groups = iter(await Question(read).groups([answer for answer in answers if answer is not None]))
+    return [-1 if answer is None else next(groups) for answer in answers]
 
 
 def _made_up() -> dict[str, list[Recording]]:
@@ -105,23 +91,24 @@ def measure(recordings: list[Recording], rounds: int) -> Iterator[tuple[str, lis
     read = Reader(reader().form)
     texts = [text for recording in recordings for text in recording.texts]
     answers = [answer for answer in map(read.read, texts) if answer is not None]
-    pairs = list(pairwise(answers))
+    pairs = [list(pair) for pair in pairwise(answers)]
 
     def reading() -> None:
         for text in texts:
             read.read(text)
 
-    def comparing() -> None:
-        for a, b in pairs:
-            read.same(a, b)
+    async def comparing() -> None:
+        for pair in pairs:
+            await Question(read).groups(pair)
 
     async def grouping() -> None:
         for recording in recordings:
             await group(recording.texts, read)
 
     yield "read one answer", [_cpu(reading, 3) / len(texts) for _ in range(rounds)]
-    yield "compare two by cheap rules", [_cpu(comparing, 3) / len(pairs) for _ in range(rounds)]
     asyncio.run(grouping())
+    asyncio.run(comparing())
+    yield "compare two, comparisons known", [_cpu(lambda: asyncio.run(comparing()), 1) / len(pairs) for _ in range(rounds)]
     yield "read and group, comparisons known", [_cpu(lambda: asyncio.run(grouping()), 1) / len(texts) for _ in range(rounds)]
     for name in RULES:
         rule = stopping_rule(name)

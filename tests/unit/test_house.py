@@ -91,6 +91,12 @@ def test_no_import_goes_in_a_circle():
     assert circles(GRAPH) == []
 
 
+def test_no_folder_stands_empty():
+    """A package holds files or packages besides its own ``__init__``."""
+    folders = [init.parent for init in HOUSE.rglob("__init__.py")]
+    assert [folder for folder in folders if {held.name for held in folder.iterdir()} <= {"__init__.py", "__pycache__"}] == []
+
+
 def test_a_folder_fits_in_the_head():
     """So many modules at the most, and the root only those to be opened first."""
     held = Counter(path.parent for path in MODULES)

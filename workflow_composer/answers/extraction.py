@@ -13,9 +13,9 @@ from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from workflow_composer.answers.marks import Mark, answer_field, boxed, hashes, json_field, tagged
-from workflow_composer.answers.phrases import Phrase, announced, is_value, last_line
-from workflow_composer.answers.undressing import choice, says_something, undressed, without_talk
+from workflow_composer.answers.finding.marks import Mark, answer_field, boxed, hashes, json_field, tagged
+from workflow_composer.answers.finding.phrases import Phrase, announced, is_value, last_line
+from workflow_composer.answers.finding.undressing import choice, says_something, undressed, without_talk
 from workflow_composer.errors import ConfigError
 
 

@@ -9,12 +9,12 @@ from threading import Lock
 from typing import Protocol
 
 from workflow_composer.answers.extraction import Extracted, finder, first_turn
+from workflow_composer.answers.finding.marks import boxed, hashes
+from workflow_composer.answers.finding.undressing import choice, plain, says_something, undressed
+from workflow_composer.answers.finding.unmarked import is_letter, to_the_point, unmarked
 from workflow_composer.answers.form import ANY_FORM, AnswerForm
-from workflow_composer.answers.marks import boxed, hashes
 from workflow_composer.answers.notation import Notation, formula, is_closed, notation, words
 from workflow_composer.answers.reasoning import without_reasoning
-from workflow_composer.answers.undressing import choice, plain, says_something, undressed
-from workflow_composer.answers.unmarked import is_letter, to_the_point, unmarked
 from workflow_composer.errors import ConfigError
 
 LONGEST = 2000
@@ -22,7 +22,6 @@ LONGEST = 2000
 LONGEST_LIMIT = 3600
 _REMEMBERED = 16384
 _LETTERS_OF_A_WORD = 4
-_LONGEST_BARE = 400
 _TALKS = frozenset({"phrase", "hashes"})
 _FEW = 2
 
@@ -97,7 +96,7 @@ class Reader:
             return self._find(text)
         text = plain(text)
         found = self._find(text)
-        wanted = None if label is None else self._bare(label)
+        wanted = None if label is None else self.bare(label)
         if found is not None:
             fitted = found._replace(answer=_fitted(found.answer, wanted))
             if found.how not in _TALKS or wanted is None or _may_answer(fitted.answer, wanted):
@@ -165,22 +164,14 @@ class Reader:
                 self._known.popitem(last=False)
         return bool(found)
 
-    async def grade(self, answer: str | None, label: str) -> bool:
-        r"""Whether an extracted answer equals the label's; None (no answer) is never correct.
+    def bare(self, label: str) -> str:
+        r"""Return a label's answer: the label is that answer, or a solution that ends with it.
 
-        A label is a bare answer or a solution that ends with one, marked by ``####``, ``\boxed{}`` or as the form says.
+        The end of a solution is marked by ``####``, ``\boxed{}`` or as the form says.
         """
-        if answer is None:
-            return False
-        return await self.decide(answer, self._bare(label))
-
-    def _bare(self, label: str) -> str:
-        """Return the answer in a label: a bare answer, or a solution that ends with one."""
         label = plain(label)
-        if "\n" not in label and "####" not in label and "oxed" not in label and len(label) <= _LONGEST_BARE:
-            return _taken_off(label) or label.strip()
         marked = hashes(label) or boxed(label) or self._find(label)
-        return (marked and _taken_off(marked.answer)) or label.strip()
+        return _taken_off(marked.answer if marked else label)
 
     def _may_be_equal(self, one: Notation, other: Notation) -> bool:
         """Whether math-verify may find them equal; never for two words, which it would parse as products of letters."""

@@ -37,7 +37,7 @@ _OPENINGS = re.compile(
 )
 
 
-class Parts(NamedTuple):
+class Separated(NamedTuple):
     """A text without its reasoning, the reasoning, and whether the reasoning is still going on at the end."""
 
     said: str
@@ -45,22 +45,22 @@ class Parts(NamedTuple):
     unclosed: bool
 
 
-def parts(text: str) -> Parts:
+def parts(text: str) -> Separated:
     r"""Separate what a model says from what it thinks before.
 
     A closing mark without an opening one ends a thought that starts with the text: chat templates often write the opening
     mark themselves. A thought that never closes leaves nothing said. A mark in a code span (\`<think>\`) is only mentioned.
 
     >>> parts("<think>12 + 6</think>18"), parts("12 + 6</think>18").said, parts("<think>12 + 6 is")
-    (Parts(said='18', reasoning='12 + 6', unclosed=False), '18', Parts(said='', reasoning='12 + 6 is', unclosed=True))
+    (Separated(said='18', reasoning='12 + 6', unclosed=False), '18', Separated(said='', reasoning='12 + 6 is', unclosed=True))
     """
     if _CHANNEL in text:
         return _of_channels(text)
     if (bare := _BARE_CHANNEL.match(text)) is not None:
         finals = list(_BARE_FINAL.finditer(text, bare.end()))
         if finals:
-            return Parts(text[finals[-1].end() :], text[bare.end() : finals[-1].start()], unclosed=False)
-        return Parts("", text[bare.end() :], unclosed=True)
+            return Separated(text[finals[-1].end() :], text[bare.end() : finals[-1].start()], unclosed=False)
+        return Separated("", text[bare.end() :], unclosed=True)
     said: list[str] = []
     thought: list[str] = []
     start: int | None = 0
@@ -82,18 +82,18 @@ def parts(text: str) -> Parts:
             thought.append(text[end : mark.start()])
         end = mark.end()
     if end == 0:
-        return Parts(_WRAPPERS.sub("", text) if "<" in text or "[" in text else text, "", unclosed=False)
+        return Separated(_WRAPPERS.sub("", text) if "<" in text or "[" in text else text, "", unclosed=False)
     if start is None:
-        return Parts("", "".join([*said, *thought, text[end:]]), unclosed=True)
-    return Parts(_WRAPPERS.sub("", "".join([*said, text[start:]])), "".join(thought), unclosed=False)
+        return Separated("", "".join([*said, *thought, text[end:]]), unclosed=True)
+    return Separated(_WRAPPERS.sub("", "".join([*said, text[start:]])), "".join(thought), unclosed=False)
 
 
-def _of_channels(text: str) -> Parts:
+def _of_channels(text: str) -> Separated:
     """Separate gpt-oss's channels (harmony), which some servers pass through unparsed."""
     finals = list(_FINAL.finditer(text))
     if not finals:
-        return Parts("", text, unclosed=True)
-    return Parts(text[finals[-1].end() :].partition("<|")[0], text[: finals[-1].start()], unclosed=False)
+        return Separated("", text, unclosed=True)
+    return Separated(text[finals[-1].end() :].partition("<|")[0], text[: finals[-1].start()], unclosed=False)
 
 
 def without_reasoning(text: str) -> str:

@@ -14,7 +14,6 @@ from workflow_composer.types import Chunk, Completion, Embeddings, EndpointStatu
 
 if TYPE_CHECKING:
     from workflow_composer.backends.http.egress import EgressPolicy
-    from workflow_composer.backends.pricing import GpuMeter
     from workflow_composer.config.strategy import ModelSpec, StrategyConfig
 
 
@@ -37,6 +36,9 @@ class Backend(Protocol):
 
     Cancelling the task that awaits a method must stop the work at the server too. Every method raises only `ModelError`,
     `EgressDenied` or `asyncio.CancelledError`.
+
+    A backend that chooses one of several servers for each call has a ``meter`` (`GpuMeter`), which knows how many GPUs are
+    busy. It tracks each server's failures itself, so no circuit breaker blocks a new server.
     """
 
     name: str
@@ -64,17 +66,6 @@ class Backend(Protocol):
     async def close(self) -> None:
         """Release connections, threads and memory; safe to call twice."""
         ...
-
-
-@runtime_checkable
-class ManyServers(Backend, Protocol):
-    """A backend that chooses one of several servers for each call.
-
-    It tracks each server's failures itself, so that no circuit breaker blocks a new server. Its ``meter`` knows how many
-    GPUs are busy.
-    """
-
-    meter: GpuMeter
 
 
 BackendFactory = Callable[["ModelSpec", BackendContext], Backend]

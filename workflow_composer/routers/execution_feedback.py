@@ -18,7 +18,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from workflow_composer.answers import reader
+from workflow_composer.answers import Question, reader
 from workflow_composer.answers.extraction import function_at
 from workflow_composer.backends.pricing import Price
 from workflow_composer.calibration.certify.certificate import Certificate, Group, ModelIdentity, check, floor_of, uncovered
@@ -80,8 +80,7 @@ def judge_by_answer(plan: Callable[[LLMRequest], Plan], execute: Execute) -> Jud
         mine, other = forms.read(response.text), forms.read(told)
         if mine is None or other is None:
             return None
-        same = forms.same(mine, other)
-        return await forms.decide(mine, other) if same is None else same
+        return await Question(forms, other).is_correct(mine)
 
     return judge
 

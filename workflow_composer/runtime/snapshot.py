@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from workflow_composer.backends.base import BackendContext, ManyServers
+from workflow_composer.backends.base import BackendContext
 from workflow_composer.backends.http.egress import EgressPolicy
 from workflow_composer.backends.pricing import GpuMeter, Price
 from workflow_composer.config.strategy import ModelSpec, StrategyConfig
@@ -238,8 +238,9 @@ def _endpoints(config: StrategyConfig, registry: PluginRegistry, context: Backen
                 [f"{where}: backend {spec.backend!r} sends data to the cloud, but the profile has allow_cloud: false"]
             )
         candidate = Candidate(name, backend.local, spec.context_length, spec.endpoint, tuple(spec.capabilities))
-        if isinstance(backend, ManyServers):
-            made[name] = Endpoint(candidate, backend, Price.of(spec), CircuitBreaker(name, failures=math.inf), backend.meter)
+        own_meter: GpuMeter | None = getattr(backend, "meter", None)
+        if own_meter is not None:
+            made[name] = Endpoint(candidate, backend, Price.of(spec), CircuitBreaker(name, failures=math.inf), own_meter)
             continue
         server = _server(spec)
         breaker = breakers.setdefault(

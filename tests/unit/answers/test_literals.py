@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.answers.hostile import PIECES, anything
-from workflow_composer.answers import AnswerForm, reader
+from workflow_composer.answers import AnswerForm, Question, reader
 from workflow_composer.answers.notation import is_literal
 
 DIFFERENT = [
@@ -36,14 +36,14 @@ async def test_names_that_differ_by_a_sign_are_different_answers(a, b):
     """Whatever arithmetic would make of them, in votes and against a label."""
     assert reader().same(a, b) is False
     assert reader().same(b, a) is False
-    assert await reader().grade(a, b) is False
+    assert await Question(reader(), b).is_correct(a) is False
 
 
 @pytest.mark.parametrize(("a", "b"), SAME)
 async def test_a_name_in_another_dress_is_the_same(a, b):
     """Emphasis, case and the ends of a sentence do not count here either."""
     assert reader().same(a, b) is True
-    assert await reader().grade(a, b) is True
+    assert await Question(reader(), b).is_correct(a) is True
 
 
 @pytest.mark.parametrize(("a", "b"), VALUES)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.answers.hostile import PIECES, anything
-from workflow_composer.answers import AnswerForm, Reader, reader
+from workflow_composer.answers import AnswerForm, Question, Reader, reader
 from workflow_composer.answers.reading import LONGEST
 from workflow_composer.errors import ConfigError
 
@@ -197,13 +197,13 @@ def test_a_form_that_makes_no_sense_is_an_error(form):
 )
 async def test_an_answer_is_graded_against_a_label_or_a_solution(answer, label, right):
     """No answer is never right."""
-    assert await reader().grade(answer, label) is right
+    assert await Question(reader(), label).is_correct(answer) is right
 
 
 async def test_a_label_is_read_in_the_forms_own_way_where_it_has_no_mark():
     """A field of JSON in both, or a bare label."""
     form = reader(AnswerForm(extract=("json:result",)))
-    assert await form.grade(form.read('{"result": 3}'), '{"result": 3.0}')
-    assert await form.grade(form.read('{"result": 3}'), "3")
+    assert await Question(form, '{"result": 3.0}').is_correct(form.read('{"result": 3}'))
+    assert await Question(form, "3").is_correct(form.read('{"result": 3}'))
     last = reader(AnswerForm(extract=("line",)))
-    assert await last.grade(last.read("so\n42"), "because\n#### 42")
+    assert await Question(last, "because\n#### 42").is_correct(last.read("so\n42"))

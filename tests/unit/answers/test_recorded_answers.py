@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 
 from tests.paths import DATA
-from workflow_composer.answers import reader
+from workflow_composer.answers import Question, reader
 
 GSM8K = DATA / "openai+grade-school-math" / "grade_school_math" / "data"
 MATH = DATA / "QwenLM+Qwen2.5-Math" / "evaluation" / "data" / "eval_rm_maj_example" / "math_cot_100.jsonl.gz"
@@ -30,7 +30,7 @@ async def test_grade_school_solutions_are_graded_as_their_authors_did():
     for row, label in zip(lines(GSM8K / "example_model_solutions.jsonl.gz"), labels, strict=True):
         for system in SYSTEMS:
             answer = reader().read(row[system]["solution"])
-            assert await reader().grade(answer, label) == row[system]["is_correct"], row[system]["solution"]
+            assert await Question(reader(), label).is_correct(answer) == row[system]["is_correct"], row[system]["solution"]
 
 
 @pytest.mark.skipif(not MATH.is_file(), reason=f"recorded answers are not in {DATA}; set WORKFLOW_COMPOSER_DATA")
@@ -43,14 +43,9 @@ async def test_solutions_of_mathematics_are_graded_and_voted_on_as_their_authors
         answers = [one.read(text) for text in row["code"]]
         assert None not in answers
         for answer, score in zip(answers, row["score"], strict=True):
-            if await one.grade(answer, row["gt"]) != bool(score):
+            if await Question(one, row["gt"]).is_correct(answer) != bool(score):
                 differ.append((answer, row["gt"]))
-        groups: list[str] = []
-        votes = []
-        for answer in answers:
-            found = [group for group in groups if await one.decide(answer, group)]
-            groups += [] if found else [answer]
-            votes.append(found[0] if found else answer)
+        votes = await Question(one).groups(answers)
         winner = Counter(votes).most_common(1)[0][0]
         majority += bool(row["score"][votes.index(winner)])
     assert differ == [("10000", "10{,}000")]
@@ -71,6 +66,6 @@ async def test_answers_that_nobody_told_how_to_end_are_graded_as_recorded(model,
     for row, label in zip(rows, labels, strict=True):
         answer = reader().read(row[f"{model}_response"], label)
         unread += answer is None
-        agree += await reader().grade(answer, label) == (row[model] == "True")
+        agree += await Question(reader(), label).is_correct(answer) == (row[model] == "True")
     assert agree / len(rows) >= agreement
     assert unread == 0

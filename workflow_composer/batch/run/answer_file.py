@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from workflow_composer.answers import reader
+from workflow_composer.answers import Question, reader
 from workflow_composer.batch.datasets.prompt_rows import InputRow
 from workflow_composer.batch.run.journal import open_own, unwritable
 from workflow_composer.batch.run.records import Head
@@ -93,7 +93,7 @@ async def _answered(response: LLMResponse, label: str | None, *, logprobs: bool)
 async def graded(sample: Sample, label: str) -> dict[str, Any]:
     """Return the final answer read from a sample, its finish reason, and whether it is correct."""
     answer = reader().read_said(sample, label)
-    right = await reader().grade(answer, label)
+    right = await Question(reader(), label).is_correct(answer)
     return {"answer": answer, "finish_reason": sample.finish_reason, "correct": right}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workflow_composer.answers import Reader
+from workflow_composer.answers import Question, Reader
 from workflow_composer.batch.datasets.dataset import Row
 from workflow_composer.batch.run.records import RowRecord, TierRecord
 from workflow_composer.batch.run.runner import Generate
@@ -128,11 +128,9 @@ class Answering:
         """Whether each sample is correct, by the row's label or else by the recording; empty if unknown."""
         label = job.row.label
         if label is not None:
-            known: dict[str | None, bool] = {None: False}
-            for answer in answers:
-                if answer not in known:
-                    known[answer] = await self._reader.grade(answer, label)
-            return tuple(known[answer] for answer in answers)
+            question = Question(self._reader, label)
+            await question.groups([answer for answer in answers if answer is not None])
+            return tuple([await question.is_correct(answer) for answer in answers])
         if self._recorded is None:
             return ()
         said = [self._recorded(tier.model, job.row.question, number) for number in range(len(answers))]

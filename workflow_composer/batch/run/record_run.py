@@ -30,7 +30,7 @@ _OTHER = "another --output"
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class TierQuestion:
     """A question of a data set, for one tier."""
 
     row: Row
@@ -52,16 +52,16 @@ class RecordedRow:
 
 def questions(
     datasets: Sequence[str], data_dir: Path, tiers: Sequence[str], *, skip: int, limit: int | None
-) -> list[Question]:
+) -> list[TierQuestion]:
     """Return every question for every tier, each once. Raises `InputError` if a question has no label."""
-    found: dict[bytes, Question] = {}
+    found: dict[bytes, TierQuestion] = {}
     for name in datasets:
         for row in islice(find(name, data_dir).rows(), skip, None if limit is None else skip + limit):
             if row.label is None:
                 hint = "a recording needs the correct answers: use a data set with labels"
                 raise InputError(f"{name}: row {row.row} has no label", hint=hint)
             for tier in tiers:
-                asked = Question(row, tier)
+                asked = TierQuestion(row, tier)
                 found.setdefault(asked.key, asked)
     if not found:
         raise InputError("no rows to record", hint="lower --skip")
@@ -97,7 +97,7 @@ class RecordingFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def is_done(self, question: Question) -> bool:
+    def is_done(self, question: TierQuestion) -> bool:
         """Whether the tier's answer is recorded."""
         return question.key in self._done
 
@@ -146,7 +146,7 @@ class RecordingAnswers:
         self._fields = fields
         self.first_error = ""
 
-    async def __call__(self, question: Question, budget: float | None) -> RecordedRow:
+    async def __call__(self, question: TierQuestion, budget: float | None) -> RecordedRow:
         """Answer one question for at most ``budget`` dollars; return its line."""
         own = {"model": question.tier} if budget is None else {"model": question.tier, "budget": budget}
         response = await self._generate(question.row.question, **self._fields, **own)
@@ -157,7 +157,7 @@ class RecordingAnswers:
         head = Head(question.row.row, None, question.tier, grade["correct"], response.cost, unread, cut_off)
         return RecordedRow(head, _line(question, response, correct=grade["correct"]))
 
-    def failed(self, question: Question, error: BaseException, seconds: float) -> RecordedRow:
+    def failed(self, question: TierQuestion, error: BaseException, seconds: float) -> RecordedRow:
         """Return the record of a failed question, with the cost of its attempts."""
         self.first_error = self.first_error or str(error)
         cost = sum(attempt.cost for attempt in getattr(error, "attempts", ()))
@@ -167,7 +167,7 @@ class RecordingAnswers:
 class Recorder:
     """Sends the questions that are not recorded yet; ``tally`` counts the progress."""
 
-    def __init__(self, asked: Sequence[Question], file: RecordingFile) -> None:
+    def __init__(self, asked: Sequence[TierQuestion], file: RecordingFile) -> None:
         self._file = file
         self._left = [question for question in asked if not file.is_done(question)]
         done = len(asked) - len(self._left)
@@ -203,7 +203,7 @@ class Recorder:
             self.first_error = answers.first_error
 
 
-def _line(question: Question, response: LLMResponse, *, correct: bool) -> dict[str, Any]:
+def _line(question: TierQuestion, response: LLMResponse, *, correct: bool) -> dict[str, Any]:
     sample = response.samples[0]
     line: dict[str, Any] = {
         "question": question.row.question,

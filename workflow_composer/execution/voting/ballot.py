@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from workflow_composer.answers import Reader, reader
+from workflow_composer.answers import Question, Reader, reader
 from workflow_composer.execution.voting.confidence import confidence, leader, totals
 from workflow_composer.execution.voting.stopping import UNREADABLE, StoppingRule, decided_by_weight, stopping_rule
 from workflow_composer.plan import Member, Voting
@@ -63,16 +63,22 @@ class Ballot:
         self._rule = _rule(voting.stopping, voting.level)
         self._votes: list[int] = []
         self._voters: list[int] = []
+        self._read: list[str | None] = []
         self._answers: list[str] = []
         self._known: dict[str, int] = {}
 
     async def add(self, sample: Sample, member: int = 0) -> None:
         """Count one sample of this member."""
         answer = self._reader.read_said(sample)
-        group = UNREADABLE if answer is None else await self._group(answer)
+        groups = self._known if answer is None or answer in self._known else await self._grouped(answer)
         self.samples.append(sample)
-        self._votes.append(group)
         self._voters.append(member)
+        self._read.append(answer)
+        if groups is self._known:
+            self._votes.append(UNREADABLE if answer is None else groups[answer])
+            return
+        self._known, self._answers = groups, _first_of_each(groups)
+        self._votes = [UNREADABLE if read is None else groups[read] for read in self._read]
 
     def withdraw(self, member: int) -> None:
         """Remove all votes of this member, because another candidate takes over."""
@@ -80,9 +86,11 @@ class Ballot:
         self.samples = [self.samples[at] for at in kept]
         self._votes = [self._votes[at] for at in kept]
         self._voters = [self._voters[at] for at in kept]
+        self._read = [self._read[at] for at in kept]
+        self._known = {}  # the next answer groups all that are left
         if not kept:
             self._limit = self._samples
-            self._answers, self._known = [], {}
+            self._answers = []
 
     def lose(self, member: int) -> None:
         """Record that this member draws no further samples; its missing samples count as votes for no answer."""
@@ -92,22 +100,13 @@ class Ballot:
         """The member that gave this sample."""
         return self._voters[sample]
 
-    async def _group(self, answer: str) -> int:
-        """Return the number of the group of equivalent answers; a new number if no group matches."""
-        known = self._known.get(answer)
-        if known is not None:
-            return known
-        group = 0
-        while group < len(self._answers) and not await self._same(answer, self._answers[group]):
-            group += 1
-        if group == len(self._answers):
-            self._answers.append(answer)
-        self._known[answer] = group
-        return group
+    async def _grouped(self, answer: str) -> dict[str, int]:
+        """Return the group of each answer that was read and of this one.
 
-    async def _same(self, answer: str, other: str) -> bool:
-        same = self._reader.same(answer, other)
-        return await self._reader.decide(answer, other) if same is None else same
+        A new answer may change what the others are, so all are grouped again: the result does not depend on their order.
+        """
+        answers = list(dict.fromkeys([*[read for read in self._read if read is not None], answer]))
+        return dict(zip(answers, await Question(self._reader).groups(answers), strict=True))
 
     def wanted(self) -> Sequence[int]:
         """The members from which samples are wanted now, in turn order; empty when the vote has ended."""
@@ -262,6 +261,15 @@ class Ballot:
             return f"{measure} of {drawn} votes is unknown"
         sign = ">=" if found >= target - _ROUNDING else "<"
         return f"{measure} of {drawn} votes {found:.3g} {sign} {target:g}" + (f"; {note}" if note else "")
+
+
+def _first_of_each(groups: Mapping[str, int]) -> list[str]:
+    """Return the first answer of each group; groups are numbered in order of first appearance."""
+    found: list[str] = []
+    for answer, group in groups.items():
+        if group == len(found):
+            found.append(answer)
+    return found
 
 
 @lru_cache(maxsize=256)

@@ -1,23 +1,24 @@
 r"""The final answer of a text without a mark: the last number, a letter, or all of a short text. Pure, in linear time.
 
-Models without instructions for the format mostly end like this: "..., so she makes 9 * $2 = $18 every day." With a label, its
-kind decides: a number is searched for a number, a letter for a letter, and all of a short text is taken for words. Without a
-label, as in votes, the text decides: taking equal answers for different ones does less harm than the reverse, so a short text
-is reduced to its number only if it has exactly one number and is neither a name nor a formula.
+Models without instructions for the format mostly end like this: "..., so she makes 9 * $2 = $18 every day." With a label,
+its kind decides: a number is searched for a number, a letter for a letter, and all of a short text is taken for words.
+Without a label, as in votes, the text decides: taking equal answers for different ones does less harm than the reverse, so a
+short text is reduced to its number only if it has exactly one number and is neither a name nor a formula.
 """
 
 from __future__ import annotations
 
 import re
 
+from workflow_composer.answers.finding.phrases import chosen, last_match
+from workflow_composer.answers.finding.undressing import choice, says_something, undressed, without_talk
 from workflow_composer.answers.notation import JOINED_UNITS, notation
-from workflow_composer.answers.phrases import chosen
-from workflow_composer.answers.undressing import choice, says_something, undressed, without_talk
 
 SHORT = 6
 """Words. A longer text is a sentence rather than an answer."""
 _FEW = 3
 _EXPLAINED = 6
+_LONGEST_CLAUSE = 400
 
 _LETTERS_OF_A_WORD = 20
 _EDGES = "*_`\"'()[]{},;:!?. "
@@ -43,15 +44,16 @@ _PASSES = re.compile(
 _ORDINAL = re.compile(r"\b(\d{1,9})(?:st|nd|rd|th)\b")
 _WORD = re.compile(r"[^\W\d_]{3}")
 _CLAUSE = re.compile(
-    r"that\s|.*\b(?:is|are|was|were|has|have|had|will|would|can|could|gets?|got|earns?|earned|makes?|made|spends?|spent|costs?|pays?|paid"
-    r"|needs?|needed|takes?|took|sells?|sold|eats?|ate|saves?|saved|owes?|receives?|received|equals?|remain(?:s|ed)?|left|total|altogether"
-    r"|more|fewer|less)\b",
+    r"that\s|.*\b(?:is|are|was|were|has|have|had|will|would|can|could|gets?|got|earns?|earned|makes?|made|spends?|spent|costs?"
+    r"|pays?|paid|needs?|needed|takes?|took|sells?|sold|eats?|ate|saves?|saved|owes?|receives?|received|equals?|remain(?:s|ed)?"
+    r"|left|total|altogether|more|fewer|less)\b",
     re.IGNORECASE | re.DOTALL,
 )
 _BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
 _HEADING = re.compile(
-    r"(?:solution|explanation|reasoning|analysis|steps?|answer|given|sure|certainly|of course|okay|ok|introduction|calculations?|proof|question"
-    r"|problem|summary|let\b.*|here\b.*|we\b.*|i\b.*|to\b.*|first\b.*|absolutely|great|hi|hello|thank.*|no answer)\W*|.*[:\uff1a]\W*",
+    r"(?:solution|explanation|reasoning|analysis|steps?|answer|given|sure|certainly|of course|okay|ok|introduction"
+    r"|calculations?|proof|question|problem|summary|let\b.*|here\b.*|we\b.*|i\b.*|to\b.*|first\b.*|absolutely|great|hi|hello|thank.*"
+    r"|no answer)\W*|.*[:\uff1a]\W*",
     re.IGNORECASE,
 )
 _LAST_LETTER = re.compile(
@@ -71,7 +73,7 @@ def numbers(text: str) -> list[str]:
 
 
 def unmarked(text: str, label: str | None = None) -> tuple[str, str] | None:
-    """Return the answer of a text without a mark and how it was found; ``label`` is the bare correct answer, if known.
+    r"""Return the answer of a text without a mark and how it was found; ``label`` is the bare correct answer, if known.
 
     It was found as ``last_number``, ``last_letter``, ``last_name`` (a date, a genotype, an identifier) or ``short``.
 
@@ -79,7 +81,7 @@ def unmarked(text: str, label: str | None = None) -> tuple[str, str] | None:
     (('$18', 'last_number'), ('Paris', 'short'), ('0/1', 'last_name'))
     >>> unmarked("There are 18 apples."), unmarked("Boeing 747"), unmarked("I do not know.")
     (('18', 'last_number'), ('Boeing 747', 'short'), None)
-    >>> unmarked("B looks right to me, and is the safe one.", "B"), unmarked("Positive\\n\\nThe author liked all of it.")
+    >>> unmarked("B looks right to me, and is the safe one.", "B"), unmarked("Positive\n\nThe author liked all of it.")
     (('B', 'last_letter'), ('Positive', 'short'))
     """
     if label is None:
@@ -114,7 +116,7 @@ def to_the_point(answer: str, label: str | None) -> str:
     if found.number is not None or found.literal or not _WORD.search(answer):
         return answer
     if label is None:
-        if not _CLAUSE.match(answer) or len(answer.split()) < _FEW:
+        if len(answer) > _LONGEST_CLAUSE or not _CLAUSE.match(answer) or len(answer.split()) < _FEW:
             return answer
     else:
         wanted = notation(label)
@@ -159,7 +161,7 @@ def _short(text: str, most: int) -> str | None:
     if not _is_short(text, most + _EXPLAINED):
         return None
     text = without_talk(text)
-    return text if says_something(text) and _is_short(text, most) else None
+    return text if says_something(text) and _is_short(text, most) and not text.endswith((":", "\uff1a")) else None
 
 
 def _is_short(text: str, most: int) -> bool:
@@ -169,16 +171,12 @@ def _is_short(text: str, most: int) -> bool:
 def _apart(text: str, most: int) -> str | None:
     """Return a first line with a few words that an explanation follows, or such a last line."""
     first, blank, rest = text.strip().partition("\n\n")
-    for line, apart in ((first, bool(blank and rest)), (text.rstrip().rpartition("\n\n")[2], True)):
-        if (
-            apart
-            and "\n" not in line
-            and not _HEADING.fullmatch(line.strip(" *_#>"))
-            and not line.lstrip().startswith(("#", "$$", r"\["))
-        ):
-            alone = _short(line, most)
-            if alone is not None and not any(map(str.isdecimal, alone)) and not notation(alone).is_mathematical:
-                return alone
+    for line in (first if blank and rest else "", text.rstrip().rpartition("\n\n")[2]):
+        if "\n" in line or line.lstrip().startswith(("#", "$$", r"\[")) or _HEADING.fullmatch(line.strip(" *_#>")):
+            continue
+        alone = _short(line, most)
+        if alone is not None and not any(map(str.isdecimal, alone)) and not notation(alone).is_mathematical:
+            return alone
     return None
 
 
@@ -188,9 +186,7 @@ def _letter(text: str) -> str | None:
         return found.letter
     if (picked := chosen(text)) is not None:
         return picked.answer
-    last = None
-    for last in _LAST_LETTER.finditer(text):
-        pass
+    last = last_match(_LAST_LETTER, text)
     return None if last is None else next(filter(None, last.groups()))
 
 

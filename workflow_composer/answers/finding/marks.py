@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from workflow_composer.answers.undressing import says_something
+from workflow_composer.answers.finding.undressing import says_something
 
 
 class Mark(NamedTuple):
@@ -23,7 +23,8 @@ class Mark(NamedTuple):
 
 _HASHES = "####"
 _TAG = re.compile(
-    r"<(?P<close>/?)(?P<name>answer|final[_ ]?answer|final|result)>|<\|(?P<edge>begin|end)_of_box\|>|<\|(?P<box>/?)answer\|>",
+    r"<(?P<close>/?)(?P<name>answer|final[_ ]?answer|final|result)>"
+    r"|<\|(?P<edge>begin|end)_of_box\|>|<\|(?P<box>/?)answer\|>",
     re.IGNORECASE,
 )
 
@@ -71,8 +72,9 @@ def tagged(text: str) -> Mark | None:
 _TOKEN = re.compile(r"(?P<box>(?:\\{1,4}b|\x08)oxed\b|\\{1,4}f(?:rame)?box\b)\s{0,9}(?P<brace>\{?)|\\[^\w]|[{}]")
 _BARE = re.compile(r"([^\s{}$\\]+)")
 _BETWEEN = re.compile(
-    r"[\s$]*(?:\\[)\]])?[\s$.]*(?:(?:,|;|&|\u3001|\uff0c|\band\b|\bor\b|\bund\b|\boder\b|\bet\b|\bou\b|\by\b|\u548c|\u6216|\u53ca"
-    r"|\\text\s?\{\s*(?:and|or)\s*\}|\\q?quad|\\[,;: ])[\s$]*){1,4}(?:\\[(\[])?[\s$]*(?P<variable>[a-zA-Z](?:_\{?\w\}?)?\s*=\s*)?[\s$]*"
+    r"[\s$]*(?:\\[)\]])?[\s$.]*(?:(?:,|;|&|\u3001|\uff0c|\b(?:and|or|und|oder|et|ou|y)\b|\u548c|\u6216|\u53ca"
+    r"|\\text\s?\{\s*(?:and|or)\s*\}|\\q?quad|\\[,;: ])[\s$]*){1,4}(?:\\[(\[])?[\s$]*"
+    r"(?P<variable>[a-zA-Z](?:_\{?\w\}?)?\s*=\s*)?[\s$]*"
 )
 _LONGEST_BETWEEN = 60
 _MEMBER = re.compile(r"(?P<variable>[a-zA-Z](?:_\{?\w\}?)?)\s*=\s*\$?\s*\Z")
@@ -174,9 +176,9 @@ def json_field(name: str, text: str) -> Mark | None:
 
 
 def answer_field(text: str) -> Mark | None:
-    """Return the answer of a JSON object that ends the text, by the usual names of such a field.
+    r"""Return the answer of a JSON object that ends the text, by the usual names of such a field.
 
-    >>> answer_field('```json\\n{"steps": "3 * 6", "answer": 18}\\n```').answer
+    >>> answer_field('```json\n{"steps": "3 * 6", "answer": 18}\n```').answer
     '18'
     """
     if not text.rstrip("` \t\n").endswith("}") or '"' not in text:
