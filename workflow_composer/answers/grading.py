@@ -34,7 +34,9 @@ def final_answer(text: str) -> str | None:
 def same_answer(a: str | None, b: str | None) -> bool:
     """Whether two final answers to one question are equal. None (no answer) and a blank one equal nothing.
 
-    For more than two answers use `Question`, which decides the kind of all of them at once.
+    For more than two answers use `Question`, which decides the kind of all of them at once; so do votes.
+
+    An order of the two does not matter.
 
     Raises `ConfigError` if math-verify is needed and does not work.
 

@@ -51,8 +51,8 @@ def parts(text: str) -> Separated:
     A closing mark without an opening one ends a thought that starts with the text: chat templates often write the opening
     mark themselves. A thought that never closes leaves nothing said. A mark in a code span (\`<think>\`) is only mentioned.
 
-    >>> parts("<think>12 + 6</think>18"), parts("12 + 6</think>18").said, parts("<think>12 + 6 is")
-    (Separated(said='18', reasoning='12 + 6', unclosed=False), '18', Separated(said='', reasoning='12 + 6 is', unclosed=True))
+    >>> parts("<think>12 + 6</think>18"), parts("12 + 6</think>18").said, parts("<think>12")
+    (Separated(said='18', reasoning='12 + 6', unclosed=False), '18', Separated(said='', reasoning='12', unclosed=True))
     """
     if _CHANNEL in text:
         return _of_channels(text)

@@ -212,7 +212,7 @@ _POSTFIX = re.compile(
     r"|\uc785\ub2c8\ub2e4|\uc774\ub2e4|\uc774\uc5d0\uc694|\uc608\uc694)[.\u3002]?\Z"
 )
 _SUM = re.compile(r"(?:[-\d\s.,+*/()=\u00d7\u00f7\u00b7$\u20ac\u00a3%]|\\(?:times|cdot|div)(?![a-zA-Z]))*")
-_RESULT = re.compile(r"\s*[-+]?[$\u20ac\u00a3]?[\d.\\]")
+_RESULT = re.compile(r"\s*[-+]?[$\u20ac\u00a3]?[\d.\\](?:[^,;\s]|,(?=\d)){0,40}(?:\s[^\s,;]{1,20}){0,3}\s*\Z")
 
 
 def without_talk(answer: str) -> str:

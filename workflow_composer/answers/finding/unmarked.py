@@ -24,7 +24,7 @@ _LETTERS_OF_A_WORD = 20
 _EDGES = "*_`\"'()[]{},;:!?. "
 _VULGAR = "\u00bc-\u00be\u2150-\u215e"
 _RAISED = "\u00b2\u00b3\u00b9\u2070-\u2079\u207a\u207b\u2080-\u2089"
-_VALUE = rf"(?:\d{{1,3}}(?:(?:,|\{{,\}})\d{{3}})++(?!\d)|\d++)(?:\.\d++)?[ ]?[{_VULGAR}]?|\.\d++|[{_VULGAR}]"
+_VALUE = rf"(?:\d{{1,3}}(?:(?:,|\{{,\}})\d{{3}})++(?!\d)|\d++)(?:\.\d++)?(?:[ ]?[{_VULGAR}])?|\.\d++|[{_VULGAR}]"
 _NUMBER = re.compile(
     # Skips the numbers of list items and the parts of a date, a version, a time or a name.
     r"^[-*#>\t ]*+\d{1,3}[.)][ \t]+(?=\S)"
