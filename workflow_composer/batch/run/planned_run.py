@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -114,7 +113,7 @@ class PlannedRun:
 
     def _identity(self, rows: Any, table: PlanTable) -> dict[str, Any]:
         """Return the identity of the run, in which the rows have no part: a difference in any value means another run."""
-        policy, votes = table.breakdown.policy, asdict(self.voting)
+        policy, votes = table.breakdown.policy, self.voting.meaning
         is_route = set(table.breakdown.routes) <= {policy}
         fields = {name: value for name, value in self._fields.items() if name not in _LIMITS}
         return {
@@ -137,7 +136,7 @@ class PlannedRun:
             "routes": fingerprint(table.routes()),
             "strategy": self._config.profile_name,
             "models": {name: f"{spec.backend}:{spec.model}" for name, spec in self._config.models.items()},
-            "votes": asdict(self.voting),
+            "votes": self.voting.meaning,
             "fields": {**self._fields, "context": list(self._pins)} if self._pins else self._fields,
             "replay": None if self._recorded is None else self._recorded.digest,
         }
