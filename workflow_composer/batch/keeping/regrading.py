@@ -129,7 +129,7 @@ class Regrader:
         """Return the verdict on a single sample: what its rule said, unless it now can, or cannot, be read."""
         readable = bool(samples) and (self._reader.read_said(samples[0]) is not None or bool(samples[0].tool_calls))
         was_unread = tier.unreadable >= tier.samples > 0
-        accepted = readable and (tier.accepted or was_unread)
+        accepted = (tier.accepted or was_unread) if readable else (tier.accepted and was_unread)
         return Verdict(accepted, tier.confidence, tier.reason, 0, (), int(not readable))
 
     def lacks_a_tier(self, record: RowRecord) -> bool:

@@ -56,7 +56,7 @@ def results(command, *parts):
 
 
 def test_another_extraction_finds_the_answers_that_were_there(batch):
-    batch.remote = (lambda call: [f"<result>{number_of(call)}</result> (1 of 9 tries)"],)
+    batch.remote = (lambda call: [f"~{number_of(call)}~ (1 of 9 tries)"],)
     assert execute(batch, "--routes", "remote", "--extract", "boxed")["accuracy"] == 0.0
     (found,) = regrade(batch, "results", "--extract", "python:tests.unit.cli.commands.test_regrade:of_result").json
     assert (found["rows"], found["changed"], found["further"]) == (6, 6, 0)
@@ -70,8 +70,8 @@ def test_another_extraction_finds_the_answers_that_were_there(batch):
 
 
 def of_result(text):
-    """Read the answer in an element of XML."""
-    found = text.partition("<result>")[2].partition("</result>")[0]
+    """Read what stands between tildes."""
+    found = text.partition("~")[2].partition("~")[0]
     return found or None
 
 
@@ -120,7 +120,7 @@ def test_an_answer_that_was_cut_off_stays_unreadable(batch):
 @pytest.mark.parametrize("model", ["small", CASCADE])
 def test_the_answers_of_generate_are_read_again(batch, model):
     batch.profile = {**TIERS, "routers": ["cascade", "provider"]}
-    batch.script = (lambda call: [f"<result>{number_of(call)}</result> 9"] * call.samples,)
+    batch.script = (lambda call: [f"~{number_of(call)}~ The answer is 99."] * call.samples,)
     options = ["--input", "data/sums.jsonl", "--output", "out.jsonl", "--model", model, "--json"]
     assert batch("generate", *options).json["accuracy"] == 0.0
     (found,) = regrade(batch, "out.jsonl", "--extract", "python:tests.unit.cli.commands.test_regrade:of_result").json
@@ -132,7 +132,7 @@ def test_the_answers_of_generate_are_read_again(batch, model):
 
 
 def test_a_recording_is_read_again_for_each_of_its_models(batch):
-    batch.script = (lambda call: [f"<result>{number_of(call)}</result> 9"],)
+    batch.script = (lambda call: [f"~{number_of(call)}~ The answer is 99."],)
     batch.remote = (lambda call: [f"#### {number_of(call)}"],)
     done = batch("record", "--datasets", "sums", "-o", "answers.jsonl", "--no-logprobs")
     assert done.code == 0, done.err
