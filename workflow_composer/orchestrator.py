@@ -37,7 +37,7 @@ from workflow_composer.runtime.resources import STRATEGY_VARIABLE, ResourceDetec
 from workflow_composer.runtime.snapshot import Snapshot, build
 from workflow_composer.runtime.streams import ResponseStream, SyncResponseStream, UnderWay, response_of
 from workflow_composer.support.loop_thread import LoopThread
-from workflow_composer.types import Chunk, Embeddings, LLMRequest, LLMResponse, Message, OrchestratorStatus
+from workflow_composer.types import Chunk, Embeddings, LLMRequest, LLMResponse, Message, OrchestratorStatus, with_form
 
 if TYPE_CHECKING:
     from workflow_composer.batch.run.run_batch import BatchRun
@@ -117,6 +117,9 @@ class ModelOrchestrator:
 
     async def agenerate(self, prompt: Prompt, **fields: Any) -> LLMResponse:
         """Answer a prompt, messages or `LLMRequest`; ``fields`` are those of `LLMRequest`, and ``system``.
+
+        With ``form`` (as `output_form` takes it) or ``schema`` (a JSON Schema or a pydantic type), the response's ``value``
+        is the answer as data.
 
         Raises `RoutingError` if no router has a plan, `AllCandidatesFailed` (with every attempt) if no model answered, and
         unchanged any `ModelError` for which no other model is tried.
@@ -368,6 +371,8 @@ class ModelOrchestrator:
 
     def _request(self, active: Snapshot, prompt: Prompt, fields: Mapping[str, Any]) -> LLMRequest:
         if isinstance(prompt, LLMRequest):
+            if "form" in fields or "schema" in fields:
+                fields = with_form(fields)
             request = replace(prompt, **fields) if fields else prompt
         else:
             request = LLMRequest.of(prompt, **fields)

@@ -12,9 +12,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from workflow_composer.support.fast_dataclass import quick
+
+if TYPE_CHECKING:
+    from workflow_composer.answers.form import OutputForm
 
 __all__ = [
     "ANY_TASK",
@@ -66,10 +69,16 @@ class LLMRequest:
     ``task_type`` selects the route in the profile. ``model`` names a role, tier, catalogue model or routing string instead
     and leaves the router no choice. ``budget`` limits the cost in dollars: a tier is skipped if its expected cost exceeds
     what is left. ``context`` names templates to prepend (docs/contexts.md; None: those of the task in the profile; empty:
-    none). ``n`` is the number of answers, returned in `LLMResponse.samples`. With ``relay`` the caller gets the raw bytes of
-    the answer if possible. Every other field that is not None reaches the model unchanged or raises `Unsupported`; ``extra``
-    holds fields that only some servers support, and is passed through unchanged. ``query_length`` is the number of
-    characters of text in all messages.
+    none). ``n`` is the number of answers, returned in `LLMResponse.samples`.
+
+    ``form`` is what the answer must be: the executor tells the model (`OutputForm.instructions`) and reads the answer as
+    `LLMResponse.value`; an answer of another form goes back to the tier's model with what is wrong, at most ``form_retries``
+    times, before the next tier is asked. ``vote_by`` says how the votes of this request are grouped (None: as in the
+    profile).
+
+    With ``relay`` the caller gets the raw bytes of the answer if possible. Every other field that is not None reaches the
+    model unchanged or raises `Unsupported`; ``extra`` holds fields that only some servers support, and is passed through
+    unchanged. ``query_length`` is the number of characters of text in all messages.
     """
 
     messages: tuple[Message, ...]
@@ -86,6 +95,9 @@ class LLMRequest:
     tools: tuple[Mapping[str, Any], ...] | None = None
     tool_choice: str | Mapping[str, Any] | None = None
     response_format: Mapping[str, Any] | None = None
+    form: OutputForm | None = None
+    form_retries: int = 2
+    vote_by: Literal["answer", "embedding"] | None = None
     n: int = 1
     extra: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     timeout: float | None = None
@@ -107,8 +119,11 @@ class LLMRequest:
     def of(cls, prompt: str | Sequence[Message], *, system: str | None = None, **fields: Any) -> LLMRequest:
         """Make a request from a question or a list of messages; ``system`` is prepended.
 
-        Raises TypeError if ``prompt`` is neither.
+        ``form`` may be given as `output_form` takes it; ``schema`` is another name for it. Raises TypeError if ``prompt`` is
+        neither a question nor messages, and `ConfigError` for an invalid form.
         """
+        if "schema" in fields or "form" in fields:
+            fields = with_form(fields)
         asked = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
         if not isinstance(asked, Sequence) or not all(isinstance(message, Mapping) for message in asked):
             raise _no_prompt(prompt)
@@ -128,6 +143,17 @@ class LLMRequest:
         }
         kind = "embeddings" if self.kind == "embeddings" else "chat"
         return frozenset([kind, *(name for name, is_wanted in wanted.items() if is_wanted)])
+
+
+def with_form(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields of a request with ``schema`` or ``form``, in any writing, as an `OutputForm`. Raises `ConfigError`."""
+    from workflow_composer.answers.output_form import output_form
+
+    others = {name: value for name, value in fields.items() if name not in ("schema", "form")}
+    given = [fields[name] for name in ("schema", "form") if fields.get(name) is not None]
+    if len(given) > 1:
+        raise TypeError("give schema or form, not both")
+    return others | {"form": output_form(given[0]) if given else None}
 
 
 def _no_prompt(prompt: object) -> TypeError:
@@ -273,7 +299,9 @@ class Verdict:
     ``choice`` is the position of the sample that is the answer. Where there was a vote, ``votes`` are the answers and how
     many samples gave each, the leader first; ``unreadable`` samples voted for nothing, or are no answer (cut off by their
     length, or empty). ``straight_up``: the answer is so
-    doubtful that the last tier is asked next, and none between.
+    doubtful that the last tier is asked next, and none between. With a form, ``value`` is the answer as read by it,
+    ``mended`` says what was mended without a call, and ``asked_again`` counts the calls after replies that were refused.
+    ``warning`` is for the caller.
     """
 
     accepted: bool
@@ -283,6 +311,10 @@ class Verdict:
     votes: tuple[tuple[str, int], ...] = ()
     unreadable: int = 0
     straight_up: bool = False
+    value: Any = None
+    mended: tuple[str, ...] = ()
+    asked_again: int = 0
+    warning: str = ""
 
 
 @quick
@@ -350,7 +382,8 @@ class LLMResponse:
 
     ``confidence`` is None if unknown. ``accepted`` is False if the answer was returned although its tier's rule did not
     accept it. ``samples`` are those of the deciding tier, the answer first. ``climbed`` is the result of `tiers`, empty for
-    a single tier without a vote.
+    a single tier without a vote. ``value`` is the answer as read by the request's form; None without a form, and if the
+    answer does not have it. ``warning`` says what the caller should know about the answer.
     """
 
     text: str
@@ -365,6 +398,8 @@ class LLMResponse:
     confidence: float | None = None
     accepted: bool = True
     climbed: tuple[TierResult, ...] = ()
+    value: Any = None
+    warning: str = ""
 
     @property
     def tiers(self) -> tuple[TierResult, ...]:
@@ -374,6 +409,16 @@ class LLMResponse:
         made, verdict = self.decision, Verdict(self.accepted, self.confidence)
         whole = (self.samples, verdict, self.usage, self.cost, self.latency_ms)
         return (TierResult(made.tier, made.candidate, made.candidate, made.model, *whole),)
+
+    @property
+    def asked_again(self) -> int:
+        """Calls after replies that did not have the wanted form, in all tiers."""
+        return sum(tier.verdict.asked_again for tier in self.climbed)
+
+    @property
+    def mended(self) -> tuple[str, ...]:
+        """What was mended, without a call, to read the answer in the wanted form."""
+        return next((tier.verdict.mended for tier in self.climbed if tier.tier == self.decision.tier), ())
 
     @property
     def model(self) -> str:

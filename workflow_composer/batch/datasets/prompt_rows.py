@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workflow_composer.answers.form import as_data
 from workflow_composer.errors import ContextError, InputError
 from workflow_composer.storage.lines import kind, lines, parsed, unreadable
 from workflow_composer.types import LLMRequest, Message
@@ -52,6 +53,8 @@ def _is_in(group: int, group_of: array[int]) -> Callable[[int], bool]:
 FORM = 'one JSON object per line, for example {"question": "What is 2 + 2?", "answer": "4"}'
 _UNBOUND = frozenset({"request_id", "relay", "timeout", "budget", "metadata", "query_length"})
 """Fields of a request that do not affect its answer, or that others determine."""
+_LATER = {"form": None, "form_retries": 2, "vote_by": None}
+"""Later fields of a request and their defaults, with which the digests in earlier journals remain valid."""
 
 Pins = Callable[[tuple[str, ...]], tuple[str, ...]]
 """Resolves context names to references that pin their current texts."""
@@ -246,9 +249,10 @@ class PythonRows:
         if isinstance(prompt, LLMRequest):
             every = (field.name for field in fields(prompt))
             prompt = {name: getattr(prompt, name) for name in every if name not in _UNBOUND}
+            prompt = {name: value for name, value in prompt.items() if _LATER.get(name, _LATER) != value}
         content = [prompt, row.id, row.task_type, row.model, row.label, row.context]
         try:
-            return digest_of(json.dumps(content, sort_keys=True, default=dict).encode(), self._salt)
+            return digest_of(json.dumps(content, sort_keys=True, default=as_data).encode(), self._salt)
         except (TypeError, ValueError) as error:
             hint = "use only texts, numbers, lists and mappings"
             raise InputError(f"{row.where}: not JSON-serializable: {error}", hint=hint) from None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from workflow_composer.answers.form import as_data
 from workflow_composer.batch.datasets.prompt_rows import InputRow, RowFile, together
 from workflow_composer.batch.run.answer_file import AnswerFile, AnswerLine, LineAnswers
 from workflow_composer.batch.run.limiter import Limiter
@@ -60,7 +61,9 @@ class FileRun:
         library = Library(environ=environ)
         if "context" in fields:
             fields = {**fields, "context": library.pins(fields["context"])}
-        salt = json.dumps({name: value for name, value in fields.items() if name != "timeout"}, sort_keys=True)
+        salt = json.dumps(
+            {name: value for name, value in fields.items() if name != "timeout"}, sort_keys=True, default=as_data
+        )
         self.rows = RowFile(source, salt=salt, limit=limit, pins=library.pins)
         self.tally = Tally(self.rows.count())
         self._fields = fields

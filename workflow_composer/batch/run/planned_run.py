@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -126,7 +125,7 @@ class PlannedRun:
             "routes": fingerprint(table.routes()),
             "strategy": self._config.profile_name,
             "models": {name: f"{spec.backend}:{spec.model}" for name, spec in self._config.models.items()},
-            "votes": asdict(self.voting),
+            "votes": self.voting.meaning,
             "fields": {**self._fields, "context": list(self._pins)} if self._pins else self._fields,
             "replay": None if self._recorded is None else self._recorded.digest,
         }
