@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.ollama_answers import WORD_HABITS, ollama_reply, text_of
+from tests.integration.ollama_answers import JSON_HABITS, WORD_HABITS, ollama_reply, text_of
 from tests.integration.stub_server import StubServer
 from tests.paths import ROOT
 
@@ -154,3 +154,67 @@ def test_labels_killed_at_row_90_and_resumed(tmp_path, abstracts, server, profil
     assert {row["_error"] for row in found} == {""}
     assert "90 answered earlier" in err
     assert "accuracy 100.0% of 200" in err
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "gene": {"type": "string", "pattern": "^[A-Z0-9]+$"},
+        "patients": {"type": "integer", "minimum": 1},
+        "kind": {"enum": list(KINDS)},
+    },
+    "required": ["gene", "patients", "kind"],
+    "additionalProperties": False,
+}
+
+MENDED = 10
+ASKED_AGAIN = 10
+ESCALATED = 10
+
+
+def test_planted_violations_are_mended_or_escalated(tmp_path, abstracts, server, profile):
+    """Thirty rows are answered against the schema: ten so that it costs no call to mend, ten so that the same model is asked
+    once more, ten so that it never learns and the next tier is asked. The calls are counted.
+    """
+    chance = random.Random(7)
+    planted = chance.sample(range(ROWS), MENDED + ASKED_AGAIN + ESCALATED)
+    mended, again, escalated = planted[:10], planted[10:20], planted[20:]
+    calls: Counter[tuple[str, int]] = Counter()
+
+    def answer(request):
+        text, model = text_of(request), request.json["model"]
+        number = number_of(text)
+        calls[model, number] += 1
+        good = json.dumps({"gene": f"BRCA{number}", "patients": number + 20, "kind": kind_of(text)})
+        if number in mended:
+            return ollama_reply(JSON_HABITS[1 + mended.index(number) % (len(JSON_HABITS) - 1)](good), model=model)
+        if number in again and calls[model, number] == 1:
+            return ollama_reply(good.replace(f'"patients": {number + 20}', '"patients": "many"'), model=model)
+        if number in escalated and model == "llama3.1:8b":
+            return ollama_reply(f"I cannot tell (attempt {calls[model, number]}).", model=model)
+        return ollama_reply(good, model=model)
+
+    server.answer = answer
+    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
+    output = tmp_path / "variants.jsonl"
+    route = "mv_cascade_small_k1_t0.0_large_k1_t0.0"
+    code, out, err = run(
+        tmp_path,
+        *(str(abstracts), "-s", str(profile), "--prompt", "Read:\n{{ title }}\n{{ abstract }}", "--model", route),
+        *("--schema", "schema.json", "--prefix", "model_", "-o", str(output), "--json"),
+    )
+
+    assert code == 0, err
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["pmid"] for row in rows] == [f"{n:07d}" for n in range(ROWS)]
+    assert [row["model_gene"] for row in rows] == [f"BRCA{n}" for n in range(ROWS)]
+    assert [row["model_patients"] for row in rows] == [n + 20 for n in range(ROWS)]
+    assert [row["model_kind"] for row in rows] == [row["kind"] for row in rows]
+    assert {row["model__error"] for row in rows} == {None}
+    assert all(calls["llama3.1:8b", n] == 1 for n in range(ROWS) if n not in again + escalated)
+    assert all(calls["llama3.1:8b", n] == 2 for n in again)
+    assert all(calls["llama3.1:8b", n] == 3 and calls["qwen2.5:72b", n] == 1 for n in escalated)
+    summary = json.loads(out)
+    assert summary["calls"] == calls.total() == ROWS + ASKED_AGAIN + 3 * ESCALATED
+    assert (summary["asked_again"], summary["escalated"], summary["errors"]) == (ASKED_AGAIN + 2 * ESCALATED, ESCALATED, 0)
+    assert {"fences", "talk around", "writing of JSON"} <= summary["mended"].keys()

@@ -1,8 +1,8 @@
 """A run of `ask`: every row of a table becomes a prompt, a form reads the answer, and the table is written with it.
 
 Answers go to a journal beside the output, in the form of `generate`'s output, with these fields added: ``value`` (as the
-form read it, in JSON), ``answer`` (the same as text), ``mended`` (what was mended in it), ``calls``, and with a label
-``label`` and ``correct``. A later run resumes from there.
+form read it, in JSON), ``answer`` (the same as text), ``mended`` (what was mended in it), ``calls``, ``asked_again`` (calls after
+answers without the form), and with a label ``label`` and ``correct``. A later run resumes from there.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ JOURNAL = ".journal"
 
 ANSWER, ERROR = "answer", "_error"
 """The column of an answer without fields, and the column that says why a row has none."""
+
+_LIMITS = frozenset({"timeout", "max_tokens", "form_retries"})
+"""Fields that say how long or how often to ask; an answer that kept to them is the same under larger ones."""
 
 _NOT_ASKED = "not asked: the run ended before this row"
 
@@ -107,7 +110,7 @@ class FormAnswers:
 
     def __init__(self, generate: Generate, fields: Mapping[str, Any], form: OutputForm) -> None:
         self._generate = generate
-        self._fields = dict(fields)
+        self._fields = dict(fields) if form.is_text else {**fields, "form": form}  # any text has the form of a text
         self._form = form
 
     async def __call__(self, row: InputRow, budget: float | None) -> AnswerLine:
@@ -129,9 +132,12 @@ class FormAnswers:
 
     def _read(self, row: InputRow, response: LLMResponse) -> dict[str, Any]:
         formed = self._form.read(response.text)
-        found: dict[str, Any] = {"calls": len(response.attempts)}
-        if formed.problem is not None:
-            return {**found, "error": {"type": InvalidAnswer.__name__, "message": formed.problem}}
+        found: dict[str, Any] = {"calls": len(response.attempts), "asked_again": response.asked_again}
+        problem = formed.problem if self._form.is_text else response.warning or formed.problem
+        if self._form.is_text and response.samples[0].cut_off:
+            problem = "the answer was cut off by its token limit: raise --max-tokens"
+        if problem is not None:
+            return {**found, "error": {"type": InvalidAnswer.__name__, "message": problem}}
         value = self._form.plain(formed.value)
         found |= {"value": value, "mended": list(formed.mended)}
         if row.label is not None:
@@ -196,7 +202,7 @@ class AskRun:
         self.fields = dict(fields)
         self.used = frozenset(name for reference in template.references for name in reference.path)
         self._template, self._label, self._limit, self._keep = template, label, limit, keep
-        self._instructions = form.instructions()
+        self._instructions = len(form.instructions())
 
     def _columns_for(self, template: PromptTemplate) -> list[str]:
         """Return the table's columns. Rows of JSON lines may have more than the first ones: then all rows are looked at."""
@@ -221,7 +227,7 @@ class AskRun:
             total += 1
             found.update(dict.fromkeys(row.values))
             try:
-                self.characters += len(self._prompt(row))
+                self.characters += len(self._prompt(row)) + self._instructions
             except InputError as error:
                 faults, first = faults + 1, first or error
                 continue
@@ -320,7 +326,7 @@ class AskRun:
         prompt = self._template.render(row.values, row.where)
         if not prompt.strip():
             raise InputError(f"{row.where}: the prompt is empty", hint="leave this row out, or write some text around it")
-        return f"{prompt}\n\n{self._instructions}" if self._instructions else prompt
+        return prompt
 
     def _label_of(self, row: TableRow) -> str | None:
         value = None if self._label is None else row.values.get(self._label)
@@ -330,7 +336,7 @@ class AskRun:
 def identity_of(config: StrategyConfig, run: AskRun) -> str:
     """Return what answers depend on besides their prompts; limits on time and money are left out."""
     models = {name: f"{spec.backend}:{spec.model}" for name, spec in config.models.items()}
-    asked = {name: value for name, value in run.fields.items() if name != "timeout"}
+    asked = {name: value for name, value in run.fields.items() if name not in _LIMITS}
     return json.dumps([config.profile_name, models, asked, run.form.spec], sort_keys=True, default=str)
 
 

@@ -48,7 +48,7 @@ _WIDEST = 48
 _BREAK = re.compile(r"\\n(?!(?:abla|u|eq?|eg|ot|otin|i|mid|leq|geq|ewline)\b)")
 r"""``\n`` as a shell passes it on, but not the beginning of a LaTeX command such as ``\nabla``."""
 
-_REQUEST_FIELDS = ("task_type", "model", "system", "max_tokens", "temperature", "timeout")
+_REQUEST_FIELDS = ("task_type", "model", "system", "max_tokens", "temperature", "timeout", "form_retries")
 
 
 def opened_run(source: Path, options: Mapping[str, Any]) -> AskRun:
@@ -288,9 +288,12 @@ class AskSession:
 
     def _summary(self) -> dict[str, Any]:
         tally = self._run.tally
-        calls, mended = 0, Counter[str]()
+        calls = again = escalated = 0
+        mended = Counter[str]()
         for line in answers_in(journal_of(self._target)):
             calls += line.get("calls", 0)
+            again += line.get("asked_again", 0)
+            escalated += line.get("tier", 0) > 0
             mended.update(line.get("mended", ()))
         return {
             "output": str(self._target),
@@ -300,6 +303,8 @@ class AskSession:
             "earlier": tally.earlier,
             "errors": tally.errors,
             "calls": calls,
+            "asked_again": again,
+            "escalated": escalated,
             "mended": dict(mended),
             "cost": tally.cost_now,
             "seconds": round(tally.seconds, 3),
@@ -330,6 +335,8 @@ class AskSession:
         if summary["mended"]:
             told = ", ".join(f"{note} {count}" for note, count in summary["mended"].items())
             click.echo(f"mended without a call: {told}", err=True)
+        if summary["asked_again"] or summary["escalated"]:
+            click.echo(f"asked again: {summary['asked_again']} calls; {summary['escalated']} rows escalated", err=True)
         if formulas:
             click.echo(
                 f"{formulas} cells begin like a formula and got an apostrophe; --formulas leaves them as they are", err=True
