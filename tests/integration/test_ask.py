@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import pty
 import random
 import re
 import signal
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,10 +99,14 @@ def kind_of(text: str) -> str:
     return "case" if "We report" in text else "trial" if "double-blind" in text else "review"
 
 
-def started(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(tmp_path: Path, *arguments: str, **streams: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "workflow_composer", "ask", *arguments]
-    environ = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    return subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environ = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "COLUMNS": "200", "TERM": "xterm"}
+    return subprocess.Popen(command, cwd=tmp_path, env=environ, text=True, **streams)
+
+
+def started(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+    return start(tmp_path, *arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def run(tmp_path: Path, *arguments: str) -> tuple[int, str, str]:
@@ -218,3 +226,62 @@ def test_planted_violations_are_mended_or_escalated(tmp_path, abstracts, server,
     assert summary["calls"] == calls.total() == ROWS + ASKED_AGAIN + 3 * ESCALATED
     assert (summary["asked_again"], summary["escalated"], summary["errors"]) == (ASKED_AGAIN + 2 * ESCALATED, ESCALATED, 0)
     assert {"fences", "talk around", "writing of JSON"} <= summary["mended"].keys()
+
+
+def on_terminal(tmp_path: Path, said: bytes, *arguments: str) -> tuple[int, str]:
+    """Run on a terminal on which ``said`` is typed once the question is there; return the exit code and what is shown."""
+    ours, theirs = pty.openpty()
+    process = start(tmp_path, *arguments, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # the terminal ends with the process
+        while part := os.read(ours, 4096):
+            shown += part
+            if b"[y/N]" in shown and said:
+                os.write(ours, said)
+                said = b""
+    code = process.wait(60)
+    os.close(ours)
+    return code, shown.decode()
+
+
+@pytest.mark.parametrize(("said", "asked"), [(b"n\n", 5), (b"y\n", ROWS)])
+def test_a_sample_is_shown_and_one_question_asked(tmp_path, abstracts, server, profile, said, asked):
+    """On a terminal: after no, five rows are paid for; after yes, all rows once."""
+    server.answer = lambda request: ollama_reply(kind_of(text_of(request)))
+    output = tmp_path / "labelled.csv"
+    arguments = (str(abstracts), "-s", str(profile), *LABELS, "-o", str(output), "--try", "5")
+
+    code, shown = on_terminal(tmp_path, said, *arguments)
+
+    assert code == 0, shown
+    assert shown.count("[y/N]") == 1
+    assert "Abstract 40, on genes" in shown
+    assert len([request for request in server.requests if request.method == "POST"]) == asked
+    assert output.exists() == (asked == ROWS)
+
+
+def test_ctrl_c_keeps_what_was_answered(tmp_path, abstracts, server, profile):
+    """Exit code 130, a word on how to resume, no half table; the second run asks for the others."""
+
+    def answer(request):
+        number = number_of(text_of(request))
+        return ollama_reply(kind_of(text_of(request)), hang=number >= 100 and hold["on"])
+
+    hold = {"on": True}
+    server.answer = answer
+    output = tmp_path / "labelled.csv"
+    arguments = (str(abstracts), "-s", str(profile), *LABELS, "-o", str(output))
+    process = started(tmp_path, *arguments)
+    journal = output.with_name("labelled.csv.journal")
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 100:
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert "run the same command again" in err
+    assert not output.exists()
+    hold["on"] = False
+    assert run(tmp_path, *arguments)[0] == 0
+    assert [row["answer"] for row in read(output)] == [row["kind"] for row in read(abstracts)]

@@ -111,17 +111,12 @@ def _value(text: str) -> JsonValue | None:
         pass
     if text[0] not in "{[":
         return None
-    try:
-        return JsonValue(_parsed(_COMMA.sub(lambda comma: comma[1] or "", text), strict=False), (WRITING,))
-    except (ValueError, RecursionError):
-        pass
-    if (found := _python(text)) is not None:
-        return found
-    text = _rewritten(text)
-    try:
-        return JsonValue(_parsed(text, strict=False), (WRITING,))
-    except (ValueError, RecursionError):
-        return _python(text)
+    for written in (_COMMA.sub(lambda comma: comma[1] or "", text), _rewritten(text)):
+        try:
+            return JsonValue(_parsed(written, strict=False), (WRITING,))
+        except (ValueError, RecursionError):
+            pass
+    return _python(text) or _python(_rewritten(text))
 
 
 def _rewritten(text: str) -> str:

@@ -1,8 +1,8 @@
 """A run of `ask`: every row of a table becomes a prompt, a form reads the answer, and the table is written with it.
 
 Answers go to a journal beside the output, in the form of `generate`'s output, with these fields added: ``value`` (as the
-form read it, in JSON), ``answer`` (the same as text), ``mended`` (what was mended in it), ``calls``, ``asked_again`` (calls after
-answers without the form), and with a label ``label`` and ``correct``. A later run resumes from there.
+form read it, in JSON), ``answer`` (the same as text), ``mended`` (what was mended in it), ``calls``, ``asked_again`` (calls
+after answers without the form), and with a label ``label`` and ``correct``. A later run resumes from there.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow_composer.answers.output_form import OutputForm
+from workflow_composer.answers.form import OutputForm
+from workflow_composer.batch.asking.labels import Labelled
 from workflow_composer.batch.asking.table_output import OTHER, TableOutput, cell, suffix_of, types_of
 from workflow_composer.batch.asking.templates import PromptTemplate, near_columns
 from workflow_composer.batch.datasets.prompt_rows import InputRow, digest_of
-from workflow_composer.batch.run.answer_file import AnswerFile, AnswerLine, LineAnswers, answers_in
+from workflow_composer.batch.run.answer_file import AnswerFile, AnswerLine, LineAnswers, answers_in, graded
 from workflow_composer.batch.run.limiter import Limiter
 from workflow_composer.batch.run.runner import Budget, Generate, heard, run
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.errors import InputError, ModelError
-from workflow_composer.types import LLMResponse
+from workflow_composer.types import LLMResponse, Sample
 
 if TYPE_CHECKING:
     from workflow_composer.batch.datasets.table import Table, TableRow
@@ -293,10 +294,21 @@ class AskRun:
             stop=stop,
         )
 
-    def named(self, label: str) -> str:
-        """Return the answer that a label means, as text."""
-        formed = self.form.read(label)
-        return label if formed.problem is not None else cell(self.form.plain(formed.value))
+    def labelled(self, target: Path) -> Iterator[Labelled]:
+        """Yield the answers of rows that have a label today, whatever labels they had when they were asked."""
+        lines = self._lines(target)
+        for index, row in enumerate(self._rows()):
+            line, label = lines(index), self._label_of(row)
+            if line is None or "error" in line or label is None:
+                continue
+            if self.form.is_text:
+                found = asyncio.run(graded(Sample(line["text"], line.get("finish_reason")), label))
+                yield Labelled(index + 1, label, found["answer"], found["correct"], line["text"])
+                continue
+            named = self.form.read(label)
+            meant = label if named.problem is not None else cell(self.form.plain(named.value))
+            right = key_of(self.form, label) == self.form.key(self.form.read(line["text"]).value)
+            yield Labelled(index + 1, meant, line["answer"], right, line["text"])
 
     def output(self, target: Path, *, keep_formulas: bool = False) -> TableOutput:
         """Return the table with the answers that the journal of ``target`` has."""
@@ -311,13 +323,23 @@ class AskRun:
 
     def answered(self, target: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """Yield the cells of every row, the table's and the new ones."""
-        lines = answers_in(journal_of(target))
-        line = next(lines, None)
+        lines = self._lines(target)
         for index, row in enumerate(self._rows()):
-            found = None
-            if line is not None and line["index"] == index:
-                found, line = line, next(lines, None)
-            yield dict(row.values), self.new.cells(found)
+            yield dict(row.values), self.new.cells(lines(index))
+
+    @staticmethod
+    def _lines(target: Path) -> Callable[[int], Mapping[str, Any] | None]:
+        """Return a function that returns a row's line in the journal; call it with increasing numbers."""
+        found = answers_in(journal_of(target))
+        line = next(found, None)
+
+        def of(index: int) -> Mapping[str, Any] | None:
+            nonlocal line
+            while line is not None and line["index"] < index:
+                line = next(found, None)
+            return line if line is not None and line["index"] == index else None
+
+        return of
 
     def _rows(self) -> Iterator[TableRow]:
         return islice(self.table.rows(), self._limit)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflow_composer.answers.output_form import OutputForm, output_form
+from workflow_composer.answers.form import OutputForm
+from workflow_composer.answers.output_form import output_form
 from workflow_composer.batch.asking.asking import AskRun, NewColumns, identity_of, journal_of
 from workflow_composer.batch.asking.forecast import Measured, PriceForecast, forecast
 from workflow_composer.batch.asking.labels import LabelCounts
@@ -276,7 +277,7 @@ class AskSession:
         output = run.output(self._target, keep_formulas=self._formulas)
         output.write(self._target)
         summary = self._summary()
-        counts = LabelCounts.of(answers_in(journal_of(self._target)), run.named) if self._label else None
+        counts = LabelCounts.of(run.labelled(self._target)) if self._label else None
         if counts is not None:
             summary |= self._labelled(counts)
         if state.json:
@@ -314,7 +315,11 @@ class AskSession:
         report = self._target.with_name(f"{self._target.name}.report.md")
         facts = [f"table: {self._run.table.name}", f"label: {self._label}", f"answers: {journal_of(self._target).name}"]
         try:
-            replace_file(report, counts.report(f"Answers to {self._run.table.name}", facts), mode=0o600)
+            replace_file(
+                report,
+                counts.report(f"Answers to {self._run.table.name}", facts, without=self._run.tally.errors),
+                mode=0o600,
+            )
         except OSError as error:
             raise unwritable(report, error, other=OTHER) from error
         confusion = [[label, answer, count] for (label, answer), count in counts.counts.most_common()]

@@ -119,6 +119,22 @@ class TestLabels:
         assert "| 1 | case | trial |" in report
         assert "1 of 2" in report
 
+    def test_labels_may_come_later(self, command, table):
+        """They are those of today's table: a second run with a label column asks nothing and grades all rows."""
+        command.script = (kind,)
+        assert command("ask", table, *LABELS).code == 0
+        command.made.clear()
+        done = command("ask", table, *LABELS, "--label-column", "kind", "--json")
+        assert (done.json["graded"], done.json["accuracy"]) == (2, 1.0)
+        assert not seen(command)
+
+    def test_a_text_is_graded_by_its_final_answer(self, command):
+        """As `generate` grades it."""
+        command.write("q.jsonl", {"q": "30 + 12", "a": "42"}, {"q": "1 + 1", "a": "2"})
+        command.script = ("Let me see: the answer is 42.",)
+        done = command("ask", "q.jsonl", "--prompt", "{{ q }}", "-o", "o.csv", "--label-column", "a", "--json")
+        assert (done.json["graded"], done.json["accuracy"]) == (2, 0.5)
+
     def test_the_matrix_is_printed(self, command, table):
         """Labels by row, answers by column."""
         command.script = (kind,)
