@@ -37,7 +37,7 @@ from workflow_composer.runtime.resources import STRATEGY_VARIABLE, ResourceDetec
 from workflow_composer.runtime.snapshot import Snapshot, build
 from workflow_composer.runtime.streams import ResponseStream, SyncResponseStream, UnderWay, response_of
 from workflow_composer.support.loop_thread import LoopThread
-from workflow_composer.types import Chunk, Embeddings, LLMRequest, LLMResponse, Message, OrchestratorStatus, with_form
+from workflow_composer.types import Chunk, Embeddings, LLMRequest, LLMResponse, Message, OrchestratorStatus
 
 if TYPE_CHECKING:
     from workflow_composer.batch.run.run_batch import BatchRun
@@ -234,6 +234,10 @@ class ModelOrchestrator:
         """
         from workflow_composer.batch.run.run_batch import run_rows
 
+        if "form" in fields or "schema" in fields:
+            from workflow_composer.answers.output_form import with_form
+
+            fields = with_form(fields)
         return await run_rows(
             self.agenerate,
             rows,
@@ -370,9 +374,11 @@ class ModelOrchestrator:
         return active
 
     def _request(self, active: Snapshot, prompt: Prompt, fields: Mapping[str, Any]) -> LLMRequest:
+        if "form" in fields or "schema" in fields:
+            from workflow_composer.answers.output_form import with_form
+
+            fields = with_form(fields)
         if isinstance(prompt, LLMRequest):
-            if "form" in fields or "schema" in fields:
-                fields = with_form(fields)
             request = replace(prompt, **fields) if fields else prompt
         else:
             request = LLMRequest.of(prompt, **fields)

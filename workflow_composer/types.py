@@ -119,11 +119,8 @@ class LLMRequest:
     def of(cls, prompt: str | Sequence[Message], *, system: str | None = None, **fields: Any) -> LLMRequest:
         """Make a request from a question or a list of messages; ``system`` is prepended.
 
-        ``form`` may be given as `output_form` takes it; ``schema`` is another name for it. Raises TypeError if ``prompt`` is
-        neither a question nor messages, and `ConfigError` for an invalid form.
+        Raises TypeError if ``prompt`` is neither.
         """
-        if "schema" in fields or "form" in fields:
-            fields = with_form(fields)
         asked = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
         if not isinstance(asked, Sequence) or not all(isinstance(message, Mapping) for message in asked):
             raise _no_prompt(prompt)
@@ -143,17 +140,6 @@ class LLMRequest:
         }
         kind = "embeddings" if self.kind == "embeddings" else "chat"
         return frozenset([kind, *(name for name, is_wanted in wanted.items() if is_wanted)])
-
-
-def with_form(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields of a request with ``schema`` or ``form``, in any writing, as an `OutputForm`. Raises `ConfigError`."""
-    from workflow_composer.answers.output_form import output_form
-
-    others = {name: value for name, value in fields.items() if name not in ("schema", "form")}
-    given = [fields[name] for name in ("schema", "form") if fields.get(name) is not None]
-    if len(given) > 1:
-        raise TypeError("give schema or form, not both")
-    return others | {"form": output_form(given[0]) if given else None}
 
 
 def _no_prompt(prompt: object) -> TypeError:

@@ -253,6 +253,18 @@ Formed(value={'n': 12}, mended=('talk around', 'number as text'), problem=None))
     return _made(spec, Path(folder), 0)
 
 
+def with_form(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields of a request with ``form``, or ``schema``, in any writing, as an `OutputForm`.
+
+    Raises `ConfigError` for an invalid form, and TypeError for both.
+    """
+    others = {name: value for name, value in fields.items() if name not in ("schema", "form")}
+    given = [fields[name] for name in ("schema", "form") if fields.get(name) is not None]
+    if len(given) > 1:
+        raise TypeError("give schema or form, not both")
+    return others | {"form": output_form(given[0]) if given else None}
+
+
 def _made(spec: Any, folder: Path, depth: int) -> OutputForm:
     if depth > _DEEPEST:
         raise ConfigError(f"the form is nested more than {_DEEPEST} times", hint=GRAMMAR)

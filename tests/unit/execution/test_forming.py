@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import BaseModel
 
 from workflow_composer.answers.output_form import output_form
 from workflow_composer.errors import ServerUnreachable, Unsupported
@@ -13,13 +12,6 @@ from workflow_composer.plan import Plan, Tier, Voting
 from workflow_composer.types import LLMRequest, Sample
 
 KINDS = output_form(["case", "trial"])
-
-
-class Finding(BaseModel):
-    """What is asked for."""
-
-    gene: str
-    found: bool
 
 
 def ask(**fields):
@@ -155,15 +147,6 @@ async def test_parts_and_trailing_messages_keep_their_place(bench, fake):
     (message,) = b.backends["one"].calls[0].request.messages
     assert message["content"][0] == parts[0]
     assert "case, trial" in message["content"][1]["text"]
-
-
-def test_a_request_takes_a_form_in_every_writing():
-    assert LLMRequest.of("?", form=["a", "b"]).form.read("A").value == "a"
-    assert LLMRequest.of("?", schema=Finding).form.read('{"gene": "TP53", "found": "yes"}').value == Finding(
-        gene="TP53", found=True
-    )
-    with pytest.raises(TypeError, match="not both"):
-        LLMRequest.of("?", schema=Finding, form="text")
 
 
 async def test_thirty_violations_are_mended_or_escalated_and_every_call_is_counted(bench, fake):

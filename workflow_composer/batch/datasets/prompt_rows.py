@@ -222,7 +222,7 @@ class PythonRows:
             known = len(ids)
             ids.add(int(digest_of(repr(row.id).encode(errors="surrogatepass"), ""), 16))
             if len(ids) == known:
-                raise InputError(f"row {index}: duplicate id {row.id!r}", hint="give every row its own id, or none")
+                raise InputError(f"row {index}: duplicate id {row.id!r}", hint="give every row its own id, or omit all ids")
             self.seen += 1
             yield row
         if not self.seen:
@@ -235,13 +235,13 @@ class PythonRows:
         if isinstance(value, str):
             value = {"prompt": value}
         if not isinstance(value, Mapping):
-            wanted = "a text, a mapping or an LLMRequest"
+            wanted = "a string, a mapping or an LLMRequest"
             hint = 'for example {"prompt": "What is 2 + 2?"}'
             raise InputError(f"{where}: the row is {type(value).__name__}, not {wanted}", hint=hint)
         found = {**value, "id": index if value.get("id") is None else value["id"]}
         if isinstance(found["id"], bool) or not isinstance(found["id"], (str, int)):
-            hint = "give a text or an integer, or omit it"
-            raise InputError(f"{where}: 'id' is {kind(found['id'])}, not a text or an integer", hint=hint)
+            hint = "give a string or an integer, or omit it"
+            raise InputError(f"{where}: 'id' is {kind(found['id'])}, not a string or an integer", hint=hint)
         return row_of(index, where, found, self._key, self._pins)
 
     def _key(self, row: InputRow) -> str:
@@ -254,7 +254,7 @@ class PythonRows:
         try:
             return digest_of(json.dumps(content, sort_keys=True, default=as_data).encode(), self._salt)
         except (TypeError, ValueError) as error:
-            hint = "use only texts, numbers, lists and mappings"
+            hint = "use only strings, numbers, lists and mappings"
             raise InputError(f"{row.where}: not JSON-serializable: {error}", hint=hint) from None
 
 
@@ -291,7 +291,9 @@ def _prompt(found: Mapping[str, Any], where: str) -> str | tuple[Message, ...]:
     for name in ("question", "prompt"):
         if (text := found.get(name)) is not None:
             if not isinstance(text, str) or not text.strip():
-                raise InputError(f"{where}: {name!r} is {kind(text)}, not a text", hint="write the prompt as a string")
+                raise InputError(
+                    f"{where}: {name!r} is {kind(text)}; it must be a non-empty string", hint="write the prompt as a string"
+                )
             return text
     messages = found.get("messages")
     if messages is None:
@@ -310,7 +312,7 @@ def _prompt(found: Mapping[str, Any], where: str) -> str | tuple[Message, ...]:
 def _text(found: Mapping[str, Any], name: str, where: str) -> str | None:
     value = found.get(name)
     if value is not None and not isinstance(value, str):
-        raise InputError(f"{where}: {name!r} is {kind(value)}, not a text", hint="write it as a string, or omit it")
+        raise InputError(f"{where}: {name!r} is {kind(value)}, not a string", hint="write it as a string, or omit it")
     return value
 
 

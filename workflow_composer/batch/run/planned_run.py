@@ -113,7 +113,7 @@ class PlannedRun:
 
     def _identity(self, rows: Any, table: PlanTable) -> dict[str, Any]:
         """Return the identity of the run, in which the rows have no part: a difference in any value means another run."""
-        policy, votes = table.breakdown.policy, asdict(self.voting)
+        policy, votes = table.breakdown.policy, self.voting.meaning
         is_route = set(table.breakdown.routes) <= {policy}
         fields = {name: value for name, value in self._fields.items() if name not in _LIMITS}
         return {
