@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -115,6 +116,17 @@ def run(tmp_path: Path, *arguments: str) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+def wait_for_rows(process: subprocess.Popen[str], journal: Path, rows: int) -> None:
+    """Until the journal has so many lines; fails if the process ends, or if it takes a minute."""
+    until = time.monotonic() + 60
+    while not journal.exists() or journal.read_bytes().count(b"\n") < rows:
+        assert process.poll() is None, process.communicate()
+        if time.monotonic() > until:
+            process.kill()
+            pytest.fail(f"{process.communicate()}")
+        time.sleep(0.01)
+
+
 LABELS = ["--prompt", "Classify:\\n{{ title }}\\n{{ abstract }}", "--choices", ",".join(KINDS), "--concurrency", "8"]
 
 
@@ -139,8 +151,7 @@ def test_labels_killed_at_row_90_and_resumed(tmp_path, abstracts, server, profil
     arguments = [str(abstracts), "-s", str(profile), *LABELS, "-o", str(output), "--label-column", "kind"]
     process = started(tmp_path, *arguments)
     journal = output.with_name("labelled.csv.journal")
-    while not journal.exists() or journal.read_bytes().count(b"\n") < 90:
-        assert process.poll() is None, process.communicate()
+    wait_for_rows(process, journal, 90)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     assert not output.exists()
@@ -266,7 +277,7 @@ def test_ctrl_c_keeps_what_was_answered(tmp_path, abstracts, server, profile):
 
     def answer(request):
         number = number_of(text_of(request))
-        return ollama_reply(kind_of(text_of(request)), hang=number >= 100 and hold["on"])
+        return ollama_reply(kind_of(text_of(request)), hang=number >= 100 and hold["on"])  # in flight at Ctrl-C
 
     hold = {"on": True}
     server.answer = answer
@@ -274,8 +285,7 @@ def test_ctrl_c_keeps_what_was_answered(tmp_path, abstracts, server, profile):
     arguments = (str(abstracts), "-s", str(profile), *LABELS, "-o", str(output))
     process = started(tmp_path, *arguments)
     journal = output.with_name("labelled.csv.journal")
-    while not journal.exists() or journal.read_bytes().count(b"\n") < 100:
-        assert process.poll() is None, process.communicate()
+    wait_for_rows(process, journal, 100)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
 

@@ -32,12 +32,13 @@ from workflow_composer.storage.lines import unreadable
 from workflow_composer.storage.replacing import replace_file
 
 if TYPE_CHECKING:
+    from workflow_composer.batch.run.tally import Tally
     from workflow_composer.orchestrator import ModelOrchestrator
     from workflow_composer.plan import Plan
 
 SOME_FAILED = 1
-_WARM_UP = 3
-"""Rows that are asked first, so that the time of the others can be told."""
+_FIRST = 3
+"""Answers after which the time of the other rows is told."""
 
 _FEW = 20
 """With no more rows than this left, there is nothing to tell."""
@@ -164,29 +165,20 @@ class AskSession:
     # ---------------------------------------------------------------------------------------------------- asking
 
     def _ask(self, orchestrator: ModelOrchestrator, file: AnswerFile, only: frozenset[int] | None) -> None:
-        """Ask the rows of these numbers, or all that are left; a few of them first, to tell how long the rest takes."""
+        """Ask the rows of these numbers, or all that are left."""
         run, tally = self._run, self._run.tally
-        few = (tally.total or 0) - tally.done <= _FEW or tally.answered
-        first = only if only is not None or few else self._spread(_WARM_UP)
 
         async def work(stop: asyncio.Event) -> None:
             async with orchestrator:
-                for part in (first, only) if first != only else (only,):
-                    wanted = self._wanted(part)
-                    await run.answer(
-                        orchestrator.agenerate,
-                        file,
-                        wanted=wanted,
-                        concurrency=self._concurrency,
-                        budget=self._budget,
-                        progress=progress,
-                        stop=stop,
-                    )
-                    self._asked |= part or frozenset()
-                    if stop.is_set() or tally.stopped_by:
-                        return
-                    if part is first and first != only:
-                        self._tell_measured()
+                await run.answer(
+                    orchestrator.agenerate,
+                    file,
+                    wanted=self._wanted(only),
+                    concurrency=self._concurrency,
+                    budget=self._budget,
+                    progress=self._telling(progress, begun=tally.answered),
+                    stop=stop,
+                )
 
         def told() -> str:
             return (
@@ -197,6 +189,22 @@ class AskSession:
         assert isinstance(log, DecisionLog)
         with log, progress_for(tally) as progress:
             run_stoppable(work, told)
+        self._asked |= only or frozenset()
+
+    def _telling(self, progress: Callable[[Tally], None], *, begun: int) -> Callable[[Tally], None]:
+        """Return ``progress`` that also tells price and time once, after the first answers of a run without earlier ones."""
+        tally = self._run.tally
+        left = (tally.total or 0) - tally.done
+        told = begun > 0 or left <= _FEW
+
+        def tell(now: Tally) -> None:
+            nonlocal told
+            progress(now)
+            if not told and now.answered >= _FIRST:
+                told = True
+                self._tell_measured()
+
+        return tell
 
     def _wanted(self, part: frozenset[int] | None) -> Callable[[int], bool]:
         before = self._asked
