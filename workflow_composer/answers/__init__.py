@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from workflow_composer.answers.equality import Kind, Question, kind_of, kind_of_labels
     from workflow_composer.answers.extraction import Extracted
     from workflow_composer.answers.form import ANY_FORM, AnswerForm, OutputForm
-    from workflow_composer.answers.gsm8k import final_answer, is_correct, same_answer
+    from workflow_composer.answers.grading import final_answer, is_correct, same_answer
     from workflow_composer.answers.reading import Reader, reader
 
 __all__ = [
@@ -35,12 +35,12 @@ _HOMES = {
     "Extracted": "extraction",
     "OutputForm": "form",
     "Reader": "reading",
-    "final_answer": "gsm8k",
-    "is_correct": "gsm8k",
+    "final_answer": "grading",
+    "is_correct": "grading",
     "kind_of": "equality",
     "kind_of_labels": "equality",
     "reader": "reading",
-    "same_answer": "gsm8k",
+    "same_answer": "grading",
 }
 
 
