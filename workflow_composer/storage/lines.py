@@ -12,7 +12,7 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Self, cast
@@ -159,6 +159,18 @@ def seekable(path: Path) -> BinaryIO:
         raise
     copy.seek(0)
     return cast(BinaryIO, copy)
+
+
+def spooled(values: Iterable[Any]) -> BinaryIO:
+    """Return a seekable temporary file with a line of JSON for each value; it is deleted on close."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115  # the caller closes it
+    try:
+        file.writelines(map(encoded, values))
+    except BaseException:
+        file.close()
+        raise
+    file.seek(0)
+    return cast(BinaryIO, file)
 
 
 def objects(path: Path, *, form: str = _FORM) -> Iterator[tuple[int, Mapping[str, Any]]]:

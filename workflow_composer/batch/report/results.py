@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ JSONL, PARQUET = "results.jsonl", "results.parquet"
 
 COLUMNS = (
     "row", "id", "route", "answer", "confidence", "accepted", "tier", "tiers", "correct", "prompt_tokens",
-    "completion_tokens", "cost", "seconds", "error", "read_by", "question", "label", "columns",
+    "completion_tokens", "cost", "seconds", "error", "read_by", "question", "label", "columns", "cost_known",
 )  # fmt: skip
 """The columns of both files, in order."""
 
@@ -47,13 +48,17 @@ _GROUP_ROWS, _GROUP_BYTES = 32_768, 64 << 20
 class Written:
     """The number of rows in the result files, and of failed rows.
 
-    ``unreadable`` rows have an answer that could not be read; ``cut_off`` of them reached their token limit.
+    ``unreadable`` rows have an answer that could not be read; ``cut_off`` of them reached their token limit. ``graded``
+    rows have a label, and ``correct`` of them are right. The cost of ``unpriced`` rows is not, or only partly, known.
     """
 
-    rows: int
-    errors: int
+    rows: int = 0
+    errors: int = 0
     unreadable: int = 0
     cut_off: int = 0
+    graded: int = 0
+    correct: int = 0
+    unpriced: int = 0
 
 
 def records(journal: Path, rows: int | None = None) -> Iterator[RowRecord]:
@@ -74,7 +79,7 @@ def write_results(journal: Path, folder: Path, *, rows: int | None = None) -> Wr
     `WorkflowComposerError` if a file cannot be written (older files then stay).
     """
     arrow_library()
-    written = errors = unreadable = cut_off = 0
+    counts: Counter[str] = Counter()
     every = map(fields_of, _last_lines(journal, rows))
     with (
         _in_place_of(folder / JSONL) as lines,
@@ -85,12 +90,20 @@ def write_results(journal: Path, folder: Path, *, rows: int | None = None) -> Wr
             found = [_row(fields) for fields in block]
             lines.writelines(map(encoded, found))
             table.add([_flat(row) for row in found])
-            written += len(found)
-            errors += sum(row["error"] is not None for row in found)
-            lost = [row for row in found if row["answer"] is None and row["error"] is None]
-            unreadable += len(lost)
-            cut_off += sum(any(tier["cut_off"] for tier in row["tiers"]) for row in lost)
-    return Written(written, errors, unreadable, cut_off)
+            for row in found:
+                _count(row, counts)
+    return Written(**counts)
+
+
+def _count(row: dict[str, Any], counts: Counter[str]) -> None:
+    failed, unreadable = row["error"] is not None, row["error"] is None and row["answer"] is None
+    counts["rows"] += 1
+    counts["errors"] += failed
+    counts["unreadable"] += unreadable
+    counts["cut_off"] += unreadable and any(tier["cut_off"] for tier in row["tiers"])
+    counts["graded"] += row["correct"] is not None
+    counts["correct"] += row["correct"] is True
+    counts["unpriced"] += not row["cost_known"]
 
 
 def schema() -> pa.Schema:
@@ -114,6 +127,8 @@ def schema() -> pa.Schema:
         "right": pa.list_(truth),
         "texts": pa.list_(text),
         "cut_off": count,
+        "fixed": truth,
+        "cost_known": truth,
     }
     types = {
         "row": count,
@@ -134,6 +149,7 @@ def schema() -> pa.Schema:
         "question": text,
         "label": text,
         "columns": text,
+        "cost_known": truth,
     }
     return pa.schema([(name, types[name]) for name in COLUMNS])
 
@@ -145,9 +161,18 @@ def _row(fields: dict[str, Any]) -> dict[str, Any]:
     for tier in fields["tiers"]:
         del tier["said"], tier["candidate"]
         tier["votes"] = [{"answer": answer, "count": count} for answer, count in tier["votes"]]
+        _cost_of(tier)
+    _cost_of(fields)
     if fields["error"] is not None:
         fields["error"] = dict(zip(("type", "message"), fields["error"], strict=True))
     return {name: fields[name] for name in COLUMNS}
+
+
+def _cost_of(fields: dict[str, Any]) -> None:
+    """Replace ``priced`` by ``cost_known``, and a cost of which nothing is known by None."""
+    fields["cost_known"] = known = fields.pop("priced")
+    if not known and not fields["cost"]:
+        fields["cost"] = None
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

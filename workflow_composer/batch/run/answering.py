@@ -80,12 +80,13 @@ class Answering:
             accepted=False,
             tier=0,
             tiers=(),
-            correct=None,
+            correct=None if job.row.label is None and self._recorded is None else False,
             prompt_tokens=sum(attempt.usage.prompt_tokens for attempt in attempts),
             completion_tokens=sum(attempt.usage.completion_tokens for attempt in attempts),
             cost=sum(attempt.cost for attempt in attempts),
             seconds=seconds,
             error=(type(error).__name__, str(error)),
+            priced=all(attempt.priced for attempt in attempts),
             key=job.key,
             **self._kept(job),
         )
@@ -105,7 +106,8 @@ class Answering:
         return LLMRequest.of(job.row.question, **{**self._fields, "model": job.route, **own})
 
     async def _record(self, job: Job, response: LLMResponse) -> RowRecord:
-        tiers = [await self._tier(job, tier) for tier in response.tiers]
+        unpriced = {attempt.tier for attempt in response.attempts if not attempt.priced}
+        tiers = [await self._tier(job, tier, priced=tier.tier not in unpriced) for tier in response.tiers]
         decided = next(at for at, tier in enumerate(response.tiers) if tier.tier == response.decision.tier)
         result = response.tiers[decided]
         choice = result.verdict.choice
@@ -117,7 +119,7 @@ class Answering:
             route=job.route,
             answer=answer,
             confidence=response.confidence,
-            accepted=response.accepted,
+            accepted=response.accepted and answer is not None,
             tier=decided,
             tiers=tuple(tiers),
             correct=right[choice] if right else None,
@@ -125,11 +127,12 @@ class Answering:
             completion_tokens=response.usage.completion_tokens,
             cost=response.cost,
             seconds=round(response.latency_ms / 1000.0, 6),
+            priced=not unpriced,
             key=job.key,
             **self._kept(job),
         )
 
-    async def _tier(self, job: Job, tier: TierResult) -> TierRecord:
+    async def _tier(self, job: Job, tier: TierResult, *, priced: bool) -> TierRecord:
         verdict = tier.verdict
         answers = [self._reader.read_said(sample, job.row.label) for sample in tier.samples]
         return TierRecord(
@@ -148,6 +151,8 @@ class Answering:
             right=await self._grades(job, tier, answers),
             texts=tuple(sample.text for sample in tier.samples) if self._keep_texts else (),
             cut_off=sum(sample.cut_off for sample in tier.samples),
+            fixed=tier.fixed,
+            priced=priced,
             candidate=tier.candidate,
             said=said_of(tier.samples) if self._keep_texts else (),
         )

@@ -22,19 +22,21 @@ from workflow_composer.batch.run.records import Head, RowRecord, TierRecord, def
 from workflow_composer.errors import InputError
 
 VERSION = 1
-_HEAD = ("row", "error", "deciding", "correct", "cost", "key", "served")
+_HEAD = ("row", "error", "deciding", "correct", "cost", "key", "served", "priced", "unreadable", "cut_off")
 _REST = tuple(name for name in RowRecord.__slots__ if name not in (*_HEAD, "tiers"))
 _TIER = tuple(TierRecord.__slots__)
+_COUNTED = ("deciding", "served", "unreadable", "cut_off")
+"""Fields of the head that follow from the others."""
 COLUMNS = {"head": list(_HEAD), "rest": list(_REST), "tiers": list(_TIER)}
 
 _LATER: Mapping[str, Mapping[str, Any]] = {
-    "head": {"key": "", "served": ()},
+    "head": {"key": "", "served": (), "priced": True, "unreadable": False, "cut_off": False},
     "rest": defaults(RowRecord, ("question", "label", "columns", "read_by")),
-    "tiers": defaults(TierRecord, ("cut_off", "candidate", "said")),
+    "tiers": defaults(TierRecord, ("cut_off", "candidate", "said", "fixed", "priced")),
 }
 """Columns that journals of earlier versions lack, with the values that stand for them. Each part ends with them."""
 _UNMIXED = frozenset({"cut_off"})
-"""Columns without which a journal is not resumed, because its answers were read in another way."""
+"""Columns of a tier without which a journal is not resumed, because its answers were read in another way."""
 _MISSING: dict[str, tuple[Any, ...]] = {
     part: tuple(_LATER[part].get(name) for name in names)
     for part, names in {"head": _HEAD, "rest": _REST, "tiers": _TIER}.items()
@@ -89,7 +91,7 @@ def header_of(line: Line, path: Path, *, to_go_on: bool = False) -> Mapping[str,
     (found,) = json.loads(line.text)[1:]
     columns = found.get("columns") if isinstance(found, dict) and found.get("journal") == VERSION else None
     missing = _missing(columns)
-    if missing is None or (to_go_on and not missing.isdisjoint(_UNMIXED)):
+    if missing is None or (to_go_on and not missing["tiers"].isdisjoint(_UNMIXED)):
         raise InputError(
             f"{path} was written by another version of this program",
             hint="resume with that version, or choose another output folder",
@@ -104,25 +106,26 @@ def has_keys(line: Line) -> bool:
     return "key" in found["columns"]["head"]
 
 
-def _missing(columns: Any) -> set[str] | None:
+def _missing(columns: Any) -> dict[str, set[str]] | None:
     """Return the later columns that a journal lacks; None if its columns are not those of this or an earlier version."""
     if not isinstance(columns, dict) or columns.keys() != COLUMNS.keys():
         return None
-    missing: set[str] = set()
+    missing: dict[str, set[str]] = {}
     for part, names in COLUMNS.items():
         held = columns[part]
         if not isinstance(held, list) or held != names[: len(held)] or not set(names[len(held) :]) <= _LATER[part].keys():
             return None
-        missing |= set(names[len(held) :])
+        missing[part] = set(names[len(held) :])
     return missing
 
 
 def head_of(line: Line) -> Head:
     """Return the head of a record."""
-    found = _decode(line.text[_START:].decode())[0]
-    row, error, deciding, correct, cost, key, served = _whole("head", found)
-    told = tuple((candidate, model) for candidate, model in served)
-    return Head(row, error and (error[0], error[1]), deciding, correct, cost, key=key, served=told)
+    head = dict(zip(_HEAD, _whole("head", _decode(line.text[_START:].decode())[0]), strict=True))
+    error = head["error"]
+    head["error"] = error and (error[0], error[1])
+    head["served"] = tuple((candidate, model) for candidate, model in head["served"])
+    return Head(**head)
 
 
 def moved(line: Line, row: int) -> bytes:
@@ -135,7 +138,7 @@ def moved(line: Line, row: int) -> bytes:
 
 
 def fields_of(text: bytes) -> dict[str, Any]:
-    """Return a record's line as plain data: `RowRecord.to_dict` plus ``deciding`` and ``served``."""
+    """Return a record's line as plain data: `RowRecord.to_dict` plus the fields of the head that follow from others."""
     _, head, rest, tiers = json.loads(text)
     fields = dict(zip(_HEAD, _whole("head", head), strict=True))
     fields.update(zip(_REST, _whole("rest", rest), strict=True))
@@ -150,7 +153,8 @@ def _whole(part: str, values: list[Any]) -> tuple[Any, ...]:
 def record_of(text: bytes) -> RowRecord:
     """Return the record of a complete line."""
     fields = fields_of(text)
-    del fields["deciding"], fields["served"]
+    for name in _COUNTED:
+        del fields[name]
     return RowRecord.from_dict(fields)
 
 

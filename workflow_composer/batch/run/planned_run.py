@@ -20,7 +20,7 @@ from workflow_composer.batch.run.answering import Answering, Job
 from workflow_composer.batch.run.journal import RowJournal, RowKeys, fingerprint
 from workflow_composer.batch.run.limiter import Limiter
 from workflow_composer.batch.run.lines import head_of, whole_lines
-from workflow_composer.batch.run.runner import Budget, Generate, heard, run
+from workflow_composer.batch.run.runner import Budget, Generate, GoOn, heard, run
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.storage.replacing import replace_file
 
@@ -76,6 +76,7 @@ class PlannedRun:
         budget: Budget,
         progress: Callable[[Tally], None],
         stop: asyncio.Event,
+        go_on: GoOn,
     ) -> None:
         """Answer the rows that are not in the journal yet."""
         limiter = Limiter.of(concurrency)
@@ -87,7 +88,17 @@ class PlannedRun:
             keep_texts=self._keep_texts,
         )
         jobs = (job for job in self._jobs(rows, table) if not journal.is_done(job.row.row))
-        await run(jobs, answering, journal, tally=tally, limiter=limiter, budget=budget, progress=progress, stop=stop)
+        await run(
+            jobs,
+            answering,
+            journal,
+            tally=tally,
+            limiter=limiter,
+            budget=budget,
+            progress=progress,
+            stop=stop,
+            go_on=go_on,
+        )
 
     def opened(self, folder: Path, rows: Any, table: PlanTable, tally: Tally) -> RowJournal:
         """Create the folder and open its journal; count the answers of earlier runs in ``tally``."""
@@ -149,9 +160,10 @@ class PlannedRun:
 
 
 def finish(folder: Path, tally: Tally) -> None:
-    """Write a run's result files and count unreadable answers in ``tally``."""
+    """Write a run's result files; count in ``tally`` the rows as they stand there, as the report does."""
     written = write_results(folder / JOURNAL, folder, rows=tally.total)
-    tally.unreadable, tally.cut_off = written.unreadable, written.cut_off
+    tally.unreadable, tally.cut_off, tally.unpriced = written.unreadable, written.cut_off, written.unpriced
+    tally.graded, tally.correct = written.graded, written.correct
 
 
 def spent_in(journal: Path) -> float:
