@@ -69,6 +69,11 @@ class Columns:
     id: str | None = None
     choices: str | None = None
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The kinds of columns that are named."""
+        return tuple(kind for kind in self.__slots__ if getattr(self, kind) is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class Found:

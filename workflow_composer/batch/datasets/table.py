@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _CHUNK = 1 << 20
-_CHANGED = "has changed since the run was planned"
+_CHANGED = "has changed since the run began"
 
 
 class TableRow(NamedTuple):

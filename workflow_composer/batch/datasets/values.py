@@ -135,7 +135,12 @@ def question_of(value: Any, column: str, where: str, *, missing: bool = False) -
     if column == "messages":
         hint = 'write [{"role": "user", "content": "What is 2 + 2?"}]'
         raise InputError(f"{where}: 'messages' is not a list of messages", hint=hint)
-    if column == "turns" and isinstance(value, list) and value and all(isinstance(each, str) and each.strip() for each in value):
+    if (
+        column == "turns"
+        and isinstance(value, list)
+        and value
+        and all(isinstance(each, str) and each.strip() for each in value)
+    ):
         if len(value) > 1:
             hint = "several turns need answers in between; give the first one only"
             raise InputError(f"{where}: {column!r} has {len(value)} turns", hint=hint)

@@ -46,7 +46,7 @@ class LineAnswers:
             prompt = changed(prompt, messages=({"role": "system", "content": system}, *prompt.messages))
         response = await self._generate(prompt, **fields)
         logprobs = bool(fields.get("logprobs") or (isinstance(prompt, LLMRequest) and prompt.logprobs))
-        return AnswerLine({**_head(row), **await _answered(response, row.label, logprobs=logprobs)})
+        return AnswerLine({**_head(row), **await _answered(response, row.labels, logprobs=logprobs)})
 
     def failed(self, row: InputRow, error: BaseException, seconds: float) -> AnswerLine:
         """Return the line of a failed row, with the cost of its attempts."""
@@ -65,14 +65,14 @@ class LineAnswers:
         own = {"task_type": row.task_type, "model": row.model, "context": row.context, "budget": budget}
         if budget is not None and isinstance(row.prompt, LLMRequest) and row.prompt.budget is not None:
             own["budget"] = min(budget, row.prompt.budget)
-        return self._fields | {name: value for name, value in own.items() if value is not None}
+        return self._fields | dict(row.own or {}) | {name: value for name, value in own.items() if value is not None}
 
 
 def _head(row: InputRow) -> dict[str, Any]:
     return {"index": row.index, "key": row.key, "id": row.id}
 
 
-async def _answered(response: LLMResponse, label: str | None, *, logprobs: bool) -> dict[str, Any]:
+async def _answered(response: LLMResponse, labels: tuple[str, ...], *, logprobs: bool) -> dict[str, Any]:
     decision, usage = response.decision, response.usage
     found = {
         "text": response.text,
@@ -87,8 +87,8 @@ async def _answered(response: LLMResponse, label: str | None, *, logprobs: bool)
     }
     if not response.cost_known:
         found["cost_known"] = False
-    if label is not None:
-        found |= await graded(response.samples[0], label)
+    if labels:
+        found |= await graded(response.samples[0], *labels)
     if response.tool_calls:
         found["tool_calls"] = [dict(call) for call in response.tool_calls]
     if logprobs:
@@ -96,11 +96,17 @@ async def _answered(response: LLMResponse, label: str | None, *, logprobs: bool)
     return found
 
 
-async def graded(sample: Sample, label: str) -> dict[str, Any]:
-    """Return the final answer read from a sample, its finish reason, and whether it is correct."""
-    answer = reader().read_said(sample, label)
-    right = await Question(reader(), label).is_correct(answer)
-    return {"answer": answer, "finish_reason": sample.finish_reason, "correct": right}
+async def graded(sample: Sample, *labels: str) -> dict[str, Any]:
+    """Return the final answer read from a sample, its finish reason, and whether it is one of the right answers."""
+    found: dict[str, Any] = {}
+    for label in labels:
+        answer = reader().read_said(sample, label)
+        right = await Question(reader(), label).is_correct(answer)
+        if right or not found:
+            found = {"answer": answer, "finish_reason": sample.finish_reason, "correct": right}
+        if right:
+            break
+    return found
 
 
 def logprobs_of(response: LLMResponse) -> list[list[Any]] | None:

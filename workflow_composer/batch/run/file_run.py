@@ -18,6 +18,7 @@ from workflow_composer.errors import InputError, WorkflowComposerError
 from workflow_composer.storage.lines import encoded
 
 if TYPE_CHECKING:
+    from workflow_composer.batch.datasets.columns import Columns
     from workflow_composer.contexts.applying import Contexts
 
 OTHER = "another --output"
@@ -55,13 +56,21 @@ class FileRun:
     """
 
     def __init__(
-        self, source: Path, fields: Mapping[str, Any], *, limit: int | None, environ: Mapping[str, str] | None
+        self,
+        source: Path,
+        fields: Mapping[str, Any],
+        *,
+        limit: int | None,
+        environ: Mapping[str, str] | None,
+        columns: Columns | None = None,
     ) -> None:
         library = Library(environ=environ)
         if "context" in fields:
             fields = {**fields, "context": library.pins(fields["context"])}
         salt = json.dumps({name: value for name, value in fields.items() if name != "timeout"}, sort_keys=True)
-        self.rows = RowFile(source, salt=salt, limit=limit, pins=library.pins)
+        self.rows = RowFile(
+            source, salt=salt, limit=limit, pins=library.pins, columns=columns, keeps_model="model" not in fields
+        )
         self.tally = Tally(self.rows.count())
         self._fields = fields
         self._whole = limit is None

@@ -389,7 +389,7 @@ find("d", Path({str(tmp_path)!r}))
         os.utime(path, ns=(1, 1))
 
         for read in (data.rows, data.chunks):
-            with pytest.raises(InputError, match="has changed since the run was planned"):
+            with pytest.raises(InputError, match="has changed since the run began"):
                 list(read())
         with pytest.raises(InputError, match="has changed"):
             data.check()
