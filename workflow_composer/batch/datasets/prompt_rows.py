@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workflow_composer.answers.form import as_data
 from workflow_composer.batch.datasets.columns import Columns, listed
 from workflow_composer.batch.datasets.content import RowContent
 from workflow_composer.batch.datasets.formats import ParsedLine
@@ -56,8 +57,10 @@ def _is_in(group: int, group_of: array[int]) -> Callable[[int], bool]:
     return lambda index: index < len(group_of) and group_of[index] == group
 
 
-_UNBOUND = frozenset({"request_id", "relay", "timeout", "budget", "metadata", "query_length"})
+UNBOUND = frozenset({"request_id", "relay", "timeout", "budget", "metadata", "query_length"})
 """Fields of a request that do not affect its answer, or that others determine."""
+_LATER = {"form": None, "form_retries": 2, "vote_by": None}
+"""Later fields of a request and their defaults, with which the digests in earlier journals remain valid."""
 
 Pins = Callable[[tuple[str, ...]], tuple[str, ...]]
 """Resolves context names to references that pin their current texts."""
@@ -256,7 +259,7 @@ class PythonRows:
             known = len(ids)
             ids.add(int(digest_of(repr(row.id).encode(errors="surrogatepass"), ""), 16))
             if len(ids) == known:
-                raise InputError(f"row {index}: duplicate id {row.id!r}", hint="give every row its own id, or none")
+                raise InputError(f"row {index}: duplicate id {row.id!r}", hint="give every row its own id, or omit all ids")
             self.seen += 1
             yield row
         if not self.seen:
@@ -269,26 +272,27 @@ class PythonRows:
         if isinstance(value, str):
             value = {"prompt": value}
         if not isinstance(value, Mapping):
-            wanted = "a text, a mapping or an LLMRequest"
+            wanted = "a string, a mapping or an LLMRequest"
             hint = 'for example {"prompt": "What is 2 + 2?"}'
             raise InputError(f"{where}: the row is {type(value).__name__}, not {wanted}", hint=hint)
         key = index if value.get("id") is None else value["id"]
         if isinstance(key, bool) or not isinstance(key, (str, int)):
-            hint = "give a text or an integer, or omit it"
-            raise InputError(f"{where}: 'id' is {kind(key)}, not a text or an integer", hint=hint)
+            hint = "give a string or an integer, or omit it"
+            raise InputError(f"{where}: 'id' is {kind(key)}, not a string or an integer", hint=hint)
         return _keyed(row_of(index, where, value, _content_of(value, where), self._pins, id=key), self._key)
 
     def _key(self, row: InputRow) -> str:
         prompt: Any = row.prompt
         if isinstance(prompt, LLMRequest):
             every = (field.name for field in fields(prompt))
-            prompt = {name: getattr(prompt, name) for name in every if name not in _UNBOUND}
+            prompt = {name: getattr(prompt, name) for name in every if name not in UNBOUND}
+            prompt = {name: value for name, value in prompt.items() if _LATER.get(name, _LATER) != value}
         content = [prompt, row.id, row.task_type, row.model, row.label, row.context]
         content += [value for value in (row.others, row.own) if value is not None]
         try:
-            return digest_of(json.dumps(content, sort_keys=True, default=dict).encode(), self._salt)
+            return digest_of(json.dumps(content, sort_keys=True, default=as_data).encode(), self._salt)
         except (TypeError, ValueError) as error:
-            hint = "use only texts, numbers, lists and mappings"
+            hint = "use only strings, numbers, lists and mappings"
             raise InputError(f"{row.where}: not JSON-serializable: {error}", hint=hint) from None
 
 
@@ -351,5 +355,5 @@ def _prompt(found: Mapping[str, Any], where: str) -> str | tuple[Message, ...]:
 def _text(found: Mapping[str, Any], name: str, where: str) -> str | None:
     value = found.get(name)
     if value is not None and not isinstance(value, str):
-        raise InputError(f"{where}: {name!r} is {kind(value)}, not a text", hint="write it as a string, or omit it")
+        raise InputError(f"{where}: {name!r} is {kind(value)}, not a string", hint="write it as a string, or omit it")
     return value

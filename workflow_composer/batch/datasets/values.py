@@ -146,7 +146,8 @@ def question_of(value: Any, column: str, where: str, *, missing: bool = False) -
             raise InputError(f"{where}: {column!r} has {len(value)} turns", hint=hint)
         value = value[0]
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where}: {column!r} is {kind(value)}, not a text", hint="write the question as a string")
+        hint = "write the question as a string"
+        raise InputError(f"{where}: {column!r} is {kind(value)}; it must be a non-empty string", hint=hint)
     return whole(value, column, where)
 
 

@@ -54,6 +54,7 @@ class Options:
     in_flight: int | None = None
     no_texts: bool = False
     columns: Columns = field(default_factory=Columns)
+    shard: str | None = None
 
     @property
     def votes(self) -> dict[str, Any]:
