@@ -45,6 +45,7 @@ class Options:
     draw: str = "as_needed"
     extract: tuple[str, ...] = ()
     compare: str | None = None
+    vote_by: str | None = None
     system: str | None = None
     contexts: tuple[str, ...] = ()
     max_tokens: int | None = None
@@ -67,6 +68,7 @@ class Options:
             "draw": self.draw,
             "extract": list(self.extract) or None,
             "compare": self.compare,
+            "vote_by": self.vote_by,
         }
         return {name: value for name, value in given.items() if value is not None}
 
