@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import OrderedDict
 from functools import lru_cache
 from threading import Lock
@@ -24,6 +25,7 @@ _REMEMBERED = 16384
 _LETTERS_OF_A_WORD = 4
 _TALKS = frozenset({"phrase", "hashes"})
 _FEW = 2
+_LETTER = re.compile(r"\b[A-J]\b")
 
 
 class Said(Protocol):
@@ -213,7 +215,7 @@ def _fitted(answer: str, wanted: str | None) -> str:
 def _may_answer(answer: str, wanted: str) -> bool:
     """Whether a phrase's answer is of the label's kind; if not, it talks about the answer, and the text is searched."""
     if is_letter(wanted):
-        return choice(answer) is not None or len(answer.split()) <= _FEW
+        return choice(answer) is not None or _LETTER.search(answer) is not None or len(answer.split()) <= _FEW
     one = notation(wanted)
     return one.number is None or one.literal or any(map(str.isnumeric, answer)) or len(answer.split()) <= _FEW
 
