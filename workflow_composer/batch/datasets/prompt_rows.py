@@ -51,7 +51,7 @@ def _is_in(group: int, group_of: array[int]) -> Callable[[int], bool]:
 
 
 FORM = 'one JSON object per line, for example {"question": "What is 2 + 2?", "answer": "4"}'
-_UNBOUND = frozenset({"request_id", "relay", "timeout", "budget", "metadata", "query_length"})
+UNBOUND = frozenset({"request_id", "relay", "timeout", "budget", "metadata", "query_length"})
 """Fields of a request that do not affect its answer, or that others determine."""
 _LATER = {"form": None, "form_retries": 2, "vote_by": None}
 """Later fields of a request and their defaults, with which the digests in earlier journals remain valid."""
@@ -248,7 +248,7 @@ class PythonRows:
         prompt: Any = row.prompt
         if isinstance(prompt, LLMRequest):
             every = (field.name for field in fields(prompt))
-            prompt = {name: getattr(prompt, name) for name in every if name not in _UNBOUND}
+            prompt = {name: getattr(prompt, name) for name in every if name not in UNBOUND}
             prompt = {name: value for name, value in prompt.items() if _LATER.get(name, _LATER) != value}
         content = [prompt, row.id, row.task_type, row.model, row.label, row.context]
         try:

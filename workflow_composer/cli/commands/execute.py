@@ -15,6 +15,7 @@ from workflow_composer.cli.options import (
     examples,
     finite,
     run_budget_option,
+    shard_option,
     strategy_option,
 )
 from workflow_composer.cli.state import State
@@ -146,6 +147,7 @@ def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]
     help="Budget of one row.",
 )
 @run_budget_option
+@shard_option
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Time limit of one row.")
 @click.option(
     "--in-flight", type=click.IntRange(1, 10_000), metavar="N", help="Rows in flight. Default: adaptive, up to 512."
