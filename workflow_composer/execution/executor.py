@@ -20,7 +20,7 @@ from workflow_composer.execution.call import Endpoint, Outcome, Trace
 from workflow_composer.execution.escalation import Ascent
 from workflow_composer.execution.forming import Forming, formed, instructed
 from workflow_composer.execution.member_run import Abandoned, CallObserver, MemberRun, Models, RetryPolicy, shown_to
-from workflow_composer.execution.voting.ballot import CUT_OFF
+from workflow_composer.execution.voting.ballot import CUT_OFF, WITHHELD
 from workflow_composer.execution.voting.vote_kinds import Embed, VoteKind, vote_kind
 from workflow_composer.execution.voting.vote_sampling import Poll
 from workflow_composer.plan import ALWAYS, Candidate, Plan, Tier
@@ -250,8 +250,8 @@ def judged(tier: Tier, samples: Sequence[Sample], request: LLMRequest) -> Verdic
     if not verdict.accepted or request.kind != "chat":
         return verdict
     sample = samples[verdict.choice]
-    if sample.finish_reason == "length":
-        return replace(verdict, accepted=False, reason=CUT_OFF, unreadable=1)
+    if sample.cut_off:
+        return replace(verdict, accepted=False, reason=CUT_OFF if sample.too_long else WITHHELD, unreadable=1)
     if not sample.tool_calls and sample.score is None and says_nothing(sample.text):
         return replace(verdict, accepted=False, reason=EMPTY, unreadable=1)
     return verdict

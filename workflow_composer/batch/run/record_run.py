@@ -21,7 +21,7 @@ from workflow_composer.batch.run.tally import Tally
 from workflow_composer.errors import InputError
 from workflow_composer.storage.appending import OwnFile
 from workflow_composer.storage.lines import encoded
-from workflow_composer.types import LLMResponse, TokenLogprob
+from workflow_composer.types import LLMResponse, TokenLogprob, is_cut_off
 
 _LEAST = -9999.0
 """Servers' stand-in for minus infinity, which JSON cannot represent."""
@@ -153,7 +153,7 @@ class RecordingAnswers:
         assert question.row.label is not None  # `questions` rejects rows without a label
         grade = await graded(response.samples[0], question.row.label)
         unread = grade["answer"] is None
-        cut_off = unread and grade["finish_reason"] == "length"
+        cut_off = unread and is_cut_off(grade["finish_reason"])
         counts = (grade["correct"], response.cost, unread, cut_off)
         head = Head(question.row.row, None, question.tier, *counts, priced=response.cost_known)
         return RecordedRow(head, _line(question, response, correct=grade["correct"]))
@@ -218,6 +218,8 @@ def _line(question: TierQuestion, response: LLMResponse, *, correct: bool) -> di
         "prompt_tokens": response.usage.prompt_tokens,
         "cost": response.cost if response.cost_known else None,
     }
+    if sample.cut_off:
+        line["finish_reason"] = sample.finish_reason
     if sample.logprobs is not None:
         line["logprobs"] = [_token(token) for token in sample.logprobs]
     return line

@@ -24,6 +24,7 @@ AMBIGUOUS_SHARE = 2 / 3
 """Minimum share of the two leading answers for which more votes could settle a vote; below it, the vote is scattered."""
 
 CUT_OFF = "the answer was cut off by its length"
+WITHHELD = "the server withheld the rest of the answer (content_filter)"
 
 _ROUNDING = 1e-9
 
