@@ -105,7 +105,7 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
 def _unescaped(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...] | None:
-    r"""Return the texts with line breaks for ``\n``; None for no text. Rejects an empty one, which would end every answer."""
+    r"""Return the texts with line breaks for ``\n``; None for none. Rejects an empty text, which would end every answer."""
     if "" in values:
         raise click.BadParameter("must not be empty", context, parameter)
     return tuple(re.sub(r"\\([ntr\\])", lambda found: _ESCAPES[found[1]], value) for value in values) or None

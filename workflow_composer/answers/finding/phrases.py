@@ -130,7 +130,7 @@ def announced(text: str, start: int = 0) -> Phrase | None:
     """
     talk = None
     for phrase in _from_the_last(text, start):
-        if not _NO_ANSWER.match(phrase.answer):
+        if not is_talk(phrase.answer):
             return phrase
         talk = talk or phrase
     return talk
@@ -231,6 +231,11 @@ def _made(text: str, at: int, end: int, begin: int, said: str, closed: int) -> P
 def _dressed_off(said: str, *, begins_line: bool = False) -> str:
     bare = said.strip(" \t:\uff1a").strip()
     return without_talk(undressed(without_talk(undressed(bare, begins_line=begins_line))))
+
+
+def is_talk(answer: str) -> bool:
+    """Whether an announced answer only says how the answer is, as "reasonable" does."""
+    return _NO_ANSWER.match(answer) is not None
 
 
 def is_value(answer: str) -> bool:

@@ -25,18 +25,14 @@ _ZEROES = (
     *(0x0F20, 0x1040, 0x17E0, 0x1810),
 )
 _DIGITS = {zero + value: str(value) for zero in _ZEROES for value in range(10)}
-_PLAIN = _FULL_WIDTH | _INVISIBLE | _DIGITS
-_KEPT_TOGETHER = dict.fromkeys([0x200C, 0x200D])  # joiners of Persian, Hindi and emoji: only a text without them loses them
-_SYMBOLS = {
-    "\N{INFINITY}": r"\infty",
-    "-\N{INFINITY}": r"-\infty",
-    "\N{EMPTY SET}": r"\emptyset",
-    "\N{DIAMETER SIGN}": r"\emptyset",
-}
+_SYMBOLS = {0x221E: r"\infty ", 0x2205: r"\emptyset ", 0x2300: r"\emptyset "}
+_PLAIN = _FULL_WIDTH | _INVISIBLE | _DIGITS | _SYMBOLS
 
 
 def plain(text: str) -> str:
     r"""Return the text in composed characters (NFC), with ASCII for full-width characters and for digits of other scripts.
+
+    Infinity and the empty set become LaTeX commands: they are answers, while other signs alone are none.
 
     >>> plain("\uff11\uff18"), plain("re\u0301ponse") == "r\xe9ponse", plain("\u09e7\u09ee")
     ('18', True, '18')
@@ -138,7 +134,7 @@ def undressed(answer: str, *, begins_line: bool = False) -> str:
         if answer == before:
             break
         begins_line = False
-    return _SYMBOLS.get(answer, answer)
+    return answer
 
 
 def _unfenced(answer: str) -> str:
