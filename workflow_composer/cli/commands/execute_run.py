@@ -160,7 +160,7 @@ class Execution:
                 if rows is not self._recorded:  # a recording has grades even for unreadable answers
                     _tell_what_looks_wrong(label, tally, runs[policy])
                 self._end_if_over(tally, summaries)
-            places = run.report(name, folders[name], runs)
+            places = run.report(name, folders[name], runs, rows)
             if not self._state.json:
                 click.echo(f"report: {', '.join(map(str, places))}", err=True)
         if given_up := reader(run.voting.form).timed_out:
@@ -180,6 +180,7 @@ class Execution:
             recorded=self._recorded,
             limit=limit,
             keep_texts=not self._options.no_texts,
+            command=self._state.arguments,
             planning={name: getattr(self._options, name) for name in ("k", "k_max", "target", "probing_dataset")},
         )
 
