@@ -7,6 +7,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+from pydantic import BaseModel
 
 from workflow_composer import LLMRequest, ModelOrchestrator, StrategyConfig, hookimpl
 from workflow_composer.backends.fake import Delay, FakeBackend, Interrupted
@@ -500,3 +501,30 @@ def test_what_is_no_prompt_is_refused_by_name(prompt):
     """A notebook's first mistake is told as one, before anything is asked."""
     with pytest.raises(TypeError, match="a string or a list of messages"):
         LLMRequest.of(prompt)
+
+
+class Finding(BaseModel):
+    """A type of a user's."""
+
+    gene: str
+    found: bool
+
+
+async def test_a_form_may_be_written_in_every_way(make):
+    orchestrator, scripted = make(small=('{"gene": "TP53", "found": "yes"}', "A."))
+    assert (await orchestrator.agenerate("?", schema=Finding)).value == Finding(gene="TP53", found=True)
+    response = await orchestrator.agenerate(LLMRequest.of("?"), form=["a", "b"])
+    assert (response.value, response.mended, response.asked_again) == ("a", ("case and punctuation",), 0)
+    with pytest.raises(TypeError, match="not both"):
+        await orchestrator.agenerate("?", schema=Finding, form="text")
+    with pytest.raises(ConfigError, match="unknown form"):
+        await orchestrator.agenerate("?", form="txt")
+    assert len(scripted.made[0].calls) == 2
+
+
+async def test_an_answer_without_the_form_comes_with_a_warning(make):
+    orchestrator, scripted = make(small=("hm", "ha", "ho"))
+    response = await orchestrator.agenerate("?", form=["a", "b"])
+    assert (response.text, response.value, response.accepted, response.asked_again) == ("ho", None, False, 2)
+    assert "not one of: a, b" in response.warning
+    assert len(response.attempts) == len(scripted.made[0].calls) == 3

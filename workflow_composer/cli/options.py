@@ -99,6 +99,15 @@ def run_budget_option(function: F) -> F:
     return click.option("--run-budget", type=kind, callback=finite, metavar="DOLLARS", help=text)(function)
 
 
+def shard_option(function: F) -> F:
+    """``--shard``."""
+    text = (
+        "Answer only shard i of n, into files of its own: i/n; or `slurm`, the task of a job array; or `auto`, which is "
+        "everything outside of one. Join them by `merge`. Each shard may spend its n-th of --run-budget."
+    )
+    return click.option("--shard", metavar="I/N", help=text)(function)
+
+
 def finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
     """Reject NaN and infinities."""
     if value is not None and not math.isfinite(value):

@@ -158,4 +158,6 @@ def response_of(
         confidence=verdict.confidence,
         accepted=verdict.accepted,
         climbed=tuple(trace.tiers),
+        value=verdict.value,
+        warning=verdict.warning,
     )

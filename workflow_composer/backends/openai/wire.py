@@ -109,7 +109,7 @@ def completion_of(data: Any, *, model: str) -> Completion:
     """Decode a chat completion. Raises `Malformed`; ``model`` is used if the response names none."""
     choices = data.get("choices") if isinstance(data, dict) else None
     if not choices or not isinstance(choices, list):
-        raise Malformed("no choices")
+        raise Malformed("it has no choices")
     if len(choices) > 1:
         choices = sorted(choices, key=lambda choice: choice.get("index") or 0)
     samples = tuple(sample_of(choice) for choice in choices)
@@ -119,7 +119,7 @@ def completion_of(data: Any, *, model: str) -> Completion:
 def chunk_of(data: Any) -> Chunk | None:
     """Decode one event of a stream; None if it has no content."""
     if not isinstance(data, dict):
-        raise Malformed("an event is not an object")
+        raise Malformed("an event of the stream is not a JSON object")
     usage = data.get("usage")
     choices = data.get("choices")
     model = name_in(data)
@@ -166,7 +166,7 @@ def model_ids(data: Any) -> tuple[str, ...]:
     """Return the ids of a model list, base models before adapters. Raises `Malformed`."""
     rows = data.get("data") if isinstance(data, dict) else None
     if not isinstance(rows, list):
-        raise Malformed("no list of models")
+        raise Malformed("it has no list of models")
     rows = sorted((row for row in rows if isinstance(row, dict) and row.get("id")), key=lambda row: bool(row.get("parent")))
     return tuple(str(row["id"]) for row in rows)
 

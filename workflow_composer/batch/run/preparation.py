@@ -52,6 +52,7 @@ class Options:
     timeout: float | None = None
     in_flight: int | None = None
     no_texts: bool = False
+    shard: str | None = None
 
     @property
     def votes(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from workflow_composer.cli.options import (
     finite,
     read_prompt,
     run_budget_option,
+    shard_option,
     strategy_option,
 )
 from workflow_composer.cli.output import (
@@ -34,7 +35,15 @@ from workflow_composer.cli.output import (
     tell_no_price,
     tell_unread,
 )
-from workflow_composer.cli.progress import DecisionLog, doubting, progress_for, raise_if_over, tell_spent_before
+from workflow_composer.cli.progress import (
+    DecisionLog,
+    doubting,
+    part_of_budget,
+    progress_for,
+    raise_if_over,
+    shard_of,
+    tell_spent_before,
+)
 from workflow_composer.cli.state import State
 
 if TYPE_CHECKING:
@@ -57,24 +66,44 @@ def answer_file(
     concurrency: int | None,
     limit: int | None,
     budget: Budget,
+    shard: str | None = None,
+    no_texts: bool = False,
 ) -> int:
     """Answer the rows of ``source``; return the exit code. Raises `InputError` for invalid rows, before any is sent."""
-    run = FileRun(source, fields, limit=limit, environ=state.environ)
+    part = shard_of(shard, state.environ)
+    run = FileRun(source, fields, limit=limit, environ=state.environ, shard=part, keep_texts=not no_texts)
     if target is None:
-        _answer(state, run, Printed(sys.stdout.buffer, "standard output"), concurrency, budget)
+        _answer(state, run, Printed(sys.stdout.buffer, "standard output"), None, concurrency, budget)
     else:
+        budget = part_of_budget(budget, part)
         with run.opened(target) as file:
             tell_spent_before(budget, run.tally.cost)
             if not run.is_done:
-                _answer(state, run, file, concurrency, budget)
+                _answer(state, run, file, target, concurrency, budget)
+            if not run.tally.stopped_by:
+                asyncio.run(run.finish(file))
+        target = run.target_of(target)
     _sum_up(state, run, target)
     raise_if_over(budget, run.tally)
     return code_of([run.tally])
 
 
-def _answer(state: State, run: FileRun, file: AnswerFile | Printed, concurrency: int | None, budget: Budget) -> None:
+def _answer(
+    state: State,
+    run: FileRun,
+    file: AnswerFile | Printed,
+    target: Path | None,
+    concurrency: int | None,
+    budget: Budget,
+) -> None:
     state.log = log = DecisionLog()
     orchestrator, tally = state.open(state, None), run.tally
+    if target is not None:
+        try:
+            run.bind(orchestrator.config, target)
+        except BaseException:
+            orchestrator.close()
+            raise
     contexts = None
     if run.rows.have_contexts or orchestrator.config.task_contexts:
         from workflow_composer.runtime.snapshot import contexts_of
@@ -210,6 +239,10 @@ def to_dict(response: LLMResponse) -> dict[str, Any]:
     return found
 
 
+_OF_FILE = ("concurrency", "limit", "run_budget", "shard", "no_texts")
+"""Options that concern the rows of a file."""
+
+
 @click.command(
     epilog=examples(
         'generate "What is 30 + 12?"',
@@ -252,6 +285,8 @@ def to_dict(response: LLMResponse) -> dict[str, Any]:
     "--concurrency", type=click.IntRange(1, 10_000), metavar="N", help="Rows in flight. Default: adaptive, up to 512."
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows.")
+@shard_option
+@click.option("--no-texts", is_flag=True, help="Omit the questions, labels and the votes' samples from the answers.")
 @strategy_option
 @common_options
 @click.pass_context
@@ -261,12 +296,8 @@ def generate(
     prompt: str | None,
     source: Path | None,
     target: Path | None,
-    concurrency: int | None,
-    budget: float | None,
-    run_budget: float | None,
-    limit: int | None,
     contexts: tuple[str, ...],
-    **fields: Any,
+    **options: Any,
 ) -> None:
     """Answer a prompt, or every row of a file.
 
@@ -288,18 +319,18 @@ def generate(
     higher --run-budget to resume.
     """
     state = context.ensure_object(State)
-    given = {name: value for name, value in fields.items() if value is not None}
+    of_file = {name: options.pop(name) for name in _OF_FILE}
+    given = {name: value for name, value in options.items() if value is not None}
     if contexts:
         given["context"] = contexts
     if source is None:
-        if target is not None or limit is not None or run_budget is not None:
-            raise click.UsageError("--output, --limit and --run-budget need --input")
-
-        answer_prompt(state, prompt, given if budget is None else given | {"budget": budget})
+        if target is not None or any(of_file[name] is not None for name in ("limit", "run_budget", "shard")):
+            raise click.UsageError("--output, --limit, --shard and --run-budget need --input")
+        answer_prompt(state, prompt, given)
         return
     if prompt is not None:
         raise click.UsageError("give a prompt or --input, not both")
-    from workflow_composer.batch.run.runner import Budget
-
-    limits = Budget(budget, run_budget)
-    context.exit(answer_file(state, source, target, given, concurrency=concurrency, limit=limit, budget=limits))
+    if of_file["shard"] is not None and target is None:
+        raise click.UsageError("--shard needs --output: each shard has a file of its own beside it")
+    limits = Budget(given.pop("budget", None), of_file.pop("run_budget"))
+    context.exit(answer_file(state, source, target, given, budget=limits, **of_file))

@@ -148,7 +148,8 @@ class TestFile:
         assert (done.code, done.out) == (0, "")
         first, second = sorted(command.read("out.jsonl"), key=lambda r: r["index"])
         assert first.pop("latency_ms") >= 0
-        assert len(first.pop("key")) == 16
+        assert len(first.pop("key")) == len(first.pop("content")) == 16
+        assert first.pop("read_by")
         assert first == {
             "index": 0,
             "id": "a",
@@ -163,6 +164,8 @@ class TestFile:
             "answer": "4",
             "finish_reason": "stop",
             "correct": True,
+            "question": "so #### 4",
+            "label": "4",
         }
         assert "correct" not in second
         assert "2 rows, 0 errors, accuracy 100.0% of 1, cost $0.008" in done.err
