@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from workflow_composer.batch.report.cells import cut, money, number, p_value, plural, points, shown_share, whole
+from workflow_composer.batch.report.cells import cut, listed, money, number, p_value, plural, points, shown_share, whole
 from workflow_composer.batch.report.comparison import (
     CASCADE,
     COST,
@@ -33,11 +33,7 @@ def findings(comparison: Comparison) -> list[str]:
             for run in comparison.runs
             if run.kind == CASCADE and run.is_ranked and run.accuracy is not None
         ),
-        *(
-            f'{run.name}: every answer that could be read is "{cut(run.only_answer, 60)}".'
-            for run in comparison.runs
-            if run.only_answer is not None
-        ),
+        *_all_the_same(comparison),
         *_costs(comparison),
     ]
 
@@ -66,6 +62,16 @@ def _warnings(run: RunFigures) -> Iterator[str]:
         yield f"{run.name}: every row failed; the errors are listed below."
     elif run.accuracy is not None and not run.right and run.unread + run.failed < run.graded:
         yield f"{run.name}: no answer is right. {_first_wrong(run)}"
+
+
+def _all_the_same(comparison: Comparison) -> Iterator[str]:
+    """Yield the answers that are all that some runs have to say."""
+    runs: dict[str, list[str]] = {}
+    for run in comparison.runs:
+        if run.only_answer is not None:
+            runs.setdefault(run.only_answer, []).append(run.name)
+    for answer, names in runs.items():
+        yield f'{listed(names)}: every answer that could be read is "{cut(answer, 60)}".'
 
 
 def _unreadable(run: RunFigures) -> str:

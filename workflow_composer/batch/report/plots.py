@@ -46,10 +46,10 @@ _STYLE = {
     "grid.linewidth": 0.7,
     "xtick.color": _COLOURS["soft"],
     "ytick.color": _COLOURS["soft"],
-    "font.size": 10.5,
+    "font.size": 11.5,
     "legend.frameon": False,
 }
-_WIDTH = 6.2
+_WIDTH = 5.8
 """Width in inches of 72 points; the page scales it, so that its texts stay readable on a telephone."""
 
 _LABEL = 18
@@ -75,7 +75,8 @@ def accuracy_against_cost(comparison: Comparison) -> str:
             _point(axes, run, run.amount(comparison.basis), scale)
         if min(costs) > 0 and max(costs) > 8 * min(costs):
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(_ticker().LogLocator(subs=(1, 2, 5)))
+            steps = (1, 2, 5) if max(costs) < 100 * min(costs) else (1,)
+            axes.xaxis.set_major_locator(_ticker().LogLocator(subs=steps))
             axes.xaxis.set_minor_locator(_ticker().NullLocator())
         axes.xaxis.set_major_formatter(_ticker().FuncFormatter(lambda value, _: form(value)))
         axes.yaxis.set_major_formatter(_ticker().FuncFormatter(lambda value, _: f"{value:g} %"))

@@ -120,7 +120,7 @@ class TestContent:
         markdown, _ = built
         line = next(line for line in markdown.splitlines() if line.startswith("- mv"))
         assert ": 98.3% (" in line
-        assert "right at $2,333 for 1,000 questions, 3.3 points more than large (95 % interval +" in line
+        assert "right at $2,333 for 1,000 questions, 3.3 points more than large (95 % interval -0.6 to +7.2)" in line
         assert "at 233.33 times its cost." in line
 
     def test_the_table_has_every_run_with_its_numbers(self, built):
