@@ -92,6 +92,12 @@ def context_option(function: F) -> F:
     return click.option("--context", "contexts", multiple=True, metavar="NAME", help=text)(function)
 
 
+def vote_by_option(function: F) -> F:
+    """``--vote-by``."""
+    text = "How votes are grouped: by final answer, or free texts by meaning, with the profile's model for embeddings."
+    return click.option("--vote-by", type=click.Choice(("answer", "embedding")), help=text)(function)
+
+
 def run_budget_option(function: F) -> F:
     """``--run-budget``."""
     text = f"Budget of all rows, including earlier runs of the same output; stops when it is used up (exit code {STOPPED})."

@@ -44,6 +44,7 @@ class Options:
     draw: str = "as_needed"
     extract: tuple[str, ...] = ()
     compare: str | None = None
+    vote_by: str | None = None
     system: str | None = None
     contexts: tuple[str, ...] = ()
     max_tokens: int | None = None
@@ -65,6 +66,7 @@ class Options:
             "draw": self.draw,
             "extract": list(self.extract) or None,
             "compare": self.compare,
+            "vote_by": self.vote_by,
         }
         return {name: value for name, value in given.items() if value is not None}
 

@@ -17,6 +17,7 @@ from workflow_composer.cli.options import (
     run_budget_option,
     shard_option,
     strategy_option,
+    vote_by_option,
 )
 from workflow_composer.cli.state import State
 from workflow_composer.plan import Drawing, Measure, Stopping
@@ -135,6 +136,7 @@ def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]
     help="Draw the fewest samples that could decide, or all at once (faster, more expensive).",
 )
 @click.option("--extract", multiple=True, metavar="HOW", help="How to extract final answers: boxed, json:FIELD, ...")
+@vote_by_option
 @click.option("--compare", type=click.Choice(get_args(Comparison)), help="How to compare answers.")
 @context_option
 @click.option("--system", metavar="TEXT", help="System message of every request.")

@@ -23,6 +23,7 @@ from workflow_composer.cli.options import (
     run_budget_option,
     shard_option,
     strategy_option,
+    vote_by_option,
 )
 from workflow_composer.cli.output import (
     ENDING,
@@ -206,7 +207,9 @@ def _stream(orchestrator: ModelOrchestrator, prompt: str, fields: Mapping[str, A
 
 
 def _print_foot(response: LLMResponse) -> None:
-    """Print the candidate, tokens, cost and time, on a terminal only."""
+    """Print what the caller should know about the answer; and candidate, tokens, cost and time, on a terminal only."""
+    if response.warning:
+        click.echo(f"warning: {printable(response.warning)}", err=True)
     if sys.stderr.isatty():
         seconds, tokens = response.latency_ms / 1000.0, response.usage.total_tokens
         cost = cost_text(response.cost, not response.cost_known).partition(" (")[0]
@@ -226,6 +229,7 @@ def to_dict(response: LLMResponse) -> dict[str, Any]:
         "tool_calls": [dict(call) for call in response.tool_calls],
         "confidence": response.confidence,
         "accepted": response.accepted,
+        "warning": response.warning,
         "usage": asdict(response.usage),
         "cost": known_cost(response.cost, not response.cost_known),
         "cost_known": response.cost_known,
@@ -249,6 +253,7 @@ _OF_FILE = ("concurrency", "limit", "run_budget", "shard", "no_texts")
         "generate --task code_generation --max-tokens 500 < prompt.txt",
         'generate --context file-formats --context house-style "Filter this VCF by depth: ..."',
         'generate --model mv_cascade_small_k4_t0.7_large_k1_t0.0 "What is 30 + 12?"',
+        'generate --model mv_small_k5_t0.7 --vote-by embedding "Why is the sky blue?"',
         "generate --input questions.jsonl --output answers.jsonl --concurrency 32",
         "generate --input questions.jsonl.gz --limit 100 --json | jq .text",
         "generate --input questions.jsonl --output answers.jsonl --budget 0.01 --run-budget 5",
@@ -265,6 +270,7 @@ _OF_FILE = ("concurrency", "limit", "run_budget", "shard", "no_texts")
 @click.option(
     "--temperature", type=click.FloatRange(min=0), callback=finite, metavar="T", help="Sampling temperature; 0 is greedy."
 )
+@vote_by_option
 @click.option("--logprobs", is_flag=True, default=None, help="Also print the tokens' log-probabilities.")
 @click.option(
     "--timeout",

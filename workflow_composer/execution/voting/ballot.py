@@ -351,6 +351,6 @@ def _confidence(measure: str, votes: tuple[int, ...], weights: tuple[float, ...]
 
 
 def _weight(sample: Sample) -> float | None:
-    if not sample.logprobs:
+    if not sample.logprobs or not all(isinstance(token.logprob, (int, float)) for token in sample.logprobs):
         return None
     return math.exp(sum(token.logprob for token in sample.logprobs) / len(sample.logprobs))
