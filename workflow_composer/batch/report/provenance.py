@@ -71,7 +71,7 @@ class RunAbout:
 
     def save(self, folder: Path) -> None:
         """Write it into a run's folder."""
-        replace_file(folder / ABOUT, saved(self))
+        replace_file(folder / ABOUT, saved(self), mode=0o600)
 
 
 def about(folder: Path) -> RunAbout | None:

@@ -236,7 +236,7 @@ class PlannedRun:
         texts = build_report(sources, title=title, tiers=tuple(self._config.tiers), notes=notes, origins=origins)
         places = folder / "report.md", folder / "report.html"
         for place, text in zip(places, texts, strict=True):
-            replace_file(place, text)
+            replace_file(place, text, mode=0o600)  # it may quote an answer
         return places
 
     def _agreement(self, name: str, folder: Path, rows: Any) -> str:
