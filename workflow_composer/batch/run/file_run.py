@@ -26,6 +26,7 @@ from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.storage.lines import encoded
 
 if TYPE_CHECKING:
+    from workflow_composer.batch.datasets.columns import Columns
     from workflow_composer.config.strategy import StrategyConfig
     from workflow_composer.contexts.applying import Contexts
 
@@ -73,6 +74,7 @@ class FileRun:
         *,
         limit: int | None,
         environ: Mapping[str, str] | None,
+        columns: Columns | None = None,
         shard: Shard | None = None,
         keep_texts: bool = True,
     ) -> None:
@@ -82,7 +84,9 @@ class FileRun:
         salt = json.dumps(
             {name: value for name, value in fields.items() if name != "timeout"}, sort_keys=True, default=as_data
         )
-        self.rows = RowFile(source, salt=salt, limit=limit, pins=library.pins)
+        self.rows = RowFile(
+            source, salt=salt, limit=limit, pins=library.pins, columns=columns, keeps_model="model" not in fields
+        )
         self.shard = shard
         self._total = self.rows.count()
         self.tally = Tally(self._total if shard is None else shard.rows_of(self._total))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from workflow_composer.backends.recordings import Recorded
-from workflow_composer.batch.datasets.dataset import Row, find
+from workflow_composer.batch.datasets.dataset import DataSet, Row
 from workflow_composer.batch.run.answer_file import graded
 from workflow_composer.batch.run.journal import open_own, unwritable
 from workflow_composer.batch.run.limiter import Limiter
@@ -50,16 +50,14 @@ class RecordedRow:
     line: Mapping[str, Any] | None
 
 
-def questions(
-    datasets: Sequence[str], data_dir: Path, tiers: Sequence[str], *, skip: int, limit: int | None
-) -> list[TierQuestion]:
+def questions(datasets: Sequence[DataSet], tiers: Sequence[str], *, skip: int, limit: int | None) -> list[TierQuestion]:
     """Return every question for every tier, each once. Raises `InputError` if a question has no label."""
     found: dict[bytes, TierQuestion] = {}
-    for name in datasets:
-        for row in islice(find(name, data_dir).rows(), skip, None if limit is None else skip + limit):
+    for data in datasets:
+        for row in islice(data.rows(), skip, None if limit is None else skip + limit):
             if row.label is None:
                 hint = "a recording needs the correct answers: use a data set with labels"
-                raise InputError(f"{name}: row {row.row} has no label", hint=hint)
+                raise InputError(f"{data.name}: row {row.row} has no label", hint=hint)
             for tier in tiers:
                 asked = TierQuestion(row, tier)
                 found.setdefault(asked.key, asked)
@@ -148,10 +146,12 @@ class RecordingAnswers:
 
     async def __call__(self, question: TierQuestion, budget: float | None) -> RecordedRow:
         """Answer one question for at most ``budget`` dollars; return its line."""
-        own = {"model": question.tier} if budget is None else {"model": question.tier, "budget": budget}
-        response = await self._generate(question.row.question, **self._fields, **own)
+        own: dict[str, Any] = {**question.row.own, "model": question.tier}
+        if budget is not None:
+            own["budget"] = budget
+        response = await self._generate(question.row.prompt, **{**self._fields, **own})
         assert question.row.label is not None  # `questions` rejects rows without a label
-        grade = await graded(response.samples[0], question.row.label)
+        grade = await graded(response.samples[0], *question.row.labels)
         unread = grade["answer"] is None
         cut_off = unread and grade["finish_reason"] == "length"
         counts = (grade["correct"], response.cost, unread, cut_off)
