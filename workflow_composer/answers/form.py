@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from workflow_composer.answers.json_text import canonical
-from workflow_composer.answers.reasoning import without_reasoning
 from workflow_composer.support.fast_dataclass import quick
 
 Comparison = Literal["auto", "number", "text", "math"]
@@ -54,6 +52,8 @@ class OutputForm(ABC):
 
     def read(self, text: str) -> Formed:
         """Read a reply; reasoning is removed first. Never raises for any text."""
+        from workflow_composer.answers.reasoning import without_reasoning  # late: plans and requests import this module
+
         said = without_reasoning(text).strip()
         return self._read(said) if said else Formed(problem=EMPTY_REPLY)
 
@@ -74,6 +74,8 @@ class OutputForm(ABC):
 
     def key(self, value: Any) -> str:
         """Return one text for all writings of a value, by which votes are counted."""
+        from workflow_composer.answers.json_text import canonical
+
         return canonical(self.plain(value))
 
     @property

@@ -19,6 +19,8 @@ from workflow_composer.answers.json_text import FENCES, TALK, JsonValue, blocks,
 from workflow_composer.answers.schema import DROP, LISTED, NONE_WORDS, JsonSchema
 from workflow_composer.errors import ConfigError
 
+__all__ = ["GRAMMAR", "Formed", "OutputForm", "output_form", "with_form"]
+
 WORDS = ("text", "number", "truth", "code")
 GRAMMAR = (
     "a form is text, number, truth, code, a list of two or more words (choices), [FORM] (a list), {field: FORM}, "

@@ -113,6 +113,7 @@ _CHECKS: Mapping[str, Any] = {
     "cost": (lambda value: _is_number(value, 0.0), "a non-negative number of dollars"),
     "group": (lambda value: value is None or _is_text(value), "a string"),
     "finish_reason": (lambda value: value is None or _is_text(value), "a string"),
+    **{name: (lambda value: True, "anything") for name in ("id", "label", "columns", "reasoning", "read_by")},
 }
 
 

@@ -6,12 +6,15 @@ import math
 import re
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from workflow_composer.cli.state import State
 from workflow_composer.errors import InputError, RunBudgetReached
+
+if TYPE_CHECKING:
+    from workflow_composer.batch.datasets.columns import Columns
 
 # ------------------------------------------------------------------------------------------------------------------ prompt
 #
@@ -109,6 +112,38 @@ def _unescaped(context: click.Context, parameter: click.Parameter, values: tuple
     if "" in values:
         raise click.BadParameter("must not be empty", context, parameter)
     return tuple(re.sub(r"\\([ntr\\])", lambda found: _ESCAPES[found[1]], value) for value in values) or None
+
+
+def column_options(*kinds: str) -> Callable[[F], F]:
+    """``--question-column`` and the like, for some kinds of columns; `columns_of` reads them."""
+    texts = {
+        "question": "Column of the question or the messages.",
+        "label": "Column of the right answers ('' for none); a point leads into an object: reward_model.ground_truth.",
+        "choices": "Column of the choices, or one for each: A,B,C,D ('' for none).",
+        "id": "Column of the rows' ids ('' for none).",
+    }
+
+    def add(function: F) -> F:
+        for kind in reversed(kinds):
+            help_text = f"{texts[kind]} Default: found by its name."
+            function = click.option(f"--{kind}-column", metavar="NAME", help=help_text)(function)
+        return function
+
+    return add
+
+
+def columns_of(options: dict[str, Any]) -> Columns:
+    """Take the options of `column_options` out of a command's options, and return them as columns."""
+    from workflow_composer.batch.datasets.columns import Columns
+
+    kinds = ("question", "label", "id", "choices")
+    return Columns(**{kind: options.pop(f"{kind}_column", None) for kind in kinds})
+
+
+def vote_by_option(function: F) -> F:
+    """``--vote-by``."""
+    text = "How votes are grouped: by final answer, or free texts by meaning, with the profile's model for embeddings."
+    return click.option("--vote-by", type=click.Choice(("answer", "embedding")), help=text)(function)
 
 
 def run_budget_option(function: F) -> F:

@@ -20,7 +20,7 @@ from workflow_composer.execution.call import Endpoint, Outcome, Trace
 from workflow_composer.execution.escalation import Ascent
 from workflow_composer.execution.forming import Forming, formed, instructed
 from workflow_composer.execution.member_run import Abandoned, CallObserver, MemberRun, Models, RetryPolicy, shown_to
-from workflow_composer.execution.voting.ballot import CUT_OFF, WITHHELD
+from workflow_composer.execution.voting.ballot import CUT_OFF
 from workflow_composer.execution.voting.vote_kinds import Embed, VoteKind, vote_kind
 from workflow_composer.execution.voting.vote_sampling import Poll
 from workflow_composer.plan import ALWAYS, Candidate, Plan, Tier
@@ -28,6 +28,7 @@ from workflow_composer.support.fast_dataclass import changed
 from workflow_composer.types import Embeddings, LLMRequest, Sample, Timeouts, Verdict
 
 EMPTY = "the answer is empty"
+WITHHELD = "the server withheld the answer (content_filter)"
 LONGEST_ANSWER = 2**20
 """Assumed maximum number of tokens of an answer if neither the request nor the model limits it."""
 
@@ -241,20 +242,23 @@ def refuse_several(plan: Plan, request: LLMRequest) -> None:
 
 
 def judged(tier: Tier, samples: Sequence[Sample], request: LLMRequest) -> Verdict:
-    """Return the tier's verdict on its samples; a truncated or empty answer is unreadable and is not accepted.
+    """Return the tier's verdict on its samples; a truncated, withheld or empty answer is unreadable and is not accepted.
 
     A bare completion normally runs until its length limit, so it is not checked for truncation. A sample without text may
     contain tool calls; one with a score has been judged already, and its text may not have been recorded.
     """
     verdict = ALWAYS.verdict if tier.accept is ALWAYS else tier.accept(samples)
-    if not verdict.accepted or request.kind != "chat":
+    if not verdict.accepted:
         return verdict
     sample = samples[verdict.choice]
-    if sample.cut_off:
-        return replace(verdict, accepted=False, reason=CUT_OFF if sample.too_long else WITHHELD, unreadable=1)
-    if not sample.tool_calls and sample.score is None and says_nothing(sample.text):
-        return replace(verdict, accepted=False, reason=EMPTY, unreadable=1)
-    return verdict
+    why = ""
+    if sample.too_long and request.kind == "chat":
+        why = CUT_OFF
+    elif sample.finish_reason == "content_filter":
+        why = WITHHELD
+    elif not sample.tool_calls and sample.score is None and says_nothing(sample.text):
+        why = EMPTY
+    return replace(verdict, accepted=False, reason=why, unreadable=1) if why else verdict
 
 
 def _longest(request: LLMRequest, candidate: Candidate) -> int:

@@ -93,6 +93,10 @@ class Snapshot:
 
     def embedding(self) -> Candidate:
         """Return the model of the profile's embedding role. Raises `RoutingError` if there is none."""
+        if "embeddings" not in self.config.task_routing:
+            where = f"profile {self.config.profile_name!r}"
+            hint = "add a model with embeddings, and the task to task_routing: {embeddings: NAME}"
+            raise RoutingError(f"{where} has no model for the task 'embeddings', by which votes are grouped", hint=hint)
         plan = self.plan(LLMRequest(messages=(), kind="embeddings", task_type="embeddings"))
         return plan.tiers[0].members[0].candidates[0]
 

@@ -24,7 +24,6 @@ AMBIGUOUS_SHARE = 2 / 3
 """Minimum share of the two leading answers for which more votes could settle a vote; below it, the vote is scattered."""
 
 CUT_OFF = "the answer was cut off by its length"
-WITHHELD = "the server withheld the rest of the answer (content_filter)"
 
 _ROUNDING = 1e-9
 
@@ -352,6 +351,6 @@ def _confidence(measure: str, votes: tuple[int, ...], weights: tuple[float, ...]
 
 
 def _weight(sample: Sample) -> float | None:
-    if not sample.logprobs:
+    if not sample.logprobs or not all(isinstance(token.logprob, (int, float)) for token in sample.logprobs):
         return None
     return math.exp(sum(token.logprob for token in sample.logprobs) / len(sample.logprobs))
