@@ -150,7 +150,9 @@ def _said(text: str) -> str | None:
     """Return what one sentence says of its subject: "The sentiment is positive." says "positive"."""
     found = _SAYS.fullmatch(text.strip(" *_\n"))
     what = found["what"].strip(" *_") if found else ""
-    return what if what and len(what.split()) <= _FEW and not numbers(what) and not _PASSES.match(what) else None
+    if not says_something(what) or len(what.split()) > _FEW or numbers(what) or _PASSES.match(what):
+        return None
+    return what
 
 
 def _by_itself(text: str) -> tuple[str, str] | None:
