@@ -40,7 +40,8 @@ def formed(plan: Plan, request: LLMRequest) -> Plan:
 def instructed(request: LLMRequest, form: OutputForm) -> LLMRequest:
     """Return the request with the form's instructions at the end of its last message."""
     said = form.instructions()
-    return changed(request, messages=_with_text(request.messages, said), relay=None) if said else request
+    messages = _with_text(request.messages, said) if said else request.messages
+    return changed(request, messages=messages, relay=None)  # an answer of a form must be read here
 
 
 def _with_text(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
@@ -80,7 +81,10 @@ class Forming:
         problem = _INCOMPLETE.get(sample.finish_reason or "") or found.problem
         if problem is None:
             return replace(before, value=found.value, mended=found.mended, asked_again=self._again)
-        if sample.finish_reason in _INCOMPLETE or self._left <= 0:
+        is_rejected = (
+            not before.accepted and before.confidence is not None
+        )  # by its score, which a mended form does not raise
+        if sample.finish_reason in _INCOMPLETE or self._left <= 0 or is_rejected:
             return self._given_up(before, problem)
         if sample.text == self._refused:
             return self._given_up(before, f"{problem}; the same reply came again")
