@@ -110,6 +110,10 @@ _CHECKS: Mapping[str, Any] = {
     "score": (_is_number, "a number"),
     "cost": (lambda value: _is_number(value, 0.0), "a non-negative number of dollars"),
     "group": (lambda value: value is None or _is_text(value), "a string"),
+    **{
+        name: (lambda value: True, "anything")
+        for name in ("id", "label", "columns", "finish_reason", "reasoning", "read_by")
+    },
 }
 
 

@@ -103,6 +103,9 @@ class Execution:
 
     def _plan(self, preparation: Preparation, config: StrategyConfig) -> Planned:
         sets = preparation.datasets()
+        for rows in sets:
+            if rows is not self._recorded and not self._state.json:
+                click.echo(f"{rows.name}: {rows.describe()}", err=True)
         context = preparation.context()
         context, tokens = self._informed(preparation, context, config)
         policies = preparation.policies(context)

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from workflow_composer.batch.datasets.dataset import find
 from workflow_composer.batch.run.record_run import Recorder, RecordingFile, questions
 from workflow_composer.batch.run.runner import Budget
 from workflow_composer.cli.interrupt import run_stoppable
 from workflow_composer.cli.options import (
+    column_options,
+    columns_of,
     common_options,
     context_option,
     examples,
@@ -38,6 +41,7 @@ class RecordRun:
 
     def __init__(self, state: State, **options: Any) -> None:
         self._state = state
+        self._columns = columns_of(options)
         self._options = options
         self._output: Path = options["output"]
 
@@ -51,8 +55,12 @@ class RecordRun:
             orchestrator = self._open()
             try:
                 tiers = self._tiers(orchestrator)
-                skip, limit = options["skip"], options["limit"]
-                recorder = Recorder(questions(options["datasets"], options["data_dir"], tiers, skip=skip, limit=limit), file)
+                sets = [find(name, options["data_dir"], columns=self._columns) for name in options["datasets"]]
+                for rows in sets:
+                    if not self._state.json:
+                        click.echo(f"{rows.name}: {rows.describe()}", err=True)
+                asked = questions(sets, tiers, skip=options["skip"], limit=options["limit"])
+                recorder = Recorder(asked, file, keep_texts=not options["no_texts"])
             except BaseException:
                 orchestrator.close()
                 raise
@@ -147,7 +155,14 @@ class RecordRun:
         "calibrate --replay answers.jsonl --alpha 0.1 --delta 0.1 -o certificate.json",
     )
 )
-@click.option("--datasets", required=True, multiple=True, metavar="NAME", help="Data sets with labels; may be repeated.")
+@click.option(
+    "--datasets",
+    required=True,
+    multiple=True,
+    metavar="NAME",
+    help="Labelled data sets, paths or names; may be repeated.",
+)
+@column_options("question", "label", "choices", "id")
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), default="data", show_default=True, help="Folder of the data sets."
 )
@@ -175,6 +190,7 @@ class RecordRun:
 @click.option(
     "--in-flight", type=click.IntRange(1, 10_000), default=16, show_default=True, metavar="N", help="Requests in flight."
 )
+@click.option("--no-texts", is_flag=True, help="Record grades and log-probabilities without answers, tokens and labels.")
 @strategy_option
 @common_options
 @click.pass_context
