@@ -57,7 +57,8 @@ def _with_text(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
 class Forming:
     """Judges the replies of one tier by its form and makes the next request to it.
 
-    ``request`` is the next one. `verdict` returns None as long as it is to be sent, then the tier's verdict.
+    ``request`` is the next one. `verdict` returns None as long as it is to be sent, then the tier's verdict. ``refusal`` is
+    the verdict if it cannot be sent.
     """
 
     def __init__(self, tier: Tier, request: LLMRequest) -> None:
@@ -66,6 +67,7 @@ class Forming:
         self._left = tier.retries
         self._asked = instructed(request, tier.form)
         self.request = self._asked
+        self.refusal = Verdict(accepted=False)
         self._refused: str | None = None
         self._again = 0
         self._longer = False
@@ -74,6 +76,7 @@ class Forming:
         """Judge a reply; ``usage`` is that of its call."""
         sample, before = outcome.answer, outcome.verdict
         if sample.cut_off and not self._longer:
+            self.refusal = self._given_up(before, "it was cut off by its length")
             self._longer, self._again = True, self._again + 1
             self.request = changed(self.request, max_tokens=_larger(self.request, usage))
             return None
@@ -88,6 +91,7 @@ class Forming:
             return self._given_up(before, problem)
         if sample.text == self._refused:
             return self._given_up(before, f"{problem}; the same reply came again")
+        self.refusal = self._given_up(before, problem)
         self._left, self._again, self._refused = self._left - 1, self._again + 1, sample.text
         self.request = self._corrected(sample, problem)
         return None

@@ -31,7 +31,7 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)|\n+(?=\S)")
 _MOST_WORDS_AFTER = 12
 
 _UNKNOWN = "\0"
-BY_EMBEDDING = "free text cannot be compared as an answer; --vote-by embedding (vote_by: embedding) groups it by meaning"
+BY_EMBEDDING = "free text cannot be compared as an answer; --vote-by embedding groups it by meaning (see docs/voting.md)"
 
 
 class VoteKind(ABC):
