@@ -20,10 +20,7 @@ MOST_BYTES = 4096
 LARGER = 4
 """Factor of the token limit after an answer that was cut off."""
 LEAST_LARGER = 1024
-_INCOMPLETE = {
-    "length": "it was cut off by its length, also with a larger limit",
-    "content_filter": "the server withheld it",
-}
+TOO_LONG, WITHHELD = "it was cut off by its length, also with a larger limit", "the server withheld it"
 
 
 def formed(plan: Plan, request: LLMRequest) -> Plan:
@@ -75,19 +72,18 @@ class Forming:
     def verdict(self, outcome: Outcome, usage: Usage) -> Verdict | None:
         """Judge a reply; ``usage`` is that of its call."""
         sample, before = outcome.answer, outcome.verdict
-        if sample.cut_off and not self._longer:
+        if sample.too_long and not self._longer:
             self.refusal = self._given_up(before, "it was cut off by its length")
             self._longer, self._again = True, self._again + 1
             self.request = changed(self.request, max_tokens=_larger(self.request, usage))
             return None
-        found = self._form.read(sample.text) if sample.finish_reason not in _INCOMPLETE else Formed()
-        problem = _INCOMPLETE.get(sample.finish_reason or "") or found.problem
+        found = Formed(problem=TOO_LONG if sample.too_long else WITHHELD) if sample.cut_off else self._form.read(sample.text)
+        problem = found.problem
         if problem is None:
             return replace(before, value=found.value, mended=found.mended, asked_again=self._again)
-        is_rejected = (
-            not before.accepted and before.confidence is not None
-        )  # by its score, which a mended form does not raise
-        if sample.finish_reason in _INCOMPLETE or self._left <= 0 or is_rejected:
+        # An answer rejected by its score is not asked for again: another form does not raise the score.
+        is_rejected = not before.accepted and before.confidence is not None
+        if sample.cut_off or self._left <= 0 or is_rejected:
             return self._given_up(before, problem)
         if sample.text == self._refused:
             return self._given_up(before, f"{problem}; the same reply came again")
