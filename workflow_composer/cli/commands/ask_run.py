@@ -24,7 +24,7 @@ from workflow_composer.batch.run.answer_file import AnswerFile, answers_in
 from workflow_composer.batch.run.journal import unwritable
 from workflow_composer.batch.run.runner import Budget
 from workflow_composer.cli.interrupt import run_stoppable
-from workflow_composer.cli.output import dollars, percent, print_json, print_table
+from workflow_composer.cli.output import cost_text, dollars, known_cost, percent, print_json, print_table
 from workflow_composer.cli.progress import DecisionLog, progress_for, raise_if_over, tell_spent_before
 from workflow_composer.cli.state import State
 from workflow_composer.errors import InputError
@@ -182,7 +182,8 @@ class AskSession:
 
         def told() -> str:
             return (
-                f"{tally.done} of {tally.total} rows done, {dollars(tally.cost_now)}; run the same command again to resume"
+                f"{tally.done} of {tally.total} rows done, cost {cost_text(tally.cost_now, tally.unpriced_now)}; "
+                "run the same command again to resume"
             )
 
         log = self._state.log
@@ -315,7 +316,8 @@ class AskSession:
             "asked_again": again,
             "escalated": escalated,
             "mended": dict(mended),
-            "cost": tally.cost_now,
+            "cost": known_cost(tally.cost_now, tally.unpriced_now),
+            "cost_unknown_rows": tally.unpriced_now,
             "seconds": round(tally.seconds, 3),
         }
 
@@ -343,7 +345,8 @@ class AskSession:
         parts += [f"{summary['errors']} errors", f"{summary['calls']} calls"]
         if counts is not None and counts.graded:
             parts.append(f"accuracy {percent(summary['accuracy'])} of {counts.graded}")
-        parts += [f"cost {dollars(summary['cost'])}", f"{summary['seconds']:.1f} s"]
+        tally = self._run.tally
+        parts += [f"cost {cost_text(tally.cost_now, tally.unpriced_now)}", f"{summary['seconds']:.1f} s"]
         click.echo(f"{', '.join(parts)}: {self._target}", err=True)
         if summary["mended"]:
             told = ", ".join(f"{note} {count}" for note, count in summary["mended"].items())

@@ -173,6 +173,8 @@ class Execution:
             places = run.report(name, folders[name], runs, rows)
             if not self._state.json:
                 click.echo(f"report: {', '.join(map(str, places))}", err=True)
+        if not self._state.json and any(tally.unpriced and not tally.cost for tally in tallies):
+            tell_no_price(0.0, 1)
         if given_up := reader(run.voting.form).timed_out:
             click.echo(f"note: {given_up} comparisons of answers timed out and count as different", err=True)
         if self._state.json:
@@ -270,7 +272,6 @@ class Execution:
         }
         if not self._state.json:
             click.echo(_line(found, cost_text(tally.cost, tally.unpriced)))
-            tell_no_price(tally.cost, tally.unpriced)
         if tally.errors:
             failed = next(record for record in records(folder / JOURNAL) if record.error is not None)
             assert failed.error is not None  # by the filter above

@@ -339,7 +339,7 @@ def generate(
     standard output); its `sha256` is the digest of the input rows.
 
     Exit codes: 0 done; 1 some rows failed; 2 wrong usage or input; 6 the run budget is used up: run the same command with a
-    higher --run-budget to resume.
+    higher --run-budget to resume; 7 more than 5 % of the graded answers could not be read.
     """
     state = context.ensure_object(State)
     columns = columns_of(options)

@@ -200,6 +200,6 @@ def record(context: click.Context, /, **options: Any) -> None:
     `calibrate` learns from a recording, and `execute --replay` plays it back (docs/recordings.md). Every answer is written
     as soon as it arrives: after an interruption, the same command resumes. --run-budget includes the cost of the answers
     already in the recording; failed answers are not recorded and count only for their own run. Exit codes: 0 done; 1 some
-    answers failed; 2 wrong usage or input; 6 the run budget is used up.
+    answers failed; 2 wrong usage or input; 6 the run budget is used up; 7 more than 5 % of the answers could not be read.
     """
     context.exit(RecordRun(context.ensure_object(State), **options).run())
