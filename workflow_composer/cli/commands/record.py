@@ -20,6 +20,7 @@ from workflow_composer.cli.options import (
     examples,
     finite,
     run_budget_option,
+    stop_option,
     strategy_option,
 )
 from workflow_composer.cli.output import ENDING, code_of, cost_text, known_cost, percent, print_json, tell_unread
@@ -112,7 +113,7 @@ class RecordRun:
 
     def _fields(self) -> dict[str, Any]:
         options = self._options
-        fields = {name: options[name] for name in ("system", "max_tokens", "timeout") if options[name] is not None}
+        fields = {name: options[name] for name in ("system", "max_tokens", "stop", "timeout") if options[name] is not None}
         if options["contexts"]:
             fields["context"] = options["contexts"]
         fields["temperature"] = options["temperature"]
@@ -178,6 +179,7 @@ class RecordRun:
 @context_option
 @click.option("--system", metavar="TEXT", help="System message of every request.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Token limit of an answer.")
+@stop_option
 @click.option(
     "--budget",
     type=click.FloatRange(min=0, min_open=True),
