@@ -35,6 +35,7 @@ from workflow_composer.cli.progress import (
     raise_if_over,
     shard_of,
     tell_spent_before,
+    tell_unlimited,
 )
 from workflow_composer.cli.state import State
 from workflow_composer.types import ANY_TASK
@@ -247,6 +248,7 @@ class Execution:
     def _end_if_over(self, tally: Tally, summaries: list[dict[str, Any]]) -> None:
         if tally.stopped_by and self._state.json:
             print_json(summaries)
+        tell_unlimited(self._budget, tally)
         raise_if_over(self._budget, tally)
 
     def _summary(self, name: str, policy: str, tally: Tally, folder: Path) -> dict[str, Any]:

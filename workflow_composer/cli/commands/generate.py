@@ -47,6 +47,7 @@ from workflow_composer.cli.progress import (
     raise_if_over,
     shard_of,
     tell_spent_before,
+    tell_unlimited,
 )
 from workflow_composer.cli.state import State
 
@@ -92,6 +93,7 @@ def answer_file(
                 asyncio.run(run.finish(file))
         target = run.target_of(target)
     _sum_up(state, run, target)
+    tell_unlimited(budget, run.tally)
     raise_if_over(budget, run.tally)
     return code_of([run.tally])
 

@@ -24,7 +24,14 @@ from workflow_composer.cli.options import (
     strategy_option,
 )
 from workflow_composer.cli.output import ENDING, code_of, cost_text, known_cost, percent, print_json, tell_unread
-from workflow_composer.cli.progress import DecisionLog, doubting, progress_for, raise_if_over, tell_spent_before
+from workflow_composer.cli.progress import (
+    DecisionLog,
+    doubting,
+    progress_for,
+    raise_if_over,
+    tell_spent_before,
+    tell_unlimited,
+)
 from workflow_composer.cli.state import State
 from workflow_composer.errors import ConfigError
 
@@ -68,6 +75,7 @@ class RecordRun:
             with log:
                 self._answer(orchestrator, recorder, budget)
         self._sum_up(recorder)
+        tell_unlimited(budget, recorder.tally)
         raise_if_over(budget, recorder.tally)
         return code_of([recorder.tally])
 
