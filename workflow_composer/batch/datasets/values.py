@@ -61,7 +61,7 @@ def literal(text: str) -> Any:
         return json.loads(stripped)
     except (ValueError, RecursionError):
         pass
-    for tried in (stripped, _ARRAY.sub(", ", stripped)):
+    for tried in (_ARRAY.sub(", ", stripped), stripped):  # Python would join the strings of an array
         try:
             found = ast.literal_eval(tried)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
