@@ -276,7 +276,7 @@ def test_an_index_may_begin_with_one(table):
         ("D",),
         (),
     ]
-    with pytest.raises(InputError, match="d.jsonl:66: 'cop' is '7', which is none of the 4 choices"):
+    with pytest.raises(InputError, match=r"d\.jsonl:66: 'cop' is '7', which is none of the 4 choices"):
         contents(table(*[{**row, "cop": 0}] * 65, {**row, "cop": 7}))
 
 
