@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -93,6 +94,24 @@ def context_option(function: F) -> F:
     """``--context``, which may be repeated."""
     text = "Context template that precedes the prompt (see `contexts list`); may be repeated. Default: the profile's."
     return click.option("--context", "contexts", multiple=True, metavar="NAME", help=text)(function)
+
+
+def stop_option(function: F) -> F:
+    """``--stop``, which may be repeated."""
+    text = (
+        r"Text that ends an answer, such as '\n\nQuestion:' (\n: line break); may be repeated. Default: the model decides."
+    )
+    return click.option("--stop", multiple=True, metavar="TEXT", callback=_unescaped, help=text)(function)
+
+
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+
+
+def _unescaped(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...] | None:
+    r"""Return the texts with line breaks for ``\n``; None for none. Rejects an empty text, which would end every answer."""
+    if "" in values:
+        raise click.BadParameter("must not be empty", context, parameter)
+    return tuple(re.sub(r"\\([ntr\\])", lambda found: _ESCAPES[found[1]], value) for value in values) or None
 
 
 def column_options(*kinds: str) -> Callable[[F], F]:

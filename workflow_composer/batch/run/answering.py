@@ -68,7 +68,7 @@ class Answering:
 
     async def __call__(self, job: Job, budget: float | None = None) -> RowRecord:
         """Answer one row for at most ``budget`` dollars; return its record."""
-        return await self._record(job, await self._generate(self._request(job, budget)))
+        return await self.record(job, await self._generate(self._request(job, budget)))
 
     def failed(self, job: Job, error: BaseException, seconds: float) -> RowRecord:
         """Return the record of a failed row, with the cost of its attempts."""
@@ -115,13 +115,15 @@ class Answering:
             own["budget"] = budget
         return LLMRequest.of(job.row.prompt, **{**self._fields, **own, **given, "model": job.route})
 
-    async def _record(self, job: Job, response: LLMResponse) -> RowRecord:
+    async def record(self, job: Job, response: LLMResponse) -> RowRecord:
+        """Read and grade a response; return the row's record."""
         unpriced = {attempt.tier for attempt in response.attempts if not attempt.priced}
         tiers = [await self._tier(job, tier, priced=tier.tier not in unpriced) for tier in response.tiers]
         decided = next(at for at, tier in enumerate(response.tiers) if tier.tier == response.decision.tier)
         result = response.tiers[decided]
         choice = result.verdict.choice
-        answer = self._reader.read_said(result.samples[choice], job.row.label)
+        read = self._reader.extract_said(result.samples[choice], job.row.label)
+        answer = None if read is None else read.answer
         right = tiers[decided].right
         return RowRecord(
             row=job.row.row,
@@ -139,6 +141,7 @@ class Answering:
             seconds=round(response.latency_ms / 1000.0, 6),
             priced=not unpriced,
             key=job.key,
+            read_by=None if read is None else read.how,
             **self._kept(job),
         )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -171,7 +170,7 @@ class FileRun:
                 targets[model] = None
             else:
                 tasks[row.task_type or self._fields.get("task_type") or "*"] = None
-        now = {"profile": meaning_of(config, targets, tasks), "votes": asdict(voting_of(config))}
+        now = {"profile": meaning_of(config, targets, tasks), "votes": voting_of(config).meaning}
         before = self._note or {}
         if "profile" in before:
             one, other = in_common(before["profile"], now["profile"])

@@ -49,6 +49,7 @@ class Options:
     system: str | None = None
     contexts: tuple[str, ...] = ()
     max_tokens: int | None = None
+    stop: tuple[str, ...] | None = None
     budget: float | None = None
     run_budget: float | None = None
     timeout: float | None = None
@@ -75,7 +76,7 @@ class Options:
     @property
     def fields(self) -> dict[str, Any]:
         """Fields of every row's request."""
-        given = {name: getattr(self, name) for name in ("system", "max_tokens", "budget", "timeout")}
+        given = {name: getattr(self, name) for name in ("system", "max_tokens", "stop", "budget", "timeout")}
         given["context"] = self.contexts or None
         return {name: value for name, value in given.items() if value is not None}
 

@@ -18,6 +18,7 @@ from workflow_composer.cli.options import (
     finite,
     run_budget_option,
     shard_option,
+    stop_option,
     strategy_option,
     vote_by_option,
 )
@@ -143,6 +144,7 @@ def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]
 @context_option
 @click.option("--system", metavar="TEXT", help="System message of every request.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Token limit of an answer.")
+@stop_option
 @click.option(
     "--budget",
     type=click.FloatRange(min=0, min_open=True),

@@ -24,6 +24,7 @@ from workflow_composer.cli.options import (
     read_prompt,
     run_budget_option,
     shard_option,
+    stop_option,
     strategy_option,
     vote_by_option,
 )
@@ -279,6 +280,7 @@ _OF_FILE = ("concurrency", "limit", "run_budget", "shard", "no_texts")
 @context_option
 @click.option("--system", metavar="TEXT", help="System message; follows the context.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Token limit of an answer.")
+@stop_option
 @click.option(
     "--temperature", type=click.FloatRange(min=0), callback=finite, metavar="T", help="Sampling temperature; 0 is greedy."
 )

@@ -20,6 +20,7 @@ from workflow_composer.cli.options import (
     examples,
     finite,
     run_budget_option,
+    stop_option,
     strategy_option,
 )
 from workflow_composer.cli.output import ENDING, code_of, cost_text, known_cost, percent, print_json, tell_unread
@@ -59,7 +60,8 @@ class RecordRun:
                 for rows in sets:
                     if not self._state.json:
                         click.echo(f"{rows.name}: {rows.describe()}", err=True)
-                recorder = Recorder(questions(sets, tiers, skip=options["skip"], limit=options["limit"]), file)
+                asked = questions(sets, tiers, skip=options["skip"], limit=options["limit"])
+                recorder = Recorder(asked, file, keep_texts=not options["no_texts"])
             except BaseException:
                 orchestrator.close()
                 raise
@@ -111,7 +113,7 @@ class RecordRun:
 
     def _fields(self) -> dict[str, Any]:
         options = self._options
-        fields = {name: options[name] for name in ("system", "max_tokens", "timeout") if options[name] is not None}
+        fields = {name: options[name] for name in ("system", "max_tokens", "stop", "timeout") if options[name] is not None}
         if options["contexts"]:
             fields["context"] = options["contexts"]
         fields["temperature"] = options["temperature"]
@@ -177,6 +179,7 @@ class RecordRun:
 @context_option
 @click.option("--system", metavar="TEXT", help="System message of every request.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Token limit of an answer.")
+@stop_option
 @click.option(
     "--budget",
     type=click.FloatRange(min=0, min_open=True),
@@ -189,6 +192,7 @@ class RecordRun:
 @click.option(
     "--in-flight", type=click.IntRange(1, 10_000), default=16, show_default=True, metavar="N", help="Requests in flight."
 )
+@click.option("--no-texts", is_flag=True, help="Record grades and log-probabilities without answers, tokens and labels.")
 @strategy_option
 @common_options
 @click.pass_context
