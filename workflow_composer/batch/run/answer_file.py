@@ -102,9 +102,7 @@ _CONTENT = tuple(name for name in InputRow.__slots__ if name not in _NO_CONTENT)
 def kept_of(row: InputRow) -> dict[str, Any]:
     """Return the fields of a line with the row's own content."""
     prompt = [dict(message) for message in row.prompt.messages] if isinstance(row.prompt, LLMRequest) else row.prompt
-    kept: dict[str, Any] = {"question": prompt, "label": row.label}
-    if row.others:
-        kept["other_labels"] = list(row.others)
+    kept: dict[str, Any] = {"question": prompt, "label": list(row.labels) if row.others else row.label}
     return kept | {"columns": dict(row.columns)} if row.columns else kept
 
 
@@ -489,13 +487,12 @@ class AnswerFile:
 async def _refreshed(line: bytes, row: InputRow, *, keep_texts: bool) -> bytes:
     """Return a line with the row's id, label and columns of today, graded again if the label has changed."""
     fields = json.loads(line)
-    before = fields.get("label"), fields.get("other_labels")
+    before = fields.get("label")
     fields["id"] = row.id
     if keep_texts and "question" in fields:
         fields.pop("columns", None)
-        fields.pop("other_labels", None)
         fields |= kept_of(row)
-        if before != (row.label, list(row.others) if row.others else None) and "text" in fields:
+        if before != fields["label"] and "text" in fields:
             if row.label is None:
                 for name in ("answer", "read_by", "correct"):
                     fields.pop(name, None)
