@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -95,6 +96,24 @@ def context_option(function: F) -> F:
     return click.option("--context", "contexts", multiple=True, metavar="NAME", help=text)(function)
 
 
+def stop_option(function: F) -> F:
+    """``--stop``, which may be repeated."""
+    text = (
+        r"Text that ends an answer, such as '\n\nQuestion:' (\n: line break); may be repeated. Default: the model decides."
+    )
+    return click.option("--stop", multiple=True, metavar="TEXT", callback=_unescaped, help=text)(function)
+
+
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+
+
+def _unescaped(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...] | None:
+    r"""Return the texts with line breaks for ``\n``; None for none. Rejects an empty text, which would end every answer."""
+    if "" in values:
+        raise click.BadParameter("must not be empty", context, parameter)
+    return tuple(re.sub(r"\\([ntr\\])", lambda found: _ESCAPES[found[1]], value) for value in values) or None
+
+
 def column_options(*kinds: str) -> Callable[[F], F]:
     """``--question-column`` and the like, for some kinds of columns; `columns_of` reads them."""
     texts = {
@@ -132,6 +151,12 @@ def run_budget_option(function: F) -> F:
     text = f"Budget of all rows, including earlier runs of the same output; stops when it is used up (exit code {STOPPED})."
     kind = click.FloatRange(min=0, min_open=True)
     return click.option("--run-budget", type=kind, callback=finite, metavar="DOLLARS", help=text)(function)
+
+
+def keep_option(function: F) -> F:
+    """``--keep``, which may be repeated."""
+    text = "Column of the input to keep with the answers; may be repeated. Question, label and id are kept in any case."
+    return click.option("--keep", multiple=True, metavar="COLUMN", help=text)(function)
 
 
 def shard_option(function: F) -> F:

@@ -25,7 +25,7 @@ from workflow_composer.errors import InputError
 from workflow_composer.storage.appending import OwnFile
 from workflow_composer.storage.lines import encoded, unreadable
 from workflow_composer.support.fast_dataclass import changed
-from workflow_composer.types import LLMRequest, LLMResponse, Sample, TierResult
+from workflow_composer.types import LLMRequest, LLMResponse, Sample, TierResult, is_cut_off
 
 # ------------------------------------------------------------------------------------------------------------ line answers
 #
@@ -199,7 +199,7 @@ class AnswerLine:
         failed = error is not None
         correct = fields.get("correct") if isinstance(fields.get("correct"), bool) else None
         unread = not failed and correct is not None and fields.get("answer", "") is None
-        cut_off = unread and fields.get("finish_reason") == "length"
+        cut_off = unread and is_cut_off(fields.get("finish_reason"))
         deciding, priced = str(fields.get("candidate") or ""), fields.get("cost_known", True)
         why = found or ("", "") if failed else None
         return Head(fields["index"], why, deciding, correct, fields["cost"], unread, cut_off, priced=priced)

@@ -21,7 +21,7 @@ from workflow_composer.batch.run.tally import Tally
 from workflow_composer.errors import InputError
 from workflow_composer.storage.appending import OwnFile
 from workflow_composer.storage.lines import encoded
-from workflow_composer.types import LLMResponse, TokenLogprob
+from workflow_composer.types import LLMResponse, TokenLogprob, is_cut_off
 
 _LEAST = -9999.0
 """Servers' stand-in for minus infinity, which JSON cannot represent."""
@@ -157,7 +157,7 @@ class RecordingAnswers:
         assert question.row.label is not None  # `questions` rejects rows without a label
         grade = await graded(response.samples[0], *question.row.labels)
         unread = grade["answer"] is None
-        cut_off = unread and grade["finish_reason"] == "length"
+        cut_off = unread and is_cut_off(grade["finish_reason"])
         counts = (grade["correct"], response.cost, unread, cut_off)
         head = Head(question.row.row, None, question.tier, *counts, priced=response.cost_known)
         return RecordedRow(head, self._line(question, response, grade))
@@ -179,6 +179,7 @@ class RecordingAnswers:
             line["finish_reason"] = sample.finish_reason
         if self._keep_texts:
             line |= {"id": row.id, "label": list(row.labels) if row.others else row.label}
+            line |= {"columns": dict(row.columns)} if row.columns else {}
             line |= {"reasoning": sample.reasoning} if sample.reasoning else {}
         if sample.logprobs is not None:
             line["logprobs"] = [_token(token, keep_texts=self._keep_texts) for token in sample.logprobs]

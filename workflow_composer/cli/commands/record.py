@@ -19,7 +19,9 @@ from workflow_composer.cli.options import (
     context_option,
     examples,
     finite,
+    keep_option,
     run_budget_option,
+    stop_option,
     strategy_option,
 )
 from workflow_composer.cli.output import ENDING, code_of, cost_text, known_cost, percent, print_json, tell_unread
@@ -55,7 +57,10 @@ class RecordRun:
             orchestrator = self._open()
             try:
                 tiers = self._tiers(orchestrator)
-                sets = [find(name, options["data_dir"], columns=self._columns) for name in options["datasets"]]
+                sets = [
+                    find(name, options["data_dir"], columns=self._columns, keep=options["keep"])
+                    for name in options["datasets"]
+                ]
                 for rows in sets:
                     if not self._state.json:
                         click.echo(f"{rows.name}: {rows.describe()}", err=True)
@@ -112,7 +117,7 @@ class RecordRun:
 
     def _fields(self) -> dict[str, Any]:
         options = self._options
-        fields = {name: options[name] for name in ("system", "max_tokens", "timeout") if options[name] is not None}
+        fields = {name: options[name] for name in ("system", "max_tokens", "stop", "timeout") if options[name] is not None}
         if options["contexts"]:
             fields["context"] = options["contexts"]
         fields["temperature"] = options["temperature"]
@@ -178,6 +183,7 @@ class RecordRun:
 @context_option
 @click.option("--system", metavar="TEXT", help="System message of every request.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Token limit of an answer.")
+@stop_option
 @click.option(
     "--budget",
     type=click.FloatRange(min=0, min_open=True),
@@ -190,6 +196,7 @@ class RecordRun:
 @click.option(
     "--in-flight", type=click.IntRange(1, 10_000), default=16, show_default=True, metavar="N", help="Requests in flight."
 )
+@keep_option
 @click.option("--no-texts", is_flag=True, help="Record grades and log-probabilities without answers, tokens and labels.")
 @strategy_option
 @common_options
