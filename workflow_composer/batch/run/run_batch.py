@@ -75,8 +75,8 @@ class BatchRun:
 
     ``done`` rows have an answer (``earlier`` of them from an earlier run) and ``failed`` rows an error; a later run with the
     same journal tries the failed ones again. ``cost`` (dollars) is the cost of all runs of the journal, ``cost_now`` of this
-    run; both are lower bounds if ``unpriced`` rows have a cost that is not fully known. ``stopped_by`` is ``"budget"`` if the
-    run budget was used up before all rows were processed, else None. Each iteration reads the results from the journal;
+    run; both are lower bounds if ``unpriced`` rows have a cost that is not fully known. ``stopped_by`` is ``"budget"`` if
+    the run budget was used up before all rows were processed, else None. Each iteration reads the results from the journal;
     they are not kept in memory.
     """
 
