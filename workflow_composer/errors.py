@@ -32,6 +32,7 @@
     │   ├── Unsupported              the backend does not support a field of the request
     │   └── CircuitOpen              the endpoint failed repeatedly, and calls to it are suspended
     ├── RunBudgetReached             a run of rows has used up its budget; it can be gone on with
+    ├── AnswersUnreadable            a person ended a run of rows whose answers cannot be read
     ├── StreamInterrupted            a stream broke after its first token
     └── AllCandidatesFailed          every attempt failed; lists each with its cause
         ├── LocalModelUnavailable    the same, under a profile that forbids the cloud
@@ -265,6 +266,12 @@ class RunBudgetReached(WorkflowComposerError):
     """A run of rows has used up its budget. What was answered is kept; with a higher budget the run goes on."""
 
     exit_code = 6
+
+
+class AnswersUnreadable(WorkflowComposerError):
+    """A person ended a run of rows because its answers cannot be read. What was answered is kept."""
+
+    exit_code = 7
 
 
 class StreamInterrupted(WorkflowComposerError):

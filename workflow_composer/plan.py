@@ -198,6 +198,14 @@ class Tier:
         return sum(member.samples for member in self.members)
 
     @property
+    def draws_fixed(self) -> bool:
+        """Whether the number of samples is decided before the first one is drawn."""
+        voting = self.voting
+        return voting is None or (
+            not voting.explore and (voting.stopping == "fixed" or voting.measure == "score" or self.samples == 1)
+        )
+
+    @property
     def candidates(self) -> tuple[Candidate, ...]:
         """The candidates of all members, without duplicates."""
         return tuple(dict.fromkeys(candidate for member in self.members for candidate in member.candidates))

@@ -288,7 +288,11 @@ class Verdict:
 @quick
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One call to a candidate: its tier and its place in it (both from 0), its result and its cost in dollars."""
+    """One call to a candidate: its tier and its place in it (both from 0), its result and its cost in dollars.
+
+    ``priced`` is False if the profile has no price or the server reported no usage: the cost is then unknown, and ``cost``
+    is only what is known of it.
+    """
 
     tier: int
     candidate: int
@@ -299,6 +303,7 @@ class Attempt:
     cost: float = 0.0
     error: str | None = None
     error_type: str | None = None
+    priced: bool = True
 
 
 @quick
@@ -307,6 +312,8 @@ class TierResult:
     """The result of one tier: its samples in order of arrival, and the verdict on them. ``tier`` counts from 0.
 
     Empty samples: no candidate answered. ``usage``, ``cost`` (dollars) and ``latency_ms`` include failed attempts.
+    ``fixed``: the number of samples was decided before the first one was drawn, and all were; a vote that may end early, or
+    go on, makes the number depend on the answers.
     """
 
     tier: int
@@ -318,6 +325,7 @@ class TierResult:
     usage: Usage
     cost: float
     latency_ms: float
+    fixed: bool = False
 
 
 @quick
@@ -373,7 +381,12 @@ class LLMResponse:
             return self.climbed
         made, verdict = self.decision, Verdict(self.accepted, self.confidence)
         whole = (self.samples, verdict, self.usage, self.cost, self.latency_ms)
-        return (TierResult(made.tier, made.candidate, made.candidate, made.model, *whole),)
+        return (TierResult(made.tier, made.candidate, made.candidate, made.model, *whole, fixed=True),)
+
+    @property
+    def cost_known(self) -> bool:
+        """Whether every attempt has a price; if not, ``cost`` is a lower bound."""
+        return all(attempt.priced for attempt in self.attempts)
 
     @property
     def model(self) -> str:

@@ -17,6 +17,7 @@ RUN = "from workflow_composer.cli.main import run; run({arguments!r})"
 HEAVY = {
     "httptools",
     "httpx2",
+    "jinja2",
     "mistralrs",
     "msgspec",
     "numpy",
@@ -70,7 +71,7 @@ def test_help_loads_the_commands_table_only(at_start):
 
 
 COMMANDS = ["generate", "record", "calibrate", "certificate", "feedback", "route", "status", "strategies", "plugins"]
-COMMANDS += ["metrics", "contexts", "fleet", "var"]
+COMMANDS += ["metrics", "contexts", "fleet", "var", "ask"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from workflow_composer.answers.extraction import Extracted
     from workflow_composer.answers.form import ANY_FORM, AnswerForm
     from workflow_composer.answers.gsm8k import final_answer, is_correct, same_answer
+    from workflow_composer.answers.output_form import OutputForm, output_form
     from workflow_composer.answers.reading import Reader, reader
 
 __all__ = [
@@ -16,12 +17,14 @@ __all__ = [
     "AnswerForm",
     "Extracted",
     "Kind",
+    "OutputForm",
     "Question",
     "Reader",
     "final_answer",
     "is_correct",
     "kind_of",
     "kind_of_labels",
+    "output_form",
     "reader",
     "same_answer",
 ]
@@ -32,9 +35,11 @@ _HOMES = {
     "Kind": "equality",
     "Question": "equality",
     "Extracted": "extraction",
+    "OutputForm": "output_form",
     "Reader": "reading",
     "final_answer": "gsm8k",
     "is_correct": "gsm8k",
+    "output_form": "output_form",
     "kind_of": "equality",
     "kind_of_labels": "equality",
     "reader": "reading",

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 class Price:
     """Dollars per million prompt tokens, per million completion tokens, and per hour of the GPU that serves the model.
 
+    ``known`` is False if the profile sets neither both prices of tokens nor one of the GPU. A model that is free of charge
+    has prices of 0.
+
     >>> price = Price(input_per_million=0.15, output_per_million=0.60)
     >>> round(price.cost(Usage(prompt_tokens=2_000, completion_tokens=500)), 6)
     0.0006
@@ -30,11 +33,23 @@ class Price:
     input_per_million: float = 0.0
     output_per_million: float = 0.0
     gpu_hour: float = 0.0
+    known: bool = True
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Price:
-        """Return the price of a profile's model; missing prices are 0."""
-        return cls(spec.input_price or 0.0, spec.output_price or 0.0, spec.gpu_hour_price or 0.0)
+        """Return the price of a profile's model; missing prices are 0 and make the price unknown."""
+        known = spec.gpu_hour_price is not None or None not in (spec.input_price, spec.output_price)
+        return cls(spec.input_price or 0.0, spec.output_price or 0.0, spec.gpu_hour_price or 0.0, known)
+
+    def covers(self, usage: Usage) -> bool:
+        """Whether the cost of a call is known: the prices are, and so are the tokens that they apply to.
+
+        Every prompt has tokens, so a count of 0 means that the server did not report it.
+        """
+        prompt, answer = usage.prompt_tokens, usage.completion_tokens
+        return self.known and bool(
+            (prompt or not self.input_per_million) and (prompt or answer or not self.output_per_million)
+        )
 
     def cost(self, usage: Usage, gpu_seconds: float = 0.0) -> float:
         """Return the dollars for these tokens and ``gpu_seconds`` of the whole GPU, as measured by `GpuMeter.stop`."""

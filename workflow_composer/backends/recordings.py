@@ -14,10 +14,11 @@ from bisect import bisect_left
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from workflow_composer.backends.recorded_tables import converted, converted_lines, is_table, is_wide
 from workflow_composer.errors import BadRequest, InputError, ModelNotFound, ServerUnreachable, Unsupported
-from workflow_composer.storage.lines import seekable
+from workflow_composer.storage.lines import seekable, spooled
 from workflow_composer.types import (
     Chunk,
     Completion,
@@ -173,14 +174,15 @@ def _hash(question: str) -> int:
 class Recording:
     """An open, indexed file of recorded answers; thread-safe. The file must not change while it is open.
 
-    A compressed file is decompressed into an anonymous temporary file, which is deleted with this object.
+    A compressed file is decompressed into an anonymous temporary file, which is deleted with this object; a table
+    (`workflow_composer.backends.recorded_tables`) is converted into one.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._models: dict[str, _Index] = {}
         try:
-            self._file = seekable(path)
+            self._file = _lines_of(path)
         except (OSError, InputError) as error:
             raise ModelNotFound(f"no recorded answers: {path}: {error}") from None
         try:
@@ -197,7 +199,7 @@ class Recording:
 
     def records(self) -> Iterator[Recorded]:
         """Yield every answer in the order of the file."""
-        with seekable(self.path) as file:
+        with _lines_of(self.path) as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield self._record(line, number)
@@ -237,6 +239,19 @@ class Recording:
             return Recorded.parse(line)
         except (ValueError, RecursionError) as error:
             raise ModelNotFound(f"damaged recording: {self.path}:{number}: {error}") from None
+
+
+def _lines_of(path: Path) -> BinaryIO:
+    """Open the file as seekable lines of a recording, converted from a table if it is one."""
+    if not is_table(path):
+        file = seekable(path)
+        first = next((line for line in file if line.strip()), b"")
+        file.seek(0)
+        if not is_wide(first):
+            return file
+        with file:
+            return spooled(converted_lines(path, file))
+    return spooled(converted(path))
 
 
 _open: weakref.WeakValueDictionary[tuple[Path, int, int], Recording] = weakref.WeakValueDictionary()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "generate": "Answer a prompt, or every row of a file.",
+    "ask": "Ask a prompt for every row of a table, and write the table with the answers.",
     "execute": "Run data sets through cascades and batch policies, and compare them.",
     "route": "Show which models a request would go to, and why; sends nothing.",
     "serve": "Serve OpenAI's API over the strategy, with a dashboard.",

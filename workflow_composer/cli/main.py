@@ -92,7 +92,7 @@ def _report(found: dict[str, Any], *, json: bool) -> int:
 
 
 def _wants_json(state: State, arguments: Sequence[str]) -> bool:
-    return state.json or _given("--json", arguments)
+    return state.json or (_given("--json", arguments) and not state.json_is_fields)
 
 
 def _given(option: str, arguments: Sequence[str]) -> bool:

@@ -6,9 +6,17 @@ import json
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from workflow_composer.errors import AnswersUnreadable
+
+if TYPE_CHECKING:
+    from workflow_composer.batch.run.tally import Tally
+
+SOME_FAILED = 1
+"""Exit code of a run in which some rows failed."""
 
 # ------------------------------------------------------------------------------------------------------------------ unread
 #
@@ -28,6 +36,43 @@ def tell_unread(unreadable: int, answers: int, *, cut_off: int, remedy: str, who
         click.echo(f"hint: {cut_off} of them reached the token limit: raise --max-tokens", err=True)
     if unreadable > cut_off:
         click.echo(f"hint: {remedy}", err=True)
+
+
+def code_of(tallies: Iterable[Tally]) -> int:
+    """Return the exit code of finished runs: 1 if rows failed, 7 if too many graded answers cannot be read, otherwise 0."""
+    runs = list(tallies)
+    if any(tally.errors for tally in runs):
+        return SOME_FAILED
+    return AnswersUnreadable.exit_code if any(tally.graded and tally.is_unreliable for tally in runs) else 0
+
+
+# ------------------------------------------------------------------------------------------------------------------- costs
+
+
+def cost_text(amount: float, unknown: int) -> str:
+    """Format a cost of which ``unknown`` rows are not (or only partly) known.
+
+    >>> cost_text(1.25, 0), cost_text(1.25, 3), cost_text(0.0, 3)
+    ('$1.25', 'at least $1.25 (3 rows unknown)', 'unknown')
+    """
+    if not unknown:
+        return dollars(amount)
+    return f"at least {dollars(amount)} ({unknown} row{'s' * (unknown != 1)} unknown)" if amount else "unknown"
+
+
+def known_cost(amount: float, unknown: int) -> float | None:
+    """Return a cost for JSON: None if nothing of it is known."""
+    return None if unknown and not amount else amount
+
+
+def tell_no_price(amount: float, unknown: int) -> None:
+    """Explain a cost that is not known, on standard error."""
+    if unknown and not amount:
+        click.echo(
+            "note: the cost is unknown, because the profile has no prices or the server reports no tokens; "
+            "a model that is free of charge has input_price: 0 and output_price: 0",
+            err=True,
+        )
 
 
 def print_json(value: Any, *, err: bool = False) -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 import click
 
-from workflow_composer.batch.run.runner import Budget
+from workflow_composer.batch.run.runner import UNREADABLE, Budget, GoOn
 from workflow_composer.batch.run.tally import Tally
-from workflow_composer.cli.output import dollars, percent
-from workflow_composer.errors import RunBudgetReached
+from workflow_composer.cli.output import cost_text, dollars, percent
+from workflow_composer.errors import AnswersUnreadable, RunBudgetReached
 
 if TYPE_CHECKING:
     from workflow_composer.batch.run.tally import Tally
@@ -34,7 +36,12 @@ def tell_spent_before(budget: Budget, spent: float) -> None:
 
 
 def raise_if_over(budget: Budget, tally: Tally) -> None:
-    """Raise `RunBudgetReached` if the run budget stopped the run."""
+    """Raise `RunBudgetReached` if the run budget stopped the run, `AnswersUnreadable` if a person did."""
+    if tally.stopped_by == UNREADABLE:
+        raise AnswersUnreadable(
+            f"stopped, because answers could not be read: {tally.done} of {tally.total} rows done",
+            hint="have the model mark its answer, or choose another --extract; the same command resumes the run",
+        )
     if tally.stopped_by and budget.run is not None:
         raise RunBudgetReached(
             f"the run budget of {dollars(budget.run)} is used up: {dollars(budget.spent)} spent, "
@@ -134,6 +141,10 @@ class Progress(Protocol):
         """Show the tally."""
         ...
 
+    def paused(self) -> AbstractContextManager[None]:
+        """Leave the screen to something else meanwhile."""
+        ...
+
     def __enter__(self) -> Self: ...
 
     def __exit__(
@@ -143,22 +154,25 @@ class Progress(Protocol):
 
 def describe(tally: Tally) -> str:
     """Return accuracy (with labels), errors (if any) and this run's cost so far, on one line."""
-    return _described(tally, tally.cost_now)
+    return _described(tally, cost_text(tally.cost_now, tally.unpriced_now))
 
 
-def _described(tally: Tally, cost: float) -> str:
+def _described(tally: Tally, cost: str) -> str:
     parts = []
     if tally.accuracy is not None:
         parts.append(f"accuracy {percent(tally.accuracy)}")
+    if tally.unreadable:
+        parts.append(f"unreadable {tally.unreadable}")
     if tally.errors:
         parts.append(f"errors {tally.errors}")
-    return ", ".join([*parts, f"cost {dollars(cost)}"])
+    return ", ".join([*parts, f"cost {cost}"])
 
 
 def describe_tiers(tally: Tally) -> str:
     """Return the same with the share of rows that each tier decided, the cost of all runs, and the rows in flight."""
     shares = " ".join(f"{name} {share:.0%}" for name, share in tally.shares.items())
-    return ", ".join(filter(None, [shares, _described(tally, tally.cost), f"{tally.in_flight} in flight"]))
+    rest = _described(tally, cost_text(tally.cost, tally.unpriced))
+    return ", ".join(filter(None, [shares, rest, f"{tally.in_flight} in flight"]))
 
 
 Describe = Callable[[Any], str]
@@ -193,6 +207,10 @@ class Lines:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Do nothing: printed lines stay."""
+        return nullcontext()
 
     def __call__(self, tally: Tally) -> None:
         """Print the tally if the interval is over."""
@@ -233,9 +251,56 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Take the bar off the screen meanwhile."""
+        self._bar.stop()
+        try:
+            yield
+        finally:
+            self._bar.start()
+
     def __call__(self, tally: Tally) -> None:
         """Update the bar."""
         now = time.monotonic()
         if now - self._last > _REDRAW or tally.done == tally.total:
             self._last = now
             self._bar.update(self._task, completed=tally.done, state=self._describe(tally))
+
+
+# ---------------------------------------------------------------------------------------------------- unreadable answers
+#
+# The question whether to go on with a run whose answers cannot be read.
+
+
+def doubting(progress: Progress, remedy: str, *, label: str = "") -> GoOn:
+    """Return the question whether to go on: it asks on a terminal; elsewhere it prints a warning and goes on."""
+    start = f"{label}: " if label else ""
+
+    async def go_on(tally: Tally) -> bool:
+        cause = "reached the token limit: raise --max-tokens" if 2 * tally.cut_off > tally.unreadable else ""
+        said = (
+            f"{start}the last {tally.in_a_row} answers in a row could not be read",
+            f"hint: most of them {cause}" if cause else f"hint: {remedy}",
+        )
+        with progress.paused():
+            for line in said:
+                click.echo(line, err=True)
+            if not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()):
+                return True
+            click.echo(f"{tally.done} of {tally.total} rows done. Go on? [y/N] ", nl=False, err=True)
+            return (await _line()).strip().lower() in {"y", "yes"}
+
+    return go_on
+
+
+async def _line() -> str:
+    """Return a line of standard input without blocking the calls in flight; empty at its end."""
+    loop, descriptor = asyncio.get_running_loop(), sys.stdin.fileno()
+    there = asyncio.Event()
+    loop.add_reader(descriptor, there.set)
+    try:
+        await there.wait()
+        return os.read(descriptor, 1024).decode(errors="replace")
+    finally:
+        loop.remove_reader(descriptor)

@@ -26,7 +26,10 @@ def open_orchestrator(state: State, metrics: MetricsSink | None) -> ModelOrchest
 
 @dataclass
 class State:
-    """The common options. ``open`` creates an orchestrator and can be replaced in tests; ``log`` receives decisions."""
+    """The common options. ``open`` creates an orchestrator and can be replaced in tests; ``log`` receives decisions.
+
+    ``json_is_fields``: the command's ``--json`` names fields, so that it does not ask for JSON output.
+    """
 
     strategy: str | None = None
     json: bool = False
@@ -34,6 +37,7 @@ class State:
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     open: OpenOrchestrator = open_orchestrator
     log: LogStream | None = None
+    json_is_fields: bool = False
 
     def profile(self) -> StrategyConfig | None:
         """Load the named profile without building its routers, which may need files that do not exist yet.

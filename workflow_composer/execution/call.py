@@ -283,7 +283,18 @@ class Trace:
         if outcome is not None:
             candidate, model, samples = outcome.candidate.name, outcome.model, outcome.samples
         self.tiers.append(
-            TierResult(index, tier.name or candidate, candidate, model, samples, verdict, usage, cost, milliseconds)
+            TierResult(
+                index,
+                tier.name or candidate,
+                candidate,
+                model,
+                samples,
+                verdict,
+                usage,
+                cost,
+                milliseconds,
+                fixed=tier.draws_fixed and len(samples) == tier.samples,
+            )
         )
 
     @property
@@ -462,7 +473,7 @@ class Call:
         self._trace.attempts.extend(replace(failed, **place) for failed in self.failovers)
 
     def _record(self, seconds: float, gpu_seconds: float, failure: BaseException | None) -> None:
-        candidate = self._endpoint.candidate
+        candidate, price = self._endpoint.candidate, self._endpoint.price
         self._trace.attempts.append(
             Attempt(
                 *self._place,
@@ -470,9 +481,11 @@ class Call:
                 candidate.local,
                 seconds * 1000.0,
                 self.usage,
-                self._endpoint.price.cost(self.usage, gpu_seconds) if self.cost is None else self.cost,
+                price.cost(self.usage, gpu_seconds) if self.cost is None else self.cost,
                 None if failure is None else str(failure) or "cancelled",
                 None if failure is None else type(failure).__name__,
+                # A failed call that reports no tokens is taken to cost nothing.
+                self.cost is not None or (failure is not None and not self.usage.total_tokens) or price.covers(self.usage),
             )
         )
 

@@ -70,7 +70,8 @@ def append_to(descriptor: int, lines: bytes) -> None:
 class OwnFile:
     """A file that one run at a time appends to: locked from `open` to `close` or to the end of the process.
 
-    The lock is a file beside it (`locks.lock_beside`), so the file itself may be read and replaced meanwhile.
+    The lock is a file beside it (`locks.lock_beside`), so the file itself may be read and replaced meanwhile. A new file
+    has the mode 0600, because such files hold what models answered.
     """
 
     def __init__(self, path: Path, lock: FileLock, descriptor: int) -> None:
@@ -86,7 +87,7 @@ class OwnFile:
             _refuse_odd(path.stat())
         lock = FileLock(lock_beside(path)).take()
         try:
-            return cls(path, lock, open_for_appending(path))
+            return cls(path, lock, open_for_appending(path, mode=0o600))
         except BaseException:
             lock.release()
             raise

@@ -1,41 +1,33 @@
 r"""Reads and writes lines of JSON; the only module that splits files into lines.
 
-Only ``\n`` ends a line; U+2028, U+0085 and form feeds do not. Files may be compressed (gzip, bzip2 or xz, detected by
-their first bytes, not their names), may have a byte order mark, and may be in UTF-16, as spreadsheets and PowerShell write
-it. The lines returned are always plain UTF-8.
+Only ``\n`` ends a line; U+2028, U+0085 and form feeds do not. Files may be compressed (gzip, bzip2, xz, Zstandard, or a ZIP
+archive of one file, detected by their first bytes, not their names), may have a byte order mark, and may be in UTF-16, as
+spreadsheets and PowerShell write it. The lines returned are always plain UTF-8.
 """
 
 from __future__ import annotations
 
-import bz2
 import codecs
-import gzip
 import io
 import json
-import lzma
 import shutil
 import tempfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Self, cast
 
 from workflow_composer.errors import InputError
+from workflow_composer.storage import packing
 
 LONGEST = 64 << 20
 """Maximum length of a line in bytes; a longer one is not a row of a data set, and memory must stay bounded."""
 
 _BLOCK = 1 << 24
-_PACKED: dict[bytes, Callable[[Any], Any]] = {
-    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
-    b"BZh": bz2.BZ2File,
-    b"\xfd7zXZ\0": lzma.LZMAFile,
-}
-_FOREIGN = {b"\x28\xb5\x2f\xfd": ("Zstandard", "zstd -d"), b"PK\x03\x04": ("a ZIP archive", "unzip")}
 _UTF8_MARK = codecs.BOM_UTF8
 _UTF16_MARKS = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
-_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
+_UNMARKED = {(False, True, False, True): "utf-16-le", (True, False, True, False): "utf-16-be"}
+"""UTF-16 without a mark: where the first two characters, which are ASCII, have their zero bytes."""
 _FORM = 'one JSON object per line, for example {"question": "What is 2 + 2?", "answer": "4"}'
 
 
@@ -60,32 +52,20 @@ def encoded(value: Any) -> bytes:
 def opened(path: Path) -> Iterator[BinaryIO]:
     """Open the file as decompressed UTF-8 without a byte order mark. Raises `InputError`, also while reading."""
     try:
-        with path.open("rb") as plain, _unpacked(plain, path) as file:
+        with path.open("rb") as plain, packing.unpacked(plain, path) as file:
             yield _in_utf8(file, path)
-    except _DAMAGED as error:
+    except packing.DAMAGED as error:
         raise InputError(f"{path} is damaged: {error}", hint="download it again, or run `gzip -t` to check it") from None
     except OSError as error:
         raise unreadable(path, error) from None
-
-
-@contextmanager
-def _unpacked(plain: Any, path: Path) -> Iterator[Any]:
-    begin = plain.peek(8)[:8]
-    for mark, (what, command) in _FOREIGN.items():
-        if begin.startswith(mark):
-            raise InputError(f"{path} is {what}", hint=f"decompress it first: {command} {path.name}")
-    for mark, opener in _PACKED.items():
-        if begin.startswith(mark):
-            with opener(plain) as unpacked, io.BufferedReader(unpacked) as buffered:
-                yield buffered
-            return
-    yield plain
 
 
 def _in_utf8(file: Any, path: Path) -> BinaryIO:
     begin = file.peek(4)[:4]
     if begin.startswith(_UTF8_MARK):
         file.read(len(_UTF8_MARK))
+    if len(begin) == 4 and (coding := _UNMARKED.get((begin[0] == 0, begin[1] == 0, begin[2] == 0, begin[3] == 0))):
+        return io.BufferedReader(_Recoded(file, coding, path), 1 << 16)
     for mark, coding in _UTF16_MARKS.items():
         if begin.startswith(mark) and begin != codecs.BOM_UTF32_LE:
             file.read(len(mark))
@@ -167,7 +147,7 @@ def seekable(path: Path) -> BinaryIO:
     """
     plain = path.open("rb")
     begin = plain.peek(8)[:8]
-    if not begin.startswith((*_PACKED, *_FOREIGN, _UTF8_MARK, *_UTF16_MARKS)):
+    if not begin.startswith((*packing.MARKS, _UTF8_MARK, *_UTF16_MARKS)):
         return plain
     plain.close()
     copy = tempfile.TemporaryFile()  # noqa: SIM115  # the caller closes it
@@ -179,6 +159,18 @@ def seekable(path: Path) -> BinaryIO:
         raise
     copy.seek(0)
     return cast(BinaryIO, copy)
+
+
+def spooled(values: Iterable[Any]) -> BinaryIO:
+    """Return a seekable temporary file with a line of JSON for each value; it is deleted on close."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115  # the caller closes it
+    try:
+        file.writelines(map(encoded, values))
+    except BaseException:
+        file.close()
+        raise
+    file.seek(0)
+    return cast(BinaryIO, file)
 
 
 def objects(path: Path, *, form: str = _FORM) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -209,11 +201,27 @@ def decoded(line: bytes, where: str) -> str:
             ) from None
 
 
-def parsed(line: bytes, where: str, *, form: str = _FORM) -> Mapping[str, Any]:
-    """Parse the JSON object of a line. Raises `InputError` if it is not one."""
+class WrittenNumber(float):
+    """A decimal number of a JSON text that keeps its writing, such as ``1.10``."""
+
+    __slots__ = ("written",)
+    written: str
+
+    def __new__(cls, written: str) -> Self:
+        """Read the number."""
+        found = super().__new__(cls, written)
+        found.written = written
+        return found
+
+    def __str__(self) -> str:
+        return self.written
+
+
+def parsed(line: bytes, where: str, *, form: str = _FORM, number: Callable[[str], float] | None = None) -> Mapping[str, Any]:
+    """Parse the JSON object of a line; ``number`` reads decimals. Raises `InputError` if it is not one."""
     hint = "turn an array into lines with: jq -c '.[]'" if line.lstrip().startswith(b"[") else f"write {form}"
     try:
-        found = json.loads(decoded(line, where))
+        found = json.loads(decoded(line, where), parse_float=number)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not valid JSON: {error.msg} at column {error.colno}", hint=hint) from None
     except (RecursionError, ValueError) as error:

@@ -13,17 +13,19 @@ from typing import BinaryIO
 
 
 @contextmanager
-def replacing(path: Path, *, mode: int | None = None, follow: bool = True) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, mode: int | None = None, private: bool = False, follow: bool = True) -> Iterator[BinaryIO]:
     """Yield a new file that replaces ``path`` if the block succeeds and is deleted if it fails.
 
     File and folder are synced to disk. A symbolic link is kept and its target replaced; without ``follow`` the link itself
     is replaced, which is required if others may have created the link. ``mode`` sets the permissions regardless of the
-    umask; None keeps those of the replaced file, or uses the default. Raises OSError.
+    umask; None keeps those of the replaced file, or uses the default, which is 0600 for a ``private`` file. Raises OSError.
     """
     target = Path(os.path.realpath(path)) if follow else path
     if mode is None:
         with suppress(OSError):
             mode = target.stat().st_mode & 0o777
+    if mode is None and private:
+        mode = 0o600
     beside = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.new")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666 if mode is None else 0o600)
     try:

@@ -134,7 +134,9 @@ def test_an_hour_of_gpu_costs_the_hourly_price():
 @pytest.mark.parametrize(
     ("prices", "expected"),
     [
-        ({}, Price(0.0, 0.0, 0.0)),
+        ({}, Price(0.0, 0.0, 0.0, known=False)),
+        ({"input_price": 0.0, "output_price": 0.0}, Price(0.0, 0.0, 0.0)),
+        ({"input_price": 1.0}, Price(1.0, 0.0, 0.0, known=False)),
         ({"input_price": 1.0, "output_price": 2.0}, Price(1.0, 2.0, 0.0)),
         ({"gpu_hour_price": 0.35}, Price(0.0, 0.0, 0.35)),
     ],
@@ -147,3 +149,21 @@ def test_the_price_comes_from_the_profile(prices, expected):
 def test_examples_in_the_documentation_run():
     """The docstrings' examples are true."""
     assert doctest.testmod(pricing).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("price", "usage", "known"),
+    [
+        (Price(1.0, 2.0), Usage(10, 5), True),
+        (Price(1.0, 2.0), Usage(10, 0), True),
+        (Price(1.0, 2.0), Usage(0, 0), False),
+        (Price(1.0, 2.0), Usage(0, 5), False),
+        (Price(0.0, 2.0), Usage(0, 5), True),
+        (Price(0.0, 0.0), Usage(0, 0), True),
+        (Price(0.0, 0.0, 0.35), Usage(0, 0), True),
+        (Price(0.0, 0.0, known=False), Usage(10, 5), False),
+    ],
+)
+def test_a_cost_is_known_only_with_a_price_and_the_tokens_it_applies_to(price, usage, known):
+    """A prompt always has tokens: none means that nobody counted them."""
+    assert price.covers(usage) is known

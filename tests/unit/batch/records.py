@@ -19,7 +19,7 @@ def record(row, **fields):
 
 def failed(row, error=("CallTimeout", "no answer in 60 s"), **fields):
     """A row that failed."""
-    return record(row, error=error, answer=None, confidence=None, accepted=False, tiers=(), correct=None, **fields)
+    return record(row, error=error, answer=None, confidence=None, accepted=False, tiers=(), **{"correct": None, **fields})
 
 
 def texts(most):
@@ -47,6 +47,8 @@ TIERS = st.builds(
     right=st.lists(st.booleans(), max_size=3).map(tuple),
     texts=st.lists(texts(8), max_size=2).map(tuple),
     cut_off=COUNTS,
+    fixed=st.booleans(),
+    priced=st.booleans(),
 )
 
 
@@ -69,4 +71,5 @@ def records(draw, rows=COUNTS):
         cost=draw(NUMBERS),
         seconds=draw(NUMBERS),
         error=draw(st.none() | st.tuples(texts(5), texts(5))),
+        priced=draw(st.booleans()),
     )

@@ -12,12 +12,13 @@ import pytest
 
 from tests.paths import ROOT
 from tests.unit.batch.records import record
-from workflow_composer.batch.datasets.columns import IDS, LABELS, QUESTIONS
-from workflow_composer.batch.datasets.dataset import KNOWN, SPLITS
-from workflow_composer.batch.datasets.formats import FORMATS
+from workflow_composer.batch.datasets.columns import CHOICES, IDS, LABELS, QUESTIONS, SPREAD
+from workflow_composer.batch.datasets.formats import SUFFIXES, TEXTS
+from workflow_composer.batch.datasets.locating import KNOWN, SPLITS
 from workflow_composer.batch.report.results import COLUMNS, schema, write_results
 from workflow_composer.batch.run import runner
 from workflow_composer.batch.run.journal import RowJournal
+from workflow_composer.storage.packing import ENDINGS
 
 DOCS = (ROOT / "docs" / "datasets.md").read_text()
 
@@ -34,9 +35,11 @@ def quoted(text):
 
 
 def test_the_names_of_columns_are_the_codes_in_their_order():
-    found = {row[0]: tuple(quoted(row[1])) for row in table_rows("content")}
+    found = {row[0]: [tuple(quoted(group)) for group in row[1].split(";")] for row in table_rows("content")}
 
-    assert found == {"question": QUESTIONS, "label": LABELS, "id": IDS}
+    assert found == {"question": [*QUESTIONS], "label": [*LABELS], "choices": [CHOICES], "id": [IDS]}
+    spread = DOCS.split("one column for each choice", 1)[1].split("\n\n", 1)[0]
+    assert tuple(quoted(spread)) == tuple(name for names in SPREAD for name in names)
 
 
 def test_the_known_data_sets_are_the_codes():
@@ -54,9 +57,12 @@ def test_the_columns_of_results_are_the_codes_in_their_order():
 
 def test_formats_and_splits_are_the_codes_in_their_order():
     listed = DOCS.split("`EXT` is one of", 1)[1].split("\n\n", 1)[0]
+    texts, packed, rest = listed.split(";", 2)
 
-    assert tuple("." + end for end in quoted(listed)[: len(FORMATS)]) == tuple(FORMATS)
-    assert tuple(quoted(listed)[len(FORMATS) :]) == SPLITS
+    assert tuple(quoted(texts)) == TEXTS
+    assert tuple(quoted(packed)) == ENDINGS
+    assert tuple(quoted(rest)) == (".parquet", ".arrow", *SPLITS)
+    assert tuple(end + pack for end in TEXTS for pack in ("", *ENDINGS)) == SUFFIXES[:-2]
 
 
 def test_the_file_is_synced_as_often_as_it_says():

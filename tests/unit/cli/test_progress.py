@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import os
 import sys
+
+import pytest
 
 from workflow_composer.batch.run.records import Head
 from workflow_composer.batch.run.tally import Tally
-from workflow_composer.cli.progress import Bar, Lines, describe, describe_tiers, progress_for
+from workflow_composer.cli.progress import Bar, Lines, describe, describe_tiers, doubting, progress_for
 
 
 def answered(tally, correct=None, error=None):
@@ -93,3 +97,68 @@ def test_a_batch_shows_which_tiers_decide_and_what_is_in_flight():
         bar(tally)
     assert "sums" in screen.getvalue()
     assert "small 75% large 25%" in screen.getvalue()
+
+
+def test_costs_that_are_not_known_are_not_shown_as_nothing():
+    """A sum with unknown parts is a lower bound; one without a known part is unknown."""
+    tally = Tally(total=3)
+    tally.add(Head(0, None, "", None, 0.0, priced=False))
+    assert describe(tally) == "cost unknown"
+    tally.add(Head(1, None, "", None, 0.5))
+    assert describe(tally) == "cost at least $0.50 (1 row unknown)"
+
+
+class Terminal(io.StringIO):
+    """Standard input or error that claims to be a terminal."""
+
+    descriptor = -1
+
+    def isatty(self):
+        return True
+
+    def fileno(self):
+        return self.descriptor
+
+
+def unreadable(count, *, cut_off=False):
+    """A run of which no answer could be read."""
+    tally = Tally(total=100)
+    for row in range(count):
+        tally.add(Head(row, None, "", False, 0.0, unreadable=True, cut_off=cut_off))
+    return tally
+
+
+@pytest.mark.parametrize(
+    ("typed", "goes_on"), [(b"y\n", True), (b"yes\n", True), (b"n\n", False), (b"\n", False), (b"", False)]
+)
+def test_on_a_terminal_a_run_of_unreadable_answers_asks(monkeypatch, typed, goes_on):
+    """And goes on only if it is told to; the end of the input is a no."""
+    shown, ours = Terminal(), Terminal()
+    ours.descriptor, theirs = os.pipe()
+    os.write(theirs, typed)
+    os.close(theirs)
+    monkeypatch.setattr(sys, "stdin", ours)
+    monkeypatch.setattr(sys, "stderr", shown)
+    try:
+        assert asyncio.run(doubting(Lines(), "mark the answer")(unreadable(20))) is goes_on
+    finally:
+        os.close(ours.descriptor)
+    assert "mark the answer" in shown.getvalue()
+
+
+def test_without_a_terminal_it_warns_and_goes_on(monkeypatch, capsys):
+    """Nobody is there to answer."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    assert asyncio.run(doubting(Lines(), "mark the answer", label="sums, small")(unreadable(20))) is True
+    said = capsys.readouterr().err
+    assert "sums, small: " in said
+    assert "20" in said
+    assert "mark the answer" in said
+
+
+def test_answers_that_were_cut_off_have_their_own_remedy(capsys):
+    """No other way of reading would help."""
+    asyncio.run(doubting(Lines(), "mark the answer")(unreadable(20, cut_off=True)))
+    said = capsys.readouterr().err
+    assert "--max-tokens" in said
+    assert "mark the answer" not in said

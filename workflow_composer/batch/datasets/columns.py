@@ -1,125 +1,297 @@
-"""The columns of a data set that hold the question, the label and the row's id, and their valid values."""
+"""The columns of a table that hold the question, the choices, the right answers and the row's id, found by their names."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
+from workflow_composer.batch.datasets.multiple_choice import LabelForm, choices_in, form_of_labels
+from workflow_composer.batch.datasets.values import at_path, is_missing, labels_of, messages_of, prompt_text, text_of
 from workflow_composer.errors import InputError
-from workflow_composer.storage.lines import kind
 
-QUESTIONS = ("question", "problem", "prompt", "input")
-LABELS = ("answer", "solution", "label", "target", "output")
-IDS = ("id", "unique_id", "uid", "_id", "question_id", "problem_id")
-"""Column names in order of preference, case-insensitive."""
+QUESTIONS = (
+    ("question", "problem", "query", "question_text", "question_stem", "question.stem", "problem_statement"),
+    ("prompt", "instruction", "messages", "conversations", "conversation", "turns"),
+    ("input", "inputs", "ctx", "goal", "sentence", "text"),
+)
+LABELS = (
+    (
+        *("final_answer", "expected_answer", "ground_truth", "reward_model.ground_truth"),
+        *("gold", "gold_answer", "correct_answer", "reference_answer"),
+    ),
+    (
+        *("answer", "answers", "answerkey", "answer_key", "answer_idx", "answer_index", "label", "target", "cop"),
+        *("correct_option", "final_decision"),
+    ),
+    ("solution", "output", "response", "completion", "reference"),
+)
+CHOICES = ("choices", "options", "endings", "question.choices")
+IDS = ("id", "unique_id", "uid", "_id", "question_id", "problem_id", "custom_id", "qid", "task_id", "example_id", "uuid")
+"""Column names. All ignore case; a blank or a hyphen in a column's name is an underscore; a point leads into an object.
+Of questions and labels the first group that has a column is used, of choices and ids the first name.
+"""
+
+SPREAD = (
+    ("A", "B"),
+    ("opa", "opb"),
+    ("option_a", "option_b"),
+    ("option1", "option2"),
+    ("sol1", "sol2"),
+    ("choice1", "choice2"),
+)
+"""The first two of the columns that hold one choice each."""
 
 TEXT, NUMBER = "text", "number"
 
 NONE = ""
-"""As the name of a label or id column: use no such column, even if the data have one."""
+"""As the name of a column of labels, choices or ids: use no such column, even if the data have one."""
 
 _SHOWN = 12
-
-Fields = tuple[str | None, str, str | None]
-"""A row's id, question and label."""
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Column names. None: search by name (`QUESTIONS`, `LABELS`, `IDS`). ``""``: use no such column."""
+    """Column names. None: search by name (`QUESTIONS`, `LABELS`, `IDS`, `CHOICES`). ``""``: use no such column.
+
+    A point leads into an object: ``reward_model.ground_truth``. ``choices`` may name several columns: ``A,B,C,D``.
+    """
 
     question: str | None = None
     label: str | None = None
     id: str | None = None
+    choices: str | None = None
 
-    def among(self, present: Mapping[str, str], where: str, known: Columns | None = None) -> Columns:
-        """Return the columns with every name resolved: each is one of ``present`` (name -> type), or ``""``.
 
-        ``known`` names take precedence over the usual ones. Raises `InputError` if a named column is missing or has the
-        wrong type, or if no column holds the question.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What `search` found: resolved names (``""``: none); ``before`` and ``after`` are columns put around the question.
+
+    ``choices`` are one column that holds all, or one column for each.
+    """
+
+    question: str
+    label: str = NONE
+    id: str = NONE
+    choices: tuple[str, ...] = ()
+    after: str = NONE
+    form: LabelForm | None = None
+
+    @property
+    def columns(self) -> Columns:
+        """The names of the columns."""
+        return Columns(self.question, self.label, self.id, ",".join(self.choices))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns that are read, without the parts behind a point."""
+        return tuple(filter(None, (self.question, self.after, self.label, self.id, *self.choices)))
+
+    def describe(self) -> str:
+        """Return what was taken, such as ``question: problem, label: none``."""
+        parts = [f"question: {' + '.join(filter(None, (self.question, self.after)))}"]
+        if self.choices:
+            parts.append(f"choices: {', '.join(self.choices)}")
+        parts.append(f"label: {self.label or 'none'}{f' ({self.form})' if self.form and self.label else ''}")
+        if self.id:
+            parts.append(f"id: {self.id}")
+        return ", ".join(parts)
+
+
+class Search:
+    """Finds the columns of a table. ``present``: names and types; ``sample``: the first rows, with all their columns."""
+
+    def __init__(self, present: Mapping[str, str], sample: Sequence[Mapping[str, Any]], where: str) -> None:
+        self._present = present
+        self._sample = sample
+        self._where = where
+        self._plain: dict[str, str] = {}
+        for name in present:
+            self._plain.setdefault(plain(name), name)
+
+    def find(self, wanted: Columns, known: Columns | None = None, *, asks: bool = True) -> Found:
+        """Return the columns; ``known`` names take precedence over the usual ones.
+
+        Raises `InputError` if a named column is missing, if several columns could be meant, or if ``asks`` and no column
+        holds the question.
         """
         known = known or Columns()
-        texts = [name for name, holds in present.items() if holds == TEXT]
-        gradable = [name for name, holds in present.items() if holds in (TEXT, NUMBER)]
-        for named, fit in ((self.question, texts), (self.label, gradable), (self.id, list(present))):
-            if named and named not in present:
-                raise InputError(f"{where}: no column {named!r}; found {_listed(present)}", hint="choose one of these")
-            if named and named not in fit:
-                raise InputError(
-                    f"{where}: column {named!r} has type {present[named]}, not text", hint="choose a text column"
-                )
-        question = self.question or _first((known.question, *QUESTIONS), texts)
-        if not question:
-            raise InputError(
-                f"{where}: no question column; found {_listed(present)}",
-                hint=f"rename the column that holds the question to one of {', '.join(QUESTIONS)}",
+        choices = self._choices(wanted.choices)
+        question = self._named(wanted.question, "--question-column") or self._question(known.question)
+        if not question and asks:
+            raise InputError(f"{self._where}: no question column; found {listed(self._present)}", hint=self._hint(QUESTIONS))
+        after = NONE
+        if wanted.question is None and plain(question) == "instruction" and "input" in self._plain:
+            after = self._plain["input"]
+        label = self._label(wanted.label, known.label, {question, after}, choices)
+        form = form_of_labels(self._labels_with_choices(label, choices)) if label and choices else None
+        return Found(question, label, self._id(wanted.id, known.id), choices, after, form)
+
+    # ----------------------------------------------------------------------------------------------------- the columns
+
+    def _question(self, known: str | None) -> str:
+        names = ((known,), *QUESTIONS) if known else QUESTIONS
+        return self._first(names, "question", self._is_question, lambda name, row: prompt_text(at_path(row, name)))
+
+    def _label(self, wanted: str | None, known: str | None, taken: set[str], choices: tuple[str, ...]) -> str:
+        if wanted is not None:
+            return self._named(
+                wanted, "--label-column", holds=lambda name: self._present.get(name) in (TEXT, NUMBER, "list", None)
             )
-        label = _first((known.label, *LABELS), gradable) if self.label is None else self.label
-        return Columns(question, label, _first((known.id, *IDS), list(present)) if self.id is None else self.id)
 
-    def fields(self, found: Any, where: str) -> Fields:
-        """Return a row's fields from a mapping of column names to values. Raises `InputError` for an invalid value."""
-        assert self.question is not None, "resolved by `among`"
+        def is_label(name: str) -> bool:
+            return name not in taken and name not in choices and self._is_label(name)
+
+        def said(name: str, row: Mapping[str, Any]) -> Any:
+            form = form_of_labels(self._labels_with_choices(name, choices)) if choices else None
+            labels = labels_of(at_path(row, name), name, self._where)
+            return tuple(form.letter(each, choices_in(row, choices)) for each in labels) if form else labels
+
+        return self._first(((known,), *LABELS) if known else LABELS, "label", is_label, said)
+
+    def _id(self, wanted: str | None, known: str | None) -> str:
+        if wanted is not None:
+            return self._named(wanted, "--id-column")
+        return next(filter(None, (self._there(name) for name in (known, *IDS) if name)), NONE)
+
+    def _choices(self, wanted: str | None) -> tuple[str, ...]:
+        if wanted is not None:
+            if wanted and wanted not in self._present and "," in wanted:
+                return tuple(self._named(name.strip(), "--choices-column") for name in wanted.split(","))
+            return tuple(filter(None, [self._named(wanted, "--choices-column")]))
+        for name in CHOICES:
+            if (found := self._there(name)) and any(len(choices_in(row, (found,))) > 1 for row in self._sample):
+                return (found,)
+        for first, second in SPREAD:
+            if first in self._present and second in self._present and "text" not in self._plain:
+                return tuple(_run(first, second, self._present))
+        return ()
+
+    # ------------------------------------------------------------------------------------------------------- searching
+
+    def _first(self, groups: Iterable[Iterable[str]], what: str, fits: Any, said: Any) -> str:
+        """Return the first column of the first group that has one. Raises `InputError` if it has several that differ."""
+        for group in groups:
+            found = [name for each in group for name in self._all(each) if fits(name)]
+            others = [name for name in found[1:] if self._differ(found[0], name, said)]
+            if others:
+                names = ", ".join(map(repr, (found[0], *others)))
+                raise InputError(
+                    f"{self._where}: several columns could be the {what}: {names}",
+                    hint=f"choose one: --{what}-column {_quoted(found[0])}",
+                )
+            if found:
+                return found[0]
+        return NONE
+
+    def _differ(self, one: str, other: str, said: Any) -> bool:
+        """Whether two columns hold different values in some row that has both."""
+        for row in self._sample:
+            try:
+                first, second = said(one, row), said(other, row)
+            except InputError:
+                return True
+            if first and second and first != second:
+                return True
+        return False
+
+    def _all(self, name: str) -> list[str]:
+        """Return the columns of this name: itself, and further ones that a repeated name in a header gave."""
+        found = self._there(name)
         return (
-            id_of(found.get(self.id)),
-            question_of(found.get(self.question), self.question, where, missing=self.question not in found),
-            label_of(found.get(self.label), self.label or NONE, where),
+            [found, *(each for each in self._present if each.startswith(f"{found}.") and each[len(found) + 1 :].isdigit())]
+            if found
+            else []
         )
 
+    def _there(self, name: str) -> str:
+        """Return the column of that name (or the path into one), as the data write it; empty if there is none."""
+        if found := self._plain.get(plain(name)):
+            return found
+        head, _, rest = name.partition(".")
+        if rest and (column := self._plain.get(plain(head))):
+            path = f"{column}.{rest}"
+            if any(not is_missing(at_path(row, path)) for row in self._sample):
+                return path
+        return NONE
 
-def question_of(value: Any, column: str, where: str, *, missing: bool = False) -> str:
-    """Return the value if it is a non-blank text that UTF-8 can encode. Raises `InputError` otherwise."""
-    if missing:
-        raise InputError(f"{where}: no {column!r} in this row", hint="every row needs a question")
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where}: {column!r} is {kind(value)}, not a text", hint="write the question as a string")
-    return _whole(value, column, where)
+    def _named(self, name: str | None, option: str, holds: Any = lambda name: True) -> str:
+        if not name:
+            return NONE
+        if not (found := name if name in self._present else self._there(name)):
+            near = get_close_matches(name, list(self._present), n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"choose one of these with {option}"
+            raise InputError(f"{self._where}: no column {name!r}; found {listed(self._present)}", hint=hint)
+        if option == "--question-column" and not self._is_question(found, named=True):
+            raise InputError(
+                f"{self._where}: column {name!r} has type {self._present[found]}, not text", hint="choose a text column"
+            )
+        if not holds(found):
+            raise InputError(
+                f"{self._where}: column {name!r} has type {self._present[found]}, not text", hint="choose a text column"
+            )
+        return found
+
+    def _is_question(self, name: str, *, named: bool = False) -> bool:
+        """Whether the first rows hold texts or messages there; a column that is empty in them fits by its type."""
+        if self._present.get(name) == NUMBER:
+            return False
+        values = [value for row in self._sample if not is_missing(value := at_path(row, name))]
+        if not values or named:
+            return self._present.get(name, TEXT) == TEXT or bool(values and _asks(values[0]))
+        return _asks(values[0]) or (self._present.get(name) == TEXT and not isinstance(values[0], (list, dict)))
+
+    def _is_label(self, name: str) -> bool:
+        for row in self._sample:
+            if not is_missing(value := at_path(row, name)):
+                try:
+                    return bool(labels_of(value, name, self._where))
+                except InputError:
+                    return False
+        return self._present.get(name, TEXT) in (TEXT, NUMBER)
+
+    def _labels_with_choices(self, label: str, choices: tuple[str, ...]) -> list[tuple[str, Sequence[str]]]:
+        found: list[tuple[str, Sequence[str]]] = []
+        for row in self._sample:
+            try:
+                texts = labels_of(at_path(row, label), label, self._where)
+            except InputError:
+                continue
+            found += [(text, choices_in(row, choices)) for text in texts]
+        return found
+
+    def _hint(self, groups: Iterable[Iterable[str]]) -> str:
+        known = [name for group in groups for name in group]
+        for name in self._present:
+            if get_close_matches(plain(name), known, n=1, cutoff=0.75):
+                return f"name it: --question-column {_quoted(name)}"
+        return "name the column that holds the question: --question-column NAME"
 
 
-def label_of(value: Any, column: str, where: str) -> str | None:
-    """Return texts and numbers as text, None without a label. Raises `InputError` for a list or an object."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None  # pandas writes NaN for a missing value
-    if isinstance(value, str):
-        return _whole(value, column, where) if value.strip() else None
-    if isinstance(value, bool):
-        return json.dumps(value)
-    if isinstance(value, (list, dict, tuple)):
-        raise InputError(
-            f"{where}: {column!r} is {kind(value)}, not a text or a number",
-            hint="choose another label column, or none",
-        )
-    return str(value)
+def plain(name: str) -> str:
+    """Return a column's name as it is compared: without case, blanks or hyphens."""
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
 
 
-def id_of(value: Any) -> str | None:
-    """Return texts and integers as text; None for anything else (the row's number is then its id)."""
-    if isinstance(value, str):
-        return value.encode(errors="replace").decode() or None
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
+def _asks(value: Any) -> bool:
+    return text_of(value) is not None or messages_of(value) is not None
 
 
-def _whole(text: str, column: str, where: str) -> str:
-    """Return the text. Raises `InputError` for a lone surrogate, which is valid JSON but cannot be encoded as UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(text[error.start]):04x}"
-        raise InputError(f"{where}: {column!r} contains the lone surrogate {half}", hint="remove it") from None
-    return text
+def _run(first: str, second: str, present: Iterable[str]) -> list[str]:
+    """Return the columns that continue two: A, B, C, ...; option1, option2, option3, ..."""
+    found = [first, second]
+    there = set(present)
+    while (following := found[-1][:-1] + chr(ord(found[-1][-1]) + 1)) in there:
+        found.append(following)
+    return found
 
 
-def _first(wanted: Iterable[str | None], present: Sequence[str]) -> str:
-    for name in filter(None, wanted):
-        for found in present:
-            if found.lower() == name.lower():
-                return found
-    return NONE
+def _quoted(name: str) -> str:
+    return f"'{name}'" if " " in name else name
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """Return the first names, in quotes, for a message."""
     shown = [repr(name) for name in names]
     return ", ".join(shown[:_SHOWN] + ["…"] * (len(shown) > _SHOWN)) or "none"

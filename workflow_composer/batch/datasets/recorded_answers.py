@@ -31,7 +31,7 @@ class RecordedAnswers:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.paths = (path,)
-        self.name = path.name.removesuffix(".gz").removesuffix(".jsonl")
+        self.name = path.name.partition(".")[0] or path.name
         try:
             self._recording: Recording = open_recording(path)
         except ModelError as error:

@@ -55,6 +55,10 @@ class LineAnswers:
             "cost": sum(attempt.cost for attempt in getattr(error, "attempts", ())),
             "latency_ms": round(seconds * 1000.0, 3),
         }
+        if not all(attempt.priced for attempt in getattr(error, "attempts", ())):
+            found["cost_known"] = False
+        if row.label is not None:
+            found["correct"] = False
         return AnswerLine(_head(row) | found)
 
     def _of(self, row: InputRow, budget: float | None) -> dict[str, Any]:
@@ -81,6 +85,8 @@ async def _answered(response: LLMResponse, label: str | None, *, logprobs: bool)
         "latency_ms": round(response.latency_ms, 3),
         "confidence": response.confidence,
     }
+    if not response.cost_known:
+        found["cost_known"] = False
     if label is not None:
         found |= await graded(response.samples[0], label)
     if response.tool_calls:
@@ -123,12 +129,11 @@ class AnswerLine:
         found = (error["type"], error["message"]) if isinstance(error, Mapping) and error else None
         failed = error is not None
         correct = fields.get("correct") if isinstance(fields.get("correct"), bool) else None
-        unread = correct is not None and fields.get("answer", "") is None
+        unread = not failed and correct is not None and fields.get("answer", "") is None
         cut_off = unread and fields.get("finish_reason") == "length"
-        deciding = str(fields.get("candidate") or "")
-        return Head(
-            fields["index"], found or ("", "") if failed else None, deciding, correct, fields["cost"], unread, cut_off
-        )
+        deciding, priced = str(fields.get("candidate") or ""), fields.get("cost_known", True)
+        why = found or ("", "") if failed else None
+        return Head(fields["index"], why, deciding, correct, fields["cost"], unread, cut_off, priced=priced)
 
 
 class AnswerFile:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from workflow_composer.answers import Question, Reader
 from workflow_composer.batch.datasets.dataset import Row
+from workflow_composer.batch.keeping.places import content_key
+from workflow_composer.batch.run.journal import row_key
 from workflow_composer.batch.run.records import RowRecord, TierRecord
 from workflow_composer.batch.run.runner import Generate
 from workflow_composer.markers import is_routing_string
 from workflow_composer.support.fast_dataclass import quick
-from workflow_composer.types import LLMRequest, LLMResponse, TierResult
+from workflow_composer.types import LLMRequest, LLMResponse, Sample, TierResult
 
 Recorded = Callable[[str, str, int], bool | None]
 """``(model, question, sample index) -> correct``, from a recording; None if the recording has no grade."""
@@ -25,6 +28,18 @@ class Job:
 
     row: Row
     route: str
+
+    @property
+    def key(self) -> str:
+        """The row's key: what its answer depends on, besides the settings of the run, and its label."""
+        given = {name: getattr(self.row, name) for name in _CONTENT if getattr(self.row, name)}
+        label = self.row.label
+        shown = label if label is None or isinstance(label, str) else json.dumps(label, default=list)
+        return row_key(content_key(self.route, given), shown)
+
+
+_CONTENT = tuple(name for name in Row.__slots__ if name not in {"row", "id", "label", "columns"})
+"""Fields of a row on which its answer depends."""
 
 
 class Answering:
@@ -65,13 +80,23 @@ class Answering:
             accepted=False,
             tier=0,
             tiers=(),
-            correct=None,
+            correct=None if job.row.label is None and self._recorded is None else False,
             prompt_tokens=sum(attempt.usage.prompt_tokens for attempt in attempts),
             completion_tokens=sum(attempt.usage.completion_tokens for attempt in attempts),
             cost=sum(attempt.cost for attempt in attempts),
             seconds=seconds,
             error=(type(error).__name__, str(error)),
+            priced=all(attempt.priced for attempt in attempts),
+            key=job.key,
+            **self._kept(job),
         )
+
+    def _kept(self, job: Job) -> dict[str, Any]:
+        """Return the row's own content for the record, if texts are kept."""
+        if not self._keep_texts:
+            return {}
+        row = job.row
+        return {"question": row.question, "label": row.label, "columns": dict(getattr(row, "columns", None) or {})}
 
     def _request(self, job: Job, budget: float | None) -> LLMRequest:
         # A routing string defines how its tiers sample; a plain model name means one greedy answer.
@@ -81,7 +106,8 @@ class Answering:
         return LLMRequest.of(job.row.question, **{**self._fields, "model": job.route, **own})
 
     async def _record(self, job: Job, response: LLMResponse) -> RowRecord:
-        tiers = [await self._tier(job, tier) for tier in response.tiers]
+        unpriced = {attempt.tier for attempt in response.attempts if not attempt.priced}
+        tiers = [await self._tier(job, tier, priced=tier.tier not in unpriced) for tier in response.tiers]
         decided = next(at for at, tier in enumerate(response.tiers) if tier.tier == response.decision.tier)
         result = response.tiers[decided]
         choice = result.verdict.choice
@@ -93,7 +119,7 @@ class Answering:
             route=job.route,
             answer=answer,
             confidence=response.confidence,
-            accepted=response.accepted,
+            accepted=response.accepted and answer is not None,
             tier=decided,
             tiers=tuple(tiers),
             correct=right[choice] if right else None,
@@ -101,9 +127,12 @@ class Answering:
             completion_tokens=response.usage.completion_tokens,
             cost=response.cost,
             seconds=round(response.latency_ms / 1000.0, 6),
+            priced=not unpriced,
+            key=job.key,
+            **self._kept(job),
         )
 
-    async def _tier(self, job: Job, tier: TierResult) -> TierRecord:
+    async def _tier(self, job: Job, tier: TierResult, *, priced: bool) -> TierRecord:
         verdict = tier.verdict
         answers = [self._reader.read_said(sample, job.row.label) for sample in tier.samples]
         return TierRecord(
@@ -122,6 +151,10 @@ class Answering:
             right=await self._grades(job, tier, answers),
             texts=tuple(sample.text for sample in tier.samples) if self._keep_texts else (),
             cut_off=sum(sample.cut_off for sample in tier.samples),
+            fixed=tier.fixed,
+            priced=priced,
+            candidate=tier.candidate,
+            said=said_of(tier.samples) if self._keep_texts else (),
         )
 
     async def _grades(self, job: Job, tier: TierResult, answers: list[str | None]) -> tuple[bool, ...]:
@@ -135,6 +168,28 @@ class Answering:
             return ()
         said = [self._recorded(tier.model, job.row.question, number) for number in range(len(answers))]
         return tuple(bool(right) for right in said) if None not in said else ()
+
+
+def said_of(samples: Sequence[Sample]) -> tuple[dict[str, Any], ...]:
+    """Return for each sample what its text does not hold, as far as a later reading needs it; empty if there is nothing.
+
+    Keys: ``finish_reason``, unless it is ``stop``; ``tool_calls``; ``reasoning``; ``score``; ``logprob``, the mean
+    log-probability of its tokens.
+    """
+    found = tuple(map(_said, samples))
+    return found if any(found) else ()
+
+
+def _said(sample: Sample) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        "finish_reason": None if sample.finish_reason == "stop" else sample.finish_reason,
+        "tool_calls": [dict(call) for call in sample.tool_calls] or None,
+        "reasoning": sample.reasoning or None,
+        "score": sample.score,
+    }
+    if sample.logprobs:
+        given["logprob"] = sum(token.logprob for token in sample.logprobs) / len(sample.logprobs)
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _counted(answers: list[str | None]) -> tuple[tuple[str, int], ...]:

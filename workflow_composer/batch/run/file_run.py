@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from workflow_composer.batch.datasets.prompt_rows import InputRow, RowFile, together
 from workflow_composer.batch.run.answer_file import AnswerFile, AnswerLine, LineAnswers
 from workflow_composer.batch.run.limiter import Limiter
-from workflow_composer.batch.run.runner import Budget, Generate, heard, run
+from workflow_composer.batch.run.runner import Budget, Generate, GoOn, heard, run
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.contexts.library import Library
 from workflow_composer.errors import InputError, WorkflowComposerError
@@ -102,6 +102,7 @@ class FileRun:
         budget: Budget,
         progress: Callable[[Tally], None],
         stop: asyncio.Event,
+        go_on: GoOn,
     ) -> None:
         """Answer the remaining rows; ``contexts``, if given, group the rows by their context."""
         rows: Iterable[InputRow] = self.rows if contexts is None else together(self.rows, contexts, self._fields)
@@ -116,4 +117,5 @@ class FileRun:
             budget=budget,
             progress=progress,
             stop=stop,
+            go_on=go_on,
         )

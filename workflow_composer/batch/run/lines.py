@@ -18,17 +18,29 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from workflow_composer.batch.run.records import Head, RowRecord, TierRecord
+from workflow_composer.batch.run.records import Head, RowRecord, TierRecord, defaults
 from workflow_composer.errors import InputError
 
 VERSION = 1
-_HEAD = ("row", "error", "deciding", "correct", "cost")
+_HEAD = ("row", "error", "deciding", "correct", "cost", "key", "served", "priced", "unreadable", "cut_off")
 _REST = tuple(name for name in RowRecord.__slots__ if name not in (*_HEAD, "tiers"))
 _TIER = tuple(TierRecord.__slots__)
-_LATER = {"cut_off": 0}
-"""Columns of a tier that journals of earlier versions lack, with their default values."""
-_MISSING = tuple(_LATER.get(name) for name in _TIER)
+_COUNTED = ("deciding", "served", "unreadable", "cut_off")
+"""Fields of the head that follow from the others."""
 COLUMNS = {"head": list(_HEAD), "rest": list(_REST), "tiers": list(_TIER)}
+
+_LATER: Mapping[str, Mapping[str, Any]] = {
+    "head": {"key": "", "served": (), "priced": True, "unreadable": False, "cut_off": False},
+    "rest": defaults(RowRecord, ("question", "label", "columns", "read_by")),
+    "tiers": defaults(TierRecord, ("cut_off", "candidate", "said", "fixed", "priced")),
+}
+"""Columns that journals of earlier versions lack, with the values that stand for them. Each part ends with them."""
+_UNMIXED = frozenset({"cut_off"})
+"""Columns of a tier without which a journal is not resumed, because its answers were read in another way."""
+_MISSING: dict[str, tuple[Any, ...]] = {
+    part: tuple(_LATER[part].get(name) for name in names)
+    for part, names in {"head": _HEAD, "rest": _REST, "tiers": _TIER}.items()
+}
 
 _head_of, _rest_of, _tier_of = attrgetter(*_HEAD), attrgetter(*_REST), attrgetter(*_TIER)
 _START = len('["01234567",')
@@ -78,7 +90,8 @@ def header_of(line: Line, path: Path, *, to_go_on: bool = False) -> Mapping[str,
     """
     (found,) = json.loads(line.text)[1:]
     columns = found.get("columns") if isinstance(found, dict) and found.get("journal") == VERSION else None
-    if columns != COLUMNS and (to_go_on or not _known(columns)):
+    missing = _missing(columns)
+    if missing is None or (to_go_on and not missing["tiers"].isdisjoint(_UNMIXED)):
         raise InputError(
             f"{path} was written by another version of this program",
             hint="resume with that version, or choose another output folder",
@@ -87,34 +100,61 @@ def header_of(line: Line, path: Path, *, to_go_on: bool = False) -> Mapping[str,
     return run
 
 
-def _known(columns: Any) -> bool:
-    """Whether a journal has these columns, possibly without the later columns of a tier."""
-    if not isinstance(columns, dict) or not isinstance(columns.get("tiers"), list):
-        return False
-    begun = _TIER[: len(columns["tiers"])]
-    missing = set(_TIER[len(begun) :])
-    return missing <= _LATER.keys() and columns == {**COLUMNS, "tiers": list(begun)}
+def has_keys(line: Line) -> bool:
+    """Whether the journal with this first line knows rows by their content; earlier ones know them by their place."""
+    (found,) = json.loads(line.text)[1:]
+    return "key" in found["columns"]["head"]
+
+
+def _missing(columns: Any) -> dict[str, set[str]] | None:
+    """Return the later columns that a journal lacks; None if its columns are not those of this or an earlier version."""
+    if not isinstance(columns, dict) or columns.keys() != COLUMNS.keys():
+        return None
+    missing: dict[str, set[str]] = {}
+    for part, names in COLUMNS.items():
+        held = columns[part]
+        if not isinstance(held, list) or held != names[: len(held)] or not set(names[len(held) :]) <= _LATER[part].keys():
+            return None
+        missing[part] = set(names[len(held) :])
+    return missing
 
 
 def head_of(line: Line) -> Head:
     """Return the head of a record."""
-    row, error, deciding, correct, cost = _decode(line.text[_START:].decode())[0]
-    return Head(row, error and (error[0], error[1]), deciding, correct, cost)
+    head = dict(zip(_HEAD, _whole("head", _decode(line.text[_START:].decode())[0]), strict=True))
+    error = head["error"]
+    head["error"] = error and (error[0], error[1])
+    head["served"] = tuple((candidate, model) for candidate, model in head["served"])
+    return Head(**head)
+
+
+def moved(line: Line, row: int) -> bytes:
+    """Return the line of a record with another row number."""
+    text = line.text[_START:].decode()
+    head, end = _decode(text)
+    head[0] = row
+    body = (json.dumps(head, separators=(",", ":")) + text[end:].rstrip("\n")).encode()
+    return b'["%08x",%s\n' % (zlib.crc32(body), body)
 
 
 def fields_of(text: bytes) -> dict[str, Any]:
-    """Return a record's line as plain data: `RowRecord.to_dict` plus ``deciding``."""
+    """Return a record's line as plain data: `RowRecord.to_dict` plus the fields of the head that follow from others."""
     _, head, rest, tiers = json.loads(text)
-    fields = dict(zip(_HEAD, head, strict=True))
-    fields.update(zip(_REST, rest, strict=True))
-    fields["tiers"] = [dict(zip(_TIER, (*tier, *_MISSING[len(tier) :]), strict=True)) for tier in tiers]
+    fields = dict(zip(_HEAD, _whole("head", head), strict=True))
+    fields.update(zip(_REST, _whole("rest", rest), strict=True))
+    fields["tiers"] = [dict(zip(_TIER, _whole("tiers", tier), strict=True)) for tier in tiers]
     return fields
+
+
+def _whole(part: str, values: list[Any]) -> tuple[Any, ...]:
+    return (*values, *_MISSING[part][len(values) :])
 
 
 def record_of(text: bytes) -> RowRecord:
     """Return the record of a complete line."""
     fields = fields_of(text)
-    del fields["deciding"]
+    for name in _COUNTED:
+        del fields[name]
     return RowRecord.from_dict(fields)
 
 

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from workflow_composer import __version__
 from workflow_composer.answers import reader
+from workflow_composer.batch.keeping.identity import meaning_of
 from workflow_composer.batch.report.results import records, write_results
 from workflow_composer.batch.run.answering import Answering, Job
-from workflow_composer.batch.run.journal import RowJournal, fingerprint
+from workflow_composer.batch.run.journal import RowJournal, RowKeys, fingerprint
 from workflow_composer.batch.run.limiter import Limiter
 from workflow_composer.batch.run.lines import head_of, whole_lines
-from workflow_composer.batch.run.runner import Budget, Generate, heard, run
+from workflow_composer.batch.run.runner import Budget, Generate, GoOn, heard, run
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.storage.replacing import replace_file
 
@@ -28,15 +29,19 @@ if TYPE_CHECKING:
     from workflow_composer.batch.planning.plan_table import PlanTable
     from workflow_composer.config.strategy import StrategyConfig
     from workflow_composer.plan import Voting
+    from workflow_composer.routers.cascade import CascadeSettings
 
 JOURNAL = "journal.jsonl"
+_LIMITS = frozenset({"timeout", "budget"})
+"""Fields of a request that decide whether a row is answered, not how."""
 
 
 class PlannedRun:
     """Answers rows of data sets by their planned routes, under one profile and with the same options.
 
     ``fields`` are fields of `LLMRequest` for every row, plus ``system``; ``pins`` identify the exact texts of the contexts
-    that ``fields``, or else the profile, name. ``recorded`` grades rows without a label.
+    that ``fields``, or else the profile, name. ``recorded`` grades rows without a label. ``planning`` are the settings of
+    policies.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class PlannedRun:
         recorded: RecordedAnswers | None = None,
         limit: int | None = None,
         keep_texts: bool = True,
+        planning: Mapping[str, Any] | None = None,
     ) -> None:
         self._config = config
         self._fields = dict(fields)
@@ -55,6 +61,7 @@ class PlannedRun:
         self._recorded = recorded
         self._limit = limit
         self._keep_texts = keep_texts
+        self._planning = dict(planning or {})
         self.voting = _voting_of(config)
 
     async def answer(
@@ -69,6 +76,7 @@ class PlannedRun:
         budget: Budget,
         progress: Callable[[Tally], None],
         stop: asyncio.Event,
+        go_on: GoOn,
     ) -> None:
         """Answer the rows that are not in the journal yet."""
         limiter = Limiter.of(concurrency)
@@ -80,18 +88,48 @@ class PlannedRun:
             keep_texts=self._keep_texts,
         )
         jobs = (job for job in self._jobs(rows, table) if not journal.is_done(job.row.row))
-        await run(jobs, answering, journal, tally=tally, limiter=limiter, budget=budget, progress=progress, stop=stop)
+        await run(
+            jobs,
+            answering,
+            journal,
+            tally=tally,
+            limiter=limiter,
+            budget=budget,
+            progress=progress,
+            stop=stop,
+            go_on=go_on,
+        )
 
     def opened(self, folder: Path, rows: Any, table: PlanTable, tally: Tally) -> RowJournal:
         """Create the folder and open its journal; count the answers of earlier runs in ``tally``."""
         folder.mkdir(parents=True, exist_ok=True)
-        return RowJournal.open(folder / JOURNAL, self._head(rows, table), rows=len(table.frame), each=tally.add_earlier)
+        keys = RowKeys(
+            lambda: (job.key for job in self._jobs(rows, table)), self._limit is None, self._identity_before(rows, table)
+        )
+        identity, total = self._identity(rows, table), len(table.frame)
+        return RowJournal.open(folder / JOURNAL, identity, rows=total, each=tally.add_earlier, keys=keys)
 
     def _jobs(self, rows: Any, table: PlanTable) -> Iterator[Job]:
         return (Job(row, route) for row, route in zip(islice(rows.rows(), self._limit), table.routes(), strict=True))
 
-    def _head(self, rows: Any, table: PlanTable) -> dict[str, Any]:
-        """Return the identity of the run: a difference in any value means another run."""
+    def _identity(self, rows: Any, table: PlanTable) -> dict[str, Any]:
+        """Return the identity of the run, in which the rows have no part: a difference in any value means another run."""
+        policy, votes = table.breakdown.policy, asdict(self.voting)
+        is_route = set(table.breakdown.routes) <= {policy}
+        fields = {name: value for name, value in self._fields.items() if name not in _LIMITS}
+        return {
+            "version": __version__.rpartition(".")[0],
+            "dataset": rows.name,
+            "policy": policy,
+            "planning": {} if is_route else self._planning,
+            "profile": meaning_of(self._config, [policy] if is_route else self._config.tiers),
+            "votes": votes | {"draws": _cascade_settings(self._config).draws},
+            "fields": {**fields, "context": list(self._pins)} if self._pins else fields,
+            "replay": None if self._recorded is None else self._recorded.digest,
+        }
+
+    def _identity_before(self, rows: Any, table: PlanTable) -> dict[str, Any]:
+        """Return the identity as earlier versions wrote it, with the digest of all rows."""
         return {
             "version": __version__.rpartition(".")[0],
             "dataset": rows.name,
@@ -122,9 +160,10 @@ class PlannedRun:
 
 
 def finish(folder: Path, tally: Tally) -> None:
-    """Write a run's result files and count unreadable answers in ``tally``."""
-    written = write_results(folder / JOURNAL, folder)
-    tally.unreadable, tally.cut_off = written.unreadable, written.cut_off
+    """Write a run's result files; count in ``tally`` the rows as they stand there, as the report does."""
+    written = write_results(folder / JOURNAL, folder, rows=tally.total)
+    tally.unreadable, tally.cut_off, tally.unpriced = written.unreadable, written.cut_off, written.unpriced
+    tally.graded, tally.correct = written.graded, written.correct
 
 
 def spent_in(journal: Path) -> float:
@@ -139,10 +178,14 @@ def spent_in(journal: Path) -> float:
 
 def _voting_of(config: StrategyConfig) -> Voting:
     """Return the voting settings of the profile's cascade router."""
+    return _cascade_settings(config).voting()
+
+
+def _cascade_settings(config: StrategyConfig) -> CascadeSettings:
     from workflow_composer.routers.cascade import CascadeSettings
 
     spec = next(spec for spec in config.routers if spec.name == "cascade")
-    return CascadeSettings.model_validate(dict(spec.settings)).voting()
+    return CascadeSettings.model_validate(dict(spec.settings))
 
 
 def slug(policy: str) -> str:

@@ -16,7 +16,7 @@ from workflow_composer.batch.run.answer_file import graded
 from workflow_composer.batch.run.journal import open_own, unwritable
 from workflow_composer.batch.run.limiter import Limiter
 from workflow_composer.batch.run.records import Head
-from workflow_composer.batch.run.runner import Budget, Generate, heard, run
+from workflow_composer.batch.run.runner import Budget, Generate, GoOn, heard, run
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.errors import InputError
 from workflow_composer.storage.appending import OwnFile
@@ -154,7 +154,8 @@ class RecordingAnswers:
         grade = await graded(response.samples[0], question.row.label)
         unread = grade["answer"] is None
         cut_off = unread and grade["finish_reason"] == "length"
-        head = Head(question.row.row, None, question.tier, grade["correct"], response.cost, unread, cut_off)
+        counts = (grade["correct"], response.cost, unread, cut_off)
+        head = Head(question.row.row, None, question.tier, *counts, priced=response.cost_known)
         return RecordedRow(head, _line(question, response, correct=grade["correct"]))
 
     def failed(self, question: TierQuestion, error: BaseException, seconds: float) -> RecordedRow:
@@ -183,6 +184,7 @@ class Recorder:
         budget: Budget,
         progress: Callable[[Tally], None],
         stop: asyncio.Event,
+        go_on: GoOn,
     ) -> None:
         """Send ``concurrency`` questions at a time; ``fields`` are fields of `LLMRequest` for all of them."""
         limiter = Limiter.of(concurrency)
@@ -198,6 +200,7 @@ class Recorder:
                 budget=budget,
                 progress=progress,
                 stop=stop,
+                go_on=go_on,
             )
         finally:
             self.first_error = answers.first_error
@@ -213,7 +216,7 @@ def _line(question: TierQuestion, response: LLMResponse, *, correct: bool) -> di
         "correct": correct,
         "tokens": response.usage.completion_tokens,
         "prompt_tokens": response.usage.prompt_tokens,
-        "cost": response.cost,
+        "cost": response.cost if response.cost_known else None,
     }
     if sample.logprobs is not None:
         line["logprobs"] = [_token(token) for token in sample.logprobs]

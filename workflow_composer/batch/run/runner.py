@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from workflow_composer.batch.run.limiter import OVERLOAD, Limiter
 from workflow_composer.batch.run.records import Head
-from workflow_composer.batch.run.tally import Tally
+from workflow_composer.batch.run.tally import MANY_UNREADABLE, Tally
 from workflow_composer.errors import InputError
 from workflow_composer.types import LLMResponse
 
@@ -110,6 +110,17 @@ RETRIED = OVERLOAD | {"ServerFailed"}
 BUDGET = "budget"
 """`Tally.stopped_by` if the run budget was used up."""
 
+UNREADABLE = "unreadable"
+"""`Tally.stopped_by` if a person ended the run because its answers cannot be read."""
+
+GoOn = Callable[[Tally], Awaitable[bool]]
+"""Whether to go on although `MANY_UNREADABLE` answers in a row could not be read; asked once."""
+
+
+async def going_on(tally: Tally) -> bool:
+    """Go on without asking."""
+    return True
+
 
 class Record(Protocol):
     """A finished row, in the form that its journal writes."""
@@ -167,17 +178,20 @@ async def run(
     retry_after: float = 2.0,
     progress: Callable[[Tally], None] = lambda tally: None,
     stop: asyncio.Event | None = None,
+    go_on: GoOn = going_on,
 ) -> Tally:
     """Answer all rows; return the tally. ``progress`` is called with it after each row, once the row is in the journal.
 
     An error of ``answers`` becomes the row's record, with its cost; errors of `OVERLOAD` are passed to the limiter. A row
     with an error of `RETRIED` is tried again up to ``retries`` times, after the rows that were not tried yet; when no other
     rows are left, after ``retry_after`` seconds, doubled each time up to half a minute. If the run budget is used up, no
-    further row begins, and ``tally.stopped_by`` is `BUDGET`. Calls in flight are cancelled, and written rows stay, if this
-    task is cancelled, if ``stop`` is set (this then returns normally), or if ``journal`` or ``progress`` raises (this raises
-    the same error). An error of ``jobs`` is raised after the rows in flight have ended.
+    further row begins, and ``tally.stopped_by`` is `BUDGET`. Once `MANY_UNREADABLE` answers in a row could not be read, no
+    further row begins until ``go_on`` has returned; if it returns False, ``tally.stopped_by`` is `UNREADABLE`. Calls in
+    flight are cancelled, and written rows stay, if this task is cancelled, if ``stop`` is set (this then returns normally),
+    or if ``journal`` or ``progress`` raises (this raises the same error). An error of ``jobs`` is raised after the rows in
+    flight have ended.
     """
-    whole = _Run(answers, journal, tally, limiter, budget or Budget(), (retries, retry_after), progress)
+    whole = _Run(answers, journal, tally, limiter, budget or Budget(), (retries, retry_after), progress, go_on)
     tally.start()
     try:
         async with asyncio.TaskGroup() as group:
@@ -210,6 +224,7 @@ class _Run(Generic[J, R]):
         budget: Budget,
         retries: tuple[int, float],
         progress: Callable[[Tally], None],
+        go_on: GoOn,
     ) -> None:
         self._answers = answers
         self._journal = journal
@@ -218,6 +233,7 @@ class _Run(Generic[J, R]):
         self._budget = budget
         self._retries, self._retry_after = retries
         self._progress = progress
+        self._go_on: GoOn | None = go_on
         self._ended = asyncio.Event()
         self._again: list[tuple[J, int]] = []
 
@@ -238,8 +254,8 @@ class _Run(Generic[J, R]):
                 await asyncio.sleep(self._retry_after)
                 self._retry_after = min(2 * self._retry_after, _LONGEST_PAUSE)
             for job, tries in block + again:
-                if not await self._room():
-                    self._tally.stopped_by = BUDGET
+                if reason := await self._reason_to_stop():
+                    self._tally.stopped_by = reason
                     break
                 self._limiter.begin()
                 task = group.create_task(self._work(job, tries, self._budget.begin()))
@@ -248,6 +264,15 @@ class _Run(Generic[J, R]):
         while tasks:
             await asyncio.wait(tasks)
         return reader.fault
+
+    async def _reason_to_stop(self) -> str:
+        """Wait until another row may begin; return what forbids it, or an empty text."""
+        if not await self._room():
+            return BUDGET
+        if self._go_on is not None and self._tally.in_a_row >= MANY_UNREADABLE:
+            ask, self._go_on = self._go_on, None
+            return "" if await ask(self._tally) else UNREADABLE
+        return ""
 
     async def _room(self) -> bool:
         """Wait until another row may begin, including the limiter's pause; return False if the budget is used up."""

@@ -11,16 +11,34 @@ from workflow_composer.batch.run.records import Head
 
 _WINDOW = 60.0
 
+MANY_UNREADABLE = 20
+"""A run in which this many answers in a row cannot be read probably wastes its money."""
+
+MOST_UNREADABLE = 0.05
+"""With a larger share of unreadable answers, an accuracy tells more about the reading than about the model."""
+
+
+def accuracy(right: float, graded: float) -> float | None:
+    """Return the share of right answers among the rows with a label, failed and unreadable ones included; None if none."""
+    return right / graded if graded else None
+
+
+def is_unreliable(unreadable: float, answered: float) -> bool:
+    """Whether too many answers are unreadable to rank a run by its accuracy."""
+    return unreadable > MOST_UNREADABLE * answered
+
 
 @dataclass(slots=True)
 class Tally:
     """The progress of a run of ``total`` rows (None: not known yet). ``clock`` returns seconds.
 
     ``answered`` counts rows with an answer, ``earlier`` those of them from an earlier run; ``errors`` counts the failed rows
-    of this run. ``tiers``: answered rows by the name of the deciding tier. ``graded`` answers had a label, and ``correct``
-    of them were right. ``cost`` (dollars) is the cost of all runs, failed rows included, ``cost_now`` of this run.
-    ``in_flight`` rows are in flight, of at most ``limit``. ``unreadable`` answers count as wrong; ``cut_off`` of them
-    reached their token limit. ``stopped_by`` names what stopped the run early; empty: nothing did.
+    of this run. ``tiers``: answered rows by the name of the deciding tier. ``graded`` rows have a label, and ``correct``
+    of them were right; failed ones count as wrong. ``cost`` (dollars) is the cost of all runs, failed rows included,
+    ``cost_now`` of this run; ``unpriced`` and ``unpriced_now`` rows of them have an unknown cost, of which only a part is
+    counted. ``in_flight`` rows are in flight, of at most ``limit``. ``unreadable`` answers count as wrong; ``cut_off`` of
+    them reached their token limit. ``in_a_row``: the unreadable answers of this run since the last readable one.
+    ``stopped_by`` names what stopped the run early; empty: nothing did.
     """
 
     total: int | None
@@ -37,6 +55,9 @@ class Tally:
     limit: int = 0
     unreadable: int = 0
     cut_off: int = 0
+    unpriced: int = 0
+    unpriced_now: int = 0
+    in_a_row: int = 0
     stopped_by: str = ""
     _started: float = field(init=False)
     _marks: deque[tuple[float, int]] = field(init=False)
@@ -56,8 +77,13 @@ class Tally:
 
     @property
     def accuracy(self) -> float | None:
-        """The share of correct answers among the graded ones; None if there are none."""
-        return self.correct / self.graded if self.graded else None
+        """The share of correct answers among the graded rows; None if there are none."""
+        return accuracy(self.correct, self.graded)
+
+    @property
+    def is_unreliable(self) -> bool:
+        """Whether more than `MOST_UNREADABLE` of the answers are unreadable."""
+        return is_unreliable(self.unreadable, self.answered)
 
     @property
     def shares(self) -> Mapping[str, float]:
@@ -86,11 +112,16 @@ class Tally:
         """Count a row of this run; ``again``: it failed before in this run and was tried again."""
         self.cost += head.cost
         self.cost_now += head.cost
+        self.unpriced += not head.priced
+        self.unpriced_now += not head.priced
         self.errors -= again
+        self.graded -= again and head.correct is not None
         if head.error is None:
             self._answered(head)
+            self.in_a_row = self.in_a_row + 1 if head.unreadable else 0
         else:
             self.errors += 1
+            self.graded += head.correct is not None
         now = self.clock()
         if now - self._marks[-1][0] >= 1.0:
             self._marks.append((now, self.done))
@@ -103,6 +134,7 @@ class Tally:
         Only the cost counts of a row beyond the total, which an earlier run with a higher limit answered.
         """
         self.cost += head.cost
+        self.unpriced += not head.priced
         if head.error is None and (self.total is None or head.row < self.total):
             self.earlier += 1
             self._answered(head)

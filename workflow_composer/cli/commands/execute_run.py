@@ -16,8 +16,24 @@ from workflow_composer.batch.run.preparation import Options, Preparation
 from workflow_composer.batch.run.runner import Budget
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.cli.interrupt import run_stoppable
-from workflow_composer.cli.output import ENDING, dollars, percent, print_json, tell_unread
-from workflow_composer.cli.progress import DecisionLog, describe_tiers, progress_for, raise_if_over, tell_spent_before
+from workflow_composer.cli.output import (
+    ENDING,
+    code_of,
+    cost_text,
+    known_cost,
+    percent,
+    print_json,
+    tell_no_price,
+    tell_unread,
+)
+from workflow_composer.cli.progress import (
+    DecisionLog,
+    describe_tiers,
+    doubting,
+    progress_for,
+    raise_if_over,
+    tell_spent_before,
+)
 from workflow_composer.cli.state import State
 from workflow_composer.types import ANY_TASK
 
@@ -28,7 +44,7 @@ if TYPE_CHECKING:
     from workflow_composer.orchestrator import ModelOrchestrator
     from workflow_composer.plugins.host import PluginHost
 
-SOME_FAILED = 1
+_REMEDY = f"{ENDING}, or set --extract to the answer's place (line, whole, json:FIELD, ...)"
 Planned = Mapping[str, tuple[Any, Mapping[str, "PlanTable"]]]
 
 
@@ -133,11 +149,13 @@ class Execution:
         if self._budget.run is not None:
             self._count_earlier(folders[name] / slug(policy) for name, (_, tables) in planned.items() for policy in tables)
         summaries: list[dict[str, Any]] = []
+        tallies: list[Tally] = []
         for name, (rows, tables) in planned.items():
             runs = {policy: folders[name] / slug(policy) for policy in tables}
             for policy, table in tables.items():
                 label = f"{name}, {policy}"
                 tally = self._answer(orchestrator, run, rows, table, runs[policy], label)
+                tallies.append(tally)
                 summaries.append(self._summary(name, policy, tally, runs[policy]))
                 if rows is not self._recorded:  # a recording has grades even for unreadable answers
                     _tell_what_looks_wrong(label, tally, runs[policy])
@@ -149,7 +167,7 @@ class Execution:
             click.echo(f"note: {given_up} comparisons of answers timed out and count as different", err=True)
         if self._state.json:
             print_json(summaries)
-        return SOME_FAILED if any(summary["errors"] for summary in summaries) else 0
+        return code_of(tallies)
 
     def _planned(self, config: StrategyConfig, limit: int | None) -> PlannedRun:
         from workflow_composer.runtime.snapshot import contexts_of
@@ -162,6 +180,7 @@ class Execution:
             recorded=self._recorded,
             limit=limit,
             keep_texts=not self._options.no_texts,
+            planning={name: getattr(self._options, name) for name in ("k", "k_max", "target", "probing_dataset")},
         )
 
     def _answer(
@@ -185,11 +204,13 @@ class Execution:
                     budget=self._budget,
                     progress=progress,
                     stop=stop,
+                    go_on=doubting(progress, _REMEDY, label=label),
                 )
 
             def told() -> str:
                 how = "run the same command again to resume"
-                return f"{label}: {tally.done} of {tally.total} rows done, {dollars(tally.cost_now)}; {how}"
+                spent = cost_text(tally.cost_now, tally.unpriced_now)
+                return f"{label}: {tally.done} of {tally.total} rows done, cost {spent}; {how}"
 
             if tally.answered < len(table.frame):
                 with progress_for(tally, describe_tiers, label=label) as progress:
@@ -228,12 +249,14 @@ class Execution:
             "unreadable": tally.unreadable,
             "cut_off": tally.cut_off,
             "shares": dict(tally.shares),
-            "cost": tally.cost,
+            "cost": known_cost(tally.cost, tally.unpriced),
+            "cost_unknown_rows": tally.unpriced,
             "seconds": round(tally.seconds, 3),
             "folder": str(folder),
         }
         if not self._state.json:
-            click.echo(_line(found))
+            click.echo(_line(found, cost_text(tally.cost, tally.unpriced)))
+            tell_no_price(tally.cost, tally.unpriced)
         if tally.errors:
             failed = next(record for record in records(folder / JOURNAL) if record.error is not None)
             assert failed.error is not None  # by the filter above
@@ -248,15 +271,14 @@ def _tell_what_looks_wrong(label: str, tally: Tally, folder: Path) -> None:
     from workflow_composer.batch.report.results import records
 
     where = f"the texts are in {folder / 'results.jsonl'}"
-    remedy = f"{ENDING}, or set --extract to the answer's place (line, whole, json:FIELD, ...); {where}"
-    tell_unread(tally.unreadable, tally.answered, cut_off=tally.cut_off, remedy=remedy, whose=label)
+    tell_unread(tally.unreadable, tally.answered, cut_off=tally.cut_off, remedy=f"{_REMEDY}; {where}", whose=label)
     if tally.graded > tally.unreadable and not tally.correct:
         read = next((record.answer for record in records(folder / JOURNAL) if record.answer is not None), None)
         click.echo(f"{label}: none of {tally.graded} answers is right; the first one extracted is {read!r}", err=True)
         click.echo(f"hint: compare it with its label; {where}", err=True)
 
 
-def _line(found: Mapping[str, Any]) -> str:
+def _line(found: Mapping[str, Any], cost: str) -> str:
     """Return the summary of one run as one line."""
     parts = [f"{found['answered']} of {found['rows']} rows"]
     if found["earlier"]:
@@ -267,5 +289,5 @@ def _line(found: Mapping[str, Any]) -> str:
         parts.append(f"accuracy {percent(found['accuracy'])}")
     if len(found["shares"]) > 1:
         parts.append(", ".join(f"{tier} {share:.0%}" for tier, share in found["shares"].items()))
-    parts.append(f"cost {dollars(found['cost'])}")
+    parts.append(f"cost {cost}")
     return f"{found['dataset']}, {found['policy']}: {'; '.join(parts)}"

@@ -23,8 +23,18 @@ from workflow_composer.cli.options import (
     run_budget_option,
     strategy_option,
 )
-from workflow_composer.cli.output import ENDING, dollars, percent, print_json, printable, tell_unread
-from workflow_composer.cli.progress import DecisionLog, progress_for, raise_if_over, tell_spent_before
+from workflow_composer.cli.output import (
+    ENDING,
+    code_of,
+    cost_text,
+    known_cost,
+    percent,
+    print_json,
+    printable,
+    tell_no_price,
+    tell_unread,
+)
+from workflow_composer.cli.progress import DecisionLog, doubting, progress_for, raise_if_over, tell_spent_before
 from workflow_composer.cli.state import State
 
 if TYPE_CHECKING:
@@ -36,9 +46,6 @@ if TYPE_CHECKING:
 # ---------------------------------------------------------------------------------------------------------------- file run
 #
 # ``generate --input``: answering the rows of a file, and the printed summary.
-
-
-SOME_FAILED = 1
 
 
 def answer_file(
@@ -62,7 +69,7 @@ def answer_file(
                 _answer(state, run, file, concurrency, budget)
     _sum_up(state, run, target)
     raise_if_over(budget, run.tally)
-    return SOME_FAILED if run.tally.errors else 0
+    return code_of([run.tally])
 
 
 def _answer(state: State, run: FileRun, file: AnswerFile | Printed, concurrency: int | None, budget: Budget) -> None:
@@ -84,11 +91,13 @@ def _answer(state: State, run: FileRun, file: AnswerFile | Printed, concurrency:
                 budget=budget,
                 progress=progress,
                 stop=stop,
+                go_on=doubting(progress, ENDING),
             )
 
     def told() -> str:
         how = "use --output to be able to resume" if isinstance(file, Printed) else "run the same command again to resume"
-        return f"{tally.done} of {tally.total} rows done, {dollars(tally.cost_now)}; {how}"
+        spent = cost_text(tally.cost_now, tally.unpriced_now)
+        return f"{tally.done} of {tally.total} rows done, cost {spent}; {how}"
 
     with log, progress_for(tally) as progress:
         run_stoppable(work, told)
@@ -107,7 +116,8 @@ def _sum_up(state: State, run: FileRun, target: Path | None) -> None:
             "accuracy": tally.accuracy,
             "unreadable": tally.unreadable,
             "cut_off": tally.cut_off,
-            "cost": tally.cost_now,
+            "cost": known_cost(tally.cost_now, tally.unpriced_now),
+            "cost_unknown_rows": tally.unpriced_now,
             "seconds": round(tally.seconds, 3),
         }
         print_json(summary, err=target is None)
@@ -118,8 +128,9 @@ def _sum_up(state: State, run: FileRun, target: Path | None) -> None:
     parts.append(f"{tally.errors} errors")
     if tally.accuracy is not None:
         parts.append(f"accuracy {percent(tally.accuracy)} of {tally.graded}")
-    parts += [f"cost {dollars(tally.cost_now)}", f"{tally.seconds:.1f} s"]
+    parts += [f"cost {cost_text(tally.cost_now, tally.unpriced_now)}", f"{tally.seconds:.1f} s"]
     click.echo(", ".join(parts), err=True)
+    tell_no_price(tally.cost_now, tally.unpriced_now)
     tell_unread(tally.unreadable, tally.graded, cut_off=tally.cut_off, remedy=ENDING)
     if tally.errors and target is not None:
         click.echo("hint: run the same command again to retry the failed rows", err=True)
@@ -169,7 +180,8 @@ def _print_foot(response: LLMResponse) -> None:
     """Print the candidate, tokens, cost and time, on a terminal only."""
     if sys.stderr.isatty():
         seconds, tokens = response.latency_ms / 1000.0, response.usage.total_tokens
-        foot = f"[{response.decision.candidate}, {tokens} tokens, {dollars(response.cost)}, {seconds:.1f} s]"
+        cost = cost_text(response.cost, not response.cost_known).partition(" (")[0]
+        foot = f"[{response.decision.candidate}, {tokens} tokens, {cost}, {seconds:.1f} s]"
         click.echo(click.style(foot, dim=True), err=True)
 
 
@@ -186,7 +198,8 @@ def to_dict(response: LLMResponse) -> dict[str, Any]:
         "confidence": response.confidence,
         "accepted": response.accepted,
         "usage": asdict(response.usage),
-        "cost": response.cost,
+        "cost": known_cost(response.cost, not response.cost_known),
+        "cost_known": response.cost_known,
         "latency_ms": response.latency_ms,
         "overhead_ms": response.overhead_ms,
         "attempts": [asdict(attempt) for attempt in response.attempts],

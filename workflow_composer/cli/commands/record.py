@@ -19,8 +19,8 @@ from workflow_composer.cli.options import (
     run_budget_option,
     strategy_option,
 )
-from workflow_composer.cli.output import ENDING, dollars, percent, print_json, tell_unread
-from workflow_composer.cli.progress import DecisionLog, progress_for, raise_if_over, tell_spent_before
+from workflow_composer.cli.output import ENDING, code_of, cost_text, known_cost, percent, print_json, tell_unread
+from workflow_composer.cli.progress import DecisionLog, doubting, progress_for, raise_if_over, tell_spent_before
 from workflow_composer.cli.state import State
 from workflow_composer.errors import ConfigError
 
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 # --------------------------------------------------------------------------------------------------------------- recording
 #
 # The run of ``record``, and the printed summary.
-
-
-SOME_FAILED = 1
 
 
 class RecordRun:
@@ -63,7 +60,7 @@ class RecordRun:
                 self._answer(orchestrator, recorder, budget)
         self._sum_up(recorder)
         raise_if_over(budget, recorder.tally)
-        return SOME_FAILED if recorder.tally.errors else 0
+        return code_of([recorder.tally])
 
     def _answer(self, orchestrator: ModelOrchestrator, recorder: Recorder, budget: Budget) -> None:
         tally = recorder.tally
@@ -77,6 +74,7 @@ class RecordRun:
                     budget=budget,
                     progress=progress,
                     stop=stop,
+                    go_on=doubting(progress, ENDING),
                 )
 
         def told() -> str:
@@ -125,15 +123,17 @@ class RecordRun:
             "accuracy": tally.accuracy,
             "unreadable": tally.unreadable,
             "cut_off": tally.cut_off,
-            "cost": tally.cost_now,
+            "cost": known_cost(tally.cost_now, tally.unpriced_now),
+            "cost_unknown_rows": tally.unpriced_now,
             "seconds": round(tally.seconds, 3),
         }
         if self._state.json:
             print_json(found)
             return
         earlier = f" ({tally.earlier} recorded earlier)" if tally.earlier else ""
+        cost = cost_text(tally.cost_now, tally.unpriced_now)
         accuracy = "" if tally.accuracy is None else f", accuracy {percent(tally.accuracy)}"
-        parts = f"{tally.answered} answers{earlier}, {tally.errors} errors{accuracy}, cost {dollars(tally.cost_now)}"
+        parts = f"{tally.answered} answers{earlier}, {tally.errors} errors{accuracy}, cost {cost}"
         click.echo(f"{self._output}: {parts}, {tally.seconds:.1f} s", err=True)
         tell_unread(tally.unreadable, tally.graded, cut_off=tally.cut_off, remedy=ENDING)
         if tally.errors:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.paths import ROOT
 from tests.unit.batch.records import TIER, failed, record, records
-from workflow_composer.batch.report.results import COLUMNS, JSONL, PARQUET, write_results
+from workflow_composer.batch.report.results import COLUMNS, JSONL, PARQUET, Written, write_results
 from workflow_composer.batch.report.results import records as records_of
 from workflow_composer.batch.run.journal import RowJournal
 from workflow_composer.errors import InputError, WorkflowComposerError
@@ -69,6 +69,8 @@ def test_a_row_has_all_documented_columns(tmp_path):
             "right": [],
             "texts": [],
             "cut_off": 0,
+            "fixed": False,
+            "cost_known": True,
         }
     ]
 
@@ -201,3 +203,27 @@ write_results(Path(sys.argv[1]), Path(sys.argv[2]))
 def test_a_folder_that_is_not_there_is_told(tmp_path):
     with pytest.raises(WorkflowComposerError, match="No such file"):
         write_results(journal_of(tmp_path, record(0)), tmp_path / "no")
+
+
+def test_an_unknown_cost_is_null_and_a_partly_known_one_a_lower_bound(tmp_path):
+    rows, table = results(
+        tmp_path, record(0, cost=0.0, priced=False), record(1, cost=0.5, priced=False), record(2, cost=0.0)
+    )
+
+    assert [(row["cost"], row["cost_known"]) for row in rows] == [(None, False), (0.5, False), (0.0, True)]
+    assert rows == table
+
+
+def test_rows_are_counted_as_they_stand_in_the_files(tmp_path):
+    rows = [
+        record(0),
+        failed(1, correct=False),
+        record(2, answer=None, correct=False),
+        record(3, correct=None, priced=False),
+    ]
+    with RowJournal.open(tmp_path / "journal", {}, rows=4) as journal:
+        for each in rows:
+            journal.append(each)
+    written = write_results(tmp_path / "journal", tmp_path)
+
+    assert written == Written(rows=4, errors=1, unreadable=1, cut_off=0, graded=3, correct=1, unpriced=1)

@@ -20,7 +20,7 @@ from workflow_composer.errors import BadRequest, InputError, RateLimited
 from workflow_composer.metrics.sink import NullSink
 from workflow_composer.plugins.builtin import plugin_host
 
-ANSWERS = {"a": ["#### 1", "#### 2", "I do not know."], "b": ["#### 4", "#### 4.0", "#### 5"]}
+ANSWERS = {"a": ["#### 1", "#### 2", "I do not know."], "b": ["#### 4", "#### 4.0", "#### 5"], "c": ["..."]}
 
 
 @pytest.fixture
@@ -117,10 +117,10 @@ def test_a_row_that_was_refused_before_it_was_answered_is_told_of():
 
 def test_questions_come_in_the_order_of_the_file_and_once(recording):
     assert [row.question for row in recording.rows()] == ["2 + 2?"]
-    assert (recording.count(), recording.samples("a"), set(recording.models)) == (1, 3, {"a", "b"})
+    assert (recording.count(), recording.samples("a"), set(recording.models)) == (1, 3, {"a", "b", "c"})
     assert recording.right("b", " 2 + 2? ", 1) is True
     assert recording.right("b", "2 + 2?", 9) is None
-    assert recording.right("c", "2 + 2?", 0) is None
+    assert recording.right("d", "2 + 2?", 0) is None
 
 
 def test_a_file_that_is_no_recording_is_an_error_that_says_where(tmp_path):
@@ -132,3 +132,21 @@ def test_a_file_that_is_no_recording_is_an_error_that_says_where(tmp_path):
     (tmp_path / "z.jsonl").write_text("")
     with pytest.raises(InputError, match="no answers"):
         RecordedAnswers(tmp_path / "z.jsonl")
+
+
+def test_the_number_of_samples_is_fixed_only_if_no_answer_could_change_it(recording):
+    """A vote that may end early draws more for harder questions."""
+    early = answer(recording, "mv_cascade_a_k3_b_k3", "4").tiers
+    assert [tier.fixed for tier in early] == [False, False]
+    assert answer(recording, "a", "1").tiers[0].fixed
+
+
+def test_a_row_without_a_price_says_so(recording):
+    record = answer(recording, "mv_cascade_a_k3_b_k3", "4")
+    assert (record.cost, record.priced, [tier.priced for tier in record.tiers]) == (0.0, False, [False, False])
+
+
+def test_an_answer_that_cannot_be_read_is_not_accepted(recording):
+    read, unread = answer(recording, "a", "1"), answer(recording, "c", "4")
+    assert (read.accepted, read.unreadable) == (True, False)
+    assert (unread.accepted, unread.unreadable, unread.correct) == (False, True, False)

@@ -15,8 +15,8 @@ from workflow_composer.batch.run.answering import Answering, Job
 from workflow_composer.batch.run.journal import RowJournal
 from workflow_composer.batch.run.limiter import Limiter
 from workflow_composer.batch.run.records import Head
-from workflow_composer.batch.run.runner import Budget, run
-from workflow_composer.batch.run.tally import Tally
+from workflow_composer.batch.run.runner import UNREADABLE, Budget, run
+from workflow_composer.batch.run.tally import MANY_UNREADABLE, Tally
 from workflow_composer.errors import (
     AllCandidatesFailed,
     BadRequest,
@@ -589,3 +589,53 @@ class TestTally:
         assert tally.rows_per_second == pytest.approx(0.1)
         assert tally.seconds_left == pytest.approx(490)
         assert (tally.done, tally.earlier) == (51, 50)
+
+
+class TestUnreadableAnswers:
+    """A run whose answers cannot be read asks once whether it should go on."""
+
+    @staticmethod
+    async def unreadable(job):
+        return record(job.row.row, answer=None, correct=False)
+
+    def run(self, batch, count, answer, *, goes_on):
+        asked = []
+
+        async def go_on(tally):
+            asked.append((tally.done, tally.in_a_row))
+            return goes_on
+
+        tally = asyncio.run(batch.run(jobs(count), answer, limiter=Limiter.of(1), go_on=go_on))
+        return tally, asked
+
+    def test_it_is_asked_once_and_goes_on(self, batch):
+        tally, asked = self.run(batch, 3 * MANY_UNREADABLE, self.unreadable, goes_on=True)
+        assert asked == [(MANY_UNREADABLE, MANY_UNREADABLE)]
+        assert (tally.done, tally.stopped_by, tally.unreadable) == (3 * MANY_UNREADABLE, "", 3 * MANY_UNREADABLE)
+
+    def test_a_no_begins_no_further_row_and_keeps_what_was_answered(self, batch):
+        tally, _ = self.run(batch, 3 * MANY_UNREADABLE, self.unreadable, goes_on=False)
+        assert (tally.done, tally.stopped_by) == (MANY_UNREADABLE, UNREADABLE)
+        assert len(batch.finished(3 * MANY_UNREADABLE)) == MANY_UNREADABLE
+
+    def test_one_readable_answer_in_between_begins_the_count_anew(self, batch):
+        async def some(job):
+            return record(job.row.row, answer=None if (job.row.row + 1) % MANY_UNREADABLE else "18")
+
+        tally, asked = self.run(batch, 3 * MANY_UNREADABLE, some, goes_on=False)
+        assert (asked, tally.done) == ([], 3 * MANY_UNREADABLE)
+
+
+def test_a_failed_row_with_a_label_counts_as_wrong_until_it_is_answered(batch):
+    tries = []
+
+    async def once(job):
+        tries.append(job)
+        if len(tries) == 1:
+            raise RateLimited("later")
+        return record(job.row.row)
+
+    seen = []
+    options = {"retries": 1, "retry_after": 0.0, "progress": lambda tally: seen.append((tally.graded, tally.correct))}
+    asyncio.run(batch.run(jobs(1), once, **options))
+    assert seen == [(1, 0), (1, 1)]

@@ -380,3 +380,73 @@ def test_a_journal_of_an_earlier_version_is_gone_on_with(command):
     assert done.code == 0, done.err
     assert (done.json[0]["earlier"], done.json[0]["answered"]) == (3, 6)
     assert (place / "journal.jsonl").read_bytes().startswith(before)
+
+
+def asked(data):
+    """How many calls all models were sent so far."""
+    return sum(len(backend.calls) for backend in data.made)
+
+
+def test_a_pilot_grows_and_pays_only_for_the_rows_that_are_new(data):
+    arguments = ["--json", "execute", "--routes", "remote", "--datasets", "sums"]
+    assert data(*arguments, "--limit", "3").json[0]["answered"] == 3
+    assert asked(data) == 3
+    grown = data(*arguments, "--limit", "6").json[0]
+    assert (grown["earlier"], grown["answered"], asked(data)) == (3, 6, 6)
+    whole = data(*arguments).json[0]
+    assert (whole["rows"], whole["earlier"], asked(data)) == (10, 6, 10)
+    assert [row["answer"] for row in results(data, "sums", "remote")] == [str(n) for n in range(1, 11)]
+    lower = data(*arguments, "--limit", "2").json[0]
+    assert (lower["rows"], lower["answered"], asked(data)) == (2, 2, 10)
+    assert len(results(data, "sums", "remote")) == 2
+
+
+def test_rows_that_were_added_and_have_changed_their_order_are_not_paid_for_again(data):
+    arguments = ["--json", "execute", "--routes", "remote", "--datasets", "sums"]
+    data(*arguments)
+    order = [12, 7, 3, 3, 10, 1, 2, 4, 5, 6, 8, 9, 11]
+    data.write("data/sums.jsonl", *({"question": f"What is {n}", "answer": f"#### {n}"} for n in order))
+    again = data(*arguments)
+    assert again.code == 0, again.err
+    assert (again.json[0]["earlier"], again.json[0]["answered"], again.json[0]["accuracy"]) == (10, 13, 1.0)
+    assert asked(data) == 13
+    rows = results(data, "sums", "remote")
+    assert [row["answer"] for row in rows] == [str(n) for n in order]
+    assert [row["question"] for row in rows] == [f"What is {n}" for n in order]
+    assert data(*arguments).json[0]["earlier"] == 13
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"question": "What is 1", "answer": "#### 1"}], "rows that the data set no longer has"),
+        ([{"question": f"What is {n}", "answer": "#### 0"} for n in range(1, 11)], "the label of row 0 has changed"),
+    ],
+)
+def test_rows_that_were_taken_away_or_have_other_labels_are_refused(data, rows, said):
+    arguments = ["execute", "--routes", "remote", "--datasets", "sums"]
+    data(*arguments)
+    data.write("data/sums.jsonl", *rows)
+    done = data(*arguments)
+    assert (done.code, asked(data)) == (2, 10)
+    assert said in done.err
+
+
+def test_a_model_that_means_something_else_is_refused_and_a_cheaper_server_is_not(data):
+    """What answers depend on counts; prices, time limits and other models do not."""
+    arguments = ["execute", "--routes", "remote", "--datasets", "sums", "--limit"]
+    data(*arguments, "5")
+    scripted = {"backend": "scripted"}
+    data.profile = {**TIERS, "models": {"small": scripted, "remote": {**scripted, "model": "other-7B"}}}
+    done = data(*arguments, "6")
+    assert done.code == 2
+    assert "profile.models.remote.model was 'remote' and is 'other-7B'" in done.err
+    priced = {**scripted, "input_price": 1.0}
+    data.profile = {**TIERS, "models": {"small": {**scripted, "model": "unused"}, "remote": priced, "more": scripted}}
+    assert data(*arguments, "6", "--timeout", "60").code == 0
+
+
+def test_what_answers_hold_is_for_their_owner_only(data):
+    data("execute", "--routes", "remote", "--datasets", "sums")
+    folder = data.folder / "results" / "sums" / "remote"
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir() if not path.name.startswith(".")} == {0o600}

@@ -34,7 +34,10 @@ def test_every_tier_s_answer_to_every_question_is_kept_and_graded(sums):
         ("2 and 2?", "strong"): False,
         ("3 and 2?", "strong"): True,
     }
-    assert all(line["tokens"] > 0 and line["cost"] >= 0 for line in lines)
+    assert all(line["tokens"] > 0 for line in lines)
+    assert all((line["cost"] or 0) > 0 if line["model"] == "cheap" else line["cost"] is None for line in lines), (
+        "remote has no price"
+    )
 
 
 def test_what_could_not_be_read_is_told_and_so_is_what_was_cut_off(sums):

@@ -1,0 +1,1 @@
+"""A table through a prompt: templates over its columns, and the table with the answers."""

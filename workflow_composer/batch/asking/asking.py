@@ -1,0 +1,345 @@
+"""A run of `ask`: every row of a table becomes a prompt, a form reads the answer, and the table is written with it.
+
+Answers go to a journal beside the output, in the form of `generate`'s output, with these fields added: ``value`` (as the
+form read it, in JSON), ``answer`` (the same as text), ``mended`` (what was mended in it), ``calls``, and with a label
+``label`` and ``correct``. A later run resumes from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workflow_composer.answers.output_form import OutputForm
+from workflow_composer.batch.asking.table_output import OTHER, TableOutput, cell, suffix_of, types_of
+from workflow_composer.batch.asking.templates import PromptTemplate, near_columns
+from workflow_composer.batch.datasets.prompt_rows import InputRow, digest_of
+from workflow_composer.batch.run.answer_file import AnswerFile, AnswerLine, LineAnswers, answers_in
+from workflow_composer.batch.run.limiter import Limiter
+from workflow_composer.batch.run.runner import Budget, Generate, heard, run
+from workflow_composer.batch.run.tally import Tally
+from workflow_composer.errors import InputError, ModelError
+from workflow_composer.types import LLMResponse
+
+if TYPE_CHECKING:
+    from workflow_composer.batch.datasets.table import Table, TableRow
+    from workflow_composer.config.strategy import StrategyConfig
+
+JOURNAL = ".journal"
+"""Suffix of the journal's name, after that of the output."""
+
+ANSWER, ERROR = "answer", "_error"
+"""The column of an answer without fields, and the column that says why a row has none."""
+
+_NOT_ASKED = "not asked: the run ended before this row"
+
+
+class InvalidAnswer(ModelError):
+    """A model's answer does not have the form that was asked for."""
+
+
+# ------------------------------------------------------------------------------------------------------------- columns
+
+
+@dataclass(frozen=True, slots=True)
+class NewColumns:
+    """The columns that are added: one for each of the ``fields`` of an answer, or one for all of it, and the error."""
+
+    fields: tuple[str, ...] | None
+    answer: str = ANSWER
+    prefix: str = ""
+
+    @classmethod
+    def of(cls, form: OutputForm, *, answer: str = ANSWER, prefix: str = "") -> NewColumns:
+        """Return a column for each property of a form that is an object, else one column."""
+        schema = form.json_schema()
+        fields = tuple(schema.get("properties") or ()) if schema.get("type") == "object" else ()
+        return cls(fields or None, answer, prefix)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The columns of answers."""
+        return tuple(self.prefix + name for name in self.fields or (self.answer,))
+
+    @property
+    def error(self) -> str:
+        """The column that says why a row has no answer."""
+        return self.prefix + ERROR
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them, in order."""
+        return (*self.answers, self.error)
+
+    def check(self, kept: Sequence[str], table: str) -> None:
+        """Raise `InputError` if the table has a column of the same name."""
+        clashes = [name for name in self.names if name in kept]
+        if clashes:
+            raise InputError(
+                f"{table} has already a column {' and '.join(map(repr, clashes))}",
+                hint="give the new columns a --prefix such as 'new_', or leave the old ones out with --keep",
+            )
+
+    def cells(self, line: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return the cells of a row's line in the journal; None: the row was not asked."""
+        if line is None:
+            return dict.fromkeys(self.answers) | {self.error: _NOT_ASKED}
+        if (error := line.get("error")) is not None:
+            return dict.fromkeys(self.answers) | {self.error: f"{error['type']}: {error['message']}"}
+        value = line["value"]
+        found = [value] if self.fields is None else [value.get(name) for name in self.fields]
+        return {**dict(zip(self.answers, found, strict=True)), self.error: None}
+
+
+# ------------------------------------------------------------------------------------------------------------- answers
+
+
+class FormAnswers:
+    """Answers rows by calling ``generate`` and reading each answer by the form. Raises what ``generate`` raises.
+
+    ``fields`` are fields of `LLMRequest` for all rows, plus ``system``. An answer without the form becomes a failed row.
+    """
+
+    def __init__(self, generate: Generate, fields: Mapping[str, Any], form: OutputForm) -> None:
+        self._generate = generate
+        self._fields = dict(fields)
+        self._form = form
+
+    async def __call__(self, row: InputRow, budget: float | None) -> AnswerLine:
+        """Answer one row for at most ``budget`` dollars; return its line."""
+        made: list[LLMResponse] = []
+
+        async def generate(prompt: Any, **fields: Any) -> LLMResponse:
+            made.append(await self._generate(prompt, **fields))
+            return made[0]
+
+        graded = row if self._form.is_text else replace(row, label=None)  # a text is graded by the answer read from it
+        line = await LineAnswers(generate, self._fields)(graded, budget)
+        return AnswerLine({**line.fields, **self._read(row, made[0])})
+
+    def failed(self, row: InputRow, error: BaseException, seconds: float) -> AnswerLine:
+        """Return the line of a failed row, with the cost of its attempts."""
+        line = LineAnswers(self._generate, self._fields).failed(row, error, seconds)
+        return AnswerLine({**line.fields, "calls": len(getattr(error, "attempts", ()))})
+
+    def _read(self, row: InputRow, response: LLMResponse) -> dict[str, Any]:
+        formed = self._form.read(response.text)
+        found: dict[str, Any] = {"calls": len(response.attempts)}
+        if formed.problem is not None:
+            return {**found, "error": {"type": InvalidAnswer.__name__, "message": formed.problem}}
+        value = self._form.plain(formed.value)
+        found |= {"value": value, "mended": list(formed.mended)}
+        if row.label is not None:
+            found["label"] = row.label
+        if not self._form.is_text:
+            found["answer"] = cell(value)
+            if row.label is not None:
+                found["correct"] = self._form.key(formed.value) == key_of(self._form, row.label)
+        return found
+
+
+def key_of(form: OutputForm, label: str) -> str:
+    """Return the key of a label, which is read as an answer is; a label that the form cannot read is a text."""
+    formed = form.read(label)
+    return json.dumps(label) if formed.problem is not None else form.key(formed.value)
+
+
+# ----------------------------------------------------------------------------------------------------------------- run
+
+
+class AskRun:
+    """The rows of a table as prompts, and their progress.
+
+    Args:
+        table: the table.
+        template: the prompt.
+        form: what an answer must be.
+        new: the columns to add.
+        fields: fields of `LLMRequest` for all rows, plus ``system``.
+        keep: the columns of the table to write; None: all.
+        label: the column with the right answer; None: none.
+        limit: only so many rows.
+
+    ``identity`` is what answers depend on besides their prompts, such as the profile's models; set it before `opened`.
+    Raises `InputError` for a name that is no column, or a new column that the table has already.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        template: PromptTemplate,
+        form: OutputForm,
+        new: NewColumns,
+        *,
+        fields: Mapping[str, Any],
+        keep: Sequence[str] | None = None,
+        label: str | None = None,
+        limit: int | None = None,
+    ) -> None:
+        self.table, self.form, self.new = table, form, new
+        self.columns = self._columns_for(template)
+        self.kept = [name for name in self.columns if keep is None or name in keep]
+        for name, option in (*((each, "--keep") for each in keep or ()), *([(label, "--label-column")] if label else [])):
+            if name not in self.columns:
+                hint = near_columns(name, self.columns)
+                raise InputError(f"{option}: {table.name} has no column {name!r}", hint=hint)
+        new.check(self.kept, table.name)
+        self.tally = Tally(None)
+        self.characters = 0
+        self.other_labels: list[str] = []
+        self.identity = ""
+        self.fields = dict(fields)
+        self.used = frozenset(name for reference in template.references for name in reference.path)
+        self._template, self._label, self._limit, self._keep = template, label, limit, keep
+        self._instructions = form.instructions()
+
+    def _columns_for(self, template: PromptTemplate) -> list[str]:
+        """Return the table's columns. Rows of JSON lines may have more than the first ones: then all rows are looked at."""
+        columns = dict.fromkeys(self.table.names)
+        try:
+            template.check(list(columns))
+        except InputError:
+            for row in self.table.rows():
+                columns.update(dict.fromkeys(row.values))
+            template.check(list(columns))
+        return list(columns)
+
+    def check(self) -> None:
+        """Fill in every prompt and read every label, so that faults show before any call is paid for.
+
+        Sets the tally's total, ``characters`` (of all prompts) and ``other_labels``, which no answer can equal; adds columns
+        that only later rows have. Raises `InputError` for the first faulty row, with the number of faulty rows.
+        """
+        total, faults, first = 0, 0, None
+        found = dict.fromkeys(self.columns)
+        for row in self._rows():
+            total += 1
+            found.update(dict.fromkeys(row.values))
+            try:
+                self.characters += len(self._prompt(row))
+            except InputError as error:
+                faults, first = faults + 1, first or error
+                continue
+            label = self._label_of(row)
+            if label is not None and self.form.read(label).problem is not None and label not in self.other_labels:
+                self.other_labels.append(label)
+        if first is not None:
+            more = f", and {faults - 1} more rows" if faults > 1 else ""
+            raise InputError(f"{first.message}{more}", hint=first.hint)
+        if not total:
+            raise InputError(f"{self.table.name} has no rows", hint="write at least one row")
+        if self._keep is None:
+            self.kept = self.columns = list(found)
+            self.new.check(self.kept, self.table.name)
+        self.tally.total = total
+
+    def rows(self) -> Iterator[InputRow]:
+        """Yield the rows as prompts."""
+        for index, row in enumerate(self._rows()):
+            prompt = self._prompt(row)
+            key = digest_of(prompt.encode(errors="surrogatepass"), self.identity)
+            yield InputRow(index, row.where, key, prompt, label=self._label_of(row))
+
+    def opened(self, target: Path) -> AnswerFile:
+        """Open the journal of an output to resume it. Raises `InputError` if it has answers to other questions."""
+        suffix_of(target)
+        journal = journal_of(target)
+        if target.exists() and (not journal.exists() or any(map(target.samefile, self.table.paths))):
+            raise InputError(f"{target} exists and was not written by ask", hint=f"choose {OTHER}, or move the file")
+        self.tally = Tally(self.tally.total)
+        file = AnswerFile.open(journal, source=self.table.paths[0], each=self.tally.add_earlier, other=OTHER)
+        try:
+            if file.rows:
+                for row in self.rows():
+                    file.is_done(row)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    async def answer(
+        self,
+        generate: Generate,
+        file: AnswerFile,
+        *,
+        wanted: Callable[[int], bool],
+        concurrency: int | None,
+        budget: Budget,
+        progress: Callable[[Tally], None],
+        stop: asyncio.Event,
+    ) -> None:
+        """Answer the rows that have no answer yet and whose numbers are ``wanted``."""
+        limiter = Limiter.of(concurrency)
+        rows = (row for row in self.rows() if wanted(row.index))
+        await run(
+            (row for row in rows if not file.is_done(row)),
+            FormAnswers(heard(generate, limiter), self.fields, self.form),
+            file,
+            tally=self.tally,
+            limiter=limiter,
+            budget=budget,
+            progress=progress,
+            stop=stop,
+        )
+
+    def named(self, label: str) -> str:
+        """Return the answer that a label means, as text."""
+        formed = self.form.read(label)
+        return label if formed.problem is not None else cell(self.form.plain(formed.value))
+
+    def output(self, target: Path, *, keep_formulas: bool = False) -> TableOutput:
+        """Return the table with the answers that the journal of ``target`` has."""
+        own = frozenset(self.new.answers) if _has_own_words(self.form) else frozenset()
+        return TableOutput(
+            [*self.kept, *self.new.names],
+            lambda: (values | cells for values, cells in self.answered(target)),
+            answers=own | {self.new.error},
+            types=types_of(self.table.paths),
+            keep_formulas=keep_formulas,
+        )
+
+    def answered(self, target: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Yield the cells of every row, the table's and the new ones."""
+        lines = answers_in(journal_of(target))
+        line = next(lines, None)
+        for index, row in enumerate(self._rows()):
+            found = None
+            if line is not None and line["index"] == index:
+                found, line = line, next(lines, None)
+            yield dict(row.values), self.new.cells(found)
+
+    def _rows(self) -> Iterator[TableRow]:
+        return islice(self.table.rows(), self._limit)
+
+    def _prompt(self, row: TableRow) -> str:
+        prompt = self._template.render(row.values, row.where)
+        if not prompt.strip():
+            raise InputError(f"{row.where}: the prompt is empty", hint="leave this row out, or write some text around it")
+        return f"{prompt}\n\n{self._instructions}" if self._instructions else prompt
+
+    def _label_of(self, row: TableRow) -> str | None:
+        value = None if self._label is None else row.values.get(self._label)
+        return cell(value).strip() or None
+
+
+def identity_of(config: StrategyConfig, run: AskRun) -> str:
+    """Return what answers depend on besides their prompts; limits on time and money are left out."""
+    models = {name: f"{spec.backend}:{spec.model}" for name, spec in config.models.items()}
+    asked = {name: value for name, value in run.fields.items() if name != "timeout"}
+    return json.dumps([config.profile_name, models, asked, run.form.spec], sort_keys=True, default=str)
+
+
+def journal_of(target: Path) -> Path:
+    """Return the journal beside an output."""
+    return target.with_name(target.name + JOURNAL)
+
+
+def _has_own_words(form: OutputForm) -> bool:
+    """Whether a model's own words can be in an answer, and not only words, numbers and truth values that were listed."""
+    schema = form.json_schema()
+    return "enum" not in schema and schema.get("type") not in ("number", "integer", "boolean")

@@ -1,0 +1,142 @@
+"""What a row asks: its question or messages, its right answers, its id and its own fields of the request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from workflow_composer.batch.datasets.columns import Found
+from workflow_composer.batch.datasets.multiple_choice import OfferedChoices, choices_in, put
+from workflow_composer.batch.datasets.request_fields import NAMES, own_fields, request_of
+from workflow_composer.batch.datasets.values import at_path, content_text, id_of, labels_of, question_of, text_of
+from workflow_composer.errors import ConfigError
+from workflow_composer.types import EMPTY, Message
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BATCH = 65_536
+"""Rows of a table that is built row by row."""
+
+BODY = "body"
+"""The column of an OpenAI Batch line that holds the request."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowContent:
+    """A row's content. ``question`` is its text; with ``messages`` it stands for them in plans and tables.
+
+    ``labels`` are the right answers, any of which counts; for multiple choice, letters. ``own`` are fields of `LLMRequest`.
+    """
+
+    id: str | None
+    question: str
+    labels: tuple[str, ...] = ()
+    messages: tuple[Message, ...] | None = None
+    own: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
+
+    @property
+    def prompt(self) -> str | tuple[Message, ...]:
+        """What is sent: the messages or the question."""
+        return self.messages or self.question
+
+
+class Taking:
+    """Takes from rows what they ask, from the columns that were found."""
+
+    def __init__(self, found: Found, names: Iterable[str] = ()) -> None:
+        self.found = found
+        self._has_own = not NAMES.difference(found.names).isdisjoint(names)
+        self._is_batch = found.question == BODY
+        self._used = frozenset(found.names)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether question and label are columns of texts that are taken as they are."""
+        found = self.found
+        is_deep = "." in found.question or "." in found.label
+        return not (found.after or found.choices or self._is_batch or self._has_own or is_deep)
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The columns that `take` reads, if they exist."""
+        more = (BODY, "method", "url") if self._is_batch else tuple(NAMES)
+        return (*self.found.names, *more)
+
+    @property
+    def identity(self) -> str:
+        """What is taken, for a digest; that of a plain question and label is the one that journals have."""
+        found = self.found
+        plain = f"Columns(question={found.question!r}, label={found.label!r}, id={found.id!r})"
+        return plain if self.is_plain else f"{plain} {found.after!r} {found.choices!r} {found.form}"
+
+    def take(self, row: Mapping[str, Any], where: str) -> RowContent:
+        """Return what a row asks. Raises `InputError` for an invalid value."""
+        if self._is_batch:
+            return self._request(row, where)
+        found = self.found
+        value = row.get(found.question)
+        if value is None and found.question not in row:
+            value = at_path(row, found.question)
+            prompt = question_of(value, found.question, where, missing=value is None)
+        else:
+            prompt = question_of(value, found.question, where)
+        choices = choices_in(row, found.choices) if found.choices else OfferedChoices()
+        if found.after and (more := text_of(row.get(found.after))):
+            assert isinstance(prompt, str)
+            prompt = f"{prompt}\n\n{more}"
+        labels = labels_of(at_path(row, found.label), found.label, where) if found.label else ()
+        if choices:
+            labels = self._letters(labels, choices, where)
+        own = own_fields(row, where, self._used if isinstance(prompt, tuple) else self._used | {"n"})
+        key = id_of(at_path(row, found.id)) if found.id else None
+        if isinstance(prompt, str):
+            return RowContent(key, put(prompt, choices, where) if choices else prompt, labels, None, own)
+        messages = _with_choices(prompt, choices, where) if choices else prompt
+        return RowContent(key, _text(messages), labels, messages, own)
+
+    def _letters(self, labels: tuple[str, ...], choices: OfferedChoices, where: str) -> tuple[str, ...]:
+        form = self.found.form
+        if form is None:
+            return labels
+        letters = (form.required(label, choices, self.found.label, where) for label in labels)
+        return tuple(dict.fromkeys(letter for letter in letters if letter is not None))
+
+    def _request(self, row: Mapping[str, Any], where: str) -> RowContent:
+        messages, own = request_of(row, where)
+        labels = labels_of(at_path(row, self.found.label), self.found.label, where) if self.found.label else ()
+        return RowContent(id_of(row.get(self.found.id)), _text(messages), labels, messages, own)
+
+
+def _with_choices(messages: tuple[Message, ...], choices: OfferedChoices, where: str) -> tuple[Message, ...]:
+    *before, last = messages
+    return (*before, {**last, "content": put(content_text(last), choices, where)})
+
+
+def _text(messages: tuple[Message, ...]) -> str:
+    """Return the text of the messages of the user, which stands for them where a question is wanted."""
+    said = [content_text(message) for message in messages if message.get("role") == "user"]
+    return next(filter(None, reversed(said)), "") or "(no text)"
+
+
+def tables_of(rows: Iterable[RowContent]) -> Iterator[pa.Table]:
+    """Yield rows as tables of `BATCH` rows with the columns question and label."""
+    pa = arrow_library()
+    rows = iter(rows)
+    while batch := list(islice(rows, BATCH)):
+        questions, labels = [row.question for row in batch], [row.labels[0] if row.labels else None for row in batch]
+        yield pa.table({"question": pa.array(questions, pa.string()), "label": pa.array(labels, pa.string())})
+
+
+def arrow_library() -> Any:
+    """Return the module pyarrow. Raises `ConfigError` if it is not installed."""
+    try:
+        import pyarrow as pa
+    except ImportError:
+        raise ConfigError(
+            "Parquet data sets, plans and result files need pyarrow, which is not installed",
+            hint="pip install 'workflow-composer[batch]'",
+        ) from None
+    return pa
