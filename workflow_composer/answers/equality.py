@@ -1,13 +1,13 @@
 """Equality of the answers to one question: their kind is decided once, and equal answers form groups.
 
-Pairs alone are not enough: "5 km" and "5 miles" both are "5", and whether ``1/2`` is a fraction or a genotype shows only in the
-other answers. `Question` therefore looks at all answers to a question together, with the label if there is one, and groups
-them; equality within a question is an equivalence, and the order of the answers does not matter.
+Pairs alone are not enough: "5 km" and "5 miles" both are "5", and whether ``1/2`` is a fraction or a genotype shows only in
+the other answers. `Question` therefore looks at all answers to a question together, with the label if there is one, and
+groups them; equality within a question is an equivalence, and the order of the answers does not matter.
 
 - Numbers are equal if they are exactly equal as rationals. If either is only known as a rounded value (a root, pi), they are
   equal within a relative difference of `TOLERANCE`, and so are all that such pairs connect.
-- Units convert: 0.5 g is 500 mg. A number without a unit has the label's unit; if the label is a number without a unit, units
-  say nothing. Without a label it has the unit of the others, if they agree; if they do not, it equals none of those with one.
+- Units convert: 0.5 g is 500 mg. A number without a unit has the label's unit; if the label is a number without a unit,
+  units say nothing. Without a label it has the unit of the others if they agree; otherwise it equals none of them.
 - Sets are equal if their elements are, tuples if these are in order, too, and the brackets are the same.
 - Other formulas of one form (expressions, equations, relations, matrices) are compared by math-verify.
 - Names (dates, genotypes, changes of proteins, versions, words) are equal if their canonical writings are
@@ -108,7 +108,7 @@ class Question:
 
 
 def kind_of(answers: Iterable[str], label: str | None = None, compare: Comparison = "auto") -> Kind:
-    """Return the kind of a question's answers, from the label if it is clear, else from all answers and the label.
+    r"""Return the kind of a question's answers, from the label if it is clear, else from all answers and the label.
 
     A label is not clear if it is ``n/m`` in bare digits.
 
@@ -128,7 +128,7 @@ def kind_of(answers: Iterable[str], label: str | None = None, compare: Compariso
 def kind_of_labels(labels: Iterable[str]) -> Kind | None:
     """Return the kind of a data set's answers, from all its labels; None if each question must decide.
 
-    >>> kind_of_labels(["A", "C"]), kind_of_labels(["0/1", "1/1"]), kind_of_labels(["12", "x^2"]), kind_of_labels(["yes", "5"])
+    >>> kind_of_labels(["A", "C"]), kind_of_labels(["0/1", "1/1"]), kind_of_labels(["12", "x^2"]), kind_of_labels(["yes"])
     ('choice', None, 'mathematics', 'text')
     """
     clear = [label for label in labels if not is_slash_form(label)]

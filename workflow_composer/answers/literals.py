@@ -3,8 +3,8 @@ r"""Names: answers that are neither numbers nor formulas, each in one canonical 
 `name` removes what carries no meaning in its kind of name: case in words, space beside digits, the order of day and month
 around a month's name, three-letter codes of amino acids, the deleted bases of HGVS. What may carry meaning stays, because
 taking two answers for one does more harm than the reverse: 04/02/2021 is no day of April or February in particular, ``A/G``
-keeps its order (it also writes a change from A to G), ``Aa`` and ``aa`` differ. Of genotypes, phased ones (``0|1``) keep their
-order and unphased ones (``0/1``) have none, as in VCF; only those with an allele 0 are surely genotypes.
+keeps its order (it also writes a change from A to G), ``Aa`` and ``aa`` differ. Of genotypes, phased ones (``0|1``) keep
+their order and unphased ones (``0/1``) have none, as in VCF; only those with an allele 0 are surely genotypes.
 """
 
 from __future__ import annotations
@@ -159,8 +159,7 @@ _LETTER = "[ACDEFGHIKLMNPQRSTVWY]"
 _ANY_CODE = re.compile(rf"{_CODE}|ter|stop", re.IGNORECASE)
 _REFERENCE = r"(?:[a-z]{2}_\d+(?:\.\d+)?(?:\([\w-]+\))?:)?"
 _PROTEIN = re.compile(rf"({_REFERENCE})p\.(\(?[\w*=?()+-]+\)?)", re.IGNORECASE)
-_CHANGE = re.compile(rf"({_LETTER}|(?:{_CODE}))(\d+)({_LETTER}|(?:{_CODE})|ter|stop|[*X]|del|dup)")
-_ANY_CHANGE = re.compile(rf"({_LETTER}|(?:{_CODE}))(\d+)({_LETTER}|(?:{_CODE})|ter|stop|[*X]|del|dup)", re.IGNORECASE)
+_CHANGE = re.compile(rf"({_LETTER}|(?:{_CODE}))(\d+)({_LETTER}|(?:{_CODE})|ter|stop|[*X]|del|dup)", re.IGNORECASE)
 _DELTA = re.compile(rf"(?:\u0394|\u03b4|delta[ -]?|del)({_LETTER}|{_CODE})(\d+)", re.IGNORECASE)
 _STOP_AFTER = re.compile(r"(?<=\d)X\b|(?<=FS)X(?=\d)")
 _DNA = re.compile(rf"({_REFERENCE})([cgmnr]\.)(.+)", re.IGNORECASE)
@@ -173,7 +172,8 @@ _SEQUENCE_FROM_3 = re.compile(rf"3' ?-? ?({_BASES}) ?-? ?5'?")
 _GENOTYPE = re.compile(r"(\d+|\.)(?: ?([/|]) ?)(\d+|\.)")
 _STARS = re.compile(r"(\w*?)(\*\d+[A-Z]?)/(?:\1)?(\*\d+[A-Z]?)", re.IGNORECASE)
 _BLOOD = re.compile(
-    r"(?:(?:blood )?(?:type|group) )?(a|b|ab|o|0)(?: ?rh(?:\(?d\)?)?)?(?: ?([-+])|[ -](positive|negative|pos|neg)\.?)", re.IGNORECASE
+    r"(?:(?:blood )?(?:type|group) )?(a|b|ab|o|0)(?: ?rh(?:\(?d\)?)?)?(?: ?([-+])|[ -](positive|negative|pos|neg)\.?)",
+    re.IGNORECASE,
 )
 _LOCUS = re.compile(r"(?:chr(?:omosome)?[ .]?)?(\d{1,2}|[XYM]|MT)(:[\d,]+(?:-[\d,]+)?|[pq]\d+(?:\.\d+)?)", re.IGNORECASE)
 _CHROMOSOME = re.compile(r"chr(?:omosome)?[ .]?(\d{1,2}|[XYM]|MT)", re.IGNORECASE)
@@ -191,7 +191,7 @@ def _protein(text: str) -> str | None:
         return found[1].casefold() + "p." + _one_letter(body)
     if found := _DELTA.fullmatch(text):
         return "p." + _one_letter(f"{found[1]}{found[2]}del")
-    if (found := _CHANGE.fullmatch(text) or _ANY_CHANGE.fullmatch(text)) and not (len(found[1]) == 1 and found[3].lower() == "c"):
+    if found := _CHANGE.fullmatch(text):
         return "p." + _one_letter(found[0])
     return None
 
@@ -294,6 +294,9 @@ def _allele(text: str) -> str | None:
 _POSTCODE = re.compile(r"([A-Z]{1,2}\d[A-Z\d]?) ?(\d[A-Z]{2})", re.IGNORECASE)
 _TELEPHONE = re.compile(r"\+[\d ().-]{8,}|\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}")
 _VERSION = re.compile(r"v(?:er(?:sion)?)?\.? ?(\d+(?:\.\d+)+\S*)", re.IGNORECASE)
+SCHEDULES = frozenset(("twice daily", "3times daily", "4times daily", "once daily", "daily", "as needed", "at bedtime"))
+"""Canonical writings of schedules, besides "every 8 hours"."""
+_EVERY = re.compile(r"\b(?:every (\d+) ?(?:hours?|hrs?|h)|q ?(\d+) ?(?:hours?|hrs?|h))\b")
 _THREE_PARTS = re.compile(r"\d+(?:\.\d+){2,}\S*")
 _POINTED = re.compile(r"[a-uw-z]\d[\da-z]\.[\da-z]{1,4}")
 _POINTLESS = re.compile(r"[a-uw-z]\d[\da-z]{2,5}")
@@ -314,6 +317,11 @@ def _version(text: str) -> str | None:
     return found[1].casefold() if found else None
 
 
+def _schedule(text: str) -> str | None:
+    found = _EVERY.fullmatch(text)
+    return f"every {found[1] or found[2]} hours" if found else None
+
+
 def _chess_capture(text: str) -> str | None:
     return f"move {text}" if _CAPTURE.fullmatch(text) else None
 
@@ -322,6 +330,7 @@ _FAMILIES: tuple[Callable[[str], str | None], ...] = (
     _date,
     _time,
     _genotype,
+    _schedule,
     _chess_capture,
     _protein,
     _dna,
@@ -340,20 +349,17 @@ _FAMILIES: tuple[Callable[[str], str | None], ...] = (
 
 # ------------------------------------------------------------------------------------------------------------------- words
 
-_ORDINALS = dict(
-    zip(
-        "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth fifteenth "
-        "sixteenth seventeenth eighteenth nineteenth twentieth".split(),
-        "1st 2nd 3rd 4th 5th 6th 7th 8th 9th 10th 11th 12th 13th 14th 15th 16th 17th 18th 19th 20th".split(),
-        strict=True,
+_ORDINALS = {
+    word: written
+    for words, written_so in (
+        ("first second third fourth fifth sixth seventh eighth ninth tenth", "1st 2nd 3rd 4th 5th 6th 7th 8th 9th 10th"),
+        ("eleventh twelfth thirteenth fourteenth fifteenth sixteenth", "11th 12th 13th 14th 15th 16th"),
+        ("seventeenth eighteenth nineteenth twentieth", "17th 18th 19th 20th"),
     )
-)
-_ROMAN = {
-    numeral: str(number)
-    for number, numeral in enumerate(
-        "i ii iii iv v vi vii viii ix x xi xii xiii xiv xv xvi xvii xviii xix xx".split(), 1
-    )
+    for word, written in zip(words.split(), written_so.split(), strict=True)
 }
+_NUMERALS = "i ii iii iv v vi vii viii ix x xi xii xiii xiv xv xvi xvii xviii xix xx"
+_ROMAN = {numeral: str(number) for number, numeral in enumerate(_NUMERALS.split(), 1)}
 _NUMBERED = re.compile(
     r"\b(stage|grade|type|phase|class|factor|level|war|chapter|category|group|nerve|figure|table|part|volume|act|complex"
     r"|schedule|tier) ([ivx]+)([a-d]?)\b"
@@ -370,7 +376,6 @@ _PHRASES = {
     "subcutaneous": "sc|subcutaneously|subq",
 }
 _PHRASE = [(re.compile(rf"(?<![\w.])(?:{pattern})(?![\w.])"), phrase) for phrase, pattern in _PHRASES.items()]
-_EVERY = re.compile(r"\b(?:every (\d+) ?(?:hours?|hrs?|h)|q ?(\d+) ?(?:hours?|hrs?|h))\b")
 _ABBREVIATION = re.compile(r"(?<![\w.])(?:[a-z]\.){2,}(?![\w])|(?<![\w.])(?:[a-z]\.)+[a-z](?![\w.])")
 _TITLE = re.compile(r"(?:sir|dr|prof(?:essor)?)\.? (?=\S+ \S)")
 _COMMA_AND = re.compile(r", (and|or) ")
@@ -379,7 +384,7 @@ _HYPHEN_TO_NO_PURPOSE = re.compile(r"(?<=[a-z][a-z])-(?=\d)")
 _ALLELES = re.compile(r"(?:([A-Za-z])(?i:\1)){1,6}")
 """Pairs of alleles, whose case tells the dominant from the recessive one."""
 _DOTS = re.compile(r"[.,;:!?]+\Z")
-_EDGES = " `\""
+_EDGES = ' `"'
 
 
 @lru_cache(maxsize=8192)
@@ -390,7 +395,7 @@ def name(text: str) -> str:
 
     >>> name("p.Val600Glu") == name("V600E"), name("4 March 2021") == name("2021-03-04"), name("2:30 pm") == name("14:30")
     (True, True, True)
-    >>> name("0/1") == name("1/0"), name("0|1") == name("1|0"), name("Aa") == name("aa"), name("04/02/2021") == name("4 Feb 2021")
+    >>> name("0/1") == name("1/0"), name("0|1") == name("1|0"), name("Aa") == name("aa"), name("4/2/21") == name("4 Feb 21")
     (True, False, False, False)
     >>> name("T2 N0 M0") == name("t2n0m0"), name("The Nile.") == name("nile"), name("b.i.d.") == name("twice daily")
     (True, True, True)
@@ -405,6 +410,7 @@ def name(text: str) -> str:
 
 
 _LONGEST_NAME = 200
+_LETTER_IN_BRACKETS = 3
 
 
 def family(text: str) -> bool:
@@ -457,6 +463,8 @@ def _ordered(text: str, *, day_first: bool) -> str:
 def _words(text: str) -> str:
     if _ALLELES.fullmatch(text):
         return f"alleles {text}"
+    if len(text) == _LETTER_IN_BRACKETS and text[0] + text[2] == "()":
+        return text[1].casefold()
     text = _ABBREVIATION.sub(lambda found: found[0].replace(".", ""), text.casefold())
     text = _DOTS.sub("", text).removeprefix("the ")
     text = _TITLE.sub("", text, count=1)
@@ -468,4 +476,3 @@ def _words(text: str) -> str:
     text = _EVERY.sub(lambda found: f"every {found[1] or found[2]} hours", text)
     text = _COMMA_AND.sub(r" \1 ", text)
     return _HYPHEN_TO_NO_PURPOSE.sub("", _SPACE_TO_NO_PURPOSE.sub("", text))
-

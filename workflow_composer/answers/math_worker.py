@@ -1,9 +1,9 @@
 r"""The worker process that compares formulas; `workflow_composer.answers.mathematics` starts this file by its path.
 
 The protocol is lines of JSON. The first line in is ``sys.path``; the reply is ``{"ready": true}`` or ``{"error": why}``.
-Each further line ``{"a": latex, "b": latex, "limit": seconds}`` gets ``true``, ``false``, or ``null`` if memory ran out. With
-``"b": null`` it gets the value of a constant instead: ``"3/a"`` (hexadecimal) if it is rational, ``"~1.414..."`` (20 digits) if it is real;
-``false`` for anything else.
+Each further line ``{"a": latex, "b": latex, "limit": seconds}`` gets ``true``, ``false``, or ``null`` if memory ran out.
+With ``"b": null`` it gets the value of a constant instead: ``"3/a"`` (hexadecimal) if it is rational, ``"~1.414..."`` (20
+digits) if it is real, else ``false``.
 The parent kills the worker if a comparison takes too long. The system kills it when the parent dies (Linux) and when it
 uses far more CPU time than the limit. It imports nothing from this package.
 """
@@ -103,10 +103,7 @@ def _value(expression: Any) -> str | bool:
 def _die_with(parent: int) -> None:
     """Ask the system to kill this process when its parent dies, for whatever reason."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(LARGEST = 1 << 14
-"""Bits of the numerator and denominator of an exact value; a larger one is rounded."""
-DIGITS = 20
-_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit(0)
 

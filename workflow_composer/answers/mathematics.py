@@ -290,7 +290,8 @@ class Algebra:
                 self._known.move_to_end((a, b))
                 return self._known[a, b]
         worker = shared()
-        found = await asyncio.wrap_future(worker.value(a, self._limit) if b is None else worker.submit(a, b, self._limit))
+        asked: Future[Any] = worker.value(a, self._limit) if b is None else worker.submit(a, b, self._limit)
+        found = await asyncio.wrap_future(asked)
         with self._lock:
             self.timed_out += found is None
             self._known[a, b] = found

@@ -67,12 +67,16 @@ def is_literal(text: str) -> bool:
 _CACHED_LENGTH = 256
 _LONGEST_NUMBER = 400
 
-_SUPERSCRIPTS = dict(zip(map(ord, "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b"), "0123456789+-", strict=True))
+_SUPERSCRIPTS = dict(
+    zip(map(ord, "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b"), "0123456789+-", strict=True)
+)
 _SUBSCRIPTS = dict(zip(range(0x2080, 0x208A), "0123456789", strict=True))
 _SUPERSCRIPT = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u207b]+")
 _SUBSCRIPT = re.compile("[\u2080-\u2089]+")
 _VULGAR = re.compile("(\\d ?)?([\u00bc-\u00be\u2150-\u215e])")
-_TEMPERATURE = re.compile(r"(?:\N{DEGREE SIGN}|\^ ?\{? ?\\circ ?\}?|\\degree) ?\{?(?:\\(?:text|mathrm|rm) ?\{)? ?([CF])\b ?\}?")
+_TEMPERATURE = re.compile(
+    r"(?:\N{DEGREE SIGN}|\^ ?\{? ?\\circ ?\}?|\\degree) ?\{?(?:\\(?:text|mathrm|rm) ?\{)? ?([CF])\b ?\}?"
+)
 _EMPHASIS = re.compile(r"(\*{1,3}|_{1,3}|`+)(?=[^\s*_`])(.*[^\s*_`])\1")
 _STARS = re.compile(r"^\*\*|\*\*$")
 _SPACES = "\u00a0\u2007\u2009\u202f\u3000~"
@@ -91,6 +95,7 @@ _CHARACTERS = str.maketrans(
         "\N{LESS-THAN OR EQUAL TO}": r"\le ",
         "\N{GREATER-THAN OR EQUAL TO}": r"\ge ",
         "\N{UNION}": r"\cup ",
+        "\N{EMPTY SET}": r"\emptyset ",
         "\N{PLUS-MINUS SIGN}": r"\pm ",
         "\N{SQUARE ROOT}": r"\sqrt ",
         "\N{RIGHT SINGLE QUOTATION MARK}": "'",
@@ -110,10 +115,10 @@ _WRAPPER = re.compile(
     r"\\(?:boxed|fbox|mbox|text(?:bf|it|rm|sf|tt|normal)?|math(?:bf|it|rm|sf|tt)|operatorname|emph)\s?\{([^{}]*)\}"
 )
 _SILENT = re.compile(
-    r"\\[,;:!]|\\(?:left|right|big|Big|bigg|Bigg|displaystyle|limits)(?![a-zA-Z])|(?<!\\)\\[()\[\]]"
+    r"\\! ?|\\[,;:]|\\(?:left|right|big|Big|bigg|Bigg|displaystyle|limits)(?![a-zA-Z])|(?<!\\)\\[()\[\]]"
     r"|\^\s?(?:\\circ|\{\s?\\circ\s?\})|\\degree(?![a-zA-Z])"
 )
-_BLANK = re.compile(r"\\(?:q?quad)(?![a-zA-Z])|\\ ")
+_BLANK = re.compile(r"(?<!\\)(?:\\(?:q?quad)(?![a-zA-Z])|\\ )")
 _FRACTION = re.compile(r"\\[dtc]?frac\s?(?:\{([^{}]*)\}|(\d))\s?(?:\{([^{}]*)\}|(\d))")
 _SCRIPT = re.compile(r"(?<=[_^])\{(\w)\}")
 _ESCAPED_OR_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -270,7 +275,7 @@ def unemphasized(text: str) -> str:
     ('18', 'BRCA1', '*2/*3', 'p.R213*')
     """
     for _ in range(_LAYERS):
-        stripped = _STARS.sub("", text.strip("`\" ")).strip("'" if text[:1] == "'" else " ")
+        stripped = _STARS.sub("", text.strip('`" ')).strip("'" if text[:1] == "'" else " ")
         if found := _EMPHASIS.fullmatch(stripped):
             stripped = found[2]
         if stripped == text:
@@ -322,6 +327,10 @@ def _with_unit(value: Fraction, rest: str) -> tuple[Fraction | None, str, int]:
     if not rest:
         return value, "", 0
     is_unit = _JOINED_UNITS.fullmatch(rest) if joined else _UNIT.fullmatch(rest)
-    if not is_unit or _NO_UNITS.search(rest) or (len(first) < 2 and first not in _LETTERS_THAT_ARE_UNITS):
+    if (
+        not is_unit
+        or _NO_UNITS.search(rest)
+        or (len(first) < 2 and first.isascii() and first not in _LETTERS_THAT_ARE_UNITS)
+    ):
         return None, "", 0
     return value, " ".join(map(singular_of, rest.replace(" ^", "^").split())), len(rest)

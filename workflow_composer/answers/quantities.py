@@ -1,8 +1,8 @@
 """Units: their writings and conversion. Pure, linear.
 
-`measure` reads the text after a number: "mg", "kilometers per hour", "in^2", "mg/kg", "apples". A unit of measurement has a
-dimension and a factor, so that 0.5 g is 500 mg. Case decides between millimolar (mM) and millimetre (mm). Any other word is a
-noun: what is counted. Percent signs and degrees of angles say nothing, as in GSM8K: 5 % is 5.
+`measure` reads the text after a number: "mg", "kilometers per hour", "in^2", "mg/kg", "apples". A unit of measurement
+has a dimension and a factor, so that 0.5 g is 500 mg. Case decides between millimolar (mM) and millimetre (mm). Any other
+word is a noun: what is counted. Percent signs and degrees of angles say nothing, as in GSM8K: 5 % is 5.
 """
 
 from __future__ import annotations
@@ -33,7 +33,17 @@ class Measure:
 BARE = Measure()
 
 _PREFIXES = {"k": 3, "h": 2, "d": -1, "c": -2, "m": -3, "u": -6, "\u03bc": -6, "mc": -6, "n": -9, "p": -12}
-_LONG_PREFIXES = {"mega": 6, "kilo": 3, "hecto": 2, "deci": -1, "centi": -2, "milli": -3, "micro": -6, "nano": -9, "pico": -12}
+_LONG_PREFIXES = {
+    "mega": 6,
+    "kilo": 3,
+    "hecto": 2,
+    "deci": -1,
+    "centi": -2,
+    "milli": -3,
+    "micro": -6,
+    "nano": -9,
+    "pico": -12,
+}
 _LARGE = {"G": 9, "M": 6}
 _PREFIXED = {  # base symbol: (dimension, prefixes, factor of the symbol without a prefix)
     "g": ("gram", "k d c m u \u03bc mc n p", 1),

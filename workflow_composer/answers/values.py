@@ -1,8 +1,8 @@
 r"""Values: an answer taken apart into numbers, formulas, sets and tuples. Pure, linear but for nesting, which is limited.
 
-Sets have no brackets or have braces: ``1, 2`` and ``\{2, 1\}``, also ``1 and 2`` and ``\pm 1``. Round and square brackets keep
-the order of what they hold. Of equations only "one variable = value" is that value. Which formulas are equal is not decided
-here; `workflow_composer.answers.equality` asks math-verify.
+Sets have no brackets or have braces: ``1, 2`` and ``\{2, 1\}``, also ``1 and 2`` and ``\pm 1``. Round and square brackets
+keep the order of what they hold. Of equations only "one variable = value" is that value. Which formulas are equal is not
+decided here; `workflow_composer.answers.equality` asks math-verify.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Literal
 
-from workflow_composer.answers.literals import family, name
+from workflow_composer.answers.literals import SCHEDULES, family, name
 from workflow_composer.answers.notation import Notation, formula, is_closed, notation, words
 from workflow_composer.answers.quantities import BARE, Measure, measure
 
@@ -51,7 +51,7 @@ _JOINED_DIGITS = re.compile(r"\d+(?: ?[:|-] ?\d+)+|\d+(?: ?/ ?\d+){2,}|0\d{4,}")
 _COMMAND = re.compile(r"\\[A-Za-z]")
 _DECIMAL = re.compile(r"(?<![\w.])\d*\.\d+(?![\w.])")
 _FUNCTION = re.compile(r"(?<![A-Za-z])(?:sqrt|log|ln|exp|sin|cos|tan|cot|sec|csc|arc\w{3}) ?[\d(]")
-_BRACKET = re.compile(r"[(\[{] ?[-+]?\.?\d")
+_BRACKET = re.compile(r"\\?[(\[{] ?[-+]?\.?\d")
 _VARIABLE = re.compile(
     r"(?<![^\W_])[A-Za-z] ?(?:[-+*/^]|[<>]=?|=) ?(?:[-+.\d(]|[A-Za-z](?![^\W_]))"
     r"|\d ?(?:[-+*/^]|[<>]=?|=) ?[A-Za-z](?![^\W_])|(?<![^\W_])\d+[a-z](?![^\W_])|\d ?[+*!=]|\d[(]"
@@ -113,7 +113,7 @@ def carries_mathematics(answer: str) -> bool:
 
 
 @lru_cache(maxsize=8192)
-def value_of(answer: str, *, algebra: bool, names: bool = True) -> Value:
+def value_of(answer: str, *, algebra: bool, names: bool = True) -> Value:  # noqa: PLR0911  # as below
     """Return the value of an answer. ``algebra``: fractions, formulas, sets and tuples count; ``names``: so do names."""
     if len(answer) > LONGEST:
         return Value("text", words(answer))
@@ -125,11 +125,13 @@ def value_of(answer: str, *, algebra: bool, names: bool = True) -> Value:
     slash = _SLASH.fullmatch(found.written)
     if names and slash and not (algebra and _is_fraction(slash[1], slash[2])):
         return Value("text", name(found.written))
+    if names and (dose := _dose(found.written)) is not None:
+        return dose
     if found.number is not None:
         return Value("number", number=found.number, measure=found.measure)
     if (value := _quantities(found.written)) is not None:
         return value
-    if algebra and found.is_mathematical:
+    if algebra and (found.is_mathematical or is_plain(answer)):
         return _parse(_latex(answer), 0) or Value("text", _tight(name(found.written)))
     return Value("text", name(found.written) if names else found.text)
 
@@ -140,9 +142,13 @@ def _is_fraction(above: str, below: str) -> bool:
 
 # -------------------------------------------------------------------------------------------------------------- quantities
 
+_LONGEST_QUANTITY = 100
 _AMOUNT = r"([-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)"
+_DOSE = re.compile(rf"({_AMOUNT} ?[^\W\d_][^\s,]*),? ([^\W\d_].*)")
 _RANGE = re.compile(rf"(?:(?:from|between) )?{_AMOUNT} ?([^\d+-]*?) ?(?:-|to|and) ?{_AMOUNT} ?([^\d]*)", re.IGNORECASE)
-_COMPARED = re.compile(r"(>=|<=|\\geq?|\\leq?|>|<|at least|at most|more than|less than|over|under|up to) ?(?=[-+.\d])(.*)", re.IGNORECASE)
+_COMPARED = re.compile(
+    r"(>=|<=|\\geq?|\\leq?|>|<|at least|at most|more than|less than|over|under|up to) ?(?=[-+.\d])(.*)", re.IGNORECASE
+)
 _RELATIONS = {
     "\\ge": ">=",
     "\\geq": ">=",
@@ -161,8 +167,21 @@ _PIECE = re.compile(r"(\d+(?:\.\d+)?) ?([^\W\d_]+)")
 _HALF = re.compile(r"(?:(?:one|a) )?half (?:of )?(?:an? )?([^\W\d_]+)|(?:one|a) half", re.IGNORECASE)
 
 
+def _dose(text: str) -> Value | None:
+    """Return a quantity with its schedule (10 mg b.i.d.)."""
+    found = _DOSE.fullmatch(text) if len(text) <= _LONGEST_QUANTITY else None
+    if found is None or ((schedule := name(found[3])) not in SCHEDULES and not schedule.startswith("every")):
+        return None
+    amount = notation(found[1])
+    if amount.number is None:
+        return None
+    return Value("text", f"{amount.measure.base(amount.number)} {amount.measure.dimension} {schedule}")
+
+
 def _quantities(text: str) -> Value | None:
     """Return a range, a bound, a half, or a sum of quantities (1 h 30 min)."""
+    if len(text) > _LONGEST_QUANTITY:
+        return None
     if found := _COMPARED.fullmatch(text):
         amount = notation(found[2])
         if amount.number is not None:
@@ -195,13 +214,15 @@ def _range(low: str, low_unit: str, high: str, high_unit: str) -> Value | None:
 
 _DEEPEST = 6
 _SPACING = re.compile(
-    r"\\[,;:!]|\\(?:left|right|big|Big|bigg|Bigg|displaystyle|limits)(?![a-zA-Z])|\\(?:q?quad)(?![a-zA-Z])|\\ |\^\s?\{?\s?\\circ\s?\}?"
+    r"(?<!\\)(?:\\! ?|\\[,;: ]|\\(?:left|right|big|Big|bigg|Bigg|displaystyle|limits|q?quad)(?![a-zA-Z]))"
+    r"|\^\s?\{?\s?\\circ\s?\}?"
 )
 _JOINING = re.compile(r"\\(?:text|mathrm|textrm|mbox) ?\{ ?,? ?(and|or) ?\}")
 _WRAPPED = re.compile(r"\\(?:text|textbf|textit|textnormal|mathbf|mathrm|boxed|operatorname) ?\{([^{}]*)\}")
 _ROOT = re.compile(r"\\?(?<![A-Za-z])sqrt ?(?:\(([^()]*)\)|(\d+))")
 _BARE_FUNCTION = re.compile(r"(?<![\\A-Za-z])(exp|sinh?|cosh?|tanh?|cot|sec|csc|log|ln|arcsin|arccos|arctan)(?=[ ^(\d\\])")
 _SCRIPT = re.compile(r"(?<=[_^])\{(\w)\}")
+_EMPTY = re.compile(r"\\(?:varnothing|emptyset)|\\\{ ?\\\}|\{ ?\}")
 _ABOUT = re.compile(r"\\approx(?![a-zA-Z])|\\simeq(?![a-zA-Z])")
 _NAMED = re.compile(r"(?:[A-Za-z]|\\[a-z]+)(?:_\{?\w\}?|'|\([a-z](?:,[a-z])?\))? ?(?:=|\\in(?![a-z])) ?(.+)", re.DOTALL)
 _SUBJECT = re.compile(r"[A-Za-z]|\\[a-z]+")
@@ -212,7 +233,9 @@ _BASE_N = re.compile(r"\d+_\{?\d+\}?")
 _COMMANDS = re.compile(r"\\[a-zA-Z]+|\{ ?[a-z ]+ ?\}")
 _LETTERS = re.compile(r"(?![ei](?![a-zA-Z]))[a-zA-Z]")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
-_WORD = re.compile(r"(?<![\\A-Za-z])(?!(?:pi|sqrt|log|exp|sin|cos|tan|cot|sec|csc|frac|and|mod|lim|max|min)(?![a-z]))[A-Za-z]{3,}")
+_WORD = re.compile(
+    r"(?<![\\A-Za-z])(?!(?:pi|sqrt|log|exp|sin|cos|tan|cot|sec|csc|frac|and|mod|lim|max|min)(?![a-z]))[A-Za-z]{3,}"
+)
 _TRAILING_UNIT = re.compile(r"(?<=[\d})]) ?([A-Za-z]{2,}(?:\^\{?[23]\}?)?)\.?$")
 _OPEN, _CLOSE = "([{", ")]}"
 
@@ -227,11 +250,13 @@ def _latex(answer: str) -> str:
     return " ".join(text.split())
 
 
-def _parse(text: str, depth: int) -> Value | None:
+def _parse(text: str, depth: int) -> Value | None:  # noqa: PLR0911  # one form of an answer after the other
     """Return the value of a formula or of a part of one; None if it is not one."""
     text = text.strip(" .,;")
     if not text or depth > _DEEPEST:
         return None
+    if _EMPTY.fullmatch(text):
+        return Value("set")
     if (about := _ABOUT.search(text)) and about.start():
         return _parse(text[: about.start()], depth + 1)
     if (value := _plain_number(text)) is not None:
