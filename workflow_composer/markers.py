@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from workflow_composer.answers.form import OutputForm
 from workflow_composer.errors import MarkerError
 from workflow_composer.plan import Candidate, Plan, Tier, Voting
 
@@ -39,8 +40,8 @@ _MISWRITTEN = re.compile(r"k[0-9+.-].*|k|t[0-9+-]*\.[0-9.]*", re.ASCII | re.DOTA
 class KnownTier:
     """A tier's candidates and its settings in the profile.
 
-    ``target`` is the minimum confidence to accept its vote (None: the vote's own target); ``deadline`` in seconds and
-    ``budget`` in dollars are as in `Tier`.
+    ``target`` is the minimum confidence to accept its vote (None: the vote's own target); ``deadline`` in seconds,
+    ``budget`` in dollars, ``form`` and ``retries`` are as in `Tier`.
     """
 
     candidates: tuple[Candidate, ...]
@@ -49,6 +50,8 @@ class KnownTier:
     target: float | None = None
     deadline: float | None = None
     budget: float | None = None
+    form: OutputForm | None = None
+    retries: int = 2
 
     @property
     def model(self) -> str:
@@ -158,6 +161,8 @@ def parse_route(text: str, lookup: Lookup = known_tier, *, voting: Voting | None
                 voting=own,
                 deadline=known.deadline,
                 budget=known.budget,
+                output_form=known.form,
+                retries=known.retries,
             )
         )
     return Plan(tuple(tiers), notes=tuple(notes))

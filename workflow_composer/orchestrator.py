@@ -118,6 +118,9 @@ class ModelOrchestrator:
     async def agenerate(self, prompt: Prompt, **fields: Any) -> LLMResponse:
         """Answer a prompt, messages or `LLMRequest`; ``fields`` are those of `LLMRequest`, and ``system``.
 
+        With ``form`` (as `output_form` takes it) or ``schema`` (a JSON Schema or a pydantic type), the response's ``value``
+        is the answer as data.
+
         Raises `RoutingError` if no router has a plan, `AllCandidatesFailed` (with every attempt) if no model answered, and
         unchanged any `ModelError` for which no other model is tried.
         """
@@ -231,6 +234,10 @@ class ModelOrchestrator:
         """
         from workflow_composer.batch.run.run_batch import run_rows
 
+        if "form" in fields or "schema" in fields:
+            from workflow_composer.answers.output_form import with_form
+
+            fields = with_form(fields)
         return await run_rows(
             self.agenerate,
             rows,
@@ -367,6 +374,10 @@ class ModelOrchestrator:
         return active
 
     def _request(self, active: Snapshot, prompt: Prompt, fields: Mapping[str, Any]) -> LLMRequest:
+        if "form" in fields or "schema" in fields:
+            from workflow_composer.answers.output_form import with_form
+
+            fields = with_form(fields)
         if isinstance(prompt, LLMRequest):
             request = replace(prompt, **fields) if fields else prompt
         else:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
-from workflow_composer.answers.form import ANY_FORM, AnswerForm
+from workflow_composer.answers.form import ANY_FORM, AnswerForm, OutputForm
 from workflow_composer.support.fast_dataclass import quick
 from workflow_composer.types import Message, Sample, TokenLogprob, Verdict
 
@@ -72,6 +72,7 @@ ALWAYS = AlwaysAccept()
 Measure = Literal["share", "entropy", "posterior", "logprob", "score"]
 Stopping = Literal["decided", "beta", "window", "sprt", "martingale", "fixed"]
 Drawing = Literal["at_once", "as_needed"]
+Grouping = Literal["answer", "embedding"]
 
 
 @quick
@@ -85,7 +86,8 @@ class Voting:
     (`workflow_composer.execution.voting.stopping`), and ``level`` is that rule's parameter. Up to ``explore`` further
     samples are drawn while they could settle the vote. ``draw="at_once"`` requests all samples concurrently and cancels
     those no longer needed; ``"as_needed"`` requests the fewest that could decide, which costs least. ``form`` extracts and
-    compares answers.
+    compares answers. With ``by="embedding"``, free texts are grouped by the profile's embedding role instead: texts whose
+    cosine similarity is at least ``similarity``, directly or through others, are one answer.
     """
 
     measure: Measure = "share"
@@ -95,6 +97,16 @@ class Voting:
     explore: int = 0
     draw: Drawing = "at_once"
     form: AnswerForm = ANY_FORM
+    by: Grouping = "answer"
+    similarity: float = 0.9
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """The settings as plain data, by which journals know a run; what journals did not always have only if it matters."""
+        found = asdict(self)
+        if self.by == "answer":
+            del found["by"], found["similarity"]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +152,17 @@ class Tier:
     A tier other than the last ends after ``deadline`` seconds, and is skipped if it would probably cost more than ``budget``
     dollars.
 
+    ``form`` is what an answer must be, beside ``accept`` and ``voting``: the model is told, a reply of another form goes
+    back to it with what is wrong, at most ``retries`` times, and in a vote a further sample replaces it.
+
     ``logprobs`` is the number of alternative tokens to request with each log-probability, from candidates that support them
     (None: as in the request). With ``watch``, an answer that can no longer be accepted is abandoned before its end, except
     in the last tier: in streams only, or in every request with ``watch_all``. ``when_unknown`` runs instead of this tier if
     the answer has no log-probabilities to judge it by.
 
-    ``is_plain`` is computed: the tier draws one sample and always accepts it. Raises `ValueError` for several members
-    without a vote, or with a vote that is not defined for them: statistical stopping rules assume that all votes are draws
-    from one model, and `posterior` and `score` do not support weights.
+    ``is_plain`` is computed: the tier draws one sample and always accepts it, whatever its form. Raises `ValueError` for
+    several members without a vote, or with a vote that is not defined for them: statistical stopping rules assume that all
+    votes are draws from one model, and `posterior` and `score` do not support weights.
     """
 
     members: tuple[Member, ...]
@@ -160,12 +175,14 @@ class Tier:
     watch: StartWatch | None = None
     watch_all: bool = False
     when_unknown: Tier | None = None
+    form: OutputForm | None = None
+    retries: int = 2
     is_plain: bool = field(init=False, repr=False, compare=False, default=False)
 
     def __post_init__(self) -> None:
         if len(self.members) != 1:
             self._check_several()
-        plain = self.voting is None and self.accept is ALWAYS and self.samples == 1
+        plain = self.voting is None and self.accept is ALWAYS and self.samples == 1 and self.form is None
         object.__setattr__(self, "is_plain", plain)
 
     def _check_several(self) -> None:
@@ -187,10 +204,14 @@ class Tier:
         temperature: float | None = None,
         *,
         form: PromptForm | None = None,
+        output_form: OutputForm | None = None,
         **options: Any,
     ) -> Tier:
-        """Return a tier with one member. ``options`` are further fields of the tier."""
-        return cls((Member(tuple(candidates), samples, temperature, form),), name, **options)
+        """Return a tier with one member, whose prompt form is ``form``; ``output_form`` is the tier's ``form``.
+
+        ``options`` are further fields of the tier.
+        """
+        return cls((Member(tuple(candidates), samples, temperature, form),), name, form=output_form, **options)
 
     @property
     def samples(self) -> int:

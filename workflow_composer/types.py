@@ -12,9 +12,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from workflow_composer.support.fast_dataclass import quick
+
+if TYPE_CHECKING:
+    from workflow_composer.answers.form import OutputForm
 
 __all__ = [
     "ANY_TASK",
@@ -66,10 +69,16 @@ class LLMRequest:
     ``task_type`` selects the route in the profile. ``model`` names a role, tier, catalogue model or routing string instead
     and leaves the router no choice. ``budget`` limits the cost in dollars: a tier is skipped if its expected cost exceeds
     what is left. ``context`` names templates to prepend (docs/contexts.md; None: those of the task in the profile; empty:
-    none). ``n`` is the number of answers, returned in `LLMResponse.samples`. With ``relay`` the caller gets the raw bytes of
-    the answer if possible. Every other field that is not None reaches the model unchanged or raises `Unsupported`; ``extra``
-    holds fields that only some servers support, and is passed through unchanged. ``query_length`` is the number of
-    characters of text in all messages.
+    none). ``n`` is the number of answers, returned in `LLMResponse.samples`.
+
+    ``form`` is what the answer must be: the executor tells the model (`OutputForm.instructions`) and reads the answer as
+    `LLMResponse.value`; an answer of another form goes back to the tier's model with what is wrong, at most ``form_retries``
+    times, before the next tier is asked. ``vote_by`` says how the votes of this request are grouped (None: as in the
+    profile).
+
+    With ``relay`` the caller gets the raw bytes of the answer if possible. Every other field that is not None reaches the
+    model unchanged or raises `Unsupported`; ``extra`` holds fields that only some servers support, and is passed through
+    unchanged. ``query_length`` is the number of characters of text in all messages.
     """
 
     messages: tuple[Message, ...]
@@ -86,6 +95,9 @@ class LLMRequest:
     tools: tuple[Mapping[str, Any], ...] | None = None
     tool_choice: str | Mapping[str, Any] | None = None
     response_format: Mapping[str, Any] | None = None
+    form: OutputForm | None = None
+    form_retries: int = 2
+    vote_by: Literal["answer", "embedding"] | None = None
     n: int = 1
     extra: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     timeout: float | None = None
@@ -273,7 +285,9 @@ class Verdict:
     ``choice`` is the position of the sample that is the answer. Where there was a vote, ``votes`` are the answers and how
     many samples gave each, the leader first; ``unreadable`` samples voted for nothing, or are no answer (cut off by their
     length, or empty). ``straight_up``: the answer is so
-    doubtful that the last tier is asked next, and none between.
+    doubtful that the last tier is asked next, and none between. With a form, ``value`` is the answer as read by it,
+    ``mended`` says what was mended without a call, and ``asked_again`` counts the calls after replies that were refused.
+    ``warning`` is for the caller.
     """
 
     accepted: bool
@@ -283,6 +297,10 @@ class Verdict:
     votes: tuple[tuple[str, int], ...] = ()
     unreadable: int = 0
     straight_up: bool = False
+    value: Any = None
+    mended: tuple[str, ...] = ()
+    asked_again: int = 0
+    warning: str = ""
 
 
 @quick
@@ -358,7 +376,8 @@ class LLMResponse:
 
     ``confidence`` is None if unknown. ``accepted`` is False if the answer was returned although its tier's rule did not
     accept it. ``samples`` are those of the deciding tier, the answer first. ``climbed`` is the result of `tiers`, empty for
-    a single tier without a vote.
+    a single tier without a vote. ``value`` is the answer as read by the request's form; None without a form, and if the
+    answer does not have it. ``warning`` says what the caller should know about the answer.
     """
 
     text: str
@@ -373,6 +392,8 @@ class LLMResponse:
     confidence: float | None = None
     accepted: bool = True
     climbed: tuple[TierResult, ...] = ()
+    value: Any = None
+    warning: str = ""
 
     @property
     def tiers(self) -> tuple[TierResult, ...]:
@@ -387,6 +408,16 @@ class LLMResponse:
     def cost_known(self) -> bool:
         """Whether every attempt has a price; if not, ``cost`` is a lower bound."""
         return all(attempt.priced for attempt in self.attempts)
+
+    @property
+    def asked_again(self) -> int:
+        """Calls after replies that did not have the wanted form, in all tiers."""
+        return sum(tier.verdict.asked_again for tier in self.climbed)
+
+    @property
+    def mended(self) -> tuple[str, ...]:
+        """What was mended, without a call, to read the answer in the wanted form."""
+        return next((tier.verdict.mended for tier in self.climbed if tier.tier == self.decision.tier), ())
 
     @property
     def model(self) -> str:

@@ -7,6 +7,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+from pydantic import BaseModel
 
 from workflow_composer import LLMRequest, ModelOrchestrator, StrategyConfig, hookimpl
 from workflow_composer.backends.fake import Delay, FakeBackend, Interrupted
@@ -500,3 +501,82 @@ def test_what_is_no_prompt_is_refused_by_name(prompt):
     """A notebook's first mistake is told as one, before anything is asked."""
     with pytest.raises(TypeError, match="a string or a list of messages"):
         LLMRequest.of(prompt)
+
+
+class Finding(BaseModel):
+    """A type of a user's."""
+
+    gene: str
+    found: bool
+
+
+async def test_a_form_may_be_written_in_every_way(make):
+    orchestrator, scripted = make(small=('{"gene": "TP53", "found": "yes"}', "A."))
+    assert (await orchestrator.agenerate("?", schema=Finding)).value == Finding(gene="TP53", found=True)
+    response = await orchestrator.agenerate(LLMRequest.of("?"), form=["a", "b"])
+    assert (response.value, response.mended, response.asked_again) == ("a", ("case and punctuation",), 0)
+    with pytest.raises(TypeError, match="not both"):
+        await orchestrator.agenerate("?", schema=Finding, form="text")
+    with pytest.raises(ConfigError, match="unknown form"):
+        await orchestrator.agenerate("?", form="txt")
+    assert len(scripted.made[0].calls) == 2
+
+
+async def test_an_answer_without_the_form_comes_with_a_warning(make):
+    orchestrator, scripted = make(small=("hm", "ha", "ho"))
+    response = await orchestrator.agenerate("?", form=["a", "b"])
+    assert (response.text, response.value, response.accepted, response.asked_again) == ("ho", None, False, 2)
+    assert "not one of: a, b" in response.warning
+    assert len(response.attempts) == len(scripted.made[0].calls) == 3
+
+
+class TestFormsAndVotesOfAProfile:
+    """What a tier accepts, and how its votes are grouped, may stand in the profile."""
+
+    CASCADE = {"routers": ["cascade", "cascading_provider"], "task_routing": {"*": "small", "embeddings": "vectors"}}
+    MODELS = {name: {"backend": "scripted"} for name in ("small", "large", "vectors")}
+
+    def config(self, *, tiers=None, settings=None):
+        tiers = tiers or {"small": {"model": "small"}, "large": {"model": "large"}}
+        routers = [{"cascade": settings}, "cascading_provider"] if settings else self.CASCADE["routers"]
+        return profile(**self.CASCADE | {"models": self.MODELS, "tiers": tiers, "routers": routers, "fallback": []})
+
+    async def test_a_tier_accepts_only_its_form(self, make):
+        tiers = {"small": {"model": "small", "accept": ["case", "trial"], "retries": 1}, "large": {"model": "large"}}
+        orchestrator, scripted = make(self.config(tiers=tiers), small=("hm", "ha"), large=("The answer is trial.",))
+        response = await orchestrator.agenerate("Which?", model="mv_cascade_small_k1_large_k1")
+        assert (response.decision.tier, response.text) == (1, "The answer is trial.")
+        small, large, _ = scripted.made
+        assert (len(small.calls), response.asked_again) == (2, 1)
+        assert "case, trial" in small.calls[0].request.messages[-1]["content"]
+        assert large.calls[0].request.messages[-1]["content"] == "Which?"
+
+    async def test_a_form_with_a_file_is_read_beside_the_profile(self, make, tmp_path):
+        (tmp_path / "p.yaml").write_text(
+            "profile_name: p\nmodels: {small: {backend: scripted}}\nrouters: [cascade, cascading_provider]\n"
+            "task_routing: {'*': small}\ntiers: {small: {model: small, accept: {json_schema: names.json}}}\n"
+        )
+        with pytest.raises(ProfileError, match=r"p\.yaml:5: tiers\.small\.accept: .*names\.json"):
+            make(StrategyConfig.load(tmp_path / "p.yaml"))
+        (tmp_path / "names.json").write_text('{"type": "array", "items": {"type": "string"}}')
+        orchestrator, _ = make(StrategyConfig.load(tmp_path / "p.yaml"), small=("- a\n- b",))
+        assert (await orchestrator.agenerate("?", model="mv_small_k1")).value == ["a", "b"]
+
+    @pytest.mark.parametrize("accept", ["txt", ["one"], {}, {"a": "nmber"}, [True, False], 3])
+    def test_a_wrong_form_is_reported_at_its_key(self, accept):
+        with pytest.raises(ProfileError, match=r"tiers\.small\.accept"):
+            self.config(tiers={"small": {"model": "small", "accept": accept}})
+
+    async def test_votes_are_grouped_by_the_embedding_role(self, make):
+        prose = ["Rome is a town with a long and eventful history.", "Oslo is a town with a long and eventful history."]
+        config = self.config(settings={"vote_by": "embedding", "similarity": 0.999, "stopping": "fixed"})
+        orchestrator, scripted = make(config, small=([prose[0], prose[0], prose[1]],))
+        response = await orchestrator.agenerate("?", model="mv_small_k3_t0.7")
+        assert (response.text, response.confidence, response.warning) == (prose[0], 2 / 3, "")
+        assert sorted(scripted.made[2].embedded) == sorted(prose)
+        assert response.tiers[0].verdict.votes == ((prose[0], 2), (prose[1], 1))
+
+    def test_grouping_by_embedding_needs_a_model_for_it(self, make):
+        config = profile(routers=[{"cascade": {"vote_by": "embedding"}}, "cascading_provider"])
+        with pytest.raises(ConfigError, match="embeddings"):
+            make(config)

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workflow_composer.answers.equality import Kind, Question, kind_of, kind_of_labels
     from workflow_composer.answers.extraction import Extracted
-    from workflow_composer.answers.form import ANY_FORM, AnswerForm
-    from workflow_composer.answers.gsm8k import final_answer, is_correct, same_answer
-    from workflow_composer.answers.output_form import OutputForm, output_form
+    from workflow_composer.answers.form import ANY_FORM, AnswerForm, OutputForm
+    from workflow_composer.answers.grading import final_answer, is_correct, same_answer
     from workflow_composer.answers.reading import Reader, reader
 
 __all__ = [
@@ -24,7 +23,6 @@ __all__ = [
     "is_correct",
     "kind_of",
     "kind_of_labels",
-    "output_form",
     "reader",
     "same_answer",
 ]
@@ -35,15 +33,14 @@ _HOMES = {
     "Kind": "equality",
     "Question": "equality",
     "Extracted": "extraction",
-    "OutputForm": "output_form",
+    "OutputForm": "form",
     "Reader": "reading",
-    "final_answer": "gsm8k",
-    "is_correct": "gsm8k",
-    "output_form": "output_form",
+    "final_answer": "grading",
+    "is_correct": "grading",
     "kind_of": "equality",
     "kind_of_labels": "equality",
     "reader": "reading",
-    "same_answer": "gsm8k",
+    "same_answer": "grading",
 }
 
 

@@ -11,7 +11,7 @@ groups them; equality within a question is an equivalence, and the order of the 
 - Sets are equal if their elements are, tuples if these are in order, too, and the brackets are the same.
 - Other formulas of one form (expressions, equations, relations, matrices) are compared by math-verify.
 - Names (dates, genotypes, changes of proteins, versions, words) are equal if their canonical writings are
-  (`workflow_composer.answers.literals`).
+  (`workflow_composer.answers.comparison.literals`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,20 @@ from fractions import Fraction
 from itertools import combinations
 from typing import Any, Literal
 
+from workflow_composer.answers.comparison.literals import is_version, with_order, with_point
+from workflow_composer.answers.comparison.quantities import BARE, Measure
+from workflow_composer.answers.comparison.values import (
+    FORMULAS,
+    Value,
+    carries_mathematics,
+    is_plain,
+    is_slash_form,
+    value_of,
+    written,
+)
 from workflow_composer.answers.form import Comparison
-from workflow_composer.answers.literals import is_version, with_order, with_point
-from workflow_composer.answers.notation import notation, words
-from workflow_composer.answers.quantities import BARE, Measure
+from workflow_composer.answers.notation import words
 from workflow_composer.answers.reading import Reader
-from workflow_composer.answers.values import FORMULAS, Value, carries_mathematics, is_plain, is_slash_form, value_of
 
 Kind = Literal["text", "mathematics", "choice", "json"]
 """What the answers to a question are; it decides how they are compared."""
@@ -138,7 +146,7 @@ def kind_of_labels(labels: Iterable[str]) -> Kind | None:
 def _kind_of(answers: Sequence[str]) -> Kind:
     if not answers:
         return "text"
-    if all(_LABEL_CHOICE.fullmatch(notation(answer).written) for answer in answers):
+    if all(_LABEL_CHOICE.fullmatch(written(answer)) for answer in answers):
         return "choice"
     if all(map(_is_json, answers)):
         return "json"
@@ -158,8 +166,7 @@ def _joined(keys: Sequence[Hashable]) -> list[int]:
 
 def _choice_key(answer: str) -> Hashable:
     """Return the letter of a choice: B, (B), b., (B) 42."""
-    written = notation(answer).written
-    found = _CHOICE.fullmatch(written)
+    found = _CHOICE.fullmatch(written(answer))
     return found[1].upper() if found else value_of(answer, algebra=False)
 
 
@@ -205,14 +212,14 @@ def _by_value(found: Any) -> Hashable:
 
 def _together(answers: list[str], values: list[Value]) -> list[Value]:
     """Return the values in the light of the other answers: versions, codes without their point, dates without a month."""
-    written = [notation(answer).written for answer in answers]
-    if any(map(is_version, written)):
+    texts = list(map(written, answers))
+    if any(map(is_version, texts)):
         values = [
             Value("text", text) if value.shape == "number" and _DECIMAL.fullmatch(text) else value
-            for text, value in zip(written, values, strict=True)
+            for text, value in zip(texts, values, strict=True)
         ]
     names = [value.text if value.shape == "text" else "" for value in values]
-    known = with_order(with_point(names), written)
+    known = with_order(with_point(names), texts)
     if known == names:
         return values
     return [value if value.shape != "text" else Value("text", each) for value, each in zip(values, known, strict=True)]

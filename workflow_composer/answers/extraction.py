@@ -1,158 +1,37 @@
 r"""Extraction of the final answer from a text. Pure, linear in the length of any text, and never raises.
 
-Each extraction method is a function from the text to the answer as written, or None. `finder` combines the methods named
-in `AnswerForm.extract`.
+Each extraction method is a function from the text to a mark and the method's name, or None. `finder` combines the methods
+named in `AnswerForm.extract`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from workflow_composer.answers.notation import JOINED_UNITS, notation
+from workflow_composer.answers.finding.marks import Mark, answer_field, boxed, hashes, json_field, tagged
+from workflow_composer.answers.finding.phrases import Phrase, announced, is_value, last_line
+from workflow_composer.answers.finding.undressing import choice, says_something, undressed, without_talk
 from workflow_composer.errors import ConfigError
-
-# ---------------------------------------------------------------------------------------------------------------- unmarked
-#
-# The final answer of a text without a mark: the last number, or all of a short text. Pure, in linear time.
-#
-# Models without instructions for the format mostly end like this: "..., so she makes 9 * $2 = $18 every day." With a label,
-# its kind decides: a number is searched for a number, and all of a short text is taken for words. Without a label, as in
-# votes, the text decides: taking equal answers for different ones does less harm than the reverse, so a short text is
-# reduced to its number only if it has exactly one number and is neither a name nor a formula.
-
-
-SHORT = 6
-"""Words. A longer text is a sentence rather than an answer."""
-
-_LETTERS_OF_A_WORD = 20
-_EDGES = "*_`\"'()[]{},;:!?. "
-_VALUE = r"(?:\d{1,3}(?:(?:,|\{,\})\d{3})++(?!\d)|\d++)(?:\.\d++)?|\.\d++"
-_NUMBER = re.compile(
-    # Skips the numbers of list items and the parts of a date, a version, a time or a name.
-    r"^[-*#>\t ]*+\d{1,3}[.)][ \t]+(?=\S)"
-    r"|(?<![a-z0-9_^\\])(?<!\d[.,/:|-])(?<![a-z)]-)(?<![\^_}]\{)"
-    rf"(?P<number>[-\u2212\u2013]?(?:\\?[$\u20ac\u00a3\u00a5\u20b9])?[-\u2212\u2013]?"
-    rf"(?:\\[dtc]?frac\{{\d++\}}\{{\d++\}}|(?:\d++ )?\d++/\d++|{_VALUE})"
-    r"(?:[ ]?\\?%|[ ](?:thousand|million|billion|trillion)\b)?)"
-    rf"(?!(?!(?:{JOINED_UNITS})\b)[a-z0-9_])(?![.,/:|-]\d|\^\{{?\d)",
-    re.IGNORECASE | re.MULTILINE | re.ASCII,
-)
-_NAME = re.compile(r"(?:[A-Z][\w-]*+ ){1,3}\d++")
-_PASSES = re.compile(
-    r"(?:(?:I|we)(?:['\u2019][a-z]+)? |(?:sorry|can(?:not|['\u2019]t)|un(?:able|sure|clear|known)|no (?:idea|answer)"
-    r"|not (?:sure|known|enough))\b)",
-    re.IGNORECASE,
-)
-_WORD = re.compile(r"[^\W\d_]{3}")
-
-
-def numbers(text: str) -> list[str]:
-    """Return the standalone numbers, as written.
-
-    >>> numbers("9 * $2 = $18 on 04/02/2021"), numbers("It is -1,450.50."), numbers("V600E at 10:30 in v1.10.2")
-    (['9', '$2', '$18'], ['-1,450.50'], [])
-    """
-    return [found["number"] for found in _NUMBER.finditer(text) if found["number"]]
-
-
-def unmarked(text: str, label: str | None = None) -> str | None:
-    """Return the answer of a text without a mark; ``label`` is the bare correct answer, if known.
-
-    >>> unmarked("She makes 9 * $2 = $18 every day.", "18"), unmarked("Paris.", "Paris"), unmarked("It is 0/1.", "0/1")
-    ('$18', 'Paris.', '0/1')
-    >>> unmarked("There are 18 apples."), unmarked("Boeing 747"), unmarked("I do not know.")
-    ('18', 'Boeing 747', None)
-    """
-    if label is None:
-        return _by_itself(text)
-    wanted = notation(label)
-    if wanted.number is not None and not wanted.literal:
-        return _number(text)
-    whole = _short(text, max(SHORT, len(label.split())))
-    if wanted.literal and len(label.split()) == 1 and (token := _last_literal(text)):
-        return token
-    return whole
-
-
-def to_the_point(answer: str, label: str) -> str:
-    """Reduce a marked answer to its number if the label is a number and the answer a sentence with exactly one.
-
-    >>> to_the_point("Each child got 5 books", "5"), to_the_point("18 or 20", "18"), to_the_point("Boeing 747", "Boeing 747")
-    ('5', '18 or 20', 'Boeing 747')
-    """
-    wanted, found = notation(label), notation(answer)
-    if wanted.number is None or wanted.literal or found.number is not None or found.literal:
-        return answer
-    named = numbers(answer) if _WORD.search(answer) else []
-    return named[0] if len(named) == 1 else answer
-
-
-def _by_itself(text: str) -> str | None:
-    whole = _short(text, SHORT)
-    if whole is None:
-        return next(reversed(numbers(text)), None)
-    found = numbers(whole)
-    if not found and _PASSES.match(whole):
-        return None  # "I do not know." must not win a vote
-    if len(found) != 1:
-        return whole
-    return found[0] if notation(found[0]).literal or not _is_bare(whole) else whole
-
-
-def _number(text: str) -> str | None:
-    """Return the last number, or all of a short text with several."""
-    whole, found = _short(text, SHORT), numbers(text)
-    if whole is not None and len(found) > 1 and "=" not in whole:
-        return whole
-    return found[-1] if found else None
-
-
-def _short(text: str, most: int) -> str | None:
-    text = text.strip()
-    if not text or "\n" in text or len(text) > most * _LETTERS_OF_A_WORD or len(text.split()) > most:
-        return None
-    return text
-
-
-def _is_bare(text: str) -> bool:
-    """Whether a short text is an answer by itself: a number with its unit, a name, a date, a formula."""
-    found = notation(text)
-    if found.number is not None or found.literal or _NAME.fullmatch(text.rstrip(".")):
-        return True
-    return found.is_mathematical and not _WORD.search(text)
-
-
-def _last_literal(text: str) -> str | None:
-    """Return the last word of a text that is a literal."""
-    tokens = (token.strip(_EDGES) for token in reversed(text.split()))
-    return next((token for token in tokens if notation(token).literal), None)
 
 
 class Extracted(NamedTuple):
-    """A final answer as written, and the method that read it (``boxed``, ``phrase``, ``last_number``, ...)."""
+    """A final answer and the method that read it (``boxed``, ``phrase``, ``last_number``, ...).
+
+    ``complete``: it would stay the same if the text went on, so that it counts even if the text was cut off.
+    """
 
     answer: str
     how: str
+    complete: bool = False
 
 
 Finder = Callable[[str], Extracted | None]
-_Way = Callable[[str], str | None]
-
-_HASHES = "####"
-_TOKEN = re.compile(r"\\(?:boxed|fbox)\b\s{0,9}(\{?)|\\[^\w]|[{}]")
-_BARE = re.compile(r"([^\s{}$\\]+)")
-_PHRASE = re.compile(r"\banswers?\b[*_]{0,3}\s{0,9}(?:(?:is|was|are)\b|[:=])[*_]{0,3}\s{0,9}[:=]?", re.IGNORECASE)
-_LAST_LINE = re.compile(r"A:[ \t]*(\S.*)")
-_SENTENCE_END = re.compile(r"[.?][*_]{0,3}(?:\s|$)|,? because\b")
-_BRACES = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[{}]', re.DOTALL)
-_BRACE = re.compile(r"[{}]")
+_Way = Callable[[str], Mark | Phrase | None]
 
 
 def finder(names: Sequence[str]) -> Finder:
@@ -160,171 +39,137 @@ def finder(names: Sequence[str]) -> Finder:
 
     Raises `ConfigError` for an unknown method and for a function that cannot be imported.
     """
-    ways = [(name, _way(name)) for name in names]
+    ways = [_way(name) for name in names]
     if not ways:
         raise ConfigError("the list of extraction methods is empty", hint=f"available: {_KNOWN}")
 
     def find(text: str) -> Extracted | None:
-        for name, way in ways:
-            answer = way(text)
-            if answer is not None and (answer := answer.strip()):
-                return Extracted(answer, name)
+        for way in ways:
+            found = way(text)
+            if found is not None and says_something(found.answer):
+                return found
         return None
 
     return find
 
 
-def hashes(text: str) -> str | None:
-    r"""Return the text after the last ``####`` on its line.
+_ENDS_OF_TURN = re.compile(
+    r"<\|(?:im_end|im_start|endoftext|eot_id|eom_id|end_of_text|start_header_id|end|return|user|endofassistant|eos)\|>|</s>"
+    r"|<(?:end|start)_of_turn>|<\uff5c(?:end\u2581of\u2581sentence|User)\uff5c>|<\|END_OF_TURN_TOKEN\|>|\[/?INST\]"
+)
+_BEGIN_OF_TURN = re.compile(
+    r"\s{0,9}<\|(?:im_start\|>|start_header_id\|>)?assistant(?:<\|end_header_id)?(?:\|>)?\s{0,9}|\s{0,9}<\|im_start\|>assistant\s{0,9}"
+)
+_NEXT_QUESTION = re.compile(
+    r"\n\s{0,9}(?:#{1,4} )?[*_]{0,2}(?:Question|Problem|Q|Human|User|Instruction)[*_]{0,2} ?:", re.IGNORECASE
+)
 
-    >>> hashes("16 - 7 = 9.\n#### 9\n")
-    '9'
+
+def first_turn(text: str) -> str:
+    r"""Return the text up to the token that ends a model's turn, or up to a next question that the model asks itself.
+
+    >>> first_turn("18<|im_end|>\n<|im_start|>user"), first_turn("#### 18\n\nQuestion: Omar has 3 pears.\nAnswer: 3\n#### 3")
+    ('18', '#### 18')
     """
-    _, mark, behind = text.rpartition(_HASHES)
-    return behind.lstrip(" \t").partition("\n")[0].strip() or None if mark else None
+    if "<" in text or "[" in text:
+        if begin := _BEGIN_OF_TURN.match(text):
+            text = text[begin.end() :]
+        if (end := _ENDS_OF_TURN.search(text)) and says_something(text[: end.start()]):
+            text = text[: end.start()]
+    further = _NEXT_QUESTION.search(text)
+    if further is not None and _marked(text[: further.start()]) is not None:
+        return text[: further.start()]
+    return text
 
 
-def boxed(text: str) -> str | None:
-    r"""Return the content of the last closed ``\boxed{...}``, which may contain braces; or the word after ``\boxed``.
+def auto(text: str) -> Extracted | None:
+    r"""Return the marked answer: in ``<answer>``, after ``####``, in ``\boxed{}``, in a phrase, in a field of JSON.
 
-    >>> boxed(r"so $x = \boxed{\frac{1}{2}}$."), boxed(r"\boxed 7"), boxed(r"\boxed{7")
-    ('\\frac{1}{2}', '7', None)
+    A ``####`` line is a heading if a box follows it, or if it has no digit and a phrase follows it. "Answer: D" after a box
+    wins over the box; other later text does not.
+
+    >>> auto("#### 18").answer, auto("#### Result\nThe answer is 5.").answer, auto("\\boxed{a < b}\n\n**Answer: D**").answer
+    ('18', '5', 'D')
     """
-    last = max(text.rfind(r"\boxed"), text.rfind(r"\fbox"))
-    if last < 0:
-        return None
-    return _last_box(text, last) or _last_box(text, 0)
+    return _marked(first_turn(text))
 
 
-def _last_box(text: str, place: int) -> str | None:
-    """Return the content of the last closed box that starts at ``place`` or later."""
-    found, found_at = None, -1
-    opened: list[int] = []  # where the content of each open brace starts; -1 for a brace that is not a box
-    for token in _TOKEN.finditer(text, place):
-        mark, content, start = token[0], None, -1
-        if mark == "{":
-            opened.append(-1)
-        elif mark == "}":
-            start = opened.pop() if opened else -1
-            content = text[start : token.start()].strip() if start > found_at else None
-        elif token[1]:
-            opened.append(token.end())
-        elif token[1] is not None and (bare := _BARE.match(text, token.end())):
-            content, start = bare[1], bare.start()
-        if content:
-            found, found_at = content, start
-    return found
-
-
-def phrase(text: str) -> str | None:
-    r"""Return what follows the last "answer is" or "answer:", up to the end of the sentence; or a last line ``A: ...``.
-
-    >>> phrase("The answer is 3.5 dollars. I hope it is right."), phrase("**Answer:** 7"), phrase("so\nA: 18")
-    ('3.5 dollars', '7', '18')
-    """
-    last = deque(_PHRASE.finditer(text), maxlen=1)
-    if not last:
-        marked = _LAST_LINE.fullmatch(line(text) or "")
-        return marked[1] if marked else None
-    rest = text[last[0].end() :].lstrip(" \t\r\n*_").partition("\n")[0]
-    end = _SENTENCE_END.search(rest)
-    return (rest[: end.start()] if end else rest).strip(" \t*_:") or None
-
-
-def tagged(text: str) -> str | None:
-    """Return the content of the last ``<answer>...</answer>``.
-
-    >>> tagged("<answer>Paris</answer>"), tagged("<answer>Paris")
-    ('Paris', None)
-    """
-    _, mark, inside = text.rpartition("</answer>")[0].rpartition("<answer>")
-    return inside.strip() or None if mark else None
-
-
-def auto(text: str) -> str | None:
-    r"""Return the answer in ``<answer>``, else after ``####``, else in ``\boxed{}``, else in a phrase.
-
-    A ``####`` line is a heading if a box follows it, or if it has no digit and a phrase follows it.
-
-    >>> auto("#### 18"), auto(r"#### Conclusion" + "\n" + r"It is \boxed{5}."), auto("#### Result\nThe answer is 5.")
-    ('18', '5', '5')
-    """
+def _marked(text: str) -> Extracted | None:
+    if (field := answer_field(text)) is not None and says_something(field.answer):
+        return _read(field, "json")
     if (inside := tagged(text)) is not None:
-        return boxed(inside) or inside
-    head, mark, behind = text.rpartition(_HASHES)
-    if not mark:
-        return boxed(text) or phrase(text)
-    marked = hashes(text)
-    if marked is None or not any(map(str.isdecimal, marked)):
-        marked = phrase(behind.partition("\n")[2]) or marked
-    return boxed(behind) or marked or boxed(head) or phrase(head)
+        within = boxed(inside.answer) or announced(inside.answer)
+        return _read(inside if within is None else inside._replace(answer=within.answer), "tag")
+    if (heading := _heading(text)) is not None:
+        return heading
+    if (box := boxed(text)) is not None:
+        stated = _stated_after(text, box)
+        return _read(box, "boxed") if stated is None else _read(stated, "phrase")
+    said = announced(text) or last_line(text)
+    return None if said is None else _read(said, "phrase")
 
 
-def line(text: str) -> str | None:
-    """Return the last line that is not blank."""
-    return text.rstrip().rpartition("\n")[2].strip() or None
-
-
-def whole(text: str) -> str | None:
-    """Return the whole text."""
-    return text.strip() or None
-
-
-def json_field(name: str, text: str) -> str | None:
-    """Return a field of a JSON object: the whole text, or the last object in it that has the field.
-
-    Numbers are returned as written, lists and objects as JSON.
-
-    >>> json_field("answer", 'I think: {"answer": 1.50, "sure": true}'), json_field("answer", '{"answer": null}')
-    ('1.50', None)
-    """
-    for start, end in reversed(_objects(text)):
-        if text.find(name, start, end) < 0:
-            continue
-        try:
-            value = json.loads(text[start:end], parse_int=str, parse_float=str, parse_constant=str)
-        except (ValueError, RecursionError):
-            continue
-        if name in value:
-            return _written(value[name])
-    return None
-
-
-def _objects(text: str) -> list[tuple[int, int]]:
-    """Return the spans of outermost balanced braces, ignoring braces in quotes."""
-    spans: list[tuple[int, int]] = []
-    opened: list[int] = []
-    place = 0
-    while token := (_BRACES if opened else _BRACE).search(text, place):
-        place = token.end()
-        if token[0] == "{":
-            opened.append(token.start())
-        elif token[0] == "}" and opened:
-            start = opened.pop()
-            while spans and spans[-1][0] > start:
-                spans.pop()
-            spans.append((start, place))
-    return spans
-
-
-def _written(value: object) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    try:
-        return json.dumps(value, ensure_ascii=False)
-    except RecursionError:
+def _heading(text: str) -> Extracted | None:
+    """Return the answer of the last ``####`` line, unless it is the title of what follows or a box is the better mark."""
+    heading = hashes(text)
+    if heading is None or not says_something(heading.answer) or boxed(text[heading.start :]) is not None:
         return None
+    if any(map(str.isdecimal, heading.answer)):
+        return _read(heading, "hashes")
+    if (phrase := announced(text, heading.end)) is not None:
+        return _read(phrase, "phrase")
+    is_title = bool(text[heading.end :].strip())
+    return None if is_title and (boxed(text) or announced(text)) else _read(heading, "hashes")
 
 
-def _way(name: str) -> _Way:
+def _stated_after(text: str, box: Mark) -> Phrase | None:
+    """Return an answer that is stated after a box: under a heading such as "Answer:", or a letter."""
+    found = announced(text, box.end)
+    if found is None or "oxed" in found.answer or not is_value(found.answer):
+        return None
+    letter = choice(found.answer)
+    return found if found.states or (letter is not None and not letter.rest) else None
+
+
+def _read(found: Mark | Phrase, how: str) -> Extracted:
+    answer = without_talk(undressed(found.answer))
+    return Extracted(answer if says_something(answer) else found.answer, how, found.complete)
+
+
+def phrase(text: str) -> Phrase | None:
+    """Return what the last phrase announces, or a last line ``A: ...``."""
+    return announced(text) or last_line(text)
+
+
+def line(text: str) -> Mark | None:
+    """Return the last line that is not blank."""
+    last = text.rstrip().rpartition("\n")[2].strip()
+    return Mark(last, 0, len(text), complete=False) if last else None
+
+
+def whole(text: str) -> Mark | None:
+    """Return the whole text."""
+    text = text.strip()
+    return Mark(text, 0, len(text), complete=False) if text else None
+
+
+def _way(name: str) -> Finder:
     kind, colon, rest = name.partition(":")
+    if name == "auto":
+        return auto
     if name in _WAYS:
-        return _WAYS[name]
+        return partial(_named, name, _WAYS[name])
     if kind == "json" and rest:
-        return partial(json_field, rest)
+        return partial(_named, name, partial(json_field, rest))
     if kind == "python" and colon:
         return partial(_by_function, function_at(rest), name)
     raise ConfigError(f"unknown extraction method {name!r}", hint=f"available: {_KNOWN}")
+
+
+def _named(name: str, way: _Way, text: str) -> Extracted | None:
+    """Read a text by one method; the answer is as written."""
+    found = way(text)
+    return None if found is None else Extracted(found.answer.strip(), name, found.complete)
 
 
 def function_at(place: str) -> Callable[..., Any]:
@@ -340,22 +185,15 @@ def function_at(place: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]  # checked just now
 
 
-def _by_function(function: Callable[[str], Any], name: str, text: str) -> str | None:
+def _by_function(function: Callable[[str], Any], name: str, text: str) -> Extracted | None:
     """Return what the user's function finds; if it raises, log the error and return None."""
     try:
         answer = function(text)
-        return None if answer is None else str(answer)
+        return None if answer is None else Extracted(str(answer).strip(), name)
     except Exception:
         logging.getLogger(__name__).warning("%s failed; no answer was extracted", name, exc_info=True)
         return None
 
 
-_WAYS: dict[str, _Way] = {
-    "auto": auto,
-    "hashes": hashes,
-    "boxed": boxed,
-    "phrase": phrase,
-    "line": line,
-    "whole": whole,
-}
-_KNOWN = ", ".join([*_WAYS, "json:FIELD", "python:MODULE:FUNCTION"])
+_WAYS: dict[str, _Way] = {"hashes": hashes, "boxed": boxed, "phrase": phrase, "line": line, "whole": whole}
+_KNOWN = ", ".join(["auto", *_WAYS, "json:FIELD", "python:MODULE:FUNCTION"])

@@ -1,9 +1,12 @@
-"""AnswerForm: how to extract the final answer from a text, and when two answers are equal."""
+"""How a final answer is extracted and compared (`AnswerForm`), and what an answer must be (`OutputForm`)."""
 
 from __future__ import annotations
 
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from workflow_composer.support.fast_dataclass import quick
 
@@ -29,3 +32,65 @@ class AnswerForm:
 
 
 ANY_FORM = AnswerForm()
+
+EMPTY_REPLY = "the reply is empty"
+
+
+class Formed(NamedTuple):
+    """A reply as read by a form. ``mended`` names what was mended; with a ``problem`` there is no value."""
+
+    value: Any = None
+    mended: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+class OutputForm(ABC):
+    """What an answer must be. Made by `output_form`; usable from any thread."""
+
+    spec: Any = None
+    """The form as it was written, in plain data."""
+
+    def read(self, text: str) -> Formed:
+        """Read a reply; reasoning is removed first. Never raises for any text."""
+        from workflow_composer.answers.reasoning import without_reasoning  # late: plans and requests import this module
+
+        said = without_reasoning(text).strip()
+        return self._read(said) if said else Formed(problem=EMPTY_REPLY)
+
+    @abstractmethod
+    def _read(self, text: str) -> Formed: ...
+
+    @abstractmethod
+    def instructions(self) -> str:
+        """Return what to tell the model; empty if nothing needs to be said."""
+
+    @abstractmethod
+    def json_schema(self) -> dict[str, Any]:
+        """Return the form as a JSON Schema."""
+
+    def plain(self, value: Any) -> Any:
+        """Return a value of this form as JSON data."""
+        return value
+
+    def key(self, value: Any) -> str:
+        """Return one text for all writings of a value, by which votes are counted."""
+        from workflow_composer.answers.json_text import canonical
+
+        return canonical(self.plain(value))
+
+    @property
+    def is_text(self) -> bool:
+        """Whether a value is free text, which may turn out long."""
+        return False
+
+    def __repr__(self) -> str:
+        return json.dumps(self.spec, ensure_ascii=False, default=str)
+
+
+def as_data(value: Any) -> Any:
+    """Return a form as it was written, and a mapping as a dict: the ``default`` of `json.dumps` for fields of a request."""
+    if isinstance(value, OutputForm):
+        return value.spec
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is not JSON-serializable")

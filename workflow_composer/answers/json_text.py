@@ -19,6 +19,9 @@ _STRING = r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)'
 _TOKEN = re.compile(rf"{_STRING}|[{{}}\[\]]", re.DOTALL)
 _OPENING = re.compile(r"[{\[]")
 _COMMA = re.compile(rf"({_STRING})|,(?=\s*[}}\]])", re.DOTALL)
+_COMMENT = re.compile(rf"({_STRING}|'(?:[^'\\\n]|\\.)*')|//[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
+_KEY = re.compile(rf"({_STRING})|(?<=[{{,\s])([A-Za-z_]\w*)(?=\s*:)", re.DOTALL)
+_STRAIGHT = str.maketrans("\u201c\u201d", '""')
 _LONGEST_LITERAL = 200_000
 
 
@@ -98,7 +101,7 @@ def _spans(text: str) -> list[tuple[int, int]]:
 
 
 def _value(text: str) -> JsonValue | None:
-    """Read one JSON value; a trailing comma, line breaks in strings and Python's writing lose nothing."""
+    """Read one JSON value. Trailing commas, comments, names without quotes and Python's writing lose nothing."""
     text = text.strip().lstrip("\ufeff")
     if not text:
         return None
@@ -108,11 +111,20 @@ def _value(text: str) -> JsonValue | None:
         pass
     if text[0] not in "{[":
         return None
-    try:
-        return JsonValue(_parsed(_COMMA.sub(lambda comma: comma[1] or "", text), strict=False), (WRITING,))
-    except (ValueError, RecursionError):
-        pass
-    return _python(text)
+    for written in (_COMMA.sub(lambda comma: comma[1] or "", text), _rewritten(text)):
+        try:
+            return JsonValue(_parsed(written, strict=False), (WRITING,))
+        except (ValueError, RecursionError):
+            pass
+    return _python(text) or _python(_rewritten(text))
+
+
+def _rewritten(text: str) -> str:
+    """Return the text without comments and trailing commas, and with straight quotation marks, also around names."""
+    text = text if '"' in text else text.translate(_STRAIGHT)
+    text = _COMMENT.sub(lambda found: found[1] or " ", text)
+    text = _COMMA.sub(lambda found: found[1] or "", text)
+    return _KEY.sub(lambda found: found[1] or f'"{found[2]}"', text)
 
 
 def _parsed(text: str, *, strict: bool) -> Any:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 
-from workflow_composer.answers.quantities import BARE, Measure, measure, singular_of
+from workflow_composer.answers.comparison.quantities import BARE, Measure, measure, singular_of
 
 # ---------------------------------------------------------------------------------------------------------------- literals
 #

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import json
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from workflow_composer.answers.choices import CASE, Choices, number_in
 from workflow_composer.answers.extraction import function_at
+from workflow_composer.answers.form import EMPTY_REPLY, Formed, OutputForm
 from workflow_composer.answers.json_text import FENCES, TALK, JsonValue, blocks, canonical, json_values, plain
-from workflow_composer.answers.reasoning import without_reasoning
 from workflow_composer.answers.schema import DROP, LISTED, NONE_WORDS, JsonSchema
 from workflow_composer.errors import ConfigError
 
+__all__ = ["GRAMMAR", "Formed", "OutputForm", "output_form", "with_form"]
+
 WORDS = ("text", "number", "truth", "code")
-EMPTY_REPLY = "the reply is empty"
 GRAMMAR = (
     "a form is text, number, truth, code, a list of two or more words (choices), [FORM] (a list), {field: FORM}, "
     "{json_schema: SCHEMA or FILE}, {python: module:Type}, or any of these with `or none`"
@@ -30,53 +30,6 @@ _OR_NONE = re.compile(r"\A(.*\S)\s+or\s+none\s*\Z", re.IGNORECASE | re.DOTALL)
 _BULLET = re.compile(r"^[ \t]*(?:[-*\u2022\u2013]|\d{1,4}[.)])[ \t]+(\S.*?)[ \t]*$", re.MULTILINE)
 _TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
 _DEEPEST = 32
-
-
-class Formed(NamedTuple):
-    """A reply as read by a form. ``mended`` names what was mended; with a ``problem`` there is no value."""
-
-    value: Any = None
-    mended: tuple[str, ...] = ()
-    problem: str | None = None
-
-
-class OutputForm(ABC):
-    """What an answer must be. Made by `output_form`; usable from any thread."""
-
-    spec: Any = None
-    """The form as it was written, in plain data."""
-
-    def read(self, text: str) -> Formed:
-        """Read a reply; reasoning is removed first. Never raises for any text."""
-        said = without_reasoning(text).strip()
-        return self._read(said) if said else Formed(problem=EMPTY_REPLY)
-
-    @abstractmethod
-    def _read(self, text: str) -> Formed: ...
-
-    @abstractmethod
-    def instructions(self) -> str:
-        """Return what to tell the model; empty if nothing needs to be said."""
-
-    @abstractmethod
-    def json_schema(self) -> dict[str, Any]:
-        """Return the form as a JSON Schema."""
-
-    def plain(self, value: Any) -> Any:
-        """Return a value of this form as JSON data."""
-        return value
-
-    def key(self, value: Any) -> str:
-        """Return one text for all writings of a value, by which votes are counted."""
-        return canonical(self.plain(value))
-
-    @property
-    def is_text(self) -> bool:
-        """Whether a value is free text, which may turn out long."""
-        return False
-
-    def __repr__(self) -> str:
-        return json.dumps(self.spec, ensure_ascii=False, default=str)
 
 
 class TextForm(OutputForm):
@@ -300,6 +253,18 @@ def output_form(spec: Any, *, folder: str | Path = ".") -> OutputForm:
 Formed(value={'n': 12}, mended=('talk around', 'number as text'), problem=None))
     """
     return _made(spec, Path(folder), 0)
+
+
+def with_form(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields of a request with ``form``, or ``schema``, in any writing, as an `OutputForm`.
+
+    Raises `ConfigError` for an invalid form, and TypeError for both.
+    """
+    others = {name: value for name, value in fields.items() if name not in ("schema", "form")}
+    given = [fields[name] for name in ("schema", "form") if fields.get(name) is not None]
+    if len(given) > 1:
+        raise TypeError("give schema or form, not both")
+    return others | {"form": output_form(given[0]) if given else None}
 
 
 def _made(spec: Any, folder: Path, depth: int) -> OutputForm:

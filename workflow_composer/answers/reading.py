@@ -5,8 +5,12 @@ from __future__ import annotations
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Protocol
 
-from workflow_composer.answers.extraction import Extracted, boxed, finder, hashes, to_the_point, unmarked
+from workflow_composer.answers.extraction import Extracted, finder, first_turn
+from workflow_composer.answers.finding.marks import boxed, hashes
+from workflow_composer.answers.finding.undressing import choice, plain, says_something, undressed
+from workflow_composer.answers.finding.unmarked import is_letter, to_the_point, unmarked
 from workflow_composer.answers.form import ANY_FORM, AnswerForm
+from workflow_composer.answers.notation import notation
 from workflow_composer.answers.reasoning import without_reasoning
 from workflow_composer.errors import ConfigError
 
@@ -14,6 +18,8 @@ if TYPE_CHECKING:
     from workflow_composer.answers.mathematics import Algebra
 
 LONGEST_LIMIT = 3600
+_TALKS = frozenset({"phrase", "hashes"})
+_FEW = 2
 
 
 class Said(Protocol):
@@ -65,10 +71,12 @@ class Reader:
         return self.algebra.timed_out if "algebra" in self.__dict__ and self.algebra is not None else 0
 
     def read(self, text: str, label: str | None = None) -> str | None:
-        r"""Return the final answer as written, or None if none is found. Reasoning is removed first.
+        r"""Return the final answer, or None if none is found.
 
-        If ``auto`` is the last method and no mark is found, the answer is the last number or all of a short text; a label
-        decides which. Linear in the length of the text; never raises.
+        Reasoning is removed first. What is written around an answer is taken off: fences, display math, bullets, emphasis, a
+        reason; full-width characters become ASCII. If ``auto`` is the last method and no mark is found, the answer is the
+        last number, a letter, or all of a short text; a label decides which. A text without a letter or a digit holds none.
+        Linear in the length of the text; never raises.
 
         >>> reader().read(r"So 9 * 2 = 18. The answer is $\boxed{18}$."), reader().read("9 * 2 = 18, so she has 18 left.")
         ('18', '18')
@@ -80,36 +88,45 @@ class Reader:
         r"""Like `read`; also names the method that read the answer.
 
         >>> reader().extract("9 * 2 = 18, so she has 18 left.", "18")
-        Extracted(answer='18', how='last_number')
+        Extracted(answer='18', how='last_number', complete=False)
         """
         text = without_reasoning(text)
-        found = self._find(text)
         if not self._takes_unmarked:
-            return found
+            return self._find(text)
+        text = plain(text)
+        found = self._find(text)
         wanted = None if label is None else self.bare(label)
-        if found is None:
-            last = unmarked(text, wanted)
-            return None if last is None else Extracted(last, "last_number" if last != text.strip() else "whole")
-        return found if wanted is None else found._replace(answer=to_the_point(found.answer, wanted))
+        if found is not None:
+            fitted = found._replace(answer=_fitted(found.answer, wanted))
+            if found.how not in _TALKS or wanted is None or _may_answer(fitted.answer, wanted):
+                return fitted
+        last = unmarked(first_turn(text), wanted)
+        if last is None:
+            return None if found is None else fitted
+        return Extracted(_fitted(last[0], wanted), last[1])
 
     def read_said(self, said: Said, label: str | None = None) -> str | None:
-        """Like `read` for a model's answer; a truncated one has no final answer."""
+        """Like `read` for a model's answer. One that was cut off is read only if its final answer is complete."""
         found = self.extract_said(said, label)
         return None if found is None else found.answer
 
     def extract_said(self, said: Said, label: str | None = None) -> Extracted | None:
-        """Like `extract` for a model's answer; a truncated one has no final answer."""
-        return None if said.cut_off else self.extract(said.text, label)
+        """Like `extract` for a model's answer.
+
+        One that was cut off by its length or by a filter has a final answer only if that is complete: in a closed box or
+        tag, on a ``####`` line that ends, in a sentence that ends before the text does.
+        """
+        found = self.extract(said.text, label)
+        return None if found is None or (said.cut_off and not found.complete) else found
 
     def bare(self, label: str) -> str:
         r"""Return a label's answer: the label is that answer, or a solution that ends with it.
 
         The end of a solution is marked by ``####``, ``\boxed{}`` or as the form says.
         """
-        found = hashes(label) or boxed(label)
-        if found is None and (marked := self._find(label)) is not None:
-            found = marked.answer
-        return found or label.strip()
+        label = plain(label)
+        marked = hashes(label) or boxed(label) or self._find(label)
+        return _taken_off(marked.answer if marked else label)
 
 
 def reader(form: AnswerForm = ANY_FORM) -> Reader:
@@ -122,6 +139,32 @@ def reader(form: AnswerForm = ANY_FORM) -> Reader:
 
 
 _made = lru_cache(maxsize=64)(Reader)
+
+
+def _taken_off(answer: str) -> str:
+    found = undressed(answer)
+    return found if says_something(found) else answer.strip()
+
+
+def _fitted(answer: str, wanted: str | None) -> str:
+    """Return the part of an answer that a label asks for: the letter or the text of a choice, a number."""
+    picked = choice(answer)
+    if picked is not None:
+        if wanted is None:
+            return picked.letter if picked.is_plain or (not picked.rest and answer[-1:].isupper()) else answer
+        if is_letter(wanted):
+            return picked.letter
+        if picked.rest and choice(wanted) is None:
+            answer = picked.rest
+    return to_the_point(answer, wanted)
+
+
+def _may_answer(answer: str, wanted: str) -> bool:
+    """Whether a phrase's answer is of the label's kind; if not, it talks about the answer, and the text is searched."""
+    if is_letter(wanted):
+        return choice(answer) is not None or len(answer.split()) <= _FEW
+    one = notation(wanted)
+    return one.number is None or one.literal or any(map(str.isnumeric, answer)) or len(answer.split()) <= _FEW
 
 
 def _mathematics_is_installed() -> bool:

@@ -1,47 +1,112 @@
-"""Removal of a model's reasoning (``<think>...</think>``) from its text. Pure, linear."""
+"""Separation of a model's reasoning (``<think>...</think>`` and its relatives) from its answer. Pure, linear."""
 
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
+_NAMES = r"(?:seed:|ant:)?(?:think(?:ing)?(?:_fast(?:er)?)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad|cot)"
 _MARK = re.compile(
-    r"<(/?)(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning)>|\[(/?)THINK\]|\u25c1(/?)think\u25b7", re.IGNORECASE
+    # An opening or a closing mark; a closing one fills a group named close_*. The models that use each:
+    rf"<(?P<close_tag>/?){_NAMES}\s{{0,3}}>"  # DeepSeek-R1, Qwen3, GLM-4.5, MiniMax-M2, EXAONE Deep, Seed-OSS, K2-V2
+    rf"|<\|(?P<close_bar>/?){_NAMES}\|>"  # LiteRT-LM's form of Gemma
+    r"|\[(?P<close_square>/?)THINK\]"  # Magistral
+    r"|\u25c1(?P<close_triangle>/?)think\u25b7"  # Kimi-VL
+    r"|<\|(?:begin|(?P<close_thought>end))_of_thought\|>"  # OpenThinker, Sky-T1
+    r"|<\|(?:START|(?P<close_command>END))_THINKING\|>"  # Command A Reasoning
+    r"|<\|inner_(?:prefix|(?P<close_inner>suffix))\|>"  # Apertus
+    r"|<unused94>(?:thought\n)?|(?P<close_unused><unused95>)"  # MedGemma
+    r"|<\|channel>(?:thought|analysis)\b|(?P<close_channel><channel\|>)"  # Gemma 4
+    r"|\A\s{0,9}Here(?:'s| is) my thought process:|(?P<close_granite>\bHere(?:'s| is) my response:)"  # Granite 3.2
+    r"|(?P<close_apriel>\[BEGIN FINAL RESPONSE\])",  # Apriel
+    re.IGNORECASE,
 )
-_CHANNEL = "<|channel|>final<|message|>"
-"""Precedes the answer if a server passes gpt-oss's channels through unparsed."""
+_FINAL = re.compile(r"<\|channel\|>final[^<]{0,40}(?:<\|constrain\|>[^<]{0,40})?<\|message\|>")
+_CHANNEL = "<|channel|>"
+_BARE_CHANNEL = re.compile(r"\A\s{0,9}analysis(?=[A-Z\"'(\d])")
+_BARE_FINAL = re.compile(r"assistant\s{0,3}final(?=[^a-z\s]|\s?[A-Z\d$*\\#])|assistantfinal")
+_WRAPPERS = re.compile(
+    r"<\|(?:begin|end)_of_solution\|>|<\|(?:START|END)_(?:RESPONSE|TEXT)\|>|\[END FINAL RESPONSE\]|</?(?:seed:)?response>",
+    re.IGNORECASE,
+)
 _EDGES = "<>[]\u25c1\u25b7"
+_OPENINGS = re.compile(
+    rf"<{_NAMES}\s{{0,3}}>|\[THINK\]|\u25c1think\u25b7|<\|(?:{_NAMES}\||begin_of_thought|start_thinking|inner_prefix)"
+    r"|<\|channel|<unused94>",
+    re.IGNORECASE,
+)
 
 
-def without_reasoning(text: str) -> str:
-    """Return the text without ``<think>...</think>`` and similar blocks.
+class Separated(NamedTuple):
+    """A text without its reasoning, the reasoning, and whether the reasoning is still going on at the end."""
 
-    A block without a closing tag extends to the end. A closing tag without an opening one ends a block that starts with
-    the text: chat templates often write the opening tag themselves.
+    said: str
+    reasoning: str
+    unclosed: bool
 
-    >>> without_reasoning("<think>12 + 6</think>18"), without_reasoning("12 + 6</think>18"), without_reasoning("<think>12 +")
-    ('18', '18', '')
+
+def parts(text: str) -> Separated:
+    r"""Separate what a model says from what it thinks before.
+
+    A closing mark without an opening one ends a thought that starts with the text: chat templates often write the opening
+    mark themselves. A thought that never closes leaves nothing said. A mark in a code span (\`<think>\`) is only mentioned.
+
+    >>> parts("<think>12 + 6</think>18"), parts("12 + 6</think>18").said, parts("<think>12")
+    (Separated(said='18', reasoning='12 + 6', unclosed=False), '18', Separated(said='', reasoning='12', unclosed=True))
     """
     if _CHANNEL in text:
-        return text.rpartition(_CHANNEL)[2].partition("<|")[0]
+        return _of_channels(text)
+    if (bare := _BARE_CHANNEL.match(text)) is not None:
+        finals = list(_BARE_FINAL.finditer(text, bare.end()))
+        if finals:
+            return Separated(text[finals[-1].end() :], text[bare.end() : finals[-1].start()], unclosed=False)
+        return Separated("", text[bare.end() :], unclosed=True)
     said: list[str] = []
+    thought: list[str] = []
     start: int | None = 0
+    end = 0
     for mark in _MARK.finditer(text):
-        if mark[1] or mark[2] or mark[3]:
+        if text[mark.start() - 1 : mark.start()] == "`" and text[mark.end() : mark.end() + 1] == "`":
+            continue
+        if mark.lastgroup is not None and mark[mark.lastgroup]:
             if start is not None:
+                thought += [*said, text[start : mark.start()]]
                 said.clear()
+            else:
+                thought.append(text[end : mark.start()])
             start = mark.end()
         elif start is not None:
             said.append(text[start : mark.start()])
             start = None
-    if start == 0:
-        return text
-    if start is not None:
-        said.append(text[start:])
-    return "".join(said)
+        else:
+            thought.append(text[end : mark.start()])
+        end = mark.end()
+    if end == 0:
+        return Separated(_WRAPPERS.sub("", text) if "<" in text or "[" in text else text, "", unclosed=False)
+    if start is None:
+        return Separated("", "".join([*said, *thought, text[end:]]), unclosed=True)
+    return Separated(_WRAPPERS.sub("", "".join([*said, text[start:]])), "".join(thought), unclosed=False)
+
+
+def _of_channels(text: str) -> Separated:
+    """Separate gpt-oss's channels (harmony), which some servers pass through unparsed."""
+    finals = list(_FINAL.finditer(text))
+    if not finals:
+        return Separated("", text, unclosed=True)
+    return Separated(text[finals[-1].end() :].partition("<|")[0], text[: finals[-1].start()], unclosed=False)
+
+
+def without_reasoning(text: str) -> str:
+    """Return what the text says apart from reasoning; nothing if the reasoning never ends.
+
+    >>> without_reasoning("<think>12 + 6</think>18"), without_reasoning("12 + 6</think>18"), without_reasoning("<think>12 +")
+    ('18', '18', '')
+    """
+    return parts(text).said
 
 
 def says_nothing(text: str) -> bool:
-    """Whether the text is blank or only reasoning. Fast for a text that neither starts nor ends with a tag.
+    """Whether the text is blank or only reasoning. Fast for a text that neither starts nor ends with a mark.
 
     >>> says_nothing(" "), says_nothing("<think>Let me see.</think>"), says_nothing("18")
     (True, True, False)
@@ -50,4 +115,7 @@ def says_nothing(text: str) -> bool:
         return True
     if text.lstrip()[0] not in _EDGES and text.rstrip()[-1] not in _EDGES:
         return False
-    return not without_reasoning(text).strip()
+    found = parts(text)
+    if found.unclosed and not _OPENINGS.match(text.lstrip()):
+        return False  # an answer that only mentions a mark
+    return not found.said.strip()

@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from workflow_composer.errors import CallTimeout
@@ -217,7 +217,7 @@ class FakeBackend:
             TokenLogprob(piece, self._logprob, ((piece, self._logprob), ("<other>", rest))[: request.top_logprobs or 0])
             for piece in _pieces(sample.text)
         )
-        return Sample(sample.text, sample.finish_reason, sample.tool_calls, tokens)
+        return replace(sample, logprobs=tokens)
 
 
 def _pieces(text: str) -> list[str]:

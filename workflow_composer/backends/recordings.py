@@ -184,7 +184,7 @@ class Recording:
         try:
             self._file = _lines_of(path)
         except (OSError, InputError) as error:
-            raise ModelNotFound(f"no recorded answers: {path}: {error}") from None
+            raise ModelNotFound(f"cannot read the recorded answers {path}: {error}") from None
         try:
             self._read()
         except BaseException:
@@ -263,7 +263,7 @@ def open_recording(path: Path) -> Recording:
     try:
         status = path.stat()
     except OSError as error:
-        raise ModelNotFound(f"no recorded answers: {path}: {error.strerror}") from None
+        raise ModelNotFound(f"cannot read the recorded answers {path}: {error.strerror}") from None
     key = (path.resolve(), status.st_mtime_ns, status.st_size)
     with _open_lock:
         recording = _open.get(key)
@@ -348,7 +348,7 @@ class ReplayBackend:
             raise Unsupported(f"{self.name}: recordings do not support {', '.join(refused)}", hint="leave it out")
         question = next((" ".join(texts(m)) for m in reversed(request.messages) if m.get("role") == "user"), None)
         if question is None:
-            raise BadRequest(f"{self.name}: no user message to look up")
+            raise BadRequest(f"{self.name}: the request has no user message, by which recorded answers are found")
         try:
             answers = recording.answers(self._model, question, call.first_sample + count)[call.first_sample :]
         except (OSError, ValueError) as error:  # the file was truncated or replaced meanwhile

@@ -92,11 +92,26 @@ def context_option(function: F) -> F:
     return click.option("--context", "contexts", multiple=True, metavar="NAME", help=text)(function)
 
 
+def vote_by_option(function: F) -> F:
+    """``--vote-by``."""
+    text = "How votes are grouped: by final answer, or free texts by meaning, with the profile's model for embeddings."
+    return click.option("--vote-by", type=click.Choice(("answer", "embedding")), help=text)(function)
+
+
 def run_budget_option(function: F) -> F:
     """``--run-budget``."""
     text = f"Budget of all rows, including earlier runs of the same output; stops when it is used up (exit code {STOPPED})."
     kind = click.FloatRange(min=0, min_open=True)
     return click.option("--run-budget", type=kind, callback=finite, metavar="DOLLARS", help=text)(function)
+
+
+def shard_option(function: F) -> F:
+    """``--shard``."""
+    text = (
+        "Answer only shard i of n, into files of its own: i/n; or `slurm`, the task of a job array; or `auto`, which is "
+        "everything outside of one. Join them by `merge`. Each shard may spend its n-th of --run-budget."
+    )
+    return click.option("--shard", metavar="I/N", help=text)(function)
 
 
 def finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 import click
 
+from workflow_composer.batch.keeping.shards import Shard
 from workflow_composer.batch.run.runner import UNREADABLE, Budget, GoOn
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.cli.output import cost_text, dollars, percent
@@ -33,6 +34,25 @@ def tell_spent_before(budget: Budget, spent: float) -> None:
     """Print to standard error how much of the run budget earlier runs have spent, if any."""
     if budget.run is not None and spent:
         click.echo(f"earlier runs have spent {dollars(spent)} of the run budget of {dollars(budget.run)}", err=True)
+
+
+def shard_of(text: str | None, environ: Mapping[str, str]) -> Shard | None:
+    """Return the shard that ``--shard`` names, and tell which it is; None without one. Raises `InputError`."""
+    shard = None if text is None else Shard.parse(text, environ)
+    if shard is not None and text != str(shard):
+        click.echo(f"shard {shard}", err=True)
+    return shard
+
+
+def part_of_budget(budget: Budget, shard: Shard | None) -> Budget:
+    """Return a shard's part of the run budget, because shards do not know what the others spend; tell how much it is."""
+    if shard is None or budget.run is None:
+        return budget
+    part = Budget(budget.row, budget.run / shard.of)
+    click.echo(
+        f"shard {shard} may spend {dollars(budget.run / shard.of)} of the run budget of {dollars(budget.run)}", err=True
+    )
+    return part
 
 
 def raise_if_over(budget: Budget, tally: Tally) -> None:

@@ -73,6 +73,26 @@ def frozen(value: Any) -> Any:
     return value
 
 
+def checked_form(value: Any) -> Any:
+    """Return a form unchanged; raise ValueError if it is none. Files and Python types are left to the router."""
+    from workflow_composer.answers.output_form import output_form
+    from workflow_composer.errors import ConfigError
+
+    try:
+        output_form(_without_files(as_written(value)))
+    except ConfigError as error:
+        raise ValueError(error.message) from None
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _without_files(form: Any) -> Any:
+    if isinstance(form, Mapping):
+        if set(form) == {"python"} or (set(form) == {"json_schema"} and isinstance(form["json_schema"], str)):
+            return "text"
+        return {name: _without_files(part) for name, part in form.items()}
+    return [_without_files(part) for part in form] if isinstance(form, list) else form
+
+
 def plain(value: Any) -> Any:
     """Return a mapping as a dict, as the models require; return anything else unchanged."""
     return dict(value) if isinstance(value, Mapping) else value
@@ -96,6 +116,8 @@ RoleToServers = Annotated[
     Mapping[str, Annotated[str | tuple[str, ...], SkipValidation]], BeforeValidator(plain), AfterValidator(frozen)
 ]
 """Role -> one server or several; `NormalForm` has already reported any other value."""
+Form = Annotated[str | tuple[Any, ...] | Mapping[str, Any], BeforeValidator(checked_form), AfterValidator(frozen)]
+"""A form as `output_form` takes it. The router reads the files that it names."""
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Dollars = Annotated[float, Field(ge=0)]
 
@@ -208,6 +230,14 @@ class TierSpec(ProfilePart):
     greedy_only: bool = Field(
         default=False,
         description="Always take one sample at temperature 0, whatever the routing string says (if memory is short).",
+    )
+    accept: Form | None = Field(
+        default=None,
+        description="The form of its answers in a cascade: a list of words, `number`, `truth`, `code`, `{field: form}`, "
+        "`{json_schema: FILE}`, ... ([voting.md](voting.md#forms)). An answer of another form is not accepted.",
+    )
+    retries: int = Field(
+        default=2, ge=0, le=16, description="How often its model is asked again for an answer of the form of `accept`."
     )
     target: float | None = Field(
         default=None, description="Minimum confidence to accept its vote. Default: the router's `target`."

@@ -8,23 +8,27 @@ is returned as not accepted; if there is no answer at all, one error lists every
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 from workflow_composer.answers.reasoning import says_nothing
 from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
-from workflow_composer.errors import AllCandidatesFailed, ModelError, Unsupported
+from workflow_composer.errors import AllCandidatesFailed, ModelError, RoutingError, Unsupported
 from workflow_composer.execution.call import Endpoint, Outcome, Trace
 from workflow_composer.execution.escalation import Ascent
+from workflow_composer.execution.forming import Forming, formed, instructed
 from workflow_composer.execution.member_run import Abandoned, CallObserver, MemberRun, Models, RetryPolicy, shown_to
 from workflow_composer.execution.voting.ballot import CUT_OFF
+from workflow_composer.execution.voting.vote_kinds import Embed, VoteKind, vote_kind
 from workflow_composer.execution.voting.vote_sampling import Poll
 from workflow_composer.plan import ALWAYS, Candidate, Plan, Tier
+from workflow_composer.support.fast_dataclass import changed
 from workflow_composer.types import Embeddings, LLMRequest, Sample, Timeouts, Verdict
 
 EMPTY = "the answer is empty"
+WITHHELD = "the server withheld the answer (content_filter)"
 LONGEST_ANSWER = 2**20
 """Assumed maximum number of tokens of an answer if neither the request nor the model limits it."""
 
@@ -32,7 +36,8 @@ LONGEST_ANSWER = 2**20
 class PlanExecutor:
     """Runs plans against the endpoints of one snapshot. `workflow_composer.execution.streaming` runs streams.
 
-    ``local_only``: the profile forbids cloud models, and the final error says that nothing was sent to one.
+    ``local_only``: the profile forbids cloud models, and the final error says that nothing was sent to one. ``embedding``
+    returns the model of the profile's embedding role, by which votes over free texts can be grouped.
     """
 
     def __init__(
@@ -43,7 +48,9 @@ class PlanExecutor:
         timeouts: Timeouts | None = None,
         observer: CallObserver | None = None,
         local_only: bool = False,
+        embedding: Callable[[], Candidate] | None = None,
     ) -> None:
+        self._embedding = embedding or _no_embedding
         self._models = Models(endpoints, retry or RetryPolicy(), timeouts or Timeouts(), observer, local_only)
 
     def run(self, plan: Plan, request: LLMRequest, trace: Trace) -> Coroutine[Any, Any, Outcome]:
@@ -52,6 +59,8 @@ class PlanExecutor:
         Raises `AllCandidatesFailed` (or `DeadlineExceeded`) if no tier answered. A `ModelError` that no other candidate can
         fix (an invalid request, a wrong key) is raised unchanged.
         """
+        if request.form is not None:
+            plan = formed(plan, request)
         if request.n > 1:
             refuse_several(plan, request)
         tiers = plan.tiers
@@ -85,8 +94,10 @@ class PlanExecutor:
         Raises `AllCandidatesFailed` if none answers. A tier other than the last ends at its deadline and keeps the votes
         received by then. With ``watch``, the tier's watch may abandon the answer while it is generated.
         """
-        if tier.voting is not None:
-            return await Poll(self._models, index, tier, request, trace, last=last).run()
+        if tier.voting is not None and (tier.form is None or tier.samples > 1 or tier.voting.measure == "score"):
+            kind = self.vote_kind(tier, request, trace)
+            asked = request if tier.form is None else instructed(request, tier.form)
+            return await Poll(self._models, index, tier, asked, trace, kind, last=last).run()
         watch = watch and not last
         if tier.deadline is None or last:
             return await self._judged(index, tier, request, trace, last=last, watch=watch)
@@ -103,6 +114,8 @@ class PlanExecutor:
     ) -> Outcome:
         """Run a tier's only member; if its answer has no log-probabilities, run ``when_unknown`` instead."""
         ask = self._watched if watch and tier.watch is not None else self._ask
+        if tier.form is not None:
+            ask = self._formed
         outcome = await ask(index, tier, request, trace)
         verdict = outcome.verdict
         if tier.when_unknown is None or verdict.confidence is not None or verdict.accepted or not outcome.whole:
@@ -120,6 +133,38 @@ class PlanExecutor:
                 verdict = judged(tier, done.samples, request)
                 return Outcome(done.samples, done.model, run.candidate, index, run.position, verdict)
         raise run.exhausted()
+
+    async def _formed(self, index: int, tier: Tier, request: LLMRequest, trace: Trace) -> Outcome:
+        """Ask until the answer has the tier's form, or the tier's tries are used up."""
+        forming, refused = Forming(tier, request), None
+        own = replace(tier, form=None, voting=None)
+        while True:
+            try:
+                outcome = await self._ask(index, own, forming.request, trace)
+            except AllCandidatesFailed:
+                if refused is None or trace.over:
+                    raise
+                return refused
+            verdict = forming.verdict(outcome, trace.attempts[-1].usage)
+            if verdict is not None:
+                outcome.verdict = verdict
+                return outcome
+            outcome.verdict = replace(outcome.verdict, accepted=False, unreadable=1, reason="the wanted form is missing")
+            refused = outcome
+
+    def vote_kind(self, tier: Tier, request: LLMRequest, trace: Trace) -> VoteKind:
+        """Return how samples of this tier vote on this request. Raises `RoutingError` without a model for embeddings."""
+        assert tier.voting is not None  # the caller has checked
+        by = request.vote_by or tier.voting.by
+        return vote_kind(tier.voting, request, tier.form, self._embedder(request, trace) if by == "embedding" else None)
+
+    def _embedder(self, request: LLMRequest, trace: Trace) -> Embed:
+        candidate = self._embedding()
+
+        async def embed(texts: Sequence[str]) -> Sequence[Sequence[float]]:
+            return (await self.embed(candidate, texts, changed(request, relay=None), trace)).vectors
+
+        return embed
 
     async def _watched(self, index: int, tier: Tier, request: LLMRequest, trace: Trace) -> Outcome:
         """Call as a stream, watch the answer while it is generated, and abandon it once it can no longer be accepted.
@@ -183,6 +228,10 @@ class PlanExecutor:
         return MemberRun(self._models, index, tier, tier.members[0], request, trace)
 
 
+def _no_embedding() -> Candidate:
+    raise RoutingError("votes cannot be grouped by embedding: there is no model for embeddings")
+
+
 def refuse_several(plan: Plan, request: LLMRequest) -> None:
     """Raise `Unsupported` if the request asks for ``n`` answers but the plan votes on or judges answers and returns one."""
     if not all(tier.is_plain for tier in plan.tiers):
@@ -193,20 +242,23 @@ def refuse_several(plan: Plan, request: LLMRequest) -> None:
 
 
 def judged(tier: Tier, samples: Sequence[Sample], request: LLMRequest) -> Verdict:
-    """Return the tier's verdict on its samples; a truncated or empty answer is unreadable and is not accepted.
+    """Return the tier's verdict on its samples; a truncated, withheld or empty answer is unreadable and is not accepted.
 
     A bare completion normally runs until its length limit, so it is not checked for truncation. A sample without text may
     contain tool calls; one with a score has been judged already, and its text may not have been recorded.
     """
     verdict = ALWAYS.verdict if tier.accept is ALWAYS else tier.accept(samples)
-    if not verdict.accepted or request.kind != "chat":
+    if not verdict.accepted:
         return verdict
     sample = samples[verdict.choice]
-    if sample.finish_reason == "length":
-        return replace(verdict, accepted=False, reason=CUT_OFF, unreadable=1)
-    if not sample.tool_calls and sample.score is None and says_nothing(sample.text):
-        return replace(verdict, accepted=False, reason=EMPTY, unreadable=1)
-    return verdict
+    why = ""
+    if sample.finish_reason == "length" and request.kind == "chat":
+        why = CUT_OFF
+    elif sample.finish_reason == "content_filter":
+        why = WITHHELD
+    elif not sample.tool_calls and sample.score is None and says_nothing(sample.text):
+        why = EMPTY
+    return replace(verdict, accepted=False, reason=why, unreadable=1) if why else verdict
 
 
 def _longest(request: LLMRequest, candidate: Candidate) -> int:

@@ -17,6 +17,7 @@ from workflow_composer.backends.openai.stream_accumulator import StreamAccumulat
 from workflow_composer.errors import AllCandidatesFailed, ModelError, StreamInterrupted
 from workflow_composer.execution.call import Outcome, Trace
 from workflow_composer.execution.executor import PlanExecutor, judged, refuse_several
+from workflow_composer.execution.forming import formed
 from workflow_composer.execution.voting.ballot import Ballot
 from workflow_composer.plan import Plan, Tier
 from workflow_composer.types import Chunk, LLMRequest, Sample, Verdict
@@ -34,7 +35,7 @@ class StreamRun:
         self.at = (0, plan.tiers[0].members[0].candidates[0], 0)
         self.asked_at = time.perf_counter()
         self._executor = executor
-        self._plan = plan
+        self._plan = plan if request.form is None else formed(plan, request)
         self._request = request
         self._trace = trace
 
@@ -46,7 +47,7 @@ class StreamRun:
         for index, tier in ascent.tiers():
             last = ascent.is_last(index)
             try:
-                if tier.is_plain or (last and tier.samples == 1):
+                if tier.is_plain or (last and tier.samples == 1 and tier.form is None):
                     async with aclosing(self._live(index, tier)) as pieces:
                         async for piece in pieces:
                             yield piece
@@ -67,6 +68,7 @@ class StreamRun:
             sample.logprobs or (),
             self._trace.usage,
             self.outcome.model,
+            reasoning=sample.reasoning,
         )
 
     async def _live(self, index: int, tier: Tier) -> AsyncGenerator[Chunk, None]:
@@ -106,6 +108,8 @@ class StreamRun:
         """Return the verdict on a tier's only sample."""
         if tier.voting is None:
             return judged(tier, (sample,), self._request)
-        ballot = Ballot(tier.voting, tier.members, last=True)
+        ballot = Ballot(
+            tier.voting, tier.members, last=True, kind=self._executor.vote_kind(tier, self._request, self._trace)
+        )
         await ballot.add(sample)
         return ballot.verdict()

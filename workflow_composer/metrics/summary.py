@@ -28,7 +28,7 @@ def parse_duration(text: str) -> timedelta:
     """Parse ``30m``, ``24h``, ``7d``, ``2w``, ``1.5h``, ``90s``. Raises `InputError` for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", text.strip().lower())
     if match is None:
-        raise InputError(f"{text!r} is not a duration", hint="write for example 30m, 24h, 7d or 2w")
+        raise InputError(f"{text!r} is not a duration", hint="for example 30m, 24h, 7d or 2w")
     try:
         return timedelta(**{_UNITS[match[2]]: float(match[1])})
     except OverflowError:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from workflow_composer.answers import reader
-from workflow_composer.answers.form import AnswerForm, Comparison
+from workflow_composer.answers.form import AnswerForm, Comparison, OutputForm
+from workflow_composer.answers.output_form import output_form
 from workflow_composer.config.checks import CASCADE_TARGET
-from workflow_composer.errors import LocalModelUnavailable, RoutingError
+from workflow_composer.config.profile_models import as_written
+from workflow_composer.errors import ConfigError, LocalModelUnavailable, ProfileError, RoutingError
 from workflow_composer.execution.voting.stopping import stopping_rule
 from workflow_composer.markers import DEFAULT_TIERS, KnownTier, is_routing_string, parse_route
-from workflow_composer.plan import Candidate, Drawing, Measure, Plan, Stopping, Voting
+from workflow_composer.plan import Candidate, Drawing, Grouping, Measure, Plan, Stopping, Voting
 from workflow_composer.routers.base import KindRouter, RouterContext, RouterSettings, described
 from workflow_composer.types import LLMRequest, ResourceStatus
 
@@ -41,6 +44,14 @@ class CascadeSettings(RouterSettings):
         "or a short text",
     )
     compare: Comparison = Field("auto", description="how answers are compared: `number`, `text`, `math`, `auto`")
+    vote_by: Grouping = Field(
+        "answer",
+        description="how votes are grouped: `answer` (final answers, tool calls, JSON), or `embedding`: free texts by "
+        "meaning, with the model of the task `embeddings`",
+    )
+    similarity: float = Field(
+        0.9, gt=0, le=1, description="`vote_by: embedding`: lowest cosine similarity of two texts that count as one answer"
+    )
     compare_seconds: float = Field(2.0, gt=0, le=60, description="seconds of processor time for one comparison")
     budget: float | None = Field(None, gt=0, description="dollars per request, for requests without a budget")
 
@@ -49,7 +60,8 @@ class CascadeSettings(RouterSettings):
         form = AnswerForm(self.extract, self.compare, self.compare_seconds)
         stopping_rule(self.stopping, self.level)
         reader(form)
-        return Voting(self.measure, self.target, self.stopping, self.level, 0, self.draw, form)
+        by, similarity = self.vote_by, self.similarity
+        return Voting(self.measure, self.target, self.stopping, self.level, 0, self.draw, form, by, similarity)
 
 
 class CascadeRouter(KindRouter):
@@ -66,6 +78,23 @@ class CascadeRouter(KindRouter):
         assert isinstance(self.settings, CascadeSettings)
         self._settings = self.settings
         self._voting = self.settings.voting()
+        if self._voting.by == "embedding" and "embeddings" not in self.context.config.task_routing:
+            hint = "add a model with embeddings, and the task to task_routing: {embeddings: NAME}"
+            raise ConfigError("vote_by: embedding needs a model for the task 'embeddings'", hint=hint)
+        self._forms = self._accepted_forms()
+
+    def _accepted_forms(self) -> dict[str, OutputForm]:
+        """Return the forms that tiers accept. Raises `ProfileError` with the place of an invalid one."""
+        config, found = self.context.config, {}
+        for name, spec in config.tiers.items():
+            if spec.accept is not None:
+                try:
+                    found[name] = output_form(as_written(spec.accept), folder=config.directory)
+                except ConfigError as error:
+                    raise ProfileError(
+                        [f"{config.where('tiers', name, 'accept')}: {error.message}"], hint=error.hint
+                    ) from None
+        return found
 
     def make(self, request: LLMRequest, resources: ResourceStatus) -> Plan | None:
         """Return the plan of the request's routing string; None if it has none. Raises `MarkerError` if it is malformed."""
@@ -101,7 +130,8 @@ class CascadeRouter(KindRouter):
         candidates = self._usable(name, self.context.candidates(model), request, resources, left_out)
         if spec is None:
             return KnownTier(candidates, default is not None and default.greedy_only)
-        return KnownTier(candidates, spec.greedy_only, spec.temperature, spec.target, spec.deadline, spec.budget)
+        known = KnownTier(candidates, spec.greedy_only, spec.temperature, spec.target, spec.deadline, spec.budget)
+        return replace(known, form=self._forms.get(name), retries=spec.retries)
 
     def _usable(
         self,

@@ -91,6 +91,15 @@ class Snapshot:
                 plans[kind] = plan
         return plan
 
+    def embedding(self) -> Candidate:
+        """Return the model of the profile's embedding role. Raises `RoutingError` if there is none."""
+        if "embeddings" not in self.config.task_routing:
+            where = f"profile {self.config.profile_name!r}"
+            hint = "add a model with embeddings, and the task to task_routing: {embeddings: NAME}"
+            raise RoutingError(f"{where} has no model for the task 'embeddings', by which votes are grouped", hint=hint)
+        plan = self.plan(LLMRequest(messages=(), kind="embeddings", task_type="embeddings"))
+        return plan.tiers[0].members[0].candidates[0]
+
     def _first_plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan:
         for router in self.routers:
             plan = router.plan(request, resources)
@@ -189,6 +198,7 @@ def build(
         timeouts=Timeouts(config.timeouts.connect, config.timeouts.first_token, config.timeouts.total),
         observer=observer,
         local_only=not config.allow_cloud,
+        embedding=lambda: snapshot.embedding(),  # noqa: PLW0108  # made below
     )
     snapshot = Snapshot(config, egress, endpoints, executor, resources, contexts_of(config, environ))
     context = RouterContext(

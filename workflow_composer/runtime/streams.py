@@ -12,7 +12,7 @@ from workflow_composer.execution.call import Outcome, Trace
 from workflow_composer.execution.streaming import StreamRun
 from workflow_composer.plan import Candidate, Plan
 from workflow_composer.support.loop_thread import LoopThread
-from workflow_composer.types import Chunk, LLMRequest, LLMResponse, RoutingDecision
+from workflow_composer.types import Chunk, LLMRequest, LLMResponse, RoutingDecision, Verdict
 
 
 class UnderWay:
@@ -30,6 +30,11 @@ class UnderWay:
     def at(self) -> tuple[int, Candidate, int]:
         """The current tier's number, the candidate, and how many of the tier's candidates failed before it."""
         return self._run.at
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The verdict on an answer that was judged before its first chunk; None for one that is delivered as it comes."""
+        return None if self._run.outcome is None else self._run.outcome.verdict
 
     @property
     def attempts(self) -> int:
@@ -158,4 +163,6 @@ def response_of(
         confidence=verdict.confidence,
         accepted=verdict.accepted,
         climbed=tuple(trace.tiers),
+        value=verdict.value,
+        warning=verdict.warning,
     )

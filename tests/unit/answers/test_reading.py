@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.unit.answers.hostile import PIECES, anything
 from workflow_composer.answers import AnswerForm, Question, Reader, kind_of, reader
-from workflow_composer.answers.values import LONGEST, value_of
+from workflow_composer.answers.comparison.values import LONGEST, value_of
 from workflow_composer.errors import ConfigError
 
 

@@ -9,7 +9,7 @@ import pytest
 from workflow_composer.execution.streaming import StreamRun
 from workflow_composer.execution.voting.ballot import Ballot
 from workflow_composer.plan import Candidate, Member, Plan, Tier, Voting
-from workflow_composer.types import LLMRequest, Sample, Verdict
+from workflow_composer.types import LLMRequest, Sample, TokenLogprob, Verdict
 
 ASK = LLMRequest.of("What is 2 + 2?")
 CUT = Sample("First I add 2 and", "length")
@@ -106,3 +106,29 @@ def test_the_best_scored_sample_is_not_accepted_where_it_was_cut_off():
     verdict = verdict_of(Sample("a", "stop", score=0.5), Sample("b", "length", score=0.9), measure="score", target=0.8)
     assert (verdict.choice, verdict.accepted) == (1, False)
     assert "cut off" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("sample", "why"),
+    [
+        (Sample("4", "content_filter"), "withheld"),
+        (Sample("", "stop"), "empty"),
+        (Sample("<think>4</think>", "stop"), "empty"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+async def test_an_empty_or_withheld_answer_of_a_single_tier_is_not_accepted(bench, fake, sample, why, kind):
+    b = bench(fake("one", sample))
+    request = LLMRequest.of("What is 2 + 2?", kind=kind)
+    outcome = await b.executor.run(Plan((Tier.of(b.candidates(), "one"),)), request, b.trace)
+    assert (outcome.answer, outcome.verdict.accepted, outcome.verdict.unreadable) == (sample, False, 1)
+    assert why in outcome.verdict.reason
+
+
+@pytest.mark.parametrize("logprob", [None, "-0.1"])
+async def test_a_backends_malformed_log_probabilities_are_an_unknown_weight(bench, fake, logprob):
+    said = Sample("#### 4", "stop", logprobs=(TokenLogprob("4", logprob),))
+    b = bench(fake("one", [said]))
+    tier = Tier.of(b.candidates(), "one", 2, voting=Voting(measure="logprob"))
+    outcome = await b.executor.run(Plan((tier,)), LLMRequest.of("What is 2 + 2?"), b.trace)
+    assert (outcome.verdict.accepted, outcome.verdict.confidence) == (False, None)

@@ -75,14 +75,14 @@ async def test_a_worker_that_cannot_publish_a_strategy_is_ended_so_that_its_succ
     """It would go on serving another one than the rest."""
 
     async def cannot(data):
-        raise ConfigError("no strategy was prepared")
+        raise ConfigError("no prepared strategy to publish")
 
     left, right = socket.socketpair()
     ours, theirs = WorkerChannel({}), WorkerChannel({"commit": cannot})
     await ours.open(left)
     await theirs.open(right)
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])  # noqa: ASYNC220  # returns at once
-    with pytest.raises(ConfigError, match="no strategy was prepared"):
+    with pytest.raises(ConfigError, match="no prepared strategy to publish"):
         await WorkerProcess(0, process, ours).commit()
     assert process.wait(60) == -9
     ours.close()

@@ -114,6 +114,20 @@ def test_a_forked_child_has_no_lock_of_its_parents_and_takes_none_away(tmp_path)
             subprocess.run(command, stdin=subprocess.DEVNULL, timeout=0.5, check=False)
 
 
+def test_a_fault_that_is_not_a_held_lock_is_raised_at_once(tmp_path, monkeypatch):
+    """A disk's fault is no lock to wait for: after one attempt it is raised as it is."""
+    attempts = []
+
+    def fail(*_):
+        attempts.append(1)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(locks.fcntl, "lockf", fail)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), locked(tmp_path / "l", wait=0.5):
+        pass
+    assert len(attempts) == 1
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_told_with_the_remedy(tmp_path, monkeypatch, number):
     """At once, not when the time to wait is over."""

@@ -112,7 +112,7 @@ def _content(content: Any, number: int, *, optional: bool) -> str:
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind not in {"text", "image_url", "input_audio", "file", "refusal"}:
-            raise BadRequest(f"messages[{number}]: unknown type {kind!r} of a content part")
+            raise BadRequest(f"messages[{number}]: unknown content part type {kind!r}")
         if kind != "text" or not isinstance(part.get("text"), str):
             raise Unsupported(f"messages[{number}]: the embedded engine supports only text, not {kind}", hint=_HINT)
     return "\n".join(part["text"] for part in content)

@@ -109,7 +109,7 @@ def completion_of(data: Any, *, model: str) -> Completion:
     """Decode a chat completion. Raises `Malformed`; ``model`` is used if the response names none."""
     choices = data.get("choices") if isinstance(data, dict) else None
     if not choices or not isinstance(choices, list):
-        raise Malformed("no choices")
+        raise Malformed("it has no choices")
     if len(choices) > 1:
         choices = sorted(choices, key=lambda choice: choice.get("index") or 0)
     samples = tuple(sample_of(choice) for choice in choices)
@@ -119,7 +119,7 @@ def completion_of(data: Any, *, model: str) -> Completion:
 def chunk_of(data: Any) -> Chunk | None:
     """Decode one event of a stream; None if it has no content."""
     if not isinstance(data, dict):
-        raise Malformed("an event is not an object")
+        raise Malformed("an event of the stream is not a JSON object")
     usage = data.get("usage")
     choices = data.get("choices")
     model = name_in(data)
@@ -166,7 +166,7 @@ def model_ids(data: Any) -> tuple[str, ...]:
     """Return the ids of a model list, base models before adapters. Raises `Malformed`."""
     rows = data.get("data") if isinstance(data, dict) else None
     if not isinstance(rows, list):
-        raise Malformed("no list of models")
+        raise Malformed("it has no list of models")
     rows = sorted((row for row in rows if isinstance(row, dict) and row.get("id")), key=lambda row: bool(row.get("parent")))
     return tuple(str(row["id"]) for row in rows)
 
@@ -241,14 +241,17 @@ def _text_chunk(choice: dict[str, Any], usage: Any, model: str | None) -> Chunk:
 
 def _text_logprobs(found: Any) -> tuple[TokenLogprob, ...] | None:
     """Decode log-probabilities of a text completion: parallel lists; the first token of an echoed prompt has no value."""
-    if not isinstance(found, dict) or not found.get("tokens"):
+    tokens = found.get("tokens") if isinstance(found, dict) else None
+    if not tokens or not isinstance(tokens, list):
         return None
-    tops = found.get("top_logprobs") or [None] * len(found["tokens"])
-    rows = zip(found["tokens"], found["token_logprobs"], tops, strict=True)
+    values, tops = found.get("token_logprobs"), found.get("top_logprobs") or [None] * len(tokens)
+    if not isinstance(values, list) or not isinstance(tops, list) or not len(tokens) == len(values) == len(tops):
+        return None
+    if values[0] is None:
+        tokens, values, tops = tokens[1:], values[1:], tops[1:]
     return _known(
-        TokenLogprob(token, logprob, tuple(sorted((top or {}).items(), key=_by_logprob, reverse=True)))
-        for token, logprob, top in rows
-        if logprob is not None
+        (token, value, list(top.items()) if isinstance(top, dict) else None)
+        for token, value, top in zip(tokens, values, tops, strict=True)
     )
 
 
@@ -262,22 +265,41 @@ def _text(content: Any) -> str:
 
 def _logprobs(found: Any) -> tuple[TokenLogprob, ...] | None:
     content = found.get("content") if isinstance(found, dict) else None
-    if content is None:
+    if not isinstance(content, list) or not all(isinstance(one, dict) for one in content):
         return None
-    return _known(TokenLogprob(token["token"], token["logprob"], _top(token.get("top_logprobs"))) for token in content)
+    return _known((one.get("token"), one.get("logprob"), _pairs(one.get("top_logprobs"))) for one in content)
 
 
-def _known(tokens: Iterable[TokenLogprob]) -> tuple[TokenLogprob, ...] | None:
-    """Return the tokens; None if one has no valid log-probability, which must not count as certain."""
-    found = tuple(tokens)
-    return found if all(type(one.logprob) in (float, int) and one.logprob <= 0.01 for one in found) else None
+def _pairs(found: Any) -> list[tuple[Any, Any]] | None:
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        return None
+    return [(one.get("token"), one.get("logprob")) for one in found]
 
 
-def _top(found: Any) -> tuple[tuple[str, float], ...]:
+def _known(rows: Iterable[tuple[Any, Any, list[tuple[Any, Any]] | None]]) -> tuple[TokenLogprob, ...] | None:
+    """Return the tokens; None if one has no valid log-probability (null, text, NaN), which must not count as certain."""
+    found = []
+    for token, value, top in rows:
+        if not isinstance(token, str) or not _is_logprob(value):
+            return None
+        found.append(TokenLogprob(token, value, _top(top)))
+    return tuple(found)
+
+
+def _is_logprob(value: Any) -> bool:
+    return type(value) in (float, int) and value <= _LARGEST_LOGPROB
+
+
+_LARGEST_LOGPROB = 0.01
+"""Rounding can make a log-probability slightly positive."""
+
+
+def _top(pairs: list[tuple[Any, Any]] | None) -> tuple[tuple[str, float], ...]:
+    """Return the alternatives, best first; none if one of them is not valid."""
     # vLLM lists the sampled token first, whatever its rank.
-    if not found:
+    if not pairs or not all(isinstance(token, str) and _is_logprob(value) for token, value in pairs):
         return ()
-    return tuple(sorted(((one["token"], one["logprob"]) for one in found), key=_by_logprob, reverse=True))
+    return tuple(sorted(pairs, key=_by_logprob, reverse=True))
 
 
 def _by_logprob(pair: tuple[str, float]) -> float:

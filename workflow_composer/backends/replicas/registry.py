@@ -221,7 +221,7 @@ class Entry:
     def read(cls, text: bytes) -> Self:
         """Parse a file's entry. Raises ValueError if it is invalid; other users may be able to write to the folder."""
         if read_saved(_Formed, text).form != FORM:
-            raise ValueError("unsupported version of the entry")
+            raise ValueError("unsupported version of a registry entry")
         entry = read_saved(cls, text)
         entry._check()
         return entry

@@ -1,8 +1,8 @@
 """A run of `ask`: every row of a table becomes a prompt, a form reads the answer, and the table is written with it.
 
 Answers go to a journal beside the output, in the form of `generate`'s output, with these fields added: ``value`` (as the
-form read it, in JSON), ``answer`` (the same as text), ``mended`` (what was mended in it), ``calls``, and with a label
-``label`` and ``correct``. A later run resumes from there.
+form read it, in JSON), ``answer`` (the same as text), ``mended`` (what was mended in it), ``calls``, ``asked_again`` (calls
+after answers without the form), and with a label ``label`` and ``correct``. A later run resumes from there.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow_composer.answers.output_form import OutputForm
+from workflow_composer.answers.form import OutputForm
+from workflow_composer.batch.asking.labels import Labelled
 from workflow_composer.batch.asking.table_output import OTHER, TableOutput, cell, suffix_of, types_of
 from workflow_composer.batch.asking.templates import PromptTemplate, near_columns
 from workflow_composer.batch.datasets.prompt_rows import InputRow, digest_of
-from workflow_composer.batch.run.answer_file import AnswerFile, AnswerLine, LineAnswers, answers_in
+from workflow_composer.batch.run.answer_file import AnswerFile, AnswerLine, LineAnswers, answers_in, graded
 from workflow_composer.batch.run.limiter import Limiter
 from workflow_composer.batch.run.runner import Budget, Generate, heard, run
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.errors import InputError, ModelError
-from workflow_composer.types import LLMResponse
+from workflow_composer.types import LLMResponse, Sample
 
 if TYPE_CHECKING:
     from workflow_composer.batch.datasets.table import Table, TableRow
@@ -35,6 +36,9 @@ JOURNAL = ".journal"
 
 ANSWER, ERROR = "answer", "_error"
 """The column of an answer without fields, and the column that says why a row has none."""
+
+_LIMITS = frozenset({"timeout", "max_tokens", "form_retries"})
+"""Fields that say how long or how often to ask; an answer that kept to them is the same under larger ones."""
 
 _NOT_ASKED = "not asked: the run ended before this row"
 
@@ -107,7 +111,7 @@ class FormAnswers:
 
     def __init__(self, generate: Generate, fields: Mapping[str, Any], form: OutputForm) -> None:
         self._generate = generate
-        self._fields = dict(fields)
+        self._fields = dict(fields) if form.is_text else {**fields, "form": form}  # any text has the form of a text
         self._form = form
 
     async def __call__(self, row: InputRow, budget: float | None) -> AnswerLine:
@@ -129,9 +133,12 @@ class FormAnswers:
 
     def _read(self, row: InputRow, response: LLMResponse) -> dict[str, Any]:
         formed = self._form.read(response.text)
-        found: dict[str, Any] = {"calls": len(response.attempts)}
-        if formed.problem is not None:
-            return {**found, "error": {"type": InvalidAnswer.__name__, "message": formed.problem}}
+        found: dict[str, Any] = {"calls": len(response.attempts), "asked_again": response.asked_again}
+        problem = formed.problem if self._form.is_text else response.warning or formed.problem
+        if self._form.is_text and response.samples[0].cut_off:
+            problem = "the answer was cut off by its token limit: raise --max-tokens"
+        if problem is not None:
+            return {**found, "error": {"type": InvalidAnswer.__name__, "message": problem}}
         value = self._form.plain(formed.value)
         found |= {"value": value, "mended": list(formed.mended)}
         if row.label is not None:
@@ -196,7 +203,7 @@ class AskRun:
         self.fields = dict(fields)
         self.used = frozenset(name for reference in template.references for name in reference.path)
         self._template, self._label, self._limit, self._keep = template, label, limit, keep
-        self._instructions = form.instructions()
+        self._instructions = len(form.instructions())
 
     def _columns_for(self, template: PromptTemplate) -> list[str]:
         """Return the table's columns. Rows of JSON lines may have more than the first ones: then all rows are looked at."""
@@ -221,7 +228,7 @@ class AskRun:
             total += 1
             found.update(dict.fromkeys(row.values))
             try:
-                self.characters += len(self._prompt(row))
+                self.characters += len(self._prompt(row)) + self._instructions
             except InputError as error:
                 faults, first = faults + 1, first or error
                 continue
@@ -287,10 +294,21 @@ class AskRun:
             stop=stop,
         )
 
-    def named(self, label: str) -> str:
-        """Return the answer that a label means, as text."""
-        formed = self.form.read(label)
-        return label if formed.problem is not None else cell(self.form.plain(formed.value))
+    def labelled(self, target: Path) -> Iterator[Labelled]:
+        """Yield the answers of rows that have a label today, whatever labels they had when they were asked."""
+        lines = self._lines(target)
+        for index, row in enumerate(self._rows()):
+            line, label = lines(index), self._label_of(row)
+            if line is None or "error" in line or label is None:
+                continue
+            if self.form.is_text:
+                found = asyncio.run(graded(Sample(line["text"], line.get("finish_reason")), label))
+                yield Labelled(index + 1, label, found["answer"], found["correct"], line["text"])
+                continue
+            named = self.form.read(label)
+            meant = label if named.problem is not None else cell(self.form.plain(named.value))
+            right = key_of(self.form, label) == self.form.key(self.form.read(line["text"]).value)
+            yield Labelled(index + 1, meant, line["answer"], right, line["text"])
 
     def output(self, target: Path, *, keep_formulas: bool = False) -> TableOutput:
         """Return the table with the answers that the journal of ``target`` has."""
@@ -305,13 +323,23 @@ class AskRun:
 
     def answered(self, target: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """Yield the cells of every row, the table's and the new ones."""
-        lines = answers_in(journal_of(target))
-        line = next(lines, None)
+        lines = self._lines(target)
         for index, row in enumerate(self._rows()):
-            found = None
-            if line is not None and line["index"] == index:
-                found, line = line, next(lines, None)
-            yield dict(row.values), self.new.cells(found)
+            yield dict(row.values), self.new.cells(lines(index))
+
+    @staticmethod
+    def _lines(target: Path) -> Callable[[int], Mapping[str, Any] | None]:
+        """Return a function that returns a row's line in the journal; call it with increasing numbers."""
+        found = answers_in(journal_of(target))
+        line = next(found, None)
+
+        def of(index: int) -> Mapping[str, Any] | None:
+            nonlocal line
+            while line is not None and line["index"] < index:
+                line = next(found, None)
+            return line if line is not None and line["index"] == index else None
+
+        return of
 
     def _rows(self) -> Iterator[TableRow]:
         return islice(self.table.rows(), self._limit)
@@ -320,7 +348,7 @@ class AskRun:
         prompt = self._template.render(row.values, row.where)
         if not prompt.strip():
             raise InputError(f"{row.where}: the prompt is empty", hint="leave this row out, or write some text around it")
-        return f"{prompt}\n\n{self._instructions}" if self._instructions else prompt
+        return prompt
 
     def _label_of(self, row: TableRow) -> str | None:
         value = None if self._label is None else row.values.get(self._label)
@@ -330,7 +358,7 @@ class AskRun:
 def identity_of(config: StrategyConfig, run: AskRun) -> str:
     """Return what answers depend on besides their prompts; limits on time and money are left out."""
     models = {name: f"{spec.backend}:{spec.model}" for name, spec in config.models.items()}
-    asked = {name: value for name, value in run.fields.items() if name != "timeout"}
+    asked = {name: value for name, value in run.fields.items() if name not in _LIMITS}
     return json.dumps([config.profile_name, models, asked, run.form.spec], sort_keys=True, default=str)
 
 

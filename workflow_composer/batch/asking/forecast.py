@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from workflow_composer.answers.output_form import OutputForm
+from workflow_composer.answers.form import OutputForm
 from workflow_composer.backends.pricing import Price
 from workflow_composer.execution.call import CHARACTERS_PER_TOKEN, UNSEEN_ANSWER
 from workflow_composer.types import Usage

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 _SHOWN = 50
 _LARGEST = 20
@@ -13,33 +13,37 @@ _LONGEST = 200
 _UNREAD = "(unreadable)"
 
 
+class Labelled(NamedTuple):
+    """An answer with its label: the row (from 1), the answer that the label means, the answer, and the model's text.
+
+    ``answer`` is None if none could be read.
+    """
+
+    row: int
+    label: str
+    answer: str | None
+    correct: bool
+    text: str
+
+
 @dataclass(slots=True)
 class LabelCounts:
-    """How often each label got each answer. ``wrong``: the first wrong rows, each (row from 1, label, answer, its text)."""
+    """How often each label got each answer, and the first wrong rows."""
 
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    wrong: list[tuple[int, str, str, str]] = field(default_factory=list)
+    wrong: list[Labelled] = field(default_factory=list)
     right: int = 0
-    failed: int = 0
 
     @classmethod
-    def of(cls, lines: Iterable[Mapping[str, Any]], name: Any) -> LabelCounts:
-        """Count the lines of a journal that have a label; ``name(label)`` is the answer that a label means."""
+    def of(cls, answers: Iterable[Labelled]) -> LabelCounts:
+        """Count answers."""
         found = cls()
-        for line in lines:
-            if "error" in line:
-                found.failed += 1
-            elif line.get("label") is not None:
-                found._add(line, name(line["label"]))
+        for one in answers:
+            found.counts[one.label, _shown(one.answer)] += 1
+            found.right += one.correct
+            if not one.correct and len(found.wrong) < _SHOWN:
+                found.wrong.append(one)
         return found
-
-    def _add(self, line: Mapping[str, Any], label: str) -> None:
-        answer = _UNREAD if line["answer"] is None else line["answer"]
-        self.counts[label, answer] += 1
-        if line["correct"]:
-            self.right += 1
-        elif len(self.wrong) < _SHOWN:
-            self.wrong.append((line["index"] + 1, label, answer, line.get("text", "")))
 
     @property
     def graded(self) -> int:
@@ -68,20 +72,24 @@ class LabelCounts:
         rows = [[label, *(str(self.counts[label, answer] or "·") for answer in answers)] for label in labels]
         return ["label \\ answer", *answers], rows
 
-    def report(self, title: str, facts: Sequence[str]) -> str:
-        """Return the report in Markdown."""
+    def report(self, title: str, facts: Sequence[str], *, without: int) -> str:
+        """Return the report in Markdown; ``without`` rows have no answer."""
         lines = [f"# {_one_line(title)}", "", *(f"- {fact}" for fact in facts), ""]
         lines += [f"{self.right} of {self.graded} answers equal their label ({self.right / max(self.graded, 1):.1%})."]
-        if self.failed:
-            lines += [f"{self.failed} rows have no answer; they are not counted."]
+        if without:
+            lines += [f"{without} rows have no answer; they are not counted."]
         if (matrix := self.matrix()) is not None:
             lines += ["", "## Confusion matrix", "", *_table(*matrix)]
         wrong = self.graded - self.right
         if wrong:
             shown = f" (the first {_SHOWN})" if wrong > _SHOWN else ""
-            cells = [[str(row), label, answer, text] for row, label, answer, text in self.wrong]
+            cells = [[str(one.row), one.label, _shown(one.answer), one.text] for one in self.wrong]
             lines += ["", f"## Wrong rows{shown}", "", *_table(["row", "label", "answer", "the model's text"], cells)]
         return "\n".join(lines) + "\n"
+
+
+def _shown(answer: str | None) -> str:
+    return _UNREAD if answer is None else answer
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

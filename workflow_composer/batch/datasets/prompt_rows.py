@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workflow_composer.answers.form import as_data
 from workflow_composer.errors import ContextError, InputError
 from workflow_composer.storage.lines import kind, lines, parsed, unreadable
 from workflow_composer.types import LLMRequest, Message
@@ -50,8 +51,10 @@ def _is_in(group: int, group_of: array[int]) -> Callable[[int], bool]:
 
 
 FORM = 'one JSON object per line, for example {"question": "What is 2 + 2?", "answer": "4"}'
-_UNBOUND = frozenset({"request_id", "relay", "timeout", "budget", "metadata", "query_length"})
+UNBOUND = frozenset({"request_id", "relay", "timeout", "budget", "metadata", "query_length"})
 """Fields of a request that do not affect its answer, or that others determine."""
+_LATER = {"form": None, "form_retries": 2, "vote_by": None}
+"""Later fields of a request and their defaults, with which the digests in earlier journals remain valid."""
 
 Pins = Callable[[tuple[str, ...]], tuple[str, ...]]
 """Resolves context names to references that pin their current texts."""
@@ -219,7 +222,7 @@ class PythonRows:
             known = len(ids)
             ids.add(int(digest_of(repr(row.id).encode(errors="surrogatepass"), ""), 16))
             if len(ids) == known:
-                raise InputError(f"row {index}: duplicate id {row.id!r}", hint="give every row its own id, or none")
+                raise InputError(f"row {index}: duplicate id {row.id!r}", hint="give every row its own id, or omit all ids")
             self.seen += 1
             yield row
         if not self.seen:
@@ -232,25 +235,26 @@ class PythonRows:
         if isinstance(value, str):
             value = {"prompt": value}
         if not isinstance(value, Mapping):
-            wanted = "a text, a mapping or an LLMRequest"
+            wanted = "a string, a mapping or an LLMRequest"
             hint = 'for example {"prompt": "What is 2 + 2?"}'
             raise InputError(f"{where}: the row is {type(value).__name__}, not {wanted}", hint=hint)
         found = {**value, "id": index if value.get("id") is None else value["id"]}
         if isinstance(found["id"], bool) or not isinstance(found["id"], (str, int)):
-            hint = "give a text or an integer, or omit it"
-            raise InputError(f"{where}: 'id' is {kind(found['id'])}, not a text or an integer", hint=hint)
+            hint = "give a string or an integer, or omit it"
+            raise InputError(f"{where}: 'id' is {kind(found['id'])}, not a string or an integer", hint=hint)
         return row_of(index, where, found, self._key, self._pins)
 
     def _key(self, row: InputRow) -> str:
         prompt: Any = row.prompt
         if isinstance(prompt, LLMRequest):
             every = (field.name for field in fields(prompt))
-            prompt = {name: getattr(prompt, name) for name in every if name not in _UNBOUND}
+            prompt = {name: getattr(prompt, name) for name in every if name not in UNBOUND}
+            prompt = {name: value for name, value in prompt.items() if _LATER.get(name, _LATER) != value}
         content = [prompt, row.id, row.task_type, row.model, row.label, row.context]
         try:
-            return digest_of(json.dumps(content, sort_keys=True, default=dict).encode(), self._salt)
+            return digest_of(json.dumps(content, sort_keys=True, default=as_data).encode(), self._salt)
         except (TypeError, ValueError) as error:
-            hint = "use only texts, numbers, lists and mappings"
+            hint = "use only strings, numbers, lists and mappings"
             raise InputError(f"{row.where}: not JSON-serializable: {error}", hint=hint) from None
 
 
@@ -287,7 +291,9 @@ def _prompt(found: Mapping[str, Any], where: str) -> str | tuple[Message, ...]:
     for name in ("question", "prompt"):
         if (text := found.get(name)) is not None:
             if not isinstance(text, str) or not text.strip():
-                raise InputError(f"{where}: {name!r} is {kind(text)}, not a text", hint="write the prompt as a string")
+                raise InputError(
+                    f"{where}: {name!r} is {kind(text)}; it must be a non-empty string", hint="write the prompt as a string"
+                )
             return text
     messages = found.get("messages")
     if messages is None:
@@ -306,7 +312,7 @@ def _prompt(found: Mapping[str, Any], where: str) -> str | tuple[Message, ...]:
 def _text(found: Mapping[str, Any], name: str, where: str) -> str | None:
     value = found.get(name)
     if value is not None and not isinstance(value, str):
-        raise InputError(f"{where}: {name!r} is {kind(value)}, not a text", hint="write it as a string, or omit it")
+        raise InputError(f"{where}: {name!r} is {kind(value)}, not a string", hint="write it as a string, or omit it")
     return value
 
 

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from workflow_composer.answers.form import as_data
 from workflow_composer.errors import InputError, WorkflowComposerError
 from workflow_composer.markers import is_routing_string, parse_route
 
 if TYPE_CHECKING:
     from workflow_composer.config.profile_models import ModelSpec
     from workflow_composer.config.strategy import StrategyConfig
+    from workflow_composer.plan import Voting
+    from workflow_composer.routers.cascade import CascadeSettings
 
 _SHOWN = 24
 
@@ -33,13 +36,9 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     >>> differences({"votes": {"target": 0.75}}, {"votes": {"target": 0.9}, "seed": 1})
     ['votes.target was 0.75 and is 0.9', 'seed was missing and is 1']
     """
-    before, after = dict(_flat(then)), dict(_flat(json.loads(json.dumps(now, default=_plain))))
+    before, after = dict(_flat(then)), dict(_flat(json.loads(json.dumps(now, default=as_data))))
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return [f"{name} was {_shown(before.get(name))} and is {_shown(after.get(name))}" for name in names]
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else list(value)
 
 
 def _flat(found: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -58,15 +57,17 @@ def _shown(value: Any) -> str:
 # ------------------------------------------------------------------------------------------- what a profile's names mean
 
 
-def meaning_of(config: StrategyConfig, targets: Iterable[str | None]) -> dict[str, Any]:
-    """Return the part of a profile on which the answers of these targets depend.
+def meaning_of(config: StrategyConfig, targets: Iterable[str], tasks: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the part of a profile on which answers depend: those of these targets, and of requests of these tasks.
 
-    A target is a role, model, tier or routing string, or None for the profile's routes of tasks. Models of a fallback are
-    included. Addresses, prices, time limits, retries and models that no target names are not.
+    A target is a role, model, tier or routing string. Models of a fallback are included. Addresses, prices, time limits,
+    retries and models that no target names are not.
     """
-    every = [target for target in dict.fromkeys(targets) if target is not None]
-    routed = dict(config.task_routing) if len(every) == 0 or None in set(targets) else {}
-    names = list(dict.fromkeys(name for target in [*every, *routed.values()] for name in _names(target, config)))
+    routed = {task: config.route_of(task) for task in tasks}
+    every = dict.fromkeys([*targets, *(target for target in routed.values() if target is not None)])
+    names = list(dict.fromkeys(name for target in every for name in _names(target, config)))
+    if None in routed.values():
+        names += config.models
     found: dict[str, Any] = {"models": {}, "tiers": {}, "routers": _routers(config)}
     if routed:
         found["task_routing"] = routed
@@ -106,6 +107,19 @@ def _meant(spec: ModelSpec) -> dict[str, Any]:
     if not spec.local and spec.base_url is not None:
         found["provider"] = urlsplit(str(spec.base_url)).hostname
     return found
+
+
+def cascade_settings(config: StrategyConfig) -> CascadeSettings:
+    """Return the settings of the profile's cascade router; the defaults if it has none."""
+    from workflow_composer.routers.cascade import CascadeSettings
+
+    spec = next((spec for spec in config.routers if spec.name == "cascade"), None)
+    return CascadeSettings.model_validate({} if spec is None else dict(spec.settings))
+
+
+def voting_of(config: StrategyConfig) -> Voting:
+    """Return the voting settings of the profile's cascade router; the defaults if it has none."""
+    return cascade_settings(config).voting()
 
 
 # ------------------------------------------------------------------------------------------------ what servers report

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from workflow_composer.answers.form import as_data
+
 NO_KEY = 0
 
 Keys = tuple[int, ...]
@@ -41,12 +43,8 @@ def content_key(*content: Any) -> str:
     >>> content_key({"a": 1, "b": 2}) == content_key({"b": 2, "a": 1}), content_key("a", "b") == content_key("ab")
     (True, False)
     """
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=_plain)
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=as_data)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else list(value)
 
 
 def moves(kept: Sequence[int], rows: Iterable[Keys]) -> Moves:

@@ -205,7 +205,7 @@ def plan(
     """Plan a data set given in chunks: tables with a column ``question``, Arrow arrays, or lists of texts.
 
     Raises `PluginError` if the policy does not return one routing string per question, `MarkerError` for an invalid routing
-    string, `InputError` if questions are not texts.
+    string, `InputError` if questions are not strings.
     """
     name = name or type(policy).__name__
     return plan_all(chunks, {name: policy}, context, tokens=tokens)[name]
@@ -263,8 +263,8 @@ class _Builder:
             raise PluginError(f"batch policy {self._name!r} returned {len(routes)} routes for {expected} questions")
         try:
             codes, found = pd.factorize(np.fromiter(routes, object, expected), use_na_sentinel=False)
-        except TypeError as error:  # an unhashable value is not a text
-            raise PluginError(f"batch policy {self._name!r} returned routes that are not texts: {error}") from error
+        except TypeError as error:  # an unhashable value is not a string
+            raise PluginError(f"batch policy {self._name!r} returned routes that are not strings: {error}") from error
         table = np.empty(len(found), dtype=np.int16)
         for at, route in enumerate(found):
             if route not in self._code:

@@ -59,9 +59,9 @@ class PlanningContext:
         if not 0.5 < self.target < 1:
             raise ConfigError(f"target must be between 0.5 and 1 (exclusive), not {self.target}")
         if not 2 <= self.k <= MOST_SAMPLES:
-            raise ConfigError(f"k, the votes of a tier, must be 2 to {MOST_SAMPLES}, not {self.k}")
+            raise ConfigError(f"k, the number of votes per tier, must be 2 to {MOST_SAMPLES}, not {self.k}")
         if not 1 <= self.k_max <= MOST_SAMPLES:
-            raise ConfigError(f"k_max, the most votes of a tier, must be 1 to {MOST_SAMPLES}, not {self.k_max}")
+            raise ConfigError(f"k_max, the maximum number of votes per tier, must be 1 to {MOST_SAMPLES}, not {self.k_max}")
         if not 0.001 <= self.temperature <= HIGHEST_TEMPERATURE:
             raise ConfigError(f"temperature must be 0.001 to {HIGHEST_TEMPERATURE:g}, not {self.temperature}")
 
@@ -143,7 +143,7 @@ def _strings(texts: Any) -> pa.LargeStringArray:
     except MemoryError:
         raise
     except pa.ArrowException as error:
-        raise InputError(f"questions are not texts: {error}") from error
+        raise InputError(f"questions are not strings: {error}") from error
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
     if isinstance(array, pa.ChunkedArray):  # older versions of pyarrow return this for empty chunks

@@ -33,12 +33,13 @@ class Job:
     def key(self) -> str:
         """The row's key: what its answer depends on, besides the settings of the run, and its label."""
         given = {name: getattr(self.row, name) for name in _CONTENT if getattr(self.row, name)}
-        label = self.row.label
-        shown = label if label is None or isinstance(label, str) else json.dumps(label, default=list)
-        return row_key(content_key(self.route, given), shown)
+        labels = self.row.labels
+        return row_key(
+            content_key(self.route, given), labels[0] if len(labels) == 1 else json.dumps(labels) if labels else None
+        )
 
 
-_CONTENT = tuple(name for name in Row.__slots__ if name not in {"row", "id", "label", "columns"})
+_CONTENT = tuple(name for name in Row.__slots__ if name not in {"row", "id", "label", "others", "columns"})
 """Fields of a row on which its answer depends."""
 
 
@@ -96,7 +97,9 @@ class Answering:
         if not self._keep_texts:
             return {}
         row = job.row
-        return {"question": row.question, "label": row.label, "columns": dict(getattr(row, "columns", None) or {})}
+        prompt = row.question if row.messages is None else [dict(message) for message in row.messages]
+        label = list(row.labels) if row.others else row.label
+        return {"question": prompt, "label": label, "columns": dict(getattr(row, "columns", None) or {})}
 
     def _request(self, job: Job, budget: float | None) -> LLMRequest:
         # A routing string defines how its tiers sample; a plain model name means one greedy answer.

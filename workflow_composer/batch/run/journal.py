@@ -11,7 +11,7 @@ import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +25,7 @@ from workflow_composer.batch.run.lines import (
     header_of,
     moved,
     record_line,
+    record_of,
     whole_lines,
 )
 from workflow_composer.batch.run.records import Head, RowRecord
@@ -74,7 +75,7 @@ _CONTENT = 16
 
 @dataclass(frozen=True, slots=True)
 class RowKeys:
-    """The keys of a data set's rows, in order: `row_key`. ``each`` returns them anew for every pass.
+    """The keys of a data set's rows, in order: `row_key`, or "" for a row of another shard. ``each`` returns them anew.
 
     ``whole``: they are all rows of the data set, so that an answered row that is not among them was removed or edited.
     ``before`` is the identity in the form of earlier versions, whose journals know rows by their place.
@@ -175,6 +176,26 @@ class RowJournal:
         self._write(record_line(record))
         self._state[record.row] = _DONE if record.error is None else _FAILED
 
+    def adopt(self, path: Path, run: Mapping[str, Any], wanted: dict[str, list[int]]) -> Iterator[Head]:
+        """Copy the answers of wanted rows (key: row numbers) from another journal of the same run; yield their heads.
+
+        Rows are removed from ``wanted`` as they are found. Raises `InputError` if it is the journal of another run.
+        """
+        with path.open("rb") as file:
+            for line in whole_lines(file, path):
+                if line.number == 1:
+                    then = dict(header_of(line, path, to_go_on=True))
+                    del then[_ROWS]
+                    _compare(then, run, path)
+                    continue
+                head = head_of(line)
+                rows = wanted.get(head.key)
+                if rows and head.error is None:
+                    record = replace(record_of(line.text), row=rows.pop(0))
+                    self._served.remember(head.served)
+                    self.append(record)
+                    yield record.head
+
     def sync(self) -> None:
         """Flush all written lines to disk (fsync); slow, but safe to call from another thread."""
         if self._file.is_open:
@@ -233,7 +254,7 @@ class RowJournal:
         def rows() -> Iterator[Keys]:
             for key in keys.each():
                 now.append(_tag(key))
-                yield (number_of(key[:_CONTENT]),)
+                yield (number_of(key[:_CONTENT]),) if key else ()
 
         found = moves(kept, rows())
         self._refuse_changes(found, tags, now, whole=keys.whole)

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from workflow_composer import __version__
 from workflow_composer.answers import reader
-from workflow_composer.batch.keeping.identity import meaning_of
+from workflow_composer.batch.keeping.identity import cascade_settings, meaning_of, voting_of
+from workflow_composer.batch.keeping.notes import read_note, write_note
+from workflow_composer.batch.keeping.shards import Shard, refuse_other_counts, shard_folders
 from workflow_composer.batch.report.results import records, write_results
 from workflow_composer.batch.run.answering import Answering, Job
 from workflow_composer.batch.run.journal import RowJournal, RowKeys, fingerprint
 from workflow_composer.batch.run.limiter import Limiter
 from workflow_composer.batch.run.lines import head_of, whole_lines
+from workflow_composer.batch.run.records import Head
 from workflow_composer.batch.run.runner import Budget, Generate, GoOn, heard, run
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.storage.replacing import replace_file
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from workflow_composer.batch.datasets.recorded_answers import RecordedAnswers
     from workflow_composer.batch.planning.plan_table import PlanTable
     from workflow_composer.config.strategy import StrategyConfig
-    from workflow_composer.plan import Voting
-    from workflow_composer.routers.cascade import CascadeSettings
 
 JOURNAL = "journal.jsonl"
 _LIMITS = frozenset({"timeout", "budget"})
@@ -54,6 +54,7 @@ class PlannedRun:
         limit: int | None = None,
         keep_texts: bool = True,
         planning: Mapping[str, Any] | None = None,
+        shard: Shard | None = None,
     ) -> None:
         self._config = config
         self._fields = dict(fields)
@@ -62,7 +63,8 @@ class PlannedRun:
         self._limit = limit
         self._keep_texts = keep_texts
         self._planning = dict(planning or {})
-        self.voting = _voting_of(config)
+        self._shard = shard
+        self.voting = voting_of(config)
 
     async def answer(
         self,
@@ -102,19 +104,68 @@ class PlannedRun:
 
     def opened(self, folder: Path, rows: Any, table: PlanTable, tally: Tally) -> RowJournal:
         """Create the folder and open its journal; count the answers of earlier runs in ``tally``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        keys = RowKeys(
-            lambda: (job.key for job in self._jobs(rows, table)), self._limit is None, self._identity_before(rows, table)
-        )
-        identity, total = self._identity(rows, table), len(table.frame)
-        return RowJournal.open(folder / JOURNAL, identity, rows=total, each=tally.add_earlier, keys=keys)
+        place, total = self.folder_of(folder), len(table.frame)
+        place.mkdir(parents=True, exist_ok=True)
+
+        def each() -> Iterator[str]:
+            return (job.key if self._holds(job.row.row) else "" for job in self._every(rows, table))
+
+        def earlier(head: Head) -> None:
+            mine = head.row < total and self._holds(head.row)
+            tally.add_earlier(head._replace(row=0 if mine else total))
+
+        keys = RowKeys(each, self._limit is None, self._identity_before(rows, table))
+        identity = self._identity(rows, table)
+        if self._shard is not None:
+            refuse_other_counts(self._shard, shard_folders(folder))
+        journal = RowJournal.open(place / JOURNAL, identity, rows=total, each=earlier, keys=keys)
+        try:
+            if self._shard is not None:
+                self._adopt(journal, folder, rows, table, earlier)
+                note = {"run_of": identity, "input": {"rows": total, "sha256": rows.sha256()}, "shard": str(self._shard)}
+                write_note(journal.path, note)
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+
+    def folder_of(self, folder: Path) -> Path:
+        """Return the folder of this run's files: that of the run, or its shard's."""
+        return folder if self._shard is None else folder / self._shard.name
+
+    def _holds(self, row: int) -> bool:
+        return self._shard is None or self._shard.holds(row)
+
+    def _adopt(
+        self, journal: RowJournal, folder: Path, rows: Any, table: PlanTable, earlier: Callable[[Head], None]
+    ) -> None:
+        """Copy answers of this shard's rows from the run's own journal, and from shards with rows in another order."""
+        digest = rows.sha256()
+        sources = [folder / JOURNAL] if (folder / JOURNAL).exists() else []
+        for place in shard_folders(folder).values():
+            path = place / JOURNAL
+            other = (read_note(path) or {}).get("input", {}).get("sha256") if path.exists() else digest
+            if path.resolve() != journal.path and other != digest:
+                sources.append(path)
+        if not sources:
+            return
+        wanted: dict[str, list[int]] = {}
+        for job in self._jobs(rows, table):
+            if not journal.is_done(job.row.row):
+                wanted.setdefault(job.key, []).append(job.row.row)
+        for path in sources:
+            for head in journal.adopt(path, self._identity(rows, table), wanted):
+                earlier(head)
 
     def _jobs(self, rows: Any, table: PlanTable) -> Iterator[Job]:
+        return (job for job in self._every(rows, table) if self._holds(job.row.row))
+
+    def _every(self, rows: Any, table: PlanTable) -> Iterator[Job]:
         return (Job(row, route) for row, route in zip(islice(rows.rows(), self._limit), table.routes(), strict=True))
 
     def _identity(self, rows: Any, table: PlanTable) -> dict[str, Any]:
         """Return the identity of the run, in which the rows have no part: a difference in any value means another run."""
-        policy, votes = table.breakdown.policy, asdict(self.voting)
+        policy, votes = table.breakdown.policy, self.voting.meaning
         is_route = set(table.breakdown.routes) <= {policy}
         fields = {name: value for name, value in self._fields.items() if name not in _LIMITS}
         return {
@@ -123,7 +174,7 @@ class PlannedRun:
             "policy": policy,
             "planning": {} if is_route else self._planning,
             "profile": meaning_of(self._config, [policy] if is_route else self._config.tiers),
-            "votes": votes | {"draws": _cascade_settings(self._config).draws},
+            "votes": votes | {"draws": cascade_settings(self._config).draws},
             "fields": {**fields, "context": list(self._pins)} if self._pins else fields,
             "replay": None if self._recorded is None else self._recorded.digest,
         }
@@ -137,7 +188,7 @@ class PlannedRun:
             "routes": fingerprint(table.routes()),
             "strategy": self._config.profile_name,
             "models": {name: f"{spec.backend}:{spec.model}" for name, spec in self._config.models.items()},
-            "votes": asdict(self.voting),
+            "votes": self.voting.meaning,
             "fields": {**self._fields, "context": list(self._pins)} if self._pins else self._fields,
             "replay": None if self._recorded is None else self._recorded.digest,
         }
@@ -159,9 +210,9 @@ class PlannedRun:
         return places
 
 
-def finish(folder: Path, tally: Tally) -> None:
-    """Write a run's result files; count in ``tally`` the rows as they stand there, as the report does."""
-    written = write_results(folder / JOURNAL, folder, rows=tally.total)
+def finish(folder: Path, tally: Tally, rows: int) -> None:
+    """Write a run's result files, of the first ``rows`` rows; count in ``tally`` the rows as they stand there."""
+    written = write_results(folder / JOURNAL, folder, rows=rows)
     tally.unreadable, tally.cut_off, tally.unpriced = written.unreadable, written.cut_off, written.unpriced
     tally.graded, tally.correct = written.graded, written.correct
 
@@ -174,18 +225,6 @@ def spent_in(journal: Path) -> float:
         lines = whole_lines(file, journal)
         next(lines, None)
         return sum(head_of(line).cost for line in lines)
-
-
-def _voting_of(config: StrategyConfig) -> Voting:
-    """Return the voting settings of the profile's cascade router."""
-    return _cascade_settings(config).voting()
-
-
-def _cascade_settings(config: StrategyConfig) -> CascadeSettings:
-    from workflow_composer.routers.cascade import CascadeSettings
-
-    spec = next(spec for spec in config.routers if spec.name == "cascade")
-    return CascadeSettings.model_validate(dict(spec.settings))
 
 
 def slug(policy: str) -> str:

@@ -44,6 +44,7 @@ class Options:
     draw: str = "as_needed"
     extract: tuple[str, ...] = ()
     compare: str | None = None
+    vote_by: str | None = None
     system: str | None = None
     contexts: tuple[str, ...] = ()
     max_tokens: int | None = None
@@ -52,6 +53,7 @@ class Options:
     timeout: float | None = None
     in_flight: int | None = None
     no_texts: bool = False
+    shard: str | None = None
 
     @property
     def votes(self) -> dict[str, Any]:
@@ -64,6 +66,7 @@ class Options:
             "draw": self.draw,
             "extract": list(self.extract) or None,
             "compare": self.compare,
+            "vote_by": self.vote_by,
         }
         return {name: value for name, value in given.items() if value is not None}
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workflow_composer.answers.form import as_data
 from workflow_composer.batch.datasets.prompt_rows import PythonRows
 from workflow_composer.batch.run.answer_file import AnswerFile, LineAnswers, answers_in
 from workflow_composer.batch.run.journal import unwritable
@@ -171,7 +172,7 @@ def _identity(config: StrategyConfig, fields: Mapping[str, Any]) -> str:
     """Return what answers depend on besides their rows; limits on time and money are excluded."""
     models = {name: f"{spec.backend}:{spec.model}" for name, spec in config.models.items()}
     asked = {name: value for name, value in fields.items() if name not in {"timeout", "metadata"}}
-    return json.dumps([config.profile_name, models, asked], sort_keys=True, default=dict)
+    return json.dumps([config.profile_name, models, asked], sort_keys=True, default=as_data)
 
 
 def _whole(name: str, value: int | None, least: int) -> int | None:

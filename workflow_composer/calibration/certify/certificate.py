@@ -294,7 +294,7 @@ class Certificate:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             hint = "create one with `calibrate`"
-            raise InputError(f"no certificate: {path}: {error.strerror}", hint=hint) from None
+            raise InputError(f"cannot read the certificate {path}: {error.strerror}", hint=hint) from None
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: not a certificate: {error}") from None
         try:

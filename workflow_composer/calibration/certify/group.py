@@ -104,9 +104,9 @@ class GroupWork:
         if coverage > (highest := risk.highest_coverage(base, self.alpha)):
             group = "" if self.name == ANY_TASK else f" of group {self.name!r}"
             raise InfeasibleTarget(
-                f"no score can accept {coverage:g} of the requests{group} at an error of {self.alpha:g}: no tier answers a "
-                f"share of at least mu = {base:.3f} correctly (confidence {1 - self.delta:g}), so coverage is at most "
-                f"(1 - mu) / (1 - alpha) = {highest:.3f}",
+                f"no score can accept {coverage:g} of the requests{group} at an error of {self.alpha:g}: mu, the share of "
+                f"requests that all tiers answer wrong, is at least {base:.3f} (confidence {1 - self.delta:g}), so coverage "
+                f"is at most (1 - mu) / (1 - alpha) = {highest:.3f}",
                 hint="request less coverage, raise alpha, or use a more accurate model",
             )
 

@@ -336,7 +336,7 @@ def calibrate_conformal(
     check_levels(alpha, delta)
     if reference is not None and (reference is scores or np.may_share_memory(np.asarray(reference), np.asarray(scores))):
         raise InputError(
-            "the reference scores are the calibration scores", hint="use scores of other requests, or omit them"
+            "the reference scores must not be the calibration scores", hint="use scores of other requests, or omit them"
         )
     if coverage is not None:
         _check_feasible(right, coverage, alpha, delta)
@@ -386,7 +386,9 @@ def checked(scores: ArrayLike, correct: ArrayLike, *, dimensions: int) -> tuple[
     except (TypeError, ValueError) as error:
         raise InputError(f"scores and labels must be numbers: {error}", hint="an unknown score is NaN") from error
     if score.shape != label.shape or score.ndim != dimensions:
-        raise InputError(f"scores have shape {score.shape} but labels {label.shape}", hint="pass one label per score")
+        raise InputError(
+            f"scores have shape {score.shape}, but labels have shape {label.shape}", hint="pass one label per score"
+        )
     if not np.isin(label, (0.0, 1.0)).all():
         raise InputError("every label must be true or false, 1 or 0", hint="omit requests with unknown labels")
     return score, label.astype(np.bool_)

@@ -103,7 +103,7 @@ def select_route_threshold(
         or asked.shape != losses.shape
         or not np.isfinite(losses).all()
     ):
-        raise InputError(f"losses must be finite, of shape (prompts, {len(thresholds)} thresholds), not {losses.shape}")
+        raise InputError(f"losses must be finite and have shape (prompts, {len(thresholds)}); found shape {losses.shape}")
     n = len(losses)
     bad = (losses > margin).sum(axis=0)
     p = p_value(bad, np.full(len(thresholds), n), alpha) if n else np.ones(len(thresholds))
@@ -185,7 +185,9 @@ class RouteCertificate:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise InputError(f"no certificate: {path}: {error.strerror}", hint="create one with `var certify`") from None
+            raise InputError(
+                f"cannot read the certificate {path}: {error.strerror}", hint="create one with `var certify`"
+            ) from None
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: not a certificate: {error}") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:

@@ -169,7 +169,7 @@ def analyze(
 low-confidence tokens 0.5 > 0.15'
     """
     count = len(logprobs)
-    if not count or any(not value <= _ROUNDING for value in logprobs):
+    if not count or any(not isinstance(value, (int, float)) or not value <= _ROUNDING for value in logprobs):
         return UNKNOWN
     chosen = [min(0.0, max(FLOOR, value)) for value in logprobs]
     ordered = sorted(chosen)

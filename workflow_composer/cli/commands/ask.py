@@ -115,6 +115,13 @@ _MONEY = click.FloatRange(min=0, min_open=True)
     metavar="T",
     help="Sampling temperature. Default: 0 on your own servers.",
 )
+@click.option(
+    "--retries",
+    "form_retries",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="How often a model is asked again. Default: 2.",
+)
 @click.option("--timeout", type=_MONEY, callback=finite, metavar="SECONDS", help="Time limit of a row, including retries.")
 @click.option("--budget", type=_MONEY, callback=finite, metavar="DOLLARS", help="Budget of a row.")
 @run_budget_option

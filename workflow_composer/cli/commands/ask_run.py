@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflow_composer.answers.output_form import OutputForm, output_form
+from workflow_composer.answers.form import OutputForm
+from workflow_composer.answers.output_form import output_form
 from workflow_composer.batch.asking.asking import AskRun, NewColumns, identity_of, journal_of
 from workflow_composer.batch.asking.forecast import Measured, PriceForecast, forecast
 from workflow_composer.batch.asking.labels import LabelCounts
@@ -31,12 +32,13 @@ from workflow_composer.storage.lines import unreadable
 from workflow_composer.storage.replacing import replace_file
 
 if TYPE_CHECKING:
+    from workflow_composer.batch.run.tally import Tally
     from workflow_composer.orchestrator import ModelOrchestrator
     from workflow_composer.plan import Plan
 
 SOME_FAILED = 1
-_WARM_UP = 3
-"""Rows that are asked first, so that the time of the others can be told."""
+_FIRST = 3
+"""Answers after which the time of the other rows is told."""
 
 _FEW = 20
 """With no more rows than this left, there is nothing to tell."""
@@ -48,7 +50,7 @@ _WIDEST = 48
 _BREAK = re.compile(r"\\n(?!(?:abla|u|eq?|eg|ot|otin|i|mid|leq|geq|ewline)\b)")
 r"""``\n`` as a shell passes it on, but not the beginning of a LaTeX command such as ``\nabla``."""
 
-_REQUEST_FIELDS = ("task_type", "model", "system", "max_tokens", "temperature", "timeout")
+_REQUEST_FIELDS = ("task_type", "model", "system", "max_tokens", "temperature", "timeout", "form_retries")
 
 
 def opened_run(source: Path, options: Mapping[str, Any]) -> AskRun:
@@ -163,29 +165,20 @@ class AskSession:
     # ---------------------------------------------------------------------------------------------------- asking
 
     def _ask(self, orchestrator: ModelOrchestrator, file: AnswerFile, only: frozenset[int] | None) -> None:
-        """Ask the rows of these numbers, or all that are left; a few of them first, to tell how long the rest takes."""
+        """Ask the rows of these numbers, or all that are left."""
         run, tally = self._run, self._run.tally
-        few = (tally.total or 0) - tally.done <= _FEW or tally.answered
-        first = only if only is not None or few else self._spread(_WARM_UP)
 
         async def work(stop: asyncio.Event) -> None:
             async with orchestrator:
-                for part in (first, only) if first != only else (only,):
-                    wanted = self._wanted(part)
-                    await run.answer(
-                        orchestrator.agenerate,
-                        file,
-                        wanted=wanted,
-                        concurrency=self._concurrency,
-                        budget=self._budget,
-                        progress=progress,
-                        stop=stop,
-                    )
-                    self._asked |= part or frozenset()
-                    if stop.is_set() or tally.stopped_by:
-                        return
-                    if part is first and first != only:
-                        self._tell_measured()
+                await run.answer(
+                    orchestrator.agenerate,
+                    file,
+                    wanted=self._wanted(only),
+                    concurrency=self._concurrency,
+                    budget=self._budget,
+                    progress=self._telling(progress, begun=tally.answered),
+                    stop=stop,
+                )
 
         def told() -> str:
             return (
@@ -196,6 +189,22 @@ class AskSession:
         assert isinstance(log, DecisionLog)
         with log, progress_for(tally) as progress:
             run_stoppable(work, told)
+        self._asked |= only or frozenset()
+
+    def _telling(self, progress: Callable[[Tally], None], *, begun: int) -> Callable[[Tally], None]:
+        """Return ``progress`` that also tells price and time once, after the first answers of a run without earlier ones."""
+        tally = self._run.tally
+        left = (tally.total or 0) - tally.done
+        told = begun > 0 or left <= _FEW
+
+        def tell(now: Tally) -> None:
+            nonlocal told
+            progress(now)
+            if not told and now.answered >= _FIRST:
+                told = True
+                self._tell_measured()
+
+        return tell
 
     def _wanted(self, part: frozenset[int] | None) -> Callable[[int], bool]:
         before = self._asked
@@ -276,7 +285,7 @@ class AskSession:
         output = run.output(self._target, keep_formulas=self._formulas)
         output.write(self._target)
         summary = self._summary()
-        counts = LabelCounts.of(answers_in(journal_of(self._target)), run.named) if self._label else None
+        counts = LabelCounts.of(run.labelled(self._target)) if self._label else None
         if counts is not None:
             summary |= self._labelled(counts)
         if state.json:
@@ -288,9 +297,12 @@ class AskSession:
 
     def _summary(self) -> dict[str, Any]:
         tally = self._run.tally
-        calls, mended = 0, Counter[str]()
+        calls = again = escalated = 0
+        mended = Counter[str]()
         for line in answers_in(journal_of(self._target)):
             calls += line.get("calls", 0)
+            again += line.get("asked_again", 0)
+            escalated += line.get("tier", 0) > 0
             mended.update(line.get("mended", ()))
         return {
             "output": str(self._target),
@@ -300,6 +312,8 @@ class AskSession:
             "earlier": tally.earlier,
             "errors": tally.errors,
             "calls": calls,
+            "asked_again": again,
+            "escalated": escalated,
             "mended": dict(mended),
             "cost": tally.cost_now,
             "seconds": round(tally.seconds, 3),
@@ -309,7 +323,11 @@ class AskSession:
         report = self._target.with_name(f"{self._target.name}.report.md")
         facts = [f"table: {self._run.table.name}", f"label: {self._label}", f"answers: {journal_of(self._target).name}"]
         try:
-            replace_file(report, counts.report(f"Answers to {self._run.table.name}", facts), mode=0o600)
+            replace_file(
+                report,
+                counts.report(f"Answers to {self._run.table.name}", facts, without=self._run.tally.errors),
+                mode=0o600,
+            )
         except OSError as error:
             raise unwritable(report, error, other=OTHER) from error
         confusion = [[label, answer, count] for (label, answer), count in counts.counts.most_common()]
@@ -330,6 +348,8 @@ class AskSession:
         if summary["mended"]:
             told = ", ".join(f"{note} {count}" for note, count in summary["mended"].items())
             click.echo(f"mended without a call: {told}", err=True)
+        if summary["asked_again"] or summary["escalated"]:
+            click.echo(f"asked again: {summary['asked_again']} calls; {summary['escalated']} rows escalated", err=True)
         if formulas:
             click.echo(
                 f"{formulas} cells begin like a formula and got an apostrophe; --formulas leaves them as they are", err=True

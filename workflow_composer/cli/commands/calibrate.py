@@ -370,7 +370,11 @@ class _WithTiers(click.Command):
 )
 @click.option("--replay", type=click.Path(path_type=Path), help="Recorded, graded answers (JSONL); see docs/recordings.md.")
 @click.option(
-    "--alpha", type=_SHARE, default=0.1, show_default=True, help="Largest allowed share of wrong answers among the accepted."
+    "--alpha",
+    type=_SHARE,
+    default=0.1,
+    show_default=True,
+    help="Largest allowed share of wrong answers among those accepted.",
 )
 @click.option(
     "--delta",
@@ -409,7 +413,7 @@ class _WithTiers(click.Command):
     help="Share of the rows for learning scores; the rest tests thresholds.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the split.")
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="Sampling temperature of the answers.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="Sampling temperature used for the answers.")
 @click.option(
     "--top-logprobs",
     type=click.IntRange(min=1),
@@ -417,8 +421,8 @@ class _WithTiers(click.Command):
     help="Alternatives requested per token. Default: from the data.",
 )
 @context_option
-@click.option("--system", metavar="TEXT", help="System message of the answers' requests; only its digest is stored.")
-@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Token limit of the answers' requests.")
+@click.option("--system", metavar="TEXT", help="System message used for the answers; only its digest is stored.")
+@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Token limit used for the answers.")
 @click.option(
     "-o",
     "--output",

@@ -15,7 +15,9 @@ from workflow_composer.cli.options import (
     examples,
     finite,
     run_budget_option,
+    shard_option,
     strategy_option,
+    vote_by_option,
 )
 from workflow_composer.cli.state import State
 from workflow_composer.plan import Drawing, Measure, Stopping
@@ -79,7 +81,9 @@ def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]
 @click.option(
     "--datasets", multiple=True, metavar="NAME...", help="Data sets; write `/` as `_`; NAME:SPLIT selects a split."
 )
-@click.option("--probing-dataset", metavar="NAME", help="Data set to train the probe on, which predicts the tiers' success.")
+@click.option(
+    "--probing-dataset", metavar="NAME", help="Data set for training the probe, which predicts each tier's success."
+)
 @click.option("--probe", type=click.Path(path_type=Path), help="Use a saved probe instead of training one.")
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), default="data", show_default=True, help="Folder of the data sets."
@@ -97,10 +101,22 @@ def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]
     default=400,
     show_default=True,
     metavar="N",
-    help="Rows to train the probe on.",
+    help="Number of rows for training the probe.",
 )
-@click.option("--k", type=click.IntRange(2, 1024), default=8, show_default=True, help="Votes of policies that fix them.")
-@click.option("--k-max", type=click.IntRange(3, 1024), default=9, show_default=True, help="Most votes of adaptive ones.")
+@click.option(
+    "--k",
+    type=click.IntRange(2, 1024),
+    default=8,
+    show_default=True,
+    help="Votes per tier, for policies with a fixed number.",
+)
+@click.option(
+    "--k-max",
+    type=click.IntRange(3, 1024),
+    default=9,
+    show_default=True,
+    help="Maximum votes per tier, for adaptive policies.",
+)
 @click.option(
     "--target",
     type=click.FloatRange(0.5, 1, min_open=True, max_open=True),
@@ -120,6 +136,7 @@ def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]
     help="Draw the fewest samples that could decide, or all at once (faster, more expensive).",
 )
 @click.option("--extract", multiple=True, metavar="HOW", help="How to extract final answers: boxed, json:FIELD, ...")
+@vote_by_option
 @click.option("--compare", type=click.Choice(get_args(Comparison)), help="How to compare answers.")
 @context_option
 @click.option("--system", metavar="TEXT", help="System message of every request.")
@@ -132,6 +149,7 @@ def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]
     help="Budget of one row.",
 )
 @run_budget_option
+@shard_option
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Time limit of one row.")
 @click.option(
     "--in-flight", type=click.IntRange(1, 10_000), metavar="N", help="Rows in flight. Default: adaptive, up to 512."
@@ -159,7 +177,7 @@ def execute(context: click.Context, /, **options: Any) -> None:
 
     state = context.ensure_object(State)
     if not options["policies"] and not options["routes"] and not options["baselines"]:
-        raise click.UsageError("name --policies or --routes (or --baselines)")
+        raise click.UsageError("specify --policies or --routes (or --baselines)")
     if not options["datasets"] and options["replay"] is None:
         raise click.UsageError("specify --datasets, or --replay with a recording")
     if options["contexts"]:

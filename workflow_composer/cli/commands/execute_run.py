@@ -30,8 +30,10 @@ from workflow_composer.cli.progress import (
     DecisionLog,
     describe_tiers,
     doubting,
+    part_of_budget,
     progress_for,
     raise_if_over,
+    shard_of,
     tell_spent_before,
 )
 from workflow_composer.cli.state import State
@@ -56,7 +58,8 @@ class Execution:
         self._options = options
         self._plugins: PluginHost | None = None
         self._recorded = None if options.replay is None else RecordedAnswers(options.replay)
-        self._budget = Budget(options.budget, options.run_budget)
+        self._shard = shard_of(options.shard, state.environ)
+        self._budget = part_of_budget(Budget(options.budget, options.run_budget), self._shard)
         self._counted: set[Path] = set()
 
     def run(self) -> int:
@@ -147,7 +150,8 @@ class Execution:
         run = self._planned(orchestrator.config, self._options.limit)
         folders = {name: self._options.output / name for name in planned}
         if self._budget.run is not None:
-            self._count_earlier(folders[name] / slug(policy) for name, (_, tables) in planned.items() for policy in tables)
+            every = (folders[name] / slug(policy) for name, (_, tables) in planned.items() for policy in tables)
+            self._count_earlier(map(run.folder_of, every))
         summaries: list[dict[str, Any]] = []
         tallies: list[Tally] = []
         for name, (rows, tables) in planned.items():
@@ -155,11 +159,14 @@ class Execution:
             for policy, table in tables.items():
                 label = f"{name}, {policy}"
                 tally = self._answer(orchestrator, run, rows, table, runs[policy], label)
+                place = run.folder_of(runs[policy])
                 tallies.append(tally)
-                summaries.append(self._summary(name, policy, tally, runs[policy]))
+                summaries.append(self._summary(name, policy, tally, place))
                 if rows is not self._recorded:  # a recording has grades even for unreadable answers
-                    _tell_what_looks_wrong(label, tally, runs[policy])
+                    _tell_what_looks_wrong(label, tally, place)
                 self._end_if_over(tally, summaries)
+            if self._shard is not None:
+                continue  # a report compares whole runs: `merge` joins the shards first
             places = run.report(name, folders[name], runs)
             if not self._state.json:
                 click.echo(f"report: {', '.join(map(str, places))}", err=True)
@@ -181,14 +188,17 @@ class Execution:
             limit=limit,
             keep_texts=not self._options.no_texts,
             planning={name: getattr(self._options, name) for name in ("k", "k_max", "target", "probing_dataset")},
+            shard=self._shard,
         )
 
     def _answer(
         self, orchestrator: ModelOrchestrator, run: PlannedRun, rows: Any, table: PlanTable, folder: Path, label: str
     ) -> Tally:
         """Answer one data set under one policy; keep the answers of earlier runs."""
-        tally = Tally(len(table.frame))
+        total = len(table.frame)
+        tally = Tally(total if self._shard is None else self._shard.rows_of(total))
         with run.opened(folder, rows, table, tally) as journal:
+            folder = run.folder_of(folder)
             if folder not in self._counted:
                 self._counted.add(folder)
                 self._budget.earlier(tally.cost)
@@ -212,10 +222,10 @@ class Execution:
                 spent = cost_text(tally.cost_now, tally.unpriced_now)
                 return f"{label}: {tally.done} of {tally.total} rows done, cost {spent}; {how}"
 
-            if tally.answered < len(table.frame):
+            if tally.answered < (tally.total or 0):
                 with progress_for(tally, describe_tiers, label=label) as progress:
                     run_stoppable(work, told)
-        finish(folder, tally)
+        finish(folder, tally, total)
         return tally
 
     def _count_earlier(self, folders: Any) -> None:

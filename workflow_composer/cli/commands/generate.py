@@ -21,7 +21,9 @@ from workflow_composer.cli.options import (
     finite,
     read_prompt,
     run_budget_option,
+    shard_option,
     strategy_option,
+    vote_by_option,
 )
 from workflow_composer.cli.output import (
     ENDING,
@@ -34,7 +36,15 @@ from workflow_composer.cli.output import (
     tell_no_price,
     tell_unread,
 )
-from workflow_composer.cli.progress import DecisionLog, doubting, progress_for, raise_if_over, tell_spent_before
+from workflow_composer.cli.progress import (
+    DecisionLog,
+    doubting,
+    part_of_budget,
+    progress_for,
+    raise_if_over,
+    shard_of,
+    tell_spent_before,
+)
 from workflow_composer.cli.state import State
 
 if TYPE_CHECKING:
@@ -57,24 +67,44 @@ def answer_file(
     concurrency: int | None,
     limit: int | None,
     budget: Budget,
+    shard: str | None = None,
+    no_texts: bool = False,
 ) -> int:
     """Answer the rows of ``source``; return the exit code. Raises `InputError` for invalid rows, before any is sent."""
-    run = FileRun(source, fields, limit=limit, environ=state.environ)
+    part = shard_of(shard, state.environ)
+    run = FileRun(source, fields, limit=limit, environ=state.environ, shard=part, keep_texts=not no_texts)
     if target is None:
-        _answer(state, run, Printed(sys.stdout.buffer, "standard output"), concurrency, budget)
+        _answer(state, run, Printed(sys.stdout.buffer, "standard output"), None, concurrency, budget)
     else:
+        budget = part_of_budget(budget, part)
         with run.opened(target) as file:
             tell_spent_before(budget, run.tally.cost)
             if not run.is_done:
-                _answer(state, run, file, concurrency, budget)
+                _answer(state, run, file, target, concurrency, budget)
+            if not run.tally.stopped_by:
+                asyncio.run(run.finish(file))
+        target = run.target_of(target)
     _sum_up(state, run, target)
     raise_if_over(budget, run.tally)
     return code_of([run.tally])
 
 
-def _answer(state: State, run: FileRun, file: AnswerFile | Printed, concurrency: int | None, budget: Budget) -> None:
+def _answer(
+    state: State,
+    run: FileRun,
+    file: AnswerFile | Printed,
+    target: Path | None,
+    concurrency: int | None,
+    budget: Budget,
+) -> None:
     state.log = log = DecisionLog()
     orchestrator, tally = state.open(state, None), run.tally
+    if target is not None:
+        try:
+            run.bind(orchestrator.config, target)
+        except BaseException:
+            orchestrator.close()
+            raise
     contexts = None
     if run.rows.have_contexts or orchestrator.config.task_contexts:
         from workflow_composer.runtime.snapshot import contexts_of
@@ -177,7 +207,9 @@ def _stream(orchestrator: ModelOrchestrator, prompt: str, fields: Mapping[str, A
 
 
 def _print_foot(response: LLMResponse) -> None:
-    """Print the candidate, tokens, cost and time, on a terminal only."""
+    """Print what the caller should know about the answer; and candidate, tokens, cost and time, on a terminal only."""
+    if response.warning:
+        click.echo(f"warning: {printable(response.warning)}", err=True)
     if sys.stderr.isatty():
         seconds, tokens = response.latency_ms / 1000.0, response.usage.total_tokens
         cost = cost_text(response.cost, not response.cost_known).partition(" (")[0]
@@ -197,6 +229,7 @@ def to_dict(response: LLMResponse) -> dict[str, Any]:
         "tool_calls": [dict(call) for call in response.tool_calls],
         "confidence": response.confidence,
         "accepted": response.accepted,
+        "warning": response.warning,
         "usage": asdict(response.usage),
         "cost": known_cost(response.cost, not response.cost_known),
         "cost_known": response.cost_known,
@@ -210,12 +243,17 @@ def to_dict(response: LLMResponse) -> dict[str, Any]:
     return found
 
 
+_OF_FILE = ("concurrency", "limit", "run_budget", "shard", "no_texts")
+"""Options that concern the rows of a file."""
+
+
 @click.command(
     epilog=examples(
         'generate "What is 30 + 12?"',
         "generate --task code_generation --max-tokens 500 < prompt.txt",
         'generate --context file-formats --context house-style "Filter this VCF by depth: ..."',
         'generate --model mv_cascade_small_k4_t0.7_large_k1_t0.0 "What is 30 + 12?"',
+        'generate --model mv_small_k5_t0.7 --vote-by embedding "Why is the sky blue?"',
         "generate --input questions.jsonl --output answers.jsonl --concurrency 32",
         "generate --input questions.jsonl.gz --limit 100 --json | jq .text",
         "generate --input questions.jsonl --output answers.jsonl --budget 0.01 --run-budget 5",
@@ -232,6 +270,7 @@ def to_dict(response: LLMResponse) -> dict[str, Any]:
 @click.option(
     "--temperature", type=click.FloatRange(min=0), callback=finite, metavar="T", help="Sampling temperature; 0 is greedy."
 )
+@vote_by_option
 @click.option("--logprobs", is_flag=True, default=None, help="Also print the tokens' log-probabilities.")
 @click.option(
     "--timeout",
@@ -252,6 +291,8 @@ def to_dict(response: LLMResponse) -> dict[str, Any]:
     "--concurrency", type=click.IntRange(1, 10_000), metavar="N", help="Rows in flight. Default: adaptive, up to 512."
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows.")
+@shard_option
+@click.option("--no-texts", is_flag=True, help="Omit the questions, labels and the votes' samples from the answers.")
 @strategy_option
 @common_options
 @click.pass_context
@@ -261,12 +302,8 @@ def generate(
     prompt: str | None,
     source: Path | None,
     target: Path | None,
-    concurrency: int | None,
-    budget: float | None,
-    run_budget: float | None,
-    limit: int | None,
     contexts: tuple[str, ...],
-    **fields: Any,
+    **options: Any,
 ) -> None:
     """Answer a prompt, or every row of a file.
 
@@ -288,18 +325,18 @@ def generate(
     higher --run-budget to resume.
     """
     state = context.ensure_object(State)
-    given = {name: value for name, value in fields.items() if value is not None}
+    of_file = {name: options.pop(name) for name in _OF_FILE}
+    given = {name: value for name, value in options.items() if value is not None}
     if contexts:
         given["context"] = contexts
     if source is None:
-        if target is not None or limit is not None or run_budget is not None:
-            raise click.UsageError("--output, --limit and --run-budget need --input")
-
-        answer_prompt(state, prompt, given if budget is None else given | {"budget": budget})
+        if target is not None or any(of_file[name] is not None for name in ("limit", "run_budget", "shard")):
+            raise click.UsageError("--output, --limit, --shard and --run-budget need --input")
+        answer_prompt(state, prompt, given)
         return
     if prompt is not None:
         raise click.UsageError("give a prompt or --input, not both")
-    from workflow_composer.batch.run.runner import Budget
-
-    limits = Budget(budget, run_budget)
-    context.exit(answer_file(state, source, target, given, concurrency=concurrency, limit=limit, budget=limits))
+    if of_file["shard"] is not None and target is None:
+        raise click.UsageError("--shard needs --output: each shard has a file of its own beside it")
+    limits = Budget(given.pop("budget", None), of_file.pop("run_budget"))
+    context.exit(answer_file(state, source, target, given, budget=limits, **of_file))

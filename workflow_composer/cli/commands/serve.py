@@ -18,7 +18,7 @@ def _size(context: click.Context, parameter: click.Parameter, text: str) -> int:
     if number and number[-1] in _SIZES:
         number, unit = number[:-1], _SIZES[number[-1]]
     if not number.isdecimal() or not int(number):
-        raise click.BadParameter(f"invalid size {text!r}; write for example 32M or 500k")
+        raise click.BadParameter(f"invalid size {text!r}; write a size such as 32M or 500k")
     return int(number) * unit
 
 

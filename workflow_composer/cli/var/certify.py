@@ -32,7 +32,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     type=click.FloatRange(0, 1, max_open=True),
     default=0.05,
     show_default=True,
-    help="Largest loss of the gate's weight; a prompt that loses more is bad.",
+    help="Largest share of the gate's weight that a prompt may lose; one that loses more is bad.",
 )
 @click.option("--alpha", type=_SHARE, default=0.1, show_default=True, help="Largest allowed share of bad prompts.")
 @click.option("--delta", type=_SHARE, default=0.1, show_default=True, help="Probability that the guarantee fails.")

@@ -32,7 +32,7 @@ _TIME = click.FloatRange(0)
 @click.option("--slots", type=click.IntRange(2), help="Experts per layer that fit into memory. [default: half of them]")
 @click.option("--transfer", type=_TIME, default=1.0, show_default=True, help="Time to transfer one expert.")
 @click.option(
-    "--layer-time", type=_TIME, default=1.0, show_default=True, help="Computing time of a layer, half of it before its gate."
+    "--layer-time", type=_TIME, default=1.0, show_default=True, help="Compute time of a layer, half of it before its gate."
 )
 @common_options
 @click.pass_context

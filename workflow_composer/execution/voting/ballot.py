@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
-from workflow_composer.answers import Question, Reader, reader
+from workflow_composer.answers import reader
 from workflow_composer.execution.voting.confidence import confidence, leader, totals
 from workflow_composer.execution.voting.stopping import UNREADABLE, StoppingRule, decided_by_weight, stopping_rule
+from workflow_composer.execution.voting.vote_kinds import BY_EMBEDDING, AnswerVotes, FormVotes, VoteKind
 from workflow_composer.plan import Member, Voting
 from workflow_composer.types import Sample, Verdict
 
@@ -44,10 +46,19 @@ class Ballot:
     """The votes of one tier. ``last``: no tier follows, so an early rejection saves nothing.
 
     Members take turns, each in proportion to its number of samples; they have the tier's numbering. ``together``: all wanted
-    samples are certainly needed, so one call may request them.
+    samples are certainly needed, so one call may request them. ``kind`` says what a sample votes for (None: its final
+    answer). Up to ``redraws`` samples that cannot be read are replaced by further ones.
     """
 
-    def __init__(self, voting: Voting, members: Sequence[Member], *, last: bool = False) -> None:
+    def __init__(
+        self,
+        voting: Voting,
+        members: Sequence[Member],
+        *,
+        last: bool = False,
+        kind: VoteKind | None = None,
+        redraws: int = 0,
+    ) -> None:
         self.samples: list[Sample] = []
         self._samples = sum(member.samples for member in members)
         self.together = voting.draw == "as_needed" or voting.stopping == "fixed" or self._samples == 1
@@ -59,7 +70,9 @@ class Ballot:
         self._lost: set[int] = set()
         weights = [member.weight for member in members]
         self._member_weights = weights if len(set(weights)) > 1 else None
-        self._reader: Reader = reader(voting.form)
+        self._kind: VoteKind = AnswerVotes(reader(voting.form)) if kind is None else kind
+        self._redraws = redraws
+        self._redrawn = 0
         self._rule = _rule(voting.stopping, voting.level)
         self._votes: list[int] = []
         self._voters: list[int] = []
@@ -69,7 +82,10 @@ class Ballot:
 
     async def add(self, sample: Sample, member: int = 0) -> None:
         """Count one sample of this member."""
-        answer = self._reader.read_said(sample)
+        answer = self._kind.read(sample)
+        if answer is None and self._redrawn < self._redraws and not self._kind.is_free_text(sample):
+            self._redrawn += 1
+            return
         groups = self._known if answer is None or answer in self._known else await self._grouped(answer)
         self.samples.append(sample)
         self._voters.append(member)
@@ -106,7 +122,7 @@ class Ballot:
         A new answer may change what the others are, so all are grouped again: the result does not depend on their order.
         """
         answers = list(dict.fromkeys([*[read for read in self._read if read is not None], answer]))
-        return dict(zip(answers, await Question(self._reader).groups(answers), strict=True))
+        return dict(zip(answers, await self._kind.groups(answers), strict=True))
 
     def wanted(self) -> Sequence[int]:
         """The members from which samples are wanted now, in turn order; empty when the vote has ended."""
@@ -221,16 +237,45 @@ class Ballot:
             return self._best_scored(note)
         first = leader(self._votes, self._weights())
         unreadable = self._votes.count(UNREADABLE)
+        if self._kind.unknown and first is not None:
+            said = self._kind.unknown
+            return Verdict(accepted=False, reason=said, choice=self._votes.index(first), unreadable=unreadable, warning=said)
+        if unreadable and (free := self._free_text(unreadable, note)) is not None:
+            return free
         if first is None:
             reason = note or self._nothing_read()
-            return Verdict(accepted=False, confidence=0.0, reason=reason, unreadable=unreadable)
+            return Verdict(accepted=False, confidence=0.0, reason=reason, unreadable=unreadable, asked_again=self._redrawn)
         tally, choice = self._tally(first), self._votes.index(first)
         if self._limit == 1:
-            return Verdict(accepted=True, reason="a single readable answer", choice=choice, votes=tally)
+            return self._completed(Verdict(accepted=True, reason="a single readable answer", choice=choice, votes=tally))
         missing = self._standing().missing
         found = confidence(self._voting.measure, [*self._votes, *[UNREADABLE] * len(missing)], self._weights(missing))
         accepted = found is not None and found >= self._voting.target - _ROUNDING
-        return Verdict(accepted, found, self._reason(found, len(self._votes), note), choice, tally, unreadable)
+        reason = self._reason(found, len(self._votes), note)
+        return self._completed(Verdict(accepted, found, reason, choice, tally, unreadable))
+
+    def _completed(self, verdict: Verdict) -> Verdict:
+        """Add what a form reads in the chosen sample, and how many samples were replaced."""
+        if not isinstance(self._kind, FormVotes):
+            return verdict
+        read = self._kind.form.read(self.samples[verdict.choice].text)
+        return replace(verdict, value=read.value, mended=read.mended, asked_again=self._redrawn)
+
+    def _free_text(self, unreadable: int, note: str) -> Verdict | None:
+        """Return the verdict if most samples are free text: an answer of unknown confidence, never a share."""
+        unread = (at for at, vote in enumerate(self._votes) if vote == UNREADABLE)
+        free = [at for at in unread if self._kind.is_free_text(self.samples[at])]
+        if len(free) <= len(self._votes) - unreadable:
+            return None
+        reason = f"{len(free)} of {len(self._votes)} samples are free text: their agreement is unknown"
+        return Verdict(
+            accepted=False,
+            reason=f"{reason}; {note}" if note else reason,
+            choice=free[0],
+            unreadable=unreadable - len(free),
+            asked_again=self._redrawn,
+            warning=BY_EMBEDDING,
+        )
 
     def _best_scored(self, note: str) -> Verdict:
         """Choose the sample with the best score; if any sample has no score, the confidence is unknown (not accepted)."""
@@ -306,6 +351,6 @@ def _confidence(measure: str, votes: tuple[int, ...], weights: tuple[float, ...]
 
 
 def _weight(sample: Sample) -> float | None:
-    if not sample.logprobs:
+    if not sample.logprobs or not all(isinstance(token.logprob, (int, float)) for token in sample.logprobs):
         return None
     return math.exp(sum(token.logprob for token in sample.logprobs) / len(sample.logprobs))

@@ -15,6 +15,7 @@ from workflow_composer.errors import ModelError
 from workflow_composer.execution.call import Outcome, Trace
 from workflow_composer.execution.member_run import MemberRun, Models
 from workflow_composer.execution.voting.ballot import Ballot
+from workflow_composer.execution.voting.vote_kinds import VoteKind
 from workflow_composer.plan import Candidate, Member, Tier
 from workflow_composer.types import Attempt, Completion, LLMRequest
 
@@ -61,7 +62,15 @@ class Poll:
     """Fills one ballot with the samples of a tier's members. A member that fails does not affect the others' votes."""
 
     def __init__(
-        self, models: Models, index: int, tier: Tier, request: LLMRequest, trace: Trace, *, last: bool = True
+        self,
+        models: Models,
+        index: int,
+        tier: Tier,
+        request: LLMRequest,
+        trace: Trace,
+        kind: VoteKind,
+        *,
+        last: bool = True,
     ) -> None:
         assert tier.voting is not None  # the caller has checked
         self._models = models
@@ -71,7 +80,8 @@ class Poll:
         self._request = request
         self._trace = trace
         self._patience = None if last else tier.deadline
-        self._ballot = Ballot(tier.voting, tier.members, last=last)
+        redraws = 0 if tier.form is None else tier.retries
+        self._ballot = Ballot(tier.voting, tier.members, last=last, kind=kind, redraws=redraws)
         self._seats = [_Seat(number, member) for number, member in enumerate(tier.members)]
         self._under_way: dict[asyncio.Task[Completion], _Draw] = {}
         self._asked: Counter[str] = Counter()  # samples are numbered per model, which several members may share

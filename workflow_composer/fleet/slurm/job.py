@@ -330,7 +330,7 @@ def free_port(fleet: Fleet, server: str, listen: str) -> int:
         if (port == own or port not in others) and _is_free(listen, port):
             return port
     raise FleetError(
-        f"no free port on this node, starting at {own}", hint=f"set another port for {server} in the fleet file"
+        f"no free port on this node (searched from {own} upwards)", hint=f"set another port for {server} in the fleet file"
     )
 
 

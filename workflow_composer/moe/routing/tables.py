@@ -309,7 +309,7 @@ class RouteTables:
         k = expert.shape[1]
         weight = np.full(expert.shape, 1 / k, np.float32) if weights is None else np.asarray(weights, np.float32)
         if weight.shape != expert.shape or not np.isfinite(weight).all():
-            raise InputError(f"weights must be finite, of shape {expert.shape}, not {weight.shape}")
+            raise InputError(f"weights must be finite and have shape {expert.shape}; found shape {weight.shape}")
         line = np.zeros(len(token), np.int64) if sequences is None else np.asarray(sequences, np.int64)
         fitted = fit_rows(
             columns_in(token, context, line),

@@ -167,7 +167,7 @@ class Local:
         """Publish it."""
         prepared, self._prepared = self._prepared, None
         if prepared is None:
-            raise ConfigError("no strategy was prepared")
+            raise ConfigError("no prepared strategy to publish")
         await self._orchestrator.apublish(prepared)
 
     async def discard(self) -> None:

@@ -93,6 +93,8 @@ COST = PREFIX + "cost"
 ATTEMPTS = PREFIX + "attempts"
 OVERHEAD = PREFIX + "overhead-ms"
 WARNING = PREFIX + "warning"
+CONFIDENCE = PREFIX + "confidence"
+_LONGEST_WARNING = 300
 TRAILERS = ("trailer", f"{COST}, {ATTEMPTS}")
 UNBUFFERED = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
 """Headers that keep proxies (nginx) from buffering a stream."""
@@ -333,6 +335,10 @@ def of_answer(exchange: Exchange, response: LLMResponse, said: Fields, *, debug:
         (COST, f"{response.cost:.9g}"),
         *said,
     ]
+    if response.confidence is not None:
+        fields.append((CONFIDENCE, f"{response.confidence:.6g}"))
+    if response.warning:
+        fields.append((WARNING, _in_a_header(response.warning)))
     if debug:
         path = "; ".join(f"{one.name}: {one.error_type or 'ok'} {one.latency_ms:.0f} ms" for one in response.attempts)
         fields += ((_REASON, made.reason), (_PATH, path))
@@ -351,9 +357,19 @@ def of_stream(exchange: Exchange, request: LLMRequest, under_way: UnderWay, said
         *UNBUFFERED,
         *said,
     ]
+    if (verdict := under_way.verdict) is not None:
+        if verdict.confidence is not None:
+            fields.append((CONFIDENCE, f"{verdict.confidence:.6g}"))
+        if verdict.warning:
+            fields.append((WARNING, _in_a_header(verdict.warning)))
     if debug:
         fields.append((_REASON, plan.reason))
     return fields
+
+
+def _in_a_header(text: str) -> str:
+    """Return the start of a text in characters that a header may have; a warning may repeat what a model wrote."""
+    return "".join(character if " " <= character <= "~" else "?" for character in text[:_LONGEST_WARNING])
 
 
 def of_end(response: LLMResponse) -> Fields:

@@ -253,7 +253,7 @@ class TestFaults:
             (b'{"question": "q"}\n{"question": "q"\n', "d.jsonl:2: not valid JSON"),
             (b'{"question": "q"}\n\n["q"]\n', "d.jsonl:3: expected an object, found a list"),
             (b'{"question": "q"}\n{"problem": "q"}\n', "d.jsonl:2: no 'question' in this row"),
-            (b'{"question": 5}\n', "d.jsonl:1: 'question' is a number, not a text"),
+            (b'{"question": 5}\n', "d.jsonl:1: 'question' is a number; it must be a non-empty string"),
             (b'{"question": "q"}\n{"question": " "}\n', "d.jsonl:2: 'question' is empty"),
             (b'{"question": null}\n', "d.jsonl:1: 'question' is null"),
             (b'{"question": "q", "answer": 1}\n{"question": "q", "answer": {"a": 1}}\n', "d.jsonl:2: 'answer' is an object"),

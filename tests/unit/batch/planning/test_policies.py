@@ -223,7 +223,7 @@ class TestQuestions:
     @pytest.mark.parametrize("given_as", [[1, 2], [["a"]], pa.array([[1]])])
     def test_what_is_no_text_is_refused(self, given_as):
         """Not turned into one."""
-        with pytest.raises(InputError, match="not texts"):
+        with pytest.raises(InputError, match="not strings"):
             Questions(given_as)
 
 

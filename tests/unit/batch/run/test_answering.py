@@ -127,7 +127,7 @@ def test_a_file_that_is_no_recording_is_an_error_that_says_where(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"question": 1}\n')
     with pytest.raises(InputError, match=r"x\.jsonl:1"):
         RecordedAnswers(tmp_path / "x.jsonl")
-    with pytest.raises(InputError, match="no recorded answers"):
+    with pytest.raises(InputError, match="cannot read the recorded answers"):
         RecordedAnswers(tmp_path / "y.jsonl")
     (tmp_path / "z.jsonl").write_text("")
     with pytest.raises(InputError, match="no answers"):

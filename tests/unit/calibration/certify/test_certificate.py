@@ -152,7 +152,7 @@ def test_other_files_are_no_certificates(tmp_path, content):
 
 
 def test_a_missing_file_says_how_to_make_one(tmp_path):
-    with pytest.raises(InputError, match="no certificate") as raised:
+    with pytest.raises(InputError, match="cannot read the certificate") as raised:
         Certificate.load(tmp_path / "none.json")
     assert "calibrate" in raised.value.hint
 

@@ -119,6 +119,22 @@ class TestLabels:
         assert "| 1 | case | trial |" in report
         assert "1 of 2" in report
 
+    def test_labels_may_come_later(self, command, table):
+        """They are those of today's table: a second run with a label column asks nothing and grades all rows."""
+        command.script = (kind,)
+        assert command("ask", table, *LABELS).code == 0
+        command.made.clear()
+        done = command("ask", table, *LABELS, "--label-column", "kind", "--json")
+        assert (done.json["graded"], done.json["accuracy"]) == (2, 1.0)
+        assert not seen(command)
+
+    def test_a_text_is_graded_by_its_final_answer(self, command):
+        """As `generate` grades it."""
+        command.write("q.jsonl", {"q": "30 + 12", "a": "42"}, {"q": "1 + 1", "a": "2"})
+        command.script = ("Let me see: the answer is 42.",)
+        done = command("ask", "q.jsonl", "--prompt", "{{ q }}", "-o", "o.csv", "--label-column", "a", "--json")
+        assert (done.json["graded"], done.json["accuracy"]) == (2, 0.5)
+
     def test_the_matrix_is_printed(self, command, table):
         """Labels by row, answers by column."""
         command.script = (kind,)
@@ -319,13 +335,13 @@ class TestRuns:
         assert len(seen(command)) == 1
 
     def test_the_first_rows_tell_the_time_of_the_others(self, command):
-        """A longer table is begun with a few rows, each asked once."""
+        """Once, while the run goes on."""
         command.write("t.jsonl", *({"a": n} for n in range(60)))
         command.script = ("ok",)
         done = command("ask", "t.jsonl", "--prompt", "row {{ a }}.", "-o", "o.jsonl")
         assert done.code == 0, done.err
         assert sorted(seen(command)) == sorted(f"row {n}." for n in range(60))
-        assert "forecast for the other 57 rows, by 3 answered" in done.err
+        assert done.err.count("forecast for the other 57 rows, by 3 answered") == 1
 
     def test_answers_are_the_owners_only(self, command, table):
         """The journal holds what models said."""

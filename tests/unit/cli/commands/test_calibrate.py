@@ -220,7 +220,7 @@ def test_a_coverage_that_was_missed_is_an_error_and_one_that_is_impossible_too(a
     [
         ((), "either --pairs or --replay"),
         (("--pairs", "a", "--replay", "b"), "either --pairs or --replay"),
-        (("--replay", "none.jsonl"), "no recorded answers"),
+        (("--replay", "none.jsonl"), "cannot read the recorded answers"),
         (("--pairs", "none.jsonl"), "No such file"),
         (("--replay", "answers.jsonl", "--tiers", "huge"), "no answers of huge; recorded models: large, small"),
         (("--replay", "answers.jsonl", "--alpha", "1"), "--alpha"),

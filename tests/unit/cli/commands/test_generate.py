@@ -148,7 +148,8 @@ class TestFile:
         assert (done.code, done.out) == (0, "")
         first, second = sorted(command.read("out.jsonl"), key=lambda r: r["index"])
         assert first.pop("latency_ms") >= 0
-        assert len(first.pop("key")) == 16
+        assert len(first.pop("key")) == len(first.pop("content")) == 16
+        assert first.pop("read_by")
         assert first == {
             "index": 0,
             "id": "a",
@@ -163,6 +164,8 @@ class TestFile:
             "answer": "4",
             "finish_reason": "stop",
             "correct": True,
+            "question": "so #### 4",
+            "label": "4",
         }
         assert "correct" not in second
         assert "2 rows, 0 errors, accuracy 100.0% of 1, cost $0.008" in done.err
@@ -435,3 +438,35 @@ class TestFile:
         )
         assert (done.code, done.json["earlier"], done.json["answered"]) == (0, 5, 6)
         assert sorted(row["index"] for row in command.read("out.jsonl")) == list(range(6))
+
+
+class TestVotesByMeaning:
+    """``--vote-by embedding``, and the warning that names it."""
+
+    ROUTERS = {"routers": [{"cascade": {"draw": "as_needed", "stopping": "fixed"}}, "cascading_provider"]}
+    PROSE = ("Rome is a town with a long and eventful history.", "Oslo is a town with a long and eventful history.")
+
+    def test_free_text_comes_with_a_warning(self, command):
+        command.profile = self.ROUTERS
+        command.script = ([*self.PROSE, "Bern is a town with a long and eventful history."],)
+        done = command("generate", "--model", "mv_small_k3_t0.7", "Which?")
+        assert (done.code, done.out) == (0, f"{self.PROSE[0]}\n")
+        assert "warning: free text" in done.err
+        assert "--vote-by embedding" in done.err
+        assert (
+            "--vote-by embedding" in command("generate", "--json", "--model", "mv_small_k3_t0.7", "Which?").json["warning"]
+        )
+
+    def test_the_option_groups_by_the_embedding_role(self, command):
+        command.script = ([self.PROSE[0], self.PROSE[1], self.PROSE[1]],)
+        command.profile = self.ROUTERS | {"task_routing": {"*": "small", "embeddings": "small"}}
+        found = command("generate", "--json", "--vote-by", "embedding", "--model", "mv_small_k3_t0.7", "Which?").json
+        assert (found["text"], found["confidence"], found["warning"]) == (self.PROSE[1], 2 / 3, "")
+        assert sorted(command.made[-2].embedded + command.made[-1].embedded) == sorted(self.PROSE)
+
+    def test_without_a_model_for_embeddings_it_is_an_error(self, command):
+        command.script = (self.PROSE[0],)
+        command.profile = self.ROUTERS
+        done = command("generate", "--vote-by", "embedding", "--model", "mv_small_k3_t0.7", "Which?")
+        assert done.code == 3
+        assert "embeddings" in done.err

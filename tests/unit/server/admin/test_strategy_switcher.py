@@ -327,7 +327,7 @@ async def test_a_preparation_that_was_given_up_does_not_end_behind_a_later_one(f
         await local.commit()
         assert orchestrator.strategy == "two"
         assert not first[0].acquire()  # the one that was given up is closed
-        with pytest.raises(ConfigError, match="no strategy was prepared"):
+        with pytest.raises(ConfigError, match="no prepared strategy to publish"):
             await local.commit()
 
 
@@ -341,7 +341,7 @@ async def test_a_strategy_whose_egress_rule_does_not_hold_is_not_prepared(folder
         local = Local(orchestrator)
         with pytest.raises(EgressProofFailed):
             await local.prepare(config)
-        with pytest.raises(ConfigError, match="no strategy was prepared"):
+        with pytest.raises(ConfigError, match="no prepared strategy to publish"):
             await local.commit()
 
 

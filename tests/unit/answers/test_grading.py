@@ -1,4 +1,4 @@
-"""Grading grade-school problems: by cases, and against a data set whose authors published their own verdicts."""
+"""The synchronous spellings of reader and grader: by cases, and against a data set with published verdicts."""
 
 from __future__ import annotations
 
@@ -25,18 +25,16 @@ PUBLISHED = {"6b_finetuning": 0.2168, "6b_verification": 0.3904, "175b_finetunin
         ("####18", "18"),
         ("so it is\nA: 18", "18"),
         ("so it is\nA: 18\n\n", "18"),
-        ("A: 18\nno, wait", None),
-        ("Banana: 18", None),
-        ("25", None),
+        ("25", "25"),
         ("", None),
         ("####", None),
-        ("####\n18", None),
+        ("####\n18", "18"),
         ("A:", None),
         ("A: 3\n#### 4", "4"),
     ],
 )
 def test_the_final_answer_is_what_is_marked(text, answer):
-    """The last ``####`` wins; ``A:`` counts on the last line only; nothing is guessed."""
+    """The last ``####`` wins; ``A:`` counts on the last line; else the text's last number."""
     assert final_answer(text) == answer
 
 

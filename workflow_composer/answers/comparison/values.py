@@ -13,9 +13,9 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Literal
 
-from workflow_composer.answers.literals import SCHEDULES, family, name
+from workflow_composer.answers.comparison.literals import SCHEDULES, family, name
+from workflow_composer.answers.comparison.quantities import BARE, Measure, measure
 from workflow_composer.answers.notation import Notation, formula, is_closed, notation, words
-from workflow_composer.answers.quantities import BARE, Measure, measure
 
 LONGEST = 2000
 """Characters; a longer answer is neither a number nor a formula, and is compared as text only."""
@@ -50,7 +50,7 @@ _SLASH = re.compile(r"(\d+) ?/ ?(\d+)")
 _JOINED_DIGITS = re.compile(r"\d+(?: ?[:|-] ?\d+)+|\d+(?: ?/ ?\d+){2,}|0\d{4,}")
 _COMMAND = re.compile(r"\\[A-Za-z]")
 _DECIMAL = re.compile(r"(?<![\w.])\d*\.\d+(?![\w.])")
-_FUNCTION = re.compile(r"(?<![A-Za-z])(?:sqrt|log|ln|exp|sin|cos|tan|cot|sec|csc|arc\w{3}) ?[\d(]")
+_FUNCTION = re.compile(r"(?<![A-Za-z])(?:sqrt|log|ln|exp|sin|cos|tan|cot|sec|csc|arc\w{3}) ?[\d(]|(?<![A-Za-z])pi(?![A-Za-z])")
 _BRACKET = re.compile(r"\\?[(\[{] ?[-+]?\.?\d")
 _VARIABLE = re.compile(
     r"(?<![^\W_])[A-Za-z] ?(?:[-+*/^]|[<>]=?|=) ?(?:[-+.\d(]|[A-Za-z](?![^\W_]))"
@@ -64,15 +64,20 @@ def is_slash_form(answer: str) -> bool:
     >>> is_slash_form("1/3"), is_slash_form("04/02/2021"), is_slash_form("-1/3")
     (True, False, False)
     """
-    return _SLASH.fullmatch(notation(answer).written) is not None
+    return _SLASH.fullmatch(written(answer)) is not None
+
+
+def written(answer: str) -> str:
+    """Return the answer without LaTeX's wrappers and emphasis; empty if it is too long to be more than text."""
+    return notation(answer).written if len(answer) <= LONGEST else ""
 
 
 def is_name(found: Notation) -> bool:
     """Whether the answer is a name that arithmetic must not touch; ``n/m`` is not decided here."""
-    written = found.written
-    if _SLASH.fullmatch(written):
+    text = found.written
+    if _SLASH.fullmatch(text):
         return False
-    return found.literal or _JOINED_DIGITS.fullmatch(written) is not None or family(written)
+    return found.literal or _JOINED_DIGITS.fullmatch(text) is not None or family(text)
 
 
 def is_plain(answer: str) -> bool:
@@ -81,6 +86,8 @@ def is_plain(answer: str) -> bool:
     >>> is_plain("$1,450"), is_plain("10 mg"), is_plain("1 and -2"), is_plain("0/1"), is_plain("x")
     (True, True, True, False, False)
     """
+    if len(answer) > LONGEST:
+        return False
     found = notation(answer)
     if is_name(found) or _SLASH.fullmatch(found.written):
         return False

@@ -1,0 +1,113 @@
+"""An answer of a wanted form, from one tier: mended, or asked for again with what is wrong, a few times.
+
+The next tier gets the original question, so that it does not start from a wrong answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from workflow_composer.answers.form import Formed, OutputForm
+from workflow_composer.execution.call import Outcome
+from workflow_composer.plan import Plan, Tier
+from workflow_composer.support.fast_dataclass import changed
+from workflow_composer.types import LLMRequest, Message, Sample, Usage, Verdict
+
+MOST_BYTES = 4096
+"""Of a refused reply and what is wrong with it, at most so many bytes are sent back."""
+LARGER = 4
+"""Factor of the token limit after an answer that was cut off."""
+LEAST_LARGER = 1024
+_INCOMPLETE = {
+    "length": "it was cut off by its length, also with a larger limit",
+    "content_filter": "the server withheld it",
+}
+
+
+def formed(plan: Plan, request: LLMRequest) -> Plan:
+    """Return the plan with the request's form in every tier that has none of its own."""
+    if request.form is None:
+        return plan
+    tiers = [
+        tier if tier.form is not None else replace(tier, form=request.form, retries=request.form_retries)
+        for tier in plan.tiers
+    ]
+    return replace(plan, tiers=tuple(tiers))
+
+
+def instructed(request: LLMRequest, form: OutputForm) -> LLMRequest:
+    """Return the request with the form's instructions at the end of its last message."""
+    said = form.instructions()
+    return changed(request, messages=_with_text(request.messages, said), relay=None) if said else request
+
+
+def _with_text(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
+    last: Mapping[str, Any] = messages[-1] if messages else {}
+    content = last.get("content")
+    if last.get("role") != "user" or not isinstance(content, (str, list, tuple)):
+        return (*messages, {"role": "user", "content": text})
+    if isinstance(content, str):
+        return (*messages[:-1], {**last, "content": f"{content}\n\n{text}"})
+    return (*messages[:-1], {**last, "content": [*content, {"type": "text", "text": text}]})
+
+
+class Forming:
+    """Judges the replies of one tier by its form and makes the next request to it.
+
+    ``request`` is the next one. `verdict` returns None as long as it is to be sent, then the tier's verdict.
+    """
+
+    def __init__(self, tier: Tier, request: LLMRequest) -> None:
+        assert tier.form is not None  # the caller has checked
+        self._form = tier.form
+        self._left = tier.retries
+        self._asked = instructed(request, tier.form)
+        self.request = self._asked
+        self._refused: str | None = None
+        self._again = 0
+        self._longer = False
+
+    def verdict(self, outcome: Outcome, usage: Usage) -> Verdict | None:
+        """Judge a reply; ``usage`` is that of its call."""
+        sample, before = outcome.answer, outcome.verdict
+        if sample.cut_off and not self._longer:
+            self._longer, self._again = True, self._again + 1
+            self.request = changed(self.request, max_tokens=_larger(self.request, usage))
+            return None
+        found = self._form.read(sample.text) if sample.finish_reason not in _INCOMPLETE else Formed()
+        problem = _INCOMPLETE.get(sample.finish_reason or "") or found.problem
+        if problem is None:
+            return replace(before, value=found.value, mended=found.mended, asked_again=self._again)
+        if sample.finish_reason in _INCOMPLETE or self._left <= 0:
+            return self._given_up(before, problem)
+        if sample.text == self._refused:
+            return self._given_up(before, f"{problem}; the same reply came again")
+        self._left, self._again, self._refused = self._left - 1, self._again + 1, sample.text
+        self.request = self._corrected(sample, problem)
+        return None
+
+    def _corrected(self, sample: Sample, problem: str) -> LLMRequest:
+        """Return the question with the refused reply and what is wrong with it, and nothing of earlier tries."""
+        problem = _tail(problem, MOST_BYTES // 4)
+        reply = _tail(sample.text, MOST_BYTES - len(problem.encode()))
+        said = f"This answer cannot be used: {problem}. Answer the question again in the form that was asked for."
+        own = ({"role": "assistant", "content": reply or "(empty)"}, {"role": "user", "content": said})
+        return changed(self.request, messages=(*self._asked.messages, *own))
+
+    def _given_up(self, before: Verdict, problem: str) -> Verdict:
+        reason = f"the answer does not have the wanted form: {problem}"
+        return replace(
+            before, accepted=False, confidence=None, reason=reason, unreadable=1, asked_again=self._again, warning=reason
+        )
+
+
+def _tail(text: str, most: int) -> str:
+    """Return the end of a text, of at most so many bytes."""
+    data = text.encode("utf-8", "replace")
+    return text if len(data) <= most else data[-most:].decode("utf-8", "ignore")
+
+
+def _larger(request: LLMRequest, usage: Usage) -> int:
+    return max(LARGER * (request.max_tokens or usage.completion_tokens), LEAST_LARGER)
