@@ -448,6 +448,15 @@ class TokenLogprob:
     top: tuple[tuple[str, float], ...] = ()
 
 
+_TOO_LONG = frozenset({"length", "max_tokens", "model_length"})
+_CUT_OFF = _TOO_LONG | {"content_filter"}
+
+
+def is_cut_off(finish_reason: str | None) -> bool:
+    """Whether an answer with this finish reason was cut off by a limit on its length or by a filter."""
+    return finish_reason in _CUT_OFF
+
+
 @quick
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -466,8 +475,13 @@ class Sample:
 
     @property
     def cut_off(self) -> bool:
-        """Whether a limit on its length ended it, and not the model."""
-        return self.finish_reason == "length"
+        """Whether a limit on its length or a filter ended it, and not the model."""
+        return is_cut_off(self.finish_reason)
+
+    @property
+    def too_long(self) -> bool:
+        """Whether a limit on its length ended it, so that a larger one may help."""
+        return self.finish_reason in _TOO_LONG
 
 
 # ------------------------------------------------------------------------------------------------------------------- relay

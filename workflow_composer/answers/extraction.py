@@ -61,7 +61,7 @@ _BEGIN_OF_TURN = re.compile(
     r"\s{0,9}<\|(?:im_start\|>|start_header_id\|>)?assistant(?:<\|end_header_id)?(?:\|>)?\s{0,9}|\s{0,9}<\|im_start\|>assistant\s{0,9}"
 )
 _NEXT_QUESTION = re.compile(
-    r"\n\s{0,9}(?:#{1,4} )?[*_]{0,2}(?:Question|Problem|Q|Human|User|Instruction)[*_]{0,2} ?:", re.IGNORECASE
+    r"\n[ \t]{0,9}(?:#{1,4} )?[*_]{0,2}(?:Question|Problem|Q|Human|User|Instruction)[*_]{0,2} ?:", re.IGNORECASE
 )
 
 
@@ -95,8 +95,8 @@ def auto(text: str) -> Extracted | None:
 
 
 def _marked(text: str) -> Extracted | None:
-    if (field := answer_field(text)) is not None and says_something(field.answer):
-        return _read(field, "json")
+    if (field := answer_field(text)) is not None:
+        return _read(field, "json") if says_something(field.answer) else None
     if (inside := tagged(text)) is not None:
         within = boxed(inside.answer) or announced(inside.answer)
         return _read(inside if within is None else inside._replace(answer=within.answer), "tag")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 from workflow_composer.answers.extraction import Extracted, finder, first_turn
 from workflow_composer.answers.finding.marks import boxed, hashes
+from workflow_composer.answers.finding.phrases import is_talk
 from workflow_composer.answers.finding.undressing import choice, plain, says_something, undressed
 from workflow_composer.answers.finding.unmarked import is_letter, to_the_point, unmarked
 from workflow_composer.answers.form import ANY_FORM, AnswerForm
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 LONGEST_LIMIT = 3600
 _TALKS = frozenset({"phrase", "hashes"})
 _FEW = 2
+_LETTER = re.compile(r"\b[A-J]\b")
 
 
 class Said(Protocol):
@@ -91,6 +94,8 @@ class Reader:
         Extracted(answer='18', how='last_number', complete=False)
         """
         text = without_reasoning(text)
+        if not any(map(str.isalnum, text)):
+            return None
         if not self._takes_unmarked:
             return self._find(text)
         text = plain(text)
@@ -162,9 +167,11 @@ def _fitted(answer: str, wanted: str | None) -> str:
 def _may_answer(answer: str, wanted: str) -> bool:
     """Whether a phrase's answer is of the label's kind; if not, it talks about the answer, and the text is searched."""
     if is_letter(wanted):
-        return choice(answer) is not None or len(answer.split()) <= _FEW
+        return choice(answer) is not None or _LETTER.search(answer) is not None or len(answer.split()) <= _FEW
     one = notation(wanted)
-    return one.number is None or one.literal or any(map(str.isnumeric, answer)) or len(answer.split()) <= _FEW
+    if one.number is None or one.literal or any(map(str.isnumeric, answer)):
+        return True
+    return len(answer.split()) <= _FEW and not is_talk(answer)
 
 
 def _mathematics_is_installed() -> bool:

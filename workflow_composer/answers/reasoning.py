@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from typing import NamedTuple
 
 _NAMES = r"(?:seed:|ant:)?(?:think(?:ing)?(?:_fast(?:er)?)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad|cot)"
 _MARK = re.compile(
     # An opening or a closing mark; a closing one fills a group named close_*. The models that use each:
-    rf"<(?P<close_tag>/?){_NAMES}\s{{0,3}}>"  # DeepSeek-R1, Qwen3, GLM-4.5, MiniMax-M2, EXAONE Deep, Seed-OSS, K2-V2
-    rf"|<\|(?P<close_bar>/?){_NAMES}\|>"  # LiteRT-LM's form of Gemma
-    r"|\[(?P<close_square>/?)THINK\]"  # Magistral
-    r"|\u25c1(?P<close_triangle>/?)think\u25b7"  # Kimi-VL
-    r"|<\|(?:begin|(?P<close_thought>end))_of_thought\|>"  # OpenThinker, Sky-T1
-    r"|<\|(?:START|(?P<close_command>END))_THINKING\|>"  # Command A Reasoning
-    r"|<\|inner_(?:prefix|(?P<close_inner>suffix))\|>"  # Apertus
-    r"|<unused94>(?:thought\n)?|(?P<close_unused><unused95>)"  # MedGemma
-    r"|<\|channel>(?:thought|analysis)\b|(?P<close_channel><channel\|>)"  # Gemma 4
-    r"|\A\s{0,9}Here(?:'s| is) my thought process:|(?P<close_granite>\bHere(?:'s| is) my response:)"  # Granite 3.2
-    r"|(?P<close_apriel>\[BEGIN FINAL RESPONSE\])",  # Apriel
+    r"[<\[\u25c1](?:"
+    rf"(?P<close_tag>/?){_NAMES}\s{{0,3}}>"  # DeepSeek-R1, Qwen3, GLM-4.5, MiniMax-M2, EXAONE Deep, Seed-OSS, K2-V2
+    rf"|\|(?P<close_bar>/?){_NAMES}\|>"  # LiteRT-LM's form of Gemma
+    r"|(?P<close_square>/?)THINK\]"  # Magistral
+    r"|(?P<close_triangle>/?)think\u25b7"  # Kimi-VL
+    r"|\|(?:begin|(?P<close_thought>end))_of_thought\|>"  # OpenThinker, Sky-T1
+    r"|\|(?:START|(?P<close_command>END))_THINKING\|>"  # Command A Reasoning
+    r"|\|inner_(?:prefix|(?P<close_inner>suffix))\|>"  # Apertus
+    r"|unused94>(?:thought\n)?|(?P<close_unused>unused95>)"  # MedGemma
+    r"|\|channel>(?:thought|analysis)\b|(?P<close_channel>channel\|>)"  # Gemma 4
+    r"|(?P<close_apriel>BEGIN FINAL RESPONSE\])"  # Apriel
+    r")",
     re.IGNORECASE,
+)
+_GRANITE = re.compile(
+    r"\s{0,9}Here(?:'s| is) my thought process:(?P<thought>.*?)(?P<response>\bHere(?:'s| is) my response:|\Z)", re.DOTALL
 )
 _FINAL = re.compile(r"<\|channel\|>final[^<]{0,40}(?:<\|constrain\|>[^<]{0,40})?<\|message\|>")
 _CHANNEL = "<|channel|>"
@@ -54,13 +59,9 @@ def parts(text: str) -> Separated:
     >>> parts("<think>12 + 6</think>18"), parts("12 + 6</think>18").said, parts("<think>12")
     (Separated(said='18', reasoning='12 + 6', unclosed=False), '18', Separated(said='', reasoning='12', unclosed=True))
     """
-    if _CHANNEL in text:
-        return _of_channels(text)
-    if (bare := _BARE_CHANNEL.match(text)) is not None:
-        finals = list(_BARE_FINAL.finditer(text, bare.end()))
-        if finals:
-            return Separated(text[finals[-1].end() :], text[bare.end() : finals[-1].start()], unclosed=False)
-        return Separated("", text[bare.end() :], unclosed=True)
+    for form in (_of_channels, _of_bare_channels, _of_granite):
+        if (found := form(text)) is not None:
+            return found
     said: list[str] = []
     thought: list[str] = []
     start: int | None = 0
@@ -68,32 +69,47 @@ def parts(text: str) -> Separated:
     for mark in _MARK.finditer(text):
         if text[mark.start() - 1 : mark.start()] == "`" and text[mark.end() : mark.end() + 1] == "`":
             continue
-        if mark.lastgroup is not None and mark[mark.lastgroup]:
-            if start is not None:
-                thought += [*said, text[start : mark.start()]]
-                said.clear()
-            else:
-                thought.append(text[end : mark.start()])
-            start = mark.end()
-        elif start is not None:
-            said.append(text[start : mark.start()])
-            start = None
+        piece = text[end : mark.start()]
+        closes = mark.lastgroup is not None and bool(mark[mark.lastgroup])
+        if closes and start is not None:  # it ends a thought that began with the text
+            thought += [*said, piece]
+            said.clear()
         else:
-            thought.append(text[end : mark.start()])
+            (said if start is not None else thought).append(piece)
+        start = mark.end() if closes else None
         end = mark.end()
-    if end == 0:
-        return Separated(_WRAPPERS.sub("", text) if "<" in text or "[" in text else text, "", unclosed=False)
     if start is None:
         return Separated("", "".join([*said, *thought, text[end:]]), unclosed=True)
     return Separated(_WRAPPERS.sub("", "".join([*said, text[start:]])), "".join(thought), unclosed=False)
 
 
-def _of_channels(text: str) -> Separated:
+def _of_channels(text: str) -> Separated | None:
     """Separate gpt-oss's channels (harmony), which some servers pass through unparsed."""
-    finals = list(_FINAL.finditer(text))
-    if not finals:
+    if _CHANNEL not in text:
+        return None
+    final = deque(_FINAL.finditer(text), maxlen=1)
+    if not final:
         return Separated("", text, unclosed=True)
-    return Separated(text[finals[-1].end() :].partition("<|")[0], text[: finals[-1].start()], unclosed=False)
+    return Separated(text[final[0].end() :].partition("<|")[0], text[: final[0].start()], unclosed=False)
+
+
+def _of_bare_channels(text: str) -> Separated | None:
+    """Separate gpt-oss's channels where a server left out the special tokens: "analysisWe need ... assistantfinal18"."""
+    bare = _BARE_CHANNEL.match(text)
+    if bare is None:
+        return None
+    final = deque(_BARE_FINAL.finditer(text, bare.end()), maxlen=1)
+    if not final:
+        return Separated("", text[bare.end() :], unclosed=True)
+    return Separated(text[final[0].end() :], text[bare.end() : final[0].start()], unclosed=False)
+
+
+def _of_granite(text: str) -> Separated | None:
+    """Separate Granite's thoughts, which have words for marks."""
+    found = _GRANITE.match(text)
+    if found is None:
+        return None
+    return Separated(text[found.end() :], found["thought"], unclosed=not found["response"])
 
 
 def without_reasoning(text: str) -> str:

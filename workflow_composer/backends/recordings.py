@@ -12,7 +12,7 @@ import weakref
 from array import array
 from bisect import bisect_left
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -55,6 +55,7 @@ class Recorded:
     score: float | None = None
     cost: float | None = None
     group: str | None = None
+    finish_reason: str = "stop"
 
     @classmethod
     def parse(cls, line: bytes) -> Recorded:
@@ -81,6 +82,7 @@ class Recorded:
             data.get("score"),
             data.get("cost"),
             data.get("group"),
+            data.get("finish_reason") or "stop",
         )
 
 
@@ -110,6 +112,8 @@ _CHECKS: Mapping[str, Any] = {
     "score": (_is_number, "a number"),
     "cost": (lambda value: _is_number(value, 0.0), "a non-negative number of dollars"),
     "group": (lambda value: value is None or _is_text(value), "a string"),
+    "finish_reason": (lambda value: value is None or _is_text(value), "a string"),
+    **{name: (lambda value: True, "anything") for name in ("id", "label", "columns", "reasoning", "read_by")},
 }
 
 
@@ -286,7 +290,8 @@ class ReplayBackend:
 
     ``path`` is the file, ``model`` selects the model in it (default: the entry's name). Answers are looked up by the text
     of the last user message: ``samples`` recorded answers in their order, starting with number ``first_sample``, always the
-    same. The settings of the recording (temperature, length, stop strings, seed) apply; those of the call are ignored.
+    same. The settings of the recording (temperature, length, seed) apply; those of the call are ignored, except that a stop
+    string of the call ends the text before it.
     Log-probabilities are returned if they were recorded; otherwise a request for them raises `Unsupported`.
     """
 
@@ -354,15 +359,22 @@ class ReplayBackend:
         except (OSError, ValueError) as error:  # the file was truncated or replaced meanwhile
             raise ModelNotFound(f"{self._path}: {error}") from None
         wanted = request.top_logprobs if request.top_logprobs is not None else (0 if request.logprobs else None)
-        samples = tuple(self._sample(answer, wanted) for answer in answers)
+        samples = tuple(_stopped(self._sample(answer, wanted), request.stop) for answer in answers)
         usage = Usage(answers[0].prompt_tokens, sum(answer.tokens for answer in answers))
         costs = [answer.cost for answer in answers if answer.cost is not None]
         return Completion(samples, usage, self._model, sum(costs) if len(costs) == len(answers) else None)
 
     def _sample(self, answer: Recorded, alternatives: int | None) -> Sample:
         if alternatives is None:
-            return Sample(answer.answer, "stop", score=answer.score)
+            return Sample(answer.answer, answer.finish_reason, score=answer.score)
         if answer.logprobs is None:
             raise Unsupported(f"{self.name}: no log-probabilities were recorded", hint="record them, or leave logprobs out")
         tokens = tuple(type(token)(token.token, token.logprob, token.top[:alternatives]) for token in answer.logprobs)
-        return Sample(answer.answer, "stop", logprobs=tokens, score=answer.score)
+        return Sample(answer.answer, answer.finish_reason, logprobs=tokens, score=answer.score)
+
+
+def _stopped(sample: Sample, stop: str | Sequence[str] | None) -> Sample:
+    """Return the sample up to the first stop string, as a model would have ended; its tokens are those of the recording."""
+    places = [sample.text.find(text) for text in ((stop,) if isinstance(stop, str) else stop or ())]
+    end = min((place for place in places if place >= 0), default=None)
+    return sample if end is None else replace(sample, text=sample.text[:end], finish_reason="stop")

@@ -19,6 +19,7 @@ COMMANDS = {
     "generate": "Answer a prompt, or every row of a file.",
     "ask": "Ask a prompt for every row of a table, and write the table with the answers.",
     "execute": "Run data sets through cascades and batch policies, and compare them.",
+    "regrade": "Read, compare and vote over the kept answers of a run again, without a call.",
     "merge": "Join the shards of a run (--shard) into one, in the order of the input.",
     "route": "Show which models a request would go to, and why; sends nothing.",
     "serve": "Serve OpenAI's API over the strategy, with a dashboard.",

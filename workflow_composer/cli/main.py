@@ -36,6 +36,7 @@ def run(arguments: Sequence[str], state: State | None = None, *, name: str | Non
     ``name`` is the program's name in help texts; None: the name it was called by.
     """
     state = state or State()
+    state.arguments = tuple(arguments)
     try:
         code = cli.main(list(arguments), prog_name=name, standalone_mode=False, obj=state)
     except (KeyboardInterrupt, click.Abort):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from workflow_composer.cli.state import State
 from workflow_composer.errors import InputError, RunBudgetReached
+
+if TYPE_CHECKING:
+    from workflow_composer.batch.datasets.columns import Columns
 
 # ------------------------------------------------------------------------------------------------------------------ prompt
 #
@@ -90,6 +94,50 @@ def context_option(function: F) -> F:
     """``--context``, which may be repeated."""
     text = "Context template that precedes the prompt (see `contexts list`); may be repeated. Default: the profile's."
     return click.option("--context", "contexts", multiple=True, metavar="NAME", help=text)(function)
+
+
+def stop_option(function: F) -> F:
+    """``--stop``, which may be repeated."""
+    text = (
+        r"Text that ends an answer, such as '\n\nQuestion:' (\n: line break); may be repeated. Default: the model decides."
+    )
+    return click.option("--stop", multiple=True, metavar="TEXT", callback=_unescaped, help=text)(function)
+
+
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+
+
+def _unescaped(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...] | None:
+    r"""Return the texts with line breaks for ``\n``; None for none. Rejects an empty text, which would end every answer."""
+    if "" in values:
+        raise click.BadParameter("must not be empty", context, parameter)
+    return tuple(re.sub(r"\\([ntr\\])", lambda found: _ESCAPES[found[1]], value) for value in values) or None
+
+
+def column_options(*kinds: str) -> Callable[[F], F]:
+    """``--question-column`` and the like, for some kinds of columns; `columns_of` reads them."""
+    texts = {
+        "question": "Column of the question or the messages.",
+        "label": "Column of the right answers ('' for none); a point leads into an object: reward_model.ground_truth.",
+        "choices": "Column of the choices, or one for each: A,B,C,D ('' for none).",
+        "id": "Column of the rows' ids ('' for none).",
+    }
+
+    def add(function: F) -> F:
+        for kind in reversed(kinds):
+            help_text = f"{texts[kind]} Default: found by its name."
+            function = click.option(f"--{kind}-column", metavar="NAME", help=help_text)(function)
+        return function
+
+    return add
+
+
+def columns_of(options: dict[str, Any]) -> Columns:
+    """Take the options of `column_options` out of a command's options, and return them as columns."""
+    from workflow_composer.batch.datasets.columns import Columns
+
+    kinds = ("question", "label", "id", "choices")
+    return Columns(**{kind: options.pop(f"{kind}_column", None) for kind in kinds})
 
 
 def vote_by_option(function: F) -> F:

@@ -28,6 +28,7 @@ def open_orchestrator(state: State, metrics: MetricsSink | None) -> ModelOrchest
 class State:
     """The common options. ``open`` creates an orchestrator and can be replaced in tests; ``log`` receives decisions.
 
+    ``arguments`` are those of the command line.
     ``json_is_fields``: the command's ``--json`` names fields, so that it does not ask for JSON output.
     """
 
@@ -37,6 +38,7 @@ class State:
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
     open: OpenOrchestrator = open_orchestrator
     log: LogStream | None = None
+    arguments: tuple[str, ...] = ()
     json_is_fields: bool = False
 
     def profile(self) -> StrategyConfig | None:

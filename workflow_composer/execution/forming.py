@@ -72,7 +72,7 @@ class Forming:
     def verdict(self, outcome: Outcome, usage: Usage) -> Verdict | None:
         """Judge a reply; ``usage`` is that of its call."""
         sample, before = outcome.answer, outcome.verdict
-        if sample.cut_off and not self._longer:
+        if sample.too_long and not self._longer:
             self._longer, self._again = True, self._again + 1
             self.request = changed(self.request, max_tokens=_larger(self.request, usage))
             return None

@@ -92,8 +92,14 @@ async def test_the_last_user_message_is_looked_up(path):
 
 async def test_what_was_settled_while_recording_changes_nothing(path):
     """Temperature and length of the call do not alter a recorded answer."""
-    asked = call(temperature=0.7, max_tokens=1, seed=4, stop="f", top_p=0.5)
+    asked = call(temperature=0.7, max_tokens=1, seed=4, top_p=0.5)
     assert (await backend_of(path).complete(asked)).samples[0].text == "first"
+
+
+@pytest.mark.parametrize(("stop", "text"), [("r", "fi"), (("x", "s", "i"), "f"), ("x", "first"), ((), "first")])
+async def test_a_stop_string_ends_a_recorded_answer(path, stop, text):
+    """Before the first of them, as a model would."""
+    assert (await backend_of(path).complete(call(stop=stop))).samples[0].text == text
 
 
 async def test_unknown_models_and_questions_are_named(path):

@@ -3,15 +3,14 @@
 from workflow_composer.batch.run.records import RowRecord, TierRecord
 
 
-def tier(name, *right, votes=None, cost=1.0, confidence=0.8, accepted=True, unreadable=0):
+def tier(name, *right, votes=None, cost=1.0, confidence=0.8, accepted=True, unreadable=0, fixed=True):
     """What a tier did: whether each of its samples was right. Votes: the right ones agree, wrong ones do not."""
     counted = votes if votes is not None else _votes(right)
     samples = len(right) + unreadable
     tokens = {"prompt_tokens": 10, "completion_tokens": 5 * max(samples, 1)}
     graded = (*right, *[False] * unreadable)
-    return TierRecord(
-        name, name, samples, counted, unreadable, confidence, accepted, "", **tokens, cost=cost, seconds=0.1, right=graded
-    )
+    told = (samples, counted, unreadable, confidence, accepted, "")
+    return TierRecord(name, name, *told, **tokens, cost=cost, seconds=0.1, right=graded, fixed=fixed)
 
 
 def _votes(right):
@@ -40,9 +39,9 @@ def row(number, *tiers, correct=True, route="small", confidence=None, answer="ri
     )
 
 
-def failed(number, kind="ServerFailed", message="no answer"):
-    """A row that failed before any tier answered."""
-    return row(number, correct=None, answer=None, error=(kind, message), accepted=False)
+def failed(number, kind="ServerFailed", message="no answer", correct=False):
+    """A row with a label that failed before any tier answered."""
+    return row(number, correct=correct, answer=None, error=(kind, message), accepted=False)
 
 
 def greedy(count, name, right, cost=1.0):

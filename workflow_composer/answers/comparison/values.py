@@ -50,7 +50,7 @@ _SLASH = re.compile(r"(\d+) ?/ ?(\d+)")
 _JOINED_DIGITS = re.compile(r"\d+(?: ?[:|-] ?\d+)+|\d+(?: ?/ ?\d+){2,}|0\d{4,}")
 _COMMAND = re.compile(r"\\[A-Za-z]")
 _DECIMAL = re.compile(r"(?<![\w.])\d*\.\d+(?![\w.])")
-_FUNCTION = re.compile(r"(?<![A-Za-z])(?:sqrt|log|ln|exp|sin|cos|tan|cot|sec|csc|arc\w{3}) ?[\d(]|(?<![A-Za-z])pi(?![A-Za-z])")
+_FUNCTION = re.compile(r"(?<![A-Za-z])(?:(?:sqrt|log|ln|exp|sin|cos|tan|cot|sec|csc|arc\w{3}) ?[\d(]|pi(?![A-Za-z]))")
 _BRACKET = re.compile(r"\\?[(\[{] ?[-+]?\.?\d")
 _VARIABLE = re.compile(
     r"(?<![^\W_])[A-Za-z] ?(?:[-+*/^]|[<>]=?|=) ?(?:[-+.\d(]|[A-Za-z](?![^\W_]))"

@@ -172,11 +172,12 @@ def json_field(name: str, text: str) -> Mark | None:
     >>> json_field("answer", 'I think: {"answer": 1.50, "sure": true}').answer, json_field("answer", '{"answer": null}')
     ('1.50', None)
     """
-    return _field((name,), text)
+    found = _field((name,), text)
+    return found if found is not None and found.answer else None
 
 
 def answer_field(text: str) -> Mark | None:
-    r"""Return the answer of a JSON object that ends the text, by the usual names of such a field.
+    r"""Return the answer of a JSON object that ends the text, by the usual names of such a field; an empty one for null.
 
     >>> answer_field('```json\n{"steps": "3 * 6", "answer": 18}\n```').answer
     '18'
@@ -197,7 +198,7 @@ def _field(names: Sequence[str], text: str) -> Mark | None:
         for name in names:
             if name in value:
                 written = _written(value[name])
-                return None if written is None else Mark(written, start, end, complete=True)
+                return Mark(written or "", start, end, complete=True)
     return None
 
 

@@ -41,10 +41,12 @@ _OTHER = _words(
 _MARKUP = r"[*_`\"'\u201d\u2019)\]}~]{0,4}"
 _SIGN = r"(?:[:=\uff1a\u0983]|->|=>|\u2192|\u21d2|\u27a1\ufe0f?)"
 _AFTER = rf"{_MARKUP}\s{{0,9}}:?"
+_HEADING = r"(?P<heading>[*_]{0,3}[ \t]{0,3}(?=\r?\n\s{0,9}\S))"
+"""Of a heading without a colon, above the answer."""
 _COPULAS = "ist|lautet|wäre|est|es|sería|é|è|is|är|er|jest|je|to|это|є|adalah|ialah|là|este|on|είναι|ni"
 _OTHER_COPULAS = "是|为|為|应为|應為|应该是|就是|选择?|選擇?|は|は、|은|는|คือ|है|هي|هو|است|היא|הוא"
 _LINKS = (
-    (("ans.",), re.compile(r"\.[ \t]{0,3}[:=]?[ \t]{0,3}")),
+    (("ans.",), re.compile(r"\.[ \t]{0,3}[:=]?[ \t]{0,3}(?P<heading>(?!))?")),
     (
         _ENGLISH,
         re.compile(
@@ -52,7 +54,7 @@ _LINKS = (
             rf"(?:[ ](?:to|of|for|in|from|that|which|you|we|I|here|should therefore)\b[^.:\n?!]{{0,90}}?)??\s{{0,9}}"
             rf"(?:(?:is|was|are|were|(?:would|should|must|will|could|can only|has to) be|seems to be|comes (?:out )?to"
             rf"|equals|becomes)\b(?:[ ](?:therefore|thus|hence|then|indeed|clearly|simply|also|still|actually|now|likely))?"
-            rf"|{_SIGN}|[ ][-\u2013\u2014](?=[ ])){_AFTER}",
+            rf"|{_SIGN}|[ ][-\u2013\u2014](?=[ ])){_AFTER}|s?{_HEADING}",
             re.IGNORECASE,
         ),
     ),
@@ -60,7 +62,8 @@ _LINKS = (
         _EUROPEAN,
         re.compile(
             rf"[^\W\d_]{{0,3}}{_MARKUP}(?:[ ](?!(?:{_COPULAS})\b)[^\W\d_]{{2,14}}){{0,3}}"
-            rf"{_MARKUP}\s{{0,3}}(?:{_SIGN}|(?:{_COPULAS})\b|[-\u2013\u2014](?=\s)){_AFTER}",
+            rf"{_MARKUP}\s{{0,3}}(?:{_SIGN}|(?:{_COPULAS})\b|[-\u2013\u2014](?=\s)){_AFTER}"
+            rf"|(?:[ ][^\W\d_]{{2,14}}){{0,2}}{_HEADING}",
             re.IGNORECASE,
         ),
     ),
@@ -68,7 +71,7 @@ _LINKS = (
         _OTHER,
         re.compile(
             rf"{_MARKUP}[^\S\n]{{0,2}}(?:{_OTHER_COPULAS}|(?:[ ]?[^\W\d_]{{2,12}}){{0,2}}?\s?{_SIGN}){_AFTER}"
-            rf"|(?<=[选選]){_AFTER}"
+            rf"|(?<=[选選]){_AFTER}|{_HEADING}"
         ),
     ),
 )
@@ -127,7 +130,7 @@ def announced(text: str, start: int = 0) -> Phrase | None:
     """
     talk = None
     for phrase in _from_the_last(text, start):
-        if not _NO_ANSWER.match(phrase.answer):
+        if not is_talk(phrase.answer):
             return phrase
         talk = talk or phrase
     return talk
@@ -190,7 +193,10 @@ def _linked(text: str, at: int, word: str, link: re.Pattern[str]) -> re.Match[st
     if at and word[0].isascii() and text[at - 1].isalpha():
         return None
     end = at + len(word)
-    return link.match(text, end - 1 if word[-1] in ".:=" else end)
+    found = link.match(text, end - 1 if word[-1] in ".:=" else end)
+    if found is not None and found["heading"] is not None and _STATED.match(text, text.rfind("\n", 0, at) + 1, at) is None:
+        return None
+    return found
 
 
 def _phrase(text: str, at: int, end: int) -> Phrase | None:
@@ -218,12 +224,18 @@ def _made(text: str, at: int, end: int, begin: int, said: str, closed: int) -> P
     if not says_something(answer):
         return None
     heads = _STATED.match(text, text.rfind("\n", 0, at) + 1, at) is not None
-    return Phrase(answer, at, closed < len(text), heads and text[at:end].rstrip(" \t\n*_").endswith((":", "\uff1a")))
+    colon = text[at:end].rstrip(" \t\n*_").endswith((":", "\uff1a"))
+    return Phrase(answer, at, closed < len(text), heads and (colon or "\n" in text[end:begin]))
 
 
 def _dressed_off(said: str, *, begins_line: bool = False) -> str:
     bare = said.strip(" \t:\uff1a").strip()
     return without_talk(undressed(without_talk(undressed(bare, begins_line=begins_line))))
+
+
+def is_talk(answer: str) -> bool:
+    """Whether an announced answer only says how the answer is, as "reasonable" does."""
+    return _NO_ANSWER.match(answer) is not None
 
 
 def is_value(answer: str) -> bool:

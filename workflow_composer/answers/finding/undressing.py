@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 _ROUNDS = 6
+_LONGEST_DRESS = 4000
 _CHUNK = 1024
 _LONGEST_CHOICE = 400
 
@@ -24,18 +25,14 @@ _ZEROES = (
     *(0x0F20, 0x1040, 0x17E0, 0x1810),
 )
 _DIGITS = {zero + value: str(value) for zero in _ZEROES for value in range(10)}
-_PLAIN = _FULL_WIDTH | _INVISIBLE | _DIGITS
-_KEPT_TOGETHER = dict.fromkeys([0x200C, 0x200D])  # joiners of Persian, Hindi and emoji: only a text without them loses them
-_SYMBOLS = {
-    "\N{INFINITY}": r"\infty",
-    "-\N{INFINITY}": r"-\infty",
-    "\N{EMPTY SET}": r"\emptyset",
-    "\N{DIAMETER SIGN}": r"\emptyset",
-}
+_SYMBOLS = {0x221E: r"\infty ", 0x2205: r"\emptyset ", 0x2300: r"\emptyset "}
+_PLAIN = _FULL_WIDTH | _INVISIBLE | _DIGITS | _SYMBOLS
 
 
 def plain(text: str) -> str:
     r"""Return the text in composed characters (NFC), with ASCII for full-width characters and for digits of other scripts.
+
+    Infinity and the empty set become LaTeX commands: they are answers, while other signs alone are none.
 
     >>> plain("\uff11\uff18"), plain("re\u0301ponse") == "r\xe9ponse", plain("\u09e7\u09ee")
     ('18', True, '18')
@@ -74,9 +71,13 @@ def says_something(answer: str) -> bool:
     >>> says_something("```python"), says_something("---")
     (False, False)
     """
+    start = 0
     if "\\" in answer or "`" in answer or "<" in answer:
-        answer = _NOT_SAID.sub(" ", answer)
-    return any(map(str.isalnum, answer))
+        for unsaid in _NOT_SAID.finditer(answer):
+            if any(map(str.isalnum, answer[start : unsaid.start()])):
+                return True
+            start = unsaid.end()
+    return any(map(str.isalnum, answer[start:]))
 
 
 # --------------------------------------------------------------------------------------------------------------- wrappers
@@ -122,6 +123,8 @@ def undressed(answer: str, *, begins_line: bool = False) -> str:
     >>> undressed("[2,5)"), undressed("$x$ and $y$"), undressed("*1/*4"), undressed("-18")
     ('[2,5)', '$x$ and $y$', '*1/*4', '-18')
     """
+    if len(answer) > _LONGEST_DRESS:
+        return answer.strip()
     for _ in range(_ROUNDS):
         before = answer
         answer = _unfenced(answer.strip())
@@ -131,7 +134,7 @@ def undressed(answer: str, *, begins_line: bool = False) -> str:
         if answer == before:
             break
         begins_line = False
-    return _SYMBOLS.get(answer, answer)
+    return answer
 
 
 def _unfenced(answer: str) -> str:
@@ -143,6 +146,8 @@ def _unfenced(answer: str) -> str:
 
 def _unwrapped(answer: str) -> str:
     answer = _FINAL_DOT.sub("", answer.rstrip("\u3002\uff61\u0964\n ")).rstrip()
+    if answer.endswith(".") and answer.count(".") == 1:
+        answer = answer[:-1].rstrip()
     for left, right in _PAIRS:
         inside = answer[len(left) : -len(right)]
         if answer.startswith(left) and answer.endswith(right) and inside and left not in inside and right not in inside:
@@ -252,7 +257,7 @@ _CHOICE = re.compile(
     rf"[(\[\u3010<]\s?(?P<framed>[A-Ja-j])\s?[)\]\u3011>](?P<framed_rest>(?!{_OTHERS})(?:[.:,]?\s.*|[.:].*)?)"
     rf"|(?P<marked>[A-J])\s?(?P<mark>[).:\u3001])(?!{_OTHERS})(?P<marked_rest>.*)"
     r"|(?P<bare>[A-J])(?P<bare_rest>\s?\(.*\)|\s[-\u2013\u2014]\s+\w{2}.*|)"
-    r"|(?P<small>[a-j])(?:\)(?P<small_rest>.*))?"
+    r"|(?P<small>[a-j])(?:(?:\)|\.(?=\s))(?P<small_rest>.*))?"
     r")",
     re.DOTALL,
 )

@@ -19,6 +19,7 @@ SHORT = 6
 _FEW = 3
 _EXPLAINED = 6
 _LONGEST_CLAUSE = 400
+_NEAR_THE_END = 600
 
 _LETTERS_OF_A_WORD = 20
 _EDGES = "*_`\"'()[]{},;:!?. "
@@ -38,7 +39,7 @@ _NUMBER = re.compile(
 _NAME = re.compile(r"(?:[A-Z][\w-]*+ ){1,3}\d++")
 _PASSES = re.compile(
     r"(?:(?:I|we)(?:['\u2019][a-z]+)? |(?:sorry|can(?:not|['\u2019]t)|un(?:able|sure|clear|known)|no (?:idea|answer)"
-    r"|not (?:sure|known|enough))\b)",
+    r"|not (?:sure|known|enough|clear|possible))\b|\{\s*\"\w+\"\s*:\s*(?:null|\"\")\s*\}|null\b|n/a\b)",
     re.IGNORECASE,
 )
 _ORDINAL = re.compile(r"\b(\d{1,9})(?:st|nd|rd|th)\b")
@@ -49,10 +50,15 @@ _CLAUSE = re.compile(
     r"|left|total|altogether|more|fewer|less)\b",
     re.IGNORECASE | re.DOTALL,
 )
+_SAYS = re.compile(
+    r"(?:the|this|that|it|so|therefore|thus|hence)\b[^.!?\n]{0,90}\b(?:is|are|was|were)\s+"
+    r"(?P<what>(?!not\b|no\b)[^.!?\n,;:]{1,60})[.!]?",
+    re.IGNORECASE,
+)
 _BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
 _HEADING = re.compile(
-    r"(?:solution|explanation|reasoning|analysis|steps?|answer|given|sure|certainly|of course|okay|ok|introduction"
-    r"|calculations?|proof|question|problem|summary|let\b.*|here\b.*|we\b.*|i\b.*|to\b.*|first\b.*|absolutely|great|hi|hello|thank.*"
+    r"(?:(?:final |correct )?answer|solution|explanation|reasoning|analysis|steps?|given|sure|certainly|of course|okay|ok"
+    r"|introduction|calculations?|proof|question|problem|summary|let\b.*|here\b.*|we\b.*|i\b.*|to\b.*|first\b.*|absolutely|great|hi|hello|thank.*"
     r"|no answer)\W*|.*[:\uff1a]\W*",
     re.IGNORECASE,
 )
@@ -70,6 +76,15 @@ def numbers(text: str) -> list[str]:
     (['9', '$2', '$18'], ['-1,450.50'], [])
     """
     return [found["number"] for found in _NUMBER.finditer(text) if found["number"]]
+
+
+def _last_number(text: str) -> str | None:
+    """Return the last standalone number; most texts have one near the end."""
+    start = text.rfind("\n", 0, max(0, len(text) - _NEAR_THE_END)) + 1
+    for begin in dict.fromkeys((start, 0)):
+        if found := numbers(text[begin:]):
+            return found[-1]
+    return None
 
 
 def unmarked(text: str, label: str | None = None) -> tuple[str, str] | None:
@@ -94,7 +109,8 @@ def unmarked(text: str, label: str | None = None) -> tuple[str, str] | None:
         return _number(text)
     if wanted.literal and len(label.split()) == 1 and (token := _last_literal(text)):
         return token, "last_name"
-    whole = _short(text, max(SHORT, len(label.split()))) or _apart(text, max(_FEW, len(label.split())))
+    most = len(label.split())
+    whole = _said(text) or _short(text, max(SHORT, most)) or _apart(text, max(_FEW, most))
     return None if whole is None else (whole, "short")
 
 
@@ -130,12 +146,23 @@ def to_the_point(answer: str, label: str | None) -> str:
     return named[0] if len(named) == 1 else answer
 
 
+def _said(text: str) -> str | None:
+    """Return what one sentence says of its subject: "The sentiment is positive." says "positive"."""
+    found = _SAYS.fullmatch(text.strip(" *_\n"))
+    what = found["what"].strip(" *_") if found else ""
+    if not says_something(what) or len(what.split()) > _FEW or numbers(what) or _PASSES.match(what):
+        return None
+    return what
+
+
 def _by_itself(text: str) -> tuple[str, str] | None:
+    if said := _said(text):
+        return said, "short"
     whole = _short(text, SHORT)
     if whole is None:
         if alone := _apart(text, _FEW):
             return alone, "short"
-        last = next(reversed(numbers(text)), None)
+        last = _last_number(text)
         return None if last is None else (last, "last_number")
     found = numbers(whole)
     if not found and _PASSES.match(whole):
@@ -147,11 +174,13 @@ def _by_itself(text: str) -> tuple[str, str] | None:
 
 def _number(text: str) -> tuple[str, str] | None:
     """Return the last number, or all of a short text with several."""
-    whole, found = _short(text, SHORT), numbers(text)
-    if whole is not None and len(found) > 1 and "=" not in whole:
+    whole = _short(text, SHORT)
+    named = [] if whole is None else numbers(whole)
+    if whole is not None and "=" not in whole and len(named) > 1:
         return whole, "short"
-    if found:
-        return found[-1], "last_number"
+    last = named[-1] if named else _last_number(text)
+    if last is not None:
+        return last, "last_number"
     return None if whole is None or len(whole.split()) > _FEW else (whole, "short")
 
 

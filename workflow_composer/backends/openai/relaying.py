@@ -24,7 +24,7 @@ from workflow_composer.types import Completion, ModelCall, Relay, Sample, Usage
 if TYPE_CHECKING:
     from workflow_composer.backends.openai.server import OpenAIServer
 
-_CUT_OFF = re.compile(rb'"finish_reason": ?"length"')
+_CUT_OFF = re.compile(rb'"finish_reason": ?"(length|content_filter)"')
 
 
 async def relayed(server: OpenAIServer, path: str, call: ModelCall, body: dict[str, Any]) -> Completion:
@@ -84,7 +84,7 @@ class _Pump:
         self._held: list[bytes] = []
         self._last: tuple[bytes, bytes] = (b"", b"")
         self._kept: list[bytes] = []
-        self._cut_off = False
+        self._cut_off: str | None = None
         self.works = False
         self.model: str | None = None
         self.usage = Usage()
@@ -104,8 +104,8 @@ class _Pump:
 
     def _hand_on(self, data: bytes) -> None:
         """Accept complete events."""
-        if b'"length"' in data and _CUT_OFF.search(data):
-            self._cut_off = True
+        if (b'"length"' in data or b'"content_filter"' in data) and (found := _CUT_OFF.search(data)):
+            self._cut_off = found[1].decode()
         if not self.works or b'"usage":{' in data or b'"usage": {' in data or b'"error":' in data:
             data = self._looked_at(data)
         if data:
@@ -179,7 +179,7 @@ class _Pump:
     def sample(self) -> Sample:
         """Return the answer if the relay keeps it; else an empty one that only says whether it was truncated."""
         if not self._relay.keep:
-            return Sample("", "length" if self._cut_off else None)
+            return Sample("", self._cut_off)
         heard = StreamAccumulator()
         for event in (event for part in self._kept for event in payloads(part)):
             chunk = None if event.startswith(DONE) else wire.chunk_of(msgspec.json.decode(event))

@@ -15,17 +15,30 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow_composer.answers.form import OutputForm
+from workflow_composer import __version__
+from workflow_composer.answers.form import OutputForm, as_data
 from workflow_composer.batch.asking.labels import Labelled
 from workflow_composer.batch.asking.table_output import OTHER, TableOutput, cell, suffix_of, types_of
 from workflow_composer.batch.asking.templates import PromptTemplate, near_columns
 from workflow_composer.batch.datasets.prompt_rows import InputRow, digest_of
+from workflow_composer.batch.keeping.identity import meaning_of, voting_of
+from workflow_composer.batch.keeping.notes import (
+    in_common,
+    joined,
+    note_beside,
+    read_note,
+    refuse_other_settings,
+    write_note,
+)
 from workflow_composer.batch.run.answer_file import AnswerFile, AnswerLine, LineAnswers, answers_in, graded
+from workflow_composer.batch.run.journal import unwritable
 from workflow_composer.batch.run.limiter import Limiter
-from workflow_composer.batch.run.runner import Budget, Generate, heard, run
+from workflow_composer.batch.run.records import Head
+from workflow_composer.batch.run.runner import Budget, Generate, GoOn, heard, run
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.errors import InputError, ModelError
-from workflow_composer.types import LLMResponse, Sample
+from workflow_composer.storage.replacing import set_aside
+from workflow_composer.types import ANY_TASK, LLMResponse, Sample
 
 if TYPE_CHECKING:
     from workflow_composer.batch.datasets.table import Table, TableRow
@@ -36,6 +49,8 @@ JOURNAL = ".journal"
 
 ANSWER, ERROR = "answer", "_error"
 """The column of an answer without fields, and the column that says why a row has none."""
+
+_OTHER = f"{OTHER} (or --again, which sets the earlier answers aside)"
 
 _LIMITS = frozenset({"timeout", "max_tokens", "form_retries"})
 """Fields that say how long or how often to ask; an answer that kept to them is the same under larger ones."""
@@ -103,14 +118,25 @@ class NewColumns:
 # ------------------------------------------------------------------------------------------------------------- answers
 
 
+class AskLine(AnswerLine):
+    """The line of a row; an answer without the form counts as unreadable, so that a run of them is noticed."""
+
+    @property
+    def head(self) -> Head:
+        """The fields that `Tally` counts."""
+        head = super().head
+        return head._replace(unreadable=True) if head.error and head.error[0] == InvalidAnswer.__name__ else head
+
+
 class FormAnswers:
     """Answers rows by calling ``generate`` and reading each answer by the form. Raises what ``generate`` raises.
 
     ``fields`` are fields of `LLMRequest` for all rows, plus ``system``. An answer without the form becomes a failed row.
+    ``keep_texts`` keeps the prompts and the votes' samples.
     """
 
-    def __init__(self, generate: Generate, fields: Mapping[str, Any], form: OutputForm) -> None:
-        self._generate = generate
+    def __init__(self, generate: Generate, fields: Mapping[str, Any], form: OutputForm, *, keep_texts: bool) -> None:
+        self._generate, self._keep_texts = generate, keep_texts
         self._fields = dict(fields) if form.is_text else {**fields, "form": form}  # any text has the form of a text
         self._form = form
 
@@ -123,13 +149,13 @@ class FormAnswers:
             return made[0]
 
         graded = row if self._form.is_text else replace(row, label=None)  # a text is graded by the answer read from it
-        line = await LineAnswers(generate, self._fields)(graded, budget)
-        return AnswerLine({**line.fields, **self._read(row, made[0])})
+        line = await LineAnswers(generate, self._fields, keep_texts=self._keep_texts)(graded, budget)
+        return AskLine({**line.fields, **self._read(row, made[0])})
 
     def failed(self, row: InputRow, error: BaseException, seconds: float) -> AnswerLine:
         """Return the line of a failed row, with the cost of its attempts."""
-        line = LineAnswers(self._generate, self._fields).failed(row, error, seconds)
-        return AnswerLine({**line.fields, "calls": len(getattr(error, "attempts", ()))})
+        line = LineAnswers(self._generate, self._fields, keep_texts=self._keep_texts).failed(row, error, seconds)
+        return AskLine({**line.fields, "calls": len(getattr(error, "attempts", ()))})
 
     def _read(self, row: InputRow, response: LLMResponse) -> dict[str, Any]:
         formed = self._form.read(response.text)
@@ -171,8 +197,8 @@ class AskRun:
         keep: the columns of the table to write; None: all.
         label: the column with the right answer; None: none.
         limit: only so many rows.
+        keep_texts: whether the journal keeps prompts and the votes' samples.
 
-    ``identity`` is what answers depend on besides their prompts, such as the profile's models; set it before `opened`.
     Raises `InputError` for a name that is no column, or a new column that the table has already.
     """
 
@@ -187,6 +213,7 @@ class AskRun:
         keep: Sequence[str] | None = None,
         label: str | None = None,
         limit: int | None = None,
+        keep_texts: bool = True,
     ) -> None:
         self.table, self.form, self.new = table, form, new
         self.columns = self._columns_for(template)
@@ -199,7 +226,8 @@ class AskRun:
         self.tally = Tally(None)
         self.characters = 0
         self.other_labels: list[str] = []
-        self.identity = ""
+        self.set_aside: Path | None = None
+        self._keep_texts = keep_texts
         self.fields = dict(fields)
         self.used = frozenset(name for reference in template.references for name in reference.path)
         self._template, self._label, self._limit, self._keep = template, label, limit, keep
@@ -247,27 +275,74 @@ class AskRun:
 
     def rows(self) -> Iterator[InputRow]:
         """Yield the rows as prompts."""
+        salt = json.dumps(self._settings, sort_keys=True, default=as_data)
         for index, row in enumerate(self._rows()):
             prompt = self._prompt(row)
-            key = digest_of(prompt.encode(errors="surrogatepass"), self.identity)
+            key = digest_of(prompt.encode(errors="surrogatepass"), salt)
             yield InputRow(index, row.where, key, prompt, label=self._label_of(row))
 
-    def opened(self, target: Path) -> AnswerFile:
-        """Open the journal of an output to resume it. Raises `InputError` if it has answers to other questions."""
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What answers depend on besides the rows and the profile; limits on time, length and tries are left out."""
+        asked = {name: value for name, value in self.fields.items() if name not in _LIMITS}
+        return {"prompt": self._template.text, "form": self.form.spec, **asked}
+
+    def opened(self, target: Path, config: StrategyConfig, *, again: bool = False, trying: bool = False) -> AnswerFile:
+        """Open the journal of an output to resume it: rows that have moved keep their answers.
+
+        ``again`` sets the earlier answers aside. ``trying`` does so if they are answers to other questions and no table was
+        written yet. ``set_aside`` is then their file. Raises `InputError` if the output is not from here, or if the journal
+        has answers to other questions, which it names.
+        """
         suffix_of(target)
         journal = journal_of(target)
         if target.exists() and (not journal.exists() or any(map(target.samefile, self.table.paths))):
             raise InputError(f"{target} exists and was not written by ask", hint=f"choose {OTHER}, or move the file")
+        begun = journal.exists() and journal.stat().st_size > 0
+        note = (read_note(journal) if begun else None) or {}
+        if begun and (again or (trying and not target.exists() and self._is_other(journal, note, config))):
+            self.set_aside, begun, note = _set_aside(journal), False, {}
+        now = self._note(journal, note, config)
         self.tally = Tally(self.tally.total)
-        file = AnswerFile.open(journal, source=self.table.paths[0], each=self.tally.add_earlier, other=OTHER)
+        file = AnswerFile.open(
+            journal,
+            source=self.table.paths[0],
+            each=self.tally.add_earlier,
+            other=OTHER,
+            rows=self.rows(),
+            whole=self._limit is None,
+            by_content=bool(note) or not begun,
+        )
         try:
-            if file.rows:
-                for row in self.rows():
-                    file.is_done(row)
-        except BaseException:
+            if now != note:
+                write_note(journal, now)
+        except OSError as error:
             file.close()
-            raise
+            raise unwritable(journal, error, other=OTHER) from error
         return file
+
+    def _is_other(self, journal: Path, note: Mapping[str, Any], config: StrategyConfig) -> bool:
+        try:
+            self._note(journal, note, config)
+        except InputError:
+            return True
+        return not note
+
+    def _note(self, journal: Path, before: Mapping[str, Any], config: StrategyConfig) -> dict[str, Any]:
+        """Return the note of this run. Raises `InputError` that names what has changed since the earlier answers."""
+        if before:
+            refuse_other_settings(journal, "the questions have", before["options"], self._settings, other=_OTHER)
+        model, task = self.fields.get("model"), self.fields.get("task_type", ANY_TASK)
+        profile = meaning_of(config, [] if model is None else [model], [task] if model is None else [])
+        votes = voting_of(config).meaning
+        if "profile" in before:
+            one, other = in_common(before["profile"], profile)
+            told = {"profile": one, "votes": before.get("votes")}, {"profile": other, "votes": votes}
+            refuse_other_settings(journal, "the models have", *told, other=_OTHER)
+            profile = joined(before["profile"], profile)
+        source = {"path": str(self.table.paths[0]), "rows": self.tally.total}
+        own = {"version": __version__, "command": "ask", "options": self._settings, "input": source}
+        return {**before, **own, "profile": profile, "votes": votes}
 
     async def answer(
         self,
@@ -279,19 +354,21 @@ class AskRun:
         budget: Budget,
         progress: Callable[[Tally], None],
         stop: asyncio.Event,
+        go_on: GoOn,
     ) -> None:
         """Answer the rows that have no answer yet and whose numbers are ``wanted``."""
         limiter = Limiter.of(concurrency)
         rows = (row for row in self.rows() if wanted(row.index))
         await run(
             (row for row in rows if not file.is_done(row)),
-            FormAnswers(heard(generate, limiter), self.fields, self.form),
+            FormAnswers(heard(generate, limiter), self.fields, self.form, keep_texts=self._keep_texts),
             file,
             tally=self.tally,
             limiter=limiter,
             budget=budget,
             progress=progress,
             stop=stop,
+            go_on=go_on,
         )
 
     def labelled(self, target: Path) -> Iterator[Labelled]:
@@ -355,16 +432,20 @@ class AskRun:
         return cell(value).strip() or None
 
 
-def identity_of(config: StrategyConfig, run: AskRun) -> str:
-    """Return what answers depend on besides their prompts; limits on time and money are left out."""
-    models = {name: f"{spec.backend}:{spec.model}" for name, spec in config.models.items()}
-    asked = {name: value for name, value in run.fields.items() if name not in _LIMITS}
-    return json.dumps([config.profile_name, models, asked, run.form.spec], sort_keys=True, default=str)
-
-
 def journal_of(target: Path) -> Path:
     """Return the journal beside an output."""
     return target.with_name(target.name + JOURNAL)
+
+
+def _set_aside(journal: Path) -> Path:
+    """Rename a journal and its note to names that are free; return the journal's."""
+    number = 1
+    while (aside := journal.with_name(f"{journal.name}.{number}")).exists():
+        number += 1
+    if note_beside(journal).exists():
+        set_aside(note_beside(journal), note_beside(aside).name)
+    set_aside(journal, aside.name)
+    return aside
 
 
 def _has_own_words(form: OutputForm) -> bool:

@@ -43,21 +43,21 @@ class PriceForecast:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Means of the rows answered so far: dollars, seconds and calls of a row."""
+    """Means of the rows answered so far: dollars (None: unknown) and seconds of a row."""
 
     rows: int
-    cost: float
+    cost: float | None
     seconds: float
-    calls: float
 
     @classmethod
     def of(cls, lines: Iterable[Mapping[str, Any]]) -> Measured | None:
         """Return the means over the lines of a journal; None if no row has an answer."""
-        found = [(line["cost"], line["latency_ms"], line.get("calls", 1)) for line in lines if "error" not in line]
+        found = [line for line in lines if "error" not in line]
         if not found:
             return None
-        cost, milliseconds, calls = (sum(column) / len(found) for column in zip(*found, strict=True))
-        return cls(len(found), cost, milliseconds / 1000.0, calls)
+        known = all(line.get("cost_known", True) for line in found)
+        cost = sum(line["cost"] for line in found) / len(found)
+        return cls(len(found), cost if known else None, sum(line["latency_ms"] for line in found) / len(found) / 1000.0)
 
 
 def forecast(

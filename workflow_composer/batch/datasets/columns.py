@@ -27,6 +27,12 @@ LABELS = (
     ),
     ("solution", "output", "response", "completion", "reference"),
 )
+PASSAGES = ("context", "passage", "article")
+"""Columns of a text that the question is about; it is put before it."""
+
+FALLBACKS = ("question", "prompt", "messages")
+"""Columns that are read in rows which lack the one that was found."""
+
 CHOICES = ("choices", "options", "endings", "question.choices")
 IDS = ("id", "unique_id", "uid", "_id", "question_id", "problem_id", "custom_id", "qid", "task_id", "example_id", "uuid")
 """Column names. All ignore case; a blank or a hyphen in a column's name is an underscore; a point leads into an object.
@@ -63,6 +69,11 @@ class Columns:
     id: str | None = None
     choices: str | None = None
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The kinds of columns that are named."""
+        return tuple(kind for kind in self.__slots__ if getattr(self, kind) is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -75,6 +86,7 @@ class Found:
     label: str = NONE
     id: str = NONE
     choices: tuple[str, ...] = ()
+    before: str = NONE
     after: str = NONE
     form: LabelForm | None = None
 
@@ -86,11 +98,11 @@ class Found:
     @property
     def names(self) -> tuple[str, ...]:
         """All columns that are read, without the parts behind a point."""
-        return tuple(filter(None, (self.question, self.after, self.label, self.id, *self.choices)))
+        return tuple(filter(None, (self.before, self.question, self.after, self.label, self.id, *self.choices)))
 
     def describe(self) -> str:
         """Return what was taken, such as ``question: problem, label: none``."""
-        parts = [f"question: {' + '.join(filter(None, (self.question, self.after)))}"]
+        parts = [f"question: {' + '.join(filter(None, (self.before, self.question, self.after)))}"]
         if self.choices:
             parts.append(f"choices: {', '.join(self.choices)}")
         parts.append(f"label: {self.label or 'none'}{f' ({self.form})' if self.form and self.label else ''}")
@@ -124,9 +136,10 @@ class Search:
         after = NONE
         if wanted.question is None and plain(question) == "instruction" and "input" in self._plain:
             after = self._plain["input"]
-        label = self._label(wanted.label, known.label, {question, after}, choices)
+        before = self._passage() if wanted.question is None and plain(question) in QUESTIONS[0] else NONE
+        label = self._label(wanted.label, known.label, {question, after, before}, choices)
         form = form_of_labels(self._labels_with_choices(label, choices)) if label and choices else None
-        return Found(question, label, self._id(wanted.id, known.id), choices, after, form)
+        return Found(question, label, self._id(wanted.id, known.id), choices, before, after, form)
 
     # ----------------------------------------------------------------------------------------------------- the columns
 
@@ -149,6 +162,14 @@ class Search:
             return tuple(form.letter(each, choices_in(row, choices)) for each in labels) if form else labels
 
         return self._first(((known,), *LABELS) if known else LABELS, "label", is_label, said)
+
+    def _passage(self) -> str:
+        """Return the column of the text that questions are about. Names of context templates are no such text."""
+        for name in PASSAGES:
+            values = [value for row in self._sample if not is_missing(value := row.get(self._plain.get(name, NONE)))]
+            if values and all(isinstance(value, str) and len(value.split()) > 2 for value in values):
+                return self._plain[name]
+        return NONE
 
     def _id(self, wanted: str | None, known: str | None) -> str:
         if wanted is not None:

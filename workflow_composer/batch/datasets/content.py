@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from workflow_composer.batch.datasets.columns import Found
+from workflow_composer.batch.datasets.columns import FALLBACKS, Found
 from workflow_composer.batch.datasets.multiple_choice import OfferedChoices, choices_in, put
 from workflow_composer.batch.datasets.request_fields import NAMES, own_fields, request_of
-from workflow_composer.batch.datasets.values import at_path, content_text, id_of, labels_of, question_of, text_of
+from workflow_composer.batch.datasets.values import at_path, content_text, id_of, is_missing, labels_of, question_of, text_of
 from workflow_composer.errors import ConfigError
 from workflow_composer.types import EMPTY, Message
 
@@ -57,7 +57,7 @@ class Taking:
         """Whether question and label are columns of texts that are taken as they are."""
         found = self.found
         is_deep = "." in found.question or "." in found.label
-        return not (found.after or found.choices or self._is_batch or self._has_own or is_deep)
+        return not (found.before or found.after or found.choices or self._is_batch or self._has_own or is_deep)
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -70,23 +70,19 @@ class Taking:
         """What is taken, for a digest; that of a plain question and label is the one that journals have."""
         found = self.found
         plain = f"Columns(question={found.question!r}, label={found.label!r}, id={found.id!r})"
-        return plain if self.is_plain else f"{plain} {found.after!r} {found.choices!r} {found.form}"
+        return plain if self.is_plain else f"{plain} {found.before!r} {found.after!r} {found.choices!r} {found.form}"
 
     def take(self, row: Mapping[str, Any], where: str) -> RowContent:
         """Return what a row asks. Raises `InputError` for an invalid value."""
         if self._is_batch:
             return self._request(row, where)
         found = self.found
-        value = row.get(found.question)
-        if value is None and found.question not in row:
-            value = at_path(row, found.question)
-            prompt = question_of(value, found.question, where, missing=value is None)
-        else:
-            prompt = question_of(value, found.question, where)
+        prompt = self._prompt(row, where)
         choices = choices_in(row, found.choices) if found.choices else OfferedChoices()
-        if found.after and (more := text_of(row.get(found.after))):
-            assert isinstance(prompt, str)
+        if found.after and isinstance(prompt, str) and (more := text_of(row.get(found.after))):
             prompt = f"{prompt}\n\n{more}"
+        if found.before and isinstance(prompt, str) and (passage := text_of(row.get(found.before))):
+            prompt = f"{passage}\n\n{prompt}"
         labels = labels_of(at_path(row, found.label), found.label, where) if found.label else ()
         if choices:
             labels = self._letters(labels, choices, where)
@@ -96,6 +92,15 @@ class Taking:
             return RowContent(key, put(prompt, choices, where) if choices else prompt, labels, None, own)
         messages = _with_choices(prompt, choices, where) if choices else prompt
         return RowContent(key, _text(messages), labels, messages, own)
+
+    def _prompt(self, row: Mapping[str, Any], where: str) -> str | tuple[Message, ...]:
+        """Return the question; of a row that lacks its column, that of another usual one."""
+        name = self.found.question
+        value = row.get(name)
+        if value is None and (value := at_path(row, name)) is None and name in FALLBACKS:
+            name = next((each for each in FALLBACKS if not is_missing(row.get(each))), name)
+            value = row.get(name)
+        return question_of(value, name, where, missing=value is None and name not in row)
 
     def _letters(self, labels: tuple[str, ...], choices: OfferedChoices, where: str) -> tuple[str, ...]:
         form = self.found.form

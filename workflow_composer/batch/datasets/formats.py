@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -50,13 +49,35 @@ class Format(Protocol):
         ...
 
 
+def first_rows(form: Format, path: Path) -> list[Mapping[str, Any]]:
+    """Return the rows that determine the columns, up to an invalid one, which reading will raise; the first raises here."""
+    found: list[Mapping[str, Any]] = []
+    rows = form.rows(path)
+    try:
+        while len(found) < LOOK_AHEAD:
+            found.append(next(rows)[1])
+    except StopIteration:
+        pass
+    except InputError:
+        if not found:
+            raise
+    return found
+
+
+class ParsedLine(dict[str, Any]):
+    """A row of JSON lines, with the line that it was read from, without blanks around it."""
+
+    __slots__ = ("line",)
+    line: bytes
+
+
 class JsonLines:
     """One JSON object per line; blank lines are skipped."""
 
     def names(self, path: Path) -> dict[str, str] | None:
         """Return the union over the first rows, because some may lack a label. Types are checked row by row."""
         names: dict[str, str] = {}
-        for _, row in islice(self.rows(path), LOOK_AHEAD):
+        for row in first_rows(self, path):
             names.update(dict.fromkeys(row, TEXT))
         return names or None
 
@@ -68,9 +89,17 @@ class JsonLines:
         self, path: Path, start: int = 0, names: Sequence[str] | None = None
     ) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """Yield the rows; those before ``start`` are not parsed."""
-        for number, line in islice(_filled(lines(path)), start, None):
-            where = f"{path}:{number}"
-            yield where, parsed(line, where, number=WrittenNumber)
+        for _, where, row in self.picked(path, lambda index: index >= start):
+            yield where, row
+
+    def picked(self, path: Path, wanted: Callable[[int], bool]) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+        """Yield numbers, places and rows of those that are wanted; the others are not parsed."""
+        for index, (number, line) in enumerate(_filled(lines(path))):
+            if wanted(index):
+                where = f"{path}:{number}"
+                row = ParsedLine(parsed(line, where, number=WrittenNumber))
+                row.line = line.strip()
+                yield index, where, row
 
     def tables(self, path: Path, taking: Taking) -> Iterator[pa.Table]:
         """Yield tables parsed by Arrow in blocks; blocks that it cannot read exactly as `rows` does are read row by row."""

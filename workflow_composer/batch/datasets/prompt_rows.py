@@ -1,19 +1,26 @@
-"""Rows to answer, from a JSONL file or from Python: every error names the row."""
+"""Rows to answer, from a table or from Python: every error names the row."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_composer.answers.form import as_data
-from workflow_composer.errors import ContextError, InputError
-from workflow_composer.storage.lines import kind, lines, parsed, unreadable
+from workflow_composer.batch.datasets.columns import Columns, listed
+from workflow_composer.batch.datasets.content import RowContent
+from workflow_composer.batch.datasets.formats import ParsedLine
+from workflow_composer.batch.datasets.request_fields import own_fields
+from workflow_composer.batch.datasets.table import Table, TableRow, read_table
+from workflow_composer.batch.datasets.values import labels_of, question_of, whole_id
+from workflow_composer.errors import ContextError, InputError, nearest
+from workflow_composer.storage.lines import encoded, kind
 from workflow_composer.types import LLMRequest, Message
 
 if TYPE_CHECKING:
@@ -50,7 +57,6 @@ def _is_in(group: int, group_of: array[int]) -> Callable[[int], bool]:
     return lambda index: index < len(group_of) and group_of[index] == group
 
 
-FORM = 'one JSON object per line, for example {"question": "What is 2 + 2?", "answer": "4"}'
 UNBOUND = frozenset({"request_id", "relay", "timeout", "budget", "metadata", "query_length"})
 """Fields of a request that do not affect its answer, or that others determine."""
 _LATER = {"form": None, "form_retries": 2, "vote_by": None}
@@ -65,6 +71,8 @@ class InputRow:
     """A row: the caller's prompt and its other fields. ``where`` names the row in errors.
 
     ``index`` counts rows from 0; ``key`` is a digest of the row's content and of the options that affect its answer.
+    ``others`` are further right answers besides the label; ``own`` are the row's own fields of `LLMRequest`; ``columns`` are
+    those that are kept with the answer.
     """
 
     index: int
@@ -76,27 +84,38 @@ class InputRow:
     model: str | None = None
     label: str | None = None
     context: tuple[str, ...] | None = None
+    others: tuple[str, ...] | None = None
+    own: Mapping[str, Any] | None = None
+    columns: Mapping[str, Any] | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All right answers; none without a label."""
+        return () if self.label is None else (self.label, *(self.others or ()))
 
 
-def row_of(index: int, where: str, found: Mapping[str, Any], key: Callable[[InputRow], str], pins: Pins) -> InputRow:
-    """Return the row described by a mapping. Raises `InputError`."""
-    row = InputRow(
+def row_of(index: int, where: str, found: Mapping[str, Any], content: RowContent, pins: Pins, **more: Any) -> InputRow:
+    """Return a row without its key, from a mapping and what was taken from it. Raises `InputError`."""
+    label, *others = content.labels or (None,)
+    own = dict(content.own)
+    model = own.pop("model", None)
+    return InputRow(
         index,
         where,
         "",
-        _prompt(found, where),
-        found.get("id"),
-        _text(found, "task_type", where),
-        _text(found, "model", where),
-        _label(found.get("answer")),
-        _context(found, where, pins),
+        content.prompt,
+        task_type=_text(found, "task_type", where),
+        model=model or _text(found, "model", where),
+        label=label,
+        context=_context(found, where, pins),
+        others=tuple(filter(None, others)) or None,
+        own=own or None,
+        **more,
     )
-    return _keyed(row, key)
 
 
 def _keyed(row: InputRow, key: Callable[[InputRow], str]) -> InputRow:
-    values = {field.name: getattr(row, field.name) for field in fields(row)}
-    return InputRow(**{**values, "key": key(row)})
+    return replace(row, key=key(row))
 
 
 def digest_of(content: bytes, salt: str) -> str:
@@ -109,26 +128,50 @@ def digest_of(content: bytes, salt: str) -> str:
 
 
 class RowFile:
-    """A JSONL file, plain or gzip. Every iteration reads it again, one line at a time.
+    """The rows of a table. Every iteration reads it again, in memory for one row.
 
     ``salt`` describes the options that affect answers; it is part of every key, as are the contexts that a row names.
-    Iterating raises `InputError` at the first invalid row, and if the file has changed since `count`.
+    ``columns`` names columns, the others are found; ``keep`` are columns that rows carry along. ``keeps_model``: requests
+    of the OpenAI Batch API keep their own model. Iterating raises `InputError` at the first invalid row, and if the file has
+    changed since `count`.
     """
 
-    def __init__(self, path: Path, *, salt: str = "", limit: int | None = None, pins: Pins = lambda names: names) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        salt: str = "",
+        limit: int | None = None,
+        pins: Pins = lambda names: names,
+        columns: Columns | None = None,
+        keep: Sequence[str] = (),
+        keeps_model: bool = True,
+    ) -> None:
         self.path = path
         self.have_contexts = False  # as far as `count` has seen
         self.sha256 = ""
         self._pins = pins
         self._salt = salt
         self._limit = limit
-        self._stamp: tuple[int, int] | None = None
+        self._columns = columns
+        self._keep = tuple(keep)
+        self._keeps_model = keeps_model
+
+    @cached_property
+    def table(self) -> Table:
+        """The table, opened at its first use. Raises `InputError`."""
+        table = read_table(self.path, columns=self._columns)
+        for name in self._keep:
+            if name not in table.names:
+                hint = nearest(name, table.names) or "choose one of these"
+                raise InputError(f"{self.path}: no column {name!r}; found {listed(table.names)}", hint=hint)
+        return table
 
     def __iter__(self) -> Iterator[InputRow]:
         return islice(self._rows(), self._limit)
 
     def only(self, wanted: Callable[[int], bool]) -> Iterator[InputRow]:
-        """Yield the rows whose index is wanted; the others are not parsed."""
+        """Yield the rows whose index is wanted; of JSON lines the others are not parsed."""
         return self._rows(wanted)
 
     def count(self) -> int:
@@ -136,57 +179,51 @@ class RowFile:
 
         Sets ``sha256`` to the digest (hex) of their lines. Raises `InputError` for an invalid row or an empty file.
         """
-        self._stamp = self._now()
         rows, digest = 0, hashlib.sha256()
         for row in islice(self._rows(each=digest.update), self._limit):
             rows += 1
             self.have_contexts = self.have_contexts or row.context is not None
-        if not rows:
-            raise InputError(f"{self.path} has no rows", hint=f"write {FORM}")
         self.check()
         self.sha256 = digest.hexdigest()
         return rows
 
     def check(self) -> None:
         """Raise `InputError` if the file has changed since `count`."""
-        if self._stamp is not None and self._stamp != self._now():
-            raise InputError(f"{self.path} has changed since the run began", hint="run the same command again")
-
-    def _now(self) -> tuple[int, int]:
-        try:
-            if self.path.exists() and not self.path.is_file() and not self.path.is_dir():
-                raise InputError(
-                    f"{self.path} is not a regular file, but rows must be read twice: once to check them",
-                    hint="write the rows to a file first",
-                )
-            found = self.path.stat()
-        except OSError as error:
-            raise unreadable(self.path, error) from None
-        return found.st_size, found.st_mtime_ns
+        self.table.check()
 
     def _rows(
-        self, wanted: Callable[[int], bool] = lambda index: True, each: Callable[[bytes], None] = lambda line: None
+        self, wanted: Callable[[int], bool] | None = None, each: Callable[[bytes], None] = lambda line: None
     ) -> Iterator[InputRow]:
-        index = 0
+        table = self.table
         try:
-            for number, line in enumerate(lines(self.path), 1):
-                if content := line.strip():
-                    if wanted(index):
-                        each(content + b"\n")
-                        yield self._row(index, number, content)
-                    index += 1
+            for row in table.rows(wanted=wanted, every=bool(self._keep)):
+                content = row.values.line if isinstance(row.values, ParsedLine) else _content(row.values)
+                each(content + b"\n")
+                yield self._row(row, content)
         except InputError:
-            self.check()  # if the file has changed, report that instead
+            table.check()  # if the file has changed, report that instead
             raise
-        self.check()
+        table.check()
 
-    def _row(self, index: int, number: int, line: bytes) -> InputRow:
-        where = f"{self.path}:{number}"
+    def _row(self, row: TableRow, line: bytes) -> InputRow:
+        taken = self.table.taking.take(row.values, row.where)
+        values: Mapping[str, Any] = row.values
+        if self.table.is_batch:
+            values = {}
+            if not self._keeps_model:
+                taken = replace(taken, own={name: value for name, value in taken.own.items() if name != "model"})
+        elif self.table.taking.found.before == "context":
+            values = {name: value for name, value in values.items() if name != "context"}
+        columns = {name: row.values.get(name) for name in self._keep} or None
+        key = taken.id if self.table.is_batch else whole_id(taken.id)
+        found = row_of(row.number, row.where, values, taken, self._pins, id=key, columns=columns)
+        contexts = ("\0" + " ".join(found.context)) if found.context else ""
+        return replace(found, key=digest_of(line, self._salt + contexts))
 
-        def key(row: InputRow) -> str:
-            return digest_of(line, self._salt + (("\0" + " ".join(row.context)) if row.context else ""))
 
-        return row_of(index, where, parsed(line, where, form=FORM), key, self._pins)
+def _content(values: Mapping[str, Any]) -> bytes:
+    """Return a row that is no line of JSON as one."""
+    return encoded(values).rstrip()
 
 
 # --------------------------------------------------------------------------------------------------------- from Python
@@ -238,11 +275,11 @@ class PythonRows:
             wanted = "a string, a mapping or an LLMRequest"
             hint = 'for example {"prompt": "What is 2 + 2?"}'
             raise InputError(f"{where}: the row is {type(value).__name__}, not {wanted}", hint=hint)
-        found = {**value, "id": index if value.get("id") is None else value["id"]}
-        if isinstance(found["id"], bool) or not isinstance(found["id"], (str, int)):
+        key = index if value.get("id") is None else value["id"]
+        if isinstance(key, bool) or not isinstance(key, (str, int)):
             hint = "give a string or an integer, or omit it"
-            raise InputError(f"{where}: 'id' is {kind(found['id'])}, not a string or an integer", hint=hint)
-        return row_of(index, where, found, self._key, self._pins)
+            raise InputError(f"{where}: 'id' is {kind(key)}, not a string or an integer", hint=hint)
+        return _keyed(row_of(index, where, value, _content_of(value, where), self._pins, id=key), self._key)
 
     def _key(self, row: InputRow) -> str:
         prompt: Any = row.prompt
@@ -251,6 +288,7 @@ class PythonRows:
             prompt = {name: getattr(prompt, name) for name in every if name not in UNBOUND}
             prompt = {name: value for name, value in prompt.items() if _LATER.get(name, _LATER) != value}
         content = [prompt, row.id, row.task_type, row.model, row.label, row.context]
+        content += [value for value in (row.others, row.own) if value is not None]
         try:
             return digest_of(json.dumps(content, sort_keys=True, default=as_data).encode(), self._salt)
         except (TypeError, ValueError) as error:
@@ -287,14 +325,19 @@ def _context(found: Mapping[str, Any], where: str, pins: Pins) -> tuple[str, ...
         raise InputError(f"{where}: {error.message}", hint=error.hint) from None
 
 
+def _content_of(found: Mapping[str, Any], where: str) -> RowContent:
+    """Return what a mapping from Python asks. Raises `InputError`."""
+    prompt = _prompt(found, where)
+    messages = None if isinstance(prompt, str) else prompt
+    own = own_fields(found, where, frozenset({"n"}) if messages is None else frozenset())
+    labels = labels_of(found.get("answer"), "answer", where)
+    return RowContent(None, "" if messages else str(prompt), labels, messages, own)
+
+
 def _prompt(found: Mapping[str, Any], where: str) -> str | tuple[Message, ...]:
     for name in ("question", "prompt"):
-        if (text := found.get(name)) is not None:
-            if not isinstance(text, str) or not text.strip():
-                raise InputError(
-                    f"{where}: {name!r} is {kind(text)}; it must be a non-empty string", hint="write the prompt as a string"
-                )
-            return text
+        if found.get(name) is not None:
+            return question_of(found[name], name, where)
     messages = found.get("messages")
     if messages is None:
         names = ", ".join(map(repr, list(found)[:8])) or "no fields"
@@ -314,10 +357,3 @@ def _text(found: Mapping[str, Any], name: str, where: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise InputError(f"{where}: {name!r} is {kind(value)}, not a string", hint="write it as a string, or omit it")
     return value
-
-
-def _label(value: Any) -> str | None:
-    """Return a text or number as the label; None for other values, such as a list of choices, which cannot be graded."""
-    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
-        return str(value)
-    return None

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from workflow_composer.batch.datasets.columns import Columns, Found, Search
 from workflow_composer.batch.datasets.content import BODY, RowContent, Taking
-from workflow_composer.batch.datasets.formats import LOOK_AHEAD, Format, format_of
+from workflow_composer.batch.datasets.formats import Format, JsonLines, first_rows, format_of
 from workflow_composer.batch.datasets.locating import Located, locate
 from workflow_composer.batch.datasets.request_fields import is_batch_line
 from workflow_composer.errors import InputError
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _CHUNK = 1 << 20
-_CHANGED = "has changed since the run was planned"
+_CHANGED = "has changed since the run began"
 
 
 class TableRow(NamedTuple):
@@ -91,8 +90,11 @@ class Table:
     def _counts(self) -> tuple[int, ...]:
         return tuple(form.count(path) for path, form in self._formats.items())
 
-    def rows(self, start: int = 0, *, every: bool = True) -> Iterator[TableRow]:
-        """Yield the rows in order, beginning at number ``start``; with all columns, or only with those that were found."""
+    def rows(self, start: int = 0, *, every: bool = True, wanted: Callable[[int], bool] | None = None) -> Iterator[TableRow]:
+        """Yield the rows in order, beginning at number ``start``; with all columns, or only with those that were found.
+
+        ``wanted`` picks rows by their number.
+        """
         names = None if every else self.taking.needed
         first = 0
         for position, (path, form) in enumerate(self._formats.items()):
@@ -101,9 +103,13 @@ class Table:
                 continue
             self._check(path)
             number = max(start, first)
-            for where, values in form.rows(path, number - first, names):
-                yield TableRow(number, where, values)
-                number += 1
+            if wanted is not None and isinstance(form, JsonLines) and len(self.paths) == 1:
+                yield from (TableRow(*found) for found in form.picked(path, wanted))
+            else:
+                for where, values in form.rows(path, number - first, names):
+                    if wanted is None or wanted(number):
+                        yield TableRow(number, where, values)
+                    number += 1
             self._check(path)
             first = number
 
@@ -149,7 +155,7 @@ class Table:
                 continue
             self.names = tuple(dict.fromkeys((*self.names, *names)))
             if found is None:
-                sample = [row for _, row in islice(form.rows(path), LOOK_AHEAD)]
+                sample = first_rows(form, path)
                 if sample and all(map(is_batch_line, sample)) and wanted.question is None:
                     return Found(BODY, wanted.label or "", "custom_id")
                 found = Search(names, sample, str(path)).find(wanted, known, asks=asks)
@@ -158,7 +164,7 @@ class Table:
                     f"{path}: no column {found.question!r}, unlike {self.paths[0].name}", hint="give one of them"
                 )
         if found is None:
-            raise InputError(f"{', '.join(map(str, self.paths))}: no rows", hint="check that the file is complete")
+            raise InputError(f"{', '.join(map(str, self.paths))} has no rows", hint="check that the file is complete")
         return found
 
 

@@ -18,6 +18,7 @@ _SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot":
 
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _ARRAY = re.compile(r"(?<=['\"\]])\s+(?=['\"\[])")
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,14}")
 _MISSING_ANSWERS = ("aliases", "text", "texts", "spans", "value")
 """Where an object holds right answers: TriviaQA, SQuAD, DROP."""
 
@@ -131,13 +132,22 @@ def question_of(value: Any, column: str, where: str, *, missing: bool = False) -
         raise InputError(f"{where}: no {column!r} in this row", hint="every row needs a question")
     if (messages := messages_of(value)) is not None:
         return asked_of(messages, column, where)
-    if isinstance(value, (list, tuple)) and value and all(isinstance(each, str) and each.strip() for each in value):
+    if column == "messages":
+        hint = 'write [{"role": "user", "content": "What is 2 + 2?"}]'
+        raise InputError(f"{where}: 'messages' is not a list of messages", hint=hint)
+    if (
+        column == "turns"
+        and isinstance(value, list)
+        and value
+        and all(isinstance(each, str) and each.strip() for each in value)
+    ):
         if len(value) > 1:
             hint = "several turns need answers in between; give the first one only"
             raise InputError(f"{where}: {column!r} has {len(value)} turns", hint=hint)
         value = value[0]
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where}: {column!r} is {kind(value)}, not a text", hint="write the question as a string")
+        hint = "write the question as a string"
+        raise InputError(f"{where}: {column!r} is {kind(value)}; it must be a non-empty string", hint=hint)
     return whole(value, column, where)
 
 
@@ -187,6 +197,11 @@ def id_of(value: Any) -> str | None:
     if isinstance(value, float) and math.isnan(value):
         return None
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def whole_id(value: str | None) -> str | int | None:
+    """Return an id that is written as an integer as one, whatever the format's type; ``007`` stays a text."""
+    return int(value) if value is not None and _INTEGER.fullmatch(value) else value
 
 
 def whole(text: str, column: str, where: str) -> str:

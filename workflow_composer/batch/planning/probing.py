@@ -85,7 +85,7 @@ def _rows(preparation: Preparation) -> Any:
     assert name is not None  # the caller has checked
     if preparation.recorded is not None and name == preparation.recorded.name:
         return preparation.recorded
-    return find(name, preparation.options.data_dir)
+    return find(name, preparation.options.data_dir, columns=preparation.options.columns)
 
 
 def _recorded(recorded: RecordedAnswers | None, rows: Any, models: dict[str, str], limit: int) -> Any:

@@ -171,20 +171,23 @@ def _html(section: Section) -> Iterator[str]:
 
 def _html_table(table: ReportTable) -> str:
     classes = ["number" if at in table.numbers else "" for at in range(len(table.head))]
-    head = "".join(f'<th scope="col"{_class(c)}>{_text(name)}</th>' for name, c in zip(table.head, classes, strict=True))
+    heads = zip(table.head, classes, strict=True)
+    head = "".join(f'<th scope="col" role="columnheader"{_class(c)}>{_text(name)}</th>' for name, c in heads)
     classes[table.name] += " name" if classes[table.name] else "name"
     rows = []
     for row in table.rows:
         cells = []
         for at, (cell, name) in enumerate(zip(row, classes, strict=True)):
             tag, scope = ("th", ' scope="row"') if at == table.name else ("td", "")
-            cells.append(f"<{tag}{scope}{_class(name)}>{_cell(cell)}</{tag}>")
-        rows.append(f"<tr>{''.join(cells)}</tr>\n")
+            role = "rowheader" if at == table.name else "cell"
+            label = f' role="{role}" data-label="{_text(table.head[at])}"'
+            cells.append(f"<{tag}{scope}{label}{_class(name)}>{_cell(cell)}</{tag}>")
+        rows.append(f'<tr role="row">{"".join(cells)}</tr>\n')
     note = f'<p class="note">{_text(table.note)}</p>' if table.note else ""
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(table.caption)}"><table>'
-        f"<caption>{_text(table.caption)}</caption>\n<thead><tr>{head}</tr></thead>\n"
-        f"<tbody>{''.join(rows)}</tbody></table></div>{note}\n"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{_text(table.caption)}"><table role="table">'
+        f'<caption>{_text(table.caption)}</caption>\n<thead role="rowgroup"><tr role="row">{head}</tr></thead>\n'
+        f'<tbody role="rowgroup">{"".join(rows)}</tbody></table></div>{note}\n'
     )
 
 

@@ -10,12 +10,13 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from workflow_composer.batch.report.comparison import CASCADE, SINGLE, VOTE, Comparison, RunFigures
+from workflow_composer.batch.report.comparison import CASCADE, COST, SECONDS, SINGLE, TOKENS, VOTE, Comparison, RunFigures
 from workflow_composer.batch.report.document import one_line
+from workflow_composer.batch.report.statistics import IntervalEstimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,11 +46,11 @@ _STYLE = {
     "grid.linewidth": 0.7,
     "xtick.color": _COLOURS["soft"],
     "ytick.color": _COLOURS["soft"],
-    "font.size": 10.5,
+    "font.size": 11.5,
     "legend.frameon": False,
 }
-_WIDTH = 9.4
-"""Width in inches of 72 points; the page scales it."""
+_WIDTH = 5.8
+"""Width in inches of 72 points; the page scales it, so that its texts stay readable on a telephone."""
 
 _LABEL = 18
 """Longest name (characters) that is written next to its point."""
@@ -59,45 +60,50 @@ MOST_PANELS = 6
 
 
 def accuracy_against_cost(comparison: Comparison) -> str:
-    """Plot accuracy against cost per 1,000 questions of each run, with intervals; a line joins the Pareto front."""
-    runs = [(at + 1, run) for at, run in enumerate(comparison.runs) if run.accuracy is not None]
-    costs = [1000 * run.cost_per_row.value for _, run in runs]
+    """Plot accuracy against the cost of 1,000 questions of each ranked run, with intervals; a line joins the Pareto front.
+
+    Where costs are unknown or 0, tokens or seconds for each question take their place.
+    """
+    runs = [(at + 1, run) for at, run in enumerate(comparison.runs) if run.is_ranked]
+    scale, label, form, better = _AXES[comparison.basis]
+    costs = [scale * run.amount(comparison.basis).value for _, run in runs]
     with _figure(4.6) as figure:
         axes = figure.subplots()
-        best = sorted((1000 * run.cost_per_row.value, _percent(run)) for _, run in runs if run.best)
+        best = sorted((cost, _percent(run)) for (_, run), cost in zip(runs, costs, strict=True) if run.best)
         axes.plot(*zip(*best, strict=True), color=_COLOURS["accent"], linewidth=1.2, linestyle=(0, (4, 3)), zorder=2)
-        for (_, run), cost in zip(runs, costs, strict=True):
-            _point(axes, run, cost)
+        for _, run in runs:
+            _point(axes, run, run.amount(comparison.basis), scale)
         if min(costs) > 0 and max(costs) > 8 * min(costs):
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(_ticker().LogLocator(subs=(1, 2, 5)))
+            steps = (1, 2, 5) if max(costs) < 100 * min(costs) else (1,)
+            axes.xaxis.set_major_locator(_ticker().LogLocator(subs=steps))
             axes.xaxis.set_minor_locator(_ticker().NullLocator())
-        axes.xaxis.set_major_formatter(_ticker().FuncFormatter(lambda value, _: _dollars(value)))
+        axes.xaxis.set_major_formatter(_ticker().FuncFormatter(lambda value, _: form(value)))
         axes.yaxis.set_major_formatter(_ticker().FuncFormatter(lambda value, _: f"{value:g} %"))
         axes.margins(0.11, 0.09)
         axes.set_ylim(top=min(axes.get_ylim()[1], 104))
-        axes.set_xlabel("cost of 1,000 questions")
+        axes.set_xlabel(label)
         axes.set_ylabel("right answers")
         for kind, (colour, mark) in _MARKS.items():
             if any(run.kind == kind for _, run in runs):
                 axes.plot([], [], mark, color=_COLOURS[colour], label=kind, markersize=8)
-        axes.plot([], [], color=_COLOURS["accent"], linestyle=(0, (4, 3)), label="no run is both better and cheaper")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4, handletextpad=0.5, columnspacing=1.6)
+        axes.plot([], [], color=_COLOURS["accent"], linestyle=(0, (4, 3)), label=f"no run is both better and {better}")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, handletextpad=0.5, columnspacing=1.6)
         _name_points(
             figure, axes, [(number, run, (cost, _percent(run))) for (number, run), cost in zip(runs, costs, strict=True)]
         )
         return _svg(figure)
 
 
-def _point(axes: Axes, run: RunFigures, cost: float) -> None:
+def _point(axes: Axes, run: RunFigures, spent: IntervalEstimate, scale: float) -> None:
     colour, mark = _MARKS[run.kind]
-    accuracy, spent = run.accuracy, run.cost_per_row
+    accuracy, cost = run.accuracy, scale * spent.value
     assert accuracy is not None
     right = _percent(run)
     ink = _COLOURS[colour]
     if not math.isnan(accuracy.low):
         axes.plot([cost, cost], [100 * accuracy.low, 100 * accuracy.high], color=ink, linewidth=1.6, alpha=0.6, zorder=1)
-        axes.plot([1000 * spent.low, 1000 * spent.high], [right, right], color=ink, linewidth=1.6, alpha=0.6, zorder=1)
+        axes.plot([scale * spent.low, scale * spent.high], [right, right], color=ink, linewidth=1.6, alpha=0.6, zorder=1)
     axes.plot(cost, right, mark, color=ink, markersize=9, markeredgecolor=_COLOURS["card"], markeredgewidth=1, zorder=3)
 
 
@@ -262,6 +268,18 @@ def _percent(run: RunFigures) -> float:
 
 def _dollars(amount: float) -> str:
     return f"${amount:,.0f}" if amount >= 10 else f"${amount:.3g}"
+
+
+def _plain(amount: float) -> str:
+    return f"{amount:,.0f}" if amount >= 10 else f"{amount:.3g}"
+
+
+_AXES: Mapping[str, tuple[float, str, Callable[[float], str], str]] = {
+    COST: (1000.0, "cost of 1,000 questions", _dollars, "cheaper"),
+    TOKENS: (1.0, "tokens for each question", _plain, "shorter"),
+    SECONDS: (1.0, "seconds for each question", _plain, "faster"),
+}
+"""For each basis: its factor, the label of the axis, the form of its ticks, and what less of it means."""
 
 
 def _short(name: str) -> str:

@@ -27,6 +27,8 @@ DRAWS = (1, 2, 4, 8, 16, 32)
 """The values of k for pass@k."""
 
 _MOST_ERRORS = 100
+_FEW_ANSWERS = 2
+"""Different answers that are remembered: enough to tell whether all are the same."""
 
 
 class RunSummary:
@@ -34,15 +36,24 @@ class RunSummary:
 
     Columns by key; each is a count of questions or a sum over them:
 
-    - ``rows``, ``failed``, ``unread`` (answered without a readable final answer), ``doubted`` (returned, not accepted)
-    - ``graded``, ``right``, and ``right accepted``, ``graded accepted`` among accepted answers
-    - ``cost`` (dollars), ``prompt``, ``completion`` (tokens), ``seconds``
+    - ``rows``, ``failed``, ``unread`` (answered without a readable final answer), ``cut off`` of these by their length,
+      ``empty`` of these without any text, ``doubted`` (returned, not accepted)
+    - ``graded`` (rows with a label, failed ones included), ``right``, and ``right accepted``, ``graded accepted`` among
+      accepted answers
+    - ``cost`` (dollars, as far as known), ``unpriced`` (rows whose cost is not fully known), ``prompt``, ``completion``
+      (tokens), ``uncounted`` (answered rows whose tokens nobody counted), ``seconds``
     - ``("decided", tier)``: rows whose answer is this tier's
     - ``("bin", b, what)``: graded rows whose confidence is in bin b: ``count``, ``confidence``, ``right``
     - ``("step", a, b, what)``: rows that escalated from tier a to b: ``rows``, ``cost`` (of b), and, for those with grades
       of both answers, ``known``, ``before``, ``after``
-    - ``("tier", name, what)``: rows that the tier ran for: ``rows``, ``samples``, ``unreadable``, ``cost``
-    - ``("pass", name, k, what)``: rows with at least k graded samples of the tier: ``rows``, ``passed`` (pass@k)
+    - ``("tier", name, what)``: rows that the tier ran for: ``rows``, ``samples``, ``unreadable``, ``cost``; ``accepted``
+      answers of it, and ``graded`` and ``right`` ones among them
+    - ``("pass", name, k, what)``: rows with at least k graded samples of the tier, whose number was fixed in advance:
+      ``rows``, ``passed`` (pass@k)
+
+    ``early`` are tiers with graded samples whose number depended on the answers; ``models`` the models that answered, by
+    tier; ``read_by`` counts the ways in which answers were read; ``only_answer`` is the answer if all are the same;
+    ``first_wrong`` is (row, answer, label) of the first answer that was read and is wrong.
     """
 
     def __init__(self, name: str) -> None:
@@ -51,6 +62,11 @@ class RunSummary:
         self.routes: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
         self.first_error: dict[str, tuple[int, str]] = {}
+        self.early: dict[str, None] = {}
+        self.models: dict[str, dict[str, None]] = {}
+        self.read_by: Counter[str] = Counter()
+        self.first_wrong: tuple[int, str, str | None] | None = None
+        self._answers: set[str] = set()
         self._columns: dict[Hashable, array[float]] = {}
         self._seen = np.zeros(1024, np.bool_)
 
@@ -64,6 +80,12 @@ class RunSummary:
         return made
 
     # --------------------------------------------------------------------------------------------------------- reading
+
+    @property
+    def only_answer(self) -> str | None:
+        """The answer that all readable rows have in common, if there is one and there are several rows."""
+        alone = len(self._answers) == 1 and self.total("rows") - self.total("failed") - self.total("unread") > 1
+        return next(iter(self._answers)) if alone else None
 
     @property
     def seen(self) -> NDArray[np.bool_]:
@@ -99,6 +121,7 @@ class RunSummary:
         self.routes[record.route] += 1
         self._put("rows", unit, 1)
         self._put("cost", unit, record.cost)
+        self._put("unpriced", unit, not record.priced)
         self._put("prompt", unit, record.prompt_tokens)
         self._put("completion", unit, record.completion_tokens)
         self._put("seconds", unit, record.seconds)
@@ -115,11 +138,18 @@ class RunSummary:
             self.errors[kind] += 1
             self.first_error.setdefault(kind, (record.row, message))
         self._put("failed", unit, 1)
+        self._put("graded", unit, record.correct is not None)
 
     def _answered(self, record: RowRecord, unit: int) -> None:
         self._put(("decided", record.deciding), unit, 1)
-        self._put("unread", unit, record.answer is None)
         self._put("doubted", unit, not record.accepted)
+        self._put("uncounted", unit, not record.prompt_tokens)
+        self._read(record, unit)
+        if record.accepted:
+            decided = ("tier", record.deciding)
+            self._put((*decided, "accepted"), unit, 1)
+            self._put((*decided, "graded"), unit, record.correct is not None)
+            self._put((*decided, "right"), unit, record.correct is True)
         if record.correct is None:
             return
         right = record.correct
@@ -133,17 +163,33 @@ class RunSummary:
             self._put(("bin", place, "confidence"), unit, record.confidence)
             self._put(("bin", place, "right"), unit, right)
 
+    def _read(self, record: RowRecord, unit: int) -> None:
+        answer = record.answer
+        if answer is None:
+            self._put("unread", unit, 1)
+            self._put("cut off", unit, record.cut_off)
+            self._put("empty", unit, _is_empty(record))
+            return
+        self.read_by[record.read_by or ""] += 1
+        if len(self._answers) < _FEW_ANSWERS:
+            self._answers.add(answer)
+        if record.correct is False and (self.first_wrong is None or record.row < self.first_wrong[0]):
+            self.first_wrong = record.row, answer, None if record.label is None else str(record.label)
+
     def _steps(self, record: RowRecord, unit: int) -> None:
         before: tuple[str, bool | None] | None = None
         for position, tier in enumerate(record.tiers):
             name = tier.name
             self.tiers[name] = None
+            self.models.setdefault(name, {})[tier.model] = None
             rows, samples, unreadable, cost = _tier_keys(name)
             self._put(rows, unit, 1)
             self._put(samples, unit, tier.samples)
             self._put(unreadable, unit, tier.unreadable)
             self._put(cost, unit, tier.cost)
-            for count, passed, share in _passes(name, len(tier.right), sum(tier.right)):
+            if not tier.fixed and len(tier.right) > 1:
+                self.early[name] = None
+            for count, passed, share in _passes(name, len(tier.right), sum(tier.right)) if tier.fixed else ():
                 self._put(count, unit, 1)
                 self._put(passed, unit, share)
             right = record.correct if position == record.tier else leader_right(tier)
@@ -166,6 +212,12 @@ class RunSummary:
             if column is None:
                 column = self._columns[key] = array("d", bytes(8 * GROUPS))
             column[unit] += value
+
+
+def _is_empty(record: RowRecord) -> bool:
+    """Whether the deciding tier's texts were kept and have nothing in them."""
+    texts = record.tiers[record.tier].texts if record.tiers else ()
+    return bool(texts) and not any(text.strip() for text in texts)
 
 
 @lru_cache(maxsize=4096)

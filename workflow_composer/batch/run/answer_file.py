@@ -25,7 +25,7 @@ from workflow_composer.errors import InputError
 from workflow_composer.storage.appending import OwnFile
 from workflow_composer.storage.lines import encoded, unreadable
 from workflow_composer.support.fast_dataclass import changed
-from workflow_composer.types import LLMRequest, LLMResponse, Sample, TierResult
+from workflow_composer.types import LLMRequest, LLMResponse, Sample, TierResult, is_cut_off
 
 # ------------------------------------------------------------------------------------------------------------ line answers
 #
@@ -52,7 +52,7 @@ class LineAnswers:
             prompt = changed(prompt, messages=({"role": "system", "content": system}, *prompt.messages))
         response = await self._generate(prompt, **fields)
         logprobs = bool(fields.get("logprobs") or (isinstance(prompt, LLMRequest) and prompt.logprobs))
-        line = {**self._head(row), **await _answered(response, row.label, logprobs=logprobs)}
+        line = {**self._head(row), **await _answered(response, row.labels, logprobs=logprobs)}
         return AnswerLine(line | _samples_of(response) if self._keep_texts else line)
 
     def failed(self, row: InputRow, error: BaseException, seconds: float) -> AnswerLine:
@@ -76,7 +76,7 @@ class LineAnswers:
         own = {"task_type": row.task_type, "model": row.model, "context": row.context, "budget": budget}
         if budget is not None and isinstance(row.prompt, LLMRequest) and row.prompt.budget is not None:
             own["budget"] = min(budget, row.prompt.budget)
-        return self._fields | {name: value for name, value in own.items() if value is not None}
+        return self._fields | dict(row.own or {}) | {name: value for name, value in own.items() if value is not None}
 
 
 def content_of(row: InputRow) -> str:
@@ -89,7 +89,8 @@ def content_of(row: InputRow) -> str:
     return content_key(given)
 
 
-_CONTENT = tuple(name for name in InputRow.__slots__ if name not in {"index", "where", "key", "id", "label", "columns"})
+_NO_CONTENT = frozenset({"index", "where", "key", "id", "label", "others", "columns"})
+_CONTENT = tuple(name for name in InputRow.__slots__ if name not in _NO_CONTENT)
 """Fields of a row on which its answer depends."""
 
 
@@ -97,8 +98,9 @@ def kept_of(row: InputRow) -> dict[str, Any]:
     """Return the fields of a line with the row's own content."""
     prompt = [dict(message) for message in row.prompt.messages] if isinstance(row.prompt, LLMRequest) else row.prompt
     kept: dict[str, Any] = {"question": prompt, "label": row.label}
-    columns = getattr(row, "columns", None)
-    return kept | {"columns": dict(columns)} if columns else kept
+    if row.others:
+        kept["other_labels"] = list(row.others)
+    return kept | {"columns": dict(row.columns)} if row.columns else kept
 
 
 def _samples_of(response: LLMResponse) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def _tier_of(tier: TierResult) -> dict[str, Any]:
     }
 
 
-async def _answered(response: LLMResponse, label: str | None, *, logprobs: bool) -> dict[str, Any]:
+async def _answered(response: LLMResponse, labels: tuple[str, ...], *, logprobs: bool) -> dict[str, Any]:
     decision, usage = response.decision, response.usage
     found = {
         "text": response.text,
@@ -144,8 +146,8 @@ async def _answered(response: LLMResponse, label: str | None, *, logprobs: bool)
     }
     if not response.cost_known:
         found["cost_known"] = False
-    if label is not None:
-        found |= await graded(response.samples[0], label)
+    if labels:
+        found |= await graded(response.samples[0], *labels)
     if response.tool_calls:
         found["tool_calls"] = [dict(call) for call in response.tool_calls]
     if logprobs:
@@ -153,13 +155,21 @@ async def _answered(response: LLMResponse, label: str | None, *, logprobs: bool)
     return found
 
 
-async def graded(sample: Sample, label: str) -> dict[str, Any]:
-    """Return the final answer read from a sample, the method that read it, its finish reason, and whether it is correct."""
-    found = reader().extract_said(sample, label)
-    answer = None if found is None else found.answer
-    right = await Question(reader(), label).is_correct(answer)
-    how = None if found is None else found.how
-    return {"answer": answer, "read_by": how, "finish_reason": sample.finish_reason, "correct": right}
+async def graded(sample: Sample, *labels: str) -> dict[str, Any]:
+    """Return the final answer read from a sample, the method that read it, its finish reason, and whether it is correct.
+
+    Each label is a right answer; the reading for the one that it equals counts, or else for the first.
+    """
+    found: dict[str, Any] = {}
+    for label in labels:
+        extracted = reader().extract_said(sample, label)
+        answer, how = (None, None) if extracted is None else (extracted.answer, extracted.how)
+        right = await Question(reader(), label).is_correct(answer)
+        if right or not found:
+            found = {"answer": answer, "read_by": how, "finish_reason": sample.finish_reason, "correct": right}
+        if right:
+            break
+    return found
 
 
 def logprobs_of(response: LLMResponse) -> list[list[Any]] | None:
@@ -189,7 +199,7 @@ class AnswerLine:
         failed = error is not None
         correct = fields.get("correct") if isinstance(fields.get("correct"), bool) else None
         unread = not failed and correct is not None and fields.get("answer", "") is None
-        cut_off = unread and fields.get("finish_reason") == "length"
+        cut_off = unread and is_cut_off(fields.get("finish_reason"))
         deciding, priced = str(fields.get("candidate") or ""), fields.get("cost_known", True)
         why = found or ("", "") if failed else None
         return Head(fields["index"], why, deciding, correct, fields["cost"], unread, cut_off, priced=priced)
@@ -474,17 +484,18 @@ class AnswerFile:
 async def _refreshed(line: bytes, row: InputRow, *, keep_texts: bool) -> bytes:
     """Return a line with the row's id, label and columns of today, graded again if the label has changed."""
     fields = json.loads(line)
-    before = fields.get("label")
+    before = fields.get("label"), fields.get("other_labels")
     fields["id"] = row.id
     if keep_texts and "question" in fields:
         fields.pop("columns", None)
+        fields.pop("other_labels", None)
         fields |= kept_of(row)
-        if before != row.label and "text" in fields:
+        if before != (row.label, list(row.others) if row.others else None) and "text" in fields:
             if row.label is None:
                 for name in ("answer", "read_by", "correct"):
                     fields.pop(name, None)
             else:
-                fields |= await graded(Sample(fields["text"], fields.get("finish_reason")), row.label)
+                fields |= await graded(Sample(fields["text"], fields.get("finish_reason")), *row.labels)
     return encoded(fields)
 
 

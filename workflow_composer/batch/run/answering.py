@@ -13,6 +13,7 @@ from workflow_composer.batch.keeping.places import content_key
 from workflow_composer.batch.run.journal import row_key
 from workflow_composer.batch.run.records import RowRecord, TierRecord
 from workflow_composer.batch.run.runner import Generate
+from workflow_composer.errors import InputError
 from workflow_composer.markers import is_routing_string
 from workflow_composer.support.fast_dataclass import quick
 from workflow_composer.types import LLMRequest, LLMResponse, Sample, TierResult
@@ -67,7 +68,7 @@ class Answering:
 
     async def __call__(self, job: Job, budget: float | None = None) -> RowRecord:
         """Answer one row for at most ``budget`` dollars; return its record."""
-        return await self._record(job, await self._generate(self._request(job, budget)))
+        return await self.record(job, await self._generate(self._request(job, budget)))
 
     def failed(self, job: Job, error: BaseException, seconds: float) -> RowRecord:
         """Return the record of a failed row, with the cost of its attempts."""
@@ -104,17 +105,25 @@ class Answering:
     def _request(self, job: Job, budget: float | None) -> LLMRequest:
         # A routing string defines how its tiers sample; a plain model name means one greedy answer.
         own: dict[str, Any] = {} if is_routing_string(job.route) else {"temperature": 0.0}
+        given = {name: value for name, value in job.row.own.items() if name != "model"}
+        if "temperature" in given and not own.keys() & given.keys():
+            raise InputError(
+                f"row {job.row.row}: 'temperature' cannot be honoured: the route {job.route} sets it",
+                hint="use a plain model name as the route, or rename the column",
+            )
         if budget is not None:
             own["budget"] = budget
-        return LLMRequest.of(job.row.question, **{**self._fields, "model": job.route, **own})
+        return LLMRequest.of(job.row.prompt, **{**self._fields, **own, **given, "model": job.route})
 
-    async def _record(self, job: Job, response: LLMResponse) -> RowRecord:
+    async def record(self, job: Job, response: LLMResponse) -> RowRecord:
+        """Read and grade a response; return the row's record."""
         unpriced = {attempt.tier for attempt in response.attempts if not attempt.priced}
         tiers = [await self._tier(job, tier, priced=tier.tier not in unpriced) for tier in response.tiers]
         decided = next(at for at, tier in enumerate(response.tiers) if tier.tier == response.decision.tier)
         result = response.tiers[decided]
         choice = result.verdict.choice
-        answer = self._reader.read_said(result.samples[choice], job.row.label)
+        read = self._reader.extract_said(result.samples[choice], job.row.label)
+        answer = None if read is None else read.answer
         right = tiers[decided].right
         return RowRecord(
             row=job.row.row,
@@ -132,6 +141,7 @@ class Answering:
             seconds=round(response.latency_ms / 1000.0, 6),
             priced=not unpriced,
             key=job.key,
+            read_by=None if read is None else read.how,
             **self._kept(job),
         )
 
@@ -166,11 +176,22 @@ class Answering:
         if label is not None:
             question = Question(self._reader, label)
             await question.groups([answer for answer in answers if answer is not None])
-            return tuple([await question.is_correct(answer) for answer in answers])
+            right = [await question.is_correct(answer) for answer in answers]
+            for other in job.row.others:
+                right = [a or b for a, b in zip(right, await _equal(self._reader, tier.samples, other), strict=True)]
+            return tuple(right)
         if self._recorded is None:
             return ()
         said = [self._recorded(tier.model, job.row.question, number) for number in range(len(answers))]
         return tuple(bool(right) for right in said) if None not in said else ()
+
+
+async def _equal(reader: Reader, samples: Sequence[Sample], label: str) -> list[bool]:
+    """Whether each sample's answer equals a label."""
+    answers = [reader.read_said(sample, label) for sample in samples]
+    question = Question(reader, label)
+    await question.groups([answer for answer in answers if answer is not None])
+    return [await question.is_correct(answer) for answer in answers]
 
 
 def said_of(samples: Sequence[Sample]) -> tuple[dict[str, Any], ...]:

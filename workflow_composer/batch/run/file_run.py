@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -26,6 +25,7 @@ from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.storage.lines import encoded
 
 if TYPE_CHECKING:
+    from workflow_composer.batch.datasets.columns import Columns
     from workflow_composer.config.strategy import StrategyConfig
     from workflow_composer.contexts.applying import Contexts
 
@@ -73,6 +73,7 @@ class FileRun:
         *,
         limit: int | None,
         environ: Mapping[str, str] | None,
+        columns: Columns | None = None,
         shard: Shard | None = None,
         keep_texts: bool = True,
     ) -> None:
@@ -82,7 +83,9 @@ class FileRun:
         salt = json.dumps(
             {name: value for name, value in fields.items() if name != "timeout"}, sort_keys=True, default=as_data
         )
-        self.rows = RowFile(source, salt=salt, limit=limit, pins=library.pins)
+        self.rows = RowFile(
+            source, salt=salt, limit=limit, pins=library.pins, columns=columns, keeps_model="model" not in fields
+        )
         self.shard = shard
         self._total = self.rows.count()
         self.tally = Tally(self._total if shard is None else shard.rows_of(self._total))
@@ -167,7 +170,7 @@ class FileRun:
                 targets[model] = None
             else:
                 tasks[row.task_type or self._fields.get("task_type") or "*"] = None
-        now = {"profile": meaning_of(config, targets, tasks), "votes": asdict(voting_of(config))}
+        now = {"profile": meaning_of(config, targets, tasks), "votes": voting_of(config).meaning}
         before = self._note or {}
         if "profile" in before:
             one, other = in_common(before["profile"], now["profile"])

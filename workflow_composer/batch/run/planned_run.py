@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,12 +16,13 @@ from workflow_composer.answers import reader
 from workflow_composer.batch.keeping.identity import cascade_settings, meaning_of, voting_of
 from workflow_composer.batch.keeping.notes import read_note, write_note
 from workflow_composer.batch.keeping.shards import Shard, refuse_other_counts, shard_folders
+from workflow_composer.batch.report.provenance import RunAbout, about, other_runs
 from workflow_composer.batch.report.results import records, write_results
 from workflow_composer.batch.run.answering import Answering, Job
 from workflow_composer.batch.run.journal import RowJournal, RowKeys, fingerprint
 from workflow_composer.batch.run.limiter import Limiter
 from workflow_composer.batch.run.lines import head_of, whole_lines
-from workflow_composer.batch.run.records import Head
+from workflow_composer.batch.run.records import Head, RowRecord
 from workflow_composer.batch.run.runner import Budget, Generate, GoOn, heard, run
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.storage.replacing import replace_file
@@ -41,7 +42,7 @@ class PlannedRun:
 
     ``fields`` are fields of `LLMRequest` for every row, plus ``system``; ``pins`` identify the exact texts of the contexts
     that ``fields``, or else the profile, name. ``recorded`` grades rows without a label. ``planning`` are the settings of
-    policies.
+    policies; ``command`` are the arguments of the command line.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class PlannedRun:
         limit: int | None = None,
         keep_texts: bool = True,
         planning: Mapping[str, Any] | None = None,
+        command: Sequence[str] = (),
         shard: Shard | None = None,
     ) -> None:
         self._config = config
@@ -63,6 +65,7 @@ class PlannedRun:
         self._limit = limit
         self._keep_texts = keep_texts
         self._planning = dict(planning or {})
+        self._command = tuple(command)
         self._shard = shard
         self.voting = voting_of(config)
 
@@ -118,6 +121,7 @@ class PlannedRun:
         identity = self._identity(rows, table)
         if self._shard is not None:
             refuse_other_counts(self._shard, shard_folders(folder))
+        self._note_origin(place, rows, table.breakdown.policy)
         journal = RowJournal.open(place / JOURNAL, identity, rows=total, each=earlier, keys=keys)
         try:
             if self._shard is not None:
@@ -193,21 +197,78 @@ class PlannedRun:
             "replay": None if self._recorded is None else self._recorded.digest,
         }
 
-    def report(self, title: str, folder: Path, runs: Mapping[str, Path]) -> tuple[Path, Path]:
-        """Write a report that compares runs (name and folder), as Markdown and as a self-contained HTML page."""
+    def _note_origin(self, folder: Path, rows: Any, policy: str) -> None:
+        """Write what the run rests on beside its journal, unless an earlier run with the same origin has."""
+        votes = self.voting
+        settings = (
+            f"votes: {votes.measure} from {votes.target:g}, stopping: {votes.stopping}, "
+            f"drawn {votes.draw.replace('_', ' ')}; "
+            f"answers extracted by {', '.join(votes.form.extract)}, compared by {votes.form.compare}"
+        )
+        origin = RunAbout.now(
+            policy,
+            command=self._command,
+            profile=self._config,
+            data=rows.name,
+            data_digest=rows.sha256(),
+            settings=settings,
+        )
+        before = about(folder)
+        if before is None or not before.is_like(origin):
+            origin.save(folder)
+
+    def report(self, title: str, folder: Path, runs: Mapping[str, Path], rows: Any) -> tuple[Path, Path]:
+        """Write a report on runs (name and folder) over ``rows``, as Markdown and as a self-contained HTML page.
+
+        Further runs of the report's folder are compared, too, if they have the same rows.
+        """
         from workflow_composer.batch.report.report import build_report
 
-        sources = {name: partial(records, place / JOURNAL) for name, place in runs.items()}
-        votes = self.voting
-        note = (
-            f"Profile {self._config.profile_name}; votes: {votes.measure} from {votes.target:g}, "
-            f"stopping: {votes.stopping}, drawn {votes.draw.replace('_', ' ')}."
-        )
-        texts = build_report(sources, title=title, tiers=tuple(self._config.tiers), notes=[note])
+        wanted = max(rows_in(place / JOURNAL, self._limit) for place in runs.values())
+        others, notes = other_runs(folder, JOURNAL, known=runs, rows=wanted, count=partial(rows_in, limit=self._limit))
+        every = {**runs, **others}
+        sources = {name: partial(records, place / JOURNAL, self._limit) for name, place in every.items()}
+        origins = {name: found for name, place in every.items() if (found := about(place)) is not None}
+        if self._recorded is not None:
+            notes.append("The answers were replayed from a recording: seconds are those of the replay, not of the models.")
+        if self._recorded is not None and self._recorded is not rows:
+            notes += [line for name, place in runs.items() if (line := self._agreement(name, place, rows))]
+        texts = build_report(sources, title=title, tiers=tuple(self._config.tiers), notes=notes, origins=origins)
         places = folder / "report.md", folder / "report.html"
         for place, text in zip(places, texts, strict=True):
-            replace_file(place, text)
+            replace_file(place, text, mode=0o600)  # it may quote an answer
         return places
+
+    def _agreement(self, name: str, folder: Path, rows: Any) -> str:
+        """Return how often the grades are those of the recording, for single answers; empty if there are none."""
+        assert self._recorded is not None  # the caller has checked
+        found = agreement(records(folder / JOURNAL, self._limit), rows.rows(), self._recorded.right)
+        same, known = found
+        return f"{name}: {same / known:.1%} of {known:,} grades are those of the recording." if known else ""
+
+
+def agreement(
+    found: Iterable[RowRecord], rows: Iterable[Any], right: Callable[[str, str, int], bool | None]
+) -> tuple[int, int]:
+    """Return how many grades of single answers are those of a recording (``right``), and how many both know."""
+    questions = {row.row: row.question for row in rows}
+    same = known = 0
+    for record in found:
+        tier = record.tiers[record.tier] if record.tiers else None
+        if record.error is not None or record.correct is None or tier is None or tier.samples != 1:
+            continue
+        recorded = right(tier.model, str(questions.get(record.row, "")), 0)
+        known += recorded is not None
+        same += recorded is record.correct
+    return same, known
+
+
+def rows_in(journal: Path, limit: int | None) -> int:
+    """Return the number of rows of a journal, up to ``limit``, that have ended."""
+    with journal.open("rb") as file:
+        lines = whole_lines(file, journal)
+        next(lines, None)
+        return len({row for line in lines if (row := head_of(line).row) < (limit or row + 1)})
 
 
 def finish(folder: Path, tally: Tally, rows: int) -> None:

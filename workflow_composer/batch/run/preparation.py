@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workflow_composer.batch.datasets.columns import Columns
 from workflow_composer.batch.datasets.recorded_answers import RecordedAnswers
 from workflow_composer.errors import ConfigError, InputError
 from workflow_composer.markers import is_routing_string
@@ -48,11 +49,13 @@ class Options:
     system: str | None = None
     contexts: tuple[str, ...] = ()
     max_tokens: int | None = None
+    stop: tuple[str, ...] | None = None
     budget: float | None = None
     run_budget: float | None = None
     timeout: float | None = None
     in_flight: int | None = None
     no_texts: bool = False
+    columns: Columns = field(default_factory=Columns)
     shard: str | None = None
 
     @property
@@ -73,7 +76,7 @@ class Options:
     @property
     def fields(self) -> dict[str, Any]:
         """Fields of every row's request."""
-        given = {name: getattr(self, name) for name in ("system", "max_tokens", "budget", "timeout")}
+        given = {name: getattr(self, name) for name in ("system", "max_tokens", "stop", "budget", "timeout")}
         given["context"] = self.contexts or None
         return {name: value for name, value in given.items() if value is not None}
 
@@ -107,7 +110,7 @@ class Preparation:
         if not options.datasets:
             assert self.recorded is not None  # the command line asks for one of the two
             return [self.recorded]
-        found = [find(name, options.data_dir) for name in dict.fromkeys(options.datasets)]
+        found = [find(name, options.data_dir, columns=options.columns) for name in dict.fromkeys(options.datasets)]
         names = [rows.name for rows in found]
         if twice := {name for name in names if names.count(name) > 1}:
             raise InputError(f"data set {', '.join(sorted(twice))} is named twice", hint="run one split at a time")

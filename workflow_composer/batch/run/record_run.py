@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from workflow_composer.backends.recordings import Recorded
-from workflow_composer.batch.datasets.dataset import Row, find
+from workflow_composer.batch.datasets.dataset import DataSet, Row
 from workflow_composer.batch.run.answer_file import graded
 from workflow_composer.batch.run.journal import open_own, unwritable
 from workflow_composer.batch.run.limiter import Limiter
@@ -21,7 +21,7 @@ from workflow_composer.batch.run.tally import Tally
 from workflow_composer.errors import InputError
 from workflow_composer.storage.appending import OwnFile
 from workflow_composer.storage.lines import encoded
-from workflow_composer.types import LLMResponse, TokenLogprob
+from workflow_composer.types import LLMResponse, TokenLogprob, is_cut_off
 
 _LEAST = -9999.0
 """Servers' stand-in for minus infinity, which JSON cannot represent."""
@@ -50,16 +50,14 @@ class RecordedRow:
     line: Mapping[str, Any] | None
 
 
-def questions(
-    datasets: Sequence[str], data_dir: Path, tiers: Sequence[str], *, skip: int, limit: int | None
-) -> list[TierQuestion]:
+def questions(datasets: Sequence[DataSet], tiers: Sequence[str], *, skip: int, limit: int | None) -> list[TierQuestion]:
     """Return every question for every tier, each once. Raises `InputError` if a question has no label."""
     found: dict[bytes, TierQuestion] = {}
-    for name in datasets:
-        for row in islice(find(name, data_dir).rows(), skip, None if limit is None else skip + limit):
+    for data in datasets:
+        for row in islice(data.rows(), skip, None if limit is None else skip + limit):
             if row.label is None:
                 hint = "a recording needs the correct answers: use a data set with labels"
-                raise InputError(f"{name}: row {row.row} has no label", hint=hint)
+                raise InputError(f"{data.name}: row {row.row} has no label", hint=hint)
             for tier in tiers:
                 asked = TierQuestion(row, tier)
                 found.setdefault(asked.key, asked)
@@ -139,24 +137,52 @@ class RecordingFile:
 
 
 class RecordingAnswers:
-    """Answers each question by its tier and makes lines of a recording. ``fields`` as in `LLMRequest`."""
+    """Answers each question by its tier and makes lines of a recording. ``fields`` as in `LLMRequest`.
 
-    def __init__(self, generate: Generate, fields: Mapping[str, Any]) -> None:
+    Without ``keep_texts`` answers, tokens, ids and labels are left out of the lines.
+    """
+
+    def __init__(self, generate: Generate, fields: Mapping[str, Any], *, keep_texts: bool = True) -> None:
         self._generate = generate
         self._fields = fields
+        self._keep_texts = keep_texts
         self.first_error = ""
 
     async def __call__(self, question: TierQuestion, budget: float | None) -> RecordedRow:
         """Answer one question for at most ``budget`` dollars; return its line."""
-        own = {"model": question.tier} if budget is None else {"model": question.tier, "budget": budget}
-        response = await self._generate(question.row.question, **self._fields, **own)
+        own: dict[str, Any] = {**question.row.own, "model": question.tier}
+        if budget is not None:
+            own["budget"] = budget
+        response = await self._generate(question.row.prompt, **{**self._fields, **own})
         assert question.row.label is not None  # `questions` rejects rows without a label
-        grade = await graded(response.samples[0], question.row.label)
+        grade = await graded(response.samples[0], *question.row.labels)
         unread = grade["answer"] is None
-        cut_off = unread and grade["finish_reason"] == "length"
+        cut_off = unread and is_cut_off(grade["finish_reason"])
         counts = (grade["correct"], response.cost, unread, cut_off)
         head = Head(question.row.row, None, question.tier, *counts, priced=response.cost_known)
-        return RecordedRow(head, _line(question, response, correct=grade["correct"]))
+        return RecordedRow(head, self._line(question, response, grade))
+
+    def _line(self, question: TierQuestion, response: LLMResponse, grade: Mapping[str, Any]) -> dict[str, Any]:
+        sample, row = response.samples[0], question.row
+        line: dict[str, Any] = {
+            "question": row.question,
+            "model": question.tier,
+            "sample": 0,
+            "answer": sample.text if self._keep_texts else "",
+            "correct": grade["correct"],
+            "tokens": response.usage.completion_tokens,
+            "prompt_tokens": response.usage.prompt_tokens,
+            "cost": response.cost if response.cost_known else None,
+            "read_by": grade["read_by"],
+        }
+        if sample.finish_reason not in (None, "stop"):
+            line["finish_reason"] = sample.finish_reason
+        if self._keep_texts:
+            line |= {"id": row.id, "label": list(row.labels) if row.others else row.label}
+            line |= {"reasoning": sample.reasoning} if sample.reasoning else {}
+        if sample.logprobs is not None:
+            line["logprobs"] = [_token(token, keep_texts=self._keep_texts) for token in sample.logprobs]
+        return line
 
     def failed(self, question: TierQuestion, error: BaseException, seconds: float) -> RecordedRow:
         """Return the record of a failed question, with the cost of its attempts."""
@@ -168,8 +194,9 @@ class RecordingAnswers:
 class Recorder:
     """Sends the questions that are not recorded yet; ``tally`` counts the progress."""
 
-    def __init__(self, asked: Sequence[TierQuestion], file: RecordingFile) -> None:
+    def __init__(self, asked: Sequence[TierQuestion], file: RecordingFile, *, keep_texts: bool = True) -> None:
         self._file = file
+        self._keep_texts = keep_texts
         self._left = [question for question in asked if not file.is_done(question)]
         done = len(asked) - len(self._left)
         self.tally = Tally(len(asked), answered=done, earlier=done, cost=file.spent)
@@ -188,7 +215,7 @@ class Recorder:
     ) -> None:
         """Send ``concurrency`` questions at a time; ``fields`` are fields of `LLMRequest` for all of them."""
         limiter = Limiter.of(concurrency)
-        answers = RecordingAnswers(heard(generate, limiter), fields)
+        answers = RecordingAnswers(heard(generate, limiter), fields, keep_texts=self._keep_texts)
         budget.earlier(self._file.spent)
         try:
             await run(
@@ -206,26 +233,9 @@ class Recorder:
             self.first_error = answers.first_error
 
 
-def _line(question: TierQuestion, response: LLMResponse, *, correct: bool) -> dict[str, Any]:
-    sample = response.samples[0]
-    line: dict[str, Any] = {
-        "question": question.row.question,
-        "model": question.tier,
-        "sample": 0,
-        "answer": sample.text,
-        "correct": correct,
-        "tokens": response.usage.completion_tokens,
-        "prompt_tokens": response.usage.prompt_tokens,
-        "cost": response.cost if response.cost_known else None,
-    }
-    if sample.logprobs is not None:
-        line["logprobs"] = [_token(token) for token in sample.logprobs]
-    return line
-
-
-def _token(token: TokenLogprob) -> dict[str, Any]:
-    top = [[text, max(_LEAST, value)] for text, value in token.top]
-    return {"token": token.token, "logprob": max(_LEAST, token.logprob), "top": top}
+def _token(token: TokenLogprob, *, keep_texts: bool) -> dict[str, Any]:
+    top = [[text if keep_texts else "", max(_LEAST, value)] for text, value in token.top]
+    return {"token": token.token if keep_texts else "", "logprob": max(_LEAST, token.logprob), "top": top}
 
 
 def _key(model: str | None, question: Any) -> bytes:

@@ -118,10 +118,13 @@ class Tally:
         self.graded -= again and head.correct is not None
         if head.error is None:
             self._answered(head)
-            self.in_a_row = self.in_a_row + 1 if head.unreadable else 0
         else:
             self.errors += 1
             self.graded += head.correct is not None
+        if head.unreadable:
+            self.in_a_row += 1
+        elif head.error is None:
+            self.in_a_row = 0
         now = self.clock()
         if now - self._marks[-1][0] >= 1.0:
             self._marks.append((now, self.done))

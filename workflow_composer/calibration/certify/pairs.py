@@ -23,7 +23,7 @@ KEYS = ("score", "correct", "id", "group", "tier", "cost")
 
 FORM = "a line needs score and correct; id, group, tier and cost are optional; docs/calibration.md has an example"
 
-_TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
+_TRUE, _FALSE = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no")
 
 
 class RecordedAnswer(Protocol):
@@ -219,15 +219,18 @@ class _Pair:
     line: int
 
 
-def from_pairs(path: Path, tiers: Sequence[str] = ()) -> CalibrationTable:
+def from_pairs(
+    path: Path, tiers: Sequence[str] = (), *, rows: Iterable[tuple[int, Mapping[str, Any]]] | None = None
+) -> CalibrationTable:
     """Build the table from a pairs file: JSON lines, or CSV with a header (``.csv``); either may be gzipped (``.gz``).
 
     Lines with the same ``id`` are one request at several tiers. ``tiers``: their order, cheapest first; default: the order
-    of first appearance in the file. Raises `InputError` with file and line.
+    of first appearance in the file. ``rows``: the file's line numbers and lines, if it has another format. Raises
+    `InputError` with file and line.
     """
     found: dict[str, dict[str, _Pair]] = {}
     named: dict[str, None] = {}
-    for line, data in _lines(path):
+    for line, data in _lines(path) if rows is None else rows:
         try:
             key, tier, pair = _pair(data, line)
         except ValueError as error:
@@ -240,15 +243,15 @@ def from_pairs(path: Path, tiers: Sequence[str] = ()) -> CalibrationTable:
             raise InputError(f"{path}:{line}: {where}", hint="write one line per request and tier")
         row[name] = pair
     order = _ordered(path, list(named), tiers)
-    rows, notes = _graded_pairs(path, found, order)
-    costs = np.array([[math.nan if pair.cost is None else pair.cost for pair in row] for row in rows.values()])
+    graded, notes = _graded_pairs(path, found, order)
+    costs = np.array([[math.nan if pair.cost is None else pair.cost for pair in row] for row in graded.values()])
     return CalibrationTable(
-        ids=tuple(rows),
-        groups=tuple(_pairs_group(path, row) for row in rows.values()),
+        ids=tuple(graded),
+        groups=tuple(_pairs_group(path, row) for row in graded.values()),
         tiers=tuple(
-            TierColumn(name, given=np.array([row[at].score for row in rows.values()])) for at, name in enumerate(order)
+            TierColumn(name, given=np.array([row[at].score for row in graded.values()])) for at, name in enumerate(order)
         ),
-        correct=np.array([[bool(pair.correct) for pair in row] for row in rows.values()], dtype=np.bool_),
+        correct=np.array([[bool(pair.correct) for pair in row] for row in graded.values()], dtype=np.bool_),
         costs=None if np.isnan(costs).any() else costs,
         source=path.name,
         digest=file_digest(path),

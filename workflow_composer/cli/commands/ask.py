@@ -103,6 +103,7 @@ _MONEY = click.FloatRange(min=0, min_open=True)
 @click.option(
     "--try", "sample", type=click.IntRange(min=1), metavar="N", help="Ask N rows, print them, then ask whether to go on."
 )
+@click.option("--again", is_flag=True, help="Set the output's earlier answers aside and ask every row anew.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows.")
 @click.option("-t", "--task", "task_type", metavar="TASK", help="Task type, as in the profile's task_routing.")
 @click.option("-m", "--model", metavar="NAME", help="Role, tier, model or routing string to use instead of the task's.")
@@ -129,6 +130,7 @@ _MONEY = click.FloatRange(min=0, min_open=True)
     "--concurrency", type=click.IntRange(1, 10_000), metavar="N", help="Rows in flight. Default: adaptive, up to 512."
 )
 @click.option("--formulas", is_flag=True, help="Write cells that a spreadsheet would run as formulas unchanged (CSV).")
+@click.option("--no-texts", is_flag=True, help="Keep neither prompts nor the votes' samples in the journal.")
 @strategy_option
 @debug_option
 @click.pass_context
@@ -147,7 +149,7 @@ def ask(context: click.Context, /, source: Path, target: Path, json_summary: boo
     JSON.
 
     Exit codes: 0 done; 1 some rows failed; 2 wrong usage or input; 6 the run budget is used up: run the same command with a
-    higher --run-budget to resume.
+    higher --run-budget to resume; 7 too many answers cannot be read.
     """
     from workflow_composer.cli.commands.ask_run import AskSession, opened_run
 

@@ -14,7 +14,7 @@ import click
 
 from workflow_composer.answers.form import OutputForm
 from workflow_composer.answers.output_form import output_form
-from workflow_composer.batch.asking.asking import AskRun, NewColumns, identity_of, journal_of
+from workflow_composer.batch.asking.asking import AskRun, NewColumns, journal_of
 from workflow_composer.batch.asking.forecast import Measured, PriceForecast, forecast
 from workflow_composer.batch.asking.labels import LabelCounts
 from workflow_composer.batch.asking.table_output import OTHER, cell, suffix_of
@@ -24,8 +24,17 @@ from workflow_composer.batch.run.answer_file import AnswerFile, answers_in
 from workflow_composer.batch.run.journal import unwritable
 from workflow_composer.batch.run.runner import Budget
 from workflow_composer.cli.interrupt import run_stoppable
-from workflow_composer.cli.output import dollars, percent, print_json, print_table
-from workflow_composer.cli.progress import DecisionLog, progress_for, raise_if_over, tell_spent_before
+from workflow_composer.cli.output import (
+    code_of,
+    cost_text,
+    dollars,
+    known_cost,
+    percent,
+    print_json,
+    print_table,
+    tell_no_price,
+)
+from workflow_composer.cli.progress import DecisionLog, doubting, progress_for, raise_if_over, tell_spent_before
 from workflow_composer.cli.state import State
 from workflow_composer.errors import InputError
 from workflow_composer.storage.lines import unreadable
@@ -36,7 +45,7 @@ if TYPE_CHECKING:
     from workflow_composer.orchestrator import ModelOrchestrator
     from workflow_composer.plan import Plan
 
-SOME_FAILED = 1
+_REMEDY = "the reason is in OUTPUT.journal (error); say in the prompt what the answer must be, or try another model"
 _FIRST = 3
 """Answers after which the time of the other rows is told."""
 
@@ -74,6 +83,7 @@ def opened_run(source: Path, options: Mapping[str, Any]) -> AskRun:
         keep=options["keep"] or None,
         label=options["label_column"],
         limit=options["limit"],
+        keep_texts=not options["no_texts"],
     )
 
 
@@ -124,6 +134,7 @@ class AskSession:
     def __init__(self, state: State, run: AskRun, target: Path, options: Mapping[str, Any]) -> None:
         self._state, self._run, self._target = state, run, target
         self._sample, self._concurrency = options["sample"], options["concurrency"]
+        self._again = options["again"]
         self._formulas, self._label = options["formulas"], options["label_column"]
         self._budget = Budget(options["budget"], options["run_budget"])
         self._asked: frozenset[int] = frozenset()
@@ -138,8 +149,8 @@ class AskSession:
             run.fields["temperature"] = (
                 0.0  # ollama and llama.cpp sample at 0.8 if nothing is said; some cloud models refuse 0
             )
-        run.identity = identity_of(orchestrator.config, run)
-        with run.opened(self._target) as file:
+        trying = self._sample is not None
+        with run.opened(self._target, orchestrator.config, again=self._again, trying=trying) as file:
             self._tell_before(orchestrator)
             tell_spent_before(self._budget, run.tally.cost)
             self._budget.earlier(run.tally.cost)
@@ -148,7 +159,8 @@ class AskSession:
                 self._show_sample()
                 self._tell_measured()
                 if not self._goes_on():
-                    return SOME_FAILED if run.tally.errors else 0
+                    raise_if_over(self._budget, run.tally)
+                    return code_of([run.tally])
                 orchestrator = self._opened()
             if not self._done:
                 self._ask(orchestrator, file, None)
@@ -176,14 +188,14 @@ class AskSession:
                     wanted=self._wanted(only),
                     concurrency=self._concurrency,
                     budget=self._budget,
-                    progress=self._telling(progress, begun=tally.answered),
+                    progress=progress if only is not None else self._telling(progress, begun=tally.answered),
                     stop=stop,
+                    go_on=doubting(progress, _REMEDY),
                 )
 
         def told() -> str:
-            return (
-                f"{tally.done} of {tally.total} rows done, {dollars(tally.cost_now)}; run the same command again to resume"
-            )
+            spent = cost_text(tally.cost_now, tally.unpriced_now)
+            return f"{tally.done} of {tally.total} rows done, cost {spent}; run the same command again to resume"
 
         log = self._state.log
         assert isinstance(log, DecisionLog)
@@ -236,6 +248,8 @@ class AskSession:
         if run.other_labels:
             shown = ", ".join(map(repr, run.other_labels[:5]))
             click.echo(f"warning: labels that no answer can equal: {shown}", err=True)
+        if run.set_aside is not None:
+            click.echo(f"earlier answers, to other questions, are now in {run.set_aside}", err=True)
         if tally.earlier:
             click.echo(f"{tally.earlier} rows are answered in {journal_of(self._target)}", err=True)
         if not left or self._tell_measured():
@@ -260,8 +274,9 @@ class AskSession:
         if found is None or not left:
             return found is not None
         at_once = min(self._concurrency or _AT_ONCE, left)
+        price = "price unknown" if found.cost is None else dollars(found.cost * left)
         click.echo(
-            f"forecast for the other {left} rows, by {found.rows} answered: {dollars(found.cost * left)}, "
+            f"forecast for the other {left} rows, by {found.rows} answered: {price}, "
             f"{_duration(found.seconds * left / at_once)} with {at_once} rows at a time",
             err=True,
         )
@@ -293,7 +308,7 @@ class AskSession:
         else:
             self._tell(summary, counts, output.formulas)
         raise_if_over(self._budget, tally)
-        return SOME_FAILED if tally.errors else 0
+        return code_of([tally])
 
     def _summary(self) -> dict[str, Any]:
         tally = self._run.tally
@@ -315,7 +330,7 @@ class AskSession:
             "asked_again": again,
             "escalated": escalated,
             "mended": dict(mended),
-            "cost": tally.cost_now,
+            "cost": known_cost(tally.cost_now, tally.unpriced_now),
             "seconds": round(tally.seconds, 3),
         }
 
@@ -343,8 +358,10 @@ class AskSession:
         parts += [f"{summary['errors']} errors", f"{summary['calls']} calls"]
         if counts is not None and counts.graded:
             parts.append(f"accuracy {percent(summary['accuracy'])} of {counts.graded}")
-        parts += [f"cost {dollars(summary['cost'])}", f"{summary['seconds']:.1f} s"]
+        tally = self._run.tally
+        parts += [f"cost {cost_text(tally.cost_now, tally.unpriced_now)}", f"{summary['seconds']:.1f} s"]
         click.echo(f"{', '.join(parts)}: {self._target}", err=True)
+        tell_no_price(tally.cost_now, tally.unpriced_now)
         if summary["mended"]:
             told = ", ".join(f"{note} {count}" for note, count in summary["mended"].items())
             click.echo(f"mended without a call: {told}", err=True)

@@ -7,12 +7,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from workflow_composer.batch.datasets.columns import Columns
 from workflow_composer.calibration.certify.certificate import (
     Certificate,
     Group,
@@ -22,7 +23,14 @@ from workflow_composer.calibration.certify.certificate import (
     digest_of,
 )
 from workflow_composer.cli.commands.execute import spread
-from workflow_composer.cli.options import common_options, context_option, examples, profile_option
+from workflow_composer.cli.options import (
+    column_options,
+    columns_of,
+    common_options,
+    context_option,
+    examples,
+    profile_option,
+)
 from workflow_composer.cli.output import dollars, percent, print_json, print_table
 from workflow_composer.cli.state import State
 from workflow_composer.errors import ConfigError, InputError, ModelError
@@ -200,6 +208,7 @@ class CalibrationOptions:
     max_tokens: int | None = None
     output: Path = Path("certificate.json")
     plots: Path | None = None
+    columns: Columns = field(default_factory=Columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,9 +282,13 @@ class Calibration:
         options = self.options
         tiers = options.tiers or tuple(config.tiers if config else ())
         if options.pairs is not None:
+            from workflow_composer.batch.datasets.pairs_table import read_pairs
             from workflow_composer.calibration.certify.pairs import from_pairs
 
-            return from_pairs(options.pairs, tiers)
+            pairs = read_pairs(options.pairs, options.columns)
+            if not self.state.json:
+                click.echo(f"{options.pairs}: {pairs.describe()}", err=True)
+            return from_pairs(options.pairs, tiers, rows=pairs.rows())
         assert options.replay is not None  # the command line requires one of the two
         specs = {tier: _spec(config, tier) for tier in tiers} if config else {}
         names = {tier: (tier, spec.model, spec.name) if (spec := specs.get(tier)) else (tier,) for tier in tiers}
@@ -360,14 +373,16 @@ class _WithTiers(click.Command):
     epilog=examples(
         "calibrate --replay answers.jsonl --tiers small medium large --alpha 0.1 --delta 0.1 -o certificate.json",
         "calibrate --pairs scores.csv --alpha 0.05 --coverage 0.6",
+        "calibrate --pairs judged.parquet --label-column is_right --id-column question",
         "-s development calibrate --replay answers.jsonl --group-by group --floor legal=large --plots plots",
     ),
 )
 @click.option(
     "--pairs",
     type=click.Path(path_type=Path),
-    help="Scores and grades: JSONL, or CSV with a header; see docs/calibration.md.",
+    help="Table of scores and grades (JSONL, CSV, Parquet, ...); see docs/calibration.md.",
 )
+@column_options("question", "label", "id")
 @click.option("--replay", type=click.Path(path_type=Path), help="Recorded, graded answers (JSONL); see docs/recordings.md.")
 @click.option(
     "--alpha",
@@ -453,4 +468,5 @@ def calibrate(context: click.Context, /, **options: Any) -> None:
     """
     if (options["pairs"] is None) == (options["replay"] is None):
         raise click.UsageError("specify either --pairs or --replay")
-    context.exit(Calibration(context.ensure_object(State), CalibrationOptions(**options)).run())
+    columns = columns_of(options)
+    context.exit(Calibration(context.ensure_object(State), CalibrationOptions(**options, columns=columns)).run())

@@ -66,11 +66,14 @@ def verify(context: click.Context, file: Path, pairs: Path | None, replay: Path 
         raise click.UsageError("specify either --pairs or --replay")
     found = Certificate.load(file)
     with libraries():
+        from workflow_composer.batch.datasets.columns import Columns
+        from workflow_composer.batch.datasets.pairs_table import read_pairs
         from workflow_composer.calibration.certify.calibrate import verify as differences_of
         from workflow_composer.calibration.certify.pairs import from_pairs
 
         if pairs is not None:
-            table = from_pairs(pairs, [tier.name for tier in found.tiers])
+            rows = read_pairs(pairs, Columns()).rows()
+            table = from_pairs(pairs, [tier.name for tier in found.tiers], rows=rows)
         else:
             assert replay is not None  # checked above
             table = read_recording(replay, {tier.name: (tier.name, tier.identity.model) for tier in found.tiers})

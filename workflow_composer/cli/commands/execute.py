@@ -10,12 +10,15 @@ import click
 
 from workflow_composer.answers.form import Comparison
 from workflow_composer.cli.options import (
+    column_options,
+    columns_of,
     common_options,
     context_option,
     examples,
     finite,
     run_budget_option,
     shard_option,
+    stop_option,
     strategy_option,
     vote_by_option,
 )
@@ -71,6 +74,7 @@ def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]
         "execute --routes mv_cascade_small_k8_t0.7_medium_k8_t0.7_large_k1_t0.0 --datasets problems --data-dir data",
         "execute --policies adaptive_k_sampling cost_aware_escalation entropy_aware_escalation \\\n"
         "      --probing-dataset openai_gsm8k:train --datasets openai_gsm8k gneubig_aime-1983-2024 --dry-run",
+        "execute --routes small --datasets cases.csv --question-column Problem --label-column Gold",
         "execute --replay answers.jsonl.gz --routes mv_7B_k8_t0.7 --baselines",
     ),
 )
@@ -78,9 +82,8 @@ def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]
     "--policies", cls=_Policies, multiple=True, metavar="NAME...", help="Batch policies; NAME:TIER if one takes a tier."
 )
 @click.option("--routes", "--route", "routes", multiple=True, metavar="ROUTE...", help="Routing strings or model names.")
-@click.option(
-    "--datasets", multiple=True, metavar="NAME...", help="Data sets; write `/` as `_`; NAME:SPLIT selects a split."
-)
+@click.option("--datasets", multiple=True, metavar="NAME...", help="Data sets: paths or names; NAME:SPLIT selects a split.")
+@column_options("question", "label", "choices", "id")
 @click.option(
     "--probing-dataset", metavar="NAME", help="Data set for training the probe, which predicts each tier's success."
 )
@@ -141,6 +144,7 @@ def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]
 @context_option
 @click.option("--system", metavar="TEXT", help="System message of every request.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Token limit of an answer.")
+@stop_option
 @click.option(
     "--budget",
     type=click.FloatRange(min=0, min_open=True),
@@ -167,10 +171,10 @@ def execute(context: click.Context, /, **options: Any) -> None:
     for each data set and policy, results.jsonl and results.parquet, and for each data set a report (report.md,
     report.html) that compares them; --baselines adds every tier alone to the comparison.
 
-    Data sets are JSONL, CSV or Parquet files in the data folder; docs/datasets.md describes the file names. Rows with a
-    label are graded; the samples' texts are kept with the extracted answers. --run-budget covers all data sets and
-    policies of the command. Exit codes: 0 done; 1 some rows failed; 2 wrong usage or input; 6 the run budget is used up:
-    run the same command with a higher one to resume.
+    Data sets are paths, or names of files in the data folder, in any format that docs/datasets.md describes. One line on
+    standard error says which columns were taken. Rows with a label are graded; the samples' texts are kept with the
+    extracted answers. --run-budget covers all data sets and policies of the command. Exit codes: 0 done; 1 some rows failed;
+    2 wrong usage or input; 6 the run budget is used up: run the same command with a higher one to resume.
     """
     from workflow_composer.batch.run.preparation import Options
     from workflow_composer.cli.commands.execute_run import Execution
@@ -184,4 +188,5 @@ def execute(context: click.Context, /, **options: Any) -> None:
         from workflow_composer.contexts.library import Library
 
         options["contexts"] = Library(environ=state.environ).pins(options["contexts"])
-    context.exit(Execution(state, Options(**options)).run())
+    columns = columns_of(options)
+    context.exit(Execution(state, Options(**options, columns=columns)).run())

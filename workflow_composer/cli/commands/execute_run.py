@@ -103,6 +103,9 @@ class Execution:
 
     def _plan(self, preparation: Preparation, config: StrategyConfig) -> Planned:
         sets = preparation.datasets()
+        for rows in sets:
+            if rows is not self._recorded and not self._state.json:
+                click.echo(f"{rows.name}: {rows.describe()}", err=True)
         context = preparation.context()
         context, tokens = self._informed(preparation, context, config)
         policies = preparation.policies(context)
@@ -167,7 +170,7 @@ class Execution:
                 self._end_if_over(tally, summaries)
             if self._shard is not None:
                 continue  # a report compares whole runs: `merge` joins the shards first
-            places = run.report(name, folders[name], runs)
+            places = run.report(name, folders[name], runs, rows)
             if not self._state.json:
                 click.echo(f"report: {', '.join(map(str, places))}", err=True)
         if given_up := reader(run.voting.form).timed_out:
@@ -187,6 +190,7 @@ class Execution:
             recorded=self._recorded,
             limit=limit,
             keep_texts=not self._options.no_texts,
+            command=self._state.arguments,
             planning={name: getattr(self._options, name) for name in ("k", "k_max", "target", "probing_dataset")},
             shard=self._shard,
         )

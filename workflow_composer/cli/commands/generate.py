@@ -15,6 +15,8 @@ from workflow_composer.batch.run.file_run import FileRun, Printed
 from workflow_composer.batch.run.runner import Budget
 from workflow_composer.cli.interrupt import run_stoppable
 from workflow_composer.cli.options import (
+    column_options,
+    columns_of,
     common_options,
     context_option,
     examples,
@@ -22,6 +24,7 @@ from workflow_composer.cli.options import (
     read_prompt,
     run_budget_option,
     shard_option,
+    stop_option,
     strategy_option,
     vote_by_option,
 )
@@ -48,6 +51,7 @@ from workflow_composer.cli.progress import (
 from workflow_composer.cli.state import State
 
 if TYPE_CHECKING:
+    from workflow_composer.batch.datasets.columns import Columns
     from workflow_composer.batch.run.answer_file import AnswerFile
     from workflow_composer.orchestrator import ModelOrchestrator
     from workflow_composer.types import LLMResponse
@@ -67,12 +71,15 @@ def answer_file(
     concurrency: int | None,
     limit: int | None,
     budget: Budget,
+    columns: Columns | None = None,
     shard: str | None = None,
     no_texts: bool = False,
 ) -> int:
     """Answer the rows of ``source``; return the exit code. Raises `InputError` for invalid rows, before any is sent."""
     part = shard_of(shard, state.environ)
-    run = FileRun(source, fields, limit=limit, environ=state.environ, shard=part, keep_texts=not no_texts)
+    run = FileRun(source, fields, limit=limit, environ=state.environ, columns=columns, shard=part, keep_texts=not no_texts)
+    if not state.json:
+        click.echo(f"{source}: {run.rows.table.describe()}", err=True)
     if target is None:
         _answer(state, run, Printed(sys.stdout.buffer, "standard output"), None, concurrency, budget)
     else:
@@ -138,6 +145,7 @@ def _sum_up(state: State, run: FileRun, target: Path | None) -> None:
     if state.json:
         summary = {
             "rows": tally.total,
+            "columns": run.rows.table.describe(),
             "sha256": run.rows.sha256,
             "answered": tally.answered,
             "earlier": tally.earlier,
@@ -255,18 +263,24 @@ _OF_FILE = ("concurrency", "limit", "run_budget", "shard", "no_texts")
         'generate --model mv_cascade_small_k4_t0.7_large_k1_t0.0 "What is 30 + 12?"',
         'generate --model mv_small_k5_t0.7 --vote-by embedding "Why is the sky blue?"',
         "generate --input questions.jsonl --output answers.jsonl --concurrency 32",
+        "generate --input cases.csv --question-column Problem --label-column Gold --output answers.jsonl",
+        "generate --input batch_requests.jsonl --model small --output batch_output.jsonl",
         "generate --input questions.jsonl.gz --limit 100 --json | jq .text",
         "generate --input questions.jsonl --output answers.jsonl --budget 0.01 --run-budget 5",
     )
 )
 @click.argument("prompt", required=False)
-@click.option("-i", "--input", "source", type=click.Path(path_type=Path), help="JSONL file of rows, plain or gzip.")
+@click.option(
+    "-i", "--input", "source", type=click.Path(path_type=Path), help="Table of rows: JSONL, JSON, CSV, TSV, Parquet, ..."
+)
 @click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="JSONL file for the answers.")
+@column_options("question", "label", "choices", "id")
 @click.option("-t", "--task", "task_type", metavar="TASK", help="Task type, as in the profile's task_routing.")
 @click.option("-m", "--model", metavar="NAME", help="Role, tier, model or routing string to use instead of the task's.")
 @context_option
 @click.option("--system", metavar="TEXT", help="System message; follows the context.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Token limit of an answer.")
+@stop_option
 @click.option(
     "--temperature", type=click.FloatRange(min=0), callback=finite, metavar="T", help="Sampling temperature; 0 is greedy."
 )
@@ -310,11 +324,16 @@ def generate(
     The prompt is the argument, or standard input. On a terminal the answer is streamed; with --json it is printed at the
     end, with the routing decision, usage and attempts.
 
-    With --input every row is a JSON object with `question`, `prompt` or `messages`, and optionally `id`, `task_type`,
-    `model`, `context` (a name or a list of names) and `answer` (the correct answer, for grading). Rows with the same context
-    are sent one after another, so that servers can reuse their caches. Output rows have `index`, `id`, `text`, `model`,
-    `candidate`, `tier`, `fallback_depth`, `cost`, `tokens`, `latency_ms` and `confidence`, or `error`; graded rows also have
-    `answer` (the extracted final answer, or null), `finish_reason` and `correct`. They are in order of completion.
+    With --input the rows are those of a table (docs/datasets.md): JSON lines, JSON, CSV, Parquet and others, with a column
+    of questions or messages, and optionally of right answers (for grading), choices and ids; one line on standard error says
+    which were taken. Further columns that count are `task_type`, `model`, `context` (a name or a list of names), and fields
+    of the request, such as `max_tokens`. Requests of the OpenAI Batch API (`custom_id` and `body`) are answered in its
+    output form; --model replaces their model.
+
+    Rows with the same context are sent one after another, so that servers can reuse their caches. Output rows have `index`,
+    `id`, `text`, `model`, `candidate`, `tier`, `fallback_depth`, `cost`, `tokens`, `latency_ms` and `confidence`, or
+    `error`; graded rows also have `answer` (the extracted final answer, or null), `finish_reason` and `correct`. They are in
+    order of completion.
 
     After an interruption, run the same command again: it resumes and retries failed rows. Until a run ends, a row that was
     retried has a line for each try; the last one counts. The whole input is checked before the first row is sent. Without
@@ -325,13 +344,15 @@ def generate(
     higher --run-budget to resume.
     """
     state = context.ensure_object(State)
+    columns = columns_of(options)
     of_file = {name: options.pop(name) for name in _OF_FILE}
     given = {name: value for name, value in options.items() if value is not None}
     if contexts:
         given["context"] = contexts
     if source is None:
-        if target is not None or any(of_file[name] is not None for name in ("limit", "run_budget", "shard")):
-            raise click.UsageError("--output, --limit, --shard and --run-budget need --input")
+        named = target is not None or any(columns.given)
+        if named or any(of_file[name] is not None for name in ("limit", "run_budget", "shard")):
+            raise click.UsageError("--output, --limit, --shard, --run-budget and the columns need --input")
         answer_prompt(state, prompt, given)
         return
     if prompt is not None:
@@ -339,4 +360,4 @@ def generate(
     if of_file["shard"] is not None and target is None:
         raise click.UsageError("--shard needs --output: each shard has a file of its own beside it")
     limits = Budget(given.pop("budget", None), of_file.pop("run_budget"))
-    context.exit(answer_file(state, source, target, given, budget=limits, **of_file))
+    context.exit(answer_file(state, source, target, given, budget=limits, columns=columns, **of_file))

@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from workflow_composer.batch.datasets.dataset import find
 from workflow_composer.batch.run.record_run import Recorder, RecordingFile, questions
 from workflow_composer.batch.run.runner import Budget
 from workflow_composer.cli.interrupt import run_stoppable
 from workflow_composer.cli.options import (
+    column_options,
+    columns_of,
     common_options,
     context_option,
     examples,
     finite,
     run_budget_option,
+    stop_option,
     strategy_option,
 )
 from workflow_composer.cli.output import ENDING, code_of, cost_text, known_cost, percent, print_json, tell_unread
@@ -38,6 +42,7 @@ class RecordRun:
 
     def __init__(self, state: State, **options: Any) -> None:
         self._state = state
+        self._columns = columns_of(options)
         self._options = options
         self._output: Path = options["output"]
 
@@ -51,8 +56,12 @@ class RecordRun:
             orchestrator = self._open()
             try:
                 tiers = self._tiers(orchestrator)
-                skip, limit = options["skip"], options["limit"]
-                recorder = Recorder(questions(options["datasets"], options["data_dir"], tiers, skip=skip, limit=limit), file)
+                sets = [find(name, options["data_dir"], columns=self._columns) for name in options["datasets"]]
+                for rows in sets:
+                    if not self._state.json:
+                        click.echo(f"{rows.name}: {rows.describe()}", err=True)
+                asked = questions(sets, tiers, skip=options["skip"], limit=options["limit"])
+                recorder = Recorder(asked, file, keep_texts=not options["no_texts"])
             except BaseException:
                 orchestrator.close()
                 raise
@@ -104,7 +113,7 @@ class RecordRun:
 
     def _fields(self) -> dict[str, Any]:
         options = self._options
-        fields = {name: options[name] for name in ("system", "max_tokens", "timeout") if options[name] is not None}
+        fields = {name: options[name] for name in ("system", "max_tokens", "stop", "timeout") if options[name] is not None}
         if options["contexts"]:
             fields["context"] = options["contexts"]
         fields["temperature"] = options["temperature"]
@@ -147,7 +156,14 @@ class RecordRun:
         "calibrate --replay answers.jsonl --alpha 0.1 --delta 0.1 -o certificate.json",
     )
 )
-@click.option("--datasets", required=True, multiple=True, metavar="NAME", help="Data sets with labels; may be repeated.")
+@click.option(
+    "--datasets",
+    required=True,
+    multiple=True,
+    metavar="NAME",
+    help="Labelled data sets, paths or names; may be repeated.",
+)
+@column_options("question", "label", "choices", "id")
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), default="data", show_default=True, help="Folder of the data sets."
 )
@@ -163,6 +179,7 @@ class RecordRun:
 @context_option
 @click.option("--system", metavar="TEXT", help="System message of every request.")
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Token limit of an answer.")
+@stop_option
 @click.option(
     "--budget",
     type=click.FloatRange(min=0, min_open=True),
@@ -175,6 +192,7 @@ class RecordRun:
 @click.option(
     "--in-flight", type=click.IntRange(1, 10_000), default=16, show_default=True, metavar="N", help="Requests in flight."
 )
+@click.option("--no-texts", is_flag=True, help="Record grades and log-probabilities without answers, tokens and labels.")
 @strategy_option
 @common_options
 @click.pass_context

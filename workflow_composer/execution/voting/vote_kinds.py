@@ -59,10 +59,9 @@ class AnswerVotes(VoteKind):
 
     def read(self, sample: Sample) -> str | None:
         """Return the final answer; the last number of a text with code blocks is none."""
-        if sample.cut_off:
-            return None
         text = sample.text
-        if self._takes_json and ("{" in text or "[" in text) and (value := _json_of(text)) is not None:
+        may_hold_json = self._takes_json and not sample.cut_off and ("{" in text or "[" in text)
+        if may_hold_json and (value := _json_of(text)) is not None:
             self._exact.add(value)
             return value
         found = self._reader.extract_said(sample)

@@ -248,8 +248,8 @@ class TestFaults:
     @pytest.mark.parametrize(
         ("content", "told"),
         [
-            (b"", "no rows"),
-            (b"\n \n", "no rows"),
+            (b"", "has no rows"),
+            (b"\n \n", "has no rows"),
             (b'{"question": "q"}\n{"question": "q"\n', "d.jsonl:2: not valid JSON"),
             (b'{"question": "q"}\n\n["q"]\n', "d.jsonl:3: expected an object, found a list"),
             (b'{"question": "q"}\n{"problem": "q"}\n', "d.jsonl:2: no 'question' in this row"),
@@ -296,8 +296,8 @@ class TestFaults:
     @pytest.mark.parametrize(
         ("content", "told"),
         [
-            ("", "no rows"),
-            ("question,answer\n", "no rows"),
+            ("", "has no rows"),
+            ("question,answer\n", "has no rows"),
             ('question,answer\n"two\nlines",1\nq,2,3\n', "d.csv:4: 3 fields, but the header has 2"),
             ('question,answer\nq,1\n"never closed,2\nq,3\n', "d.csv:3: not valid CSV"),
             ('question,answer\n"q"x,1\n', "d.csv:2: not valid CSV"),
@@ -389,7 +389,7 @@ find("d", Path({str(tmp_path)!r}))
         os.utime(path, ns=(1, 1))
 
         for read in (data.rows, data.chunks):
-            with pytest.raises(InputError, match="has changed since the run was planned"):
+            with pytest.raises(InputError, match="has changed since the run began"):
                 list(read())
         with pytest.raises(InputError, match="has changed"):
             data.check()

@@ -58,9 +58,10 @@ def test_id_task_model_and_label_are_taken_along(rows_of):
     assert (row.id, row.task_type, row.model, row.label) == (7, "math", "small", "12")
 
 
-def test_a_label_that_cannot_be_graded_is_none(rows_of):
-    """A list of choices is no answer."""
-    assert [row.label for row in rows_of(b'{"prompt":"a","answer":["x"]}\n{"prompt":"b","answer":null}\n')] == [None, None]
+def test_a_list_of_labels_is_several_right_answers(rows_of):
+    """Any of them counts; null is no label."""
+    rows = rows_of(b'{"prompt":"a","answer":["x", 2]}\n{"prompt":"b","answer":null}\n')
+    assert [row.labels for row in rows] == [("x", "2"), ()]
 
 
 def test_rows_are_counted_without_blank_lines_and_lines_with_them(rows_of):
@@ -110,11 +111,12 @@ def test_a_requests_key_is_the_one_that_journals_have():
         (b'"a"', "expected an object, found a text", "one JSON object per line"),
         (b"3", "expected an object, found a number", "one JSON object per line"),
         (b'{"prompt": "caf\xe9"}', "not UTF-8: byte 16 of the line is 0xe9", "iconv -f LATIN1"),
-        (b'{"text": "a"}', "no 'question', 'prompt' or 'messages'; the row has 'text'", "rename"),
-        (b"{}", "no 'question', 'prompt' or 'messages'; the row has no fields", "rename"),
+        (b'{"text": "a"}', "no 'prompt' in this row", "every row needs a question"),
+        (b"{}", "no 'prompt' in this row", "every row needs a question"),
         (b'{"prompt": ""}', "'prompt' is empty; it must be a non-empty string", "string"),
         (b'{"question": ["a"]}', "'question' is a list; it must be a non-empty string", "string"),
-        (b'{"messages": []}', "'messages' is not a list of messages", '"role"'),
+        (b'{"turns": ["a", "b"]}', "no 'prompt' in this row", "every row"),
+        (b'{"messages": []}', "no 'prompt' in this row", "every row needs a question"),
         (b'{"messages": ["hello"]}', "'messages' is not a list of messages", '"role"'),
         (b'{"prompt": "a", "model": 3}', "'model' is a number, not a string", "string"),
         (b'{"prompt": "a", "task_type": false}', "'task_type' is false, not a string", "string"),
@@ -156,7 +158,7 @@ def test_what_is_no_file_is_a_fault(tmp_path):
     os.mkfifo(tmp_path / "pipe")
 
     assert "No such file" in fault_of(RowFile(tmp_path / "none.jsonl").count).message
-    assert "Is a directory" in fault_of(RowFile(tmp_path).count).message
+    assert "no table in" in fault_of(RowFile(tmp_path).count).message
     assert "not a regular file" in fault_of(RowFile(tmp_path / "pipe").count).message
 
 

@@ -35,7 +35,7 @@ class TestAccuracyAndCost:
         assert compared(vote=[row(0, tier("small", True), route="mv_small_k8_t0.7")]).reference is None
 
     def test_differences_are_paired(self):
-        """Two runs that are right about the same questions but one differ by that one, whatever questions are drawn."""
+        """Two runs that are right about the same questions differ by little, however uncertain each accuracy is."""
         runs = figures(
             small=greedy(100, "small", lambda n: n % 2 == 0),
             large=greedy(100, "large", lambda n: n < 1 or n % 2 == 0, cost=2),
@@ -43,7 +43,8 @@ class TestAccuracyAndCost:
         same = figures(
             small=greedy(100, "small", lambda n: n % 2 == 0), large=greedy(100, "large", lambda n: n % 2 == 0, cost=2)
         )
-        assert same["small"].lead == (0.0, 0.0, 0.0)
+        assert same["small"].lead.value == 0.0
+        assert -0.04 < same["small"].lead.low < 0 < same["small"].lead.high < 0.04
         assert same["small"].ratio == (0.5, 0.5, 0.5)
         assert runs["small"].lead.value == 0.0
         assert runs["small"].accuracy.high - runs["small"].accuracy.low > 0.15

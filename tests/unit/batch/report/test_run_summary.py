@@ -31,7 +31,7 @@ class TestColumns:
     def test_failed_rows_are_counted_with_their_first_message(self):
         """By the kind of error; they decide nothing and are no answers."""
         summary = RunSummary.of("run", [failed(5, "CallTimeout", "slow"), failed(2, "CallTimeout", "too"), failed(3)])
-        assert totals(summary, "rows", "failed", "graded", "unread") == (3, 3, 0, 0)
+        assert totals(summary, "rows", "failed", "graded", "right", "unread") == (3, 3, 3, 0, 0)
         assert summary.errors == {"CallTimeout": 2, "ServerFailed": 1}
         assert summary.first_error["CallTimeout"] == (5, "slow")
 

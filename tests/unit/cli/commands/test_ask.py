@@ -12,7 +12,7 @@ import pytest
 
 from workflow_composer.cli.commands.ask import spread_fields
 from workflow_composer.errors import ServerUnreachable
-from workflow_composer.types import texts
+from workflow_composer.types import Sample, texts
 
 
 @pytest.fixture
@@ -287,6 +287,54 @@ class TestRuns:
         assert command("ask", table, *LABELS).code == 0
         assert not seen(command)
 
+    def test_rows_may_move_and_others_come(self, command):
+        """A row is known by its prompt: whatever moves keeps its answer, and only new prompts are paid for."""
+        command.script = (prompt_of,)
+        command.write("t.jsonl", *({"n": n} for n in range(5)))
+        assert command("ask", "t.jsonl", "--prompt", "{{ n }}", "-o", "o.csv").code == 0
+        command.made.clear()
+        command.write("t.jsonl", {"n": 9}, *({"n": n, "more": "x"} for n in (4, 2, 0, 1, 3)), {"n": 8})
+        done = command("ask", "t.jsonl", "--prompt", "{{ n }}", "-o", "o.csv")
+        assert done.code == 0, done.err
+        assert sorted(seen(command)) == ["8", "9"]
+        assert [(row["n"], row["answer"], row["more"]) for row in read(command)] == [
+            (n, n, "" if n in "98" else "x") for n in "9420138"
+        ]
+
+    def test_another_model_under_the_same_name_is_not_mixed(self, command, table):
+        """The error names what has changed."""
+        command.script = (kind,)
+        models = {"small": {"backend": "scripted", "model": "one"}, "remote": {"backend": "scripted"}}
+        command.profile = {"models": models}
+        assert command("ask", table, *LABELS, "--limit", "1").code == 0
+        models["small"]["model"] = "two"
+        done = command("ask", table, *LABELS)
+        assert done.code == 2
+        assert "'one'" in done.err
+
+    def test_a_larger_token_limit_is_no_other_question(self, command, table):
+        """Rows that were cut off are asked again with it."""
+        command.script = ("x",)
+        assert command("ask", table, *LABELS[:2], "-o", "o.csv", "--max-tokens", "1", "--limit", "2").code == 0
+        assert command("ask", table, *LABELS[:2], "-o", "o.csv", "--max-tokens", "9").code == 0
+
+    def test_answers_that_never_have_the_form_are_noticed(self, command):
+        """After twenty in a row a warning says so; the rows have no value, and their reason."""
+        command.write("t.jsonl", *({"n": n} for n in range(30)))
+        command.script = ("I do not know.",)
+        few = ("--retries", "0", "--concurrency", "2")
+        done = command("ask", "t.jsonl", "--prompt", "{{ n }}", "--choices", "a,b", "-o", "o.csv", *few)
+        assert done.code == 1
+        assert "in a row" in done.err
+        assert {(row["answer"], row["_error"].startswith("InvalidAnswer")) for row in read(command)} == {("", True)}
+        assert len(seen(command)) == 30
+
+    def test_free_text_that_was_cut_off_is_no_answer(self, command, table):
+        """Half a summary looks like a whole one."""
+        command.script = (Sample("half of", finish_reason="length"),)
+        assert command("ask", table, "--prompt", "{{ title }}", "-o", "o.csv").code == 1
+        assert all("--max-tokens" in row["_error"] and not row["answer"] for row in read(command))
+
     @pytest.mark.parametrize(
         "change",
         [("--prompt", "Other: {{ title }}"), ("--choices", "case,trial,neither,unclear"), ("--system", "Be brief.")],
@@ -333,6 +381,24 @@ class TestRuns:
         command.made.clear()
         assert command("ask", table, *LABELS).code == 0
         assert len(seen(command)) == 1
+
+    def test_a_prompt_may_be_changed_while_samples_are_tried(self, command, table):
+        """Nothing is mixed or lost: answers to the other prompt are set aside. Once a table is written, that is refused."""
+        command.script = (kind,)
+        for number, prompt in enumerate(("A {{ abstract }}", "B {{ abstract }}", "C {{ abstract }}"), 0):
+            done = command("ask", table, "--prompt", prompt, *LABELS[2:], "--try", "1")
+            assert done.code == 0, done.err
+            assert (f"o.csv.journal.{number}" in done.err) == (number > 0)
+        assert sorted(path.name for path in command.folder.glob("o.csv.journal.?")) == ["o.csv.journal.1", "o.csv.journal.2"]
+        command.made.clear()
+        assert command("ask", table, "--prompt", "C {{ abstract }}", *LABELS[2:]).code == 0
+        assert len(seen(command)) == 2
+        done = command("ask", table, "--prompt", "D {{ abstract }}", *LABELS[2:], "--try", "1")
+        assert done.code == 2
+        assert "--again" in done.err
+        command.made.clear()
+        assert command("ask", table, "--prompt", "D {{ abstract }}", *LABELS[2:], "--again").code == 0
+        assert len(seen(command)) == 3
 
     def test_the_first_rows_tell_the_time_of_the_others(self, command):
         """Once, while the run goes on."""

@@ -244,7 +244,7 @@ def test_limit_takes_the_first_rows_and_baselines_add_every_tier(data):
         (["--routes", ROUTE], "--datasets"),
         (["--routes", "mv_small_k0", "--datasets", "sums"], "at 'k0'"),
         (["--routes", "mv_smal_k3", "--datasets", "sums"], "did you mean 'small'"),
-        (["--routes", ROUTE, "--datasets", "sumz"], "did you mean sums"),
+        (["--routes", ROUTE, "--datasets", "sumz"], "did you mean sums?"),
         (["--policies", "adaptive_k", "--datasets", "sums"], "adaptive_k_sampling"),
         (["--policies", "adaptive_k_sampling", "--datasets", "sums"], "--probing-dataset"),
         (["--routes", ROUTE, "--replay", "none.jsonl"], "none.jsonl"),
