@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_composer.answers.form import as_data
-from workflow_composer.batch.datasets.columns import Columns, listed
+from workflow_composer.batch.datasets.columns import Columns
 from workflow_composer.batch.datasets.content import RowContent
 from workflow_composer.batch.datasets.formats import ParsedLine
 from workflow_composer.batch.datasets.request_fields import own_fields
 from workflow_composer.batch.datasets.table import Table, TableRow, read_table
 from workflow_composer.batch.datasets.values import labels_of, question_of, whole_id
-from workflow_composer.errors import ContextError, InputError, nearest
+from workflow_composer.errors import ContextError, InputError
 from workflow_composer.storage.lines import encoded, kind
 from workflow_composer.types import LLMRequest, Message
 
@@ -161,10 +161,7 @@ class RowFile:
     def table(self) -> Table:
         """The table, opened at its first use. Raises `InputError`."""
         table = read_table(self.path, columns=self._columns)
-        for name in self._keep:
-            if name not in table.names:
-                hint = nearest(name, table.names) or "choose one of these"
-                raise InputError(f"{self.path}: no column {name!r}; found {listed(table.names)}", hint=hint)
+        table.require(self._keep)
         return table
 
     def __iter__(self) -> Iterator[InputRow]:
