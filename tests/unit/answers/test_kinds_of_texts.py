@@ -5,12 +5,15 @@ Each list is a kind of report; the texts are made small.
 
 from __future__ import annotations
 
+import random
+import time
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.answers.hostile import MARKS, PIECES
 from workflow_composer.answers import AnswerForm, Question, reader
 from workflow_composer.types import Sample
 
@@ -300,3 +303,27 @@ async def test_a_phrase_that_only_talks_about_the_answer_is_no_answer():
     """With a label that is a number, the text is searched on."""
     text = "So she has 24 - 6 = 18 rolls left. The answer is reasonable."
     assert await Question(ONE, "18").is_correct(ONE.read(text, "18"))
+
+
+def test_mutated_texts_of_20_kilobytes_are_read_in_linear_time():
+    """A thousandth of what `benchmarks/answer_reading.py` reads, with a wide margin: a quadratic reader takes seconds for one."""
+    draw, slowest = random.Random(7), 0.0
+    for number in range(100):
+        pool = draw.choices([*MARKS, *PIECES, "The answer is ", "<think>", "\u7b54\u6848", "a"], k=draw.choice((1, 2, 8)))
+        text = "".join(draw.choices(pool, k=20_000))[:20_000]
+        before = time.process_time()
+        ONE.read(text, (None, "18", "B", "Paris")[number % 4])
+        slowest = max(slowest, time.process_time() - before)
+    assert slowest < 1
+
+
+@pytest.mark.parametrize(
+    "piece", [*PIECES, "The answer to ", "answer: ", "\u0301\u0327", "<|", "= ", "( ", " because", "\u7b54\u6848"]
+)
+@pytest.mark.parametrize("label", [None, "18", "B"])
+def test_a_megabyte_is_read_at_once(piece, label):
+    """Whatever it is made of."""
+    text = piece * (1_000_000 // len(piece))
+    before = time.process_time()
+    ONE.read(text, label)
+    assert time.process_time() - before < 10

@@ -18,15 +18,16 @@ _LONGEST_CHOICE = 400
 
 # ------------------------------------------------------------------------------------------------------------- characters
 
-_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " ", 0xFFE5: "\N{YEN SIGN}"}
-_INVISIBLE = dict.fromkeys([0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF, 0x00AD])
+_FULL_WIDTH = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)} | {0x3000: " ", 0xFFE5: "\N{YEN SIGN}"}
+_INVISIBLE = dict.fromkeys([0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF, 0x00AD], "")
 _ZEROES = (
     *(0x0660, 0x06F0, 0x07C0, 0x0966, 0x09E6, 0x0A66, 0x0AE6, 0x0B66, 0x0BE6, 0x0C66, 0x0CE6, 0x0D66, 0x0E50, 0x0ED0),
     *(0x0F20, 0x1040, 0x17E0, 0x1810),
 )
 _DIGITS = {zero + value: str(value) for zero in _ZEROES for value in range(10)}
 _SYMBOLS = {0x221E: r"\infty ", 0x2205: r"\emptyset ", 0x2300: r"\emptyset "}
-_PLAIN = _FULL_WIDTH | _INVISIBLE | _DIGITS | _SYMBOLS
+_PLAIN = {chr(code): as_plain for code, as_plain in (_FULL_WIDTH | _INVISIBLE | _DIGITS | _SYMBOLS).items()}
+_NOT_PLAIN = re.compile(f"[{re.escape(''.join(_PLAIN))}]")
 
 
 def plain(text: str) -> str:
@@ -39,7 +40,7 @@ def plain(text: str) -> str:
     """
     if text.isascii():
         return text
-    return _composed(text.translate(_PLAIN))
+    return _composed(_NOT_PLAIN.sub(lambda found: _PLAIN[found[0]], text))
 
 
 def _composed(text: str) -> str:
