@@ -71,7 +71,13 @@ def test_what_stands_around_an_answer_is_no_part_of_it(text, label, answer):
     ("So the answer is 6 \u00d7 3 = 18.", None, "18"),
     ("I had 6th place in mind.\n#### 6th place", "6", "6"),  # RouteLLM, GPT-4
     ("The answer is $(0, 1)$. I hope it is correct.", None, "(0, 1)"),
+    ("Answer: Yes, since 7 is prime.", None, "Yes"),
+    ("yes, it is", None, "yes"),
+    ("Answer: Paris - the capital of France", None, "Paris"),
+    ("Answer: ~18", None, "18"),
     ("The answer is 3 (mod 7).", None, "3 (mod 7)"),
+    ("Answer: c.35G>A (p.Gly12Asp)", None, "c.35G>A (p.Gly12Asp)"),
+    ("Answer: George Washington (1732-1799)", None, "George Washington (1732-1799)"),
     ("The answer is Dr. Smith.", None, "Dr. Smith"),
     ("The answer is E. coli.", None, "E. coli"),
     ("The answer is *1/*4.", None, "*1/*4"),
@@ -234,6 +240,12 @@ def test_signs_alone_are_never_read(text):
     ("Paris\n\nIt has been the capital since 987.", None, "Paris"),
     ("Positive\n\nThe author liked all of the 5 rooms.", "positive", "Positive"),
     ("The sentiment is positive.", None, "positive"),
+    ("The correct diagnosis is E11.9.", None, "E11.9"),
+    ("So the solutions are x=1 and x=2.", "1,2", "x=1 and x=2"),
+    (r"The value is $\frac{3}{4}$.", None, r"\frac{3}{4}"),
+    ("I think it's B", None, "B"),
+    ("The variant is c.35G>A (p.Gly12Asp).", None, "c.35G>A (p.Gly12Asp)"),
+    ("In all of this family the only variant that we were able to find was c.35G>A in KRAS.", None, None),
     ("Some like it, some do not; on balance the author is for it.\n\nLabel: positive", None, "positive"),
     ("Yes, because 2 is prime.", None, "Yes"),
     ("So it has the genotype 0/1.", "0/1", "0/1"),
@@ -306,7 +318,7 @@ async def test_a_phrase_that_only_talks_about_the_answer_is_no_answer():
 
 
 def test_mutated_texts_of_20_kilobytes_are_read_in_linear_time():
-    """A thousandth of what `benchmarks/answer_reading.py` reads, with a wide margin: a quadratic reader takes seconds for one."""
+    """A thousandth of what `benchmarks/answer_reading.py` reads, with a wide margin; a quadratic reader takes seconds."""
     draw, slowest = random.Random(7), 0.0
     for number in range(100):
         pool = draw.choices([*MARKS, *PIECES, "The answer is ", "<think>", "\u7b54\u6848", "a"], k=draw.choice((1, 2, 8)))
