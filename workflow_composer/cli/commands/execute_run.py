@@ -75,6 +75,9 @@ class Execution:
                 factories={name: offer.value for name, offer in orchestrator.plugins.registry.batch_strategies.items()},
                 recorded=self._recorded,
             )
+            if self._options.train_probe:
+                self._informed(preparation, preparation.context(), orchestrator.config)
+                return 0
             planned = self._plan(preparation, orchestrator.config)
             if self._options.dry_run:
                 self._show({name: tables for name, (_, tables) in planned.items()})

@@ -21,6 +21,7 @@ from workflow_composer.cli.options import (
     context_option,
     examples,
     finite,
+    keep_option,
     read_prompt,
     run_budget_option,
     shard_option,
@@ -72,12 +73,15 @@ def answer_file(
     limit: int | None,
     budget: Budget,
     columns: Columns | None = None,
+    keep: tuple[str, ...] = (),
     shard: str | None = None,
     no_texts: bool = False,
 ) -> int:
     """Answer the rows of ``source``; return the exit code. Raises `InputError` for invalid rows, before any is sent."""
     part = shard_of(shard, state.environ)
-    run = FileRun(source, fields, limit=limit, environ=state.environ, columns=columns, shard=part, keep_texts=not no_texts)
+    run = FileRun(
+        source, fields, limit=limit, environ=state.environ, columns=columns, keep=keep, shard=part, keep_texts=not no_texts
+    )
     if not state.json:
         click.echo(f"{source}: {run.rows.table.describe()}", err=True)
     if target is None:
@@ -251,7 +255,7 @@ def to_dict(response: LLMResponse) -> dict[str, Any]:
     return found
 
 
-_OF_FILE = ("concurrency", "limit", "run_budget", "shard", "no_texts")
+_OF_FILE = ("concurrency", "limit", "run_budget", "shard", "no_texts", "keep")
 """Options that concern the rows of a file."""
 
 
@@ -306,6 +310,7 @@ _OF_FILE = ("concurrency", "limit", "run_budget", "shard", "no_texts")
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows.")
 @shard_option
+@keep_option
 @click.option("--no-texts", is_flag=True, help="Omit the questions, labels and the votes' samples from the answers.")
 @strategy_option
 @common_options

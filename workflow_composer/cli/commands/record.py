@@ -19,6 +19,7 @@ from workflow_composer.cli.options import (
     context_option,
     examples,
     finite,
+    keep_option,
     run_budget_option,
     stop_option,
     strategy_option,
@@ -56,7 +57,10 @@ class RecordRun:
             orchestrator = self._open()
             try:
                 tiers = self._tiers(orchestrator)
-                sets = [find(name, options["data_dir"], columns=self._columns) for name in options["datasets"]]
+                sets = [
+                    find(name, options["data_dir"], columns=self._columns, keep=options["keep"])
+                    for name in options["datasets"]
+                ]
                 for rows in sets:
                     if not self._state.json:
                         click.echo(f"{rows.name}: {rows.describe()}", err=True)
@@ -192,6 +196,7 @@ class RecordRun:
 @click.option(
     "--in-flight", type=click.IntRange(1, 10_000), default=16, show_default=True, metavar="N", help="Requests in flight."
 )
+@keep_option
 @click.option("--no-texts", is_flag=True, help="Record grades and log-probabilities without answers, tokens and labels.")
 @strategy_option
 @common_options

@@ -253,6 +253,23 @@ class TestBeforeTheStart:
         command.script = (kind,)
         assert "price: about $" in command("ask", table, *LABELS).err
 
+    def test_the_time_is_told_by_earlier_requests(self, command, table):
+        """Of the same model, by its tokens; damaged lines tell nothing."""
+        command.script = (kind,)
+        lines = [{"candidate": "small", "success": True, "latency_ms": 120_000.0, "completion_tokens": 10}]
+        lines += [{"candidate": "remote", "success": True, "latency_ms": 1.0, "completion_tokens": 10}]
+        lines += [{"candidate": "small", "success": False, "latency_ms": 9e9, "completion_tokens": 1}]
+        (command.folder / "logs").mkdir()
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (command.folder / "logs" / "routing_metrics.jsonl").write_text('{"cut": \n[]\n' + text)
+        assert "time: about 96 s by earlier requests, 3 rows at a time" in command("ask", table, *LABELS).err
+
+    def test_a_model_without_a_price_is_named(self, command, table):
+        """Unknown is not free."""
+        command.script = (kind,)
+        command.profile = {"models": {"small": {"backend": "scripted"}, "remote": {"backend": "scripted"}}}
+        assert "price unknown: the profile has no price for small" in command("ask", table, *LABELS).err
+
 
 class TestRuns:
     def test_a_failed_row_has_its_reason_and_is_tried_again(self, command, table):
@@ -297,6 +314,7 @@ class TestRuns:
         done = command("ask", "t.jsonl", "--prompt", "{{ n }}", "-o", "o.csv")
         assert done.code == 0, done.err
         assert sorted(seen(command)) == ["8", "9"]
+        assert [line["text"] for line in command.read("o.csv.journal")] == list("9420138")
         assert [(row["n"], row["answer"], row["more"]) for row in read(command)] == [
             (n, n, "" if n in "98" else "x") for n in "9420138"
         ]
