@@ -2,10 +2,10 @@
 
     python -m tests.integration.rows_child DOOR DATA OUTPUT
 
-DOOR is generate, execute, record or run_batch. The answer to a row depends on the row alone; it takes a moment, and every
-17th row fails the first time that its models are asked. Every call is logged as a line with the row's number before it is
-made. Exit codes: those of the command line; for run_batch 0 where all rows have answers, 1 where some failed, 2 where it
-cannot begin.
+DOOR is generate, execute, record or run_batch; ``generate:2/3`` and ``execute:2/3`` answer the second of three shards. The
+answer to a row depends on the row alone; it takes a moment, and every 17th row fails the first time that its models are
+asked. Every call is logged as a line with the row's number before it is made. Exit codes: those of the command line; for
+run_batch 0 where all rows have answers, 1 where some failed, 2 where it cannot begin.
 """
 
 from __future__ import annotations
@@ -77,19 +77,30 @@ def opened(script: Script) -> ModelOrchestrator:
     return ModelOrchestrator(config, plugins=host, metrics=NullSink(), environ={})
 
 
+def journal_of(door: str) -> str:
+    """The file of a door to which rows are appended, below its output."""
+    door, _, shard = door.partition(":")
+    if not shard:
+        return JOURNALS[door]
+    part = f"shard-{shard.replace('/', '-of-')}"
+    return f"out.{part}.jsonl" if door == "generate" else f"numbers/{ROUTE}/{part}/journal.jsonl"
+
+
 def arguments(door: str, data: Path, output: Path) -> list[str]:
     """The command of a door."""
+    door, _, shard = door.partition(":")
     journal, sets = str(output / JOURNALS[door]), ["--datasets", "numbers", "--data-dir", str(data)]
-    return {
+    found = {
         "generate": ["generate", "--input", str(data / "numbers.jsonl"), "--output", journal],
         "execute": ["execute", *sets, "--routes", ROUTE, "--output", str(output)],
         "record": ["record", *sets, "--output", journal, "--tiers", "small", "--no-logprobs"],
     }[door]
+    return [*found, "--shard", shard] if shard else found
 
 
 def main(door: str, data: Path, output: Path) -> int:
     """Run, or go on."""
-    script = Script(output / CALLS, models=2 if door == "execute" else 1)
+    script = Script(output / CALLS, models=2 if door.startswith("execute") else 1)
     if door != "run_batch":
         return run(arguments(door, data, output), State(environ={}, open=lambda state, metrics: opened(script)))
     rows = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -17,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.integration.killing import PATIENCE, Killer, answers, finished_rows
-from tests.integration.rows_child import CALLS, JOURNALS
+from tests.integration.rows_child import CALLS, ROUTE, journal_of
+from tests.paths import ROOT
 from workflow_composer.batch.report.results import JSONL, PARQUET
 
 ROWS = 600
@@ -37,7 +39,7 @@ class Batches:
         (folder / "numbers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def __call__(self, door: str, name: str) -> Killer:
-        output = self.folder / door / name
+        output = self.folder / door.replace(":", "-").replace("/", "-") / name
         output.mkdir(parents=True)
         argv = [sys.executable, "-m", "tests.integration.rows_child", door, str(self.folder), str(output)]
         log = output / CALLS
@@ -49,7 +51,7 @@ class Batches:
         def calls() -> int:
             return log.stat().st_size if log.exists() else 0
 
-        return Killer(argv, journal=output / JOURNALS[door], asked=asked, calls=calls, chance=self.chance)
+        return Killer(argv, journal=output / journal_of(door), asked=asked, calls=calls, chance=self.chance)
 
     def undisturbed(self, door: str) -> tuple[Killer, tuple[float, float]]:
         """A batch that nobody has killed, and how long it took: to the first row, and to the last."""
@@ -138,3 +140,31 @@ def test_a_second_run_is_refused_and_the_first_goes_on(batches, door):
         assert process.returncode in {0, 1}
 
     assert len(finished_rows(killer.journal)) >= sum(row % 17 != 0 for row in range(ROWS))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("door", ["generate", "execute"])
+def test_killed_shards_lose_no_row_and_are_joined_in_the_order_of_the_input(batches, door):
+    """Each shard is killed and resumed on its own; merging may be killed, too."""
+    whole, (first, work) = batches.undisturbed(f"{door}:2/3")
+    killer = batches(f"{door}:2/3", "joined")
+    killer.until_done(first, work, part=0.15)
+    assert killer.kills
+    assert not killer.repeated
+    assert sorted(finished_rows(killer.journal)) == list(range(1, ROWS, 3))
+    assert said(killer) == said(whole)
+    output = Path(killer.argv[-1])
+    for shard in ("1/3", "3/3"):
+        other = [*killer.argv[:3], f"{door}:{shard}", *killer.argv[4:]]
+        while (code := subprocess.run(other, cwd=ROOT, capture_output=True, check=False).returncode) == 1:
+            pass
+        assert code == 0
+    target = output / ("out.jsonl" if door == "generate" else f"numbers/{ROUTE}")
+    merge = [sys.executable, "-m", "workflow_composer", "merge", str(target)]
+    for delay in (0.3, 0.6, 0.9):
+        with subprocess.Popen(merge, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+            time.sleep(delay)
+            process.kill()
+    subprocess.run(merge, cwd=ROOT, check=True)
+    joined = target if door == "generate" else target / "journal.jsonl"
+    assert finished_rows(joined) == list(range(ROWS))

@@ -153,6 +153,12 @@ def run_budget_option(function: F) -> F:
     return click.option("--run-budget", type=kind, callback=finite, metavar="DOLLARS", help=text)(function)
 
 
+def keep_option(function: F) -> F:
+    """``--keep``, which may be repeated."""
+    text = "Column of the input to keep with the answers; may be repeated. Question, label and id are kept in any case."
+    return click.option("--keep", multiple=True, metavar="COLUMN", help=text)(function)
+
+
 def shard_option(function: F) -> F:
     """``--shard``."""
     text = (

@@ -57,6 +57,13 @@ def part_of_budget(budget: Budget, shard: Shard | None) -> Budget:
     return part
 
 
+def tell_unlimited(budget: Budget, tally: Tally) -> None:
+    """Print to standard error that a budget did not limit rows of unknown cost, if there were any."""
+    if budget.run is not None and tally.unpriced:
+        rows = f"{tally.unpriced} row{'s' * (tally.unpriced != 1)}"
+        click.echo(f"note: the cost of {rows} is not known, so that --run-budget did not limit it", err=True)
+
+
 def raise_if_over(budget: Budget, tally: Tally) -> None:
     """Raise `RunBudgetReached` if the run budget stopped the run, `AnswersUnreadable` if a person did."""
     if tally.stopped_by == UNREADABLE:

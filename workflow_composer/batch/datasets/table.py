@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from workflow_composer.batch.datasets.columns import Columns, Found, Search
+from workflow_composer.batch.datasets.columns import Columns, Found, Search, listed
 from workflow_composer.batch.datasets.content import BODY, RowContent, Taking
 from workflow_composer.batch.datasets.formats import Format, JsonLines, first_rows, format_of
 from workflow_composer.batch.datasets.locating import Located, locate
 from workflow_composer.batch.datasets.request_fields import is_batch_line
-from workflow_composer.errors import InputError
+from workflow_composer.errors import InputError, nearest
 from workflow_composer.storage.lines import opened, unreadable
 
 if TYPE_CHECKING:
@@ -113,10 +113,17 @@ class Table:
             self._check(path)
             first = number
 
-    def asked(self, start: int = 0) -> Iterator[tuple[TableRow, RowContent]]:
+    def require(self, names: Sequence[str]) -> None:
+        """Raise `InputError` if one of these columns is missing."""
+        for name in names:
+            if name not in self.names:
+                hint = nearest(name, self.names) or "choose one of these"
+                raise InputError(f"{self.paths[0]}: no column {name!r}; found {listed(self.names)}", hint=hint)
+
+    def asked(self, start: int = 0, *, every: bool = False) -> Iterator[tuple[TableRow, RowContent]]:
         """Yield the rows with what they ask. Raises `InputError` at an invalid row."""
         take = self.taking.take
-        for row in self.rows(start, every=False):
+        for row in self.rows(start, every=every):
             yield row, take(row.values, row.where)
 
     def arrow_tables(self) -> Iterator[pa.Table]:

@@ -151,7 +151,7 @@ def _of_line(line: Mapping[str, Any], route: str) -> RowRecord:
         error=None if error is None else (error["type"], error["message"]),
         key=line.get("content") or line["key"],
         question=line.get("question"),
-        label=line.get("label"),
+        label=[line["label"], *line["other_labels"]] if line.get("other_labels") else line.get("label"),
         columns=line.get("columns") or {},
         read_by=line.get("read_by"),
         priced=line.get("cost_known", True),

@@ -133,19 +133,24 @@ COLUMNS = ("route_to", "is_cascade", "cascade_tiers", "sc_n", "sc_temp")
 """The plan table's columns: see `PlanTable`."""
 
 BETWEEN_TIERS = " > "
+_VOTE, _GREEDY = "majority vote", "greedy"
 _EVERYTHING = 1 << 15
 """Most distinct routing strings of one plan: their codes have 16 bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Questions whose first tier is ``tier``, and the minimum, median and maximum number of its votes."""
+    """Questions whose first tier is ``tier``, and the minimum, median and maximum number of its votes.
+
+    ``kind``: how it answers them, by majority vote or greedily; a tier that does both has two starts.
+    """
 
     tier: str
     questions: int
     k_min: int
     k_median: int
     k_max: int
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,13 +306,15 @@ class _Builder:
 
     def _breakdown(self, codes: NDArray[np.int16]) -> Breakdown:
         counts = np.bincount(codes, minlength=len(self._plans)).tolist()
-        votes: dict[str, list[tuple[int, int]]] = {tier.name: [] for tier in self._context.tiers}
+        kinds = ((tier.name, kind) for tier in self._context.tiers for kind in (_GREEDY, _VOTE))
+        votes: dict[tuple[str, str], list[tuple[int, int]]] = {start: [] for start in kinds}
         routes: dict[str, int] = {}
         for plan, count in sorted(zip(self._plans, counts, strict=True), key=lambda pair: -pair[1]):
             first = plan.tiers[0]
-            votes.setdefault(name_of(first), []).append((first.samples, count))
+            kind = _VOTE if first.samples > 1 else _GREEDY
+            votes.setdefault((name_of(first), kind), []).append((first.samples, count))
             routes[str(plan)] = routes.get(str(plan), 0) + count
-        starts = tuple(_start(tier, found) for tier, found in votes.items() if found)
+        starts = tuple(_start(*start, found) for start, found in votes.items() if found)
         cost = None if self._cost is None else self._cost.estimate()
         return Breakdown(self._name, len(codes), starts, routes, cost, self._assumptions())
 
@@ -338,7 +345,7 @@ def _categories(values: list[str | None] | list[str], codes: NDArray[np.int16]) 
     return pd.Categorical.from_codes(table[codes], categories=pd.Index(names, dtype=object))
 
 
-def _start(tier: str, found: list[tuple[int, int]]) -> Start:
+def _start(tier: str, kind: str, found: list[tuple[int, int]]) -> Start:
     """Summarize (votes, questions) pairs; of an even number of questions, take the lower median."""
     found = sorted(found)
     questions = sum(count for _, count in found)
@@ -348,36 +355,62 @@ def _start(tier: str, found: list[tuple[int, int]]) -> Start:
         passed += count
         if 2 * passed >= questions:
             break
-    return Start(tier, questions, found[0][0], median, found[-1][0])
+    return Start(tier, questions, found[0][0], median, found[-1][0], kind)
 
 
 # -------------------------------------------------------------------------------------------------------------- printing
 
 
+_HEAD = (
+    "policy", "questions", "starts at", "share", "k: min", "median", "max", "count", "by", "cost: least", "expected", "most"
+)  # fmt: skip
+_LEFT = frozenset({0, 2, 8})
+"""Columns of texts; the others are numbers."""
+_MOST_ROUTES = 12
+
+
 def breakdown_text(breakdowns: Iterable[Breakdown]) -> str:
-    """Return the breakdowns as a table for a terminal, followed by the assumptions of the cost estimates."""
-    head = ("policy", "questions", "starts at", "share", "k: min", "median", "max", "cost: least", "expected", "most")
-    lines: list[tuple[str, ...]] = [head]
+    """Return the breakdowns as tables for a terminal, followed by the assumptions of the cost estimates.
+
+    Per start tier: how it answers, how many questions and which share of them, and the range of its votes. Then the most
+    frequent routes of each policy that has several.
+    """
+    found = list(breakdowns)
+    lines: list[tuple[str, ...]] = [_HEAD]
     notes: dict[str, None] = {}
-    for breakdown in breakdowns:
+    for breakdown in found:
         notes |= dict.fromkeys(breakdown.assumptions)
         cost = breakdown.cost
         dollars = ("?", "?", "?") if cost is None else tuple(map(_dollars, (cost.least, cost.expected, cost.most)))
         first = (breakdown.policy, f"{breakdown.questions:,}")
         if not breakdown.starts:
-            lines.append((*first, *("",) * 5, *dollars))
+            lines.append((*first, *("",) * 7, *dollars))
         for start in breakdown.starts:
             share = f"{start.questions / breakdown.questions:.1%}"
-            lines.append((*first, start.tier, share, *map(str, (start.k_min, start.k_median, start.k_max)), *dollars))
+            votes = map(str, (start.k_min, start.k_median, start.k_max))
+            lines.append((*first, start.tier, share, *votes, f"{start.questions:,}", start.kind, *dollars))
             first, dollars = ("", ""), ("", "", "")
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     shown = []
     for line in lines:
         cells = (
-            cell.ljust(w) if at in {0, 2} else cell.rjust(w) for at, (cell, w) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(w) if at in _LEFT else cell.rjust(w) for at, (cell, w) in enumerate(zip(line, widths, strict=True))
         )
         shown.append("  ".join(cells).rstrip())
-    return "\n".join([*shown, "", *notes])
+    routes = [line for breakdown in found for line in _routes_text(breakdown)]
+    return "\n".join([*shown, "", *routes, *([""] if routes else []), *notes])
+
+
+def _routes_text(breakdown: Breakdown) -> Iterator[str]:
+    """Yield the most frequent routes of a policy, unless it is a single route by that name."""
+    if set(breakdown.routes) <= {breakdown.policy}:
+        return
+    yield f"routes of {breakdown.policy}:"
+    for route, count in list(breakdown.routes.items())[:_MOST_ROUTES]:
+        yield f"  {count:>9,}  {count / breakdown.questions:>6.1%}  {route}"
+    if (more := len(breakdown.routes) - _MOST_ROUTES) > 0:
+        rest = sum(list(breakdown.routes.values())[_MOST_ROUTES:])
+        yield f"  {rest:>9,}  {rest / breakdown.questions:>6.1%}  in {more} other routes (all of them: --json)"
 
 
 def _dollars(amount: float | None) -> str:

@@ -51,6 +51,7 @@ def predictor_of(
     if options.probe is not None:
         probe = Probe.load(options.probe)
         probe.check(names, models)
+        preparation.has_probe = True
         return probe, TokenAssumption.of_probe(probe)
     rows = _rows(preparation)
     what = hashlib.sha256(repr((rows.sha256(), models, options.probing_rows, SAMPLES)).encode()).hexdigest()
@@ -64,6 +65,11 @@ def predictor_of(
             "answers half of the questions correctly; without --dry-run the probe is trained first."
         )
         return Uninformed(), TokenAssumption()
+    elif options.shard is not None and preparation.recorded is None:
+        raise InputError(
+            f"no probe has been trained on {rows.name} for these tiers yet, and each shard would train one",
+            hint="train it first: the same command with --train-probe instead of --shard",
+        )
     else:
         samples = _recorded(preparation.recorded, rows, models, options.probing_rows)
         if samples is None:
@@ -71,6 +77,7 @@ def predictor_of(
         probe = train(samples, names, dataset=rows.name, digest=rows.sha256(), models=models)
         path.parent.mkdir(parents=True, exist_ok=True)
         probe.save(path)
+    preparation.has_probe = True
     tell(f"probe: {path}, trained on {probe.training.rows} rows of {probe.training.dataset}")
     for name, predictor in probe.tiers.items():
         tell(f"  {name}: {_scores(predictor)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -74,6 +74,7 @@ class FileRun:
         limit: int | None,
         environ: Mapping[str, str] | None,
         columns: Columns | None = None,
+        keep: Sequence[str] = (),
         shard: Shard | None = None,
         keep_texts: bool = True,
     ) -> None:
@@ -84,7 +85,7 @@ class FileRun:
             {name: value for name, value in fields.items() if name != "timeout"}, sort_keys=True, default=as_data
         )
         self.rows = RowFile(
-            source, salt=salt, limit=limit, pins=library.pins, columns=columns, keeps_model="model" not in fields
+            source, salt=salt, limit=limit, pins=library.pins, columns=columns, keep=keep, keeps_model="model" not in fields
         )
         self.shard = shard
         self._total = self.rows.count()

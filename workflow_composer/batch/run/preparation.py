@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,8 @@ class Options:
     no_texts: bool = False
     columns: Columns = field(default_factory=Columns)
     shard: str | None = None
+    keep: tuple[str, ...] = ()
+    train_probe: bool = False
 
     @property
     def votes(self) -> dict[str, Any]:
@@ -84,7 +87,8 @@ class Options:
 class Preparation:
     """Finds the rows of an ``execute`` run and plans their routes, under one profile.
 
-    ``parse`` turns a route into a plan; ``factories`` are the available batch policies by name.
+    ``parse`` turns a route into a plan; ``factories`` are the available batch policies by name. ``has_probe`` is set once
+    there are predictions by a probe.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class Preparation:
         self.options = options
         self.config = config
         self.recorded = recorded
+        self.has_probe = False
         self._parse = parse
         self._factories = factories
 
@@ -110,7 +115,10 @@ class Preparation:
         if not options.datasets:
             assert self.recorded is not None  # the command line asks for one of the two
             return [self.recorded]
-        found = [find(name, options.data_dir, columns=options.columns) for name in dict.fromkeys(options.datasets)]
+        found = [
+            find(name, options.data_dir, columns=options.columns, keep=options.keep)
+            for name in dict.fromkeys(options.datasets)
+        ]
         names = [rows.name for rows in found]
         if twice := {name for name in names if names.count(name) > 1}:
             raise InputError(f"data set {', '.join(sorted(twice))} is named twice", hint="run one split at a time")
@@ -138,11 +146,27 @@ class Preparation:
         """Return the named policies and routes, and the baselines."""
         from workflow_composer.batch.planning.policies import baseline_routes, make_policy
 
-        found = {name: make_policy(name, self._factories) for name in dict.fromkeys(self.options.policies)}
+        options = self.options
+        if options.dry_run and not options.policies and not options.routes and not options.baselines:
+            return self._possible(context)
+        found = {name: make_policy(name, self._factories) for name in dict.fromkeys(options.policies)}
         routes = dict.fromkeys(self.options.routes)
         if self.options.baselines:
             routes |= dict.fromkeys(baseline_routes(context))
         return found | {route: Everywhere(route) for route in routes}
+
+    def _possible(self, context: PlanningContext) -> dict[str, BatchStrategy]:
+        """Return every policy that can plan with these tiers and this probe."""
+        from workflow_composer.batch.planning.policies import Questions, make_policy
+
+        found: dict[str, BatchStrategy] = {}
+        predictor = context.predictor if self.has_probe else None
+        for name in self._factories:
+            with suppress(ConfigError):  # it needs a probe, or a tier
+                policy = make_policy(name, self._factories)
+                policy.routes(Questions(["?"], predictor), context)
+                found[name] = policy
+        return found
 
     def plan(
         self, rows: Any, policies: Mapping[str, BatchStrategy], context: PlanningContext, tokens: Any

@@ -179,6 +179,7 @@ class RecordingAnswers:
             line["finish_reason"] = sample.finish_reason
         if self._keep_texts:
             line |= {"id": row.id, "label": list(row.labels) if row.others else row.label}
+            line |= {"columns": dict(row.columns)} if row.columns else {}
             line |= {"reasoning": sample.reasoning} if sample.reasoning else {}
         if sample.logprobs is not None:
             line["logprobs"] = [_token(token, keep_texts=self._keep_texts) for token in sample.logprobs]

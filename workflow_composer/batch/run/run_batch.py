@@ -81,8 +81,9 @@ class BatchRun:
 
     ``done`` rows have an answer (``earlier`` of them from an earlier run) and ``failed`` rows an error; a later run with the
     same journal tries the failed ones again. ``cost`` (dollars) is the cost of all runs of the journal, ``cost_now`` of this
-    run. ``stopped_by`` is ``"budget"`` if the run budget was used up before all rows were processed, else None. Each
-    iteration reads the results from the journal; they are not kept in memory.
+    run; both are lower bounds if ``unpriced`` rows have a cost that is not fully known. ``stopped_by`` is ``"budget"`` if
+    the run budget was used up before all rows were processed, else None. Each iteration reads the results from the journal;
+    they are not kept in memory.
     """
 
     journal: Path
@@ -93,6 +94,7 @@ class BatchRun:
     cost_now: float
     stopped_by: str | None
     seconds: float
+    unpriced: int = 0
 
     def __iter__(self) -> Iterator[RowResult]:
         return map(RowResult.of, answers_in(self.journal))
@@ -147,6 +149,7 @@ async def run_rows(
         tally.cost_now,
         tally.stopped_by or None,
         tally.seconds,
+        tally.unpriced,
     )
 
 

@@ -16,6 +16,7 @@ from workflow_composer.cli.options import (
     context_option,
     examples,
     finite,
+    keep_option,
     run_budget_option,
     shard_option,
     stop_option,
@@ -87,6 +88,7 @@ def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]
 @click.option(
     "--probing-dataset", metavar="NAME", help="Data set for training the probe, which predicts each tier's success."
 )
+@click.option("--train-probe", is_flag=True, help="Only train the probe on --probing-dataset; answer nothing else.")
 @click.option("--probe", type=click.Path(path_type=Path), help="Use a saved probe instead of training one.")
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), default="data", show_default=True, help="Folder of the data sets."
@@ -154,6 +156,7 @@ def spread(arguments: Sequence[str], lists: Sequence[str] = _LISTS) -> list[str]
 )
 @run_budget_option
 @shard_option
+@keep_option
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Time limit of one row.")
 @click.option(
     "--in-flight", type=click.IntRange(1, 10_000), metavar="N", help="Rows in flight. Default: adaptive, up to 512."
@@ -173,20 +176,33 @@ def execute(context: click.Context, /, **options: Any) -> None:
 
     Data sets are paths, or names of files in the data folder, in any format that docs/datasets.md describes. One line on
     standard error says which columns were taken. Rows with a label are graded; the samples' texts are kept with the
-    extracted answers. --run-budget covers all data sets and policies of the command. Exit codes: 0 done; 1 some rows failed;
-    2 wrong usage or input; 6 the run budget is used up: run the same command with a higher one to resume.
+    extracted answers. --run-budget covers all data sets and policies of the command.
+
+    Once 20 answers in a row could not be read, the run asks on a terminal whether to go on, and elsewhere prints a warning.
+    A run with more than 5 % unreadable answers is not ranked in the report. Exit codes: 0 done; 1 some rows failed; 2 wrong
+    usage or input; 6 the run budget is used up: run the same command with a higher one to resume; 7 more than 5 % of the
+    graded answers of a run could not be read, or you ended it for that reason.
     """
     from workflow_composer.batch.run.preparation import Options
     from workflow_composer.cli.commands.execute_run import Execution
 
     state = context.ensure_object(State)
-    if not options["policies"] and not options["routes"] and not options["baselines"]:
-        raise click.UsageError("specify --policies or --routes (or --baselines)")
-    if not options["datasets"] and options["replay"] is None:
-        raise click.UsageError("specify --datasets, or --replay with a recording")
+    _check_usage(options)
     if options["contexts"]:
         from workflow_composer.contexts.library import Library
 
         options["contexts"] = Library(environ=state.environ).pins(options["contexts"])
     columns = columns_of(options)
     context.exit(Execution(state, Options(**options, columns=columns)).run())
+
+
+def _check_usage(options: dict[str, Any]) -> None:
+    if options["train_probe"]:
+        if options["probing_dataset"] is None or options["probe"] is not None or options["dry_run"]:
+            raise click.UsageError("--train-probe needs --probing-dataset, and neither --probe nor --dry-run")
+        return
+    planned = options["policies"] or options["routes"] or options["baselines"] or options["dry_run"]
+    if not planned:
+        raise click.UsageError("specify --policies or --routes (or --baselines)")
+    if not options["datasets"] and options["replay"] is None:
+        raise click.UsageError("specify --datasets, or --replay with a recording")

@@ -21,6 +21,7 @@ from workflow_composer.cli.options import (
     context_option,
     examples,
     finite,
+    keep_option,
     read_prompt,
     run_budget_option,
     shard_option,
@@ -48,6 +49,7 @@ from workflow_composer.cli.progress import (
     raise_if_over,
     shard_of,
     tell_spent_before,
+    tell_unlimited,
 )
 from workflow_composer.cli.state import State
 
@@ -73,12 +75,15 @@ def answer_file(
     limit: int | None,
     budget: Budget,
     columns: Columns | None = None,
+    keep: tuple[str, ...] = (),
     shard: str | None = None,
     no_texts: bool = False,
 ) -> int:
     """Answer the rows of ``source``; return the exit code. Raises `InputError` for invalid rows, before any is sent."""
     part = shard_of(shard, state.environ)
-    run = FileRun(source, fields, limit=limit, environ=state.environ, columns=columns, shard=part, keep_texts=not no_texts)
+    run = FileRun(
+        source, fields, limit=limit, environ=state.environ, columns=columns, keep=keep, shard=part, keep_texts=not no_texts
+    )
     if not state.json:
         click.echo(f"{source}: {run.rows.table.describe()}", err=True)
     if target is None:
@@ -93,6 +98,7 @@ def answer_file(
                 asyncio.run(run.finish(file))
         target = run.target_of(target)
     _sum_up(state, run, target)
+    tell_unlimited(budget, run.tally)
     raise_if_over(budget, run.tally)
     return code_of([run.tally])
 
@@ -255,7 +261,7 @@ def to_dict(response: LLMResponse) -> dict[str, Any]:
     return found
 
 
-_OF_FILE = ("concurrency", "limit", "run_budget", "shard", "no_texts")
+_OF_FILE = ("concurrency", "limit", "run_budget", "shard", "no_texts", "keep")
 """Options that concern the rows of a file."""
 
 
@@ -310,6 +316,7 @@ _OF_FILE = ("concurrency", "limit", "run_budget", "shard", "no_texts")
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows.")
 @shard_option
+@keep_option
 @click.option("--no-texts", is_flag=True, help="Omit the questions, labels and the votes' samples from the answers.")
 @strategy_option
 @common_options
@@ -345,7 +352,7 @@ def generate(
     standard output); its `sha256` is the digest of the input rows.
 
     Exit codes: 0 done; 1 some rows failed; 2 wrong usage or input; 6 the run budget is used up: run the same command with a
-    higher --run-budget to resume.
+    higher --run-budget to resume; 7 more than 5 % of the graded answers could not be read.
     """
     state = context.ensure_object(State)
     columns = columns_of(options)

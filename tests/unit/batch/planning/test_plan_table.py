@@ -197,8 +197,9 @@ class TestBreakdown:
         head, *lines = text.splitlines()
         assert head.split()[:4] == ["policy", "questions", "starts", "at"]
         assert lines[0].split()[:7] == ["adaptive_k_sampling", "4", "small", "100.0%", "3", "3", "9"]
+        assert lines[0].split()[7:10] == ["4", "majority", "vote"]
         assert lines[1].split()[:7] == ["cost_aware_escalation", "4", "small", "75.0%", "3", "3", "3"]
-        assert lines[2].split() == ["large", "25.0%", "9", "9", "9"]
+        assert lines[2].split() == ["large", "25.0%", "9", "9", "9", "1", "majority", "vote"]
         assert text.count("tokens: the test") == 1
 
 

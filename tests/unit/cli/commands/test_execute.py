@@ -224,10 +224,11 @@ def test_an_accuracy_of_zero_is_explained(data):
 
 
 def test_fields_reach_the_models(data):
-    data("execute", "--routes", "small", "--datasets", "sums", "--limit", "1", "--system", "Be brief.", "--max-tokens", "9")
+    options = ("--system", "Be brief.", "--max-tokens", "9", "--stop", "Question:")
+    data("execute", "--routes", "small", "--datasets", "sums", "--limit", "1", *options)
     (call,) = [call for backend in data.made for call in backend.calls]
     assert call.request.messages[0] == {"role": "system", "content": "Be brief."}
-    assert (call.request.max_tokens, call.request.temperature) == (9, 0.0)
+    assert (call.request.max_tokens, call.request.temperature, call.request.stop) == (9, 0.0, ("Question:",))
 
 
 def test_limit_takes_the_first_rows_and_baselines_add_every_tier(data):
@@ -450,3 +451,56 @@ def test_what_answers_hold_is_for_their_owner_only(data):
     data("execute", "--routes", "remote", "--datasets", "sums")
     folder = data.folder / "results" / "sums" / "remote"
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir() if not path.name.startswith(".")} == {0o600}
+
+
+def test_a_dry_run_without_policies_applies_all_that_can_plan(data):
+    """Those that need a probe only where there is one."""
+    done = data("--json", "execute", "--datasets", "sums", "--dry-run")
+    assert done.code == 0, done.err
+    assert set(done.json["sums"]) == {"plain", "majority_vote", "cascade"}
+    untrained = data("--json", "execute", "--datasets", "sums", "--dry-run", "--probing-dataset", "sums")
+    assert set(untrained.json["sums"]) == {"plain", "majority_vote", "cascade"}
+    assert all(not backend.calls for backend in data.made)
+
+
+def test_a_probe_is_trained_alone_and_lets_a_dry_run_plan_with_every_policy(long):
+    arguments = ["execute", "--probing-dataset", "many", "--probing-rows", "60"]
+    trained = long(*arguments, "--train-probe")
+    assert trained.code == 0, trained.err
+    assert "probe: results/probes/many-" in trained.err
+    assert [path.name for path in (long.folder / "results").iterdir()] == ["probes"]
+    asked_before = asked(long)
+    done = long(*arguments, "--datasets", "sums", "--dry-run")
+    assert (done.code, asked(long)) == (0, asked_before), done.err
+    for name in ("adaptive_k_sampling", "cost_aware_escalation", "entropy_aware_escalation", "majority vote", "greedy"):
+        assert name in done.out
+    assert "routes of adaptive_k_sampling:" in done.out
+    shard = long(*arguments, "--datasets", "sums", "--policies", "adaptive_k_sampling", "--shard", "1/2")
+    assert shard.code == 0, shard.err
+
+
+def test_shards_do_not_each_train_a_probe(data):
+    options = ["--policies", "adaptive_k_sampling", "--probing-dataset", "sums", "--datasets", "sums", "--shard", "1/2"]
+    done = data("execute", *options)
+    assert (done.code, asked(data)) == (2, 0)
+    assert "--train-probe" in done.err
+
+
+@pytest.mark.parametrize("wrong", [[], ["--probing-dataset", "sums", "--dry-run"], ["--probe", "p.json"]])
+def test_training_a_probe_needs_its_data(data, wrong):
+    assert data("execute", "--train-probe", *wrong).code == 2
+
+
+def test_columns_that_are_named_are_kept_with_the_answers(data):
+    data.write("data/more.jsonl", {"question": "What is 2", "answer": "2", "topic": ["sums"], "year": 2020, "other": "x"})
+    for door in (["execute", "--routes", "remote"], ["record", "-o", "own.jsonl", "--tiers", "remote", "--no-logprobs"]):
+        assert data(*door, "--datasets", "more", "--keep", "topic", "--keep", "year").code == 0
+    kept = {"topic": ["sums"], "year": 2020}
+    assert results(data, "more", "remote")[0]["columns"] == data.read("own.jsonl")[0]["columns"] == kept
+    options = ["--input", "data/more.jsonl", "--output", "out.jsonl", "--model", "remote"]
+    assert data("generate", *options, "--keep", "year").code == 0
+    assert data.read("out.jsonl")[0]["columns"] == {"year": 2020}
+    assert data("generate", *options, "--keep", "topic").code == 0
+    assert data.read("out.jsonl")[0]["columns"] == {"topic": ["sums"]}
+    done = data("execute", "--routes", "remote", "--datasets", "more", "--keep", "topics")
+    assert (done.code, "did you mean 'topic'" in done.err) == (2, True)

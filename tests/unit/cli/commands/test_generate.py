@@ -66,6 +66,14 @@ class TestOnePrompt:
         assert call.request.messages[0] == {"role": "system", "content": "Be brief."}
         assert (call.request.max_tokens, call.temperature, call.request.logprobs) == (7, 0.5, True)
 
+    def test_stop_strings_reach_the_model_with_their_line_breaks(self, command):
+        """A shell has no easy way to write one; an empty one would end every answer."""
+        command("generate", "--stop", r"\n\nQuestion:", "--stop", r"C:\\new", "hello")
+        (call,) = command.made[0].calls
+        assert call.request.stop == ("\n\nQuestion:", r"C:\new")
+        done = command("generate", "--stop", "", "hello")
+        assert (done.code, "must not be empty" in done.err) == (2, True)
+
     def test_task_and_model_choose_the_route(self, command):
         """As the profile says."""
         command.profile = {"task_routing": {"*": "small", "hard": "remote"}}
