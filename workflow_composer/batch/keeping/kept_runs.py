@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from workflow_composer.answers.form import AnswerForm
+from workflow_composer.answers.form import AnswerForm, OutputForm
+from workflow_composer.answers.output_form import output_form
+from workflow_composer.batch.asking.asking import InvalidAnswer
 from workflow_composer.batch.keeping.notes import read_note
 from workflow_composer.batch.run.answer_file import answers_in
 from workflow_composer.batch.run.lines import header_of, whole_lines
@@ -31,7 +33,8 @@ class KeptRun:
 
     ``name`` is its path below what was named; empty if it is that itself. ``identity`` are the settings it was answered
     with, ``voting`` those of its votes; ``targets`` are the confidences from which single tiers accept. ``records`` yields
-    its rows in their order. ``recorded``: without labels, its grades are those of a recording.
+    its rows in their order. ``recorded``: without labels, its grades are those of a recording. ``form``: answers have this
+    form (`ask`).
     """
 
     name: str
@@ -42,10 +45,12 @@ class KeptRun:
     records: Callable[[], Iterator[RowRecord]]
     targets: Mapping[str, float] = field(default_factory=dict)
     recorded: bool = False
+    form: OutputForm | None = None
 
 
 def kept_runs(path: Path) -> list[KeptRun]:
-    """Return the runs at a path: an answer file, a recording, or a folder of `execute` with its data sets and policies.
+    """Return the runs at a path: a folder of `execute` with its data sets and policies, the output of `generate`, `record`
+    or `ask`.
 
     Raises `InputError` if there is none.
     """
@@ -54,6 +59,7 @@ def kept_runs(path: Path) -> list[KeptRun]:
         if not journals:
             raise InputError(f"{path} has no run with kept answers", hint="name the folder that execute wrote, or a file")
         return [_executed(place, _name(place.parent, path)) for place in journals]
+    path = _journal_of_table(path)
     first = next((line for line in lines_of(path) if line.strip()), b"")
     if first.startswith(b'["'):
         return [_executed(path, "")]
@@ -65,6 +71,14 @@ def kept_runs(path: Path) -> list[KeptRun]:
     raise InputError(
         f"{path} holds no kept answers", hint="name the output of execute (a folder), of generate or of record (a file)"
     )
+
+
+def _journal_of_table(path: Path) -> Path:
+    """Return the journal of a table that `ask` wrote, or the path itself."""
+    from workflow_composer.batch.asking.asking import journal_of
+
+    journal = journal_of(path)
+    return journal if journal.is_file() else path
 
 
 def _is_left_out(folder: Path, root: Path) -> bool:
@@ -118,7 +132,9 @@ def _executed(path: Path, name: str) -> KeptRun:
 
 def _generated(path: Path) -> KeptRun:
     note = read_note(path) or {}
-    route = str((note.get("options") or {}).get("model") or "")
+    options = note.get("options") or {}
+    route = str(options.get("model") or "")
+    form = output_form(options["form"]) if note.get("command") == "ask" and options.get("form") is not None else None
     return KeptRun(
         "",
         path,
@@ -127,12 +143,15 @@ def _generated(path: Path) -> KeptRun:
         voting_from(note.get("votes") or {}),
         lambda: (_of_line(line, route) for line in answers_in(path)),
         _targets(note),
+        form=None if form is None or form.is_text else form,
     )
 
 
 def _of_line(line: Mapping[str, Any], route: str) -> RowRecord:
     """Return the record of a line of an answer file."""
     error, tokens = line.get("error"), line.get("tokens") or {}
+    if error is not None and error["type"] == InvalidAnswer.__name__ and "text" in line:
+        error, line = None, {name: value for name, value in line.items() if name != "error"}  # it may be read now
     tiers = tuple(_tier_of(tier) for tier in line["tiers"]) if "tiers" in line else _only_tier(line)
     return RowRecord(
         row=line["index"],

@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_composer.answers import Question, Reader, reader
+from workflow_composer.answers.extraction import Extracted
+from workflow_composer.answers.form import AnswerForm, OutputForm
+from workflow_composer.answers.reading import Said
+from workflow_composer.batch.asking.table_output import cell
 from workflow_composer.batch.datasets.dataset import Row
 from workflow_composer.batch.keeping.kept_runs import JOURNAL, KeptRun
 from workflow_composer.batch.run.answering import Answering, Job
@@ -22,7 +26,7 @@ from workflow_composer.batch.run.lines import header_line, record_line
 from workflow_composer.batch.run.records import RowRecord, TierRecord
 from workflow_composer.errors import InputError, WorkflowComposerError
 from workflow_composer.execution.voting.ballot import Ballot
-from workflow_composer.execution.voting.vote_kinds import AnswerVotes, ToolVotes
+from workflow_composer.execution.voting.vote_kinds import AnswerVotes, FormVotes, ToolVotes, VoteKind
 from workflow_composer.markers import parse_route
 from workflow_composer.plan import Candidate, Member, Voting
 from workflow_composer.storage.lines import encoded, objects
@@ -71,6 +75,26 @@ class Regraded:
     further: int = 0
 
 
+class FormReader(Reader):
+    """Reads answers by the form that they were asked for, and compares them as other answers."""
+
+    def __init__(self, answer_form: AnswerForm, form: OutputForm) -> None:
+        super().__init__(answer_form)
+        self._output = form
+
+    def extract_said(self, said: Said, label: str | None = None) -> Extracted | None:
+        """Return the value of the form as text; None if the answer does not have the form, or was cut off."""
+        found = self._output.read(said.text)
+        if found.problem is not None or said.cut_off:
+            return None
+        return Extracted(cell(self._output.plain(found.value)), "form")
+
+    def read_said(self, said: Said, label: str | None = None) -> str | None:
+        """Like `extract_said`, without the method."""
+        found = self.extract_said(said, label)
+        return None if found is None else found.answer
+
+
 class Regrader:
     """Reads the rows of one run again. ``voting`` replaces the run's own."""
 
@@ -78,7 +102,9 @@ class Regrader:
         self._run = run
         self._voting = voting
         self._targets = run.targets if voting.target == run.voting.target else {}
-        self._reader = reader(voting.form)
+        reads_form = run.form is not None and voting.form.extract == run.voting.form.extract
+        self._form = run.form if reads_form else None
+        self._reader = reader(voting.form) if self._form is None else FormReader(voting.form, self._form)
         self._steps: dict[str, int] = {}
 
     async def again(self, record: RowRecord) -> RowRecord:
@@ -121,7 +147,7 @@ class Regrader:
             return None
         voting = replace(self._voting, target=self._targets.get(tier.name, self._voting.target))
         member = Member((Candidate(tier.candidate or tier.name, local=True),), len(samples))
-        kind = AnswerVotes(self._reader)
+        kind: VoteKind = AnswerVotes(self._reader) if self._form is None else FormVotes(self._form)
         names = dict.fromkeys(_name_of(call) for sample in samples for call in sample.tool_calls)
         calls = ToolVotes([{"name": name} for name in names], kind) if names else None
         ballot = Ballot(voting, [member], last=True, kind=calls or kind)

@@ -160,3 +160,20 @@ def test_the_runs_own_folder_and_what_is_no_run_are_refused(batch):
     assert "holds the run itself" in regrade(batch, "results/sums/remote", "-o", "results/sums/remote", code=2).err
     assert "no run with kept answers" in regrade(batch, "data", code=2).err
     assert "holds no kept answers" in regrade(batch, "data/sums.jsonl", code=2).err
+
+
+def test_the_answers_of_ask_are_read_by_their_form_or_in_another_way(batch):
+    """Also those that did not have the form; the table that was written stays."""
+    batch.write("texts.csv", b"title,label\none,yes\ntwo,no\nthree,no\n")
+    said = {"one": "Yes.", "two": "yes", "three": "~no~ I would say"}
+    batch.script = batch.remote = (lambda call: [said[call.request.messages[-1]["content"].split()[1]]] * call.samples,)
+    batch.profile = {**TIERS, "task_routing": {"*": "remote"}}
+    options = ["--prompt", "Judge {{ title }} now", "--choices", "yes,no", "--label-column", "label", "-o", "out.csv"]
+    done = batch("ask", "texts.csv", *options)
+    assert (batch.folder / "out.csv.journal").exists(), done.err
+    (same,) = regrade(batch, "out.csv").json
+    assert same["changed"] == 0
+    assert same["before"]["accuracy"] == same["after"]["accuracy"]
+    how = ["--extract", "python:tests.unit.cli.commands.test_regrade:of_result", "--extract", "whole"]
+    (other,) = regrade(batch, "out.csv", *how, "-o", "other").json
+    assert other["after"] == {"graded": 2, "accuracy": 0.5, "unreadable": 0}  # the third row was kept without its label
