@@ -386,3 +386,18 @@ async def test_an_awaited_run_that_is_cancelled_leaves_its_journal_to_the_next(m
         await task
     models.script = lambda call: "y"
     assert (await o.arun_batch(ROWS, journal=journal)).earlier == 1
+
+
+def test_rows_of_unknown_cost_are_counted(models, tmp_path):
+    """A price that the profile lacks is not a price of nothing."""
+    with models.open() as orchestrator:
+        assert orchestrator.run_batch(ROWS, journal=tmp_path / "priced").unpriced == 0
+        unknown = StrategyConfig(
+            profile_name="free", models={"small": {"backend": "scripted"}}, task_routing={"*": "small"}, routers=["provider"]
+        )
+    host = plugin_host(discover=False)
+    host.add(models, name="scripted")
+    with ModelOrchestrator(unknown, plugins=host, metrics=MemorySink(), environ={}) as orchestrator:
+        run = orchestrator.run_batch(ROWS, journal=tmp_path / "unpriced")
+    assert (run.unpriced, run.cost) == (6, 0.0)
+    assert all(row.data["cost_known"] is False for row in run)
