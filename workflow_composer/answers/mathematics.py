@@ -11,6 +11,7 @@ The worker never outlives this process: it is killed when Python exits, and by t
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import json
 import os
@@ -19,8 +20,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from concurrent.futures import Future
+from dataclasses import dataclass
+from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -44,9 +47,9 @@ def installed() -> bool:
 
 class _Comparison(NamedTuple):
     a: str
-    b: str
+    b: str | None
     limit: float
-    answer: Future[bool | None]
+    answer: Future[Any]
 
 
 class _WorkerGone(Exception):
@@ -76,7 +79,14 @@ class MathWorker:
         A comparison whose future is cancelled before its turn is skipped. The future raises `ConfigError` if math-verify
         does not work.
         """
-        answer: Future[bool | None] = Future()
+        return self._begin(a, b, limit)
+
+    def value(self, formula: str, limit: float) -> Future[str | bool | None]:
+        """Evaluate a constant: numerator/denominator in hexadecimal, ``~`` and 20 digits, or False; None as in `submit`."""
+        return self._begin(formula, None, limit)
+
+    def _begin(self, a: str, b: str | None, limit: float) -> Future[Any]:
+        answer: Future[Any] = Future()
         self._waiting.append(_Comparison(a, b, limit, answer))
         os.write(self._wake_write, b".")
         return answer
@@ -127,14 +137,14 @@ class MathWorker:
                 raise _WorkerGone
         return self._waiting.popleft()
 
-    def _compare(self, comparison: _Comparison) -> bool | None:
+    def _compare(self, comparison: _Comparison) -> bool | str | None:
         question = {"a": comparison.a, "b": comparison.b, "limit": comparison.limit}
         for _ in range(_ATTEMPTS):
             try:
                 process = self._running()
                 _send(process.stdin, question)
                 answer = _receive(process.stdout, comparison.limit, process.pid)
-                return None if answer is None else bool(answer)
+                return answer if answer is None or isinstance(answer, str) else bool(answer)
             except TimeoutError:
                 with self._lock:
                     self._stop()
@@ -235,6 +245,62 @@ def _processor_time(process: int | None) -> float | None:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+_REMEMBERED = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """The value of a constant; not ``exact``: rounded to 20 digits."""
+
+    number: Fraction
+    exact: bool
+
+
+class Algebra:
+    """Compares and evaluates formulas, each at most once, within ``limit`` seconds of CPU time. Usable from any thread.
+
+    ``timed_out`` counts what was stopped at the limit or when memory ran out; such formulas equal nothing.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.timed_out = 0
+        self._limit = limit
+        self._known: OrderedDict[tuple[str, str | None], Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    async def same(self, a: str, b: str) -> bool:
+        """Whether two formulas are equal. Raises `ConfigError` if math-verify does not work."""
+        return bool(await self._ask(min(a, b), max(a, b)))
+
+    async def value(self, formula: str) -> Constant | None:
+        """Return the value of a constant; None for any other formula. Raises as `same` does."""
+        found = await self._ask(formula, None)
+        if not isinstance(found, str):
+            return None
+        if found.startswith("~"):
+            rounded = found[1:]
+            exponent = rounded.partition("e")[2]
+            return Constant(Fraction(rounded), exact=False) if abs(int(exponent or 0)) <= _LARGEST_EXPONENT else None
+        above, _, below = found.partition("/")
+        return Constant(Fraction(int(above, 16), int(below, 16)), exact=True)
+
+    async def _ask(self, a: str, b: str | None) -> Any:
+        with self._lock:
+            if (a, b) in self._known:
+                self._known.move_to_end((a, b))
+                return self._known[a, b]
+        worker = shared()
+        asked: Future[Any] = worker.value(a, self._limit) if b is None else worker.submit(a, b, self._limit)
+        found = await asyncio.wrap_future(asked)
+        with self._lock:
+            self.timed_out += found is None
+            self._known[a, b] = found
+            if len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return found
+
+
+_LARGEST_EXPONENT = 20_000
 _shared: MathWorker | None = None
 _shared_lock = threading.Lock()
 

@@ -10,9 +10,12 @@ mutation, a version or an identifier, which has no numeric value (`workflow_comp
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import unicodedata
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
+
+from workflow_composer.answers.comparison.quantities import BARE, Measure, measure, singular_of
 
 # ---------------------------------------------------------------------------------------------------------------- literals
 #
@@ -64,6 +67,18 @@ def is_literal(text: str) -> bool:
 _CACHED_LENGTH = 256
 _LONGEST_NUMBER = 400
 
+_SUPERSCRIPTS = dict(
+    zip(map(ord, "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b"), "0123456789+-", strict=True)
+)
+_SUBSCRIPTS = dict(zip(range(0x2080, 0x208A), "0123456789", strict=True))
+_SUPERSCRIPT = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u207b]+")
+_SUBSCRIPT = re.compile("[\u2080-\u2089]+")
+_VULGAR = re.compile("(\\d ?)?([\u00bc-\u00be\u2150-\u215e])")
+_TEMPERATURE = re.compile(
+    r"(?:\N{DEGREE SIGN}|\^ ?\{? ?\\circ ?\}?|\\degree) ?\{?(?:\\(?:text|mathrm|rm) ?\{)? ?([CF])\b ?\}?"
+)
+_EMPHASIS = re.compile(r"(\*{1,3}|_{1,3}|`+)(?=[^\s*_`])(.*[^\s*_`])\1")
+_STARS = re.compile(r"^\*\*|\*\*$")
 _SPACES = "\u00a0\u2007\u2009\u202f\u3000~"
 _NOTHING = "\u200b\u2060\ufeff\N{DEGREE SIGN}$"
 _CHARACTERS = str.maketrans(
@@ -80,10 +95,18 @@ _CHARACTERS = str.maketrans(
         "\N{LESS-THAN OR EQUAL TO}": r"\le ",
         "\N{GREATER-THAN OR EQUAL TO}": r"\ge ",
         "\N{UNION}": r"\cup ",
+        "\N{EMPTY SET}": r"\emptyset ",
         "\N{PLUS-MINUS SIGN}": r"\pm ",
         "\N{SQUARE ROOT}": r"\sqrt ",
-        "\N{SUPERSCRIPT TWO}": "^2",
-        "\N{SUPERSCRIPT THREE}": "^3",
+        "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+        "\N{LEFT SINGLE QUOTATION MARK}": "'",
+        "\N{PRIME}": "'",
+        "\N{LEFT DOUBLE QUOTATION MARK}": '"',
+        "\N{RIGHT DOUBLE QUOTATION MARK}": '"',
+        "\N{HYPHEN}": "-",
+        "\N{NON-BREAKING HYPHEN}": "-",
+        "\N{FIGURE DASH}": "-",
+        "\N{ALMOST EQUAL TO}": r"\approx ",
     }
     | dict.fromkeys(_SPACES, " ")
     | dict.fromkeys(_NOTHING, "")
@@ -92,11 +115,12 @@ _WRAPPER = re.compile(
     r"\\(?:boxed|fbox|mbox|text(?:bf|it|rm|sf|tt|normal)?|math(?:bf|it|rm|sf|tt)|operatorname|emph)\s?\{([^{}]*)\}"
 )
 _SILENT = re.compile(
-    r"\\[,;:!]|\\(?:left|right|big|Big|bigg|Bigg|displaystyle|limits)(?![a-zA-Z])|(?<!\\)\\[()\[\]]"
+    r"\\! ?|\\[,;:]|\\(?:left|right|big|Big|bigg|Bigg|displaystyle|limits)(?![a-zA-Z])|(?<!\\)\\[()\[\]]"
     r"|\^\s?(?:\\circ|\{\s?\\circ\s?\})|\\degree(?![a-zA-Z])"
 )
-_BLANK = re.compile(r"\\(?:q?quad)(?![a-zA-Z])|\\ ")
+_BLANK = re.compile(r"(?<!\\)(?:\\(?:q?quad)(?![a-zA-Z])|\\ )")
 _FRACTION = re.compile(r"\\[dtc]?frac\s?(?:\{([^{}]*)\}|(\d))\s?(?:\{([^{}]*)\}|(\d))")
+_SCRIPT = re.compile(r"(?<=[_^])\{(\w)\}")
 _ESCAPED_OR_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _DEEPEST = 30
 _DELIMITER = re.compile(r"(?<!\\)\\[()\[\]]")
@@ -116,14 +140,17 @@ _UNIT = re.compile(r"[^\W\d_]+\.?(?:[ /-][^\W\d_]+\.?){0,5}(?: ?\^ ?\{?[23]\}?)?
 _PERCENT = re.compile(r" ?(?:\\?%|per ?cent(?:age)?\b)")
 JOINED_UNITS = "am|cm|ft|g|hr|hrs|in|kg|km|km/h|kwh|lb|lbs|mg|min|mins|ml|mm|mph|ms|pm|sec"
 """Units that may follow a number without a space; a pattern."""
-_JOINED_UNITS = re.compile(JOINED_UNITS)
-_LETTERS_THAT_ARE_UNITS = frozenset("mgshl")
+_JOINED_UNITS = re.compile(
+    rf"(?:{JOINED_UNITS}|deg[cf]|mcg|[un\u03bc]g|[un\u03bc][ml]|dl|iu|[mun\u03bc]m|[mun\u03bc]?mol|mmhg|hz|[kmg]hz|bp|kb|mb|da|kda|rpm|bpm"
+    r"|[a-z\u03bc]{1,4}/[a-z\u03bc]{1,4}(?:/[a-z\u03bc]{1,4})?|cm\^ ?\{?[23]\}?|m\^ ?\{?[23]\}?|[\u4e00-\u9fff]{1,4})"
+)
+_LETTERS_THAT_ARE_UNITS = frozenset("mgshlu\u00b0")
 _MULTIPLES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _NO_UNITS = re.compile(
     r"\b(?:and|or|to|if|for|than|not|no|of|is|mod|pi|sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|inf|infinity|plus|minus|times"
     r"|over|divided|squared|cubed|factorial|choose|half|more|less)\b"
 )
-_ES = re.compile(r"(?:ch|sh|x|ss)es\Z")
+_LAYERS = 4
 
 _SIGNS = re.compile(r"[\\^=<>{}|]")
 _OPERATORS = re.compile(r"[+*/()\[\],_!]|(?:\b[a-z]|\d) ?- ?(?:[a-z]\b|\()|\b[a-z] ?- ?\d")
@@ -133,12 +160,17 @@ _PRODUCT = re.compile(r"\d ?[a-z]\b|\b[a-z]\d|(?:\b|\d)(?:pi|sqrt)\b")
 
 @dataclass(frozen=True, slots=True)
 class Notation:
-    """A normalized answer; two answers with the same ``text`` are equal."""
+    """A normalized answer; two answers with the same ``text`` are equal.
+
+    ``written`` is the text before its case is removed; ``measure`` the unit of ``number``.
+    """
 
     text: str
     number: Fraction | None
     unit: str
     literal: bool = False
+    written: str = field(default="", compare=False, repr=False)
+    measure: Measure = field(default=BARE, compare=False, repr=False)
 
     @property
     def is_mathematical(self) -> bool:
@@ -175,8 +207,8 @@ def formula(answer: str) -> str:
     >>> formula("$$x^2 + \\pi$$."), formula("2*pi"), formula("x**2")
     ('x^2 + \\pi', '2*\\pi', 'x^2')
     """
-    text = _DELIMITER.sub("", answer.replace("\\$", "")).translate(_CHARACTERS)
-    text = " ".join(text.split()).strip("*`\"' ").rstrip(".,;: \\").replace("**", "^")
+    text = _DELIMITER.sub("", plain_characters(answer.replace("\\$", "")))
+    text = unemphasized(" ".join(text.split())).rstrip(".,;: \\").replace("**", "^")
     return text if "\\" in text else _PI.sub(r"\\pi", text)
 
 
@@ -195,18 +227,19 @@ def is_closed(text: str) -> bool:
 
 
 def _undress(answer: str) -> Notation:
-    text = _BLANK.sub(" ", answer.replace("\\$", "").translate(_CHARACTERS))
+    text = _BLANK.sub(" ", plain_characters(_TEMPERATURE.sub(r" deg\1 ", answer.replace("\\$", ""))))
     text = _SILENT.sub("", text.replace("{,}", ","))
     text = _WRAPPER.sub(r" \1 ", text)
-    text = _FRACTION.sub(_as_ratio, text)
-    text = " ".join(text.split()).strip("*`\"' ").rstrip(".,;: ")
+    text = _SCRIPT.sub(r"\1", _FRACTION.sub(_as_ratio, text))
+    written = text = unemphasized(" ".join(text.split())).rstrip(".,;: ")
     literal = len(text) <= _LONGEST_NUMBER and is_literal(text)
     text = text.casefold()
-    number, unit = _number(text) if len(text) <= _LONGEST_NUMBER else (None, "")
+    number, unit, rest = _number(text) if len(text) <= _LONGEST_NUMBER else (None, "", 0)
+    own = measure(written[-rest:] if rest and len(written) == len(text) else unit)
     text = _TIGHT.sub(r"\1", text)
     if len(text) == 3 and text[0] == "(" and text[2] == ")" and text[1].isalpha():
         text = text[1]  # a multiple-choice answer: (B)
-    return Notation(text, number, unit, literal)
+    return Notation(text, number, unit, literal, written, own)
 
 
 _cached = lru_cache(maxsize=8192)(_undress)
@@ -217,8 +250,42 @@ def _as_ratio(match: re.Match[str]) -> str:
     return f"({above})/({below})"
 
 
-def _number(text: str) -> tuple[Fraction | None, str]:
-    """Return the value of a plain number and its unit; None and "" for other text."""
+def plain_characters(text: str) -> str:
+    """Return the text with one character for each of its many writings: quotes, dashes, spaces, full-width letters.
+
+    >>> plain_characters("\uff11\uff12\u201310\u00b2\u00b3"), plain_characters("1\u00bd"), plain_characters("4210\u2085")
+    ('12-10^{23}', '1 1/2', '4210_5')
+    """
+    if text.isascii():
+        return text.translate(_CHARACTERS)
+    text = _SUPERSCRIPT.sub(lambda found: "^" + _braced(found[0].translate(_SUPERSCRIPTS)), text)
+    text = _SUBSCRIPT.sub(lambda found: "_" + _braced(found[0].translate(_SUBSCRIPTS)), text)
+    text = _VULGAR.sub(lambda found: f"{found[1] or ''}{' ' if found[1] else ''}{found[2]}", text)
+    return unicodedata.normalize("NFKC", text.translate(_CHARACTERS)).translate(_CHARACTERS)
+
+
+def _braced(script: str) -> str:
+    return script if len(script) == 1 else f"{{{script}}}"
+
+
+def unemphasized(text: str) -> str:
+    """Return the text without Markdown's emphasis and quotation marks around it.
+
+    >>> unemphasized("**18**"), unemphasized("*BRCA1*"), unemphasized("*2/*3"), unemphasized("p.R213*")
+    ('18', 'BRCA1', '*2/*3', 'p.R213*')
+    """
+    for _ in range(_LAYERS):
+        stripped = _STARS.sub("", text.strip('`" ')).strip("'" if text[:1] == "'" else " ")
+        if found := _EMPHASIS.fullmatch(stripped):
+            stripped = found[2]
+        if stripped == text:
+            break
+        text = stripped
+    return text
+
+
+def _number(text: str) -> tuple[Fraction | None, str, int]:
+    """Return the value of a plain number, its unit, and the length of the unit as written; None for other text."""
     found = _RATIO.match(text)
     if found is not None:
         value = _ratio(found)
@@ -226,9 +293,9 @@ def _number(text: str) -> tuple[Fraction | None, str]:
         value = _fraction(found[2]) * Fraction(10) ** int(found[3] or found[4] or 0)
         value = -value if found[1] == "-" else value
     else:
-        return None, ""
+        return None, "", 0
     if value is None:
-        return None, ""
+        return None, "", 0
     return _with_unit(value, text[found.end() :])
 
 
@@ -248,23 +315,22 @@ def _fraction(text: str) -> Fraction:
     return Fraction(int(f"{whole}{decimals}" or "0"), 10 ** len(decimals))
 
 
-def _with_unit(value: Fraction, rest: str) -> tuple[Fraction | None, str]:
+def _with_unit(value: Fraction, rest: str) -> tuple[Fraction | None, str, int]:
     """Parse the rest after a number: a percent sign, a multiple (million), a unit; None if it is anything else."""
     if percent := _PERCENT.match(rest):
         rest = rest[percent.end() :]
     joined = rest[:1] not in {"", " "}
-    rest = rest.strip("\N{EURO SIGN}\N{POUND SIGN}\N{YEN SIGN} ")
+    rest = rest.lstrip("\N{EURO SIGN}\N{POUND SIGN}\N{YEN SIGN} ")
     first, _, more = rest.partition(" ")
     if first in _MULTIPLES and not joined:
         value, rest = value * _MULTIPLES[first], more
     if not rest:
-        return value, ""
+        return value, "", 0
     is_unit = _JOINED_UNITS.fullmatch(rest) if joined else _UNIT.fullmatch(rest)
-    if not is_unit or _NO_UNITS.search(rest) or (len(first) < 2 and first not in _LETTERS_THAT_ARE_UNITS):
-        return None, ""
-    return value, " ".join(map(_singular, rest.replace(" ^", "^").split()))
-
-
-def _singular(word: str) -> str:
-    word = word.rstrip(".")
-    return word[:-2] if _ES.search(word) else word[:-1] if word.endswith("s") and not word.endswith("ss") else word
+    if (
+        not is_unit
+        or _NO_UNITS.search(rest)
+        or (len(first) < 2 and first.isascii() and first not in _LETTERS_THAT_ARE_UNITS)
+    ):
+        return None, "", 0
+    return value, " ".join(map(singular_of, rest.replace(" ^", "^").split())), len(rest)

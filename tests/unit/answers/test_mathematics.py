@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from workflow_composer.answers import AnswerForm, Reader
-from workflow_composer.answers.mathematics import MathWorker, shared
+from workflow_composer.answers import AnswerForm, Question, Reader
+from workflow_composer.answers.mathematics import Algebra, MathWorker, shared
 from workflow_composer.errors import ConfigError
 
 pytest.importorskip("math_verify")
@@ -71,14 +71,22 @@ def test_formulas_are_compared(worker):
 async def test_a_comparison_that_takes_too_long_ends_at_the_limit():
     """It counts as not the same, is counted, is remembered, and the next one works."""
     reader = Reader(AnswerForm(limit=0.5))
-    await reader.decide("2x", "x+x")
+    assert await Question(reader, "2x").is_correct("x+x")
     before = time.monotonic()
-    assert await reader.decide(TOWER, "x^2") is False
+    assert not await Question(reader, "x^2").is_correct(TOWER)
     assert time.monotonic() - before < PATIENCE
     assert reader.timed_out == 1
-    assert await reader.decide("x^2", TOWER) is False
+    assert not await Question(reader, TOWER).is_correct("x^2")
     assert reader.timed_out == 1
-    assert await Reader(AnswerForm(limit=30)).decide("2x+2", "2(x+1)") is True
+    assert await Question(Reader(AnswerForm(limit=30)), "2(x+1)").is_correct("2x+2")
+
+
+def test_constants_are_evaluated(worker):
+    """Exactly if they are rational, to 20 digits otherwise; what has a variable is no constant."""
+    assert worker.value(r"2^{-98}", LONG).result(PATIENCE) == f"1/{2**98:x}"
+    assert worker.value(r"\sqrt{2}", LONG).result(PATIENCE).startswith("~1.41421356237309504")
+    assert worker.value("x+1", LONG).result(PATIENCE) is False
+    assert worker.value(TOWER, 0.3).result(PATIENCE) is None
 
 
 @on_linux
@@ -156,12 +164,12 @@ def test_a_comparison_that_is_no_longer_wanted_is_not_made(worker):
 
 def test_many_threads_and_event_loops_share_one_worker():
     """Each gets its own answers."""
-    reader = Reader(AnswerForm(limit=30))
+    algebra = Algebra(30)
     found: dict[int, list[bool]] = {}
 
     async def ask(number):
         pairs = [(f"{number}x+{k}", f"{k}+x*{number + k % 2}") for k in range(2, 8)]
-        return list(await asyncio.gather(*(reader.decide(*pair) for pair in pairs)))
+        return list(await asyncio.gather(*(algebra.same(*pair) for pair in pairs)))
 
     threads = [threading.Thread(target=lambda n=n: found.update({n: asyncio.run(ask(n))})) for n in range(2, 6)]
     for thread in threads:
@@ -195,12 +203,11 @@ def test_python_exits_at_once_while_a_comparison_runs():
     """Quietly; the worker is gone."""
     done = script(f"""
         import asyncio
-        from workflow_composer.answers import AnswerForm, Reader
-        from workflow_composer.answers.mathematics import shared
+        from workflow_composer.answers.mathematics import Algebra, shared
         async def main():
-            reader = Reader(AnswerForm(limit=600))
-            assert await reader.decide("2x", "x+x")
-            task = asyncio.ensure_future(reader.decide({TOWER!r}, "x^2"))
+            algebra = Algebra(600)
+            assert await algebra.same("2x", "x+x")
+            task = asyncio.ensure_future(algebra.same({TOWER!r}, "x^2"))
             await asyncio.sleep(0.1)
             print(shared().pid, flush=True)
             task.cancel()

@@ -1,0 +1,1 @@
+"""What answers are compared as: names, quantities, and values made of them."""
