@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -16,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 import click
 
 from workflow_composer.batch.keeping.shards import Shard
-from workflow_composer.batch.run.runner import UNREADABLE, Budget, GoOn
+from workflow_composer.batch.run.runner import UNREADABLE, Budget, Generate, GoOn
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.cli.output import cost_text, dollars, percent
 from workflow_composer.errors import AnswersUnreadable, RunBudgetReached
 
 if TYPE_CHECKING:
     from workflow_composer.batch.run.tally import Tally
+    from workflow_composer.types import LLMResponse
 
 
 # ---------------------------------------------------------------------------------------------------------------- spending
@@ -120,6 +122,26 @@ class DecisionLog:
 # ----------------------------------------------------------------------------------------------------------------- waiting
 #
 # A status line that is redrawn while waiting, on terminals only.
+
+
+class Warned:
+    """``generate`` of an orchestrator that counts the answers' warnings; `tell` prints each kind once."""
+
+    def __init__(self, generate: Generate) -> None:
+        self._generate = generate
+        self._counts: Counter[str] = Counter()
+
+    async def __call__(self, prompt: Any, **fields: Any) -> LLMResponse:
+        """Answer a prompt."""
+        response = await self._generate(prompt, **fields)
+        if response.warning:
+            self._counts[response.warning.partition(": ")[0]] += 1
+        return response
+
+    def tell(self) -> None:
+        """Print the warnings with the number of answers to standard error."""
+        for warning, count in self._counts.most_common():
+            click.echo(f"warning: {count} answer{'' if count == 1 else 's'}: {warning}", err=True)
 
 
 class Waiting:

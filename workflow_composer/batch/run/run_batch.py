@@ -37,7 +37,8 @@ class RowResult:
     """The result of a row. ``id`` is the row's id, or else its index; ``cost`` (dollars) sums all its tries.
 
     A failed row has an ``error`` and an empty ``text``; an answered row has ``error`` None. ``correct`` is None without a
-    label, ``confidence`` if it is unknown. ``data`` is the row's complete line of the journal.
+    label, ``confidence`` if it is unknown. `value` is the answer as read by the request's form, as JSON data. ``data`` is
+    the row's complete line of the journal.
     """
 
     index: int
@@ -50,6 +51,11 @@ class RowResult:
     correct: bool | None
     tool_calls: tuple[Mapping[str, Any], ...]
     data: Mapping[str, Any]
+
+    @property
+    def value(self) -> Any:
+        """The answer as read by the request's form; None without a form or without such an answer."""
+        return self.data.get("value")
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> RowResult:

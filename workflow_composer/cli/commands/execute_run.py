@@ -28,6 +28,7 @@ from workflow_composer.cli.output import (
 )
 from workflow_composer.cli.progress import (
     DecisionLog,
+    Warned,
     describe_tiers,
     doubting,
     part_of_budget,
@@ -213,9 +214,11 @@ class Execution:
                 self._counted.add(folder)
                 self._budget.earlier(tally.cost)
 
+            warned = Warned(orchestrator.agenerate)
+
             async def work(stop: asyncio.Event) -> None:
                 await run.answer(
-                    orchestrator.agenerate,
+                    warned,
                     rows,
                     table,
                     journal,
@@ -235,6 +238,7 @@ class Execution:
             if tally.answered < (tally.total or 0):
                 with progress_for(tally, describe_tiers, label=label) as progress:
                     run_stoppable(work, told)
+                warned.tell()
         finish(folder, tally, total)
         return tally
 

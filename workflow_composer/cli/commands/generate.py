@@ -42,6 +42,7 @@ from workflow_composer.cli.output import (
 )
 from workflow_composer.cli.progress import (
     DecisionLog,
+    Warned,
     doubting,
     part_of_budget,
     progress_for,
@@ -124,10 +125,12 @@ def _answer(
 
         contexts = contexts_of(orchestrator.config, state.environ)
 
+    warned = Warned(orchestrator.agenerate)
+
     async def work(stop: asyncio.Event) -> None:
         async with orchestrator:
             await run.answer(
-                orchestrator.agenerate,
+                warned,
                 file,
                 contexts=contexts,
                 concurrency=concurrency,
@@ -144,6 +147,7 @@ def _answer(
 
     with log, progress_for(tally) as progress:
         run_stoppable(work, told)
+    warned.tell()
 
 
 def _sum_up(state: State, run: FileRun, target: Path | None) -> None:
