@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workflow_composer.batch.asking.labels import Labelled, LabelCounts
+from workflow_composer.batch.asking.labels import LabelCounts, Labelled
 
 
 def counted(*answers):
