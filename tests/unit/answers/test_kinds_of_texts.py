@@ -5,12 +5,15 @@ Each list is a kind of report; the texts are made small.
 
 from __future__ import annotations
 
+import random
+import time
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.answers.hostile import MARKS, PIECES
 from workflow_composer.answers import AnswerForm, Question, reader
 from workflow_composer.types import Sample
 
@@ -68,7 +71,13 @@ def test_what_stands_around_an_answer_is_no_part_of_it(text, label, answer):
     ("So the answer is 6 \u00d7 3 = 18.", None, "18"),
     ("I had 6th place in mind.\n#### 6th place", "6", "6"),  # RouteLLM, GPT-4
     ("The answer is $(0, 1)$. I hope it is correct.", None, "(0, 1)"),
+    ("Answer: Yes, since 7 is prime.", None, "Yes"),
+    ("yes, it is", None, "yes"),
+    ("Answer: Paris - the capital of France", None, "Paris"),
+    ("Answer: ~18", None, "18"),
     ("The answer is 3 (mod 7).", None, "3 (mod 7)"),
+    ("Answer: c.35G>A (p.Gly12Asp)", None, "c.35G>A (p.Gly12Asp)"),
+    ("Answer: George Washington (1732-1799)", None, "George Washington (1732-1799)"),
     ("The answer is Dr. Smith.", None, "Dr. Smith"),
     ("The answer is E. coli.", None, "E. coli"),
     ("The answer is *1/*4.", None, "*1/*4"),
@@ -231,6 +240,12 @@ def test_signs_alone_are_never_read(text):
     ("Paris\n\nIt has been the capital since 987.", None, "Paris"),
     ("Positive\n\nThe author liked all of the 5 rooms.", "positive", "Positive"),
     ("The sentiment is positive.", None, "positive"),
+    ("The correct diagnosis is E11.9.", None, "E11.9"),
+    ("So the solutions are x=1 and x=2.", "1,2", "x=1 and x=2"),
+    (r"The value is $\frac{3}{4}$.", None, r"\frac{3}{4}"),
+    ("I think it's B", None, "B"),
+    ("The variant is c.35G>A (p.Gly12Asp).", None, "c.35G>A (p.Gly12Asp)"),
+    ("In all of this family the only variant that we were able to find was c.35G>A in KRAS.", None, None),
     ("Some like it, some do not; on balance the author is for it.\n\nLabel: positive", None, "positive"),
     ("Yes, because 2 is prime.", None, "Yes"),
     ("So it has the genotype 0/1.", "0/1", "0/1"),
@@ -300,3 +315,27 @@ async def test_a_phrase_that_only_talks_about_the_answer_is_no_answer():
     """With a label that is a number, the text is searched on."""
     text = "So she has 24 - 6 = 18 rolls left. The answer is reasonable."
     assert await Question(ONE, "18").is_correct(ONE.read(text, "18"))
+
+
+def test_mutated_texts_of_20_kilobytes_are_read_in_linear_time():
+    """A thousandth of what `benchmarks/answer_reading.py` reads, with a wide margin; a quadratic reader takes seconds."""
+    draw, slowest = random.Random(7), 0.0
+    for number in range(100):
+        pool = draw.choices([*MARKS, *PIECES, "The answer is ", "<think>", "\u7b54\u6848", "a"], k=draw.choice((1, 2, 8)))
+        text = "".join(draw.choices(pool, k=20_000))[:20_000]
+        before = time.process_time()
+        ONE.read(text, (None, "18", "B", "Paris")[number % 4])
+        slowest = max(slowest, time.process_time() - before)
+    assert slowest < 1
+
+
+@pytest.mark.parametrize(
+    "piece", [*PIECES, "The answer to ", "answer: ", "\u0301\u0327", "<|", "= ", "( ", " because", "\u7b54\u6848"]
+)
+@pytest.mark.parametrize("label", [None, "18", "B"])
+def test_a_megabyte_is_read_at_once(piece, label):
+    """Whatever it is made of."""
+    text = piece * (1_000_000 // len(piece))
+    before = time.process_time()
+    ONE.read(text, label)
+    assert time.process_time() - before < 10

@@ -229,7 +229,7 @@ def _made(text: str, at: int, end: int, begin: int, said: str, closed: int) -> P
 
 
 def _dressed_off(said: str, *, begins_line: bool = False) -> str:
-    bare = said.strip(" \t:\uff1a").strip()
+    bare = said.strip(" \t:\uff1a").lstrip(",\u3001\uff0c").strip()
     return without_talk(undressed(without_talk(undressed(bare, begins_line=begins_line))))
 
 

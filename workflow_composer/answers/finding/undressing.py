@@ -18,15 +18,16 @@ _LONGEST_CHOICE = 400
 
 # ------------------------------------------------------------------------------------------------------------- characters
 
-_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " ", 0xFFE5: "\N{YEN SIGN}"}
-_INVISIBLE = dict.fromkeys([0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF, 0x00AD])
+_FULL_WIDTH = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)} | {0x3000: " ", 0xFFE5: "\N{YEN SIGN}"}
+_INVISIBLE = dict.fromkeys([0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF, 0x00AD], "")
 _ZEROES = (
     *(0x0660, 0x06F0, 0x07C0, 0x0966, 0x09E6, 0x0A66, 0x0AE6, 0x0B66, 0x0BE6, 0x0C66, 0x0CE6, 0x0D66, 0x0E50, 0x0ED0),
     *(0x0F20, 0x1040, 0x17E0, 0x1810),
 )
 _DIGITS = {zero + value: str(value) for zero in _ZEROES for value in range(10)}
 _SYMBOLS = {0x221E: r"\infty ", 0x2205: r"\emptyset ", 0x2300: r"\emptyset "}
-_PLAIN = _FULL_WIDTH | _INVISIBLE | _DIGITS | _SYMBOLS
+_PLAIN = {chr(code): as_plain for code, as_plain in (_FULL_WIDTH | _INVISIBLE | _DIGITS | _SYMBOLS).items()}
+_NOT_PLAIN = re.compile(f"[{re.escape(''.join(_PLAIN))}]")
 
 
 def plain(text: str) -> str:
@@ -39,7 +40,7 @@ def plain(text: str) -> str:
     """
     if text.isascii():
         return text
-    return _composed(text.translate(_PLAIN))
+    return _composed(_NOT_PLAIN.sub(lambda found: _PLAIN[found[0]], text))
 
 
 def _composed(text: str) -> str:
@@ -199,23 +200,24 @@ _LEAD = re.compile(
     r"(?:(?:that|therefore|thus|hence|so|simply|just|clearly|indeed|exactly|about|approximately|approx\.?|roughly|nearly"
     r"|equal to|equals|given by|found to be|is|:|="
     r"|\u2248|\\approx|\\implies|\\therefore|\\Rightarrow|\u21d2|=>|->|\u2192)(?![\w])[:,]?\s+)+"
-    r"(?=[-+]?[\d$\\(.\u20ac\u00a3*\u00bc-\u00be])|[=:\u2248]\s+",
+    r"(?=[-+]?[\d$\\(.\u20ac\u00a3*\u00bc-\u00be])|[=:\u2248]\s+|[~\u223c](?=\s?\d)",
     re.IGNORECASE,
 )
 _LONGEST_TALK = 2000
 _TAIL = re.compile(
-    r"(?:,|;|\s[-\u2013\u2014])?\s{1,9}(?:because|since(?!\s\d)|due to|given that|so that)\b.*"
+    r"(?:,|;|\s[-\u2013\u2014])?\s{1,9}(?:because|since(?!\s\d{4}\b)|due to|given that|so that)\b.*"
     r"|(?:,|;)\s{1,9}(?:which|where|as|after|given|not|meaning|i\.e\.|but|while|although|though|making)\b.*"
     r"|(?:,|\uff0c|\u3001)\s?(?:\u56e0\u4e3a|\u56e0\u70ba|\u6240\u4ee5|\u5373|\u5176\u4e2d|\u306a\u305c\u306a\u3089).*"
-    r"|\s\u2014\s.*|\s{1,9}I hope (?:it|this|that) is (?:right|correct)\b.*",
+    r"|\s\u2014\s.*|\s[-\u2013]\s(?:the|an?|this|it|its|which)\b.*|\s{1,9}I hope (?:it|this|that) is (?:right|correct)\b.*",
     re.IGNORECASE | re.DOTALL,
 )
 _AS = re.compile(r"(?<=[\d%$)\]}])\s{1,9}as\s{1,9}(?:she|he|it|they|we|there|the|each|in)\b.*", re.IGNORECASE | re.DOTALL)
-_ASIDE = re.compile(r"(?P<before>[^()]*[^()\s])\s{1,9}\((?!\s?(?:mod|base|in)\b)[^()]*\)\.?")
+_ASIDE = re.compile(r"(?P<before>[-+~$\u20ac\u00a3]{0,2}[\d.][^()]*)\s{1,9}\((?!\s?(?:mod|base|in)\b)[^()]*\)\.?")
 _POSTFIX = re.compile(
     r"(?<=[^\s])\s?(?:\u3067\u3059|\u3067\u3042\u308b|\u3060|\u306b\u306a\u308a\u307e\u3059|\u3068\u306a\u308a\u307e\u3059"
     r"|\uc785\ub2c8\ub2e4|\uc774\ub2e4|\uc774\uc5d0\uc694|\uc608\uc694)[.\u3002]?\Z"
 )
+_VERDICT = re.compile(r"(yes|no|true|false)\s?[,;:.!\u2013\u2014]\s+\S", re.IGNORECASE)
 _SUM = re.compile(r"(?:[-\d\s.,+*/()=\u00d7\u00f7\u00b7$\u20ac\u00a3%]|\\(?:times|cdot|div)(?![a-zA-Z]))*")
 _RESULT = re.compile(r"\s*[-+]?[$\u20ac\u00a3]?[\d.\\](?:[^,;\s]|,(?=\d)){0,40}(?:\s[^\s,;]{1,20}){0,3}\s*\Z")
 
@@ -239,8 +241,10 @@ def without_talk(answer: str) -> str:
     terms, equals, result = answer.rpartition("=")
     if equals and _RESULT.match(result) and _SUM.fullmatch(terms) and any(map(str.isdecimal, terms)):
         answer = result.lstrip()
-    if (aside := _ASIDE.fullmatch(answer)) and any(map(str.isdecimal, aside["before"])):
-        answer = aside["before"]
+    if aside := _ASIDE.fullmatch(answer):
+        answer = aside["before"].rstrip()
+    if (verdict := _VERDICT.match(answer)) and not any(map(str.isdecimal, answer)):
+        answer = verdict[1]
     return _POSTFIX.sub("", answer).strip() or answer
 
 
@@ -249,7 +253,7 @@ def without_talk(answer: str) -> str:
 _OPTION = (
     r"(?i:(?:(?:the|la|el|le|die|der|das|o|a|il)\s|l['\u2019])?"
     r"(?:(?:option|choice|letter|answer|opci[o\xf3]n|letra|lettre|choix|buchstabe|antwort|alternativa|op[c\xe7][a\xe3]o|opzione"
-    r"|\u9009\u9879|\u9078\u9805|\u9009|\u9078|\u0432\u0430\u0440\u0438\u0430\u043d\u0442)\s?)?)??"
+    r"|\u9009\u62e9|\u9078\u64c7|\u9009\u9879|\u9078\u9805|\u9009|\u9078|\u0432\u0430\u0440\u0438\u0430\u043d\u0442)\s?)?)??"
 )
 _OTHERS = r"\s?(?:and|or|und|oder|et|ou|y|e|o|,|/|&|\+|\u548c|\u6216)\s?\(?[A-Ja-j]\)?(?![\w])"
 _CHOICE = re.compile(

@@ -29,11 +29,11 @@ _VALUE = rf"(?:\d{{1,3}}(?:(?:,|\{{,\}})\d{{3}})++(?!\d)|\d++)(?:\.\d++)?(?:[ ]?
 _NUMBER = re.compile(
     # Skips the numbers of list items and the parts of a date, a version, a time or a name.
     r"^[-*#>\t ]*+\d{1,3}[.)][ \t]+(?=\S)"
-    r"|(?<![a-z0-9_^\\])(?<!\d[.,/:|-])(?<![a-z)]-)(?<![\^_}]\{)"
+    r"|(?<![a-z0-9_^\\])(?<!\d[.,/:|-])(?<![a-z)]-)(?<![a-z]\.)(?<![\^_}]\{)"
     rf"(?P<number>[-\u2212\u2013]?(?:\\?[$\u20ac\u00a3\u00a5\u20b9])?[-\u2212\u2013]?"
     rf"(?:\\[dtc]?frac\{{\d++\}}\{{\d++\}}|(?:\d++ )?\d++/\d++|{_VALUE})"
     r"(?:[ ]?\\?%|[ ](?:thousand|million|billion|trillion)\b)?)"
-    rf"(?!(?!(?:{JOINED_UNITS})\b)[a-z0-9_])(?![.,/:|-]\d|\^\{{?\d|[{_RAISED}])",
+    rf"(?!(?!(?:{JOINED_UNITS})\b(?!>))[a-z0-9_])(?![.,/:|-]\d|\^\{{?\d|[{_RAISED}])",
     re.IGNORECASE | re.MULTILINE | re.ASCII,
 )
 _NAME = re.compile(r"(?:[A-Z][\w-]*+ ){1,3}\d++")
@@ -51,8 +51,9 @@ _CLAUSE = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _SAYS = re.compile(
-    r"(?:the|this|that|it|so|therefore|thus|hence)\b[^.!?\n]{0,90}\b(?:is|are|was|were)\s+"
-    r"(?P<what>(?!not\b|no\b)[^.!?\n,;:]{1,60})[.!]?",
+    r"(?:I (?:think|believe|guess|suppose|would say) (?:that )?)?(?:(?:it|that)['\u2019]s|I['\u2019]d say"
+    r"|(?:the|this|that|it|so|therefore|thus|hence)\b[^.!?\n]{0,90}\b(?:is|are|was|were))\s+"
+    r"(?P<what>(?!not\b|no\b)(?:[^.!?\n,;:]|[.:](?=\S)){1,60})[.!]?",
     re.IGNORECASE,
 )
 _BOLD = re.compile(r"\*\*([^*\n]{1,80})\*\*")
@@ -75,7 +76,8 @@ def numbers(text: str) -> list[str]:
     >>> numbers("9 * $2 = $18 on 04/02/2021"), numbers("It is -1,450.50."), numbers("V600E at 10:30 in v1.10.2")
     (['9', '$2', '$18'], ['-1,450.50'], [])
     """
-    return [found["number"] for found in _NUMBER.finditer(text) if found["number"]]
+    found = (match["number"] for match in _NUMBER.finditer(text))
+    return [number.lstrip("$") if "\\" in number else number for number in found if number]
 
 
 def _last_number(text: str) -> str | None:
@@ -110,7 +112,7 @@ def unmarked(text: str, label: str | None = None) -> tuple[str, str] | None:
     if wanted.literal and len(label.split()) == 1 and (token := _last_literal(text)):
         return token, "last_name"
     most = len(label.split())
-    whole = _said(text) or _short(text, max(SHORT, most)) or _apart(text, max(_FEW, most))
+    whole = _said(text, with_numbers=True) or _short(text, max(SHORT, most)) or _apart(text, max(_FEW, most))
     return None if whole is None else (whole, "short")
 
 
@@ -146,11 +148,13 @@ def to_the_point(answer: str, label: str | None) -> str:
     return named[0] if len(named) == 1 else answer
 
 
-def _said(text: str) -> str | None:
+def _said(text: str, *, with_numbers: bool = False) -> str | None:
     """Return what one sentence says of its subject: "The sentiment is positive." says "positive"."""
     found = _SAYS.fullmatch(text.strip(" *_\n"))
     what = found["what"].strip(" *_") if found else ""
-    if not says_something(what) or len(what.split()) > _FEW or numbers(what) or _PASSES.match(what):
+    if not says_something(what) or len(what.split()) > _FEW or _PASSES.match(what):
+        return None
+    if not with_numbers and numbers(what):
         return None
     return what
 

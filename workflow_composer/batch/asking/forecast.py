@@ -1,13 +1,18 @@
 """What a run will probably cost and take: by the profile's prices before the first answer, by the answers afterwards.
 
 Before: a prompt token for every four characters, and answers as long as the form makes them; the cheapest case is that every
-first tier is accepted, the dearest that no tier but the last is. Afterwards: the mean cost and time of the rows answered.
+first tier is accepted, the dearest that no tier but the last is. The time is that of the model's earlier requests, by their
+tokens. Afterwards: the mean cost and time of the rows answered.
 """
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_composer.answers.form import OutputForm
@@ -21,6 +26,9 @@ if TYPE_CHECKING:
 
 _WORD = 8
 """Tokens of an answer that is one word or number."""
+
+_TAIL = 1 << 18
+"""Bytes of metrics that are looked at: some hundreds of requests."""
 
 _FIELD = 24
 """Tokens of a field of a JSON answer."""
@@ -58,6 +66,24 @@ class Measured:
         known = all(line.get("cost_known", True) for line in found)
         cost = sum(line["cost"] for line in found) / len(found)
         return cls(len(found), cost if known else None, sum(line["latency_ms"] for line in found) / len(found) / 1000.0)
+
+
+def seconds_per_token(metrics: Path, candidate: str) -> float | None:
+    """Return the seconds per token of a model by the metrics of its latest requests; None if there are none."""
+    try:
+        with metrics.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - _TAIL, 0))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    seconds = tokens = 0.0
+    for line in lines:
+        with suppress(ValueError, KeyError, TypeError):  # a line that is cut, damaged or of another version tells nothing
+            found = json.loads(line)
+            if found["candidate"] == candidate and found["success"] and found["completion_tokens"] > 0:
+                seconds += found["latency_ms"] / 1000.0
+                tokens += found["completion_tokens"]
+    return seconds / tokens if tokens else None
 
 
 def forecast(

@@ -14,7 +14,7 @@ from workflow_composer.errors import InputError
 QUESTIONS = (
     ("question", "problem", "query", "question_text", "question_stem", "question.stem", "problem_statement"),
     ("prompt", "instruction", "messages", "conversations", "conversation", "turns"),
-    ("input", "inputs", "ctx", "goal", "sentence", "text"),
+    ("input", "inputs", "ctx", "goal", "sentence", "sent1", "text"),
 )
 LABELS = (
     (
@@ -40,12 +40,8 @@ Of questions and labels the first group that has a column is used, of choices an
 """
 
 SPREAD = (
-    ("A", "B"),
-    ("opa", "opb"),
-    ("option_a", "option_b"),
-    ("option1", "option2"),
-    ("sol1", "sol2"),
-    ("choice1", "choice2"),
+    *(("A", "B"), ("opa", "opb"), ("option_a", "option_b"), ("option1", "option2"), ("sol1", "sol2")),
+    *(("choice1", "choice2"), ("ending0", "ending1")),
 )
 """The first two of the columns that hold one choice each."""
 
@@ -195,6 +191,7 @@ class Search:
         """Return the first column of the first group that has one. Raises `InputError` if it has several that differ."""
         for group in groups:
             found = [name for each in group for name in self._all(each) if fits(name)]
+            found = [name for name in found if self._is_filled(name)] or found
             others = [name for name in found[1:] if self._differ(found[0], name, said)]
             if others:
                 names = ", ".join(map(repr, (found[0], *others)))
@@ -205,6 +202,9 @@ class Search:
             if found:
                 return found[0]
         return NONE
+
+    def _is_filled(self, name: str) -> bool:
+        return any(not is_missing(at_path(row, name)) for row in self._sample)
 
     def _differ(self, one: str, other: str, said: Any) -> bool:
         """Whether two columns hold different values in some row that has both."""

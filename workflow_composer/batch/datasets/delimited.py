@@ -104,20 +104,26 @@ def _is_tabbed(path: Path) -> bool:
 
 def _headed(path: Path, layout: Layout) -> Layout:
     """Return the layout with its names, unique and none of them empty."""
-    text = next(islice(_texts(path), layout.skipped, None), "")
-    layout = replace(layout, spaced=f'{layout.delimiter} "' in text)
     try:
-        _, header = next(_records(path, layout), (1, []))
-        data = [record for _, record in islice(_records(path, layout), _LOOKED_AT)]
+        header, data = _beginning(path, layout)
     except InputError:
-        if text.count(layout.delimiter):
-            header = next(csv.reader([text], delimiter=layout.delimiter))
-            return replace(layout, names=_unique(header))
-        raise
+        text = next(islice(_texts(path), layout.skipped, None), "")
+        if not text.count(layout.delimiter):
+            raise
+        return replace(layout, names=_unique(next(csv.reader([text], delimiter=layout.delimiter))))
+    if any(field.startswith(" ") for field in header) or any(field.startswith(' "') for row in data for field in row):
+        layout = replace(layout, spaced=True)
+        header, data = _beginning(path, layout)
     letters = set(MMLU[1:-1])
-    if len(header) == len(MMLU) and all(len(row) == len(MMLU) and row[-1] in letters for row in data):
+    if all(len(row) == len(MMLU) and row[-1] in letters for row in (header, *data)):
         return replace(layout, names=MMLU, has_header=False)
     return replace(layout, names=_unique(header))
+
+
+def _beginning(path: Path, layout: Layout) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the first records."""
+    found = [record for _, record in islice(_records(path, layout), _LOOKED_AT + 1)]
+    return (found[0], found[1:]) if found else ([], [])
 
 
 def _unique(header: Iterable[str]) -> tuple[str, ...]:

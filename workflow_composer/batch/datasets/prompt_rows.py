@@ -16,7 +16,7 @@ from workflow_composer.answers.form import as_data
 from workflow_composer.batch.datasets.columns import Columns
 from workflow_composer.batch.datasets.content import RowContent
 from workflow_composer.batch.datasets.formats import ParsedLine
-from workflow_composer.batch.datasets.request_fields import own_fields
+from workflow_composer.batch.datasets.request_fields import CHAT, own_fields
 from workflow_composer.batch.datasets.table import Table, TableRow, read_table
 from workflow_composer.batch.datasets.values import labels_of, question_of, whole_id
 from workflow_composer.errors import ContextError, InputError
@@ -72,7 +72,7 @@ class InputRow:
 
     ``index`` counts rows from 0; ``key`` is a digest of the row's content and of the options that affect its answer.
     ``others`` are further right answers besides the label; ``own`` are the row's own fields of `LLMRequest`; ``columns`` are
-    those that are kept with the answer.
+    those that are kept with the answer. ``batch_url`` is the address of a request of the OpenAI Batch API.
     """
 
     index: int
@@ -87,6 +87,7 @@ class InputRow:
     others: tuple[str, ...] | None = None
     own: Mapping[str, Any] | None = None
     columns: Mapping[str, Any] | None = None
+    batch_url: str | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -211,9 +212,10 @@ class RowFile:
                 taken = replace(taken, own={name: value for name, value in taken.own.items() if name != "model"})
         elif self.table.taking.found.before == "context":
             values = {name: value for name, value in values.items() if name != "context"}
+        url = str(row.values.get("url", CHAT)) if self.table.is_batch else None
         columns = {name: row.values.get(name) for name in self._keep} or None
         key = taken.id if self.table.is_batch else whole_id(taken.id)
-        found = row_of(row.number, row.where, values, taken, self._pins, id=key, columns=columns)
+        found = row_of(row.number, row.where, values, taken, self._pins, id=key, columns=columns, batch_url=url)
         contexts = ("\0" + " ".join(found.context)) if found.context else ""
         return replace(found, key=digest_of(line, self._salt + contexts))
 

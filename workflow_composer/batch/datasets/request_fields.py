@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from workflow_composer.batch.datasets.values import is_missing, literal
+from workflow_composer.batch.datasets.values import is_missing, literal, messages_of, sent
 from workflow_composer.errors import InputError
 from workflow_composer.storage.lines import kind
 from workflow_composer.types import EMPTY, Message
@@ -165,7 +165,7 @@ def _take(name: str, value: Any, where: str, found: dict[str, Any], extra: dict[
         return
     to, check = _FIELDS.get(name, (None, _PASSED.get(name, _any)))
     try:
-        checked = check(value)
+        checked = check(sent(value))
     except ValueError as error:
         shown = repr(value) if isinstance(value, (str, int, float)) else kind(value)
         hint = f"it is a field of the request; give {error}, or rename the column if it holds something else"
@@ -213,8 +213,6 @@ Parts = tuple[tuple[Message, ...], dict[str, Any], dict[str, Any]]
 
 
 def _chat(body: Mapping[str, Any], where: str) -> Parts:
-    from workflow_composer.batch.datasets.values import messages_of
-
     messages = messages_of(body.get("messages"))
     if messages is None:
         hint = 'write [{"role": "user", "content": "What is 2 + 2?"}]'
@@ -231,8 +229,6 @@ def _completion(body: Mapping[str, Any], where: str) -> Parts:
 
 
 def _response(body: Mapping[str, Any], where: str) -> Parts:
-    from workflow_composer.batch.datasets.values import messages_of
-
     given = body.get("input")
     messages = ({"role": "user", "content": given},) if isinstance(given, str) and given.strip() else messages_of(given)
     if messages is None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workflow_composer.errors import InputError
-from workflow_composer.storage.lines import kind
+from workflow_composer.storage.lines import WrittenNumber, kind
 from workflow_composer.types import Message
 
 _SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
@@ -61,7 +61,7 @@ def literal(text: str) -> Any:
         return json.loads(stripped)
     except (ValueError, RecursionError):
         pass
-    for tried in (stripped, _ARRAY.sub(", ", stripped)):
+    for tried in (_ARRAY.sub(", ", stripped), stripped):  # Python would join the strings of an array
         try:
             found = ast.literal_eval(tried)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -99,8 +99,17 @@ def _message(value: Any) -> Message | None:
     if not isinstance(role, str) or ("role" not in value and "value" not in value):
         return None
     if "role" in value:
-        return {name: each for name, each in value.items() if each is not None or name == "content"}
+        return {name: sent(each) for name, each in value.items() if each is not None or name == "content"}
     return {"role": _SPEAKERS.get(role, role), "content": value["value"]}
+
+
+def sent(value: Any) -> Any:
+    """Return a value as it is sent to a server: with plain numbers."""
+    if isinstance(value, WrittenNumber):
+        return float(value)
+    if isinstance(value, Mapping):
+        return {name: sent(each) for name, each in value.items()}
+    return [sent(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def prompt_text(value: Any) -> str:

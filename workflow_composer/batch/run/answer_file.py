@@ -18,6 +18,7 @@ from workflow_composer.batch.datasets.prompt_rows import UNBOUND, InputRow
 from workflow_composer.batch.keeping.identity import Served
 from workflow_composer.batch.keeping.places import NO_KEY, Keys, Moves, content_key, moves, number_of
 from workflow_composer.batch.run.answering import said_of
+from workflow_composer.batch.run.batch_output import batch_answer, batch_failure
 from workflow_composer.batch.run.journal import open_own, unwritable
 from workflow_composer.batch.run.records import Head
 from workflow_composer.batch.run.runner import Generate
@@ -53,6 +54,8 @@ class LineAnswers:
         response = await self._generate(prompt, **fields)
         logprobs = bool(fields.get("logprobs") or (isinstance(prompt, LLMRequest) and prompt.logprobs))
         line = {**self._head(row), **await _answered(response, row.labels, logprobs=logprobs)}
+        if row.batch_url:
+            line |= batch_answer(row.id, row.batch_url, response, logprobs=logprobs)
         return AnswerLine(line | _samples_of(response) if self._keep_texts else line)
 
     def failed(self, row: InputRow, error: BaseException, seconds: float) -> AnswerLine:
@@ -66,6 +69,8 @@ class LineAnswers:
             found["cost_known"] = False
         if row.label is not None:
             found["correct"] = False
+        if row.batch_url:
+            found |= batch_failure(row.id, found["error"])
         return AnswerLine(self._head(row) | found)
 
     def _head(self, row: InputRow) -> dict[str, Any]:
@@ -89,7 +94,7 @@ def content_of(row: InputRow) -> str:
     return content_key(given)
 
 
-_NO_CONTENT = frozenset({"index", "where", "key", "id", "label", "others", "columns"})
+_NO_CONTENT = frozenset({"index", "where", "key", "id", "label", "others", "columns", "batch_url"})
 _CONTENT = tuple(name for name in InputRow.__slots__ if name not in _NO_CONTENT)
 """Fields of a row on which its answer depends."""
 
@@ -97,9 +102,7 @@ _CONTENT = tuple(name for name in InputRow.__slots__ if name not in _NO_CONTENT)
 def kept_of(row: InputRow) -> dict[str, Any]:
     """Return the fields of a line with the row's own content."""
     prompt = [dict(message) for message in row.prompt.messages] if isinstance(row.prompt, LLMRequest) else row.prompt
-    kept: dict[str, Any] = {"question": prompt, "label": row.label}
-    if row.others:
-        kept["other_labels"] = list(row.others)
+    kept: dict[str, Any] = {"question": prompt, "label": list(row.labels) if row.others else row.label}
     return kept | {"columns": dict(row.columns)} if row.columns else kept
 
 
@@ -148,11 +151,26 @@ async def _answered(response: LLMResponse, labels: tuple[str, ...], *, logprobs:
         found["cost_known"] = False
     if labels:
         found |= await graded(response.samples[0], *labels)
+    if response.value is not None:
+        found["value"] = _plain(response.value)
+    if response.asked_again:
+        found["asked_again"] = response.asked_again
+    if response.warning:
+        found["warning"] = response.warning
     if response.tool_calls:
         found["tool_calls"] = [dict(call) for call in response.tool_calls]
     if logprobs:
         found["logprobs"] = logprobs_of(response)
     return found
+
+
+def _plain(value: Any) -> Any:
+    """Return a form's value as JSON data; it may be, or contain, instances of a pydantic type."""
+    if isinstance(value, (str, int, float)):
+        return value
+    from pydantic_core import to_jsonable_python
+
+    return to_jsonable_python(value)
 
 
 async def graded(sample: Sample, *labels: str) -> dict[str, Any]:
@@ -321,7 +339,7 @@ class AnswerFile:
         """
         for fields in answers_in(path):
             rows = wanted.get(fields.get("content", ""))
-            if rows and "error" not in fields:
+            if rows and fields.get("error") is None:
                 row = rows.pop(0)
                 line = AnswerLine({**fields, "index": row.index, "key": row.key, "id": row.id})
                 self._served.remember(_served(fields))
@@ -403,13 +421,13 @@ class AnswerFile:
         if index in self._failed:
             self._stale.add(self._failed[index][1])
         self._remember(fields, offset)
-        if "error" not in fields:
+        if fields.get("error") is None:
             each(AnswerLine(fields).head)
 
     def _remember(self, fields: Mapping[str, Any], offset: int) -> None:
         index = fields["index"]
         self._failed.pop(index, None)
-        if "error" in fields:
+        if fields.get("error") is not None:
             self._failed[index] = fields["cost"], offset
             return
         if index >= len(self._keys):
@@ -484,13 +502,12 @@ class AnswerFile:
 async def _refreshed(line: bytes, row: InputRow, *, keep_texts: bool) -> bytes:
     """Return a line with the row's id, label and columns of today, graded again if the label has changed."""
     fields = json.loads(line)
-    before = fields.get("label"), fields.get("other_labels")
+    before = fields.get("label")
     fields["id"] = row.id
     if keep_texts and "question" in fields:
         fields.pop("columns", None)
-        fields.pop("other_labels", None)
         fields |= kept_of(row)
-        if before != (row.label, list(row.others) if row.others else None) and "text" in fields:
+        if before != fields["label"] and "text" in fields:
             if row.label is None:
                 for name in ("answer", "read_by", "correct"):
                     fields.pop(name, None)
@@ -542,5 +559,5 @@ def _half_written(line: bytes) -> bool:
 
 def _served(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the candidates of a line that answered, each with the model that its server reported."""
-    tiers = fields.get("tiers") or (() if "error" in fields else (fields,))
+    tiers = fields.get("tiers") or (() if fields.get("error") is not None else (fields,))
     return [(str(tier.get("candidate") or ""), str(tier.get("model") or "")) for tier in tiers]

@@ -15,7 +15,7 @@ import click
 from workflow_composer.answers.form import OutputForm
 from workflow_composer.answers.output_form import output_form
 from workflow_composer.batch.asking.asking import AskRun, NewColumns, journal_of
-from workflow_composer.batch.asking.forecast import Measured, PriceForecast, forecast
+from workflow_composer.batch.asking.forecast import Measured, PriceForecast, forecast, seconds_per_token
 from workflow_composer.batch.asking.labels import LabelCounts
 from workflow_composer.batch.asking.table_output import OTHER, cell, suffix_of
 from workflow_composer.batch.asking.templates import PromptTemplate
@@ -37,6 +37,7 @@ from workflow_composer.cli.output import (
 from workflow_composer.cli.progress import DecisionLog, doubting, progress_for, raise_if_over, tell_spent_before
 from workflow_composer.cli.state import State
 from workflow_composer.errors import InputError
+from workflow_composer.metrics.sink import DEFAULT_FILE, METRICS_VARIABLE
 from workflow_composer.storage.lines import unreadable
 from workflow_composer.storage.replacing import replace_file
 
@@ -62,7 +63,7 @@ r"""``\n`` as a shell passes it on, but not the beginning of a LaTeX command suc
 _REQUEST_FIELDS = ("task_type", "model", "system", "max_tokens", "temperature", "timeout", "form_retries")
 
 
-def opened_run(source: Path, options: Mapping[str, Any]) -> AskRun:
+def opened_run(source: str, options: Mapping[str, Any]) -> AskRun:
     """Return the run that the options describe. Raises `InputError`, `click.UsageError`."""
     template = _template(options["prompt"], options["prompt_file"])
     if (system := options["system"]) is not None and "{{" in system:
@@ -75,7 +76,7 @@ def opened_run(source: Path, options: Mapping[str, Any]) -> AskRun:
     if options["contexts"]:
         fields["context"] = options["contexts"]
     return AskRun(
-        read_table(source, asks=False),
+        read_table(source, data_dir=options["data_dir"], asks=False),
         template,
         form,
         new,
@@ -164,6 +165,8 @@ class AskSession:
                 orchestrator = self._opened()
             if not self._done:
                 self._ask(orchestrator, file, None)
+            if not run.tally.stopped_by:
+                asyncio.run(file.finish(run.rows, keep_texts=False))  # labels are read from the table, not from the lines
         return self._finish(state)
 
     @property
@@ -244,7 +247,8 @@ class AskSession:
     def _tell_before(self, orchestrator: ModelOrchestrator) -> None:
         run, tally = self._run, self._run.tally
         left = (tally.total or 0) - tally.answered
-        click.echo(f"{run.table.name}: {tally.total} rows; new columns: {', '.join(run.new.names)}", err=True)
+        facts = [f"{tally.total} rows", *run.table.notes, f"new columns: {', '.join(run.new.names)}"]
+        click.echo(f"{run.table.name}: {'; '.join(facts)}", err=True)
         if run.other_labels:
             shown = ", ".join(map(repr, run.other_labels[:5]))
             click.echo(f"warning: labels that no answer can equal: {shown}", err=True)
@@ -264,7 +268,13 @@ class AskSession:
             characters=run.characters * left // (tally.total or 1),
             most_tokens=run.fields.get("max_tokens"),
         )
-        click.echo(_price(found, plan), err=True)
+        named = self._state.environ.get(METRICS_VARIABLE, "").strip()
+        pace = seconds_per_token(Path(named) if named else DEFAULT_FILE, plan.tiers[0].members[0].candidates[0].name)
+        at_once = min(self._concurrency or _AT_ONCE, left)
+        time = "told after the first answers"
+        if pace is not None:
+            time = f"{_duration(pace * found.answer_tokens * left / at_once)} by earlier requests, {at_once} rows at a time"
+        click.echo(f"{_price(found, plan)}; time: {time}", err=True)
 
     def _tell_measured(self) -> bool:
         """Print price and time of the rows that are left, by the mean of those answered; return whether there are any."""
@@ -365,8 +375,10 @@ class AskSession:
         if summary["mended"]:
             told = ", ".join(f"{note} {count}" for note, count in summary["mended"].items())
             click.echo(f"mended without a call: {told}", err=True)
-        if summary["asked_again"] or summary["escalated"]:
-            click.echo(f"asked again: {summary['asked_again']} calls; {summary['escalated']} rows escalated", err=True)
+        if summary["asked_again"]:
+            click.echo(f"answers without the form: asked again {summary['asked_again']} times", err=True)
+        if summary["escalated"]:
+            click.echo(f"escalated: {summary['escalated']} rows", err=True)
         if formulas:
             click.echo(
                 f"{formulas} cells begin like a formula and got an apostrophe; --formulas leaves them as they are", err=True
@@ -390,7 +402,7 @@ def _price(found: PriceForecast, plan: Plan) -> str:
         if found.unpriced:
             price += f", without {', '.join(found.unpriced)}, which have no price"
     tokens = f"{found.prompt_tokens} prompt tokens, {found.answer_tokens} tokens an answer"
-    return f"{price}; assumed: {tokens}; time: told after the first rows"
+    return f"{price}; assumed: {tokens}"
 
 
 def _all_local(plan: Plan) -> bool:

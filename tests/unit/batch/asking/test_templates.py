@@ -180,6 +180,13 @@ def test_other_case_and_separators_are_near():
     assert 'row["Article-Title"]' in found.value.hint
 
 
+def test_a_name_before_the_column_is_near():
+    """Other tools put the row's name before it."""
+    with pytest.raises(InputError, match="'input'") as found:
+        PromptTemplate("{{ input.title }}").check(["id", "title"])
+    assert found.value.hint == "did you mean title?"
+
+
 def test_a_template_without_a_column_is_refused():
     """The usual reason is the braces of `str.format`."""
     with pytest.raises(InputError) as found:

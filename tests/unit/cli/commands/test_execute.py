@@ -224,10 +224,11 @@ def test_an_accuracy_of_zero_is_explained(data):
 
 
 def test_fields_reach_the_models(data):
-    data("execute", "--routes", "small", "--datasets", "sums", "--limit", "1", "--system", "Be brief.", "--max-tokens", "9")
+    options = ("--system", "Be brief.", "--max-tokens", "9", "--stop", "Question:")
+    data("execute", "--routes", "small", "--datasets", "sums", "--limit", "1", *options)
     (call,) = [call for backend in data.made for call in backend.calls]
     assert call.request.messages[0] == {"role": "system", "content": "Be brief."}
-    assert (call.request.max_tokens, call.request.temperature) == (9, 0.0)
+    assert (call.request.max_tokens, call.request.temperature, call.request.stop) == (9, 0.0, ("Question:",))
 
 
 def test_limit_takes_the_first_rows_and_baselines_add_every_tier(data):

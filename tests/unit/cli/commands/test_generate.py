@@ -66,6 +66,14 @@ class TestOnePrompt:
         assert call.request.messages[0] == {"role": "system", "content": "Be brief."}
         assert (call.request.max_tokens, call.temperature, call.request.logprobs) == (7, 0.5, True)
 
+    def test_stop_strings_reach_the_model_with_their_line_breaks(self, command):
+        """A shell has no easy way to write one; an empty one would end every answer."""
+        command("generate", "--stop", r"\n\nQuestion:", "--stop", r"C:\\new", "hello")
+        (call,) = command.made[0].calls
+        assert call.request.stop == ("\n\nQuestion:", r"C:\new")
+        done = command("generate", "--stop", "", "hello")
+        assert (done.code, "must not be empty" in done.err) == (2, True)
+
     def test_task_and_model_choose_the_route(self, command):
         """As the profile says."""
         command.profile = {"task_routing": {"*": "small", "hard": "remote"}}
@@ -470,3 +478,12 @@ class TestVotesByMeaning:
         done = command("generate", "--vote-by", "embedding", "--model", "mv_small_k3_t0.7", "Which?")
         assert done.code == 3
         assert "embeddings" in done.err
+
+    def test_rows_are_warned_of_once(self, command):
+        command.profile = self.ROUTERS
+        command.script = ([*self.PROSE, "Bern is a town with a long and eventful history."],)
+        path = command.write("q.jsonl", {"question": "Which?"}, {"question": "And which?"})
+        done = command("generate", "-i", path, "-o", "a.jsonl", "--model", "mv_small_k3_t0.7")
+        assert done.err.count("--vote-by embedding") == 1
+        assert "warning: 2 answers: free text" in done.err
+        assert "--vote-by embedding" in command.read("a.jsonl")[0]["warning"]

@@ -49,6 +49,15 @@ def test_what_could_not_be_read_is_told_and_so_is_what_was_cut_off(sums):
     assert not any(line["correct"] for line in sums.read("answers.jsonl"))
 
 
+def test_a_recording_knows_what_was_cut_off_and_where_to_stop(sums):
+    """So that a replay does not take half an answer for a whole one."""
+    sums.script = (Sample("#### 3\n\nQuestion: And 5", "length"),)
+    sums(*ARGUMENTS, "--no-logprobs", "--limit", "1", "--tiers", "cheap", "--stop", r"\n\nQuestion:")
+    (line,) = sums.read("answers.jsonl")
+    assert (line["finish_reason"], line["correct"]) == ("length", True)
+    assert all(call.request.stop == ("\n\nQuestion:",) for backend in sums.made for call in backend.calls)
+
+
 def test_log_probabilities_are_kept_with_their_alternatives(sums):
     sums(*ARGUMENTS, "--limit", "1", "--tiers", "cheap")
     (line,) = sums.read("answers.jsonl")
