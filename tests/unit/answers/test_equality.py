@@ -271,6 +271,22 @@ async def test_the_other_answers_tell_what_a_name_is():
 
 # -------------------------------------------------------------------------------------------------------------- properties
 
+
+@given(st.dates(), st.dates(), st.sampled_from(["%m/%d/%Y", "%d.%m.%Y", "%Y-%m-%d", "%d %B %Y", "%B %d, %Y", "%b %d, %Y"]))
+@settings(deadline=None)
+def test_dates_score_at_least_what_comparison_as_text_scores(one, other, form):
+    """What is equal as text is equal by default, in the same and in further writings; two days never are."""
+    if min(one.year, other.year) < 1000:
+        return
+    written, different = one.strftime(form), other.strftime(form)
+    label = Question(reader(), written)
+    for answer in (written.upper(), f" {written}. ", written.replace("/0", "/").replace(" 0", " ")):
+        assert asyncio.run(label.is_correct(answer))
+    assert asyncio.run(label.is_correct(different)) == (one == other)
+    if "%m/" not in form:
+        assert asyncio.run(label.is_correct(one.isoformat()))
+
+
 POOL = [
     "5",
     "5 km",
