@@ -232,3 +232,30 @@ def test_reasoning_is_kept_apart_and_carried_through_a_vote(served, stream):
     deltas = [choice["delta"] for event in events(answered) for choice in event["choices"]]
     assert "".join(delta.get("reasoning_content") or "" for delta in deltas) == thought
     assert "".join(delta.get("content") or "" for delta in deltas) == "The answer is Paris."
+
+
+@pytest.fixture(scope="module")
+def choosy(tmp_path_factory):
+    """A service whose first tier accepts one of two words only."""
+    cheap, strong = Samples(), Samples()
+    with StubServer() as one, StubServer() as two:
+        one.answer, two.answer = cheap, strong
+        tiers = {"one": {"model": "p-0", "accept": ["case", "trial"], "retries": 1}, "two": {"model": "p-1"}}
+        more = {"tiers": tiers, "routers": ["cascade", "cascading_provider"], "fallback": []}
+        with serving(tmp_path_factory.mktemp("forms"), one, two, **more) as service:
+            yield service, cheap, strong
+
+
+@EITHER
+@pytest.mark.parametrize("form", FORMS)
+def test_a_tiers_form_holds_in_every_form_of_api(choosy, form, stream):
+    """Nothing of a refused reply reaches the client."""
+    service, cheap, strong = choosy
+    route = "mv_cascade_one_k1_two_k1"
+    cheap.set(text("Hm, hard to say."), text("**Case.**"))
+    strong.set(text("trial"))
+    headers, said, _ = send(service, form, route, stream=stream)
+    assert (said, headers["x-workflow-composer-tier"], cheap.asked) == ("**Case.**", "1", 2)
+    cheap.set(text("Hm, hard to say."), text("I really cannot say."))
+    headers, said, _ = send(service, form, route, stream=stream)
+    assert (said, headers["x-workflow-composer-tier"], cheap.asked) == ("trial", "2", 2)

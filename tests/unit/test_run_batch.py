@@ -10,13 +10,22 @@ import signal
 import threading
 
 import pytest
+from pydantic import BaseModel
 
 from workflow_composer import LLMRequest, ModelOrchestrator, StrategyConfig, hookimpl
+from workflow_composer.answers.output_form import output_form
 from workflow_composer.backends.fake import FakeBackend
 from workflow_composer.errors import CallTimeout, InputError, ServerUnreachable
 from workflow_composer.metrics.sink import MemorySink
 from workflow_composer.plugins.builtin import plugin_host
 from workflow_composer.types import texts
+
+
+class Gene(BaseModel):
+    """A type of a user's."""
+
+    gene: str
+
 
 ROWS = [{"id": f"r{n}", "prompt": f"What is {n} + 0?", "answer": str(n)} for n in range(6)]
 
@@ -386,3 +395,26 @@ async def test_an_awaited_run_that_is_cancelled_leaves_its_journal_to_the_next(m
         await task
     models.script = lambda call: "y"
     assert (await o.arun_batch(ROWS, journal=journal)).earlier == 1
+
+
+def test_rows_may_have_a_form(models, journal):
+    """The journal keeps the value, the calls after refused replies and the warning; a later run reads them."""
+    replies = {"good": ["- a\n- b"], "mended later": ["none", '["c"]'], "never": ["none", "nothing", "nil"]}
+
+    def reply(call):
+        asked = texts(call.request.messages[0])[0].partition("\n")[0]
+        return replies[asked][sum(message["role"] == "assistant" for message in call.request.messages)]
+
+    models.script = reply
+    rows = [*list(replies)[:2], LLMRequest.of("never", form=output_form(["text"]), form_retries=1)]
+    for run in (models.open().run_batch(rows, journal=journal, form=["text"]) for _ in range(2)):
+        assert [row.value for row in run] == [["a", "b"], ["c"], None]
+        assert [row.data.get("asked_again") for row in run] == [None, 1, 1]
+        assert ["wanted form" in row.data.get("warning", "") for row in run] == [False, False, True]
+    assert len(models.calls) == 1 + 2 + 2
+
+
+def test_a_row_with_a_pydantic_type_keeps_plain_data(models, journal):
+    models.script = lambda call: '[{"gene": "TP53"}]'
+    (row,) = models.open().run_batch(["?"], journal=journal, schema=list[Gene])
+    assert row.value == [{"gene": "TP53"}]

@@ -30,6 +30,9 @@ _NEGATION = re.compile(
 _REASON = re.compile(r"\s*(?:because|since|as|given|due|this|the|it|there|they|based|so)\b", re.IGNORECASE)
 _TURN = re.compile(r"\b(?:wait|actually|correction|or rather|on second thought|or perhaps|or maybe)\b", re.IGNORECASE)
 _SHORT = 300
+_SEVERAL = "\0several"
+_COMMON = frozenset({"yes", "no", "true", "false", "none", "not", "other", "some", "all", "any", "one", "it", "is"})
+"""Words that a sentence may contain without choosing them."""
 _LONGEST_NUMBER = 400
 _MARKED = AnswerForm(("hashes", "boxed", "phrase"))
 
@@ -51,7 +54,7 @@ class Choices:
 
     def __init__(self, words: Mapping[str, Any], *, mentions: bool = True) -> None:
         self.values = dict(words)
-        self._mentions = mentions
+        self._mentions = mentions and not any(bare(word) in _COMMON for word in words)
         self._bare = _unique((bare(word), word) for word in words)
         self._loose = _unique((_loosened(bare(word)), word) for word in words)
 
@@ -72,8 +75,10 @@ class Choices:
         for block in blocks(text):
             if (word := self.same(block)) is not None:
                 return word, (FENCES,)
-        word = self._in_json(text) or self._marked(text) or self._leading(text) or self._mentioned(text)
-        return None if word is None else (word, (TALK,))
+        word = self._in_json(text) or self._marked(text)
+        if word is None:
+            word = self._leading(text) or self._mentioned(text)
+        return None if word is None or word == _SEVERAL else (word, (TALK,))
 
     def _in_json(self, text: str) -> str | None:
         for found in json_values(text):
@@ -85,9 +90,9 @@ class Choices:
         return None
 
     def _marked(self, text: str) -> str | None:
-        """Return the word that is marked as the answer, if one only is."""
+        """Return the word that is marked as the answer; `_SEVERAL` for different ones, or one that is denied."""
         answer = reader(_MARKED).read(text)
-        if answer is not None and (word := self.same(answer)) is not None:
+        if answer is not None and (word := self.same(answer) or self._leading(answer)) is not None:
             return word
         lines = [line for line in text.splitlines() if line.strip()]
         labelled = (found[1] for found in _LABEL.finditer(text))
@@ -97,7 +102,7 @@ class Choices:
             named.pop(None, None)
             if named:
                 ((word, denied),) = named.items() if len(named) == 1 else ((None, True),)
-                return None if denied else word
+                return _SEVERAL if denied else word
         return None
 
     def _emphasised(self, text: str) -> Iterable[str]:
@@ -131,7 +136,7 @@ class Choices:
     def _pattern(self) -> re.Pattern[str]:
         """The words, longest first; a single letter in its own case only, because "a" is an article."""
         parts = sorted((bare(word) or word for word in self.values), key=len, reverse=True)
-        single = [re.escape(word) for word in self.values if len(word) == 1]
+        single = [f"{word}(?![ ]+\\w)" if word in "AI" else re.escape(word) for word in self.values if len(word) == 1]
         words = [re.sub(r"(?:\\?[ _-])+", r"[\\s_-]+", re.escape(part)) for part in parts if len(part) > 1]
         either = "|".join([*(f"(?i:{word})" for word in words), *single]) or r"(?!)"
         return re.compile(rf"(?<!\w)(?:{either})(?!\w)")

@@ -138,8 +138,8 @@ def cli(context: click.Context) -> None:
     Without a command: print a short status and the next commands to try.
 
     Exit codes: 0 done; 1 some rows failed, or a file could not be written; 2 wrong usage, profile or input; 3 no route;
-    4 forbidden by the profile; 5 no model answered; 6 the run budget is used up; 70 a bug in this program; 130 Ctrl-C;
-    143 SIGTERM.
+    4 forbidden by the profile; 5 no model answered; 6 the run budget is used up; 7 more than 5 % of a run's graded answers
+    could not be read; 70 a bug in this program; 130 Ctrl-C; 143 SIGTERM.
     """
     context.ensure_object(State)
     if context.invoked_subcommand is None:

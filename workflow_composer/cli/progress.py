@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -16,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 import click
 
 from workflow_composer.batch.keeping.shards import Shard
-from workflow_composer.batch.run.runner import UNREADABLE, Budget, GoOn
+from workflow_composer.batch.run.runner import UNREADABLE, Budget, Generate, GoOn
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.cli.output import cost_text, dollars, percent
 from workflow_composer.errors import AnswersUnreadable, RunBudgetReached
 
 if TYPE_CHECKING:
     from workflow_composer.batch.run.tally import Tally
+    from workflow_composer.types import LLMResponse
 
 
 # ---------------------------------------------------------------------------------------------------------------- spending
@@ -53,6 +55,13 @@ def part_of_budget(budget: Budget, shard: Shard | None) -> Budget:
         f"shard {shard} may spend {dollars(budget.run / shard.of)} of the run budget of {dollars(budget.run)}", err=True
     )
     return part
+
+
+def tell_unlimited(budget: Budget, tally: Tally) -> None:
+    """Print to standard error that a budget did not limit rows of unknown cost, if there were any."""
+    if budget.run is not None and tally.unpriced:
+        rows = f"{tally.unpriced} row{'s' * (tally.unpriced != 1)}"
+        click.echo(f"note: the cost of {rows} is not known, so that --run-budget did not limit it", err=True)
 
 
 def raise_if_over(budget: Budget, tally: Tally) -> None:
@@ -113,6 +122,26 @@ class DecisionLog:
 # ----------------------------------------------------------------------------------------------------------------- waiting
 #
 # A status line that is redrawn while waiting, on terminals only.
+
+
+class Warned:
+    """``generate`` of an orchestrator that counts the answers' warnings; `tell` prints each kind once."""
+
+    def __init__(self, generate: Generate) -> None:
+        self._generate = generate
+        self._counts: Counter[str] = Counter()
+
+    async def __call__(self, prompt: Any, **fields: Any) -> LLMResponse:
+        """Answer a prompt."""
+        response = await self._generate(prompt, **fields)
+        if response.warning:
+            self._counts[response.warning.partition(": ")[0]] += 1
+        return response
+
+    def tell(self) -> None:
+        """Print the warnings with the number of answers to standard error."""
+        for warning, count in self._counts.most_common():
+            click.echo(f"warning: {count} answer{'' if count == 1 else 's'}: {warning}", err=True)
 
 
 class Waiting:

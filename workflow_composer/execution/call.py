@@ -473,7 +473,9 @@ class Call:
         self._trace.attempts.extend(replace(failed, **place) for failed in self.failovers)
 
     def _record(self, seconds: float, gpu_seconds: float, failure: BaseException | None) -> None:
-        candidate, price = self._endpoint.candidate, self._endpoint.price
+        candidate, price, usage = self._endpoint.candidate, self._endpoint.price, self.usage
+        # Nearly always both counts are known, and `Price.covers` need not be called.
+        is_known = price.known and usage.prompt_tokens > 0 and usage.completion_tokens > 0
         self._trace.attempts.append(
             Attempt(
                 *self._place,
@@ -485,7 +487,7 @@ class Call:
                 None if failure is None else str(failure) or "cancelled",
                 None if failure is None else type(failure).__name__,
                 # A failed call that reports no tokens is taken to cost nothing.
-                self.cost is not None or (failure is not None and not self.usage.total_tokens) or price.covers(self.usage),
+                is_known or self.cost is not None or (failure is not None and not usage.total_tokens) or price.covers(usage),
             )
         )
 

@@ -149,8 +149,10 @@ class PlanExecutor:
             if verdict is not None:
                 outcome.verdict = verdict
                 return outcome
-            outcome.verdict = replace(outcome.verdict, accepted=False, unreadable=1, reason="the wanted form is missing")
+            outcome.verdict = forming.refusal
             refused = outcome
+            if request.budget is not None and trace.cost + self._estimate(own, forming.request) > request.budget:
+                return refused
 
     def vote_kind(self, tier: Tier, request: LLMRequest, trace: Trace) -> VoteKind:
         """Return how samples of this tier vote on this request. Raises `RoutingError` without a model for embeddings."""

@@ -20,10 +20,7 @@ MOST_BYTES = 4096
 LARGER = 4
 """Factor of the token limit after an answer that was cut off."""
 LEAST_LARGER = 1024
-_INCOMPLETE = {
-    "length": "it was cut off by its length, also with a larger limit",
-    "content_filter": "the server withheld it",
-}
+TOO_LONG, WITHHELD = "it was cut off by its length, also with a larger limit", "the server withheld it"
 
 
 def formed(plan: Plan, request: LLMRequest) -> Plan:
@@ -40,7 +37,8 @@ def formed(plan: Plan, request: LLMRequest) -> Plan:
 def instructed(request: LLMRequest, form: OutputForm) -> LLMRequest:
     """Return the request with the form's instructions at the end of its last message."""
     said = form.instructions()
-    return changed(request, messages=_with_text(request.messages, said), relay=None) if said else request
+    messages = _with_text(request.messages, said) if said else request.messages
+    return changed(request, messages=messages, relay=None)  # an answer of a form must be read here
 
 
 def _with_text(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
@@ -56,7 +54,8 @@ def _with_text(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
 class Forming:
     """Judges the replies of one tier by its form and makes the next request to it.
 
-    ``request`` is the next one. `verdict` returns None as long as it is to be sent, then the tier's verdict.
+    ``request`` is the next one. `verdict` returns None as long as it is to be sent, then the tier's verdict. ``refusal`` is
+    the verdict if it cannot be sent.
     """
 
     def __init__(self, tier: Tier, request: LLMRequest) -> None:
@@ -65,6 +64,7 @@ class Forming:
         self._left = tier.retries
         self._asked = instructed(request, tier.form)
         self.request = self._asked
+        self.refusal = Verdict(accepted=False)
         self._refused: str | None = None
         self._again = 0
         self._longer = False
@@ -73,17 +73,21 @@ class Forming:
         """Judge a reply; ``usage`` is that of its call."""
         sample, before = outcome.answer, outcome.verdict
         if sample.too_long and not self._longer:
+            self.refusal = self._given_up(before, "it was cut off by its length")
             self._longer, self._again = True, self._again + 1
             self.request = changed(self.request, max_tokens=_larger(self.request, usage))
             return None
-        found = self._form.read(sample.text) if sample.finish_reason not in _INCOMPLETE else Formed()
-        problem = _INCOMPLETE.get(sample.finish_reason or "") or found.problem
+        found = Formed(problem=TOO_LONG if sample.too_long else WITHHELD) if sample.cut_off else self._form.read(sample.text)
+        problem = found.problem
         if problem is None:
             return replace(before, value=found.value, mended=found.mended, asked_again=self._again)
-        if sample.finish_reason in _INCOMPLETE or self._left <= 0:
+        # An answer rejected by its score is not asked for again: another form does not raise the score.
+        is_rejected = not before.accepted and before.confidence is not None
+        if sample.cut_off or self._left <= 0 or is_rejected:
             return self._given_up(before, problem)
         if sample.text == self._refused:
             return self._given_up(before, f"{problem}; the same reply came again")
+        self.refusal = self._given_up(before, problem)
         self._left, self._again, self._refused = self._left - 1, self._again + 1, sample.text
         self.request = self._corrected(sample, problem)
         return None

@@ -55,6 +55,9 @@ class Person(BaseModel):
         ("<think>trial? no.</think>case", "case"),
         ("1. case", "case"),
         (r"\boxed{trial}", "trial"),
+        ("Answer: trial (not a case)", "trial"),
+        ('{"category": "trial", "confidence": 0.9}', "trial"),
+        ("\u7b54\u6848\uff1atrial", "trial"),
     ],
 )
 def test_a_word_is_read(reply, value):
@@ -73,6 +76,7 @@ def test_a_word_is_read(reply, value):
         "Neither case nor trial",
         "**case** or **trial**",
         "It is a case, not a trial.",
+        "Trial.\nCase.",
         "cases",
         "review",
         "<think>trial",
@@ -100,6 +104,16 @@ def test_letters_are_not_articles():
         "A",
         "B",
     ]
+
+
+@pytest.mark.parametrize("reply", ["A cat sat on the mat", "A, B", "I do not know", "E"])
+def test_a_letter_in_a_sentence_is_no_choice(reply):
+    assert output_form(["A", "B", "I"]).read(reply).value is None
+
+
+@pytest.mark.parametrize("reply", ["There is no evidence", "No one knows", "Not yes", "yes or no"])
+def test_a_common_word_in_a_sentence_is_no_choice(reply):
+    assert output_form(["yes", "no"]).read(reply).value is None
 
 
 def test_choices_may_be_numbers():

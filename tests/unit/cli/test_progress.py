@@ -10,8 +10,9 @@ import sys
 import pytest
 
 from workflow_composer.batch.run.records import Head
+from workflow_composer.batch.run.runner import Budget
 from workflow_composer.batch.run.tally import Tally
-from workflow_composer.cli.progress import Bar, Lines, describe, describe_tiers, doubting, progress_for
+from workflow_composer.cli.progress import Bar, Lines, describe, describe_tiers, doubting, progress_for, tell_unlimited
 
 
 def answered(tally, correct=None, error=None):
@@ -106,6 +107,18 @@ def test_costs_that_are_not_known_are_not_shown_as_nothing():
     assert describe(tally) == "cost unknown"
     tally.add(Head(1, None, "", None, 0.5))
     assert describe(tally) == "cost at least $0.50 (1 row unknown)"
+
+
+def test_a_budget_that_could_not_limit_anything_says_so(capsys):
+    """Rows of unknown cost spend nothing of it."""
+    tally = Tally(total=3)
+    tell_unlimited(Budget(run=1.0), tally)
+    assert capsys.readouterr().err == ""
+    tally.add(Head(0, None, "", None, 0.0, priced=False))
+    tell_unlimited(Budget(), tally)
+    assert capsys.readouterr().err == ""
+    tell_unlimited(Budget(run=1.0), tally)
+    assert "1 row " in capsys.readouterr().err
 
 
 class Terminal(io.StringIO):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from workflow_composer.answers.output_form import output_form
+from workflow_composer.backends.pricing import Price
 from workflow_composer.errors import ServerUnreachable, Unsupported
 from workflow_composer.execution.forming import MOST_BYTES
 from workflow_composer.execution.streaming import StreamRun
 from workflow_composer.plan import Plan, Tier, Voting
-from workflow_composer.types import LLMRequest, Sample
+from workflow_composer.types import LLMRequest, Sample, Usage
 
 KINDS = output_form(["case", "trial"])
 
@@ -111,6 +112,15 @@ async def test_a_model_that_fails_after_a_refused_reply_leaves_that_reply(bench,
     b = bench(fake("one", "hm", ServerUnreachable("gone"), ServerUnreachable("gone"), ServerUnreachable("gone")))
     outcome = await b.executor.run(plan(b, "one"), ask(), b.trace)
     assert (outcome.answer.text, outcome.verdict.accepted) == ("hm", False)
+
+
+async def test_a_budget_ends_the_tries(bench, fake):
+    b = bench(fake("one", *[f"hm {n}" for n in range(9)]), prices={"one": Price(1e6, 1e6)})
+    b.endpoints["one"].forecast.learn(ask(), Usage(20, 2), 1, 0.0)
+    outcome = await b.executor.run(plan(b, "one"), ask(form_retries=5, budget=30.0), b.trace)
+    assert len(b.backends["one"].calls) == 1
+    assert (outcome.verdict.accepted, outcome.verdict.unreadable) == (False, 1)
+    assert "wanted form" in outcome.verdict.warning
 
 
 async def test_a_cascades_last_tier_is_asked_again_too(bench, fake):

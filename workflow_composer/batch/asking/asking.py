@@ -19,7 +19,7 @@ from workflow_composer import __version__
 from workflow_composer.answers.form import OutputForm, as_data
 from workflow_composer.batch.asking.labels import Labelled
 from workflow_composer.batch.asking.table_output import OTHER, TableOutput, cell, suffix_of, types_of
-from workflow_composer.batch.asking.templates import PromptTemplate, near_columns
+from workflow_composer.batch.asking.templates import PromptTemplate, is_missing, near_columns
 from workflow_composer.batch.datasets.prompt_rows import InputRow, digest_of
 from workflow_composer.batch.keeping.identity import meaning_of, voting_of
 from workflow_composer.batch.keeping.notes import (
@@ -194,7 +194,7 @@ class AskRun:
         form: what an answer must be.
         new: the columns to add.
         fields: fields of `LLMRequest` for all rows, plus ``system``.
-        keep: the columns of the table to write; None: all.
+        keep: the columns of the table to write, also with commas between them; None: all.
         label: the column with the right answer; None: none.
         limit: only so many rows.
         keep_texts: whether the journal keeps prompts and the votes' samples.
@@ -217,6 +217,7 @@ class AskRun:
     ) -> None:
         self.table, self.form, self.new = table, form, new
         self.columns = self._columns_for(template)
+        keep = None if keep is None else [name for part in keep for name in _names(part, self.columns)]
         self.kept = [name for name in self.columns if keep is None or name in keep]
         for name, option in (*((each, "--keep") for each in keep or ()), *([(label, "--label-column")] if label else [])):
             if name not in self.columns:
@@ -278,7 +279,7 @@ class AskRun:
         salt = json.dumps(self._settings, sort_keys=True, default=as_data)
         for index, row in enumerate(self._rows()):
             prompt = self._prompt(row)
-            key = digest_of(prompt.encode(errors="surrogatepass"), salt)
+            key = digest_of(prompt.encode(), salt)
             yield InputRow(index, row.where, key, prompt, label=self._label_of(row))
 
     @property
@@ -296,7 +297,9 @@ class AskRun:
         """
         suffix_of(target)
         journal = journal_of(target)
-        if target.exists() and (not journal.exists() or any(map(target.samefile, self.table.paths))):
+        if target.exists() and any(map(target.samefile, self.table.paths)):
+            raise InputError(f"{target} is the table itself, or a part of it", hint=f"choose {OTHER}")
+        if target.exists() and not journal.exists():
             raise InputError(f"{target} exists and was not written by ask", hint=f"choose {OTHER}, or move the file")
         begun = journal.exists() and journal.stat().st_size > 0
         note = (read_note(journal) if begun else None) or {}
@@ -311,7 +314,6 @@ class AskRun:
             other=OTHER,
             rows=self.rows(),
             whole=self._limit is None,
-            by_content=bool(note) or not begun,
         )
         try:
             if now != note:
@@ -425,11 +427,24 @@ class AskRun:
         prompt = self._template.render(row.values, row.where)
         if not prompt.strip():
             raise InputError(f"{row.where}: the prompt is empty", hint="leave this row out, or write some text around it")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(prompt[error.start]):04x}"
+            raise InputError(f"{row.where}: the prompt contains the lone surrogate {half}", hint="remove it") from None
         return prompt
 
     def _label_of(self, row: TableRow) -> str | None:
         value = None if self._label is None else row.values.get(self._label)
-        return cell(value).strip() or None
+        if is_missing(value):
+            return None
+        # pandas writes 1.0 for 1 in a column with gaps
+        return cell(int(value) if isinstance(value, float) and value.is_integer() else value).strip() or None
+
+
+def _names(part: str, columns: Sequence[str]) -> list[str]:
+    """Split names at commas, unless there is a column of this name."""
+    return [part] if part in columns else [name for word in part.split(",") if (name := word.strip())]
 
 
 def journal_of(target: Path) -> Path:

@@ -416,7 +416,9 @@ class PromptTemplate:
                 if dotted in columns:
                     hint = f"write {usage(dotted)}"
                     raise InputError(f"{self.name}:{reference.line}: {dotted!r} is one column", hint=hint)
-                raise InputError(f"{self.name}:{reference.line}: no column {path[0]!r}", hint=near_columns(path[0], columns))
+                inner = next((name for name in path[1:] if name in columns), None)  # as in {{ input.title }}
+                hint = f"did you mean {usage(inner)}?" if inner is not None else near_columns(path[0], columns)
+                raise InputError(f"{self.name}:{reference.line}: no column {path[0]!r}", hint=hint)
         if not self.references:
             single = next((column for column in columns if f"{{{column}}}" in self.text), None)
             hint = f"write {{{{ {single or (columns[0] if columns else 'column')} }}}} where its value belongs"

@@ -25,8 +25,11 @@ from workflow_composer.markers import is_cascade_marker, parse_route
 SINGLE, VOTE, CASCADE = "single tier", "majority vote", "cascade"
 """Kinds of runs; a run with several routes also counts as a cascade."""
 
-COST, TOKENS, SECONDS = "cost", "tokens", "seconds"
-"""What runs are compared by beside their accuracy: by dollars, or, where a cost is unknown or all are 0, by the others."""
+COST, TOKENS, SECONDS, NOTHING = "cost", "tokens", "seconds", ""
+"""What runs are compared by beside their accuracy: by dollars, or, where a cost is unknown or all are 0, by the others.
+
+Nothing is left if nobody counted tokens and the answers were replayed.
+"""
 
 SIGNIFICANT = 0.05
 """A p-value below this, adjusted for the number of comparisons, tells two runs apart."""
@@ -155,7 +158,8 @@ class RunFigures:
 
     def amount(self, basis: str) -> IntervalEstimate:
         """Return what a question takes: dollars, tokens or seconds."""
-        return {COST: self.cost_per_row, TOKENS: self.tokens_per_row, SECONDS: self.seconds_per_row}[basis]
+        nothing = IntervalEstimate(0.0, 0.0, 0.0)
+        return {COST: self.cost_per_row, TOKENS: self.tokens_per_row, SECONDS: self.seconds_per_row}.get(basis, nothing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +176,19 @@ class Comparison:
     resamples: int
     grouped: bool
     basis: str = COST
+    timed: bool = True
     ranking: tuple[tuple[RunFigures, float | None], ...] = ()
 
 
 def compare(
-    summaries: Sequence[RunSummary], *, reference: str | None = None, resamples: int = 1000, seed: int = 0
+    summaries: Sequence[RunSummary],
+    *,
+    reference: str | None = None,
+    timed: bool = True,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> Comparison:
-    """Compute every figure. ``reference`` must name one of the runs.
+    """Compute every figure. ``reference`` must name one of the runs. Not ``timed``: seconds are not those of the models.
 
     By default it is the most expensive single-tier run that can be ranked, or, if costs are not known, the most accurate.
     """
@@ -187,7 +197,7 @@ def compare(
     bootstrap = Bootstrap(len(units), resamples=resamples, seed=seed)
     drawn = {summary.name: _Sums(summary, units, bootstrap) for summary in summaries}
     kinds = {summary.name: kind_of(summary) for summary in summaries}
-    basis = _basis(list(drawn.values()))
+    basis = _basis(list(drawn.values()), timed=timed)
     if reference is None:
         reference = _reference({name: sums for name, sums in drawn.items() if kinds[name] == SINGLE}, basis)
     beside = None if reference is None else drawn[reference]
@@ -196,13 +206,15 @@ def compare(
     questions = int(max(summary.total("rows") for summary in summaries))
     runs = _marked(figures, basis)
     grouped = questions > len(units)
-    return Comparison(runs, reference, questions, resamples, grouped, basis, _ranking(runs, drawn))
+    return Comparison(runs, reference, questions, resamples, grouped, basis, timed, _ranking(runs, drawn))
 
 
-def _basis(runs: Sequence[_Sums]) -> str:
+def _basis(runs: Sequence[_Sums], *, timed: bool) -> str:
     if all(not sums.value("unpriced") for sums in runs) and any(sums.value("cost") for sums in runs):
         return COST
-    return SECONDS if any(sums.value("uncounted") for sums in runs) else TOKENS
+    if not any(sums.value("uncounted") for sums in runs):
+        return TOKENS
+    return SECONDS if timed else NOTHING
 
 
 def _reference(singles: Mapping[str, _Sums], basis: str) -> str | None:

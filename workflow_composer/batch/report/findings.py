@@ -29,7 +29,7 @@ def findings(comparison: Comparison) -> list[str]:
         *_ranking(comparison),
         *(line for run in comparison.runs for line in _warnings(run)),
         *(
-            f"{run.name}: {shown_share(run.accuracy)} right {_beside(run, comparison)}."
+            f"{run.name}: {shown_share(run.accuracy)} right {_beside(run, comparison)}".rstrip() + "."
             for run in comparison.runs
             if run.kind == CASCADE and run.is_ranked and run.accuracy is not None
         ),
@@ -100,7 +100,8 @@ def _first_wrong(run: RunFigures) -> str:
 def _costs(comparison: Comparison) -> Iterator[str]:
     if comparison.basis == COST:
         return
-    compared = "tokens and seconds" if comparison.basis == TOKENS else "seconds"
+    bases = {TOKENS: "tokens and seconds" if comparison.timed else "tokens", SECONDS: "seconds"}
+    compared = bases.get(comparison.basis, "right answers only")
     unknown = [run for run in comparison.runs if run.unpriced]
     if unknown:
         rows = sum(run.unpriced for run in unknown)
@@ -120,7 +121,7 @@ def _beside(run: RunFigures, comparison: Comparison) -> str:
         TOKENS: f"with {whole(amount)} tokens for each question",
         SECONDS: f"in {number(amount)} seconds for each question",
     }
-    parts = [takes[basis]]
+    parts = [takes[basis]] if basis in takes else []
     if run.lead is not None and run.name != reference:
         distance = 100 * run.lead.value
         more = "more" if distance >= 0 else "less"

@@ -155,7 +155,9 @@ def shares(numbered: Sequence[tuple[int, RunFigures]], tiers: Sequence[str]) -> 
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=100 // (longest + 5), handlelength=1, handleheight=1)
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=max(60 // (longest + 5), 1), handlelength=1, handleheight=1
+        )
         return _svg(figure)
 
 
@@ -201,7 +203,7 @@ def escalations(runs: Sequence[tuple[int, RunFigures]]) -> str:
     """Plot, for each step of each run, the share of escalated questions that were right before and after."""
     steps = [(number, step) for number, run in runs for step in run.steps if step.known]
     names = [f"{number}: {_short(step.before_tier)} to {_short(step.tier)}" for number, step in steps]
-    with _figure(0.95 + 0.4 * len(steps)) as figure:
+    with _figure(1.05 + 0.55 * len(steps)) as figure:
         axes = figure.subplots()
         for at, (_, step) in enumerate(steps):
             before, after = 100 * step.before, 100 * step.after
@@ -210,8 +212,12 @@ def escalations(runs: Sequence[tuple[int, RunFigures]]) -> str:
             axes.plot(after, at, "D", color=_COLOURS["cascade"], markersize=8, markeredgecolor=_COLOURS["card"], zorder=3)
         axes.plot([], [], "o", color=_COLOURS["card"], markeredgecolor=_COLOURS["single"], label="before", markersize=8)
         axes.plot([], [], "D", color=_COLOURS["cascade"], markeredgecolor=_COLOURS["card"], label="after", markersize=8)
-        axes.set_yticks(range(len(steps)), names)
-        axes.set_ylim(len(steps) - 0.4, -0.6)
+        for at, name in enumerate(names):  # above its line, because names of two tiers leave no room beside it
+            axes.annotate(
+                name, (0, at), (2, 9), xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=10.5
+            )
+        axes.set_yticks(range(len(steps)), [""] * len(steps))
+        axes.set_ylim(len(steps) - 0.4, -0.8)
         axes.xaxis.set_major_formatter(_ticker().FuncFormatter(lambda value, _: f"{value:g} %"))
         axes.set_xlabel("right answers among the escalated questions")
         axes.tick_params(axis="y", length=0)

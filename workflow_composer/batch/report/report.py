@@ -27,6 +27,7 @@ from workflow_composer.batch.report.cells import (
 )
 from workflow_composer.batch.report.comparison import (
     COST,
+    NOTHING,
     SECONDS,
     SIGNIFICANT,
     TOKENS,
@@ -67,6 +68,7 @@ def build_report(
     reference: str | None = None,
     notes: Sequence[str] = (),
     origins: Mapping[str, RunAbout] | None = None,
+    timed: bool = True,
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[str, str]:
@@ -74,12 +76,13 @@ def build_report(
 
     Baselines are ordinary runs. ``tiers`` are ordered from cheap to strong (default: order of occurrence); ``reference``
     names the run that others are compared with (default: see `compare`); ``notes`` are lines at the top; ``origins`` say
-    what the runs rest on. If runs have different rows, only their common rows are compared, and the report says so.
+    what the runs rest on. Not ``timed``: the answers were replayed, so that seconds say nothing about the models. If runs
+    have different rows, only their common rows are compared, and the report says so.
 
     Raises `InputError` if there is no run, or no row that all runs have.
     """
     summaries, left_out = _summaries(runs)
-    comparison = compare(summaries, reference=reference, resamples=resamples, seed=seed)
+    comparison = compare(summaries, reference=reference, timed=timed, resamples=resamples, seed=seed)
     met = dict.fromkeys(use.name for run in comparison.runs for use in run.tiers)
     order = [*(tier for tier in tiers if tier in met), *(tier for tier in met if tier not in tiers)]
     document = Document(
@@ -122,7 +125,7 @@ def _padded(summary: RunSummary, length: int) -> Any:
 def _sections(comparison: Comparison, tiers: Sequence[str], origins: Mapping[str, RunAbout]) -> list[Section]:
     numbered = list(enumerate(comparison.runs, 1))
     return [
-        Section("Accuracy and cost" if comparison.basis == COST else "Accuracy, tokens and seconds", _accuracy(comparison)),
+        Section(_TITLES[comparison.basis], _accuracy(comparison)),
         Section("Errors and unreadable answers", _faults(numbered)),
         Section("What each tier accepted", _by_tier([(n, run) for n, run in numbered if len(run.tiers) > 1])),
         Section("Accepted answers", _accepted([(n, run) for n, run in numbered if run.doubted])),
@@ -135,11 +138,19 @@ def _sections(comparison: Comparison, tiers: Sequence[str], origins: Mapping[str
     ]
 
 
+_TITLES = {
+    COST: "Accuracy and cost",
+    TOKENS: "Accuracy and tokens",
+    SECONDS: "Accuracy and seconds",
+    NOTHING: "Accuracy",
+}
+
+
 def _accuracy(comparison: Comparison) -> tuple[Block, ...]:
     graded = any(run.accuracy is not None for run in comparison.runs)
     blocks: list[Block] = []
     best = [f"run {n} ({run.name})" for n, run in enumerate(comparison.runs, 1) if run.best]
-    if best:
+    if best and comparison.basis:
         takes = {COST: "cost for 1,000 questions", TOKENS: "tokens for each question", SECONDS: "seconds for each question"}
         cheaper = {COST: "cheaper", TOKENS: "shorter", SECONDS: "faster"}[comparison.basis]
         blocks.append(
@@ -158,7 +169,8 @@ def _accuracy(comparison: Comparison) -> tuple[Block, ...]:
 
 def _accuracy_table(comparison: Comparison, *, graded: bool) -> ReportTable:
     reference = comparison.reference
-    ratios = [] if reference is None else [COST] if comparison.basis == COST else [TOKENS, SECONDS]
+    bases = {COST: [COST], TOKENS: [TOKENS, SECONDS] if comparison.timed else [TOKENS], SECONDS: [SECONDS], NOTHING: []}
+    ratios = [] if reference is None else bases[comparison.basis]
     compared = ["difference in points"] if reference is not None and graded else []
     compared += [f"{basis} ratio" for basis in ratios]
     compared += ["p"] if reference is not None and graded else []
@@ -176,7 +188,7 @@ def _accuracy_table(comparison: Comparison, *, graded: bool) -> ReportTable:
             row.append(p_value(run.p_value))
         if graded:
             row.append(str(places[run.name]) if run.name in places else ("not ranked", _why_not(run)))
-        rows.append((*row, tokens(run), seconds(run)))
+        rows.append((*row, tokens(run), seconds(run) if comparison.timed else "unknown"))
     note = "Tokens (prompt and answer) and seconds are means per question, including rejected tiers and failed attempts."
     if reference is not None:
         note += f" Points, ratios and p compare with {reference}, question by question."

@@ -151,11 +151,26 @@ async def _answered(response: LLMResponse, labels: tuple[str, ...], *, logprobs:
         found["cost_known"] = False
     if labels:
         found |= await graded(response.samples[0], *labels)
+    if response.value is not None:
+        found["value"] = _plain(response.value)
+    if response.asked_again:
+        found["asked_again"] = response.asked_again
+    if response.warning:
+        found["warning"] = response.warning
     if response.tool_calls:
         found["tool_calls"] = [dict(call) for call in response.tool_calls]
     if logprobs:
         found["logprobs"] = logprobs_of(response)
     return found
+
+
+def _plain(value: Any) -> Any:
+    """Return a form's value as JSON data; it may be, or contain, instances of a pydantic type."""
+    if isinstance(value, (str, int, float)):
+        return value
+    from pydantic_core import to_jsonable_python
+
+    return to_jsonable_python(value)
 
 
 async def graded(sample: Sample, *labels: str) -> dict[str, Any]:

@@ -230,10 +230,17 @@ class PlannedRun:
         sources = {name: partial(records, place / JOURNAL, self._limit) for name, place in every.items()}
         origins = {name: found for name, place in every.items() if (found := about(place)) is not None}
         if self._recorded is not None:
-            notes.append("The answers were replayed from a recording: seconds are those of the replay, not of the models.")
+            notes.append("The answers were replayed from a recording, so the seconds that the models took are unknown.")
         if self._recorded is not None and self._recorded is not rows:
             notes += [line for name, place in runs.items() if (line := self._agreement(name, place, rows))]
-        texts = build_report(sources, title=title, tiers=tuple(self._config.tiers), notes=notes, origins=origins)
+        texts = build_report(
+            sources,
+            title=title,
+            tiers=tuple(self._config.tiers),
+            notes=notes,
+            origins=origins,
+            timed=self._recorded is None,
+        )
         places = folder / "report.md", folder / "report.html"
         for place, text in zip(places, texts, strict=True):
             replace_file(place, text, mode=0o600)  # it may quote an answer

@@ -37,7 +37,8 @@ class RowResult:
     """The result of a row. ``id`` is the row's id, or else its index; ``cost`` (dollars) sums all its tries.
 
     A failed row has an ``error`` and an empty ``text``; an answered row has ``error`` None. ``correct`` is None without a
-    label, ``confidence`` if it is unknown. ``data`` is the row's complete line of the journal.
+    label, ``confidence`` if it is unknown. `value` is the answer as read by the request's form, as JSON data. ``data`` is
+    the row's complete line of the journal.
     """
 
     index: int
@@ -50,6 +51,11 @@ class RowResult:
     correct: bool | None
     tool_calls: tuple[Mapping[str, Any], ...]
     data: Mapping[str, Any]
+
+    @property
+    def value(self) -> Any:
+        """The answer as read by the request's form; None without a form or without such an answer."""
+        return self.data.get("value")
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> RowResult:
@@ -75,8 +81,9 @@ class BatchRun:
 
     ``done`` rows have an answer (``earlier`` of them from an earlier run) and ``failed`` rows an error; a later run with the
     same journal tries the failed ones again. ``cost`` (dollars) is the cost of all runs of the journal, ``cost_now`` of this
-    run. ``stopped_by`` is ``"budget"`` if the run budget was used up before all rows were processed, else None. Each
-    iteration reads the results from the journal; they are not kept in memory.
+    run; both are lower bounds if ``unpriced`` rows have a cost that is not fully known. ``stopped_by`` is ``"budget"`` if
+    the run budget was used up before all rows were processed, else None. Each iteration reads the results from the journal;
+    they are not kept in memory.
     """
 
     journal: Path
@@ -87,6 +94,7 @@ class BatchRun:
     cost_now: float
     stopped_by: str | None
     seconds: float
+    unpriced: int = 0
 
     def __iter__(self) -> Iterator[RowResult]:
         return map(RowResult.of, answers_in(self.journal))
@@ -141,6 +149,7 @@ async def run_rows(
         tally.cost_now,
         tally.stopped_by or None,
         tally.seconds,
+        tally.unpriced,
     )
 
 

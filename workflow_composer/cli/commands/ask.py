@@ -58,11 +58,6 @@ def spread_fields(arguments: Sequence[str], is_file: Any = lambda name: False) -
     return found
 
 
-def _words(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> list[str]:
-    """Split names at commas."""
-    return [name.strip() for part in value for name in part.split(",") if name.strip()]
-
-
 _MONEY = click.FloatRange(min=0, min_open=True)
 
 
@@ -74,7 +69,7 @@ _MONEY = click.FloatRange(min=0, min_open=True)
         'ask abstracts.csv --prompt "{{ abstract }}" --json gene year:number -o genes.jsonl --run-budget 5',
     ),
 )
-@click.argument("source", metavar="TABLE", type=click.Path(path_type=Path))
+@click.argument("source", metavar="TABLE")
 @click.option("--prompt", metavar="TEMPLATE", help="The prompt, with {{ column }} where values belong; \\n is a line break.")
 @click.option("--prompt-file", type=click.Path(path_type=Path), help="Read the prompt from a file.")
 @click.option("--system", metavar="TEXT", help="System message; follows the context.")
@@ -96,7 +91,10 @@ _MONEY = click.FloatRange(min=0, min_open=True)
     type=click.Path(path_type=Path),
     help="The new table: .csv, .tsv, .jsonl, .parquet.",
 )
-@click.option("--keep", multiple=True, callback=_words, metavar="COLUMN,...", help="Columns to keep. Default: all.")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), default="data", show_default=True, help="Folder of tables given by name."
+)
+@click.option("--keep", multiple=True, metavar="COLUMN,...", help="Columns to keep. Default: all.")
 @click.option("--column", metavar="NAME", default="answer", show_default=True, help="Name of the answer's column.")
 @click.option("--prefix", metavar="TEXT", default="", help="Put this before the names of all new columns.")
 @click.option("--label-column", metavar="COLUMN", help="Column with the right answer: adds a confusion matrix.")
@@ -134,7 +132,7 @@ _MONEY = click.FloatRange(min=0, min_open=True)
 @strategy_option
 @debug_option
 @click.pass_context
-def ask(context: click.Context, /, source: Path, target: Path, json_summary: bool, **options: Any) -> None:
+def ask(context: click.Context, /, source: str, target: Path, json_summary: bool, **options: Any) -> None:
     """Ask a prompt for every row of a table, and write the table with the answers.
 
     The prompt is a template over the columns: {{ title }}, {{ row["Article Title"] }}, {% if abstract %} ... {% endif %}.

@@ -63,7 +63,7 @@ r"""``\n`` as a shell passes it on, but not the beginning of a LaTeX command suc
 _REQUEST_FIELDS = ("task_type", "model", "system", "max_tokens", "temperature", "timeout", "form_retries")
 
 
-def opened_run(source: Path, options: Mapping[str, Any]) -> AskRun:
+def opened_run(source: str, options: Mapping[str, Any]) -> AskRun:
     """Return the run that the options describe. Raises `InputError`, `click.UsageError`."""
     template = _template(options["prompt"], options["prompt_file"])
     if (system := options["system"]) is not None and "{{" in system:
@@ -76,7 +76,7 @@ def opened_run(source: Path, options: Mapping[str, Any]) -> AskRun:
     if options["contexts"]:
         fields["context"] = options["contexts"]
     return AskRun(
-        read_table(source, asks=False),
+        read_table(source, data_dir=options["data_dir"], asks=False),
         template,
         form,
         new,

@@ -176,8 +176,12 @@ def execute(context: click.Context, /, **options: Any) -> None:
 
     Data sets are paths, or names of files in the data folder, in any format that docs/datasets.md describes. One line on
     standard error says which columns were taken. Rows with a label are graded; the samples' texts are kept with the
-    extracted answers. --run-budget covers all data sets and policies of the command. Exit codes: 0 done; 1 some rows failed;
-    2 wrong usage or input; 6 the run budget is used up: run the same command with a higher one to resume.
+    extracted answers. --run-budget covers all data sets and policies of the command.
+
+    Once 20 answers in a row could not be read, the run asks on a terminal whether to go on, and elsewhere prints a warning.
+    A run with more than 5 % unreadable answers is not ranked in the report. Exit codes: 0 done; 1 some rows failed; 2 wrong
+    usage or input; 6 the run budget is used up: run the same command with a higher one to resume; 7 more than 5 % of the
+    graded answers of a run could not be read, or you ended it for that reason.
     """
     from workflow_composer.batch.run.preparation import Options
     from workflow_composer.cli.commands.execute_run import Execution

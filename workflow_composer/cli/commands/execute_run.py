@@ -28,6 +28,7 @@ from workflow_composer.cli.output import (
 )
 from workflow_composer.cli.progress import (
     DecisionLog,
+    Warned,
     describe_tiers,
     doubting,
     part_of_budget,
@@ -35,6 +36,7 @@ from workflow_composer.cli.progress import (
     raise_if_over,
     shard_of,
     tell_spent_before,
+    tell_unlimited,
 )
 from workflow_composer.cli.state import State
 from workflow_composer.types import ANY_TASK
@@ -176,6 +178,8 @@ class Execution:
             places = run.report(name, folders[name], runs, rows)
             if not self._state.json:
                 click.echo(f"report: {', '.join(map(str, places))}", err=True)
+        if not self._state.json and any(tally.unpriced and not tally.cost for tally in tallies):
+            tell_no_price(0.0, 1)
         if given_up := reader(run.voting.form).timed_out:
             click.echo(f"note: {given_up} comparisons of answers timed out and count as different", err=True)
         if self._state.json:
@@ -210,9 +214,11 @@ class Execution:
                 self._counted.add(folder)
                 self._budget.earlier(tally.cost)
 
+            warned = Warned(orchestrator.agenerate)
+
             async def work(stop: asyncio.Event) -> None:
                 await run.answer(
-                    orchestrator.agenerate,
+                    warned,
                     rows,
                     table,
                     journal,
@@ -232,6 +238,7 @@ class Execution:
             if tally.answered < (tally.total or 0):
                 with progress_for(tally, describe_tiers, label=label) as progress:
                     run_stoppable(work, told)
+                warned.tell()
         finish(folder, tally, total)
         return tally
 
@@ -248,6 +255,7 @@ class Execution:
     def _end_if_over(self, tally: Tally, summaries: list[dict[str, Any]]) -> None:
         if tally.stopped_by and self._state.json:
             print_json(summaries)
+        tell_unlimited(self._budget, tally)
         raise_if_over(self._budget, tally)
 
     def _summary(self, name: str, policy: str, tally: Tally, folder: Path) -> dict[str, Any]:
@@ -273,7 +281,6 @@ class Execution:
         }
         if not self._state.json:
             click.echo(_line(found, cost_text(tally.cost, tally.unpriced)))
-            tell_no_price(tally.cost, tally.unpriced)
         if tally.errors:
             failed = next(record for record in records(folder / JOURNAL) if record.error is not None)
             assert failed.error is not None  # by the filter above

@@ -42,12 +42,14 @@ from workflow_composer.cli.output import (
 )
 from workflow_composer.cli.progress import (
     DecisionLog,
+    Warned,
     doubting,
     part_of_budget,
     progress_for,
     raise_if_over,
     shard_of,
     tell_spent_before,
+    tell_unlimited,
 )
 from workflow_composer.cli.state import State
 
@@ -96,6 +98,7 @@ def answer_file(
                 asyncio.run(run.finish(file))
         target = run.target_of(target)
     _sum_up(state, run, target)
+    tell_unlimited(budget, run.tally)
     raise_if_over(budget, run.tally)
     return code_of([run.tally])
 
@@ -122,10 +125,12 @@ def _answer(
 
         contexts = contexts_of(orchestrator.config, state.environ)
 
+    warned = Warned(orchestrator.agenerate)
+
     async def work(stop: asyncio.Event) -> None:
         async with orchestrator:
             await run.answer(
-                orchestrator.agenerate,
+                warned,
                 file,
                 contexts=contexts,
                 concurrency=concurrency,
@@ -142,6 +147,7 @@ def _answer(
 
     with log, progress_for(tally) as progress:
         run_stoppable(work, told)
+    warned.tell()
 
 
 def _sum_up(state: State, run: FileRun, target: Path | None) -> None:
@@ -346,7 +352,7 @@ def generate(
     standard output); its `sha256` is the digest of the input rows.
 
     Exit codes: 0 done; 1 some rows failed; 2 wrong usage or input; 6 the run budget is used up: run the same command with a
-    higher --run-budget to resume.
+    higher --run-budget to resume; 7 more than 5 % of the graded answers could not be read.
     """
     state = context.ensure_object(State)
     columns = columns_of(options)

@@ -25,7 +25,14 @@ from workflow_composer.cli.options import (
     strategy_option,
 )
 from workflow_composer.cli.output import ENDING, code_of, cost_text, known_cost, percent, print_json, tell_unread
-from workflow_composer.cli.progress import DecisionLog, doubting, progress_for, raise_if_over, tell_spent_before
+from workflow_composer.cli.progress import (
+    DecisionLog,
+    doubting,
+    progress_for,
+    raise_if_over,
+    tell_spent_before,
+    tell_unlimited,
+)
 from workflow_composer.cli.state import State
 from workflow_composer.errors import ConfigError
 
@@ -72,6 +79,7 @@ class RecordRun:
             with log:
                 self._answer(orchestrator, recorder, budget)
         self._sum_up(recorder)
+        tell_unlimited(budget, recorder.tally)
         raise_if_over(budget, recorder.tally)
         return code_of([recorder.tally])
 
@@ -207,6 +215,6 @@ def record(context: click.Context, /, **options: Any) -> None:
     `calibrate` learns from a recording, and `execute --replay` plays it back (docs/recordings.md). Every answer is written
     as soon as it arrives: after an interruption, the same command resumes. --run-budget includes the cost of the answers
     already in the recording; failed answers are not recorded and count only for their own run. Exit codes: 0 done; 1 some
-    answers failed; 2 wrong usage or input; 6 the run budget is used up.
+    answers failed; 2 wrong usage or input; 6 the run budget is used up; 7 more than 5 % of the answers could not be read.
     """
     context.exit(RecordRun(context.ensure_object(State), **options).run())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -81,6 +81,8 @@ def to_dict(plan: Plan) -> dict[str, Any]:
                 "name": tier.name,
                 "members": [_member(member) for member in tier.members],
                 "accept": _accept(tier),
+                "form": None if tier.form is None else tier.form.spec,
+                "retries": None if tier.form is None else tier.retries,
                 "voting": None if tier.voting is None else asdict(tier.voting),
                 "deadline": tier.deadline,
                 "budget": tier.budget,
@@ -129,6 +131,8 @@ def _ask(member: Member) -> str:
 
 def _accept(tier: Tier) -> str:
     """Describe a tier's condition for accepting an answer."""
+    if tier.form is not None:
+        return f"{_accept(replace(tier, form=None))}, of the form {tier.form!r}"
     voting = tier.voting
     if voting is None:
         return repr(tier.accept)

@@ -120,6 +120,11 @@ def test_a_column_may_have_any_name(name):
         assert name in fault(f"{{{{ {name} }}}}", other=1).message
 
 
+def test_there_are_no_globals():
+    """Whatever a template names comes from the row."""
+    assert templates._environment().globals == {}
+
+
 def test_a_column_whose_name_is_no_identifier():
     """By the row; the error for other writings says so."""
     values = {"Article Title": "T", "meta.journal": "J", "in": "I"}
@@ -178,6 +183,13 @@ def test_other_case_and_separators_are_near():
     with pytest.raises(InputError) as found:
         PromptTemplate("{{ articletitle }}").check(["Article-Title", "x"])
     assert 'row["Article-Title"]' in found.value.hint
+
+
+def test_a_name_before_the_column_is_near():
+    """Other tools put the row's name before it."""
+    with pytest.raises(InputError, match="'input'") as found:
+        PromptTemplate("{{ input.title }}").check(["id", "title"])
+    assert found.value.hint == "did you mean title?"
 
 
 def test_a_template_without_a_column_is_refused():

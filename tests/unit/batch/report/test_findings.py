@@ -122,6 +122,18 @@ class TestCosts:
         assert compared(**runs).basis == SECONDS
         assert "compared by seconds" in headline(**runs)[0]
 
+    def test_replayed_answers_without_counted_tokens_have_only_their_accuracy(self):
+        """The seconds of a replay say nothing about models."""
+        runs = self.runs(cost=0.0, priced=False, prompt_tokens=0, completion_tokens=0)
+        sources = {name: partial(iter, rows) for name, rows in runs.items()}
+        markdown, html = build_report(sources, title="t", timed=False)
+        assert "1. large 75.0%; 2. small 50.0%" in markdown
+        assert "compared by right answers only" in markdown
+        assert "seconds ratio" not in markdown
+        assert "<svg" not in html.partition('id="errors')[0]
+        markdown, _ = build_report(sources, title="t")
+        assert "seconds ratio" in markdown
+
     def test_models_that_are_free_of_charge_say_so(self):
         runs = {name: [replace(each, cost=0.0) for each in rows] for name, rows in self.runs().items()}
         assert compared(**runs).basis == TOKENS

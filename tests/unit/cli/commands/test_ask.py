@@ -89,6 +89,25 @@ class TestChoices:
         assert command("ask", table, *LABELS, "--keep", "id,kind", "--column", "label", "--prefix", "m_").code == 0
         assert list(read(command)[0]) == ["id", "kind", "m_label", "m__error"]
 
+    def test_a_table_may_be_a_name_or_a_pattern(self, command):
+        """A name is looked for in the data folder; the parts of a pattern are one table."""
+        (command.folder / "data").mkdir()
+        for number in range(2):
+            command.write(f"data/part-{number}.jsonl", {"a": f"x{number}"})
+        command.write("data/named.jsonl", {"a": "y"})
+        command.script = ("ok",)
+        assert command("ask", "data/part-*.jsonl", "--prompt", "{{ a }}", "-o", "o.csv").code == 0
+        assert [row["a"] for row in read(command)] == ["x0", "x1"]
+        assert command("ask", "named", "--prompt", "{{ a }}", "-o", "n.csv").code == 0
+        assert [row["a"] for row in read(command, "n.csv")] == ["y"]
+
+    def test_a_column_to_keep_may_have_a_comma_in_its_name(self, command):
+        """Then it is no list."""
+        command.write("t.jsonl", {"a": "x", "b": 1, "a,b": 2})
+        command.script = ("ok",)
+        assert command("ask", "t.jsonl", "--prompt", "{{ a }}", "-o", "o.csv", "--keep", "a,b").code == 0
+        assert list(read(command)[0]) == ["a,b", "answer", "_error"]
+
     def test_a_choice_may_hold_a_comma(self, command, table):
         """If the option is repeated."""
         command.script = ("yes, surely",)
@@ -148,6 +167,13 @@ class TestLabels:
         done = command("ask", table, *LABELS[:2], "--choices", "case,other", "-o", "o.csv", "--label-column", "kind")
         assert "'trial'" in done.err
         assert done.code == 0
+
+    def test_labels_of_a_numeric_column(self, command):
+        """A column of whole numbers with gaps holds 1.0 and NaN."""
+        pq.write_table(pa.table({"t": ["a", "b"], "k": pa.array([1.0, float("nan")])}), command.folder / "t.parquet")
+        command.script = ("1",)
+        done = command("ask", "t.parquet", "--prompt", "{{ t }}", "--choices", "1,2", "-o", "o.csv", "--label-column", "k")
+        assert "accuracy 100.0% of 1" in done.err
 
     def test_several_fields_have_no_single_label(self, command, table):
         """Which field would it be?"""
@@ -230,6 +256,20 @@ class TestBeforeTheStart:
         assert not seen(command)
         assert (command.folder / "other.csv").read_text() == "mine\n1\n"
         assert (command.folder / "t.csv").read_bytes().startswith(b"id,title")
+
+    def test_half_a_character_names_the_row(self, command):
+        """JSON can hold one; no server can be sent one."""
+        command.write("t.jsonl", b'{"a": "fine"}\n', b'{"a": "\\ud83d"}\n')
+        done = command("ask", "t.jsonl", "--prompt", "{{ a }}", "-o", "o.csv")
+        assert done.code == 2
+        assert "ud83d" in done.err
+        assert not seen(command)
+
+    def test_a_misspelt_table_is_told_with_near_names(self, command, table):
+        """As for data sets."""
+        done = command("ask", "tt.csv", *LABELS)
+        assert done.code == 2
+        assert "t.csv" in done.err.replace("tt.csv", "")
 
     def test_null_names_the_expression_and_the_row(self, command):
         """All rows are filled in before the first call."""

@@ -478,3 +478,12 @@ class TestVotesByMeaning:
         done = command("generate", "--vote-by", "embedding", "--model", "mv_small_k3_t0.7", "Which?")
         assert done.code == 3
         assert "embeddings" in done.err
+
+    def test_rows_are_warned_of_once(self, command):
+        command.profile = self.ROUTERS
+        command.script = ([*self.PROSE, "Bern is a town with a long and eventful history."],)
+        path = command.write("q.jsonl", {"question": "Which?"}, {"question": "And which?"})
+        done = command("generate", "-i", path, "-o", "a.jsonl", "--model", "mv_small_k3_t0.7")
+        assert done.err.count("--vote-by embedding") == 1
+        assert "warning: 2 answers: free text" in done.err
+        assert "--vote-by embedding" in command.read("a.jsonl")[0]["warning"]

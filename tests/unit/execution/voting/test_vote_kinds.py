@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 
 import pytest
 
+from tests.paths import DATA
+from workflow_composer.answers import reader
 from workflow_composer.answers.output_form import output_form
 from workflow_composer.errors import RoutingError, ServerUnreachable
 from workflow_composer.execution.executor import PlanExecutor
+from workflow_composer.execution.voting.vote_kinds import AnswerVotes
 from workflow_composer.plan import Plan, Tier, Voting
 from workflow_composer.types import LLMRequest, Sample
 
+ROUTELLM = DATA / "lm-sys+RouteLLM" / "routellm" / "evals" / "gsm8k" / "gsm8k_responses.csv"
 WEATHER = (
     {
         "type": "function",
@@ -208,10 +213,38 @@ class TestFreeText:
         _, b = await vote(bench, fake, samples, asking())
         assert (b.trace.tiers[0].verdict.confidence, b.trace.tiers[0].verdict.votes) == (None, ())
 
+    @pytest.mark.parametrize(
+        "prose",
+        [
+            "Rome was founded in 753 BC. It grew from a town into an empire, and it is the capital of Italy today.",
+            "1. Wash the rice.\n2. Boil 2 cups of water.\n3. Cook for 15 minutes.\n4. Serve it, and enjoy your meal.",
+            "In 2015 the study began with patients of every age, and its authors conclude, many years later, it was safe.",
+        ],
+    )
+    async def test_prose_does_not_vote_by_a_number_in_it(self, bench, fake, prose):
+        _, b = await vote(bench, fake, [prose, prose, prose], asking())
+        assert (b.trace.tiers[0].verdict.confidence, b.trace.tiers[0].verdict.votes) == (None, ())
+
+    async def test_a_sentence_that_ends_with_its_number_does(self, bench, fake):
+        said = "Nine times two is eighteen dollars. So she makes $18 every day at the farmers' market."
+        _, b = await vote(bench, fake, [said, said, said], asking(), stopping="fixed")
+        assert b.trace.tiers[0].verdict.votes == (("$18", 3),)
+
     async def test_answers_at_the_end_of_long_texts_still_vote(self, bench, fake):
         samples = [f"First we multiply nine by two, which gives eighteen. The answer is {n}." for n in (18, 18, 18)]
         outcome, _ = await vote(bench, fake, samples, asking(), stopping="fixed")
         assert (outcome.tier, outcome.verdict.votes) == (0, (("18", 3),))
+
+
+@pytest.mark.skipif(not ROUTELLM.is_file(), reason=f"recorded answers are not in {DATA}; set WORKFLOW_COMPOSER_DATA")
+def test_recorded_answers_without_a_mark_still_vote():
+    """99 % of GPT-4's and Mixtral's answers to GSM8K end with their number."""
+    kind = AnswerVotes(reader())
+    with ROUTELLM.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for model in ("gpt-4-1106-preview", "mistralai/Mixtral-8x7B-Instruct-v0.1"):
+        votes = [kind.read(Sample(row[f"{model}_response"], "stop")) for row in rows]
+        assert votes.count(None) / len(rows) < 0.0125
 
 
 class TestByEmbedding:
