@@ -48,8 +48,8 @@ def regrade(context: click.Context, /, run: Path, output: Path | None, **options
     """Read, compare and vote over the kept answers of a run again, without a call.
 
     RUN is what `execute` (a folder), `generate`, `record` or `ask` (a file) wrote with texts, the default. What is not given
-    is as in the run. The new results and reports go into a folder of their own; the run's files are only read. The samples are
-    those that were drawn: rows that would now ask a further tier keep the best answer there is, and are counted.
+    is as in the run. The new results and reports go into a folder of their own; the run's files are only read. The samples
+    are those that were drawn: rows that would now ask a further tier keep the best answer there is, and are counted.
 
     Exit codes: 0 done; 2 wrong usage, or texts or labels were not kept.
     """
