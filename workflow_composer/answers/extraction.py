@@ -13,7 +13,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from workflow_composer.answers.finding.marks import Mark, answer_field, boxed, hashes, json_field, tagged
+from workflow_composer.answers.finding.marks import Mark, answer_field, boxed, field_anywhere, hashes, json_field, tagged
 from workflow_composer.answers.finding.phrases import Phrase, announced, is_value, last_line
 from workflow_composer.answers.finding.undressing import choice, says_something, undressed, without_talk
 from workflow_composer.errors import ConfigError
@@ -105,6 +105,8 @@ def _marked(text: str) -> Extracted | None:
     if (box := boxed(text)) is not None:
         stated = _stated_after(text, box)
         return _read(box, "boxed") if stated is None else _read(stated, "phrase")
+    if (field := field_anywhere(text)) is not None and says_something(field.answer):
+        return _read(field, "json")
     said = announced(text) or last_line(text)
     return None if said is None else _read(said, "phrase")
 
@@ -115,7 +117,8 @@ def _heading(text: str) -> Extracted | None:
     if heading is None or not says_something(heading.answer) or boxed(text[heading.start :]) is not None:
         return None
     if any(map(str.isdecimal, heading.answer)):
-        return _read(heading, "hashes")
+        within = announced(heading.answer)
+        return _read(heading if within is None else heading._replace(answer=within.answer), "hashes")
     if (phrase := announced(text, heading.end)) is not None:
         return _read(phrase, "phrase")
     is_title = bool(text[heading.end :].strip())

@@ -40,6 +40,12 @@ def answers(*rows):
     ("Thus the answer is\n\\begin{align*}\nx &= 3 + 4 \\\\\n&= 7\n\\end{align*}", None, "7"),
     (r"\boxed{\text{Ines}}", None, "Ines"),
     (r"\boxed{\mathbf{18}}", None, "18"),
+    (r"\boxed{{18}}", None, "18"),
+    ("#### Answer: 18", None, "18"),
+    ('Here is the JSON: {"answer": "Paris"} I hope that helps!', None, "Paris"),
+    ('{"sentiment": "positive"}', None, "positive"),
+    ("{'answer': 18}", None, "18"),
+    ("**18**\n\nHere is how: 5 + 13 apples.", "18", "18"),
     ("Final Answer: **73**", "73", "73"),  # Math-Verify #76
     ("\u2705 Final Answer: **73**", None, "73"),
     ("***ANSWER***: ***B***", None, "B"),  # azureml-assets #5274
@@ -68,6 +74,10 @@ def test_what_stands_around_an_answer_is_no_part_of_it(text, label, answer):
     (r"\boxed{\text{The answer is 460}}", "460", "460"),  # evalscope #906
     ("The total is 72 clips, altogether.", None, "72"),  # omlx #3484
     ("The answer is therefore 18.", None, "18"),
+    ("The answer is 18, i.e., eighteen.", None, "18"),
+    ("The answer is 18; this follows from 3 * 6.", None, "18"),
+    ("The answer is 18 (3 \u00d7 6 = 18).", None, "18"),
+    ("Answer: approx. 18", None, "18"),
     ("So the answer is 6 \u00d7 3 = 18.", None, "18"),
     ("I had 6th place in mind.\n#### 6th place", "6", "6"),  # RouteLLM, GPT-4
     ("The answer is $(0, 1)$. I hope it is correct.", None, "(0, 1)"),

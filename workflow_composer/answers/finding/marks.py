@@ -150,6 +150,7 @@ def _in_a_row(text: str, one: _Box, other: _Box) -> bool:
 
 _BRACES = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[{}]', re.DOTALL)
 _BRACE = re.compile(r"[{}]")
+_LONGEST_OBJECT = 4000
 _ANSWER_FIELDS = (
     "final_answer",
     "answer",
@@ -184,7 +185,24 @@ def answer_field(text: str) -> Mark | None:
     """
     if not text.rstrip("` \t\n").endswith("}") or '"' not in text:
         return None
-    return _field(_ANSWER_FIELDS, text)
+    return _field(_ANSWER_FIELDS, text) or _only_field(text.strip("` \t\njson"))
+
+
+def field_anywhere(text: str) -> Mark | None:
+    """Return the answer in the last JSON object of a text that has it under one of the usual names."""
+    return _field(_ANSWER_FIELDS, text) if '"' in text and "{" in text else None
+
+
+def _only_field(text: str) -> Mark | None:
+    """Return the value of a JSON object that is the whole text and has one field."""
+    if len(text) > _LONGEST_OBJECT or not text.startswith("{"):
+        return None
+    try:
+        value = json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
+    except (ValueError, RecursionError):
+        return None
+    only = next(iter(value.values())) if isinstance(value, dict) and len(value) == 1 else None
+    return Mark(only, 0, len(text), complete=True) if isinstance(only, str) else None
 
 
 def _field(names: Sequence[str], text: str) -> Mark | None:

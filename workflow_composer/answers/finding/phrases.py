@@ -89,7 +89,9 @@ _WEAK = re.compile(
     re.IGNORECASE,
 )
 _LAST_LINE = re.compile(r"[>*_ \t]{0,4}A(?:NS|ns)?[*_]{0,3}:[*_]{0,3}[ \t]*(?P<answer>\S.*)")
-_SHORTENED = r"(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bSt)(?<!\bMt)(?<!\bNo)(?<!\bJr)(?<!\bvs)(?<!\bca)(?<!\bProf)"
+_SHORTENED = (
+    r"(?<!\bDr)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bSt)(?<!\bMt)(?<!\bNo)(?<!\bJr)(?<!\bvs)(?<!\bca)(?<!\bapprox)(?<!\bProf)"
+)
 _SENTENCE_END = re.compile(
     rf"[?!](?:[*_\"'\u201d)]{{0,4}})(?:\s|\Z)|{_SHORTENED}\.[*_\"'\u201d)$]{{0,4}}(?:\s(?!(?<=\b[A-Z]\.\s)[a-z]{{2,}})|\Z)"
     r"|[\u3002\uff01\uff1f\u0964]"
@@ -230,6 +232,8 @@ def _made(text: str, at: int, end: int, begin: int, said: str, closed: int) -> P
 
 def _dressed_off(said: str, *, begins_line: bool = False) -> str:
     bare = said.strip(" \t:\uff1a").lstrip(",\u3001\uff0c").strip()
+    if bare.endswith(("}", "]", ")")) and not set(bare) & set("{[("):
+        bare = bare.rstrip("}]) ")  # what surrounded the phrase
     return without_talk(undressed(without_talk(undressed(bare, begins_line=begins_line))))
 
 

@@ -158,7 +158,7 @@ def _unwrapped(answer: str) -> str:
     for mark in ("**", "__", "$$"):
         if answer.count(mark) == 1 and (answer.startswith(mark) or answer.endswith(mark)):
             return answer.replace(mark, "").strip()
-    if answer.startswith("\\"):
+    if answer.startswith(("\\", "{")):
         return _without_command(answer)
     if answer.startswith("<") and (tag := _TAG.match(answer)):
         return answer[tag.end() :].removesuffix(f"</{tag['name']}>").strip()
@@ -166,7 +166,10 @@ def _unwrapped(answer: str) -> str:
 
 
 def _without_command(answer: str) -> str:
-    """Take off one LaTeX command or environment that holds the whole answer."""
+    """Take off one LaTeX command, environment or pair of braces that holds the whole answer."""
+    if answer.startswith("{"):
+        is_group = not set(answer) & set(',":') and _closing(answer) == len(answer) - 1
+        return answer[1:-1].strip() if is_group else answer
     if found := _ENVIRONMENT.match(answer):
         rows = _LAST_ROW.split(found["inside"].strip().rstrip("\\").strip())
         return rows[-1].replace("&", " ").strip()
@@ -206,7 +209,8 @@ _LEAD = re.compile(
 _LONGEST_TALK = 2000
 _TAIL = re.compile(
     r"(?:,|;|\s[-\u2013\u2014])?\s{1,9}(?:because|since(?!\s\d{4}\b)|due to|given that|so that)\b.*"
-    r"|(?:,|;)\s{1,9}(?:which|where|as|after|given|not|meaning|i\.e\.|but|while|although|though|making)\b.*"
+    r"|(?:,|;)\s{1,9}(?:which|where|as|after|given|not|meaning|but|while|although|though|making)\b.*"
+    r"|(?:,|;)\s{1,9}(?:i\.e\.|e\.g\.|that is,).*|(?<=\d);\s{1,9}[a-z].*"
     r"|(?:,|\uff0c|\u3001)\s?(?:\u56e0\u4e3a|\u56e0\u70ba|\u6240\u4ee5|\u5373|\u5176\u4e2d|\u306a\u305c\u306a\u3089).*"
     r"|\s\u2014\s.*|\s[-\u2013]\s(?:the|an?|this|it|its|which)\b.*|\s{1,9}I hope (?:it|this|that) is (?:right|correct)\b.*",
     re.IGNORECASE | re.DOTALL,
@@ -219,7 +223,9 @@ _POSTFIX = re.compile(
 )
 _VERDICT = re.compile(r"(yes|no|true|false)\s?[,;:.!\u2013\u2014]\s+\S", re.IGNORECASE)
 _SUM = re.compile(r"(?:[-\d\s.,+*/()=\u00d7\u00f7\u00b7$\u20ac\u00a3%]|\\(?:times|cdot|div)(?![a-zA-Z]))*")
-_RESULT = re.compile(r"\s*[-+]?[$\u20ac\u00a3]?[\d.\\](?:[^,;\s]|,(?=\d)){0,40}(?:\s[^\s,;]{1,20}){0,3}\s*\Z")
+_RESULT = re.compile(
+    r"(?!.*\s[-+*/\u00d7\u00f7]\s)\s*[-+]?[$\u20ac\u00a3]?[\d.\\](?:[^,;\s]|,(?=\d)){0,40}(?:\s[^\s,;]{1,20}){0,3}\s*\Z"
+)
 
 
 def without_talk(answer: str) -> str:
@@ -238,11 +244,11 @@ def without_talk(answer: str) -> str:
             answer = answer[: found.start()].rstrip()
     if lead := _LEAD.match(answer):
         answer = answer[lead.end() :]
+    if aside := _ASIDE.fullmatch(answer):
+        answer = aside["before"].rstrip()
     terms, equals, result = answer.rpartition("=")
     if equals and _RESULT.match(result) and _SUM.fullmatch(terms) and any(map(str.isdecimal, terms)):
         answer = result.lstrip()
-    if aside := _ASIDE.fullmatch(answer):
-        answer = aside["before"].rstrip()
     if (verdict := _VERDICT.match(answer)) and not any(map(str.isdecimal, answer)):
         answer = verdict[1]
     return _POSTFIX.sub("", answer).strip() or answer

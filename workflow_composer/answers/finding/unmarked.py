@@ -179,6 +179,8 @@ def _by_itself(text: str) -> tuple[str, str] | None:
 def _number(text: str) -> tuple[str, str] | None:
     """Return the last number, or all of a short text with several."""
     whole = _short(text, SHORT)
+    if whole is None and (alone := _apart(text, 1)) and numbers(alone):
+        return alone, "short"
     named = [] if whole is None else numbers(whole)
     if whole is not None and "=" not in whole and len(named) > 1:
         return whole, "short"
@@ -204,6 +206,8 @@ def _is_short(text: str, most: int) -> bool:
 def _apart(text: str, most: int) -> str | None:
     """Return a first line with a few words that an explanation follows, or such a last line."""
     first, blank, rest = text.strip().partition("\n\n")
+    if blank and rest and notation(value := undressed(first)).number is not None and _WORD.search(rest):
+        return value
     for line in (first if blank and rest else "", text.rstrip().rpartition("\n\n")[2]):
         if "\n" in line or line.lstrip().startswith(("#", "$$", r"\[")) or _HEADING.fullmatch(line.strip(" *_#>")):
             continue
