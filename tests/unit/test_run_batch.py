@@ -418,3 +418,18 @@ def test_a_row_with_a_pydantic_type_keeps_plain_data(models, journal):
     models.script = lambda call: '[{"gene": "TP53"}]'
     (row,) = models.open().run_batch(["?"], journal=journal, schema=list[Gene])
     assert row.value == [{"gene": "TP53"}]
+
+
+def test_rows_of_unknown_cost_are_counted(models, tmp_path):
+    """A price that the profile lacks is not a price of nothing."""
+    with models.open() as orchestrator:
+        assert orchestrator.run_batch(ROWS, journal=tmp_path / "priced").unpriced == 0
+        unknown = StrategyConfig(
+            profile_name="free", models={"small": {"backend": "scripted"}}, task_routing={"*": "small"}, routers=["provider"]
+        )
+    host = plugin_host(discover=False)
+    host.add(models, name="scripted")
+    with ModelOrchestrator(unknown, plugins=host, metrics=MemorySink(), environ={}) as orchestrator:
+        run = orchestrator.run_batch(ROWS, journal=tmp_path / "unpriced")
+    assert (run.unpriced, run.cost) == (6, 0.0)
+    assert all(row.data["cost_known"] is False for row in run)

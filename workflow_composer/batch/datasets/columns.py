@@ -20,18 +20,27 @@ from workflow_composer.batch.datasets.values import (
 from workflow_composer.errors import InputError
 
 QUESTIONS = (
-    ("question", "problem", "query", "question_text", "question_stem", "question.stem", "problem_statement"),
+    (
+        "question",
+        "problem",
+        "query",
+        "question_text",
+        "question_stem",
+        "question.stem",
+        "problem_statement",
+        "question_content",
+    ),
     ("prompt", "instruction", "messages", "conversations", "conversation", "turns"),
     ("input", "inputs", "ctx", "goal", "sentence", "sent1", "text"),
 )
 LABELS = (
     (
         *("final_answer", "expected_answer", "ground_truth", "reward_model.ground_truth"),
-        *("gold", "gold_answer", "correct_answer", "reference_answer"),
+        *("gold", "gold_answer", "correct_answer", "correct_answers", "reference_answer"),
     ),
     (
         *("answer", "answers", "answerkey", "answer_key", "answer_idx", "answer_index", "label", "target", "cop"),
-        *("correct_option", "final_decision"),
+        *("correct_option", "final_decision", "answers_spans", "best_answer", "correct"),
     ),
     ("solution", "output", "response", "completion", "reference"),
 )
@@ -292,6 +301,8 @@ class Search:
     def _is_label(self, name: str) -> bool:
         for row in self._sample:
             if not is_missing(value := at_path(row, name)):
+                if plain(name) == "correct" and str(value).lower() in ("true", "false", "0", "1"):
+                    return False  # whether some answer was right
                 try:
                     return bool(labels_of(value, name, self._where))
                 except InputError:

@@ -17,7 +17,8 @@ ASKED = 'End your reply with "Answer: " and the letter of the right choice.'
 """The sentence below the choices."""
 
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
-_NUMBERED = re.compile(r"\s*\(?([A-Za-z])[).:]\s+(?=\S)")
+_NUMBERED = re.compile(r"\s*\(?([A-Za-z])[).:]\s*(?=\S)")
+_MARK = re.compile(r"(?:^|(?<=[\s,;]))\(?([A-Za-z])\s?[).:]\s*(?=\S)")
 _MOST = len(LETTERS)
 
 Way = Literal["letter", "name", "index", "index from 1", "text"]
@@ -73,23 +74,40 @@ def choices_in(row: Mapping[str, Any], columns: Sequence[str]) -> OfferedChoices
 
 def _choices(value: Any) -> OfferedChoices:
     """Return choices from a list of texts or objects, an object of names and texts, or two lists of texts and names."""
-    if isinstance(value, str):
-        value = literal(value)
+    if isinstance(value, str) and isinstance(value := literal(value), str):
+        return _marked(value)
     if isinstance(value, Mapping):
-        texts, names = value.get("text"), value.get("label")
-        if isinstance(texts, (list, tuple)):
-            return OfferedChoices.of(texts, names if isinstance(names, (list, tuple)) and len(names) == len(texts) else ())
-        there = {name: text for name, text in value.items() if not is_missing(text)}
-        return OfferedChoices.of(list(there.values()), list(there))
+        return _named(value)
     if not isinstance(value, (list, tuple)):
         return OfferedChoices()
     if value and all(isinstance(each, Mapping) for each in value):
         texts = [each.get("text", each.get("value", "")) for each in value]
         return OfferedChoices.of(texts, [each.get("label", each.get("key", "")) for each in value])
     marks = [match[1].upper() if isinstance(each, str) and (match := _NUMBERED.match(each)) else "" for each in value]
-    if marks and "".join(marks) == LETTERS[: len(value)]:
-        return OfferedChoices.of([_NUMBERED.sub("", each, count=1) for each in value])
-    return OfferedChoices.of(value)
+    is_marked = bool(marks) and "".join(marks) == LETTERS[: len(value)]
+    return OfferedChoices.of([_NUMBERED.sub("", each, count=1) for each in value] if is_marked else value)
+
+
+def _named(value: Mapping[str, Any]) -> OfferedChoices:
+    texts, names = value.get("text"), value.get("label")
+    if isinstance(texts, (list, tuple)):
+        return OfferedChoices.of(texts, names if isinstance(names, (list, tuple)) and len(names) == len(texts) else ())
+    there = {name: text for name, text in value.items() if not is_missing(text)}
+    return OfferedChoices.of(list(there.values()), list(there))
+
+
+def _marked(text: str) -> OfferedChoices:
+    """Return the choices that a text marks with letters in order, in lines or one behind the other; none without marks."""
+    marks: list[re.Match[str]] = []
+    for mark in _MARK.finditer(text.strip()):
+        if len(marks) < _MOST and mark[1].upper() == LETTERS[len(marks)]:
+            marks.append(mark)
+    if len(marks) < 2 or marks[0].start():
+        return OfferedChoices()
+    ends = [*(mark.start() for mark in marks[1:]), None]
+    return OfferedChoices.of(
+        [text.strip()[mark.end() : end].rstrip(" ,;\n\t") for mark, end in zip(marks, ends, strict=True)]
+    )
 
 
 def form_of_labels(sample: Sequence[tuple[str, Sequence[str]]]) -> LabelForm | None:

@@ -111,6 +111,17 @@ CARDS = {
         ("2",),
     ),
     "SetFit/sst2": ({"text": "q", "label": 1, "label_text": "positive"}, "question: text, label: label", ("1",)),
+    "truthfulqa/truthful_qa": (
+        {"question": "q", "best_answer": "x", "correct_answers": ["x", "y"], "incorrect_answers": ["z"]},
+        "question: question, label: correct_answers",
+        ("x", "y"),
+    ),
+    "ucinlp/drop": (
+        {"query_id": "x", "question": "q", "answers_spans": {"spans": ["Chaz", "Chaz Schilens"], "types": ["span", "span"]}},
+        "question: question, label: answers_spans",
+        ("Chaz", "Chaz Schilens"),
+    ),
+    "graded answers": ({"question": "q", "correct": True}, "question: question, label: none", ()),
     "BEIR queries": ({"_id": "3", "query": "q"}, "question: query, label: none, id: _id", ()),
     "AIME_2024 (Maxwell-Jia)": (
         {"ID": "2024-II-4", "Problem": "q", "Solution": "s", "Answer": 33},
@@ -240,6 +251,17 @@ CHOICES = {
         tuple("abcd"),
         "A",
     ),
+    "deepmind/aqua_rat": (
+        {"question": "q", "options": ["A)21", "B)21.5", "C)22"], "rationale": "r", "correct": "C"},
+        ("21", "21.5", "22"),
+        "C",
+    ),
+    "allenai/math_qa": (
+        {"Problem": "q", "options": "a ) 38 , b ) 27.675 , c ) 30", "correct": "b"},
+        ("38", "27.675", "30"),
+        "B",
+    ),
+    "choices in lines": ({"question": "q", "options": "A. x\nB. y, z\nC. a. c", "answer": "B"}, ("x", "y, z", "a. c"), "B"),
     "label as text": ({"question": "q", "options": ["Paris", "Rome"], "answer": "Rome"}, ("Paris", "Rome"), "B"),
 }
 

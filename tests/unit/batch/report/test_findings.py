@@ -181,3 +181,10 @@ class TestPassAtK:
         at = {name: compared(run=rows).runs[0].passes[0].at[0][1].value for name, rows in (("f", fixed), ("e", early))}
         assert at["f"] == pytest.approx(0.6, abs=0.02)
         assert at["e"] > 0.7
+
+
+def test_a_run_that_is_not_ranked_takes_no_other_from_the_front():
+    """However cheap and right it seems: what it could not read may have been the hard ones."""
+    cheap = unread(greedy(100, "cheap", lambda n: True, cost=0.1), lambda n: n < 8)
+    runs = {"cheap": cheap, "large": greedy(100, "large", lambda n: n < 85, cost=2.0)}
+    assert [(run.name, run.best) for run in compared(**runs).runs] == [("cheap", False), ("large", True)]
