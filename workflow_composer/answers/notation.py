@@ -151,6 +151,12 @@ _NO_UNITS = re.compile(
     r"|over|divided|squared|cubed|factorial|choose|half|more|less)\b"
 )
 _LAYERS = 4
+_CURRENCIES = {
+    "\N{EURO SIGN}": "euro",
+    "\N{POUND SIGN}": "pound sterling",
+    "\N{YEN SIGN}": "yen",
+    "\N{INDIAN RUPEE SIGN}": "rupee",
+}
 
 _SIGNS = re.compile(r"[\\^=<>{}|]")
 _OPERATORS = re.compile(r"[+*/()\[\],_!]|(?:\b[a-z]|\d) ?- ?(?:[a-z]\b|\()|\b[a-z] ?- ?\d")
@@ -236,6 +242,8 @@ def _undress(answer: str) -> Notation:
     text = text.casefold()
     number, unit, rest = _number(text) if len(text) <= _LONGEST_NUMBER else (None, "", 0)
     own = measure(written[-rest:] if rest and len(written) == len(text) else unit)
+    if number is not None and own == BARE:
+        own = _currency(answer)
     text = _TIGHT.sub(r"\1", text)
     if len(text) == 3 and text[0] == "(" and text[2] == ")" and text[1].isalpha():
         text = text[1]  # a multiple-choice answer: (B)
@@ -262,6 +270,14 @@ def plain_characters(text: str) -> str:
     text = _SUBSCRIPT.sub(lambda found: "_" + _braced(found[0].translate(_SUBSCRIPTS)), text)
     text = _VULGAR.sub(lambda found: f"{found[1] or ''}{' ' if found[1] else ''}{found[2]}", text)
     return unicodedata.normalize("NFKC", text.translate(_CHARACTERS)).translate(_CHARACTERS)
+
+
+def _currency(answer: str) -> Measure:
+    """Return the measure of a currency sign; two dollar signs are the delimiters of a formula."""
+    for sign, unit in _CURRENCIES.items():
+        if sign in answer:
+            return measure(unit)
+    return measure("dollar") if answer.count("$") == 1 or "\\$" in answer else BARE
 
 
 def _braced(script: str) -> str:

@@ -122,7 +122,8 @@ async def test_who_names_the_kind_overrules_label_and_answers():
         ("5 km", ["5", "5000 m", "5 kilometers", "5km"], ["5 miles", "5 m"]),
         ("10 mg", ["10mg", "0.01 g", "10 milligrams", "10,000 µg"], ["10 mL", "10 µg", "100 mg"]),
         ("3 hours", ["180 min", "3 hrs", "3"], ["3 minutes"]),
-        ("0.50 dollars", ["50 cents", "0.5"], ["50"]),
+        ("$0.50", ["50 cents", "0.5", "0.50 dollars", r"\$0.50"], ["50", "€0.50", "£0.50"]),
+        ("€5", ["5", "5 euros"], ["$5", "5 dollars"]),
         ("60 km/h", ["60 kilometers per hour", "60"], ["60 mph"]),
         (r"54\text{ in}^2", [r"54\text{ square inches}", "54"], [r"54\text{ in}"]),
         ("28%", ["28", "28 percent"], ["0.28"]),
@@ -255,6 +256,14 @@ async def test_most_names_are_recognised_in_another_writing():
     assert 2 * sum(pair["by"] == "blind" for pair in NAMES) >= len(NAMES)
     assert len(equal) >= 80
     assert len(missed) <= 7, [(pair["a"], pair["b"]) for pair in missed]
+
+
+async def test_signs_and_case_that_carry_meaning_are_kept():
+    """Carbon monoxide is not cobalt, and 5 euros are not 5 dollars."""
+    assert len(await groups("CO", "Co")) == 2
+    assert len(await groups("$5", "€5")) == 2
+    assert len(await groups("$5$", "€5")) == 1
+    assert len(await groups("N/A", "n/a")) == 1
 
 
 async def test_the_other_answers_tell_what_a_name_is():

@@ -411,6 +411,8 @@ def name(text: str) -> str:
 
 _LONGEST_NAME = 200
 _LETTER_IN_BRACKETS = 3
+_ELEMENTS = frozenset(("Co", "Cs", "Hf", "Os", "Po", "Sc", "Sn"))
+"""Elements whose symbols in capitals are compounds: CO is carbon monoxide."""
 
 
 def family(text: str) -> bool:
@@ -461,6 +463,8 @@ def _ordered(text: str, *, day_first: bool) -> str:
 
 
 def _words(text: str) -> str:
+    if text in _ELEMENTS:
+        return f"element {text}"
     if _ALLELES.fullmatch(text):
         return f"alleles {text}"
     if len(text) == _LETTER_IN_BRACKETS and text[0] + text[2] == "()":

@@ -47,7 +47,7 @@ class Value:
 # ------------------------------------------------------------------------------------------------------ forms of an answer
 
 _SLASH = re.compile(r"(\d+) ?/ ?(\d+)")
-_JOINED_DIGITS = re.compile(r"\d+(?: ?[:|-] ?\d+)+|\d+(?: ?/ ?\d+){2,}|0\d{4,}")
+_JOINED_DIGITS = re.compile(r"\d+(?: ?[:|-] ?\d+)+|\d+(?: ?/ ?\d+){2,}|0\d{4,}|[nN]/[aA]")
 _COMMAND = re.compile(r"\\[A-Za-z]")
 _DECIMAL = re.compile(r"(?<![\w.])\d*\.\d+(?![\w.])")
 _FUNCTION = re.compile(r"(?<![A-Za-z])(?:(?:sqrt|log|ln|exp|sin|cos|tan|cot|sec|csc|arc\w{3}) ?[\d(]|pi(?![A-Za-z]))")

@@ -72,11 +72,13 @@ def tagged(text: str) -> Mark | None:
 _TOKEN = re.compile(r"(?P<box>(?:\\{1,4}b|\x08)oxed\b|\\{1,4}f(?:rame)?box\b)\s{0,9}(?P<brace>\{?)|\\[^\w]|[{}]")
 _BARE = re.compile(r"([^\s{}$\\]+)")
 _BETWEEN = re.compile(
-    r"[\s$]*(?:\\[)\]])?[\s$.]*(?:(?:,|;|&|\u3001|\uff0c|\b(?:and|or|und|oder|et|ou|y)\b|\u548c|\u6216|\u53ca"
-    r"|\\text\s?\{\s*(?:and|or)\s*\}|\\q?quad|\\[,;: ])[\s$]*){1,4}(?:\\[(\[])?[\s$]*"
-    r"(?P<variable>[a-zA-Z](?:_\{?\w\}?)?\s*=\s*)?[\s$]*"
+    r"[\s$]*+(?:\\[)\]])?[\s$.]*+(?:(?:,|;|&|\u3001|\uff0c|\b(?:and|or|und|oder|et|ou|y)\b|\u548c|\u6216|\u53ca"
+    r"|\\text\s?\{\s*(?:and|or)\s*\}|\\q?quad|\\[,;: ])[\s$]*+){1,4}+(?:\\[(\[])?[\s$]*+"
+    r"(?P<variable>[a-zA-Z](?:_\{?\w\}?)?\s*=\s*)?[\s$]*+"
 )
 _LONGEST_BETWEEN = 60
+_LONG = 1000
+_MOST_LOOKS = 12
 _MEMBER = re.compile(r"(?P<variable>[a-zA-Z](?:_\{?\w\}?)?)\s*=\s*\$?\s*\Z")
 
 
@@ -113,6 +115,7 @@ def boxed(text: str) -> Mark | None:
 def _boxes(text: str) -> Sequence[_Box]:
     """Return the closed boxes with an answer, in order of their starts; none if the last box in the text is open."""
     found: list[_Box] = []
+    looks = 0  # into long boxes; nested ones that say nothing would each be looked through
     opened: list[tuple[int, int]] = []  # where an open brace's command starts (-1: not a box) and where its content starts
     for token in _TOKEN.finditer(text):
         mark = token[0]
@@ -120,7 +123,8 @@ def _boxes(text: str) -> Sequence[_Box]:
             opened.append((-1, token.end()))
         elif mark == "}":
             start, begin = opened.pop() if opened else (-1, -1)
-            if start >= 0 and (not found or start > found[-1].start):
+            looks += start >= 0 and not found and token.start() - begin > _LONG
+            if start >= 0 and looks <= _MOST_LOOKS and (not found or start > found[-1].start):
                 _add(found, text[begin : token.start()].strip(), start, token.end())
         elif token["brace"]:
             opened.append((token.start(), token.end()))
