@@ -78,7 +78,9 @@ def _no_process_is_left(request: pytest.FixtureRequest, tmp_path_factory: pytest
 
 
 def heed_sigterm() -> None:
-    """Turn SIGTERM into SIGINT, once."""
+    """Turn SIGTERM into SIGINT, once. Ctrl-C works in the tests, too, if a script has started them with `&`."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _interrupt)
 

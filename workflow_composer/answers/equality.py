@@ -240,12 +240,16 @@ class _Equality:
         amounts = _amounts(self._values, self._label)
         leaves = {leaf: None for value in self._values for leaf in _leaves(value)}
         numbers = {leaf: (BARE.dimension, leaf.number, True) for leaf in leaves if leaf.shape == "number"}
+        of_leaf: dict[Value, Hashable] = {}
         for leaf in leaves:
-            if leaf.may_be_constant and (constant := await self._constant(leaf)) is not None:
+            constant = await self._constant(leaf) if leaf.may_be_constant else True
+            if constant is False:
+                of_leaf[leaf] = ("text", leaf.text)
+            elif constant is not True:
                 numbers[leaf] = (BARE.dimension, constant.number, constant.exact)
         every = list({*numbers.values(), *[amount for amount in amounts if amount is not None]})
         of_number = dict(zip(every, _close(every), strict=True))
-        of_leaf: dict[Value, Hashable] = {leaf: ("number", of_number[number]) for leaf, number in numbers.items()}
+        of_leaf |= {leaf: ("number", of_number[number]) for leaf, number in numbers.items()}
         formulas = [leaf for leaf in leaves if leaf.shape in FORMULAS and leaf not in of_leaf]
         of_leaf |= {leaf: ("formula", at) for leaf, at in zip(formulas, await self._formulas(formulas), strict=True)}
         keys = [
@@ -256,7 +260,7 @@ class _Equality:
 
     async def _constant(self, leaf: Value) -> Any:
         algebra = self._reader.algebra
-        return None if algebra is None else await algebra.value(leaf.text)
+        return False if algebra is None else await algebra.value(leaf.text)
 
     async def _formulas(self, formulas: list[Value]) -> list[int]:
         roots = _joined([leaf.text for leaf in formulas])

@@ -272,15 +272,15 @@ class Algebra:
         """Whether two formulas are equal. Raises `ConfigError` if math-verify does not work."""
         return bool(await self._ask(min(a, b), max(a, b)))
 
-    async def value(self, formula: str) -> Constant | None:
-        """Return the value of a constant; None for any other formula. Raises as `same` does."""
+    async def value(self, formula: str) -> Constant | bool:
+        """Return the value of a constant; False if it was given up, True for any other formula. Raises as `same` does."""
         found = await self._ask(formula, None)
         if not isinstance(found, str):
-            return None
+            return found is not None
         if found.startswith("~"):
             rounded = found[1:]
             exponent = rounded.partition("e")[2]
-            return Constant(Fraction(rounded), exact=False) if abs(int(exponent or 0)) <= _LARGEST_EXPONENT else None
+            return Constant(Fraction(rounded), exact=False) if abs(int(exponent or 0)) <= _LARGEST_EXPONENT else False
         above, _, below = found.partition("/")
         return Constant(Fraction(int(above, 16), int(below, 16)), exact=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from workflow_composer.answers.mathematics import Algebra
 
 LONGEST_LIMIT = 3600
+_REMEMBERED, _REMEMBERED_LENGTH = 256, 4096
 _TALKS = frozenset({"phrase", "hashes"})
 _FEW = 2
 _LETTER = re.compile(r"\b[A-J]\b")
@@ -93,6 +95,15 @@ class Reader:
         >>> reader().extract("9 * 2 = 18, so she has 18 left.", "18")
         Extracted(answer='18', how='last_number', complete=False)
         """
+        return self._remembered(text, label) if len(text) <= _REMEMBERED_LENGTH else self._extracted(text, label)
+
+    @cached_property
+    def _remembered(self) -> Callable[[str, str | None], Extracted | None]:
+        """`_extracted`, which answers that agree word for word ask for once; a function of the user is always asked."""
+        is_pure = not any(name.startswith("python:") for name in self.form.extract)
+        return lru_cache(maxsize=_REMEMBERED)(self._extracted) if is_pure else self._extracted
+
+    def _extracted(self, text: str, label: str | None) -> Extracted | None:
         text = without_reasoning(text)
         if not any(map(str.isalnum, text)):
             return None

@@ -146,7 +146,7 @@ def seekable(path: Path) -> BinaryIO:
     Raises `InputError`, or FileNotFoundError if the file does not exist.
     """
     plain = path.open("rb")
-    begin = plain.peek(8)[:8]
+    begin = plain.peek(64)[:64]
     if not begin.startswith((*packing.MARKS, _UTF8_MARK, *_UTF16_MARKS)):
         return plain
     plain.close()

@@ -27,6 +27,10 @@ _FOREIGN = {
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it first: 7z x"),
     b"Rar!": ("a RAR archive", "unpack it first: unrar x"),
     b"%PDF": ("a PDF document", "give the table that it was made from"),
+    b"version https://git-lfs": ("a pointer of Git LFS, not the data", "fetch the data: git lfs pull"),
+    b"<!DOCTYPE": ("a web page", "download the file itself: on the hub, resolve instead of blob in its address"),
+    b"<!doctype": ("a web page", "download the file itself: on the hub, resolve instead of blob in its address"),
+    b"<html": ("a web page", "download the file itself: on the hub, resolve instead of blob in its address"),
 }
 MARKS = (*_STREAMS, _ZIP, *_FOREIGN)
 """The first bytes of files that are not plain text."""
@@ -58,16 +62,21 @@ def _name_in_zip(path: Path) -> str | None:
     return PurePosixPath(members[0].filename).name if len(members) == 1 else None
 
 
+def refuse_foreign(begin: bytes, path: Path) -> None:
+    """Raise `InputError` if the first bytes of a file are those of a kind that is no table."""
+    for mark, (what, remedy) in _FOREIGN.items():
+        if begin.startswith(mark):
+            raise InputError(f"{path} is {what}", hint=remedy)
+
+
 @contextmanager
 def unpacked(plain: Any, path: Path) -> Iterator[Any]:
     """Yield the decompressed bytes of an open file. Raises `InputError` for a kind of file that is no table.
 
     Reading may raise an error of `DAMAGED`.
     """
-    begin = plain.peek(8)[:8]
-    for mark, (what, remedy) in _FOREIGN.items():
-        if begin.startswith(mark):
-            raise InputError(f"{path} is {what}", hint=remedy)
+    begin = plain.peek(64)[:64]
+    refuse_foreign(begin, path)
     if begin.startswith(_ZIP):
         with zipfile.ZipFile(plain) as archive, archive.open(_only_table(archive, path)) as member:
             yield io.BufferedReader(member)

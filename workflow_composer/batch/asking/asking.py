@@ -314,7 +314,6 @@ class AskRun:
             other=OTHER,
             rows=self.rows(),
             whole=self._limit is None,
-            by_content=bool(note) or not begun,
         )
         try:
             if now != note:

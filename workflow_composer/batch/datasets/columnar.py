@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -67,6 +68,11 @@ class Parquet:
                     yield table
                 first += batch.num_rows
 
+    def classes(self, path: Path) -> dict[str, tuple[str, ...]]:
+        """Return the classes of `datasets`' ClassLabel columns."""
+        with _parquet(path) as file:
+            return _classes(file.schema_arrow)
+
     def notes(self, path: Path) -> Iterator[str]:
         """Yield nothing: nothing was guessed."""
         return iter(())
@@ -103,6 +109,11 @@ class Arrow:
     def tables(self, path: Path, taking: Taking) -> Iterator[pa.Table]:
         """Yield tables built row by row."""
         yield from tables_of(taking.take(row, where) for where, row in self.rows(path, 0, taking.found.names))
+
+    def classes(self, path: Path) -> dict[str, tuple[str, ...]]:
+        """Return the classes of `datasets`' ClassLabel columns."""
+        with _arrow(path) as (schema, _):
+            return _classes(schema)
 
     def notes(self, path: Path) -> Iterator[str]:
         """Yield nothing: nothing was guessed."""
@@ -195,6 +206,15 @@ def _blank(texts: Any) -> Any:
     if not pc.any(doubtful).as_py():
         return doubtful
     return pc.equal(pc.binary_length(pc.utf8_trim_whitespace(texts)), 0)
+
+
+def _classes(schema: Any) -> dict[str, tuple[str, ...]]:
+    """Return the names of classes that Hugging Face's `datasets` wrote into the schema."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: tuple(map(str, held["names"])) for name, held in features.items() if held.get("_type") == "ClassLabel"}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def _types(schema: Any) -> dict[str, str]:

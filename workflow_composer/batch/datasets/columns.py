@@ -8,7 +8,15 @@ from difflib import get_close_matches
 from typing import Any
 
 from workflow_composer.batch.datasets.multiple_choice import LabelForm, choices_in, form_of_labels
-from workflow_composer.batch.datasets.values import at_path, is_missing, labels_of, messages_of, prompt_text, text_of
+from workflow_composer.batch.datasets.values import (
+    at_path,
+    is_missing,
+    labels_of,
+    messages_of,
+    passage_of,
+    prompt_text,
+    text_of,
+)
 from workflow_composer.errors import InputError
 
 QUESTIONS = (
@@ -34,7 +42,10 @@ FALLBACKS = ("question", "prompt", "messages")
 """Columns that are read in rows which lack the one that was found."""
 
 CHOICES = ("choices", "options", "endings", "question.choices")
-IDS = ("id", "unique_id", "uid", "_id", "question_id", "problem_id", "custom_id", "qid", "task_id", "example_id", "uuid")
+IDS = (
+    *("id", "unique_id", "uid", "_id", "question_id", "problem_id", "custom_id", "qid", "task_id", "example_id"),
+    *("instance_id", "uuid"),
+)
 """Column names. All ignore case; a blank or a hyphen in a column's name is an underscore; a point leads into an object.
 Of questions and labels the first group that has a column is used, of choices and ids the first name.
 """
@@ -85,6 +96,7 @@ class Found:
     before: str = NONE
     after: str = NONE
     form: LabelForm | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def columns(self) -> Columns:
@@ -101,10 +113,17 @@ class Found:
         parts = [f"question: {' + '.join(filter(None, (self.before, self.question, self.after)))}"]
         if self.choices:
             parts.append(f"choices: {', '.join(self.choices)}")
-        parts.append(f"label: {self.label or 'none'}{f' ({self.form})' if self.form and self.label else ''}")
+        parts.append(f"label: {self.label or 'none'}{self._how()}")
         if self.id:
             parts.append(f"id: {self.id}")
         return ", ".join(parts)
+
+    def _how(self) -> str:
+        """Return how labels are written, if that was guessed."""
+        if self.label and self.form:
+            return f" ({self.form})"
+        named = [f"{number}: {name}" for number, name in enumerate(self.classes)]
+        return f" ({', '.join(named[: _SHOWN // 2] + ['…'] * (len(named) > _SHOWN // 2))})" if named else ""
 
 
 class Search:
@@ -132,7 +151,7 @@ class Search:
         after = NONE
         if wanted.question is None and plain(question) == "instruction" and "input" in self._plain:
             after = self._plain["input"]
-        before = self._passage() if wanted.question is None and plain(question) in QUESTIONS[0] else NONE
+        before = self._before(question) if wanted.question is None else NONE
         label = self._label(wanted.label, known.label, {question, after, before}, choices)
         form = form_of_labels(self._labels_with_choices(label, choices)) if label and choices else None
         return Found(question, label, self._id(wanted.id, known.id), choices, before, after, form)
@@ -159,11 +178,18 @@ class Search:
 
         return self._first(((known,), *LABELS) if known else LABELS, "label", is_label, said)
 
-    def _passage(self) -> str:
-        """Return the column of the text that questions are about. Names of context templates are no such text."""
-        for name in PASSAGES:
+    def _before(self, question: str) -> str:
+        """Return the column of the text that questions are about, or of a chat's system message.
+
+        Names of context templates are no such text.
+        """
+        is_chat = any(messages_of(at_path(row, question)) for row in self._sample)
+        if not is_chat and plain(question) not in (*QUESTIONS[0], "instruction"):
+            return NONE
+        for name in ("system",) if is_chat else PASSAGES:
             values = [value for row in self._sample if not is_missing(value := row.get(self._plain.get(name, NONE)))]
-            if values and all(isinstance(value, str) and len(value.split()) > 2 for value in values):
+            texts = [text for value in values if (text := passage_of(value))]
+            if texts and len(texts) == len(values) and (is_chat or all(len(text.split()) > 2 for text in texts)):
                 return self._plain[name]
         return NONE
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 from workflow_composer.batch.datasets.columns import FALLBACKS, Found
 from workflow_composer.batch.datasets.multiple_choice import OfferedChoices, choices_in, put
 from workflow_composer.batch.datasets.request_fields import NAMES, own_fields, request_of
-from workflow_composer.batch.datasets.values import at_path, content_text, id_of, is_missing, labels_of, question_of, text_of
+from workflow_composer.batch.datasets.values import (
+    at_path,
+    content_text,
+    id_of,
+    is_missing,
+    labels_of,
+    passage_of,
+    question_of,
+    text_of,
+)
 from workflow_composer.errors import ConfigError
 from workflow_composer.types import EMPTY, Message
 
@@ -57,12 +66,14 @@ class Taking:
         """Whether question and label are columns of texts that are taken as they are."""
         found = self.found
         is_deep = "." in found.question or "." in found.label
-        return not (found.before or found.after or found.choices or self._is_batch or self._has_own or is_deep)
+        return not (
+            found.before or found.classes or found.after or found.choices or self._is_batch or self._has_own or is_deep
+        )
 
     @property
     def needed(self) -> tuple[str, ...]:
         """The columns that `take` reads, if they exist."""
-        more = (BODY, "method", "url") if self._is_batch else tuple(NAMES)
+        more = (BODY, "method", "url") if self._is_batch else (*NAMES, "task_type", "model", "context")
         return (*self.found.names, *more)
 
     @property
@@ -70,7 +81,11 @@ class Taking:
         """What is taken, for a digest; that of a plain question and label is the one that journals have."""
         found = self.found
         plain = f"Columns(question={found.question!r}, label={found.label!r}, id={found.id!r})"
-        return plain if self.is_plain else f"{plain} {found.before!r} {found.after!r} {found.choices!r} {found.form}"
+        return (
+            plain
+            if self.is_plain
+            else f"{plain} {found.before!r} {found.after!r} {found.choices!r} {found.form} {found.classes}"
+        )
 
     def take(self, row: Mapping[str, Any], where: str) -> RowContent:
         """Return what a row asks. Raises `InputError` for an invalid value."""
@@ -81,9 +96,11 @@ class Taking:
         choices = choices_in(row, found.choices) if found.choices else OfferedChoices()
         if found.after and isinstance(prompt, str) and (more := text_of(row.get(found.after))):
             prompt = f"{prompt}\n\n{more}"
-        if found.before and isinstance(prompt, str) and (passage := text_of(row.get(found.before))):
-            prompt = f"{passage}\n\n{prompt}"
+        if found.before and (passage := passage_of(row.get(found.before))):
+            prompt = f"{passage}\n\n{prompt}" if isinstance(prompt, str) else _with_system(passage, prompt)
         labels = labels_of(at_path(row, found.label), found.label, where) if found.label else ()
+        if found.classes:
+            labels = tuple(each for label in labels for each in _class_and_number(label, found.classes))
         if choices:
             labels = self._letters(labels, choices, where)
         own = own_fields(row, where, self._used if isinstance(prompt, tuple) else self._used | {"n"})
@@ -113,6 +130,20 @@ class Taking:
         messages, own = request_of(row, where)
         labels = labels_of(at_path(row, self.found.label), self.found.label, where) if self.found.label else ()
         return RowContent(id_of(row.get(self.found.id)), _text(messages), labels, messages, own)
+
+
+def _class_and_number(label: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """Return a class's name and its number, both of which are right answers; nothing for -1, which marks a missing label."""
+    number = label.removesuffix(".0")
+    if number.isdigit() and int(number) < len(classes):
+        return classes[int(number)], number
+    return () if number == "-1" else (label,)
+
+
+def _with_system(text: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Return the messages behind a system message, if they have none."""
+    has_one = messages[0].get("role") in ("system", "developer")
+    return messages if has_one else ({"role": "system", "content": text}, *messages)
 
 
 def _with_choices(messages: tuple[Message, ...], choices: OfferedChoices, where: str) -> tuple[Message, ...]:

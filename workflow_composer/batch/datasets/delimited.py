@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from workflow_composer.batch.datasets.columns import TEXT
 from workflow_composer.batch.datasets.content import Taking, tables_of
 from workflow_composer.errors import InputError
-from workflow_composer.storage.lines import LONGEST, lines, opened
+from workflow_composer.storage.lines import LONGEST, lines, opened, unreadable
 from workflow_composer.storage.packing import content_name
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ DELIMITERS = (",", ";", "\t", "|")
 MMLU = ("question", "A", "B", "C", "D", "answer")
 """The columns of MMLU's own files, which have no header."""
 
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _LOOKED_AT = 20
 _OLD_CODING = "cp1252"
@@ -41,6 +44,7 @@ class Layout:
     skipped: int = 0
     has_header: bool = True
     spaced: bool = False
+    quoted: bool = True
 
 
 class Delimited:
@@ -67,6 +71,10 @@ class Delimited:
         """Yield tables built row by row."""
         yield from tables_of(taking.take(row, where) for where, row in self.rows(path))
 
+    def classes(self, path: Path) -> dict[str, tuple[str, ...]]:
+        """Return nothing: values are texts."""
+        return {}
+
     def notes(self, path: Path) -> Iterator[str]:
         """Yield what was guessed about the file. Raises `InputError` if its encoding is unknown."""
         layout = layout_of(path)
@@ -87,15 +95,39 @@ class Delimited:
 
 def layout_of(path: Path) -> Layout:
     """Return how a file is written, from its name and its first records. Raises `InputError` if they are not valid."""
-    first = next(iter(_texts(path)), "")
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise unreadable(path, error) from None
+    return _layout(path, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _layout(path: Path, size: int, changed: int) -> Layout:
+    first = next((text for text in _texts(path) if not text.isspace()), "")
     if first[:4].lower() == "sep=" and len(first.rstrip("\r\n")) == 5:  # for Excel, which shows no such line
         return _headed(path, Layout(first[4], skipped=1))
     if _is_tabbed(path):
-        return _headed(path, Layout("\t"))
+        return _headed(path, Layout("\t", quoted=not _quotes_are_text(path)))
     found = [_headed(path, Layout(delimiter)) for delimiter in DELIMITERS if delimiter in first]
     if not found:
         return _headed(path, Layout(","))
     return max(found, key=lambda layout: (_fits(path, layout), len(layout.names)))
+
+
+def _quotes_are_text(path: Path) -> bool:
+    """Whether fields between tabs begin with quotes that do not enclose them, and every line is a record."""
+    tabs, unpaired = None, False
+    for text in _texts(path):
+        line = text.rstrip("\r\n")
+        if not line:
+            continue
+        tabs = line.count("\t") if tabs is None else tabs
+        if line.count("\t") != tabs:
+            return False
+        if '"' in line and not unpaired:
+            unpaired = any(field.startswith('"') and not _QUOTED.fullmatch(field) for field in line.split("\t"))
+    return unpaired
 
 
 def _is_tabbed(path: Path) -> bool:
@@ -172,7 +204,10 @@ def _records(path: Path, layout: Layout) -> Iterator[tuple[int, list[str]]]:
     """Yield the records, the header first; blank lines are skipped. Raises `InputError` for invalid CSV."""
     csv.field_size_limit(LONGEST)  # replaces the csv module's process-wide limit of 128 KiB
     texts = islice(_texts(path), layout.skipped, None)
-    reader = csv.reader(texts, strict=True, delimiter=layout.delimiter, skipinitialspace=layout.spaced)
+    if layout.quoted:
+        reader = csv.reader(texts, strict=True, delimiter=layout.delimiter, skipinitialspace=layout.spaced)
+    else:
+        reader = csv.reader(texts, delimiter=layout.delimiter, quoting=csv.QUOTE_NONE)
     while True:
         number = reader.line_num + 1 + layout.skipped
         try:

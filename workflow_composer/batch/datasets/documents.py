@@ -57,6 +57,10 @@ class JsonDocument:
         """Yield tables built row by row."""
         yield from tables_of(taking.take(row, where) for where, row in self.rows(path))
 
+    def classes(self, path: Path) -> dict[str, tuple[str, ...]]:
+        """Return nothing: JSON has no named classes."""
+        return {}
+
     def notes(self, path: Path) -> Iterator[str]:
         """Yield the name of the list that holds the rows, if the document is an object."""
         shape = _shape_of(path)

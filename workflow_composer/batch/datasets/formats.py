@@ -14,7 +14,7 @@ from workflow_composer.batch.datasets.delimited import Delimited
 from workflow_composer.batch.datasets.documents import JsonDocument
 from workflow_composer.errors import InputError
 from workflow_composer.storage.lines import LONGEST, WrittenNumber, blocks, lines, opened, parsed
-from workflow_composer.storage.packing import ENDINGS, content_name
+from workflow_composer.storage.packing import ENDINGS, content_name, refuse_foreign
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,6 +42,10 @@ class Format(Protocol):
 
     def tables(self, path: Path, taking: Taking) -> Iterator[pa.Table]:
         """Yield all rows as tables with the columns question and label (string)."""
+        ...
+
+    def classes(self, path: Path) -> dict[str, tuple[str, ...]]:
+        """Return the names of the classes that the numbers of a column stand for, by column."""
         ...
 
     def notes(self, path: Path) -> Iterator[str]:
@@ -114,6 +118,10 @@ class JsonLines:
                 rows = ((f"{path}:{n}", parsed(line, f"{path}:{n}", number=WrittenNumber)) for n, line in numbered)
                 yield from tables_of(taking.take(row, where) for where, row in rows)
             number += block.count(b"\n")
+
+    def classes(self, path: Path) -> dict[str, tuple[str, ...]]:
+        """Return nothing: JSON has no named classes."""
+        return {}
 
     def notes(self, path: Path) -> Iterator[str]:
         """Yield nothing: nothing was guessed."""
@@ -190,9 +198,10 @@ def format_of(path: Path) -> Format:
     name = content_name(path).lower()
     try:
         with path.open("rb") as file:
-            begin = file.read(8)
+            begin = file.read(64)
     except OSError:
         begin = b""  # reading it raises the error
+    refuse_foreign(begin, path)
     for mark, form in _MAGIC.items():
         if begin.startswith(mark):
             return form

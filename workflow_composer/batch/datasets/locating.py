@@ -71,7 +71,7 @@ def locate(source: str | Path, data_dir: Path | None, split: str | None = None) 
         if data_dir is not None and is_table(text) and _is_there(data_dir / text):
             return _of_path(data_dir / text, split, text)
         if not _NAME.fullmatch(text) or is_table(text) or data_dir is None:
-            raise InputError(f"no file {text!r}", hint=_near_paths(path, data_dir))
+            raise InputError(f"no file {text!r}", hint=near_paths(path, data_dir))
     elif data_dir is None:
         return _of_path(path, split, text)
     return _of_name(text, data_dir, split)
@@ -103,7 +103,7 @@ def _of_path(path: Path, split: str | None, text: str) -> Located:
     if has_magic(text) and not _is_there(path):
         matching = sorted(Path(each) for each in glob(str(path), recursive=True) if Path(each).is_file())  # noqa: PTH207  # the pattern may be absolute
         if not matching:
-            raise InputError(f"no file matches {text!r}", hint=_near_paths(path, None))
+            raise InputError(f"no file matches {text!r}", hint=near_paths(path, None))
         return Located(_stem(path.parent.name or "table"), split, _complete(matching))
     if not path.is_dir() or is_table(path.name):
         return Located(_stem(path.name), split, (path,))
@@ -115,7 +115,7 @@ def _of_path(path: Path, split: str | None, text: str) -> Located:
     return found
 
 
-def _near_paths(path: Path, data_dir: Path | None) -> str:
+def near_paths(path: Path, data_dir: Path | None) -> str:
     """Return a hint with names near a path that leads nowhere."""
     folders = [folder for folder in (path.parent, data_dir) if folder is not None and folder.is_dir()]
     there = {entry.name: entry for folder in folders for entry in folder.iterdir()}

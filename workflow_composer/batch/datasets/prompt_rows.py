@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from glob import has_magic
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from workflow_composer.batch.datasets.content import RowContent
 from workflow_composer.batch.datasets.formats import ParsedLine
 from workflow_composer.batch.datasets.request_fields import CHAT, own_fields
 from workflow_composer.batch.datasets.table import Table, TableRow, read_table
-from workflow_composer.batch.datasets.values import labels_of, question_of, whole_id
+from workflow_composer.batch.datasets.values import as_json, is_missing, labels_of, literal, question_of, whole_id
 from workflow_composer.errors import ContextError, InputError
 from workflow_composer.storage.lines import encoded, kind
 from workflow_composer.types import LLMRequest, Message
@@ -161,7 +162,10 @@ class RowFile:
     @cached_property
     def table(self) -> Table:
         """The table, opened at its first use. Raises `InputError`."""
-        table = read_table(self.path, columns=self._columns)
+        folder = str(self.path).rpartition(":")[0]
+        has_split = bool(folder) and not self.path.exists() and Path(folder).is_dir()
+        source = str(self.path) if has_split or has_magic(str(self.path)) else self.path
+        table = read_table(source, columns=self._columns)
         table.require(self._keep)
         return table
 
@@ -213,7 +217,7 @@ class RowFile:
         elif self.table.taking.found.before == "context":
             values = {name: value for name, value in values.items() if name != "context"}
         url = str(row.values.get("url", CHAT)) if self.table.is_batch else None
-        columns = {name: row.values.get(name) for name in self._keep} or None
+        columns = {name: as_json(row.values.get(name)) for name in self._keep} or None
         key = taken.id if self.table.is_batch else whole_id(taken.id)
         found = row_of(row.number, row.where, values, taken, self._pins, id=key, columns=columns, batch_url=url)
         contexts = ("\0" + " ".join(found.context)) if found.context else ""
@@ -221,8 +225,8 @@ class RowFile:
 
 
 def _content(values: Mapping[str, Any]) -> bytes:
-    """Return a row that is no line of JSON as one."""
-    return encoded(values).rstrip()
+    """Return a row that is no line of JSON as one; dates and the like as texts."""
+    return encoded(as_json(dict(values))).rstrip()
 
 
 # --------------------------------------------------------------------------------------------------------- from Python
@@ -312,6 +316,8 @@ def _checked(rows: Any) -> Iterable[Any]:
 def _context(found: Mapping[str, Any], where: str, pins: Pins) -> tuple[str, ...] | None:
     """Return the row's contexts, pinned; empty: no context; None: not specified."""
     value = found.get("context")
+    if isinstance(value, str):
+        value = literal(value) or None
     names = [value] if isinstance(value, str) else value
     if names is None:
         return None
@@ -353,6 +359,8 @@ def _prompt(found: Mapping[str, Any], where: str) -> str | tuple[Message, ...]:
 
 def _text(found: Mapping[str, Any], name: str, where: str) -> str | None:
     value = found.get(name)
-    if value is not None and not isinstance(value, str):
+    if is_missing(value):
+        return None
+    if not isinstance(value, str):
         raise InputError(f"{where}: {name!r} is {kind(value)}, not a string", hint="write it as a string, or omit it")
     return value

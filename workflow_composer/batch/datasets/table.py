@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from workflow_composer.batch.datasets.columns import Columns, Found, Search, listed
 from workflow_composer.batch.datasets.content import BODY, RowContent, Taking
 from workflow_composer.batch.datasets.formats import Format, JsonLines, first_rows, format_of
-from workflow_composer.batch.datasets.locating import Located, locate
+from workflow_composer.batch.datasets.locating import Located, locate, near_paths
 from workflow_composer.batch.datasets.request_fields import is_batch_line
 from workflow_composer.errors import InputError, nearest
 from workflow_composer.storage.lines import opened, unreadable
@@ -166,6 +167,8 @@ class Table:
                 if sample and all(map(is_batch_line, sample)) and wanted.question is None:
                     return Found(BODY, wanted.label or "", "custom_id")
                 found = Search(names, sample, str(path)).find(wanted, known, asks=asks)
+                if found.label and not found.choices:
+                    found = replace(found, classes=form.classes(path).get(found.label, ()))
             elif found.question and found.question.partition(".")[0] not in names and found.question not in names:
                 raise InputError(
                     f"{path}: no column {found.question!r}, unlike {self.paths[0].name}", hint="give one of them"
@@ -186,6 +189,9 @@ def _stamp(path: Path) -> tuple[int, int]:
                 f"{path} is not a regular file, but rows must be read twice: once to check them",
                 hint="write the rows to a file first",
             )
+    except FileNotFoundError as error:
+        missing = unreadable(path, error)
+        raise InputError(missing.message, hint=near_paths(path, None)) from None
     except OSError as error:
         raise unreadable(path, error) from None
     return found.st_size, found.st_mtime_ns

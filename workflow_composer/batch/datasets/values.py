@@ -112,6 +112,17 @@ def sent(value: Any) -> Any:
     return [sent(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
+def as_json(value: Any) -> Any:
+    """Return a value as JSON can hold it: dates and decimals as texts, numbers plain, bytes as their length."""
+    if isinstance(value, Mapping):
+        return {str(name): as_json(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(each) for each in value]
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    return sent(value) if value is None or isinstance(value, (str, bool, int, float)) else str(value)
+
+
 def prompt_text(value: Any) -> str:
     """Return what a question asks, for comparison and planning: the text, or that of the last message of the user."""
     if isinstance(value, str) and (messages := messages_of(value)) is None:
@@ -130,6 +141,22 @@ def content_text(message: Message) -> str:
     return "\n".join(
         part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)
     ).strip()
+
+
+def passage_of(value: Any) -> str:
+    """Return a text that a question is about, also from a list of texts or an object of such lists; empty if it is none.
+
+    PubMedQA writes {"contexts": [...]}, HotpotQA {"title": [...], "sentences": [[...], ...]}.
+    """
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, Mapping):
+        return next((passage_of(value[name]) for name in ("contexts", "sentences", "text") if name in value), "")
+    if isinstance(value, (list, tuple)):
+        parts = [passage_of(each) for each in value]
+        flat = all(isinstance(each, str) for each in value) and any(len(part) < 400 for part in parts)
+        return (" " if flat else "\n").join(parts) if all(parts) else ""
+    return ""
 
 
 def question_of(value: Any, column: str, where: str, *, missing: bool = False) -> str | tuple[Message, ...]:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workflow_composer.answers import Question, Reader, reader
 from workflow_composer.batch.datasets.dataset import Row
@@ -28,6 +28,9 @@ from workflow_composer.plan import Candidate, Member, Voting
 from workflow_composer.storage.lines import encoded, objects
 from workflow_composer.storage.replacing import replacing
 from workflow_composer.types import LLMResponse, RoutingDecision, Sample, TierResult, TokenLogprob, Usage, Verdict
+
+if TYPE_CHECKING:
+    from workflow_composer.batch.report.provenance import RunAbout
 
 _OTHER = "another --output"
 
@@ -60,6 +63,7 @@ class Regraded:
 
     run: KeptRun
     journal: Path
+    voting: Voting
     rows: int = 0
     before: Counts = field(default_factory=Counts)
     after: Counts = field(default_factory=Counts)
@@ -160,7 +164,7 @@ async def regrade(run: KeptRun, voting: Voting, folder: Path) -> Regraded:
     target = folder / JOURNAL
     if await asyncio.to_thread(_same_file, target, run.path):
         raise InputError(f"{folder} holds the run itself", hint=f"choose {_OTHER}")
-    found, again = Regraded(run, target), Regrader(run, voting)
+    found, again = Regraded(run, target, voting), Regrader(run, voting)
     try:
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
         with replacing(target, private=True) as file:
@@ -341,9 +345,23 @@ def regraded_reports(found: Sequence[Regraded], folder: Path) -> Iterator[Path]:
         write_results(each.journal, place)
         groups.setdefault(place.parent if each.run.name else place, {})[place.name] = each
     for place, runs in groups.items():
+        origins = {name: origin for name, each in runs.items() if (origin := _origin(each)) is not None}
         sources = {name: partial(records, each.journal) for name, each in runs.items()}
         note = "Read again from kept answers, without a call; costs and times are those of the runs."
         title = next(iter(runs.values())).run.identity.get("dataset") or folder.name
-        for name, text in zip(("report.md", "report.html"), build_report(sources, title=title, notes=[note]), strict=True):
-            replace_file(place / name, text)
+        for name, text in zip(
+            ("report.md", "report.html"), build_report(sources, title=title, notes=[note], origins=origins), strict=True
+        ):
+            replace_file(place / name, text, mode=0o600)
             yield place / name
+
+
+def _origin(regraded: Regraded) -> RunAbout | None:
+    """Return the origin of a run of `execute`, with the settings by which its answers were read again."""
+    from workflow_composer.batch.report.provenance import about
+
+    found, voting = about(regraded.run.path.parent), regraded.voting
+    if found is None:
+        return None
+    how = f"answers read again by {', '.join(voting.form.extract)} and compared by {voting.form.compare}"
+    return replace(found, settings=f"votes: {voting.measure} from {voting.target:g}; {how}")

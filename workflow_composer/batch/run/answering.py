@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workflow_composer.answers import Question, Reader
+from workflow_composer.answers import Kind, Question, Reader
+from workflow_composer.answers.comparison.values import is_slash_form
 from workflow_composer.batch.datasets.dataset import Row
 from workflow_composer.batch.keeping.places import content_key
 from workflow_composer.batch.run.journal import row_key
@@ -48,7 +49,8 @@ class Answering:
     """Answers jobs by calling ``generate``, and raises what it raises.
 
     ``reader`` reads and grades final answers; ``recorded`` grades rows without a label. ``fields`` are fields of
-    `LLMRequest` for every row, plus ``system``; ``keep_texts`` keeps the samples' texts in the records.
+    `LLMRequest` for every row, plus ``system``; ``keep_texts`` keeps the samples' texts in the records. ``kind``
+    is the kind of the data set's answers, for a label that leaves its own open (`is_slash_form`).
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class Answering:
         fields: Mapping[str, Any] | None = None,
         recorded: Recorded | None = None,
         keep_texts: bool = False,
+        kind: Kind | None = None,
     ) -> None:
+        self._kind = kind
         self._generate = generate
         self._reader = reader
         self._fields = dict(fields or {})
@@ -174,7 +178,7 @@ class Answering:
         """Whether each sample is correct, by the row's label or else by the recording; empty if unknown."""
         label = job.row.label
         if label is not None:
-            question = Question(self._reader, label)
+            question = Question(self._reader, label, kind=self._kind if is_slash_form(label) else None)
             await question.groups([answer for answer in answers if answer is not None])
             right = [await question.is_correct(answer) for answer in answers]
             for other in job.row.others:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_composer import __version__
-from workflow_composer.answers import reader
+from workflow_composer.answers import Kind, kind_of_labels, reader
 from workflow_composer.batch.keeping.identity import cascade_settings, meaning_of, voting_of
 from workflow_composer.batch.keeping.notes import read_note, write_note
 from workflow_composer.batch.keeping.shards import Shard, refuse_other_counts, shard_folders
@@ -91,6 +91,7 @@ class PlannedRun:
             fields=self._fields,
             recorded=None if self._recorded is None else self._recorded.right,
             keep_texts=self._keep_texts,
+            kind=_kind_of(rows),
         )
         jobs = (job for job in self._jobs(rows, table) if not journal.is_done(job.row.row))
         await run(
@@ -301,3 +302,11 @@ def slug(policy: str) -> str:
     if plain == policy and len(plain) <= 120:
         return plain
     return f"{plain[:100]}-{hashlib.sha256(policy.encode()).hexdigest()[:8]}"
+
+
+_LABELS = 1000
+"""As many of a data set's first labels tell the kind of its answers."""
+
+
+def _kind_of(rows: Any) -> Kind | None:
+    return kind_of_labels(label for row in islice(rows.rows(), _LABELS) if (label := row.label) is not None)

@@ -120,6 +120,11 @@ def test_a_column_may_have_any_name(name):
         assert name in fault(f"{{{{ {name} }}}}", other=1).message
 
 
+def test_there_are_no_globals():
+    """Whatever a template names comes from the row."""
+    assert templates._environment().globals == {}
+
+
 def test_a_column_whose_name_is_no_identifier():
     """By the row; the error for other writings says so."""
     values = {"Article Title": "T", "meta.journal": "J", "in": "I"}

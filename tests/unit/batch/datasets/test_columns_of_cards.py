@@ -366,6 +366,45 @@ def test_a_passage_stands_before_its_question(table):
     assert table({"question": "q", "context": "file-formats"}).describe() == "question: question, label: none"
 
 
+@pytest.mark.parametrize(
+    ("row", "asked"),
+    [
+        ({"context": {"contexts": ["One.", "Two went home."]}, "question": "q"}, "One. Two went home.\n\nq"),
+        (
+            {"context": {"title": ["a"], "sentences": [["I.", " II."], ["III."]]}, "question": "q"},
+            "I. II.\nIII.\n\nq",
+        ),
+        ({"instruction": "q", "context": "One two three.", "response": "r"}, "One two three.\n\nq"),
+        ({"article": "One two three.", "question": "q", "answer": "A"}, "One two three.\n\nq"),
+    ],
+    ids=["qiaojin/PubMedQA", "hotpotqa/hotpot_qa", "databricks-dolly-15k", "ehovy/race"],
+)
+def test_passages_of_other_cards(table, row, asked):
+    for end in (".jsonl", ".parquet"):
+        assert contents(table(row, end=end))[0].question == asked
+
+
+def test_a_chat_may_have_its_system_message_in_a_column(table):
+    """LLaMA-Factory's ShareGPT form."""
+    chat = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    opened = table({"conversations": chat, "system": "s", "tools": ""})
+
+    assert opened.describe() == "question: system + conversations, label: none"
+    assert contents(opened)[0].messages == ({"role": "system", "content": "s"}, {"role": "user", "content": "q"})
+
+
+def test_the_names_of_classes_are_right_answers_beside_their_numbers(tmp_path):
+    """stanfordnlp/imdb: ClassLabel(names=["neg", "pos"]); `datasets` writes the names into the schema of its files."""
+    features = {"text": {"dtype": "string", "_type": "Value"}, "label": {"names": ["neg", "pos"], "_type": "ClassLabel"}}
+    data = pa.table({"text": ["a film", "b", "c"], "label": [1, 0, -1]})
+    told = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(data.replace_schema_metadata(told), tmp_path / "imdb.parquet")
+    opened = read_table(tmp_path / "imdb.parquet")
+
+    assert opened.describe() == "question: text, label: label (0: neg, 1: pos)"
+    assert [content.labels for content in contents(opened)] == [("pos", "1"), ("neg", "0"), ()]
+
+
 class TestChoosing:
     """Which column is meant."""
 

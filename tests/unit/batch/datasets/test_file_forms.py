@@ -145,6 +145,22 @@ def test_an_archive_of_several_files_is_refused_by_name(fault):
     assert "CSV UTF-8" in fault("cases.xlsx", workbook)
 
 
+@pytest.mark.parametrize("name", ["train.parquet", "train.jsonl", "train.csv"])
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (
+            "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 9\n",
+            "a pointer of Git LFS, not the data (fetch the data: git lfs pull)",
+        ),
+        ("<!DOCTYPE html><html>", "a web page (download the file itself"),
+    ],
+)
+def test_what_is_downloaded_by_mistake_is_named(fault, name, data, told):
+    """A clone of a data set without git-lfs; the page of a file on the hub instead of the file."""
+    assert told in fault(name, data)
+
+
 class TestEncodings:
     """As Excel, PowerShell and SQL Server write them."""
 
@@ -205,6 +221,16 @@ class TestCsv:
             "b.csv", "question,answer,answer\nq,1,2\n"
         )
         assert rows(opened("c.csv", "question,answer,answer\nq,1,1\n")) == [("q", ("1",))]
+
+    def test_blank_lines_before_the_header(self, opened):
+        assert rows(opened("a.csv", "\n\nquestion;answer\nq;1\n")) == [("q", ("1",))]
+
+    def test_quotes_are_text_in_tables_of_glue(self, opened):
+        """GLUE's and many corpora's .tsv files do not quote: a quote at the begin of a sentence is part of it."""
+        text = 'question\tanswer\n"Yes, he said\t1\nthe "other" one\t0\n'
+
+        assert rows(opened("dev.tsv", text)) == [('"Yes, he said', ("1",)), ('the "other" one', ("0",))]
+        assert rows(opened("q.tsv", 'question\tanswer\n"a\tb"\t1\n')) == [("a\tb", ("1",))]
 
     def test_mmlus_own_files_have_no_header(self, opened):
         """hendrycks/test: data/test/abstract_algebra_test.csv."""

@@ -71,6 +71,21 @@ def test_where_nobody_knows_what_is_right_nothing_is_said(recording):
     assert (record.correct, record.tiers[0].right, record.answer) == (None, (), "4")
 
 
+@pytest.mark.parametrize(("kind", "right"), [(None, False), ("text", False), ("mathematics", True)])
+def test_the_data_sets_kind_counts_where_the_label_is_no_more_than_two_numbers_and_a_slash(tmp_path, kind, right):
+    """2/4 is 1/2 among fractions, and another genotype among genotypes."""
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps({"question": "2 + 2?", "model": "a", "sample": 0, "answer": "#### 2/4", "tokens": 4}) + "\n")
+    config = StrategyConfig(profile_name="p", models={"a": {"backend": "replay", "path": str(path)}}, routers=["provider"])
+
+    async def run():
+        async with ModelOrchestrator(config, metrics=NullSink(), environ={}) as orchestrator:
+            answering = Answering(orchestrator.agenerate, reader(AnswerForm()), kind=kind)
+            return await answering(Job(Row(7, "seven", "2 + 2?", "1/2"), "a"))
+
+    assert asyncio.run(run()).correct is right
+
+
 def test_a_single_answer_is_a_record_like_any_other(recording):
     record = answer(recording, "a", "1")
     (tier,) = record.tiers

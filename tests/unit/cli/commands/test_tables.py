@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import datetime
+import decimal
 import json
 
 import pyarrow as pa
@@ -73,6 +75,24 @@ def test_own_fields_reach_the_model_of_generate(command):
     request = call.request
     assert (request.max_tokens, request.temperature, request.seed, request.stop) == (7, 0.25, 3, ("END",))
     assert request.response_format == {"type": "json_object"}
+
+
+def test_columns_of_a_table_may_be_empty_and_of_any_type(command):
+    """An empty cell of CSV is no task type, model or context; dates and decimals of Parquet do no harm."""
+    command.script = ("2",)
+    (command.folder / "rows.csv").write_text("question,task_type,model,context\nq,,,\n")
+    data = {
+        "question": ["q"],
+        "task_type": ["math"],
+        "day": [datetime.date(2024, 5, 17)],
+        "price": [decimal.Decimal("1.10")],
+    }
+    pq.write_table(pa.table(data), command.folder / "rows.parquet")
+
+    for name in ("rows.csv", "rows.parquet"):
+        done = command("generate", "--input", name, "-o", f"{name}.out")
+        assert done.code == 0, done.err
+    assert command.metrics.metrics[-1].task_type == "math"
 
 
 def test_execute_takes_a_path_and_columns(cases):
