@@ -254,7 +254,7 @@ def judged(tier: Tier, samples: Sequence[Sample], request: LLMRequest) -> Verdic
         return verdict
     sample = samples[verdict.choice]
     why = ""
-    if sample.too_long and request.kind == "chat":
+    if sample.finish_reason != "stop" and sample.too_long and request.kind == "chat":
         why = CUT_OFF
     elif sample.finish_reason == "content_filter":
         why = WITHHELD
