@@ -27,6 +27,7 @@
     │   │   └── QuotaExhausted       402, or 429 for an account without credit
     │   ├── ServerFailed             5xx, or an invalid response
     │   │   └── AnswerTooLong        the response exceeds the size limit
+    │   ├── InvalidAnswer            the answer does not have the form that was asked for
     │   ├── ServerUnreachable        no connection, or it broke
     │   ├── CallTimeout              the time to connect, to the first token or in total ran out
     │   ├── Unsupported              the backend does not support a field of the request
@@ -235,6 +236,10 @@ class AnswerTooLong(ServerFailed):
     """The response exceeds the size limit; a retry would not help."""
 
     retryable = False
+
+
+class InvalidAnswer(ModelError):
+    """A model's answer does not have the form that was asked for."""
 
 
 class ServerUnreachable(ModelError):

@@ -69,7 +69,7 @@ def first_turn(text: str) -> str:
     r"""Return the text up to the token that ends a model's turn, or up to a next question that the model asks itself.
 
     >>> first_turn("18<|im_end|>\n<|im_start|>user"), first_turn("#### 18\n\nQuestion: Omar has 3 pears.\nAnswer: 3\n#### 3")
-    ('18', '#### 18')
+    ('18', '#### 18\n')
     """
     if "<" in text or "[" in text:
         if begin := _BEGIN_OF_TURN.match(text):

@@ -167,8 +167,12 @@ class ModelSpec(ProfilePart):
     api_key_env: EnvName | None = Field(
         default=None, description="The environment variable that holds the API key. `api_key: ${NAME}` means the same."
     )
-    input_price: Dollars | None = Field(default=None, description="Dollars per million prompt tokens.")
-    output_price: Dollars | None = Field(default=None, description="Dollars per million completion tokens.")
+    input_price: Dollars | None = Field(
+        default=None,
+        description="Dollars per million prompt tokens. Without prices costs are unknown, and budgets cannot limit them; "
+        "write 0 for a model that is free of charge.",
+    )
+    output_price: Dollars | None = Field(default=None, description="Dollars per million completion tokens; likewise.")
     gpu_hour_price: Dollars | None = Field(
         default=None, description="Dollars per hour of the GPU that serves it, shared among the calls in flight."
     )

@@ -36,7 +36,7 @@ from workflow_composer.batch.run.limiter import Limiter
 from workflow_composer.batch.run.records import Head
 from workflow_composer.batch.run.runner import Budget, Generate, GoOn, heard, run
 from workflow_composer.batch.run.tally import Tally
-from workflow_composer.errors import InputError, ModelError
+from workflow_composer.errors import InputError, InvalidAnswer
 from workflow_composer.storage.replacing import set_aside
 from workflow_composer.types import ANY_TASK, LLMResponse, Sample
 
@@ -56,10 +56,6 @@ _LIMITS = frozenset({"timeout", "max_tokens", "form_retries"})
 """Fields that say how long or how often to ask; an answer that kept to them is the same under larger ones."""
 
 _NOT_ASKED = "not asked: the run ended before this row"
-
-
-class InvalidAnswer(ModelError):
-    """A model's answer does not have the form that was asked for."""
 
 
 # ------------------------------------------------------------------------------------------------------------- columns

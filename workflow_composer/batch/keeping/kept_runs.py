@@ -10,12 +10,11 @@ from typing import Any, Literal
 
 from workflow_composer.answers.form import AnswerForm, OutputForm
 from workflow_composer.answers.output_form import output_form
-from workflow_composer.batch.asking.asking import InvalidAnswer
 from workflow_composer.batch.keeping.notes import read_note
 from workflow_composer.batch.run.answer_file import answers_in
 from workflow_composer.batch.run.lines import header_of, whole_lines
 from workflow_composer.batch.run.records import RowRecord, TierRecord
-from workflow_composer.errors import InputError
+from workflow_composer.errors import InputError, InvalidAnswer
 from workflow_composer.plan import Voting
 from workflow_composer.storage.lines import lines as lines_of
 from workflow_composer.storage.lines import objects

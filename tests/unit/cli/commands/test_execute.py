@@ -187,7 +187,11 @@ def test_texts_are_kept_unless_they_are_left_out(data):
 
 def test_labels_in_words_are_graded_by_short_texts(data):
     """Where a model answers in a sentence, that is told, and what to do about it."""
-    pairs = [("Paris.", "Paris"), ("It is Rome, as everybody who has been there knows.", "Rome"), ("Oslo", "Bergen")]
+    pairs = [
+        ("Paris.", "Paris"),
+        ("Everybody who has been there knows the city of the seven hills, and so do I, by now.", "Rome"),
+        ("Oslo", "Bergen"),
+    ]
     data.write("data/capitals.jsonl", *({"question": text, "answer": label} for text, label in pairs))
     data.remote = (lambda call: call.request.messages[-1]["content"],)
     done = data("execute", "--routes", "remote", "--datasets", "capitals")
@@ -197,7 +201,7 @@ def test_labels_in_words_are_graded_by_short_texts(data):
     assert "The answer is 18." in done.err
     assert "max-tokens" not in done.err
     rows = results(data, "capitals", "remote")
-    assert [row["answer"] for row in rows] == ["Paris.", None, "Oslo"]
+    assert [row["answer"] for row in rows] == ["Paris", None, "Oslo"]
     assert rows[1]["tiers"][0]["texts"] == [pairs[1][0]]
 
 
