@@ -203,6 +203,17 @@ def secrets_of(request: LLMRequest) -> Iterator[str]:
     yield from _strings(request.extra)
 
 
+def message_of(sample: Sample) -> dict[str, Any]:
+    """Return a sample as the message of a choice in OpenAI's form."""
+    message: dict[str, Any] = {"role": "assistant", "content": sample.text}
+    if sample.reasoning:
+        message["reasoning_content"] = sample.reasoning
+    if sample.tool_calls:
+        message["content"] = sample.text or None
+        message["tool_calls"] = [{"type": "function", **call} for call in sample.tool_calls]
+    return message
+
+
 def sample_of(choice: Any) -> Sample:
     """Decode one choice. Raises `Malformed`."""
     message = choice.get("message") if isinstance(choice, dict) else None

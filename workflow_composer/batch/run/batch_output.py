@@ -6,8 +6,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from workflow_composer.backends.openai.wire import message_of
 from workflow_composer.batch.datasets.request_fields import COMPLETIONS, RESPONSES
-from workflow_composer.types import LLMResponse, Sample, TokenLogprob
+from workflow_composer.types import LLMResponse, TokenLogprob
 
 
 def batch_answer(custom_id: Any, url: str, response: LLMResponse, *, logprobs: bool) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def _chat(response: LLMResponse, logprobs: bool) -> dict[str, Any]:
     choices = [
         {
             "index": index,
-            "message": _message(sample),
+            "message": message_of(sample),
             "finish_reason": sample.finish_reason or "stop",
             "logprobs": {"content": _tokens(sample.logprobs)} if logprobs and sample.logprobs is not None else None,
         }
@@ -44,16 +45,28 @@ def _completion(response: LLMResponse, logprobs: bool) -> dict[str, Any]:
 
 
 def _response(response: LLMResponse, logprobs: bool) -> dict[str, Any]:
-    content = [{"type": "output_text", "text": response.text, "annotations": []}]
-    message = {"type": "message", "role": "assistant", "status": "completed", "content": content}
+    sample = response.samples[0]
+    output: list[dict[str, Any]] = []
+    if sample.reasoning:
+        output.append(
+            {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": sample.reasoning}]}
+        )
+    if sample.text or not sample.tool_calls:
+        content = [{"type": "output_text", "text": sample.text, "annotations": []}]
+        output.append({"type": "message", "role": "assistant", "status": "completed", "content": content})
+    output += [
+        {"type": "function_call", "status": "completed", "call_id": call.get("id"), **call["function"]}
+        for call in sample.tool_calls
+    ]
     usage = response.usage
     counts = {
         "input_tokens": usage.prompt_tokens,
         "output_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
     }
-    found = _object("resp-", "response", response)
-    return found | {"status": "completed", "output": [message], "usage": counts}
+    why = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(sample.finish_reason or "")
+    ended = {"status": "incomplete", "incomplete_details": {"reason": why}} if why else {"status": "completed"}
+    return _object("resp-", "response", response) | ended | {"output": output, "usage": counts}
 
 
 _BODIES = {COMPLETIONS: _completion, RESPONSES: _response}
@@ -61,16 +74,6 @@ _BODIES = {COMPLETIONS: _completion, RESPONSES: _response}
 
 def _object(prefix: str, kind: str, response: LLMResponse) -> dict[str, Any]:
     return {"id": prefix + response.request_id, "object": kind, "created": int(time.time()), "model": response.model}
-
-
-def _message(sample: Sample) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": sample.text}
-    if sample.reasoning:
-        message["reasoning_content"] = sample.reasoning
-    if sample.tool_calls:
-        message["content"] = sample.text or None
-        message["tool_calls"] = [{"type": "function", **call} for call in sample.tool_calls]
-    return message
 
 
 def _usage(response: LLMResponse) -> dict[str, int]:

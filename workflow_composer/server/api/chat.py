@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workflow_composer.backends.openai.stream_accumulator import ToolCalls, ToolDelta
+from workflow_composer.backends.openai.wire import message_of
 from workflow_composer.server.api import field_checks, schemas
 from workflow_composer.server.api.field_checks import UNSUPPORTED, described, wrong
 from workflow_composer.server.api.forms import (
@@ -22,7 +23,7 @@ from workflow_composer.server.api.forms import (
 from workflow_composer.server.api.json_wire import Asked, encode, event, openai_failure, usage_of
 from workflow_composer.server.api.schemas import Schema
 from workflow_composer.server.failures import HttpFailure
-from workflow_composer.types import EMPTY, Chunk, LLMResponse, Sample, TokenLogprob
+from workflow_composer.types import EMPTY, Chunk, LLMResponse, TokenLogprob
 
 DONE = b"data: [DONE]\n\n"
 
@@ -55,7 +56,7 @@ class ChatDialect:
         choices = [
             {
                 "index": index,
-                "message": _message(sample),
+                "message": message_of(sample),
                 "finish_reason": sample.finish_reason or "stop",
                 "logprobs": _logprobs(sample.logprobs) if asked.request.logprobs else None,
             }
@@ -275,16 +276,6 @@ FORM = Form(
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
-
-
-def _message(sample: Sample) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": sample.text}
-    if sample.reasoning:
-        message["reasoning_content"] = sample.reasoning
-    if sample.tool_calls:
-        message["content"] = sample.text or None
-        message["tool_calls"] = [{"type": "function", **call} for call in sample.tool_calls]
-    return message
 
 
 def _logprobs(tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
