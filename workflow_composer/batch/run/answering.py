@@ -127,8 +127,10 @@ class Answering:
         result = response.tiers[decided]
         choice = result.verdict.choice
         read = self._reader.extract_said(result.samples[choice], job.row.label)
-        answer = None if read is None else read.answer
         right = tiers[decided].right
+        answer = None if read is None else read.answer
+        if answer is None and _needs_no_reading(job, result, right):
+            answer = result.samples[choice].text.strip()
         return RowRecord(
             row=job.row.row,
             id=job.row.id,
@@ -152,12 +154,13 @@ class Answering:
     async def _tier(self, job: Job, tier: TierResult, *, priced: bool) -> TierRecord:
         verdict = tier.verdict
         answers = [self._reader.read_said(sample, job.row.label) for sample in tier.samples]
+        right = await self._grades(job, tier, answers)
         return TierRecord(
             name=tier.name,
             model=tier.model,
             samples=len(tier.samples),
             votes=verdict.votes or _counted(answers),
-            unreadable=answers.count(None),
+            unreadable=0 if _needs_no_reading(job, tier, right) else answers.count(None),
             confidence=verdict.confidence,
             accepted=verdict.accepted,
             reason=verdict.reason,
@@ -165,7 +168,7 @@ class Answering:
             completion_tokens=tier.usage.completion_tokens,
             cost=tier.cost,
             seconds=round(tier.latency_ms / 1000.0, 6),
-            right=await self._grades(job, tier, answers),
+            right=right,
             texts=tuple(sample.text for sample in tier.samples) if self._keep_texts else (),
             cut_off=sum(sample.cut_off for sample in tier.samples),
             fixed=tier.fixed,
@@ -188,6 +191,11 @@ class Answering:
             return ()
         said = [self._recorded(tier.model, job.row.question, number) for number in range(len(answers))]
         return tuple(bool(right) for right in said) if None not in said else ()
+
+
+def _needs_no_reading(job: Job, tier: TierResult, right: tuple[bool, ...]) -> bool:
+    """Whether the recording has graded a single answer, such as a program: all of it is the answer, and no vote reads it."""
+    return bool(right) and job.row.label is None and len(tier.samples) == 1
 
 
 async def _equal(reader: Reader, samples: Sequence[Sample], label: str) -> list[bool]:

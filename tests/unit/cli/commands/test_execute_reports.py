@@ -15,6 +15,7 @@ from workflow_composer.types import Sample
 ROUTELLM = DATA / "lm-sys+RouteLLM" / "routellm" / "evals" / "gsm8k" / "gsm8k_responses.csv"
 GSM8K = DATA / "openai+grade-school-math" / "grade_school_math" / "data"
 UNREADABLE = "..."
+PROGRAM = "def shout(text):\n    return ' '.join(word.upper() for word in text.split() if word.isalpha() and word)\n"
 PRICE = {"backend": "scripted", "input_price": 1000.0, "output_price": 1000.0}
 
 
@@ -80,6 +81,20 @@ def test_the_exit_code_tells_of_unreadable_answers(data):
 
     data.script = (breaks,)
     assert run(data, "small", output="both").code == 1
+
+
+@pytest.mark.parametrize("text", ["", PROGRAM], ids=["no text", "a program"])
+def test_an_answer_that_a_recording_has_graded_needs_no_reading(command, text):
+    """Recorded verdicts on programs, or without the texts, make a whole run: nothing of it was to be read."""
+    answers = [
+        {"question": f"Program {n}", "model": "m", "sample": 0, "answer": text, "correct": n > 9, "tokens": 2}
+        for n in range(40)
+    ]
+    path = command.write("graded.jsonl", *answers)
+    done = command("--json", "execute", "--replay", path, "--routes", "m")
+    (found,) = done.json
+    assert (done.code, found["accuracy"], found["unreadable"]) == (0, 0.75, 0)
+    assert "could not be read" not in done.err
 
 
 def test_a_run_of_unreadable_answers_warns_once_where_nobody_can_be_asked(data):
