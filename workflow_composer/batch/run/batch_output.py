@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from workflow_composer.backends.openai.wire import message_of
 from workflow_composer.batch.datasets.request_fields import COMPLETIONS, RESPONSES
 from workflow_composer.types import LLMResponse, TokenLogprob
 
@@ -24,6 +23,8 @@ def batch_failure(custom_id: Any, error: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _chat(response: LLMResponse, logprobs: bool) -> dict[str, Any]:
+    from workflow_composer.backends.openai.wire import message_of  # loads msgspec, which no other run needs here
+
     choices = [
         {
             "index": index,
