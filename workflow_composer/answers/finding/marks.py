@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -210,8 +211,11 @@ def _only_field(text: str) -> Mark | None:
 
 
 def _field(names: Sequence[str], text: str) -> Mark | None:
+    places = [found.start() for found in re.finditer(f'"(?:{"|".join(map(re.escape, names))})"', text)]
+    if not places:
+        return None
     for start, end in reversed(_objects(text)):
-        if not any(text.find(f'"{name}"', start, end) >= 0 for name in names):
+        if bisect_left(places, start) == bisect_left(places, end):
             continue
         try:
             value = json.loads(text[start:end], parse_int=str, parse_float=str, parse_constant=str)
