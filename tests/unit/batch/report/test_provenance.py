@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from tests.unit.batch.finished import greedy, row, tier
+from tests.unit.batch.finished import failed, greedy, row, tier
 from workflow_composer import StrategyConfig
+from workflow_composer.batch.datasets.dataset import Row
 from workflow_composer.batch.report.comparison import compare
 from workflow_composer.batch.report.document import ReportTable
 from workflow_composer.batch.report.provenance import ABOUT, RunAbout, about, other_runs, rests_on
 from workflow_composer.batch.report.run_summary import RunSummary
+from workflow_composer.batch.run.planned_run import agreement
 
 
 def origin(policy="small", **changes):
@@ -102,3 +104,18 @@ def test_the_section_has_models_temperatures_labels_and_readers():
     assert all(
         part in said for part in ("dddddddddddd", origin().profile_digest[:12], "--routes 'a b'", "small = fake:small-1")
     )
+
+
+def test_grades_are_compared_with_those_of_a_recording():
+    """Of single answers that both know: neither votes, failed rows, nor answers that were not graded."""
+    rows = [
+        row(0, tier("a", True), correct=True),
+        row(1, tier("a", False), correct=False),
+        row(2, tier("a", True), correct=True),
+        row(3, tier("a", True), correct=None),
+        row(4, tier("a", True, True), correct=True),
+        failed(5),
+    ]
+    recorded = {"q0": True, "q1": True, "q2": None, "q3": True, "q4": True, "q5": True}
+    questions = [Row(n, str(n), f"q{n}", None) for n in range(6)]
+    assert agreement(rows, questions, lambda model, question, sample: recorded[question]) == (1, 2)
