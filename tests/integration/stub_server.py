@@ -181,8 +181,14 @@ class StubServer:
         self.close()
 
     async def _stop(self) -> None:
+        for listening in self._server.sockets:
+            self._loop.remove_reader(listening.fileno())
+        # asyncio leaves the socket of a connection open if its server closes or its task ends while it is being accepted;
+        # only a handshake can take long
+        if accepting := asyncio.all_tasks() - {asyncio.current_task()} - self._serving.keys():
+            await asyncio.wait(accepting, timeout=1)
         self._server.close()
-        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:  # also of connections that are just being accepted
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -214,7 +220,7 @@ class StubServer:
             pass
         finally:
             writer.transport.abort()
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, asyncio.CancelledError):
                 await writer.wait_closed()
             with self._changed:
                 self.open -= 1

@@ -142,7 +142,7 @@ def last_line(text: str) -> Phrase | None:
     """Return what a last line such as ``A: 18`` or ``Label: positive`` announces."""
     at = text.rstrip().rfind("\n") + 1
     found = _LAST_LINE.fullmatch(text, at, len(text.rstrip())) or _WEAK.fullmatch(text, at, len(text.rstrip()))
-    if found is None or not says_something(found["answer"]):
+    if found is None or len(found["answer"]) > LONGEST or not says_something(found["answer"]):
         return None
     return Phrase(_dressed_off(found["answer"]), at, complete=text.endswith("\n"), states=True)
 
