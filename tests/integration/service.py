@@ -51,7 +51,8 @@ class Service:
 
     ``strategy`` is a profile's path or name; None: the service finds one. ``folder``, for all that is written, is that of
     the profile unless it is named.
-    ``stderr`` is a descriptor for what it says, instead of its log's file. ``options`` are the command's; ``environ`` is added to an environment that names nothing else of the service's.
+    ``options`` are the command's; ``environ`` is added to an environment that names nothing else of the service's.
+    ``stderr`` is a descriptor for what it says, instead of its log's file.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ def test_a_stranger_s_lock_on_the_metrics_stops_no_request_and_loses_no_line(tmp
     """As a backup's or an editor's; the lines come when it is gone."""
     with echoing() as stub, serving(tmp_path, stub) as service:
         service.ask("first")
-        until(lambda: service.metrics.exists(), "the first line is written")
+        until(service.metrics.exists, "the first line is written")
         lock = service.metrics.with_name(f".{service.metrics.name}.lock")
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT)
         fcntl.lockf(descriptor, fcntl.LOCK_EX)

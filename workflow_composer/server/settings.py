@@ -24,8 +24,9 @@ class ServerSettings:
     """Listening address and limits. Sizes in bytes, times in seconds; limits apply per worker.
 
     ``strategy`` is a profile's name or path; None: from the environment, else by detection. Without ``keys_file`` no key is
-    required. Without ``admin_token`` the admin API is off. With ``metrics_token``, ``/metrics`` requires it. ``watch``: reload
-    the profile file when it changes. ``debug``: responses report decisions in full, and the log contains prompts, without keys.
+    required. Without ``admin_token`` the admin API is off. With ``metrics_token``, ``/metrics`` requires it. ``watch``:
+    reload the profile file when it changes. ``debug``: responses report decisions in full, and the log contains prompts,
+    without keys.
     """
 
     strategy: str | None = None
