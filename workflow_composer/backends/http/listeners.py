@@ -6,8 +6,8 @@ Linux lists every TCP socket with its owner. Elsewhere nothing is known, and not
 from __future__ import annotations
 
 import re
-import socket
 import struct
+from ipaddress import ip_address
 from pathlib import Path
 
 TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
@@ -56,6 +56,7 @@ def _packed(written: bytes) -> bytes:
 
 def _takes(bound: bytes, address: str) -> bool:
     """Whether a socket bound to this address takes connections to ``address``."""
-    if ":" in address:
-        return not any(bound) or bound == socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
-    return not any(bound.removeprefix(_MAPPED)) or bound.removeprefix(_MAPPED) == socket.inet_aton(address)
+    wanted = ip_address(address.partition("%")[0])
+    if wanted.version == 4:
+        bound = bound.removeprefix(_MAPPED)
+    return not any(bound) or bound == wanted.packed
