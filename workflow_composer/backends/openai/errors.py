@@ -8,10 +8,12 @@ and of every piece of the request's text, and shortened to one line.
 from __future__ import annotations
 
 import email.utils
+import errno
 import json
 import math
 import os
 import re
+import socket
 import ssl
 import time
 from collections.abc import Iterable, Mapping
@@ -27,11 +29,13 @@ from workflow_composer.errors import (
     ContextOverflow,
     ModelError,
     ModelNotFound,
+    OutOfResources,
     QuotaExhausted,
     RateLimited,
     ServerFailed,
     ServerUnreachable,
 )
+from workflow_composer.support.scarcity import lacking
 
 MESSAGE_LENGTH = 300
 """Maximum length in characters of a server's message in an error."""
@@ -46,6 +50,7 @@ _OVERFLOW = re.compile(
     re.IGNORECASE,
 )
 _QUOTA = re.compile(r"insufficient_quota|insufficient balance|credit balance is too low|billing_", re.IGNORECASE)
+_NO_NETWORK = frozenset({errno.ENETDOWN, errno.ENETUNREACH})
 _KEY = re.compile(r"(?i)bearer\s+[^\s'\",]+|\bsk-[\w*.-]{4,}|api[-_]key[=:]\s*[^\s'\",]+")
 _BODY = re.compile(r"""['"](?:input|body|messages)['"]\s*:.*""", re.DOTALL)
 
@@ -73,6 +78,8 @@ def from_connection(error: Exception, server: Server) -> ModelError:
         return AnswerTooLong(f"{server.name}: {error}", hint="limit max_tokens, or check that this is a model server")
     if isinstance(error, Undecodable):
         return ServerFailed(f"{server.name}: {error}", hint="see the server's log")
+    if what := lacking(error):
+        return OutOfResources(f"{server.name}: no connection: {what}", hint="raise the limit of open files (ulimit -n)")
     if isinstance(error, TimeoutError):
         late = CallTimeout(f"{server.name}: no connection in time (connect)", hint=server.models_hint)
         late.sent = False
@@ -83,7 +90,10 @@ def from_connection(error: Exception, server: Server) -> ModelError:
 def unreachable(cause: BaseException, server: Server, *, connected: bool) -> ServerUnreachable:
     """Return the error for a connection that broke or could not be made."""
     what = "the connection broke" if connected else "no connection"
-    return ServerUnreachable(f"{server.name}: {what}: {_reason(cause)}", hint=server.models_hint)
+    failure = ServerUnreachable(f"{server.name}: {what}: {_reason(cause)}", hint=server.models_hint)
+    if isinstance(cause, socket.gaierror) or (isinstance(cause, OSError) and cause.errno in _NO_NETWORK):
+        failure.fault = "ours"  # no server was contacted
+    return failure
 
 
 def from_reply(status: int, headers: Mapping[str, str], body: object, server: Server, secrets: Iterable[str]) -> ModelError:
