@@ -30,6 +30,13 @@ def lacking(error: BaseException) -> str:
     return "no further thread can be started" if isinstance(error, RuntimeError) and _NO_THREAD in str(error) else ""
 
 
+def without_network(error: BaseException) -> bool:
+    """Whether a connection failed before any server was contacted: the name was not found, or there is no network."""
+    if isinstance(error, socket.gaierror):
+        return True
+    return isinstance(error, OSError) and error.errno in (errno.ENETDOWN, errno.ENETUNREACH)
+
+
 def _cannot_open() -> str:
     """Return what is lacking to open a file now."""
     try:

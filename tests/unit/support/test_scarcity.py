@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-from workflow_composer.support.scarcity import lacking
+from workflow_composer.support.scarcity import lacking, without_network
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_an_unknown_name_is_a_lack_only_while_no_file_can_be_opened():
     assert lacking(socket.gaierror(socket.EAI_NONAME, "Name or service not known")) == ""
     program = """
         import os, resource, socket
-        from workflow_composer.support.scarcity import lacking
+        from workflow_composer.support.scarcity import lacking, without_network
         resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))
         try:
             while True:
@@ -52,3 +52,17 @@ def test_an_unknown_name_is_a_lack_only_while_no_file_can_be_opened():
     told = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
     assert "descriptor" in told.stdout
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 8
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (socket.gaierror(socket.EAI_AGAIN, "x"), True),
+        (OSError(errno.ENETUNREACH, "x"), True),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "x"), False),
+        (OSError(errno.EHOSTUNREACH, "x"), False),
+    ],
+)
+def test_without_a_network_no_server_was_contacted(error, expected):
+    """A host that cannot be reached, in contrast, may be down."""
+    assert without_network(error) is expected

@@ -8,12 +8,10 @@ and of every piece of the request's text, and shortened to one line.
 from __future__ import annotations
 
 import email.utils
-import errno
 import json
 import math
 import os
 import re
-import socket
 import ssl
 import time
 from collections.abc import Iterable, Mapping
@@ -35,7 +33,7 @@ from workflow_composer.errors import (
     ServerFailed,
     ServerUnreachable,
 )
-from workflow_composer.support.scarcity import lacking
+from workflow_composer.support.scarcity import lacking, without_network
 
 MESSAGE_LENGTH = 300
 """Maximum length in characters of a server's message in an error."""
@@ -50,7 +48,6 @@ _OVERFLOW = re.compile(
     re.IGNORECASE,
 )
 _QUOTA = re.compile(r"insufficient_quota|insufficient balance|credit balance is too low|billing_", re.IGNORECASE)
-_NO_NETWORK = frozenset({errno.ENETDOWN, errno.ENETUNREACH})
 _KEY = re.compile(r"(?i)bearer\s+[^\s'\",]+|\bsk-[\w*.-]{4,}|api[-_]key[=:]\s*[^\s'\",]+")
 _BODY = re.compile(r"""['"](?:input|body|messages)['"]\s*:.*""", re.DOTALL)
 
@@ -91,7 +88,7 @@ def unreachable(cause: BaseException, server: Server, *, connected: bool) -> Ser
     """Return the error for a connection that broke or could not be made."""
     what = "the connection broke" if connected else "no connection"
     failure = ServerUnreachable(f"{server.name}: {what}: {_reason(cause)}", hint=server.models_hint)
-    if isinstance(cause, socket.gaierror) or (isinstance(cause, OSError) and cause.errno in _NO_NETWORK):
+    if without_network(cause):
         failure.fault = "ours"  # no server was contacted
     return failure
 
