@@ -29,6 +29,7 @@ __all__ = [
     "Completion",
     "Embeddings",
     "EndpointStatus",
+    "Fault",
     "LLMRequest",
     "LLMResponse",
     "Message",
@@ -306,10 +307,16 @@ class Verdict:
     warning: str = ""
 
 
+Fault = Literal["caller", "server", "ours"]
+"""Whose fault a failure is; `workflow_composer.execution.fault` says what each means."""
+
+
 @quick
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One call to a candidate: its tier and its place in it (both from 0), its result and its cost in dollars.
+
+    ``fault`` says whose fault a failure is; None: the call did not fail, or its error was recorded by an earlier version.
 
     ``priced`` is False if the profile has no price or the server reported no usage: the cost is then unknown, and ``cost``
     is only what is known of it.
@@ -325,6 +332,7 @@ class Attempt:
     error: str | None = None
     error_type: str | None = None
     priced: bool = True
+    fault: Fault | None = None
 
 
 @quick
@@ -516,7 +524,8 @@ class Relay:
     A whole answer is stored in ``body``. With ``write`` the answer is streamed: ``write`` gets complete server-sent events
     as they arrive, and ``begun`` is True once some were delivered, so that no other model may take over. ``usage``: the
     client requested the usage at the end of the stream; otherwise that event is dropped. ``keep``: the service also needs
-    the answer's text; otherwise a stream's text is not collected. ``source`` is set while a stream runs.
+    the answer's text; otherwise a stream's text is not collected. ``source`` is set while a stream runs. ``heard`` is when
+    its last event came (`time.perf_counter`); infinite while its client takes no more.
     """
 
     write: Callable[[bytes], None] | None = None
@@ -525,6 +534,7 @@ class Relay:
     body: bytes | None = None
     begun: bool = False
     source: RelaySource | None = None
+    heard: float = 0.0
 
 
 # --------------------------------------------------------------------------------------------------------- resource status
