@@ -77,7 +77,7 @@ class LLMRequest:
     times, before the next tier is asked. ``vote_by`` says how the votes of this request are grouped (None: as in the
     profile).
 
-    ``purse`` (a `Reservation` or None) is a part of a budget shared with other requests: the executor reserves the cost there.
+    ``purse`` (a `Reservation` or None) is part of a budget shared with other requests; the executor reserves the cost.
 
     With ``relay`` the caller gets the raw bytes of the answer if possible. Every other field that is not None reaches the
     model unchanged or raises `Unsupported`; ``extra`` holds fields that only some servers support, and is passed through
