@@ -34,6 +34,12 @@ class Bounds:
 BOUNDS = Bounds()
 """Far beyond what models generate: a hundred thousand tokens of text are half a megabyte."""
 
+
+def bounds_of(answers: int, *, size: int, values: int) -> Bounds:
+    """Return the bounds of a response with so many answers of at most ``size`` bytes and ``values`` JSON values each."""
+    return Bounds(whole=min(BOUNDS.whole + answers * size, BOUNDS.decoded), values=BOUNDS.values + answers * values)
+
+
 STEP = 64 * 2**10
 """Bytes that are parsed or decompressed before the event loop serves others."""
 LARGE = 2**20

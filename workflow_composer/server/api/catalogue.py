@@ -16,6 +16,7 @@ from workflow_composer.server.api.forms import AUTO, TASK, Field, Form
 from workflow_composer.server.api.json_wire import encode
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 from workflow_composer.server.failures import HttpFailure
+from workflow_composer.support.large_json import LARGE, apart
 from workflow_composer.types import ANY_TASK
 
 if TYPE_CHECKING:
@@ -69,7 +70,10 @@ class Catalogue:
         key, _ = self._accounts.enter(exchange)
         await self._admission.enter()
         try:
-            asked = read_embeddings(exchange.body, exchange.headers)
+            if len(exchange.body) <= LARGE:
+                asked = read_embeddings(exchange.body, exchange.headers)
+            else:
+                asked = await apart(read_embeddings, exchange.body, exchange.headers)
             strategy = self._orchestrator.strategy
             if key is not None:
                 key.check(strategy=strategy, model=asked.address.get("model"))

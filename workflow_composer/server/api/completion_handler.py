@@ -21,6 +21,7 @@ from workflow_composer.runtime.streams import UnderWay
 from workflow_composer.server.api.json_wire import Asked, Dialect
 from workflow_composer.server.exchange import Exchange, Fields, Handler, Reply
 from workflow_composer.server.failures import HttpFailure, failure_of
+from workflow_composer.support.large_json import LARGE, apart
 from workflow_composer.types import ANY_TASK, LLMRequest, LLMResponse, Message, Relay, texts
 
 if TYPE_CHECKING:
@@ -235,7 +236,10 @@ class CompletionHandler:
                 await admission.enter()
                 left = None if key is None else accounts.left(key)
             try:
-                asked = dialect.read(exchange.body, exchange.headers)
+                if len(exchange.body) <= LARGE:
+                    asked = dialect.read(exchange.body, exchange.headers)
+                else:
+                    asked = await apart(dialect.read, exchange.body, exchange.headers)
                 relay = Relay(usage=asked.include_usage) if relays else None
                 said = self._complete(asked, exchange, key, left, relay)
                 if asked.stream:
