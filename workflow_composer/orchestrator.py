@@ -402,7 +402,7 @@ class ModelOrchestrator:
     def _load(self, strategy: str | Path | StrategyConfig) -> StrategyConfig:
         if isinstance(strategy, StrategyConfig):
             return strategy
-        return StrategyConfig.load(strategy, environ=self._environ)
+        return StrategyConfig.load(strategy, environ=self._environ, report=self._narrator.warning)
 
     def _build(self, config: StrategyConfig) -> Snapshot:
         return build(
