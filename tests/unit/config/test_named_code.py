@@ -32,7 +32,12 @@ NAMING = {
     "optional form": TIERS.format(form="'{python: ran:Mark} or none'"),
     "within a field as text": TIERS.format(form="{kind: '[{python: ran:Mark}] or none'}"),
 }
-RAN = "import pathlib, pydantic\npathlib.Path('marker').touch()\ndef mark(*_): return None\nclass Mark(pydantic.BaseModel): n: int\n"
+RAN = """
+import pathlib, pydantic
+pathlib.Path("marker").touch()
+def mark(*_): return None
+class Mark(pydantic.BaseModel): n: int
+"""
 
 
 @pytest.fixture
