@@ -22,7 +22,8 @@ class ServerSettings:
 
     ``strategy`` is a profile's name or path; None: from the environment, else by detection. Without ``keys_file`` no key is
     required. Without ``admin_token`` the admin API is off. ``watch``: reload the profile file when it changes.
-    ``debug``: responses report decisions in full, and the log contains prompts, without keys.
+    ``most_calls`` limits the calls of one request to models. ``debug``: responses report decisions in full, and the log
+    contains prompts, without keys.
     """
 
     strategy: str | None = None
@@ -36,6 +37,7 @@ class ServerSettings:
     concurrency: int = 512
     queue: int = 1024
     queue_seconds: float = 10.0
+    most_calls: int = 64
     drain_seconds: float = 30.0
     watch: bool = True
     debug: bool = False
