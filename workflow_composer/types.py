@@ -79,6 +79,8 @@ class LLMRequest:
     times, before the next tier is asked. ``vote_by`` says how the votes of this request are grouped (None: as in the
     profile).
 
+    ``purse`` (a `Reservation` or None) is part of a budget shared with other requests; the executor reserves the cost.
+
     With ``relay`` the caller gets the raw bytes of the answer if possible. Every other field that is not None reaches the
     model unchanged or raises `Unsupported`; ``extra`` holds fields that only some servers support, and is passed through
     unchanged. ``query_length`` is the number of characters of text in all messages.
@@ -109,6 +111,7 @@ class LLMRequest:
     context: tuple[str, ...] | None = None
     metadata: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     relay: Relay | None = field(default=None, compare=False)
+    purse: Any = field(default=None, compare=False, repr=False)
     request_id: str = field(default_factory=new_request_id)
     query_length: int = field(init=False, compare=False, repr=False)
 

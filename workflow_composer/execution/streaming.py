@@ -45,6 +45,8 @@ class StreamRun:
             refuse_several(self._plan, self._request)
         if self._request.most_calls is not None:
             refuse_too_many(self._plan, self._request)
+        if self._request.purse is not None:
+            self._request = await self._executor.paid(self._plan, self._request, self._trace)
         ascent = self._executor.ascent(self._plan, self._request, self._trace)
         for index, tier in ascent.tiers():
             last = ascent.is_last(index)
