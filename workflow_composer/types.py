@@ -310,8 +310,7 @@ class Verdict:
     warning: str = ""
 
 
-Fault = Literal["caller", "server", "ours"]
-"""Whose fault a failure is; `workflow_composer.execution.fault` says what each means."""
+Fault = Literal["caller", "server", "ours"]  # `workflow_composer.execution.fault` says what each means
 
 
 @quick
@@ -319,10 +318,8 @@ Fault = Literal["caller", "server", "ours"]
 class Attempt:
     """One call to a candidate: its tier and its place in it (both from 0), its result and its cost in dollars.
 
-    ``fault`` says whose fault a failure is; None: the call did not fail, or its error was recorded by an earlier version.
-
     ``priced`` is False if the profile has no price or the server reported no usage: the cost is then unknown, and ``cost``
-    is only what is known of it.
+    is only what is known of it. ``fault`` says whose fault a failure is; None: the call did not fail.
     """
 
     tier: int

@@ -38,7 +38,7 @@ def without_network(error: BaseException) -> bool:
 
 
 def _cannot_open() -> str:
-    """Return what is lacking to open a file now."""
+    """Return why no file can be opened now; empty if one can."""
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
     except OSError as error:
