@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from workflow_composer.backends.http.client import Limit
-from workflow_composer.backends.http.connection import BOUNDS, Connection
+from workflow_composer.backends.http.connection import BOUNDS, Connection, TooLong
 from workflow_composer.backends.http.events import DONE, EventReader, payloads
 from workflow_composer.backends.openai import errors, wire
 from workflow_composer.backends.openai.server import Secrets
@@ -84,6 +84,7 @@ class _Pump:
         self._reader = EventReader(BOUNDS.event)
         self._on_first_token = on_first_token
         self._held: list[bytes] = []
+        self._held_size = 0
         self._last: tuple[bytes, bytes] = (b"", b"")
         self._kept: list[bytes] = []
         self._cut_off: str | None = None
@@ -131,7 +132,9 @@ class _Pump:
             self._write(data)
 
     def _looked_at(self, data: bytes) -> bytes:
-        """Decode these events and return those to pass on."""
+        """Decode these events and return those to pass on; of those before the first token, only the ones with data."""
+        if not self.works and b"data:" not in data:
+            return b""
         passed: list[bytes] = []
         for event in data.replace(b"\r\n", b"\n").split(b"\n\n"):
             if self.error is not None:
@@ -140,6 +143,9 @@ class _Pump:
                 passed.append(event + b"\n\n")
         if not self.works:
             self._held += passed
+            self._held_size += sum(map(len, passed)) + 100 * len(passed)  # each takes more than its bytes
+            if self._held_size > BOUNDS.event:
+                raise TooLong(f"the events before the first token are longer than {BOUNDS.event} bytes")
             return b""
         if self._held:
             passed = self._held + passed
@@ -150,7 +156,7 @@ class _Pump:
         """Process one event; return whether the client should get it."""
         payload = next(payloads(event), b"").strip()
         if not payload or payload.startswith(DONE):
-            return True
+            return bool(payload) or self.works
         try:
             found = msgspec.json.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError):
