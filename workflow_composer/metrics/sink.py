@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -68,6 +69,12 @@ class JsonlSink:
         self._lock = threading.Lock()
         self._troubled = False
         self._held_up = False
+        _sinks.add(self)
+
+    def forked(self) -> None:
+        """Begin anew in a forked child; the lines that wait are the parent's to write."""
+        self._lock = threading.Lock()
+        self._waiting = []
 
     def write(self, metric: RoutingMetric) -> None:
         """Append the metric's line."""
@@ -115,6 +122,17 @@ class JsonlSink:
         if not self._troubled:
             self._troubled = True
             self._on_trouble(f"cannot write metrics to {self.path}: {reason}; requests continue without them")
+
+
+_sinks: weakref.WeakSet[JsonlSink] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for sink in _sinks:
+        sink.forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class MemorySink:
