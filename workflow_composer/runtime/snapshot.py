@@ -21,7 +21,8 @@ from workflow_composer.backends.pricing import GpuMeter, Price
 from workflow_composer.config.strategy import ModelSpec, StrategyConfig
 from workflow_composer.contexts.applying import Contexts
 from workflow_composer.errors import ConfigError, ContextError, ProfileError, RoutingError, WorkflowComposerError, nearest
-from workflow_composer.execution.call import CircuitBreaker, Endpoint
+from workflow_composer.execution.breaker import CircuitBreaker
+from workflow_composer.execution.call import Endpoint
 from workflow_composer.execution.executor import PlanExecutor
 from workflow_composer.execution.member_run import CallObserver, RetryPolicy
 from workflow_composer.metrics.escalation import Kept
