@@ -406,7 +406,7 @@ class ModelOrchestrator:
             return read is not self._active
 
     def forked(self) -> None:
-        """Begin anew in a forked child: the next request builds a snapshot of the same profile."""
+        """Start afresh in a forked child: the next request builds a snapshot of the same profile."""
         self._publishing = threading.Lock()
         if self._active.forked():
             self._parents = self._active

@@ -72,7 +72,7 @@ class JsonlSink:
         _sinks.add(self)
 
     def forked(self) -> None:
-        """Begin anew in a forked child; the lines that wait are the parent's to write."""
+        """Start afresh in a forked child; the lines that wait are the parent's to write."""
         self._lock = threading.Lock()
         self._waiting = []
 

@@ -3,7 +3,7 @@
 Callers may run in their own event loop, as every notebook cell does. That loop is blocked while they wait, and nothing on
 the thread's loop waits for it (`stands_still`).
 
-A forked child has a copy of every `LoopThread`, but not the thread: there each begins anew. The parent's loops are kept,
+A forked child has a copy of every `LoopThread`, but not the thread: there each starts afresh. The parent's loops are kept,
 unused: their end would close descriptors and wake the parent through the pipes that the two still share.
 """
 
@@ -150,7 +150,7 @@ class LoopThread:
             thread.join()
 
     def forked(self) -> None:
-        """Begin anew in a forked child, which has no copy of the thread."""
+        """Start afresh in a forked child, which has no copy of the thread."""
         _left_behind.append((self._loop, self._jobs))
         self._begin()
 
