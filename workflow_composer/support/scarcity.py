@@ -38,7 +38,7 @@ def without_network(error: BaseException) -> bool:
 
 
 def _cannot_open() -> str:
-    """Return what is missing to open a file now."""
+    """Return the resource that is missing to open a file now."""
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
     except OSError as error:
