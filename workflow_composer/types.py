@@ -78,7 +78,8 @@ class LLMRequest:
 
     With ``relay`` the caller gets the raw bytes of the answer if possible. Every other field that is not None reaches the
     model unchanged or raises `Unsupported`; ``extra`` holds fields that only some servers support, and is passed through
-    unchanged. ``query_length`` is the number of characters of text in all messages.
+    unchanged. ``allowed`` are the only models that may be called for it, however its plan names them (None: all).
+    ``query_length`` is the number of characters of text in all messages.
     """
 
     messages: tuple[Message, ...]
@@ -102,6 +103,7 @@ class LLMRequest:
     extra: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     timeout: float | None = None
     budget: float | None = None
+    allowed: frozenset[str] | None = None
     context: tuple[str, ...] | None = None
     metadata: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     relay: Relay | None = field(default=None, compare=False)

@@ -10,15 +10,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.server.api.completion_handler import REQUEST_ID
 from workflow_composer.server.api.json_wire import Dialect
 from workflow_composer.server.exchange import Exchange, Handler, Reply
-from workflow_composer.server.failures import HttpFailure, failure_of, headers_of
+from workflow_composer.server.failures import LONGEST_MESSAGE, HttpFailure, failure_of, headers_of
+from workflow_composer.server.gate import WebGate
 from workflow_composer.types import new_request_id
 
 Routes = Mapping[tuple[str, str], Handler]
 Report = Callable[..., None]
 """Callback for the log: takes an event name and its fields."""
+
+
+def report_failure(report: Report, request_id: str, error: BaseException, status: int) -> None:
+    """Log a failed request for the operator: with hosts and files, of which the client is not told.
+
+    The text of a foreign exception may repeat what was sent, so only its type is logged.
+    """
+    detail = {"detail": str(error)[:LONGEST_MESSAGE]} if isinstance(error, WorkflowComposerError) else {}
+    report("request failed", request_id=request_id, status=status, error=type(error).__name__, **detail)
 
 
 class App:
@@ -32,8 +43,10 @@ class App:
         report: Report,
         *,
         access: Report | None = None,
+        gate: WebGate | None = None,
     ) -> None:
         self._access = access
+        self._gate = gate or WebGate()
         self._routes = routes
         self._dialects = dialects
         self._usual = usual
@@ -49,9 +62,13 @@ class App:
         handler = self._routes.get((method, exchange.path))
         reply: Reply | None
         try:
+            if self._gate.keyless or "origin" in exchange.headers:
+                exchange.shared = self._gate.check(exchange.method, exchange.path, exchange.headers)
             reply = self._other(exchange) if handler is None else await handler(exchange)
         except Exception as error:  # noqa: BLE001  # any fault of a handler becomes an error response
             reply = self._failed(exchange, error)
+        if exchange.shared and reply is not None:
+            reply.headers = [*reply.headers, *exchange.shared]
         if self._access is not None:
             self._note(self._access, exchange, reply)
         return reply
@@ -89,8 +106,8 @@ class App:
 
     def _failed(self, exchange: Exchange, error: Exception) -> Reply | None:
         failure = failure_of(error)
-        if failure.status >= 500:
-            self._report("request failed", request_id=exchange.request_id, status=failure.status, error=type(error).__name__)
+        if failure.status >= 500 or not isinstance(error, HttpFailure):
+            report_failure(self._report, exchange.request_id, error, failure.status)
         if exchange.opened:  # too late for a status
             exchange.close_stream()
             return None

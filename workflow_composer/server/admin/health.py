@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workflow_composer.calibration.monitoring.audits import AuditLog, WatchedCertificate
 from workflow_composer.errors import WorkflowComposerError
@@ -14,6 +14,7 @@ from workflow_composer.metrics.live import SharedMetrics
 from workflow_composer.metrics.prometheus import CONTENT_TYPE, Gauge, breaker_gauge, exposition
 from workflow_composer.server.api.completion_handler import Admission
 from workflow_composer.server.api.json_wire import encode
+from workflow_composer.server.auth.callers import Caller, Callers
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 
 if TYPE_CHECKING:
@@ -28,9 +29,16 @@ class Observing:
     """Handlers for monitoring. ``draining`` is set at shutdown."""
 
     def __init__(
-        self, orchestrator: ModelOrchestrator, metrics: SharedMetrics, admission: Admission, *, audits: AuditLog
+        self,
+        orchestrator: ModelOrchestrator,
+        metrics: SharedMetrics,
+        admission: Admission,
+        *,
+        audits: AuditLog,
+        callers: Callers | None = None,
     ) -> None:
         self.draining = False
+        self._callers = callers
         self._orchestrator = orchestrator
         self._metrics = metrics
         self._admission = admission
@@ -48,17 +56,20 @@ class Observing:
         return Reply(200, b'{"status":"ok"}')
 
     async def ready(self, exchange: Exchange) -> Reply:
-        """Report whether any model is available: 200 or 503."""
+        """Report whether any model is available: 200 or 503.
+
+        A stranger learns no more than that, a key which of its models are available, and an operator about the servers.
+        """
         found = await self.status()
         able = able_models(found)
         ready = bool(able) and not self.draining
-        body = {
-            "ready": ready,
-            "strategy": found.strategy,
-            "draining": self.draining,
-            "models": able,
-            "servers": {name: status.detail for name, status in found.resources.endpoints.items()},
-        }
+        caller = Caller("anybody") if self._callers is None else self._callers.known(exchange)
+        body: dict[str, Any] = {"ready": ready, "draining": self.draining}
+        if caller is not None:
+            own = None if caller.key is None else caller.models(self._orchestrator.config)
+            body |= {"strategy": found.strategy, "models": able if own is None else [name for name in able if name in own]}
+        if caller is not None and caller.operator:
+            body["servers"] = {name: status.detail for name, status in found.resources.endpoints.items()}
         return Reply(200 if ready else 503, encode(body), headers=() if ready else [("retry-after", "2")])
 
     async def metrics(self, exchange: Exchange) -> Reply:

@@ -11,16 +11,18 @@ import functools
 import re
 import time
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from workflow_composer.errors import StreamInterrupted
 from workflow_composer.runtime.streams import UnderWay
 from workflow_composer.server.api.json_wire import Asked, Dialect
+from workflow_composer.server.auth.callers import MARK_BYTES, reachable
+from workflow_composer.server.auth.keys import presented
 from workflow_composer.server.exchange import Exchange, Fields, Handler, Reply
-from workflow_composer.server.failures import HttpFailure, failure_of
+from workflow_composer.server.failures import HttpFailure, interruption_of
 from workflow_composer.types import ANY_TASK, LLMRequest, LLMResponse, Message, Relay, texts
 
 if TYPE_CHECKING:
@@ -119,11 +121,16 @@ class Accounts:
     def enter(self, exchange: Exchange, *, count: bool = True) -> tuple[Key | None, float | None]:
         """Authenticate a request; return its key and the dollars left in the key's budget (None: unlimited).
 
+        The request's ID shows from then on whose it is (`is_own`).
+
         ``count``: count the request towards the key's limits. Raises `HttpFailure`.
         """
         if self.keys is None:
             return None, None
         key = self.keys.identify(presented(exchange.headers))
+        # As `marked` does it: every request comes here, and a call more would be one of ninety.
+        mark = blake2b(exchange.request_id.encode(), key=key.salt.encode()[:64], digest_size=MARK_BYTES)
+        exchange.request_id += f"-{mark.hexdigest()}"
         return key, self.ledger.admit(key, time.time()) if count and self.ledger is not None else None
 
     def left(self, key: Key) -> float | None:
@@ -197,16 +204,11 @@ def _busy(reason: str) -> HttpFailure:
     return HttpFailure(429, f"the service is busy: {reason}", type="rate_limit_error", code="overloaded", retry_after=1.0)
 
 
-def presented(headers: Mapping[str, str]) -> str | None:
-    """Return the API key of a request: its bearer token or ``x-api-key``."""
-    given = headers.get("authorization")
-    if given is not None and given[:7].lower() == "bearer ":
-        return given[7:].strip()
-    return headers.get("x-api-key")
-
-
 class CompletionHandler:
-    """Makes handlers that call the orchestrator. ``debug``: report decisions in full, and log prompts."""
+    """Makes handlers that call the orchestrator. ``debug``: report decisions in full, and log prompts.
+
+    ``report`` gets the error of a stream that has begun, with the request's ID: the client is told only its kind.
+    """
 
     def __init__(
         self,
@@ -216,7 +218,9 @@ class CompletionHandler:
         *,
         debug: bool = False,
         log: ServiceLog | None = None,
+        report: Callable[[str, BaseException], None] = lambda request_id, error: None,
     ) -> None:
+        self._report = report
         self._orchestrator = orchestrator
         self._accounts = accounts
         self._admission = admission
@@ -261,8 +265,10 @@ class CompletionHandler:
         orchestrator, fields = self._orchestrator, asked.fields
         model, task = fields.get("model"), fields.get("task_type")
         if key is not None:
-            if key.strategies or key.models:
-                key.check(strategy=orchestrator.strategy, model=model)
+            if key.strategies:
+                key.check(orchestrator.strategy)
+            if key.models:
+                fields["allowed"] = reachable(key, orchestrator.config, model, task)
             self._accounts.under_way[exchange.request_id] = key
         if model is None and (task is None or task == ANY_TASK):
             task = fields["task_type"] = predict_task(fields["messages"], orchestrator.config.task_routing)
@@ -288,7 +294,7 @@ class CompletionHandler:
             if not exchange.opened:
                 assert stream.under_way is not None  # set before the first piece
                 headers = of_stream(exchange, request, stream.under_way, said, debug=self._debug)
-                exchange.open_stream(headers=headers)
+                exchange.open_stream(headers=[*headers, *exchange.shared])
             exchange.write(data)
 
         if relay is not None:
@@ -308,9 +314,8 @@ class CompletionHandler:
         except Exception as error:
             if not exchange.opened:
                 raise
-            # Status and headers are sent already: send the error as the last event.
-            interrupted = error if isinstance(error, StreamInterrupted) else StreamInterrupted(str(error))
-            exchange.write(events.failed(failure_of(interrupted)))
+            self._report(exchange.request_id, error)
+            exchange.write(events.failed(interruption_of(error)))
             exchange.close_stream()
         finally:
             if relay is not None:

@@ -24,6 +24,9 @@ from workflow_composer.storage.replacing import replace_file
 Period = Literal["day", "month", "total"]
 
 PREFIX = "wfc-"
+FEEDBACK, ADMIN = "feedback", "admin"
+RIGHTS = (FEEDBACK, ADMIN)
+"""``feedback``: grade answers to one's own requests. ``admin``: all that the admin token allows."""
 VERSION = 1
 LONGEST_ID = 32
 """Bytes reserved for an ID in a ledger record."""
@@ -36,7 +39,8 @@ _MOST_REMEMBERED = 4096
 class Key:
     """A key's record.
 
-    ``budget`` is in dollars per ``period`` (UTC); None or empty: no limit. Times are epoch seconds.
+    ``budget`` is in dollars per ``period`` (UTC); None or empty: no limit. Times are epoch seconds. ``rights`` are some of
+    `RIGHTS`; a record without the field is from before there were any, and keeps the right to grade.
     """
 
     id: str
@@ -52,6 +56,7 @@ class Key:
     models: tuple[str, ...] = ()
     expires: float | None = None
     revoked: bool = False
+    rights: tuple[str, ...] = ()
 
     @classmethod
     def new(cls, name: str, *, now: float | None = None, **limits: Any) -> tuple[Key, str]:
@@ -67,6 +72,9 @@ class Key:
         if unknown:
             raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
         lists = {name: tuple(_names(name, data.get(name))) for name in ("strategies", "models")}
+        lists["rights"] = tuple(_names("rights", data.get("rights", [FEEDBACK])))
+        if unknown := set(lists["rights"]).difference(RIGHTS):
+            raise ValueError(f"unknown right {sorted(unknown)[0]!r}; rights are {', '.join(RIGHTS)}")
         key = cls(**{**data, **lists})
         if not all(isinstance(value, str) and value for value in (key.id, key.name, key.salt, key.digest)):
             raise ValueError("id, name, salt and digest must be strings")
@@ -83,14 +91,11 @@ class Key:
             raise ValueError("limits must be greater than 0; revoke the key to block it")
         return key
 
-    def check(self, *, strategy: str, model: str | None) -> None:
-        """Check that the key may use the strategy and model. Raises `HttpFailure` 403."""
+    def check(self, strategy: str) -> None:
+        """Check that the key may use the strategy. Raises `HttpFailure` 403."""
         if self.strategies and strategy not in self.strategies:
             message = f"this API key is not allowed to use the strategy {strategy!r}"
             raise HttpFailure(403, message, type=PERMISSION, code="strategy_not_allowed")
-        if self.models and (model or "auto") not in self.models:
-            message = f"this API key is only allowed to use the models {', '.join(self.models)}"
-            raise HttpFailure(403, message, type=PERMISSION, code="model_not_allowed", param="model")
 
 
 def _names(name: str, found: Any) -> list[str]:
@@ -225,6 +230,14 @@ class KeyRing:
             self._stamp = self._stamp if isinstance(error, ConfigError) else (0, 0, 0)
         else:
             self._known.clear()
+
+
+def presented(headers: Mapping[str, str]) -> str | None:
+    """Return the API key of a request: its bearer token or ``x-api-key``."""
+    given = headers.get("authorization")
+    if given is not None and given[:7].lower() == "bearer ":
+        return given[7:].strip()
+    return headers.get("x-api-key")
 
 
 def _refused(message: str) -> HttpFailure:
