@@ -197,6 +197,8 @@ class ModelOrchestrator:
             plan: Plan | None = None
             try:
                 plan = active.plan(request)
+                if request.purse is not None:
+                    request = await active.executor.paid(plan, request, trace)
                 found = await active.executor.embed(
                     plan.tiers[0].members[0].candidates[0], texts, request, trace, dimensions
                 )

@@ -29,6 +29,7 @@ __all__ = [
     "Completion",
     "Embeddings",
     "EndpointStatus",
+    "Fault",
     "LLMRequest",
     "LLMResponse",
     "Message",
@@ -76,6 +77,8 @@ class LLMRequest:
     times, before the next tier is asked. ``vote_by`` says how the votes of this request are grouped (None: as in the
     profile).
 
+    ``purse`` (a `Reservation` or None) is part of a budget shared with other requests; the executor reserves the cost.
+
     With ``relay`` the caller gets the raw bytes of the answer if possible. Every other field that is not None reaches the
     model unchanged or raises `Unsupported`; ``extra`` holds fields that only some servers support, and is passed through
     unchanged. ``allowed`` are the only models that may be called for it, however its plan names them (None: all).
@@ -107,6 +110,7 @@ class LLMRequest:
     context: tuple[str, ...] | None = None
     metadata: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     relay: Relay | None = field(default=None, compare=False)
+    purse: Any = field(default=None, compare=False, repr=False)
     request_id: str = field(default_factory=new_request_id)
     query_length: int = field(init=False, compare=False, repr=False)
 
@@ -305,10 +309,16 @@ class Verdict:
     warning: str = ""
 
 
+Fault = Literal["caller", "server", "ours"]
+"""Whose fault a failure is; `workflow_composer.execution.fault` says what each means."""
+
+
 @quick
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One call to a candidate: its tier and its place in it (both from 0), its result and its cost in dollars.
+
+    ``fault`` says whose fault a failure is; None: the call did not fail, or its error was recorded by an earlier version.
 
     ``priced`` is False if the profile has no price or the server reported no usage: the cost is then unknown, and ``cost``
     is only what is known of it.
@@ -324,6 +334,7 @@ class Attempt:
     error: str | None = None
     error_type: str | None = None
     priced: bool = True
+    fault: Fault | None = None
 
 
 @quick
@@ -515,7 +526,8 @@ class Relay:
     A whole answer is stored in ``body``. With ``write`` the answer is streamed: ``write`` gets complete server-sent events
     as they arrive, and ``begun`` is True once some were delivered, so that no other model may take over. ``usage``: the
     client requested the usage at the end of the stream; otherwise that event is dropped. ``keep``: the service also needs
-    the answer's text; otherwise a stream's text is not collected. ``source`` is set while a stream runs.
+    the answer's text; otherwise a stream's text is not collected. ``source`` is set while a stream runs. ``heard`` is when
+    its last event came (`time.perf_counter`); infinite while its client takes no more.
     """
 
     write: Callable[[bytes], None] | None = None
@@ -524,6 +536,7 @@ class Relay:
     body: bytes | None = None
     begun: bool = False
     source: RelaySource | None = None
+    heard: float = 0.0
 
 
 # --------------------------------------------------------------------------------------------------------- resource status

@@ -95,6 +95,11 @@ class StrategyConfig(ProfilePart):
     local_networks: Names = Field(
         default=(), description="Networks (CIDR) with public addresses that are your own machines."
     )
+    local_users: Names = Field(
+        default=(),
+        description="Users of this machine, by name or number, whose servers and registry entries are your own. With "
+        "`allow_cloud: false`, a server of any other user on this machine is refused; you and root need no entry.",
+    )
     task_routing: NameToName = frozen_mapping(
         'Task -> a role, model, tier or routing string, `cloud`, or `cascade` (all tiers). The task `"*"` covers every '
         "task that is not listed."

@@ -43,6 +43,8 @@ class StreamRun:
         """Yield the answer's chunks. Closing the generator cancels the call to the server."""
         if self._request.n > 1:
             refuse_several(self._plan, self._request)
+        if self._request.purse is not None:
+            self._request = await self._executor.paid(self._plan, self._request, self._trace)
         ascent = self._executor.ascent(self._plan, self._request, self._trace)
         for index, tier in ascent.tiers():
             last = ascent.is_last(index)

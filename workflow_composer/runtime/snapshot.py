@@ -29,7 +29,8 @@ from workflow_composer.errors import (
     WorkflowComposerError,
     nearest,
 )
-from workflow_composer.execution.call import CircuitBreaker, Endpoint
+from workflow_composer.execution.breaker import CircuitBreaker
+from workflow_composer.execution.call import Endpoint
 from workflow_composer.execution.executor import PlanExecutor
 from workflow_composer.execution.member_run import CallObserver, RetryPolicy
 from workflow_composer.metrics.escalation import Kept

@@ -14,7 +14,7 @@ from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.server.api.completion_handler import REQUEST_ID
 from workflow_composer.server.api.json_wire import Dialect
 from workflow_composer.server.exchange import Exchange, Handler, Reply
-from workflow_composer.server.failures import LONGEST_MESSAGE, HttpFailure, failure_of, headers_of
+from workflow_composer.server.failures import LONGEST_MESSAGE, RETRY_SOON, HttpFailure, failure_of, headers_of
 from workflow_composer.server.gate import WebGate
 from workflow_composer.types import new_request_id
 
@@ -33,7 +33,7 @@ def report_failure(report: Report, request_id: str, error: BaseException, status
 
 
 class App:
-    """Dispatches exchanges to a table of handlers."""
+    """Dispatches exchanges to a table of handlers. ``gate`` raises if a request's headers suffice to refuse it."""
 
     def __init__(
         self,
@@ -43,10 +43,12 @@ class App:
         report: Report,
         *,
         access: Report | None = None,
-        gate: WebGate | None = None,
+        gate: Callable[[Exchange], object] | None = None,
+        pages: WebGate | None = None,
     ) -> None:
+        self._gate = gate
         self._access = access
-        self._gate = gate or WebGate()
+        self._pages = pages or WebGate()
         self._routes = routes
         self._dialects = dialects
         self._usual = usual
@@ -62,8 +64,8 @@ class App:
         handler = self._routes.get((method, exchange.path))
         reply: Reply | None
         try:
-            if self._gate.keyless or "origin" in exchange.headers:
-                exchange.shared = self._gate.check(exchange.method, exchange.path, exchange.headers)
+            if self._pages.keyless or "origin" in exchange.headers:
+                exchange.shared = self._pages.check(exchange.method, exchange.path, exchange.headers)
             reply = self._other(exchange) if handler is None else await handler(exchange)
         except Exception as error:  # noqa: BLE001  # any fault of a handler becomes an error response
             reply = self._failed(exchange, error)
@@ -84,9 +86,27 @@ class App:
             ms=round((time.perf_counter() - exchange.started) * 1000.0, 1),
         )
 
+    def admit(self, exchange: Exchange) -> Reply | None:
+        """Return the reply to a request that is refused by its headers, before its body is read; None if it may go on."""
+        exchange.request_id = new_request_id()
+        reply = None
+        try:
+            method = "GET" if exchange.method == "HEAD" else exchange.method
+            exchange.shared = self._pages.check(exchange.method, exchange.path, exchange.headers)
+            if (method, exchange.path) not in self._routes:
+                reply = self._other(exchange)
+            elif self._gate is not None:
+                self._gate(exchange)
+        except Exception as error:  # noqa: BLE001  # as in `serve`
+            reply = self._failed(exchange, error)
+        if reply is not None:
+            reply.headers = [*reply.headers, *exchange.shared]
+        return reply
+
     def refuse(self, status: int, reason: str) -> Reply:
         """Return the reply to a malformed request."""
-        return self._reply(self._usual, HttpFailure(status, reason), new_request_id())
+        wait = RETRY_SOON if status == 503 else None
+        return self._reply(self._usual, HttpFailure(status, reason, retry_after=wait), new_request_id())
 
     def _other(self, exchange: Exchange) -> Reply:
         """Raise 404 for an unknown path, 405 with the allowed methods for a known one; answer OPTIONS."""

@@ -27,11 +27,13 @@ from workflow_composer.errors import (
     ContextOverflow,
     ModelError,
     ModelNotFound,
+    OutOfResources,
     QuotaExhausted,
     RateLimited,
     ServerFailed,
     ServerUnreachable,
 )
+from workflow_composer.support.scarcity import lacking, without_network
 
 MESSAGE_LENGTH = 300
 """Maximum length in characters of a server's message in an error."""
@@ -73,6 +75,8 @@ def from_connection(error: Exception, server: Server) -> ModelError:
         return AnswerTooLong(f"{server.name}: {error}", hint="limit max_tokens, or check that this is a model server")
     if isinstance(error, Undecodable):
         return ServerFailed(f"{server.name}: {error}", hint="see the server's log")
+    if what := lacking(error):
+        return OutOfResources(f"{server.name}: no connection: {what}", hint="raise the limit of open files (ulimit -n)")
     if isinstance(error, TimeoutError):
         late = CallTimeout(f"{server.name}: no connection in time (connect)", hint=server.models_hint)
         late.sent = False
@@ -83,7 +87,10 @@ def from_connection(error: Exception, server: Server) -> ModelError:
 def unreachable(cause: BaseException, server: Server, *, connected: bool) -> ServerUnreachable:
     """Return the error for a connection that broke or could not be made."""
     what = "the connection broke" if connected else "no connection"
-    return ServerUnreachable(f"{server.name}: {what}: {_reason(cause)}", hint=server.models_hint)
+    failure = ServerUnreachable(f"{server.name}: {what}: {_reason(cause)}", hint=server.models_hint)
+    if without_network(cause):
+        failure.fault = "ours"  # no server was contacted
+    return failure
 
 
 def from_reply(status: int, headers: Mapping[str, str], body: object, server: Server, secrets: Iterable[str]) -> ModelError:
