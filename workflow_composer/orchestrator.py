@@ -127,7 +127,7 @@ class ModelOrchestrator:
         active = self._active.acquire() or self._acquire()
         try:
             request = self._request(active, prompt, fields)
-            started, trace, plan = time.perf_counter(), Trace(request.timeout), None
+            started, trace, plan = time.perf_counter(), Trace(request.timeout, request.most_calls), None
             try:
                 plan = active.plan(request)
                 outcome = await active.executor.run(plan, request, trace)
@@ -140,7 +140,7 @@ class ModelOrchestrator:
 
     async def _execute(self, active: Snapshot, plan: Plan, request: LLMRequest) -> LLMResponse:
         """Run a router's own plan under that router's profile, which may already be retired."""
-        started, trace = time.perf_counter(), Trace(request.timeout)
+        started, trace = time.perf_counter(), Trace(request.timeout, request.most_calls)
         try:
             outcome = await active.executor.run(plan, request, trace)
         except BaseException as error:
@@ -164,7 +164,7 @@ class ModelOrchestrator:
         try:
             request = self._request(active, prompt, fields)
             started = time.perf_counter()
-            trace = Trace(request.timeout)
+            trace = Trace(request.timeout, request.most_calls)
             plan: Plan | None = None
             try:
                 plan = active.plan(request)
@@ -193,7 +193,7 @@ class ModelOrchestrator:
         try:
             request = self._request(active, "\n".join(texts), {"kind": "embeddings", "task_type": task_type, **fields})
             started = time.perf_counter()
-            trace = Trace(request.timeout)
+            trace = Trace(request.timeout, request.most_calls)
             plan: Plan | None = None
             try:
                 plan = active.plan(request)
@@ -404,7 +404,7 @@ class ModelOrchestrator:
     def _load(self, strategy: str | Path | StrategyConfig) -> StrategyConfig:
         if isinstance(strategy, StrategyConfig):
             return strategy
-        return StrategyConfig.load(strategy, environ=self._environ)
+        return StrategyConfig.load(strategy, environ=self._environ, report=self._narrator.warning)
 
     def _build(self, config: StrategyConfig) -> Snapshot:
         return build(

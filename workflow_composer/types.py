@@ -69,20 +69,19 @@ class LLMRequest:
 
     ``task_type`` selects the route in the profile. ``model`` names a role, tier, catalogue model or routing string instead
     and leaves the router no choice. ``budget`` limits the cost in dollars: a tier is skipped if its expected cost exceeds
-    what is left. ``context`` names templates to prepend (docs/contexts.md; None: those of the task in the profile; empty:
-    none). ``n`` is the number of answers, returned in `LLMResponse.samples`.
+    what is left. ``most_calls`` limits its calls to models, each sample counted as one: a plan with more samples is
+    refused, and retries, redraws and fallbacks end at the limit with `TooManyCalls` (None: no limit). ``context`` names
+    templates to prepend (docs/contexts.md; None: those of the task in the profile; empty: none). ``n`` is the number of
+    answers, returned in `LLMResponse.samples`.
 
     ``form`` is what the answer must be: the executor tells the model (`OutputForm.instructions`) and reads the answer as
     `LLMResponse.value`; an answer of another form goes back to the tier's model with what is wrong, at most ``form_retries``
     times, before the next tier is asked. ``vote_by`` says how the votes of this request are grouped (None: as in the
-    profile).
-
-    ``purse`` (a `Reservation` or None) is part of a budget shared with other requests; the executor reserves the cost.
+    profile). ``purse`` (a `Reservation`) is part of a budget that other requests share; the executor reserves the cost.
 
     With ``relay`` the caller gets the raw bytes of the answer if possible. Every other field that is not None reaches the
     model unchanged or raises `Unsupported`; ``extra`` holds fields that only some servers support, and is passed through
-    unchanged. ``allowed`` are the only models that may be called for it, however its plan names them (None: all).
-    ``query_length`` is the number of characters of text in all messages.
+    unchanged. ``query_length`` is the number of characters of text in all messages. ``allowed``: the only models it calls.
     """
 
     messages: tuple[Message, ...]
@@ -107,6 +106,7 @@ class LLMRequest:
     timeout: float | None = None
     budget: float | None = None
     allowed: frozenset[str] | None = None
+    most_calls: int | None = None
     context: tuple[str, ...] | None = None
     metadata: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     relay: Relay | None = field(default=None, compare=False)
@@ -309,8 +309,7 @@ class Verdict:
     warning: str = ""
 
 
-Fault = Literal["caller", "server", "ours"]
-"""Whose fault a failure is; `workflow_composer.execution.fault` says what each means."""
+Fault = Literal["caller", "server", "ours"]  # `workflow_composer.execution.fault` says what each means
 
 
 @quick
@@ -318,10 +317,8 @@ Fault = Literal["caller", "server", "ours"]
 class Attempt:
     """One call to a candidate: its tier and its place in it (both from 0), its result and its cost in dollars.
 
-    ``fault`` says whose fault a failure is; None: the call did not fail, or its error was recorded by an earlier version.
-
     ``priced`` is False if the profile has no price or the server reported no usage: the cost is then unknown, and ``cost``
-    is only what is known of it.
+    is only what is known of it. ``fault`` says whose fault a failure is; None: the call did not fail.
     """
 
     tier: int

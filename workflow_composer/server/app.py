@@ -14,7 +14,14 @@ from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.server.api.completion_handler import REQUEST_ID
 from workflow_composer.server.api.json_wire import Dialect
 from workflow_composer.server.exchange import Exchange, Handler, Reply
-from workflow_composer.server.failures import LONGEST_MESSAGE, RETRY_SOON, HttpFailure, failure_of, headers_of
+from workflow_composer.server.failures import (
+    LONGEST_MESSAGE,
+    RETRY_SOON,
+    HttpFailure,
+    failure_of,
+    headers_of,
+    is_for_the_log,
+)
 from workflow_composer.server.gate import WebGate
 from workflow_composer.types import new_request_id
 
@@ -126,7 +133,7 @@ class App:
 
     def _failed(self, exchange: Exchange, error: Exception) -> Reply | None:
         failure = failure_of(error)
-        if failure.status >= 500 or not isinstance(error, HttpFailure):
+        if is_for_the_log(error, failure):
             report_failure(self._report, exchange.request_id, error, failure.status)
         if exchange.opened:  # too late for a status
             exchange.close_stream()

@@ -29,6 +29,7 @@ from workflow_composer.errors import (
     ModelError,
     ModelNotAllowed,
     ModelNotFound,
+    OutOfResources,
     PluginError,
     QuotaExhausted,
     RateLimited,
@@ -36,6 +37,7 @@ from workflow_composer.errors import (
     ServerFailed,
     ServerUnreachable,
     StreamInterrupted,
+    TooManyCalls,
     Unsupported,
     WorkflowComposerError,
 )
@@ -83,6 +85,7 @@ _KINDS: tuple[tuple[type[WorkflowComposerError], int, str, str | None], ...] = (
     (AuthenticationFailed, 502, SERVER, "upstream_authentication_failed"),
     (ModelNotFound, 404, INVALID, "model_not_found"),
     (CallTimeout, 504, SERVER, "timeout"),
+    (OutOfResources, 503, SERVER, "overloaded"),
     (CircuitOpen, 503, SERVER, "model_unavailable"),
     (ServerUnreachable, 502, SERVER, "model_unavailable"),
     (ServerFailed, 502, SERVER, "upstream_failed"),
@@ -90,6 +93,7 @@ _KINDS: tuple[tuple[type[WorkflowComposerError], int, str, str | None], ...] = (
     (EgressDenied, 403, PERMISSION, "egress_denied"),
     (DeadlineExceeded, 504, SERVER, "timeout"),
     (BudgetExceeded, 402, INVALID, "budget_exceeded"),
+    (TooManyCalls, 400, INVALID, "too_many_calls"),
     (StreamInterrupted, 502, SERVER, "stream_interrupted"),
     (RoutingError, 404, INVALID, "model_not_found"),
     (InputError, 400, INVALID, None),
@@ -112,7 +116,7 @@ _TOLD = {
     "ServerUnreachable": "it cannot be reached",
 }
 """What clients are told of a failed call, by the type of its error; of any other type: that it failed."""
-_ABOUT_REQUESTS = (BadRequest, ContextOverflow, Unsupported, InvalidAnswer, InputError)
+_ABOUT_REQUESTS = (BadRequest, ContextOverflow, Unsupported, InvalidAnswer, InputError, TooManyCalls)
 """Errors whose own text helps a client to change its request."""
 _ABOUT_REQUEST = frozenset(kind.__name__ for kind in _ABOUT_REQUESTS)
 _GENERAL: tuple[tuple[type[WorkflowComposerError], str], ...] = (
@@ -173,6 +177,12 @@ def _all_failed(error: AllCandidatesFailed) -> HttpFailure:
 
 
 # ------------------------------------------------------------------------------------------------ what clients are told
+
+
+def is_for_the_log(error: BaseException, failure: HttpFailure) -> bool:
+    """Whether the operator needs the error itself: the service or a server failed, or the client was told only its kind."""
+    hidden = isinstance(error, WorkflowComposerError) and not error.public and failure.message != str(error)
+    return failure.status >= 500 or hidden
 
 
 def _said(error: WorkflowComposerError) -> str:

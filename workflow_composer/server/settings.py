@@ -25,9 +25,9 @@ class ServerSettings:
 
     ``strategy`` is a profile's name or path; None: from the environment, else by detection. Without ``keys_file`` no key is
     required. Without ``admin_token`` the admin API is off. With ``metrics_token``, ``/metrics`` requires it. ``watch``:
-    reload the profile file when it changes. ``debug``: responses report decisions in full, and the log contains prompts,
-    without keys. ``cors`` are the web origins that may use the service from a browser, ``trusted_proxies`` the addresses
-    whose ``X-Forwarded-For`` is believed.
+    reload the profile file when it changes. ``most_calls`` limits the calls of one request to models. ``debug``: responses
+    report decisions in full, and the log contains prompts, without keys. ``cors`` are the web origins that may use the
+    service from a browser, ``trusted_proxies`` the addresses whose ``X-Forwarded-For`` is believed.
     """
 
     strategy: str | None = None
@@ -42,6 +42,7 @@ class ServerSettings:
     concurrency: int = 512
     queue: int = 1024
     queue_seconds: float = 10.0
+    most_calls: int = 64
     drain_seconds: float = 30.0
     watch: bool = True
     debug: bool = False

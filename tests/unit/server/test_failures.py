@@ -132,7 +132,15 @@ def test_no_error_tells_a_client_of_hosts_files_or_rules(kind):
 def about_request(kind):
     """Whether the error's own text is about the request."""
     return issubclass(
-        kind, (errors.BadRequest, errors.ContextOverflow, errors.Unsupported, errors.InvalidAnswer, errors.InputError)
+        kind,
+        (
+            errors.BadRequest,
+            errors.ContextOverflow,
+            errors.Unsupported,
+            errors.InvalidAnswer,
+            errors.InputError,
+            errors.TooManyCalls,
+        ),
     )
 
 

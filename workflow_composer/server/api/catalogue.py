@@ -93,11 +93,14 @@ class Catalogue:
                 named = {"task_type": EMBEDDINGS, **asked.address}
                 allowed = reachable(key, self._orchestrator.config, named.get("model"), named["task_type"])
                 self._accounts.under_way[exchange.request_id] = key
+            own = None if key is None else key.most_calls
+            most_calls = self._accounts.most_calls if own is None else own
             found = await self._orchestrator.aembed(
                 asked.texts,
                 dimensions=asked.dimensions,
                 request_id=exchange.request_id,
                 allowed=allowed,
+                most_calls=most_calls,
                 **asked.address,
             )
         finally:
