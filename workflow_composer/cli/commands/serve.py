@@ -69,13 +69,14 @@ def serve(
     string. SIGTERM or Ctrl-C stop the service after the requests in flight are answered. SIGHUP, a change of the profile's
     file, or PUT /admin/strategy (with the token in $WORKFLOW_COMPOSER_ADMIN_TOKEN) switch the strategy without a restart.
 
-    The dashboard is at /dashboard, metrics at /metrics, the API description at /openapi.json.
+    The dashboard is at /dashboard, metrics at /metrics (which require the token in $WORKFLOW_COMPOSER_METRICS_TOKEN, if
+    that is set), the API description at /openapi.json.
     """
     try:
         from workflow_composer.server.service import serve as run
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is not installed", hint="pip install 'workflow-composer[serve]'") from error
-    from workflow_composer.server.settings import ADMIN_VARIABLE, ServerSettings, state_directory
+    from workflow_composer.server.settings import ADMIN_VARIABLE, METRICS_VARIABLE, ServerSettings, state_directory
 
     settings = ServerSettings(
         strategy=state.strategy,
@@ -85,6 +86,7 @@ def serve(
         state_directory=state_directory(state.environ),
         keys_file=keys,
         admin_token=state.environ.get(ADMIN_VARIABLE, "").strip() or None,
+        metrics_token=state.environ.get(METRICS_VARIABLE, "").strip() or None,
         max_body=max_body,
         concurrency=concurrency,
         queue=queue,
