@@ -21,6 +21,8 @@ Estimate = Callable[[], tuple[float, float]]
 
 
 _MOST = 2**63
+MOST_WAITING = 1024
+"""Requests that may wait for one budget."""
 ROUNDING = 1e-9
 """Dollars by which sums and differences of reservations may be wrong."""
 
@@ -110,7 +112,16 @@ class Reservation:
         budget = self.budget
         if budget.waiting or ((amount > budget.room or tokens > budget.token_room) and not budget.refill(amount, tokens)):
             return False
-        self._hold(amount, tokens)
+        # As `_hold`, in place: every request of a key comes here.
+        if budget.room < math.inf:
+            budget.room -= amount
+            self.amount += amount
+        if budget.token_room < math.inf:
+            budget.token_room -= tokens
+            self.tokens += tokens
+        if not self.holds:
+            self.holds = True
+            budget.held += 1
         return True
 
     def _hold(self, amount: float, tokens: float) -> None:
@@ -131,6 +142,8 @@ class Reservation:
         Requests wait in the order of their coming. Raises `BudgetExceeded`, `BudgetReserved`.
         """
         budget = self.budget
+        if budget.waiting >= MOST_WAITING:
+            raise BudgetReserved("too many requests wait for the rest of the budget", hint="send fewer requests at once")
         budget.waiting += 1
         if self.place is not None and not self.aside:
             self.place.leave()

@@ -107,3 +107,9 @@ def too_fast(what: str, limit: int, wait: float) -> HttpFailure:
     """Return the error if a rate is exceeded; ``wait`` in seconds."""
     message = f"this API key is limited to {limit} {what} per minute; retry in {wait:.1f} s"
     return HttpFailure(429, message, type="rate_limit_error", code="rate_limit_exceeded", retry_after=wait)
+
+
+def too_many(most: int) -> HttpFailure:
+    """Return the error if a key has as many requests in progress as it may."""
+    message = f"this API key is limited to {most} requests in progress at a time"
+    return HttpFailure(429, message, type="rate_limit_error", code="rate_limit_exceeded", retry_after=RETRY_SOON)

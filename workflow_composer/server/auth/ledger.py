@@ -4,8 +4,8 @@ A record is changed under a lock on its bytes, which the kernel releases when th
 generic cell rate algorithm (ITU-T I.371): exact with one time stamp per limit, and it gives the retry time.
 
 Budgets are reserved (`KeyBudget`): a worker sets aside a part of what a key has left, hands it out without asking others,
-and gives the rest back a moment later. Under load, charges within a few milliseconds are written together, because two locks per
-request would cost more than all other work for its key; a killed process loses unwritten charges.
+and gives the rest back a moment later. Under load, charges within a few milliseconds are written together, because two locks
+per request would cost more than all other work for its key; a killed process loses unwritten charges.
 
 The file is read and written, never mapped: one that is truncated, removed or replaced while the service runs is reported and
 made whole from what the workers know of it.
@@ -13,17 +13,18 @@ made whole from what the workers know of it.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import struct
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import astuple
 from pathlib import Path
 
-from workflow_composer.execution.reservation import ROUNDING, Budget, Reservation
-from workflow_composer.server.auth.account import Account, exhausted, too_fast, unavailable
+from workflow_composer.execution.reservation import MOST_WAITING, ROUNDING, Budget, Reservation
+from workflow_composer.server.auth.account import DAY, Account, exhausted, too_fast, too_many, unavailable
 from workflow_composer.server.auth.keys import Key, Period
 from workflow_composer.server.auth.leases import Leases, is_replaced
 from workflow_composer.storage.locks import RangeLocks
@@ -40,11 +41,12 @@ _MOST = 2**64 - 1
 """Largest count that a record can hold."""
 _ROOM = 64
 """Number of records by which the file grows."""
+_NOTHING = (0.0, 0.0)
 PATIENCE = 0.2
 """Seconds to wait for another process's lock on a record if it must be read now. Locks last microseconds."""
 _BRIEFLY = 0.002
 """The same for a reservation, which otherwise waits without blocking the loop."""
-TOGETHER = 0.02
+TOGETHER = 0.05
 """Seconds between writes; charges in between are written together."""
 _LOOK_EVERY = 1.0
 """Seconds between checks of whether the file is still the one that is open."""
@@ -67,6 +69,9 @@ class KeyBudget(Budget):
         self.granted = (0.0, 0.0)
         self.elsewhere = (0.0, 0.0)
         self.running = 0
+        self.queueing = 0
+        self.gate = asyncio.Lock()
+        self.ended = asyncio.Event()
         self.at = 0.0
         self.cost = 0.0
         self.requests = 0
@@ -84,7 +89,37 @@ class KeyBudget(Budget):
         self.token_room = (
             min(self.token_room, 0.0) if has_tokens and self.token_room < math.inf else 0.0 if has_tokens else math.inf
         )
+        self.is_limited = bool(self.limits) or has_tokens
         self.quick = not (key.requests_per_minute or key.tokens_per_minute)
+
+    async def begin(self, seconds: float) -> None:
+        """Wait for one of the requests that the key may have in progress; `end` must follow.
+
+        Raises `HttpFailure` 429 after ``seconds``, or if too many wait.
+        """
+        most = self.key.concurrent
+        if most is None or (not self.gate.locked() and self.ledger.begin(self, most)):
+            self.running += most is None
+            return
+        if self.queueing >= MOST_WAITING:
+            raise too_many(most)
+        self.queueing += 1
+        try:
+            async with asyncio.timeout(seconds), self.gate:
+                while not self.ledger.begin(self, most):
+                    self.ended.clear()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self.pause):
+                            await self.ended.wait()
+        except TimeoutError:
+            raise too_many(most) from None
+        finally:
+            self.queueing -= 1
+
+    def end(self) -> None:
+        """End a request of `begin`."""
+        self.ledger.end(self)
+        self.ended.set()
 
     def refill(self, amount: float, tokens: float) -> bool:
         """Return whether this much is there now, after setting more aside if needed."""
@@ -122,16 +157,11 @@ class KeyBudget(Budget):
     def promised(self) -> tuple[float, float]:
         """The dollars and tokens that this worker's reservations hold."""
         if not self.held:
-            return 0.0, 0.0
+            return _NOTHING
         dollars, tokens = self.granted
         some = dollars - self.room - self.cost if self.limits else 0.0
         more = tokens - self.token_room - self.tokens if self.key.tokens_per_day else 0.0
         return max(some, 0.0), max(more, 0.0)
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether there is nothing to write."""
-        return not self.requests and (self.granted == self.promised)
 
 
 class Ledger:
@@ -170,15 +200,11 @@ class Ledger:
     def _begin(self) -> None:
         """Write the head of a new file. Raises ValueError if the file is something else."""
         with self._whole():
-            begun = os.pread(self._file, len(_MAGIC) + _RECORD.size, 0)
+            begun = os.pread(self._locks.descriptor, len(_MAGIC) + _RECORD.size, 0)
             if len(begun) < len(_MAGIC) + _RECORD.size and _MAGIC.startswith(begun[: len(_MAGIC)]):
                 self._append(_MAGIC + bytes(_ROOM * _RECORD.size), 0)
             elif begun[: len(_MAGIC)] != _MAGIC:
                 raise ValueError(f"{self._path} is not a ledger")
-
-    @property
-    def _file(self) -> int:
-        return self._locks.descriptor
 
     # ------------------------------------------------------------------------------------------------------- requests
 
@@ -252,8 +278,6 @@ class Ledger:
             self._put(budget, self._place(budget.key.id))  # only this worker writes it, and a smaller number harms nobody
         except OSError as error:
             self._tell(error)
-        if budget.waiting:
-            budget.changed.set()
 
     def refill(self, budget: KeyBudget, amount: float, tokens: float) -> bool:
         """Set aside enough of a key's budgets for a request; return whether there is enough.
@@ -332,7 +356,7 @@ class Ledger:
             self._look()
         failing = False
         for budget in list(self._budgets.values()):
-            if budget.is_idle:
+            if not budget.requests and (budget.granted == _NOTHING or budget.granted == budget.promised):
                 continue
             try:
                 self._write_one(budget, now, wait)
@@ -383,6 +407,8 @@ class Ledger:
             account.next_token = max(account.next_token, budget.at) + budget.tokens * 60.0 / budget.key.tokens_per_minute
 
     def _turn_over(self, account: Account, now: float) -> None:
+        if account.began <= now < account.began + DAY and now >= account.seen:
+            return  # nearly always
         if not account.turn_over(now) and not self._is_behind:
             self._is_behind = True
             day = time.strftime("%Y-%m-%d", time.gmtime(account.began))
@@ -420,7 +446,7 @@ class Ledger:
             if self._leases is not None and self._leases.replaced:
                 self._leases.close()
                 self._leases = None
-            if is_replaced(self._path, self._file):
+            if is_replaced(self._path, self._locks.descriptor):
                 self._reopen()
         except (OSError, ValueError) as error:
             self._tell(error)
@@ -451,7 +477,7 @@ class Ledger:
         A record that has less than this process knows of it gets that: money that was spent stays spent.
         """
         with self._locks.hold(place, _RECORD.size, wait=PATIENCE):
-            found = os.pread(self._file, _NUMBERS.size, place + 32)
+            found = os.pread(self._locks.descriptor, _NUMBERS.size, place + 32)
             account = Account(*_NUMBERS.unpack(found))
             wrong = [name for name in _NOT_NEGATIVE if not 0.0 <= getattr(account, name) < math.inf]
             wrong += [name for name in ("began", "seen") if getattr(account, name) > _LATEST]
@@ -467,8 +493,8 @@ class Ledger:
         """Return the record's offset; append a record for a new key."""
         name = identity.encode()[:32].ljust(32, b"\0")
         with self._whole():
-            size = os.fstat(self._file).st_size
-            data = os.pread(self._file, size, 0)
+            size = os.fstat(self._locks.descriptor).st_size
+            data = os.pread(self._locks.descriptor, size, 0)
             if data[: len(_MAGIC)] != _MAGIC:
                 if data:
                     raise OSError(f"{self._path} is no longer a ledger")
@@ -479,32 +505,33 @@ class Ledger:
                 if found == name:
                     return place
                 if not any(found):
-                    os.pwrite(self._file, name, place)
+                    os.pwrite(self._locks.descriptor, name, place)
                     return place
             place = len(_MAGIC) + (len(data) - len(_MAGIC)) // _RECORD.size * _RECORD.size
-            os.ftruncate(self._file, place)  # half a record is left only where the file was cut
+            os.ftruncate(self._locks.descriptor, place)  # half a record is left only where the file was cut
             self._append(name + bytes(_ROOM * _RECORD.size - 32), place)
             return place
 
     def _append(self, data: bytes, place: int) -> None:
         """Append all of the data or none. Raises OSError."""
-        before, written = os.fstat(self._file).st_size, 0
+        before, written = os.fstat(self._locks.descriptor).st_size, 0
         try:
             while written < len(data):
-                written += os.pwrite(self._file, data[written:], place + written)
+                written += os.pwrite(self._locks.descriptor, data[written:], place + written)
         except OSError:
-            os.ftruncate(self._file, before)
+            os.ftruncate(self._locks.descriptor, before)
             raise
 
     def _read(self, key: Key, place: int) -> Account:
         """Return a record; find it again if the file was cut or overwritten. Raises OSError."""
-        data = os.pread(self._file, _RECORD.size, place)
+        data = os.pread(self._locks.descriptor, _RECORD.size, place)
         if len(data) < _RECORD.size or not data.startswith(key.id.encode()):
             self._places.clear()
             self.report(f"the ledger {self._path} was truncated or overwritten; the usage known to this process is restored")
             raise TimeoutError(f"{self._path} is being restored")  # the lock that is held is not the record's any more
         self._known[key.id] = data[32:]
-        account = Account(*_NUMBERS.unpack_from(data, 32), key.period if key.limits else "total")
+        account = Account(*_NUMBERS.unpack_from(data, 32))
+        account.period = key.period if key.limits else "total"
         if not account.seen:  # of an earlier version, which knew one period
             _as_now(account, key.period)
         return account
@@ -512,7 +539,7 @@ class Ledger:
     def _write(self, identity: str, place: int, account: Account) -> None:
         # One call writes all numbers: a reader without the lock, or after a killed process, never sees half a record.
         self._known[identity] = numbers = _NUMBERS.pack(*astuple(account)[:-1])
-        os.pwrite(self._file, numbers, place + 32)
+        os.pwrite(self._locks.descriptor, numbers, place + 32)
 
     def _whole(self) -> AbstractContextManager[None]:
         """Return the lock on the whole file, to find or append a record."""
