@@ -183,7 +183,9 @@ class ModelError(WorkflowComposerError):
     """One call to one model failed.
 
     ``status`` is the HTTP status, if any; ``retry_after`` is the pause in seconds that the server requested, if any.
-    ``sent`` is False if no connection was made in time. ``failovers`` are earlier attempts at other servers of the model.
+    ``sent`` is False if no connection was made in time. ``params`` are the fields that the server rejects
+    as such, not for their value, and names apart from its error's text. ``failovers`` are earlier attempts at
+    other servers of the model.
     """
 
     exit_code = 5
@@ -195,6 +197,7 @@ class ModelError(WorkflowComposerError):
         self.status = status
         self.retry_after = retry_after
         self.sent = True
+        self.params: tuple[str, ...] = ()
         self.failovers: tuple[Attempt, ...] = ()
 
 

@@ -69,8 +69,10 @@ class LLMRequest:
 
     ``task_type`` selects the route in the profile. ``model`` names a role, tier, catalogue model or routing string instead
     and leaves the router no choice. ``budget`` limits the cost in dollars: a tier is skipped if its expected cost exceeds
-    what is left. ``context`` names templates to prepend (docs/contexts.md; None: those of the task in the profile; empty:
-    none). ``n`` is the number of answers, returned in `LLMResponse.samples`.
+    what is left. ``most_calls`` limits its calls to models, each sample counted as one: a plan with more samples is
+    refused, and retries, redraws and fallbacks end at the limit with `TooManyCalls` (None: no limit). ``context`` names
+    templates to prepend (docs/contexts.md; None: those of the task in the profile; empty: none). ``n`` is the number of
+    answers, returned in `LLMResponse.samples`.
 
     ``form`` is what the answer must be: the executor tells the model (`OutputForm.instructions`) and reads the answer as
     `LLMResponse.value`; an answer of another form goes back to the tier's model with what is wrong, at most ``form_retries``
@@ -105,6 +107,7 @@ class LLMRequest:
     extra: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     timeout: float | None = None
     budget: float | None = None
+    most_calls: int | None = None
     context: tuple[str, ...] | None = None
     metadata: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     relay: Relay | None = field(default=None, compare=False)
@@ -307,8 +310,7 @@ class Verdict:
     warning: str = ""
 
 
-Fault = Literal["caller", "server", "ours"]
-"""Whose fault a failure is; `workflow_composer.execution.fault` says what each means."""
+Fault = Literal["caller", "server", "ours"]  # `workflow_composer.execution.fault` says what each means
 
 
 @quick
@@ -316,10 +318,8 @@ Fault = Literal["caller", "server", "ours"]
 class Attempt:
     """One call to a candidate: its tier and its place in it (both from 0), its result and its cost in dollars.
 
-    ``fault`` says whose fault a failure is; None: the call did not fail, or its error was recorded by an earlier version.
-
     ``priced`` is False if the profile has no price or the server reported no usage: the cost is then unknown, and ``cost``
-    is only what is known of it.
+    is only what is known of it. ``fault`` says whose fault a failure is; None: the call did not fail.
     """
 
     tier: int

@@ -24,6 +24,7 @@ from workflow_composer.errors import (
     ModelError,
     OutOfResources,
     ServerFailed,
+    TooManyCalls,
     WorkflowComposerError,
 )
 from workflow_composer.execution.breaker import CircuitBreaker
@@ -168,13 +169,33 @@ class Trace:
 
     The request must end within ``timeout`` seconds (None: no limit), that is, when the clock (`time.perf_counter`) reaches
     ``ends``. ``waited`` is the time in seconds spent in model calls and in pauses between them, which is all time that is
-    not the orchestrator's overhead. ``tiers`` holds the finished tiers of a plan with several tiers or with a vote.
+    not the orchestrator's overhead. ``calls_left`` is the number of samples that its calls may still
+    ask for. ``tiers`` holds the finished tiers of a plan with several tiers or with a vote.
     """
 
-    __slots__ = ("_began", "_clock", "_first", "_since", "_waiting", "attempts", "blamed", "ends", "tiers", "waited")
+    __slots__ = (
+        "_began",
+        "_clock",
+        "_first",
+        "_since",
+        "_waiting",
+        "attempts",
+        "blamed",
+        "calls_left",
+        "ends",
+        "tiers",
+        "waited",
+    )
 
-    def __init__(self, timeout: float | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        timeout: float | None = None,
+        most_calls: int | None = None,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._clock = clock
+        self.calls_left = math.inf if most_calls is None else most_calls
         self.blamed: tuple[CircuitBreaker, ...] = ()
         self.ends = math.inf if timeout is None else clock() + timeout
         self.attempts: list[Attempt] = []
@@ -198,6 +219,12 @@ class Trace:
     def end(self) -> None:
         """End the request's time now: a timer that fires a little early must not start another call."""
         self.ends = min(self.ends, self._clock())
+
+    def out_of_calls(self) -> TooManyCalls:
+        """Return the error for a call beyond the request's limit."""
+        made = len(self.attempts)
+        reason = f"the request may make no further call to a model after {made}: it has reached its limit (most_calls)"
+        return TooManyCalls(reason, attempts=self.attempts, hint="raise the limit, or ask for fewer samples and retries")
 
     @property
     def nearly_over(self) -> bool:
@@ -320,6 +347,8 @@ class Call:
 
     def __enter__(self) -> Self:
         endpoint = self._endpoint
+        if self._trace.calls_left < self.asked.samples:
+            raise self._trace.out_of_calls()
         self._started = now = time.perf_counter()
         self._ends = now + self.seconds
         try:
@@ -327,6 +356,7 @@ class Call:
         except CircuitOpen as error:
             self._record(0.0, 0.0, error)
             raise
+        self._trace.calls_left -= self.asked.samples
         self._gpu = endpoint.meter.start() if endpoint.price.gpu_hour else None
         self._trace.wait(now)
         self.resume(self._awaited, self._patience)
@@ -443,6 +473,7 @@ class Call:
         return self._awaited == REST and self._task.get_loop().time() - (self.deadline - self._limit) < silence
 
     def _record_failovers(self) -> None:
+        self._trace.calls_left -= len(self.failovers) * self.asked.samples
         place: dict[str, Any] = {"tier": self._place[0], "candidate": self._place[1], "name": self._endpoint.candidate.name}
         self._trace.attempts.extend(replace(failed, **place) for failed in self.failovers)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from workflow_composer.answers.reasoning import says_nothing
 from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
-from workflow_composer.errors import AllCandidatesFailed, ModelError, RoutingError, Unsupported
+from workflow_composer.errors import AllCandidatesFailed, ModelError, RoutingError, TooManyCalls, Unsupported
 from workflow_composer.execution.call import Endpoint, Outcome, Trace
 from workflow_composer.execution.escalation import Ascent
 from workflow_composer.execution.forming import Forming, formed, instructed
@@ -59,8 +59,8 @@ class PlanExecutor:
     def run(self, plan: Plan, request: LLMRequest, trace: Trace) -> Coroutine[Any, Any, Outcome]:
         """Run ``plan`` and return its outcome.
 
-        Raises `AllCandidatesFailed` (or `DeadlineExceeded`) if no tier answered. A `ModelError` that no other candidate can
-        fix (an invalid request, a wrong key) is raised unchanged.
+        Raises `AllCandidatesFailed` (or `DeadlineExceeded`) if no tier answered, `TooManyCalls` at the request's limit. A
+        `ModelError` that no other candidate can fix (an invalid request, a wrong key) is raised unchanged.
         """
         if (purse := request.purse) is not None and not purse.take(*self._most(plan, request)):
             return self._once_paid(plan, request, trace)
@@ -68,6 +68,7 @@ class PlanExecutor:
             plan = formed(plan, request)
         if request.n > 1:
             refuse_several(plan, request)
+            refuse_too_many(plan, request)
         tiers = plan.tiers
         first = tiers[0]
         if (
@@ -103,6 +104,7 @@ class PlanExecutor:
         return changed(request, purse=None, budget=left if request.budget is None else min(left, request.budget))
 
     async def _ascend(self, plan: Plan, request: LLMRequest, trace: Trace) -> Outcome:
+        refuse_too_many(plan, request)
         ascent = self.ascent(plan, request, trace)
         for index, tier in ascent.tiers():
             watch = tier.watch_all and ascent.may_abandon
@@ -291,6 +293,17 @@ def refuse_several(plan: Plan, request: LLMRequest) -> None:
         error = Unsupported(votes, hint="omit n, or name a model")
         error.field = "n"
         raise error
+
+
+def refuse_too_many(plan: Plan, request: LLMRequest) -> None:
+    """Raise `TooManyCalls` if the plan's tiers draw more samples than the request may make calls."""
+    if request.most_calls is None:
+        return
+    drawn = [request.n if tier.is_plain else tier.samples for tier in plan.tiers]
+    if sum(drawn) > request.most_calls:
+        told = " + ".join(map(str, drawn))
+        reason = f"{plan} needs up to {sum(drawn)} calls ({told} samples), but a request may make {request.most_calls}"
+        raise TooManyCalls(reason, hint="ask for fewer samples, or raise the limit (most_calls)")
 
 
 def judged(tier: Tier, samples: Sequence[Sample], request: LLMRequest) -> Verdict:

@@ -245,11 +245,12 @@ class Worker:
 
 def _accounts(settings: ServerSettings, log: ServiceLog) -> Accounts:
     if settings.keys_file is None:
-        return Accounts()
+        return Accounts(most_calls=settings.most_calls)
     ring = KeyRing(settings.keys_file, report=log.warning)
     try:
         ledger = Ledger(settings.state_directory / "ledger.bin", report=log.warning)
-        return Accounts(ring, ledger, history=UsageHistory(settings.state_directory / HISTORY))
+        history = UsageHistory(settings.state_directory / HISTORY)
+        return Accounts(ring, ledger, history=history, most_calls=settings.most_calls)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot use the ledger of keys: {error}", hint="set another state directory") from None
 

@@ -25,8 +25,8 @@ class ServerSettings:
 
     ``strategy`` is a profile's name or path; None: from the environment, else by detection. Without ``keys_file`` no key is
     required. Without ``admin_token`` the admin API is off. With ``metrics_token``, ``/metrics`` requires it. ``watch``:
-    reload the profile file when it changes. ``debug``: responses report decisions in full, and the log contains prompts,
-    without keys.
+    reload the profile file when it changes. ``most_calls`` limits the calls of one request to models. ``debug``: responses
+    report decisions in full, and the log contains prompts, without keys.
     """
 
     strategy: str | None = None
@@ -41,6 +41,7 @@ class ServerSettings:
     concurrency: int = 512
     queue: int = 1024
     queue_seconds: float = 10.0
+    most_calls: int = 64
     drain_seconds: float = 30.0
     watch: bool = True
     debug: bool = False

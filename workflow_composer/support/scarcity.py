@@ -31,14 +31,14 @@ def lacking(error: BaseException) -> str:
 
 
 def without_network(error: BaseException) -> bool:
-    """Whether a connection failed before any server was contacted: the name was not found, or there is no network."""
+    """Whether a connection failed before any server was contacted: its name was not found, or the network is down."""
     if isinstance(error, socket.gaierror):
         return True
     return isinstance(error, OSError) and error.errno in (errno.ENETDOWN, errno.ENETUNREACH)
 
 
 def _cannot_open() -> str:
-    """Return what is lacking to open a file now."""
+    """Return why no file can be opened now; empty if one can."""
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
     except OSError as error:

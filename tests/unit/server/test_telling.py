@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_every_metric_is_charged_to_its_key(tmp_path):
     accounts.write(metric(request_id="somebody-else-s", cost=5.0))
     del accounts.under_way["req-1"]
     accounts.write(metric(request_id="req-1", cost=1.0))
-    assert accounts.left(key) == 7.0
+    assert accounts.ledger.left(key, time.time()) == 7.0
     assert accounts.ledger is not None
     accounts.ledger.close()
 
@@ -86,6 +87,6 @@ def test_a_ledger_without_room_charges_later_and_fails_no_request(tmp_path, monk
     accounts.write(metric(request_id="req-1", cost=2.0))
     assert len(told) == 1
     monkeypatch.undo()
-    assert accounts.left(key) == 7.0
+    assert accounts.ledger.left(key, time.time()) == 7.0
     assert accounts.ledger is not None
     accounts.ledger.close()

@@ -69,13 +69,16 @@ class Catalogue:
         async with Visit(self._accounts, self._admission, exchange) as visit:
             asked = read_embeddings(exchange.body, exchange.headers)
             strategy = self._orchestrator.strategy
-            if visit.key is not None:
-                visit.key.check(strategy=strategy, model=asked.address.get("model"))
+            if (key := visit.key) is not None:
+                key.check(strategy=strategy, model=asked.address.get("model"))
+            own = None if key is None else key.most_calls
+            most_calls = self._accounts.most_calls if own is None else own
             found = await self._orchestrator.aembed(
                 asked.texts,
                 dimensions=asked.dimensions,
                 request_id=exchange.request_id,
                 purse=visit.charge(asked.labels),
+                most_calls=most_calls,
                 **asked.address,
             )
         headers = [

@@ -112,12 +112,14 @@ class Accounts:
 
     Keys are charged from the metrics, so that the recorded cost is the charged cost, also for cancelled requests.
     ``under_way`` has the reservations of running requests and their users, by request ID. ``history`` counts who used what.
+    ``most_calls`` limits the calls of one request to models, if its key has no limit of its own.
     """
 
     keys: KeyRing | None = None
     ledger: Ledger | None = None
     under_way: dict[str, tuple[Reservation, str]] = field(default_factory=dict)
     history: UsageHistory | None = None
+    most_calls: int | None = None
 
     def enter(self, exchange: Exchange) -> Key | None:
         """Authenticate a request that costs nothing; return its key. Raises `HttpFailure`."""
@@ -405,6 +407,8 @@ class CompletionHandler:
             said = [(TASK, f"{task}; predicted")]
         else:
             said = [(TASK, task or ANY_TASK)]
+        own = None if key is None else key.most_calls
+        fields["most_calls"] = self._accounts.most_calls if own is None else own
         asked.request = request = LLMRequest(request_id=exchange.request_id, relay=relay, **fields)
         if self._log is not None:
             prompt = [text for message in request.messages for text in texts(message)]

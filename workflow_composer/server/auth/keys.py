@@ -38,8 +38,8 @@ class Key:
     """A key's record.
 
     ``budget`` is in dollars per ``period`` (UTC); ``budgets`` are further ones, each a period and dollars. None or empty: no
-    limit. ``concurrent`` limits the requests in progress. ``user`` and ``team`` are labels for reports. Times are epoch
-    seconds.
+    limit. ``concurrent`` limits the requests in progress, ``most_calls`` the calls of one request to models (None: as the
+    service's settings say). ``user`` and ``team`` are labels for reports. Times are epoch seconds.
     """
 
     id: str
@@ -51,6 +51,7 @@ class Key:
     period: Period = "month"
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    most_calls: int | None = None
     strategies: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     expires: float | None = None
@@ -91,7 +92,7 @@ class Key:
             raise TypeError("revoked must be true or false")
         if key.period not in {"day", "month", "total"}:
             raise ValueError("period must be day, month or total")
-        counts = (key.requests_per_minute, key.tokens_per_minute, key.tokens_per_day, key.concurrent)
+        counts = (key.requests_per_minute, key.tokens_per_minute, key.tokens_per_day, key.concurrent, key.most_calls)
         money = [dollars for _, dollars in key.limits]
         numbers = (key.created, key.expires, *money, *counts)
         if not all(value is None or (isinstance(value, (int, float)) and value >= 0) for value in numbers):

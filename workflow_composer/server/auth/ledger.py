@@ -356,7 +356,7 @@ class Ledger:
             self._look()
         failing = False
         for budget in list(self._budgets.values()):
-            if not budget.requests and (budget.granted == _NOTHING or budget.granted == budget.promised):
+            if not budget.requests and budget.granted in (_NOTHING, budget.promised):
                 continue
             try:
                 self._write_one(budget, now, wait)
