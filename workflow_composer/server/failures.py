@@ -41,6 +41,7 @@ from workflow_composer.errors import (
     Unsupported,
     WorkflowComposerError,
 )
+from workflow_composer.execution.reservation import BudgetReserved
 from workflow_composer.types import Attempt
 
 INVALID, SERVER, PERMISSION = "invalid_request_error", "server_error", "permission_error"
@@ -92,6 +93,7 @@ _KINDS: tuple[tuple[type[WorkflowComposerError], int, str, str | None], ...] = (
     (ModelError, 502, SERVER, "upstream_failed"),
     (EgressDenied, 403, PERMISSION, "egress_denied"),
     (DeadlineExceeded, 504, SERVER, "timeout"),
+    (BudgetReserved, 429, "rate_limit_error", "budget_reserved"),
     (BudgetExceeded, 402, INVALID, "budget_exceeded"),
     (TooManyCalls, 400, INVALID, "too_many_calls"),
     (StreamInterrupted, 502, SERVER, "stream_interrupted"),
@@ -137,7 +139,7 @@ def failure_of(error: BaseException) -> HttpFailure:
     """
     if isinstance(error, HttpFailure):
         return error
-    if isinstance(error, AllCandidatesFailed) and type(error) not in (DeadlineExceeded, BudgetExceeded):
+    if isinstance(error, AllCandidatesFailed) and type(error) not in (DeadlineExceeded, BudgetExceeded, BudgetReserved):
         return _all_failed(error)
     if isinstance(error, ModelNotAllowed):
         return HttpFailure(403, _said(error), type=PERMISSION, code="model_not_allowed", param="model")

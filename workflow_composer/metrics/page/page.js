@@ -55,12 +55,12 @@ function tiles(all) {
 
 // What a key sees: its own use only.
 function own(account) {
-  const period = account.period === "total" ? "in all" : `this ${account.period}`;
+  const left = account.budgets.map((b) => `${dollars(b.spent)} of ${dollars(b.dollars)} ${b.period === "total" ? "in all" : "this " + b.period}`);
   fill("tiles",
     tile("Key", account.name, account.id),
     tile("Requests", count(account.requests), "with this key"),
     tile("Tokens", count(account.tokens), "in and out"),
-    tile("Cost", dollars(account.spent), account.budget === null ? "no budget" : `of ${dollars(account.budget)} ${period}`));
+    tile("Cost", dollars(account.spent), left.join(", ") || "no budget"));
 }
 
 // ------------------------------------------------------------------------------------------------------------------ chart

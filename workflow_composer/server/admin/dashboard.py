@@ -6,7 +6,6 @@ key sees what it has used itself; operators see everything.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +16,9 @@ from workflow_composer.metrics.page import page, policy
 from workflow_composer.server.admin.health import Observing, able_models, watched_certificates
 from workflow_composer.server.api.completion_handler import Accounts
 from workflow_composer.server.api.json_wire import encode
+from workflow_composer.server.auth.account import Account
 from workflow_composer.server.auth.callers import Callers
 from workflow_composer.server.auth.keys import Key
-from workflow_composer.server.auth.ledger import Account
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 
 if TYPE_CHECKING:
@@ -82,15 +81,15 @@ class Dashboard:
     def _own(self, key: Key, found: OrchestratorStatus) -> dict[str, Any]:
         """Return what a key may see: whether the service is ready, and what the key itself has used."""
         ledger = self._accounts.ledger
-        used = Account() if ledger is None else ledger.account(key, time.time())
+        used = Account() if ledger is None else ledger.account(key, ledger.clock())
+        budgets = [{"period": period, "dollars": most, "spent": used.spent_in(period)} for period, most in key.limits]
         account = {
             "id": key.id,
             "name": key.name,
             "requests": used.requests,
             "tokens": used.tokens,
-            "spent": used.spent if key.budget is not None else used.spent_in_all,
-            "budget": key.budget,
-            "period": key.period,
+            "spent": used.spent_in_all,
+            "budgets": budgets,
         }
         return {
             "live": True,

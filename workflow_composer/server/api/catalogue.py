@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from workflow_composer.calibration.monitoring.audits import AuditLog
 from workflow_composer.errors import InputError
 from workflow_composer.server.api import field_checks
-from workflow_composer.server.api.completion_handler import COST, PREFIX, REQUEST_ID, WARNING, Accounts, Admission
+from workflow_composer.server.api.completion_handler import COST, PREFIX, REQUEST_ID, WARNING, Accounts, Admission, Visit
 from workflow_composer.server.api.embeddings import read_embeddings, written_embeddings
 from workflow_composer.server.api.forms import AUTO, TASK, Field, Form
 from workflow_composer.server.api.json_wire import encode
@@ -70,7 +70,7 @@ class Catalogue:
 
     async def models(self, exchange: Exchange) -> Reply:
         """List the values of ``model`` that the caller may name: ``auto``, tasks, tiers and models."""
-        key, _ = self._accounts.enter(exchange, count=False)
+        key = self._accounts.enter(exchange)
         config = self._orchestrator.config
         tasks = [f"{TASK}{task}" for task in config.task_routing if task != ANY_TASK]
         names = list(dict.fromkeys([AUTO, *tasks, *config.tiers, *config.backend_specs()]))
@@ -82,17 +82,14 @@ class Catalogue:
 
     async def embeddings(self, exchange: Exchange) -> Reply:
         """Return embeddings from the plan's first model, without fallback to another one."""
-        key, _ = self._accounts.enter(exchange)
-        await self._admission.enter()
-        allowed: frozenset[str] | None = None
-        try:
+        async with Visit(self._accounts, self._admission, exchange) as visit:
             asked = read_embeddings(exchange.body, exchange.headers)
             strategy = self._orchestrator.strategy
-            if key is not None:
+            allowed: frozenset[str] | None = None
+            if (key := visit.key) is not None:
                 key.check(strategy)
                 named = {"task_type": EMBEDDINGS, **asked.address}
                 allowed = reachable(key, self._orchestrator.config, named.get("model"), named["task_type"])
-                self._accounts.under_way[exchange.request_id] = key
             own = None if key is None else key.most_calls
             most_calls = self._accounts.most_calls if own is None else own
             found = await self._orchestrator.aembed(
@@ -100,12 +97,10 @@ class Catalogue:
                 dimensions=asked.dimensions,
                 request_id=exchange.request_id,
                 allowed=allowed,
+                purse=visit.charge(asked.labels),
                 most_calls=most_calls,
                 **asked.address,
             )
-        finally:
-            self._accounts.under_way.pop(exchange.request_id, None)
-            self._admission.leave()
         headers = [
             (REQUEST_ID, exchange.request_id),
             (PREFIX + "strategy", strategy),

@@ -22,6 +22,7 @@ from workflow_composer.storage.locks import locked
 from workflow_composer.storage.replacing import replace_file
 
 Period = Literal["day", "month", "total"]
+PERIODS: tuple[Period, ...] = ("day", "month", "total")
 
 PREFIX = "wfc-"
 FEEDBACK, ADMIN = "feedback", "admin"
@@ -39,9 +40,10 @@ _MOST_REMEMBERED = 4096
 class Key:
     """A key's record.
 
-    ``budget`` is in dollars per ``period`` (UTC); None or empty: no limit. ``most_calls`` limits the calls of one request to
-    models (None: as the service's settings say). Times are epoch seconds. ``rights`` are some of `RIGHTS`; a record without
-    the field is from before there were any, and keeps the right to grade.
+    ``budget`` is in dollars per ``period`` (UTC); ``budgets`` are further ones, each a period and dollars. None or empty: no
+    limit. ``concurrent`` limits the requests in progress, ``most_calls`` the calls of one request to models (None: as the
+    service's settings say). ``user`` and ``team`` are labels for reports. Times are epoch seconds. ``rights`` are some of
+    `RIGHTS`; a record without the field is from before there were any, and keeps the right to grade.
     """
 
     id: str
@@ -58,7 +60,17 @@ class Key:
     models: tuple[str, ...] = ()
     expires: float | None = None
     revoked: bool = False
+    budgets: tuple[tuple[Period, float], ...] = ()
+    tokens_per_day: int | None = None
+    concurrent: int | None = None
+    user: str = ""
+    team: str = ""
     rights: tuple[str, ...] = ()
+
+    @property
+    def limits(self) -> tuple[tuple[Period, float], ...]:
+        """All budgets: periods and dollars."""
+        return self.budgets if self.budget is None else ((self.period, self.budget), *self.budgets)
 
     @classmethod
     def new(cls, name: str, *, now: float | None = None, **limits: Any) -> tuple[Key, str]:
@@ -77,20 +89,23 @@ class Key:
         lists["rights"] = tuple(_names("rights", data.get("rights", [FEEDBACK])))
         if unknown := set(lists["rights"]).difference(RIGHTS):
             raise ValueError(f"unknown right {sorted(unknown)[0]!r}; rights are {', '.join(RIGHTS)}")
-        key = cls(**{**data, **lists})
+        key = cls(**{**data, **lists, "budgets": _budgets(data.get("budgets"))})
         if not all(isinstance(value, str) and value for value in (key.id, key.name, key.salt, key.digest)):
             raise ValueError("id, name, salt and digest must be strings")
         if not key.id.isalnum() or len(key.id) > LONGEST_ID or not f"{key.id}{key.salt}{key.digest}".isascii():
             raise ValueError(f"id must be at most {LONGEST_ID} letters and digits; id, salt and digest must be ASCII")
+        if not all(isinstance(label, str) for label in (key.user, key.team)):
+            raise TypeError("user and team must be strings")
         if not isinstance(key.revoked, bool):
             raise TypeError("revoked must be true or false")
         if key.period not in {"day", "month", "total"}:
             raise ValueError("period must be day, month or total")
-        limits = (key.budget, key.requests_per_minute, key.tokens_per_minute, key.most_calls)
-        numbers = (key.created, *limits, key.expires)
+        counts = (key.requests_per_minute, key.tokens_per_minute, key.tokens_per_day, key.concurrent, key.most_calls)
+        money = [dollars for _, dollars in key.limits]
+        numbers = (key.created, key.expires, *money, *counts)
         if not all(value is None or (isinstance(value, (int, float)) and value >= 0) for value in numbers):
             raise ValueError("limits and times must be non-negative numbers")
-        if 0 in limits:  # 0 would be read as no limit
+        if 0 in (*money, *counts):  # 0 would be read as no limit
             raise ValueError("limits must be greater than 0; revoke the key to block it")
         return key
 
@@ -99,6 +114,15 @@ class Key:
         if self.strategies and strategy not in self.strategies:
             message = f"this API key is not allowed to use the strategy {strategy!r}"
             raise HttpFailure(403, message, type=PERMISSION, code="strategy_not_allowed")
+
+
+def _budgets(found: Any) -> tuple[tuple[Period, float], ...]:
+    pairs = [] if found is None else list(found.items()) if isinstance(found, dict) else found
+    if not isinstance(pairs, (list, tuple)) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
+        raise ValueError("budgets must be pairs of a period and dollars")
+    if not all(period in PERIODS for period, _ in pairs):
+        raise ValueError("the period of a budget must be day, month or total")
+    return tuple((period, dollars) for period, dollars in pairs)
 
 
 def _names(name: str, found: Any) -> list[str]:
