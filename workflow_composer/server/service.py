@@ -21,6 +21,7 @@ from workflow_composer.errors import ConfigError
 from workflow_composer.metrics.live import LiveMetrics, SharedMetrics
 from workflow_composer.metrics.sink import service_sink
 from workflow_composer.orchestrator import ModelOrchestrator
+from workflow_composer.runtime.destinations import tell_where
 from workflow_composer.server.admin.dashboard import Dashboard
 from workflow_composer.server.admin.health import Observing
 from workflow_composer.server.admin.strategy_switcher import (
@@ -113,6 +114,8 @@ async def _alone(settings: ServerSettings, listening: socket.socket, environ: Ma
         if settings.watch:
             worker.begin(watch(strategies, log.event))
         announce(settings, listening, worker.orchestrator.strategy)
+        if not settings.json:
+            tell_where(worker.orchestrator.config, environ)
         await worker.work(listening)
 
 
