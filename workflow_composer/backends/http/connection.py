@@ -115,7 +115,7 @@ class Connection(asyncio.Protocol):
         self._headed = self._streams = self._aborted = self._complete = False
         self._inflating: _Inflating | None = None
         self._backlog: deque[memoryview] = deque()
-        self._working = self._held = False
+        self._working = self._scheduled = self._held = False
         self._lost: tuple[Exception | None] | None = None
         self.transport: Any = None
         self.usable = True
@@ -147,7 +147,7 @@ class Connection(asyncio.Protocol):
         """Resume reading."""
         self._held = False
         if self._working:
-            self._loop.call_soon(self._work)
+            self._work_soon()
         elif self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
 
@@ -220,12 +220,13 @@ class Connection(asyncio.Protocol):
 
     def _work(self) -> None:
         """Take one step, and arrange for the next."""
+        self._scheduled = False
         if not self._working or self._held:
             return  # `resume` goes on
         if self._waiter is not None and not self._waiter.done():
             self._take_a_step()
             if self._waiter is not None and (self._backlog or (self._inflating is not None and self._inflating.waits)):
-                self._loop.call_soon(self._work)
+                self._work_soon()
                 return
         self._working = False
         if self._backlog:  # data after the response
@@ -236,8 +237,13 @@ class Connection(asyncio.Protocol):
             self._finish()
         elif lost is not None:
             self.connection_lost(lost[0])
-        elif self.transport is not None and not self.transport.is_closing():
+        elif not self._held and self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
+
+    def _work_soon(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._work)
 
     def _take_a_step(self) -> None:
         """Decompress a piece, or parse one."""

@@ -69,6 +69,10 @@ def _raise_reported(server: OpenAIServer, pump: _Pump, secrets: Secrets) -> None
         raise errors.from_stream(pump.error, server.label, secrets)
 
 
+_COMMENTS = 4096
+"""Bytes of comments before the first token that are passed on with it; some servers send one now and then."""
+
+
 class _Pump:
     """Passes on a stream's complete events.
 
@@ -132,8 +136,8 @@ class _Pump:
             self._write(data)
 
     def _looked_at(self, data: bytes) -> bytes:
-        """Decode these events and return those to pass on; of those before the first token, only the ones with data."""
-        if not self.works and b"data:" not in data:
+        """Decode these events and return those to pass on."""
+        if not self.works and b"data:" not in data and self._held_size + len(data) > _COMMENTS:
             return b""
         passed: list[bytes] = []
         for event in data.replace(b"\r\n", b"\n").split(b"\n\n"):
@@ -156,7 +160,7 @@ class _Pump:
         """Process one event; return whether the client should get it."""
         payload = next(payloads(event), b"").strip()
         if not payload or payload.startswith(DONE):
-            return bool(payload) or self.works
+            return bool(payload) or self.works or self._held_size < _COMMENTS
         try:
             found = msgspec.json.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError):

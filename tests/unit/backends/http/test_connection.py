@@ -20,7 +20,6 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 @contextlib.asynccontextmanager
 async def connected(sent: bytes) -> AsyncIterator[Connection]:
     """A connection to a server that sends these bytes to every request."""
-
     accepted = []
 
     class Server(asyncio.Protocol):
@@ -277,3 +276,33 @@ async def test_a_large_answer_of_many_values_is_refused(body, whole):
         else:
             with pytest.raises(TooLong):
                 await connection.ask(ASK)
+
+
+async def test_a_sink_that_pauses_at_the_last_step_stays_paused():
+    """The end of the steps resumes only what they paused themselves."""
+
+    class Pausing(Discarding):
+        def feed(self, data):
+            self.connection.pause()
+
+    sink = Pausing()
+    async with connected(b"") as connection:
+        sink.connection = connection
+        done = connection.ask(ASK, sink)
+        start = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 200000\r\n\r\n"
+        connection.data_received(start + b"x" * 100_000)
+        for _ in range(5):
+            connection.resume()
+            connection.pause()
+            await asyncio.sleep(0)
+        while connection._working:
+            connection.resume()
+            await asyncio.sleep(0)
+        assert not connection.transport.is_reading()
+        connection.resume()
+        assert connection.transport.is_reading()
+        connection.data_received(b"x" * 100_000)
+        while not done.done():
+            connection.resume()
+            await asyncio.sleep(0)
+        assert (await done).status == 200
