@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -69,6 +70,12 @@ class JsonlSink:
         self._lock = threading.Lock()
         self._troubled = False
         self._held_up = False
+        _sinks.add(self)
+
+    def forked(self) -> None:
+        """Start afresh in a forked child; the lines that wait are the parent's to write."""
+        self._lock = threading.Lock()
+        self._waiting = []
 
     def write(self, metric: RoutingMetric) -> None:
         """Append the metric's line."""
@@ -128,6 +135,11 @@ class ThreadedSink(JsonlSink):
         super().__init__(path, on_trouble=on_trouble, together=TOGETHER)
         self._writer = LineWriter(self._written)
 
+    def forked(self) -> None:
+        """Start afresh in a forked child, which has no copy of the thread."""
+        super().forked()
+        self._writer = LineWriter(self._written)
+
     def close(self) -> None:
         """Write the buffered lines and close the file, unless it is held up; a later metric reopens it."""
         self.flush()
@@ -151,6 +163,17 @@ class ThreadedSink(JsonlSink):
         except OSError as error:
             self._report(error.strerror or str(error))
         return True
+
+
+_sinks: weakref.WeakSet[JsonlSink] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for sink in _sinks:
+        sink.forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class MemorySink:

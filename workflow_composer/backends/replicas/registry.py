@@ -172,6 +172,14 @@ def view_of(directory: Path, users: frozenset[int] | None = None) -> RegistryVie
         return view
 
 
+def _after_fork() -> None:
+    """Forget the views: the threads that were reading for them are not in a forked child."""
+    global _views, _making  # one of each per process
+    _views, _making = weakref.WeakValueDictionary(), threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
 State = Literal["starting", "ready", "draining"]
 
 REGISTRY_VARIABLE = "WORKFLOW_COMPOSER_REGISTRY"

@@ -1,4 +1,4 @@
-"""The process of one of several workers; only the supervisor runs it (``python -m`` with three numbers)."""
+"""The process of one of several workers; only the supervisor runs it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pickle
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from workflow_composer.answers.extraction import FUNCTION_PATH
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.orchestrator import ModelOrchestrator
@@ -112,8 +114,12 @@ def _unpacked(text: str) -> StrategyConfig:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serve on the inherited sockets."""
-    number, listening, control = map(int, arguments)
+    """Serve on the inherited sockets: arguments are the worker's number, two descriptors, and whether the supervisor's
+    path has the working directory, in which then only functions that a profile names are looked up.
+    """
+    number, listening, control, sees_here = map(int, arguments)
+    if sees_here:
+        FUNCTION_PATH.append(str(Path.cwd()))
     with socket.socket(fileno=listening) as sock, socket.socket(fileno=control) as channel:
         sock.setblocking(False)
         channel.setblocking(False)
@@ -124,7 +130,3 @@ def main(arguments: Sequence[str]) -> None:
             with writing(log):
                 log.warning("a worker cannot start", error=str(error))
             sys.exit(error.exit_code)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
