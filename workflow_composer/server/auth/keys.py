@@ -22,8 +22,12 @@ from workflow_composer.storage.locks import locked
 from workflow_composer.storage.replacing import replace_file
 
 Period = Literal["day", "month", "total"]
+PERIODS: tuple[Period, ...] = ("day", "month", "total")
 
 PREFIX = "wfc-"
+FEEDBACK, ADMIN = "feedback", "admin"
+RIGHTS = (FEEDBACK, ADMIN)
+"""``feedback``: grade answers to one's own requests. ``admin``: all that the admin token allows."""
 VERSION = 1
 LONGEST_ID = 32
 """Bytes reserved for an ID in a ledger record."""
@@ -36,8 +40,10 @@ _MOST_REMEMBERED = 4096
 class Key:
     """A key's record.
 
-    ``budget`` is in dollars per ``period`` (UTC); None or empty: no limit. ``most_calls`` limits the calls of one request to
-    models (None: as the service's settings say). Times are epoch seconds.
+    ``budget`` is in dollars per ``period`` (UTC); ``budgets`` are further ones, each a period and dollars. None or empty: no
+    limit. ``concurrent`` limits the requests in progress, ``most_calls`` the calls of one request to models (None: as the
+    service's settings say). ``user`` and ``team`` are labels for reports. Times are epoch seconds. ``rights`` are some of
+    `RIGHTS`; a record without the field is from before there were any, and keeps the right to grade.
     """
 
     id: str
@@ -54,6 +60,17 @@ class Key:
     models: tuple[str, ...] = ()
     expires: float | None = None
     revoked: bool = False
+    budgets: tuple[tuple[Period, float], ...] = ()
+    tokens_per_day: int | None = None
+    concurrent: int | None = None
+    user: str = ""
+    team: str = ""
+    rights: tuple[str, ...] = ()
+
+    @property
+    def limits(self) -> tuple[tuple[Period, float], ...]:
+        """All budgets: periods and dollars."""
+        return self.budgets if self.budget is None else ((self.period, self.budget), *self.budgets)
 
     @classmethod
     def new(cls, name: str, *, now: float | None = None, **limits: Any) -> tuple[Key, str]:
@@ -69,31 +86,43 @@ class Key:
         if unknown:
             raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
         lists = {name: tuple(_names(name, data.get(name))) for name in ("strategies", "models")}
-        key = cls(**{**data, **lists})
+        lists["rights"] = tuple(_names("rights", data.get("rights", [FEEDBACK])))
+        if unknown := set(lists["rights"]).difference(RIGHTS):
+            raise ValueError(f"unknown right {sorted(unknown)[0]!r}; rights are {', '.join(RIGHTS)}")
+        key = cls(**{**data, **lists, "budgets": _budgets(data.get("budgets"))})
         if not all(isinstance(value, str) and value for value in (key.id, key.name, key.salt, key.digest)):
             raise ValueError("id, name, salt and digest must be strings")
         if not key.id.isalnum() or len(key.id) > LONGEST_ID or not f"{key.id}{key.salt}{key.digest}".isascii():
             raise ValueError(f"id must be at most {LONGEST_ID} letters and digits; id, salt and digest must be ASCII")
+        if not all(isinstance(label, str) for label in (key.user, key.team)):
+            raise TypeError("user and team must be strings")
         if not isinstance(key.revoked, bool):
             raise TypeError("revoked must be true or false")
         if key.period not in {"day", "month", "total"}:
             raise ValueError("period must be day, month or total")
-        limits = (key.budget, key.requests_per_minute, key.tokens_per_minute, key.most_calls)
-        numbers = (key.created, *limits, key.expires)
+        counts = (key.requests_per_minute, key.tokens_per_minute, key.tokens_per_day, key.concurrent, key.most_calls)
+        money = [dollars for _, dollars in key.limits]
+        numbers = (key.created, key.expires, *money, *counts)
         if not all(value is None or (isinstance(value, (int, float)) and value >= 0) for value in numbers):
             raise ValueError("limits and times must be non-negative numbers")
-        if 0 in limits:  # 0 would be read as no limit
+        if 0 in (*money, *counts):  # 0 would be read as no limit
             raise ValueError("limits must be greater than 0; revoke the key to block it")
         return key
 
-    def check(self, *, strategy: str, model: str | None) -> None:
-        """Check that the key may use the strategy and model. Raises `HttpFailure` 403."""
+    def check(self, strategy: str) -> None:
+        """Check that the key may use the strategy. Raises `HttpFailure` 403."""
         if self.strategies and strategy not in self.strategies:
             message = f"this API key is not allowed to use the strategy {strategy!r}"
             raise HttpFailure(403, message, type=PERMISSION, code="strategy_not_allowed")
-        if self.models and (model or "auto") not in self.models:
-            message = f"this API key is only allowed to use the models {', '.join(self.models)}"
-            raise HttpFailure(403, message, type=PERMISSION, code="model_not_allowed", param="model")
+
+
+def _budgets(found: Any) -> tuple[tuple[Period, float], ...]:
+    pairs = [] if found is None else list(found.items()) if isinstance(found, dict) else found
+    if not isinstance(pairs, (list, tuple)) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
+        raise ValueError("budgets must be pairs of a period and dollars")
+    if not all(period in PERIODS for period, _ in pairs):
+        raise ValueError("the period of a budget must be day, month or total")
+    return tuple((period, dollars) for period, dollars in pairs)
 
 
 def _names(name: str, found: Any) -> list[str]:
@@ -228,6 +257,14 @@ class KeyRing:
             self._stamp = self._stamp if isinstance(error, ConfigError) else (0, 0, 0)
         else:
             self._known.clear()
+
+
+def presented(headers: Mapping[str, str]) -> str | None:
+    """Return the API key of a request: its bearer token or ``x-api-key``."""
+    given = headers.get("authorization")
+    if given is not None and given[:7].lower() == "bearer ":
+        return given[7:].strip()
+    return headers.get("x-api-key")
 
 
 def _refused(message: str) -> HttpFailure:
