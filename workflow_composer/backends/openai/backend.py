@@ -205,18 +205,22 @@ class OpenAICompatibleBackend:
         except BadRequest as error:
             again = lambda: server.send(path, body, secrets, connect=connect, bounds=bounds)  # noqa: E731  # said once
             answer = await self._in_other_words(error, body, again)
+        content = answer.body
         done: Completion | None
-        if len(answer.body) > LARGE:
-            done = await asyncio.to_thread(self._read, answer.body, secrets, body["model"])
-        elif (done := wire.quick_completion(answer.body, model=body["model"])) is None:
-            done = server.completion(answer.body, secrets, model=body["model"])
+        if len(content) > LARGE:
+            done, content = await asyncio.to_thread(self._read, content, secrets, body["model"])
+        elif (done := wire.quick_completion(content, model=body["model"])) is None:
+            done = server.completion(content, secrets, model=body["model"])
+            content = wire.strict(content)
         if request.relay is not None and self.relays:
-            request.relay.body = answer.body
+            request.relay.body = content
         return done
 
-    def _read(self, body: bytes, secrets: Secrets, model: str) -> Completion:
-        """Decode a large response, in a thread."""
-        return wire.quick_completion(body, model=model) or self._server.completion(body, secrets, model=model)
+    def _read(self, content: bytes, secrets: Secrets, model: str) -> tuple[Completion, bytes]:
+        """Decode a large response, in a thread; return it and its bytes as strict JSON."""
+        if (done := wire.quick_completion(content, model=model)) is not None:
+            return done, content
+        return self._server.completion(content, secrets, model=model), wire.strict(content)
 
     # ------------------------------------------------------------------------------------------ adapting to the server
 
