@@ -206,10 +206,10 @@ class OpenAICompatibleBackend:
             again = lambda: server.send(path, body, secrets, connect=connect, bounds=bounds)  # noqa: E731  # said once
             answer = await self._in_other_words(error, body, again)
         content = answer.body
-        done: Completion | None
-        if len(content) > LARGE:
+        done = None if len(content) > LARGE else wire.quick_completion(content, model=body["model"])
+        if done is None and len(content) > LARGE:
             done, content = await asyncio.to_thread(self._read, content, secrets, body["model"])
-        elif (done := wire.quick_completion(content, model=body["model"])) is None:
+        elif done is None:
             done = server.completion(content, secrets, model=body["model"])
             content = wire.strict(content)
         if request.relay is not None and self.relays:
@@ -218,7 +218,8 @@ class OpenAICompatibleBackend:
 
     def _read(self, content: bytes, secrets: Secrets, model: str) -> tuple[Completion, bytes]:
         """Decode a large response, in a thread; return it and its bytes as strict JSON."""
-        if (done := wire.quick_completion(content, model=model)) is not None:
+        done = wire.quick_completion(content, model=model)
+        if done is not None:
             return done, content
         return self._server.completion(content, secrets, model=model), wire.strict(content)
 

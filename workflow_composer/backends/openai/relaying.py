@@ -125,7 +125,7 @@ class _Pump:
         """Accept complete events."""
         if (b'"length"' in data or b'"content_filter"' in data) and (found := _CUT_OFF.search(data)):
             self._cut_off = found[1].decode()
-        if not self.works or b'"usage":{' in data or b'"usage": {' in data or b'"error":' in data:
+        if not self.works or b'"usage":{' in data or b'"usage": {' in data or b'"error"' in data:
             data = self._looked_at(data)
         if data:
             self._last = (self._last[1], data)
