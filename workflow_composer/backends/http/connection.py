@@ -202,7 +202,7 @@ class Connection(asyncio.Protocol):
         if self._headed and not self._aborted and not {"content-length", "transfer-encoding"} & self._headers.keys():
             self.on_message_complete()
             if self._complete and self._waiter is not None:
-                self._finish()
+                self.on_message_complete()
         else:
             how = "reset by the server" if exc else "closed during the response" if begun else "closed before the response"
             self._fail(Broken(how, begun=begun, stale=not begun and not self._aborted))
@@ -234,7 +234,7 @@ class Connection(asyncio.Protocol):
             self._backlog.clear()
         lost, self._lost = self._lost, None
         if self._complete and self._waiter is not None:
-            self._finish()
+            self.on_message_complete()
         elif lost is not None:
             self.connection_lost(lost[0])
         elif not self._held and self.transport is not None and not self.transport.is_closing():
@@ -342,19 +342,16 @@ class Connection(asyncio.Protocol):
                 self._fail(TooLong(f"the response has more than {self._bounds.values} values"))
 
     def on_message_complete(self) -> None:
-        """Complete the response, unless it was an interim one (1xx)."""
-        if self._parser.get_status_code() < 200:
-            self._headers = {}
-            return
-        self.usable = self.usable and self._parser.should_keep_alive()
-        if self._inflating is not None:
-            self._complete = True  # once it is decompressed
-            return
-        self._finish()
-
-    def _finish(self) -> None:
-        """Deliver the response."""
-        if self._inflating is not None and not self._inflating.whole:
+        """Deliver the response, unless it was an interim one (1xx); a compressed one once it is decompressed."""
+        if not self._complete:
+            if self._parser.get_status_code() < 200:
+                self._headers = {}
+                return
+            self.usable = self.usable and self._parser.should_keep_alive()
+            if self._inflating is not None:
+                self._complete = True
+                return
+        elif self._inflating is not None and not self._inflating.whole:
             self._fail(Undecodable("cannot decompress the response: it is truncated"))
             return
         self.idle_since = time.monotonic()
