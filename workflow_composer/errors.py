@@ -157,7 +157,7 @@ class RoutingError(WorkflowComposerError):
     exit_code = 3
 
 
-class NoStrategy(RoutingError):
+class NoStrategy(RoutingError, RuntimeError):
     """No strategy was named, and no strategy that keeps data local can run here."""
 
 
