@@ -34,6 +34,9 @@ _KEEPALIVE_CLOUD = 30.0
 _ACCEPTED = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
 
 
+_FAULTS = {json.JSONDecodeError: "it is not JSON", UnicodeDecodeError: "it is not UTF-8", RecursionError: "it is too deep"}
+
+
 class OpenAIServer:
     """Sends requests for one model to the server of its spec."""
 
@@ -55,7 +58,14 @@ class OpenAIServer:
     # ------------------------------------------------------------------------------------------------------------ calls
 
     async def send(
-        self, path: str, body: dict[str, Any], secrets: Iterable[str], *, connect: float, sink: Sink | None = None
+        self,
+        path: str,
+        body: dict[str, Any],
+        secrets: Iterable[str],
+        *,
+        connect: float,
+        sink: Sink | None = None,
+        bounds: Bounds = BOUNDS,
     ) -> Answer:
         """Post ``body`` with the model's id; return a response with status 2xx. Raises `ModelError`, `EgressDenied`."""
         again = True
@@ -70,9 +80,10 @@ class OpenAIServer:
                 if lines.proxied is None:
                     start = self._heads.get(path) or self._head(path)
                     data = b"%b%d\r\n\r\n%b" % (start, len(content), content)
-                    answer = await lines.direct.send(self.origin, data, connect=connect, sink=sink)
+                    answer = await lines.direct.send(self.origin, data, connect=connect, sink=sink, bounds=bounds)
                 else:
-                    answer = await lines.proxied.ask("POST", path, self._headers(), content, connect=connect)
+                    headers = self._headers()
+                    answer = await lines.proxied.ask("POST", path, headers, content, connect=connect, bounds=bounds)
             except (OSError, Broken) as error:
                 raise errors.from_connection(error, self.label) from None
             if 200 <= answer.status < 300:
@@ -168,8 +179,10 @@ class OpenAIServer:
         """Return ``read(data)``. Raises `ServerFailed` if the data violates the protocol."""
         try:
             return read(data)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            reason = str(error) if isinstance(error, wire.Malformed) else type(error).__name__
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            reason = (
+                str(error) if isinstance(error, wire.Malformed) else _FAULTS.get(type(error), "a field has another type")
+            )
             raise ServerFailed(f"{self.label.name}: invalid response: {reason}") from None
 
     @contextmanager
