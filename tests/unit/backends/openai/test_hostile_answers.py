@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.integration.stub_backends import local_backend
@@ -73,6 +73,9 @@ def check_refusal(error):
 
 
 @given(answer=answers)
+@example(answer={"choices": [{"message": {"content": "a"}, "finish_reason": {}}]})
+@example(answer={"choices": [{"message": {"tool_calls": [{"function": {"name": {}, "arguments": "{}"}}]}}]})
+@example(answer={"choices": [{"message": {"refusal": 5}}]})
 @settings(deadline=None, max_examples=300)
 def test_a_whole_answer_is_read_or_refused(answer):
     """By the quick reader and the thorough one alike."""
@@ -169,3 +172,14 @@ def test_what_json_does_not_know_is_null_in_a_relayed_answer():
     """Other languages' readers refuse NaN; what is strict already stays as it is, byte for byte."""
     assert json.loads(wire.strict(b'{"a": NaN, "b": [1e999, -Infinity, 1.5]}')) == {"a": None, "b": [None, None, 1.5]}
     assert wire.strict(b'{ "a" : 1.50 }') == b'{ "a" : 1.50 }'
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 3000 + b"]" * 3000, b'{"choices": "\xff"}', b'{"choices": [', b"", b"[" + b"1" * 5000 + b"]"]
+)
+def test_what_is_no_readable_json_is_refused(content):
+    """Too deep, not UTF-8, cut off, empty, a number of thousands of digits."""
+    assert wire.quick_completion(content, model="m") is None
+    with pytest.raises(ServerFailed) as refused:
+        SERVER.completion(content, (), model="m")
+    check_refusal(refused.value)
