@@ -188,11 +188,13 @@ class OpenAICompatibleBackend:
             answer = await server.send(path, body, secrets, connect=connect)
         except BadRequest as error:
             answer = await self._in_other_words(error, body, lambda: server.send(path, body, secrets, connect=connect))
-        done = wire.quick_completion(answer.body, model=body["model"])
+        content = answer.body
+        done = wire.quick_completion(content, model=body["model"])
         if done is None:
-            done = server.completion(answer.body, secrets, model=body["model"])
+            done = server.completion(content, secrets, model=body["model"])
+            content = wire.strict(content)
         if request.relay is not None and self.relays:
-            request.relay.body = answer.body
+            request.relay.body = content
         return done
 
     # ------------------------------------------------------------------------------------------ adapting to the server

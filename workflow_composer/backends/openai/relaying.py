@@ -120,7 +120,7 @@ class _Pump:
         """Accept complete events."""
         if (b'"length"' in data or b'"content_filter"' in data) and (found := _CUT_OFF.search(data)):
             self._cut_off = found[1].decode()
-        if not self.works or b'"usage":{' in data or b'"usage": {' in data or b'"error":' in data:
+        if not self.works or b'"usage":{' in data or b'"usage": {' in data or b'"error"' in data:
             data = self._looked_at(data)
         if data:
             self._last = (self._last[1], data)
@@ -153,7 +153,7 @@ class _Pump:
             return True
         try:
             found = msgspec.json.decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             found = None
         if not isinstance(found, dict):
             self._stop({"error": {"message": "an event is malformed"}})
@@ -162,7 +162,12 @@ class _Pump:
             self._stop(found)
             return False
         self.model = wire.name_in(found) or self.model
-        if not self.works and wire.shows_work(found):
+        try:
+            works = self.works or wire.shows_work(found)
+        except wire.Malformed as error:
+            self._stop({"error": {"message": f"an event is malformed: {error}"}})
+            return False
+        if works and not self.works:
             self.works = True
             self._on_first_token()
         usage = found.get("usage")
@@ -187,7 +192,7 @@ class _Pump:
                 choices = msgspec.json.decode(event).get("choices") or ()
                 if any(choice.get("finish_reason") for choice in choices):
                     return self.error is None
-            except (msgspec.DecodeError, AttributeError):
+            except (msgspec.DecodeError, AttributeError, TypeError, RecursionError):
                 continue
         return False
 
@@ -197,7 +202,10 @@ class _Pump:
             return Sample("", self._cut_off)
         heard = StreamAccumulator()
         for event in (event for part in self._kept for event in payloads(part)):
-            chunk = None if event.startswith(DONE) else wire.chunk_of(msgspec.json.decode(event))
+            try:
+                chunk = None if event.startswith(DONE) else wire.chunk_of(msgspec.json.decode(event))
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                continue  # the client has it already
             if chunk is not None:
                 heard.add(chunk)
         return heard.sample()

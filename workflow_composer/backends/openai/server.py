@@ -34,6 +34,9 @@ _KEEPALIVE_CLOUD = 30.0
 _ACCEPTED = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
 
 
+_FAULTS = {json.JSONDecodeError: "it is not JSON", UnicodeDecodeError: "it is not UTF-8", RecursionError: "it is too deep"}
+
+
 class OpenAIServer:
     """Sends requests for one model to the server of its spec."""
 
@@ -168,8 +171,10 @@ class OpenAIServer:
         """Return ``read(data)``. Raises `ServerFailed` if the data violates the protocol."""
         try:
             return read(data)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            reason = str(error) if isinstance(error, wire.Malformed) else type(error).__name__
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            reason = (
+                str(error) if isinstance(error, wire.Malformed) else _FAULTS.get(type(error), "a field has another type")
+            )
             raise ServerFailed(f"{self.label.name}: invalid response: {reason}") from None
 
     @contextmanager

@@ -197,10 +197,10 @@ class Admission:
             del self.running[owner]
         while self._queues:
             following = min(self._queues, key=self._slots)
-            queue = self._queues[following]
+            queue = self._queues.pop(following)
             waiting = queue.popleft()
-            if not queue:
-                del self._queues[following]
+            if queue:
+                self._queues[following] = queue  # behind those of owners with as many slots
             if not waiting.done():
                 self.running[following] = self.running.get(following, 0) + 1
                 waiting.set_result(None)
