@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from workflow_composer.backends.http.client import Limit
-from workflow_composer.backends.http.connection import BOUNDS, Connection
+from workflow_composer.backends.http.connection import BOUNDS, Connection, TooLong
 from workflow_composer.backends.http.events import DONE, EventReader, payloads
 from workflow_composer.backends.openai import errors, wire
 from workflow_composer.backends.openai.server import Secrets
@@ -69,6 +69,10 @@ def _raise_reported(server: OpenAIServer, pump: _Pump, secrets: Secrets) -> None
         raise errors.from_stream(pump.error, server.label, secrets)
 
 
+_COMMENTS = 4096
+"""Bytes of comments before the first token that are passed on with it; some servers send one now and then."""
+
+
 class _Pump:
     """Passes on a stream's complete events.
 
@@ -84,6 +88,7 @@ class _Pump:
         self._reader = EventReader(BOUNDS.event)
         self._on_first_token = on_first_token
         self._held: list[bytes] = []
+        self._held_size = 0
         self._last: tuple[bytes, bytes] = (b"", b"")
         self._kept: list[bytes] = []
         self._cut_off: str | None = None
@@ -132,6 +137,8 @@ class _Pump:
 
     def _looked_at(self, data: bytes) -> bytes:
         """Decode these events and return those to pass on."""
+        if not self.works and b"data:" not in data and self._held_size + len(data) > _COMMENTS:
+            return b""
         passed: list[bytes] = []
         for event in data.replace(b"\r\n", b"\n").split(b"\n\n"):
             if self.error is not None:
@@ -140,6 +147,9 @@ class _Pump:
                 passed.append(event + b"\n\n")
         if not self.works:
             self._held += passed
+            self._held_size += sum(map(len, passed)) + 100 * len(passed)  # each takes more than its bytes
+            if self._held_size > BOUNDS.event:
+                raise TooLong(f"the events before the first token are longer than {BOUNDS.event} bytes")
             return b""
         if self._held:
             passed = self._held + passed
@@ -150,7 +160,7 @@ class _Pump:
         """Process one event; return whether the client should get it."""
         payload = next(payloads(event), b"").strip()
         if not payload or payload.startswith(DONE):
-            return True
+            return bool(payload) or self.works or self._held_size < _COMMENTS
         try:
             found = msgspec.json.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -58,7 +58,14 @@ class OpenAIServer:
     # ------------------------------------------------------------------------------------------------------------ calls
 
     async def send(
-        self, path: str, body: dict[str, Any], secrets: Iterable[str], *, connect: float, sink: Sink | None = None
+        self,
+        path: str,
+        body: dict[str, Any],
+        secrets: Iterable[str],
+        *,
+        connect: float,
+        sink: Sink | None = None,
+        bounds: Bounds = BOUNDS,
     ) -> Answer:
         """Post ``body`` with the model's id; return a response with status 2xx. Raises `ModelError`, `EgressDenied`."""
         again = True
@@ -73,9 +80,10 @@ class OpenAIServer:
                 if lines.proxied is None:
                     start = self._heads.get(path) or self._head(path)
                     data = b"%b%d\r\n\r\n%b" % (start, len(content), content)
-                    answer = await lines.direct.send(self.origin, data, connect=connect, sink=sink)
+                    answer = await lines.direct.send(self.origin, data, connect=connect, sink=sink, bounds=bounds)
                 else:
-                    answer = await lines.proxied.ask("POST", path, self._headers(), content, connect=connect)
+                    headers = self._headers()
+                    answer = await lines.proxied.ask("POST", path, headers, content, connect=connect, bounds=bounds)
             except (OSError, Broken) as error:
                 raise errors.from_connection(error, self.label) from None
             if 200 <= answer.status < 300:

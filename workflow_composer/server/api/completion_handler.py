@@ -24,6 +24,7 @@ from workflow_composer.server.auth.callers import MARK_BYTES, reachable
 from workflow_composer.server.auth.keys import presented
 from workflow_composer.server.exchange import Exchange, Fields, Handler, Reply
 from workflow_composer.server.failures import HttpFailure, interruption_of
+from workflow_composer.support.large_json import LARGE, apart
 from workflow_composer.types import ANY_TASK, LLMRequest, LLMResponse, Message, Relay, texts
 
 if TYPE_CHECKING:
@@ -381,7 +382,10 @@ class CompletionHandler:
 
         async def handle(exchange: Exchange) -> Reply | None:
             async with Visit(accounts, admission, exchange) as visit:
-                asked = dialect.read(exchange.body, exchange.headers)
+                if len(exchange.body) <= LARGE:
+                    asked = dialect.read(exchange.body, exchange.headers)
+                else:
+                    asked = await apart(dialect.read, exchange.body, exchange.headers)
                 relay = Relay(usage=asked.include_usage) if relays else None
                 said = self._complete(asked, exchange, visit, relay)
                 if asked.stream:
