@@ -9,7 +9,6 @@ import resource
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -145,10 +144,7 @@ def test_without_descriptors_nothing_is_held_against_a_server_and_nothing_falls_
             assert asked()[0] == 200
             pid = service.process.pid
             usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-            used = max(int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()) + 1
-            free = used - len(list(Path(f"/proc/{pid}/fd").iterdir()))
-            assert free <= 2
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, (used - free, usual[1]))
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, usual[1]))  # what is open stays open
             refused = [asked() for _ in range(8)]
             resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
             assert {(status, said["error"]["code"]) for status, said in refused} == {(503, "overloaded")}
