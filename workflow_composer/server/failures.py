@@ -16,6 +16,7 @@ from workflow_composer.errors import (
     AuthenticationFailed,
     BadRequest,
     BudgetExceeded,
+    BudgetReserved,
     CallTimeout,
     ChannelClosed,
     CircuitOpen,
@@ -41,7 +42,6 @@ from workflow_composer.errors import (
     Unsupported,
     WorkflowComposerError,
 )
-from workflow_composer.execution.reservation import BudgetReserved
 from workflow_composer.types import Attempt
 
 INVALID, SERVER, PERMISSION = "invalid_request_error", "server_error", "permission_error"
@@ -112,6 +112,7 @@ _TOLD = {
     "CircuitOpen": "it failed repeatedly and is not called for a while",
     "EgressDenied": "this service does not send data there",
     "ModelNotFound": "its server does not know it",
+    "OutOfResources": "this service has no resources left for the call",
     "QuotaExhausted": "the service's account for it has no credit left",
     "RateLimited": "it is at its rate limit",
     "AnswerTooLong": "its answer was too long",

@@ -226,9 +226,12 @@ def model_ids(data: Any) -> tuple[str, ...]:
 
 
 def name_in(data: Mapping[str, Any]) -> str | None:
-    """Return the model's name in a response, if it is text."""
+    """Return the model's name in a response; None if it is no text that can be shown, in tables and on terminals."""
     name = data.get("model")
-    return name if isinstance(name, str) else None
+    return name if isinstance(name, str) and len(name) <= _LONGEST_NAME and name.isprintable() else None
+
+
+_LONGEST_NAME = 256
 
 
 def usage_of(usage: Any) -> Usage:
@@ -441,7 +444,7 @@ class _Counts(msgspec.Struct):
 
 class _Whole(msgspec.Struct):
     choices: list[_Choice]
-    model: str | None = None
+    model: Annotated[str, msgspec.Meta(max_length=_LONGEST_NAME, pattern=r"\A[^\x00-\x1f\x7f-\xa0]*\Z")] | None = None
     usage: _Counts | None = None
     error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     object: str | None = None
