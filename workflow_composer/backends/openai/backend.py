@@ -206,15 +206,16 @@ class OpenAICompatibleBackend:
             again = lambda: server.send(path, body, secrets, connect=connect, bounds=bounds)  # noqa: E731  # said once
             answer = await self._in_other_words(error, body, again)
         content = answer.body
-        done = None if len(content) > LARGE else wire.quick_completion(content, model=body["model"])
-        if done is None and len(content) > LARGE:
-            done, content = await asyncio.to_thread(self._read, content, secrets, body["model"])
-        elif done is None:
-            done = server.completion(content, secrets, model=body["model"])
-            content = wire.strict(content)
+        if len(content) > LARGE:
+            found, content = await asyncio.to_thread(self._read, content, secrets, body["model"])
+        else:
+            done = wire.quick_completion(content, model=body["model"])
+            found = done or server.completion(content, secrets, model=body["model"])
+            if done is None:
+                content = wire.strict(content)
         if request.relay is not None and self.relays:
             request.relay.body = content
-        return done
+        return found
 
     def _read(self, content: bytes, secrets: Secrets, model: str) -> tuple[Completion, bytes]:
         """Decode a large response, in a thread; return it and its bytes as strict JSON."""
