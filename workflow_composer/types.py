@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from workflow_composer.support.fast_dataclass import quick
+from workflow_composer.usage import MOST_TOKENS, NO_USAGE, Delivered, Sending, Usage
 
 if TYPE_CHECKING:
     from workflow_composer.answers.form import OutputForm
@@ -23,10 +24,12 @@ __all__ = [
     "ANY_TASK",
     "EMPTY",
     "MOST_TOKENS",
+    "NO_USAGE",
     "TIMER_EARLY",
     "Attempt",
     "Chunk",
     "Completion",
+    "Delivered",
     "Embeddings",
     "EndpointStatus",
     "LLMRequest",
@@ -39,6 +42,7 @@ __all__ = [
     "ResourceStatus",
     "RoutingDecision",
     "Sample",
+    "Sending",
     "TierResult",
     "Timeouts",
     "TokenLogprob",
@@ -188,7 +192,7 @@ class ModelCall:
     """A call to a backend: one request, with the number of samples, the temperature and the time limits.
 
     ``first_sample`` is the index of the first sample if earlier calls drew others for the same request, so that a seed gives
-    different samples and a recording the next ones.
+    different samples and a recording the next ones. ``sending`` is where a backend may report how far the call has got.
     """
 
     request: LLMRequest
@@ -196,34 +200,7 @@ class ModelCall:
     temperature: float | None = None
     timeouts: Timeouts = Timeouts()
     first_sample: int = 0
-
-
-MOST_TOKENS = 2**40
-"""No call uses more tokens; a larger count is an error of the server."""
-
-
-@quick
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens of one call, or the sum of several; prompt tokens count once per call, whatever the number of samples."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens)
-
-    @property
-    def total_tokens(self) -> int:
-        """Prompt and completion together."""
-        return self.prompt_tokens + self.completion_tokens
-
-    @property
-    def can_be(self) -> bool:
-        """Whether one call can have used this many tokens: servers and plugins may report nonsense."""
-        prompt, completion = self.prompt_tokens, self.completion_tokens
-        whole = type(prompt) is int and type(completion) is int
-        return whole and 0 <= prompt <= MOST_TOKENS and 0 <= completion <= MOST_TOKENS
+    sending: Sending | None = field(default=None, compare=False, repr=False)
 
 
 @quick
@@ -268,7 +245,7 @@ class Embeddings:
 
     vectors: tuple[tuple[float, ...], ...]
     model: str
-    usage: Usage = Usage()
+    usage: Usage = NO_USAGE
     candidate: str = ""
     cost: float = 0.0
     failovers: tuple[Attempt, ...] = ()
@@ -308,8 +285,8 @@ class Verdict:
 class Attempt:
     """One call to a candidate: its tier and its place in it (both from 0), its result and its cost in dollars.
 
-    ``priced`` is False if the profile has no price or the server reported no usage: the cost is then unknown, and ``cost``
-    is only what is known of it.
+    ``priced`` is False if the profile has no price: the cost is then unknown, and ``cost`` is only what is known of it.
+    ``estimated``: the tokens, or the price of the model that answered, are not known exactly.
     """
 
     tier: int
@@ -317,11 +294,12 @@ class Attempt:
     name: str
     local: bool
     latency_ms: float
-    usage: Usage = Usage()
+    usage: Usage = NO_USAGE
     cost: float = 0.0
     error: str | None = None
     error_type: str | None = None
     priced: bool = True
+    estimated: bool = False
 
 
 @quick
@@ -408,6 +386,11 @@ class LLMResponse:
     def cost_known(self) -> bool:
         """Whether every attempt has a price; if not, ``cost`` is a lower bound."""
         return all(attempt.priced for attempt in self.attempts)
+
+    @property
+    def cost_estimated(self) -> bool:
+        """Whether the cost of an attempt is estimated: its server reported no tokens, or it was broken off."""
+        return any(attempt.estimated for attempt in self.attempts)
 
     @property
     def asked_again(self) -> int:
@@ -513,7 +496,8 @@ class Relay:
     A whole answer is stored in ``body``. With ``write`` the answer is streamed: ``write`` gets complete server-sent events
     as they arrive, and ``begun`` is True once some were delivered, so that no other model may take over. ``usage``: the
     client requested the usage at the end of the stream; otherwise that event is dropped. ``keep``: the service also needs
-    the answer's text; otherwise a stream's text is not collected. ``source`` is set while a stream runs.
+    the answer's text; otherwise a stream's text is not collected. ``source`` is set while a stream runs, and ``delivery``
+    says what has arrived of it.
     """
 
     write: Callable[[bytes], None] | None = None
@@ -522,6 +506,7 @@ class Relay:
     body: bytes | None = None
     begun: bool = False
     source: RelaySource | None = None
+    delivery: Delivered | None = None
 
 
 # --------------------------------------------------------------------------------------------------------- resource status

@@ -13,11 +13,13 @@ import ssl
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from workflow_composer.backends.http.connection import BOUNDS, Answer, Bounds, Broken, Connection, Sink
 from workflow_composer.backends.http.egress import EgressPolicy, Resolve, admitted_addresses, endpoint_of
+from workflow_composer.usage import Sending
 
 # ------------------------------------------------------------------------------------------------------------------- limit
 #
@@ -77,6 +79,8 @@ class Limit:
             self._task.cancel()
 
 
+_NO_CLOCK: AbstractContextManager[None] = nullcontext()
+
 KEEPALIVE = 4.0
 """Seconds for which an idle connection is kept; uvicorn, vLLM's HTTP server, closes idle ones after 5."""
 _MOST_WAITING = 256 * 2**10
@@ -119,9 +123,18 @@ class Client:
         self._busy: set[Connection] = set()
 
     async def send(
-        self, origin: Origin, data: bytes, *, connect: float, sink: Sink | None = None, bounds: Bounds = BOUNDS
+        self,
+        origin: Origin,
+        data: bytes,
+        *,
+        connect: float,
+        sink: Sink | None = None,
+        bounds: Bounds = BOUNDS,
+        sending: Sending | None = None,
     ) -> Answer:
         """Send a whole request and return its response; connecting may take ``connect`` seconds.
+
+        ``sending`` learns when the request was sent, and when the response has ended.
 
         Raises `EgressDenied`; TimeoutError and OSError if no connection can be made; `Broken` if it ends early.
         """
@@ -133,10 +146,16 @@ class Client:
             if sink is not None:
                 sink.attach(connection)
             try:
-                return await connection.ask(data, sink, bounds)
+                if sending is None:
+                    return await connection.ask(data, sink, bounds)
+                sending.sent += 1
+                with sending.clock or _NO_CLOCK:
+                    return await connection.ask(data, sink, bounds)
             except Broken as error:
                 if not (reused and error.stale):
                     raise
+                if sending is not None:
+                    sending.sent -= 1
             except BaseException:
                 connection.abort()
                 raise
@@ -148,10 +167,10 @@ class Client:
                     connection.abort()
             connection, reused = None, False
 
-    async def stream(self, origin: Origin, data: bytes, *, connect: float) -> Stream:
+    async def stream(self, origin: Origin, data: bytes, *, connect: float, sending: Sending | None = None) -> Stream:
         """Send a request and wait for the headers of its response. Raises as `send`."""
         inbox = _Inbox()
-        asked = asyncio.ensure_future(self.send(origin, data, connect=connect, sink=inbox))
+        asked = asyncio.ensure_future(self.send(origin, data, connect=connect, sink=inbox, sending=sending))
         asked.add_done_callback(inbox.end)
         stream = Stream(inbox, asked)
         try:

@@ -36,6 +36,7 @@ from workflow_composer.types import (
     Relay,
     Timeouts,
 )
+from workflow_composer.usage import Sending
 
 if TYPE_CHECKING:
     from workflow_composer.config.strategy import ModelSpec
@@ -75,6 +76,7 @@ class ReplicatedBackend:
         self.name: str = spec.name
         self.local: bool = spec.local
         self.relays = True
+        self.tells_sending = True
         self._spec = spec
         self._context = context
         self._role = spec.endpoint or spec.name
@@ -88,19 +90,23 @@ class ReplicatedBackend:
         """Return ``call.samples`` answers, all by one server."""
         key = prefix_key(call.request.messages)
         relay = call.request.relay
-        return await self._answered(key, call.timeouts, lambda backend, left: backend.complete(_within(call, left)), relay)
+        ask = lambda backend, left: backend.complete(_within(call, left))  # noqa: E731  # said once
+        return await self._answered(key, call.timeouts, ask, relay, call.sending)
 
-    async def embed(self, texts: Sequence[str], *, timeout: float, dimensions: int | None = None) -> Embeddings:
+    async def embed(
+        self, texts: Sequence[str], *, timeout: float, dimensions: int | None = None, sending: Sending | None = None
+    ) -> Embeddings:
         """Return one vector per text."""
         return await self._answered(
             None,
             Timeouts(total=timeout),
-            lambda backend, left: backend.embed(texts, timeout=left.total, dimensions=dimensions),
+            lambda backend, left: backend.embed(texts, timeout=left.total, dimensions=dimensions, sending=sending),
+            sending=sending,
         )
 
     async def stream(self, call: ModelCall) -> AsyncGenerator[Chunk, None]:
         """Yield one answer piece by piece, all by one server."""
-        key, tour = prefix_key(call.request.messages), self._tour(call.timeouts)
+        key, tour = prefix_key(call.request.messages), self._tour(call.timeouts, call.sending)
         await self._look_around()
         while True:
             begun = False
@@ -143,8 +149,9 @@ class ReplicatedBackend:
         timeouts: Timeouts,
         ask: Callable[[OpenAICompatibleBackend, Timeouts], Awaitable[A]],
         relay: Relay | None = None,
+        sending: Sending | None = None,
     ) -> A:
-        tour = self._tour(timeouts)
+        tour = self._tour(timeouts, sending)
         await self._look_around()
         while True:
             try:
@@ -163,8 +170,8 @@ class ReplicatedBackend:
             else:
                 return replace(found, failovers=tuple(tour.failovers)) if tour.failovers else found
 
-    def _tour(self, timeouts: Timeouts) -> _Tour:
-        return _Tour(timeouts, by_request=timeouts.total < self._context.config.timeouts.total)
+    def _tour(self, timeouts: Timeouts, sending: Sending | None) -> _Tour:
+        return _Tour(timeouts, sending, by_request=timeouts.total < self._context.config.timeouts.total)
 
     def _nobody(self, tour: _Tour) -> ModelError | EgressDenied:
         """Return the error if no server is left to try."""
@@ -220,7 +227,8 @@ async def _ask(replica: Replica) -> None:
 class _Tour:
     """One call's attempts at several servers, within its time limit; ``by_request``: the limit is the request's own."""
 
-    def __init__(self, timeouts: Timeouts, *, by_request: bool) -> None:
+    def __init__(self, timeouts: Timeouts, sending: Sending | None = None, *, by_request: bool) -> None:
+        self._sending = sending
         self.tried: set[ReplicaPlace] = set()
         self.failovers: list[Attempt] = []
         self.last: ModelError | EgressDenied | None = None
@@ -267,8 +275,17 @@ class _Tour:
             raise self._told(error)
         self.last = error
         latency = (time.monotonic() - self._began) * 1000.0
-        self.failovers.append(Attempt(0, 0, self._server, True, latency, error=str(error), error_type=type(error).__name__))
+        failed = Attempt(0, 0, self._server, True, latency, error=str(error), error_type=type(error).__name__)
+        self.failovers.append(replace(failed, estimated=self._had_it()))
         self._server = ""
+
+    def _had_it(self) -> bool:
+        """Whether the server that failed had the request; its work is counted with its attempt, not with the call."""
+        sending = self._sending
+        had = sending is not None and sending.sent > 0
+        if had and sending is not None:
+            sending.sent = 0
+        return had
 
     def ended(self, limit: float, late: Callable[[Replica], None]) -> None:
         """Record a cancelled call. If its time ran out, the server is at fault; if the caller cancelled it, not."""
@@ -279,8 +296,11 @@ class _Tour:
 
     def _told(self, error: ModelError | EgressDenied) -> ModelError | EgressDenied:
         """Return the error with the servers that failed before the last one."""
+        again = error is self.last
+        if again and self._sending is not None and self.failovers and self.failovers[-1].estimated:
+            self._sending.sent = 1  # the last failure is that of the call itself
         if isinstance(error, ModelError):
-            error.failovers = tuple(self.failovers[:-1] if error is self.last else self.failovers)
+            error.failovers = tuple(self.failovers[:-1] if again else self.failovers)
         return error
 
     def marked(self, chunk: Chunk) -> Chunk:
