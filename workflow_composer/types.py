@@ -241,7 +241,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """One vector per input text, in order."""
+    """One vector per input text, in order. ``cost`` in dollars, as in `LLMResponse`."""
 
     vectors: tuple[tuple[float, ...], ...]
     model: str
@@ -249,6 +249,8 @@ class Embeddings:
     candidate: str = ""
     cost: float = 0.0
     failovers: tuple[Attempt, ...] = ()
+    cost_known: bool = True
+    cost_estimated: bool = False
 
 
 # ---------------------------------------------------------------------------------------------------------- the answer

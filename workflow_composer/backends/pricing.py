@@ -55,6 +55,16 @@ class Price:
             spec.reasoning_price,
         )
 
+    def covers(self, usage: Usage) -> bool:
+        """Whether the cost of a recorded call is known: the prices are, and so are the tokens that they apply to.
+
+        Every prompt has tokens, so a count of 0 means that it was not recorded.
+        """
+        prompt, answer = usage.prompt_tokens, usage.completion_tokens
+        return self.known and bool(
+            (prompt or not self.input_per_million) and (prompt or answer or not self.output_per_million)
+        )
+
     def cost(self, usage: Usage, gpu_seconds: float = 0.0) -> float:
         """Return the dollars for these tokens and ``gpu_seconds`` of the whole GPU, as measured by `GpuMeter.stop`."""
         tokens = usage.prompt_tokens * self.input_per_million + usage.completion_tokens * self.output_per_million

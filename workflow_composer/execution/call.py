@@ -315,7 +315,7 @@ class Call:
         self.expired = False
         self._watch: _Watch | None = None
         self._price = endpoint.price
-        self._estimated = False
+        self._estimated, self._covered = False, True
         if asked.request.relay is not None:
             asked.request.relay.delivery = None
 
@@ -457,6 +457,9 @@ class Call:
             self.usage = usage
             return
         self.cost = None
+        if getattr(endpoint.backend, "replays", False):  # a recording says what it says
+            self.usage, self._covered = usage, failure is not None or endpoint.price.covers(usage)
+            return
         if failure is None:
             self.usage = of_answer(usage, call, delivery, self.samples, endpoint.forecast)
             if self.usage.estimated:
@@ -492,7 +495,7 @@ class Call:
                 None if failure is None else str(failure) or "cancelled",
                 None if failure is None else type(failure).__name__,
                 # A failed call that used nothing costs nothing.
-                price.known or self.cost is not None or (failure is not None and not usage.total_tokens),
+                (price.known and self._covered) or self.cost is not None or (failure is not None and not usage.total_tokens),
                 usage.estimated or self._estimated,
             )
         )

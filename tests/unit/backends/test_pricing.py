@@ -156,6 +156,24 @@ def test_examples_in_the_documentation_run():
     assert doctest.testmod(pricing).failed == 0
 
 
+@pytest.mark.parametrize(
+    ("price", "usage", "known"),
+    [
+        (Price(1.0, 2.0), Usage(10, 5), True),
+        (Price(1.0, 2.0), Usage(10, 0), True),
+        (Price(1.0, 2.0), Usage(0, 0), False),
+        (Price(1.0, 2.0), Usage(0, 5), False),
+        (Price(0.0, 2.0), Usage(0, 5), True),
+        (Price(0.0, 0.0), Usage(0, 0), True),
+        (Price(0.0, 0.0, 0.35), Usage(0, 0), True),
+        (Price(0.0, 0.0, known=False), Usage(10, 5), False),
+    ],
+)
+def test_a_recorded_cost_is_known_only_with_a_price_and_the_tokens_it_applies_to(price, usage, known):
+    """A prompt always has tokens: none means that nobody counted them."""
+    assert price.covers(usage) is known
+
+
 def test_cached_and_reasoning_tokens_have_prices_of_their_own():
     """Without them they cost what the others do."""
     usage = Usage(1_000_000, 1_000_000, cached_tokens=400_000, reasoning_tokens=900_000)
