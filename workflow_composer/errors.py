@@ -30,8 +30,10 @@
     │   ├── InvalidAnswer            the answer does not have the form that was asked for
     │   ├── ServerUnreachable        no connection, or it broke
     │   ├── CallTimeout              the time to connect, to the first token or in total ran out
+    │   ├── OutOfResources           this process lacks descriptors, memory, ports or threads
     │   ├── Unsupported              the backend does not support a field of the request
     │   └── CircuitOpen              the endpoint failed repeatedly, and calls to it are suspended
+    ├── TooManyCalls                 the request needs more calls than it may make
     ├── RunBudgetReached             a run of rows has used up its budget; it can be gone on with
     ├── AnswersUnreadable            a person ended a run of rows whose answers cannot be read
     ├── StreamInterrupted            a stream broke after its first token
@@ -52,8 +54,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from workflow_composer.types import Attempt
-
+    from workflow_composer.types import Attempt, Fault
 
 # ------------------------------------------------------------------------------------------------------------------- names
 #
@@ -67,9 +68,10 @@ def nearest(name: str, known: Iterable[str], *, prefix: str = "") -> str:
 
 
 class WorkflowComposerError(Exception):
-    """Base class. ``hint`` says what to do; ``exit_code`` is the exit code of the command line."""
+    """Base class. ``hint`` says what to do, ``fault`` whose fault it is; ``exit_code`` is the command line's exit code."""
 
     exit_code: ClassVar[int] = 1
+    fault: Fault = "ours"
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -127,6 +129,7 @@ class PluginError(WorkflowComposerError):
 class InputError(WorkflowComposerError):
     """Input data is invalid or unreadable; the message says where."""
 
+    fault: Fault = "caller"
     exit_code = 2
 
 
@@ -150,6 +153,7 @@ def _short(value: object) -> str:
 class RoutingError(WorkflowComposerError):
     """No router returned a plan for a request."""
 
+    fault: Fault = "caller"
     exit_code = 3
 
 
@@ -179,7 +183,9 @@ class ModelError(WorkflowComposerError):
     """One call to one model failed.
 
     ``status`` is the HTTP status, if any; ``retry_after`` is the pause in seconds that the server requested, if any.
-    ``sent`` is False if no connection was made in time. ``failovers`` are earlier attempts at other servers of the model.
+    ``sent`` is False if no connection was made in time. ``params`` are the fields that the server rejects
+    as such, not for their value, and names apart from its error's text. ``failovers`` are earlier attempts at
+    other servers of the model.
     """
 
     exit_code = 5
@@ -191,17 +197,21 @@ class ModelError(WorkflowComposerError):
         self.status = status
         self.retry_after = retry_after
         self.sent = True
+        self.params: tuple[str, ...] = ()
         self.failovers: tuple[Attempt, ...] = ()
 
 
 class BadRequest(ModelError):
     """The server rejects the request as invalid; no other server is tried."""
 
+    fault: Fault = "caller"
     fallback = False
 
 
 class ContextOverflow(ModelError):
     """The prompt exceeds the model's context; only candidates with a longer context are tried."""
+
+    fault: Fault = "caller"
 
 
 class AuthenticationFailed(ModelError):
@@ -229,6 +239,7 @@ class QuotaExhausted(RateLimited):
 class ServerFailed(ModelError):
     """The server failed, or its response is invalid."""
 
+    fault: Fault = "server"
     retryable = True
 
 
@@ -245,26 +256,51 @@ class InvalidAnswer(ModelError):
 class ServerUnreachable(ModelError):
     """The connection failed, or broke before the answer was complete."""
 
+    fault: Fault = "server"
     retryable = True
 
 
 class CallTimeout(ModelError):
     """The call ran out of time: to connect, to the first token, or in total. Another candidate may be faster.
 
-    ``by_request`` is True if the request's own time limit passed, which is not the server's fault.
+    Its ``fault`` is the caller's if the request's own time limit passed, or if its reader took the time.
     """
 
-    by_request = False
+    fault: Fault = "server"
+
+
+class OutOfResources(ModelError):
+    """This process has no file descriptors, memory, ports or threads left for the call; the server was not reached.
+
+    Another candidate would lack them too, and might be a cloud model, so none is tried.
+    """
+
+    retryable = True
+    fallback = False
 
 
 class Unsupported(ModelError):
     """The backend does not support a field of the request and does not ignore it silently. ``field`` names it, if known."""
 
+    fault: Fault = "caller"
     field: str | None = None
 
 
 class CircuitOpen(ModelError):
     """The endpoint failed repeatedly; calls to it are suspended until the cooldown ends."""
+
+    fault: Fault = "server"
+
+
+class TooManyCalls(WorkflowComposerError):
+    """The request would need, or has made, as many calls as it may make (``most_calls``). ``attempts`` lists those made."""
+
+    exit_code = 6
+    fault: Fault = "caller"
+
+    def __init__(self, message: str, *, attempts: Sequence[Attempt] = (), hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.attempts = tuple(attempts)
 
 
 class RunBudgetReached(WorkflowComposerError):
@@ -282,6 +318,7 @@ class AnswersUnreadable(WorkflowComposerError):
 class StreamInterrupted(WorkflowComposerError):
     """A stream broke after its first token was delivered, so no other model may take over."""
 
+    fault: Fault = "server"
     exit_code = 5
 
     def __init__(self, message: str, *, attempts: Sequence[Attempt] = (), hint: str = "") -> None:
@@ -311,6 +348,10 @@ class LocalModelUnavailable(AllCandidatesFailed):
 class DeadlineExceeded(AllCandidatesFailed):
     """The request's time limit passed before an answer arrived."""
 
+    fault: Fault = "caller"
+
 
 class BudgetExceeded(AllCandidatesFailed):
     """The expected cost of every tier exceeds the request's budget, so none was started."""
+
+    fault: Fault = "caller"

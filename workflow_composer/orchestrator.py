@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -90,9 +91,12 @@ class ModelOrchestrator:
         self._sinks = tuple(sinks) if isinstance(sinks, Sequence) else (sinks,)
         self._thread = LoopThread()
         self._publishing = threading.Lock()
+        self._closed = False
+        self._parents: Snapshot | None = None
         self.plugins = plugins or plugin_host(on_broken=self._narrator.broken_plugin)
         config, self._chosen_by = self._choose(strategy)
         self._active = self._build(config)
+        _orchestrators.add(self)
 
     @property
     def strategy(self) -> str:
@@ -127,7 +131,7 @@ class ModelOrchestrator:
         active = self._active.acquire() or self._acquire()
         try:
             request = self._request(active, prompt, fields)
-            started, trace, plan = time.perf_counter(), Trace(request.timeout), None
+            started, trace, plan = time.perf_counter(), Trace(request.timeout, request.most_calls), None
             try:
                 plan = active.plan(request)
                 outcome = await active.executor.run(plan, request, trace)
@@ -140,7 +144,7 @@ class ModelOrchestrator:
 
     async def _execute(self, active: Snapshot, plan: Plan, request: LLMRequest) -> LLMResponse:
         """Run a router's own plan under that router's profile, which may already be retired."""
-        started, trace = time.perf_counter(), Trace(request.timeout)
+        started, trace = time.perf_counter(), Trace(request.timeout, request.most_calls)
         try:
             outcome = await active.executor.run(plan, request, trace)
         except BaseException as error:
@@ -164,7 +168,7 @@ class ModelOrchestrator:
         try:
             request = self._request(active, prompt, fields)
             started = time.perf_counter()
-            trace = Trace(request.timeout)
+            trace = Trace(request.timeout, request.most_calls)
             plan: Plan | None = None
             try:
                 plan = active.plan(request)
@@ -193,10 +197,12 @@ class ModelOrchestrator:
         try:
             request = self._request(active, "\n".join(texts), {"kind": "embeddings", "task_type": task_type, **fields})
             started = time.perf_counter()
-            trace = Trace(request.timeout)
+            trace = Trace(request.timeout, request.most_calls)
             plan: Plan | None = None
             try:
                 plan = active.plan(request)
+                if request.purse is not None:
+                    request = await active.executor.paid(plan, request, trace)
                 found = await active.executor.embed(
                     plan.tiers[0].members[0].candidates[0], texts, request, trace, dimensions
                 )
@@ -278,9 +284,14 @@ class ModelOrchestrator:
         return self._build(self._load(strategy))
 
     async def apublish(self, new: Snapshot) -> None:
-        """Activate a prepared profile with one assignment."""
+        """Activate a prepared profile with one assignment. Raises `WorkflowComposerError` if the orchestrator is closed."""
         with self._publishing:
-            old, self._active, self._chosen_by = self._active, new, "switch"
+            old, closed = self._active, self._closed
+            if not closed:
+                self._active, self._chosen_by = new, "switch"
+        if closed:
+            await new.retire()
+            raise WorkflowComposerError("the orchestrator is closed")
         await old.retire()
         self.plugins.notify("on_strategy_switch", old=old.config.to_dict(), new=new.config.to_dict())
 
@@ -310,7 +321,8 @@ class ModelOrchestrator:
             await active.release()
 
     async def aclose(self) -> None:
-        """Close every backend after its last request, then the metrics."""
+        """Close every backend after its last request, then the metrics. Requests that begin later are refused."""
+        self._refuse()
         await self._active.retire()
         for sink in self._sinks:
             sink.close()
@@ -345,9 +357,17 @@ class ModelOrchestrator:
         return self._thread.run(self.astatus(probe=probe))
 
     def close(self) -> None:
-        """Synchronous `aclose`; also ends the orchestrator's thread."""
-        self._thread.run(self.aclose())
-        self._thread.stop()
+        """Synchronous `aclose`; also ends the orchestrator's thread.
+
+        First waits for the synchronous calls of other threads (of a stream: for the next chunk). Ctrl-C cancels them.
+        """
+        self._thread.refuse_own_loop()
+        self._refuse()
+        try:
+            self._thread.drain()
+        finally:
+            self._thread.run(self.aclose())
+            self._thread.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -369,9 +389,28 @@ class ModelOrchestrator:
     def _acquire(self) -> Snapshot:
         """Return the active snapshot, acquired; retry if it closed between reading and acquiring."""
         while (active := (read := self._active).acquire()) is None:
-            if read is self._active:
+            if read is self._active and not self._revived(read):
                 raise WorkflowComposerError("the orchestrator is closed")
         return active
+
+    def _refuse(self) -> None:
+        with self._publishing:
+            self._closed, self._parents = True, None
+            self._active.refuse()
+
+    def _revived(self, read: Snapshot) -> bool:
+        """Replace the snapshot that a forked child has from its parent; return whether another one is active now."""
+        with self._publishing:
+            if read is self._parents:
+                self._active, self._parents = self._build(read.config), None
+            return read is not self._active
+
+    def forked(self) -> None:
+        """Start afresh in a forked child: the next request builds a snapshot of the same profile."""
+        self._publishing = threading.Lock()
+        if self._active.forked():
+            self._parents = self._active
+            _left_behind.append(self._active)
 
     def _request(self, active: Snapshot, prompt: Prompt, fields: Mapping[str, Any]) -> LLMRequest:
         if "form" in fields or "schema" in fields:
@@ -402,7 +441,7 @@ class ModelOrchestrator:
     def _load(self, strategy: str | Path | StrategyConfig) -> StrategyConfig:
         if isinstance(strategy, StrategyConfig):
             return strategy
-        return StrategyConfig.load(strategy, environ=self._environ)
+        return StrategyConfig.load(strategy, environ=self._environ, report=self._narrator.warning)
 
     def _build(self, config: StrategyConfig) -> Snapshot:
         return build(
@@ -465,3 +504,16 @@ class ModelOrchestrator:
                 self._narrator.broken_sink(trouble)
         if debug:
             self._narrator.decision(metric, plan, trace.attempts)
+
+
+_orchestrators: weakref.WeakSet[ModelOrchestrator] = weakref.WeakSet()
+_left_behind: list[Snapshot] = []
+"""The parent's snapshots in a forked child: closing their connections would be noticed by nobody but warned about."""
+
+
+def _after_fork() -> None:
+    for orchestrator in _orchestrators:
+        orchestrator.forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)

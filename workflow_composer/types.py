@@ -32,6 +32,7 @@ __all__ = [
     "Delivered",
     "Embeddings",
     "EndpointStatus",
+    "Fault",
     "LLMRequest",
     "LLMResponse",
     "Message",
@@ -72,13 +73,17 @@ class LLMRequest:
 
     ``task_type`` selects the route in the profile. ``model`` names a role, tier, catalogue model or routing string instead
     and leaves the router no choice. ``budget`` limits the cost in dollars: a tier is skipped if its expected cost exceeds
-    what is left. ``context`` names templates to prepend (docs/contexts.md; None: those of the task in the profile; empty:
-    none). ``n`` is the number of answers, returned in `LLMResponse.samples`.
+    what is left. ``most_calls`` limits its calls to models, each sample counted as one: a plan with more samples is
+    refused, and retries, redraws and fallbacks end at the limit with `TooManyCalls` (None: no limit). ``context`` names
+    templates to prepend (docs/contexts.md; None: those of the task in the profile; empty: none). ``n`` is the number of
+    answers, returned in `LLMResponse.samples`.
 
     ``form`` is what the answer must be: the executor tells the model (`OutputForm.instructions`) and reads the answer as
     `LLMResponse.value`; an answer of another form goes back to the tier's model with what is wrong, at most ``form_retries``
     times, before the next tier is asked. ``vote_by`` says how the votes of this request are grouped (None: as in the
     profile).
+
+    ``purse`` (a `Reservation` or None) is part of a budget shared with other requests; the executor reserves the cost.
 
     With ``relay`` the caller gets the raw bytes of the answer if possible. Every other field that is not None reaches the
     model unchanged or raises `Unsupported`; ``extra`` holds fields that only some servers support, and is passed through
@@ -106,9 +111,11 @@ class LLMRequest:
     extra: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     timeout: float | None = None
     budget: float | None = None
+    most_calls: int | None = None
     context: tuple[str, ...] | None = None
     metadata: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     relay: Relay | None = field(default=None, compare=False)
+    purse: Any = field(default=None, compare=False, repr=False)
     request_id: str = field(default_factory=new_request_id)
     query_length: int = field(init=False, compare=False, repr=False)
 
@@ -282,13 +289,17 @@ class Verdict:
     warning: str = ""
 
 
+Fault = Literal["caller", "server", "ours"]  # `workflow_composer.execution.fault` says what each means
+
+
 @quick
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One call to a candidate: its tier and its place in it (both from 0), its result and its cost in dollars.
 
     ``priced`` is False if the profile has no price: the cost is then unknown, and ``cost`` is only what is known of it.
-    ``estimated``: the tokens, or the price of the model that answered, are not known exactly.
+    ``estimated``: the tokens, or the price of the model that answered, are not known exactly. ``fault`` says whose fault a
+    failure is; None: the call did not fail.
     """
 
     tier: int
@@ -301,6 +312,7 @@ class Attempt:
     error: str | None = None
     error_type: str | None = None
     priced: bool = True
+    fault: Fault | None = None
     estimated: bool = False
 
 
@@ -499,7 +511,8 @@ class Relay:
     as they arrive, and ``begun`` is True once some were delivered, so that no other model may take over. ``usage``: the
     client requested the usage at the end of the stream; otherwise that event is dropped. ``keep``: the service also needs
     the answer's text; otherwise a stream's text is not collected. ``source`` is set while a stream runs, and ``delivery``
-    says what has arrived of it.
+    says what has arrived of it. ``heard`` is when its last event came (`time.perf_counter`); infinite while its client takes
+    no more.
     """
 
     write: Callable[[bytes], None] | None = None
@@ -508,6 +521,7 @@ class Relay:
     body: bytes | None = None
     begun: bool = False
     source: RelaySource | None = None
+    heard: float = 0.0
     delivery: Delivered | None = None
 
 

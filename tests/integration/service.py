@@ -52,6 +52,7 @@ class Service:
     ``strategy`` is a profile's path or name; None: the service finds one. ``folder``, for all that is written, is that of
     the profile unless it is named.
     ``options`` are the command's; ``environ`` is added to an environment that names nothing else of the service's.
+    ``stderr`` is a descriptor for what it says, instead of its log's file.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Service:
         *options: str,
         folder: Path | None = None,
         environ: Mapping[str, str] | None = None,
+        stderr: int | None = None,
     ) -> None:
         folder = folder or Path(strategy or "").parent
         self.metrics = folder / "metrics.jsonl"
@@ -84,7 +86,7 @@ class Service:
         self._log_path = folder / f"log-{time.monotonic_ns()}.txt"
         with self._log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, env={**kept, **own, **(environ or {})}, stdout=subprocess.PIPE, stderr=log
+                command, cwd=ROOT, env={**kept, **own, **(environ or {})}, stdout=subprocess.PIPE, stderr=stderr or log
             )
         self.url = self._serving()
         place = urlsplit(self.url)

@@ -91,9 +91,18 @@ class Reply:
         return cls(events=tuple(events), **options)
 
     @classmethod
-    def error(cls, status: int, message: str = "no", *, code: Any = None, kind: str = "error", **options: Any) -> Self:
+    def error(
+        cls,
+        status: int,
+        message: str = "no",
+        *,
+        code: Any = None,
+        kind: str = "error",
+        param: str | None = None,
+        **options: Any,
+    ) -> Self:
         """Answer with an error in OpenAI's form."""
-        return cls.of({"error": {"message": message, "type": kind, "param": None, "code": code}}, status=status, **options)
+        return cls.of({"error": {"message": message, "type": kind, "param": param, "code": code}}, status=status, **options)
 
     @classmethod
     def redirect(cls, location: str, status: int = 307) -> Self:

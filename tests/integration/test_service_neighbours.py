@@ -191,3 +191,46 @@ def test_several_answers_to_a_vote_are_refused_by_name(tmp_path):
             assert headers["retry-after"] is None
         assert service.ask("hello", n=2)[0] == 200
     assert len([request for request in stub.requests if request.method == "POST"]) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("form", ["chat", "responses", "messages"])
+def test_a_vote_of_more_samples_than_a_request_may_make_calls_is_refused_by_name(tmp_path, form, stream):
+    """Before anything is asked of a model; a key may have a limit of its own, and other requests are answered."""
+    usual, usual_secret = Key.new("ann", now=time.time())
+    more, more_secret = Key.new("bob", now=time.time(), most_calls=6)
+    keys = tmp_path / "keys.json"
+    change_keys(keys, lambda known: known.update({usual.id: usual, more.id: more}))
+    path, body = FORMS[form]
+    options, routers = ("--keys", str(keys), "--most-calls", "4"), ["cascade", "cascading_provider"]
+    with echoing() as stub, serving(tmp_path, stub, options=options, routers=routers) as service:
+
+        def asked(secret: str, model: str) -> tuple[int, bytes]:
+            headers = {"Content-Type": "application/json", "Authorization": f"Bearer {secret}"}
+            status, _, said = service.request("POST", path, {**body, "model": model, "stream": stream}, headers)
+            return status, said
+
+        for secret, samples in ((usual_secret, 5), (more_secret, 7), (usual_secret, 1000)):
+            status, said = asked(secret, f"mv_p-0_k{samples}_t0.7")
+            assert status == 400
+            assert f"mv_p-0_k{samples}_t0.7" in json.loads(said)["error"]["message"]
+        assert [request for request in stub.requests if request.method == "POST"] == []
+        assert asked(more_secret, "mv_p-0_k6_t0.7")[0] == 200
+        assert asked(usual_secret, "mv_p-0_k4_t0.7")[0] == asked(usual_secret, "p-0")[0] == 200
+
+
+def test_the_calls_of_a_request_end_at_its_limit(tmp_path):
+    """Retries of a vote on a server that fails: the error has a code of its own, and the next request is answered."""
+
+    def failing(request: Request) -> Reply:
+        return Reply.error(500, "out of order") if b"hopeless" in request.body else echo(request)
+
+    with StubServer() as stub:
+        stub.answer = failing
+        retries = {"attempts": 100, "base_delay": 0.001, "max_delay": 0.001}
+        more = {"retries": retries, "routers": ["cascade", "cascading_provider"], "circuit_breaker": {"failures": 2}}
+        with serving(tmp_path, stub, options=("--most-calls", "7"), **more) as service:
+            status, _, said = service.ask("hopeless", model="mv_p-0_k3_t0.7")
+            assert (status, json.loads(said)["error"]["code"]) == (400, "too_many_calls")
+            assert len([request for request in stub.requests if request.method == "POST"]) == 7
+            assert service.ask("hello")[0] == 200

@@ -107,7 +107,8 @@ MECHANISMS = {
     "urllib3": set(),
     "aiohttp": set(),
     "requests": {"fleet/monitor/alerts.py", "server/tracing.py"},  # webhooks, and the OTLP exporter's
-    "socket": {"backends/http/egress.py", "fleet/launch/preflight.py", *LISTENER},  # addresses, and whether a port is free
+    # addresses, whether a port is free, and the resolver's errors
+    "socket": {"backends/http/egress.py", "fleet/launch/preflight.py", "support/scarcity.py", *LISTENER},
     "method.create_connection": {"backends/http/client.py"},
     "method.open_connection": set(),
     "method.open_unix_connection": {"server/workers/control.py"},

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from workflow_composer.answers.finding.marks import Mark, answer_field, boxed, field_anywhere, hashes, json_field, tagged
@@ -175,17 +178,36 @@ def _named(name: str, way: _Way, text: str) -> Extracted | None:
     return None if found is None else Extracted(found.answer.strip(), name, found.complete)
 
 
+FUNCTION_PATH: list[str] = []
+"""Folders in which the modules of functions are looked up after Python's path, and nothing else is."""
+_extending = threading.Lock()
+
+
 def function_at(place: str) -> Callable[..., Any]:
     """Import the function at ``MODULE:FUNCTION``. Raises `ConfigError` if there is none."""
     module, _, name = place.partition(":")
     try:
-        function = getattr(import_module(module), name)
+        function = getattr(_module(module), name)
     except Exception as error:
         hint = "write python:MODULE:FUNCTION, with a module on Python's import path"
         raise ConfigError(f"cannot import the function {place!r}: {error!r}", hint=hint) from error
     if not callable(function):
         raise ConfigError(f"{place!r} is not a function")
     return function  # type: ignore[no-any-return]  # checked just now
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if not FUNCTION_PATH or error.name != name.partition(".")[0]:
+            raise
+    with _extending:
+        sys.path.extend(FUNCTION_PATH)
+        try:
+            return import_module(name)
+        finally:
+            del sys.path[-len(FUNCTION_PATH) :]
 
 
 def _by_function(function: Callable[[str], Any], name: str, text: str) -> Extracted | None:

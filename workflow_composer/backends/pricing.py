@@ -195,6 +195,7 @@ class Forecast:
         self._lock = threading.Lock()
         self._seen: deque[tuple[int, int, int, int, float]] = deque()
         self._sums = _NOTHING
+        self._longest: deque[float] = deque(maxlen=_MEMORY)
         self._streams: deque[tuple[int, int, int]] = deque(maxlen=_MEMORY)
 
     def learn(self, request: LLMRequest, usage: Usage, samples: int, gpu_seconds: float) -> None:
@@ -213,6 +214,22 @@ class Forecast:
                 old[3] + call[3] - gone[3],
                 old[4] + call[4] - gone[4],
             )
+            if answer:
+                self._longest.append(answer / samples)
+
+    def most(self, request: LLMRequest, samples: int = 1, calls: int = 1) -> tuple[float, float, float | None]:
+        """Return the most tokens of prompts and of ``samples`` answers to expect, and the GPU seconds per answer's token.
+
+        An answer is expected to be as long as the longest of the last ones, or as ``max_tokens`` if that is less; without
+        both it is infinite. The seconds are None if no answer has been seen.
+        """
+        characters, prompts, answered, _, gpu = self._sums
+        limit = 0 if request.kind == "embeddings" else request.max_tokens
+        answer = max(self._longest, default=math.inf)
+        if limit is not None and limit < answer:
+            answer = limit
+        per_character = prompts / characters if characters else 1.0 / CHARACTERS_PER_TOKEN
+        return request.query_length * per_character * calls, answer * samples, max(gpu, 0.0) / answered if answered else None
 
     def gpu_seconds(self, tokens: int) -> float | None:
         """Return the expected GPU seconds of an answer of ``tokens`` tokens; None if no answer has been seen."""

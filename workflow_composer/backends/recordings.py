@@ -262,6 +262,15 @@ _open: weakref.WeakValueDictionary[tuple[Path, int, int], Recording] = weakref.W
 _open_lock = threading.Lock()
 
 
+def _after_fork() -> None:
+    """Open recordings anew in a forked child: the two would share one place in each file."""
+    global _open, _open_lock  # one of each per process
+    _open, _open_lock = weakref.WeakValueDictionary(), threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 def open_recording(path: Path) -> Recording:
     """Return the indexed file; users of the same file share one index. Raises `ModelNotFound`."""
     try:

@@ -70,7 +70,31 @@ def strategy_option(function: F) -> F:
 
 
 def profile_option(default: str) -> Callable[[F], F]:
-    """Return the same option for a command with another default."""
+    """Return the same option, and ``--allow-code``, for a command with another default."""
+
+    def add(function: F) -> F:
+        return _strategy_option(default)(allow_code_option(function))
+
+    return add
+
+
+def allow_code_option(function: F) -> F:
+    """``--allow-code``."""
+    text = "Run code that a file names although it was only found in the working directory, not named by its path."
+    option = click.option("--allow-code", is_flag=True, expose_value=False, callback=_allow_code, help=text)
+    return option(function)
+
+
+def _allow_code(context: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    if value:
+        from workflow_composer.config.named_code import ALLOW_CODE_VARIABLE
+
+        state = context.ensure_object(State)
+        state.environ = {**state.environ, ALLOW_CODE_VARIABLE: "1"}
+    return value
+
+
+def _strategy_option(default: str) -> Callable[[F], F]:
     return click.option(
         "-s",
         "--strategy",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 import click
 
 from workflow_composer.batch.keeping.shards import Shard
-from workflow_composer.batch.run.runner import UNREADABLE, Budget, Generate, GoOn
+from workflow_composer.batch.run.runner import UNREADABLE, Generate, GoOn, RunBudget
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.cli.output import cost_text, dollars, percent
 from workflow_composer.errors import AnswersUnreadable, RunBudgetReached
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # Messages about the run budget.
 
 
-def tell_spent_before(budget: Budget, spent: float) -> None:
+def tell_spent_before(budget: RunBudget, spent: float) -> None:
     """Print to standard error how much of the run budget earlier runs have spent, if any."""
     if budget.run is not None and spent:
         click.echo(f"earlier runs have spent {dollars(spent)} of the run budget of {dollars(budget.run)}", err=True)
@@ -46,25 +46,25 @@ def shard_of(text: str | None, environ: Mapping[str, str]) -> Shard | None:
     return shard
 
 
-def part_of_budget(budget: Budget, shard: Shard | None) -> Budget:
+def part_of_budget(budget: RunBudget, shard: Shard | None) -> RunBudget:
     """Return a shard's part of the run budget, because shards do not know what the others spend; tell how much it is."""
     if shard is None or budget.run is None:
         return budget
-    part = Budget(budget.row, budget.run / shard.of)
+    part = RunBudget(budget.row, budget.run / shard.of)
     click.echo(
         f"shard {shard} may spend {dollars(budget.run / shard.of)} of the run budget of {dollars(budget.run)}", err=True
     )
     return part
 
 
-def tell_unlimited(budget: Budget, tally: Tally) -> None:
+def tell_unlimited(budget: RunBudget, tally: Tally) -> None:
     """Print to standard error that a budget did not limit rows of unknown cost, if there were any."""
     if budget.run is not None and tally.unpriced:
         rows = f"{tally.unpriced} row{'s' * (tally.unpriced != 1)}"
         click.echo(f"note: the cost of {rows} is not known, so that --run-budget did not limit it", err=True)
 
 
-def raise_if_over(budget: Budget, tally: Tally) -> None:
+def raise_if_over(budget: RunBudget, tally: Tally) -> None:
     """Raise `RunBudgetReached` if the run budget stopped the run, `AnswersUnreadable` if a person did."""
     if tally.stopped_by == UNREADABLE:
         raise AnswersUnreadable(

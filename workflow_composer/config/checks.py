@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from workflow_composer.config.normalize import FALLBACK_KEYS
+from workflow_composer.config.own_machines import is_metadata, user_id
 from workflow_composer.config.profile_models import LOCAL_BACKENDS
 from workflow_composer.config.yaml_source import KeyPath, Problems, one_of, shown
 from workflow_composer.errors import MarkerError, nearest
@@ -66,6 +67,7 @@ class Checks:
         self.tier_costs()
         self.router_names()
         networks = self.networks()
+        self.users()
         if self.tree.get("allow_cloud") is False:
             self.no_cloud()
             self.no_public_servers(networks)
@@ -270,6 +272,14 @@ class Checks:
             found.append(network)
         return found
 
+    def users(self) -> None:
+        """Each user in ``local_users`` exists on this machine."""
+        value = self.tree.get("local_users")
+        for index, name in enumerate(value if isinstance(value, tuple) else ()):
+            path = ("local_users", index)
+            if isinstance(name, str) and user_id(name) is None:
+                self.problems.add(path, f"{shown(name, path)}, which is no user of this machine", "give a name or a number")
+
     def no_cloud(self) -> None:
         """With ``allow_cloud: false``, no target that a request can reach is a cloud model."""
         line = self.problems.source.line(("allow_cloud",))
@@ -304,9 +314,13 @@ class Checks:
                 address = ip_address(urlsplit(url).hostname or "" if isinstance(url, str) else "")
             except ValueError:  # a name, not an address: checked when a connection is made
                 continue
-            if address.is_global and not any(address in network for network in networks):
+            if is_metadata(address):
+                self.problems.add(path, "the address of a cloud's metadata service", "give the address of a model server")
+                continue
+            kind = "link-local" if address.is_link_local else "public"
+            if (address.is_global or address.is_link_local) and not any(address in network for network in networks):
                 self.problems.add(
-                    path, "public address, but allow_cloud is false", "if it is your own, add its network to local_networks"
+                    path, f"{kind} address, but allow_cloud is false", "if it is your own, add its network to local_networks"
                 )
 
     def _cloud_models(self) -> list[str]:

@@ -21,6 +21,8 @@ from pydantic import (
     model_validator,
 )
 
+from workflow_composer.config.named_code import form_in_text
+
 LOCAL_BACKENDS = frozenset({"vllm", "embedded", "replay", "fake"})
 """Backends of the package that send no data beyond the profile's own machines."""
 REGISTRY = "registry:"
@@ -86,6 +88,8 @@ def checked_form(value: Any) -> Any:
 
 
 def _without_files(form: Any) -> Any:
+    if isinstance(form, str) and (inner := form_in_text(form)) is not form:
+        return _without_files(inner)
     if isinstance(form, Mapping):
         if set(form) == {"python"} or (set(form) == {"json_schema"} and isinstance(form["json_schema"], str)):
             return "text"

@@ -7,8 +7,10 @@ file, line and key. ``docs/profiles.md`` lists every key.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -17,6 +19,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 
 from workflow_composer.config.checks import CLOUD, Checks
 from workflow_composer.config.findings import add_faults
+from workflow_composer.config.named_code import check_code
 from workflow_composer.config.normalize import NormalForm, as_tree, without_secrets
 from workflow_composer.config.profile_models import (
     BreakerSettings,
@@ -41,7 +44,7 @@ from workflow_composer.config.profile_models import (
     registered_role,
 )
 from workflow_composer.config.yaml_source import KeyPath, Problems, SourceText, read_profile
-from workflow_composer.errors import ProfileNotFound, RoutingError, nearest
+from workflow_composer.errors import ProfileError, ProfileNotFound, RoutingError, nearest
 from workflow_composer.types import ANY_TASK
 
 __all__ = [
@@ -59,6 +62,12 @@ __all__ = [
 
 PRESETS = ("t4_hybrid", "t4_local_only", "cloud_only", "development")
 """The profiles shipped with the package."""
+
+LOCAL_PRESETS = ("t4_local_only", "development")
+"""Those that promise to keep data on one's own machines."""
+
+WORKING = Path("config/strategies")
+"""Folder of profiles in the working directory."""
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -95,6 +104,11 @@ class StrategyConfig(ProfilePart):
     local_networks: Names = Field(
         default=(), description="Networks (CIDR) with public addresses that are your own machines."
     )
+    local_users: Names = Field(
+        default=(),
+        description="Users of this machine, by name or number, whose servers and registry entries are your own. With "
+        "`allow_cloud: false`, a server of any other user on this machine is refused; you and root need no entry.",
+    )
     task_routing: NameToName = frozen_mapping(
         'Task -> a role, model, tier or routing string, `cloud`, or `cascade` (all tiers). The task `"*"` covers every '
         "task that is not listed."
@@ -126,7 +140,8 @@ class StrategyConfig(ProfilePart):
     _specs: Mapping[str, ModelSpec] = PrivateAttr()
 
     def __init__(self, /, *, _read: tuple[SourceText, Problems, Mapping[str, str]] | None = None, **data: Any) -> None:
-        source, problems, environ = _read or _in_python()
+        _, problems, environ = _read or _in_python()
+        source = check_code(data, problems, environ)  # first: nothing that names code is read any further
         tree = without_secrets(as_tree(data), problems)
         normal = NormalForm(problems, environ).of(tree)
         try:
@@ -147,7 +162,11 @@ class StrategyConfig(ProfilePart):
 
         Raises `ProfileNotFound` or `ProfileError`.
         """
-        tree, source, problems = read_profile(Path(path))
+        return cls._read(Path(path), environ, found=False)
+
+    @classmethod
+    def _read(cls, path: Path, environ: Mapping[str, str] | None, *, found: bool) -> Self:
+        tree, source, problems = read_profile(path, found=found)
         return cls(_read=(source, problems, os.environ if environ is None else environ), **tree)
 
     @classmethod
@@ -157,12 +176,52 @@ class StrategyConfig(ProfilePart):
         *,
         search: Sequence[Path] | None = None,
         environ: Mapping[str, str] | None = None,
+        report: Callable[[str], None] | None = None,
     ) -> Self:
         """Load a profile by name or by path; ``search`` replaces the folders of `search_path`.
 
-        Raises `ProfileNotFound` or `ProfileError`.
+        A name is loaded as by `load_found`. Raises `ProfileNotFound` or `ProfileError`.
         """
-        return cls.from_yaml(find(name_or_path, search_path(environ) if search is None else search), environ=environ)
+        path = find(name_or_path, search_path(environ) if search is None else search)
+        if is_path(name_or_path):
+            return cls.from_yaml(path, environ=environ)
+        return cls.load_found(path, environ=environ, report=report)
+
+    @classmethod
+    def load_found(
+        cls,
+        path: Path,
+        *,
+        environ: Mapping[str, str] | None = None,
+        report: Callable[[str], None] | None = None,
+    ) -> Self:
+        """Load a file that was found by a profile's name. From the working directory it must not name code.
+
+        It must not undo the promise of a shipped profile of its name to keep data local either; if it replaces one
+        otherwise, ``report`` is told (default: a warning). Raises `ProfileNotFound` or `ProfileError`.
+        """
+        found = is_in_working_directory(path)
+        config = cls._read(path, environ, found=found)
+        if found and path.stem in LOCAL_PRESETS:
+            (report or warnings.warn)(config._replacing(path.stem))
+        return config
+
+    def reread(self, *, environ: Mapping[str, str] | None = None) -> Self:
+        """Read the file again, under the rules by which it was read. Raises `ProfileNotFound` or `ProfileError`."""
+        path = Path(self.source)
+        if not self._source.found:
+            return self.from_yaml(path, environ=environ)
+        return self.load_found(path, environ=environ, report=lambda text: None)
+
+    def _replacing(self, name: str) -> str:
+        """Say that the profile replaces the shipped one of this name; raise `ProfileError` if it may send data elsewhere."""
+        key = "allow_cloud" if self.allow_cloud else "local_networks" if self.local_networks else ""
+        if key:
+            raise ProfileError(
+                [f"{self.where(key)}: the shipped profile {name!r} keeps data local, and this file of its name may not"],
+                hint=f"name it by its path if you want it (-s ./{self.source}), or rename it",
+            )
+        return f"{self.source} in the working directory is used instead of the shipped profile {name}"
 
     # ----------------------------------------------------------------------------------------------------------- questions
 
@@ -288,7 +347,7 @@ def search_path(environ: Mapping[str, str] | None = None) -> tuple[Path, ...]:
     """Return the folders to search for a profile, in order: working directory, user, package."""
     environ = os.environ if environ is None else environ
     home = environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")  # noqa: PTH111  # no error without a home
-    return (Path("config/strategies"), Path(home) / "workflow-composer" / "strategies", shipped())
+    return (WORKING, Path(home) / "workflow-composer" / "strategies", shipped())
 
 
 def shipped(package: Path = Path(__file__).parent.parent) -> Path:
@@ -310,13 +369,26 @@ def profiles(search: Sequence[Path] | None = None) -> dict[str, Path]:
 def find(name_or_path: str | os.PathLike[str], search: Sequence[Path]) -> Path:
     """Return a profile's file. A name with a separator, ``.yaml`` or ``.yml`` is a path. Raises `ProfileNotFound`."""
     name = os.fspath(name_or_path)
-    if not isinstance(name_or_path, str) or name.endswith(SUFFIXES) or "/" in name or os.sep in name:
+    if is_path(name_or_path):
         return Path(name)
     if (path := next(candidates(name, search), None)) is not None:
         return path
     places = ", ".join(str(folder) for folder in search)
     hint = nearest(name, profiles(search)) or f"available: {', '.join(sorted(profiles(search))) or 'none'}"
     raise ProfileNotFound(f"no profile named {name!r} in {places}", hint=hint)
+
+
+def is_path(name_or_path: str | os.PathLike[str]) -> bool:
+    """Whether this is the path of a profile, and no name."""
+    name = os.fspath(name_or_path)
+    return not isinstance(name_or_path, str) or name.endswith(SUFFIXES) or "/" in name or os.sep in name
+
+
+def is_in_working_directory(path: Path) -> bool:
+    """Whether a profile lies in the working directory's folder, and that is not the folder of the shipped ones."""
+    with contextlib.suppress(OSError):
+        return path.parent.samefile(WORKING) and not WORKING.samefile(shipped())
+    return False
 
 
 def candidates(name: str, search: Sequence[Path]) -> Iterator[Path]:

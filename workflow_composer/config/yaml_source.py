@@ -37,7 +37,8 @@ class SourceText:
 
     ``lines`` maps each key to its line (counted from 1), ``written`` maps each scalar that YAML does not read as text to its
     text, and ``faulty`` holds the keys whose value was dropped because its fault is already reported. ``kind`` is the word
-    for the file in messages, ``example`` a line of such a file.
+    for the file in messages, ``example`` a line of such a file. ``found``: nobody has named the file by its path; it was
+    found in the working directory.
     """
 
     label: str
@@ -47,6 +48,7 @@ class SourceText:
     faulty: set[KeyPath] = field(default_factory=set)
     kind: str = "profile"
     example: str = "profile_name: my_cluster"
+    found: bool = False
 
     def line(self, path: KeyPath) -> int | None:
         """Return the line of this key or of its nearest parent; None if neither is known."""
@@ -139,12 +141,12 @@ def one_of(names: Any, limit: int = 12) -> str:
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def read_profile(path: Path, **named: str) -> tuple[dict[str, Any], SourceText, Problems]:
-    """Read the file; ``named`` sets `SourceText.kind` and `SourceText.example`.
+def read_profile(path: Path, **named: Any) -> tuple[dict[str, Any], SourceText, Problems]:
+    """Read the file; ``named`` sets `SourceText.kind`, `SourceText.example` and `SourceText.found`.
 
     Raises `ProfileNotFound`, or `ProfileError` if it is not a readable YAML mapping.
     """
-    source = SourceText(str(path), path.parent, **named)  # type: ignore[arg-type]  # the names of two fields of text
+    source = SourceText(str(path), path.parent, **named)
     problems = Problems(source)
     text = _text(path, problems)
     problems.raise_if_any()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from workflow_composer.backends.base import Backend
 from workflow_composer.backends.pricing import Forecast, GpuMeter, ModelNames, Price
@@ -21,89 +21,22 @@ from workflow_composer.errors import (
     CallTimeout,
     CircuitOpen,
     ModelError,
+    OutOfResources,
     ServerFailed,
-    ServerUnreachable,
+    TooManyCalls,
     WorkflowComposerError,
 )
+from workflow_composer.execution.breaker import CircuitBreaker
+from workflow_composer.execution.fault import counts, fault_of
 from workflow_composer.execution.metering import is_owed, of_answer, of_failure
 from workflow_composer.plan import Candidate, Tier
+from workflow_composer.support.scarcity import lacking
 from workflow_composer.types import TIMER_EARLY, Attempt, ModelCall, Sample, TierResult, Timeouts, Usage, Verdict
 from workflow_composer.usage import MOST_TOKENS, NO_USAGE, Delivered, WorkClock
 
-# ------------------------------------------------------------------------------------------- circuit breaker, endpoint
-
-State = Literal["closed", "open", "half-open"]
-
-TELLING = (ServerFailed, ServerUnreachable, CallTimeout)
-"""Errors that count as failures of the endpoint. A rejected request or a full queue does not count."""
-
-
-class CircuitBreaker:
-    """Stops calls to an endpoint that keeps failing. Shared by all requests; thread-safe.
-
-    While it is closed, calls pass. After ``failures`` consecutive failures (infinite: never), it opens and rejects calls
-    immediately, which makes fallback fast. After ``cooldown`` seconds it is half-open: one call passes as a probe. If the
-    probe succeeds, the breaker closes; if it fails, the breaker opens for another cooldown (Nygard, *Release It!*, 2007).
-    """
-
-    def __init__(
-        self, name: str, *, failures: float = 5, cooldown: float = 30.0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.name = name
-        self.failed = 0
-        self._limit = failures
-        self._cooldown = cooldown
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._opened_at: float | None = None
-        self._probing = False
-
-    @property
-    def state(self) -> State:
-        """The state that the next call would find."""
-        with self._lock:
-            if self._opened_at is None:
-                return "closed"
-            return "half-open" if self._clock() >= self._opened_at + self._cooldown else "open"
-
-    def admit(self) -> bool:
-        """Admit one call and return whether it is the probe of a half-open breaker; raise `CircuitOpen` otherwise.
-
-        Each admitted call must then call `succeed`, `fail` or `release` once, and pass on this flag.
-        """
-        with self._lock:
-            opened_at = self._opened_at
-            if opened_at is None:
-                return False
-            wait = opened_at + self._cooldown - self._clock()
-            if wait <= 0 and not self._probing:
-                self._probing = True
-                return True
-        when = f"next try in {wait:.0f} s" if wait > 0 else "a probe is in progress"
-        raise CircuitOpen(f"{self.name} failed {self.failed} times in a row, so its circuit breaker is open; {when}")
-
-    def succeed(self) -> None:
-        """Record a successful call and close the breaker."""
-        with self._lock:
-            self.failed, self._opened_at, self._probing = 0, None, False
-
-    def fail(self, error: BaseException, *, probe: bool) -> None:
-        """Record a failed call. Only `TELLING` errors count; any other error shows that the endpoint responds."""
-        if not isinstance(error, TELLING):
-            self.succeed()
-            return
-        with self._lock:
-            self.failed += 1
-            if probe or (self._opened_at is None and self.failed >= self._limit):
-                self._opened_at = self._clock()
-            if probe:
-                self._probing = False
-
-    def release(self, *, probe: bool) -> None:
-        """Record a call that ended without a result (it was cancelled). If it was the probe, allow another one."""
-        if probe:
-            with self._lock:
-                self._probing = False
+REST = "end of the stream"
+"""What a stream awaits after its first token."""
+SCARCE = "raise this process's limits (ulimit -n), or lower the number of concurrent requests"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,13 +94,34 @@ class Trace:
 
     The request must end within ``timeout`` seconds (None: no limit), that is, when the clock (`time.perf_counter`) reaches
     ``ends``. ``waited`` is the time in seconds spent in model calls and in pauses between them, which is all time that is
-    not the orchestrator's overhead. ``tiers`` holds the finished tiers of a plan with several tiers or with a vote.
+    not the orchestrator's overhead. ``calls_left`` is the number of samples that its calls may still
+    ask for. ``tiers`` holds the finished tiers of a plan with several tiers or with a vote.
     """
 
-    __slots__ = ("_began", "_clock", "_first", "_since", "_waiting", "attempts", "ends", "tiers", "waited")
+    __slots__ = (
+        "_began",
+        "_clock",
+        "_first",
+        "_since",
+        "_waiting",
+        "attempts",
+        "blamed",
+        "calls_left",
+        "ends",
+        "tiers",
+        "waited",
+    )
 
-    def __init__(self, timeout: float | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        timeout: float | None = None,
+        most_calls: int | None = None,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._clock = clock
+        self.calls_left = math.inf if most_calls is None else most_calls
+        self.blamed: tuple[CircuitBreaker, ...] = ()
         self.ends = math.inf if timeout is None else clock() + timeout
         self.attempts: list[Attempt] = []
         self.tiers: list[TierResult] = []
@@ -190,6 +144,12 @@ class Trace:
     def end(self) -> None:
         """End the request's time now: a timer that fires a little early must not start another call."""
         self.ends = min(self.ends, self._clock())
+
+    def out_of_calls(self) -> TooManyCalls:
+        """Return the error for a call beyond the request's limit."""
+        made = len(self.attempts)
+        reason = f"the request may make no further call to a model after {made}: it has reached its limit (most_calls)"
+        return TooManyCalls(reason, attempts=self.attempts, hint="raise the limit, or ask for fewer samples and retries")
 
     @property
     def nearly_over(self) -> bool:
@@ -321,6 +281,8 @@ class Call:
 
     def __enter__(self) -> Self:
         endpoint = self._endpoint
+        if self._trace.calls_left < self.asked.samples:
+            raise self._trace.out_of_calls()
         self._started = now = time.perf_counter()
         self._ends = now + self.seconds
         try:
@@ -328,6 +290,7 @@ class Call:
         except CircuitOpen as error:
             self._record(0.0, 0.0, error)
             raise
+        self._trace.calls_left -= self.asked.samples
         self._gpu = self._start_meter() if endpoint.price.gpu_hour else None
         self._trace.wait(now)
         self.resume(self._awaited, self._patience)
@@ -408,25 +371,48 @@ class Call:
         if late or isinstance(error, TimeoutError):
             failure: ModelError = CallTimeout(f"no {self._awaited} within {self._limit:.1f} s")
         else:
-            failure = ServerFailed(
-                f"{type(self._endpoint.backend).__name__} raised {type(error).__name__}: {error}",
-                hint="this is a bug in the backend; report it to its author",
-            )
+            failure = self._own_failure(error)
         failure.__cause__ = None if late else error
         return failure
 
+    def _own_failure(self, error: BaseException | None) -> ModelError:
+        """Return the error for a foreign exception, which is never the server's fault."""
+        if error is not None and (what := lacking(error)):
+            return OutOfResources(f"{self._endpoint.candidate.name}: {what}", hint=SCARCE)
+        failure = ServerFailed(
+            f"{type(self._endpoint.backend).__name__} raised {type(error).__name__}: {error}",
+            hint="this is a bug in the backend; report it to its author",
+        )
+        failure.fault = "ours"
+        return failure
+
     def _blame(self, failure: BaseException) -> None:
-        """Report to the breaker; a call that was cancelled, or that ended at its request's own limit, is no failure."""
-        breaker = self._endpoint.breaker
+        """Report to the breaker: once per request, however many calls failed, and only what is the server's own fault."""
+        breaker, trace = self._endpoint.breaker, self._trace
         if isinstance(failure, ModelError):
             self.failovers = failure.failovers or self.failovers
-        by_request = isinstance(failure, CallTimeout) and (failure.by_request or self._trace.nearly_over)
-        if by_request:
-            self._trace.end()
-        if by_request or not isinstance(failure, ModelError):
-            breaker.release(probe=self._probe)
-        else:
-            breaker.fail(failure, probe=self._probe)
+        if isinstance(failure, CallTimeout):
+            if trace.nearly_over:
+                failure.fault = "caller"
+            if failure.fault == "caller":
+                trace.end()
+            elif self._answer_was_coming:
+                failure.fault = "caller"
+        is_counted = counts(failure)
+        if is_counted and breaker in trace.blamed and not self._probe:
+            return
+        breaker.fail(failure, probe=self._probe)
+        if is_counted:
+            trace.blamed = (*trace.blamed, breaker)
+
+    @property
+    def _answer_was_coming(self) -> bool:
+        """Whether a stream that ran out of time was alive: its answer was too long for the limit, or its reader too slow."""
+        silence = self.asked.timeouts.first_token
+        relay = self.asked.request.relay
+        if relay is not None and relay.begun:
+            return time.perf_counter() - relay.heard < silence
+        return self._awaited == REST and self._task.get_loop().time() - (self.deadline - self._limit) < silence
 
     # ------------------------------------------------------------------------------------------------------ the account
 
@@ -475,12 +461,14 @@ class Call:
 
     def _record_failovers(self) -> None:
         endpoint = self._endpoint
+        self._trace.calls_left -= len(self.failovers) * self.asked.samples
         place: dict[str, Any] = {"tier": self._place[0], "candidate": self._place[1], "name": endpoint.candidate.name}
         for failed in self.failovers:
+            used: dict[str, Any] = {}
             if failed.estimated:  # the server that failed had the prompt
                 usage = endpoint.forecast.of_prompt(self.asked.request)
-                place |= {"usage": usage, "cost": endpoint.price.cost(usage), "priced": endpoint.price.known}
-            self._trace.attempts.append(replace(failed, **place))
+                used = {"usage": usage, "cost": endpoint.price.cost(usage), "priced": endpoint.price.known}
+            self._trace.attempts.append(replace(failed, **place, **used))
 
     def _record(self, seconds: float, gpu_seconds: float, failure: BaseException | None) -> None:
         candidate, price, usage = self._endpoint.candidate, self._price, self.usage
@@ -496,6 +484,7 @@ class Call:
                 None if failure is None else type(failure).__name__,
                 # A failed call that used nothing costs nothing.
                 (price.known and self._covered) or self.cost is not None or (failure is not None and not usage.total_tokens),
+                None if failure is None else fault_of(failure),
                 usage.estimated or self._estimated,
             )
         )

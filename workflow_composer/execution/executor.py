@@ -8,6 +8,8 @@ is returned as not accepted; if there is no answer at all, one error lists every
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -15,11 +17,12 @@ from typing import Any
 
 from workflow_composer.answers.reasoning import says_nothing
 from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
-from workflow_composer.errors import AllCandidatesFailed, ModelError, RoutingError, Unsupported
+from workflow_composer.errors import AllCandidatesFailed, ModelError, RoutingError, TooManyCalls, Unsupported
 from workflow_composer.execution.call import Endpoint, Outcome, Trace
 from workflow_composer.execution.escalation import Ascent
 from workflow_composer.execution.forming import Forming, formed, instructed
 from workflow_composer.execution.member_run import Abandoned, CallObserver, MemberRun, Models, RetryPolicy, shown_to
+from workflow_composer.execution.reservation import Reservation
 from workflow_composer.execution.voting.ballot import CUT_OFF
 from workflow_composer.execution.voting.vote_kinds import Embed, VoteKind, vote_kind
 from workflow_composer.execution.voting.vote_sampling import Poll
@@ -56,13 +59,16 @@ class PlanExecutor:
     def run(self, plan: Plan, request: LLMRequest, trace: Trace) -> Coroutine[Any, Any, Outcome]:
         """Run ``plan`` and return its outcome.
 
-        Raises `AllCandidatesFailed` (or `DeadlineExceeded`) if no tier answered. A `ModelError` that no other candidate can
-        fix (an invalid request, a wrong key) is raised unchanged.
+        Raises `AllCandidatesFailed` (or `DeadlineExceeded`) if no tier answered, `TooManyCalls` at the request's limit. A
+        `ModelError` that no other candidate can fix (an invalid request, a wrong key) is raised unchanged.
         """
+        if (purse := request.purse) is not None and not purse.take(*self._most(plan, request)):
+            return self._once_paid(plan, request, trace)
         if request.form is not None:
             plan = formed(plan, request)
         if request.n > 1:
             refuse_several(plan, request)
+            refuse_too_many(plan, request)
         tiers = plan.tiers
         first = tiers[0]
         if (
@@ -76,7 +82,29 @@ class PlanExecutor:
             return self._ask(0, first, request, trace)
         return self._ascend(plan, request, trace)
 
+    async def _once_paid(self, plan: Plan, request: LLMRequest, trace: Trace) -> Outcome:
+        paid = await self.paid(plan, request, trace)
+        return await self.run(plan, paid, trace)
+
+    async def paid(self, plan: Plan, request: LLMRequest, trace: Trace) -> LLMRequest:
+        """Reserve the plan's cost in the request's purse; return the request with the money that there is as its budget.
+
+        Waits for it, within the request's time limit, while other requests have reserved it. A request that holds a
+        reservation already does not wait, because others may wait for its end. Raises `BudgetExceeded`.
+        """
+        purse: Reservation | None = request.purse
+        if purse is None or purse.take(*self._most(plan, request)):
+            return request
+        if purse.holds:
+            return changed(request, purse=None)
+        until = min(trace.ends, time.perf_counter() + self._models.timeouts.total)
+        left = await purse.wait(lambda: self._most(plan, request), until=until)
+        if left is None:
+            return changed(request, purse=None)
+        return changed(request, purse=None, budget=left if request.budget is None else min(left, request.budget))
+
     async def _ascend(self, plan: Plan, request: LLMRequest, trace: Trace) -> Outcome:
+        refuse_too_many(plan, request)
         ascent = self.ascent(plan, request, trace)
         for index, tier in ascent.tiers():
             watch = tier.watch_all and ascent.may_abandon
@@ -231,6 +259,30 @@ class PlanExecutor:
             dollars += endpoint.price.cost(expected.usage, expected.gpu_seconds)
         return dollars
 
+    def _most(self, plan: Plan, request: LLMRequest) -> tuple[float, float]:
+        """Return the most dollars and tokens that the plan will probably use; infinite where nothing bounds them.
+
+        It assumes that each member's first candidate works, and that every tier is asked.
+        """
+        dollars = tokens = 0.0
+        for tier in plan.tiers:
+            voting = tier.voting
+            apart = voting is not None and voting.draw == "at_once"
+            for member in tier.members:
+                endpoint = self._models.endpoints[member.candidates[0].name]
+                shown = request if member.form is None else shown_to(member, tier, request)
+                samples = request.n if tier.is_plain else member.samples
+                prompt, answer, seconds = endpoint.forecast.most(shown, samples, member.samples if apart else 1)
+                price = endpoint.price
+                tokens += prompt + answer
+                dollars += prompt * price.input_per_million / 1e6
+                if price.output_per_million:
+                    dollars += answer * price.output_per_million / 1e6
+                if price.gpu_hour:
+                    dollars += math.inf if seconds is None else answer * seconds * price.gpu_hour / 3600.0
+        limit = plan.budget if request.budget is None else request.budget
+        return dollars if limit is None or dollars < limit else limit, tokens
+
     def member_run(self, index: int, tier: Tier, request: LLMRequest, trace: Trace) -> MemberRun:
         """Return a new run over the candidates of a tier's only member."""
         return MemberRun(self._models, index, tier, tier.members[0], request, trace)
@@ -247,6 +299,17 @@ def refuse_several(plan: Plan, request: LLMRequest) -> None:
         error = Unsupported(votes, hint="omit n, or name a model")
         error.field = "n"
         raise error
+
+
+def refuse_too_many(plan: Plan, request: LLMRequest) -> None:
+    """Raise `TooManyCalls` if the plan's tiers draw more samples than the request may make calls."""
+    if request.most_calls is None:
+        return
+    drawn = [request.n if tier.is_plain else tier.samples for tier in plan.tiers]
+    if sum(drawn) > request.most_calls:
+        told = " + ".join(map(str, drawn))
+        reason = f"{plan} needs up to {sum(drawn)} calls ({told} samples), but a request may make {request.most_calls}"
+        raise TooManyCalls(reason, hint="ask for fewer samples, or raise the limit (most_calls)")
 
 
 def judged(tier: Tier, samples: Sequence[Sample], request: LLMRequest) -> Verdict:

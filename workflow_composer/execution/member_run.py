@@ -20,7 +20,7 @@ from workflow_composer.errors import (
     ServerFailed,
     Unsupported,
 )
-from workflow_composer.execution.call import Call, Endpoint, Trace
+from workflow_composer.execution.call import REST, Call, Endpoint, Trace
 from workflow_composer.plan import Candidate, Member, Plan, Tier, Watch
 from workflow_composer.support.fast_dataclass import changed
 from workflow_composer.types import Attempt, Chunk, Completion, Embeddings, LLMRequest, ModelCall, Timeouts, Verdict
@@ -195,7 +195,7 @@ class MemberRun:
                         raise Abandoned(verdict, heard.tokens)
                     yield piece
                     if heard.pieces:
-                        call.resume("end of the stream")
+                        call.resume(REST)
                     else:
                         call.resume("first token", patience)
             if heard.finish_reason is None:
@@ -225,7 +225,7 @@ class MemberRun:
             self.asked = replace(self._planned, request=bare)
             return
         self.asked = self._planned
-        if not error.fallback:
+        if not (error.fallback or error.retryable):
             raise error
         candidates, trace = self._member.candidates, self._trace
         if isinstance(error, ContextOverflow):
@@ -240,6 +240,8 @@ class MemberRun:
         if pause is not None:
             await self._wait(pause)
             return
+        if not error.fallback:
+            raise error
         self.position, self._tried = following, 0
         observer = self._models.observer
         if observer is not None and following < len(candidates) and not trace.over:

@@ -16,7 +16,7 @@ from contextlib import aclosing
 from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
 from workflow_composer.errors import AllCandidatesFailed, ModelError, StreamInterrupted
 from workflow_composer.execution.call import Outcome, Trace
-from workflow_composer.execution.executor import PlanExecutor, judged, refuse_several
+from workflow_composer.execution.executor import PlanExecutor, judged, refuse_several, refuse_too_many
 from workflow_composer.execution.forming import formed
 from workflow_composer.execution.voting.ballot import Ballot
 from workflow_composer.plan import Plan, Tier
@@ -43,6 +43,10 @@ class StreamRun:
         """Yield the answer's chunks. Closing the generator cancels the call to the server."""
         if self._request.n > 1:
             refuse_several(self._plan, self._request)
+        if self._request.most_calls is not None:
+            refuse_too_many(self._plan, self._request)
+        if self._request.purse is not None:
+            self._request = await self._executor.paid(self._plan, self._request, self._trace)
         ascent = self._executor.ascent(self._plan, self._request, self._trace)
         for index, tier in ascent.tiers():
             last = ascent.is_last(index)

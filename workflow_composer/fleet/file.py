@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 
 from workflow_composer.backends.replicas.registry import ROLE, ServerRegistry, registry_directory
 from workflow_composer.config.findings import add_faults
+from workflow_composer.config.named_code import code_allowed, refuse
 from workflow_composer.config.normalize import filled_in, url_fault, without_secrets
 from workflow_composer.config.profile_models import Expanded
 from workflow_composer.config.yaml_source import KeyPath, Problems, read_profile, shown
@@ -26,6 +28,8 @@ VLLM_PYTHON = "WORKFLOW_COMPOSER_VLLM_PYTHON"
 """Environment variable: the Python with vLLM, if the fleet file sets none."""
 
 FILE = "fleet.yaml"
+WORKING = Path("config") / FILE
+"""The fleet file in the working directory."""
 _WEBHOOK: KeyPath = ("monitor", "alerts", "webhook")
 _FOLDERS = ("registry", "state", "python")
 
@@ -96,7 +100,8 @@ def load_fleet(path: str | os.PathLike[str] | None = None, environ: Mapping[str,
     """
     environ = os.environ if environ is None else environ
     place = Path(path).expanduser() if path is not None else next(p for p in search_path(environ) if p.is_file())
-    settings = read_settings(place, environ)
+    found = path is None and place == WORKING and not place.samefile(shipped())
+    settings = read_settings(place, environ, found=found)
     registry = ServerRegistry(registry_directory(environ, settings.registry))
     states = StateStore(state_directory(environ, settings.state))
     return Fleet(settings, place.absolute(), registry, states, environ)
@@ -105,7 +110,7 @@ def load_fleet(path: str | os.PathLike[str] | None = None, environ: Mapping[str,
 def search_path(environ: Mapping[str, str]) -> tuple[Path, ...]:
     """Candidate paths of the fleet file: in the working directory, of the user, and the shipped one, which always exists."""
     home = environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")  # noqa: PTH111  # no error without a home
-    return (Path("config") / FILE, Path(home) / "workflow-composer" / FILE, shipped())
+    return (WORKING, Path(home) / "workflow-composer" / FILE, shipped())
 
 
 def shipped(package: Path = Path(__file__).parent) -> Path:
@@ -114,10 +119,14 @@ def shipped(package: Path = Path(__file__).parent) -> Path:
     return installed if installed.is_file() else package.parent.parent / "config" / FILE
 
 
-def read_settings(path: Path, environ: Mapping[str, str]) -> FleetSettings:
-    """Read the settings from a file. Raises `ProfileError` with every fault, `FleetError` if there is no file."""
+def read_settings(path: Path, environ: Mapping[str, str], *, found: bool = False) -> FleetSettings:
+    """Read the settings from a file. Raises `ProfileError` with every fault, `FleetError` if there is no file.
+
+    ``found``: nobody has named the file by its path, so that it must not name programs.
+    """
+    example = "roles: {small: {model: ./small, port: 8001}}"
     try:
-        tree, _, problems = read_profile(path, kind="fleet file", example="roles: {small: {model: ./small, port: 8001}}")
+        tree, _, problems = read_profile(path, kind="fleet file", example=example, found=found)
     except ProfileNotFound as error:
         raise FleetError(
             error.message, hint="pass another file with --fleet, or copy the shipped one (docs/fleet.md)"
@@ -130,6 +139,9 @@ def read_settings(path: Path, environ: Mapping[str, str]) -> FleetSettings:
     except ValidationError as error:
         add_faults(error, FleetSettings, tree, problems)
     _check(tree, problems)
+    if found and not code_allowed(environ):
+        for key in _programs(tree):
+            refuse(key, problems, "--fleet")
     problems.raise_if_any()
     assert settings is not None, "every pydantic error is reported as a problem"
     return settings
@@ -217,6 +229,36 @@ def _check(tree: Mapping[str, Any], problems: Problems) -> None:
     _server_names(roles, problems)
     for name, role in roles.items():
         _arguments(("roles", name), role, problems)
+
+
+_LOADS_CODE = re.compile(
+    r"--(?:trust[-_]remote[-_]code|middleware|tool[-_]parser[-_]plugin|reasoning[-_]parser[-_]plugin|logits[-_]processors"
+    r"|worker[-_](?:cls|extension[-_]cls)|scheduler[-_]cls|io[-_]processor[-_]plugin|generation[-_]config|config)\b.*"
+)
+_NAMES_PROGRAMS = re.compile(r"PATH|BASH_ENV|ENV|IFS|(?:LD|DYLD|PYTHON|VLLM|GCONV|MALLOC|CUDA|TORCH|TRITON)_?.*")
+
+
+def _programs(tree: Mapping[str, Any]) -> Iterator[KeyPath]:
+    """Yield the keys that name programs or code: run by the fleet, or loaded by its servers."""
+    if tree.get("python") is not None:
+        yield ("python",)
+    alerts = _mapping_at(_mapping_at(tree, "monitor"), "alerts")
+    if alerts.get("command"):
+        yield ("monitor", "alerts", "command")
+    for name in _mapping_at(tree, "roles"):
+        role = _mapping_at(_mapping_at(tree, "roles"), name)
+        for variable in _mapping_at(role, "environment"):
+            if _NAMES_PROGRAMS.fullmatch(variable):
+                yield ("roles", name, "environment", variable)
+        arguments = role.get("arguments")
+        for index, argument in enumerate(arguments if isinstance(arguments, tuple) else ()):
+            if isinstance(argument, str) and _LOADS_CODE.fullmatch(argument):
+                yield ("roles", name, "arguments", index)
+
+
+def _mapping_at(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = tree.get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _ports(roles: Mapping[str, Mapping[str, Any]], problems: Problems) -> None:

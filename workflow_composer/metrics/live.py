@@ -1,7 +1,7 @@
 """Counters since the start of the service: cheap to update, small, and easy to sum over workers.
 
-Names of tasks and models come from requests, so their number is limited: after `MOST_SERIES` combinations, new ones are
-counted as "other".
+Names of tasks come from requests: those that the profile does not know share the label "other". Beyond `MOST_SERIES`
+combinations, new ones do too.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import json
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from workflow_composer.metrics.record import RoutingMetric
 from workflow_composer.storage.replacing import replace_file
+from workflow_composer.types import ANY_TASK
 
 # -------------------------------------------------------------------------------------------------------------- live files
 #
@@ -109,10 +110,16 @@ class Series:
 
 
 class LiveMetrics:
-    """A metrics sink that counts. Only one event loop may write; `snapshot` may be called at any time."""
+    """A metrics sink that counts. Only one event loop may write; `snapshot` may be called at any time, from any thread.
 
-    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+    ``tasks`` returns the tasks that have series of their own; without it, all have.
+    """
+
+    def __init__(
+        self, *, clock: Callable[[], float] = time.time, tasks: Callable[[], Collection[str]] | None = None
+    ) -> None:
         self._clock = clock
+        self.tasks = tasks
         self._since = clock()
         self._series: dict[tuple[str, str, str, str, int], Series] = {}
         self._kinds: dict[str, int] = {}
@@ -164,10 +171,16 @@ class LiveMetrics:
         """Do nothing: there is nothing to release."""
 
     def _new(self, labels: tuple[str, str, str, str, int]) -> Series:
-        if len(self._series) >= MOST_SERIES:
-            strategy, router, _, _, tier = labels
-            labels = (strategy, router, OTHER, OTHER, min(tier, 9))
-        return self._series.setdefault(labels, Series())
+        """Return the series of labels that have none of their own yet."""
+        strategy, router, task, model, tier = labels
+        if self.tasks is not None and task != ANY_TASK and task not in self.tasks():
+            task = OTHER
+        found = self._series.get((strategy, router, task, model, tier))
+        if found is None:
+            if len(self._series) >= MOST_SERIES:
+                task, model, tier = OTHER, OTHER, min(tier, 9)
+            found = self._series.setdefault((strategy, router, task, model, tier), Series())
+        return found
 
     def snapshot(self) -> dict[str, Any]:
         """Return all counters as plain data."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from workflow_composer.metrics.record import RoutingMetric
 from workflow_composer.storage.appending import LineFile
+from workflow_composer.support.line_writer import LineWriter
 
 METRICS_VARIABLE = "WORKFLOW_COMPOSER_METRICS"
 """The metrics file instead of ``logs/routing_metrics.jsonl``; ``off`` disables metrics."""
@@ -68,6 +70,12 @@ class JsonlSink:
         self._lock = threading.Lock()
         self._troubled = False
         self._held_up = False
+        _sinks.add(self)
+
+    def forked(self) -> None:
+        """Start afresh in a forked child; the lines that wait are the parent's to write."""
+        self._lock = threading.Lock()
+        self._waiting = []
 
     def write(self, metric: RoutingMetric) -> None:
         """Append the metric's line."""
@@ -117,6 +125,57 @@ class JsonlSink:
             self._on_trouble(f"cannot write metrics to {self.path}: {reason}; requests continue without them")
 
 
+class ThreadedSink(JsonlSink):
+    """A `JsonlSink` for an event loop: a thread appends the lines, so that nothing which holds up the file delays a request.
+
+    Lines that come while another process holds the file's lock wait, up to `line_writer.MOST_BYTES`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, on_trouble: Callable[[str], None] | None = None) -> None:
+        super().__init__(path, on_trouble=on_trouble, together=TOGETHER)
+        self._writer = LineWriter(self._written)
+
+    def forked(self) -> None:
+        """Start afresh in a forked child, which has no copy of the thread."""
+        super().forked()
+        self._writer = LineWriter(self._written)
+
+    def close(self) -> None:
+        """Write the buffered lines and close the file, unless it is held up; a later metric reopens it."""
+        self.flush()
+        if self._writer.flush(_LONG_PATIENCE):
+            self._file.close()
+        else:
+            self._report("it is locked or does not take any lines")
+
+    def _append(self, wait: float) -> None:
+        if self._waiting:
+            self._writer.put(b"".join(self._waiting))
+            self._waiting.clear()
+
+    def _written(self, lines: bytes, dropped: int) -> bool:
+        if dropped:
+            self._report(f"{dropped} lines were dropped while it took none")
+        try:
+            self._file.append(lines, wait=_LONG_PATIENCE)
+        except TimeoutError:
+            return False
+        except OSError as error:
+            self._report(error.strerror or str(error))
+        return True
+
+
+_sinks: weakref.WeakSet[JsonlSink] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for sink in _sinks:
+        sink.forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 class MemorySink:
     """Keeps metrics in a list; for tests."""
 
@@ -160,10 +219,10 @@ def default_sink(environ: Mapping[str, str]) -> NullSink | JsonlSink:
     return NullSink() if path is None else JsonlSink(path)
 
 
-def service_sink(environ: Mapping[str, str]) -> NullSink | JsonlSink:
+def service_sink(environ: Mapping[str, str], on_trouble: Callable[[str], None]) -> NullSink | ThreadedSink:
     """Like `default_sink`, for a service: buffers lines and relies on periodic calls of `flush`."""
     path = metrics_file(environ)
-    return NullSink() if path is None else JsonlSink(path, together=TOGETHER)
+    return NullSink() if path is None else ThreadedSink(path, on_trouble=on_trouble)
 
 
 def _warn(message: str) -> None:

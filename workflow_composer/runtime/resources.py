@@ -179,7 +179,7 @@ class _Look:
         """Return the first profile that loads and, with ``own``, forbids the cloud."""
         for path in self._files(name):
             try:
-                config = StrategyConfig.from_yaml(path, environ=self._environ)
+                config = StrategyConfig.load_found(path, environ=self._environ, report=self._report)
             except ConfigError as error:
                 first, *others = error.message.splitlines()
                 self._pass_over(path, f"does not load: {first}" + (f" (and {len(others)} more)" if others else ""))

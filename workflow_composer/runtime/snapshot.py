@@ -21,7 +21,8 @@ from workflow_composer.backends.pricing import GpuMeter, ModelNames, Price
 from workflow_composer.config.strategy import ModelSpec, StrategyConfig
 from workflow_composer.contexts.applying import Contexts
 from workflow_composer.errors import ConfigError, ContextError, ProfileError, RoutingError, WorkflowComposerError, nearest
-from workflow_composer.execution.call import CircuitBreaker, Endpoint
+from workflow_composer.execution.breaker import CircuitBreaker
+from workflow_composer.execution.call import Endpoint
 from workflow_composer.execution.executor import PlanExecutor
 from workflow_composer.execution.member_run import CallObserver, RetryPolicy
 from workflow_composer.metrics.escalation import Kept
@@ -62,6 +63,7 @@ class Snapshot:
         self._lock = threading.Lock()
         self._users = 0
         self._retired = False
+        self._refuses = False
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
 
@@ -142,9 +144,9 @@ class Snapshot:
     # ---------------------------------------------------------------------------------------------------- life and end
 
     def acquire(self) -> Snapshot | None:
-        """Count a new request; return None if the snapshot is closed, so that the caller reads the new one."""
+        """Count a new request; return None if the snapshot takes no more, so that the caller reads the new one."""
         with self._lock:
-            if self._closed:
+            if self._refuses:
                 return None
             self._users += 1
             return self
@@ -168,11 +170,22 @@ class Snapshot:
         if unused:
             await self._close()
 
+    def refuse(self) -> None:
+        """Take no new requests; those in progress go on."""
+        with self._lock:
+            self._refuses = True
+
+    def forked(self) -> bool:
+        """Take no requests in a forked child, where connections and counts are the parent's; return whether it took any."""
+        self._lock = threading.Lock()  # another thread of the parent may have held it
+        took, self._refuses, self._closed = not self._refuses, True, True
+        return took
+
     async def _close(self) -> None:
         with self._lock:
             if self._users or self._closed:
                 return
-            self._closed = True
+            self._refuses = self._closed = True
         for router in self.routers:
             await router.aclose()
         for endpoint in self.endpoints.values():

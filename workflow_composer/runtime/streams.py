@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import Any, Self
 
 from workflow_composer.config.strategy import StrategyConfig
+from workflow_composer.errors import StreamInterrupted, WorkflowComposerError
 from workflow_composer.execution.call import Outcome, Trace
 from workflow_composer.execution.streaming import StreamRun
 from workflow_composer.plan import Candidate, Plan
@@ -95,6 +97,8 @@ class SyncResponseStream:
         self._thread = thread
         self._stream = stream
         self._reading: asyncio.Task[Any] | None = None
+        self._process = os.getpid()
+        self._closed = False
 
     @property
     def response(self) -> LLMResponse | None:
@@ -105,8 +109,12 @@ class SyncResponseStream:
         return self
 
     def __next__(self) -> Chunk:
+        if self._process != os.getpid():
+            raise WorkflowComposerError("the stream began before this process was forked", hint="begin a new one here")
         chunk = self._thread.call(self._following)
         if chunk is None:
+            if self._stream.response is None and not self._closed:
+                raise StreamInterrupted("the orchestrator was closed before the stream ended")
             raise StopIteration
         return chunk
 
@@ -115,8 +123,10 @@ class SyncResponseStream:
         return await anext(self._stream, None)
 
     def close(self) -> None:
-        """Stop the work at the server; does nothing after the end."""
-        self._thread.run(self._closing())
+        """Stop the work at the server; does nothing after the end, or in a forked child."""
+        self._closed = True
+        if self._process == os.getpid():
+            self._thread.run(self._closing())
 
     async def _closing(self) -> None:
         # After an interrupt the awaited chunk may still be in progress, and a running generator cannot be closed.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from workflow_composer.server.api.completion_handler import REQUEST_ID
 from workflow_composer.server.api.json_wire import Dialect
 from workflow_composer.server.exchange import Exchange, Handler, Reply
-from workflow_composer.server.failures import HttpFailure, failure_of, headers_of
+from workflow_composer.server.failures import RETRY_SOON, HttpFailure, failure_of, headers_of
 from workflow_composer.types import new_request_id
 
 Routes = Mapping[tuple[str, str], Handler]
@@ -22,7 +22,7 @@ Report = Callable[..., None]
 
 
 class App:
-    """Dispatches exchanges to a table of handlers."""
+    """Dispatches exchanges to a table of handlers. ``gate`` raises if a request's headers suffice to refuse it."""
 
     def __init__(
         self,
@@ -32,7 +32,9 @@ class App:
         report: Report,
         *,
         access: Report | None = None,
+        gate: Callable[[Exchange], object] | None = None,
     ) -> None:
+        self._gate = gate
         self._access = access
         self._routes = routes
         self._dialects = dialects
@@ -67,9 +69,23 @@ class App:
             ms=round((time.perf_counter() - exchange.started) * 1000.0, 1),
         )
 
+    def admit(self, exchange: Exchange) -> Reply | None:
+        """Return the reply to a request that is refused by its headers, before its body is read; None if it may go on."""
+        exchange.request_id = new_request_id()
+        try:
+            method = "GET" if exchange.method == "HEAD" else exchange.method
+            if (method, exchange.path) not in self._routes:
+                return self._other(exchange)
+            if self._gate is not None:
+                self._gate(exchange)
+        except Exception as error:  # noqa: BLE001  # as in `serve`
+            return self._failed(exchange, error)
+        return None
+
     def refuse(self, status: int, reason: str) -> Reply:
         """Return the reply to a malformed request."""
-        return self._reply(self._usual, HttpFailure(status, reason), new_request_id())
+        wait = RETRY_SOON if status == 503 else None
+        return self._reply(self._usual, HttpFailure(status, reason, retry_after=wait), new_request_id())
 
     def _other(self, exchange: Exchange) -> Reply:
         """Raise 404 for an unknown path, 405 with the allowed methods for a known one; answer OPTIONS."""

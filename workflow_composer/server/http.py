@@ -11,17 +11,18 @@ import asyncio
 import functools
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
 from itertools import chain
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import httptools
 
+from workflow_composer.server.bodies import UnfinishedBodies
 from workflow_composer.server.exchange import EVENTS, JSON, Exchange, Fields, Reply
+from workflow_composer.server.requests import BadTarget, HttpLimits, head_without_upgrade, path_and_query
 
 Serve = Callable[[Exchange], Awaitable[Reply | None]]
 """Answers an exchange; raises only CancelledError."""
@@ -29,8 +30,13 @@ Serve = Callable[[Exchange], Awaitable[Reply | None]]
 Refuse = Callable[[int, str], Reply]
 """Makes the reply to a malformed request: status and reason -> reply."""
 
+Admit = Callable[[Exchange], Reply | None]
+"""Checks a request after its headers, before its body is read; returns the reply that refuses it, if it does."""
+
 _WAITING = 8
 """Pipelined requests per connection that may wait before reading from it pauses."""
+_LARGE = 64 * 1024
+"""Size in bytes of a body after which a pipelined request pauses reading, until its turn."""
 _LINGER = 2.0
 """Seconds for which data from a refused client is still read and discarded: closing at once would reset the connection, and
 the client would not see the error response."""
@@ -43,28 +49,15 @@ _SLOWEST = 1024
 _NO_HTTP = "malformed request; use HTTP/1.1"
 
 
-@dataclass(frozen=True, slots=True)
-class HttpLimits:
-    """Limits of a request. Sizes in bytes, times in seconds; a body gets one more second for every ``pace`` bytes."""
-
-    head: int = 64 * 1024
-    fields: int = 100
-    target: int = 8 * 1024
-    body: int = 32 * 2**20
-    head_seconds: float = 10.0
-    body_seconds: float = 30.0
-    pace: int = 64 * 1024
-    idle_seconds: float = 75.0
-    stuck_seconds: float = 60.0
-
-
 class HttpServer:
     """All connections of one worker. Pass `protocol` to `loop.create_server`."""
 
-    def __init__(self, serve: Serve, refuse: Refuse, limits: HttpLimits) -> None:
+    def __init__(self, serve: Serve, refuse: Refuse, limits: HttpLimits, *, admit: Admit | None = None) -> None:
         self.serve = serve
         self.refuse = refuse
+        self.admit = admit
         self.limits = limits
+        self.bodies = UnfinishedBodies(max(limits.unfinished, limits.body), limits.pace)
         self.draining = False
         self.connections: set[ServerConnection] = set()
         self._sweeper: asyncio.Task[None] | None = None
@@ -80,6 +73,7 @@ class HttpServer:
         while True:
             await asyncio.sleep(0.5)
             now = time.monotonic()
+            self.bodies.cut_off_the_slow(now)
             for connection in list(self.connections):
                 if connection.deadline < now:
                     connection.expire()
@@ -142,7 +136,10 @@ class HttpExchange(Exchange):
 
 @dataclass(slots=True)
 class _Coming:
-    """The received part of the next request. ``unread``: bytes since its start, or since its last piece of body."""
+    """The received part of the next request. ``unread``: bytes since its start, or since its last piece of body.
+
+    ``admitted``: it may send its body. ``counted``: bytes of the body that are counted among the unfinished ones.
+    """
 
     begun: bool = False
     target: bytes = b""
@@ -152,6 +149,8 @@ class _Coming:
     fields_size: int = 0
     declined: bool = False
     in_body: bool = False
+    admitted: bool = False
+    counted: int = 0
     body: bytes | bytearray = b""
     size: int = 0
     unread: int = 0
@@ -174,7 +173,8 @@ class ServerConnection(asyncio.Protocol):
         self._started = 0.0
         self._since = time.monotonic()
         self._unsent = 0
-        self._refused: tuple[int, str] | None = None
+        self._crowded = False
+        self._refused: tuple[int, str] | Reply | None = None
         self.closing = False
         self.transport: Any = None
         self.writable: asyncio.Event | None = None
@@ -212,8 +212,61 @@ class ServerConnection(asyncio.Protocol):
             self._refuse(400, _NO_HTTP)
         if self._coming.unread > self._limits.head:
             self._refuse(431, "the request headers or the chunk headers of its body are too long")
+        if self._coming.in_body:
+            self._receive_body()
         if self._current is None:  # else the request is complete, or has to wait
             self._expect_more()
+
+    def _receive_body(self) -> None:
+        """Admit the request whose body has begun, and count what has come of it."""
+        coming = self._coming
+        if not coming.admitted:
+            self._admit()
+        if self._refused is None and coming.size > coming.counted:
+            more, coming.counted = coming.size - coming.counted, coming.size
+            self.server.bodies.add(self, more, time.monotonic())
+
+    def _admit(self) -> None:
+        """Refuse the request if its headers suffice for that (a missing key, an unknown path)."""
+        coming = self._coming
+        coming.admitted = True
+        if self.server.admit is None or self._refused is not None or coming.declined:
+            return
+        try:
+            path, query = path_and_query(coming.target)
+        except BadTarget as error:
+            self._refuse(400, str(error))
+            return
+        asked = HttpExchange(
+            self._parser.get_method().decode("latin-1"),
+            path,
+            headers=coming.headers,
+            query=query,
+            client=self._client,
+            started=self._started,
+            connection=self,
+            keep_alive=False,
+            chunks=False,
+        )
+        if (reply := self.server.admit(asked)) is not None:
+            self._refuse_with(reply)
+
+    # ------------------------------------------------------------------------------------------------- unfinished bodies
+
+    def hold(self) -> None:
+        """See `Receiving`."""
+        self.transport.pause_reading()
+
+    def go_on(self) -> None:
+        """See `Receiving`."""
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def cut_off(self) -> None:
+        """See `Receiving`."""
+        self._refuse(408, "the request body arrives too slowly, while others wait to send theirs")
+        if self._current is None:
+            self._send_refusal()
 
     def _decline(self, data: bytes, offer: httptools.HttpParserUpgrade) -> None:
         """Parse again without the Upgrade header, at which the parser stops."""
@@ -256,6 +309,8 @@ class ServerConnection(asyncio.Protocol):
         self.server.connections.discard(self)
         self.closing = True
         self._queue.clear()
+        if self._coming.counted:
+            self.server.bodies.remove(self, time.monotonic())
         if self.writable is not None:
             self.writable.set()
         if self._task is not None:
@@ -312,7 +367,9 @@ class ServerConnection(asyncio.Protocol):
         elif "expect" in headers and headers["expect"].lower() != "100-continue":
             self._refuse(417, "unsupported Expect header; only 100-continue is accepted")
         elif "expect" in headers and self._current is None and version == "1.1" and self._refused is None:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._admit()
+            if self._refused is None:
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         """Collect a piece of the body."""
@@ -351,6 +408,8 @@ class ServerConnection(asyncio.Protocol):
             keep_alive=parser.should_keep_alive(),
             chunks=coming.version == "1.1",
         )
+        if coming.counted:
+            self.server.bodies.remove(self, time.monotonic())
         self._coming = _Coming()
         if self._current is None:
             self._current = exchange
@@ -361,7 +420,8 @@ class ServerConnection(asyncio.Protocol):
                 self._task = self._loop.create_task(self._run(exchange))
             return
         self._queue.append(exchange)
-        if len(self._queue) >= _WAITING:
+        if len(self._queue) >= _WAITING or coming.size > _LARGE:
+            self._crowded = True
             self.transport.pause_reading()
 
     # -------------------------------------------------------------------------------------------------------- the answers
@@ -397,7 +457,8 @@ class ServerConnection(asyncio.Protocol):
             return None
         self._since = time.monotonic()
         if self._queue:
-            if len(self._queue) == _WAITING:
+            if self._crowded:
+                self._crowded = False
                 self.transport.resume_reading()
             self.deadline = float("inf")
             self._current = self._queue.popleft()
@@ -410,15 +471,24 @@ class ServerConnection(asyncio.Protocol):
         return None
 
     def _refuse(self, status: int, reason: str) -> None:
+        self._refuse_with((status, reason))
+
+    def _refuse_with(self, why: tuple[int, str] | Reply) -> None:
         if self._refused is None:
-            self._refused = (status, reason)
+            self._refused = why
             self._coming.body = b""
+            if self._coming.counted:
+                self._coming.counted = 0
+                waited = self.server.bodies.waits(self)
+                self.server.bodies.remove(self, time.monotonic())
+                if waited:
+                    self.go_on()
 
     def _send_refusal(self) -> None:
         """Send the pending refusal, once the requests before it are answered."""
         if self._refused is None or self.closing:
             return
-        reply = self.server.refuse(*self._refused)
+        reply = self._refused if isinstance(self._refused, Reply) else self.server.refuse(*self._refused)
         head_ = head(reply.status, reply.content_type, reply.headers, length=len(reply.body), close=True)
         self.transport.write(head_ + reply.body)
         self.closing = True
@@ -445,7 +515,10 @@ class ServerConnection(asyncio.Protocol):
         if 0 < self._unsent <= before - _SLOWEST * self._limits.stuck_seconds:
             self.deadline = time.monotonic() + self._limits.stuck_seconds  # the client still reads, slowly
         elif self._current is None and self._coming.begun and not self.closing:
-            self._refuse(408, "timed out waiting for the complete request")
+            if self.server.bodies.waits(self):
+                self._refuse(503, "the service is receiving too many large requests; try again later")
+            else:
+                self._refuse(408, "timed out waiting for the complete request")
             self._send_refusal()
         else:
             self.abort()
@@ -465,10 +538,6 @@ class ServerConnection(asyncio.Protocol):
 
 _STATUS: dict[int, str] = {status: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
 _LONGEST_VALUE = 1024
-
-
-class BadTarget(ValueError):
-    """An invalid request target."""
 
 
 def head(
@@ -500,39 +569,6 @@ _CONTROLS = dict.fromkeys((*range(32), 127), "?")
 def _date(now: int) -> str:
     """Return an epoch second as an HTTP date."""
     return formatdate(now, usegmt=True)
-
-
-def head_without_upgrade(method: bytes, target: bytes, version: str, headers: Mapping[str, str]) -> bytes:
-    """Return the request headers without the Upgrade offer, which a server may ignore."""
-    lines = [f"{method.decode('latin-1')} {target.decode('latin-1')} HTTP/{version}"]
-    for name, value in headers.items():
-        if name == "connection":
-            value = ", ".join(one for one in value.split(",") if one.strip().lower() != "upgrade")  # noqa: PLW2901  # less
-        if name != "upgrade":
-            lines.append(f"{name}: {value}")
-    return "\r\n".join([*lines, "", ""]).encode("latin-1")
-
-
-@functools.lru_cache(maxsize=256)
-def path_and_query(target: bytes) -> tuple[str, str]:
-    """Return the decoded path and the raw query of a request target. Raises `BadTarget`."""
-    if not target.startswith(b"/"):
-        scheme, found, rest = target.partition(b"://")
-        if target == b"*":
-            return "*", ""
-        if not found or scheme.lower() not in {b"http", b"https"}:
-            raise BadTarget("the request target is not a path")
-        target = b"/" + rest.partition(b"/")[2]
-    path, _, query = target.partition(b"?")
-    try:
-        if b"%" in path:
-            path = unquote_to_bytes(path)
-            if b"\0" in path:
-                raise BadTarget("the path contains a null byte")
-            return path.decode("utf-8"), query.decode("ascii")
-        return path.decode("ascii"), query.decode("ascii")
-    except UnicodeDecodeError:
-        raise BadTarget("the request target is not valid text") from None
 
 
 __all__ = ["JSON", "HttpExchange", "HttpLimits", "HttpServer", "ServerConnection"]

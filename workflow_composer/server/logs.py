@@ -1,11 +1,24 @@
-"""The service's log: one JSON object per line on standard error, with the request ID; without prompts and keys."""
+"""The service's log: one JSON object per line on standard error, with the request ID; without prompts and keys.
+
+Lines are written by a thread: who does not read the service's standard error must not stop it.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from workflow_composer.config.redaction import scrub
+from workflow_composer.support.line_writer import LineWriter
+
+_AT_THE_END = 1.0
+"""Seconds at the end in which the last lines are written; a pipe that nobody reads does not hold it up for longer."""
 
 
 class ServiceLog:
@@ -41,12 +54,78 @@ class _StandardError:
 
     def msg(self, line: str) -> None:
         try:
-            sys.stderr.write(line + "\n")
-            sys.stderr.flush()
-        except (OSError, ValueError):  # a closed pipe or a full disk must not fail requests
-            return
+            sys.stderr.fileno()
+        except (OSError, ValueError, AttributeError):  # closed, or replaced by something that is no file and cannot block
+            _write_text(line)
+        else:
+            _lines.put(line.encode("utf-8", "backslashreplace") + b"\n")
 
     debug = info = warning = warn = error = critical = exception = log = msg
+
+
+def _write_text(line: str) -> None:
+    try:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):  # a closed one must not fail requests
+        return
+
+
+def _write(lines: bytes, dropped: int) -> bool:
+    """Write to the descriptor: a thread that waits in a text file's buffer would block the interpreter's end."""
+    try:
+        descriptor = sys.stderr.fileno()
+        if dropped:
+            lost = {"event": "log lines were dropped, because standard error was not read", "lines": dropped}
+            lines = json.dumps({**lost, "level": "warning"}).encode() + b"\n" + lines
+        while lines:
+            lines = lines[os.write(descriptor, lines) :]
+    except (OSError, ValueError, AttributeError):  # a closed pipe or a full disk
+        pass
+    return True
+
+
+_lines = LineWriter(_write)
+
+
+class _FromLibraries(logging.Handler):
+    """Writes the warnings of libraries (asyncio's, for example) as lines of the log."""
+
+    def __init__(self, log: ServiceLog) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log a record; its traceback by the name and place of the exception."""
+        try:
+            said = record.getMessage()
+        except (TypeError, ValueError):  # its arguments do not fit its text
+            said = str(record.msg)
+        error = record.exc_info[1] if record.exc_info else None
+        more = {} if error is None else {"error": type(error).__name__, "place": _place(error)}
+        self._log.warning(said[:_LONGEST], logger=record.name, **more)
+
+
+_LONGEST = 2000
+
+
+def _place(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+
+
+@contextmanager
+def writing(log: ServiceLog) -> Iterator[None]:
+    """Write the warnings of libraries to the log, which never blocks, and at the end the last lines."""
+    handler = _FromLibraries(log)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        _lines.flush(_AT_THE_END)
 
 
 def _redacted(logger: Any, method: str, fields: dict[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from workflow_composer.server.admin.strategy_switcher import (
 from workflow_composer.server.admin.switching import Admin
 from workflow_composer.server.api.catalogue import Catalogue
 from workflow_composer.server.api.chat import ChatDialect
-from workflow_composer.server.api.completion_handler import Accounts, Admission, CompletionHandler
+from workflow_composer.server.api.completion_handler import Accounts, Admission, CompletionHandler, presented
 from workflow_composer.server.api.completions import CompletionsDialect
 from workflow_composer.server.api.json_wire import Dialect
 from workflow_composer.server.api.messages import MessagesDialect
@@ -43,10 +43,11 @@ from workflow_composer.server.api.responses import ResponsesDialect
 from workflow_composer.server.app import App
 from workflow_composer.server.auth.keys import KeyRing
 from workflow_composer.server.auth.ledger import Ledger
-from workflow_composer.server.exchange import Handler
-from workflow_composer.server.http import HttpLimits, HttpServer
-from workflow_composer.server.logs import ServiceLog
+from workflow_composer.server.exchange import Exchange, Handler
+from workflow_composer.server.http import HttpServer
+from workflow_composer.server.logs import ServiceLog, writing
 from workflow_composer.server.openapi import describing
+from workflow_composer.server.requests import HttpLimits
 from workflow_composer.server.settings import ServerSettings
 from workflow_composer.server.tracing import Tracing, collector
 from workflow_composer.server.workers.egress_check import prove_egress
@@ -88,6 +89,11 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 async def alone(settings: ServerSettings, listening: socket.socket, environ: Mapping[str, str]) -> None:
     """Run a single worker, which switches strategies itself."""
     log = ServiceLog()
+    with writing(log):
+        await _alone(settings, listening, environ, log)
+
+
+async def _alone(settings: ServerSettings, listening: socket.socket, environ: Mapping[str, str], log: ServiceLog) -> None:
     audit = SwitchAudit(settings.state_directory / "audit.jsonl", report=log.warning)
 
     def switchboard(orchestrator: ModelOrchestrator) -> Switchboard:
@@ -137,21 +143,22 @@ class Worker:
         self._log = log
         live = LiveMetrics()
         accounts = _accounts(settings, log)
-        self._lines = service_sink(environ)
+        self._lines = service_sink(environ, log.warning)
         self._collector = collector(environ)
         self._tracing = None if self._collector is None else Tracing(environ)
         sinks = (accounts, self._lines, live, *(() if self._tracing is None else (self._tracing,)))
         self.orchestrator = ModelOrchestrator(strategy, metrics=sinks, environ=environ)
+        live.tasks = lambda: self.orchestrator.config.task_routing
         self.strategies = switchboard(self.orchestrator)
         self._accounts = accounts
         admission = Admission(settings.concurrency, settings.queue, settings.queue_seconds)
         self._metrics = SharedMetrics(live, None if number is None else settings.state_directory, number or 0)
         audits = AuditLog(audits_file(environ))
-        self._observing = Observing(self.orchestrator, self._metrics, admission, audits=audits)
+        self._observing = Observing(self.orchestrator, self._metrics, admission, audits=audits, token=settings.metrics_token)
         parts = Parts(self.orchestrator, accounts, admission, self._observing, self._metrics, audits, self.strategies)
         app = app_of(parts, settings, environ, audit, log)
         serve = app.serve if self._tracing is None else functools.partial(self._tracing.serve, answer=app.serve)
-        self._server = HttpServer(serve, app.refuse, HttpLimits(body=settings.max_body))
+        self._server = HttpServer(serve, app.refuse, HttpLimits(body=settings.max_body), admit=app.admit)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stop = asyncio.Event()
         self._told = ""
@@ -223,10 +230,12 @@ class Worker:
 
 def _accounts(settings: ServerSettings, log: ServiceLog) -> Accounts:
     if settings.keys_file is None:
-        return Accounts()
+        return Accounts(most_calls=settings.most_calls)
     ring = KeyRing(settings.keys_file, report=log.warning)
     try:
-        return Accounts(ring, Ledger(settings.state_directory / "ledger.bin", report=log.warning))
+        return Accounts(
+            ring, Ledger(settings.state_directory / "ledger.bin", report=log.warning), most_calls=settings.most_calls
+        )
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot use the ledger of keys: {error}", hint="set another state directory") from None
 
@@ -267,4 +276,12 @@ def app_of(
     for group in (catalogue, parts.observing, admin, dashboard):
         routes.update(group.routes())
     routes["GET", "/openapi.json"] = describing
-    return App(routes, dialects, chat, log.warning, access=log.event if settings.access_log else None)
+
+    def gate(exchange: Exchange) -> None:
+        """Check a key before the body is read; the handler checks it again, and counts the request."""
+        if exchange.path.startswith("/admin/"):
+            admin.check(exchange)
+        elif exchange.path.startswith("/v1/") and parts.accounts.keys is not None:
+            parts.accounts.keys.identify(presented(exchange.headers))
+
+    return App(routes, dialects, chat, log.warning, access=log.event if settings.access_log else None, gate=gate)

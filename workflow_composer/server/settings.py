@@ -13,6 +13,9 @@ STATE_VARIABLE = "WORKFLOW_COMPOSER_SERVE_STATE"
 ADMIN_VARIABLE = "WORKFLOW_COMPOSER_ADMIN_TOKEN"
 """Environment variable with the token that permits strategy switches."""
 
+METRICS_VARIABLE = "WORKFLOW_COMPOSER_METRICS_TOKEN"
+"""Environment variable with the token that ``/metrics`` requires; unset: none."""
+
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -21,8 +24,9 @@ class ServerSettings:
     """Listening address and limits. Sizes in bytes, times in seconds; limits apply per worker.
 
     ``strategy`` is a profile's name or path; None: from the environment, else by detection. Without ``keys_file`` no key is
-    required. Without ``admin_token`` the admin API is off. ``watch``: reload the profile file when it changes.
-    ``debug``: responses report decisions in full, and the log contains prompts, without keys.
+    required. Without ``admin_token`` the admin API is off. With ``metrics_token``, ``/metrics`` requires it. ``watch``:
+    reload the profile file when it changes. ``most_calls`` limits the calls of one request to models. ``debug``: responses
+    report decisions in full, and the log contains prompts, without keys.
     """
 
     strategy: str | None = None
@@ -32,10 +36,12 @@ class ServerSettings:
     state_directory: Path = Path("serve-state")
     keys_file: Path | None = None
     admin_token: str | None = field(default=None, repr=False)
+    metrics_token: str | None = field(default=None, repr=False)
     max_body: int = 32 * 2**20
     concurrency: int = 512
     queue: int = 1024
     queue_seconds: float = 10.0
+    most_calls: int = 64
     drain_seconds: float = 30.0
     watch: bool = True
     debug: bool = False
@@ -48,7 +54,7 @@ class ServerSettings:
         return self.host not in LOOPBACK
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain data for worker processes, without the token, which is passed separately."""
+        """Return the settings as plain data for worker processes, without the admin's token, which is passed separately."""
         found = {name: getattr(self, name) for name in self.__slots__ if name != "admin_token"}
         return found | {
             "state_directory": str(self.state_directory),

@@ -2,15 +2,21 @@
 
 Callers may run in their own event loop, as every notebook cell does. That loop is blocked while they wait, and nothing on
 the thread's loop waits for it (`stands_still`).
+
+A forked child has a copy of every `LoopThread`, but not the thread: there each starts afresh. The parent's loops are kept,
+unused: their end would close descriptors and wake the parent through the pipes that the two still share.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
+import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
+from concurrent.futures import wait as wait_for_all
 from typing import Any, Generic, TypeVar
 
 from workflow_composer.errors import WorkflowComposerError
@@ -18,7 +24,7 @@ from workflow_composer.errors import WorkflowComposerError
 T = TypeVar("T")
 
 _GLANCE = 0.1
-"""Seconds between checks by a blocked caller whether its task was cancelled; nothing else would notify it."""
+"""Seconds between checks by a blocked caller whether it was interrupted or its task cancelled."""
 
 _standing: set[asyncio.AbstractEventLoop] = set()
 
@@ -61,9 +67,14 @@ class LoopThread:
     """Runs coroutines on an event loop in a separate thread, for callers on any other thread or event loop."""
 
     def __init__(self) -> None:
+        _threads.add(self)
+        self._begin()
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._jobs: set[_Job[Any]] = set()
 
     def run(self, coroutine: Coroutine[Any, Any, T], *, patience: float = 0.0) -> T:
         """Run the coroutine and return its result. A running event loop of the caller is blocked meanwhile.
@@ -73,7 +84,7 @@ class LoopThread:
         `WorkflowComposerError` if called on this thread's own loop, which would wait for itself.
         """
         try:
-            self._refuse_own_loop()
+            self.refuse_own_loop()
         except WorkflowComposerError:
             coroutine.close()
             raise
@@ -81,44 +92,70 @@ class LoopThread:
 
     def call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Like `run`, but creates the coroutine only when it starts, so that an early interrupt leaves none un-awaited."""
-        self._refuse_own_loop()
+        self.refuse_own_loop()
         return self._wait_for(_Job(function))
 
     def _wait_for(self, job: _Job[T], patience: float = 0.0) -> T:
-        loop = self._running_loop()
         cancelled = _cancellations()  # read first: the cancellation may arrive as soon as the job starts
         try:
-            with _callers_loop_standing():
-                loop.call_soon_threadsafe(job.start)
+            with _callers_loop_standing(), _interrupts_as_such():
+                self._schedule(job)
                 return _awaited(job.result, cancelled)
-        except BaseException as error:
-            loop.call_soon_threadsafe(job.cancel)
+        except BaseException:
+            self._cancel(job)
             with contextlib.suppress(CancelledError, TimeoutError):
                 job.result.exception(patience)
-            if isinstance(error, RuntimeError) and isinstance(error.__context__, KeyboardInterrupt):
-                # The interrupt arrived inside threading.Condition, which then releases a lock that it does not hold.
-                raise KeyboardInterrupt from None
             raise
 
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
+    def _schedule(self, job: _Job[Any]) -> None:
+        """Start a job on the loop, and the loop if needed. `stop` comes before or after it, so that no job is lost."""
         with self._lock:
             if self._loop is None:
                 loop = asyncio.new_event_loop()
                 thread = threading.Thread(target=_serve, args=(loop,), name="workflow-composer", daemon=True)
                 thread.start()
                 self._loop, self._thread = loop, thread
-            return self._loop
+            job.loop = self._loop
+            self._jobs.add(job)
+            job.result.add_done_callback(lambda _: self._jobs.discard(job))
+            self._loop.call_soon_threadsafe(job.start)
+
+    @staticmethod
+    def _cancel(job: _Job[Any]) -> None:
+        if job.loop is None:  # an interrupt came before it was scheduled
+            job.cancel()
+            job.start()
+            return
+        with contextlib.suppress(RuntimeError):  # `stop` has closed the loop and ended the job
+            job.loop.call_soon_threadsafe(job.cancel)
+
+    def drain(self) -> None:
+        """Wait until no other thread waits for a result here. An interrupt (Ctrl-C) ends the wait. Raises as `run`.
+
+        Calls of the same thread are not waited for: this may run in a signal handler in the midst of one.
+        """
+        self.refuse_own_loop()
+        here = threading.get_ident()
+        with _interrupts_as_such():
+            while others := [job.result for job in list(self._jobs) if job.caller != here and not job.result.done()]:
+                wait_for_all(others)
 
     def stop(self) -> None:
         """Cancel running work, end the thread, close the loop. A later `run` starts a new one. Raises as `run`."""
-        self._refuse_own_loop()
+        self.refuse_own_loop()
         with self._lock:
             loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
         if loop is not None and thread is not None:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
 
-    def _refuse_own_loop(self) -> None:
+    def forked(self) -> None:
+        """Start afresh in a forked child, which has no copy of the thread."""
+        _left_behind.append((self._loop, self._jobs))
+        self._begin()
+
+    def refuse_own_loop(self) -> None:
+        """Raise `WorkflowComposerError` on this thread's own loop, where waiting for it would never end."""
         if self._loop is not None and _callers_loop() is self._loop:
             raise WorkflowComposerError(
                 "a synchronous method was called on the orchestrator's own event loop (by a router, a hook or another "
@@ -136,6 +173,8 @@ class _Job(Generic[T]):
     def __init__(self, make: Callable[[], Coroutine[Any, Any, T]], drop: Callable[[], None] = lambda: None) -> None:
         self._make = make
         self._drop = drop
+        self.caller = threading.get_ident()
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.result: Future[T] = Future()
         self._task: asyncio.Task[Any] | None = None
         self._cancelled = False
@@ -150,6 +189,7 @@ class _Job(Generic[T]):
 
     def _end(self, task: asyncio.Task[T]) -> None:
         if task.cancelled():
+            self._drop()  # it may not have begun
             self.result.cancel()
         elif (error := task.exception()) is not None:
             self.result.set_exception(error)
@@ -167,6 +207,30 @@ class _Job(Generic[T]):
         self._cancelled = True
         if self._task is not None:
             self._task.cancel()
+
+
+_threads: weakref.WeakSet[LoopThread] = weakref.WeakSet()
+_left_behind: list[object] = []
+
+
+def _after_fork() -> None:
+    _standing.clear()
+    for thread in _threads:
+        thread.forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+@contextlib.contextmanager
+def _interrupts_as_such() -> Iterator[None]:
+    """Raise an interrupt inside `threading.Condition` as itself: it then releases a lock that it does not hold."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _callers_loop() -> asyncio.AbstractEventLoop | None:
@@ -197,8 +261,12 @@ def _cancellations() -> int | None:
 
 
 def _awaited(result: Future[T], cancelled: int | None) -> T:
-    """Wait for a result. Raises CancelledError if the caller's task is cancelled more than ``cancelled`` times."""
-    while cancelled is not None and not result.done():
+    """Wait for a result. Raises CancelledError if the caller's task is cancelled more than ``cancelled`` times.
+
+    The main thread looks up from time to time: an interrupt that comes just before it blocks would wake nothing.
+    """
+    glances = cancelled is not None or threading.current_thread() is threading.main_thread()
+    while glances and not result.done():
         with contextlib.suppress(TimeoutError):
             result.exception(_GLANCE)
         if _cancellations() != cancelled:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 import pytest
 
 from tests.integration.stub_backends import call, collect, local_backend, posts
 from tests.integration.stub_server import MODEL, Reply
-from workflow_composer.errors import CallTimeout, RateLimited, ServerFailed, ServerUnreachable
+from workflow_composer.errors import BadRequest, CallTimeout, RateLimited, ServerFailed, ServerUnreachable
 from workflow_composer.types import Chunk, Timeouts, Usage
 
 # -------------------------------------------------------------------------------------------------------------- the stream
@@ -37,18 +37,70 @@ async def test_the_first_piece_is_there_before_the_last_is_written(server, local
         assert (await anext(stream)).text == "second"
 
 
-async def test_a_server_that_knows_no_stream_options_streams_without(server, local):
-    """Once it has refused them, it is not asked again."""
-    server.script(Reply.error(400, "Unrecognized request argument supplied: stream_options"), Reply.stream("a", usage=False))
+NO_OPTIONS = "Unrecognized request argument supplied: stream_options"
+EXTRA = {"type": "extra_forbidden", "loc": ["body", "stream_options"], "msg": "Extra inputs are not permitted"}
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Reply.error(400, NO_OPTIONS, param="stream_options"),
+        Reply.error(400, "unknown", param="stream_options.include_usage", code="unknown_parameter"),
+        Reply.of({"detail": [EXTRA]}, status=422),
+    ],
+    ids=["openai", "nested", "fastapi"],
+)
+async def test_a_server_that_knows_no_stream_options_streams_without(server, local, refusal):
+    """Once it has refused them by name, it is not asked again."""
+    server.script(refusal, Reply.stream("a", usage=False))
     assert [chunk.text for chunk in await collect(local, call())] == ["a", ""]
     await collect(local, call())
     assert ["stream_options" in request.json for request in posts(server)] == [True, False, False]
 
 
+async def test_the_text_of_a_refusal_helps_its_own_request_only(server, local):
+    """A client may have written it: the next stream asks for its usage again."""
+    server.script(Reply.error(400, NO_OPTIONS), Reply.stream("a", usage=False))
+    assert [chunk.text for chunk in await collect(local, call())] == ["a", ""]
+    await collect(local, call())
+    assert ["stream_options" in request.json for request in posts(server)] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Reply.error(400, "max_tokens or max_completion_tokens is too large", param="max_tokens", code="invalid_value"),
+        Reply.error(
+            400, "max_tokens: integer above max_completion_tokens", param="max_tokens", code="integer_above_max_value"
+        ),
+        Reply.error(400, "at least 1", param="max_tokens"),
+        Reply.error(400, "no", param="stream_options", code="invalid_value"),
+    ],
+)
+async def test_a_limit_that_is_refused_for_its_value_teaches_nothing(server, local, refusal):
+    """A server that ignores the other field would else give every later answer without a limit."""
+    server.script(refusal)
+    with suppress(BadRequest):
+        await local.complete(call(max_tokens=10**9))
+    await collect(local, call(max_tokens=8))
+    assert posts(server)[-1].json["max_tokens"] == 8
+    assert "stream_options" in posts(server)[-1].json
+
+
+async def test_a_field_is_given_up_only_if_the_request_succeeds_without_it(server, local):
+    """A server that refuses in any case has said nothing about the field."""
+    refusal = Reply.error(400, NO_OPTIONS, param="stream_options")
+    server.script(refusal, Reply.error(400, "something else"))
+    with pytest.raises(BadRequest):
+        await collect(local, call())
+    await collect(local, call())
+    assert ["stream_options" in request.json for request in posts(server)] == [True, False, True]
+
+
 async def test_a_model_that_names_its_limit_otherwise_gets_it_so(server, local):
     """OpenAI's reasoning models refuse `max_tokens` and name what they want instead; the meaning is the same."""
     refusal = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
-    server.script(Reply.error(400, refusal))
+    server.script(Reply.error(400, refusal, param="max_tokens", code="unsupported_parameter"))
     await local.complete(call(max_tokens=9))
     await collect(local, call(max_tokens=8))
     limits = [(request.json.get("max_tokens"), request.json.get("max_completion_tokens")) for request in posts(server)]

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from workflow_composer.batch.run.records import Head
-from workflow_composer.batch.run.runner import Budget
+from workflow_composer.batch.run.runner import RunBudget
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.cli.progress import Bar, Lines, describe, describe_tiers, doubting, progress_for, tell_unlimited
 
@@ -112,12 +112,12 @@ def test_costs_that_are_not_known_are_not_shown_as_nothing():
 def test_a_budget_that_could_not_limit_anything_says_so(capsys):
     """Rows of unknown cost spend nothing of it."""
     tally = Tally(total=3)
-    tell_unlimited(Budget(run=1.0), tally)
+    tell_unlimited(RunBudget(run=1.0), tally)
     assert capsys.readouterr().err == ""
     tally.add(Head(0, None, "", None, 0.0, priced=False))
-    tell_unlimited(Budget(), tally)
+    tell_unlimited(RunBudget(), tally)
     assert capsys.readouterr().err == ""
-    tell_unlimited(Budget(run=1.0), tally)
+    tell_unlimited(RunBudget(run=1.0), tally)
     assert "1 row " in capsys.readouterr().err
 
 

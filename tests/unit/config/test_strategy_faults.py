@@ -158,6 +158,9 @@ ONE_FAULT = {
     # -------------------------------------------------------------------------------------------------------- governance
     "cloud route": ("allow_cloud: false\ntask_routing:\n  a: coder\n  b: cloud", r"6: task_routing.b: 'cloud' needs the cloud, but allow_cloud is false \(line 3\); allowed: coder"),
     "public server": ("allow_cloud: false\nmodels: {m: {backend: vllm, base_url: 'http://8.8.8.8/v1'}}", "4: models.m.base_url: public address"),
+    "link-local server": ("allow_cloud: false\nmodels: {m: {backend: vllm, base_url: 'http://169.254.1.1/v1'}}", "4: models.m.base_url: link-local address"),
+    "metadata service": ("allow_cloud: false\nmodels: {m: {backend: vllm, base_url: 'http://100.100.100.200/v1'}}", "4: models.m.base_url: the address of a cloud's metadata service"),
+    "unknown user": ("local_users: [nobody-of-that-name]", r"3: local_users\[0\]: found 'nobody-of-that-name', which is no user"),
     "public server in a list": ("allow_cloud: false", r"2: vllm_endpoints.coder\[1\]: public address", "profile_name: p\nvllm_endpoints: {coder: ['http://h:1/v1', 'http://8.8.8.8/v1']}\n"),
 }  # fmt: skip
 

@@ -6,7 +6,8 @@ import pytest
 
 from workflow_composer.backends.fake import FakeBackend
 from workflow_composer.backends.pricing import GpuMeter, Price
-from workflow_composer.execution.call import CircuitBreaker, Endpoint, Trace
+from workflow_composer.execution.breaker import CircuitBreaker
+from workflow_composer.execution.call import Endpoint, Trace
 from workflow_composer.execution.executor import PlanExecutor
 from workflow_composer.execution.member_run import RetryPolicy
 from workflow_composer.plan import Candidate

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workflow_composer.errors import BadRequest, CircuitOpen, RateLimited, ServerFailed
-from workflow_composer.execution.call import CircuitBreaker
+from workflow_composer.execution.breaker import CircuitBreaker
 
 
 class Clock:
@@ -39,7 +39,7 @@ def test_a_success_in_between_starts_the_count_anew():
     assert breaker.state == "closed"
 
 
-@pytest.mark.parametrize("error", [BadRequest("x"), RateLimited("x")])
+@pytest.mark.parametrize("error", [BadRequest("x", status=400), RateLimited("x", status=429)])
 def test_an_endpoint_that_answers_at_all_is_alive(error):
     """A refusal shows that the server works, and even closes the breaker."""
     breaker = CircuitBreaker("a", failures=2)

@@ -179,7 +179,7 @@ class TestFailingDraws:
         assert b.backends["b"].calls == []
 
     async def test_an_open_breaker_is_probed_by_one_draw_and_then_closed(self, bench, fake):
-        b = bench(fake("a", *[ServerUnreachable("down")] * 3, Delay(0.01, says(4))), failures=3, cooldown=0.0)
+        b = bench(fake("a", *[ServerUnreachable("down")] * 3, Delay(0.01, says(4))), failures=1, cooldown=0.0)
         with pytest.raises(AllCandidatesFailed):
             await b.executor.run(cascade(b, ("a", 1)), ASK, b.trace)
         assert b.endpoints["a"].breaker.state == "half-open"

@@ -146,3 +146,14 @@ def test_counters_never_fall_when_a_worker_is_replaced_again_and_again(tmp_path)
         shared.save()
         seen.append(sum(one["requests"] for one in shared.all()["series"]))
     assert seen == [1, 2, 3, 4, 5]
+
+
+def test_tasks_that_the_profile_does_not_know_share_one_series_and_crowd_out_nothing():
+    """A client may name any task; a model that is first used afterwards still has a series of its own."""
+    found = LiveMetrics(tasks=lambda: {"known"})
+    for number in range(MOST_SERIES + 100):
+        found.write(metric(task_type=f"t{number}", candidate="m"))
+    for task in ("known", "*"):
+        found.write(metric(task_type=task, candidate="late"))
+    series = {(one["task"], one["model"]): one["requests"] for one in found.snapshot()["series"]}
+    assert series == {(OTHER, "m"): MOST_SERIES + 100, ("known", "late"): 1, ("*", "late"): 1}

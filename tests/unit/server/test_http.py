@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
+from workflow_composer.server import bodies
 from workflow_composer.server.exchange import Exchange, Reply
 from workflow_composer.server.http import HttpLimits, HttpServer
 from workflow_composer.types import Relay
@@ -397,3 +398,91 @@ async def test_draining_lets_a_kept_connection_bring_what_was_on_its_way():
         assert await draining == 0
         writer.close()
         await writer.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def guarding(limits: HttpLimits = LIMITS) -> AsyncIterator[tuple[HttpServer, int, list[str]]]:
+    """A server that refuses requests without a key; and the bodies that reached its handler."""
+    reached: list[str] = []
+
+    async def handler(exchange: Exchange) -> Reply:
+        reached.append(exchange.path)
+        return await echo(exchange)
+
+    async with serving(handler, limits) as (server, port):
+        server.admit = lambda exchange: (
+            None if "x-key" in exchange.headers else Reply(401, b"no key for " + exchange.path.encode())
+        )
+        yield server, port, reached
+
+
+POST = b"POST /a%20b HTTP/1.1\r\nHost: h\r\nContent-Length: 9000\r\n"
+CHUNKED = b"POST /a%20b HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n"
+
+
+@pytest.mark.parametrize("head", [POST, CHUNKED, POST + b"Expect: 100-continue\r\n"], ids=["sized", "chunked", "asks"])
+@pytest.mark.parametrize("start", [b"", b"1\r\nx\r\n"], ids=["no body yet", "some"])
+async def test_a_request_without_a_key_is_refused_before_its_body(head, start):
+    async with guarding() as (server, port, reached):
+        answer = await talk(port, head + b"\r\n" + start)
+        assert answer.startswith(b"HTTP/1.1 401 ")
+        assert answer.endswith(b"no key for /a b")
+        assert reached == []
+        assert server.bodies.held == 0
+
+
+async def test_a_request_with_its_key_sends_its_body_in_pieces():
+    async with guarding() as (server, port, _):
+        parts = (POST + b"X-Key: 1\r\nConnection: close\r\n\r\n", b"x" * 4000, b"x" * 5000)
+        assert (await talk(port, *parts, pause=0.01)).endswith(b"9000")
+        assert server.bodies.held == 0
+
+
+async def test_a_refusal_by_the_headers_waits_for_the_answers_before_it():
+    async with guarding() as (_, port, reached):
+        answer = await talk(port, GET.replace(b"Connection: close", b"X-Key: 1") + POST + b"\r\n")
+        assert [int(part.split()[0]) for part in answer.split(b"HTTP/1.1 ")[1:]] == [200, 401]
+        assert reached == ["/a"]
+
+
+async def test_many_large_bodies_are_received_in_bounded_memory_and_all_are_answered():
+    """Each is sent but for its end before any is completed: those for which there is no room wait in their sockets."""
+    size, count = 2**22, 12
+    limits = HttpLimits(body=size, unfinished=size)
+    async with serving(limits=limits) as (server, port):
+        ready, most = asyncio.Event(), 0
+
+        async def send() -> bytes:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST /p HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % size)
+            writer.write(b"x" * (size - 1))
+            await ready.wait()
+            writer.write(b"x")
+            answer = await reader.read()
+            writer.close()
+            return answer
+
+        sending = [asyncio.create_task(send()) for _ in range(count)]
+        for _ in range(200):
+            await asyncio.sleep(0.001)
+            most = max(most, server.bodies.held)
+        ready.set()
+        async with asyncio.timeout(30):
+            answers = await asyncio.gather(*sending)
+    assert all(answer.endswith(b"POST /p  %d" % size) for answer in answers)
+    assert size < most <= 2 * size + count * 2**18
+    assert server.bodies.held == 0
+
+
+async def test_bodies_that_stand_still_do_not_keep_others_from_theirs(monkeypatch):
+    """They are refused while another waits, and it is answered."""
+    monkeypatch.setattr(bodies, "PATIENCE", 0.1)
+    size = 2**20
+    limits = HttpLimits(body=size, unfinished=size, pace=2**30)
+    head = b"POST /p HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % size
+    async with serving(limits=limits) as (_, port):
+        still = [asyncio.create_task(talk(port, head + b"x" * (size // 2))) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(30):
+            assert (await talk(port, head + b"x" * size)).endswith(b"%d" % size)
+        assert {status(await one) for one in still} == {408}

@@ -82,9 +82,9 @@ def numbers(text: str) -> list[str]:
 
 def _last_number(text: str) -> str | None:
     """Return the last standalone number; most texts have one near the end."""
-    start = text.rfind("\n", 0, max(0, len(text) - _NEAR_THE_END)) + 1
-    for begin in dict.fromkeys((start, 0)):
-        if found := numbers(text[begin:]):
+    for begin in dict.fromkeys((max(0, len(text) - _NEAR_THE_END), 0)):
+        found = numbers(text[begin:])
+        if len(found) > 1 or (found and not begin):  # the first one of a part may have begun before it
             return found[-1]
     return None
 

@@ -14,6 +14,8 @@ How the engine behaves (mistral.rs 0.9.5, measured), and the consequences:
 - Loading holds the GIL and blocks the rest of the process meanwhile (0.2 s for 5 million parameters). A
   checkpoint of gigabytes belongs behind a server.
 - A missing directory is looked up on Hugging Face's hub. So the files are checked first.
+- Its threads, which all its models share, do not exist in a forked child, where every call would wait for ever. So a child
+  refuses to use it once a model was loaded before the fork.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from workflow_composer.errors import BadRequest, ContextOverflow, ModelNotFound, ServerFailed, ServerUnreachable, Unsupported
 from workflow_composer.types import Sample, TokenLogprob, Usage
@@ -219,12 +221,18 @@ def _piece(chunk: Any, alternatives: int) -> Piece:
 
 
 def _runner(checkpoint: Checkpoint) -> Any:
+    global _began  # noqa: PLW0603  # of this process
+    if _began == "before a fork":
+        raise Unsupported(
+            "the embedded engine was loaded before this process was forked, and works only in its parent", hint=_FORKED
+        )
     # Read once, when the library is imported; otherwise it logs to standard output.
     os.environ.setdefault("RUST_LOG", "off")
     try:
         import mistralrs
     except ImportError:
         raise Unsupported("the embedded engine (mistral.rs) is not installed", hint=INSTALL) from None
+    _began = "here"
     which: Any
     if checkpoint.embedding:
         architecture = getattr(mistralrs.EmbeddingArchitecture, checkpoint.embedding)
@@ -240,6 +248,20 @@ def _runner(checkpoint: Checkpoint) -> Any:
 
 _registry: dict[Path, tuple[Engine, int]] = {}
 _registry_lock = threading.Lock()
+_began: Literal["no", "here", "before a fork"] = "no"
+"""Whether the library has loaded a model in this process, or in its parent before the fork."""
+_FORKED = 'start processes with multiprocessing.set_start_method("spawn"), or fork before the engine is first used'
+_left_behind: list[object] = []
+
+
+def _after_fork() -> None:
+    global _registry, _registry_lock, _began  # noqa: PLW0603  # as above
+    _left_behind.append(_registry)  # freeing a model would wait for its threads
+    _registry, _registry_lock = {}, threading.Lock()
+    _began = "no" if _began == "no" else "before a fork"
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 @functools.cache

@@ -18,7 +18,8 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from workflow_composer.backends.http.connection import BOUNDS, Answer, Bounds, Broken, Connection, Sink
-from workflow_composer.backends.http.egress import EgressPolicy, Resolve, admitted_addresses, endpoint_of
+from workflow_composer.backends.http.egress import EgressPolicy, Resolve, admitted_addresses, check_owner, endpoint_of
+from workflow_composer.errors import EgressDenied
 from workflow_composer.usage import Sending
 
 # ------------------------------------------------------------------------------------------------------------------- limit
@@ -227,7 +228,6 @@ class Client:
         return None
 
     async def _opened(self, origin: Origin, limit: float) -> Connection:
-        loop = asyncio.get_running_loop()
         tls, host, port = origin
         options: dict[str, Any] = {"ssl": tls_context(), "server_hostname": host} if tls else {}
         with Limit(limit) as whole:
@@ -235,14 +235,29 @@ class Client:
             for left in range(len(addresses), 0, -1):
                 try:
                     with Limit(whole.left / left):
-                        _, made = await loop.create_connection(lambda: Connection(loop), addresses[-left], port, **options)
-                except OSError:
+                        return await self._connected(addresses[-left], origin, options)
+                except (OSError, EgressDenied):
                     if left == 1:
                         raise
-                else:
-                    self._busy.add(made)
-                    return made
         raise OSError("the host name has no address")
+
+    async def _connected(self, address: str, origin: Origin, options: dict[str, Any]) -> Connection:
+        """Return a connection to this address, after `check_owner` has admitted its server."""
+        loop = asyncio.get_running_loop()
+        transport, made = await loop.create_connection(lambda: Connection(loop), address, origin.port, **options)
+        self._busy.add(made)
+        try:
+            peer, own = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+            if peer and own:
+                await check_owner(self._policy, origin.host, origin.port, peer[0], own)
+        except BaseException:
+            self._busy.discard(made)
+            made.abort()
+            raise
+        if not made.usable:  # nobody has waited for its end so far
+            self._busy.discard(made)
+            raise Broken("closed before the response", begun=False, stale=True)
+        return made
 
 
 class Stream:

@@ -13,9 +13,11 @@ import ipaddress
 import re
 import socket
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
+from workflow_composer.backends.http.listeners import is_this_machine, owners
+from workflow_composer.config.own_machines import Address, Network, is_metadata, is_near, own_users, user_name
 from workflow_composer.config.profile_models import registered_role
 from workflow_composer.errors import EgressDenied
 from workflow_composer.support.loop_thread import in_own_thread
@@ -51,6 +53,22 @@ async def admitted_addresses(policy: EgressPolicy, host: str, port: int, *, reso
     return admitted
 
 
+async def check_owner(policy: EgressPolicy, host: str, port: int, peer: str, own: tuple[Any, ...]) -> None:
+    """Check a new connection to ``peer`` that comes from ``own`` (address, port, ...), before anything is sent.
+
+    Raises `EgressDenied` if the profile keeps data local and the server is another user's process on this machine.
+    """
+    if policy.allow_cloud or not is_this_machine(peer, own[0]):
+        return
+    found = await in_own_thread(functools.partial(owners, peer, port, own[1]), f"owner-{port}")
+    if strangers := found - policy.users:
+        who = user_name(min(strangers))
+        raise EgressDenied(
+            f"{_shown(host, port)} is a server of {who}, another user of this machine, and the profile keeps data local",
+            hint=f"if it is yours, add {who.removeprefix('uid ')} to local_users of the profile",
+        )
+
+
 def is_unknown_name(error: Exception) -> bool:
     """Whether a connection failed because the server's name has no address."""
     return isinstance(error, socket.gaierror)
@@ -69,31 +87,11 @@ def _resolved(resolve: Resolve, host: str, port: int) -> list[str]:
         raise socket.gaierror(socket.EAI_NONAME, "not a host name") from None
 
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Endpoint = tuple[str, int]
 """Host in canonical form, and port."""
 
 Resolve = Callable[[str, int], Iterable[str]]
 """Host and port -> addresses; blocks, and raises OSError if there is none."""
-
-# Not `ipaddress.is_private`, which includes documentation, benchmarking and 6to4 ranges that are routed globally.
-NEAR: tuple[Network, ...] = tuple(
-    ipaddress.ip_network(network)
-    for network in (
-        "0.0.0.0/32",  # "this host"
-        "127.0.0.0/8",
-        "10.0.0.0/8",
-        "172.16.0.0/12",
-        "192.168.0.0/16",
-        "169.254.0.0/16",  # link-local
-        "100.64.0.0/10",  # shared address space (carrier-grade NAT, overlay networks)
-        "::/128",
-        "::1/128",
-        "fe80::/10",  # link-local
-        "fc00::/7",  # unique local
-    )
-)
 
 _NUMERIC_HOST = re.compile(r"[0-9a-fx.]+")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -107,14 +105,16 @@ _URL = re.compile(
 class EgressPolicy:
     """The hosts to which a profile allows data to be sent.
 
-    ``local``: the profile's own servers. ``networks``: local address ranges in addition to loopback, private, link-local,
-    shared and unique local ones. ``cloud``: the catalogue's cloud servers, reachable only with ``allow_cloud``.
+    ``local``: the profile's own servers. ``networks``: local address ranges in addition to loopback, private, shared and
+    unique local ones. ``cloud``: the catalogue's cloud servers, reachable only with ``allow_cloud``. ``users``: the users of
+    this machine whose servers are admitted on it without ``allow_cloud``, by number.
     """
 
     allow_cloud: bool
     local: frozenset[Endpoint]
     networks: tuple[Network, ...] = ()
     cloud: frozenset[Endpoint] = frozenset()
+    users: frozenset[int] = field(default_factory=own_users)
 
     @classmethod
     def of(cls, config: StrategyConfig) -> EgressPolicy:
@@ -126,7 +126,7 @@ class EgressPolicy:
             if spec.base_url:
                 (local if spec.local else cloud).add(endpoint_of(spec.base_url))
         networks = tuple(ipaddress.ip_network(network) for network in config.local_networks)
-        return cls(config.allow_cloud, frozenset(local), networks, frozenset(cloud))
+        return cls(config.allow_cloud, frozenset(local), networks, frozenset(cloud), own_users(config.local_users))
 
     def check(self, url: str) -> None:
         """Raise `EgressDenied` if data may not be sent to ``url``. Does not resolve names."""
@@ -154,14 +154,25 @@ class EgressPolicy:
         return (canonical_host(host), port) in self.local
 
     def admits(self, address: Address) -> bool:
-        """Whether a local endpoint may have this address."""
-        if self.allow_cloud:
-            return True
+        """Whether a local endpoint may have this address; no server has that of a cloud's metadata service."""
         address = _unmapped(address)
-        return any(address in network for network in (*NEAR, *self.networks))
+        if is_metadata(address):
+            return False
+        return self.allow_cloud or is_near(address) or any(address in network for network in self.networks)
 
     def far(self, host: str, port: int, address: str) -> EgressDenied:
-        """Return the error for a local endpoint with a public address."""
+        """Return the error for a local endpoint with an address that `admits` refuses."""
+        found = _unmapped(ipaddress.ip_address(address))
+        if is_metadata(found):
+            return EgressDenied(
+                f"{_shown(host, port)} has the address {address} of a cloud's metadata service, which is no model server",
+                hint="correct the server's address or its name's",
+            )
+        if found.is_link_local:
+            return EgressDenied(
+                f"{_shown(host, port)} has the link-local address {address}, but the profile keeps data local",
+                hint="give the server's other address, or add the network of this one to local_networks",
+            )
         return EgressDenied(
             f"{_shown(host, port)} has the public address {address}, but the profile keeps data local",
             hint="if the network is yours, add it to local_networks",

@@ -215,19 +215,20 @@ class OpenAICompatibleBackend:
     async def _in_other_words(self, refusal: BadRequest, body: dict[str, Any], send: Callable[[], Awaitable[T]]) -> T:
         """Send ``body`` again with the fields that the server's error asks for; re-raise the error if it asks for none.
 
-        The change is kept for later calls only if it helped this one: an error's text may repeat anything that a client
-        wrote.
+        The change is kept for later calls only if it helped this one and the error named the field apart from its text,
+        which may repeat anything that a client wrote.
         """
-        words = self._words
-        while (lesson := wire.lesson_of(refusal.message, body)) is not None:
-            words |= {lesson}
+        words = learned = self._words
+        while (lesson := wire.lesson_of(refusal.message, refusal.params, body)) is not None:
+            words |= {lesson.change}
+            learned |= {lesson.change} if lesson.certain else frozenset()
             wire.reword(body, words)
             try:
                 answer = await send()
             except BadRequest as error:
                 refusal = error
             else:
-                self._words |= words
+                self._words |= learned
                 return answer
         raise refusal
 

@@ -27,11 +27,13 @@ from workflow_composer.errors import (
     ContextOverflow,
     ModelError,
     ModelNotFound,
+    OutOfResources,
     QuotaExhausted,
     RateLimited,
     ServerFailed,
     ServerUnreachable,
 )
+from workflow_composer.support.scarcity import lacking, without_network
 
 MESSAGE_LENGTH = 300
 """Maximum length in characters of a server's message in an error."""
@@ -46,6 +48,7 @@ _OVERFLOW = re.compile(
     re.IGNORECASE,
 )
 _QUOTA = re.compile(r"insufficient_quota|insufficient balance|credit balance is too low|billing_", re.IGNORECASE)
+_FIELD = re.compile(r"param|field|argument|extra|unsupported|unknown|unrecogni[sz]ed|invalid_request", re.IGNORECASE)
 _KEY = re.compile(r"(?i)bearer\s+[^\s'\",]+|\bsk-[\w*.-]{4,}|api[-_]key[=:]\s*[^\s'\",]+")
 _BODY = re.compile(r"""['"](?:input|body|messages)['"]\s*:.*""", re.DOTALL)
 
@@ -73,6 +76,8 @@ def from_connection(error: Exception, server: Server) -> ModelError:
         return AnswerTooLong(f"{server.name}: {error}", hint="limit max_tokens, or check that this is a model server")
     if isinstance(error, Undecodable):
         return ServerFailed(f"{server.name}: {error}", hint="see the server's log")
+    if what := lacking(error):
+        return OutOfResources(f"{server.name}: no connection: {what}", hint="raise the limit of open files (ulimit -n)")
     if isinstance(error, TimeoutError):
         late = CallTimeout(f"{server.name}: no connection in time (connect)", hint=server.models_hint)
         late.sent = False
@@ -83,7 +88,10 @@ def from_connection(error: Exception, server: Server) -> ModelError:
 def unreachable(cause: BaseException, server: Server, *, connected: bool) -> ServerUnreachable:
     """Return the error for a connection that broke or could not be made."""
     what = "the connection broke" if connected else "no connection"
-    return ServerUnreachable(f"{server.name}: {what}: {_reason(cause)}", hint=server.models_hint)
+    failure = ServerUnreachable(f"{server.name}: {what}: {_reason(cause)}", hint=server.models_hint)
+    if without_network(cause):
+        failure.fault = "ours"  # no server was contacted
+    return failure
 
 
 def from_reply(status: int, headers: Mapping[str, str], body: object, server: Server, secrets: Iterable[str]) -> ModelError:
@@ -99,7 +107,9 @@ def from_reply(status: int, headers: Mapping[str, str], body: object, server: Se
             hint=f"set base_url to the address it redirects to; curl -I {server.url}/models",
             status=status,
         )
-    return _error_for(status, headers, f"{code} {_BODY.sub('', said)}", message, server)
+    failure = _error_for(status, headers, f"{code} {_BODY.sub('', said)}", message, server)
+    failure.params = _params(body)
+    return failure
 
 
 def from_stream(event: Mapping[str, Any], server: Server, secrets: Iterable[str]) -> ModelError:
@@ -194,6 +204,29 @@ def _read(body: object) -> tuple[str, str]:
             return f"{error.get('code')} {error.get('type')}", said if isinstance(said, str) else json.dumps(said)
         return "", str(error)
     return "", ""
+
+
+def _params(body: object) -> tuple[str, ...]:
+    """Return the fields that an error body rejects whatever their value: OpenAI's ``param``, or FastAPI's ``loc``."""
+    if isinstance(body, str):
+        try:
+            body = json.loads(body)
+        except (ValueError, RecursionError):
+            return ()
+    if not isinstance(body, Mapping):
+        return ()
+    error = body.get("error", body)
+    if isinstance(error, Mapping) and isinstance(error.get("param"), str):
+        return (error["param"],) if _is_of_field(error.get("code")) else ()
+    detail = body.get("detail")
+    faults = [one for one in detail if isinstance(one, Mapping)] if isinstance(detail, list) else []
+    places = [one.get("loc") for one in faults if _is_of_field(one.get("type"))]
+    return tuple(".".join(map(str, place[1:])) for place in places if isinstance(place, list) and place[:1] == ["body"])
+
+
+def _is_of_field(code: object) -> bool:
+    """Whether an error's code is about the field itself; numbers and null say nothing."""
+    return not isinstance(code, str) or _FIELD.search(code) is not None
 
 
 def _reason(error: BaseException) -> str:

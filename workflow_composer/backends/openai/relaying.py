@@ -6,7 +6,9 @@ the first token, the one with the usage, and whether the answer was truncated. E
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +125,19 @@ class _Pump:
 
     def attach(self, connection: Connection) -> None:
         """Set the connection of the stream."""
-        self._connection = self._relay.source = connection
+        self._connection, self._relay.source = connection, self
+
+    def pause(self) -> None:
+        """Stop reading: the client is too slow, so the silence is not the server's."""
+        self._relay.heard = math.inf
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        """Resume reading."""
+        self._relay.heard = time.perf_counter()
+        if self._connection is not None:
+            self._connection.resume()
 
     def begin(self) -> None:
         """Do nothing when the headers arrive."""
@@ -143,6 +157,7 @@ class _Pump:
         if data:
             self._last = (self._last[1], data)
             self._relay.begun = True
+            self._relay.heard = time.perf_counter()
             if self._relay.keep:
                 self._kept.append(data)
             self._write(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -70,15 +70,26 @@ NEW_LIMIT, NO_STREAM_USAGE = "max_completion_tokens", "stream_options"
 _STREAM_USAGE = {"include_usage": True}
 
 
-def lesson_of(refusal: str, body: Mapping[str, Any]) -> str | None:
+class Lesson(NamedTuple):
+    """A change of the body that a server's error asks for; ``certain``: it names the field apart from its text."""
+
+    change: str
+    certain: bool
+
+
+def lesson_of(refusal: str, params: Collection[str], body: Mapping[str, Any]) -> Lesson | None:
     """Return the change that a server's error asks for: `NEW_LIMIT` (OpenAI's reasoning models), `NO_STREAM_USAGE` (servers
     older than that field), or None. Covers only fields that this package adds itself.
+
+    ``refusal`` is the error's text, which may quote the client; ``params`` are the fields that it names apart from it. A
+    limit may also be refused for its value, so that text must name the other field, too.
     """
     said = set(_WORD.findall(refusal))
     if NEW_LIMIT in said and "max_tokens" in body:
-        return NEW_LIMIT
-    if NO_STREAM_USAGE in said and body.get("stream_options") == _STREAM_USAGE:
-        return NO_STREAM_USAGE
+        return Lesson(NEW_LIMIT, certain="max_tokens" in params)
+    named = any(param.partition(".")[0] == NO_STREAM_USAGE for param in params)
+    if (named or NO_STREAM_USAGE in said) and body.get("stream_options") == _STREAM_USAGE:
+        return Lesson(NO_STREAM_USAGE, certain=named)
     return None
 
 

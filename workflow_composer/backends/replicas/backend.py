@@ -88,30 +88,31 @@ class ReplicatedBackend:
 
     async def complete(self, call: ModelCall) -> Completion:
         """Return ``call.samples`` answers, all by one server."""
-        key = prefix_key(call.request.messages)
-        relay = call.request.relay
-        ask = lambda backend, left: backend.complete(_within(call, left))  # noqa: E731  # said once
-        return await self._answered(key, call.timeouts, ask, relay, call.sending)
+        request = call.request
+        key, tour = prefix_key(request.messages), self._tour(call.timeouts, request.request_id, request.relay, call.sending)
+        return await self._answered(key, tour, lambda backend, left: backend.complete(_within(call, left)))
 
     async def embed(
         self, texts: Sequence[str], *, timeout: float, dimensions: int | None = None, sending: Sending | None = None
     ) -> Embeddings:
         """Return one vector per text."""
+        tour = self._tour(
+            Timeouts(total=timeout), asyncio.current_task(), None, sending
+        )  # a request embeds its texts within one task
         return await self._answered(
             None,
-            Timeouts(total=timeout),
+            tour,
             lambda backend, left: backend.embed(texts, timeout=left.total, dimensions=dimensions, sending=sending),
-            sending=sending,
         )
 
     async def stream(self, call: ModelCall) -> AsyncGenerator[Chunk, None]:
         """Yield one answer piece by piece, all by one server."""
-        key, tour = prefix_key(call.request.messages), self._tour(call.timeouts, call.sending)
+        key, tour = prefix_key(call.request.messages), self._tour(call.timeouts, call.request.request_id, None, call.sending)
         await self._look_around()
         while True:
             begun = False
             try:
-                with self._set.lent(key, tour.tried) as replica:
+                with self._set.lent(key, tour.tried, tour.request) as replica:
                     if replica is None:
                         raise self._nobody(tour)
                     with tour.begin(replica):
@@ -119,14 +120,14 @@ class ReplicatedBackend:
                             async for chunk in chunks:
                                 begun = begun or chunk.carries_content
                                 yield tour.marked(chunk)
+                                tour.heard = time.perf_counter()
                     return
             except (ModelError, EgressDenied) as error:
                 if begun:
                     raise
                 tour.failed(error)
             except asyncio.CancelledError:
-                limit = call.timeouts.total if begun else min(call.timeouts.first_token, call.timeouts.total)
-                tour.ended(limit, self._set.late)
+                tour.ended(call.timeouts.total if begun else tour.patience, self._set.late)
                 raise
 
     async def health(self, *, timeout: float) -> EndpointStatus:
@@ -146,32 +147,32 @@ class ReplicatedBackend:
     async def _answered(
         self,
         key: bytes | None,
-        timeouts: Timeouts,
+        tour: _Tour,
         ask: Callable[[OpenAICompatibleBackend, Timeouts], Awaitable[A]],
-        relay: Relay | None = None,
-        sending: Sending | None = None,
     ) -> A:
-        tour = self._tour(timeouts, sending)
         await self._look_around()
         while True:
             try:
-                with self._set.lent(key, tour.tried) as replica:
+                with self._set.lent(key, tour.tried, tour.request) as replica:
                     if replica is None:
                         raise self._nobody(tour)
                     with tour.begin(replica):
                         found = await ask(replica.backend, tour.left)
             except (ModelError, EgressDenied) as error:
-                if relay is not None and relay.begun:
+                if tour.relay is not None and tour.relay.begun:
                     raise
                 tour.failed(error)
             except asyncio.CancelledError:
-                tour.ended(timeouts.total, self._set.late)
+                tour.ended(tour.total, self._set.late)
                 raise
             else:
                 return replace(found, failovers=tuple(tour.failovers)) if tour.failovers else found
 
-    def _tour(self, timeouts: Timeouts, sending: Sending | None) -> _Tour:
-        return _Tour(timeouts, sending, by_request=timeouts.total < self._context.config.timeouts.total)
+    def _tour(
+        self, timeouts: Timeouts, request: object, relay: Relay | None = None, sending: Sending | None = None
+    ) -> _Tour:
+        by_request = timeouts.total < self._context.config.timeouts.total
+        return _Tour(timeouts, request, relay, sending, by_request=by_request)
 
     def _nobody(self, tour: _Tour) -> ModelError | EgressDenied:
         """Return the error if no server is left to try."""
@@ -225,10 +226,26 @@ async def _ask(replica: Replica) -> None:
 
 
 class _Tour:
-    """One call's attempts at several servers, within its time limit; ``by_request``: the limit is the request's own."""
+    """One call's attempts at several servers, within its time limit; ``by_request``: the limit is the request's own.
 
-    def __init__(self, timeouts: Timeouts, sending: Sending | None = None, *, by_request: bool) -> None:
+    ``request`` identifies the request. ``heard`` is when the last piece of a stream was taken (`time.perf_counter`).
+    """
+
+    def __init__(
+        self,
+        timeouts: Timeouts,
+        request: object,
+        relay: Relay | None,
+        sending: Sending | None = None,
+        *,
+        by_request: bool,
+    ) -> None:
         self._sending = sending
+        self.request = request
+        self.relay = relay
+        self.total = timeouts.total
+        self.patience = min(timeouts.first_token, timeouts.total)
+        self.heard = float("-inf")
         self.tried: set[ReplicaPlace] = set()
         self.failovers: list[Attempt] = []
         self.last: ModelError | EgressDenied | None = None
@@ -242,7 +259,7 @@ class _Tour:
 
     @contextmanager
     def begin(self, replica: Replica) -> Iterator[None]:
-        """Start an attempt at a server. A timeout at the request's own limit is marked ``by_request``."""
+        """Start an attempt at a server. A timeout at the request's own limit is the caller's fault."""
         self.tried.add(replica.place)
         self._replica = replica
         self._server = replica.place.url
@@ -250,12 +267,19 @@ class _Tour:
         try:
             yield
         except CallTimeout as error:
-            error.by_request = self._own_time_is_over
+            if self._own_time_is_over or self._answer_is_coming:
+                error.fault = "caller"
             raise
 
     @property
     def _own_time_is_over(self) -> bool:
         return time.monotonic() >= self._own - TIMER_EARLY
+
+    @property
+    def _answer_is_coming(self) -> bool:
+        """Whether a stream is alive: its answer is too long for the limit, or its reader too slow."""
+        heard = self.relay.heard if self.relay is not None and self.relay.begun else self.heard
+        return time.perf_counter() - heard < self.patience
 
     @property
     def left(self) -> Timeouts:
@@ -276,7 +300,7 @@ class _Tour:
         self.last = error
         latency = (time.monotonic() - self._began) * 1000.0
         failed = Attempt(0, 0, self._server, True, latency, error=str(error), error_type=type(error).__name__)
-        self.failovers.append(replace(failed, estimated=self._had_it()))
+        self.failovers.append(replace(failed, fault=error.fault, estimated=self._had_it()))
         self._server = ""
 
     def _had_it(self) -> bool:
@@ -287,12 +311,12 @@ class _Tour:
             sending.sent = 0
         return had
 
-    def ended(self, limit: float, late: Callable[[Replica], None]) -> None:
+    def ended(self, limit: float, late: Callable[[Replica, object], None]) -> None:
         """Record a cancelled call. If its time ran out, the server is at fault; if the caller cancelled it, not."""
-        if self._own_time_is_over:
+        if self._own_time_is_over or self._answer_is_coming:
             return
         if self._replica is not None and time.monotonic() - self._began >= 0.98 * limit:
-            late(self._replica)
+            late(self._replica, self.request)
 
     def _told(self, error: ModelError | EgressDenied) -> ModelError | EgressDenied:
         """Return the error with the servers that failed before the last one."""

@@ -10,6 +10,7 @@ from workflow_composer.backends.http.egress import canonical_host, endpoint_of
 from workflow_composer.backends.replicas.observer import api_url, shown_url
 from workflow_composer.backends.replicas.registry import Entry, Picture, RegistryView, registry_directory, view_of
 from workflow_composer.backends.replicas.replica import ReplicaPlace
+from workflow_composer.config.own_machines import own_users
 from workflow_composer.config.profile_models import registered_role
 from workflow_composer.types import EndpointStatus
 
@@ -25,7 +26,9 @@ class Finder:
         self._role = role or ""
         self._roles = tuple(found for place in self.listed if (found := registered_role(place)) is not None)
         self._fixed = tuple(ReplicaPlace(api_url(place)) for place in self.listed if registered_role(place) is None)
-        self._view: RegistryView | None = view_of(registry_directory(environ, config.registry)) if self._roles else None
+        self._view: RegistryView | None = None
+        if self._roles:
+            self._view = view_of(registry_directory(environ, config.registry), own_users(config.local_users))
         self._seen: Picture | None = None
 
     @property

@@ -2,7 +2,8 @@
 
 The process that runs a server publishes its entry, renews it as a heartbeat, and withdraws it at the end; clients read it.
 Files are replaced atomically, so that readers never see a partial one. An entry not renewed for `LIFETIME` seconds is
-ignored: the server's node may have crashed, and another user's server may listen on that port now.
+ignored: the server's node may have crashed, and another user's server may listen on that port now. So is one whose file
+belongs to a user whose servers are not one's own.
 
 Backends read the registry; the fleet publishes to it.
 
@@ -26,6 +27,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
+from workflow_composer.config.own_machines import own_users, user_name
 from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.storage.replacing import replace_file
 from workflow_composer.storage.saved import read_saved
@@ -64,10 +66,21 @@ NOTHING = Picture()
 
 
 class RegistryView:
-    """A process's view of the registry, shared by all roles, threads and loops. ``node``: this machine's name."""
+    """A process's view of the registry, shared by all roles, threads and loops.
 
-    def __init__(self, directory: Path, *, clock: Callable[[], float] = time.monotonic, node: str | None = None) -> None:
+    ``node``: this machine's name. ``users``: the numbers of the users whose entries are believed.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        node: str | None = None,
+        users: frozenset[int] | None = None,
+    ) -> None:
         self.directory = directory
+        self._registry = ServerRegistry(directory, users)
         self._clock = clock
         self._node = _short(node or os.uname().nodename)
         self._lock = threading.Lock()
@@ -103,14 +116,14 @@ class RegistryView:
             if self.directory.stat().st_mode & stat.S_IWOTH:
                 self._picture = Picture((), self._clock(), f"{self.directory} is ignored, because any user may write to it")
                 return
-            found = tuple(entry for entry in ServerRegistry(self.directory).entries() if self._reachable(entry))
+            found = tuple(entry for entry in self._registry.entries() if self._reachable(entry))
         except (FileNotFoundError, NotADirectoryError):
             self._picture = Picture((), self._clock(), f"no folder {self.directory}")
         except OSError as error:  # the last read stays valid
             known = self._picture
             self._picture = Picture(known.entries, known.at, f"{self.directory}: {error.strerror or type(error).__name__}")
         else:
-            self._picture = Picture(found, self._clock())
+            self._picture = Picture(found, self._clock(), self._registry.strangers)
 
     def _reachable(self, entry: Entry) -> bool:
         """Whether the server is reachable: it does not listen only on another machine's loopback address."""
@@ -142,18 +155,30 @@ def _short(host: str) -> str:
     return host.partition(".")[0].lower()
 
 
-_views: weakref.WeakValueDictionary[Path, RegistryView] = weakref.WeakValueDictionary()
+_views: weakref.WeakValueDictionary[tuple[Path, frozenset[int]], RegistryView] = weakref.WeakValueDictionary()
 _making = threading.Lock()
 
 
-def view_of(directory: Path) -> RegistryView:
-    """Return the shared view of a folder, so that four roles do not read it four times a second."""
+def view_of(directory: Path, users: frozenset[int] | None = None) -> RegistryView:
+    """Return the shared view of a folder, so that four roles do not read it four times a second.
+
+    ``users``: the numbers of the users whose entries are believed; None: this user and root.
+    """
+    users = own_users() if users is None else users
     with _making:
-        view = _views.get(directory)
+        view = _views.get((directory, users))
         if view is None:
-            view = _views[directory] = RegistryView(directory)
+            view = _views[directory, users] = RegistryView(directory, users=users)
         return view
 
+
+def _after_fork() -> None:
+    """Forget the views: the threads that were reading for them are not in a forked child."""
+    global _views, _making  # one of each per process
+    _views, _making = weakref.WeakValueDictionary(), threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 State = Literal["starting", "ready", "draining"]
 
@@ -168,6 +193,7 @@ LIFETIME = 45.0
 """Seconds for which an entry stays valid after its last renewal."""
 LARGEST = 16_384
 """Maximum size of a registry file in bytes; real ones have about 400."""
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 ROLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 """Valid role names, which become part of file names and SLURM job names."""
@@ -246,10 +272,24 @@ class Entry:
 
 
 class ServerRegistry:
-    """Publishes, renews, withdraws and reads entries in a folder. Blocking; the files are small and few."""
+    """Publishes, renews, withdraws and reads entries in a folder. Blocking; the files are small and few.
 
-    def __init__(self, directory: Path) -> None:
+    Prompts go where an entry says. It is believed only if its file belongs to one of ``users`` (numbers; None: this user and
+    root): whoever else can write to the folder, or has made it, cannot redirect them.
+    """
+
+    def __init__(self, directory: Path, users: frozenset[int] | None = None) -> None:
         self.directory = directory
+        self._users = own_users() if users is None else users
+        self._strangers: set[int] = set()
+
+    @property
+    def strangers(self) -> str:
+        """Say whose entries the last reading has passed over; empty if there were none."""
+        if not self._strangers:
+            return ""
+        names = ", ".join(sorted(user_name(number) for number in self._strangers))
+        return f"entries of {names} are ignored (add a user whose servers are yours to local_users of the profile)"
 
     def publish(self, entry: Entry) -> Entry:
         """Write or renew the entry; return it with its new ``updated``.
@@ -281,21 +321,24 @@ class ServerRegistry:
 
     def all(self) -> Iterator[Entry]:
         """Yield every well-formed entry, including those not renewed in time."""
+        self._strangers = set()
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             for path in sorted(self.directory.iterdir()):
                 if path.suffix == ".json" and not path.name.startswith("."):
                     with contextlib.suppress(OSError, ValueError):
-                        yield Entry.read(_trusted(path))
+                        yield Entry.read(self._believed(path))
 
-
-def _trusted(path: Path) -> bytes:
-    """Read a file that only its owner can write. Raises OSError, ValueError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_mode & stat.S_IWOTH or found.st_size > LARGEST:
-            raise ValueError("not a regular file that only its owner can write, or too large")
-        return file.read(LARGEST)
+    def _believed(self, path: Path) -> bytes:
+        """Read a file that one of the users owns and nobody else can write. Raises OSError, ValueError."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if found.st_uid not in self._users:
+                self._strangers.add(found.st_uid)
+                raise ValueError("the file of another user")
+            if not stat.S_ISREG(found.st_mode) or found.st_mode & _OTHERS_WRITE or found.st_size > LARGEST:
+                raise ValueError("not a regular file that only its owner can write, or too large")
+            return file.read(LARGEST)
 
 
 def registry_directory(environ: Mapping[str, str], named: str | os.PathLike[str] | None = None) -> Path:

@@ -13,7 +13,6 @@ from workflow_composer.errors import (
     ModelError,
     ModelNotFound,
     RateLimited,
-    ServerFailed,
     ServerUnreachable,
 )
 
@@ -62,6 +61,7 @@ class Replica:
         self._limit = failures
         self._longest = longest_pause
         self._in_a_row = 0
+        self._failed: set[object] = set()
         self._pause_ends = float("-inf")
         self._unreachable = False
         self._good = place.registered  # its supervisor renewed the entry within the last seconds
@@ -93,13 +93,20 @@ class Replica:
 
     def succeeded(self) -> None:
         """Record a successful call."""
-        self._in_a_row, self._pause_ends, self._good, self._unreachable, self._silent = 0, float("-inf"), True, False, 0
+        self._pause_ends, self._good, self._unreachable, self._silent = float("-inf"), True, False, 0
+        self._start_anew()
 
-    def failed_by(self, error: ModelError, now: float) -> bool:
-        """Record an error that is the server's fault. Return whether the server was healthy until now."""
+    def failed_by(self, error: ModelError, now: float, request: object = None) -> bool:
+        """Record an error that is the server's fault. Return whether the server was healthy until now.
+
+        ``request`` identifies the request whose call failed (None: unknown): several failures of one count once.
+        """
         was_well = self._good and self._in_a_row == 0
         self.failed += 1
-        self._in_a_row += 1
+        if request not in self._failed:
+            self._in_a_row += 1
+            if request is not None and len(self._failed) < self._limit:  # beyond it, a request more or less changes nothing
+                self._failed.add(request)
         # A server with a hanging engine may still deliver metrics.
         self._unreachable = isinstance(error, ServerUnreachable) or not error.sent
         self._good = False
@@ -110,12 +117,18 @@ class Replica:
         """Record its metrics, queried while ``calls`` of this process were in flight there."""
         self._silent = 0
         if self._unreachable:  # it is reachable again
-            self._in_a_row, self._pause_ends, self._unreachable = 0, float("-inf"), False
+            self._pause_ends, self._unreachable = float("-inf"), False
+            self._start_anew()
         self._good = self._good or self._in_a_row == 0
         if readings.requests is not None:
             self._others = max(0.0, readings.requests - calls)
             self._pressure = 1.0 + 10.0 * max(0.0, min(1.0, readings.cache or 0.0) - 0.9)
             self._told_at = now
+
+    def _start_anew(self) -> None:
+        self._in_a_row = 0
+        if self._failed:
+            self._failed.clear()
 
     def said_nothing(self, *, refused: bool, now: float) -> None:
         """Record a missing response; ``refused``: no connection at all, so a call would fail too."""
@@ -126,12 +139,10 @@ class Replica:
 
 
 def speaks_against(error: ModelError) -> bool:
-    """Whether an error is the server's fault: it is unreachable, fails, serves another model, or is too slow."""
+    """Whether to prefer other servers: the error is this one's fault, or it serves another model or wants another key."""
     if isinstance(error, AuthenticationFailed):
-        return error.status is not None  # a missing key is not the server's fault
-    if isinstance(error, CallTimeout):
-        return not error.by_request
-    return isinstance(error, (ServerUnreachable, ServerFailed, ModelNotFound))
+        return error.status is not None  # a missing key is missing for every server
+    return error.fault == "server" or isinstance(error, ModelNotFound)
 
 
 def another_may_answer(error: ModelError) -> bool:

@@ -164,10 +164,11 @@ class ReplicaSet:
             return list(self._refused.values())
 
     @contextmanager
-    def lent(self, key: bytes | None, tried: Collection[ReplicaPlace]) -> Iterator[Replica | None]:
+    def lent(self, key: bytes | None, tried: Collection[ReplicaPlace], request: object = None) -> Iterator[Replica | None]:
         """Yield the best server not among ``tried``, counted as busy within the block; None if there is none.
 
-        Raises `CircuitOpen` if all servers have failed repeatedly. A `ModelError` from the block is recorded for the server.
+        Raises `CircuitOpen` if all servers have failed repeatedly. A `ModelError` from the block is recorded for the server,
+        once per ``request``.
         """
         replica = self._take(key, tried)
         if replica is None:
@@ -176,7 +177,7 @@ class ReplicaSet:
         try:
             yield replica
         except ModelError as error:
-            self._give_back(replica, error)
+            self._give_back(replica, error, request)
             raise
         except EgressDenied as error:
             self._give_back(replica, None)
@@ -215,16 +216,16 @@ class ReplicaSet:
             f"every server of {self._role} has failed repeatedly; the next attempt is possible in at most {wait:.0f} s"
         )
 
-    def late(self, replica: Replica) -> None:
+    def late(self, replica: Replica, request: object) -> None:
         """Record that a cancelled call had used its whole time."""
         with self._lock:
-            replica.failed_by(CallTimeout("no answer in time"), self._clock())
+            replica.failed_by(CallTimeout("no answer in time"), self._clock(), request)
 
-    def _give_back(self, replica: Replica, error: ModelError | None) -> None:
+    def _give_back(self, replica: Replica, error: ModelError | None, request: object = None) -> None:
         with self._lock:
             replica.calls -= 1
             self._meter()
-            told = error is not None and speaks_against(error) and replica.failed_by(error, self._clock())
+            told = error is not None and speaks_against(error) and replica.failed_by(error, self._clock(), request)
         if told and error is not None:
             self._report(f"a server of {self._role} failed and is avoided for a moment: {error.message}")
 

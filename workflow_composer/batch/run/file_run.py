@@ -18,7 +18,7 @@ from workflow_composer.batch.run.answer_file import AnswerFile, AnswerLine, Line
 from workflow_composer.batch.run.journal import unwritable
 from workflow_composer.batch.run.limiter import Limiter
 from workflow_composer.batch.run.records import Head
-from workflow_composer.batch.run.runner import Budget, Generate, GoOn, heard, run
+from workflow_composer.batch.run.runner import Generate, GoOn, RunBudget, heard, run
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.contexts.library import Library
 from workflow_composer.errors import WorkflowComposerError
@@ -215,7 +215,7 @@ class FileRun:
         *,
         contexts: Contexts | None,
         concurrency: int | None,
-        budget: Budget,
+        budget: RunBudget,
         progress: Callable[[Tally], None],
         stop: asyncio.Event,
         go_on: GoOn,

@@ -23,7 +23,7 @@ from workflow_composer.batch.run.journal import RowJournal, RowKeys, fingerprint
 from workflow_composer.batch.run.limiter import Limiter
 from workflow_composer.batch.run.lines import head_of, whole_lines
 from workflow_composer.batch.run.records import Head, RowRecord
-from workflow_composer.batch.run.runner import Budget, Generate, GoOn, heard, run
+from workflow_composer.batch.run.runner import Generate, GoOn, RunBudget, heard, run
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.storage.replacing import replace_file
 
@@ -78,7 +78,7 @@ class PlannedRun:
         *,
         tally: Tally,
         concurrency: int | None,
-        budget: Budget,
+        budget: RunBudget,
         progress: Callable[[Tally], None],
         stop: asyncio.Event,
         go_on: GoOn,

@@ -16,7 +16,7 @@ from workflow_composer.batch.run.answer_file import graded
 from workflow_composer.batch.run.journal import open_own, unwritable
 from workflow_composer.batch.run.limiter import Limiter
 from workflow_composer.batch.run.records import Head
-from workflow_composer.batch.run.runner import Budget, Generate, GoOn, heard, run
+from workflow_composer.batch.run.runner import Generate, GoOn, RunBudget, heard, run
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.errors import InputError
 from workflow_composer.storage.appending import OwnFile
@@ -209,7 +209,7 @@ class Recorder:
         fields: Mapping[str, Any],
         *,
         concurrency: int,
-        budget: Budget,
+        budget: RunBudget,
         progress: Callable[[Tally], None],
         stop: asyncio.Event,
         go_on: GoOn,

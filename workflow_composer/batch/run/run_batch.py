@@ -14,7 +14,7 @@ from workflow_composer.batch.datasets.prompt_rows import PythonRows
 from workflow_composer.batch.run.answer_file import AnswerFile, LineAnswers, answers_in
 from workflow_composer.batch.run.journal import unwritable
 from workflow_composer.batch.run.limiter import Limiter
-from workflow_composer.batch.run.runner import Budget, Generate, heard, run
+from workflow_composer.batch.run.runner import Generate, RunBudget, heard, run
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.contexts.library import Library
@@ -114,7 +114,7 @@ async def run_rows(
     fields: Mapping[str, Any],
 ) -> BatchRun:
     """Answer rows into a journal, resuming where it ends; see `ModelOrchestrator.arun_batch`."""
-    limits, limiter = Budget.of(budget), Limiter.of(_whole("concurrency", concurrency, 1))
+    limits, limiter = RunBudget.of(budget), Limiter.of(_whole("concurrency", concurrency, 1))
     tries_more = _whole("retries", retries, 0) or 0
     library = Library(environ=environ)
     if fields.get("context") is not None:

@@ -17,6 +17,7 @@ from workflow_composer.batch.run.limiter import OVERLOAD, Limiter
 from workflow_composer.batch.run.records import Head
 from workflow_composer.batch.run.tally import MANY_UNREADABLE, Tally
 from workflow_composer.errors import InputError
+from workflow_composer.execution.reservation import Budget, Reservation
 from workflow_composer.types import LLMResponse
 
 # ------------------------------------------------------------------------------------------------------------------ budget
@@ -24,8 +25,8 @@ from workflow_composer.types import LLMResponse
 # What a run of rows may spend, and whether it can pay for another row.
 
 
-class Budget:
-    """Dollars that a row and the whole run may cost; None: no limit. Call `begin` and `end` for every row.
+class RunBudget:
+    """Dollars that a row and the whole run may cost; None: no limit. Call `begin` for every row, and `end` with its result.
 
     A row begins only if the run budget covers it and the rows in flight, each at the row budget or, without one, at the cost
     of the most expensive row so far. Without a row budget the first row therefore runs alone. With a row budget, the run
@@ -38,7 +39,7 @@ class Budget:
             if wrong or (dollars is not None and not 0 < dollars < math.inf):
                 raise InputError(f"invalid {name} budget: {dollars!r}", hint="give a number of dollars above 0")
         self.row, self.run = row, run
-        self.spent = 0.0
+        self._money = Budget(math.inf if run is None else run)
         self._dearest: float | None = None
         self._under_way = 0
         self._is_over = False
@@ -51,6 +52,11 @@ class Budget:
         if not isinstance(given, dict) or not given.keys() <= {"row", "run"}:
             raise InputError(f"invalid budget: {given!r}", hint='write {"row": 0.01, "run": 5.0}, or one of the two keys')
         return cls(**given)
+
+    @property
+    def spent(self) -> float:
+        """The dollars that this run and earlier ones have spent."""
+        return self._money.spent
 
     @property
     def left(self) -> float:
@@ -68,24 +74,34 @@ class Budget:
         if self.run is None or not self._under_way:
             return not self.is_over
         expected = self._dearest if self.row is None else self.row
-        return expected is not None and (self._under_way + 1) * expected <= self.left
+        return expected is not None and self._money.refill(expected, 0.0)
 
     def earlier(self, cost: float) -> None:
         """Add the cost of earlier runs."""
-        self.spent += cost
+        Reservation(self._money).settle(cost)
 
-    def begin(self) -> float | None:
-        """Count a row that begins; return what it may cost, None if the budget sets no limit for it."""
+    def begin(self) -> Reservation:
+        """Reserve the expected cost of a row that begins, at most what is left."""
         self._under_way += 1
-        return None if self.row is None else min(self.row, self.left)
+        made = Reservation(self._money)
+        expected = self._dearest if self.row is None else self.row
+        if self.run is not None:
+            made.take(min(math.inf if expected is None else expected, max(self._money.room, 0.0)))
+        return made
 
-    def end(self, cost: float = 0.0, *, well: bool = False, unpaid: bool = False) -> None:
-        """Count a row that has ended, and its cost; ``well``: it has an answer.
+    def limit_of(self, reserved: Reservation) -> float | None:
+        """Return what a row may cost; None: the budget sets no limit for it."""
+        if self.row is None:
+            return None
+        return self.row if self.run is None else reserved.amount
+
+    def end(self, reserved: Reservation, cost: float = 0.0, *, well: bool = False, unpaid: bool = False) -> None:
+        """Settle a row that has ended; ``well``: it has an answer.
 
         ``unpaid``: its budget did not cover any tier. If less than a row budget is left, the run is then over.
         """
         self._under_way -= 1
-        self.spent += cost
+        reserved.settle(cost)
         if well or cost:
             self._dearest = max(cost, self._dearest or 0.0)
         if unpaid and self.row is not None and self.left < self.row:
@@ -173,7 +189,7 @@ async def run(
     *,
     tally: Tally,
     limiter: Limiter,
-    budget: Budget | None = None,
+    budget: RunBudget | None = None,
     retries: int = 0,
     retry_after: float = 2.0,
     progress: Callable[[Tally], None] = lambda tally: None,
@@ -191,7 +207,7 @@ async def run(
     or if ``journal`` or ``progress`` raises (this raises the same error). An error of ``jobs`` is raised after the rows in
     flight have ended.
     """
-    whole = _Run(answers, journal, tally, limiter, budget or Budget(), (retries, retry_after), progress, go_on)
+    whole = _Run(answers, journal, tally, limiter, budget or RunBudget(), (retries, retry_after), progress, go_on)
     tally.start()
     try:
         async with asyncio.TaskGroup() as group:
@@ -221,7 +237,7 @@ class _Run(Generic[J, R]):
         journal: Journal[R],
         tally: Tally,
         limiter: Limiter,
-        budget: Budget,
+        budget: RunBudget,
         retries: tuple[int, float],
         progress: Callable[[Tally], None],
         go_on: GoOn,
@@ -289,16 +305,16 @@ class _Run(Generic[J, R]):
                     await self._ended.wait()
         return False
 
-    async def _work(self, job: J, tries: int, budget: float | None) -> None:
+    async def _work(self, job: J, tries: int, reserved: Reservation) -> None:
         well, cost, unpaid = False, 0.0, False
         try:
-            record, errors = await self._record(job, budget)
+            record, errors = await self._record(job, self._budget.limit_of(reserved))
             self._journal.append(record)
             head = record.head
             well, cost, unpaid = head.error is None, head.cost, "BudgetExceeded" in errors
         finally:
             self._limiter.end(well=well)
-            self._budget.end(cost, well=well, unpaid=unpaid)
+            self._budget.end(reserved, cost, well=well, unpaid=unpaid)
             self._ended.set()
         if tries < self._retries and not RETRIED.isdisjoint(errors):
             self._again.append((job, tries + 1))

@@ -22,7 +22,7 @@ from workflow_composer.batch.asking.templates import PromptTemplate
 from workflow_composer.batch.datasets.table import read_table
 from workflow_composer.batch.run.answer_file import AnswerFile, answers_in
 from workflow_composer.batch.run.journal import unwritable
-from workflow_composer.batch.run.runner import Budget
+from workflow_composer.batch.run.runner import RunBudget
 from workflow_composer.cli.interrupt import run_stoppable
 from workflow_composer.cli.output import (
     code_of,
@@ -137,7 +137,7 @@ class AskSession:
         self._sample, self._concurrency = options["sample"], options["concurrency"]
         self._again = options["again"]
         self._formulas, self._label = options["formulas"], options["label_column"]
-        self._budget = Budget(options["budget"], options["run_budget"])
+        self._budget = RunBudget(options["budget"], options["run_budget"])
         self._asked: frozenset[int] = frozenset()
 
     def run(self) -> int:

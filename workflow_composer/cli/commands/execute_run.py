@@ -13,7 +13,7 @@ from workflow_composer.answers import reader
 from workflow_composer.batch.datasets.recorded_answers import RecordedAnswers, of_recording, with_votes
 from workflow_composer.batch.run.planned_run import JOURNAL, PlannedRun, finish, slug, spent_in
 from workflow_composer.batch.run.preparation import Options, Preparation
-from workflow_composer.batch.run.runner import Budget
+from workflow_composer.batch.run.runner import RunBudget
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.cli.interrupt import run_stoppable
 from workflow_composer.cli.output import (
@@ -61,7 +61,7 @@ class Execution:
         self._plugins: PluginHost | None = None
         self._recorded = None if options.replay is None else RecordedAnswers(options.replay)
         self._shard = shard_of(options.shard, state.environ)
-        self._budget = part_of_budget(Budget(options.budget, options.run_budget), self._shard)
+        self._budget = part_of_budget(RunBudget(options.budget, options.run_budget), self._shard)
         self._counted: set[Path] = set()
 
     def run(self) -> int:

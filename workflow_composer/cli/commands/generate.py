@@ -12,7 +12,7 @@ import click
 
 from workflow_composer.batch.run.answer_file import logprobs_of
 from workflow_composer.batch.run.file_run import FileRun, Printed
-from workflow_composer.batch.run.runner import Budget
+from workflow_composer.batch.run.runner import RunBudget
 from workflow_composer.cli.interrupt import run_stoppable
 from workflow_composer.cli.options import (
     column_options,
@@ -73,7 +73,7 @@ def answer_file(
     *,
     concurrency: int | None,
     limit: int | None,
-    budget: Budget,
+    budget: RunBudget,
     columns: Columns | None = None,
     keep: tuple[str, ...] = (),
     shard: str | None = None,
@@ -109,7 +109,7 @@ def _answer(
     file: AnswerFile | Printed,
     target: Path | None,
     concurrency: int | None,
-    budget: Budget,
+    budget: RunBudget,
 ) -> None:
     state.log = log = DecisionLog()
     orchestrator, tally = state.open(state, None), run.tally
@@ -370,5 +370,5 @@ def generate(
         raise click.UsageError("give a prompt or --input, not both")
     if of_file["shard"] is not None and target is None:
         raise click.UsageError("--shard needs --output: each shard has a file of its own beside it")
-    limits = Budget(given.pop("budget", None), of_file.pop("run_budget"))
+    limits = RunBudget(given.pop("budget", None), of_file.pop("run_budget"))
     context.exit(answer_file(state, source, target, given, budget=limits, columns=columns, **of_file))

@@ -52,6 +52,9 @@ def keys() -> None:
 )
 @click.option("--requests-per-minute", type=click.IntRange(1), help="Limit of requests per minute.")
 @click.option("--tokens-per-minute", type=click.IntRange(1), help="Limit of prompt and completion tokens per minute.")
+@click.option(
+    "--most-calls", type=click.IntRange(1), help="Calls to models that one request may make. Default: that of `serve`."
+)
 @click.option("--strategy", "strategies", multiple=True, help="Allowed strategy; may be repeated. Default: all.")
 @click.option(
     "--model", "models", multiple=True, help="Allowed value of `model`, including auto; may be repeated. Default: all."
@@ -100,6 +103,7 @@ def list_(state: State, path: Path) -> None:
                 "tokens": 0 if used is None else used.tokens,
                 "requests_per_minute": key.requests_per_minute,
                 "tokens_per_minute": key.tokens_per_minute,
+                "most_calls": key.most_calls,
                 "strategies": list(key.strategies),
                 "models": list(key.models),
             }

@@ -10,7 +10,7 @@ import click
 
 from workflow_composer.batch.datasets.dataset import find
 from workflow_composer.batch.run.record_run import Recorder, RecordingFile, questions
-from workflow_composer.batch.run.runner import Budget
+from workflow_composer.batch.run.runner import RunBudget
 from workflow_composer.cli.interrupt import run_stoppable
 from workflow_composer.cli.options import (
     column_options,
@@ -58,7 +58,7 @@ class RecordRun:
         """Record the missing answers; return the exit code."""
         options = self._options
         self._state.log = log = DecisionLog()
-        budget = Budget(options["budget"], options["run_budget"])
+        budget = RunBudget(options["budget"], options["run_budget"])
         with RecordingFile.open(self._output) as file:
             tell_spent_before(budget, file.spent)
             orchestrator = self._open()
@@ -83,7 +83,7 @@ class RecordRun:
         raise_if_over(budget, recorder.tally)
         return code_of([recorder.tally])
 
-    def _answer(self, orchestrator: ModelOrchestrator, recorder: Recorder, budget: Budget) -> None:
+    def _answer(self, orchestrator: ModelOrchestrator, recorder: Recorder, budget: RunBudget) -> None:
         tally = recorder.tally
 
         async def work(stop: asyncio.Event) -> None:

@@ -26,7 +26,7 @@ def _size(context: click.Context, parameter: click.Parameter, text: str) -> int:
     epilog=examples(
         "-s t4_hybrid serve",
         "-s t4_hybrid serve --host 0.0.0.0 --port 8000 --workers 2 --keys keys.json",
-        "-s development serve --port 8080 --debug",
+        "-s development serve --port 8080 --most-calls 128 --debug",
     )
 )
 @click.option(
@@ -40,6 +40,13 @@ def _size(context: click.Context, parameter: click.Parameter, text: str) -> int:
     "--concurrency", default=512, show_default=True, type=click.IntRange(1), help="Concurrent requests per worker."
 )
 @click.option("--queue", default=1024, show_default=True, type=click.IntRange(0), help="Queued requests per worker.")
+@click.option(
+    "--most-calls",
+    default=64,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Calls to models that one request may make, each sample counted as one. A key may have its own limit.",
+)
 @click.option(
     "--drain", default=30.0, show_default=True, type=click.FloatRange(0), help="Seconds to finish requests on shutdown."
 )
@@ -58,6 +65,7 @@ def serve(
     max_body: int,
     concurrency: int,
     queue: int,
+    most_calls: int,
     drain: float,
     watch: bool,
     access_log: bool,
@@ -69,13 +77,14 @@ def serve(
     string. SIGTERM or Ctrl-C stop the service after the requests in flight are answered. SIGHUP, a change of the profile's
     file, or PUT /admin/strategy (with the token in $WORKFLOW_COMPOSER_ADMIN_TOKEN) switch the strategy without a restart.
 
-    The dashboard is at /dashboard, metrics at /metrics, the API description at /openapi.json.
+    The dashboard is at /dashboard, metrics at /metrics (which require the token in $WORKFLOW_COMPOSER_METRICS_TOKEN, if
+    that is set), the API description at /openapi.json.
     """
     try:
         from workflow_composer.server.service import serve as run
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is not installed", hint="pip install 'workflow-composer[serve]'") from error
-    from workflow_composer.server.settings import ADMIN_VARIABLE, ServerSettings, state_directory
+    from workflow_composer.server.settings import ADMIN_VARIABLE, METRICS_VARIABLE, ServerSettings, state_directory
 
     settings = ServerSettings(
         strategy=state.strategy,
@@ -85,9 +94,11 @@ def serve(
         state_directory=state_directory(state.environ),
         keys_file=keys,
         admin_token=state.environ.get(ADMIN_VARIABLE, "").strip() or None,
+        metrics_token=state.environ.get(METRICS_VARIABLE, "").strip() or None,
         max_body=max_body,
         concurrency=concurrency,
         queue=queue,
+        most_calls=most_calls,
         drain_seconds=drain,
         watch=watch,
         debug=explain,

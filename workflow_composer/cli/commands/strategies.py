@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -32,7 +33,7 @@ def list_(state: State) -> None:
     """List the available profiles of the working directory, the user, and the package."""
     from workflow_composer.config.strategy import profiles
 
-    found = {name: _entry(str(path), state) for name, path in profiles().items()}
+    found = {name: _entry(path, state) for name, path in profiles().items()}
     if state.json:
         print_json(found)
         return
@@ -43,15 +44,15 @@ def list_(state: State) -> None:
     print_table(("strategy", "cloud", "description", "file"), rows)
 
 
-def _entry(path: str, state: State) -> dict[str, Any]:
+def _entry(path: Path, state: State) -> dict[str, Any]:
     from workflow_composer.config.strategy import StrategyConfig
 
     try:
-        config = StrategyConfig.from_yaml(path, environ=state.environ)
+        config = StrategyConfig.load_found(path, environ=state.environ, report=lambda text: None)
     except ConfigError as error:
         first, *others = error.message.splitlines()
-        return {"source": path, "error": f"invalid: {first}" + (f" (and {len(others)} more)" if others else "")}
-    return {"source": path, "description": config.description, "allow_cloud": config.allow_cloud}
+        return {"source": str(path), "error": f"invalid: {first}" + (f" (and {len(others)} more)" if others else "")}
+    return {"source": str(path), "description": config.description, "allow_cloud": config.allow_cloud}
 
 
 @strategies.command(epilog=examples("strategies show t4_hybrid", "strategies show my_profile.yaml --json"))

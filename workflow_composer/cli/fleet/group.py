@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from workflow_composer.cli.options import common_options, examples
+from workflow_composer.cli.options import allow_code_option, common_options, examples
 
 if TYPE_CHECKING:
     from workflow_composer.cli.state import State
@@ -24,10 +24,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def fleet_option(function: F) -> F:
-    """``--fleet FILE``, as the parameter ``fleet_file``."""
-    return click.option("--fleet", "fleet_file", metavar="FILE", help="The fleet file. Default: see `fleet --help`.")(
-        function
-    )
+    """``--fleet FILE``, as the parameter ``fleet_file``, and ``--allow-code``."""
+    text = "The fleet file. Default: see `fleet --help`."
+    return click.option("--fleet", "fleet_file", metavar="FILE", help=text)(allow_code_option(function))
 
 
 def open_fleet(state: State, fleet_file: str | None) -> Fleet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -12,9 +13,11 @@ from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.metrics.escalation import EscalationStats
 from workflow_composer.metrics.live import SharedMetrics
 from workflow_composer.metrics.prometheus import CONTENT_TYPE, Gauge, breaker_gauge, exposition
-from workflow_composer.server.api.completion_handler import Admission
+from workflow_composer.server.api.completion_handler import Admission, presented
 from workflow_composer.server.api.json_wire import encode
 from workflow_composer.server.exchange import Exchange, Handler, Reply
+from workflow_composer.server.failures import HttpFailure
+from workflow_composer.server.settings import METRICS_VARIABLE
 
 if TYPE_CHECKING:
     from workflow_composer.orchestrator import ModelOrchestrator, OrchestratorStatus
@@ -22,19 +25,31 @@ if TYPE_CHECKING:
 
 _FRESH = 2.0
 """Seconds for which a probe's result is cached."""
+_SCRAPE_SHARE = 0.1
+"""Share of the time that may be spent on scrapes: a page is cached for ten times as long as it took to make."""
 
 
 class Observing:
     """Handlers for monitoring. ``draining`` is set at shutdown."""
 
     def __init__(
-        self, orchestrator: ModelOrchestrator, metrics: SharedMetrics, admission: Admission, *, audits: AuditLog
+        self,
+        orchestrator: ModelOrchestrator,
+        metrics: SharedMetrics,
+        admission: Admission,
+        *,
+        audits: AuditLog,
+        token: str | None = None,
     ) -> None:
         self.draining = False
         self._orchestrator = orchestrator
         self._metrics = metrics
         self._admission = admission
         self._audits = audits
+        self._token = token
+        self._page = b""
+        self._page_ends = float("-inf")
+        self._scraping = asyncio.Lock()
         self._status: OrchestratorStatus | None = None
         self._probed_at = float("-inf")
         self._probing = asyncio.Lock()
@@ -62,8 +77,19 @@ class Observing:
         return Reply(200 if ready else 503, encode(body), headers=() if ready else [("retry-after", "2")])
 
     async def metrics(self, exchange: Exchange) -> Reply:
-        """Return the metrics in Prometheus' text format."""
-        return Reply(200, exposition(self._metrics.all(), self.gauges()), content_type=CONTENT_TYPE)
+        """Return the metrics in Prometheus' text format. Raises `HttpFailure` 401 without their token, if there is one."""
+        if self._token is not None:
+            given = (presented(exchange.headers) or "").encode("utf-8", "surrogatepass")
+            if not hmac.compare_digest(given, self._token.encode("utf-8", "surrogatepass")):
+                message = f"the metrics require their token: Authorization: Bearer ${METRICS_VARIABLE}"
+                raise HttpFailure(401, message, type="authentication_error", code="invalid_metrics_token")
+        async with self._scraping:
+            if (began := time.monotonic()) >= self._page_ends:
+                gauges = self.gauges()  # the page itself is made in a thread: with a thousand series it takes a second
+                self._page = await asyncio.to_thread(lambda: exposition(self._metrics.all(), gauges))
+                ended = time.monotonic()
+                self._page_ends = ended + (ended - began) / _SCRAPE_SHARE
+        return Reply(200, self._page, content_type=CONTENT_TYPE)
 
     async def status(self) -> OrchestratorStatus:
         """Return the active strategy and reachable models, cached for a few seconds."""

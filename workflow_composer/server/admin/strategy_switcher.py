@@ -246,7 +246,7 @@ class Strategies:
             source = self.active.source
 
             def load() -> StrategyConfig:
-                return StrategyConfig.load(Path(source), environ=self._environ)
+                return self.active.reread(environ=self._environ)
 
             return await self._go(load, source, who=who, why="", what="reload", unless=self._versions[-1].digest)
 
@@ -367,7 +367,7 @@ class Strategies:
             raise ProfileNotFound(
                 f"unknown or forbidden profile {source!r}", hint=f"available profiles: {', '.join(sorted(found))}"
             )
-        return StrategyConfig.load(place, environ=self._environ)
+        return StrategyConfig.load_found(place, environ=self._environ)
 
     def _add(self, config: StrategyConfig, who: str, why: str) -> Version:
         number = self._versions[-1].number + 1 if self._versions else 1

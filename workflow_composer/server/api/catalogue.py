@@ -74,8 +74,14 @@ class Catalogue:
             if key is not None:
                 key.check(strategy=strategy, model=asked.address.get("model"))
                 self._accounts.under_way[exchange.request_id] = key
+            own = None if key is None else key.most_calls
+            most_calls = self._accounts.most_calls if own is None else own
             found = await self._orchestrator.aembed(
-                asked.texts, dimensions=asked.dimensions, request_id=exchange.request_id, **asked.address
+                asked.texts,
+                dimensions=asked.dimensions,
+                request_id=exchange.request_id,
+                most_calls=most_calls,
+                **asked.address,
             )
         finally:
             self._accounts.under_way.pop(exchange.request_id, None)

@@ -110,12 +110,14 @@ class Accounts:
     """Authentication and charging by key; without a key ring every request is allowed. Also a metrics sink.
 
     Keys are charged from the metrics, so that the recorded cost is the charged cost, also for cancelled requests.
-    ``under_way`` has the keys of running requests, by request ID.
+    ``under_way`` has the keys of running requests, by request ID. ``most_calls`` limits the calls of one request to models,
+    if its key has no limit of its own.
     """
 
     keys: KeyRing | None = None
     ledger: Ledger | None = None
     under_way: dict[str, Key] = field(default_factory=dict)
+    most_calls: int | None = None
 
     def enter(self, exchange: Exchange, *, count: bool = True) -> tuple[Key | None, float | None]:
         """Authenticate a request; return its key and the dollars left in the key's budget (None: unlimited).
@@ -272,6 +274,8 @@ class CompletionHandler:
             said = [(TASK, task or ANY_TASK)]
         if left is not None:
             fields["budget"] = min(left, fields.get("budget", left))
+        own = None if key is None else key.most_calls
+        fields["most_calls"] = self._accounts.most_calls if own is None else own
         asked.request = request = LLMRequest(request_id=exchange.request_id, relay=relay, **fields)
         if self._log is not None:
             prompt = [text for message in request.messages for text in texts(message)]

@@ -36,7 +36,8 @@ _MOST_REMEMBERED = 4096
 class Key:
     """A key's record.
 
-    ``budget`` is in dollars per ``period`` (UTC); None or empty: no limit. Times are epoch seconds.
+    ``budget`` is in dollars per ``period`` (UTC); None or empty: no limit. ``most_calls`` limits the calls of one request to
+    models (None: as the service's settings say). Times are epoch seconds.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Key:
     period: Period = "month"
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    most_calls: int | None = None
     strategies: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     expires: float | None = None
@@ -76,10 +78,11 @@ class Key:
             raise TypeError("revoked must be true or false")
         if key.period not in {"day", "month", "total"}:
             raise ValueError("period must be day, month or total")
-        numbers = (key.created, key.budget, key.requests_per_minute, key.tokens_per_minute, key.expires)
+        limits = (key.budget, key.requests_per_minute, key.tokens_per_minute, key.most_calls)
+        numbers = (key.created, *limits, key.expires)
         if not all(value is None or (isinstance(value, (int, float)) and value >= 0) for value in numbers):
             raise ValueError("limits and times must be non-negative numbers")
-        if 0 in (key.budget, key.requests_per_minute, key.tokens_per_minute):  # 0 would be read as no limit
+        if 0 in limits:  # 0 would be read as no limit
             raise ValueError("limits must be greater than 0; revoke the key to block it")
         return key
 

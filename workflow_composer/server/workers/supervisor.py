@@ -19,15 +19,16 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from workflow_composer.config.strategy import StrategyConfig
-from workflow_composer.errors import ConfigError
+from workflow_composer.errors import ChannelClosed, ConfigError
 from workflow_composer.metrics.live import forget
 from workflow_composer.orchestrator import ModelOrchestrator
 from workflow_composer.server.admin.strategy_switcher import Strategies, SwitchAudit, plain, reload, watch
 from workflow_composer.server.auth.keys import read_keys
-from workflow_composer.server.logs import ServiceLog
+from workflow_composer.server.logs import ServiceLog, writing
 from workflow_composer.server.settings import ServerSettings
 from workflow_composer.server.tracing import collector
 from workflow_composer.server.workers.control import WorkerChannel
@@ -36,12 +37,31 @@ from workflow_composer.server.workers.listeners import announce, close
 
 MOST_FAILURES = 5
 """Consecutive workers that exit before they serve, after which the supervisor stops."""
+_PACKAGE = Path(__file__).parents[2]
+_START = """
+import importlib.util, pathlib, sys
+package = pathlib.Path(sys.argv.pop(1))
+found = importlib.util.find_spec(package.name)
+if found is None or found.origin != str(package / "__init__.py"):
+    sys.path.insert(0, str(package.parent))
+from workflow_composer.server.workers.worker import main
+main(sys.argv[1:])
+"""
+"""Program of a worker: the package that the supervisor runs, wherever it lies, without the working directory on the path."""
 _LONGEST_PAUSE = 5.0
+ASK_EVERY = 1.0
+"""Seconds between two questions whether a worker is alive, and for which its answer is awaited."""
+MOST_MISSED = 5
+"""Consecutive questions without an answer, after which a worker is replaced."""
+_PATIENCE_AT_THE_START = 30
+"""So many times as long a worker may take before it is ready: it imports libraries and loads models."""
 
 
 def supervise(settings: ServerSettings, listening: list[socket.socket], environ: Mapping[str, str]) -> None:
     """Run the workers until SIGTERM or Ctrl-C. Raises `ConfigError` if they cannot be started."""
-    asyncio.run(WorkerSupervisor(settings, listening, environ).run())
+    log = ServiceLog()
+    with writing(log):
+        asyncio.run(WorkerSupervisor(settings, listening, environ, log).run())
 
 
 class WorkerProcess:
@@ -74,11 +94,13 @@ class WorkerProcess:
 class WorkerSupervisor:
     """Starts and watches the workers."""
 
-    def __init__(self, settings: ServerSettings, listening: list[socket.socket], environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, settings: ServerSettings, listening: list[socket.socket], environ: Mapping[str, str], log: ServiceLog
+    ) -> None:
         self._settings = settings
         self._listening = listening
         self._environ = environ
-        self._log = ServiceLog()
+        self._log = log
         self._workers: dict[int, WorkerProcess] = {}
         self._stop = asyncio.Event()
         self._failures = 0
@@ -136,7 +158,9 @@ class WorkerSupervisor:
         """Keep worker ``number`` running: restart it with growing pauses, and stop after repeated failures."""
         while not self._stop.is_set():
             worker = self._workers[number] = await self._start(number)
+            watched = asyncio.create_task(self._watch(worker))
             await worker.channel.closed.wait()
+            watched.cancel()
             code = await asyncio.to_thread(worker.process.wait)
             if self._stop.is_set():
                 return
@@ -153,12 +177,34 @@ class WorkerSupervisor:
             if self._failures > 1:
                 await asyncio.sleep(min(_LONGEST_PAUSE, 0.1 * 2.0**self._failures))
 
+    async def _watch(self, worker: WorkerProcess) -> None:
+        """Kill a worker that no longer answers: one that was stopped (SIGSTOP), or whose event loop is blocked.
+
+        Missed answers are counted, not seconds: a machine that was suspended misses one at most.
+        """
+        missed = 0.0
+        while missed < MOST_MISSED:
+            await asyncio.sleep(ASK_EVERY)
+            try:
+                await worker.channel.ask("alive", limit=ASK_EVERY)
+            except TimeoutError:
+                missed += 1 if worker.ready.is_set() else 1.0 / _PATIENCE_AT_THE_START
+            except (ConfigError, ChannelClosed):  # it has exited
+                return
+            else:
+                missed = 0.0
+        silent = round(2 * ASK_EVERY * MOST_MISSED, 1)
+        self._log.warning("a worker does not respond and is being replaced", worker=worker.number, seconds=silent)
+        worker.process.kill()
+
     async def _start(self, number: int) -> WorkerProcess:
         ours, theirs = socket.socketpair()
         environ = {**os.environ, **self._environ}
-        command = [sys.executable, "-m", "workflow_composer.server.workers.worker"]
+        # Without the working directory on Python's path: a file there must not take the place of a library.
+        command = [sys.executable, "-P", "-c", _START, str(_PACKAGE)]
         descriptors = (self._listening[number].fileno(), theirs.fileno())
-        arguments = [str(number), *map(str, descriptors)]
+        sees_here = any(place in ("", str(Path.cwd())) for place in sys.path)
+        arguments = [str(number), *map(str, descriptors), str(int(sees_here))]
         # In its own process group: Ctrl-C reaches only the supervisor, which then drains the workers.
         process = subprocess.Popen(  # noqa: ASYNC220, S603  # returns at once; it is this program
             [*command, *arguments], pass_fds=descriptors, env=environ, start_new_session=True, stdin=subprocess.DEVNULL

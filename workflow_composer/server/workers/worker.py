@@ -1,4 +1,4 @@
-"""The process of one of several workers; only the supervisor runs it (``python -m`` with three numbers)."""
+"""The process of one of several workers; only the supervisor runs it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import pickle
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from workflow_composer.answers.extraction import FUNCTION_PATH
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.orchestrator import ModelOrchestrator
 from workflow_composer.server.admin.strategy_switcher import Local, SwitchAudit, Version, digest_of
-from workflow_composer.server.logs import ServiceLog
+from workflow_composer.server.logs import ServiceLog, writing
 from workflow_composer.server.service import Worker, run
 from workflow_composer.server.settings import ServerSettings
 from workflow_composer.server.tracing import collector
@@ -55,6 +57,12 @@ def _version(data: Mapping[str, Any]) -> Version:
 
 async def work(number: int, listening: socket.socket, control: socket.socket) -> None:
     """Serve until stopped, or until the supervisor exits."""
+    log = ServiceLog(worker=number)
+    with writing(log):
+        await _work(number, listening, control, log)
+
+
+async def _work(number: int, listening: socket.socket, control: socket.socket, log: ServiceLog) -> None:
     local: Local | None = None
 
     async def prepare(data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -72,11 +80,13 @@ async def work(number: int, listening: socket.socket, control: socket.socket) ->
         await local.discard()
         return {}
 
-    channel = WorkerChannel({"prepare": prepare, "commit": commit, "discard": discard})
+    async def alive(data: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {}
+
+    channel = WorkerChannel({"prepare": prepare, "commit": commit, "discard": discard, "alive": alive})
     await channel.open(control)
     told = await channel.ask("settings")
     settings = ServerSettings.from_dict(told["settings"], admin_token=told["token"])
-    log = ServiceLog(worker=number)
     audit = SwitchAudit(settings.state_directory / "audit.jsonl", report=log.warning)
 
     def switchboard(orchestrator: ModelOrchestrator) -> Remote:
@@ -104,17 +114,19 @@ def _unpacked(text: str) -> StrategyConfig:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serve on the inherited sockets."""
-    number, listening, control = map(int, arguments)
+    """Serve on the inherited sockets: arguments are the worker's number, two descriptors, and whether the supervisor's
+    path has the working directory, in which then only functions that a profile names are looked up.
+    """
+    number, listening, control, sees_here = map(int, arguments)
+    if sees_here:
+        FUNCTION_PATH.append(str(Path.cwd()))
     with socket.socket(fileno=listening) as sock, socket.socket(fileno=control) as channel:
         sock.setblocking(False)
         channel.setblocking(False)
         try:
             run(work(number, sock, channel))
         except WorkflowComposerError as error:  # report in the supervisor's log
-            ServiceLog(worker=number).warning("a worker cannot start", error=str(error))
+            log = ServiceLog(worker=number)
+            with writing(log):
+                log.warning("a worker cannot start", error=str(error))
             sys.exit(error.exit_code)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

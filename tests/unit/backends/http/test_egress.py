@@ -134,19 +134,16 @@ def test_with_the_cloud_allowed_other_hosts_are_still_refused():
         CLOUD.check("https://evil.example/v1")
 
 
-NEAR = (
-    "127.0.0.1 127.8.8.8 10.1.2.3 172.31.0.1 192.168.1.1 169.254.1.1 100.64.0.1 0.0.0.0 "
-    "::1 :: fe80::1 fd00::1 ::ffff:10.0.0.1"
-)
+NEAR = "127.0.0.1 127.8.8.8 10.1.2.3 172.31.0.1 192.168.1.1 100.64.0.1 0.0.0.0 ::1 :: fd00::1 ::ffff:10.0.0.1"
 FAR = (
     "8.8.8.8 172.32.0.1 100.128.0.1 192.0.2.1 198.18.0.1 224.0.0.1 255.255.255.255 0.0.0.8 2001:4860:4860::8888 "
-    "::ffff:8.8.8.8 2002:808:808::1 64:ff9b::808:808 2001:db8::1 ff02::1"
+    "::ffff:8.8.8.8 2002:808:808::1 64:ff9b::808:808 2001:db8::1 ff02::1 169.254.1.1 ::ffff:169.254.1.1 fe80::1"
 )
 
 
 @pytest.mark.parametrize("address", NEAR.split())
 def test_near_addresses_are_admitted(address):
-    """Loopback, private, link-local, shared and unique local addresses are one's own."""
+    """Loopback, private, shared and unique local addresses are one's own."""
     url = f"http://[{address}]:1/" if ":" in address else f"http://{address}:1/"
     EgressPolicy(False, frozenset({endpoint_of(url)})).check(url)
 
@@ -160,6 +157,31 @@ def test_far_addresses_are_refused_although_the_profile_lists_them(address):
         EgressPolicy(False, endpoints).check(url)
     network = f"{address.removeprefix('::ffff:')}/24" if "." in address else f"{address}/64"
     EgressPolicy(False, endpoints, (ipaddress.ip_network(network, strict=False),)).check(url)
+
+
+METADATA = (
+    "169.254.169.254 ::ffff:169.254.169.254 0xa9fea9fe 2852039166 169.254.170.2 100.100.100.200 fd00:ec2::254 fd20:ce::254 "
+    "fe80::a9fe:a9fe"
+)
+
+
+@pytest.mark.parametrize("cloud", [False, True])
+@pytest.mark.parametrize("address", METADATA.split())
+def test_a_clouds_metadata_service_is_no_model_server(address, cloud):
+    """Its answers are credentials: no list of networks admits it, and neither does a profile that allows the cloud."""
+    url = f"http://[{address}]:1/" if ":" in address else f"http://{address}:1/"
+    everything = tuple(ipaddress.ip_network(network) for network in ("0.0.0.0/0", "::/0"))
+    with pytest.raises(EgressDenied, match="metadata service"):
+        EgressPolicy(cloud, frozenset({endpoint_of(url)}), everything).check(url)
+
+
+@pytest.mark.parametrize("cloud", [False, True])
+async def test_a_name_of_the_metadata_service_is_refused_like_its_address(cloud):
+    """What a server's name resolves to may change after the profile was checked."""
+    policy = EgressPolicy(cloud, frozenset({("gpu01", 80)}))
+    async with Client(policy, resolve=RecordedResolver("169.254.169.254")) as client:
+        with pytest.raises(EgressDenied, match="metadata service"):
+            await client.ask("http://gpu01/v1")
 
 
 @given(st.ip_addresses(v=4))

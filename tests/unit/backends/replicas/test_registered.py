@@ -166,6 +166,36 @@ async def test_a_folder_that_anyone_may_write_to_is_not_believed(view):
     assert (found.entries, "any user may write" in found.fault) == ((), True)
 
 
+async def test_an_entry_is_believed_from_ones_own_users_only(tmp_path):
+    """Its file says whose it is. The reason is there to be shown."""
+    ServerRegistry(tmp_path).publish(entry())
+    stranger = RegistryView(tmp_path, clock=Clock(), node="here", users=frozenset({os.geteuid() + 1}))
+    found = await stranger.picture()
+    assert (found.entries, "are ignored" in found.fault) == ((), True)
+    assert not list(ServerRegistry(tmp_path, frozenset()).all())
+    friend = RegistryView(tmp_path, clock=Clock(), node="here", users=frozenset({os.geteuid()}))
+    assert (names(await friend.picture()), friend.known.fault) == ({"coder"}, "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+async def test_another_users_entry_gets_no_prompts_until_the_profile_names_the_user(tmp_path):
+    """Beside one's own entry of the same role, in a folder that both may write to."""
+    for server, port, owner in (("mine", 1, 0), ("theirs", 2, 65534)):
+        published = ServerRegistry(tmp_path).publish(entry(server, port=port))
+        os.chown(tmp_path / published.file_name, owner, owner)
+
+    def finder(**more):
+        config = StrategyConfig(profile_name="p", vllm_endpoints={"coder": "registry:coder"}, registry=str(tmp_path), **more)
+        return Finder(config, "coder", {})
+
+    assert [place.url for place in finder().places_now()] == ["http://127.0.0.1:1/v1"]
+    assert len(finder(local_users=["65534"]).places_now()) == 2
+    os.chown(tmp_path / entry("mine", port=1).file_name, 65534, 65534)
+    found = finder()
+    assert found.places_now() == ()
+    assert "local_users" in found.nobody(())
+
+
 async def test_what_is_no_entry_is_passed_over(view, tmp_path_factory):
     """Half written, garbage, huge, a link, a folder, a pipe, writable by all, or too old: the good ones are still found."""
     folder, registry = view.directory, ServerRegistry(view.directory)
@@ -184,6 +214,8 @@ async def test_what_is_no_entry_is_passed_over(view, tmp_path_factory):
     (folder / "dangling.json").symlink_to(folder / "nothing")
     (folder / "open.json").write_text(good.replace('"coder"', '"open"'))
     (folder / "open.json").chmod(0o666)
+    (folder / "group.json").write_text(good.replace('"coder"', '"group"'))
+    (folder / "group.json").chmod(0o664)
     (folder / "beside.new").write_text(good.replace('"coder"', '"beside"'))
     (folder / "old.json").write_text(json.dumps({**json.loads(good), "server": "old", "updated": time.time() - LIFETIME}))
     (folder / "over.json").write_text(json.dumps({**json.loads(good), "server": "over", "expires": time.time() - 1}))

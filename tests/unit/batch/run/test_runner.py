@@ -15,7 +15,7 @@ from workflow_composer.batch.run.answering import Answering, Job
 from workflow_composer.batch.run.journal import RowJournal
 from workflow_composer.batch.run.limiter import Limiter
 from workflow_composer.batch.run.records import Head
-from workflow_composer.batch.run.runner import UNREADABLE, Budget, run
+from workflow_composer.batch.run.runner import UNREADABLE, RunBudget, run
 from workflow_composer.batch.run.tally import MANY_UNREADABLE, Tally
 from workflow_composer.errors import (
     AllCandidatesFailed,
@@ -397,16 +397,16 @@ class TestBudget:
 
     async def test_the_run_stops_where_the_money_is_spent_and_goes_on_with_more(self, batch, costs_half):
         """To the cent; what earlier runs have spent counts."""
-        first = await batch.run(jobs(10), costs_half, budget=Budget(run=2.0))
+        first = await batch.run(jobs(10), costs_half, budget=RunBudget(run=2.0))
         assert (first.answered, first.cost, first.stopped_by) == (4, 2.0, "budget")
         assert batch.finished(10) == [0, 1, 2, 3]
 
-        again = Budget(run=2.0)
+        again = RunBudget(run=2.0)
         again.earlier(first.cost)
         nothing = await batch.run(jobs(10), costs_half, budget=again)
         assert (nothing.answered, nothing.cost_now, nothing.stopped_by) == (4, 0.0, "budget")
 
-        more = Budget(run=5.0)
+        more = RunBudget(run=5.0)
         more.earlier(first.cost)
         last = await batch.run(jobs(10), costs_half, budget=more)
         assert (last.answered, last.cost, last.stopped_by) == (10, 5.0, "")
@@ -417,13 +417,13 @@ class TestBudget:
         async def answer(job):
             raise AllCandidatesFailed("none left", attempts=[attempt])
 
-        tally = await asyncio.wait_for(batch.run(jobs(10), answer, budget=Budget(run=1.0)), 30)
+        tally = await asyncio.wait_for(batch.run(jobs(10), answer, budget=RunBudget(run=1.0)), 30)
         assert (tally.errors, tally.cost, tally.stopped_by) == (2, 1.0, "budget")
 
     async def test_no_more_rows_are_under_way_than_the_money_pays_for(self, batch):
         """Each may cost the row's budget; when they turn out cheap, others follow."""
         gate = Gate()
-        task = asyncio.create_task(batch.run(jobs(10), gate, budget=Budget(row=0.25, run=1.0)))
+        task = asyncio.create_task(batch.run(jobs(10), gate, budget=RunBudget(row=0.25, run=1.0)))
         await gate.until(4)
         for _ in range(20):
             await asyncio.sleep(0)
@@ -443,7 +443,7 @@ class TestBudget:
                 raise BudgetExceeded("7B would probably cost $0.5")
             return record(job.row.row, cost=0.5)
 
-        tally = await batch.run(jobs(10), answer, budget=Budget(row=0.5, run=1.25))
+        tally = await batch.run(jobs(10), answer, budget=RunBudget(row=0.5, run=1.25))
         assert (tally.answered, tally.errors, tally.stopped_by) == (2, 1, "budget")
         assert batch.answers.granted == {0: 0.5, 1: 0.5, 2: 0.25}
         assert batch.finished(10) == [0, 1]
@@ -515,7 +515,7 @@ async def test_rows_that_fail_give_their_places_back(batch):
         raise RuntimeError("a bug in a plugin")
 
     limiter = Limiter(least=2, most=2)
-    tally = await asyncio.wait_for(batch.run(jobs(20), answer, limiter=limiter, budget=Budget(row=1.0, run=2.0)), 30)
+    tally = await asyncio.wait_for(batch.run(jobs(20), answer, limiter=limiter, budget=RunBudget(row=1.0, run=2.0)), 30)
     assert (tally.errors, limiter.in_flight) == (20, 0)
 
 

@@ -1,0 +1,87 @@
+"""The circuit breaker: stops calls to an endpoint that keeps failing; `execution.fault` says which failures count."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from workflow_composer.errors import CircuitOpen
+from workflow_composer.execution.fault import counts
+
+State = Literal["closed", "open", "half-open"]
+
+
+class CircuitBreaker:
+    """Stops calls to an endpoint that keeps failing. Shared by all requests; thread-safe.
+
+    While it is closed, calls pass. After ``failures`` consecutive failures (infinite: never), it opens and rejects calls
+    immediately, which makes fallback fast. After ``cooldown`` seconds it is half-open: one call passes as a probe. If the
+    probe succeeds, the breaker closes; if it fails, the breaker opens for another cooldown (Nygard, *Release It!*, 2007).
+    """
+
+    def __init__(
+        self, name: str, *, failures: float = 5, cooldown: float = 30.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.name = name
+        self.failed = 0
+        self._limit = failures
+        self._cooldown = cooldown
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._opened_at: float | None = None
+        self._probing = False
+
+    @property
+    def state(self) -> State:
+        """The state that the next call would find."""
+        with self._lock:
+            if self._opened_at is None:
+                return "closed"
+            return "half-open" if self._clock() >= self._opened_at + self._cooldown else "open"
+
+    def admit(self) -> bool:
+        """Admit one call and return whether it is the probe of a half-open breaker; raise `CircuitOpen` otherwise.
+
+        Each admitted call must then call `succeed`, `fail` or `release` once, and pass on this flag.
+        """
+        with self._lock:
+            opened_at = self._opened_at
+            if opened_at is None:
+                return False
+            wait = opened_at + self._cooldown - self._clock()
+            if wait <= 0 and not self._probing:
+                self._probing = True
+                return True
+        when = f"next try in {wait:.0f} s" if wait > 0 else "a probe is in progress"
+        raise CircuitOpen(f"{self.name} failed {self.failed} times in a row, so its circuit breaker is open; {when}")
+
+    def succeed(self) -> None:
+        """Record a successful call and close the breaker."""
+        with self._lock:
+            self.failed, self._opened_at, self._probing = 0, None, False
+
+    def fail(self, error: BaseException, *, probe: bool) -> None:
+        """Record a failed call. Only the server's own faults count; any other reply shows that the endpoint responds.
+
+        An error without a reply of the server says nothing about it: the call was never sent, or ended at our own limit.
+        """
+        if not counts(error):
+            if getattr(error, "status", None) is None:
+                self.release(probe=probe)
+            else:
+                self.succeed()
+            return
+        with self._lock:
+            self.failed += 1
+            if probe or (self._opened_at is None and self.failed >= self._limit):
+                self._opened_at = self._clock()
+            if probe:
+                self._probing = False
+
+    def release(self, *, probe: bool) -> None:
+        """Record a call that ended without a result (it was cancelled). If it was the probe, allow another one."""
+        if probe:
+            with self._lock:
+                self._probing = False
