@@ -21,6 +21,7 @@ from workflow_composer.batch.run.runner import UNREADABLE, Generate, GoOn, RunBu
 from workflow_composer.batch.run.tally import Tally
 from workflow_composer.cli.output import cost_text, dollars, percent
 from workflow_composer.errors import AnswersUnreadable, RunBudgetReached
+from workflow_composer.storage.appending import open_for_appending
 
 if TYPE_CHECKING:
     from workflow_composer.batch.run.tally import Tally
@@ -99,7 +100,7 @@ class DecisionLog:
         with suppress(OSError):
             if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self._path.open("a", encoding="utf-8", buffering=1)
+                self._file = os.fdopen(open_for_appending(self._path), "a", encoding="utf-8", buffering=1)
                 click.echo(f"decisions are logged in {self._path}", err=True)
             self._file.write(text)
 

@@ -21,14 +21,16 @@ def open_orchestrator(state: State, metrics: MetricsSink | None) -> ModelOrchest
     """Return the orchestrator of the named, or else detected, strategy. Raises `ConfigError`, `NoStrategy`."""
     from workflow_composer.orchestrator import ModelOrchestrator
 
-    return ModelOrchestrator(state.strategy, metrics=metrics, environ=state.environ, log=state.log)
+    orchestrator = ModelOrchestrator(state.strategy, metrics=metrics, environ=state.environ, log=state.log)
+    state.tell_where(orchestrator.config)
+    return orchestrator
 
 
 @dataclass
 class State:
     """The common options. ``open`` creates an orchestrator and can be replaced in tests; ``log`` receives decisions.
 
-    ``arguments`` are those of the command line.
+    ``arguments`` are those of the command line. ``told_where``: `tell_where` has printed its line, or has none to print.
     ``json_is_fields``: the command's ``--json`` names fields, so that it does not ask for JSON output.
     """
 
@@ -40,6 +42,15 @@ class State:
     log: LogStream | None = None
     arguments: tuple[str, ...] = ()
     json_is_fields: bool = False
+    told_where: bool = False
+
+    def tell_where(self, config: StrategyConfig) -> None:
+        """On a terminal, say once on standard error where prompts go."""
+        if not (self.told_where or self.json):
+            from workflow_composer.runtime.destinations import tell_where
+
+            self.told_where = True
+            tell_where(config, self.environ)
 
     def profile(self) -> StrategyConfig | None:
         """Load the named profile without building its routers, which may need files that do not exist yet.

@@ -11,6 +11,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -237,7 +238,8 @@ class StrategyConfig(ProfilePart):
 
     def replaced(self, **keys: Any) -> Self:
         """Return a copy with other values of these keys. Raises `ProfileError`."""
-        return type(self)(_read=(self._source, Problems(self._source), os.environ), **{**self.to_dict(), **keys})
+        source = replace(self._source, found=False)  # these keys come from a person
+        return type(self)(_read=(source, Problems(source), os.environ), **{**self.to_dict(), **keys})
 
     def where(self, *keypath: str | int) -> str:
         """Return ``file:line: key.path`` with the line of the key or of its nearest parent: the start of an error.

@@ -327,8 +327,12 @@ def judged(tier: Tier, samples: Sequence[Sample], request: LLMRequest) -> Verdic
         why = CUT_OFF
     elif sample.finish_reason == "content_filter":
         why = WITHHELD
-    elif not sample.tool_calls and sample.score is None and says_nothing(sample.text):
-        why = EMPTY
+    elif not sample.tool_calls and sample.score is None:
+        text = sample.text
+        # Nearly every answer starts with a letter or digit and ends with one or a full stop: it says something.
+        plain = text[:1].isalnum() and (text[-1:].isalnum() or text[-1] == ".")
+        if not plain and says_nothing(text):
+            why = EMPTY
     return replace(verdict, accepted=False, reason=why, unreadable=1) if why else verdict
 
 

@@ -20,6 +20,9 @@ Estimate = Callable[[], tuple[float, float]]
 """Returns the most dollars and tokens that a request will probably use; infinite: nothing bounds them."""
 
 
+_MOST = 2**63
+MOST_WAITING = 1024
+"""Requests that may wait for one budget."""
 ROUNDING = 1e-9
 """Dollars by which sums and differences of reservations may be wrong."""
 
@@ -79,6 +82,10 @@ class Budget:
         """Return the error if nothing is left."""
         return BudgetExceeded(f"the budget is used up: ${self.spent:.3g} spent", hint="raise the budget")
 
+    def checked(self, cost: float, tokens: int) -> tuple[float, int]:
+        """Return what is charged for a cost that cannot be (negative, not finite): nothing."""
+        return (cost, tokens) if 0.0 <= cost < math.inf else (0.0, 0)
+
     def settled(self, cost: float, tokens: int) -> None:
         """Count what a request has used."""
         self.spent += cost
@@ -105,15 +112,26 @@ class Reservation:
         budget = self.budget
         if budget.waiting or ((amount > budget.room or tokens > budget.token_room) and not budget.refill(amount, tokens)):
             return False
-        self._hold(amount, tokens)
+        # As `_hold`, in place: every request of a key comes here.
+        if budget.room < math.inf:
+            budget.room -= amount
+            self.amount += amount
+        if budget.token_room < math.inf:
+            budget.token_room -= tokens
+            self.tokens += tokens
+        if not self.holds:
+            self.holds = True
+            budget.held += 1
         return True
 
     def _hold(self, amount: float, tokens: float) -> None:
         budget = self.budget
-        budget.room -= amount
-        budget.token_room -= tokens
-        self.amount += amount
-        self.tokens += tokens
+        if budget.room < math.inf:
+            budget.room -= amount
+            self.amount += amount
+        if budget.token_room < math.inf:
+            budget.token_room -= tokens
+            self.tokens += tokens
         if not self.holds:
             self.holds = True
             budget.held += 1
@@ -124,6 +142,8 @@ class Reservation:
         Requests wait in the order of their coming. Raises `BudgetExceeded`, `BudgetReserved`.
         """
         budget = self.budget
+        if budget.waiting >= MOST_WAITING:
+            raise BudgetReserved("too many requests wait for the rest of the budget", hint="send fewer requests at once")
         budget.waiting += 1
         if self.place is not None and not self.aside:
             self.place.leave()
@@ -164,6 +184,8 @@ class Reservation:
     def settle(self, actual: float, tokens: int = 0) -> None:
         """Give back what was reserved, and spend ``actual`` dollars and ``tokens`` tokens instead."""
         budget = self.budget
+        if not 0.0 <= actual < math.inf or not 0 <= tokens < _MOST:
+            actual, tokens = budget.checked(actual, tokens)
         budget.room += self.amount - actual
         budget.token_room += self.tokens - tokens
         self.amount = self.tokens = 0.0

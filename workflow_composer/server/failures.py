@@ -35,6 +35,7 @@ from workflow_composer.errors import (
     Unsupported,
     WorkflowComposerError,
 )
+from workflow_composer.execution.reservation import BudgetReserved
 
 INVALID, SERVER, PERMISSION = "invalid_request_error", "server_error", "permission_error"
 LONGEST_MESSAGE = 2000
@@ -84,6 +85,7 @@ _KINDS: tuple[tuple[type[WorkflowComposerError], int, str, str | None], ...] = (
     (ModelError, 502, SERVER, "upstream_failed"),
     (EgressDenied, 403, PERMISSION, "egress_denied"),
     (DeadlineExceeded, 504, SERVER, "timeout"),
+    (BudgetReserved, 429, "rate_limit_error", "budget_reserved"),
     (BudgetExceeded, 402, INVALID, "budget_exceeded"),
     (TooManyCalls, 400, INVALID, "too_many_calls"),
     (StreamInterrupted, 502, SERVER, "stream_interrupted"),
@@ -103,7 +105,7 @@ def failure_of(error: BaseException) -> HttpFailure:
     """
     if isinstance(error, HttpFailure):
         return error
-    if isinstance(error, AllCandidatesFailed) and type(error) not in (DeadlineExceeded, BudgetExceeded):
+    if isinstance(error, AllCandidatesFailed) and type(error) not in (DeadlineExceeded, BudgetExceeded, BudgetReserved):
         return _all_failed(error)
     for kind, status, name, code in _KINDS:
         if isinstance(error, kind):

@@ -21,6 +21,7 @@ from workflow_composer.errors import ConfigError
 from workflow_composer.metrics.live import LiveMetrics, SharedMetrics
 from workflow_composer.metrics.sink import service_sink
 from workflow_composer.orchestrator import ModelOrchestrator
+from workflow_composer.runtime.destinations import tell_where
 from workflow_composer.server.admin.dashboard import Dashboard
 from workflow_composer.server.admin.health import Observing
 from workflow_composer.server.admin.strategy_switcher import (
@@ -41,6 +42,8 @@ from workflow_composer.server.api.json_wire import Dialect
 from workflow_composer.server.api.messages import MessagesDialect
 from workflow_composer.server.api.responses import ResponsesDialect
 from workflow_composer.server.app import App
+from workflow_composer.server.auth.history import FILE_NAME as HISTORY
+from workflow_composer.server.auth.history import UsageHistory
 from workflow_composer.server.auth.keys import KeyRing
 from workflow_composer.server.auth.ledger import Ledger
 from workflow_composer.server.exchange import Exchange, Handler
@@ -109,6 +112,8 @@ async def _alone(settings: ServerSettings, listening: socket.socket, environ: Ma
         if settings.watch:
             worker.begin(watch(strategies, log.event))
         announce(settings, listening, worker.orchestrator.strategy)
+        if not settings.json:
+            tell_where(worker.orchestrator.config, environ)
         await worker.work(listening)
 
 
@@ -180,6 +185,10 @@ class Worker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.orchestrator.aclose()
+        try:
+            await self._save_history(at_once=True)
+        except OSError as error:
+            self._tell(f"cannot save who used what: {error.strerror}")
         if self._accounts.ledger is not None:
             self._accounts.ledger.close()
 
@@ -209,7 +218,7 @@ class Worker:
     async def _save(self) -> None:
         while True:
             await asyncio.sleep(SAVE_EVERY)
-            for save in (self._metrics.asave, self._flush_lines, self._write_ledger):
+            for save in (self._metrics.asave, self._flush_lines, self._write_ledger, self._save_history):
                 try:
                     await save()
                 except Exception as error:  # noqa: BLE001  # the next round retries
@@ -227,15 +236,24 @@ class Worker:
         if self._accounts.ledger is not None:
             self._accounts.ledger.write(time.time())
 
+    async def _save_history(self, *, at_once: bool = False) -> None:
+        history = self._accounts.history
+        if history is not None and (rows := history.take(at_once=at_once)):
+            try:
+                await asyncio.to_thread(history.save, rows)
+            except BaseException:
+                history.take_back(rows)
+                raise
+
 
 def _accounts(settings: ServerSettings, log: ServiceLog) -> Accounts:
     if settings.keys_file is None:
         return Accounts(most_calls=settings.most_calls)
     ring = KeyRing(settings.keys_file, report=log.warning)
     try:
-        return Accounts(
-            ring, Ledger(settings.state_directory / "ledger.bin", report=log.warning), most_calls=settings.most_calls
-        )
+        ledger = Ledger(settings.state_directory / "ledger.bin", report=log.warning)
+        history = UsageHistory(settings.state_directory / HISTORY)
+        return Accounts(ring, ledger, history=history, most_calls=settings.most_calls)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot use the ledger of keys: {error}", hint="set another state directory") from None
 

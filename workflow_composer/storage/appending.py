@@ -13,10 +13,12 @@ from typing import BinaryIO, Self
 from workflow_composer.storage.locks import WAIT, FileLock, lock_beside, locked
 from workflow_composer.storage.replacing import replacing, sync_file, sync_folder
 
+PRIVATE = 0o600
+"""Mode of a new file: the lines are prompts, answers, grades, or say who asked what."""
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 
 
-def append_lines(path: Path, lines: bytes, *, wait: float = WAIT, mode: int = 0o644) -> None:
+def append_lines(path: Path, lines: bytes, *, wait: float = WAIT, mode: int = PRIVATE) -> None:
     """Append whole lines under the file's lock (`locks.locked`), waiting for it up to ``wait`` seconds.
 
     Creates the file if needed, but not its folder. Raises OSError; then nothing was appended.
@@ -31,7 +33,7 @@ def append_lines(path: Path, lines: bytes, *, wait: float = WAIT, mode: int = 0o
             os.close(descriptor)
 
 
-def open_for_appending(path: Path, *, mode: int = 0o644) -> int:
+def open_for_appending(path: Path, *, mode: int = PRIVATE) -> int:
     """Open a file for `append_to` and return its descriptor. Raises OSError, also if it is not a regular file."""
     descriptor = os.open(path, _FLAGS | os.O_NONBLOCK, mode)  # opening a pipe must not wait for a reader
     try:
@@ -87,7 +89,7 @@ class OwnFile:
             _refuse_odd(path.stat())
         lock = FileLock(lock_beside(path)).take()
         try:
-            return cls(path, lock, open_for_appending(path, mode=0o600))
+            return cls(path, lock, open_for_appending(path))
         except BaseException:
             lock.release()
             raise
@@ -181,7 +183,7 @@ class LineFile:
             else:
                 return self._descriptor
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = descriptor = os.open(self.path, _FLAGS, 0o644)
+        self._descriptor = descriptor = os.open(self.path, _FLAGS, PRIVATE)
         status = os.fstat(descriptor)
         self._regular, self._inode = stat.S_ISREG(status.st_mode), (status.st_dev, status.st_ino)
         self._lock = FileLock(lock_beside(self.path))

@@ -32,6 +32,8 @@ _TAKEN = frozenset({errno.EAGAIN, errno.EACCES})
 
 _mutexes: dict[str, threading.Lock] = {}
 _mutexes_lock = threading.Lock()
+_kept: set[tuple[str, int]] = set()
+"""Bytes that objects of this process keep locked: the kernel does not tell a process of its own locks."""
 _generation = 0
 """Counts forks: a child holds none of its parent's locks, although it has copies of these variables."""
 
@@ -39,6 +41,7 @@ _generation = 0
 def _after_fork() -> None:
     global _mutexes, _mutexes_lock, _generation  # mutexes held by other threads would stay locked
     _mutexes, _mutexes_lock, _generation = {}, threading.Lock(), _generation + 1
+    _kept.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -140,6 +143,7 @@ class RangeLocks:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._mutex, self._generation = _mutex(path), _generation
+        self._keeps: set[tuple[str, int]] = set()
         with self._mutex:
             self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
@@ -161,9 +165,32 @@ class RangeLocks:
         finally:
             mutex.release()
 
+    def keep(self, place: int) -> bool:
+        """Lock one byte until this object is closed or its process ends; return False if another object keeps it."""
+        kept = (os.path.realpath(self._path), place)
+        with self._mutex:
+            if kept in _kept:
+                return False
+            try:
+                fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    raise _no_locks(self._path, error) from None
+                if error.errno not in _TAKEN:
+                    raise
+                return False
+            _kept.add(kept)
+            self._keeps.add(kept)
+            return True
+
+    def is_kept(self, place: int) -> bool:
+        """Whether an object of any process keeps this byte."""
+        return (os.path.realpath(self._path), place) in _kept or _holder(self.descriptor, place, 1) is not None
+
     def close(self) -> None:
         """Close the file once no thread of this process holds a range."""
         with self._mutex:
+            _kept.difference_update(self._keeps)
             os.close(self.descriptor)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -10,6 +11,7 @@ from tests.unit.metrics.examples import metric
 from workflow_composer import ModelOrchestrator
 from workflow_composer.calibration.monitoring.audits import AuditLog
 from workflow_composer.config.strategy import StrategyConfig
+from workflow_composer.execution.reservation import Reservation
 from workflow_composer.metrics.sink import MemorySink
 from workflow_composer.server.api.catalogue import Catalogue
 from workflow_composer.server.api.completion_handler import Accounts, Admission
@@ -60,12 +62,12 @@ def test_every_metric_is_charged_to_its_key(tmp_path):
     key, _ = Key.new("ann", budget=9.0, period="total")
     change_keys(tmp_path / "k", lambda known: known.update({key.id: key}))
     accounts = Accounts(KeyRing(tmp_path / "k"), Ledger(tmp_path / "l"))
-    accounts.under_way["req-1"] = key
+    accounts.under_way["req-1"] = (Reservation(accounts.ledger.budget_of(key)), "")
     accounts.write(metric(request_id="req-1", cost=2.0, success=False, error="CallTimeout"))
     accounts.write(metric(request_id="somebody-else-s", cost=5.0))
     del accounts.under_way["req-1"]
     accounts.write(metric(request_id="req-1", cost=1.0))
-    assert accounts.left(key) == 7.0
+    assert accounts.ledger.left(key, time.time()) == 7.0
     assert accounts.ledger is not None
     accounts.ledger.close()
 
@@ -81,10 +83,10 @@ def test_a_ledger_without_room_charges_later_and_fails_no_request(tmp_path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(accounts.ledger, "_find", full)
-    accounts.under_way["req-1"] = key
+    accounts.under_way["req-1"] = (Reservation(accounts.ledger.budget_of(key)), "")
     accounts.write(metric(request_id="req-1", cost=2.0))
     assert len(told) == 1
     monkeypatch.undo()
-    assert accounts.left(key) == 7.0
+    assert accounts.ledger.left(key, time.time()) == 7.0
     assert accounts.ledger is not None
     accounts.ledger.close()

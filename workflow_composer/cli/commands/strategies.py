@@ -84,7 +84,7 @@ def validate(state: State, name: str) -> None:
     """
     from workflow_composer.metrics.sink import NullSink
 
-    state.strategy = name
+    state.strategy, state.told_where = name, True
     with state.orchestrator(NullSink()) as orchestrator:
         config = orchestrator.config
     models = tuple(config.backend_specs())

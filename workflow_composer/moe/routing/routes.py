@@ -12,6 +12,7 @@ order. Every layer has a line for every token, in the same order. numpy only.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from workflow_composer.errors import InputError
 from workflow_composer.moe.routing.hashing import NO_TOKEN
+from workflow_composer.storage.appending import PRIVATE
 from workflow_composer.storage.lines import decoded, lines
 
 HIGHEST = 2**31 - 1
@@ -107,8 +109,9 @@ class RecordedRoutes:
                 yield json.dumps(fields)
 
     def write(self, path: Path) -> None:
-        """Write the recording. Raises `OSError`."""
-        with path.open("w", encoding="utf-8") as file:
+        """Write the recording, readable by its owner only: its tokens are a text. Raises `OSError`."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.writelines(line + "\n" for line in self.lines())
 
 

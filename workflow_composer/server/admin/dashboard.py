@@ -83,7 +83,7 @@ class Dashboard:
             return
         given = presented(exchange.headers)
         if given is None or given.startswith(PREFIX) or self._settings.admin_token is None:
-            self._accounts.enter(exchange, count=False)
+            self._accounts.enter(exchange)
         else:
             self._admin.check(exchange)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from workflow_composer.calibration.monitoring.audits import AuditLog
 from workflow_composer.errors import InputError
 from workflow_composer.server.api import field_checks
-from workflow_composer.server.api.completion_handler import PREFIX, REQUEST_ID, WARNING, Accounts, Admission, cost_of
+from workflow_composer.server.api.completion_handler import PREFIX, REQUEST_ID, WARNING, Accounts, Admission, Visit, cost_of
 from workflow_composer.server.api.embeddings import read_embeddings, written_embeddings
 from workflow_composer.server.api.forms import AUTO, TASK, Field, Form
 from workflow_composer.server.api.json_wire import encode
@@ -56,7 +56,7 @@ class Catalogue:
 
     async def models(self, exchange: Exchange) -> Reply:
         """List every value of ``model``: ``auto``, tasks, tiers, models, and routers that callers may name."""
-        self._accounts.enter(exchange, count=False)
+        self._accounts.enter(exchange)
         config = self._orchestrator.config
         tasks = [f"{TASK}{task}" for task in config.task_routing if task != ANY_TASK]
         names = dict.fromkeys([AUTO, *tasks, *config.tiers, *config.backend_specs()])
@@ -66,26 +66,21 @@ class Catalogue:
 
     async def embeddings(self, exchange: Exchange) -> Reply:
         """Return embeddings from the plan's first model, without fallback to another one."""
-        key, _ = self._accounts.enter(exchange)
-        await self._admission.enter()
-        try:
+        async with Visit(self._accounts, self._admission, exchange) as visit:
             asked = read_embeddings(exchange.body, exchange.headers)
             strategy = self._orchestrator.strategy
-            if key is not None:
+            if (key := visit.key) is not None:
                 key.check(strategy=strategy, model=asked.address.get("model"))
-                self._accounts.under_way[exchange.request_id] = key
             own = None if key is None else key.most_calls
             most_calls = self._accounts.most_calls if own is None else own
             found = await self._orchestrator.aembed(
                 asked.texts,
                 dimensions=asked.dimensions,
                 request_id=exchange.request_id,
+                purse=visit.charge(asked.labels),
                 most_calls=most_calls,
                 **asked.address,
             )
-        finally:
-            self._accounts.under_way.pop(exchange.request_id, None)
-            self._admission.leave()
         headers = [
             (REQUEST_ID, exchange.request_id),
             (PREFIX + "strategy", strategy),
@@ -97,7 +92,7 @@ class Catalogue:
 
     async def feedback(self, exchange: Exchange) -> Reply:
         """Grade a response: ``{"id": ..., "correct": true}``. Counts as evidence if an audit sampled the response."""
-        key, _ = self._accounts.enter(exchange, count=False)
+        key = self._accounts.enter(exchange)
         _, own, _, _ = FEEDBACK.read(exchange.body)
         identity, correct = own["id"], own["correct"]
         by = own.get("by") or ("anybody" if key is None else f"key {key.id}")

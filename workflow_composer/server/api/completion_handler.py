@@ -14,9 +14,10 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workflow_composer.errors import StreamInterrupted
+from workflow_composer.execution.reservation import Reservation
 from workflow_composer.runtime.streams import UnderWay
 from workflow_composer.server.api.json_wire import Asked, Dialect
 from workflow_composer.server.exchange import Exchange, Fields, Handler, Reply
@@ -26,8 +27,9 @@ from workflow_composer.types import ANY_TASK, Embeddings, LLMRequest, LLMRespons
 if TYPE_CHECKING:
     from workflow_composer.metrics.record import RoutingMetric
     from workflow_composer.orchestrator import ModelOrchestrator
+    from workflow_composer.server.auth.history import UsageHistory
     from workflow_composer.server.auth.keys import Key, KeyRing
-    from workflow_composer.server.auth.ledger import Ledger
+    from workflow_composer.server.auth.ledger import KeyBudget, Ledger
     from workflow_composer.server.logs import ServiceLog
 
 
@@ -110,90 +112,235 @@ class Accounts:
     """Authentication and charging by key; without a key ring every request is allowed. Also a metrics sink.
 
     Keys are charged from the metrics, so that the recorded cost is the charged cost, also for cancelled requests.
-    ``under_way`` has the keys of running requests, by request ID. ``most_calls`` limits the calls of one request to models,
-    if its key has no limit of its own.
+    ``under_way`` has the reservations of running requests and their users, by request ID. ``history`` counts who used what.
+    ``most_calls`` limits the calls of one request to models, if its key has no limit of its own.
     """
 
     keys: KeyRing | None = None
     ledger: Ledger | None = None
-    under_way: dict[str, Key] = field(default_factory=dict)
+    under_way: dict[str, tuple[Reservation, str]] = field(default_factory=dict)
+    history: UsageHistory | None = None
     most_calls: int | None = None
 
-    def enter(self, exchange: Exchange, *, count: bool = True) -> tuple[Key | None, float | None]:
-        """Authenticate a request; return its key and the dollars left in the key's budget (None: unlimited).
-
-        ``count``: count the request towards the key's limits. Raises `HttpFailure`.
-        """
-        if self.keys is None:
-            return None, None
-        key = self.keys.identify(presented(exchange.headers))
-        return key, self.ledger.admit(key, time.time()) if count and self.ledger is not None else None
-
-    def left(self, key: Key) -> float | None:
-        """Return the dollars left in a key's budget; None: unlimited."""
-        return None if self.ledger is None else self.ledger.left(key, time.time())
+    def enter(self, exchange: Exchange) -> Key | None:
+        """Authenticate a request that costs nothing; return its key. Raises `HttpFailure`."""
+        return None if self.keys is None else self.keys.identify(presented(exchange.headers))
 
     def write(self, metric: RoutingMetric) -> None:
         """Charge the cost of a request, however it ended."""
-        key = self.under_way.get(metric.request_id)
-        if key is not None and self.ledger is not None:
-            self.ledger.charge(key, cost=metric.cost, tokens=metric.prompt_tokens + metric.completion_tokens)
+        if (found := self.under_way.get(metric.request_id)) is None:
+            return
+        reservation, user = found
+        prompt, answer, cost = metric.prompt_tokens, metric.completion_tokens, metric.cost
+        reservation.settle(cost, prompt + answer)
+        if self.history is not None:
+            budget: Any = reservation.budget
+            row = self.history.rows.get((budget.key.id, user))
+            if row is None:
+                row = self.history.row(budget.key, user)
+            row.requests += 1
+            row.prompt_tokens += prompt
+            row.completion_tokens += answer
+            row.cost += cost
 
     def close(self) -> None:
         """Do nothing: the owner of the ledger closes it."""
 
 
 class Admission:
-    """A limit on concurrent requests with a bounded first-come-first-served queue. Belongs to one event loop.
+    """A limit on concurrent requests with a bounded queue. Belongs to one event loop.
 
-    ``queue_seconds`` is the longest time a request may wait in the queue.
+    A free slot goes to the owner (a key) that has the fewest, and among the requests of one owner to the first. A full queue
+    takes in a request of an owner with few in it in place of the last one of the owner with the most.
+    ``queue_seconds`` is the longest time a request may wait in the queue. ``running`` has the slots of each owner.
     """
 
     def __init__(self, concurrency: int, queue: int, queue_seconds: float) -> None:
         self.in_flight = 0
         self.places = concurrency
+        self.seconds = queue_seconds
+        self.running: dict[str, int] = {}
         self._longest = queue
-        self._seconds = queue_seconds
-        self._queue: deque[asyncio.Future[None]] = deque()
+        self._queues: dict[str, deque[asyncio.Future[None]]] = {}
 
     @property
     def queued(self) -> int:
         """Number of waiting requests."""
-        return sum(not waiting.done() for waiting in self._queue)
+        return sum(not waiting.done() for queue in self._queues.values() for waiting in queue)
 
-    async def enter(self) -> None:
+    async def enter(self, owner: str = "") -> None:
         """Take a slot, or wait for one. Raises `HttpFailure` 429 if the queue is full or the wait takes too long."""
         if self.in_flight < self.places:  # the queue is empty
             self.in_flight += 1
+            self.running[owner] = self.running.get(owner, 0) + 1
             return
         if self.queued >= self._longest:
-            raise _busy("too many requests are queued")
+            self._make_room(owner)
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(waiting)
+        self._queues.setdefault(owner, deque()).append(waiting)
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(self.seconds):
                 await waiting
         except BaseException as error:
-            self._give_up(waiting)
+            self._give_up(owner, waiting)
             if isinstance(error, TimeoutError):
-                raise _busy(f"the request was queued for {self._seconds:g} s without a free slot") from None
+                raise _busy(f"the request was queued for {self.seconds:g} s without a free slot") from None
             raise
 
-    def leave(self) -> None:
-        """Pass the slot to the longest-waiting request, or free it."""
-        while self._queue:
-            waiting = self._queue.popleft()
+    def leave(self, owner: str = "") -> None:
+        """Pass the slot to a waiting request, or free it."""
+        count = self.running[owner] - 1
+        if count:
+            self.running[owner] = count
+        else:
+            del self.running[owner]
+        while self._queues:
+            following = min(self._queues, key=self._slots)
+            queue = self._queues[following]
+            waiting = queue.popleft()
+            if not queue:
+                del self._queues[following]
             if not waiting.done():
+                self.running[following] = self.running.get(following, 0) + 1
                 waiting.set_result(None)
                 return
         self.in_flight -= 1
 
-    def _give_up(self, waiting: asyncio.Future[None]) -> None:
+    def _slots(self, owner: str) -> int:
+        return self.running.get(owner, 0)
+
+    def _make_room(self, owner: str) -> None:
+        """Refuse the last request of the owner with the most in the queue, unless that is this one. Raises `HttpFailure`."""
+        most = max(self._queues, key=self._waiting, default=owner)
+        if self._waiting(most) <= self._waiting(owner) + 1:
+            raise _busy("too many requests are queued")
+        for waiting in reversed(self._queues[most]):
+            if not waiting.done():
+                waiting.set_exception(_busy("too many requests of this API key are queued"))
+                return
+
+    def _waiting(self, owner: str) -> int:
+        return sum(not waiting.done() for waiting in self._queues.get(owner, ()))
+
+    def _give_up(self, owner: str, waiting: asyncio.Future[None]) -> None:
         """Leave the queue; pass on a slot that was granted at the same moment."""
-        if waiting.done() and not waiting.cancelled():
-            self.leave()
-        elif waiting in self._queue:
-            self._queue.remove(waiting)
+        queue = self._queues.get(owner)
+        if queue is not None and waiting in queue:
+            queue.remove(waiting)
+            if not queue:
+                del self._queues[owner]
+        elif waiting.done() and not waiting.cancelled() and waiting.exception() is None:
+            self.leave(owner)
+
+
+@dataclass(slots=True)
+class Slot:
+    """A slot of a request, which it gives up while it waits for money."""
+
+    admission: Admission
+    owner: str
+
+    def leave(self) -> None:
+        """Give it up."""
+        self.admission.leave(self.owner)
+
+    async def enter(self) -> None:
+        """Take one again. Raises `HttpFailure` 429."""
+        await self.admission.enter(self.owner)
+
+
+_USER_HEADERS = ("x-openwebui-user-email", "x-openwebui-user-name", "x-openwebui-user-id")
+USER_HEADERS = frozenset(_USER_HEADERS)
+_LONGEST_USER = 100
+
+
+@dataclass(slots=True)
+class Visit:
+    """A request of a key: identified, admitted within the key's limits, and with a slot; an async context manager.
+
+    From `charge` on, the key pays for it. ``reservation`` is None if nobody keeps accounts.
+    """
+
+    accounts: Accounts
+    admission: Admission
+    exchange: Exchange
+    key: Key | None = None
+    owner: str = ""
+    reservation: Reservation | None = None
+    counted: KeyBudget | None = None
+
+    async def __aenter__(self) -> Visit:
+        """Raises `HttpFailure`."""
+        admission = self.admission
+        accounts, key, budget = self.accounts, None, None
+        if accounts.keys is not None:
+            self.key = key = accounts.keys.identify(presented(self.exchange.headers))
+            budget = None if accounts.ledger is None else accounts.ledger.admit(key, time.time())
+        if key is not None:
+            self.owner = key.id
+            if budget is not None and key.concurrent is not None:
+                await budget.begin(admission.seconds)
+                self.counted = budget
+        if admission.in_flight < admission.places:
+            admission.in_flight += 1
+            admission.running[self.owner] = admission.running.get(self.owner, 0) + 1
+        else:
+            try:
+                await admission.enter(self.owner)
+            except BaseException:
+                if self.counted is not None:
+                    self.counted.end()
+                raise
+        if budget is not None:
+            self.reservation = Reservation(budget, place=Slot(admission, self.owner))
+        return self
+
+    def charge(self, fields: Mapping[str, Any]) -> Reservation | None:
+        """Have the key pay for the request; return the reservation if the key has budgets, in which to reserve the cost."""
+        reservation = self.reservation
+        if reservation is None:
+            return None
+        exchange = self.exchange
+        names_user = fields.get("extra") or fields.get("metadata") or not USER_HEADERS.isdisjoint(exchange.headers)
+        user = user_of(exchange.headers, fields) if names_user else ""
+        self.accounts.under_way[exchange.request_id] = (reservation, user)
+        budget: Any = reservation.budget
+        return reservation if budget.is_limited else None
+
+    async def __aexit__(self, *_: object) -> None:
+        self.accounts.under_way.pop(self.exchange.request_id, None)
+        reservation = self.reservation
+        if reservation is not None and reservation.holds:  # it ended before it was metered
+            reservation.settle(0.0)
+        admission = self.admission
+        if reservation is not None and reservation.aside:
+            pass
+        elif admission.in_flight >= admission.places:
+            admission.leave(self.owner)
+        else:  # as `leave`, in place: every request comes here
+            admission.in_flight -= 1
+            if count := admission.running[self.owner] - 1:
+                admission.running[self.owner] = count
+            else:
+                del admission.running[self.owner]
+        if self.counted is not None:
+            self.counted.end()
+
+
+def user_of(headers: Mapping[str, str], fields: Mapping[str, Any]) -> str:
+    """Return the label of the person for whom a request was made, as a front end names it; empty if it does not."""
+    for name in _USER_HEADERS:
+        if (found := headers.get(name)) is not None:
+            return _label(found)
+    extra, metadata = fields.get("extra"), fields.get("metadata")
+    named = extra.get("user") if extra else None
+    if named is None and metadata:
+        named = metadata.get("user_id")
+    return _label(named) if isinstance(named, str) else ""
+
+
+def _label(text: str) -> str:
+    return "".join(character for character in text[:_LONGEST_USER] if character.isprintable()).strip()
 
 
 def _busy(reason: str) -> HttpFailure:
@@ -231,16 +378,10 @@ class CompletionHandler:
         accounts, admission, orchestrator, debug = self._accounts, self._admission, self._orchestrator, self._debug
 
         async def handle(exchange: Exchange) -> Reply | None:
-            key, left = accounts.enter(exchange)
-            if admission.in_flight < admission.places:
-                admission.in_flight += 1
-            else:
-                await admission.enter()
-                left = None if key is None else accounts.left(key)
-            try:
+            async with Visit(accounts, admission, exchange) as visit:
                 asked = dialect.read(exchange.body, exchange.headers)
                 relay = Relay(usage=asked.include_usage) if relays else None
-                said = self._complete(asked, exchange, key, left, relay)
+                said = self._complete(asked, exchange, visit, relay)
                 if asked.stream:
                     await self._stream(dialect, exchange, asked, said)
                     return None
@@ -248,32 +389,25 @@ class CompletionHandler:
                 if relay is None or (body := relay.body) is None:
                     body = dialect.whole(asked, response)
                 return Reply(200, body, headers=of_answer(exchange, response, said, debug=debug))
-            finally:
-                accounts.under_way.pop(exchange.request_id, None)
-                admission.leave()
 
         return handle
 
-    def _complete(
-        self, asked: Asked, exchange: Exchange, key: Key | None, left: float | None, relay: Relay | None
-    ) -> list[tuple[str, str]]:
+    def _complete(self, asked: Asked, exchange: Exchange, visit: Visit, relay: Relay | None) -> list[tuple[str, str]]:
         """Complete the request with its task and check its key's permissions; return response headers about the request.
 
         From then on the key is charged for it. Raises `HttpFailure`.
         """
         orchestrator, fields = self._orchestrator, asked.fields
         model, task = fields.get("model"), fields.get("task_type")
-        if key is not None:
+        if (key := visit.key) is not None:
             if key.strategies or key.models:
                 key.check(strategy=orchestrator.strategy, model=model)
-            self._accounts.under_way[exchange.request_id] = key
+            fields["purse"] = visit.charge(fields)
         if model is None and (task is None or task == ANY_TASK):
             task = fields["task_type"] = predict_task(fields["messages"], orchestrator.config.task_routing)
             said = [(TASK, f"{task}; predicted")]
         else:
             said = [(TASK, task or ANY_TASK)]
-        if left is not None:
-            fields["budget"] = min(left, fields.get("budget", left))
         own = None if key is None else key.most_calls
         fields["most_calls"] = self._accounts.most_calls if own is None else own
         asked.request = request = LLMRequest(request_id=exchange.request_id, relay=relay, **fields)

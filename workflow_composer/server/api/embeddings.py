@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from sys import byteorder
 from typing import Any
 
@@ -20,13 +20,14 @@ MOST_TEXTS = 2048
 
 @dataclass(frozen=True, slots=True)
 class AskedEmbeddings:
-    """A parsed embeddings request. ``address`` has the routing fields of an `LLMRequest`."""
+    """A parsed embeddings request. ``address`` has the routing fields of an `LLMRequest`, ``labels`` those for accounts."""
 
     texts: tuple[str, ...]
     address: Mapping[str, Any]
     base64: bool = False
     dimensions: int | None = None
     warnings: tuple[str, ...] = ()
+    labels: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_embeddings(body: bytes, headers: Mapping[str, str]) -> AskedEmbeddings:
@@ -37,7 +38,7 @@ def read_embeddings(body: bytes, headers: Mapping[str, str]) -> AskedEmbeddings:
     if address.pop("budget", None) is not None:
         warnings.append("the budget is ignored: embeddings come from one model, whatever they cost")
     wanted = own.get("encoding_format") == "base64"
-    return AskedEmbeddings(own["input"], address, wanted, own.get("dimensions"), tuple(warnings))
+    return AskedEmbeddings(own["input"], address, wanted, own.get("dimensions"), tuple(warnings), own)
 
 
 _NO_TEXTS = "must be a non-empty string or a list of non-empty strings (token lists are not supported)"

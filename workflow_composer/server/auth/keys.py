@@ -22,6 +22,7 @@ from workflow_composer.storage.locks import locked
 from workflow_composer.storage.replacing import replace_file
 
 Period = Literal["day", "month", "total"]
+PERIODS: tuple[Period, ...] = ("day", "month", "total")
 
 PREFIX = "wfc-"
 VERSION = 1
@@ -36,8 +37,9 @@ _MOST_REMEMBERED = 4096
 class Key:
     """A key's record.
 
-    ``budget`` is in dollars per ``period`` (UTC); None or empty: no limit. ``most_calls`` limits the calls of one request to
-    models (None: as the service's settings say). Times are epoch seconds.
+    ``budget`` is in dollars per ``period`` (UTC); ``budgets`` are further ones, each a period and dollars. None or empty: no
+    limit. ``concurrent`` limits the requests in progress, ``most_calls`` the calls of one request to models (None: as the
+    service's settings say). ``user`` and ``team`` are labels for reports. Times are epoch seconds.
     """
 
     id: str
@@ -54,6 +56,16 @@ class Key:
     models: tuple[str, ...] = ()
     expires: float | None = None
     revoked: bool = False
+    budgets: tuple[tuple[Period, float], ...] = ()
+    tokens_per_day: int | None = None
+    concurrent: int | None = None
+    user: str = ""
+    team: str = ""
+
+    @property
+    def limits(self) -> tuple[tuple[Period, float], ...]:
+        """All budgets: periods and dollars."""
+        return self.budgets if self.budget is None else ((self.period, self.budget), *self.budgets)
 
     @classmethod
     def new(cls, name: str, *, now: float | None = None, **limits: Any) -> tuple[Key, str]:
@@ -69,20 +81,23 @@ class Key:
         if unknown:
             raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
         lists = {name: tuple(_names(name, data.get(name))) for name in ("strategies", "models")}
-        key = cls(**{**data, **lists})
+        key = cls(**{**data, **lists, "budgets": _budgets(data.get("budgets"))})
         if not all(isinstance(value, str) and value for value in (key.id, key.name, key.salt, key.digest)):
             raise ValueError("id, name, salt and digest must be strings")
         if not key.id.isalnum() or len(key.id) > LONGEST_ID or not f"{key.id}{key.salt}{key.digest}".isascii():
             raise ValueError(f"id must be at most {LONGEST_ID} letters and digits; id, salt and digest must be ASCII")
+        if not all(isinstance(label, str) for label in (key.user, key.team)):
+            raise TypeError("user and team must be strings")
         if not isinstance(key.revoked, bool):
             raise TypeError("revoked must be true or false")
         if key.period not in {"day", "month", "total"}:
             raise ValueError("period must be day, month or total")
-        limits = (key.budget, key.requests_per_minute, key.tokens_per_minute, key.most_calls)
-        numbers = (key.created, *limits, key.expires)
+        counts = (key.requests_per_minute, key.tokens_per_minute, key.tokens_per_day, key.concurrent, key.most_calls)
+        money = [dollars for _, dollars in key.limits]
+        numbers = (key.created, key.expires, *money, *counts)
         if not all(value is None or (isinstance(value, (int, float)) and value >= 0) for value in numbers):
             raise ValueError("limits and times must be non-negative numbers")
-        if 0 in limits:  # 0 would be read as no limit
+        if 0 in (*money, *counts):  # 0 would be read as no limit
             raise ValueError("limits must be greater than 0; revoke the key to block it")
         return key
 
@@ -94,6 +109,15 @@ class Key:
         if self.models and (model or "auto") not in self.models:
             message = f"this API key is only allowed to use the models {', '.join(self.models)}"
             raise HttpFailure(403, message, type=PERMISSION, code="model_not_allowed", param="model")
+
+
+def _budgets(found: Any) -> tuple[tuple[Period, float], ...]:
+    pairs = [] if found is None else list(found.items()) if isinstance(found, dict) else found
+    if not isinstance(pairs, (list, tuple)) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
+        raise ValueError("budgets must be pairs of a period and dollars")
+    if not all(period in PERIODS for period, _ in pairs):
+        raise ValueError("the period of a budget must be day, month or total")
+    return tuple((period, dollars) for period, dollars in pairs)
 
 
 def _names(name: str, found: Any) -> list[str]:

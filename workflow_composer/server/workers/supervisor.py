@@ -26,6 +26,7 @@ from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import ChannelClosed, ConfigError
 from workflow_composer.metrics.live import forget
 from workflow_composer.orchestrator import ModelOrchestrator
+from workflow_composer.runtime.destinations import tell_where
 from workflow_composer.server.admin.strategy_switcher import Strategies, SwitchAudit, plain, reload, watch
 from workflow_composer.server.auth.keys import read_keys
 from workflow_composer.server.logs import ServiceLog, writing
@@ -124,6 +125,8 @@ class WorkerSupervisor:
         try:
             if await self._all_ready():
                 announce(settings, self._listening[0], self._strategies.active.profile_name)
+                if not settings.json:
+                    tell_where(self._strategies.active, self._environ)
             if settings.watch:
                 tasks.append(loop.create_task(watch(self._strategies, self._log.event)))
             await self._stop.wait()

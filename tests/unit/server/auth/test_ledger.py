@@ -304,10 +304,10 @@ def test_a_record_that_cannot_be_written_keeps_no_other_from_being_written(tmp_p
     bad, good = key_of("ann"), key_of("bob")
     whole = Ledger._write_one
 
-    def write(self, identity, charges, wait):
-        if identity == bad.id:
+    def write(self, budget, now, wait):
+        if budget.key.id == bad.id:
             raise struct.error("int too large to convert")
-        whole(self, identity, charges, wait)
+        whole(self, budget, now, wait)
 
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "_write_one", write)
