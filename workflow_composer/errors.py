@@ -14,6 +14,7 @@
     ├── InputError                   input data is invalid or unreadable
     │   └── MarkerError              a routing string is malformed; gives the faulty part
     ├── RoutingError                 no router returned a plan for a request
+    │   ├── ModelNotAllowed          the request would reach a model that its caller may not use
     │   └── NoStrategy               no strategy was named, and no local one can run
     ├── FleetError                   a server of the fleet cannot be started, found or stopped
     ├── ChannelClosed                another process of the service has exited
@@ -68,10 +69,15 @@ def nearest(name: str, known: Iterable[str], *, prefix: str = "") -> str:
 
 
 class WorkflowComposerError(Exception):
-    """Base class. ``hint`` says what to do, ``fault`` whose fault it is; ``exit_code`` is the command line's exit code."""
+    """Base class. ``hint`` says what to do, ``fault`` whose fault it is; ``exit_code`` is the command line's exit code.
+
+    ``public`` is what a client of the service may be told: it names models, but no hosts, files, or rules of the profile. If
+    it is empty, clients are told the kind of error.
+    """
 
     exit_code: ClassVar[int] = 1
     fault: Fault = "ours"
+    public = ""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -155,6 +161,14 @@ class RoutingError(WorkflowComposerError):
 
     fault: Fault = "caller"
     exit_code = 3
+
+
+class ModelNotAllowed(RoutingError):
+    """The request's plan needs the model ``name``, which is not among those that its caller may use."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the request would reach the model {name}, which its caller may not use")
+        self.public = f"this API key may not use the model {name}, which the request would reach"
 
 
 class NoStrategy(RoutingError):

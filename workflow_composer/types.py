@@ -81,13 +81,11 @@ class LLMRequest:
     ``form`` is what the answer must be: the executor tells the model (`OutputForm.instructions`) and reads the answer as
     `LLMResponse.value`; an answer of another form goes back to the tier's model with what is wrong, at most ``form_retries``
     times, before the next tier is asked. ``vote_by`` says how the votes of this request are grouped (None: as in the
-    profile).
-
-    ``purse`` (a `Reservation` or None) is part of a budget shared with other requests; the executor reserves the cost.
+    profile). ``purse`` (a `Reservation`) is part of a budget that other requests share; the executor reserves the cost.
 
     With ``relay`` the caller gets the raw bytes of the answer if possible. Every other field that is not None reaches the
     model unchanged or raises `Unsupported`; ``extra`` holds fields that only some servers support, and is passed through
-    unchanged. ``query_length`` is the number of characters of text in all messages.
+    unchanged. ``query_length`` is the number of characters of text in all messages. ``allowed``: the only models it calls.
     """
 
     messages: tuple[Message, ...]
@@ -111,6 +109,7 @@ class LLMRequest:
     extra: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     timeout: float | None = None
     budget: float | None = None
+    allowed: frozenset[str] | None = None
     most_calls: int | None = None
     context: tuple[str, ...] | None = None
     metadata: Mapping[str, Any] = field(default_factory=lambda: EMPTY)

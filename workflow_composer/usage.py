@@ -98,23 +98,19 @@ class WorkClock:
 class Sending:
     """What a backend with ``tells_sending`` reports of a call while it runs: when its server works for it.
 
-    ``sent`` counts the HTTP requests that were sent and not refused: the server works on them, or has. ``used`` is the usage
-    of those that have ended while others of the same call still run. ``clock`` measures the GPU time, if that has a price.
+    ``sent`` counts the HTTP requests that were sent and not refused: the server works on them, or has. ``ended`` is the
+    usage of each of those that have ended while others of the same call still run; None if the call makes one request.
+    ``clock`` measures the GPU time, if that has a price.
     """
 
     # Defaults of the class, because an object without __init__ costs a request no call.
     clock: WorkClock | None = None
     sent = 0
-    used = NO_USAGE
-
-    def count(self, used: Usage) -> None:
-        """Count one request of several as ended."""
-        self.sent -= 1
-        self.used += used
+    ended: list[Usage] | None = None
 
     def clear(self) -> None:
         """Forget everything, for another attempt."""
-        self.clock, self.sent, self.used = None, 0, NO_USAGE
+        self.clock, self.sent, self.ended = None, 0, None
 
 
 @dataclass(slots=True, eq=False)

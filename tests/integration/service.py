@@ -139,11 +139,12 @@ class Service:
     def request(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        """One request over a connection of its own."""
+        """One request over a connection of its own; a body is JSON unless the headers say otherwise."""
         client = http.client.HTTPConnection(self.host, self.port, timeout=PATIENCE)
         try:
             data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
-            client.request(method, path, data, dict(headers or {}))
+            kind = {} if data is None else {"Content-Type": "application/json"}
+            client.request(method, path, data, {**kind, **(headers or {})})
             reply = client.getresponse()
             return reply.status, reply.headers, reply.read()
         finally:
@@ -292,7 +293,13 @@ def chat(text: str, **fields: Any) -> dict[str, Any]:
 def post(body: bytes | Mapping[str, Any], *headers: str, path: str = "/v1/chat/completions") -> bytes:
     """A POST request, as bytes."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    lines = [f"POST {path} HTTP/1.1", "Host: h", "Content-Type: application/json", f"Content-Length: {len(data)}", *headers]
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: localhost",
+        "Content-Type: application/json",
+        f"Content-Length: {len(data)}",
+        *headers,
+    ]
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + data
 
 

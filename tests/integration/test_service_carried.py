@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.integration.service import Service, chat, echoing, serving
+from tests.integration.service import Service, chat, echoing, post, serving
 from tests.integration.stub_server import Reply
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {}}}}}
@@ -75,8 +75,7 @@ def test_a_stream_s_cost_and_attempts_follow_behind_its_end(served):
     service, _ = served
     with service.connect() as connection:
         data = json.dumps(chat("hi", stream=True)).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {len(data)}\r\n\r\n"
-        connection.sendall(head.encode() + data)
+        connection.sendall(post(data, "Connection: close"))
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     begun, _, rest = answer.partition(b"\r\n\r\n")
     assert b"\r\ntrailer: x-workflow-composer-cost, x-workflow-composer-attempts" in begun

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import pytest
 
-from tests.integration.service import PATIENCE, Answer, Crowd, Service, ask, echo, echoing, serving, write_profile
+from tests.integration.service import PATIENCE, Answer, Crowd, Service, ask, echo, echoing, post, serving, write_profile
 from tests.integration.stub_server import Reply, Request, StubServer
 from workflow_composer.server.auth.keys import Key, change_keys
 
@@ -106,8 +106,7 @@ def test_sigterm_lets_a_slow_client_ask_once_more_on_its_kept_connection(tmp_pat
 
 def chat_of(text: str) -> bytes:
     """A request, as it is sent."""
-    body = json.dumps({"messages": [{"role": "user", "content": text}]}).encode()
-    return b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    return post({"messages": [{"role": "user", "content": text}]})
 
 
 def answer_on(file: BinaryIO) -> bytes:

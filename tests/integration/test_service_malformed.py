@@ -17,8 +17,8 @@ import pytest
 from tests.integration.service import Service, chat, echoing, post, said, serving, streamed
 from tests.integration.stub_server import StubServer
 
-GET = b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n"
-LAST = b"GET /health HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+LAST = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 SMUGGLED = post(chat("smuggled"))
 BODY = json.dumps(chat("a question")).encode()
 LENGTH = f"Content-Length: {len(BODY)}"
@@ -84,7 +84,9 @@ def bystanders(service: Service) -> Iterator[Bystanders]:
 
 
 def request(*headers: str, body: bytes = b"", line: str = "POST /v1/chat/completions HTTP/1.1") -> bytes:
-    return "\r\n".join([line, "Host: h", *headers, "", ""]).encode("latin-1") + body
+    return (
+        "\r\n".join([line, "Host: localhost", "Content-Type: application/json", *headers, "", ""]).encode("latin-1") + body
+    )
 
 
 def chunks(body: bytes, size: int = 7) -> bytes:
@@ -117,10 +119,10 @@ REFUSED = {
     "a space in front of the colon": (request("Content-Length : 3", body=b"abc"), 400),
     "a folded header": (request("X: a\r\n b"), 400),
     "a folded header with a tab": (request("X: a\r\n\tb"), 400),
-    "a space in front of the first header": (b"GET /health HTTP/1.1\r\n Host: h\r\n\r\n", 400),
-    "bare line feeds": (b"GET /health HTTP/1.1\nHost: h\n\n", 400),
-    "one bare line feed": (b"GET /health HTTP/1.1\r\nHost: h\nX: 1\r\n\r\n", 400),
-    "a bare carriage return": (b"GET /health HTTP/1.1\r\nHost: h\rX: 1\r\n\r\n", 400),
+    "a space in front of the first header": (b"GET /health HTTP/1.1\r\n Host: localhost\r\n\r\n", 400),
+    "bare line feeds": (b"GET /health HTTP/1.1\nHost: localhost\n\n", 400),
+    "one bare line feed": (b"GET /health HTTP/1.1\r\nHost: localhost\nX: 1\r\n\r\n", 400),
+    "a bare carriage return": (b"GET /health HTTP/1.1\r\nHost: localhost\rX: 1\r\n\r\n", 400),
     "a null byte in a header": (request("X: a\0b"), 400),
     "a null byte in a header's name": (request("X\0: a"), 400),
     "a null byte in the path": (request(line="GET /hea\0lth HTTP/1.1"), 400),

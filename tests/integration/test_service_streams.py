@@ -94,7 +94,8 @@ def test_a_stream_comes_through_nginx_as_it_is_set_by_default_piece_by_piece(ser
     try:
         with nginx(tmp_path, service.port) as port:
             client = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-            client.request("POST", path, json.dumps({"model": "auto", "stream": True, **FORMS[path]}))
+            kind = {"Content-Type": "application/json"}
+            client.request("POST", path, json.dumps({"model": "auto", "stream": True, **FORMS[path]}), kind)
             reply = client.getresponse()
             assert reply.status == 200
             seen = b""

@@ -278,7 +278,9 @@ class StrategyConfig(ProfilePart):
                 return (spec,)
         valid = [*self.vllm_endpoints, *self.models, *self.tiers, CLOUD]
         hint = nearest(target, valid) or f"allowed: {', '.join(dict.fromkeys(valid))}"
-        raise RoutingError(f"profile {self.profile_name!r} has no role, model or tier {target!r}", hint=hint)
+        error = RoutingError(f"profile {self.profile_name!r} has no role, model or tier {target!r}", hint=hint)
+        error.public = f"there is no model {target!r}{nearest(target, valid, prefix='; ')}"
+        raise error
 
     def backend_specs(self) -> Mapping[str, ModelSpec]:
         """Return every callable model by name: the catalogue, and each role without a catalogue model.

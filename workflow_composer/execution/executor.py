@@ -17,7 +17,14 @@ from typing import Any
 
 from workflow_composer.answers.reasoning import says_nothing
 from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
-from workflow_composer.errors import AllCandidatesFailed, ModelError, RoutingError, TooManyCalls, Unsupported
+from workflow_composer.errors import (
+    AllCandidatesFailed,
+    ModelError,
+    ModelNotAllowed,
+    RoutingError,
+    TooManyCalls,
+    Unsupported,
+)
 from workflow_composer.execution.call import Endpoint, Outcome, Trace
 from workflow_composer.execution.escalation import Ascent
 from workflow_composer.execution.forming import Forming, formed, instructed
@@ -190,6 +197,8 @@ class PlanExecutor:
 
     def _embedder(self, request: LLMRequest, trace: Trace) -> Embed:
         candidate = self._embedding()
+        if request.allowed is not None and candidate.name not in request.allowed:
+            raise ModelNotAllowed(candidate.name)
 
         async def embed(texts: Sequence[str]) -> Sequence[Sequence[float]]:
             return (await self.embed(candidate, texts, changed(request, relay=None), trace)).vectors

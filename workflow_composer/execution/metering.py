@@ -8,7 +8,7 @@ from dataclasses import replace
 from workflow_composer.backends.pricing import Forecast
 from workflow_composer.errors import CallTimeout, WorkflowComposerError
 from workflow_composer.types import ModelCall, Sample
-from workflow_composer.usage import MOST_TOKENS, NO_USAGE, Delivered, Usage
+from workflow_composer.usage import MOST_TOKENS, Delivered, Usage
 
 
 def of_answer(
@@ -32,15 +32,16 @@ def of_answer(
 def of_failure(usage: Usage, call: ModelCall, delivery: Delivered | None, forecast: Forecast) -> Usage:
     """Return the usage of a call that was broken off after it was sent."""
     sending = call.sending
-    calls = max(1, 1 if sending is None else sending.sent)
+    ended = () if sending is None else sending.ended or ()
+    calls = 1 if sending is None else max(0 if ended else 1, sending.sent - len(ended))
     completion = usage.completion_tokens
     if delivery is not None:
         usage = delivery.usage or usage
         whole = delivery.usage is not None and delivery.usage_at >= delivery.pieces
         completion = usage.completion_tokens if whole else max(usage.completion_tokens, forecast.tokens(delivery))
-    prompt = usage.prompt_tokens or forecast.of_prompt(call.request, calls).prompt_tokens
+    prompt = usage.prompt_tokens or (forecast.of_prompt(call.request, calls).prompt_tokens if calls else 0)
     found = _estimated(usage, prompt, completion)
-    return found if sending is None or sending.used is NO_USAGE else found + sending.used
+    return sum(ended, found)
 
 
 def is_owed(failure: BaseException, call: ModelCall, delivery: Delivered | None, *, tells: bool) -> bool:
@@ -51,7 +52,7 @@ def is_owed(failure: BaseException, call: ModelCall, delivery: Delivered | None,
     if delivery is not None and (delivery.pieces or delivery.usage is not None):
         return True
     if tells and call.sending is not None:
-        return call.sending.sent > 0 or call.sending.used is not NO_USAGE
+        return call.sending.sent > 0
     if isinstance(failure, WorkflowComposerError):
         return isinstance(failure, CallTimeout) and failure.sent
     return True

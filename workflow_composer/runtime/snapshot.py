@@ -20,13 +20,21 @@ from workflow_composer.backends.http.egress import EgressPolicy
 from workflow_composer.backends.pricing import GpuMeter, ModelNames, Price
 from workflow_composer.config.strategy import ModelSpec, StrategyConfig
 from workflow_composer.contexts.applying import Contexts
-from workflow_composer.errors import ConfigError, ContextError, ProfileError, RoutingError, WorkflowComposerError, nearest
+from workflow_composer.errors import (
+    ConfigError,
+    ContextError,
+    ModelNotAllowed,
+    ProfileError,
+    RoutingError,
+    WorkflowComposerError,
+    nearest,
+)
 from workflow_composer.execution.breaker import CircuitBreaker
 from workflow_composer.execution.call import Endpoint
 from workflow_composer.execution.executor import PlanExecutor
 from workflow_composer.execution.member_run import CallObserver, RetryPolicy
 from workflow_composer.metrics.escalation import Kept
-from workflow_composer.plan import Candidate, Plan
+from workflow_composer.plan import Candidate, Plan, Tier
 from workflow_composer.plugins.host import PluginRegistry, Provided
 from workflow_composer.routers.base import KindRouter, Router, RouterContext
 from workflow_composer.types import LLMRequest, LLMResponse, ResourceStatus, Timeouts
@@ -91,7 +99,7 @@ class Snapshot:
             plan = self._first_plan(request, resources)
             if self.plans_by_kind:
                 plans[kind] = plan
-        return plan
+        return plan if request.allowed is None else within(plan, request.allowed)
 
     def embedding(self) -> Candidate:
         """Return the model of the profile's embedding role. Raises `RoutingError` if there is none."""
@@ -134,12 +142,15 @@ class Snapshot:
         where = f"strategy {self.config.profile_name!r}"
         names = ", ".join(router.name for router in self.routers)
         if request.model is not None:
-            return RoutingError(f"no router of {where} ({names}) has a plan for model {request.model!r}")
-        known = sorted(self.config.task_routing)
-        return RoutingError(
-            f"no router of {where} ({names}) has a plan for task {request.task_type!r}",
-            hint=nearest(request.task_type, known) or f"tasks: {', '.join(known) or 'none'}",
-        )
+            error = RoutingError(f"no router of {where} ({names}) has a plan for model {request.model!r}")
+            error.public = f"there is no model {request.model!r}"
+            return error
+        known, task = sorted(self.config.task_routing), request.task_type
+        near = nearest(task, known)
+        message = f"no router of {where} ({names}) has a plan for task {task!r}"
+        error = RoutingError(message, hint=near or f"tasks: {', '.join(known) or 'none'}")
+        error.public = f"no model is set for the task {task!r}" + (f"; {near}" if near else "")
+        return error
 
     # ---------------------------------------------------------------------------------------------------- life and end
 
@@ -190,6 +201,22 @@ class Snapshot:
             await router.aclose()
         for endpoint in self.endpoints.values():
             await endpoint.backend.close()
+
+
+def within(plan: Plan, allowed: frozenset[str]) -> Plan:
+    """Return the plan without the candidates that are not allowed. Raises `ModelNotAllowed` if a member has no other."""
+    return replace(plan, tiers=tuple(_tier_within(tier, allowed) for tier in plan.tiers))
+
+
+def _tier_within(tier: Tier, allowed: frozenset[str]) -> Tier:
+    members = []
+    for member in tier.members:
+        kept = tuple(candidate for candidate in member.candidates if candidate.name in allowed)
+        if not kept:
+            raise ModelNotAllowed(member.candidates[0].name)
+        members.append(member if len(kept) == len(member.candidates) else replace(member, candidates=kept))
+    unknown = None if tier.when_unknown is None else _tier_within(tier.when_unknown, allowed)
+    return replace(tier, members=tuple(members), when_unknown=unknown)
 
 
 def build(

@@ -10,15 +10,33 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.server.api.completion_handler import REQUEST_ID
 from workflow_composer.server.api.json_wire import Dialect
 from workflow_composer.server.exchange import Exchange, Handler, Reply
-from workflow_composer.server.failures import RETRY_SOON, HttpFailure, failure_of, headers_of
+from workflow_composer.server.failures import (
+    LONGEST_MESSAGE,
+    RETRY_SOON,
+    HttpFailure,
+    failure_of,
+    headers_of,
+    is_for_the_log,
+)
+from workflow_composer.server.gate import WebGate
 from workflow_composer.types import new_request_id
 
 Routes = Mapping[tuple[str, str], Handler]
 Report = Callable[..., None]
 """Callback for the log: takes an event name and its fields."""
+
+
+def report_failure(report: Report, request_id: str, error: BaseException, status: int) -> None:
+    """Log a failed request for the operator: with hosts and files, of which the client is not told.
+
+    The text of a foreign exception may repeat what was sent, so only its type is logged.
+    """
+    detail = {"detail": str(error)[:LONGEST_MESSAGE]} if isinstance(error, WorkflowComposerError) else {}
+    report("request failed", request_id=request_id, status=status, error=type(error).__name__, **detail)
 
 
 class App:
@@ -33,9 +51,11 @@ class App:
         *,
         access: Report | None = None,
         gate: Callable[[Exchange], object] | None = None,
+        pages: WebGate | None = None,
     ) -> None:
         self._gate = gate
         self._access = access
+        self._pages = pages or WebGate()
         self._routes = routes
         self._dialects = dialects
         self._usual = usual
@@ -51,9 +71,13 @@ class App:
         handler = self._routes.get((method, exchange.path))
         reply: Reply | None
         try:
+            if self._pages.keyless or "origin" in exchange.headers:
+                exchange.shared = self._pages.check(exchange.method, exchange.path, exchange.headers)
             reply = self._other(exchange) if handler is None else await handler(exchange)
         except Exception as error:  # noqa: BLE001  # any fault of a handler becomes an error response
             reply = self._failed(exchange, error)
+        if exchange.shared and reply is not None:
+            reply.headers = [*reply.headers, *exchange.shared]
         if self._access is not None:
             self._note(self._access, exchange, reply)
         return reply
@@ -72,15 +96,19 @@ class App:
     def admit(self, exchange: Exchange) -> Reply | None:
         """Return the reply to a request that is refused by its headers, before its body is read; None if it may go on."""
         exchange.request_id = new_request_id()
+        reply = None
         try:
             method = "GET" if exchange.method == "HEAD" else exchange.method
+            exchange.shared = self._pages.check(exchange.method, exchange.path, exchange.headers)
             if (method, exchange.path) not in self._routes:
-                return self._other(exchange)
-            if self._gate is not None:
+                reply = self._other(exchange)
+            elif self._gate is not None:
                 self._gate(exchange)
         except Exception as error:  # noqa: BLE001  # as in `serve`
-            return self._failed(exchange, error)
-        return None
+            reply = self._failed(exchange, error)
+        if reply is not None:
+            reply.headers = [*reply.headers, *exchange.shared]
+        return reply
 
     def refuse(self, status: int, reason: str) -> Reply:
         """Return the reply to a malformed request."""
@@ -105,8 +133,8 @@ class App:
 
     def _failed(self, exchange: Exchange, error: Exception) -> Reply | None:
         failure = failure_of(error)
-        if failure.status >= 500:
-            self._report("request failed", request_id=exchange.request_id, status=failure.status, error=type(error).__name__)
+        if is_for_the_log(error, failure):
+            report_failure(self._report, exchange.request_id, error, failure.status)
         if exchange.opened:  # too late for a status
             exchange.close_stream()
             return None

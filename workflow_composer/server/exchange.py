@@ -36,7 +36,7 @@ class Exchange(ABC):
     ``path`` is decoded, without the query; ``query`` is the raw text after the question mark. ``headers`` have lower-case
     names; the values of a repeated header are joined by ", ". ``client`` is the client's address. ``started`` is the
     `time.perf_counter` value at the first byte of the request. ``relay`` is set while a model server's stream is relayed to
-    the client, so that a slow client can slow it down.
+    the client, so that a slow client can slow it down. ``shared`` are headers of the response, whatever it is (CORS).
     """
 
     method: str
@@ -48,6 +48,7 @@ class Exchange(ABC):
     request_id: str = field(default="", kw_only=True)
     started: float = field(default=0.0, kw_only=True)
     relay: Relay | None = field(default=None, kw_only=True)
+    shared: Fields = field(default=(), kw_only=True)
 
     @abstractmethod
     def open_stream(self, *, content_type: str = EVENTS, headers: Fields = ()) -> None:

@@ -71,7 +71,10 @@ def _paths() -> Schema:
             "post": _asking("Create a message (Anthropic Messages)", messages.FORM, None, error="AnthropicError")
         },
         "/v1/embeddings": {"post": _operation("Create embeddings", embeddings.FORM, {"object": {"const": "list"}})},
-        "/v1/feedback": {"post": _operation("Grade a response", FEEDBACK, {"id": TEXT, "audited": BOOLEAN}, 409)},
+        "/v1/feedback": {
+            "post": _operation("Grade a response", FEEDBACK, {"id": TEXT, "audited": BOOLEAN}, 409),
+            "get": _operation("List the sampled responses that need a grade", None, {"data": {"type": "array"}}),
+        },
         "/v1/models": {
             "get": _operation("List the values of `model`", None, {"object": {"const": "list"}, "data": {"type": "array"}})
         },
@@ -110,7 +113,7 @@ def _failure(name: str) -> Schema:
 
 
 def _failures(name: str, *more: int) -> Schema:
-    statuses = (400, 401, 402, 403, 404, 408, 413, 429, 500, 502, 503, 504, *more)
+    statuses = (400, 401, 402, 403, 404, 408, 413, 415, 429, 500, 502, 503, 504, *more)
     return {str(status): _failure(name) for status in statuses}
 
 

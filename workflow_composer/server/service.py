@@ -36,17 +36,19 @@ from workflow_composer.server.admin.strategy_switcher import (
 from workflow_composer.server.admin.switching import Admin
 from workflow_composer.server.api.catalogue import Catalogue
 from workflow_composer.server.api.chat import ChatDialect
-from workflow_composer.server.api.completion_handler import Accounts, Admission, CompletionHandler, presented
+from workflow_composer.server.api.completion_handler import Accounts, Admission, CompletionHandler
 from workflow_composer.server.api.completions import CompletionsDialect
 from workflow_composer.server.api.json_wire import Dialect
 from workflow_composer.server.api.messages import MessagesDialect
 from workflow_composer.server.api.responses import ResponsesDialect
-from workflow_composer.server.app import App
+from workflow_composer.server.app import App, report_failure
+from workflow_composer.server.auth.callers import Callers
 from workflow_composer.server.auth.history import FILE_NAME as HISTORY
 from workflow_composer.server.auth.history import UsageHistory
-from workflow_composer.server.auth.keys import KeyRing
+from workflow_composer.server.auth.keys import KeyRing, presented
 from workflow_composer.server.auth.ledger import Ledger
 from workflow_composer.server.exchange import Exchange, Handler
+from workflow_composer.server.gate import WebGate, read_origins, read_proxies
 from workflow_composer.server.http import HttpServer
 from workflow_composer.server.logs import ServiceLog, writing
 from workflow_composer.server.openapi import describing
@@ -128,6 +130,7 @@ class Parts:
     metrics: SharedMetrics
     audits: AuditLog
     strategies: Switchboard
+    callers: Callers
 
 
 class Worker:
@@ -159,9 +162,13 @@ class Worker:
         admission = Admission(settings.concurrency, settings.queue, settings.queue_seconds)
         self._metrics = SharedMetrics(live, None if number is None else settings.state_directory, number or 0)
         audits = AuditLog(audits_file(environ))
-        self._observing = Observing(self.orchestrator, self._metrics, admission, audits=audits, token=settings.metrics_token)
-        parts = Parts(self.orchestrator, accounts, admission, self._observing, self._metrics, audits, self.strategies)
-        app = app_of(parts, settings, environ, audit, log)
+        callers = callers_of(settings, accounts, audit)
+        token = settings.metrics_token
+        self._observing = Observing(self.orchestrator, self._metrics, admission, audits=audits, callers=callers, token=token)
+        parts = Parts(
+            self.orchestrator, accounts, admission, self._observing, self._metrics, audits, self.strategies, callers
+        )
+        app = app_of(parts, settings, environ, log)
         serve = app.serve if self._tracing is None else functools.partial(self._tracing.serve, answer=app.serve)
         self._server = HttpServer(serve, app.refuse, HttpLimits(body=settings.max_body), admit=app.admit)
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -258,16 +265,29 @@ def _accounts(settings: ServerSettings, log: ServiceLog) -> Accounts:
         raise ConfigError(f"cannot use the ledger of keys: {error}", hint="set another state directory") from None
 
 
+def callers_of(settings: ServerSettings, accounts: Accounts, audit: SwitchAudit) -> Callers:
+    """Return who may do what; refused tokens go to the audit log."""
+
+    def told(who: str, outcome: str, path: str) -> None:
+        audit.write("admin", who=who, outcome=outcome, path=path)
+
+    return Callers(accounts.keys, settings.admin_token, read_proxies(settings.trusted_proxies), told)
+
+
 def app_of(
     parts: Parts,
     settings: ServerSettings,
     environ: Mapping[str, str],
-    audit: SwitchAudit,
     log: ServiceLog,
 ) -> App:
     """Return the application with its table of handlers."""
     answering = CompletionHandler(
-        parts.orchestrator, parts.accounts, parts.admission, debug=settings.debug, log=log if settings.debug else None
+        parts.orchestrator,
+        parts.accounts,
+        parts.admission,
+        debug=settings.debug,
+        log=log if settings.debug else None,
+        report=lambda request_id, error: report_failure(log.warning, request_id, error, 200),
     )
     chat = ChatDialect()
     dialects: dict[str, Dialect] = {
@@ -279,27 +299,32 @@ def app_of(
     routes: dict[tuple[str, str], Handler] = {
         ("POST", path): answering.handler(dialect, relays=path in RELAYED) for path, dialect in dialects.items()
     }
-    admin = Admin(parts.strategies, audit, settings.admin_token)
+    admin = Admin(parts.strategies, parts.callers)
     dashboard = Dashboard(
         parts.orchestrator,
         parts.accounts,
         parts.metrics,
         parts.observing,
         parts.audits,
-        settings,
-        admin,
+        parts.callers,
         lambda: available(parts.orchestrator.config, environ),
     )
-    catalogue = Catalogue(parts.orchestrator, parts.accounts, parts.admission, parts.audits)
+    catalogue = Catalogue(parts.orchestrator, parts.accounts, parts.admission, parts.audits, parts.callers)
     for group in (catalogue, parts.observing, admin, dashboard):
         routes.update(group.routes())
     routes["GET", "/openapi.json"] = describing
+    keyless = parts.callers.keyless
+    pages = WebGate(read_origins(settings.cors, keyless=keyless), keyless)
 
     def gate(exchange: Exchange) -> None:
         """Check a key before the body is read; the handler checks it again, and counts the request."""
         if exchange.path.startswith("/admin/"):
-            admin.check(exchange)
+            parts.callers.operator(exchange)
+        elif exchange.path == "/v1/feedback":
+            parts.callers.of(exchange)
         elif exchange.path.startswith("/v1/") and parts.accounts.keys is not None:
             parts.accounts.keys.identify(presented(exchange.headers))
 
-    return App(routes, dialects, chat, log.warning, access=log.event if settings.access_log else None, gate=gate)
+    return App(
+        routes, dialects, chat, log.warning, access=log.event if settings.access_log else None, gate=gate, pages=pages
+    )

@@ -26,7 +26,8 @@ class ServerSettings:
     ``strategy`` is a profile's name or path; None: from the environment, else by detection. Without ``keys_file`` no key is
     required. Without ``admin_token`` the admin API is off. With ``metrics_token``, ``/metrics`` requires it. ``watch``:
     reload the profile file when it changes. ``most_calls`` limits the calls of one request to models. ``debug``: responses
-    report decisions in full, and the log contains prompts, without keys.
+    report decisions in full, and the log contains prompts, without keys. ``cors`` are the web origins that may use the
+    service from a browser, ``trusted_proxies`` the addresses whose ``X-Forwarded-For`` is believed.
     """
 
     strategy: str | None = None
@@ -47,6 +48,8 @@ class ServerSettings:
     debug: bool = False
     access_log: bool = False
     json: bool = False
+    cors: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
 
     @property
     def open_to_others(self) -> bool:
@@ -66,7 +69,8 @@ class ServerSettings:
         """Return the settings from the data of `to_dict`."""
         keys = data["keys_file"]
         places = {"state_directory": Path(data["state_directory"]), "keys_file": None if keys is None else Path(keys)}
-        return cls(**{**data, **places, "admin_token": admin_token})
+        lists = {name: tuple(data[name]) for name in ("cors", "trusted_proxies")}
+        return cls(**{**data, **places, **lists, "admin_token": admin_token})
 
 
 def state_directory(environ: Mapping[str, str]) -> Path:

@@ -19,7 +19,7 @@ from workflow_composer.server.api.completion_handler import Accounts, Admission
 from workflow_composer.server.auth.keys import Key, KeyRing, change_keys
 from workflow_composer.server.auth.ledger import Ledger
 from workflow_composer.server.logs import ServiceLog
-from workflow_composer.server.service import Parts, app_of
+from workflow_composer.server.service import Parts, app_of, callers_of
 from workflow_composer.server.settings import ServerSettings
 
 CHAT = {"model": "auto", "messages": [{"role": "user", "content": "What is two and two?"}]}
@@ -29,11 +29,20 @@ class Parted:
     """An app over one model that repeats the question, and what it is made of."""
 
     def __init__(
-        self, folder, *, keys=False, concurrency=8, queue=8, models=("m",), routers=("cascading_provider",), **settings
+        self,
+        folder,
+        *,
+        keys=False,
+        concurrency=8,
+        queue=8,
+        models=("m",),
+        routers=("cascading_provider",),
+        profile=None,
+        **settings,
     ):
         model = {"backend": "fake", "input_price": 1e6, "output_price": 1e6}  # a dollar a token
         fields = {"models": dict.fromkeys(models, model), "task_routing": {"*": "m", "t": "m"}, "routers": routers}
-        config = StrategyConfig(profile_name="p", allow_cloud=False, **fields)
+        config = StrategyConfig(profile_name="p", allow_cloud=False, **{**fields, **(profile or {})})
         self.settings = ServerSettings(state_directory=folder, admin_token="secret", **settings)
         self.accounts = Accounts()
         if keys:
@@ -43,13 +52,16 @@ class Parted:
         self.sink, live = MemorySink(), LiveMetrics()
         self.orchestrator = ModelOrchestrator(config, metrics=(self.accounts, self.sink, live), environ={})
         self.admission = Admission(concurrency, queue, 5.0)
-        shared, audits = SharedMetrics(live), AuditLog(folder / "audits.jsonl")
-        self.observing = Observing(self.orchestrator, shared, self.admission, audits=audits)
+        shared, self.audits = SharedMetrics(live), AuditLog(folder / "audits.jsonl")
         audit = SwitchAudit(folder / "audit.jsonl")
+        callers = callers_of(self.settings, self.accounts, audit)
+        self.observing = Observing(self.orchestrator, shared, self.admission, audits=self.audits, callers=callers)
         local = Local(self.orchestrator)
         strategies = Strategies(config, lambda: (local,), audit, environ={})
-        parts = Parts(self.orchestrator, self.accounts, self.admission, self.observing, shared, audits, strategies)
-        self.app = app_of(parts, self.settings, {}, audit, ServiceLog())
+        parts = Parts(
+            self.orchestrator, self.accounts, self.admission, self.observing, shared, self.audits, strategies, callers
+        )
+        self.app = app_of(parts, self.settings, {}, ServiceLog())
 
     now = 1_000_000.0
 

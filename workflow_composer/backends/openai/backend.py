@@ -175,21 +175,16 @@ class OpenAICompatibleBackend:
             return Completion(first.samples[: call.samples], first.usage, first.model)
         self._several = False
         if call.sending is not None:
-            call.sending.count(first.usage)
+            call.sending.ended = [first.usage]
         rest = await self._draw_singly(call, missing, start=len(first.samples))
         return Completion(first.samples + rest.samples, first.usage + rest.usage, first.model)
 
     async def _draw_singly(self, call: ModelCall, count: int, *, start: int = 0) -> Completion:
-        parts = await _together([self._draw_one(call, start + number) for number in range(count)])
+        if call.sending is not None and call.sending.ended is None:
+            call.sending.ended = []
+        parts = await _together([self._draw(call, draw=start + number) for number in range(count)])
         usage = sum((part.usage for part in parts), NO_USAGE)
         return Completion(tuple(part.samples[0] for part in parts), usage, parts[0].model)
-
-    async def _draw_one(self, call: ModelCall, draw: int) -> Completion:
-        """Make one of several calls, whose usage is known even if another one fails."""
-        done = await self._draw(call, draw=draw)
-        if call.sending is not None:
-            call.sending.count(done.usage)
-        return done
 
     async def _draw(self, call: ModelCall, *, samples: int = 1, draw: int = 0) -> Completion:
         """Make one call; a relayed response's bytes go to the relay."""
@@ -206,6 +201,8 @@ class OpenAICompatibleBackend:
         done = wire.quick_completion(answer.body, model=body["model"])
         if done is None:
             done = server.completion(answer.body, secrets, model=body["model"])
+        if sending is not None and sending.ended is not None:
+            sending.ended.append(done.usage)
         if request.relay is not None and self.relays:
             request.relay.body = answer.body
         return done

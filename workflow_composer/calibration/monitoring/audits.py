@@ -6,9 +6,10 @@ One JSON line per event, append-only, written by any number of processes. It con
 event        fields, besides ``event``, ``id`` and ``at`` (UTC)
 ============ =========================================================================================================
 `accepted`   an accepted answer was drawn: ``certificate`` (digest), ``alpha``, ``level``, ``tier``, ``group``, ``score``
-`graded`     it was graded: ``correct``, ``by`` (grader), ``allowance`` (error rate allowed for the grader)
-`reported`   feedback on an answer that was not drawn: ``correct``, ``by``. Kept, but not part of the test: users report
-             mainly wrong answers, so reports do not show how often answers are wrong
+`graded`     it was graded: ``correct``, ``by`` (grader), ``allowance`` (error rate allowed for the grader), and ``key``, the
+             ID of the grader's API key, if there is one
+`reported`   feedback on an answer that was not drawn: ``correct``, ``by``, ``key``. Kept, but not part of the test: users
+             report mainly wrong answers, so reports do not show how often answers are wrong
 `alarm`      ``certificate`` (no ``id``), ``reason``: answers of this certificate are no longer accepted
 `reset`      ``certificate`` (no ``id``), ``by``: the cause of the alarm was found, and the test restarts
 ============ =========================================================================================================
@@ -268,8 +269,8 @@ class AuditLog:
         with self._exclusive() as descriptor:
             _write(descriptor, {"event": "accepted", "id": request_id, **claim, **answer})
 
-    def grade(self, request_id: str, correct: bool, by: str, *, allowance: float = 0.0) -> Audit:
-        """Record the grade of a drawn answer; repeating the same grade has no effect.
+    def grade(self, request_id: str, correct: bool, by: str, *, allowance: float = 0.0, key: str = "") -> Audit:
+        """Record the grade of a drawn answer; repeating the same grade has no effect. ``key``: ID of the grader's API key.
 
         ``allowance``: upper bound of how often this grader (such as a stronger model) calls right answers wrong; it is
         added to alpha for this audit. Raises `InputError` if the answer was not drawn, or already has the opposite grade.
@@ -286,18 +287,18 @@ class AuditLog:
                     hint="if a wrong grade raised an alarm, restart the test with `feedback --reset`",
                 )
             if audit.correct is None:
-                found = {"correct": correct, "by": by, "allowance": allowance}
+                found = {"correct": correct, "by": by, "allowance": allowance, **_keyed(key)}
                 _write(descriptor, {"event": "graded", "id": request_id, **found})
                 self._read()
             return self._audits[request_id]
 
-    def report(self, request_id: str, correct: bool, by: str) -> None:
+    def report(self, request_id: str, correct: bool, by: str, *, key: str = "") -> None:
         """Record feedback on an answer that was not drawn; not part of the test. Raises `InputError` if it was drawn."""
         with self._exclusive() as descriptor:
             self._read()
             if request_id in self._audits:
                 raise InputError(f"answer {request_id!r} was drawn for an audit", hint="grade it: omit --report")
-            _write(descriptor, {"event": "reported", "id": request_id, "correct": correct, "by": by})
+            _write(descriptor, {"event": "reported", "id": request_id, "correct": correct, "by": by, **_keyed(key)})
 
     def alarm(self, certificate: str, reason: str) -> bool:
         """Record an alarm unless there already is one; return whether it was recorded, so that only one process reports it.
@@ -494,6 +495,10 @@ def _write(descriptor: int, event: Mapping[str, Any]) -> None:
     """Append one event. Raises OSError."""
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     append_to(descriptor, encoded({**event, "at": at}))
+
+
+def _keyed(key: str) -> dict[str, str]:
+    return {"key": key} if key else {}
 
 
 def _word(correct: bool) -> str:

@@ -59,6 +59,14 @@ def keys() -> None:
 @click.option(
     "--model", "models", multiple=True, help="Allowed value of `model`, including auto; may be repeated. Default: all."
 )
+@click.option(
+    "--right",
+    "rights",
+    multiple=True,
+    type=click.Choice(["feedback", "admin"]),
+    help="feedback: may grade answers to its own requests; admin: may do all that the admin token allows. "
+    "May be repeated. Default: none.",
+)
 @click.option("--expires", metavar="TIME", help="Lifetime of the key, such as 12h, 30d or 8w. Default: until revoked.")
 @common_options
 @click.pass_obj
@@ -106,6 +114,7 @@ def list_(state: State, path: Path) -> None:
                 "most_calls": key.most_calls,
                 "strategies": list(key.strategies),
                 "models": list(key.models),
+                "rights": list(key.rights),
             }
         )
     if state.json:

@@ -27,6 +27,7 @@ def _size(context: click.Context, parameter: click.Parameter, text: str) -> int:
         "-s t4_hybrid serve",
         "-s t4_hybrid serve --host 0.0.0.0 --port 8000 --workers 2 --keys keys.json",
         "-s development serve --port 8080 --most-calls 128 --debug",
+        "-s t4_hybrid serve --cors https://chat.example --keys keys.json",
     )
 )
 @click.option(
@@ -51,6 +52,19 @@ def _size(context: click.Context, parameter: click.Parameter, text: str) -> int:
     "--drain", default=30.0, show_default=True, type=click.FloatRange(0), help="Seconds to finish requests on shutdown."
 )
 @click.option("--watch/--no-watch", default=True, show_default=True, help="Reload the profile when its file changes.")
+@click.option(
+    "--cors",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Web origin, such as https://chat.example, whose pages may use the service; may be repeated. Default: none.",
+)
+@click.option(
+    "--trusted-proxy",
+    "trusted_proxies",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Address or network of a proxy whose X-Forwarded-For is believed; may be repeated. Default: none.",
+)
 @click.option("--access-log", is_flag=True, help="Log one line per request.")
 @click.option("--explain", is_flag=True, help="Log full decisions and prompts (keys in prompts are redacted).")
 @strategy_option
@@ -68,6 +82,8 @@ def serve(
     most_calls: int,
     drain: float,
     watch: bool,
+    cors: tuple[str, ...],
+    trusted_proxies: tuple[str, ...],
     access_log: bool,
     explain: bool,
 ) -> None:
@@ -84,6 +100,7 @@ def serve(
         from workflow_composer.server.service import serve as run
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is not installed", hint="pip install 'workflow-composer[serve]'") from error
+    from workflow_composer.server.gate import read_origins, read_proxies
     from workflow_composer.server.settings import ADMIN_VARIABLE, METRICS_VARIABLE, ServerSettings, state_directory
 
     settings = ServerSettings(
@@ -104,6 +121,8 @@ def serve(
         debug=explain,
         access_log=access_log,
         json=state.json,
+        cors=tuple(sorted(read_origins(cors, keyless=keys is None))),
+        trusted_proxies=tuple(map(str, read_proxies(trusted_proxies))),
     )
     if settings.open_to_others and keys is None:
         raise ConfigError(

@@ -55,6 +55,16 @@ function tiles(all) {
     tile("Tokens", count(t.prompt_tokens + t.completion_tokens), `${count(t.prompt_tokens)} in, ${count(t.completion_tokens)} out`));
 }
 
+// What a key sees: its own use only.
+function own(account) {
+  const left = account.budgets.map((b) => `${dollars(b.spent)} of ${dollars(b.dollars)} ${b.period === "total" ? "in all" : "this " + b.period}`);
+  fill("tiles",
+    tile("Key", account.name, account.id),
+    tile("Requests", count(account.requests), "with this key"),
+    tile("Tokens", count(account.tokens), "in and out"),
+    tile("Cost", dollars(account.spent), left.join(", ") || "no budget"));
+}
+
 // ------------------------------------------------------------------------------------------------------------------ chart
 const PERIODS = { hour: 3600, day: 86400, "90 days": 7776000 };
 let chosen = null;
@@ -178,6 +188,8 @@ function show(data) {
   $("strategy").textContent = data.title;
   const [text, kind] = data.live ? (data.draining ? ["draining", "warn"] : data.ready ? ["ready", "ok"] : ["no model available", "bad"]) : ["from a file", ""];
   $("state").textContent = text; $("state").className = "pill " + kind;
+  document.body.classList.toggle("own", Boolean(data.account));
+  if (data.account) { own(data.account); $("live").hidden = $("switching").hidden = true; return; }
   const all = data.figures;
   all.live = data.live;
   tiles(all); chart(all); models(all); tiers(all); recent(all);

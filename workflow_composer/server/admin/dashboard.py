@@ -1,6 +1,7 @@
 """The dashboard: a page and the endpoint of its data.
 
-The page contains no data and needs no authentication. The data require an API key, if the service does, or the admin token.
+The page contains no data and needs no authentication. The data require the admin token or an API key, if the service does. A
+key sees what it has used itself; operators see everything.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from workflow_composer.metrics.figures import figures
 from workflow_composer.metrics.live import SharedMetrics
 from workflow_composer.metrics.page import page, policy
 from workflow_composer.server.admin.health import Observing, able_models, watched_certificates
-from workflow_composer.server.admin.switching import Admin
-from workflow_composer.server.api.completion_handler import Accounts, presented
+from workflow_composer.server.api.completion_handler import Accounts
 from workflow_composer.server.api.json_wire import encode
-from workflow_composer.server.auth.keys import PREFIX
+from workflow_composer.server.auth.account import Account
+from workflow_composer.server.auth.callers import Callers
+from workflow_composer.server.auth.keys import Key
 from workflow_composer.server.exchange import Exchange, Handler, Reply
-from workflow_composer.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from workflow_composer.orchestrator import ModelOrchestrator, OrchestratorStatus
@@ -36,8 +37,7 @@ class Dashboard:
         metrics: SharedMetrics,
         observing: Observing,
         audits: AuditLog,
-        settings: ServerSettings,
-        admin: Admin,
+        callers: Callers,
         profiles: Callable[[], list[str]],
     ) -> None:
         self._orchestrator = orchestrator
@@ -45,8 +45,7 @@ class Dashboard:
         self._metrics = metrics
         self._observing = observing
         self._audits = audits
-        self._settings = settings
-        self._admin = admin
+        self._callers = callers
         self._profiles = profiles
 
     def routes(self) -> Mapping[tuple[str, str], Handler]:
@@ -60,9 +59,11 @@ class Dashboard:
 
     async def data(self, exchange: Exchange) -> Reply:
         """Return the page's data. Raises `HttpFailure` if the caller is not authorized."""
-        self._check(exchange)
+        caller = self._callers.of(exchange)
         found = await self._observing.status()
-        switchable = self._settings.admin_token is not None
+        if caller.key is not None and not caller.operator:
+            return Reply(200, encode(self._own(caller.key, found)), headers=_HEADERS)
+        switchable = self._callers.switching
         body = {
             "live": True,
             "title": found.strategy,
@@ -77,15 +78,31 @@ class Dashboard:
         }
         return Reply(200, encode(body), headers=_HEADERS)
 
-    def _check(self, exchange: Exchange) -> None:
-        """Require an API key or the admin token; wrong tokens are counted and limited as in the admin API."""
-        if self._accounts.keys is None:
-            return
-        given = presented(exchange.headers)
-        if given is None or given.startswith(PREFIX) or self._settings.admin_token is None:
-            self._accounts.enter(exchange)
-        else:
-            self._admin.check(exchange)
+    def _own(self, key: Key, found: OrchestratorStatus) -> dict[str, Any]:
+        """Return what a key may see: whether the service is ready, and what the key itself has used."""
+        ledger = self._accounts.ledger
+        used = Account() if ledger is None else ledger.account(key, ledger.clock())
+        budgets = [{"period": period, "dollars": most, "spent": used.spent_in(period)} for period, most in key.limits]
+        account = {
+            "id": key.id,
+            "name": key.name,
+            "requests": used.requests,
+            "tokens": used.tokens,
+            "spent": used.spent_in_all,
+            "budgets": budgets,
+        }
+        return {
+            "live": True,
+            "title": found.strategy,
+            "strategy": found.strategy,
+            "ready": bool(able_models(found)),
+            "draining": self._observing.draining,
+            "switchable": False,
+            "profiles": [],
+            "servers": [],
+            "certificates": [],
+            "account": account,
+        }
 
     def _servers(self, found: OrchestratorStatus) -> list[dict[str, Any]]:
         """Return servers, in-process models, and cloud models, with their circuit breakers."""

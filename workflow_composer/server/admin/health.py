@@ -6,15 +6,17 @@ import asyncio
 import hmac
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workflow_composer.calibration.monitoring.audits import AuditLog, WatchedCertificate
 from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.metrics.escalation import EscalationStats
 from workflow_composer.metrics.live import SharedMetrics
 from workflow_composer.metrics.prometheus import CONTENT_TYPE, Gauge, breaker_gauge, exposition
-from workflow_composer.server.api.completion_handler import Admission, presented
+from workflow_composer.server.api.completion_handler import Admission
 from workflow_composer.server.api.json_wire import encode
+from workflow_composer.server.auth.callers import Caller, Callers
+from workflow_composer.server.auth.keys import presented
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 from workflow_composer.server.failures import HttpFailure
 from workflow_composer.server.settings import METRICS_VARIABLE
@@ -39,9 +41,11 @@ class Observing:
         admission: Admission,
         *,
         audits: AuditLog,
+        callers: Callers | None = None,
         token: str | None = None,
     ) -> None:
         self.draining = False
+        self._callers = callers
         self._orchestrator = orchestrator
         self._metrics = metrics
         self._admission = admission
@@ -63,17 +67,20 @@ class Observing:
         return Reply(200, b'{"status":"ok"}')
 
     async def ready(self, exchange: Exchange) -> Reply:
-        """Report whether any model is available: 200 or 503."""
+        """Report whether any model is available: 200 or 503.
+
+        A stranger learns no more than that, a key which of its models are available, and an operator about the servers.
+        """
         found = await self.status()
         able = able_models(found)
         ready = bool(able) and not self.draining
-        body = {
-            "ready": ready,
-            "strategy": found.strategy,
-            "draining": self.draining,
-            "models": able,
-            "servers": {name: status.detail for name, status in found.resources.endpoints.items()},
-        }
+        caller = Caller("anybody") if self._callers is None else self._callers.known(exchange)
+        body: dict[str, Any] = {"ready": ready, "draining": self.draining}
+        if caller is not None:
+            own = None if caller.key is None else caller.models(self._orchestrator.config)
+            body |= {"strategy": found.strategy, "models": able if own is None else [name for name in able if name in own]}
+        if caller is not None and caller.operator:
+            body["servers"] = {name: status.detail for name, status in found.resources.endpoints.items()}
         return Reply(200 if ready else 503, encode(body), headers=() if ready else [("retry-after", "2")])
 
     async def metrics(self, exchange: Exchange) -> Reply:

@@ -14,12 +14,17 @@ from workflow_composer.server.api.completion_handler import PREFIX, REQUEST_ID, 
 from workflow_composer.server.api.embeddings import read_embeddings, written_embeddings
 from workflow_composer.server.api.forms import AUTO, TASK, Field, Form
 from workflow_composer.server.api.json_wire import encode
+from workflow_composer.server.auth.callers import Callers, namable, reachable
+from workflow_composer.server.auth.keys import FEEDBACK as FEEDBACK_RIGHT
 from workflow_composer.server.exchange import Exchange, Handler, Reply
-from workflow_composer.server.failures import HttpFailure
+from workflow_composer.server.failures import PERMISSION, HttpFailure
 from workflow_composer.types import ANY_TASK
 
 if TYPE_CHECKING:
     from workflow_composer.orchestrator import ModelOrchestrator
+
+EMBEDDINGS = "embeddings"
+"""The task of a request for vectors that names none."""
 
 _NO_ID = "must be the x-workflow-composer-request-id of a response"
 FEEDBACK = Form(
@@ -39,11 +44,19 @@ FEEDBACK = Form(
 class Catalogue:
     """Handlers of the endpoints other than text generation."""
 
-    def __init__(self, orchestrator: ModelOrchestrator, accounts: Accounts, admission: Admission, audits: AuditLog) -> None:
+    def __init__(
+        self,
+        orchestrator: ModelOrchestrator,
+        accounts: Accounts,
+        admission: Admission,
+        audits: AuditLog,
+        callers: Callers | None = None,
+    ) -> None:
         self._orchestrator = orchestrator
         self._accounts = accounts
         self._admission = admission
         self._audits = audits
+        self._callers = callers or Callers(accounts.keys)
         self._since = int(time.time())
 
     def routes(self) -> Mapping[tuple[str, str], Handler]:
@@ -52,14 +65,17 @@ class Catalogue:
             ("GET", "/v1/models"): self.models,
             ("POST", "/v1/embeddings"): self.embeddings,
             ("POST", "/v1/feedback"): self.feedback,
+            ("GET", "/v1/feedback"): self.pending,
         }
 
     async def models(self, exchange: Exchange) -> Reply:
-        """List every value of ``model``: ``auto``, tasks, tiers, models, and routers that callers may name."""
-        self._accounts.enter(exchange)
+        """List the values of ``model`` that the caller may name: ``auto``, tasks, tiers and models."""
+        key = self._accounts.enter(exchange)
         config = self._orchestrator.config
         tasks = [f"{TASK}{task}" for task in config.task_routing if task != ANY_TASK]
-        names = dict.fromkeys([AUTO, *tasks, *config.tiers, *config.backend_specs()])
+        names = list(dict.fromkeys([AUTO, *tasks, *config.tiers, *config.backend_specs()]))
+        if key is not None and key.models:
+            names = namable(key, config, names)
         owned = f"workflow_composer:{config.profile_name}"
         rows = [{"id": name, "object": "model", "created": self._since, "owned_by": owned} for name in names]
         return Reply(200, encode({"object": "list", "data": rows}))
@@ -69,14 +85,18 @@ class Catalogue:
         async with Visit(self._accounts, self._admission, exchange) as visit:
             asked = read_embeddings(exchange.body, exchange.headers)
             strategy = self._orchestrator.strategy
+            allowed: frozenset[str] | None = None
             if (key := visit.key) is not None:
-                key.check(strategy=strategy, model=asked.address.get("model"))
+                key.check(strategy)
+                named = {"task_type": EMBEDDINGS, **asked.address}
+                allowed = reachable(key, self._orchestrator.config, named.get("model"), named["task_type"])
             own = None if key is None else key.most_calls
             most_calls = self._accounts.most_calls if own is None else own
             found = await self._orchestrator.aembed(
                 asked.texts,
                 dimensions=asked.dimensions,
                 request_id=exchange.request_id,
+                allowed=allowed,
                 purse=visit.charge(asked.labels),
                 most_calls=most_calls,
                 **asked.address,
@@ -91,20 +111,37 @@ class Catalogue:
         return Reply(200, written_embeddings(asked, found), headers=headers)
 
     async def feedback(self, exchange: Exchange) -> Reply:
-        """Grade a response: ``{"id": ..., "correct": true}``. Counts as evidence if an audit sampled the response."""
-        key = self._accounts.enter(exchange)
+        """Grade a response: ``{"id": ..., "correct": true}``. Counts as evidence if an audit sampled the response.
+
+        A key needs the right to grade, and grades answers to its own requests only; an operator grades any.
+        """
+        caller = self._callers.of(exchange)
+        caller.require(FEEDBACK_RIGHT)
         _, own, _, _ = FEEDBACK.read(exchange.body)
         identity, correct = own["id"], own["correct"]
-        by = own.get("by") or ("anybody" if key is None else f"key {key.id}")
-        found = await asyncio.to_thread(self._graded, identity, correct, by)  # the file's lock may block
+        if not caller.owns(identity):
+            message = "this request was not made with this API key, which grades answers to its own requests only"
+            raise HttpFailure(403, message, type=PERMISSION, code="not_own_request", param="id")
+        by = own.get("by") or caller.name
+        key = "" if caller.key is None else caller.key.id
+        found = await asyncio.to_thread(self._graded, identity, correct, by, key)  # the file's lock may block
         return Reply(200, encode({"id": identity, "correct": correct, **found}))
 
-    def _graded(self, identity: str, correct: bool, by: str) -> dict[str, Any]:
+    async def pending(self, exchange: Exchange) -> Reply:
+        """List the answers that were sampled for an audit and have no grade yet, oldest first; a key sees its own."""
+        caller = self._callers.of(exchange)
+        caller.require(FEEDBACK_RIGHT)
+        found = await asyncio.to_thread(self._audits.pending)
+        names = ("id", "at", "group", "tier", "score", "certificate")
+        rows = [{name: getattr(audit, name) for name in names} for audit in found if caller.owns(audit.id)]
+        return Reply(200, encode({"object": "list", "data": rows}))
+
+    def _graded(self, identity: str, correct: bool, by: str, key: str) -> dict[str, Any]:
         try:
-            audit = self._audits.grade(identity, correct, by)
+            audit = self._audits.grade(identity, correct, by, key=key)
         except InputError as error:
             try:
-                self._audits.report(identity, correct, by)
+                self._audits.report(identity, correct, by, key=key)
             except InputError:  # it was sampled, so it already has the other grade
                 raise HttpFailure(409, error.message, code="already_graded") from None
             return {

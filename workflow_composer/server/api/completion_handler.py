@@ -11,17 +11,19 @@ import functools
 import re
 import time
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from workflow_composer.errors import StreamInterrupted
 from workflow_composer.execution.reservation import Reservation
 from workflow_composer.runtime.streams import UnderWay
 from workflow_composer.server.api.json_wire import Asked, Dialect
+from workflow_composer.server.auth.callers import MARK_BYTES, reachable
+from workflow_composer.server.auth.keys import presented
 from workflow_composer.server.exchange import Exchange, Fields, Handler, Reply
-from workflow_composer.server.failures import HttpFailure, failure_of
+from workflow_composer.server.failures import HttpFailure, interruption_of
 from workflow_composer.types import ANY_TASK, Embeddings, LLMRequest, LLMResponse, Message, Relay, texts
 
 if TYPE_CHECKING:
@@ -258,7 +260,8 @@ _LONGEST_USER = 100
 class Visit:
     """A request of a key: identified, admitted within the key's limits, and with a slot; an async context manager.
 
-    From `charge` on, the key pays for it. ``reservation`` is None if nobody keeps accounts.
+    The request's ID shows from then on whose it is (`is_own`). From `charge` on, the key pays for it. ``reservation`` is
+    None if nobody keeps accounts.
     """
 
     accounts: Accounts
@@ -275,6 +278,9 @@ class Visit:
         accounts, key, budget = self.accounts, None, None
         if accounts.keys is not None:
             self.key = key = accounts.keys.identify(presented(self.exchange.headers))
+            # As `marked` does it: every request comes here, and a call more would be one of ninety.
+            mark = blake2b(self.exchange.request_id.encode(), key=key.salt.encode()[:64], digest_size=MARK_BYTES)
+            self.exchange.request_id += f"-{mark.hexdigest()}"
             budget = None if accounts.ledger is None else accounts.ledger.admit(key, time.time())
         if key is not None:
             self.owner = key.id
@@ -347,16 +353,11 @@ def _busy(reason: str) -> HttpFailure:
     return HttpFailure(429, f"the service is busy: {reason}", type="rate_limit_error", code="overloaded", retry_after=1.0)
 
 
-def presented(headers: Mapping[str, str]) -> str | None:
-    """Return the API key of a request: its bearer token or ``x-api-key``."""
-    given = headers.get("authorization")
-    if given is not None and given[:7].lower() == "bearer ":
-        return given[7:].strip()
-    return headers.get("x-api-key")
-
-
 class CompletionHandler:
-    """Makes handlers that call the orchestrator. ``debug``: report decisions in full, and log prompts."""
+    """Makes handlers that call the orchestrator. ``debug``: report decisions in full, and log prompts.
+
+    ``report`` gets the error of a stream that has begun, with the request's ID: the client is told only its kind.
+    """
 
     def __init__(
         self,
@@ -366,7 +367,9 @@ class CompletionHandler:
         *,
         debug: bool = False,
         log: ServiceLog | None = None,
+        report: Callable[[str, BaseException], None] = lambda request_id, error: None,
     ) -> None:
+        self._report = report
         self._orchestrator = orchestrator
         self._accounts = accounts
         self._admission = admission
@@ -400,8 +403,10 @@ class CompletionHandler:
         orchestrator, fields = self._orchestrator, asked.fields
         model, task = fields.get("model"), fields.get("task_type")
         if (key := visit.key) is not None:
-            if key.strategies or key.models:
-                key.check(strategy=orchestrator.strategy, model=model)
+            if key.strategies:
+                key.check(orchestrator.strategy)
+            if key.models:
+                fields["allowed"] = reachable(key, orchestrator.config, model, task)
             fields["purse"] = visit.charge(fields)
         if model is None and (task is None or task == ANY_TASK):
             task = fields["task_type"] = predict_task(fields["messages"], orchestrator.config.task_routing)
@@ -427,7 +432,7 @@ class CompletionHandler:
             if not exchange.opened:
                 assert stream.under_way is not None  # set before the first piece
                 headers = of_stream(exchange, request, stream.under_way, said, debug=self._debug)
-                exchange.open_stream(headers=headers)
+                exchange.open_stream(headers=[*headers, *exchange.shared])
             exchange.write(data)
 
         if relay is not None:
@@ -447,9 +452,8 @@ class CompletionHandler:
         except Exception as error:
             if not exchange.opened:
                 raise
-            # Status and headers are sent already: send the error as the last event.
-            interrupted = error if isinstance(error, StreamInterrupted) else StreamInterrupted(str(error))
-            exchange.write(events.failed(failure_of(interrupted)))
+            self._report(exchange.request_id, error)
+            exchange.write(events.failed(interruption_of(error)))
             exchange.close_stream()
         finally:
             if relay is not None:

@@ -25,6 +25,9 @@ Period = Literal["day", "month", "total"]
 PERIODS: tuple[Period, ...] = ("day", "month", "total")
 
 PREFIX = "wfc-"
+FEEDBACK, ADMIN = "feedback", "admin"
+RIGHTS = (FEEDBACK, ADMIN)
+"""``feedback``: grade answers to one's own requests. ``admin``: all that the admin token allows."""
 VERSION = 1
 LONGEST_ID = 32
 """Bytes reserved for an ID in a ledger record."""
@@ -39,7 +42,8 @@ class Key:
 
     ``budget`` is in dollars per ``period`` (UTC); ``budgets`` are further ones, each a period and dollars. None or empty: no
     limit. ``concurrent`` limits the requests in progress, ``most_calls`` the calls of one request to models (None: as the
-    service's settings say). ``user`` and ``team`` are labels for reports. Times are epoch seconds.
+    service's settings say). ``user`` and ``team`` are labels for reports. Times are epoch seconds. ``rights`` are some of
+    `RIGHTS`; a record without the field is from before there were any, and keeps the right to grade.
     """
 
     id: str
@@ -61,6 +65,7 @@ class Key:
     concurrent: int | None = None
     user: str = ""
     team: str = ""
+    rights: tuple[str, ...] = ()
 
     @property
     def limits(self) -> tuple[tuple[Period, float], ...]:
@@ -81,6 +86,9 @@ class Key:
         if unknown:
             raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
         lists = {name: tuple(_names(name, data.get(name))) for name in ("strategies", "models")}
+        lists["rights"] = tuple(_names("rights", data.get("rights", [FEEDBACK])))
+        if unknown := set(lists["rights"]).difference(RIGHTS):
+            raise ValueError(f"unknown right {sorted(unknown)[0]!r}; rights are {', '.join(RIGHTS)}")
         key = cls(**{**data, **lists, "budgets": _budgets(data.get("budgets"))})
         if not all(isinstance(value, str) and value for value in (key.id, key.name, key.salt, key.digest)):
             raise ValueError("id, name, salt and digest must be strings")
@@ -101,14 +109,11 @@ class Key:
             raise ValueError("limits must be greater than 0; revoke the key to block it")
         return key
 
-    def check(self, *, strategy: str, model: str | None) -> None:
-        """Check that the key may use the strategy and model. Raises `HttpFailure` 403."""
+    def check(self, strategy: str) -> None:
+        """Check that the key may use the strategy. Raises `HttpFailure` 403."""
         if self.strategies and strategy not in self.strategies:
             message = f"this API key is not allowed to use the strategy {strategy!r}"
             raise HttpFailure(403, message, type=PERMISSION, code="strategy_not_allowed")
-        if self.models and (model or "auto") not in self.models:
-            message = f"this API key is only allowed to use the models {', '.join(self.models)}"
-            raise HttpFailure(403, message, type=PERMISSION, code="model_not_allowed", param="model")
 
 
 def _budgets(found: Any) -> tuple[tuple[Period, float], ...]:
@@ -252,6 +257,14 @@ class KeyRing:
             self._stamp = self._stamp if isinstance(error, ConfigError) else (0, 0, 0)
         else:
             self._known.clear()
+
+
+def presented(headers: Mapping[str, str]) -> str | None:
+    """Return the API key of a request: its bearer token or ``x-api-key``."""
+    given = headers.get("authorization")
+    if given is not None and given[:7].lower() == "bearer ":
+        return given[7:].strip()
+    return headers.get("x-api-key")
 
 
 def _refused(message: str) -> HttpFailure:

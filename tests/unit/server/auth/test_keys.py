@@ -159,14 +159,36 @@ def test_changes_at_the_same_time_all_stay(path):
     assert not list(path.parent.glob("*.new"))
 
 
-def test_a_key_may_use_only_what_it_is_for(path):
-    key, _ = add(path, strategies=("a",), models=("auto", "small"))
-    key.check(strategy="a", model=None)
-    key.check(strategy="a", model="small")
-    for strategy, model, code in (("b", None, "strategy_not_allowed"), ("a", "large", "model_not_allowed")):
-        with pytest.raises(HttpFailure) as caught:
-            key.check(strategy=strategy, model=model)
-        assert (caught.value.status, caught.value.code) == (403, code)
+def test_a_key_may_use_only_its_strategies(path):
+    key, _ = add(path, strategies=("a",))
+    key.check("a")
+    with pytest.raises(HttpFailure) as caught:
+        key.check("b")
+    assert (caught.value.status, caught.value.code) == (403, "strategy_not_allowed")
+
+
+def test_a_new_key_has_the_rights_that_it_was_given_and_one_from_before_may_grade(path):
+    """Its record has no such field; once it is written again, it has."""
+    add(path)
+    add(path, "bob", rights=("admin", "feedback"))
+    assert sorted(key.rights for key in read_keys(path).values()) == [(), ("admin", "feedback")]
+    data = json.loads(path.read_text())
+    for record in data["keys"]:
+        del record["rights"]
+    path.write_text(json.dumps(data))
+    assert {key.rights for key in read_keys(path).values()} == {("feedback",)}
+    add(path, "eve")
+    assert sorted(key.rights for key in read_keys(path).values()) == [(), ("feedback",), ("feedback",)]
+
+
+@pytest.mark.parametrize("rights", [["root"], "admin", [1], {"admin": True}])
+def test_rights_that_there_are_not_are_refused(path, rights):
+    add(path)
+    data = json.loads(path.read_text())
+    data["keys"][0]["rights"] = rights
+    path.write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match="right"):
+        read_keys(path)
 
 
 def test_a_clock_that_is_set_back_keeps_no_revoked_key_alive(path, clock):
