@@ -196,15 +196,16 @@ class EgressDenied(WorkflowComposerError):
 class ModelError(WorkflowComposerError):
     """One call to one model failed.
 
-    ``status`` is the HTTP status, if any; ``retry_after`` is the pause in seconds that the server requested, if any.
-    ``sent`` is False if no connection was made in time. ``params`` are the fields that the server rejects
-    as such, not for their value, and names apart from its error's text. ``failovers`` are earlier attempts at
-    other servers of the model.
+    ``model`` names the model once its run knows of the error. ``status`` is the HTTP status, if any; ``retry_after`` is the
+    pause in seconds that the server requested, if any. ``sent`` is False if no connection was made in time. ``params`` are
+    the fields that the server rejects as such, not for their value, and names apart from its error's text. ``failovers`` are
+    earlier attempts at other servers of the model.
     """
 
     exit_code = 5
     retryable: ClassVar[bool] = False
     fallback: ClassVar[bool] = True
+    model = ""
 
     def __init__(self, message: str, *, hint: str = "", status: int | None = None, retry_after: float | None = None) -> None:
         super().__init__(message, hint=hint)

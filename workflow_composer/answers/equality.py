@@ -34,7 +34,7 @@ from workflow_composer.answers.comparison.values import (
     value_of,
     written,
 )
-from workflow_composer.answers.form import Comparison
+from workflow_composer.answers.form import Comparison, Patience
 from workflow_composer.answers.notation import words
 from workflow_composer.answers.reading import Reader
 
@@ -53,11 +53,15 @@ class Question:
     """Compares the answers to one question.
 
     ``label`` is the correct answer, bare or at the end of a solution. ``kind`` is the kind of the data set's answers
-    (`kind_of_labels`); without it, label and answers decide (`kind_of`). Usable from any event loop.
+    (`kind_of_labels`); without it, label and answers decide (`kind_of`). ``patience`` bounds the time of all comparisons by
+    math-verify (None: only that of each is bounded). Usable from any event loop.
     """
 
-    def __init__(self, reader: Reader, label: str | None = None, *, kind: Kind | None = None) -> None:
+    def __init__(
+        self, reader: Reader, label: str | None = None, *, kind: Kind | None = None, patience: Patience | None = None
+    ) -> None:
         self._reader = reader
+        self._patience = patience
         self.label = None if label is None else reader.bare(label)
         self._kind = kind
         self._seen: dict[str, None] = {}
@@ -102,17 +106,17 @@ class Question:
             return _joined([words(answer) for answer in answers])
         if compare != "auto":
             values = [value_of(answer, algebra=compare == "math", names=False) for answer in answers]
-            return await _Equality(self._reader, values, self._label_of(values)).groups()
+            return await self._equality(values).groups()
         kind = self._kind or kind_of(self._seen, self.label, compare)
         if kind == "json":
             return _joined([_json_key(answer) for answer in answers])
         if kind == "choice":
             return _joined([_choice_key(answer) for answer in answers])
         values = _together(answers, [value_of(answer, algebra=kind == "mathematics") for answer in answers])
-        return await _Equality(self._reader, values, self._label_of(values)).groups()
+        return await self._equality(values).groups()
 
-    def _label_of(self, values: list[Value]) -> Value | None:
-        return None if self.label is None else values[0]
+    def _equality(self, values: list[Value]) -> _Equality:
+        return _Equality(self._reader, values, None if self.label is None else values[0], self._patience)
 
 
 def kind_of(answers: Iterable[str], label: str | None = None, compare: Comparison = "auto") -> Kind:
@@ -228,8 +232,9 @@ def _together(answers: list[str], values: list[Value]) -> list[Value]:
 class _Equality:
     """Groups the values of a question. ``label`` is the first value, or None."""
 
-    def __init__(self, reader: Reader, values: Sequence[Value], label: Value | None) -> None:
+    def __init__(self, reader: Reader, values: Sequence[Value], label: Value | None, patience: Patience | None) -> None:
         self._reader = reader
+        self._patience = patience
         self._values = values
         self._label = label
         self._classes: dict[Hashable, int] = {}
@@ -260,7 +265,7 @@ class _Equality:
 
     async def _constant(self, leaf: Value) -> Any:
         algebra = self._reader.algebra
-        return False if algebra is None else await algebra.value(leaf.text)
+        return False if algebra is None else await algebra.value(leaf.text, self._patience)
 
     async def _formulas(self, formulas: list[Value]) -> list[int]:
         roots = _joined([leaf.text for leaf in formulas])
@@ -277,7 +282,7 @@ class _Equality:
                 return False
             one, other = named.parts[0], expression
         algebra = self._reader.algebra
-        return one.text == other.text or (algebra is not None and await algebra.same(one.text, other.text))
+        return one.text == other.text or (algebra is not None and await algebra.same(one.text, other.text, self._patience))
 
     async def _structures(self, roots: list[int]) -> list[int]:
         """Join relations and matrices with the tuples that they equal: x<3 is an interval."""
@@ -288,7 +293,8 @@ class _Equality:
         tuples = [at for at, value in enumerate(self._values) if value.shape == "tuple"]
         for one in relations:
             for other in tuples:
-                if roots[one] != roots[other] and await algebra.same(self._values[one].text, self._values[other].text[2:]):
+                a, b = self._values[one].text, self._values[other].text[2:]
+                if roots[one] != roots[other] and await algebra.same(a, b, self._patience):
                     _unite(roots, one, other)
         return roots
 

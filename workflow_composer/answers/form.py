@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from workflow_composer.support.fast_dataclass import quick
 
@@ -32,6 +32,28 @@ class AnswerForm:
 
 
 ANY_FORM = AnswerForm()
+
+
+class Patience:
+    """The CPU time in seconds that the comparisons of one question may take together, and what they have taken.
+
+    For answers that strangers may have chosen: they cannot keep those of others waiting. What is not compared in time counts
+    as different.
+    """
+
+    __slots__ = ("seconds", "used")
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.used = 0.0
+
+    @classmethod
+    def of(cls, form: AnswerForm) -> Self:
+        """Return the time for one vote: that of a few comparisons at their limit."""
+        return cls(_AT_THE_LIMIT * form.limit)
+
+
+_AT_THE_LIMIT = 5
 
 EMPTY_REPLY = "the reply is empty"
 

@@ -6,6 +6,10 @@ serves all threads and event loops of this process. One thread owns it: the thre
 kills the worker at the limit, and starts another when needed. The first comparison starts the worker, which takes about a
 second and 70 MB.
 
+Answers that strangers may have chosen (`Patience`: votes of the service) must not keep those of others waiting. A question
+whose comparisons have taken `SLICE` seconds goes on in a second worker, where such questions take turns, and ends when its
+whole time is used up. The first worker then has a spare one, so that a comparison killed there delays nobody.
+
 The worker never outlives this process: it is killed when Python exits, and by the system when this process is killed.
 """
 
@@ -22,18 +26,25 @@ import threading
 import time
 from collections import OrderedDict, deque
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
-from workflow_composer.errors import ConfigError
+from workflow_composer.errors import ConfigError, OutOfResources
+from workflow_composer.support.scarcity import lacking
+
+if TYPE_CHECKING:
+    from workflow_composer.answers.form import Patience
 
 MISSING = "pip install 'workflow-composer[batch]'"
 _PROGRAM = Path(__file__).with_name("math_worker.py")
 _START_LIMIT = 120.0
 _PATIENCE = 8.0
+SLICE = 0.5
+"""Seconds of CPU time after which the comparisons of a question with `Patience` go on in the second worker."""
 _TICK = 0.02
 """Seconds: twice the resolution of the system's CPU times."""
 _ATTEMPTS = 2
@@ -45,11 +56,17 @@ def installed() -> bool:
     return find_spec("math_verify") is not None
 
 
+class Compared(Future[Any]):
+    """The answer of a comparison. ``seconds`` is the CPU time that it took, also if it was stopped."""
+
+    seconds = 0.0
+
+
 class _Comparison(NamedTuple):
     a: str
     b: str | None
     limit: float
-    answer: Future[Any]
+    answer: Compared
 
 
 class _WorkerGone(Exception):
@@ -57,9 +74,14 @@ class _WorkerGone(Exception):
 
 
 class MathWorker:
-    """The worker process and the thread that owns it; one for all threads of a process."""
+    """The worker process and the thread that owns it; one for all threads of a process.
+
+    With ``keeps_spare``, a second process is started after the first comparison, to replace the worker at once.
+    """
 
     def __init__(self) -> None:
+        self.keeps_spare = False
+        self._spare: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._waiting: deque[_Comparison] = deque()
         self._wake_read, self._wake_write = os.pipe()
@@ -73,7 +95,7 @@ class MathWorker:
         process = self._process
         return None if process is None else process.pid
 
-    def submit(self, a: str, b: str, limit: float) -> Future[bool | None]:
+    def submit(self, a: str, b: str, limit: float) -> Compared:
         """Compare two formulas; the result is None if that took more than ``limit`` seconds of CPU time, or all memory.
 
         A comparison whose future is cancelled before its turn is skipped. The future raises `ConfigError` if math-verify
@@ -81,12 +103,12 @@ class MathWorker:
         """
         return self._begin(a, b, limit)
 
-    def value(self, formula: str, limit: float) -> Future[str | bool | None]:
+    def value(self, formula: str, limit: float) -> Compared:
         """Evaluate a constant: numerator/denominator in hexadecimal, ``~`` and 20 digits, or False; None as in `submit`."""
         return self._begin(formula, None, limit)
 
-    def _begin(self, a: str, b: str | None, limit: float) -> Future[Any]:
-        answer: Future[Any] = Future()
+    def _begin(self, a: str, b: str | None, limit: float) -> Compared:
+        answer = Compared()
         self._waiting.append(_Comparison(a, b, limit, answer))
         os.write(self._wake_write, b".")
         return answer
@@ -96,14 +118,15 @@ class MathWorker:
         with self._lock:
             self._closed = True
             self._stop()
+            if self._spare is not None:
+                _end(self._spare)
 
     def forget(self) -> None:
         """Release what belongs to the parent, in a process forked from it."""
-        for file in (self._process.stdin, self._process.stdout) if self._process else ():
-            if file is not None:
+        for process in filter(None, (self._process, self._spare)):
+            for file in filter(None, (process.stdin, process.stdout)):
                 file.close()
-        if self._process is not None:
-            self._process.returncode = 0  # only the parent can wait for it
+            process.returncode = 0  # only the parent can wait for it
         os.close(self._wake_read)
         os.close(self._wake_write)
 
@@ -122,6 +145,8 @@ class MathWorker:
                     comparison.answer.set_result(self._compare(comparison))
                 except Exception as error:  # noqa: BLE001  # the future carries it to the caller
                     comparison.answer.set_exception(error)
+            if self.keeps_spare:
+                self._prepare()
 
     def _next(self) -> _Comparison:
         """Wait for the next comparison. Raises `_WorkerGone` if the worker dies meanwhile."""
@@ -142,10 +167,13 @@ class MathWorker:
         for _ in range(_ATTEMPTS):
             try:
                 process = self._running()
+                before = _processor_time(process.pid)
                 _send(process.stdin, question)
                 answer = _receive(process.stdout, comparison.limit, process.pid)
+                comparison.answer.seconds += (_processor_time(process.pid) or 0.0) - (before or 0.0)
                 return answer if answer is None or isinstance(answer, str) else bool(answer)
             except TimeoutError:
+                comparison.answer.seconds += comparison.limit
                 with self._lock:
                     self._stop()
                 return None
@@ -164,17 +192,9 @@ class MathWorker:
                 raise RuntimeError("this process is shutting down")
             if self._process is not None:
                 return self._process
-            self._process = process = subprocess.Popen(  # noqa: S603  # this Python and a file of this package
-                [sys.executable, "-P", str(_PROGRAM), str(os.getpid())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                bufsize=0,
-                process_group=0,  # an interrupt from the terminal must not reach the worker
-                env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},  # a parser needs no API keys
-            )
+            self._process = process = self._spare or _started()
+            self._spare = None
         try:
-            _send(process.stdin, sys.path)
             hello = _receive(process.stdout, _START_LIMIT)
         except TimeoutError:
             hello = {"error": f"it did not start within {_START_LIMIT:g} s"}
@@ -184,15 +204,44 @@ class MathWorker:
             raise ConfigError(f"cannot use math-verify: {hello['error']}", hint=MISSING)
         return process
 
+    def _prepare(self) -> None:
+        """Start a spare worker; it loads its libraries while the other one works."""
+        with self._lock:
+            if self._spare is None and not self._closed:
+                with suppress(OutOfResources):  # the next comparison may have more
+                    self._spare = _started()
+
     def _stop(self) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for file in (process.stdin, process.stdout):
-            if file is not None:
-                file.close()
+        if process is not None:
+            _end(process)
+
+
+def _started() -> subprocess.Popen[bytes]:
+    """Start a worker process. Raises `OutOfResources`."""
+    try:
+        process = subprocess.Popen(  # noqa: S603  # this Python and a file of this package
+            [sys.executable, "-P", str(_PROGRAM), str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            process_group=0,  # an interrupt from the terminal must not reach the worker
+            env={name: os.environ[name] for name in _PASSED_ON if name in os.environ},  # a parser needs no API keys
+        )
+    except OSError as error:
+        reason = lacking(error) or error.strerror or str(error)
+        raise OutOfResources(f"formulas cannot be compared: {reason}", hint="free memory or file descriptors") from None
+    with suppress(_WorkerGone):  # whoever uses it will find out
+        _send(process.stdin, sys.path)
+    return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for file in filter(None, (process.stdin, process.stdout)):
+        file.close()
 
 
 def _send(pipe: IO[bytes] | None, value: Any) -> None:
@@ -268,13 +317,13 @@ class Algebra:
         self._known: OrderedDict[tuple[str, str | None], Any] = OrderedDict()
         self._lock = threading.Lock()
 
-    async def same(self, a: str, b: str) -> bool:
+    async def same(self, a: str, b: str, patience: Patience | None = None) -> bool:
         """Whether two formulas are equal. Raises `ConfigError` if math-verify does not work."""
-        return bool(await self._ask(min(a, b), max(a, b)))
+        return bool(await self._ask(min(a, b), max(a, b), patience))
 
-    async def value(self, formula: str) -> Constant | bool:
+    async def value(self, formula: str, patience: Patience | None = None) -> Constant | bool:
         """Return the value of a constant; False if it was given up, True for any other formula. Raises as `same` does."""
-        found = await self._ask(formula, None)
+        found = await self._ask(formula, None, patience)
         if not isinstance(found, str):
             return found is not None
         if found.startswith("~"):
@@ -284,45 +333,69 @@ class Algebra:
         above, _, below = found.partition("/")
         return Constant(Fraction(int(above, 16), int(below, 16)), exact=True)
 
-    async def _ask(self, a: str, b: str | None) -> Any:
+    async def _ask(self, a: str, b: str | None, patience: Patience | None) -> Any:
         with self._lock:
             if (a, b) in self._known:
                 self._known.move_to_end((a, b))
                 return self._known[a, b]
-        worker = shared()
-        asked: Future[Any] = worker.value(a, self._limit) if b is None else worker.submit(a, b, self._limit)
-        found = await asyncio.wrap_future(asked)
+        if patience is None:
+            found, is_final = (await _answered(shared(), a, b, self._limit))[0], True
+        else:
+            found, is_final = await self._in_turn(a, b, patience)
         with self._lock:
             self.timed_out += found is None
-            self._known[a, b] = found
+            if is_final:
+                self._known[a, b] = found
             if len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
         return found
 
+    async def _in_turn(self, a: str, b: str | None, patience: Patience) -> tuple[Any, bool]:
+        """Return the answer within the question's time, and whether another question would get the same."""
+        if patience.used < SLICE:
+            worker = shared()
+            worker.keeps_spare = True
+            found, seconds = await _answered(worker, a, b, min(SLICE, self._limit))
+            patience.used += seconds
+            if found is not None or self._limit <= SLICE:
+                return found, True
+        limit = min(self._limit, patience.seconds - patience.used)
+        if limit <= 0.0:
+            return None, False
+        found, seconds = await _answered(shared("slow"), a, b, limit)
+        patience.used += seconds
+        return found, found is not None or limit >= self._limit
+
+
+async def _answered(worker: MathWorker, a: str, b: str | None, limit: float) -> tuple[Any, float]:
+    """Return the worker's answer, and the CPU time that it took."""
+    asked = worker.value(a, limit) if b is None else worker.submit(a, b, limit)
+    return await asyncio.wrap_future(asked), asked.seconds
+
 
 _LARGEST_EXPONENT = 20_000
-_shared: MathWorker | None = None
+_shared: dict[str, MathWorker] = {}
 _shared_lock = threading.Lock()
 
 
-def shared() -> MathWorker:
-    """Return the worker of this process."""
-    global _shared  # noqa: PLW0603  # one per process, made on first use
+def shared(lane: Literal["usual", "slow"] = "usual") -> MathWorker:
+    """Return the worker of this process for this lane; made on first use."""
     with _shared_lock:
-        if _shared is None:
-            _shared = MathWorker()
-            atexit.register(_shared.close)
-        return _shared
+        worker = _shared.get(lane)
+        if worker is None:
+            worker = _shared[lane] = MathWorker()
+            atexit.register(worker.close)
+        return worker
 
 
 def _after_fork() -> None:
     """Forget the parent's worker: a forked process has copies of its pipes but not the thread, and starts another worker."""
-    global _shared, _shared_lock  # noqa: PLW0603  # as above
+    global _shared_lock  # noqa: PLW0603  # another thread may have held it
     _shared_lock = threading.Lock()
-    if _shared is not None:
-        atexit.unregister(_shared.close)
-        _shared.forget()
-        _shared = None
+    for worker in _shared.values():
+        atexit.unregister(worker.close)
+        worker.forget()
+    _shared.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -129,6 +129,9 @@ _TIGHT = re.compile(r" ?([^\w\s]) ?")
 
 _DECIMAL = r"(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)"
 _CURRENCY = r"(?:[\N{EURO SIGN}\N{POUND SIGN}\N{YEN SIGN}\N{INDIAN RUPEE SIGN}]|usd |eur |gbp |rs\.? )?"
+_EUROPEAN = re.compile(
+    rf"([-+]? ?{_CURRENCY} ?)(\d{{1,3}}(?: \d{{3}})+(?:[.,]\d+)?|\d{{1,3}}(?:\.\d{{3}})+,\d{{1,2}})(?![\d,./ ]*\d)", re.ASCII
+)
 _POWER = r"(?:e([-+]?\d{1,3})| ?(?:\\times|\\cdot|\*|x) ?10 ?\^ ?\{?([-+]?\d{1,3})\}?)?"
 _NUMBER = re.compile(rf"([-+]?) ?{_CURRENCY} ?({_DECIMAL}){_POWER}(?![\d./^_])", re.ASCII)
 _RATIO = re.compile(
@@ -196,6 +199,8 @@ def notation(answer: str) -> Notation:
     (Fraction(-1, 2), Fraction(3, 2), Fraction(5, 1))
     >>> notation("0/1").literal, notation("1/2").literal, notation("V600E").literal
     (True, False, True)
+    >>> notation("1 500").number, notation("1.500,50 \N{EURO SIGN}").number
+    (Fraction(1500, 1), Fraction(3001, 2))
     >>> notation("two  Dogs.").text, notation("Tom").is_mathematical, notation("2x").is_mathematical
     ('two dogs', False, True)
     """
@@ -302,6 +307,14 @@ def unemphasized(text: str) -> str:
 
 def _number(text: str) -> tuple[Fraction | None, str, int]:
     """Return the value of a plain number, its unit, and the length of the unit as written; None for other text."""
+    if european := _EUROPEAN.match(text):  # 1 500 and 1.500,50
+        whole, comma, decimals = european[2].partition(",")
+        text = (
+            european[1]
+            + whole.replace(" ", "").replace("." if comma else " ", "")
+            + f".{decimals}" * bool(comma)
+            + text[european.end() :]
+        )
     found = _RATIO.match(text)
     if found is not None:
         value = _ratio(found)

@@ -225,6 +225,7 @@ class MemberRun:
             self.asked = replace(self._planned, request=bare)
             return
         self.asked = self._planned
+        error.model = self.candidate.name
         if not (error.fallback or error.retryable):
             raise error
         candidates, trace = self._member.candidates, self._trace

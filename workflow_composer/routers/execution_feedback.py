@@ -20,6 +20,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from workflow_composer.answers import Question, reader
 from workflow_composer.answers.extraction import function_at
+from workflow_composer.answers.form import Patience
 from workflow_composer.backends.pricing import Price
 from workflow_composer.calibration.certify.certificate import Certificate, Group, ModelIdentity, check, floor_of, uncovered
 from workflow_composer.calibration.monitoring.audits import AuditLog, Auditor, Judge, audits_file
@@ -80,7 +81,7 @@ def judge_by_answer(plan: Callable[[LLMRequest], Plan], execute: Execute) -> Jud
         mine, other = forms.read(response.text), forms.read(told)
         if mine is None or other is None:
             return None
-        return await Question(forms, other).is_correct(mine)
+        return await Question(forms, other, patience=Patience.of(forms.form)).is_correct(mine)
 
     return judge
 

@@ -198,10 +198,12 @@ def _text_of(error: WorkflowComposerError) -> str:
         return _with_causes(_summary(error), error.attempts)
     if isinstance(error, StreamInterrupted):
         return _with_causes("the stream broke off; the text so far stays valid", error.attempts[-1:])
+    model = error.model if isinstance(error, ModelError) else ""
     if isinstance(error, _ABOUT_REQUESTS):
-        return without_places(str(error))
+        text = without_places(str(error))
+        return text if not model or model in text else f"{model}: {text}"
     if isinstance(error, ModelError):
-        return f"the model failed: {_TOLD.get(type(error).__name__, 'its server failed')}"
+        return f"{model or 'the model'} failed: {_TOLD.get(type(error).__name__, 'its server failed')}"
     return next((text for kind, text in _GENERAL if isinstance(error, kind)), "the request failed")
 
 

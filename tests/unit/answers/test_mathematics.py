@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from workflow_composer.answers import AnswerForm, Question, Reader
-from workflow_composer.answers.mathematics import Algebra, MathWorker, shared
-from workflow_composer.errors import ConfigError
+from workflow_composer.answers import AnswerForm, Question, Reader, mathematics
+from workflow_composer.answers.form import Patience
+from workflow_composer.answers.mathematics import SLICE, Algebra, MathWorker, shared
+from workflow_composer.errors import ConfigError, OutOfResources
+from workflow_composer.execution.voting.vote_kinds import AnswerVotes
 
 pytest.importorskip("math_verify")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -286,3 +288,100 @@ def test_the_worker_may_not_take_all_memory(worker, tmp_path, monkeypatch):
     assert worker.submit("10000", "2", LONG).result(PATIENCE) is None
     assert worker.submit("1", "2", LONG).result(PATIENCE) is True
     assert worker.pid == pid
+
+
+# ------------------------------------------------------------------------------------------- answers chosen by strangers
+
+
+def tower(number):
+    """A formula that takes for ever, and no other one of which is the same text."""
+    return f"{number}^{{{number}^{{9^9}}}}+x"
+
+
+@pytest.fixture
+def compared(monkeypatch):
+    """The comparisons made so far: the worker, one of the formulas, and the limit."""
+    found = []
+    compare = MathWorker._compare
+
+    def noted(worker, comparison):
+        found.append(("usual" if worker is shared() else "slow", comparison.a, comparison.limit))
+        return compare(worker, comparison)
+
+    monkeypatch.setattr(MathWorker, "_compare", noted)
+    return found
+
+
+async def test_the_comparisons_of_one_vote_end_when_its_time_is_used_up(compared):
+    """One that is slow gets the rest of its limit in the second worker, and the others what is left, or nothing."""
+    algebra, patience = Algebra(1.0), Patience(SLICE + 1.5)
+    for number in range(2, 9):
+        assert not await algebra.same(tower(number), "x", patience)
+    assert [(lane, round(limit, 3)) for lane, _, limit in compared] == [("usual", SLICE), ("slow", 1.0), ("slow", 0.5)]
+    assert algebra.timed_out == 7
+    del compared[:]
+    assert not await algebra.same(tower(2), "x", Patience(10.0))
+    assert compared == []  # it had its whole limit
+    assert not await algebra.same(tower(3), "x", Patience(SLICE))
+    assert len(compared) == 1  # the cut one says nothing about another vote with more time
+
+
+async def test_a_vote_of_slow_formulas_keeps_no_other_vote_waiting(compared):
+    """Twelve formulas that take seconds: the other vote's comparisons wait for one slice of time, not for all of them."""
+    quick = [f"{number}x+{number}" for number in range(2, 8)]
+
+    async def vote(answers):
+        return await AnswerVotes(Reader(AnswerForm(limit=1.0))).groups([f"${answer}$" for answer in answers])
+
+    control = await vote(quick)
+    alone = len(compared)
+    assert alone >= 15
+    del compared[:]
+    hostile = asyncio.ensure_future(vote([tower(number) for number in range(2, 14)]))
+    await asyncio.to_thread(until, lambda: compared)
+    assert await vote(quick) == control
+    meanwhile = [lane for lane, a, _ in compared if "^" in a]
+    assert not hostile.done()
+    assert meanwhile.count("usual") == 1
+    assert len(compared) <= 10 * alone
+    groups = await hostile
+    assert len(set(groups)) == 12
+    assert sum(limit for _, a, limit in compared if "^" in a) <= Patience.of(AnswerForm(limit=1.0)).seconds + SLICE
+
+
+@on_linux
+def test_the_spare_worker_takes_over(worker):
+    """It has loaded its libraries already; both are gone when the worker is closed."""
+    worker.keeps_spare = True
+    assert worker.submit("2x", "x+x", LONG).result(PATIENCE) is True
+    spare = until(lambda: worker._spare and worker._spare.pid)
+    assert worker.submit(TOWER, "1", 0.3).result(PATIENCE) is None
+    assert worker.submit("3x", "x+2x", LONG).result(PATIENCE) is True
+    assert worker.pid == spare
+    next_spare = until(lambda: worker._spare and worker._spare.pid)
+    worker.close()
+    assert is_gone(spare)
+    assert is_gone(next_spare)
+
+
+@on_linux
+def test_a_spare_worker_that_has_died_is_replaced(worker):
+    """The comparison does not notice."""
+    worker.keeps_spare = True
+    assert worker.submit("2x", "x+x", LONG).result(PATIENCE) is True
+    os.kill(until(lambda: worker._spare and worker._spare.pid), signal.SIGKILL)
+    assert worker.submit(TOWER, "1", 0.3).result(PATIENCE) is None
+    assert worker.submit("3x", "x+2x", LONG).result(PATIENCE) is True
+
+
+def test_without_descriptors_for_a_worker_the_error_says_so(worker, monkeypatch):
+    """It is no fault of the answer, and the next comparison is made."""
+
+    def none_left(*_, **__):
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mathematics.subprocess, "Popen", none_left)
+        with pytest.raises(OutOfResources, match="descriptor"):
+            worker.submit("2x", "x+x", LONG).result(PATIENCE)
+    assert worker.submit("2x", "x+x", LONG).result(PATIENCE) is True

@@ -77,3 +77,55 @@ async def test_who_gives_up_waiting_takes_no_place_with_him(in_the_same_moment):
     assert admission.in_flight == 1
     admission.leave()
     assert (admission.in_flight, admission.queued) == (0, 0)
+
+
+async def test_a_free_slot_goes_to_the_key_that_has_the_fewest():
+    """A key that fills the queue does not keep the others waiting until it is served."""
+    admission, order = Admission(4, 100, 60.0), []
+    for _ in range(4):
+        await admission.enter("many")
+
+    async def wait(owner):
+        await admission.enter(owner)
+        order.append(owner)
+
+    waiting = [asyncio.create_task(wait("many")) for _ in range(20)]
+    await settle()
+    waiting += [asyncio.create_task(wait("few")) for _ in range(3)]
+    await settle()
+    for _ in range(2):
+        admission.leave("many")
+        await settle()
+    assert order == ["few", "few"]
+    admission.leave("many")
+    await settle()
+    assert order[2] in {"many", "few"}
+    for _ in range(30):
+        owner = max(admission.running, key=admission.running.get, default=None)
+        if owner is not None:
+            admission.leave(owner)
+        await settle()
+    assert sorted(order) == ["few"] * 3 + ["many"] * 20
+    assert (admission.in_flight, admission.queued, admission.running) == (0, 0, {})
+
+
+async def test_a_queue_that_one_key_has_filled_takes_in_others():
+    """The last of that key's requests makes room; its own next one is refused."""
+    admission = Admission(1, 4, 60.0)
+    await admission.enter("many")
+    waiting = [asyncio.create_task(admission.enter("many")) for _ in range(4)]
+    await settle()
+    with pytest.raises(HttpFailure):
+        await admission.enter("many")
+    few = asyncio.create_task(admission.enter("few"))
+    await settle()
+    assert [task.done() for task in waiting] == [False, False, False, True]
+    assert waiting[3].exception().status == 429
+    admission.leave("many")
+    await settle()
+    admission.leave("many")  # of two with as many slots, the one that was not served last
+    await asyncio.wait_for(few, 60)
+    for owner in ("few", "many", "many"):
+        admission.leave(owner)
+        await settle()
+    assert (admission.in_flight, admission.queued, admission.running) == (0, 0, {})

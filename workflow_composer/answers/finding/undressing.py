@@ -216,6 +216,10 @@ _TAIL = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _AS = re.compile(r"(?<=[\d%$)\]}])\s{1,9}as\s{1,9}(?:she|he|it|they|we|there|the|each|in)\b.*", re.IGNORECASE | re.DOTALL)
+_CONTRAST = re.compile(
+    r"(?:(?<=[\d%$)\]}])|(?<=\b[A-J]))\s{1,9}(?:(?:and|but)\s{1,9})?(?:not|instead of|rather than|as opposed to)\s{1,9}\S.*",
+    re.DOTALL,
+)
 _ASIDE = re.compile(r"(?P<before>[-+~$\u20ac\u00a3]{0,2}[\d.][^()]*)\s{1,9}\((?!\s?(?:mod|base|in)\b)[^()]*\)\.?")
 _POSTFIX = re.compile(
     r"(?<=[^\s])\s?(?:\u3067\u3059|\u3067\u3042\u308b|\u3060|\u306b\u306a\u308a\u307e\u3059|\u3068\u306a\u308a\u307e\u3059"
@@ -233,12 +237,14 @@ def without_talk(answer: str) -> str:
 
     >>> without_talk("8, because 4 were given away"), without_talk("18 (eighteen)"), without_talk("therefore 18")
     ('8', '18', '18')
+    >>> without_talk("18 instead of 20"), without_talk("A and not B")
+    ('18', 'A')
     >>> without_talk("9 * 2 = 18"), without_talk("3 (mod 7)"), without_talk("Paris, which is in France")
     ('18', '3 (mod 7)', 'Paris')
     """
     if len(answer) > _LONGEST_TALK:
         return answer
-    for pattern in (_TAIL, _AS):
+    for pattern in (_TAIL, _AS, _CONTRAST):
         found = pattern.search(answer)
         if found and found.start() and says_something(answer[: found.start()]):
             answer = answer[: found.start()].rstrip()

@@ -25,7 +25,8 @@ _LETTERS_OF_A_WORD = 20
 _EDGES = "*_`\"'()[]{},;:!?. "
 _VULGAR = "\u00bc-\u00be\u2150-\u215e"
 _RAISED = "\u00b2\u00b3\u00b9\u2070-\u2079\u207a\u207b\u2080-\u2089"
-_VALUE = rf"(?:\d{{1,3}}(?:(?:,|\{{,\}})\d{{3}})++(?!\d)|\d++)(?:\.\d++)?(?:[ ]?[{_VULGAR}])?|\.\d++|[{_VULGAR}]"
+_GROUPS = r"\d{1,3}(?:(?:,|\{,\}|[\u00a0\u2009\u202f])\d{3})++(?!\d)"
+_VALUE = rf"(?:{_GROUPS}|\d++)(?:\.\d++)?(?:[ ]?[{_VULGAR}])?|\.\d++|[{_VULGAR}]"
 _NUMBER = re.compile(
     # Skips the numbers of list items and the parts of a date, a version, a time or a name.
     r"^[-*#>\t ]*+\d{1,3}[.)][ \t]+(?=\S)"
@@ -71,10 +72,12 @@ _LAST_LETTER = re.compile(
 
 
 def numbers(text: str) -> list[str]:
-    """Return the standalone numbers, as written.
+    r"""Return the standalone numbers, as written.
 
     >>> numbers("9 * $2 = $18 on 04/02/2021"), numbers("It is -1,450.50."), numbers("V600E at 10:30 in v1.10.2")
     (['9', '$2', '$18'], ['-1,450.50'], [])
+    >>> numbers("12\u202f500 in all")
+    ['12\u202f500']
     """
     found = (match["number"] for match in _NUMBER.finditer(text))
     return [number.lstrip("$") if "\\" in number else number for number in found if number]

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from workflow_composer.backends.http.connection import BOUNDS, Answer, Bounds, Broken, Connection, Sink
+from workflow_composer.backends.http.connection import BOUNDS, STEP, Answer, Bounds, Broken, Connection, Sink
 from workflow_composer.backends.http.egress import EgressPolicy, Resolve, admitted_addresses, check_owner, endpoint_of
 from workflow_composer.errors import EgressDenied
 from workflow_composer.usage import Sending
@@ -288,7 +288,7 @@ class _Inbox:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._parts: list[bytes] = []
+        self._parts: deque[bytes] = deque()
         self._size = 0
         self._paused = False
         self._wanted: asyncio.Future[None] | None = None
@@ -322,9 +322,14 @@ class _Inbox:
                 return b""
             self._wanted = self._loop.create_future()
             await self._wanted
-        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts, self._size = [], 0
-        if self._paused:
+        if self._size <= STEP or len(self._parts) == 1:
+            data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+            self._parts.clear()
+        else:  # whoever reads decodes it without a pause
+            await asyncio.sleep(0)
+            data = self._parts.popleft()
+        self._size -= len(data)
+        if self._paused and self._size <= STEP:
             self._paused = False
             self.connection.resume()
         return data

@@ -1,7 +1,8 @@
 """One HTTP/1.1 connection: sends an encoded request and receives a response, whole or piece by piece.
 
-Servers are not trusted: the sizes of headers, response and decoded response are limited, each byte is scanned once, and data
-after a response closes the connection. httptools (llhttp) does the parsing.
+Servers are not trusted: the sizes of headers, response and decoded response are limited, each byte is scanned once, data
+after a response closes the connection, and what takes long (decompression, much data at once) is done in steps between which
+the event loop serves others. httptools (llhttp) does the parsing.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from collections.abc import Iterator
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,16 +19,38 @@ import httptools
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Maximum bytes of the headers, of one event of a stream, of a response as sent, and of the decoded response."""
+    """Maximum bytes of the headers, of one event of a stream, of a response as sent, of the decoded response, and of one
+    that is not a stream; and the most JSON values in an event or a response of more than a megabyte.
+    """
 
     head: int = 64 * 2**10
-    event: int = 16 * 2**20
+    event: int = 4 * 2**20
     answer: int = 256 * 2**20
     decoded: int = 256 * 2**20
+    whole: int = 16 * 2**20
+    values: int = 500_000
 
 
 BOUNDS = Bounds()
-"""Far beyond what models generate."""
+"""Far beyond what models generate: a hundred thousand tokens of text are half a megabyte."""
+
+
+def bounds_of(answers: int, *, size: int, values: int) -> Bounds:
+    """Return the bounds of a response with so many answers of at most ``size`` bytes and ``values`` JSON values each."""
+    return Bounds(whole=min(BOUNDS.whole + answers * size, BOUNDS.decoded), values=BOUNDS.values + answers * values)
+
+
+STEP = 64 * 2**10
+"""Bytes that are parsed or decompressed before the event loop serves others."""
+LARGE = 2**20
+"""Bytes after which the JSON values of a response are counted."""
+_ERROR = 256 * 2**10
+"""Bytes of an error response that are kept."""
+
+
+def values_in(data: bytes | bytearray) -> int:
+    """Return an upper bound of the number of JSON values."""
+    return data.count(b",") + data.count(b"[") + data.count(b"{") + 1
 
 
 class Broken(Exception):  # named for what happened
@@ -85,11 +108,15 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[Answer] | None = None
         self._sink: Sink | None = None
-        self._parts: list[bytes] = []
+        self._body: bytes | bytearray = b""
         self._headers: dict[str, str] = {}
-        self._received = self._decoded = self._named = 0
-        self._headed = self._streams = self._aborted = False
+        self._received = self._parsed = self._decoded = self._named = self._values = 0
+        self._most = 0
+        self._headed = self._streams = self._aborted = self._complete = False
         self._inflating: _Inflating | None = None
+        self._backlog: deque[memoryview] = deque()
+        self._working = self._scheduled = self._held = False
+        self._lost: tuple[Exception | None] | None = None
         self.transport: Any = None
         self.usable = True
         self.idle_since = 0.0
@@ -98,9 +125,10 @@ class Connection(asyncio.Protocol):
         """Send a complete request. The future fails with `Broken`."""
         self._waiter = waiter = self._loop.create_future()
         self._bounds = bounds
-        self._sink, self._parts, self._headers = sink, [], {}
-        self._received = self._decoded = self._named = 0
-        self._headed = self._streams = False
+        self._sink, self._body, self._headers = sink, b"", {}
+        self._received = self._parsed = self._decoded = self._named = self._values = 0
+        self._most = bounds.whole if bounds.whole < bounds.decoded else bounds.decoded
+        self._headed = self._streams = self._complete = False
         self._inflating = None
         self.transport.write(data)
         return waiter
@@ -112,13 +140,20 @@ class Connection(asyncio.Protocol):
 
     def pause(self) -> None:
         """Pause reading."""
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.pause_reading()
+        self._held = True
+        self._stop_reading()
 
     def resume(self) -> None:
         """Resume reading."""
-        if self.transport is not None and not self.transport.is_closing():
+        self._held = False
+        if self._working:
+            self._work_soon()
+        elif self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
+
+    def _stop_reading(self) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.pause_reading()
 
     def abort(self) -> None:
         """Close immediately, which tells the server to stop."""
@@ -141,13 +176,19 @@ class Connection(asyncio.Protocol):
         if self._received > self._bounds.answer:
             self._fail(TooLong(f"the response is longer than {self._bounds.answer} bytes"))
             return
+        if len(data) > STEP or self._inflating is not None or self._working:
+            self._take_in_steps(data)
+            return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(Broken(f"the response is not valid HTTP ({type(error).__name__})"))
             return
-        if self._received > self._bounds.head and not self._headed:
+        self._parsed += len(data)
+        if self._named > self._bounds.head or (self._parsed > self._bounds.head and not self._headed):
             self._fail(TooLong(f"the response headers are longer than {self._bounds.head} bytes"))
+        elif self._inflating is not None:
+            self._take_in_steps(b"")  # type: ignore[unreachable]  # the parser's callbacks set it
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Complete a response without a length; fail any other unfinished one."""
@@ -155,11 +196,78 @@ class Connection(asyncio.Protocol):
         begun = self._received > 0
         if self._waiter is None:
             return
+        if self._working and not self._aborted:
+            self._lost = (exc,)  # once the received data is processed
+            return
         if self._headed and not self._aborted and not {"content-length", "transfer-encoding"} & self._headers.keys():
             self.on_message_complete()
+            if self._complete and self._waiter is not None:
+                self._finish()
         else:
             how = "reset by the server" if exc else "closed during the response" if begun else "closed before the response"
             self._fail(Broken(how, begun=begun, stale=not begun and not self._aborted))
+
+    # ---------------------------------------------------------------------------------------------------- work in steps
+
+    def _take_in_steps(self, data: bytes) -> None:
+        """Process much data, or compressed data, in steps; reading pauses meanwhile."""
+        if data:
+            self._backlog.append(memoryview(data))
+        if not self._working:
+            self._working = True
+            self._stop_reading()
+            self._work()
+
+    def _work(self) -> None:
+        """Take one step, and arrange for the next."""
+        self._scheduled = False
+        if not self._working or self._held:
+            return  # `resume` goes on
+        if self._waiter is not None and not self._waiter.done():
+            self._take_a_step()
+            if self._waiter is not None and (self._backlog or (self._inflating is not None and self._inflating.waits)):
+                self._work_soon()
+                return
+        self._working = False
+        if self._backlog:  # data after the response
+            self.usable = False
+            self._backlog.clear()
+        lost, self._lost = self._lost, None
+        if self._complete and self._waiter is not None:
+            self._finish()
+        elif lost is not None:
+            self.connection_lost(lost[0])
+        elif not self._held and self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def _work_soon(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._work)
+
+    def _take_a_step(self) -> None:
+        """Decompress a piece, or parse one."""
+        if self._inflating is not None and self._inflating.waits:
+            try:
+                if piece := self._inflating.piece():
+                    self._accept(piece)
+            except zlib.error:
+                self._fail(Undecodable("cannot decompress the response"))
+            return
+        if not self._backlog:
+            return
+        data = self._backlog.popleft()
+        if len(data) > STEP:
+            self._backlog.appendleft(data[STEP:])
+            data = data[:STEP]
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(Broken(f"the response is not valid HTTP ({type(error).__name__})"))
+            return
+        self._parsed += len(data)
+        if self._named > self._bounds.head or (self._parsed > self._bounds.head and not self._headed):
+            self._fail(TooLong(f"the response headers are longer than {self._bounds.head} bytes"))
 
     # --------------------------------------------------------------------------------------------- the parser's callbacks
 
@@ -191,26 +299,47 @@ class Connection(asyncio.Protocol):
         if self._sink is not None and status == 200 and "event-stream" in self._headers.get("content-type", ""):
             self._streams = True
             self._sink.begin()
+        elif len(length := self._headers.get("content-length", "")) < 20 and length.isdecimal() and int(length) > self._most:
+            self._fail(TooLong(f"the response is longer than {self._most} bytes"))
 
     def on_body(self, body: bytes) -> None:
         """Pass a piece to the sink, or keep it."""
         if self._waiter is None:
             return
-        pieces = (body,) if self._inflating is None else self._inflating.feed(body)
-        try:
-            for piece in pieces:
-                self._decoded += len(piece)
-                if self._decoded > self._bounds.decoded:
-                    self._fail(TooLong(f"the decompressed response is longer than {self._bounds.decoded} bytes"))
-                    return
-                if self._streams:
-                    self._sink.feed(piece)  # type: ignore[union-attr]  # set for streams
-                else:
-                    self._parts.append(piece)
-        except zlib.error:
-            self._fail(Undecodable("cannot decompress the response"))
-        except TooLong as error:
-            self._fail(error)
+        if self._inflating is not None:
+            self._inflating.add(body)
+        elif self._body or self._streams or len(body) > LARGE or len(body) > self._most:
+            self._accept(body)
+        else:  # as usual, the whole body
+            self._body, self._decoded = body, len(body)
+
+    def _accept(self, piece: bytes) -> None:
+        """Pass a decoded piece to the sink, or keep it, within the bounds."""
+        self._decoded += len(piece)
+        if self._streams:
+            if self._decoded > self._bounds.decoded:
+                self._fail(TooLong(f"the decompressed response is longer than {self._bounds.decoded} bytes"))
+                return
+            try:
+                self._sink.feed(piece)  # type: ignore[union-attr]  # set for streams
+            except TooLong as error:
+                self._fail(error)
+            return
+        if self._decoded > self._most:
+            self._fail(TooLong(f"the response is longer than {self._most} bytes"))
+            return
+        if self._decoded > _ERROR and self._parser.get_status_code() >= 400:
+            return  # the start of an error says what it is
+        if not self._body:
+            self._body = piece
+        else:  # one buffer: a list of small pieces would take many times their size
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += piece
+        if self._decoded > LARGE:
+            self._values += values_in(piece if self._values else self._body)
+            if self._values > self._bounds.values:
+                self._fail(TooLong(f"the response has more than {self._bounds.values} values"))
 
     def on_message_complete(self) -> None:
         """Complete the response, unless it was an interim one (1xx)."""
@@ -218,15 +347,21 @@ class Connection(asyncio.Protocol):
             self._headers = {}
             return
         self.usable = self.usable and self._parser.should_keep_alive()
+        if self._inflating is not None:
+            self._complete = True  # once it is decompressed
+            return
+        self._finish()
+
+    def _finish(self) -> None:
+        """Deliver the response."""
         if self._inflating is not None and not self._inflating.whole:
             self._fail(Undecodable("cannot decompress the response: it is truncated"))
             return
         self.idle_since = time.monotonic()
         waiter, self._waiter, self._sink = self._waiter, None, None
+        body, self._body = self._body, b""
         if waiter is not None and not waiter.done():
-            parts = self._parts
-            body = parts[0] if len(parts) == 1 else b"".join(parts)
-            waiter.set_result(Answer(self._parser.get_status_code(), self._headers, body))
+            waiter.set_result(Answer(self._parser.get_status_code(), self._headers, bytes(body)))
 
     def _fail(self, error: Broken) -> None:
         waiter, self._waiter, self._sink, self._streams = self._waiter, None, None, False
@@ -238,28 +373,39 @@ class Connection(asyncio.Protocol):
 class _Inflating:
     """Decompresses gzip and deflate in pieces of bounded size (protects against decompression bombs)."""
 
-    PIECE = 64 * 2**10
-
     def __init__(self) -> None:
         self._inflate: Any = None
+        self._packed = bytearray()
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is data to decompress."""
+        return bool(self._packed)
 
     @property
     def whole(self) -> bool:
         """Whether the data is complete; also true without a body."""
         return self._inflate is None or self._inflate.eof
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield the decompressed ``data``. Raises `zlib.error`."""
+    def add(self, data: bytes) -> None:
+        """Accept compressed data."""
+        if self._inflate is None or not self._inflate.eof:  # what comes after its end is ignored
+            self._packed += data
+
+    def piece(self) -> bytes:
+        """Return the next decompressed bytes; b"" if more data is needed. Raises `zlib.error`."""
+        data, self._packed = bytes(self._packed[:STEP]), self._packed[STEP:]
         if self._inflate is None:
             self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, detected by its header
             try:
-                piece = self._inflate.decompress(data, self.PIECE)
+                piece = self._inflate.decompress(data, STEP)
             except zlib.error:  # some servers send deflate without the zlib header
                 self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-                piece = self._inflate.decompress(data, self.PIECE)
+                piece = self._inflate.decompress(data, STEP)
         else:
-            piece = self._inflate.decompress(data, self.PIECE)
-        while piece:
-            yield piece
-            rest = self._inflate.unconsumed_tail
-            piece = self._inflate.decompress(rest, self.PIECE)
+            piece = self._inflate.decompress(data, STEP)
+        if self._inflate.eof:
+            self._packed.clear()
+        elif rest := self._inflate.unconsumed_tail:
+            self._packed[:0] = rest
+        return bytes(piece)

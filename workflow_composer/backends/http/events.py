@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from workflow_composer.backends.http.connection import TooLong
+from workflow_composer.backends.http.connection import BOUNDS, LARGE, TooLong, values_in
 
 DONE = b"[DONE]"
 """OpenAI's end-of-stream marker, sent in place of data."""
@@ -19,12 +19,11 @@ _REACH = 3
 class EventReader:
     """Splits a stream after its last complete event; ``longest`` is the maximum size of an event in bytes."""
 
-    __slots__ = ("_held", "_longest", "_size", "_tail")
+    __slots__ = ("_held", "_longest", "_tail")
 
     def __init__(self, longest: int) -> None:
         self._longest = longest
-        self._held: list[bytes] = []
-        self._size = 0
+        self._held = bytearray()
         self._tail = b""
 
     def whole(self, data: bytes) -> bytes:
@@ -36,31 +35,35 @@ class EventReader:
         if end <= 0:
             self._hold(data)
             return b""
-        found = b"".join((*self._held, data[:end]))
+        self._held.extend(data[:end])
+        found = bytes(self._held)
         self._clear()
+        if len(found) > LARGE and values_in(found) > BOUNDS.values:
+            raise TooLong(f"an event of the stream has more than {BOUNDS.values} values")
         if end < len(data):
             self._hold(data[end:])
         return found
 
     def rest(self) -> bytes:
         """Return the held-back data as the event that the end of the stream completes; empty if there is none."""
-        found = b"".join(self._held)
+        found = bytes(self._held)
         self._clear()
         return found + b"\n\n" if found.strip() else b""
 
     def _hold(self, data: bytes) -> None:
-        self._held.append(data)
-        self._size += len(data)
+        self._held.extend(data)
         self._tail = (self._tail + data)[-_REACH:]
-        if self._size > self._longest:
+        if len(self._held) > self._longest:
             raise TooLong(f"an event of the stream is longer than {self._longest} bytes")
 
     def _clear(self) -> None:
-        self._held, self._size, self._tail = [], 0, b""
+        self._held, self._tail = bytearray(), b""
 
 
 def payloads(events: bytes) -> Iterator[bytes]:
     """Yield the data of complete events in order, skipping comments and events without data."""
+    if b"data:" not in events:
+        return
     data: list[bytes] = []
     for line in events.split(b"\n"):
         if line.endswith(b"\r"):

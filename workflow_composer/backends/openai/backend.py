@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from workflow_composer.backends.base import BackendContext
 from workflow_composer.backends.http.client import Limit, Stream
-from workflow_composer.backends.http.connection import BOUNDS
+from workflow_composer.backends.http.connection import BOUNDS, LARGE, bounds_of
 from workflow_composer.backends.http.events import DONE, EventReader, payloads
 from workflow_composer.backends.http.proxied import ProxiedStream
 from workflow_composer.backends.openai import wire
@@ -43,6 +43,10 @@ _ONE_AT_A_TIME = frozenset({"api.anthropic.com", "api.deepseek.com"})
 
 _IGNORED = {"api.anthropic.com": ("seed", "logprobs", "top_logprobs", "response_format")}
 """Fields that a host documents as ignored: https://docs.anthropic.com/en/api/openai-sdk"""
+
+_TEXT, _LOGPROBS = {"size": 2**20, "values": 100_000}, {"size": 32 * 2**20, "values": 8_000_000}
+_VECTOR = {"size": 512 * 2**10, "values": 20_000}
+"""What a response may have more for each answer, for each with its log-probabilities, and for each vector."""
 
 _DRAIN = 0.2
 """Seconds to wait for the end of a stream after its last event, so that the connection can be reused."""
@@ -112,9 +116,16 @@ class OpenAICompatibleBackend:
         if dimensions is not None:
             body["dimensions"] = dimensions
         with self._limit(timeout, "the vectors"):
-            answer = await self._server.send("/embeddings", body, texts, connect=timeout, sending=sending)
-        data = self._server.read_json(answer.body, texts)
-        return self._server.understood(lambda found: wire.embeddings_of(found, count=len(texts), model=body["model"]), data)
+            bounds = bounds_of(len(texts), **_VECTOR)
+            answer = await self._server.send("/embeddings", body, texts, connect=timeout, bounds=bounds, sending=sending)
+
+        def read() -> Embeddings:
+            data = self._server.read_json(answer.body, texts)
+            return self._server.understood(
+                lambda found: wire.embeddings_of(found, count=len(texts), model=body["model"]), data
+            )
+
+        return read() if len(answer.body) <= LARGE else await asyncio.to_thread(read)
 
     async def health(self, *, timeout: float) -> EndpointStatus:
         """Return whether the server answers and, if it is local, serves the model. Never raises."""
@@ -193,19 +204,36 @@ class OpenAICompatibleBackend:
         body = wire.chat_body(call, samples=samples, draw=call.first_sample + draw)
         if self._words:
             wire.reword(body, self._words)
+        bounds = BOUNDS
+        if request.logprobs or request.top_logprobs is not None:
+            bounds = bounds_of(samples, **_LOGPROBS)
+        elif samples > 1:
+            bounds = bounds_of(samples, **_TEXT)
         try:
-            answer = await server.send(path, body, secrets, connect=connect, sending=sending)
+            answer = await server.send(path, body, secrets, connect=connect, bounds=bounds, sending=sending)
         except BadRequest as error:
-            again = partial(server.send, path, body, secrets, connect=connect, sending=sending)
+            again = partial(server.send, path, body, secrets, connect=connect, bounds=bounds, sending=sending)
             answer = await self._in_other_words(error, body, again)
-        done = wire.quick_completion(answer.body, model=body["model"])
-        if done is None:
-            done = server.completion(answer.body, secrets, model=body["model"])
+        content = answer.body
+        if len(content) > LARGE:
+            done, content = await asyncio.to_thread(self._read, content, secrets, body["model"])
+        elif (found := wire.quick_completion(content, model=body["model"])) is not None:
+            done = found
+        else:
+            done = server.completion(content, secrets, model=body["model"])
+            content = wire.strict(content)
         if sending is not None and sending.ended is not None:
             sending.ended.append(done.usage)
         if request.relay is not None and self.relays:
-            request.relay.body = answer.body
+            request.relay.body = content
         return done
+
+    def _read(self, content: bytes, secrets: Secrets, model: str) -> tuple[Completion, bytes]:
+        """Decode a large response, in a thread; return it and its bytes as strict JSON."""
+        done = wire.quick_completion(content, model=model)
+        if done is not None:
+            return done, content
+        return self._server.completion(content, secrets, model=model), wire.strict(content)
 
     # ------------------------------------------------------------------------------------------ adapting to the server
 

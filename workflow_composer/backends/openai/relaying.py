@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from workflow_composer.backends.http.client import Limit
-from workflow_composer.backends.http.connection import BOUNDS, Connection
+from workflow_composer.backends.http.connection import BOUNDS, Connection, TooLong
 from workflow_composer.backends.http.events import DONE, EventReader, payloads
 from workflow_composer.backends.openai import errors, wire
 from workflow_composer.backends.openai.server import Secrets
@@ -99,6 +99,10 @@ def _raise_reported(server: OpenAIServer, pump: _Pump, secrets: Secrets) -> None
         raise errors.from_stream(pump.error, server.label, secrets)
 
 
+_COMMENTS = 4096
+"""Bytes of comments before the first token that are passed on with it; some servers send one now and then."""
+
+
 class _Pump:
     """Passes on a stream's complete events.
 
@@ -114,6 +118,7 @@ class _Pump:
         self._reader = EventReader(BOUNDS.event)
         self._on_first_token = on_first_token
         self._held: list[bytes] = []
+        self._held_size = 0
         self._last: tuple[bytes, bytes] = (b"", b"")
         self._kept: list[bytes] = []
         self._cut_off: str | None = None
@@ -152,7 +157,7 @@ class _Pump:
         self._count(data)
         if (b'"length"' in data or b'"content_filter"' in data) and (found := _CUT_OFF.search(data)):
             self._cut_off = found[1].decode()
-        if not self.works or b'"usage":{' in data or b'"usage": {' in data or b'"error":' in data:
+        if not self.works or b'"usage":{' in data or b'"usage": {' in data or b'"error"' in data:
             data = self._looked_at(data)
         if data:
             self._last = (self._last[1], data)
@@ -174,6 +179,8 @@ class _Pump:
 
     def _looked_at(self, data: bytes) -> bytes:
         """Decode these events and return those to pass on."""
+        if not self.works and b"data:" not in data and self._held_size + len(data) > _COMMENTS:
+            return b""
         passed: list[bytes] = []
         for event in data.replace(b"\r\n", b"\n").split(b"\n\n"):
             if self.error is not None:
@@ -182,6 +189,9 @@ class _Pump:
                 passed.append(event + b"\n\n")
         if not self.works:
             self._held += passed
+            self._held_size += sum(map(len, passed)) + 100 * len(passed)  # each takes more than its bytes
+            if self._held_size > BOUNDS.event:
+                raise TooLong(f"the events before the first token are longer than {BOUNDS.event} bytes")
             return b""
         if self._held:
             passed = self._held + passed
@@ -192,10 +202,10 @@ class _Pump:
         """Process one event; return whether the client should get it."""
         payload = next(payloads(event), b"").strip()
         if not payload or payload.startswith(DONE):
-            return True
+            return bool(payload) or self.works or self._held_size < _COMMENTS
         try:
             found = msgspec.json.decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             found = None
         if not isinstance(found, dict):
             self._stop({"error": {"message": "an event is malformed"}})
@@ -204,7 +214,12 @@ class _Pump:
             self._stop(found)
             return False
         self.model = wire.name_in(found) or self.model
-        if not self.works and wire.shows_work(found):
+        try:
+            works = self.works or wire.shows_work(found)
+        except wire.Malformed as error:
+            self._stop({"error": {"message": f"an event is malformed: {error}"}})
+            return False
+        if works and not self.works:
             self.works = True
             self._on_first_token()
         usage = wire.usage_within(found)
@@ -229,7 +244,7 @@ class _Pump:
                 choices = msgspec.json.decode(event).get("choices") or ()
                 if any(choice.get("finish_reason") for choice in choices):
                     return self.error is None
-            except (msgspec.DecodeError, AttributeError):
+            except (msgspec.DecodeError, AttributeError, TypeError, RecursionError):
                 continue
         return False
 
@@ -239,7 +254,10 @@ class _Pump:
             return Sample("", self._cut_off)
         heard = StreamAccumulator()
         for event in (event for part in self._kept for event in payloads(part)):
-            chunk = None if event.startswith(DONE) else wire.chunk_of(msgspec.json.decode(event))
+            try:
+                chunk = None if event.startswith(DONE) else wire.chunk_of(msgspec.json.decode(event))
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                continue  # the client has it already
             if chunk is not None:
                 heard.add(chunk)
         return heard.sample()

@@ -37,6 +37,9 @@ _WORKED = frozenset({408, 500, 504})
 _ACCEPTED = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
 
 
+_FAULTS = {json.JSONDecodeError: "it is not JSON", UnicodeDecodeError: "it is not UTF-8", RecursionError: "it is too deep"}
+
+
 class OpenAIServer:
     """Sends requests for one model to the server of its spec."""
 
@@ -65,6 +68,7 @@ class OpenAIServer:
         *,
         connect: float,
         sink: Sink | None = None,
+        bounds: Bounds = BOUNDS,
         sending: Sending | None = None,
     ) -> Answer:
         """Post ``body`` with the model's id; return a response with status 2xx. Raises `ModelError`, `EgressDenied`.
@@ -83,10 +87,13 @@ class OpenAIServer:
                 if lines.proxied is None:
                     start = self._heads.get(path) or self._head(path)
                     data = b"%b%d\r\n\r\n%b" % (start, len(content), content)
-                    answer = await lines.direct.send(self.origin, data, connect=connect, sink=sink, sending=sending)
+                    answer = await lines.direct.send(
+                        self.origin, data, connect=connect, sink=sink, bounds=bounds, sending=sending
+                    )
                 else:
+                    headers = self._headers()
                     answer = await lines.proxied.ask(
-                        "POST", path, self._headers(), content, connect=connect, sending=sending
+                        "POST", path, headers, content, connect=connect, bounds=bounds, sending=sending
                     )
             except (OSError, Broken) as error:
                 raise errors.from_connection(error, self.label) from None
@@ -193,8 +200,10 @@ class OpenAIServer:
         """Return ``read(data)``. Raises `ServerFailed` if the data violates the protocol."""
         try:
             return read(data)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            reason = str(error) if isinstance(error, wire.Malformed) else type(error).__name__
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            reason = (
+                str(error) if isinstance(error, wire.Malformed) else _FAULTS.get(type(error), "a field has another type")
+            )
             raise ServerFailed(f"{self.label.name}: invalid response: {reason}") from None
 
     @contextmanager

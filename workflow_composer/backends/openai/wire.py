@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -137,14 +139,14 @@ def chunk_of(data: Any) -> Chunk | None:
     if not choices:
         found = usage_in(usage)
         return Chunk(usage=found, model=model) if found else None
-    choice = choices[0]
+    choice = _first(choices)
     if "text" in choice:
         return _text_chunk(choice, usage, model)
-    delta = choice.get("delta") or {}
+    delta = _delta(choice)
     chunk = Chunk(
-        text=_text(delta.get("content")) or delta.get("refusal") or "",
-        finish_reason=choice.get("finish_reason"),
-        tool_calls=tuple(delta.get("tool_calls") or ()),
+        text=_text(delta.get("content")) or _text(delta.get("refusal")),
+        finish_reason=_reason(choice),
+        tool_calls=_pieces(delta.get("tool_calls")),
         logprobs=_logprobs(choice.get("logprobs")) or (),
         usage=usage_in(usage),
         model=model,
@@ -158,9 +160,41 @@ def shows_work(data: dict[str, Any]) -> bool:
     choices = data.get("choices")
     if not choices:
         return False
-    delta = choices[0].get("delta") or {}
+    choice = _first(choices)
+    delta = _delta(choice)
     signs = ("content", "refusal", "tool_calls", "reasoning_content", "reasoning")
-    return bool(choices[0].get("finish_reason") or choices[0].get("text") or any(delta.get(sign) for sign in signs))
+    return bool(choice.get("finish_reason") or choice.get("text") or any(delta.get(sign) for sign in signs))
+
+
+def _first(choices: Any) -> dict[str, Any]:
+    choice = choices[0] if isinstance(choices, list) else None
+    if not isinstance(choice, dict):
+        raise Malformed("a choice is not a JSON object")
+    return choice
+
+
+def _delta(choice: dict[str, Any]) -> dict[str, Any]:
+    delta = choice.get("delta") or {}
+    if not isinstance(delta, dict):
+        raise Malformed("a delta is not a JSON object")
+    return delta
+
+
+def _reason(choice: Mapping[str, Any]) -> str | None:
+    """Return why the answer ended; a reason of another type than text counts as "stop"."""
+    reason = choice.get("finish_reason")
+    return reason if reason is None or isinstance(reason, str) else "stop"
+
+
+def _pieces(calls: Any) -> tuple[dict[str, Any], ...]:
+    """Return the pieces of tool calls in an event. Raises `Malformed`."""
+    if not calls:
+        return ()
+    if not isinstance(calls, list) or not all(isinstance(one, dict) for one in calls):
+        raise Malformed("the tool calls are not a list of JSON objects")
+    if not all(isinstance(one.get("function") or {}, dict) for one in calls):
+        raise Malformed("the function of a tool call is not a JSON object")
+    return tuple(calls)
 
 
 def embeddings_of(data: Any, *, count: int, model: str) -> Embeddings:
@@ -169,8 +203,17 @@ def embeddings_of(data: Any, *, count: int, model: str) -> Embeddings:
     if not isinstance(rows, list) or len(rows) != count:
         raise Malformed(f"expected {count} vectors")
     rows = sorted(rows, key=lambda row: row.get("index") or 0)
-    vectors = tuple(tuple(map(float, row["embedding"])) for row in rows)
+    vectors = tuple(tuple(map(_component, row["embedding"])) for row in rows)
     return Embeddings(vectors, name_in(data) or model, usage_of(data.get("usage")))
+
+
+_LARGEST = sys.float_info.max
+
+
+def _component(value: Any) -> float:
+    if type(value) not in (float, int) or not -_LARGEST <= value <= _LARGEST:
+        raise Malformed("a component of a vector is not a finite number")
+    return float(value)
 
 
 def model_ids(data: Any) -> tuple[str, ...]:
@@ -262,6 +305,23 @@ def _count(claim: Any) -> int | None:
     return claim if type(claim) is int and 0 <= claim <= MOST_TOKENS else None
 
 
+def strict(body: bytes) -> bytes:
+    """Return JSON that every client can read: NaN and infinity, which Python writes but JSON does not know, become null."""
+    try:
+        msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return json.dumps(_finite(json.loads(body))).encode()
+    return body
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list) else value
+
+
 def secrets_of(request: LLMRequest) -> Iterator[str]:
     """Yield every text of a request that errors must not repeat."""
     yield from _strings(request.messages)
@@ -284,12 +344,12 @@ def sample_of(choice: Any) -> Sample:
     """Decode one choice. Raises `Malformed`."""
     message = choice.get("message") if isinstance(choice, dict) else None
     if message is None and isinstance(choice, dict) and isinstance(choice.get("text"), str):
-        return Sample(choice["text"], choice.get("finish_reason"), logprobs=_text_logprobs(choice.get("logprobs")))
+        return Sample(choice["text"], _reason(choice), logprobs=_text_logprobs(choice.get("logprobs")))
     if not isinstance(message, dict):
         raise Malformed("a choice without a message")
     return Sample(
-        text=_text(message.get("content")) or message.get("refusal") or "",
-        finish_reason=choice.get("finish_reason"),
+        text=_text(message.get("content")) or _text(message.get("refusal")),
+        finish_reason=_reason(choice),
         tool_calls=tuple(map(_tool_call, message.get("tool_calls") or ())),
         logprobs=_logprobs(choice.get("logprobs")),
         reasoning=_reasoning(message),
@@ -298,8 +358,14 @@ def sample_of(choice: Any) -> Sample:
 
 def _tool_call(call: Any) -> Mapping[str, Any]:
     """Return a tool call in OpenAI's form: some servers (TGI) send the arguments as an object."""
-    function = call["function"] if call.get("type", "function") == "function" else None
-    if function is None or isinstance(function.get("arguments"), str):
+    if not isinstance(call, dict):
+        raise Malformed("a tool call is not a JSON object")
+    function = call.get("function") if call.get("type", "function") == "function" else None
+    if function is None and "function" not in call:
+        return dict(call)
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise Malformed("a tool call names no function")
+    if isinstance(function.get("arguments"), str):
         return dict(call)
     arguments = json.dumps(function.get("arguments") or {}, ensure_ascii=False)
     return {**call, "function": {**function, "arguments": arguments}}
@@ -313,7 +379,7 @@ def _reasoning(said: Mapping[str, Any]) -> str:
 def _text_chunk(choice: dict[str, Any], usage: Any, model: str | None) -> Chunk:
     """Decode a piece of a text completion."""
     logprobs = _text_logprobs(choice.get("logprobs")) or ()
-    return Chunk(choice["text"] or "", choice.get("finish_reason"), logprobs=logprobs, usage=usage_in(usage), model=model)
+    return Chunk(_text(choice["text"]), _reason(choice), logprobs=logprobs, usage=usage_in(usage), model=model)
 
 
 def _text_logprobs(found: Any) -> tuple[TokenLogprob, ...] | None:
@@ -464,7 +530,7 @@ def quick_completion(body: bytes, *, model: str) -> Completion | None:
                 reasoning = message.reasoning_content or message.reasoning or ""
                 text = message.content or message.refusal or ""
                 samples.append(Sample(text, choice.finish_reason, reasoning=reasoning))
-    except (msgspec.DecodeError, ValueError, LookupError, TypeError, AttributeError):
+    except (msgspec.DecodeError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     counts = found.usage
     if counts is None:

@@ -255,6 +255,7 @@ class AuditLog:
         self._audits: dict[str, Audit] = {}
         self._watched: dict[str, WatchedCertificate] = {}
         self._fresh: list[Audit] = []
+        self._reported: dict[str, bool] = {}
         self._reports = 0
 
     def sampled(
@@ -293,7 +294,14 @@ class AuditLog:
             return self._audits[request_id]
 
     def report(self, request_id: str, correct: bool, by: str, *, key: str = "") -> None:
-        """Record feedback on an answer that was not drawn; not part of the test. Raises `InputError` if it was drawn."""
+        """Record feedback on an answer that was not drawn; not part of the test. Raises `InputError` if it was drawn.
+
+        Repeating the same feedback has no effect, so that a file grows no faster than answers are given.
+        """
+        with self._lock:
+            self._read()
+            if self._reported.get(request_id) is correct:
+                return
         with self._exclusive() as descriptor:
             self._read()
             if request_id in self._audits:
@@ -398,7 +406,7 @@ class AuditLog:
 
     def _forget(self) -> None:
         self._inode, self._offset, self._reports, self.skipped = None, 0, 0, 0
-        self._audits, self._watched, self._fresh = {}, {}, []
+        self._audits, self._watched, self._fresh, self._reported = {}, {}, [], {}
 
     def _read(self) -> None:
         """Read the complete lines appended since the last call; a replaced or truncated file is read from its start."""
@@ -468,6 +476,7 @@ class AuditLog:
     def _take_reported(self, event: Mapping[str, Any]) -> bool:
         if not isinstance(event["id"], str) or not isinstance(event["correct"], bool):
             return False
+        self._reported[event["id"]] = event["correct"]
         self._reports += 1
         return True
 

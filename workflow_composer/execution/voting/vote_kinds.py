@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from workflow_composer.answers import Question, Reader, reader
-from workflow_composer.answers.form import OutputForm
+from workflow_composer.answers.form import OutputForm, Patience
 from workflow_composer.answers.json_text import blocks, canonical, json_values
 from workflow_composer.answers.reasoning import without_reasoning
 from workflow_composer.errors import AllCandidatesFailed, ConfigError, ModelError
@@ -61,6 +61,7 @@ class AnswerVotes(VoteKind):
         self._takes_json = answers.form.extract[-1] == "auto"
         self._exact: set[str] = set()
         self._known: dict[tuple[str, str | None], str | None] = {}
+        self._patience: Patience | None = None
 
     def read(self, sample: Sample) -> str | None:
         """Return the final answer; the same text is read once only."""
@@ -83,11 +84,14 @@ class AnswerVotes(VoteKind):
         return found.answer
 
     async def groups(self, votes: Sequence[str]) -> list[int]:
-        """Group JSON by value and other answers as the reader compares them."""
+        """Group JSON by value and other answers as the reader compares them, within the vote's time for comparisons."""
+        if self._patience is None:
+            self._patience = Patience.of(self._reader.form)
+        question = Question(self._reader, patience=self._patience)
         if not self._exact:
-            return await Question(self._reader).groups(votes)
+            return await question.groups(votes)
         others = [vote for vote in dict.fromkeys(votes) if vote not in self._exact]
-        numbers = dict(zip(others, await Question(self._reader).groups(others), strict=True)) if others else {}
+        numbers = dict(zip(others, await question.groups(others), strict=True)) if others else {}
         return _numbered([numbers.get(vote, vote) for vote in votes])
 
     def is_free_text(self, sample: Sample) -> bool:

@@ -18,6 +18,7 @@ from workflow_composer.server.auth.callers import Callers, namable, reachable
 from workflow_composer.server.auth.keys import FEEDBACK as FEEDBACK_RIGHT
 from workflow_composer.server.exchange import Exchange, Handler, Reply
 from workflow_composer.server.failures import PERMISSION, HttpFailure
+from workflow_composer.support.large_json import LARGE, apart
 from workflow_composer.types import ANY_TASK
 
 if TYPE_CHECKING:
@@ -83,7 +84,10 @@ class Catalogue:
     async def embeddings(self, exchange: Exchange) -> Reply:
         """Return embeddings from the plan's first model, without fallback to another one."""
         async with Visit(self._accounts, self._admission, exchange) as visit:
-            asked = read_embeddings(exchange.body, exchange.headers)
+            if len(exchange.body) <= LARGE:
+                asked = read_embeddings(exchange.body, exchange.headers)
+            else:
+                asked = await apart(read_embeddings, exchange.body, exchange.headers)
             strategy = self._orchestrator.strategy
             allowed: frozenset[str] | None = None
             if (key := visit.key) is not None:

@@ -24,6 +24,7 @@ from workflow_composer.server.auth.callers import MARK_BYTES, reachable
 from workflow_composer.server.auth.keys import presented
 from workflow_composer.server.exchange import Exchange, Fields, Handler, Reply
 from workflow_composer.server.failures import HttpFailure, interruption_of
+from workflow_composer.support.large_json import LARGE, apart
 from workflow_composer.types import ANY_TASK, Embeddings, LLMRequest, LLMResponse, Message, Relay, texts
 
 if TYPE_CHECKING:
@@ -198,10 +199,10 @@ class Admission:
             del self.running[owner]
         while self._queues:
             following = min(self._queues, key=self._slots)
-            queue = self._queues[following]
+            queue = self._queues.pop(following)
             waiting = queue.popleft()
-            if not queue:
-                del self._queues[following]
+            if queue:
+                self._queues[following] = queue  # behind those of owners with as many slots
             if not waiting.done():
                 self.running[following] = self.running.get(following, 0) + 1
                 waiting.set_result(None)
@@ -382,7 +383,10 @@ class CompletionHandler:
 
         async def handle(exchange: Exchange) -> Reply | None:
             async with Visit(accounts, admission, exchange) as visit:
-                asked = dialect.read(exchange.body, exchange.headers)
+                if len(exchange.body) <= LARGE:
+                    asked = dialect.read(exchange.body, exchange.headers)
+                else:
+                    asked = await apart(dialect.read, exchange.body, exchange.headers)
                 relay = Relay(usage=asked.include_usage) if relays else None
                 said = self._complete(asked, exchange, visit, relay)
                 if asked.stream:

@@ -18,6 +18,8 @@ from workflow_composer.server.api import field_checks, schemas
 from workflow_composer.server.api.field_checks import NOTHING, FieldCheck, described, wrong
 from workflow_composer.server.api.schemas import Schema
 from workflow_composer.server.failures import HttpFailure
+from workflow_composer.support import large_json
+from workflow_composer.support.large_json import LARGE
 
 _decode = msgspec.json.Decoder().decode
 
@@ -109,8 +111,8 @@ class Form:
         Raises `HttpFailure`. A hot path of every request: one lookup and one call per field.
         """
         try:
-            data = _decode(body)
-        except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as error:
+            data = _decode(body) if len(body) <= LARGE else large_json.decode(body)
+        except (ValueError, RecursionError) as error:  # msgspec's DecodeError is a ValueError
             raise _undecodable(body, error) from None
         if not isinstance(data, dict):
             raise HttpFailure(400, "the request body must be a JSON object")

@@ -58,7 +58,8 @@ class KeyBudget(Budget):
     """What one key may spend, in this worker: what the worker has set aside of it, and charges not yet written.
 
     ``room`` is what this worker can still reserve without asking the ledger. ``granted`` (dollars, tokens) is all that it
-    has set aside, for its reservations and for ``room``; ``elsewhere`` is what other workers have.
+    has set aside, for its reservations and for ``room``, and ``leased`` what others see of it; ``elsewhere`` is what other
+    workers have set aside.
     """
 
     pause = 0.05
@@ -66,7 +67,7 @@ class KeyBudget(Budget):
     def __init__(self, ledger: Ledger, key: Key) -> None:
         super().__init__(0.0, tokens=0.0)
         self.ledger = ledger
-        self.granted = (0.0, 0.0)
+        self.granted = self.leased = _NOTHING
         self.elsewhere = (0.0, 0.0)
         self.running = 0
         self.queueing = 0
@@ -356,7 +357,7 @@ class Ledger:
             self._look()
         failing = False
         for budget in list(self._budgets.values()):
-            if not budget.requests and budget.granted in (_NOTHING, budget.promised):
+            if not budget.requests and budget.leased == budget.granted in (_NOTHING, budget.promised):
                 continue
             try:
                 self._write_one(budget, now, wait)
@@ -376,6 +377,7 @@ class Ledger:
                 budget.room = 0.0 if budget.limits else math.inf
                 budget.token_room = 0.0 if budget.key.tokens_per_day else math.inf
                 budget.granted = granted
+            if budget.leased != granted:
                 self._put(budget, place)
 
     def _written(self, budget: KeyBudget, place: int, now: float) -> Account:
@@ -434,6 +436,7 @@ class Ledger:
 
     def _put(self, budget: KeyBudget, place: int) -> None:
         self._shared().put((place - len(_MAGIC)) // _RECORD.size, *budget.granted, budget.running)
+        budget.leased = budget.granted
 
     def _shared(self) -> Leases:
         if self._leases is None:
@@ -446,10 +449,17 @@ class Ledger:
             if self._leases is not None and self._leases.replaced:
                 self._leases.close()
                 self._leases = None
+                self._lease_again()
             if is_replaced(self._path, self._locks.descriptor):
                 self._reopen()
         except (OSError, ValueError) as error:
             self._tell(error)
+
+    def _lease_again(self) -> None:
+        """Write what this worker has set aside into a new file."""
+        for budget in self._budgets.values():
+            if budget.granted != _NOTHING or budget.running:
+                self._put(budget, self._place(budget.key.id))
 
     def _reopen(self) -> None:
         old, self._locks = self._locks, RangeLocks(self._path)

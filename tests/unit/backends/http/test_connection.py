@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from workflow_composer.backends.http.connection import Bounds, Broken, Connection, TooLong, Undecodable
+from workflow_composer.backends.http import connection as connection_module
+from workflow_composer.backends.http.connection import STEP, Bounds, Broken, Connection, TooLong, Undecodable
 
 ASK = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -19,10 +20,12 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 @contextlib.asynccontextmanager
 async def connected(sent: bytes) -> AsyncIterator[Connection]:
     """A connection to a server that sends these bytes to every request."""
+    accepted = []
 
     class Server(asyncio.Protocol):
         def connection_made(self, transport):
             self.transport = transport
+            accepted.append(transport)
 
         def data_received(self, data):
             self.transport.write(sent)
@@ -36,6 +39,8 @@ async def connected(sent: bytes) -> AsyncIterator[Connection]:
             yield connection
     finally:
         connection.abort()
+        for transport in accepted:
+            transport.abort()
         server.close()
         await server.wait_closed()
         await asyncio.sleep(0)
@@ -134,3 +139,170 @@ async def test_a_head_and_a_long_body_in_one_piece_are_not_taken_for_a_long_head
     """Only bytes before the body count."""
     async with connected(sent_as(b"0" * 40_000)) as connection:
         assert len((await connection.ask(ASK, bounds=Bounds(head=200))).body) == 40_000
+
+
+class Turns:
+    """Notes in which turns of the event loop something was done: each turn raises `now`."""
+
+    def __init__(self):
+        self.now, self.done = 0, []
+        self._task = asyncio.ensure_future(self._turn())
+
+    async def _turn(self):
+        while True:
+            await asyncio.sleep(0)
+            self.now += 1
+
+    def note(self):
+        self.done.append(self.now)
+
+    def end(self):
+        self._task.cancel()
+
+
+BOMB = gzip.compress(b" " * 200_000_000, compresslevel=1)
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/event-stream"])
+async def test_a_bomb_is_decompressed_in_steps_between_which_others_are_served_and_only_up_to_the_bound(monkeypatch, kind):
+    """200 MB in less than 1 MB, as one piece or many."""
+    turns, piece = Turns(), connection_module._Inflating.piece
+
+    def noted(self):
+        turns.note()
+        return piece(self)
+
+    monkeypatch.setattr(connection_module._Inflating, "piece", noted)
+    answer = sent_as(BOMB, "gzip").replace(b"\r\n", b"\r\nContent-Type: " + kind.encode() + b"\r\n", 1)
+    bounds = Bounds(whole=2**22, decoded=2**22)
+    async with connected(answer) as connection:
+        with pytest.raises(TooLong):
+            await connection.ask(ASK, Discarding(), bounds)
+    turns.end()
+    assert 2**22 / STEP <= len(turns.done) <= 2**22 / STEP + len(BOMB) / STEP + 9
+    assert len(set(turns.done)) >= len(turns.done) - 4
+
+
+class Discarding:
+    """Receives a stream and keeps nothing."""
+
+    def attach(self, connection):
+        pass
+
+    def begin(self):
+        pass
+
+    def feed(self, data):
+        pass
+
+
+async def test_a_stream_that_is_paused_is_decompressed_no_further_until_it_is_resumed():
+    """So that a slow client's answer does not pile up."""
+    text = b"data: " + b"x" * 1_000_000 + b"\n\n"
+
+    class Reading(Discarding):
+        got = 0
+
+        def attach(self, connection):
+            self.connection = connection
+
+        def feed(self, data):
+            self.got += len(data)
+            self.connection.pause()
+
+    sink = Reading()
+    answer = sent_as(gzip.compress(text), "gzip").replace(b"\r\n", b"\r\nContent-Type: text/event-stream\r\n", 1)
+    async with connected(answer) as connection:
+        sink.attach(connection)
+        done = connection.ask(ASK, sink)
+        seen = -1
+        while not done.done():
+            if seen == sink.got > 0:
+                connection.resume()
+            seen = sink.got
+            assert sink.got <= seen + STEP
+            await asyncio.sleep(0.001)
+        assert (await done).status == 200
+        assert sink.got == len(text)
+        assert connection.usable
+
+
+async def test_much_data_at_once_is_parsed_in_steps(monkeypatch):
+    """A protocol gets a quarter of a megabyte at a time, in which there may be ten thousand pieces."""
+    turns, on_body = Turns(), Connection.on_body
+
+    def noted(self, body):
+        turns.note()
+        on_body(self, body)
+
+    monkeypatch.setattr(Connection, "on_body", noted)
+    body = b"x" * 400_000
+    async with connected(b"") as connection:
+        done = connection.ask(ASK)
+        connection.data_received(sent_as(body, chunked=True))
+        assert (await done).body == body
+        assert connection.usable
+    turns.end()
+    assert len(set(turns.done)) > 400_000 / STEP
+
+
+@pytest.mark.parametrize("behind", [b"", OK])
+async def test_an_answer_that_ends_with_the_connection_is_whole_although_it_is_still_being_processed(behind):
+    body = b"y" * 500_000
+    async with connected(b"") as connection:
+        done = connection.ask(ASK)
+        connection.data_received(b"HTTP/1.1 200 OK\r\n\r\n" + body)
+        connection.connection_lost(None)
+        assert (await done).body == body
+        assert not connection.usable
+
+
+async def test_of_an_error_only_the_start_is_kept():
+    """Which servers may fill with what they were sent."""
+    answer = sent_as(b"it is too long: " + b"z" * 3_000_000).replace(b"200 OK", b"400 Bad")
+    async with connected(answer) as connection:
+        found = await connection.ask(ASK)
+    assert found.status == 400
+    assert found.body.startswith(b"it is too long: ")
+    assert len(found.body) <= 2**18
+
+
+@pytest.mark.parametrize(("body", "whole"), [(b"[1,2]" * 300_000, False), (b'"' + b"x," * 200_000 + b"x" * 1_200_000, True)])
+async def test_a_large_answer_of_many_values_is_refused(body, whole):
+    """Two million lists take a hundred times their bytes."""
+    async with connected(sent_as(body)) as connection:
+        if whole:
+            assert (await connection.ask(ASK)).body == body
+        else:
+            with pytest.raises(TooLong):
+                await connection.ask(ASK)
+
+
+async def test_a_sink_that_pauses_at_the_last_step_stays_paused():
+    """The end of the steps resumes only what they paused themselves."""
+
+    class Pausing(Discarding):
+        def feed(self, data):
+            self.connection.pause()
+
+    sink = Pausing()
+    async with connected(b"") as connection:
+        sink.connection = connection
+        done = connection.ask(ASK, sink)
+        start = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 200000\r\n\r\n"
+        connection.data_received(start + b"x" * 100_000)
+        for _ in range(5):
+            connection.resume()
+            connection.pause()
+            await asyncio.sleep(0)
+        while connection._working:
+            connection.resume()
+            await asyncio.sleep(0)
+        assert not connection.transport.is_reading()
+        connection.resume()
+        assert connection.transport.is_reading()
+        connection.data_received(b"x" * 100_000)
+        while not done.done():
+            connection.resume()
+            await asyncio.sleep(0)
+        assert (await done).status == 200

@@ -148,6 +148,17 @@ def test_all_readers_see_the_test_with_the_level_that_it_began_with(path):
     assert reader.watched("abc").monitor.level == 1e-6
 
 
+def test_the_same_report_again_is_not_written_again(path):
+    """Whoever may report cannot fill the disk; another finding on the same answer is news."""
+    log, other = AuditLog(path), AuditLog(path)
+    for _ in range(3):
+        log.report("r", correct=False, by="user", key="k")
+        other.report("r", correct=False, by="user")
+    assert len(path.read_text().splitlines()) == 1
+    log.report("r", correct=True, by="user")
+    assert len(path.read_text().splitlines()) == 2
+
+
 def test_an_unsolicited_report_is_kept_and_is_no_part_of_the_test(path):
     """People report what is wrong: a test fed with that would raise an alarm on a tier that keeps its promise."""
     log = AuditLog(path)

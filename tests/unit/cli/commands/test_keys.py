@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from workflow_composer.server.auth.history import UsageHistory, UsageRow
 from workflow_composer.server.auth.keys import KeyRing, read_keys
 from workflow_composer.server.auth.ledger import Ledger
 
@@ -106,3 +107,99 @@ def test_a_damaged_file_is_not_written_over(keys, tmp_path):
     (tmp_path / "keys.json").write_text('{"version": 1, "keys": [')
     assert keys("new", "a").code == 2
     assert (tmp_path / "keys.json").read_text() == '{"version": 1, "keys": ['
+
+
+def test_budgets_of_several_periods(keys, tmp_path):
+    made = keys(
+        "new", "alice", "--budget", "5/day", "--budget", "50", "--tokens-per-day", "9", "--concurrent", "3", "--json"
+    ).json
+    key = read_keys(tmp_path / "keys.json")[made["id"]]
+    assert dict(key.limits) == {"day": 5.0, "month": 50.0}
+    assert (key.tokens_per_day, key.concurrent) == (9, 3)
+    assert "5.00 per day, $50.00 per month" in keys("list").out.replace("\n", " ")
+
+
+@pytest.mark.parametrize("budgets", [["5/day", "6/day"], ["5/year"], ["5/"], ["5", "6"], ["x/day"]])
+def test_budgets_that_contradict_each_other_or_mean_nothing(keys, budgets):
+    done = keys("new", "a", *(part for budget in budgets for part in ("--budget", budget)))
+    assert (done.code, "Traceback" in done.err) == (2, False)
+
+
+PEOPLE = "name;team;budget;expires;models\nÄnne;genomics;5/day 50/month;30d;small large\nbob;;;;\n\n"
+
+
+@pytest.mark.parametrize(("mark", "start"), [(";", ""), (",", "\ufeff"), ("\t", "")])
+def test_a_table_of_people_becomes_keys(keys, tmp_path, mark, start):
+    """As spreadsheets write it; the options stand for what a row does not say."""
+    (tmp_path / "people.csv").write_text(start + PEOPLE.replace(";", mark), encoding="utf-8")
+    done = keys("new", "--from", "people.csv", "--budget", "1", "--team", "others")
+    rows = [line.split(",") for line in done.out.splitlines()]
+    assert rows[0] == ["name", "user", "team", "id", "key"]
+    ring = KeyRing(tmp_path / "keys.json")
+    anne, bob = (ring.identify(row[4]) for row in rows[1:])
+    assert (anne.name, anne.team, dict(anne.limits), anne.models) == (
+        "Änne",
+        "genomics",
+        {"day": 5.0, "month": 50.0},
+        ("small", "large"),
+    )
+    assert (bob.team, dict(bob.limits), bob.expires) == ("others", {"month": 1.0}, None)
+    again = keys("new", "--from", "people.csv")
+    assert (again.code, "line 2" in again.err, len(read_keys(tmp_path / "keys.json"))) == (2, True, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("name,budget\nann,much\n", "line 2"),
+        ("name,budget\nann,1\nann,2\n", "line 3"),
+        ("name,budget\nann\n", "line 2"),
+        ("name,colour\nann,red\n", "colour"),
+        ("user\nann\n", "name"),
+        ("name,tokens_per_day\nann,-1\n", "tokens_per_day"),
+        ("name,expires\nann,soon\n", "soon"),
+        ("name\n", "no rows"),
+        ("", "name"),
+    ],
+)
+def test_a_faulty_table_makes_no_key_at_all(keys, tmp_path, text, place):
+    (tmp_path / "people.csv").write_text(text)
+    done = keys("new", "--from", "people.csv")
+    assert (done.code, place in done.err, "Traceback" in done.err) == (2, True, False)
+    assert not (tmp_path / "keys.json").exists()
+
+
+def test_a_key_is_changed_and_stays_the_same_key(keys, tmp_path):
+    secret = keys("new", "alice", "--budget", "5/day", "--concurrent", "2", "--team", "x").out.strip()
+    assert keys("edit", "alice", "--budget", "7", "--no", "concurrent", "--user", "Alice A.", "--name", "al").code == 0
+    key = KeyRing(tmp_path / "keys.json").identify(secret)
+    assert (key.name, dict(key.limits), key.concurrent, key.user, key.team) == ("al", {"month": 7.0}, None, "Alice A.", "x")
+    for wrong in (["nobody", "--team", "y"], ["al"], ["al", "--budget", "0"], ["al", "--no", "colour"]):
+        done = keys("edit", *wrong)
+        assert (done.code, "Traceback" in done.err) == (2, False)
+
+
+def test_a_name_of_two_keys_does_not_say_which(keys):
+    keys("new", "a")
+    keys("new", "a")
+    assert "2 keys" in keys("edit", "a", "--team", "x").err
+
+
+def test_who_used_what_is_told_by_key_user_and_team(keys, tmp_path):
+    ids = [keys("new", name, "--team", team, "--json").json["id"] for name, team in (("a", "x"), ("b", "x"))]
+    known = read_keys(tmp_path / "keys.json")
+    history = UsageHistory(tmp_path / "state" / "usage.jsonl")
+    (tmp_path / "state").mkdir()
+    for user, cost in (("=cmd()", 0.25), ("", 0.5)):
+        history.row(known[ids[0]], user).add(UsageRow("", "", "", "", "", 1, 10, 2, cost))
+    history.row(known[ids[1]], "u").add(UsageRow("", "", "", "", "", 1, 10, 2, 1.0))
+    history.save(history.take(at_once=True))
+    assert [(row["key"], row["cost"]) for row in keys("usage", "--json").json] == sorted([(ids[0], 0.75), (ids[1], 1.0)])
+    assert [(row["team"], row["cost"], row["requests"]) for row in keys("usage", "--by", "team", "--json").json] == [
+        ("x", 1.75, 3)
+    ]
+    text = keys("usage", "--by", "user", "--csv").out
+    assert "'=cmd()" in text  # a spreadsheet must not run it
+    assert len(text.splitlines()) == 4
+    assert keys("usage").code == 0
+    assert keys("usage", "--since", "soon").code == 2
