@@ -171,7 +171,7 @@ class ModelNotAllowed(RoutingError):
         self.public = f"this API key may not use the model {name}, which the request would reach"
 
 
-class NoStrategy(RoutingError):
+class NoStrategy(RoutingError, RuntimeError):
     """No strategy was named, and no strategy that keeps data local can run here."""
 
 

@@ -208,12 +208,13 @@ def _nothing(
     places = [place for role in servers.vllm_endpoints for place in servers.servers_of(role)] if servers else []
     named = [spec.api_key_env for spec in cloud.models.values() if spec.api_key_env] if cloud else []
     keys = list(dict.fromkeys(named))
-    there = ", ".join(key for key in keys if environ.get(key))
-    found = f"; a cloud key is set ({there}), but a cloud strategy must be named explicitly" if there else ""
+    there = [key for key in keys if environ.get(key)]
+    verb, them = ("is", "it") if len(there) == 1 else ("are", "them")
+    found = f"; {', '.join(there)} {verb} set; `-s {_CLOUD}` uses {them}, but must be named" if there else ""
     hint = "start a server, " + ("" if engine else "pip install 'workflow-composer[embedded]', ")
     hint += f"or name a strategy with --strategy or {STRATEGY_VARIABLE}"
     if there:
-        hint = f"-s {_CLOUD} uses {there} and sends every prompt to the cloud; or {hint}"
+        hint = f"-s {_CLOUD} sends every prompt to the cloud; or {hint}"
     elif keys:
         hint += f"; -s {_CLOUD} requires one of {', '.join(keys)}"
     return NoStrategy(

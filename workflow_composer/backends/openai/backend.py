@@ -216,17 +216,17 @@ class OpenAICompatibleBackend:
             answer = await self._in_other_words(error, body, again)
         content = answer.body
         if len(content) > LARGE:
-            done, content = await asyncio.to_thread(self._read, content, secrets, body["model"])
-        elif (found := wire.quick_completion(content, model=body["model"])) is not None:
-            done = found
+            found, content = await asyncio.to_thread(self._read, content, secrets, body["model"])
         else:
-            done = server.completion(content, secrets, model=body["model"])
-            content = wire.strict(content)
+            done = wire.quick_completion(content, model=body["model"])
+            found = done or server.completion(content, secrets, model=body["model"])
+            if done is None:
+                content = wire.strict(content)
         if sending is not None and sending.ended is not None:
-            sending.ended.append(done.usage)
+            sending.ended.append(found.usage)
         if request.relay is not None and self.relays:
             request.relay.body = content
-        return done
+        return found
 
     def _read(self, content: bytes, secrets: Secrets, model: str) -> tuple[Completion, bytes]:
         """Decode a large response, in a thread; return it and its bytes as strict JSON."""

@@ -64,6 +64,7 @@ async def relayed(server: OpenAIServer, path: str, call: ModelCall, body: dict[s
         raise ServerUnreachable(f"{label.name}: the stream ended before the answer was complete")
     if not pump.works:
         raise ServerFailed(f"{label.name}: the stream ended without an answer")
+    pump.end()
     return Completion((pump.sample(),), pump.delivery.usage or NO_USAGE, pump.model or str(body["model"]))
 
 
@@ -72,10 +73,10 @@ def _overhead(data: bytes) -> int:
     for event in payloads(data):
         try:
             choice = msgspec.json.decode(event)["choices"][0]
-            said = choice["text"] if "text" in choice else choice["delta"]
-        except (msgspec.DecodeError, LookupError, TypeError):
+            content = _content(choice["text"] if "text" in choice else choice["delta"])
+        except (msgspec.DecodeError, LookupError, TypeError, RecursionError):
             continue
-        if (content := _content(said)) > 0:
+        if content > 0:
             return len(event) + len(b"data: \n\n") - content
     return 0
 
@@ -237,7 +238,7 @@ class _Pump:
         """Whether the answer is complete: it has the protocol's end marker or a finish reason."""
         if self.works and self.error is None and (rest := self._reader.rest()):
             self._hand_on(rest)  # the last event, ended by the end of the stream
-        if any(b"data: [DONE]" in part or b"data:[DONE]" in part for part in (*self._last, *self._held)):
+        if self._is_done:
             return self.error is None
         for event in (event for part in self._last for event in payloads(part)):
             try:
@@ -247,6 +248,15 @@ class _Pump:
             except (msgspec.DecodeError, AttributeError, TypeError, RecursionError):
                 continue
         return False
+
+    @property
+    def _is_done(self) -> bool:
+        return any(b"data: [DONE]" in part or b"data:[DONE]" in part for part in (*self._last, *self._held))
+
+    def end(self) -> None:
+        """Write the end marker, which some clients wait for, if the server ended a whole answer without one."""
+        if not self._is_done:
+            self._write(b"data: [DONE]\n\n")
 
     def sample(self) -> Sample:
         """Return the answer if the relay keeps it; else an empty one that only says whether it was truncated."""
