@@ -118,7 +118,7 @@ async def test_the_operator_switches_and_goes_back(tmp_path):
 
 
 async def test_without_a_key_it_shows_nothing_where_the_service_wants_one(tmp_path):
-    """The page asks for a key; with one it shows its data, with another none."""
+    """The page asks for a key; with one it shows that key's own use, with the operator's token everybody's figures."""
     made = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "workflow_composer", "keys", "new", "ann", "--file", str(tmp_path / "keys.json"),
         cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
@@ -132,6 +132,15 @@ async def test_without_a_key_it_shows_nothing_where_the_service_wants_one(tmp_pa
             await page.value(f"document.getElementById('key').value = {json.dumps(given)}")
             await page.value("document.getElementById('entry').requestSubmit()")
             await page.until(f"{text_of('state')} === '{state}'")
+            if given == key:
+                assert await asyncio.to_thread(ask, url, "auto", "Ann has 3 apples and buys 9. How many?", ADMIN) == 401
+                assert await asyncio.to_thread(ask, url, "auto", "Ann has 3 apples and buys 9. How many?", key) == 200
+                await page.until(
+                    f"{text_of('tiles')}.startsWith('Key\\nann') && {text_of('tiles')}.includes('Requests\\n1')"
+                )
+                assert await page.value("document.getElementById('chart').offsetParent") is None
+        await page.until("document.getElementById('chart').offsetParent !== null")
+        await page.until(f"{text_of('recent')}.includes('math_statistics')")
         await is_clean(page, url, besides="status of 401")
 
 

@@ -24,7 +24,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 ANY_ORIGIN = "*"
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9._~%-]+)(?::(\d{1,5}))?")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
-_READS = frozenset({"GET", "HEAD", "OPTIONS"})
+_READS = frozenset({"GET", "HEAD"})
 _PREFLIGHT_SECONDS = "600"
 _MULTIPART = "multipart/form-data"
 
@@ -63,7 +63,7 @@ class WebGate:
         if allowed:
             return
         foreign = origin is not None and not is_own_host(_host_of(origin))
-        if foreign or (method not in _READS and headers.get("sec-fetch-site", "none") == "cross-site"):
+        if foreign or (headers.get("sec-fetch-site") == "cross-site" and not _is_a_link(method, headers)):
             remedy = "serve with --cors ORIGIN to allow it"
             raise _refused("web pages of this origin may not use the service", "origin_not_allowed", remedy)
 
@@ -80,6 +80,11 @@ class WebGate:
             return
         message = "the request's content type is not JSON; send the header content-type: application/json"
         raise HttpFailure(415, message, code="unsupported_media_type")
+
+
+def _is_a_link(method: str, headers: Mapping[str, str]) -> bool:
+    """Whether the browser follows a link from another site, to the dashboard for example; that page cannot see where to."""
+    return method in _READS and headers.get("sec-fetch-mode") == "navigate"
 
 
 def _refused(message: str, code: str, remedy: str) -> HttpFailure:

@@ -97,7 +97,7 @@ def test_pages_of_this_machine_may_ask_and_no_other_page_may_read(origin):
     [
         ("cross-site", "POST", 403),
         ("cross-site", "PUT", 403),
-        ("cross-site", "GET", None),  # a link to the dashboard
+        ("cross-site", "GET", 403),
         ("same-origin", "POST", None),
         ("same-site", "POST", None),
         ("none", "POST", None),
@@ -127,6 +127,12 @@ def test_a_body_that_a_page_can_send_without_asking_is_refused(kind, body, found
     assert status(WebGate(keyless=True), **HOST, **body, content_type=kind) == found
     assert status(WebGate(), **HOST, **body, content_type=kind) is None
     assert status(WebGate(keyless=True), **HOST, content_length="0", content_type=kind) is None
+
+
+def test_a_link_from_elsewhere_leads_to_the_dashboard_and_a_form_leads_nowhere():
+    there = {"sec_fetch_site": "cross-site", "sec_fetch_mode": "navigate"}
+    assert status(WebGate(keyless=True), "GET", "/dashboard", **HOST, **there) is None
+    assert status(WebGate(keyless=True), "POST", "/v1/chat/completions", **HOST, **JSON, **there) == 403
 
 
 def test_files_are_taken_where_they_belong_and_never_from_a_page_elsewhere():

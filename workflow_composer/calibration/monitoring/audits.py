@@ -184,7 +184,7 @@ class Audit:
     """An accepted answer that was drawn, and its grade: ``correct`` is None until it is graded. Times are ISO 8601 in UTC.
 
     ``certificate`` is the digest of the certificate that accepted it, ``alpha`` the certified risk, ``allowance`` the share
-    of right answers that the grader may call wrong.
+    of right answers that the grader may call wrong, ``key`` the ID of the grader's API key, if there is one.
     """
 
     id: str
@@ -197,6 +197,7 @@ class Audit:
     correct: bool | None = None
     by: str = ""
     allowance: float = 0.0
+    key: str = ""
     test: int = 0
     """The certificate's test that this audit belongs to: the number of resets before it was drawn."""
 
@@ -367,6 +368,14 @@ class AuditLog:
             tests = {certificate: watched.resets for certificate, watched in self._watched.items()}
             return [a for a in self._audits.values() if a.correct is None and a.test == tests[a.certificate]]
 
+    def graded(self, certificate: str) -> list[Audit]:
+        """The audits of the certificate's test that have a grade, as of the last `refresh`."""
+        with self._lock:
+            watched = self._watched.get(certificate)
+            test = -1 if watched is None else watched.resets
+            own = (audit for audit in self._audits.values() if audit.certificate == certificate and audit.test == test)
+            return [audit for audit in own if audit.correct is not None]
+
     def _drawn(self, request_id: str) -> Audit:
         if request_id not in self._audits:
             raise InputError(
@@ -465,7 +474,8 @@ class AuditLog:
         audit, correct, allowance = self._audits[event["id"]], event["correct"], event["allowance"]
         if audit.correct is not None or not isinstance(correct, bool) or not allowance >= 0:
             return False
-        audit = replace(audit, correct=correct, by=str(event["by"]), allowance=float(allowance))
+        by, key = str(event["by"]), str(event.get("key", ""))
+        audit = replace(audit, correct=correct, by=by, allowance=float(allowance), key=key)
         self._audits[audit.id] = audit
         watched = self._watched[audit.certificate]
         if audit.test == watched.resets:

@@ -124,11 +124,25 @@ def _about(log: AuditLog, certificate: str) -> dict[str, Any]:
         "alarm_at": monitor.alarm_at,
         "reason": watched.reason,
         "resets": watched.resets,
+        "graders": _graders(log, certificate),
         "strata": [
             {"stratum": name, "audits": part.audits, "wrong": part.wrong, "error": part.error, "e_value": part.e_value}
             for name, part in monitor.strata.items()
         ],
     }
+
+
+def _graders(log: AuditLog, certificate: str) -> list[dict[str, Any]]:
+    """Return who has graded how many answers, and how many of them wrong: the grades of a key that errs can be found."""
+    found: dict[tuple[str, str], list[bool]] = {}
+    for audit in log.graded(certificate):
+        found.setdefault((audit.by, audit.key), []).append(bool(audit.correct))
+    return [{"by": by, "key": key, "audits": len(all_), "wrong": all_.count(False)} for (by, key), all_ in found.items()]
+
+
+def _grader(one: dict[str, Any]) -> str:
+    key = f" (key {one['key']})" if one["key"] and one["key"] not in one["by"] else ""
+    return f"{one['by']}{key} {one['audits']}, {one['wrong']} wrong"
 
 
 def _print_pending(state: State, log: AuditLog) -> None:
@@ -160,6 +174,8 @@ def _print_status(state: State, log: AuditLog) -> None:
         click.echo(f"state:    {_state(about)}")
         click.echo(f"evidence: {_evidence(about)}")
         click.echo(f"pending:  {about['pending']}")
+        if about["graders"]:
+            click.echo(printable(f"graders:  {'; '.join(map(_grader, about['graders']))}"))
         parts = [(part["stratum"], *_counts(part)) for part in about["strata"]]
         print_table(("group/tier", "audits", "wrong", "error", "e-value"), [*parts, ("all", *_counts(about))])
         click.echo()

@@ -65,6 +65,22 @@ def test_the_status_names_certificate_evidence_and_every_tier(command, log):
     assert "damaged lines (skipped): 1" in out
 
 
+def test_the_status_says_whose_grades_they_are(command, log):
+    """A key that grades everything wrong is found, whatever name it gives; grades of an earlier test are left out."""
+    log.grade("req-0", correct=False, by="ann", key="1f0c9a2b3d4e")
+    log.grade("req-1", correct=False, by="ann", key="1f0c9a2b3d4e")
+    log.grade("req-2", correct=True, by="ann")
+    log.grade("req-3", correct=True, by="key 77aa", key="77aa")
+    assert (
+        "graders:  ann (key 1f0c9a2b3d4e) 2, 2 wrong; ann 1, 0 wrong; key 77aa 1, 0 wrong\n"
+        in command("feedback", "--status").out
+    )
+    (state,) = command("feedback", "--status", "--json").json["certificates"]
+    assert state["graders"][0] == {"by": "ann", "key": "1f0c9a2b3d4e", "audits": 2, "wrong": 2}
+    command("feedback", "--reset", "0123abcd")
+    assert command("feedback", "--status", "--json").json["certificates"][0]["graders"] == []
+
+
 def test_what_waits_is_listed_in_the_order_in_which_it_was_drawn(command, log):
     """With what helps to find the answer."""
     log.grade("req-0", correct=True, by="user")
