@@ -84,6 +84,8 @@ _NO_CLOCK: AbstractContextManager[None] = nullcontext()
 
 KEEPALIVE = 4.0
 """Seconds for which an idle connection is kept; uvicorn, vLLM's HTTP server, closes idle ones after 5."""
+_TOO_LATE = 408
+"""Status with which some servers and proxies end an idle connection; the request that crosses it has not been read."""
 _MOST_WAITING = 256 * 2**10
 """Bytes of a stream that may be buffered before reading pauses."""
 
@@ -139,7 +141,7 @@ class Client:
 
         Raises `EgressDenied`; TimeoutError and OSError if no connection can be made; `Broken` if it ends early.
         """
-        connection = self._kept(origin)
+        connection, told = self._kept(origin), sending or Sending()
         reused = connection is not None
         while True:
             if connection is None:
@@ -147,16 +149,14 @@ class Client:
             if sink is not None:
                 sink.attach(connection)
             try:
-                if sending is None:
-                    return await connection.ask(data, sink, bounds)
-                sending.sent += 1
-                with sending.clock or _NO_CLOCK:
-                    return await connection.ask(data, sink, bounds)
+                told.sent += 1
+                with told.clock or _NO_CLOCK:
+                    answer = await connection.ask(data, sink, bounds)
+                if not (reused and answer.status == _TOO_LATE):
+                    return answer
             except Broken as error:
                 if not (reused and error.stale):
                     raise
-                if sending is not None:
-                    sending.sent -= 1
             except BaseException:
                 connection.abort()
                 raise
@@ -166,6 +166,7 @@ class Client:
                     self._idle[origin].append(connection)
                 else:
                     connection.abort()
+            told.sent -= 1  # the server has not read the request
             connection, reused = None, False
 
     async def stream(self, origin: Origin, data: bytes, *, connect: float, sending: Sending | None = None) -> Stream:
