@@ -48,7 +48,7 @@ def hostile(tmp_path_factory) -> Iterator[Service]:
             "task_routing": {"*": "fine"},
             "routers": ["cascade", "cascading_provider"],
             "retries": {"attempts": 1},
-            "timeouts": {"first_token": 20, "total": 20},
+            "timeouts": {"first_token": 8, "total": 8},
             "circuit_breaker": {"failures": 1000},
         }
         (folder / "hostile.yaml").write_text(json.dumps(profile))

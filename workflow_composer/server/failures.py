@@ -112,6 +112,7 @@ _TOLD = {
     "CircuitOpen": "it failed repeatedly and is not called for a while",
     "EgressDenied": "this service does not send data there",
     "ModelNotFound": "its server does not know it",
+    "OutOfResources": "this service has no resources left for the call",
     "QuotaExhausted": "the service's account for it has no credit left",
     "RateLimited": "it is at its rate limit",
     "AnswerTooLong": "its answer was too long",

@@ -80,6 +80,8 @@ class Limit:
 
 KEEPALIVE = 4.0
 """Seconds for which an idle connection is kept; uvicorn, vLLM's HTTP server, closes idle ones after 5."""
+_TOO_LATE = 408
+"""Status with which some servers and proxies end an idle connection; the request that crosses it has not been read."""
 _MOST_WAITING = 256 * 2**10
 """Bytes of a stream that may be buffered before reading pauses."""
 
@@ -134,7 +136,9 @@ class Client:
             if sink is not None:
                 sink.attach(connection)
             try:
-                return await connection.ask(data, sink, bounds)
+                answer = await connection.ask(data, sink, bounds)
+                if not (reused and answer.status == _TOO_LATE):
+                    return answer
             except Broken as error:
                 if not (reused and error.stale):
                     raise

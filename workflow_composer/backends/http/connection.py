@@ -44,7 +44,7 @@ STEP = 64 * 2**10
 """Bytes that are parsed or decompressed before the event loop serves others."""
 LARGE = 2**20
 """Bytes after which the JSON values of a response are counted."""
-_ERROR = 256 * 2**10
+ERROR = 256 * 2**10
 """Bytes of an error response that are kept."""
 
 
@@ -113,7 +113,7 @@ class Connection(asyncio.Protocol):
         self._received = self._parsed = self._decoded = self._named = self._values = 0
         self._most = 0
         self._headed = self._streams = self._aborted = self._complete = False
-        self._inflating: _Inflating | None = None
+        self._inflating: Inflating | None = None
         self._backlog: deque[memoryview] = deque()
         self._working = self._scheduled = self._held = False
         self._lost: tuple[Exception | None] | None = None
@@ -202,7 +202,7 @@ class Connection(asyncio.Protocol):
         if self._headed and not self._aborted and not {"content-length", "transfer-encoding"} & self._headers.keys():
             self.on_message_complete()
             if self._complete and self._waiter is not None:
-                self._finish()
+                self.on_message_complete()
         else:
             how = "reset by the server" if exc else "closed during the response" if begun else "closed before the response"
             self._fail(Broken(how, begun=begun, stale=not begun and not self._aborted))
@@ -234,7 +234,7 @@ class Connection(asyncio.Protocol):
             self._backlog.clear()
         lost, self._lost = self._lost, None
         if self._complete and self._waiter is not None:
-            self._finish()
+            self.on_message_complete()
         elif lost is not None:
             self.connection_lost(lost[0])
         elif not self._held and self.transport is not None and not self.transport.is_closing():
@@ -290,12 +290,12 @@ class Connection(asyncio.Protocol):
         if self._named > self._bounds.head:
             self._fail(TooLong(f"the response headers are longer than {self._bounds.head} bytes"))
             return
-        coding = self._headers.get("content-encoding", "").strip().lower()
-        if coding not in ("", "identity"):
-            if coding not in ("gzip", "x-gzip", "deflate"):
-                self._fail(Undecodable(f"unsupported Content-Encoding {coding[:20]!r} of the response"))
+        if "content-encoding" in self._headers:
+            try:
+                self._inflating = inflating_for(self._headers["content-encoding"])
+            except Undecodable as error:
+                self._fail(error)
                 return
-            self._inflating = _Inflating()
         if self._sink is not None and status == 200 and "event-stream" in self._headers.get("content-type", ""):
             self._streams = True
             self._sink.begin()
@@ -328,7 +328,7 @@ class Connection(asyncio.Protocol):
         if self._decoded > self._most:
             self._fail(TooLong(f"the response is longer than {self._most} bytes"))
             return
-        if self._decoded > _ERROR and self._parser.get_status_code() >= 400:
+        if self._decoded > ERROR and self._parser.get_status_code() >= 400:
             return  # the start of an error says what it is
         if not self._body:
             self._body = piece
@@ -342,19 +342,16 @@ class Connection(asyncio.Protocol):
                 self._fail(TooLong(f"the response has more than {self._bounds.values} values"))
 
     def on_message_complete(self) -> None:
-        """Complete the response, unless it was an interim one (1xx)."""
-        if self._parser.get_status_code() < 200:
-            self._headers = {}
-            return
-        self.usable = self.usable and self._parser.should_keep_alive()
-        if self._inflating is not None:
-            self._complete = True  # once it is decompressed
-            return
-        self._finish()
-
-    def _finish(self) -> None:
-        """Deliver the response."""
-        if self._inflating is not None and not self._inflating.whole:
+        """Deliver the response, unless it was an interim one (1xx); a compressed one once it is decompressed."""
+        if not self._complete:
+            if self._parser.get_status_code() < 200:
+                self._headers = {}
+                return
+            self.usable = self.usable and self._parser.should_keep_alive()
+            if self._inflating is not None:
+                self._complete = True
+                return
+        elif self._inflating is not None and not self._inflating.whole:
             self._fail(Undecodable("cannot decompress the response: it is truncated"))
             return
         self.idle_since = time.monotonic()
@@ -370,7 +367,17 @@ class Connection(asyncio.Protocol):
             waiter.set_exception(error)
 
 
-class _Inflating:
+def inflating_for(coding: str) -> Inflating | None:
+    """Return what decompresses a Content-Encoding; None if nothing is compressed. Raises `Undecodable`."""
+    name = coding.strip().lower()
+    if name in ("", "identity"):
+        return None
+    if name not in ("gzip", "x-gzip", "deflate"):
+        raise Undecodable(f"unsupported Content-Encoding {name[:20]!r} of the response")
+    return Inflating()
+
+
+class Inflating:
     """Decompresses gzip and deflate in pieces of bounded size (protects against decompression bombs)."""
 
     def __init__(self) -> None:

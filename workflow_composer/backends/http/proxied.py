@@ -6,11 +6,26 @@ cloud. The environment gives the proxy's address. This module is imported only i
 
 from __future__ import annotations
 
+import asyncio
 import urllib.request
+import zlib
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from workflow_composer.backends.http.connection import BOUNDS, Answer, Bounds, Broken, TooLong
+from workflow_composer.backends.http.connection import (
+    BOUNDS,
+    ERROR,
+    LARGE,
+    STEP,
+    Answer,
+    Bounds,
+    Broken,
+    Inflating,
+    TooLong,
+    Undecodable,
+    inflating_for,
+    values_in,
+)
 from workflow_composer.backends.http.egress import EgressPolicy
 from workflow_composer.errors import EgressDenied
 
@@ -102,7 +117,8 @@ class ProxiedClient:
             def default_headers(self) -> dict[str, Any]:
                 return {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "workflow-composer"}
 
-        http = httpx2.AsyncClient(proxy=self._proxy, trust_env=False, follow_redirects=False)
+        transport = _in_steps(httpx2.AsyncHTTPTransport(proxy=self._proxy, trust_env=False))
+        http = httpx2.AsyncClient(transport=transport, trust_env=False, follow_redirects=False)
         return Bare(api_key="-", base_url=self._url, http_client=http, max_retries=0)
 
     async def close(self) -> None:
@@ -136,14 +152,75 @@ class ProxiedStream:
 
     async def gathered(self) -> Answer:
         """Return the rest. Raises `Broken`."""
-        parts: list[bytes] = []
+        body, most = bytearray(), min(self._bounds.whole, self._bounds.decoded)
         while part := await self.read():
-            parts.append(part)
-        return Answer(self._response.status_code, _headers(self._response), b"".join(parts))
+            body += part
+            if len(body) > most:
+                raise TooLong(f"the response is longer than {most} bytes")
+        if len(body) > LARGE and values_in(body) > self._bounds.values:
+            raise TooLong(f"the response has more than {self._bounds.values} values")
+        return Answer(self._response.status_code, _headers(self._response), bytes(body))
 
     async def close(self) -> None:
         """Close the response."""
         await self._response.aclose()
+
+
+def _in_steps(inner: httpx2.AsyncHTTPTransport) -> httpx2.AsyncBaseTransport:
+    """Return a transport that decompresses responses in bounded steps, and of errors reads the start only.
+
+    The client would decompress whatever comes at once, and read an error whatever its size.
+    """
+    import httpx2
+
+    class Body(httpx2.AsyncByteStream):
+        def __init__(self, stream: Any, inflating: Inflating | None, most: int) -> None:
+            self._stream = stream
+            self._inflating = inflating
+            self._most = most
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            left = self._most
+            async for data in self._stream:
+                for start in range(0, len(data), STEP):
+                    async for piece in self._pieces(data[start : start + STEP]):
+                        if left <= 0:
+                            return
+                        yield piece
+                        left -= len(piece)
+            if self._inflating is not None and not self._inflating.whole:
+                raise Undecodable("cannot decompress the response: it is truncated")
+
+        async def _pieces(self, data: bytes) -> AsyncIterator[bytes]:
+            if self._inflating is None:
+                yield data
+                return
+            self._inflating.add(data)
+            while self._inflating.waits:
+                try:
+                    piece = self._inflating.piece()
+                except zlib.error:
+                    raise Undecodable("cannot decompress the response") from None
+                await asyncio.sleep(0)
+                if piece:
+                    yield piece
+
+        async def aclose(self) -> None:
+            await self._stream.aclose()
+
+    class Stepping(httpx2.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+            found = await inner.handle_async_request(request)
+            inflating = inflating_for(found.headers.get("content-encoding", ""))
+            headers = [field for field in found.headers.raw if field[0].lower() != b"content-encoding"]
+            most = ERROR if found.status_code >= 400 else 2**62
+            body = Body(found.stream, inflating, most)
+            return httpx2.Response(found.status_code, headers=headers, stream=body, extensions=found.extensions)
+
+        async def aclose(self) -> None:
+            await inner.aclose()
+
+    return Stepping()
 
 
 def _headers(response: httpx2.Response) -> dict[str, str]:
@@ -158,7 +235,7 @@ def _plain(error: Exception) -> Exception:
     cause: Exception | BaseException = error
     if isinstance(error, openai.APIConnectionError):  # it wraps whatever the transport raises
         cause = error.__cause__ or error
-    if isinstance(cause, EgressDenied):
+    if isinstance(cause, (EgressDenied, Broken)):
         return cause
     if isinstance(cause, (httpx2.ConnectTimeout, httpx2.PoolTimeout)):
         return TimeoutError(str(cause))

@@ -56,6 +56,7 @@ async def relayed(server: OpenAIServer, path: str, call: ModelCall, body: dict[s
         raise ServerUnreachable(f"{label.name}: the stream ended before the answer was complete")
     if not pump.works:
         raise ServerFailed(f"{label.name}: the stream ended without an answer")
+    pump.end()
     return Completion((pump.sample(),), pump.usage, pump.model or str(body["model"]))
 
 
@@ -195,7 +196,7 @@ class _Pump:
         """Whether the answer is complete: it has the protocol's end marker or a finish reason."""
         if self.works and self.error is None and (rest := self._reader.rest()):
             self._hand_on(rest)  # the last event, ended by the end of the stream
-        if any(b"data: [DONE]" in part or b"data:[DONE]" in part for part in (*self._last, *self._held)):
+        if self._is_done:
             return self.error is None
         for event in (event for part in self._last for event in payloads(part)):
             try:
@@ -205,6 +206,15 @@ class _Pump:
             except (msgspec.DecodeError, AttributeError, TypeError, RecursionError):
                 continue
         return False
+
+    @property
+    def _is_done(self) -> bool:
+        return any(b"data: [DONE]" in part or b"data:[DONE]" in part for part in (*self._last, *self._held))
+
+    def end(self) -> None:
+        """Write the end marker, which some clients wait for, if the server ended a whole answer without one."""
+        if not self._is_done:
+            self._write(b"data: [DONE]\n\n")
 
     def sample(self) -> Sample:
         """Return the answer if the relay keeps it; else an empty one that only says whether it was truncated."""

@@ -9,14 +9,14 @@ import weakref
 
 import pytest
 
-from tests.integration.stub_backends import backend_of, call, local_backend
+from tests.integration.stub_backends import backend_of, call, collect, local_backend, posts
 from tests.integration.stub_server import Reply, StubServer
 from workflow_composer.backends.http import client as module
 from workflow_composer.backends.http.client import Client, Origin, head, path_of
 from workflow_composer.backends.http.connection import Broken
 from workflow_composer.backends.http.egress import EgressPolicy, endpoint_of
 from workflow_composer.config.strategy import StrategyConfig
-from workflow_composer.errors import AnswerTooLong, ServerUnreachable
+from workflow_composer.errors import AnswerTooLong, ServerFailed, ServerUnreachable
 
 
 def client_of(server, **options) -> Client:
@@ -204,6 +204,21 @@ async def test_a_call_over_a_stale_connection_counts_as_no_attempt():
             assert (await backend.complete(call())).samples[0].text == "4"
         await backend.close()
     assert server.requests > 4
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_a_kept_connection_that_ends_with_408_is_stale(server, local, streaming):
+    """HAProxy says so before it closes an idle connection; on a new connection it is an answer to the request."""
+    await local.complete(call())
+    server.script(Reply.error(408, "Request Time-out", headers={"Connection": "close"}))
+    found = await collect(local, call()) if streaming else await local.complete(call())
+    assert found
+    assert [request.connection for request in posts(server)][-2:] == [1, 2]
+    server.script(Reply.error(500, headers={"Connection": "close"}), Reply.error(408))
+    with pytest.raises(ServerFailed, match="500"):
+        await local.complete(call())
+    with pytest.raises(ServerFailed, match="408"):
+        await local.complete(call())
 
 
 async def test_an_answer_that_is_too_long_is_not_tried_again(server, local):

@@ -166,13 +166,13 @@ BOMB = gzip.compress(b" " * 200_000_000, compresslevel=1)
 @pytest.mark.parametrize("kind", ["application/json", "text/event-stream"])
 async def test_a_bomb_is_decompressed_in_steps_between_which_others_are_served_and_only_up_to_the_bound(monkeypatch, kind):
     """200 MB in less than 1 MB, as one piece or many."""
-    turns, piece = Turns(), connection_module._Inflating.piece
+    turns, piece = Turns(), connection_module.Inflating.piece
 
     def noted(self):
         turns.note()
         return piece(self)
 
-    monkeypatch.setattr(connection_module._Inflating, "piece", noted)
+    monkeypatch.setattr(connection_module.Inflating, "piece", noted)
     answer = sent_as(BOMB, "gzip").replace(b"\r\n", b"\r\nContent-Type: " + kind.encode() + b"\r\n", 1)
     bounds = Bounds(whole=2**22, decoded=2**22)
     async with connected(answer) as connection:

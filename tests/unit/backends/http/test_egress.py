@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.integration.stub_backends import backend_of, call
 from tests.integration.stub_server import Reply, StubServer
+from workflow_composer.backends.http import connection
 from workflow_composer.backends.http.client import Client, Origin
 from workflow_composer.backends.http.connection import Bounds, TooLong
 from workflow_composer.backends.http.egress import EgressPolicy, canonical_host, endpoint_of
@@ -401,6 +402,38 @@ async def test_behind_a_proxy_an_answer_is_bounded_as_elsewhere(packed):
                 pass
         await stream.close()
         await client.close()
+
+
+async def test_behind_a_proxy_a_bomb_is_decompressed_in_steps_and_only_up_to_the_bound(monkeypatch):
+    """200 MB in less than 1 MB."""
+    sizes, piece = [], connection.Inflating.piece
+
+    def noted(self):
+        found = piece(self)
+        sizes.append(len(found))
+        return found
+
+    monkeypatch.setattr(connection.Inflating, "piece", noted)
+    packed = gzip.compress(b" " * 200_000_000, compresslevel=1)
+    with StubServer() as proxy:
+        proxy.script(Reply(body=packed, headers={"Content-Encoding": "gzip"}))
+        client = ProxiedClient(CLOUD, Origin(False, "api.example", 443), "/v1", proxy.url)
+        with pytest.raises(TooLong):
+            await client.ask("POST", "/x", {}, b"{}", connect=2.0, bounds=Bounds(whole=2**22))
+        await client.close()
+    assert max(sizes) <= connection.STEP
+    assert 2**22 < sum(sizes) <= 2**22 + 2 * connection.STEP
+
+
+async def test_behind_a_proxy_only_the_start_of_an_error_is_read():
+    with StubServer() as proxy:
+        proxy.script(Reply(status=400, body=b"it is too long: " + b"z" * 3_000_000))
+        client = ProxiedClient(CLOUD, Origin(False, "api.example", 443), "/v1", proxy.url)
+        answer = await client.ask("POST", "/x", {}, b"{}", connect=2.0)
+        await client.close()
+    assert answer.status == 400
+    assert answer.body.startswith(b"it is too long: ")
+    assert len(answer.body) <= connection.ERROR + connection.STEP
 
 
 async def test_a_proxy_that_is_not_there_is_told(server, unused_tcp_port):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +19,7 @@ from workflow_composer.errors import (
     ContextOverflow,
     EgressDenied,
     ModelNotFound,
+    OutOfResources,
     RateLimited,
     ServerFailed,
     ServerUnreachable,
@@ -25,6 +28,12 @@ from workflow_composer.errors import (
 
 A, B, C = (ReplicaPlace(f"http://{name}:1/v1", "m", registered=True) for name in "abc")
 KEY = b"k" * 16
+
+
+def own(error):
+    """The same error, by our own fault."""
+    error.fault = "ours"
+    return error
 
 
 class Clock:
@@ -52,11 +61,11 @@ class Servers(ReplicaSet):
             raise EgressDenied("far away")
         return Replica(place, None, failures=self.failures, longest_pause=30.0)
 
-    def ask(self, *, key=None, tried=(), error=None):
+    def ask(self, *, key=None, tried=(), error=None, request=None):
         """One call; the place that got it."""
         place = None
         try:
-            with self.lent(key, tried) as replica:
+            with self.lent(key, tried, request) as replica:
                 place = replica and replica.place
                 if error is not None:
                     raise error
@@ -105,6 +114,34 @@ def test_servers_that_failed_again_and_again_are_left_alone_and_a_new_one_is_use
         servers.ask()
     servers.adopt([A, B])
     assert servers.ask() == B
+
+
+def test_the_failures_of_one_request_count_once():
+    """A vote of many samples on a server that fails is one failure, and its pause does not grow with them."""
+    servers = Servers(A, failures=3)
+    for _ in range(12):
+        servers.ask(error=ServerFailed("x"), request="one")
+    assert servers.of(A).standing(servers.clock.now) is Standing.DOUBTFUL
+    assert servers.of(A).pause_left(servers.clock.now) == 0.5
+    servers.ask(error=ServerFailed("x"), request="two")
+    servers.ask(error=ServerFailed("x"), request="one")
+    assert servers.of(A).standing(servers.clock.now) is Standing.DOUBTFUL
+    servers.ask(error=ServerFailed("x"), request="three")
+    assert servers.of(A).standing(servers.clock.now) is Standing.OUT
+    servers.clock.now += 60.0
+    servers.ask(request="four")
+    servers.ask(error=ServerFailed("x"), request="one")
+    assert servers.of(A).pause_left(servers.clock.now) == 0.5  # after a success, the count starts anew
+
+
+@pytest.mark.parametrize("error", [OutOfResources("x"), own(ServerUnreachable("x")), own(ServerFailed("x"))])
+def test_a_fault_of_our_own_speaks_against_no_server(error):
+    """A process without descriptors reaches none of them."""
+    servers = Servers(A, B)
+    for _ in range(5):
+        with contextlib.suppress(OutOfResources):
+            servers.ask(error=error)
+    assert {replica.standing(servers.clock.now) for replica in servers.replicas} == {Standing.GOOD}
 
 
 def test_a_server_that_answers_a_question_for_its_metrics_is_reachable_again():
