@@ -208,7 +208,8 @@ _URLS = st.builds("{}://{}{}?key={}".format, st.sampled_from(["http", "https", "
 
 
 @given(
-    st.one_of(_HOSTS, _PATHS, _URLS), st.sampled_from(["{}", "no answer from {}", "({}): refused", "'{}', then", "at {}."])
+    st.one_of(_HOSTS, _PATHS, _URLS),
+    st.sampled_from(["{}", "no answer from {}", "({}): refused", "'{}', then", "at {} now"]),
 )
 def test_no_host_path_or_url_is_left_in_a_text(place, text):
     assert without_places(text.format(place)) == text.format("[…]")
