@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from workflow_composer.calibration.monitoring.audits import AuditLog
 from workflow_composer.errors import InputError
 from workflow_composer.server.api import field_checks
-from workflow_composer.server.api.completion_handler import COST, PREFIX, REQUEST_ID, WARNING, Accounts, Admission, Visit
+from workflow_composer.server.api.completion_handler import PREFIX, REQUEST_ID, WARNING, Accounts, Admission, Visit, cost_of
 from workflow_composer.server.api.embeddings import read_embeddings, written_embeddings
 from workflow_composer.server.api.forms import AUTO, TASK, Field, Form
 from workflow_composer.server.api.json_wire import encode
@@ -109,7 +109,7 @@ class Catalogue:
             (REQUEST_ID, exchange.request_id),
             (PREFIX + "strategy", strategy),
             (PREFIX + "model", found.candidate),
-            (COST, f"{found.cost:.9g}"),
+            *cost_of(found),
             *((WARNING, warning) for warning in asked.warnings),
         ]
         return Reply(200, written_embeddings(asked, found), headers=headers)

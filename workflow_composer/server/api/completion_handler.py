@@ -25,7 +25,7 @@ from workflow_composer.server.auth.keys import presented
 from workflow_composer.server.exchange import Exchange, Fields, Handler, Reply
 from workflow_composer.server.failures import HttpFailure, interruption_of
 from workflow_composer.support.large_json import LARGE, apart
-from workflow_composer.types import ANY_TASK, LLMRequest, LLMResponse, Message, Relay, texts
+from workflow_composer.types import ANY_TASK, Embeddings, LLMRequest, LLMResponse, Message, Relay, texts
 
 if TYPE_CHECKING:
     from workflow_composer.metrics.record import RoutingMetric
@@ -95,12 +95,13 @@ def predict_task(messages: Sequence[Message], known: Collection[str]) -> str:
 PREFIX = "x-workflow-composer-"
 REQUEST_ID = PREFIX + "request-id"
 COST = PREFIX + "cost"
+COST_KNOWN, COST_ESTIMATED = COST + "-known", COST + "-estimated"
 ATTEMPTS = PREFIX + "attempts"
 OVERHEAD = PREFIX + "overhead-ms"
 WARNING = PREFIX + "warning"
 CONFIDENCE = PREFIX + "confidence"
 _LONGEST_WARNING = 300
-TRAILERS = ("trailer", f"{COST}, {ATTEMPTS}")
+TRAILERS = ("trailer", f"{COST}, {COST_KNOWN}, {COST_ESTIMATED}, {ATTEMPTS}")
 UNBUFFERED = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
 """Headers that keep proxies (nginx) from buffering a stream."""
 
@@ -473,12 +474,13 @@ def of_answer(exchange: Exchange, response: LLMResponse, said: Fields, *, debug:
     """
     waited = response.latency_ms - response.overhead_ms
     overhead = (time.perf_counter() - exchange.started) * 1000.0 - waited
-    made = response.decision
+    made, attempts = response.decision, response.attempts
+    is_plain = len(attempts) == 1 and attempts[0].priced and not attempts[0].estimated  # by far the most frequent
     fields = [
         (REQUEST_ID, response.request_id),
         *_decided(made.strategy, made.router, made.candidate, made.tier, made.fallback_depth, len(response.attempts)),
         (OVERHEAD, f"{overhead if overhead > 0.0 else 0.0:.3f}"),
-        (COST, f"{response.cost:.9g}"),
+        *(((COST, f"{response.cost:.9g}"),) if is_plain else cost_of(response)),
         *said,
     ]
     if response.confidence is not None:
@@ -520,7 +522,19 @@ def _in_a_header(text: str) -> str:
 
 def of_end(response: LLMResponse) -> Fields:
     """Return the trailers of a stream."""
-    return ((COST, f"{response.cost:.9g}"), (ATTEMPTS, str(len(response.attempts))))
+    return (*cost_of(response), (ATTEMPTS, str(len(response.attempts))))
+
+
+def cost_of(found: LLMResponse | Embeddings) -> Fields:
+    """Return the headers of a cost in dollars, "unknown" if nothing of it is known; two more say if it is a lower bound or
+    estimated.
+    """
+    fields = [(COST, f"{found.cost:.9g}" if found.cost_known or found.cost else "unknown")]
+    if not found.cost_known:
+        fields.append((COST_KNOWN, "false"))
+    if found.cost_estimated:
+        fields.append((COST_ESTIMATED, "true"))
+    return tuple(fields)
 
 
 @functools.lru_cache(maxsize=1024)
