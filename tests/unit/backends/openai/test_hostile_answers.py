@@ -76,6 +76,8 @@ def check_refusal(error):
 @example(answer={"choices": [{"message": {"content": "a"}, "finish_reason": {}}]})
 @example(answer={"choices": [{"message": {"tool_calls": [{"function": {"name": {}, "arguments": "{}"}}]}}]})
 @example(answer={"choices": [{"message": {"refusal": 5}}]})
+@example(answer={"choices": [{"message": {"content": "a"}}], "model": "\x1b[2J"})
+@example(answer={"choices": [{"message": {"content": "a"}}], "model": "m" * 257})
 @settings(deadline=None, max_examples=300)
 def test_a_whole_answer_is_read_or_refused(answer):
     """By the quick reader and the thorough one alike."""
@@ -86,7 +88,8 @@ def test_a_whole_answer_is_read_or_refused(answer):
     except ServerFailed as error:
         check_refusal(error)
         return
-    assert isinstance(done.model, str)
+    assert done.model.isprintable()
+    assert len(done.model) <= 256
     for sample in done.samples:
         check_sample(sample)
     json.loads(wire.strict(content), parse_constant=pytest.fail)
