@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from workflow_composer.backends.pricing import Price
 from workflow_composer.calibration.monitoring.audits import AuditLog, audits_file
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import ConfigError
@@ -185,6 +186,11 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         self._log.event("started", strategy=self.orchestrator.strategy, keys=self._accounts.keys is not None)
+        if unpriced := unlimited_by(self._accounts, self.orchestrator.config):
+            self._log.warning(
+                f"keys have budgets, but {unpriced} no price in the profile: budgets do not limit what is unknown; set "
+                "input_price and output_price, or gpu_hour_price (0 for what is free of charge)"
+            )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -263,6 +269,15 @@ def _accounts(settings: ServerSettings, log: ServiceLog) -> Accounts:
         return Accounts(ring, ledger, history=history, most_calls=settings.most_calls)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot use the ledger of keys: {error}", hint="set another state directory") from None
+
+
+def unlimited_by(accounts: Accounts, config: StrategyConfig) -> str:
+    """Return the models that no budget of a key limits, because their price is unknown; empty if no key has a budget."""
+    if accounts.keys is None or not accounts.keys.have_budgets:
+        return ""
+    names = [name for name, spec in config.backend_specs().items() if not Price.of(spec).known]
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"{shown} {'has' if len(names) == 1 else 'have'}" if names else ""
 
 
 def callers_of(settings: ServerSettings, accounts: Accounts, audit: SwitchAudit) -> Callers:

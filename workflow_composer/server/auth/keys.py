@@ -239,6 +239,11 @@ class KeyRing:
             raise _refused("the API key is not valid")
         return key
 
+    @property
+    def have_budgets(self) -> bool:
+        """Whether a key of the file has a budget."""
+        return any(key.limits for key in self._keys.values())
+
     def _look(self) -> tuple[int, int, int]:
         found = self._path.stat()
         return found.st_ctime_ns, found.st_size, found.st_ino  # chmod changes ctime too: the file may now be readable
