@@ -228,7 +228,7 @@ class Forecast:
         answer = max(self._longest, default=math.inf)
         if limit is not None and limit < answer:
             answer = limit
-        per_character = prompts / characters if characters else 1.0 / CHARACTERS_PER_TOKEN
+        per_character = prompts / characters if characters else 1.0  # few languages have more tokens than characters
         return request.query_length * per_character * calls, answer * samples, max(gpu, 0.0) / answered if answered else None
 
     def gpu_seconds(self, tokens: int) -> float | None:

@@ -149,6 +149,7 @@ class Worker:
         number: int | None = None,
     ) -> None:
         self._settings = settings
+        self._is_first = not number
         self._log = log
         live = LiveMetrics()
         accounts = _accounts(settings, log)
@@ -186,11 +187,7 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         self._log.event("started", strategy=self.orchestrator.strategy, keys=self._accounts.keys is not None)
-        if unpriced := unlimited_by(self._accounts, self.orchestrator.config):
-            self._log.warning(
-                f"keys have budgets, but {unpriced} no price in the profile: budgets do not limit what is unknown; set "
-                "input_price and output_price, or gpu_hour_price (0 for what is free of charge)"
-            )
+        self._warn_of_prices()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -204,6 +201,15 @@ class Worker:
             self._tell(f"cannot save who used what: {error.strerror}")
         if self._accounts.ledger is not None:
             self._accounts.ledger.close()
+
+    def _warn_of_prices(self) -> None:
+        """Say which models no budget limits, because their prices are unknown."""
+        ring = self._accounts.keys
+        if self._is_first and ring is not None and ring.any_budget:
+            specs = self.orchestrator.config.backend_specs()
+            models = sorted(name for name, spec in specs.items() if not Price.of(spec).known)
+            if models:
+                self._log.warning("budgets of keys do not limit models without prices in the profile", models=models)
 
     def begin(self, work: Any) -> None:
         """Start a background task."""
@@ -269,15 +275,6 @@ def _accounts(settings: ServerSettings, log: ServiceLog) -> Accounts:
         return Accounts(ring, ledger, history=history, most_calls=settings.most_calls)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot use the ledger of keys: {error}", hint="set another state directory") from None
-
-
-def unlimited_by(accounts: Accounts, config: StrategyConfig) -> str:
-    """Return the models that no budget of a key limits, because their price is unknown; empty if no key has a budget."""
-    if accounts.keys is None or not accounts.keys.have_budgets:
-        return ""
-    names = [name for name, spec in config.backend_specs().items() if not Price.of(spec).known]
-    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return f"{shown} {'has' if len(names) == 1 else 'have'}" if names else ""
 
 
 def callers_of(settings: ServerSettings, accounts: Accounts, audit: SwitchAudit) -> Callers:

@@ -65,6 +65,14 @@ function own(account) {
     tile("Cost", dollars(account.spent), left.join(", ") || "no budget"));
 }
 
+// Who used what, the most expensive first.
+function usage(rows) {
+  $("used").hidden = !rows || !rows.length;
+  if (!$("used").hidden) fill("usage", table(
+    [["key", "name"], ["user", "name"], ["team", "name"], ["requests", "number"], ["tokens", "number"], ["cost", "number"]],
+    rows.map((r) => [r.name, r.user || "–", r.team || "–", count(r.requests), count(r.tokens), dollars(r.cost)])));
+}
+
 // ------------------------------------------------------------------------------------------------------------------ chart
 const PERIODS = { hour: 3600, day: 86400, "90 days": 7776000 };
 let chosen = null;
@@ -189,6 +197,7 @@ function show(data) {
   const [text, kind] = data.live ? (data.draining ? ["draining", "warn"] : data.ready ? ["ready", "ok"] : ["no model available", "bad"]) : ["from a file", ""];
   $("state").textContent = text; $("state").className = "pill " + kind;
   document.body.classList.toggle("own", Boolean(data.account));
+  usage(data.usage);
   if (data.account) { own(data.account); $("live").hidden = $("switching").hidden = true; return; }
   const all = data.figures;
   all.live = data.live;

@@ -88,6 +88,7 @@ class Catalogue:
                 asked = read_embeddings(exchange.body, exchange.headers)
             else:
                 asked = await apart(read_embeddings, exchange.body, exchange.headers)
+            visit.name_user(asked.labels)
             strategy = self._orchestrator.strategy
             allowed: frozenset[str] | None = None
             if (key := visit.key) is not None:
@@ -101,7 +102,7 @@ class Catalogue:
                 dimensions=asked.dimensions,
                 request_id=exchange.request_id,
                 allowed=allowed,
-                purse=visit.charge(asked.labels),
+                purse=visit.purse,
                 most_calls=most_calls,
                 **asked.address,
             )

@@ -261,8 +261,8 @@ _LONGEST_USER = 100
 class Visit:
     """A request of a key: identified, admitted within the key's limits, and with a slot; an async context manager.
 
-    The request's ID shows from then on whose it is (`is_own`). From `charge` on, the key pays for it. ``reservation`` is
-    None if nobody keeps accounts.
+    The request's ID shows from then on whose it is (`is_own`), and its key pays for it. ``reservation`` is None if nobody
+    keeps accounts, ``purse`` also if the key has no budget.
     """
 
     accounts: Accounts
@@ -271,6 +271,7 @@ class Visit:
     key: Key | None = None
     owner: str = ""
     reservation: Reservation | None = None
+    purse: Reservation | None = None
     counted: KeyBudget | None = None
 
     async def __aenter__(self) -> Visit:
@@ -299,20 +300,16 @@ class Visit:
                     self.counted.end()
                 raise
         if budget is not None:
-            self.reservation = Reservation(budget, place=Slot(admission, self.owner))
+            self.reservation = reservation = Reservation(budget, place=Slot(admission, self.owner))
+            self.purse = reservation if budget.is_limited else None
+            self.accounts.under_way[self.exchange.request_id] = (reservation, "")
         return self
 
-    def charge(self, fields: Mapping[str, Any]) -> Reservation | None:
-        """Have the key pay for the request; return the reservation if the key has budgets, in which to reserve the cost."""
-        reservation = self.reservation
-        if reservation is None:
-            return None
-        exchange = self.exchange
-        names_user = fields.get("extra") or fields.get("metadata") or not USER_HEADERS.isdisjoint(exchange.headers)
-        user = user_of(exchange.headers, fields) if names_user else ""
-        self.accounts.under_way[exchange.request_id] = (reservation, user)
-        budget: Any = reservation.budget
-        return reservation if budget.is_limited else None
+    def name_user(self, fields: Mapping[str, Any]) -> None:
+        """Count the request for the person whom a front end names in the headers or in these fields of the body."""
+        if self.reservation is not None:
+            user = user_of(self.exchange.headers, fields)
+            self.accounts.under_way[self.exchange.request_id] = (self.reservation, user)
 
     async def __aexit__(self, *_: object) -> None:
         self.accounts.under_way.pop(self.exchange.request_id, None)
@@ -411,7 +408,9 @@ class CompletionHandler:
                 key.check(orchestrator.strategy)
             if key.models:
                 fields["allowed"] = reachable(key, orchestrator.config, model, task)
-            fields["purse"] = visit.charge(fields)
+            fields["purse"] = visit.purse
+            if fields.get("extra") or fields.get("metadata") or not USER_HEADERS.isdisjoint(exchange.headers):
+                visit.name_user(fields)
         if model is None and (task is None or task == ANY_TASK):
             task = fields["task_type"] = predict_task(fields["messages"], orchestrator.config.task_routing)
             said = [(TASK, f"{task}; predicted")]

@@ -212,6 +212,11 @@ class KeyRing:
         self._pepper = secrets.token_bytes(32)
         self._known: dict[bytes, Key] = {}
 
+    @property
+    def any_budget(self) -> bool:
+        """Whether a key has a budget in dollars."""
+        return any(key.limits for key in self._keys.values())
+
     def identify(self, presented: str | None) -> Key:
         """Return the record of a key. Raises `HttpFailure` 401 if it is missing, invalid, revoked or expired."""
         now = self._clock()
@@ -238,11 +243,6 @@ class KeyRing:
         if not fits or key is _NOBODY or key.revoked:
             raise _refused("the API key is not valid")
         return key
-
-    @property
-    def have_budgets(self) -> bool:
-        """Whether a key of the file has a budget."""
-        return any(key.limits for key in self._keys.values())
 
     def _look(self) -> tuple[int, int, int]:
         found = self._path.stat()
