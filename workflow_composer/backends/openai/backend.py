@@ -20,7 +20,14 @@ from workflow_composer.backends.http.proxied import ProxiedStream
 from workflow_composer.backends.openai import wire
 from workflow_composer.backends.openai.server import OpenAIServer, Secrets
 from workflow_composer.backends.replicas.observer import Readings, ServerObserver, probe
-from workflow_composer.errors import AuthenticationFailed, BadRequest, CallTimeout, ServerUnreachable, Unsupported
+from workflow_composer.errors import (
+    AnswerTooLong,
+    AuthenticationFailed,
+    BadRequest,
+    CallTimeout,
+    ServerUnreachable,
+    Unsupported,
+)
 from workflow_composer.support.large_json import LARGE, apart
 from workflow_composer.types import (
     Chunk,
@@ -96,13 +103,18 @@ class OpenAICompatibleBackend:
             except BadRequest as error:
                 again = partial(self._server.open, path, body, secrets, connect=connect, sending=sending)
                 stream = await self._in_other_words(error, body, again)
-        finished = False
+        finished, size = False, 0
         try:
             async with aclosing(self._events(stream, clock, secrets)) as events:
                 async for data in events:
                     chunk = self._server.understood(wire.chunk_of, data)
                     clock.started = clock.started or wire.shows_work(data)
                     if chunk is not None:
+                        size += len(chunk.text) + len(chunk.reasoning) + sum(len(str(one)) for one in chunk.tool_calls)
+                        if size > BOUNDS.whole:
+                            raise AnswerTooLong(
+                                f"{self._server.label.name}: an answer of more than {BOUNDS.whole} characters"
+                            )
                         finished = finished or chunk.finish_reason is not None
                         yield chunk
         finally:

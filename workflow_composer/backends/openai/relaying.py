@@ -102,6 +102,8 @@ def _raise_reported(server: OpenAIServer, pump: _Pump, secrets: Secrets) -> None
 
 _COMMENTS = 4096
 """Bytes of comments before the first token that are passed on with it; some servers send one now and then."""
+_MOST_KEPT = 64 * 2**20
+"""Bytes of a stream whose answer is needed as a whole: the events of more than a hundred thousand tokens."""
 
 
 class _Pump:
@@ -122,6 +124,7 @@ class _Pump:
         self._held_size = 0
         self._last: tuple[bytes, bytes] = (b"", b"")
         self._kept: list[bytes] = []
+        self._kept_size = 0
         self._cut_off: str | None = None
         self.works = False
         self.model: str | None = None
@@ -166,6 +169,9 @@ class _Pump:
             self._relay.heard = time.perf_counter()
             if self._relay.keep:
                 self._kept.append(data)
+                self._kept_size += len(data)
+                if self._kept_size > _MOST_KEPT:
+                    raise TooLong(f"the stream is longer than {_MOST_KEPT} bytes")
             self._write(data)
 
     def _count(self, data: bytes) -> None:

@@ -9,9 +9,13 @@ import pytest
 
 from tests.integration.stub_backends import PROMPT, backend_of, local_backend, posts
 from tests.integration.stub_server import MODEL, Reply
+from workflow_composer.backends.http.connection import Bounds
 from workflow_composer.backends.http.egress import EgressPolicy
+from workflow_composer.backends.openai import backend as backend_module
+from workflow_composer.backends.openai import relaying
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import (
+    AnswerTooLong,
     AuthenticationFailed,
     BadRequest,
     CallTimeout,
@@ -358,3 +362,20 @@ async def test_that_a_relayed_stream_was_cut_off_is_known_though_nobody_reads_it
         done = await named.complete(streamed(client))
         assert done.samples == (Sample("", "length"),)
         assert client.text.encode() == start + end
+
+
+@pytest.mark.parametrize("way", ["relayed and kept", "in pieces"])
+async def test_an_answer_that_does_not_end_is_not_kept_without_end(server, local, monkeypatch, way):
+    """Whether its bytes are kept or its pieces joined, it ends where no model's answer comes to."""
+    monkeypatch.setattr(relaying, "_MOST_KEPT", 100_000)
+    monkeypatch.setattr(backend_module, "BOUNDS", Bounds(whole=100_000))
+    server.script(Reply.stream(*["x" * 1000] * 300))
+    got = 0
+    with pytest.raises(AnswerTooLong):
+        if way == "in pieces":
+            async for chunk in local.stream(ModelCall(LLMRequest.of(PROMPT))):
+                got += len(chunk.text)
+        else:
+            client = Client()
+            await local.complete(streamed(client, keep=True, timeouts=Timeouts(1.0, 5.0, 60.0)))
+    assert got <= 100_000
