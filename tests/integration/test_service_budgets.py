@@ -50,11 +50,11 @@ def priced(tmp_path):
     """Starts a server and a service with two workers over it and a key; returns both and a function that asks."""
     started = []
 
-    def start(server, **limits):
+    def start(server, prices=PRICES, **limits):
         stub = StubServer(models=["m"]).__enter__()
         stub.answer = server
         started.append(stub)
-        models = {"p-0": {"backend": "vllm", "base_url": stub.url, "model": "m", **PRICES}}
+        models = {"p-0": {"backend": "vllm", "base_url": stub.url, "model": "m", **prices}}
         path = write_profile(tmp_path, "p", stub.url, models=models)
         key, secret = Key.new("ann", team="genomics", **limits)
         change_keys(tmp_path / "keys.json", lambda known: known.update({key.id: key}))
@@ -118,3 +118,12 @@ def test_who_used_what_is_kept_when_the_service_ends(priced, tmp_path):
     assert {(row.name, row.team, row.user) for row in rows} == {("ann", "genomics", "ann@example.org")}
     assert sum(row.requests for row in rows) == 6
     assert sum(row.cost for row in rows) == pytest.approx(6 * 0.02)
+
+
+@pytest.mark.parametrize(
+    ("prices", "limits", "warned"), [({}, {"budget": 1.0}, 1), ({}, {}, 0), (PRICES, {"budget": 1.0}, 0)]
+)
+def test_a_budget_over_models_without_prices_is_warned_of_once(priced, prices, limits, warned):
+    service, ask = priced(Counted(delay=0.0), prices=prices, **limits)
+    assert ask("chat") == 200
+    assert service.log.count("budgets of keys do not limit") == warned

@@ -16,6 +16,7 @@ from workflow_composer.metrics.sink import MemorySink
 from workflow_composer.server.admin.health import Observing, acceptance_gauges
 from workflow_composer.server.admin.strategy_switcher import Local, Strategies, SwitchAudit
 from workflow_composer.server.api.completion_handler import Accounts, Admission
+from workflow_composer.server.auth.history import UsageHistory
 from workflow_composer.server.auth.keys import Key, KeyRing, change_keys
 from workflow_composer.server.auth.ledger import Ledger
 from workflow_composer.server.logs import ServiceLog
@@ -248,6 +249,25 @@ async def test_audits_that_cannot_be_read_hide_nothing_else(parted, ask, tmp_pat
     (tmp_path / "audits.jsonl").mkdir()
     assert (await ask(one, "GET", "/metrics"))[0] == 200
     assert (await ask(one, "GET", "/dashboard/data"))[0] == 200
+
+
+async def test_the_dashboard_shows_a_key_what_its_own_users_have_used_and_an_operator_everything(parted, ask, tmp_path):
+    one = parted(keys=True)
+    one.accounts.history = UsageHistory(tmp_path / "usage.jsonl")
+    ann, bob = one.key("ann", team="x", budget=1e6), one.key("bob")
+    await ask(one, key=ann, x_openwebui_user_email="a@example.org")
+    await ask(one, key=ann, body={**CHAT, "user": "someone"})
+    await ask(one, key=bob)
+    one.accounts.history.save(one.accounts.history.take(at_once=True))
+    await ask(one, key=bob)  # not yet in the file
+    own = (await ask(one, "GET", "/dashboard/data", key=ann))[1]["usage"]
+    assert {(row["name"], row["team"], row["user"], row["requests"]) for row in own} == {
+        ("ann", "x", "a@example.org", 1),
+        ("ann", "x", "someone", 1),
+    }
+    assert all(row["cost"] == row["tokens"] > 0 for row in own)
+    everything = (await ask(one, "GET", "/dashboard/data", key="secret"))[1]["usage"]
+    assert sorted((row["name"], row["requests"]) for row in everything) == [("ann", 1), ("ann", 1), ("bob", 2)]
 
 
 async def test_the_dashboard_shows_the_certificate_in_force_also_before_its_first_audit(parted, ask, monkeypatch):

@@ -299,7 +299,8 @@ def _pair(data: Mapping[str, Any], line: int) -> tuple[str, str | None, _Pair]:
     if key is None and tier is not None:
         raise ValueError("id is missing: it is required with tier, to match the lines of one request")
     score = _number(data["score"], "score")
-    cost = _number(data.get("cost"), "cost")
+    # A cost of which only a part is known, or nothing (then some files have 0), is not known.
+    cost = math.nan if data.get("cost_known") is False else _number(data.get("cost"), "cost")
     if not (math.isnan(cost) or cost >= 0):
         raise ValueError(f"cost must not be negative, not {cost:g}")
     pair = _Pair(score, _grade(data["correct"]), _text(data, "group"), None if math.isnan(cost) else cost, line)

@@ -124,6 +124,8 @@ def _show_assessment(found: Assessment, last: str) -> None:
         spent, always = found.spending.cascade, found.spending.always_last
         share = f", {percent(found.spending.saved)} saved" if found.spending.saved is not None else ""
         click.echo(f"cost: {dollars(spent * 1000)} per 1,000 requests; always {last}: {dollars(always * 1000)}{share}")
+    else:
+        click.echo("cost: unknown, because a tier has no price and its answers no recorded cost")
     rows = [
         (q.tier, f"{q.known} of {q.rows}", percent(q.error), _figure(q.auroc), _figure(q.aurc), _figure(q.calibration_error))
         for q in found.scores
@@ -344,10 +346,10 @@ def _spec(config: StrategyConfig, tier: str) -> ModelSpec:
 
 
 def _price(spec: ModelSpec) -> Price | None:
-    """Dollars per million prompt and completion tokens; None if tokens have no price."""
-    if spec.input_price is None and spec.output_price is None:
+    """Dollars per million prompt and completion tokens; None if one of them has no price."""
+    if spec.input_price is None or spec.output_price is None:
         return None
-    return spec.input_price or 0.0, spec.output_price or 0.0
+    return spec.input_price, spec.output_price
 
 
 def _floors(texts: Sequence[str]) -> dict[str, str]:
