@@ -42,6 +42,7 @@
         ├── LocalModelUnavailable    the same, under a profile that forbids the cloud
         ├── DeadlineExceeded         the request's time limit passed before an answer arrived
         └── BudgetExceeded           the request's budget is too small for any tier
+            └── BudgetReserved       requests under way have reserved the rest of the budget
 
 Two flags of a `ModelError` say how to react: ``retryable`` (the same candidate may succeed in a moment) and ``fallback``
 (another candidate may succeed now). Each backend maps the errors of its client library to these classes in one place.
@@ -370,3 +371,7 @@ class BudgetExceeded(AllCandidatesFailed):
     """The expected cost of every tier exceeds the request's budget, so none was started."""
 
     fault: Fault = "caller"
+
+
+class BudgetReserved(BudgetExceeded):
+    """Requests under way have reserved what is left of the budget, and none ended within the request's time limit."""

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from workflow_composer.support.fast_dataclass import quick
+from workflow_composer.usage import MOST_TOKENS, NO_USAGE, Delivered, Sending, Usage
 
 if TYPE_CHECKING:
     from workflow_composer.answers.form import OutputForm
@@ -23,10 +24,12 @@ __all__ = [
     "ANY_TASK",
     "EMPTY",
     "MOST_TOKENS",
+    "NO_USAGE",
     "TIMER_EARLY",
     "Attempt",
     "Chunk",
     "Completion",
+    "Delivered",
     "Embeddings",
     "EndpointStatus",
     "Fault",
@@ -40,6 +43,7 @@ __all__ = [
     "ResourceStatus",
     "RoutingDecision",
     "Sample",
+    "Sending",
     "TierResult",
     "Timeouts",
     "TokenLogprob",
@@ -194,7 +198,7 @@ class ModelCall:
     """A call to a backend: one request, with the number of samples, the temperature and the time limits.
 
     ``first_sample`` is the index of the first sample if earlier calls drew others for the same request, so that a seed gives
-    different samples and a recording the next ones.
+    different samples and a recording the next ones. ``sending`` is where a backend may report how far the call has got.
     """
 
     request: LLMRequest
@@ -202,34 +206,7 @@ class ModelCall:
     temperature: float | None = None
     timeouts: Timeouts = Timeouts()
     first_sample: int = 0
-
-
-MOST_TOKENS = 2**40
-"""No call uses more tokens; a larger count is an error of the server."""
-
-
-@quick
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens of one call, or the sum of several; prompt tokens count once per call, whatever the number of samples."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens)
-
-    @property
-    def total_tokens(self) -> int:
-        """Prompt and completion together."""
-        return self.prompt_tokens + self.completion_tokens
-
-    @property
-    def can_be(self) -> bool:
-        """Whether one call can have used this many tokens: servers and plugins may report nonsense."""
-        prompt, completion = self.prompt_tokens, self.completion_tokens
-        whole = type(prompt) is int and type(completion) is int
-        return whole and 0 <= prompt <= MOST_TOKENS and 0 <= completion <= MOST_TOKENS
+    sending: Sending | None = field(default=None, compare=False, repr=False)
 
 
 @quick
@@ -270,14 +247,16 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """One vector per input text, in order."""
+    """One vector per input text, in order. ``cost`` in dollars, as in `LLMResponse`."""
 
     vectors: tuple[tuple[float, ...], ...]
     model: str
-    usage: Usage = Usage()
+    usage: Usage = NO_USAGE
     candidate: str = ""
     cost: float = 0.0
     failovers: tuple[Attempt, ...] = ()
+    cost_known: bool = True
+    cost_estimated: bool = False
 
 
 # ---------------------------------------------------------------------------------------------------------- the answer
@@ -317,8 +296,9 @@ Fault = Literal["caller", "server", "ours"]  # `workflow_composer.execution.faul
 class Attempt:
     """One call to a candidate: its tier and its place in it (both from 0), its result and its cost in dollars.
 
-    ``priced`` is False if the profile has no price or the server reported no usage: the cost is then unknown, and ``cost``
-    is only what is known of it. ``fault`` says whose fault a failure is; None: the call did not fail.
+    ``priced`` is False if the profile has no price: the cost is then unknown, and ``cost`` is only what is known of it.
+    ``estimated``: the tokens, or the price of the model that answered, are not known exactly. ``fault`` says whose fault a
+    failure is; None: the call did not fail.
     """
 
     tier: int
@@ -326,12 +306,13 @@ class Attempt:
     name: str
     local: bool
     latency_ms: float
-    usage: Usage = Usage()
+    usage: Usage = NO_USAGE
     cost: float = 0.0
     error: str | None = None
     error_type: str | None = None
     priced: bool = True
     fault: Fault | None = None
+    estimated: bool = False
 
 
 @quick
@@ -418,6 +399,11 @@ class LLMResponse:
     def cost_known(self) -> bool:
         """Whether every attempt has a price; if not, ``cost`` is a lower bound."""
         return all(attempt.priced for attempt in self.attempts)
+
+    @property
+    def cost_estimated(self) -> bool:
+        """Whether the cost of an attempt is estimated: its server reported no tokens, or it was broken off."""
+        return any(attempt.estimated for attempt in self.attempts)
 
     @property
     def asked_again(self) -> int:
@@ -523,8 +509,9 @@ class Relay:
     A whole answer is stored in ``body``. With ``write`` the answer is streamed: ``write`` gets complete server-sent events
     as they arrive, and ``begun`` is True once some were delivered, so that no other model may take over. ``usage``: the
     client requested the usage at the end of the stream; otherwise that event is dropped. ``keep``: the service also needs
-    the answer's text; otherwise a stream's text is not collected. ``source`` is set while a stream runs. ``heard`` is when
-    its last event came (`time.perf_counter`); infinite while its client takes no more.
+    the answer's text; otherwise a stream's text is not collected. ``source`` is set while a stream runs, and ``delivery``
+    says what has arrived of it. ``heard`` is when its last event came (`time.perf_counter`); infinite while its client takes
+    no more.
     """
 
     write: Callable[[bytes], None] | None = None
@@ -534,6 +521,7 @@ class Relay:
     begun: bool = False
     source: RelaySource | None = None
     heard: float = 0.0
+    delivery: Delivered | None = None
 
 
 # --------------------------------------------------------------------------------------------------------- resource status

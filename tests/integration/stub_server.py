@@ -46,7 +46,7 @@ class Reply:
 
     ``delay`` passes before the status line; ``hang`` lets it never come. With ``events`` the answer is a stream: ``first``
     passes before the first event and ``gap`` before each other one. ``die_after``: the connection is cut after so many
-    events, or in the middle of the body.
+    events, or in the middle of the body; ``hang_after``: so many events are followed by nothing.
     """
 
     status: int = 200
@@ -58,6 +58,7 @@ class Reply:
     first: float = 0.0
     gap: float = 0.0
     die_after: int | None = None
+    hang_after: int | None = None
     done: bool = True
 
     @classmethod
@@ -276,7 +277,8 @@ class StubServer:
             if number == reply.die_after:
                 await writer.drain()
                 return False
-            if not await self._pause(reply.gap if number else reply.first, reader):
+            pause = float("inf") if number == reply.hang_after else reply.gap if number else reply.first
+            if not await self._pause(pause, reader):
                 return False
             data = b"data: " + event + b"\n\n"
             writer.write(b"%x\r\n%s\r\n" % (len(data), data))

@@ -98,7 +98,7 @@ def test_the_values_load_nothing_heavy(at_start, name):
     """A plugin that only makes plans pays for plans only."""
     found = loaded_by(f"from workflow_composer import {name}") - at_start
 
-    values = {"types", "support", "support.fast_dataclass", "support.lazy_names"}
+    values = {"types", "usage", "support", "support.fast_dataclass", "support.lazy_names"}
     assert ours(found) == (values if name == "LLMRequest" else values | {"plan", "answers", "answers.form"})
     assert foreign(found) == set()
 

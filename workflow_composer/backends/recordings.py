@@ -305,6 +305,7 @@ class ReplayBackend:
     """
 
     local = True
+    replays = True
 
     def __init__(self, spec: ModelSpec, context: BackendContext) -> None:
         self.name = spec.name

@@ -23,7 +23,7 @@ COMMANDS = {
     "merge": "Join the shards of a run (--shard) into one, in the order of the input.",
     "route": "Show which models a request would go to, and why; sends nothing.",
     "serve": "Serve OpenAI's API over the strategy, with a dashboard.",
-    "keys": "Create, list and revoke the service's API keys.",
+    "keys": "Create, change, list and revoke the service's API keys, and show who used what.",
     "status": "Show the strategy, the reachable servers, and the routers.",
     "fleet": "Start, stop and monitor your own vLLM servers, on this machine or on SLURM.",
     "strategies": "List, show and validate strategy profiles.",

@@ -49,15 +49,15 @@ def code_of(tallies: Iterable[Tally]) -> int:
 # ------------------------------------------------------------------------------------------------------------------- costs
 
 
-def cost_text(amount: float, unknown: int) -> str:
-    """Format a cost of which ``unknown`` rows are not (or only partly) known.
+def cost_text(amount: float, unknown: int, unit: str = "row") -> str:
+    """Format a cost of which ``unknown`` rows (or other units) are not (or only partly) known.
 
     >>> cost_text(1.25, 0), cost_text(1.25, 3), cost_text(0.0, 3)
     ('$1.25', 'at least $1.25 (3 rows unknown)', 'unknown')
     """
     if not unknown:
         return dollars(amount)
-    return f"at least {dollars(amount)} ({unknown} row{'s' * (unknown != 1)} unknown)" if amount else "unknown"
+    return f"at least {dollars(amount)} ({unknown} {unit}{'s' * (unknown != 1)} unknown)" if amount else "unknown"
 
 
 def known_cost(amount: float, unknown: int) -> float | None:

@@ -177,8 +177,22 @@ class ModelSpec(ProfilePart):
         "write 0 for a model that is free of charge.",
     )
     output_price: Dollars | None = Field(default=None, description="Dollars per million completion tokens; likewise.")
+    cached_input_price: Dollars | None = Field(
+        default=None,
+        description="Dollars per million prompt tokens that the server read from its cache. Default: `input_price`.",
+    )
+    reasoning_price: Dollars | None = Field(
+        default=None,
+        description="Dollars per million completion tokens that were reasoning. Default: `output_price`.",
+    )
     gpu_hour_price: Dollars | None = Field(
         default=None, description="Dollars per hour of the GPU that serves it, shared among the calls in flight."
+    )
+    aliases: Names = Field(
+        default=(),
+        description="Further names by which the server reports this model, such as the model behind a deployment. If the "
+        "server answers as any other model, its answers are charged at that model's price, with a warning; dated snapshots "
+        "and tags of the same name are known.",
     )
     context_length: int | None = Field(
         default=None,

@@ -10,14 +10,13 @@ import asyncio
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
 
 from workflow_composer.backends.base import Backend
-from workflow_composer.backends.pricing import GpuMeter, Price
+from workflow_composer.backends.pricing import Forecast, GpuMeter, ModelNames, Price
 from workflow_composer.errors import (
     CallTimeout,
     CircuitOpen,
@@ -29,95 +28,20 @@ from workflow_composer.errors import (
 )
 from workflow_composer.execution.breaker import CircuitBreaker
 from workflow_composer.execution.fault import counts, fault_of
+from workflow_composer.execution.metering import is_owed, of_answer, of_failure
 from workflow_composer.plan import Candidate, Tier
 from workflow_composer.support.scarcity import lacking
-from workflow_composer.types import TIMER_EARLY, Attempt, LLMRequest, ModelCall, Sample, TierResult, Timeouts, Usage, Verdict
+from workflow_composer.types import TIMER_EARLY, Attempt, ModelCall, Sample, TierResult, Timeouts, Usage, Verdict
+from workflow_composer.usage import MOST_TOKENS, NO_USAGE, Delivered, WorkClock
 
-# -------------------------------------------------------------------------------------------------- forecast, endpoint
-
-UNSEEN_ANSWER = 512
-"""Assumed tokens per answer if the request sets no limit and no answer has been seen."""
-CHARACTERS_PER_TOKEN = 4.0
-_MEMORY = 20
-"""Number of most recent calls in the means."""
-_NOTHING = (0, 0, 0, 0, 0.0)
 REST = "end of the stream"
 """What a stream awaits after its first token."""
 SCARCE = "raise this process's limits (ulimit -n), or lower the number of concurrent requests"
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """Expected tokens and GPU seconds of some calls."""
-
-    usage: Usage
-    gpu_seconds: float
-
-
-class Forecast:
-    """Means over one endpoint's last answers: tokens per prompt character, tokens per answer, GPU time per token.
-
-    Running sums make both `learn` and `expect` constant-time.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._seen: deque[tuple[int, int, int, int, float]] = deque()
-        self._sums = _NOTHING
-        self._longest: deque[float] = deque(maxlen=_MEMORY)
-
-    def learn(self, request: LLMRequest, usage: Usage, samples: int, gpu_seconds: float) -> None:
-        """Record one successful call."""
-        prompt, answer = usage.prompt_tokens, usage.completion_tokens
-        call = (request.query_length if prompt else 0, prompt, answer, samples if answer else 0, gpu_seconds)
-        with self._lock:
-            seen = self._seen
-            seen.append(call)
-            gone = seen.popleft() if len(seen) > _MEMORY else _NOTHING
-            old = self._sums
-            self._sums = (
-                old[0] + call[0] - gone[0],
-                old[1] + call[1] - gone[1],
-                old[2] + call[2] - gone[2],
-                old[3] + call[3] - gone[3],
-                old[4] + call[4] - gone[4],
-            )
-            if answer:
-                self._longest.append(answer / samples)
-
-    def most(self, request: LLMRequest, samples: int = 1, calls: int = 1) -> tuple[float, float, float | None]:
-        """Return the most tokens of prompts and of ``samples`` answers to expect, and the GPU seconds per answer's token.
-
-        An answer is expected to be as long as the longest of the last ones, or as ``max_tokens`` if that is less; without
-        both it is infinite. The seconds are None if no answer has been seen.
-        """
-        characters, prompts, answered, _, gpu = self._sums
-        limit = 0 if request.kind == "embeddings" else request.max_tokens
-        answer = max(self._longest, default=math.inf)
-        if limit is not None and limit < answer:
-            answer = limit
-        per_character = prompts / characters if characters else 1.0 / CHARACTERS_PER_TOKEN
-        return request.query_length * per_character * calls, answer * samples, max(gpu, 0.0) / answered if answered else None
-
-    def gpu_seconds(self, tokens: int) -> float | None:
-        """Return the expected GPU seconds of an answer of ``tokens`` tokens; None if no answer has been seen."""
-        _, _, answered, _, gpu = self._sums
-        return tokens * max(gpu, 0.0) / answered if answered else None
-
-    def expect(self, request: LLMRequest, samples: int = 1, calls: int = 1) -> Expected:
-        """Return the expected usage of ``samples`` answers; each call pays for the prompt. ``max_tokens`` is a limit."""
-        characters, prompts, answered, drawn, gpu = self._sums
-        answer = answered / drawn if drawn else UNSEEN_ANSWER
-        if request.max_tokens is not None and (not drawn or request.max_tokens < answer):
-            answer = request.max_tokens
-        per_character = prompts / characters if characters else 1.0 / CHARACTERS_PER_TOKEN
-        usage = Usage(round(request.query_length * per_character) * calls, round(answer * samples))
-        return Expected(usage, usage.completion_tokens * max(gpu, 0.0) / answered if answered else 0.0)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Endpoint:
-    """A model's backend, price, circuit breaker, meter (for a price per GPU-hour) and forecast.
+    """A model's backend, price, circuit breaker, meter (for a price per GPU-hour), forecast, and names that it answers by.
 
     Models served by one process share a circuit breaker and a meter.
     """
@@ -128,6 +52,7 @@ class Endpoint:
     breaker: CircuitBreaker
     meter: GpuMeter
     forecast: Forecast = field(default_factory=Forecast)
+    names: ModelNames = field(default_factory=ModelNames)
 
 
 # ---------------------------------------------------------------------------------------------- the record of a request
@@ -305,7 +230,7 @@ class Call:
 
         with Call(endpoint, asked, trace, tier, position) as call:
             done = await endpoint.backend.complete(call.asked)
-            call.usage, call.cost = done.usage, done.cost
+            call.usage, call.cost, call.model, call.samples = done.usage, done.cost, done.model, done.samples
 
     The call ends at the timeouts of ``asked`` or at the end of the request's time, whichever is first; ``call.asked`` has
     the resulting limits. It then raises `CallTimeout`, which names the missing result (``awaited``). ``patience`` (seconds)
@@ -313,8 +238,10 @@ class Call:
     counted but not limited. Cancellation is distinguished from a timeout as in `asyncio.timeout`. A foreign exception from
     the await becomes a `ServerFailed`, so that a bug in a backend does not prevent fallback to another candidate.
 
-    The caller sets ``usage``, ``cost`` and ``failovers``; without a cost, the usage is priced. Each failover is recorded as
-    an attempt; its GPU time is charged to the call that contains it.
+    The caller sets what came back: ``usage``, ``cost``, ``model``, ``samples`` and ``failovers``, or the ``delivery`` of a
+    stream. This is the one place that decides what the call used and what it costs: usage that the server reported within
+    its bounds is *known*; what is missing, or was broken off, is *estimated* (`execution.metering`); without a price in the
+    profile, the cost is *unknown*. Each failover is recorded as an attempt; its GPU time is charged to the call with it.
     """
 
     def __init__(
@@ -334,8 +261,11 @@ class Call:
             asked = replace(asked, timeouts=Timeouts(min(times.connect, left), min(times.first_token, left), left))
         self.asked = asked
         self.seconds = asked.timeouts.total
-        self.usage = Usage()
+        self.usage = NO_USAGE
         self.cost: float | None = None
+        self.model: str | None = None
+        self.samples = NO_SAMPLES
+        self.delivery: Delivered | None = None
         self.failovers: tuple[Attempt, ...] = ()
         self._endpoint = endpoint
         self._trace = trace
@@ -344,6 +274,10 @@ class Call:
         self._patience = patience
         self.expired = False
         self._watch: _Watch | None = None
+        self._price = endpoint.price
+        self._estimated, self._covered = False, True
+        if asked.request.relay is not None:
+            asked.request.relay.delivery = None
 
     def __enter__(self) -> Self:
         endpoint = self._endpoint
@@ -357,7 +291,7 @@ class Call:
             self._record(0.0, 0.0, error)
             raise
         self._trace.calls_left -= self.asked.samples
-        self._gpu = endpoint.meter.start() if endpoint.price.gpu_hour else None
+        self._gpu = self._start_meter() if endpoint.price.gpu_hour else None
         self._trace.wait(now)
         self.resume(self._awaited, self._patience)
         return self
@@ -397,19 +331,27 @@ class Call:
             failure = self._settle(error)
         elif self._watch is not None:
             del self._watch.calls[self]
-        endpoint, gpu = self._endpoint, self._gpu
-        gpu_seconds = 0.0 if gpu is None else endpoint.meter.stop(gpu)
+        endpoint, usage = self._endpoint, self.usage
+        gpu_seconds = 0.0 if self._gpu is None else self._stop_meter(self._gpu)
         now = time.perf_counter()
         self._trace.go_on(now)
-        # Usage and cost come from a server or a plugin; impossible values are treated as unknown.
-        if not self.usage.can_be:
-            self.usage = Usage()
-        if self.cost is not None and not 0.0 <= self.cost < math.inf:
-            self.cost = None
+        prompt, answer = usage.prompt_tokens, usage.completion_tokens
+        relay = self.asked.request.relay
+        if (
+            failure is not None
+            or self.cost is not None
+            or (relay is not None and relay.delivery is not None)
+            or self.model not in endpoint.names.known
+            or not type(prompt) is type(answer) is int
+            or not (0 < prompt <= MOST_TOKENS and 0 < answer <= MOST_TOKENS)
+        ):
+            self._account(failure)
+            usage = self.usage
         if failure is None:
             if endpoint.breaker.failed:
                 endpoint.breaker.succeed()
-            endpoint.forecast.learn(self.asked.request, self.usage, self.asked.samples, gpu_seconds)
+            if not usage.estimated:
+                endpoint.forecast.learn(self.asked.request, usage, self.asked.samples, gpu_seconds)
         else:
             self._blame(failure)
         if self.failovers:
@@ -472,31 +414,83 @@ class Call:
             return time.perf_counter() - relay.heard < silence
         return self._awaited == REST and self._task.get_loop().time() - (self.deadline - self._limit) < silence
 
+    # ------------------------------------------------------------------------------------------------------ the account
+
+    def _start_meter(self) -> float:
+        """Let the backend meter its GPU, if it tells when its server works; else meter the whole call."""
+        sending, endpoint = self.asked.sending, self._endpoint
+        if sending is not None and getattr(endpoint.backend, "tells_sending", False):
+            sending.clock = WorkClock(endpoint.meter)
+            return -1.0
+        return endpoint.meter.start()
+
+    def _stop_meter(self, token: float) -> float:
+        """Return the call's share of the GPU time in seconds."""
+        sending = self.asked.sending
+        if token >= 0.0 or sending is None or sending.clock is None:
+            return self._endpoint.meter.stop(token)
+        return sending.clock.stop()
+
+    def _account(self, failure: BaseException | None) -> None:
+        """Decide what the call used, where it is not simply what the server reported.
+
+        Usage and cost come from a server or a plugin; impossible values are treated as unknown.
+        """
+        endpoint, call, relay = self._endpoint, self.asked, self.asked.request.relay
+        delivery = self.delivery or (None if relay is None else relay.delivery)
+        usage = self.usage if self.usage.can_be else NO_USAGE
+        if self.cost is not None and 0.0 <= self.cost < math.inf:
+            self.usage = usage
+            return
+        self.cost = None
+        if getattr(endpoint.backend, "replays", False):  # a recording says what it says
+            self.usage, self._covered = usage, failure is not None or endpoint.price.covers(usage)
+            return
+        if failure is None:
+            self.usage = of_answer(usage, call, delivery, self.samples, endpoint.forecast)
+            if self.usage.estimated:
+                endpoint.names.warn_once("no count", f"{endpoint.candidate.name} {NO_COUNT}")
+            elif delivery is not None:
+                endpoint.forecast.learn_pieces(delivery, self.usage)
+        elif is_owed(failure, call, delivery, tells=getattr(endpoint.backend, "tells_sending", False)):
+            self.usage = of_failure(usage, call, delivery, endpoint.forecast)
+        else:
+            self.usage = usage if usage.total_tokens else NO_USAGE
+        if self.model not in endpoint.names.known:
+            self._price, self._estimated = endpoint.names.price(self.model, endpoint.price)
+
     def _record_failovers(self) -> None:
+        endpoint = self._endpoint
         self._trace.calls_left -= len(self.failovers) * self.asked.samples
-        place: dict[str, Any] = {"tier": self._place[0], "candidate": self._place[1], "name": self._endpoint.candidate.name}
-        self._trace.attempts.extend(replace(failed, **place) for failed in self.failovers)
+        place: dict[str, Any] = {"tier": self._place[0], "candidate": self._place[1], "name": endpoint.candidate.name}
+        for failed in self.failovers:
+            used: dict[str, Any] = {}
+            if failed.estimated:  # the server that failed had the prompt
+                usage = endpoint.forecast.of_prompt(self.asked.request)
+                used = {"usage": usage, "cost": endpoint.price.cost(usage), "priced": endpoint.price.known}
+            self._trace.attempts.append(replace(failed, **place, **used))
 
     def _record(self, seconds: float, gpu_seconds: float, failure: BaseException | None) -> None:
-        candidate, price, usage = self._endpoint.candidate, self._endpoint.price, self.usage
-        # Nearly always both counts are known, and `Price.covers` need not be called.
-        is_known = price.known and usage.prompt_tokens > 0 and usage.completion_tokens > 0
+        candidate, price, usage = self._endpoint.candidate, self._price, self.usage
         self._trace.attempts.append(
             Attempt(
                 *self._place,
                 candidate.name,
                 candidate.local,
                 seconds * 1000.0,
-                self.usage,
-                price.cost(self.usage, gpu_seconds) if self.cost is None else self.cost,
+                usage,
+                price.cost(usage, gpu_seconds) if self.cost is None else self.cost,
                 None if failure is None else str(failure) or "cancelled",
                 None if failure is None else type(failure).__name__,
-                # A failed call that reports no tokens is taken to cost nothing.
-                is_known or self.cost is not None or (failure is not None and not usage.total_tokens) or price.covers(usage),
+                # A failed call that used nothing costs nothing.
+                (price.known and self._covered) or self.cost is not None or (failure is not None and not usage.total_tokens),
                 None if failure is None else fault_of(failure),
+                usage.estimated or self._estimated,
             )
         )
 
+
+NO_COUNT = "reports no valid count of its tokens; they are estimated (`usage`, or `stream_options` of a stream, is missing)"
 
 _TURNS = 10
 """Loop iterations before timeouts fire: received data takes four from the socket to the awaiting task."""

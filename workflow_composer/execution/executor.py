@@ -242,7 +242,13 @@ class PlanExecutor:
             except ModelError as error:
                 await run.failed(error)
             else:
-                return replace(found, candidate=candidate.name, cost=trace.cost)
+                return replace(
+                    found,
+                    candidate=candidate.name,
+                    cost=trace.cost,
+                    cost_known=all(attempt.priced for attempt in trace.attempts),
+                    cost_estimated=any(attempt.estimated for attempt in trace.attempts),
+                )
         raise run.exhausted()
 
     # ------------------------------------------------------------------------------- shared with the run of a stream

@@ -24,6 +24,7 @@ from workflow_composer.execution.call import REST, Call, Endpoint, Trace
 from workflow_composer.plan import Candidate, Member, Plan, Tier, Watch
 from workflow_composer.support.fast_dataclass import changed
 from workflow_composer.types import Attempt, Chunk, Completion, Embeddings, LLMRequest, ModelCall, Timeouts, Verdict
+from workflow_composer.usage import Sending
 
 
 class CallObserver(Protocol):
@@ -145,7 +146,8 @@ class MemberRun:
         if tier.is_plain:
             samples = request.n
         shown = request if tier.is_plain and member.form is None else shown_to(member, tier, request)
-        self.asked = ModelCall(shown, member.samples if samples is None else samples, temperature, models.timeouts, first)
+        count = member.samples if samples is None else samples
+        self.asked = ModelCall(shown, count, temperature, models.timeouts, first, Sending())
         self._planned = self.asked
 
     def next(self) -> bool:
@@ -165,6 +167,7 @@ class MemberRun:
         with Call(self.endpoint, self.asked, self._trace, self._index, self.position) as call:
             done = await self.endpoint.backend.complete(call.asked)
             call.usage, call.cost, call.failovers = done.usage, done.cost, done.failovers
+            call.model, call.samples = done.model, done.samples
             if not done.samples:
                 raise ServerFailed("the response has no choices")
             return done
@@ -180,16 +183,15 @@ class MemberRun:
             if asked.samples > 1:
                 reason = f"{self.candidate.name} streams one answer only, but n is {asked.samples}"
                 raise Unsupported(reason, hint="omit n or stream")
+            call.delivery = heard.delivery
             async with aclosing(self.endpoint.backend.stream(call.asked)) as pieces:
                 while (piece := await anext(pieces, None)) is not None:
                     call.pause()
                     heard.add(piece)
-                    call.usage = heard.usage
+                    call.model = heard.model
                     call.failovers = piece.failovers or call.failovers
                     going_on = piece.finish_reason is None  # abandoning a finished answer would save nothing
                     if watch is not None and going_on and piece.logprobs and (verdict := watch.hear(piece.logprobs)):
-                        prompt = self.endpoint.forecast.expect(asked.request).usage.prompt_tokens
-                        call.usage = heard.usage_so_far(prompt)
                         raise Abandoned(verdict, heard.tokens)
                     yield piece
                     if heard.pieces:
@@ -202,9 +204,11 @@ class MemberRun:
     async def embed(self, texts: Sequence[str], dimensions: int | None) -> Embeddings:
         """Make one call for embeddings. Raises `ModelError`."""
         with Call(self.endpoint, self.asked, self._trace, self._index, self.position, awaited="embeddings") as call:
-            wanted = {} if dimensions is None else {"dimensions": dimensions}
+            wanted: dict[str, Any] = {} if dimensions is None else {"dimensions": dimensions}
+            if getattr(self.endpoint.backend, "tells_sending", False):
+                wanted["sending"] = call.asked.sending
             found = await self.endpoint.backend.embed(texts, timeout=call.seconds, **wanted)
-            call.usage, call.failovers = found.usage, found.failovers
+            call.usage, call.failovers, call.model = found.usage, found.failovers, found.model
             return found
 
     # -------------------------------------------------------------------------------------------- after a failed call
@@ -214,6 +218,8 @@ class MemberRun:
 
         If only the tier asked for log-probabilities and the model does not support them, the call is repeated without them.
         """
+        if self.asked.sending is not None:
+            self.asked.sending.clear()
         if isinstance(error, Unsupported) and self._tier.logprobs is not None and self.asked is self._planned:
             bare = shown_to(self._member, replace(self._tier, logprobs=None), self._request)
             self.asked = replace(self._planned, request=bare)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from workflow_composer.errors import BudgetExceeded
+from workflow_composer.errors import BudgetExceeded, BudgetReserved
 
 Estimate = Callable[[], tuple[float, float]]
 """Returns the most dollars and tokens that a request will probably use; infinite: nothing bounds them."""
@@ -25,10 +25,6 @@ MOST_WAITING = 1024
 """Requests that may wait for one budget."""
 ROUNDING = 1e-9
 """Dollars by which sums and differences of reservations may be wrong."""
-
-
-class BudgetReserved(BudgetExceeded):
-    """Requests under way have reserved what is left of the budget, and none ended within the request's time limit."""
 
 
 class Place(Protocol):

@@ -31,7 +31,7 @@ def figures(snapshot: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "since": snapshot["since"],
         "until": snapshot["now"],
-        "total": {name: sum(one[name] for one in series) for name in (*COUNTS, *SUMS)},
+        "total": {name: sum(one.get(name, 0) for one in series) for name in (*COUNTS, *SUMS)},
         "rate_now": sum(bucket[1] for bucket in snapshot["history"]["10"] if bucket[0] >= since_a_minute),
         "latency": _percentiles(snapshot["latency_bounds"], latency),
         "overhead": _percentiles(snapshot["overhead_bounds"], overhead),
@@ -120,7 +120,7 @@ def _by(series: Sequence[Mapping[str, Any]], label: str, bounds: Sequence[float]
     found = [
         {
             key: value,
-            **{name: sum(one[name] for one in group) for name in ("requests", "errors", "cost")},
+            **{name: sum(one.get(name, 0) for one in group) for name in ("requests", "errors", "cost", "unpriced")},
             "p50": percentile(bounds, _added(group, "latency"), 0.5),
         }
         for value, group in groups.items()

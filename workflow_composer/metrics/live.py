@@ -88,13 +88,14 @@ SPANS = ((10, 360), (60, 1440), (3600, 2160))
 OTHER = "other"
 
 LABELS = ("strategy", "router", "task", "model", "tier")
-COUNTS = ("requests", "errors", "fallbacks", "escalations", "prompt_tokens", "completion_tokens")
+COUNTS = ("requests", "errors", "fallbacks", "escalations", "prompt_tokens", "completion_tokens", "unpriced", "estimated")
 SUMS = ("cost", "latency_sum", "overhead_sum", "compared_cost", "strongest_cost")
 
 
 class Series:
     """Counts of one combination of labels. Times in milliseconds, cost in dollars; buckets are not cumulative.
 
+    Of ``unpriced`` requests the cost is not, or only partly, known; that of ``estimated`` ones is estimated.
     ``compared_cost`` is the part of ``cost`` for which the cost of the strongest tier alone is known.
     """
 
@@ -102,7 +103,7 @@ class Series:
 
     def __init__(self) -> None:
         self.requests = self.errors = self.fallbacks = self.escalations = 0
-        self.prompt_tokens = self.completion_tokens = 0
+        self.prompt_tokens = self.completion_tokens = self.unpriced = self.estimated = 0
         self.cost = self.latency_sum = self.overhead_sum = self.compared_cost = self.strongest_cost = 0.0
         self.latency = [0] * (len(LATENCY_BOUNDS) + 1)
         self.overhead = [0] * (len(OVERHEAD_BOUNDS) + 1)
@@ -143,6 +144,10 @@ class LiveMetrics:
         if metric.strongest_cost is not None:
             series.compared_cost += metric.cost
             series.strongest_cost += metric.strongest_cost
+        if not metric.cost_known:
+            series.unpriced += 1
+        if metric.estimated:
+            series.estimated += 1
         if metric.fallback_depth:
             series.fallbacks += 1
         if metric.escalated:
@@ -246,6 +251,6 @@ def _add_series(series: dict[tuple[Any, ...], dict[str, Any]], one: Mapping[str,
         series[key] = {**one, "latency": list(one["latency"]), "overhead": list(one["overhead"])}
         return
     for name in (*COUNTS, *SUMS):
-        total[name] += one[name]
+        total[name] = total.get(name, 0) + one.get(name, 0)
     for name in ("latency", "overhead"):
         total[name] = [a + b for a, b in zip(total[name], one[name], strict=True)]

@@ -19,6 +19,8 @@ _COUNTERS = (
     ("errors", "request_errors", "Requests that ended without an answer."),
     ("fallbacks", "fallbacks", "Requests answered by a fallback candidate of their tier, because calls failed."),
     ("escalations", "escalations", "Requests answered by a later tier, because an answer was not accepted."),
+    ("unpriced", "requests_cost_unknown", "Requests whose cost is unknown, because the profile has no price for a model."),
+    ("estimated", "requests_cost_estimated", "Requests whose tokens are estimated: not reported, or broken off."),
     ("cost", "cost_dollars", "Cost of requests in dollars, including failed attempts and rejected tiers."),
 )
 _STATES = {"closed": 0, "half-open": 1, "open": 2}
@@ -59,7 +61,7 @@ def _metrics(snapshot: Mapping[str, Any], gauges: Sequence[Gauge]) -> Iterator[M
     for field, name, text in _COUNTERS:
         counter = CounterMetricFamily(PREFIX + name, text, labels=LABELS)
         for labels, one in series:
-            counter.add_metric(labels, one[field])
+            counter.add_metric(labels, one.get(field, 0))
         yield counter
     tokens = CounterMetricFamily(PREFIX + "tokens", "Tokens of prompts and answers.", labels=(*LABELS, "kind"))
     for labels, one in series:

@@ -10,7 +10,7 @@ import math
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -108,13 +108,19 @@ class Percentiles:
 
 @dataclass(slots=True)
 class RequestSums:
-    """Sums over a group of requests; cost in dollars."""
+    """Sums over a group of requests; cost in dollars.
+
+    Of ``unpriced`` requests the cost is not, or only partly, known, because the profile has no price for a model; of
+    ``estimated`` ones, because a server reported no tokens or a call was broken off.
+    """
 
     requests: int = 0
     errors: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float = 0.0
+    unpriced: int = 0
+    estimated: int = 0
 
     def add(self, metric: Mapping[str, Any]) -> None:
         """Count one more request."""
@@ -123,6 +129,17 @@ class RequestSums:
         self.prompt_tokens += metric["prompt_tokens"]
         self.completion_tokens += metric["completion_tokens"]
         self.cost += metric["cost"]
+        self.unpriced += metric.get("cost_known") is False
+        self.estimated += metric.get("estimated") is True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON; the cost is None if nothing of it is known."""
+        return {**asdict(self), "cost": self.known_cost}
+
+    @property
+    def known_cost(self) -> float | None:
+        """What is known of the cost; None if nothing is."""
+        return None if self.unpriced and not self.cost else self.cost
 
 
 @dataclass(slots=True)
@@ -181,8 +198,6 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts and numbers for JSON; rates are between 0 and 1, or None if there were no requests."""
-        from dataclasses import asdict
-
         overhead = self.overhead()
         return {
             "requests": self.total.requests,
@@ -197,9 +212,11 @@ class Summary:
             "overhead_ms": asdict(overhead) if overhead else None,
             "prompt_tokens": self.total.prompt_tokens,
             "completion_tokens": self.total.completion_tokens,
-            "cost": self.total.cost,
-            "by_model": {name: asdict(tally) for name, tally in _by_cost(self.by_model)},
-            "by_strategy": {name: asdict(tally) for name, tally in _by_cost(self.by_strategy)},
+            "cost": self.total.known_cost,
+            "unpriced": self.total.unpriced,
+            "estimated": self.total.estimated,
+            "by_model": {name: tally.to_dict() for name, tally in _by_cost(self.by_model)},
+            "by_strategy": {name: tally.to_dict() for name, tally in _by_cost(self.by_strategy)},
         }
 
 

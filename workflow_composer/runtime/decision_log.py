@@ -75,7 +75,7 @@ class Narrator:
             left_out=None if plan is None else "; ".join(plan.left_out) or None,
             attempts="; ".join(f"{a.name}: {a.error_type or 'ok'} in {a.latency_ms:.0f} ms" for a in attempts),
             success=metric.success,
-            cost=f"{metric.cost:.3g}",
+            cost=f"{metric.cost:.3g}{' (estimated)' * metric.estimated}" if metric.cost_known or metric.cost else "unknown",
             overhead_ms=f"{metric.overhead_ms:.3f}",
         )
 
@@ -141,6 +141,11 @@ def metric_of(
         usage, cost = trace.total
         last = trace.attempts[-1] if trace.attempts else None
         candidate, tier, depth = (last.name, last.tier, last.candidate) if last else ("", 0, 0)
+    attempts = trace.attempts
+    if len(attempts) == 1:
+        cost_known, estimated = attempts[0].priced, attempts[0].estimated
+    else:
+        cost_known, estimated = all(one.priced for one in attempts), any(one.estimated for one in attempts)
     overhead = seconds - trace.waited
     now = time.time()
     # Positional: twenty keyword arguments would take longer than the rest of this function.
@@ -170,6 +175,8 @@ def metric_of(
         strongest_cost,
         plan.reason if plan is not None else "",
         told(plan, trace) if debug else None,  # decision
+        cost_known,
+        estimated,
     )
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from workflow_composer.backends.base import BackendContext
+from workflow_composer.backends.base import Backend, BackendContext
 from workflow_composer.backends.http.egress import EgressPolicy
-from workflow_composer.backends.pricing import GpuMeter, Price
+from workflow_composer.backends.pricing import GpuMeter, ModelNames, Price
 from workflow_composer.config.strategy import ModelSpec, StrategyConfig
 from workflow_composer.contexts.applying import Contexts
 from workflow_composer.errors import (
@@ -288,16 +288,29 @@ def _endpoints(config: StrategyConfig, registry: PluginRegistry, context: Backen
                 [f"{where}: backend {spec.backend!r} sends data to the cloud, but the profile has allow_cloud: false"]
             )
         candidate = Candidate(name, backend.local, spec.context_length, spec.endpoint, tuple(spec.capabilities))
+        names = _names(spec, backend, config, context.report)
         own_meter: GpuMeter | None = getattr(backend, "meter", None)
         if own_meter is not None:
-            made[name] = Endpoint(candidate, backend, Price.of(spec), CircuitBreaker(name, failures=math.inf), own_meter)
+            breaker = CircuitBreaker(name, failures=math.inf)
+            made[name] = Endpoint(candidate, backend, Price.of(spec), breaker, own_meter, names=names)
             continue
         server = _server(spec)
         breaker = breakers.setdefault(
             server, CircuitBreaker(name, failures=config.circuit_breaker.failures, cooldown=config.circuit_breaker.cooldown)
         )
-        made[name] = Endpoint(candidate, backend, Price.of(spec), breaker, meters.setdefault(server, GpuMeter()))
+        meter = meters.setdefault(server, GpuMeter())
+        made[name] = Endpoint(candidate, backend, Price.of(spec), breaker, meter, names=names)
     return made
+
+
+def _names(spec: ModelSpec, backend: Backend, config: StrategyConfig, report: Callable[[str], None]) -> ModelNames:
+    """Return the names by which a model may answer; only servers with OpenAI's API say which model answered."""
+    asked = spec.model if getattr(backend, "tells_sending", False) else None
+    others = [other for other in config.models.values() if other.name != spec.name and other.model is not None]
+    # Another model of the same server or provider comes first.
+    others.sort(key=lambda other: (other.base_url != spec.base_url, other.endpoint != spec.endpoint))
+    prices = [(other.model or other.name, Price.of(other)) for other in others]
+    return ModelNames(asked, spec.aliases, prices, name=spec.name, report=report)
 
 
 def _server(spec: ModelSpec) -> str:

@@ -16,6 +16,7 @@ from workflow_composer.errors import (
     AuthenticationFailed,
     BadRequest,
     BudgetExceeded,
+    BudgetReserved,
     CallTimeout,
     ChannelClosed,
     CircuitOpen,
@@ -41,7 +42,6 @@ from workflow_composer.errors import (
     Unsupported,
     WorkflowComposerError,
 )
-from workflow_composer.execution.reservation import BudgetReserved
 from workflow_composer.types import Attempt
 
 INVALID, SERVER, PERMISSION = "invalid_request_error", "server_error", "permission_error"

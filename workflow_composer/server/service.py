@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from workflow_composer.backends.pricing import Price
 from workflow_composer.calibration.monitoring.audits import AuditLog, audits_file
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import ConfigError
@@ -148,6 +149,7 @@ class Worker:
         number: int | None = None,
     ) -> None:
         self._settings = settings
+        self._is_first = not number
         self._log = log
         live = LiveMetrics()
         accounts = _accounts(settings, log)
@@ -185,6 +187,7 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         self._log.event("started", strategy=self.orchestrator.strategy, keys=self._accounts.keys is not None)
+        self._warn_of_prices()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -198,6 +201,15 @@ class Worker:
             self._tell(f"cannot save who used what: {error.strerror}")
         if self._accounts.ledger is not None:
             self._accounts.ledger.close()
+
+    def _warn_of_prices(self) -> None:
+        """Say which models no budget limits, because their prices are unknown."""
+        ring = self._accounts.keys
+        if self._is_first and ring is not None and ring.any_budget:
+            specs = self.orchestrator.config.backend_specs()
+            models = sorted(name for name, spec in specs.items() if not Price.of(spec).known)
+            if models:
+                self._log.warning("budgets of keys do not limit models without prices in the profile", models=models)
 
     def begin(self, work: Any) -> None:
         """Start a background task."""

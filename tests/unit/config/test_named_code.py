@@ -9,6 +9,7 @@ import pytest
 
 from tests.paths import PROFILES
 from workflow_composer import ModelOrchestrator
+from workflow_composer.batch.run.lines import sealed
 from workflow_composer.cli.main import run
 from workflow_composer.cli.state import State
 from workflow_composer.config.named_code import ALLOW_CODE_VARIABLE, named_code
@@ -232,3 +233,23 @@ def test_depth_is_bounded():
     assert list(named_code(text))
     assert not list(named_code("[[[[x]]]]"))
     assert issubclass(ProfileError, ConfigError)
+
+
+def test_a_kept_run_runs_its_code_only_if_that_is_allowed(place, capsys):
+    """Whoever gives away a folder of results could name `os.system`, to which each answer would be passed."""
+    (place / "p.yaml").write_text(BASE + "tiers: {t: {model: m}, u: {model: n}}\nrouters: [cascade, provider]\n")
+    (place / "rows.jsonl").write_text('{"id": "1", "question": "1 + 1", "answer": "2"}\n')
+    done = ["execute", "-s", "./p.yaml", "--datasets", "rows.jsonl", "--policies", "plain", "--output", "results"]
+    assert run(done, State(environ={})) == 0
+    (journal,) = place.glob("results/**/journal.jsonl")
+    header, rest = journal.read_bytes().split(b"\n", 1)
+    about = json.loads(header)[1]
+    about["run"]["votes"]["form"]["extract"] = ["python:ran:mark"]
+    journal.write_bytes(sealed(about) + rest)
+    assert run(["regrade", "results"], State(environ={})) == 2
+    assert "names code to run" in capsys.readouterr().err
+    assert not (place / "marker").exists()
+    assert run(["regrade", "results", "--extract", "whole"], State(environ={})) == 0
+    assert not (place / "marker").exists()
+    assert run(["regrade", "results", "--allow-code", "-o", "again"], State(environ={})) == 0
+    assert (place / "marker").exists()

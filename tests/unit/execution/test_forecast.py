@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workflow_composer.execution.call import UNSEEN_ANSWER, Forecast
+from workflow_composer.backends.pricing import UNSEEN_ANSWER, Forecast
 from workflow_composer.types import LLMRequest, Usage
 
 ASK = LLMRequest.of("x" * 40)

@@ -24,9 +24,16 @@ def test_a_line_holds_every_field_under_its_own_name():
         strongest_cost=0.25,
         reason="task x is routed to y",
         decision={"plan": "y"},
+        cost_known=False,
+        estimated=True,
     )
 
     assert json.loads(written.to_json()) == {k: v for k, v in asdict(written).items() if k != "decision"}
+
+
+def test_what_is_known_of_the_cost_is_the_rule_and_needs_no_field():
+    """Lines that were written before read the same."""
+    assert not {"cost_known", "estimated"} & set(json.loads(metric().to_json()))
 
 
 def test_the_prompt_is_absent_unless_given():

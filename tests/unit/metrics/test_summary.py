@@ -119,8 +119,19 @@ def test_tokens_and_costs_are_added_up_in_total_by_model_and_by_strategy(file_of
         "prompt_tokens": 101,
         "completion_tokens": 2,
         "cost": 0.75,
+        "unpriced": 0,
+        "estimated": 0,
     }
     assert found["by_strategy"]["other"]["requests"] == 1
+
+
+def test_a_cost_of_which_nothing_is_known_is_no_zero(file_of):
+    """Of some requests there is no price; what is known of the others remains."""
+    free, priced = metric(model_used="free", cost=0.0, cost_known=False), metric(model_used="paid", cost=0.5, estimated=True)
+    found = summarize(file_of(free, priced)).to_dict()
+    assert (found["cost"], found["unpriced"], found["estimated"]) == (0.5, 1, 1)
+    assert {name: tally["cost"] for name, tally in found["by_model"].items()} == {"paid": 0.5, "free": None}
+    assert summarize(file_of(free)).to_dict()["cost"] is None
 
 
 def test_since_leaves_out_what_is_older(file_of):

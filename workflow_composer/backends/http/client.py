@@ -13,12 +13,14 @@ import ssl
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from workflow_composer.backends.http.connection import BOUNDS, STEP, Answer, Bounds, Broken, Connection, Sink
 from workflow_composer.backends.http.egress import EgressPolicy, Resolve, admitted_addresses, check_owner, endpoint_of
 from workflow_composer.errors import EgressDenied
+from workflow_composer.usage import Sending
 
 # ------------------------------------------------------------------------------------------------------------------- limit
 #
@@ -78,6 +80,8 @@ class Limit:
             self._task.cancel()
 
 
+_NO_CLOCK: AbstractContextManager[None] = nullcontext()
+
 KEEPALIVE = 4.0
 """Seconds for which an idle connection is kept; uvicorn, vLLM's HTTP server, closes idle ones after 5."""
 _TOO_LATE = 408
@@ -122,13 +126,22 @@ class Client:
         self._busy: set[Connection] = set()
 
     async def send(
-        self, origin: Origin, data: bytes, *, connect: float, sink: Sink | None = None, bounds: Bounds = BOUNDS
+        self,
+        origin: Origin,
+        data: bytes,
+        *,
+        connect: float,
+        sink: Sink | None = None,
+        bounds: Bounds = BOUNDS,
+        sending: Sending | None = None,
     ) -> Answer:
         """Send a whole request and return its response; connecting may take ``connect`` seconds.
 
+        ``sending`` learns when the request was sent, and when the response has ended.
+
         Raises `EgressDenied`; TimeoutError and OSError if no connection can be made; `Broken` if it ends early.
         """
-        connection = self._kept(origin)
+        connection, told = self._kept(origin), sending or Sending()
         reused = connection is not None
         while True:
             if connection is None:
@@ -136,7 +149,9 @@ class Client:
             if sink is not None:
                 sink.attach(connection)
             try:
-                answer = await connection.ask(data, sink, bounds)
+                told.sent += 1
+                with told.clock or _NO_CLOCK:
+                    answer = await connection.ask(data, sink, bounds)
                 if not (reused and answer.status == _TOO_LATE):
                     return answer
             except Broken as error:
@@ -151,12 +166,13 @@ class Client:
                     self._idle[origin].append(connection)
                 else:
                     connection.abort()
+            told.sent -= 1  # the server has not read the request
             connection, reused = None, False
 
-    async def stream(self, origin: Origin, data: bytes, *, connect: float) -> Stream:
+    async def stream(self, origin: Origin, data: bytes, *, connect: float, sending: Sending | None = None) -> Stream:
         """Send a request and wait for the headers of its response. Raises as `send`."""
         inbox = _Inbox()
-        asked = asyncio.ensure_future(self.send(origin, data, connect=connect, sink=inbox))
+        asked = asyncio.ensure_future(self.send(origin, data, connect=connect, sink=inbox, sending=sending))
         asked.add_done_callback(inbox.end)
         stream = Stream(inbox, asked)
         try:

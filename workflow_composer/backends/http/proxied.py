@@ -28,6 +28,7 @@ from workflow_composer.backends.http.connection import (
 )
 from workflow_composer.backends.http.egress import EgressPolicy
 from workflow_composer.errors import EgressDenied
+from workflow_composer.usage import Sending, WorkClock
 
 if TYPE_CHECKING:
     import httpx2
@@ -70,9 +71,10 @@ class ProxiedClient:
         *,
         connect: float,
         bounds: Bounds = BOUNDS,
+        sending: Sending | None = None,
     ) -> Answer:
         """Send a request and return its whole response. Raises as `Client.send`."""
-        opened = await self.open(method, path, headers, content, connect=connect, bounds=bounds)
+        opened = await self.open(method, path, headers, content, connect=connect, bounds=bounds, sending=sending)
         try:
             return opened.whole or await opened.gathered()
         finally:
@@ -87,6 +89,7 @@ class ProxiedClient:
         *,
         connect: float,
         bounds: Bounds = BOUNDS,
+        sending: Sending | None = None,
     ) -> ProxiedStream:
         """Send a request and return its response after the headers. Raises as `Client.stream`."""
         import httpx2
@@ -94,17 +97,28 @@ class ProxiedClient:
 
         self._policy.check_endpoint(self._origin.host, self._origin.port)
         options = {"headers": dict(headers), "timeout": httpx2.Timeout(None, connect=connect)}
+        clock = None
         try:
             client = self._client = self._client or self._made()
             send = client.post if method == "POST" else client.get
             more = {} if content is None else {"content": content}
+            if sending is not None:
+                sending.sent += 1
+                if (clock := sending.clock) is not None:
+                    clock.__enter__()
             response = await send(path, cast_to=httpx2.Response, options=options, stream=True, **more)
         except openai.APIStatusError as error:
             body = await error.response.aread()
-            return ProxiedStream(error.response, bounds, Answer(error.status_code, _headers(error.response), body))
-        except Exception as error:  # noqa: BLE001  # two libraries' errors, all mapped below
-            raise _plain(error) from None
-        return ProxiedStream(response, bounds)
+            whole = Answer(error.status_code, _headers(error.response), body)
+            return ProxiedStream(error.response, bounds, whole, clock=clock)
+        except BaseException as error:  # noqa: BLE001  # two libraries' errors, all mapped below
+            plain = _plain(error) if isinstance(error, Exception) else error
+            if clock is not None:
+                clock.__exit__()
+            if sending is not None and isinstance(plain, OSError):
+                sending.sent -= 1  # no connection, so nothing was sent
+            raise plain from None
+        return ProxiedStream(response, bounds, clock=clock)
 
     def _made(self) -> Any:
         import httpx2
@@ -131,8 +145,16 @@ class ProxiedClient:
 class ProxiedStream:
     """As `client.Stream`."""
 
-    def __init__(self, response: httpx2.Response, bounds: Bounds, whole: Answer | None = None) -> None:
+    def __init__(
+        self,
+        response: httpx2.Response,
+        bounds: Bounds,
+        whole: Answer | None = None,
+        *,
+        clock: WorkClock | None = None,
+    ) -> None:
         self.whole = whole
+        self._clock = clock
         self._response = response
         self._bounds = bounds
         self._parts: AsyncIterator[bytes] | None = None
@@ -163,6 +185,9 @@ class ProxiedStream:
 
     async def close(self) -> None:
         """Close the response."""
+        clock, self._clock = self._clock, None
+        if clock is not None:
+            clock.__exit__()
         await self._response.aclose()
 
 

@@ -9,6 +9,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from workflow_composer.backends.base import BackendContext
@@ -29,8 +30,8 @@ from workflow_composer.types import (
     ModelCall,
     Relay,
     Timeouts,
-    Usage,
 )
+from workflow_composer.usage import NO_USAGE, Sending
 
 if TYPE_CHECKING:
     from workflow_composer.config.strategy import ModelSpec
@@ -64,6 +65,7 @@ class OpenAICompatibleBackend:
         self._ignored = _IGNORED.get(self._server.host, ())
         self._words: frozenset[str] = frozenset()
         self.relays: bool = self._several and self._server.direct
+        self.tells_sending = True
 
     def complete(self, call: ModelCall) -> Coroutine[Any, Any, Completion]:
         """Return ``call.samples`` answers. The caller must bound the time of a relayed one, as the executor does."""
@@ -82,12 +84,13 @@ class OpenAICompatibleBackend:
             "stream_options": {"include_usage": True},
         }
         secrets, path, connect = Secrets(call.request), wire.PATHS[call.request.kind], call.timeouts.connect
+        sending = call.sending
         with self._limit_by(clock):
             wire.reword(body, self._words)
             try:
-                stream = await self._server.open(path, body, secrets, connect=connect)
+                stream = await self._server.open(path, body, secrets, connect=connect, sending=sending)
             except BadRequest as error:
-                again = lambda: self._server.open(path, body, secrets, connect=connect)  # noqa: E731  # said once
+                again = partial(self._server.open, path, body, secrets, connect=connect, sending=sending)
                 stream = await self._in_other_words(error, body, again)
         finished = False
         try:
@@ -103,7 +106,9 @@ class OpenAICompatibleBackend:
         if not finished:
             raise ServerUnreachable(f"{self._server.label.name}: the stream ended before the answer was complete")
 
-    async def embed(self, texts: Sequence[str], *, timeout: float, dimensions: int | None = None) -> Embeddings:
+    async def embed(
+        self, texts: Sequence[str], *, timeout: float, dimensions: int | None = None, sending: Sending | None = None
+    ) -> Embeddings:
         """Return one vector per text."""
         if not texts:
             return Embeddings((), self._model or self.name)
@@ -112,7 +117,7 @@ class OpenAICompatibleBackend:
             body["dimensions"] = dimensions
         with self._limit(timeout, "the vectors"):
             bounds = bounds_of(len(texts), **_VECTOR)
-            answer = await self._server.send("/embeddings", body, texts, connect=timeout, bounds=bounds)
+            answer = await self._server.send("/embeddings", body, texts, connect=timeout, bounds=bounds, sending=sending)
 
         def read() -> Embeddings:
             data = self._server.read_json(answer.body, texts)
@@ -180,17 +185,21 @@ class OpenAICompatibleBackend:
         if missing <= 0:
             return Completion(first.samples[: call.samples], first.usage, first.model)
         self._several = False
+        if call.sending is not None:
+            call.sending.ended = [first.usage]
         rest = await self._draw_singly(call, missing, start=len(first.samples))
         return Completion(first.samples + rest.samples, first.usage + rest.usage, first.model)
 
     async def _draw_singly(self, call: ModelCall, count: int, *, start: int = 0) -> Completion:
+        if call.sending is not None and call.sending.ended is None:
+            call.sending.ended = []
         parts = await _together([self._draw(call, draw=start + number) for number in range(count)])
-        usage = sum((part.usage for part in parts), Usage())
+        usage = sum((part.usage for part in parts), NO_USAGE)
         return Completion(tuple(part.samples[0] for part in parts), usage, parts[0].model)
 
     async def _draw(self, call: ModelCall, *, samples: int = 1, draw: int = 0) -> Completion:
         """Make one call; a relayed response's bytes go to the relay."""
-        server, request, connect = self._server, call.request, call.timeouts.connect
+        server, request, connect, sending = self._server, call.request, call.timeouts.connect, call.sending
         path, secrets = wire.PATHS[request.kind], Secrets(request)
         body = wire.chat_body(call, samples=samples, draw=call.first_sample + draw)
         if self._words:
@@ -201,9 +210,9 @@ class OpenAICompatibleBackend:
         elif samples > 1:
             bounds = bounds_of(samples, **_TEXT)
         try:
-            answer = await server.send(path, body, secrets, connect=connect, bounds=bounds)
+            answer = await server.send(path, body, secrets, connect=connect, bounds=bounds, sending=sending)
         except BadRequest as error:
-            again = lambda: server.send(path, body, secrets, connect=connect, bounds=bounds)  # noqa: E731  # said once
+            again = partial(server.send, path, body, secrets, connect=connect, bounds=bounds, sending=sending)
             answer = await self._in_other_words(error, body, again)
         content = answer.body
         if len(content) > LARGE:
@@ -213,6 +222,8 @@ class OpenAICompatibleBackend:
             found = done or server.completion(content, secrets, model=body["model"])
             if done is None:
                 content = wire.strict(content)
+        if sending is not None and sending.ended is not None:
+            sending.ended.append(found.usage)
         if request.relay is not None and self.relays:
             request.relay.body = content
         return found

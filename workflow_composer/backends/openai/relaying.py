@@ -21,10 +21,17 @@ from workflow_composer.backends.openai import errors, wire
 from workflow_composer.backends.openai.server import Secrets
 from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
 from workflow_composer.errors import CallTimeout, ModelError, ServerFailed, ServerUnreachable
-from workflow_composer.types import Completion, ModelCall, Relay, Sample, Usage
+from workflow_composer.types import Completion, ModelCall, Relay, Sample
+from workflow_composer.usage import NO_USAGE, Delivered
 
 if TYPE_CHECKING:
     from workflow_composer.backends.openai.server import OpenAIServer
+
+_EMPTY = re.compile(
+    rb'"delta": ?\{(?:"\w+": ?(?:""|null|\[\]|"assistant"),? ?)*\}'  # the role, or only the finish reason
+    rb'|"choices": ?\[\{(?:[^"{}]|"(?!delta|text)\w*")*"text": ?""'
+)
+"""An event of a stream that brings no content."""
 
 _CUT_OFF = re.compile(rb'"finish_reason": ?"(length|content_filter)"')
 
@@ -36,10 +43,11 @@ async def relayed(server: OpenAIServer, path: str, call: ModelCall, body: dict[s
     secrets, connect = Secrets(call.request), call.timeouts.connect
     limit = Limit(call.timeouts.first_token, lambda: _late(server, call.timeouts.first_token))
     pump = _Pump(relay, limit.end)
+    relay.delivery = pump.delivery
     streams = True
     try:
         with limit:
-            answer = await server.send(path, body, secrets, connect=connect, sink=pump)
+            answer = await server.send(path, body, secrets, connect=connect, sink=pump, sending=call.sending)
     except ModelError:
         _raise_reported(server, pump, secrets)
         if not pump.whole:
@@ -57,7 +65,29 @@ async def relayed(server: OpenAIServer, path: str, call: ModelCall, body: dict[s
     if not pump.works:
         raise ServerFailed(f"{label.name}: the stream ended without an answer")
     pump.end()
-    return Completion((pump.sample(),), pump.usage, pump.model or str(body["model"]))
+    return Completion((pump.sample(),), pump.delivery.usage or NO_USAGE, pump.model or str(body["model"]))
+
+
+def _overhead(data: bytes) -> int:
+    """Return the bytes of the first event with content that are not content."""
+    for event in payloads(data):
+        try:
+            choice = msgspec.json.decode(event)["choices"][0]
+            content = _content(choice["text"] if "text" in choice else choice["delta"])
+        except (msgspec.DecodeError, LookupError, TypeError, RecursionError):
+            continue
+        if content > 0:
+            return len(event) + len(b"data: \n\n") - content
+    return 0
+
+
+def _content(said: Any) -> int:
+    """Return the characters of all texts but the role and identifiers."""
+    if isinstance(said, str):
+        return len(said)
+    if isinstance(said, dict):
+        return sum(_content(value) for name, value in said.items() if name not in ("role", "id", "type"))
+    return sum(map(_content, said)) if isinstance(said, list) else 0
 
 
 def _late(server: OpenAIServer, seconds: float) -> CallTimeout:
@@ -95,7 +125,8 @@ class _Pump:
         self._cut_off: str | None = None
         self.works = False
         self.model: str | None = None
-        self.usage = Usage()
+        self.delivery = Delivered()
+        self._overhead = 0
         self.error: Mapping[str, Any] | None = None
 
     def attach(self, connection: Connection) -> None:
@@ -124,6 +155,7 @@ class _Pump:
 
     def _hand_on(self, data: bytes) -> None:
         """Accept complete events."""
+        self._count(data)
         if (b'"length"' in data or b'"content_filter"' in data) and (found := _CUT_OFF.search(data)):
             self._cut_off = found[1].decode()
         if not self.works or b'"usage":{' in data or b'"usage": {' in data or b'"error"' in data:
@@ -135,6 +167,16 @@ class _Pump:
             if self._relay.keep:
                 self._kept.append(data)
             self._write(data)
+
+    def _count(self, data: bytes) -> None:
+        """Count the pieces with content, without decoding them: a quoted text cannot contain these bytes."""
+        pieces = data.count(b'"choices":[{') + data.count(b'"choices": [{') - len(_EMPTY.findall(data))
+        if pieces > 0:
+            delivery = self.delivery
+            self._overhead = self._overhead or _overhead(data)
+            delivery.pieces += pieces
+            delivery.uncounted += pieces
+            delivery.characters += max(pieces, len(data) - pieces * self._overhead)
 
     def _looked_at(self, data: bytes) -> bytes:
         """Decode these events and return those to pass on."""
@@ -181,9 +223,9 @@ class _Pump:
         if works and not self.works:
             self.works = True
             self._on_first_token()
-        usage = found.get("usage")
-        if usage:
-            self.usage = wire.usage_of(usage)
+        usage = wire.usage_within(found)
+        if usage and (counted := wire.usage_in(usage)) is not None:
+            self.delivery.take(counted)
         return bool(self._relay.usage or found.get("choices") or not usage)
 
     def _stop(self, error: Mapping[str, Any]) -> None:

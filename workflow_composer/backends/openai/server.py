@@ -21,6 +21,7 @@ from workflow_composer.backends.replicas.observer import api_url, shown_url
 from workflow_composer.errors import AuthenticationFailed, BadRequest, ModelError, ModelNotFound, ServerFailed
 from workflow_composer.support.per_loop import PerLoop
 from workflow_composer.types import Completion, LLMRequest
+from workflow_composer.usage import Sending
 
 if TYPE_CHECKING:
     from workflow_composer.config.strategy import ModelSpec
@@ -31,6 +32,8 @@ _KEEPALIVE_LOCAL = (
     4.0  # seconds; uvicorn, vLLM's HTTP server, closes idle connections after 5, and a request sent then is lost
 )
 _KEEPALIVE_CLOUD = 30.0
+_WORKED = frozenset({408, 500, 504})
+"""Statuses of errors in spite of which the server may have worked on the request, which some providers charge for."""
 _ACCEPTED = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
 
 
@@ -66,8 +69,12 @@ class OpenAIServer:
         connect: float,
         sink: Sink | None = None,
         bounds: Bounds = BOUNDS,
+        sending: Sending | None = None,
     ) -> Answer:
-        """Post ``body`` with the model's id; return a response with status 2xx. Raises `ModelError`, `EgressDenied`."""
+        """Post ``body`` with the model's id; return a response with status 2xx. Raises `ModelError`, `EgressDenied`.
+
+        ``sending`` learns when the server works for the call; a request that it refuses is not counted.
+        """
         again = True
         while True:
             body["model"] = model = self._spec.model or self._served or await self._model()
@@ -80,33 +87,47 @@ class OpenAIServer:
                 if lines.proxied is None:
                     start = self._heads.get(path) or self._head(path)
                     data = b"%b%d\r\n\r\n%b" % (start, len(content), content)
-                    answer = await lines.direct.send(self.origin, data, connect=connect, sink=sink, bounds=bounds)
+                    answer = await lines.direct.send(
+                        self.origin, data, connect=connect, sink=sink, bounds=bounds, sending=sending
+                    )
                 else:
                     headers = self._headers()
-                    answer = await lines.proxied.ask("POST", path, headers, content, connect=connect, bounds=bounds)
+                    answer = await lines.proxied.ask(
+                        "POST", path, headers, content, connect=connect, bounds=bounds, sending=sending
+                    )
             except (OSError, Broken) as error:
                 raise errors.from_connection(error, self.label) from None
             if 200 <= answer.status < 300:
                 return answer
             refusal = self._refusal(answer, secrets)
+            if sending is not None and answer.status not in _WORKED:
+                sending.sent -= 1
             if not (again and isinstance(refusal, ModelNotFound) and await self._serves_another_than(model)):
                 raise refusal
             again = False
 
     async def open(
-        self, path: str, body: dict[str, Any], secrets: Iterable[str], *, connect: float
+        self,
+        path: str,
+        body: dict[str, Any],
+        secrets: Iterable[str],
+        *,
+        connect: float,
+        sending: Sending | None = None,
     ) -> Stream | ProxiedStream:
         """Like `send`, but return an open event stream after its headers; the caller closes it."""
         again = True
         while True:
             body["model"] = model = self._spec.model or self._served or await self._model()
-            stream = await self._opened(path, body, connect)
+            stream = await self._opened(path, body, connect, sending)
             if stream.whole is None:
                 return stream
             await stream.close()
             if 200 <= stream.whole.status < 300:
                 raise ServerFailed(f"{self.label.name}: the response to a streaming request is not a stream")
             refusal = self._refusal(stream.whole, secrets)
+            if sending is not None and stream.whole.status not in _WORKED:
+                sending.sent -= 1
             if not (again and isinstance(refusal, ModelNotFound) and await self._serves_another_than(model)):
                 raise refusal
             again = False
@@ -199,7 +220,9 @@ class OpenAIServer:
 
     # ------------------------------------------------------------------------------------------------------ the HTTP call
 
-    async def _opened(self, path: str, body: Mapping[str, Any], connect: float) -> Stream | ProxiedStream:
+    async def _opened(
+        self, path: str, body: Mapping[str, Any], connect: float, sending: Sending | None
+    ) -> Stream | ProxiedStream:
         try:
             content = wire.encode(body)
         except (TypeError, ValueError) as error:
@@ -208,8 +231,8 @@ class OpenAIServer:
         with self.errors():
             if lines.proxied is None:
                 data = b"%b%d\r\n\r\n%b" % (self._heads.get(path) or self._head(path), len(content), content)
-                return await lines.direct.stream(self.origin, data, connect=connect)
-            return await lines.proxied.open("POST", path, self._headers(), content, connect=connect)
+                return await lines.direct.stream(self.origin, data, connect=connect, sending=sending)
+            return await lines.proxied.open("POST", path, self._headers(), content, connect=connect, sending=sending)
 
     def _head(self, path: str) -> bytes:
         """Return a request's headers up to the body's length; cached unless they contain a key, which may change."""

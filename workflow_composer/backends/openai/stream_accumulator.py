@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from workflow_composer.types import Chunk, Sample, TokenLogprob, Usage
+from workflow_composer.types import Chunk, Delivered, Sample, TokenLogprob
 
 # -------------------------------------------------------------------------------------------------------------- tool calls
 #
@@ -131,47 +131,51 @@ def _arguments(value: Any) -> str:
 
 
 class StreamAccumulator:
-    """The part of an answer that a stream has delivered so far."""
+    """The part of an answer that a stream has delivered so far; ``delivery`` counts it."""
 
     def __init__(self) -> None:
-        self.pieces = 0
+        self.delivery = Delivered()
         self.finish_reason: str | None = None
         self.model: str | None = None
         self._texts: list[str] = []
         self._reasoning: list[str] = []
         self._tool_calls = ToolCalls()
         self._logprobs: list[TokenLogprob] = []
-        self._usage: Usage | None = None
 
     @property
-    def usage(self) -> Usage:
-        """The server's count; until it arrives, one token per piece, a lower bound."""
-        return self._usage or Usage(0, self.pieces)
+    def pieces(self) -> int:
+        """Number of pieces with content."""
+        return self.delivery.pieces
 
     @property
     def tokens(self) -> int:
         """Tokens received, as far as they can be counted."""
-        return len(self._logprobs) or self.pieces
-
-    def usage_so_far(self, prompt_tokens: int) -> Usage:
-        """Return the usage of a stream closed early; servers report the prompt's tokens only at the end."""
-        return self._usage or Usage(prompt_tokens, self.tokens)
+        return len(self._logprobs) or self.delivery.pieces
 
     def add(self, chunk: Chunk) -> None:
         """Add one piece."""
-        self.pieces += chunk.carries_content
+        delivery, characters = self.delivery, 0
+        delivery.pieces += chunk.carries_content
         if chunk.text:
             self._texts.append(chunk.text)
+            characters = len(chunk.text)
         if chunk.reasoning:
             self._reasoning.append(chunk.reasoning)
+            characters += len(chunk.reasoning)
         if chunk.tool_calls:
             for _ in self._tool_calls.hear(chunk.tool_calls):
                 pass
+            characters += sum(map(_length, chunk.tool_calls))
         if chunk.logprobs:
             self._logprobs.extend(chunk.logprobs)
+            delivery.counted += len(chunk.logprobs)
+        elif characters:
+            delivery.uncounted += 1
+            delivery.characters += characters
         self.finish_reason = chunk.finish_reason or self.finish_reason
         self.model = chunk.model or self.model
-        self._usage = chunk.usage or self._usage
+        if chunk.usage is not None:
+            delivery.take(chunk.usage)
 
     def sample(self) -> Sample:
         """Return the whole answer."""
@@ -182,3 +186,9 @@ class StreamAccumulator:
             tuple(self._logprobs) or None,
             reasoning="".join(self._reasoning),
         )
+
+
+def _length(piece: Mapping[str, Any]) -> int:
+    """Return the characters that a model has written of a piece of a tool call."""
+    function = piece.get("function") or {}
+    return len(_text(function.get("name"))) + len(_arguments(function.get("arguments")))

@@ -12,7 +12,6 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from workflow_composer.types import (
-    MOST_TOKENS,
     Chunk,
     Completion,
     Embeddings,
@@ -23,6 +22,7 @@ from workflow_composer.types import (
     Usage,
     texts,
 )
+from workflow_composer.usage import MOST_TOKENS, NO_USAGE
 
 _quick = msgspec.json.Encoder().encode
 _WORD = re.compile(r"\w+")
@@ -126,15 +126,15 @@ def completion_of(data: Any, *, model: str) -> Completion:
     if len(choices) > 1:
         choices = sorted(choices, key=lambda choice: choice.get("index") or 0)
     samples = tuple(sample_of(choice) for choice in choices)
-    return Completion(samples, usage_of(data.get("usage")), name_in(data) or model)
+    return Completion(samples, usage_of(usage_within(data)), name_in(data) or model)
 
 
 def chunk_of(data: Any) -> Chunk | None:
     """Decode one event of a stream; None if it has no content."""
     if not isinstance(data, dict):
         raise Malformed("an event of the stream is not a JSON object")
-    usage = data.get("usage")
     choices = data.get("choices")
+    usage = usage_within(data)
     model = name_in(data)
     if not choices:
         found = usage_in(usage)
@@ -240,7 +240,15 @@ def _shown(name: Any) -> str | None:
 
 def usage_of(usage: Any) -> Usage:
     """Return token counts; zero if the server reports no valid ones."""
-    return usage_in(usage) or Usage()
+    return usage_in(usage) or NO_USAGE
+
+
+def usage_within(event: Mapping[str, Any]) -> Any:
+    """Return what an event of a stream says of the usage; Moonshot says it in the choice."""
+    usage, choices = event.get("usage"), event.get("choices")
+    if usage or not choices or not isinstance(choices, list) or not isinstance(choices[0], dict):
+        return usage
+    return choices[0].get("usage")
 
 
 def usage_in(usage: Any) -> Usage | None:
@@ -248,7 +256,54 @@ def usage_in(usage: Any) -> Usage | None:
     if not isinstance(usage, dict):
         return None
     prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
-    return None if prompt is completion is None else Usage(prompt or 0, completion or 0)
+    if prompt is completion is None:
+        return None
+    cached, reasoning = _first_count(usage, _CACHED) or 0, _first_count(usage, _REASONING) or 0
+    return _whole_usage(prompt or 0, completion, cached, reasoning, _count(usage.get("total_tokens")) or 0)
+
+
+_CACHED = (
+    ("prompt_tokens_details", "cached_tokens"),
+    ("input_tokens_details", "cached_tokens"),
+    ("prompt_cache_hit_tokens",),  # DeepSeek
+    ("cached_tokens",),  # Moonshot
+    ("cache_read_input_tokens",),  # gateways to Anthropic
+)
+_REASONING = (
+    ("completion_tokens_details", "reasoning_tokens"),
+    ("output_tokens_details", "reasoning_tokens"),
+    ("reasoning_tokens",),  # SGLang, Perplexity
+)
+
+
+def _first_count(usage: Mapping[str, Any], places: Iterable[tuple[str, ...]]) -> int | None:
+    for place in places:
+        found: Any = usage
+        for name in place:
+            found = found.get(name) if isinstance(found, dict) else None
+        if count := _count(found):
+            return count
+    return None
+
+
+def _whole_usage(prompt: int, completion: int | None, cached: int, reasoning: int, total: int) -> Usage:
+    """Return the usage with everything that is paid for, in OpenAI's way: cached tokens are among those of the prompt, and
+    reasoning tokens among those of the completion.
+
+    Some servers count them beside (xAI: reasoning; Google: reasoning, told by the total only); their total tells.
+    """
+    answer = completion or 0
+    beyond = max(0, total - prompt - answer)
+    if cached > prompt:
+        if beyond >= cached:
+            prompt, beyond = prompt + cached, beyond - cached
+        else:
+            cached = prompt
+    if reasoning and (reasoning > answer or beyond >= reasoning):
+        answer += reasoning
+    elif beyond and not reasoning and completion is not None:
+        answer, reasoning = answer + beyond, beyond
+    return Usage(min(prompt, MOST_TOKENS), min(answer, MOST_TOKENS), cached, min(reasoning, answer))
 
 
 def _count(claim: Any) -> int | None:
@@ -442,8 +497,15 @@ _Count = Annotated[int, msgspec.Meta(ge=0, le=MOST_TOKENS)]
 
 
 class _Counts(msgspec.Struct):
-    prompt_tokens: _Count | None = 0
-    completion_tokens: _Count | None = 0
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
+    total_tokens: Any = None
+    prompt_tokens_details: Any = None
+    completion_tokens_details: Any = None
+    prompt_cache_hit_tokens: Any = None
+    cached_tokens: Any = None
+    cache_read_input_tokens: Any = None
+    reasoning_tokens: Any = None
 
 
 class _Whole(msgspec.Struct):
@@ -478,5 +540,20 @@ def quick_completion(body: bytes, *, model: str) -> Completion | None:
     except (msgspec.DecodeError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     counts = found.usage
-    usage = Usage() if counts is None else Usage(counts.prompt_tokens or 0, counts.completion_tokens or 0)
+    if counts is None:
+        usage = NO_USAGE
+    elif (
+        counts.prompt_tokens is None
+        or counts.completion_tokens is None
+        or counts.total_tokens != counts.prompt_tokens + counts.completion_tokens
+        or counts.prompt_tokens_details
+        or counts.completion_tokens_details
+        or counts.prompt_cache_hit_tokens
+        or counts.cached_tokens
+        or counts.cache_read_input_tokens
+        or counts.reasoning_tokens
+    ):
+        usage = usage_of(msgspec.to_builtins(counts))
+    else:
+        usage = Usage(counts.prompt_tokens, counts.completion_tokens)
     return Completion(tuple(samples), usage, found.model or model)

@@ -36,6 +36,7 @@ from workflow_composer.types import (
     Relay,
     Timeouts,
 )
+from workflow_composer.usage import Sending
 
 if TYPE_CHECKING:
     from workflow_composer.config.strategy import ModelSpec
@@ -75,6 +76,7 @@ class ReplicatedBackend:
         self.name: str = spec.name
         self.local: bool = spec.local
         self.relays = True
+        self.tells_sending = True
         self._spec = spec
         self._context = context
         self._role = spec.endpoint or spec.name
@@ -86,19 +88,26 @@ class ReplicatedBackend:
 
     async def complete(self, call: ModelCall) -> Completion:
         """Return ``call.samples`` answers, all by one server."""
-        key, tour = prefix_key(call.request.messages), self._tour(call.timeouts, call.request.request_id, call.request.relay)
+        request = call.request
+        key, tour = prefix_key(request.messages), self._tour(call.timeouts, request.request_id, request.relay, call.sending)
         return await self._answered(key, tour, lambda backend, left: backend.complete(_within(call, left)))
 
-    async def embed(self, texts: Sequence[str], *, timeout: float, dimensions: int | None = None) -> Embeddings:
+    async def embed(
+        self, texts: Sequence[str], *, timeout: float, dimensions: int | None = None, sending: Sending | None = None
+    ) -> Embeddings:
         """Return one vector per text."""
-        tour = self._tour(Timeouts(total=timeout), asyncio.current_task())  # a request embeds its texts within one task
+        tour = self._tour(
+            Timeouts(total=timeout), asyncio.current_task(), None, sending
+        )  # a request embeds its texts within one task
         return await self._answered(
-            None, tour, lambda backend, left: backend.embed(texts, timeout=left.total, dimensions=dimensions)
+            None,
+            tour,
+            lambda backend, left: backend.embed(texts, timeout=left.total, dimensions=dimensions, sending=sending),
         )
 
     async def stream(self, call: ModelCall) -> AsyncGenerator[Chunk, None]:
         """Yield one answer piece by piece, all by one server."""
-        key, tour = prefix_key(call.request.messages), self._tour(call.timeouts, call.request.request_id)
+        key, tour = prefix_key(call.request.messages), self._tour(call.timeouts, call.request.request_id, None, call.sending)
         await self._look_around()
         while True:
             begun = False
@@ -159,8 +168,11 @@ class ReplicatedBackend:
             else:
                 return replace(found, failovers=tuple(tour.failovers)) if tour.failovers else found
 
-    def _tour(self, timeouts: Timeouts, request: object, relay: Relay | None = None) -> _Tour:
-        return _Tour(timeouts, request, relay, by_request=timeouts.total < self._context.config.timeouts.total)
+    def _tour(
+        self, timeouts: Timeouts, request: object, relay: Relay | None = None, sending: Sending | None = None
+    ) -> _Tour:
+        by_request = timeouts.total < self._context.config.timeouts.total
+        return _Tour(timeouts, request, relay, sending, by_request=by_request)
 
     def _nobody(self, tour: _Tour) -> ModelError | EgressDenied:
         """Return the error if no server is left to try."""
@@ -219,7 +231,16 @@ class _Tour:
     ``request`` identifies the request. ``heard`` is when the last piece of a stream was taken (`time.perf_counter`).
     """
 
-    def __init__(self, timeouts: Timeouts, request: object, relay: Relay | None, *, by_request: bool) -> None:
+    def __init__(
+        self,
+        timeouts: Timeouts,
+        request: object,
+        relay: Relay | None,
+        sending: Sending | None = None,
+        *,
+        by_request: bool,
+    ) -> None:
+        self._sending = sending
         self.request = request
         self.relay = relay
         self.total = timeouts.total
@@ -278,10 +299,17 @@ class _Tour:
             raise self._told(error)
         self.last = error
         latency = (time.monotonic() - self._began) * 1000.0
-        self.failovers.append(
-            Attempt(0, 0, self._server, True, latency, error=str(error), error_type=type(error).__name__, fault=error.fault)
-        )
+        failed = Attempt(0, 0, self._server, True, latency, error=str(error), error_type=type(error).__name__)
+        self.failovers.append(replace(failed, fault=error.fault, estimated=self._had_it()))
         self._server = ""
+
+    def _had_it(self) -> bool:
+        """Whether the server that failed had the request; its work is counted with its attempt, not with the call."""
+        sending = self._sending
+        had = sending is not None and sending.sent > 0
+        if had and sending is not None:
+            sending.sent = 0
+        return had
 
     def ended(self, limit: float, late: Callable[[Replica, object], None]) -> None:
         """Record a cancelled call. If its time ran out, the server is at fault; if the caller cancelled it, not."""
@@ -292,8 +320,11 @@ class _Tour:
 
     def _told(self, error: ModelError | EgressDenied) -> ModelError | EgressDenied:
         """Return the error with the servers that failed before the last one."""
+        again = error is self.last
+        if again and self._sending is not None and self.failovers and self.failovers[-1].estimated:
+            self._sending.sent = 1  # the last failure is that of the call itself
         if isinstance(error, ModelError):
-            error.failovers = tuple(self.failovers[:-1] if error is self.last else self.failovers)
+            error.failovers = tuple(self.failovers[:-1] if again else self.failovers)
         return error
 
     def marked(self, chunk: Chunk) -> Chunk:

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_composer.answers.form import OutputForm
-from workflow_composer.backends.pricing import Price
-from workflow_composer.execution.call import CHARACTERS_PER_TOKEN, UNSEEN_ANSWER
+from workflow_composer.backends.pricing import CHARACTERS_PER_TOKEN, UNSEEN_ANSWER, Price
 from workflow_composer.types import Usage
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from workflow_composer.batch.keeping.notes import read_note
 from workflow_composer.batch.run.answer_file import answers_in
 from workflow_composer.batch.run.lines import header_of, whole_lines
 from workflow_composer.batch.run.records import RowRecord, TierRecord
+from workflow_composer.config.named_code import named_code
 from workflow_composer.errors import InputError, InvalidAnswer
 from workflow_composer.plan import Voting
 from workflow_composer.storage.lines import lines as lines_of
@@ -133,6 +134,8 @@ def _generated(path: Path) -> KeptRun:
     note = read_note(path) or {}
     options = note.get("options") or {}
     route = str(options.get("model") or "")
+    if next(named_code(options.get("form")), None) is not None:
+        raise InputError(f"the form in the note of {path} names code, which `ask` never does", hint="do not trust this run")
     form = output_form(options["form"]) if note.get("command") == "ask" and options.get("form") is not None else None
     return KeptRun(
         "",

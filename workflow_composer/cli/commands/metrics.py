@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from workflow_composer.cli.options import common_options, examples
-from workflow_composer.cli.output import dollars, percent, print_json, print_table
+from workflow_composer.cli.output import cost_text, percent, print_json, print_table
 from workflow_composer.cli.state import State
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def metrics(state: State, since: str | None, path: Path | None, page: Path | Non
 
     Shows the rates of fallback (a call failed and another model answered), escalation (an answer was not accepted and a
     stronger model was called) and errors; exact latency percentiles of answered requests by task; the orchestrator's
-    overhead; tokens; cost by model and strategy. Damaged lines are counted and skipped.
+    overhead; tokens; cost by model and strategy, "unknown" where the profile has no price. Damaged lines are counted and
+    skipped.
     """
     from workflow_composer.metrics.sink import DEFAULT_FILE, metrics_file
     from workflow_composer.metrics.summary import parse_duration, summarize
@@ -81,7 +82,8 @@ def _print(found: Summary) -> None:
     click.echo(f"escalation:  {percent(found.rate(found.escalations))}")
     click.echo(f"errors:      {percent(found.rate(total.errors))}{_kinds(found.errors)}")
     click.echo(f"tokens:      {total.prompt_tokens} prompt, {total.completion_tokens} completion")
-    click.echo(f"cost:        {dollars(total.cost)}")
+    estimated = f"; {total.estimated} requests estimated" if total.estimated else ""
+    click.echo(f"cost:        {cost_text(total.cost, total.unpriced, 'request')}{estimated}")
     if found.damaged_lines:
         click.echo(f"damaged:     {found.damaged_lines} lines skipped")
     data = found.latency()
@@ -102,6 +104,10 @@ def _kinds(errors: Mapping[str, int]) -> str:
     return f" ({', '.join(f'{kind} {count}' for kind, count in errors.items())})" if errors else ""
 
 
+def _cost(tally: RequestSums) -> str:
+    return cost_text(tally.cost, tally.unpriced, "request")
+
+
 def _latency_row(name: str, values: Percentiles, *, places: int = 0) -> tuple[str, ...]:
     return name, str(values.count), *(f"{value:.{places}f}" for value in (values.p50, values.p95, values.p99))
 
@@ -109,7 +115,7 @@ def _latency_row(name: str, values: Percentiles, *, places: int = 0) -> tuple[st
 def _print_groups(title: str, groups: Mapping[str, RequestSums]) -> None:
     ordered = sorted(groups.items(), key=lambda item: (-item[1].cost, -item[1].requests))
     rows = [
-        (name, tally.requests, tally.errors, tally.prompt_tokens, tally.completion_tokens, dollars(tally.cost))
+        (name, tally.requests, tally.errors, tally.prompt_tokens, tally.completion_tokens, _cost(tally))
         for name, tally in ordered
     ]
     print_table((title, "requests", "errors", "prompt tokens", "completion tokens", "cost"), rows)

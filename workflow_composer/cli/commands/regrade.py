@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from workflow_composer.answers.form import Comparison
-from workflow_composer.cli.options import common_options, examples
+from workflow_composer.cli.options import allow_code_option, common_options, examples
 from workflow_composer.cli.output import percent, print_json
 from workflow_composer.cli.state import State
 from workflow_composer.plan import Measure
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Folder for the new results. Default: `regraded` in the run's folder, or beside its file.",
 )
+@allow_code_option
 @common_options
 @click.pass_context
 def regrade(context: click.Context, /, run: Path, output: Path | None, **options: Any) -> None:
@@ -56,10 +57,13 @@ def regrade(context: click.Context, /, run: Path, output: Path | None, **options
     from workflow_composer.batch.keeping.kept_runs import REGRADED, kept_runs
     from workflow_composer.batch.keeping.regrading import regrade as read_again
     from workflow_composer.batch.keeping.regrading import regrade_recording, regraded_reports
+    from workflow_composer.config.named_code import check_code_of
 
     state = context.ensure_object(State)
     folder = output or (run / REGRADED if run.is_dir() else run.with_name(f"{run.stem}.{REGRADED}"))
     kept = kept_runs(run)
+    for each in () if options["extract"] else kept:  # whoever gives a run to others decides what it names
+        check_code_of({"extract": each.voting.form.extract}, str(each.path), state.environ)
     found = [
         asyncio.run(read_again(each, _voting(each, options), folder / each.name if each.name else folder)) for each in kept
     ]

@@ -17,6 +17,8 @@ const quiet = (text) => make("p", { class: "quiet" }, text);
 const count = (n) => (n >= 1e6 ? (n / 1e6).toFixed(2) + " M" : Math.round(n).toLocaleString("en"));
 const share = (part, whole) => (whole ? ((100 * part) / whole).toFixed(part && part / whole < 0.0995 ? 1 : 0) + " %" : "–");
 const dollars = (x) => (x === 0 ? "$0" : x < 1e-6 ? "<$0.000001" : x < 0.01 ? "$" + x.toPrecision(2) : "$" + x.toFixed(x < 10 ? 3 : 2));
+// A cost of which nothing is known, because the profile has no price, is not $0.
+const money = (one) => (!one.unpriced ? dollars(one.cost) : one.cost ? "at least " + dollars(one.cost) : "unknown");
 const millis = (x) => (x === null ? "–" : x >= 1e4 ? (x / 1e3).toFixed(0) + " s" : x >= 1e3 ? (x / 1e3).toFixed(2) + " s" : x >= 10 ? x.toFixed(0) + " ms" : x.toFixed(2) + " ms");
 const clock = (seconds) => new Date(seconds * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
 const day = (seconds) => new Date(seconds * 1000).toLocaleDateString([], { day: "numeric", month: "short" });
@@ -47,7 +49,7 @@ function tiles(all) {
     tile("Errors", share(t.errors, t.requests), `${count(t.errors)} failed`),
     tile("Latency", millis(all.latency.p50), `p95 ${millis(all.latency.p95)}, p99 ${millis(all.latency.p99)}`),
     tile("Overhead", millis(all.overhead.p50), `p95 ${millis(all.overhead.p95)}, p99 ${millis(all.overhead.p99)}`),
-    tile("Cost", dollars(t.cost), against),
+    tile("Cost", money(t), against),
     tile("Escalations", share(t.escalations, t.requests), "answered by a higher tier"),
     tile("Fallbacks", share(t.fallbacks, t.requests), "answered by another candidate"),
     tile("Tokens", count(t.prompt_tokens + t.completion_tokens), `${count(t.prompt_tokens)} in, ${count(t.completion_tokens)} out`));
@@ -61,6 +63,14 @@ function own(account) {
     tile("Requests", count(account.requests), "with this key"),
     tile("Tokens", count(account.tokens), "in and out"),
     tile("Cost", dollars(account.spent), left.join(", ") || "no budget"));
+}
+
+// Who used what, the most expensive first.
+function usage(rows) {
+  $("used").hidden = !rows || !rows.length;
+  if (!$("used").hidden) fill("usage", table(
+    [["key", "name"], ["user", "name"], ["team", "name"], ["requests", "number"], ["tokens", "number"], ["cost", "number"]],
+    rows.map((r) => [r.name, r.user || "–", r.team || "–", count(r.requests), count(r.tokens), dollars(r.cost)])));
 }
 
 // ------------------------------------------------------------------------------------------------------------------ chart
@@ -98,14 +108,14 @@ function chart(all) {
 function models(all) {
   if (!all.models.length) return fill("models", quiet("No requests yet."));
   fill("models", table([["model", "name"], ["share", "number"], ["requests", "number"], ["errors", "number"], ["p50", "number"], ["cost", "number"]],
-    all.models.map((m) => [make("div", {}, m.name || "(no answer)", bar(m.requests, all.total.requests)), share(m.requests, all.total.requests), count(m.requests), count(m.errors), millis(m.p50), dollars(m.cost)])));
+    all.models.map((m) => [make("div", {}, m.name || "(no answer)", bar(m.requests, all.total.requests)), share(m.requests, all.total.requests), count(m.requests), count(m.errors), millis(m.p50), money(m)])));
 }
 
 const tierName = (t) => `${t.tier + 1}` + (t.models.length ? ": " + t.models.slice(0, 3).join(", ") : "") + (t.models.length > 3 ? ", …" : "");
 
 function tiers(all) {
   fill("tiers", all.tiers.length ? table([["tier", "name"], ["share", "number"], ["requests", "number"], ["cost", "number"]],
-    all.tiers.map((t) => [make("div", {}, tierName(t), bar(t.requests, all.total.requests)), share(t.requests, all.total.requests), count(t.requests), dollars(t.cost)])) : quiet("No requests yet."));
+    all.tiers.map((t) => [make("div", {}, tierName(t), bar(t.requests, all.total.requests)), share(t.requests, all.total.requests), count(t.requests), money(t)])) : quiet("No requests yet."));
   const kinds = Object.entries(all.errors).sort((a, b) => b[1] - a[1]);
   fill("errors", kinds.length ? table([["error", "name"], ["requests", "number"]], kinds.map(([kind, n]) => [kind, count(n)])) : quiet("None."));
 }
@@ -123,7 +133,7 @@ function recent(all) {
   fill("recent", table([["time", ""], ["task", "name"], ["model", "name"], ["tier", "number"], ["latency", "number"], ["cost", "number"], ["why", "why"]],
     all.recent.slice(-25).reverse().map((r) => [
       new Date(r.timestamp).toLocaleTimeString(), r.task_type, make("span", { class: r.success ? "" : "ill" }, r.candidate || "–"),
-      (r.tier + 1) + (r.fallback_depth ? ` (+${r.fallback_depth})` : ""), millis(r.latency_ms), dollars(r.cost), why(r)])));
+      (r.tier + 1) + (r.fallback_depth ? ` (+${r.fallback_depth})` : ""), millis(r.latency_ms), money({ cost: r.cost, unpriced: r.cost_known === false }), why(r)])));
 }
 
 function fleet(found) {
@@ -187,6 +197,7 @@ function show(data) {
   const [text, kind] = data.live ? (data.draining ? ["draining", "warn"] : data.ready ? ["ready", "ok"] : ["no model available", "bad"]) : ["from a file", ""];
   $("state").textContent = text; $("state").className = "pill " + kind;
   document.body.classList.toggle("own", Boolean(data.account));
+  usage(data.usage);
   if (data.account) { own(data.account); $("live").hidden = $("switching").hidden = true; return; }
   const all = data.figures;
   all.live = data.live;

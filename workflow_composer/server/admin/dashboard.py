@@ -6,6 +6,7 @@ key sees what it has used itself; operators see everything.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from workflow_composer.orchestrator import ModelOrchestrator, OrchestratorStatus
 
 _HEADERS = (("cache-control", "no-store"), ("x-content-type-options", "nosniff"), ("referrer-policy", "no-referrer"))
+
+_DAYS = 30
+_MOST_ROWS = 50
 
 
 class Dashboard:
@@ -62,7 +66,8 @@ class Dashboard:
         caller = self._callers.of(exchange)
         found = await self._observing.status()
         if caller.key is not None and not caller.operator:
-            return Reply(200, encode(self._own(caller.key, found)), headers=_HEADERS)
+            own = self._own(caller.key, found) | {"usage": await self._usage(caller.key)}
+            return Reply(200, encode(own), headers=_HEADERS)
         switchable = self._callers.switching
         body = {
             "live": True,
@@ -75,8 +80,22 @@ class Dashboard:
             "servers": self._servers(found),
             "certificates": self._certificates(),
             "figures": figures(self._metrics.all()),
+            "usage": await self._usage(None),
         }
         return Reply(200, encode(body), headers=_HEADERS)
+
+    async def _usage(self, key: Key | None) -> list[dict[str, Any]]:
+        """Return what a key, or every key, has used in the last days, by user; the most expensive first."""
+        history = self._accounts.history
+        if history is None:
+            return []
+        rows = await asyncio.to_thread(history.since, _DAYS, None if key is None else key.id)
+        rows.sort(key=lambda row: (-row.cost, -row.requests))
+        names = ("key", "name", "user", "team", "requests", "cost")
+        return [
+            {name: getattr(row, name) for name in names} | {"tokens": row.prompt_tokens + row.completion_tokens}
+            for row in rows[:_MOST_ROWS]
+        ]
 
     def _own(self, key: Key, found: OrchestratorStatus) -> dict[str, Any]:
         """Return what a key may see: whether the service is ready, and what the key itself has used."""

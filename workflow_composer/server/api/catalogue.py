@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from workflow_composer.calibration.monitoring.audits import AuditLog
 from workflow_composer.errors import InputError
 from workflow_composer.server.api import field_checks
-from workflow_composer.server.api.completion_handler import COST, PREFIX, REQUEST_ID, WARNING, Accounts, Admission, Visit
+from workflow_composer.server.api.completion_handler import PREFIX, REQUEST_ID, WARNING, Accounts, Admission, Visit, cost_of
 from workflow_composer.server.api.embeddings import read_embeddings, written_embeddings
 from workflow_composer.server.api.forms import AUTO, TASK, Field, Form
 from workflow_composer.server.api.json_wire import encode
@@ -88,6 +88,7 @@ class Catalogue:
                 asked = read_embeddings(exchange.body, exchange.headers)
             else:
                 asked = await apart(read_embeddings, exchange.body, exchange.headers)
+            visit.name_user(asked.labels)
             strategy = self._orchestrator.strategy
             allowed: frozenset[str] | None = None
             if (key := visit.key) is not None:
@@ -101,7 +102,7 @@ class Catalogue:
                 dimensions=asked.dimensions,
                 request_id=exchange.request_id,
                 allowed=allowed,
-                purse=visit.charge(asked.labels),
+                purse=visit.purse,
                 most_calls=most_calls,
                 **asked.address,
             )
@@ -109,7 +110,7 @@ class Catalogue:
             (REQUEST_ID, exchange.request_id),
             (PREFIX + "strategy", strategy),
             (PREFIX + "model", found.candidate),
-            (COST, f"{found.cost:.9g}"),
+            *cost_of(found),
             *((WARNING, warning) for warning in asked.warnings),
         ]
         return Reply(200, written_embeddings(asked, found), headers=headers)

@@ -25,7 +25,7 @@ from workflow_composer.server.auth.keys import presented
 from workflow_composer.server.exchange import Exchange, Fields, Handler, Reply
 from workflow_composer.server.failures import HttpFailure, interruption_of
 from workflow_composer.support.large_json import LARGE, apart
-from workflow_composer.types import ANY_TASK, LLMRequest, LLMResponse, Message, Relay, texts
+from workflow_composer.types import ANY_TASK, Embeddings, LLMRequest, LLMResponse, Message, Relay, texts
 
 if TYPE_CHECKING:
     from workflow_composer.metrics.record import RoutingMetric
@@ -95,12 +95,13 @@ def predict_task(messages: Sequence[Message], known: Collection[str]) -> str:
 PREFIX = "x-workflow-composer-"
 REQUEST_ID = PREFIX + "request-id"
 COST = PREFIX + "cost"
+COST_KNOWN, COST_ESTIMATED = COST + "-known", COST + "-estimated"
 ATTEMPTS = PREFIX + "attempts"
 OVERHEAD = PREFIX + "overhead-ms"
 WARNING = PREFIX + "warning"
 CONFIDENCE = PREFIX + "confidence"
 _LONGEST_WARNING = 300
-TRAILERS = ("trailer", f"{COST}, {ATTEMPTS}")
+TRAILERS = ("trailer", f"{COST}, {COST_KNOWN}, {COST_ESTIMATED}, {ATTEMPTS}")
 UNBUFFERED = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
 """Headers that keep proxies (nginx) from buffering a stream."""
 
@@ -260,8 +261,8 @@ _LONGEST_USER = 100
 class Visit:
     """A request of a key: identified, admitted within the key's limits, and with a slot; an async context manager.
 
-    The request's ID shows from then on whose it is (`is_own`). From `charge` on, the key pays for it. ``reservation`` is
-    None if nobody keeps accounts.
+    The request's ID shows from then on whose it is (`is_own`), and its key pays for it. ``reservation`` is None if nobody
+    keeps accounts, ``purse`` also if the key has no budget.
     """
 
     accounts: Accounts
@@ -270,6 +271,7 @@ class Visit:
     key: Key | None = None
     owner: str = ""
     reservation: Reservation | None = None
+    purse: Reservation | None = None
     counted: KeyBudget | None = None
 
     async def __aenter__(self) -> Visit:
@@ -298,20 +300,16 @@ class Visit:
                     self.counted.end()
                 raise
         if budget is not None:
-            self.reservation = Reservation(budget, place=Slot(admission, self.owner))
+            self.reservation = reservation = Reservation(budget, place=Slot(admission, self.owner))
+            self.purse = reservation if budget.is_limited else None
+            self.accounts.under_way[self.exchange.request_id] = (reservation, "")
         return self
 
-    def charge(self, fields: Mapping[str, Any]) -> Reservation | None:
-        """Have the key pay for the request; return the reservation if the key has budgets, in which to reserve the cost."""
-        reservation = self.reservation
-        if reservation is None:
-            return None
-        exchange = self.exchange
-        names_user = fields.get("extra") or fields.get("metadata") or not USER_HEADERS.isdisjoint(exchange.headers)
-        user = user_of(exchange.headers, fields) if names_user else ""
-        self.accounts.under_way[exchange.request_id] = (reservation, user)
-        budget: Any = reservation.budget
-        return reservation if budget.is_limited else None
+    def name_user(self, fields: Mapping[str, Any]) -> None:
+        """Count the request for the person whom a front end names in the headers or in these fields of the body."""
+        if self.reservation is not None:
+            user = user_of(self.exchange.headers, fields)
+            self.accounts.under_way[self.exchange.request_id] = (self.reservation, user)
 
     async def __aexit__(self, *_: object) -> None:
         self.accounts.under_way.pop(self.exchange.request_id, None)
@@ -410,7 +408,9 @@ class CompletionHandler:
                 key.check(orchestrator.strategy)
             if key.models:
                 fields["allowed"] = reachable(key, orchestrator.config, model, task)
-            fields["purse"] = visit.charge(fields)
+            fields["purse"] = visit.purse
+            if fields.get("extra") or fields.get("metadata") or not USER_HEADERS.isdisjoint(exchange.headers):
+                visit.name_user(fields)
         if model is None and (task is None or task == ANY_TASK):
             task = fields["task_type"] = predict_task(fields["messages"], orchestrator.config.task_routing)
             said = [(TASK, f"{task}; predicted")]
@@ -473,12 +473,13 @@ def of_answer(exchange: Exchange, response: LLMResponse, said: Fields, *, debug:
     """
     waited = response.latency_ms - response.overhead_ms
     overhead = (time.perf_counter() - exchange.started) * 1000.0 - waited
-    made = response.decision
+    made, attempts = response.decision, response.attempts
+    is_plain = len(attempts) == 1 and attempts[0].priced and not attempts[0].estimated  # by far the most frequent
     fields = [
         (REQUEST_ID, response.request_id),
         *_decided(made.strategy, made.router, made.candidate, made.tier, made.fallback_depth, len(response.attempts)),
         (OVERHEAD, f"{overhead if overhead > 0.0 else 0.0:.3f}"),
-        (COST, f"{response.cost:.9g}"),
+        *(((COST, f"{response.cost:.9g}"),) if is_plain else cost_of(response)),
         *said,
     ]
     if response.confidence is not None:
@@ -520,7 +521,19 @@ def _in_a_header(text: str) -> str:
 
 def of_end(response: LLMResponse) -> Fields:
     """Return the trailers of a stream."""
-    return ((COST, f"{response.cost:.9g}"), (ATTEMPTS, str(len(response.attempts))))
+    return (*cost_of(response), (ATTEMPTS, str(len(response.attempts))))
+
+
+def cost_of(found: LLMResponse | Embeddings) -> Fields:
+    """Return the headers of a cost in dollars, "unknown" if nothing of it is known; two more say if it is a lower bound or
+    estimated.
+    """
+    fields = [(COST, f"{found.cost:.9g}" if found.cost_known or found.cost else "unknown")]
+    if not found.cost_known:
+        fields.append((COST_KNOWN, "false"))
+    if found.cost_estimated:
+        fields.append((COST_ESTIMATED, "true"))
+    return tuple(fields)
 
 
 @functools.lru_cache(maxsize=1024)

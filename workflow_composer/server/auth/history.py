@@ -99,6 +99,11 @@ class UsageHistory:
             if known is not row:
                 known.add(row)
 
+    def since(self, days: float, key: str | None = None) -> list[UsageRow]:
+        """Return the sums of the last days by key and user, for all keys or one; also what is not yet appended."""
+        rows = [*read_rows(self._path, day_of(self._clock() - days * 86_400.0)), *list(self.rows.values())]
+        return joined((row for row in rows if key is None or row.key == key), lambda row: (row.key, row.user))
+
     def _join(self) -> None:
         with locked(self._path):
             rows = joined(read_rows(self._path), lambda row: (row.day, row.key, row.user))

@@ -212,6 +212,11 @@ class KeyRing:
         self._pepper = secrets.token_bytes(32)
         self._known: dict[bytes, Key] = {}
 
+    @property
+    def any_budget(self) -> bool:
+        """Whether a key has a budget in dollars."""
+        return any(key.limits for key in self._keys.values())
+
     def identify(self, presented: str | None) -> Key:
         """Return the record of a key. Raises `HttpFailure` 401 if it is missing, invalid, revoked or expired."""
         now = self._clock()

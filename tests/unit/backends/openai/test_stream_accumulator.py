@@ -33,16 +33,20 @@ def test_of_what_a_server_tells_many_times_the_last_is_true():
     accumulator = heard(
         Chunk("4", usage=Usage(5, 1), model="old"), Chunk("2", usage=Usage(5, 2), model="m"), Chunk(finish_reason="length")
     )
-    assert (accumulator.usage, accumulator.model, accumulator.finish_reason) == (Usage(5, 2), "m", "length")
+    assert (accumulator.delivery.usage, accumulator.model, accumulator.finish_reason) == (Usage(5, 2), "m", "length")
     accumulator.add(Chunk())
-    assert (accumulator.usage, accumulator.model, accumulator.finish_reason) == (Usage(5, 2), "m", "length")
+    assert (accumulator.delivery.usage, accumulator.model, accumulator.finish_reason) == (Usage(5, 2), "m", "length")
+    accumulator.add(Chunk(usage=Usage(0, 9)))
+    assert accumulator.delivery.usage == Usage(5, 9)
 
 
 def test_a_stream_that_is_left_before_its_usage_is_counted_by_what_it_brought():
     """By log-probabilities, of which there is one a token, else by pieces; those that carry nothing count for none."""
-    accumulator = heard(Chunk(), Chunk("a b"), Chunk(reasoning="c"))
-    assert (accumulator.usage_so_far(7), accumulator.usage) == (Usage(7, 2), Usage(0, 2))
+    call = [{"function": {"name": "get", "arguments": '{"x":1}'}}]
+    accumulator = heard(Chunk(), Chunk("a b"), Chunk(reasoning="c"), Chunk(tool_calls=call), Chunk(finish_reason="stop"))
+    delivery = accumulator.delivery
+    assert (delivery.pieces, delivery.counted, delivery.uncounted, delivery.characters) == (4, 0, 3, 3 + 1 + 3 + 7)
     accumulator.add(Chunk("d", logprobs=tuple(TokenLogprob(text, -1.0) for text in "defgh")))
-    assert accumulator.usage_so_far(7) == Usage(7, 5)
+    assert (delivery.counted, delivery.uncounted, delivery.usage) == (5, 3, None)
     accumulator.add(Chunk(usage=Usage(9, 6)))
-    assert accumulator.usage_so_far(7) == Usage(9, 6)
+    assert (delivery.usage, delivery.usage_at) == (Usage(9, 6), 5)

@@ -12,7 +12,8 @@ from calendar import timegm
 
 import pytest
 
-from workflow_composer.execution.reservation import BudgetReserved, Reservation
+from workflow_composer.errors import BudgetReserved
+from workflow_composer.execution.reservation import Reservation
 from workflow_composer.server.auth.keys import Key
 from workflow_composer.server.auth.ledger import TOGETHER, Ledger
 from workflow_composer.server.failures import HttpFailure
