@@ -151,3 +151,23 @@ def test_without_descriptors_nothing_is_held_against_a_server_and_nothing_falls_
             assert asked()[0] == 200
             client.close()
             assert_nobody_is_kept_away(service, fallback)
+
+
+def test_metrics_say_whose_fault_a_failed_request_is(tmp_path):
+    """In the line of a request and in the counters, for each of the three."""
+
+    def failing(request: Request) -> Reply:
+        said = request.json["messages"][-1]["content"]
+        replies = {"server": Reply.error(500), "caller": Reply.error(400, "no"), "ours": Reply.error(401)}
+        return replies.get(said) or echo(request)
+
+    with StubServer() as stub:
+        stub.answer = failing
+        with serving(tmp_path, stub) as service:
+            for fault in ("server", "caller", "ours"):
+                assert service.ask(fault)[0] >= 400
+            assert service.ask("hello")[0] == 200
+            page = service.request("GET", "/metrics")[2].decode()
+    assert set(re.findall(r'errors_by_fault_total\{fault="(\w+)"\} 1.0', page)) == {"server", "caller", "ours"}
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line.get("fault") for line in lines] == ["server", "caller", "ours", None]

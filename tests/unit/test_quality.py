@@ -107,8 +107,14 @@ MECHANISMS = {
     "urllib3": set(),
     "aiohttp": set(),
     "requests": {"fleet/monitor/alerts.py", "server/tracing.py"},  # webhooks, and the OTLP exporter's
-    # addresses, whether a port is free, and the resolver's errors
-    "socket": {"backends/http/egress.py", "fleet/launch/preflight.py", "support/scarcity.py", *LISTENER},
+    # addresses, whose a socket is, whether a port is free, and the resolver's errors
+    "socket": {
+        "backends/http/egress.py",
+        "backends/http/listeners.py",
+        "fleet/launch/preflight.py",
+        "support/scarcity.py",
+        *LISTENER,
+    },
     "method.create_connection": {"backends/http/client.py"},
     "method.open_connection": set(),
     "method.open_unix_connection": {"server/workers/control.py"},

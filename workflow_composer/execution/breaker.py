@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +19,8 @@ class CircuitBreaker:
 
     While it is closed, calls pass. After ``failures`` consecutive failures (infinite: never), it opens and rejects calls
     immediately, which makes fallback fast. After ``cooldown`` seconds it is half-open: one call passes as a probe. If the
-    probe succeeds, the breaker closes; if it fails, the breaker opens for another cooldown (Nygard, *Release It!*, 2007).
+    probe succeeds, the breaker closes; if it fails, the breaker opens for another cooldown (Nygard, *Release It!*, 2007). A
+    probe that has no result after a cooldown (a long answer) keeps the others out no longer: another one passes.
     """
 
     def __init__(
@@ -31,7 +33,7 @@ class CircuitBreaker:
         self._clock = clock
         self._lock = threading.Lock()
         self._opened_at: float | None = None
-        self._probing = False
+        self._probe_ends = -math.inf
 
     @property
     def state(self) -> State:
@@ -50,9 +52,10 @@ class CircuitBreaker:
             opened_at = self._opened_at
             if opened_at is None:
                 return False
-            wait = opened_at + self._cooldown - self._clock()
-            if wait <= 0 and not self._probing:
-                self._probing = True
+            now = self._clock()
+            wait = opened_at + self._cooldown - now
+            if wait <= 0 and now >= self._probe_ends:
+                self._probe_ends = now + self._cooldown
                 return True
         when = f"next try in {wait:.0f} s" if wait > 0 else "a probe is in progress"
         raise CircuitOpen(f"{self.name} failed {self.failed} times in a row, so its circuit breaker is open; {when}")
@@ -60,7 +63,7 @@ class CircuitBreaker:
     def succeed(self) -> None:
         """Record a successful call and close the breaker."""
         with self._lock:
-            self.failed, self._opened_at, self._probing = 0, None, False
+            self.failed, self._opened_at, self._probe_ends = 0, None, -math.inf
 
     def fail(self, error: BaseException, *, probe: bool) -> None:
         """Record a failed call. Only the server's own faults count; any other reply shows that the endpoint responds.
@@ -78,10 +81,10 @@ class CircuitBreaker:
             if probe or (self._opened_at is None and self.failed >= self._limit):
                 self._opened_at = self._clock()
             if probe:
-                self._probing = False
+                self._probe_ends = -math.inf
 
     def release(self, *, probe: bool) -> None:
         """Record a call that ended without a result (it was cancelled). If it was the probe, allow another one."""
         if probe:
             with self._lock:
-                self._probing = False
+                self._probe_ends = -math.inf

@@ -123,6 +123,7 @@ class LiveMetrics:
         self._since = clock()
         self._series: dict[tuple[str, str, str, str, int], Series] = {}
         self._kinds: dict[str, int] = {}
+        self._faults: dict[str, int] = {}
         self._recent: deque[tuple[RoutingMetric, float]] = deque(maxlen=RECENT)
         self._history: dict[int, deque[list[float]]] = {span: deque(maxlen=count) for span, count in SPANS}
 
@@ -155,6 +156,7 @@ class LiveMetrics:
         if failed:
             series.errors += 1
             self._kinds[metric.error or OTHER] = self._kinds.get(metric.error or OTHER, 0) + 1
+            self._faults[metric.fault or OTHER] = self._faults.get(metric.fault or OTHER, 0) + 1
         now = self._clock()
         self._recent.append((metric, now))
         for span, buckets in self._history.items():
@@ -196,6 +198,7 @@ class LiveMetrics:
             "overhead_bounds": list(OVERHEAD_BOUNDS),
             "series": series,
             "errors": dict(self._kinds),
+            "faults": dict(self._faults),
             "history": {str(span): [list(bucket) for bucket in buckets] for span, buckets in self._history.items()},
             "recent": [shown(metric) for metric, _ in list(self._recent)],
         }
@@ -213,6 +216,7 @@ def merged(snapshots: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         return dict(found[0])
     series: dict[tuple[Any, ...], dict[str, Any]] = {}
     kinds: dict[str, int] = {}
+    faults: dict[str, int] = {}
     history: dict[str, dict[float, list[float]]] = {str(span): {} for span, _ in SPANS}
     recent: list[dict[str, Any]] = []
     for snapshot in found:
@@ -220,6 +224,8 @@ def merged(snapshots: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             _add_series(series, one)
         for kind, count in snapshot["errors"].items():
             kinds[kind] = kinds.get(kind, 0) + count
+        for fault, count in snapshot.get("faults", {}).items():  # a worker of an earlier version has none
+            faults[fault] = faults.get(fault, 0) + count
         for span, buckets in snapshot["history"].items():
             for start, *values in buckets:
                 total = history[span].setdefault(start, [0.0] * len(values))
@@ -232,6 +238,7 @@ def merged(snapshots: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "overhead_bounds": list(OVERHEAD_BOUNDS),
         "series": list(series.values()),
         "errors": kinds,
+        "faults": faults,
         "history": {str(span): _latest(history[str(span)], count) for span, count in SPANS},
         "recent": sorted(recent, key=lambda one: str(one["timestamp"]))[-RECENT:],
     }

@@ -74,6 +74,10 @@ def _metrics(snapshot: Mapping[str, Any], gauges: Sequence[Gauge]) -> Iterator[M
     for kind, count in snapshot["errors"].items():
         kinds.add_metric((kind,), count)
     yield kinds
+    faults = CounterMetricFamily(PREFIX + "errors_by_fault", "The same, by whose fault it is.", labels=("fault",))
+    for fault, count in snapshot.get("faults", {}).items():
+        faults.add_metric((fault,), count)
+    yield faults
     for field, name, text in (
         ("latency", "request_duration_seconds", "Time from a request's arrival to its end."),
         ("overhead", "overhead_seconds", "Part of a request's duration not spent waiting for models."),

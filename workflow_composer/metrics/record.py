@@ -11,7 +11,7 @@ from typing import Any
 _LINE = (
     '{"timestamp":%s,"request_id":%s,"strategy":%s,"router":%s,"task_type":%s,"query_length":%d,"model_used":%s,'
     '"candidate":%s,"tier":%d,"fallback_depth":%d,"escalated":%s,"latency_ms":%.3f,"overhead_ms":%.3f,"prompt_tokens":%d,'
-    '"completion_tokens":%d,"cost":%r,"success":%s,"error":%s,"attempts":%d%s%s%s%s%s%s%s}\n'
+    '"completion_tokens":%d,"cost":%r,"success":%s,"error":%s,"attempts":%d%s%s%s%s%s%s%s%s}\n'
 )
 
 
@@ -20,15 +20,15 @@ class RoutingMetric:
     """The record of one request: the decision, what ran and what it cost. Times in milliseconds, cost in dollars.
 
     ``timestamp`` is the end of the request, ISO 8601 in UTC. ``query_length`` counts characters. ``tier`` and
-    ``fallback_depth`` place the candidate that answered (or failed last) in its plan; both count from 0.
-    ``overhead_ms`` is the part of ``latency_ms`` not spent waiting for models. ``cost`` and the tokens include failed
-    attempts and rejected tiers. ``error`` is the exception's type. ``prompt`` is None unless debugging is on; secrets are
-    removed from it. ``alarm`` says why a certificate was suspended when the request was routed. ``context`` lists the
-    templates prepended to the request, each as ``name@version#digest``, separated by spaces. ``strongest_cost`` is the cost
-    of the plan's last tier alone, None for a plan with one tier. ``reason`` says why the plan was chosen; ``decision`` (only
-    with debugging on, and not in the line of JSON) gives all details. ``cost_known`` is False if the profile has no price
-    for a model that was called, so that ``cost`` is only what is known; ``estimated``: a server reported no tokens, or a
-    call was broken off. The line of JSON has these two only if they are not the rule.
+    ``fallback_depth`` place the candidate that answered (or failed last) in its plan; both count from 0. ``overhead_ms`` is
+    the part of ``latency_ms`` not spent waiting for models. ``cost`` and the tokens include failed attempts and rejected
+    tiers. ``error`` is the exception's type, ``fault`` whose fault it is (`execution.fault`). ``prompt`` is None unless
+    debugging is on; secrets are removed from it. ``alarm`` says why a certificate was suspended when the request was
+    routed. ``context`` lists the templates prepended to the request, each as ``name@version#digest``, separated by spaces.
+    ``strongest_cost`` is the cost of the plan's last tier alone, None for a plan with one tier. ``reason`` says why the
+    plan was chosen; ``decision`` (only with debugging on, and not in the line of JSON) gives all details. ``cost_known`` is
+    False if the profile has no price for a model that was called, so that ``cost`` is only what is known; ``estimated``: a
+    server reported no tokens, or a call was broken off. The line of JSON has these two only if they are not the rule.
     """
 
     timestamp: str
@@ -58,6 +58,7 @@ class RoutingMetric:
     decision: Mapping[str, Any] | None = None
     cost_known: bool = True
     estimated: bool = False
+    fault: str | None = None
 
     def to_json(self) -> bytes:
         """Return one line of JSON with its line end, in ASCII, so that truncation never splits a character."""
@@ -90,5 +91,6 @@ class RoutingMetric:
                 "" if self.strongest_cost is None else f',"strongest_cost":{self.strongest_cost!r}',
                 "" if self.cost_known else ',"cost_known":false',
                 ',"estimated":true' if self.estimated else "",
+                "" if self.fault is None else f',"fault":{_quoted(self.fault)}',
             )
         ).encode("ascii")

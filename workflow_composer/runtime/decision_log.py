@@ -12,6 +12,7 @@ from typing import Any, Protocol, TextIO, cast
 from workflow_composer.config.redaction import scrub
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.execution.call import Trace
+from workflow_composer.execution.fault import fault_of
 from workflow_composer.metrics.record import RoutingMetric
 from workflow_composer.plan import Candidate, Member, Plan
 from workflow_composer.plugins.host import PluginHost
@@ -177,6 +178,7 @@ def metric_of(
         told(plan, trace) if debug else None,  # decision
         cost_known,
         estimated,
+        None if error is None else fault_of(error),
     )
 
 

@@ -59,7 +59,7 @@ class WebGate:
         host = headers.get("host")
         if host is not None and not is_own_host(host) and not self._named(host):
             what = "without keys, this service answers requests to localhost only"
-            raise _refused(what, "host_not_allowed", "serve with --keys")
+            raise _refused(what, "host_not_allowed", "serve with --keys, or with --cors for the origin of a proxy's pages")
         if allowed:
             return
         foreign = origin is not None and not is_own_host(_host_of(origin))

@@ -60,6 +60,24 @@ def test_after_the_cooldown_exactly_one_probe_passes():
         breaker.admit()
 
 
+def test_a_probe_with_a_long_answer_keeps_the_others_out_for_one_cooldown_only():
+    """It may run for minutes, and whoever asked for it may have done so on purpose."""
+    clock = Clock()
+    breaker = opened(clock)
+    clock.now = 10.0
+    assert breaker.admit() is True
+    clock.now = 19.9
+    with pytest.raises(CircuitOpen, match="a probe is in progress"):
+        breaker.admit()
+    clock.now = 20.0
+    assert breaker.admit() is True
+    with pytest.raises(CircuitOpen):
+        breaker.admit()
+    breaker.succeed()
+    breaker.release(probe=True)  # the first one is given up
+    assert breaker.state == "closed"
+
+
 def test_a_good_probe_closes_and_a_bad_one_opens_for_another_cooldown():
     """The state after the probe is the probe's verdict."""
     clock = Clock()

@@ -32,7 +32,7 @@ def test_counts_are_by_strategy_router_task_model_and_tier():
     found = scraped(
         live(
             metric(candidate="small", cost=0.5, fallback_depth=1),
-            metric(candidate="small", success=False, error="CallTimeout"),
+            metric(candidate="small", success=False, error="CallTimeout", fault="server"),
             metric(candidate="large", tier=1, escalated=True),
         ).snapshot()
     )
@@ -43,6 +43,7 @@ def test_counts_are_by_strategy_router_task_model_and_tier():
     assert sum(value for _, value in found["fallbacks_total"]) == 1
     assert sum(value for _, value in found["escalations_total"]) == 1
     assert ({"type": "CallTimeout"}, 1.0) in found["errors_by_type_total"]
+    assert found["errors_by_fault_total"] == [({"fault": "server"}, 1.0)]
 
 
 def test_histograms_are_cumulative_and_in_seconds():

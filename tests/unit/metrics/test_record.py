@@ -26,6 +26,7 @@ def test_a_line_holds_every_field_under_its_own_name():
         decision={"plan": "y"},
         cost_known=False,
         estimated=True,
+        fault="server",
     )
 
     assert json.loads(written.to_json()) == {k: v for k, v in asdict(written).items() if k != "decision"}
@@ -33,7 +34,7 @@ def test_a_line_holds_every_field_under_its_own_name():
 
 def test_what_is_known_of_the_cost_is_the_rule_and_needs_no_field():
     """Lines that were written before read the same."""
-    assert not {"cost_known", "estimated"} & set(json.loads(metric().to_json()))
+    assert not {"cost_known", "estimated", "fault"} & set(json.loads(metric().to_json()))
 
 
 def test_the_prompt_is_absent_unless_given():

@@ -6,6 +6,8 @@ import inspect
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from workflow_composer import errors
 from workflow_composer.config.redaction import scrub
@@ -190,3 +192,24 @@ def test_places_are_taken_out_of_a_text(text, found):
 )
 def test_what_a_client_needs_stays_in_a_text(text):
     assert without_places(text) == text
+
+
+_NAMES = st.from_regex(r"[a-z][a-z0-9]{0,8}(-[a-z0-9]{1,5})?", fullmatch=True)
+_PORTS = st.integers(10, 65535)
+_HOSTS = st.one_of(
+    st.ip_addresses(v=4).map(str),
+    st.builds("{}:{}".format, _NAMES, _PORTS),
+    st.builds("{}.{}.{}:{}".format, _NAMES, _NAMES, _NAMES, _PORTS),
+    st.builds("{}.{}".format, _NAMES, st.sampled_from(["com", "org", "internal", "local", "cluster"])),
+    st.builds("[{}]:{}".format, st.ip_addresses(v=6), _PORTS),
+)
+_PATHS = st.builds("/{}/{}/{}".format, _NAMES, _NAMES, _NAMES)
+_URLS = st.builds("{}://{}{}?key={}".format, st.sampled_from(["http", "https", "ws", "redis"]), _HOSTS, _PATHS, _NAMES)
+
+
+@given(
+    st.one_of(_HOSTS, _PATHS, _URLS),
+    st.sampled_from(["{}", "no answer from {}", "({}): refused", "'{}', then", "at {} now"]),
+)
+def test_no_host_path_or_url_is_left_in_a_text(place, text):
+    assert without_places(text.format(place)) == text.format("[…]")

@@ -11,7 +11,8 @@ from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import ServerFailed
 from workflow_composer.server.auth.callers import is_own, reachable
 from workflow_composer.server.auth.keys import Key
-from workflow_composer.types import LLMRequest
+from workflow_composer.server.logs import ServiceLog
+from workflow_composer.types import Chunk, LLMRequest
 
 SAY = [{"role": "user", "content": "hello"}]
 FORMS = {
@@ -319,3 +320,35 @@ async def test_without_keys_pages_of_others_reach_no_path(service, ask):
     assert (status, headers["access-control-allow-origin"]) == (200, "https://chat.example")
     status, _, headers = await ask(one, body={}, host="localhost", origin="https://chat.example")
     assert (status, headers["access-control-allow-origin"]) == (400, "https://chat.example")  # errors can be read, too
+
+
+# -------------------------------------------------------------------------------------------------- what streams tell
+
+
+@pytest.mark.parametrize("path", FORMS)
+@pytest.mark.parametrize("where", ["in the model's stream", "in the service itself"])
+async def test_a_stream_tells_nothing_of_an_exception_s_text(service, ask, monkeypatch, path, where):
+    """A foreign exception may say anything: a password, a prompt of another, a host."""
+    one, reported = service(), []
+    key = one.key(models=("m",))
+
+    async def breaking(asked):
+        yield Chunk("one ")
+        yield Chunk("two ")
+        raise RuntimeError("the password of http://10.0.0.3 is hunter2")
+
+    def broken(response):
+        raise RuntimeError("the password of http://10.0.0.3 is hunter2")
+
+    if where == "in the model's stream":
+        one.orchestrator._active.endpoints["m"].backend.stream = breaking
+    else:
+        monkeypatch.setattr("workflow_composer.server.api.completion_handler.of_end", broken)
+    monkeypatch.setattr(ServiceLog, "warning", lambda self, event, **fields: reported.append(fields))
+    _, written, _ = await ask(one, path, {**FORMS[path], "stream": True}, key)
+    assert b"hunter2" not in written
+    assert b"10.0.0.3" not in written
+    assert b"RuntimeError" not in written
+    assert b"the stream broke off" in written
+    assert [fields["status"] for fields in reported] == [200]
+    assert "hunter2" not in json.dumps(reported) or where == "in the model's stream"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from workflow_composer.backends.http.listeners import is_this_machine, owners
+from workflow_composer.backends.http.listeners import is_this_machine, owner, owners
 from workflow_composer.config.own_machines import Address, Network, is_metadata, is_near, own_users, user_name
 from workflow_composer.config.profile_models import registered_role
 from workflow_composer.errors import EgressDenied
@@ -60,7 +60,11 @@ async def check_owner(policy: EgressPolicy, host: str, port: int, peer: str, own
     """
     if policy.allow_cloud or not is_this_machine(peer, own[0]):
         return
-    found = await in_own_thread(functools.partial(owners, peer, port, own[1]), f"owner-{port}")
+    known = owner(peer, port, own[0], own[1])
+    if known is None:
+        found = await in_own_thread(functools.partial(owners, peer, port, own[1]), f"owner-{port}")
+    else:
+        found = {known}
     if strangers := found - policy.users:
         who = user_name(min(strangers))
         raise EgressDenied(

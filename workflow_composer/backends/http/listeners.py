@@ -1,11 +1,13 @@
 """Who listens on a port of this machine: on a shared one, another user's server may have taken a free port.
 
-Linux lists every TCP socket with its owner. Elsewhere nothing is known, and nothing is refused.
+Linux knows the owner of every TCP socket, and says it through netlink or, where a container forbids that, in tables of all
+sockets. Elsewhere nothing is known, and nothing is refused.
 """
 
 from __future__ import annotations
 
 import re
+import socket
 import struct
 from ipaddress import ip_address
 from pathlib import Path
@@ -20,6 +22,40 @@ _ROW = rb"^ *\d+: ([0-9A-F]+):%04X [0-9A-F]+:([0-9A-F]{4}) ([0-9A-F]{2}) \S+ \S+
 def is_this_machine(address: str, own: str) -> bool:
     """Whether a connection from ``own`` to ``address`` stays on this machine."""
     return address == own or address.startswith("127.") or address == "::1"
+
+
+_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, _ANY_COOKIE = 4, 20, 0xFFFFFFFF
+_LISTENING = 10
+
+
+def owner(address: str, port: int, own: str, own_port: int) -> int | None:
+    """Return the user whose server has a connection from ``own`` to ``address``, as `owners` does; None if unknown.
+
+    Asks the kernel for two sockets only, which takes microseconds however many there are.
+    """
+    nowhere = "::" if ":" in address else "0.0.0.0"  # noqa: S104  # no address to listen on
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as asking:
+            asking.settimeout(1.0)
+            state, user, inode = _asked(asking, (address, port), (own, own_port))
+            if state == _LISTENING or inode:
+                return user
+            return _asked(asking, (address, port), (nowhere, 0))[1]
+    except (OSError, AttributeError, ValueError, struct.error):  # another system, or not allowed here
+        return None
+
+
+def _asked(asking: socket.socket, local: tuple[str, int], far: tuple[str, int]) -> tuple[int, int, int]:
+    """Return state, user and inode of one TCP socket. Raises OSError if there is none."""
+    family = socket.AF_INET6 if ":" in local[0] else socket.AF_INET
+    ends = b"".join(socket.inet_pton(family, end[0].partition("%")[0]).ljust(16, b"\0") for end in (local, far))
+    name = struct.pack("!HH", local[1], far[1]) + ends + struct.pack("=III", 0, _ANY_COOKIE, _ANY_COOKIE)
+    question = struct.pack("=BBBBI", family, socket.IPPROTO_TCP, 0, 0, 0xFFFFFFFF) + name
+    asking.send(struct.pack("=IHHII", 16 + len(question), _SOCK_DIAG_BY_FAMILY, 1, 1, 0) + question)
+    answer = asking.recv(4096)
+    if struct.unpack_from("=H", answer, 4)[0] != _SOCK_DIAG_BY_FAMILY:
+        raise OSError(-struct.unpack_from("=i", answer, 16)[0], "no such socket")
+    return (answer[17], *struct.unpack_from("=II", answer, 80))
 
 
 def owners(address: str, port: int, own_port: int) -> set[int]:

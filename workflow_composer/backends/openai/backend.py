@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from workflow_composer.backends.base import BackendContext
 from workflow_composer.backends.http.client import Limit, Stream
-from workflow_composer.backends.http.connection import BOUNDS, LARGE, bounds_of
+from workflow_composer.backends.http.connection import BOUNDS, bounds_of
 from workflow_composer.backends.http.events import DONE, EventReader, payloads
 from workflow_composer.backends.http.proxied import ProxiedStream
 from workflow_composer.backends.openai import wire
 from workflow_composer.backends.openai.server import OpenAIServer, Secrets
 from workflow_composer.backends.replicas.observer import Readings, ServerObserver, probe
 from workflow_composer.errors import AuthenticationFailed, BadRequest, CallTimeout, ServerUnreachable, Unsupported
+from workflow_composer.support.large_json import LARGE, apart
 from workflow_composer.types import (
     Chunk,
     Completion,
@@ -47,6 +48,9 @@ _IGNORED = {"api.anthropic.com": ("seed", "logprobs", "top_logprobs", "response_
 _TEXT, _LOGPROBS = {"size": 2**20, "values": 100_000}, {"size": 32 * 2**20, "values": 8_000_000}
 _VECTOR = {"size": 512 * 2**10, "values": 20_000}
 """What a response may have more for each answer, for each with its log-probabilities, and for each vector."""
+
+_TOGETHER = 32
+"""Events that arrived together and are decoded before the event loop serves others."""
 
 _DRAIN = 0.2
 """Seconds to wait for the end of a stream after its last event, so that the connection can be reused."""
@@ -125,7 +129,10 @@ class OpenAICompatibleBackend:
                 lambda found: wire.embeddings_of(found, count=len(texts), model=body["model"]), data
             )
 
-        return read() if len(answer.body) <= LARGE else await asyncio.to_thread(read)
+        if len(answer.body) <= LARGE:
+            return read()
+        quick = await apart(wire.quick_embeddings, answer.body, count=len(texts), model=body["model"])
+        return await apart(read) if quick is None else quick
 
     async def health(self, *, timeout: float) -> EndpointStatus:
         """Return whether the server answers and, if it is local, serves the model. Never raises."""
@@ -216,7 +223,7 @@ class OpenAICompatibleBackend:
             answer = await self._in_other_words(error, body, again)
         content = answer.body
         if len(content) > LARGE:
-            found, content = await asyncio.to_thread(self._read, content, secrets, body["model"])
+            found, content = await apart(self._read, content, secrets, body["model"])
         else:
             done = wire.quick_completion(content, model=body["model"])
             found = done or server.completion(content, secrets, model=body["model"])
@@ -267,7 +274,9 @@ class OpenAICompatibleBackend:
             with self._limit_by(clock), self._server.errors():
                 part = await stream.read()
                 whole = reader.whole(part) if part else reader.rest()
-            for event in payloads(whole):
+            for number, event in enumerate(payloads(whole), 1):
+                if number % _TOGETHER == 0:
+                    await asyncio.sleep(0)
                 if event.startswith(DONE):
                     await _drain(stream)
                     return

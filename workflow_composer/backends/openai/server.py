@@ -19,6 +19,8 @@ from workflow_composer.backends.openai import errors, wire
 from workflow_composer.backends.openai.errors import Server
 from workflow_composer.backends.replicas.observer import api_url, shown_url
 from workflow_composer.errors import AuthenticationFailed, BadRequest, ModelError, ModelNotFound, ServerFailed
+from workflow_composer.support import large_json
+from workflow_composer.support.large_json import LARGE
 from workflow_composer.support.per_loop import PerLoop
 from workflow_composer.types import Completion, LLMRequest
 from workflow_composer.usage import Sending
@@ -182,7 +184,7 @@ class OpenAIServer:
 
     def read_json(self, content: bytes, secrets: Iterable[str]) -> Any:
         """Decode a response's JSON. Raises `ServerFailed` for invalid JSON, and errors reported with status 200."""
-        data = self.understood(json.loads, content)
+        data = self.understood(json.loads if len(content) <= LARGE else large_json.decode, content)
         self.raise_reported(data, secrets)
         return data
 

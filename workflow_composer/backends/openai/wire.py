@@ -557,3 +557,35 @@ def quick_completion(body: bytes, *, model: str) -> Completion | None:
     else:
         usage = Usage(counts.prompt_tokens, counts.completion_tokens)
     return Completion(tuple(samples), usage, found.model or model)
+
+
+class _Vector(msgspec.Struct):
+    embedding: list[float]
+    index: int | None = 0
+
+
+class _Vectors(msgspec.Struct):
+    data: list[msgspec.Raw]
+    model: str | None = None
+    usage: dict[str, Any] | None = None
+    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    object: str | None = None
+
+
+_read_vectors, _read_vector = msgspec.json.Decoder(_Vectors).decode, msgspec.json.Decoder(_Vector).decode
+
+
+def quick_embeddings(body: bytes, *, count: int, model: str) -> Embeddings | None:
+    """Return the embeddings in a large response's bytes; None if it is not a plain one and needs `embeddings_of`.
+
+    In a thread it lets others run after each vector.
+    """
+    try:
+        found = _read_vectors(body)
+        if found.error is not msgspec.UNSET or found.object == "error" or len(found.data) != count:
+            return None
+        rows = [(row.index or 0, tuple(row.embedding)) for row in map(_read_vector, found.data)]
+    except (msgspec.DecodeError, ValueError):
+        return None
+    rows.sort(key=lambda row: row[0])
+    return Embeddings(tuple(vector for _, vector in rows), found.model or model, usage_of(found.usage))

@@ -12,11 +12,11 @@ import pytest
 from tests.integration.stranger import UID, stranger
 from tests.integration.stub_server import StubServer
 from workflow_composer import ModelOrchestrator
-from workflow_composer.backends.http import client, listeners
+from workflow_composer.backends.http import client, egress, listeners
 from workflow_composer.backends.http.client import Client
 from workflow_composer.backends.http.connection import Broken, Connection
 from workflow_composer.backends.http.egress import EgressPolicy, endpoint_of
-from workflow_composer.backends.http.listeners import owners
+from workflow_composer.backends.http.listeners import owner, owners
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import EgressDenied, LocalModelUnavailable
 from workflow_composer.metrics.sink import MemorySink
@@ -76,7 +76,14 @@ def test_without_the_tables_nothing_is_known(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
 def test_one_finds_oneself(family, address):
-    """The kernel's own tables, before and after the connection is accepted."""
+    """By netlink and in the kernel's tables, before and after the connection is accepted."""
+
+    def whose(made):
+        own, own_port = made.getsockname()[:2]
+        if (found := owner(address, port, own, own_port)) is not None:
+            assert found == os.geteuid()
+        return owners(address, port, own_port)
+
     with socket.socket(family) as listening:
         try:
             listening.bind((address, 0))
@@ -85,16 +92,26 @@ def test_one_finds_oneself(family, address):
         listening.listen()
         port = listening.getsockname()[1]
         with socket.create_connection((address, port)) as made:
-            assert owners(address, port, made.getsockname()[1]) == {os.geteuid()}
+            assert whose(made) == {os.geteuid()}
             accepted, _ = listening.accept()
             with accepted:
                 listening.close()
-                assert owners(address, port, made.getsockname()[1]) == {os.geteuid()}
+                assert whose(made) == {os.geteuid()}
 
 
+def test_a_closed_port_has_no_owner():
+    """Neither by netlink nor in the tables."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    assert (owner("127.0.0.1", port, "127.0.0.1", 1), owners("127.0.0.1", port, 1)) == (None, set())
+
+
+@pytest.mark.parametrize("netlink", [True, False])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_server_of_nobody_whom_the_profile_names_gets_no_byte(host):
+def test_a_server_of_nobody_whom_the_profile_names_gets_no_byte(monkeypatch, host, netlink):
     """The connection is closed before the request; with the cloud allowed, whoever listens may have it."""
+    if not netlink:
+        monkeypatch.setattr(egress, "owner", lambda *_: None)
     with StubServer() as stub:
         url = f"http://{host}:{stub.port}/v1"
 

@@ -22,7 +22,7 @@ from workflow_composer.errors import (
     ServerFailed,
     Unsupported,
 )
-from workflow_composer.types import LLMRequest, ModelCall, Sample, TokenLogprob, Usage
+from workflow_composer.types import LLMRequest, ModelCall, Relay, Sample, TokenLogprob, Usage
 
 # ------------------------------------------------------------------------------------------------------------ the request
 
@@ -405,3 +405,44 @@ async def test_log_probabilities_that_cannot_be_are_unknown(server, local, claim
     server.script(Reply.of({"choices": [choice]}))
     (sample,) = (await local.complete(call(logprobs=True))).samples
     assert (sample.text, sample.logprobs) == ("4!", None)
+
+
+@pytest.mark.parametrize("size", [3, 3000], ids=["small", "large"])
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        {},
+        {"usage": None},
+        {"usage": {"prompt_tokens": -5}},
+        {"error": {"message": "no memory"}},
+        {"object": "error", "message": "no"},
+        {"data": []},
+        {"data": [{"embedding": ["x"]}] * 9},
+    ],
+    ids=str,
+)
+async def test_many_vectors_are_read_as_few(server, local, size, spoiled):
+    """Large responses are decoded apart, with the same result or error."""
+    rows = [{"object": "embedding", "index": 8 - at, "embedding": [at + 0.5, 2] + [0.25] * size} for at in range(9)]
+    server.script(Reply.of({"object": "list", "model": "m", "data": rows, "usage": {"prompt_tokens": 7}, **spoiled}))
+    if set(spoiled) <= {"usage"}:
+        found = await local.embed(["t"] * 9, timeout=5.0)
+        assert [vector[:3] for vector in found.vectors] == [(8 - at + 0.5, 2.0, 0.25) for at in range(9)]
+        assert found.model == "m"
+    else:
+        with pytest.raises(ServerFailed):
+            await local.embed(["t"] * 9, timeout=5.0)
+
+
+@pytest.mark.parametrize("relayed", [False, True])
+@pytest.mark.parametrize("content", ["word " * 60_000, [{"type": "text", "text": "word " * 60_000}]], ids=["text", "parts"])
+async def test_a_long_answer_is_read_as_a_short_one(server, local, content, relayed):
+    """It is decoded apart; a relayed one's bytes are the server's."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
+    server.script(Reply.of({"model": "m", "choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 9}}))
+    call = ModelCall(LLMRequest.of("q", relay=Relay()) if relayed else LLMRequest.of("q"))
+    done = await local.complete(call)
+    assert done.samples[0].text == "word " * 60_000
+    assert done.usage.completion_tokens == 9
+    if relayed:
+        assert json.loads(call.request.relay.body)["choices"] == [choice]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from workflow_composer.server import service
@@ -61,6 +63,10 @@ def test_sizes_are_written_as_people_write_them(serve, text, size):
         ["--workers", "0"],
         ["--concurrency", "0"],
         ["--queue", "-1"],
+        ["--cors", "chat.example"],
+        ["--cors", "https://chat.example/path"],
+        ["--cors", "*"],  # every page, and no keys
+        ["--trusted-proxy", "proxy.example"],
     ],
     ids=" ".join,
 )
@@ -71,8 +77,10 @@ def test_what_is_no_size_or_number_is_refused(serve, options):
 
 
 def test_settings_reach_another_process_as_they_were_the_token_apart(serve):
-    _, settings = serve("--keys", "k.json", "--port", "9")
-    told = settings.to_dict()
+    pages = ("--cors", "http://a.example", "--cors", "*", "--trusted-proxy", "10.0.0.0/24", "--trusted-proxy", "::1")
+    _, settings = serve("--keys", "k.json", "--port", "9", *pages)
+    assert (settings.cors, settings.trusted_proxies) == (("*", "http://a.example"), ("10.0.0.0/24", "::1/128"))
+    told = json.loads(json.dumps(settings.to_dict()))
     assert "admin_token" not in told
     assert ServerSettings.from_dict(told, admin_token=settings.admin_token) == settings
 
