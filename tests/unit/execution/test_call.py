@@ -198,3 +198,17 @@ async def test_servers_that_failed_before_the_answer_are_attempts_of_their_own(b
     await b.executor.run(Plan((Tier.of(b.candidates("a")),)), ASK, b.trace)
     recorded = [(attempt.name, attempt.error_type) for attempt in b.trace.attempts]
     assert recorded == [("a", "ServerFailed"), ("a", "ServerUnreachable"), ("a", None)]
+
+
+async def test_a_call_that_is_cancelled_is_charged_its_prompt(bench, fake):
+    """A sample of a vote that is decided without it has been sent; the server has read its prompt."""
+    b = bench(fake("a", Delay(30.0, "4")), prices={"a": Price(4.0, 1.0)})
+    plan = Plan((Tier.of(b.candidates("a")),))
+    asking = asyncio.ensure_future(b.executor.run(plan, ASK, b.trace))
+    while not b.endpoints["a"].backend.calls:
+        await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.wait([asking])
+    cancelled = b.trace.attempts[0]
+    assert (cancelled.usage, cancelled.estimated) == (Usage(round(len("What is 2 + 2?") / 4), estimated=True), True)
+    assert cancelled.cost == pytest.approx(cancelled.usage.prompt_tokens * 4e-6)
