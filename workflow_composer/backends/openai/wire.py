@@ -217,21 +217,25 @@ def _component(value: Any) -> float:
 
 
 def model_ids(data: Any) -> tuple[str, ...]:
-    """Return the ids of a model list, base models before adapters. Raises `Malformed`."""
+    """Return the ids of a model list that can be shown, base models before adapters. Raises `Malformed`."""
     rows = data.get("data") if isinstance(data, dict) else None
     if not isinstance(rows, list):
         raise Malformed("it has no list of models")
-    rows = sorted((row for row in rows if isinstance(row, dict) and row.get("id")), key=lambda row: bool(row.get("parent")))
-    return tuple(str(row["id"]) for row in rows)
+    named = sorted((row for row in rows if isinstance(row, dict)), key=lambda row: bool(row.get("parent")))
+    return tuple(name for row in named if (name := _shown(row.get("id"))))
 
 
 def name_in(data: Mapping[str, Any]) -> str | None:
     """Return the model's name in a response; None if it is no text that can be shown, in tables and on terminals."""
-    name = data.get("model")
+    return _shown(data.get("model"))
+
+
+_LONGEST_NAME = 512
+"""Characters; some servers name a model by the path of its folder."""
+
+
+def _shown(name: Any) -> str | None:
     return name if isinstance(name, str) and len(name) <= _LONGEST_NAME and name.isprintable() else None
-
-
-_LONGEST_NAME = 256
 
 
 def usage_of(usage: Any) -> Usage:

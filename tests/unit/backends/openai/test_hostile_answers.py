@@ -77,7 +77,7 @@ def check_refusal(error):
 @example(answer={"choices": [{"message": {"tool_calls": [{"function": {"name": {}, "arguments": "{}"}}]}}]})
 @example(answer={"choices": [{"message": {"refusal": 5}}]})
 @example(answer={"choices": [{"message": {"content": "a"}}], "model": "\x1b[2J"})
-@example(answer={"choices": [{"message": {"content": "a"}}], "model": "m" * 257})
+@example(answer={"choices": [{"message": {"content": "a"}}], "model": "m" * 513})
 @settings(deadline=None, max_examples=300)
 def test_a_whole_answer_is_read_or_refused(answer):
     """By the quick reader and the thorough one alike."""
@@ -89,7 +89,7 @@ def test_a_whole_answer_is_read_or_refused(answer):
         check_refusal(error)
         return
     assert done.model.isprintable()
-    assert len(done.model) <= 256
+    assert len(done.model) <= 512
     for sample in done.samples:
         check_sample(sample)
     json.loads(wire.strict(content), parse_constant=pytest.fail)
@@ -133,6 +133,13 @@ def test_a_vector_of_texts_or_without_an_end_is_refused():
             SERVER.understood(
                 lambda data: wire.embeddings_of(data, count=1, model="m"), {"data": [{"index": 0, "embedding": [wrong]}]}
             )
+
+
+def test_ids_of_models_are_texts_that_can_be_shown():
+    """They go to terminals, tables and later requests; the others are passed over."""
+    rows = [{"id": wrong} for wrong in ("\x1b[2J", "a\nb", "m" * 513, {"a": 1}, 5, None, "")]
+    rows += [{"id": "adapter", "parent": "base"}, "x", {}, {"id": "base"}]
+    assert wire.model_ids({"data": rows}) == ("base", "adapter")
 
 
 lines = st.one_of(

@@ -175,7 +175,7 @@ async def test_an_answer_that_is_a_bomb_is_not_unpacked(question):
     bomb = gzip.compress(b"\0" * (100 << 20), 9)
     assert len(bomb) < METRICS.answer
     async with hostile(answer(bomb, b"Content-Encoding: gzip")) as observer:
-        with pytest.raises(TooLong, match="decompressed"):
+        with pytest.raises(TooLong):
             await ask(observer, question, 60.0)
 
 
