@@ -58,7 +58,9 @@ def _is_in(group: int, group_of: array[int]) -> Callable[[int], bool]:
     return lambda index: index < len(group_of) and group_of[index] == group
 
 
-UNBOUND = frozenset({"request_id", "relay", "timeout", "budget", "metadata", "query_length"})
+UNBOUND = frozenset(
+    {"request_id", "relay", "timeout", "budget", "metadata", "query_length", "most_calls", "purse", "allowed"}
+)
 """Fields of a request that do not affect its answer, or that others determine."""
 _LATER = {"form": None, "form_retries": 2, "vote_by": None}
 """Later fields of a request and their defaults, with which the digests in earlier journals remain valid."""
