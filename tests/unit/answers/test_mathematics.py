@@ -294,8 +294,9 @@ def test_the_worker_may_not_take_all_memory(worker, tmp_path, monkeypatch):
 
 
 def tower(number):
-    """A formula that takes for ever, and no other one of which is the same text."""
-    return f"{number}^{{{number}^{{9^9}}}}+x"
+    """A formula that takes for ever, and no other one of which is the same text; a tower of twos ends after a second."""
+    base = number + 8
+    return f"{base}^{{{base}^{{9^9}}}}+x"
 
 
 @pytest.fixture

@@ -244,7 +244,8 @@ def test_a_kept_run_runs_its_code_only_if_that_is_allowed(place, capsys):
     (journal,) = place.glob("results/**/journal.jsonl")
     header, rest = journal.read_bytes().split(b"\n", 1)
     about = json.loads(header)[1]
-    about["run"]["votes"]["form"]["extract"] = ["python:ran:mark"]
+    (place / "ran_by_a_run.py").write_text(RAN)  # a name of its own: readers are cached
+    about["run"]["votes"]["form"]["extract"] = ["python:ran_by_a_run:mark"]
     journal.write_bytes(sealed(about) + rest)
     assert run(["regrade", "results"], State(environ={})) == 2
     assert "names code to run" in capsys.readouterr().err

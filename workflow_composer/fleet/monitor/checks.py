@@ -148,7 +148,7 @@ class _Server:
         if found.status in (401, 403):
             raise _Unauthorized(self._unauthorized(found.status))
         if found.models is None:
-            says = f"/v1/models returns status {found.status}"
+            says = "/v1/models lists no models" if found.status == 200 else f"/v1/models returns status {found.status}"
             raise _Down(f"the server on {self.target.place} is not OpenAI-compatible: {says}")
         if self.target.model not in found.models:
             raise _Down(f"{self.target.place} serves {_named(found.models)}, not {self.target.model}")

@@ -56,11 +56,11 @@ async def test_without_a_probe_no_token_is_asked_for(stub):
     [
         ({"answers": {"/health": (503, b"")}}, "responds, but /health returns status 503"),
         ({"answers": {"/v1/models": (404, b"")}}, "is not OpenAI-compatible: /v1/models returns status 404"),
-        ({"answers": {"/v1/models": (200, b"<html>")}}, "is not OpenAI-compatible: /v1/models returns status 200"),
+        ({"answers": {"/v1/models": (200, b"<html>")}}, "is not OpenAI-compatible: /v1/models lists no models"),
         ({"models": ["other"]}, "serves other, not small"),
         ({"models": ["other", "third"]}, "serves other and 1 more, not small"),
         ({"models": []}, "serves no model, not small"),
-        ({"models": ["evil\nline \x1b[31m"]}, "serves evil?line ?[31m, not small"),
+        ({"models": ["evil\nline \x1b[31m"]}, "is not OpenAI-compatible: /v1/models lists no models"),
         ({"answers": {"/v1/completions": (500, b"")}}, "returns status 500 to a request for one token"),
         ({"answers": {"/v1/completions": (200, b'{"choices": []}')}}, "returns no token to a request for one token"),
         ({"answers": {"/v1/completions": (200, b"[" * 100_000)}}, "returns no token to a request for one token"),
