@@ -43,8 +43,8 @@ async def test_each_of_many_calls_ends_at_its_own_limit(within):
         ended.append(seconds)
         assert time.monotonic() - started >= seconds - 0.002  # two clocks
 
-    await asyncio.gather(*(late(seconds) for seconds in (0.15, 0.05, 0.1, 0.2)))
-    assert ended == [0.05, 0.1, 0.15, 0.2]
+    await asyncio.gather(*(late(seconds) for seconds in (0.6, 0.2, 0.4, 0.8)))
+    assert ended == [0.2, 0.4, 0.6, 0.8]
     assert under_way() == {}
 
 
