@@ -66,7 +66,7 @@ def test_formats_and_splits_are_the_codes_in_their_order():
 
 
 def test_the_file_is_synced_as_often_as_it_says():
-    assert runner._SYNC_EVERY == 5.0
+    assert runner.SYNC_EVERY == 5.0
     assert "Every five seconds" in DOCS
 
 

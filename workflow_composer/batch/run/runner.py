@@ -117,7 +117,7 @@ _LONGEST_READ = 0.05
 _LONGEST_PAUSE = 30.0
 """Longest pause (seconds) before failed rows are tried again when no other rows are left."""
 
-_SYNC_EVERY = 5.0
+SYNC_EVERY = 5.0
 """Seconds between two calls of `Journal.sync`: the most that a power loss may cost."""
 
 RETRIED = OVERLOAD | {"ServerFailed"}
@@ -401,7 +401,7 @@ def _error_types(error: Exception) -> list[str]:
 
 async def _keep_on_disk(journal: Journal[R]) -> None:
     while True:
-        await asyncio.sleep(_SYNC_EVERY)
+        await asyncio.sleep(SYNC_EVERY)
         await asyncio.to_thread(journal.sync)
 
 

@@ -15,7 +15,7 @@ from workflow_composer.batch.run.answering import Answering, Job
 from workflow_composer.batch.run.journal import RowJournal
 from workflow_composer.batch.run.limiter import Limiter
 from workflow_composer.batch.run.records import Head
-from workflow_composer.batch.run.runner import UNREADABLE, RunBudget, run
+from workflow_composer.batch.run.runner import SYNC_EVERY, UNREADABLE, RunBudget, run
 from workflow_composer.batch.run.tally import MANY_UNREADABLE, Tally
 from workflow_composer.errors import (
     AllCandidatesFailed,
@@ -484,6 +484,23 @@ class TestRetries:
         heads = []
         RowJournal.open(batch.path, {}, rows=300, each=heads.append).close()
         assert [bool(head.error) for head in heads if head.row == 0] == [True, False]
+
+    async def test_each_pause_is_twice_the_one_before_up_to_half_a_minute(self, batch, monkeypatch):
+        """Once no other rows are left."""
+        pauses, sleep = [], asyncio.sleep
+
+        async def noted(seconds):
+            if seconds == SYNC_EVERY:
+                await sleep(seconds)
+            pauses.append(seconds)
+            await sleep(0)
+
+        async def answer(job):
+            raise RateLimited("slow down")
+
+        monkeypatch.setattr(asyncio, "sleep", noted)
+        await batch.run(jobs(1), answer, retries=5, retry_after=3.0)
+        assert pauses == [3.0, 6.0, 12.0, 24.0, 30.0]
 
     @pytest.mark.parametrize("error", [BadRequest("no"), BudgetExceeded("too dear"), RuntimeError("a bug")])
     async def test_what_another_try_cannot_mend_is_not_tried_again(self, batch, error):
