@@ -108,16 +108,7 @@ class Reservation:
         budget = self.budget
         if budget.waiting or ((amount > budget.room or tokens > budget.token_room) and not budget.refill(amount, tokens)):
             return False
-        # As `_hold`, in place: every request of a key comes here.
-        if budget.room < math.inf:
-            budget.room -= amount
-            self.amount += amount
-        if budget.token_room < math.inf:
-            budget.token_room -= tokens
-            self.tokens += tokens
-        if not self.holds:
-            self.holds = True
-            budget.held += 1
+        self._hold(amount, tokens)
         return True
 
     def _hold(self, amount: float, tokens: float) -> None:

@@ -12,21 +12,25 @@ from workflow_composer.server.api.catalogue import FEEDBACK
 from workflow_composer.server.api.forms import LONGEST_NAME, Form
 from workflow_composer.server.api.json_wire import encode
 from workflow_composer.server.api.schemas import BOOLEAN, TEXT, Schema, nullable, record
-from workflow_composer.server.exchange import Exchange, Reply
+from workflow_composer.server.exchange import Exchange, Handler, Reply
 
 # -------------------------------------------------------------------------------------------------------------- describing
 #
 # The API described: ``GET /openapi.json``.
 
 
-async def describing(exchange: Exchange) -> Reply:
-    """Return the OpenAPI document."""
-    return Reply(200, _written())
+def describing(most_calls: int) -> Handler:
+    """Return the handler that answers with the OpenAPI document."""
+
+    async def described(exchange: Exchange) -> Reply:
+        return Reply(200, _written(most_calls))
+
+    return described
 
 
 @functools.cache
-def _written() -> bytes:
-    found: dict[str, Any] = document()
+def _written(most_calls: int) -> bytes:
+    found: dict[str, Any] = document(most_calls)
     return encode(found)
 
 
@@ -38,8 +42,8 @@ _EVENT: Schema = {
 }
 
 
-def document() -> Schema:
-    """Return the whole document, OpenAPI 3.1."""
+def document(most_calls: int | None = None) -> Schema:
+    """Return the whole document, OpenAPI 3.1; ``most_calls`` is the service's limit of a request, and so of ``n``."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -58,8 +62,18 @@ def document() -> Schema:
             },
             "schemas": {"Error": _error(), "AnthropicError": _anthropic_error()},
         },
-        "paths": _paths(),
+        "paths": _limited(_paths(), most_calls),
     }
+
+
+def _limited(paths: Schema, most_calls: int | None) -> Schema:
+    for methods in paths.values():
+        for operation in methods.values():
+            body = operation.get("requestBody", {"content": {}})["content"].get("application/json", {"schema": {}})["schema"]
+            answers = body.get("properties", {}).get("n", {})
+            if most_calls is not None and "maximum" in answers:
+                body["properties"] = body["properties"] | {"n": answers | {"maximum": min(most_calls, answers["maximum"])}}
+    return paths
 
 
 def _paths() -> Schema:

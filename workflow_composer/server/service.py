@@ -324,7 +324,7 @@ def app_of(
     catalogue = Catalogue(parts.orchestrator, parts.accounts, parts.admission, parts.audits, parts.callers)
     for group in (catalogue, parts.observing, admin, dashboard):
         routes.update(group.routes())
-    routes["GET", "/openapi.json"] = describing
+    routes["GET", "/openapi.json"] = describing(settings.most_calls)
     keyless = parts.callers.keyless
     pages = WebGate(read_origins(settings.cors, keyless=keyless), keyless)
 

@@ -215,3 +215,14 @@ def test_what_may_be_null_allows_null_and_nothing_else_more(schema):
     for value in ("a", "b", 1, [], ["a"], {}):
         assert fits(found, value) == fits(schema, value)
     assert not set(found) & ANNOTATIONS
+
+
+def test_the_document_allows_no_more_answers_than_a_request_may_make_calls():
+    """Whoever goes by the document is not refused for the service's own limit."""
+
+    def most(path, *limit):
+        body = document(*limit)["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        return body["properties"]["n"]["maximum"]
+
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        assert (most(path, 5), most(path, 1000), most(path)) == (5, 128, 128)
