@@ -16,7 +16,7 @@ PERIODS = {"hour": (3600, 10), "day": (86_400, 60), "90 days": (7_776_000, 3600)
 SLOTS = 72
 """Bars of a chart."""
 _RATE_SECONDS = 60.0
-_FIELDS = tuple(name for name in RoutingMetric.__slots__ if name not in {"prompt", "decision"})
+_FIELDS = tuple(name for name in RoutingMetric.__slots__ if name != "prompt")
 
 
 def figures(snapshot: Mapping[str, Any]) -> dict[str, Any]:

@@ -145,7 +145,7 @@ class TestRoute:
         command.profile = {"models": {"small": {"backend": "scripted"}, "gpt": cloud}, "fallback": ["gpt"]}
 
         assert "left out:  gpt: its key is not set" in command("route", "hello").out
-        assert command("route", "hello", "--json").json["left_out"] == ["gpt: its key is not set"]
+        assert command("route", "hello", "--json").json["left_out"] == ["gpt: its key is not set (TEST_KEY)"]
 
     def test_a_model_that_is_not_there_is_an_error(self, command):
         """With the nearest one."""
