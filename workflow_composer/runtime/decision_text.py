@@ -1,4 +1,4 @@
-"""A decision in words: the plan, what was left out, and the result of every call and tier, for the log and `metrics explain`."""
+"""A decision in words: the plan, what was left out, and the result of every call and tier."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_CAUSES = 3
 
 
 def told(plan: Plan | None, trace: Trace, error: BaseException | None = None) -> dict[str, Any]:
-    """Return a full decision as plain data: the plan, what it left out and why, the result of every call and tier, the error.
+    """Return a full decision as plain data: plan, what it left out and why, the result of every call and tier, the error.
 
     The texts of errors may quote what a server said; secrets are removed from them.
     """
