@@ -51,9 +51,16 @@ def keys_option(function: F) -> F:
 @click.option("--model", metavar="MODEL", help="Only requests that this model answered, or failed last.")
 @click.option("--key", metavar="NAME|ID", help="Only requests made with this API key.")
 @click.option(
+<<<<<<< HEAD
     "--error",
     metavar="TYPE",
     help="Only failed requests with this error, such as CallTimeout; or by fault: caller, server, ours; or `any`.",
+=======
+    "--file",
+    "path",
+    type=click.Path(path_type=Path),
+    help="Metrics file. Default: $WORKFLOW_COMPOSER_METRICS, else in the profile's `logs`, else in your state folder.",
+>>>>>>> round18
 )
 @keys_option
 @file_option
@@ -80,6 +87,7 @@ def metrics(
     overhead; tokens; cost by model and strategy, "unknown" where the profile has no price. Damaged lines are counted and
     skipped. --task, --model, --key and --error choose requests, for the page as well.
     """
+<<<<<<< HEAD
     state = context.ensure_object(State)
     if context.invoked_subcommand is not None:
         if page is not None or since or any(wanted.values()):
@@ -88,13 +96,19 @@ def metrics(
             )
         return
     from workflow_composer.metrics.selecting import Selection
+=======
+>>>>>>> round18
     from workflow_composer.metrics.summary import parse_duration, summarize
 
     key, keys = wanted.pop("key"), None if keys_file is None else _keys(keys_file)
     period = None if since is None else parse_duration(since)
+<<<<<<< HEAD
     owns = None if key is None else _owns(key, keys or _keys(DEFAULT_KEYS))
     only = Selection(wanted["task"], wanted["model"], wanted["error"], owns)
     path = path or _default_file(state)
+=======
+    path = path or state.metrics_file()
+>>>>>>> round18
     if page is not None:
         told = [f"{name} {value}" for name, value in (*wanted.items(), ("key", key)) if value]
         _write_page(page, path, period, only, ", ".join(["all time" if since is None else f"the last {since}", *told]), keys)
