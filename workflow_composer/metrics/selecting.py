@@ -24,7 +24,7 @@ _MOST_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class RequestFilter:
     """Which requests to read. None: all. ``model`` is the model that answered, or the profile's name of it.
 
     ``error`` is an error's type, or whose fault it was (``caller``, ``server``, ``ours``), or `ANY_ERROR`. ``owns`` tells a

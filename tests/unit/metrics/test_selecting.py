@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.metrics.examples import metric
 from workflow_composer.errors import InputError
-from workflow_composer.metrics.selecting import Selection, explained, found_request
+from workflow_composer.metrics.selecting import RequestFilter, explained, found_request
 from workflow_composer.metrics.summary import read_line, summarize
 
 LINES = [
@@ -28,15 +28,15 @@ def path(tmp_path):
 @pytest.mark.parametrize(
     ("selection", "requests"),
     [
-        (Selection(), 3),
-        (Selection(task="code"), 2),
-        (Selection(model="large"), 2),
-        (Selection(model="qwen"), 1),
-        (Selection(error="any"), 2),
-        (Selection(error="CallTimeout"), 1),
-        (Selection(error="caller"), 1),
-        (Selection(task="code", error="caller"), 0),
-        (Selection(owns=lambda identity: identity.startswith("req-aa")), 2),
+        (RequestFilter(), 3),
+        (RequestFilter(task="code"), 2),
+        (RequestFilter(model="large"), 2),
+        (RequestFilter(model="qwen"), 1),
+        (RequestFilter(error="any"), 2),
+        (RequestFilter(error="CallTimeout"), 1),
+        (RequestFilter(error="caller"), 1),
+        (RequestFilter(task="code", error="caller"), 0),
+        (RequestFilter(owns=lambda identity: identity.startswith("req-aa")), 2),
     ],
 )
 def test_a_summary_counts_the_chosen_requests_only(path, selection, requests):

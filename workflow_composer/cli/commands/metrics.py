@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import timedelta
 
-    from workflow_composer.metrics.selecting import Selection
+    from workflow_composer.metrics.selecting import RequestFilter
     from workflow_composer.metrics.summary import Percentiles, RequestSums, Summary
     from workflow_composer.server.auth.keys import Key
 
@@ -26,7 +26,7 @@ DEFAULT_KEYS = Path("keys.json")
 
 def file_option(function: F) -> F:
     """``--file``, the metrics file."""
-    text = "Metrics file. Default: $WORKFLOW_COMPOSER_METRICS, else logs/routing_metrics.jsonl."
+    text = "Metrics file. Default: $WORKFLOW_COMPOSER_METRICS, else in the profile's `logs`, else in your state folder."
     return click.option("--file", "path", type=click.Path(path_type=Path), help=text)(function)
 
 
@@ -51,16 +51,9 @@ def keys_option(function: F) -> F:
 @click.option("--model", metavar="MODEL", help="Only requests that this model answered, or failed last.")
 @click.option("--key", metavar="NAME|ID", help="Only requests made with this API key.")
 @click.option(
-<<<<<<< HEAD
     "--error",
     metavar="TYPE",
     help="Only failed requests with this error, such as CallTimeout; or by fault: caller, server, ours; or `any`.",
-=======
-    "--file",
-    "path",
-    type=click.Path(path_type=Path),
-    help="Metrics file. Default: $WORKFLOW_COMPOSER_METRICS, else in the profile's `logs`, else in your state folder.",
->>>>>>> round18
 )
 @keys_option
 @file_option
@@ -74,6 +67,7 @@ def keys_option(function: F) -> F:
 @click.pass_context
 def metrics(
     context: click.Context,
+    /,
     since: str | None,
     path: Path | None,
     page: Path | None,
@@ -87,7 +81,6 @@ def metrics(
     overhead; tokens; cost by model and strategy, "unknown" where the profile has no price. Damaged lines are counted and
     skipped. --task, --model, --key and --error choose requests, for the page as well.
     """
-<<<<<<< HEAD
     state = context.ensure_object(State)
     if context.invoked_subcommand is not None:
         if page is not None or since or any(wanted.values()):
@@ -95,20 +88,14 @@ def metrics(
                 f"`{context.invoked_subcommand}` takes no --since, --html, --task, --model, --key or --error"
             )
         return
-    from workflow_composer.metrics.selecting import Selection
-=======
->>>>>>> round18
+    from workflow_composer.metrics.selecting import RequestFilter
     from workflow_composer.metrics.summary import parse_duration, summarize
 
     key, keys = wanted.pop("key"), None if keys_file is None else _keys(keys_file)
     period = None if since is None else parse_duration(since)
-<<<<<<< HEAD
     owns = None if key is None else _owns(key, keys or _keys(DEFAULT_KEYS))
-    only = Selection(wanted["task"], wanted["model"], wanted["error"], owns)
-    path = path or _default_file(state)
-=======
+    only = RequestFilter(wanted["task"], wanted["model"], wanted["error"], owns)
     path = path or state.metrics_file()
->>>>>>> round18
     if page is not None:
         told = [f"{name} {value}" for name, value in (*wanted.items(), ("key", key)) if value]
         _write_page(page, path, period, only, ", ".join(["all time" if since is None else f"the last {since}", *told]), keys)
@@ -140,7 +127,7 @@ def explain(context: click.Context, request_id: str, path: Path | None, keys_fil
     state = context.ensure_object(State)
     before = {} if context.parent is None else context.parent.params  # `metrics --file FILE explain ID`
     path, keys_file = path or before.get("path"), keys_file or before.get("keys_file")
-    found = found_request(path or _default_file(state), request_id)
+    found = found_request(path or state.metrics_file(), request_id)
     names = _owner_names(found, None if keys_file is None else _keys(keys_file))
     if state.json:
         shown = [{**one, "key": name} for one, name in zip(found, names, strict=True)]
@@ -155,12 +142,6 @@ def explain(context: click.Context, request_id: str, path: Path | None, keys_fil
         width = max(len(title) for title, _ in rows) + 2
         for title, text in rows:
             click.echo(f"{title + ':':<{width}} {printable(text)}")
-
-
-def _default_file(state: State) -> Path:
-    from workflow_composer.metrics.sink import DEFAULT_FILE, metrics_file
-
-    return metrics_file(state.environ) or DEFAULT_FILE
 
 
 def _keys(path: Path) -> Sequence[Key]:
@@ -194,7 +175,7 @@ def _owner_names(found: Sequence[Mapping[str, Any]], keys: Sequence[Key] | None)
 
 
 def _write_page(
-    page: Path, path: Path, period: timedelta | None, only: Selection, told: str, keys: Sequence[Key] | None
+    page: Path, path: Path, period: timedelta | None, only: RequestFilter, told: str, keys: Sequence[Key] | None
 ) -> None:
     from workflow_composer.errors import InputError
     from workflow_composer.metrics import page as pages
