@@ -30,7 +30,7 @@ COMMANDS = {
     "models": "List the cloud models that a profile may name, with prices, and the models of a profile.",
     "contexts": "List, show and copy context templates.",
     "plugins": "List plugins and what they provide.",
-    "metrics": "Summarize the metrics of past requests.",
+    "metrics": "Summarize the metrics of past requests, or explain one of them.",
     "record": "Record every tier's answers to data sets, graded and with log-probabilities.",
     "calibrate": "Find thresholds that keep the error of accepted answers below a limit.",
     "certificate": "Show a certificate, or verify it by recomputing it from its data.",
