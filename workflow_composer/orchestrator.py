@@ -178,7 +178,7 @@ class ModelOrchestrator:
             try:
                 plan = active.plan(request)
                 if request.relay is not None:
-                    request.relay.keep = plan.router in active.listeners or "after_answer" in self.plugins.registry.hooks
+                    request.relay.keep = plan.router in active.listeners or "after_answer" in active.plugins.hooks
                 run = StreamRun(active.executor, plan, request, trace)
                 stream.follow(UnderWay(active.config.profile_name, plan, run, trace))
                 async with aclosing(run.chunks()) as chunks:
@@ -298,7 +298,8 @@ class ModelOrchestrator:
             await new.retire()
             raise WorkflowComposerError("the orchestrator is closed")
         await old.retire()
-        self.plugins.notify("on_strategy_switch", old=old.config.to_dict(), new=new.config.to_dict())
+        if new.config is not old.config:
+            new.plugins.notify("on_strategy_switch", old=old.config.to_dict(), new=new.config.to_dict())
 
     async def astatus(self, *, probe: bool = True) -> OrchestratorStatus:
         """Return what is active and, with ``probe``, what is reachable (within about two seconds; failures do not raise).
@@ -426,8 +427,8 @@ class ModelOrchestrator:
             request = replace(prompt, **fields) if fields else prompt
         else:
             request = LLMRequest.of(prompt, **fields)
-        if "before_route" in self.plugins.registry.hooks:
-            request = self.plugins.before_route(request, active.config.profile_name)
+        if "before_route" in active.plugins.hooks:
+            request = active.plugins.before_route(request, active.config.profile_name)
         if request.context is None and not active.contexts.tasks:
             return request
         return active.contexts.applied(request)  # after the plugins, so that nothing precedes it
@@ -466,8 +467,8 @@ class ModelOrchestrator:
         self._note(active, request, trace, started, plan=plan, response=response)
         if (router := active.listeners.get(plan.router)) is not None:
             self._tell(router, request, response)
-        if "after_answer" in self.plugins.registry.hooks:
-            self.plugins.notify("after_answer", request=request, response=response)
+        if "after_answer" in active.plugins.hooks:
+            active.plugins.notify("after_answer", request=request, response=response)
         return response
 
     def _tell(self, router: Router, request: LLMRequest, response: LLMResponse) -> None:

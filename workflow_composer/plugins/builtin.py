@@ -8,7 +8,7 @@ from typing import Any
 
 from workflow_composer.errors import ConfigError
 from workflow_composer.plugins.hookspecs import RegisterBackend, RouterFactory, StrategyFactory, hookimpl
-from workflow_composer.plugins.host import BUILTIN, PluginHost
+from workflow_composer.plugins.host import PluginHost
 
 ROUTERS = {
     "t4_model": "workflow_composer.routers.t4_model:T4ModelRouter",
@@ -90,7 +90,6 @@ class BuiltinPlugin:
 def plugin_host(*, discover: bool = True, on_broken: Callable[[str, str], None] | None = None) -> PluginHost:
     """Return a host with the built-in plugin and, by default, every installed plugin."""
     host = PluginHost(on_broken=on_broken)
-    host.add(BuiltinPlugin(), name=BUILTIN)
     if discover:
         host.discover()
     return host

@@ -15,7 +15,7 @@ from workflow_composer.execution.call import Trace
 from workflow_composer.execution.fault import fault_of
 from workflow_composer.metrics.record import RoutingMetric
 from workflow_composer.plan import Candidate, Plan
-from workflow_composer.plugins.host import PluginHost
+from workflow_composer.plugins.host import PluginRegistry
 from workflow_composer.runtime.decision_text import told
 from workflow_composer.types import Attempt, LLMRequest, LLMResponse, Verdict, texts
 
@@ -105,7 +105,7 @@ class Narrator:
 class PluginObserver:
     """Forwards the executor's events to plugins."""
 
-    def __init__(self, plugins: PluginHost) -> None:
+    def __init__(self, plugins: PluginRegistry) -> None:
         self._plugins = plugins
 
     def on_fallback(self, request: LLMRequest, failed: Attempt, candidate: Candidate) -> None:
