@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workflow_composer.answers.reasoning import says_nothing
 from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
@@ -25,17 +25,17 @@ from workflow_composer.errors import (
     TooManyCalls,
     Unsupported,
 )
-from workflow_composer.execution.call import Endpoint, Outcome, Trace
+from workflow_composer.execution.call import CUT_OFF, Endpoint, Outcome, Trace
 from workflow_composer.execution.escalation import Ascent
 from workflow_composer.execution.forming import Forming, formed, instructed
 from workflow_composer.execution.member_run import Abandoned, CallObserver, MemberRun, Models, RetryPolicy, shown_to
 from workflow_composer.execution.reservation import Reservation
-from workflow_composer.execution.voting.ballot import CUT_OFF
-from workflow_composer.execution.voting.vote_kinds import Embed, VoteKind, vote_kind
-from workflow_composer.execution.voting.vote_sampling import Poll
 from workflow_composer.plan import ALWAYS, Candidate, Plan, Tier
 from workflow_composer.support.fast_dataclass import changed
 from workflow_composer.types import Embeddings, LLMRequest, Sample, Timeouts, Verdict
+
+if TYPE_CHECKING:
+    from workflow_composer.execution.voting.vote_kinds import Embed, VoteKind
 
 EMPTY = "the answer is empty"
 WITHHELD = "the server withheld the answer (content_filter)"
@@ -130,6 +130,9 @@ class PlanExecutor:
         received by then. With ``watch``, the tier's watch may abandon the answer while it is generated.
         """
         if tier.voting is not None and (tier.form is None or tier.samples > 1 or tier.voting.measure == "score"):
+            # Imported with the first vote: reading and comparing answers is a third of all that a single answer would load.
+            from workflow_composer.execution.voting.vote_sampling import Poll
+
             kind = self.vote_kind(tier, request, trace)
             asked = request if tier.form is None else instructed(request, tier.form)
             return await Poll(self._models, index, tier, asked, trace, kind, last=last).run()
@@ -191,6 +194,8 @@ class PlanExecutor:
 
     def vote_kind(self, tier: Tier, request: LLMRequest, trace: Trace) -> VoteKind:
         """Return how samples of this tier vote on this request. Raises `RoutingError` without a model for embeddings."""
+        from workflow_composer.execution.voting.vote_kinds import vote_kind
+
         assert tier.voting is not None  # the caller has checked
         by = request.vote_by or tier.voting.by
         return vote_kind(tier.voting, request, tier.form, self._embedder(request, trace) if by == "embedding" else None)
