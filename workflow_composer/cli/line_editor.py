@@ -11,6 +11,7 @@ from types import ModuleType
 
 from workflow_composer.config.redaction import looks_like_secret
 from workflow_composer.storage.appending import open_for_appending
+from workflow_composer.support.places import state_folder
 
 HISTORY_VARIABLE = "WORKFLOW_COMPOSER_HISTORY"
 _MOST_LINES = 1000
@@ -25,8 +26,7 @@ def history_file(environ: Mapping[str, str]) -> Path | None:
         return None
     if named:
         return Path(named).expanduser()
-    home = environ.get("XDG_STATE_HOME") or Path(environ.get("HOME") or "~").expanduser() / ".local" / "state"
-    return Path(home) / "workflow-composer" / "history"
+    return state_folder(environ) / "history"
 
 
 class LineEditor:

@@ -15,7 +15,6 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from workflow_composer.answers.reasoning import says_nothing
 from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
 from workflow_composer.errors import (
     AllCandidatesFailed,
@@ -345,9 +344,15 @@ def judged(tier: Tier, samples: Sequence[Sample], request: LLMRequest) -> Verdic
         text = sample.text
         # Nearly every answer starts with a letter or digit and ends with one or a full stop: it says something.
         plain = text[:1].isalnum() and (text[-1:].isalnum() or text[-1] == ".")
-        if not plain and says_nothing(text):
+        if not plain and _says_nothing(text):
             why = EMPTY
     return replace(verdict, accepted=False, reason=why, unreadable=1) if why else verdict
+
+
+def _says_nothing(text: str) -> bool:
+    from workflow_composer.answers.reasoning import says_nothing
+
+    return says_nothing(text)
 
 
 def _longest(request: LLMRequest, candidate: Candidate) -> int:
