@@ -157,7 +157,8 @@ class Chat:
         if not isinstance(error, WorkflowComposerError):
             click.echo(f"error: {_one_line(f'{type(error).__name__}: {error}')}")
             return
-        click.echo(f"error: {_one_line(error.message)}")
+        for line in getattr(error, "problems", ()) or [error.message]:
+            click.echo(f"error: {_one_line(line)}")
         if error.hint:
             click.echo(f"hint: {_one_line(error.hint)}")
 
@@ -284,7 +285,7 @@ def _of_plan(plan: Plan | None) -> Iterator[tuple[str, str]]:
     if plan is None:
         yield "plan", "none"
         return
-    from workflow_composer.runtime.decision_log import describe
+    from workflow_composer.runtime.decision_text import describe
 
     yield "router", plan.router
     yield "reason", plan.reason
