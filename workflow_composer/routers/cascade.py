@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from workflow_composer.answers.form import AnswerForm, Comparison, OutputForm
-from workflow_composer.config.checks import CASCADE_TARGET
+from workflow_composer.config.cloud_names import CASCADE_TARGET
 from workflow_composer.config.profile_models import as_written
 from workflow_composer.errors import ConfigError, LocalModelUnavailable, ProfileError, RoutingError
 from workflow_composer.markers import DEFAULT_TIERS, KnownTier, is_routing_string, parse_route
