@@ -13,6 +13,7 @@ after its last request. No request sees a mix of both.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -31,10 +32,11 @@ from workflow_composer.execution.streaming import StreamRun
 from workflow_composer.metrics.sink import MetricsSink, default_sink
 from workflow_composer.plan import Plan
 from workflow_composer.plugins.builtin import plugin_host
-from workflow_composer.plugins.host import PluginHost
+from workflow_composer.plugins.host import Part, PluginHost, PluginInfo, PluginRegistry
 from workflow_composer.routers.base import Router
 from workflow_composer.runtime.decision_log import LogStream, Narrator, PluginObserver, debug_wanted, metric_of
 from workflow_composer.runtime.resources import STRATEGY_VARIABLE, ResourceDetector, detect_strategy, unprobed
+from workflow_composer.runtime.plugin_change import PluginChange
 from workflow_composer.runtime.snapshot import Snapshot, build
 from workflow_composer.runtime.streams import ResponseStream, SyncResponseStream, UnderWay, response_of
 from workflow_composer.support.loop_thread import LoopThread
@@ -90,13 +92,15 @@ class ModelOrchestrator:
         self._debug = debug_wanted(self._environ)
         self._thread = LoopThread()
         self._publishing = threading.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
         self._closed = False
         self._parents: Snapshot | None = None
-        self.plugins = plugins or plugin_host(on_broken=self._narrator.broken_plugin)
+        self.plugins = plugins or plugin_host(on_broken=self._narrator.broken_plugin, environ=self._environ)
         config, self._chosen_by = self._choose(strategy)
         sinks = default_sink(self._environ, config.logs) if metrics is None else metrics
         self._sinks = tuple(sinks) if isinstance(sinks, Sequence) else (sinks,)
-        self._active = self._build(config)
+        self._active = self._build(config, self.plugins.registry)
+        self.plugins.add_follower(self)
         _orchestrators.add(self)
 
     @property
@@ -286,20 +290,71 @@ class ModelOrchestrator:
 
         Call ``retire`` on a snapshot that is not published.
         """
-        return self._build(self._load(strategy))
+        return self._build(self._load(strategy), self.plugins.registry)
 
     async def apublish(self, new: Snapshot) -> None:
         """Activate a prepared profile with one assignment. Raises `WorkflowComposerError` if the orchestrator is closed."""
         with self._publishing:
             old, closed = self._active, self._closed
             if not closed:
-                self._active, self._chosen_by = new, "switch"
+                self._active, self._chosen_by = self._newest(new, new.config), "switch"
         if closed:
             await new.retire()
             raise WorkflowComposerError("the orchestrator is closed")
         await old.retire()
-        if new.config is not old.config:
-            new.plugins.notify("on_strategy_switch", old=old.config.to_dict(), new=new.config.to_dict())
+        new.plugins.notify("on_strategy_switch", old=old.config.to_dict(), new=new.config.to_dict())
+
+    # ------------------------------------------------------------------------------------------------------- plugins
+
+    def reload_plugins(self) -> tuple[PluginInfo, ...]:
+        """Load new and changed plugins, drop those that are gone, and return all of them.
+
+        Routers, backends, batch policies and hooks change together; requests in progress finish with the plugins with which
+        they began. Raises `WorkflowComposerError` if a plugin is unfit: everything then stays as it was.
+        """
+        self.plugins.publish(self.plugins.prepare_reload())
+        return self.plugins.plugins
+
+    async def areload_plugins(self) -> tuple[PluginInfo, ...]:
+        """Asynchronous `reload_plugins`; plugins are imported on the calling loop."""
+        return self.reload_plugins()
+
+    def follow_plugins(self, registry: PluginRegistry) -> PluginChange:
+        """Build the active profile with other plugins, and ask their routers for a plan; nothing changes yet."""
+        base = self._active
+        new = self._build(base.config, registry)
+        change = PluginChange(new, lambda: self._adopt(new), self._retire)
+        try:
+            new.try_plugins()
+        except BaseException:
+            change.discard()
+            raise
+        return change
+
+    def _adopt(self, new: Snapshot) -> None:
+        with self._publishing:
+            old, closed = self._active, self._closed
+            if not closed:
+                self._active = self._newest(new, old.config)
+        self._retire(new if closed else old)
+
+    def _newest(self, new: Snapshot, config: StrategyConfig) -> Snapshot:
+        """Return ``new`` or, if plugins and profile have changed at the same time, a snapshot that has both."""
+        if new.offered is self.plugins.registry and new.config is config:
+            return new
+        self._retire(new)
+        return self._build(config, self.plugins.registry)
+
+    def _retire(self, snapshot: Snapshot) -> None:
+        """Let a snapshot end with its last request: on the caller's event loop, else on the orchestrator's own."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._thread.run(snapshot.retire())
+        else:
+            task = loop.create_task(snapshot.retire())
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
 
     async def astatus(self, *, probe: bool = True) -> OrchestratorStatus:
         """Return what is active and, with ``probe``, what is reachable (within about two seconds; failures do not raise).
@@ -408,7 +463,7 @@ class ModelOrchestrator:
         """Replace the snapshot that a forked child has from its parent; return whether another one is active now."""
         with self._publishing:
             if read is self._parents:
-                self._active, self._parents = self._build(read.config), None
+                self._active, self._parents = self._build(read.config, self.plugins.registry), None
             return read is not self._active
 
     def forked(self) -> None:
@@ -449,16 +504,25 @@ class ModelOrchestrator:
             return strategy
         return StrategyConfig.load(strategy, environ=self._environ, report=self._narrator.warning)
 
-    def _build(self, config: StrategyConfig) -> Snapshot:
-        return build(
+    def _build(self, config: StrategyConfig, offered: PluginRegistry) -> Snapshot:
+        plugins = offered
+        if config.plugins:
+            plugins = self.plugins.with_files(offered, map(Path, config.plugins), self._files_now())
+        snapshot = build(
             config,
-            self.plugins.registry,
+            plugins,
             self._environ,
             execute=self._execute,
             resources=unprobed(config, self._environ),
-            observer=PluginObserver(self.plugins),
+            observer=PluginObserver(plugins),
             report=self._narrator.warning,
         )
+        snapshot.offered = offered
+        return snapshot
+
+    def _files_now(self) -> Mapping[str, Part]:
+        active: Snapshot | None = getattr(self, "_active", None)  # none yet while the first one is built
+        return {} if active is None else active.plugins.parts
 
     def _finish(
         self, active: Snapshot, request: LLMRequest, plan: Plan, outcome: Outcome, trace: Trace, started: float

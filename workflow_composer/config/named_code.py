@@ -86,6 +86,8 @@ def check_code(tree: Mapping[str, Any], problems: Problems, environ: Mapping[str
     for section in ("tiers", "routers"):
         for path in named_code(tree.get(section), (section,)):
             refuse(path, problems, "-s")
+    if tree.get("plugins"):
+        refuse(("plugins",), problems, "-s")
     problems.raise_if_any()
     return source
 

@@ -112,6 +112,7 @@ Place = Annotated[str, Field(min_length=1), WrapValidator(lambda v, check: v if 
 """A URL or path that may contain ``${NAME}``."""
 EnvName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
 Names = Annotated[tuple[Name, ...], Field(strict=False)]
+Places = Annotated[tuple[Place, ...], Field(strict=False)]
 Capabilities = Annotated[tuple[Capability, ...], Field(strict=False)]
 Settings = Annotated[Mapping[str, Any], BeforeValidator(plain), AfterValidator(frozen)]
 NameToName = Annotated[Mapping[str, Name], BeforeValidator(plain), AfterValidator(frozen)]

@@ -32,6 +32,7 @@ from workflow_composer.config.profile_models import (
     NameToName,
     NameToNames,
     Place,
+    Places,
     ProfilePart,
     RetrySettings,
     RoleToServers,
@@ -136,6 +137,11 @@ class StrategyConfig(ProfilePart):
         default=(RouterSpec(name="cascading_provider"),),
         description="Routers, asked in this order; the first that returns a plan decides. Each is `NAME` or "
         "`NAME: {SETTINGS}`.",
+    )
+    plugins: Places = Field(
+        default=(),
+        description="Python files (or folders that are packages) with plugins of this profile, relative to its file: "
+        "`[./my_router.py]`. They run when the profile loads; see [plugins.md](plugins.md).",
     )
     timeouts: TimeoutSettings = Field(default=TimeoutSettings(), description="Limits in seconds for one call.")
     retries: RetrySettings = Field(default=RetrySettings(), description="Retries of one candidate.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -18,6 +19,9 @@ ROUTERS = {
     "cascading_provider": "workflow_composer.routers.cascading_provider:CascadingProviderRouter",
     "adaptive": "workflow_composer.routers.adaptive:AdaptiveRouter",
 }
+FILES_VARIABLE = "WORKFLOW_COMPOSER_PLUGINS"
+"""Environment variable with paths of plugin files, separated as in ``PATH``; ``--plugin`` adds to it."""
+
 _ROUTER_EXTRAS = {"adaptive": "calibration"}
 BACKENDS = {
     "vllm": "workflow_composer.backends.replicas.backend:vllm_backend",
@@ -87,9 +91,20 @@ class BuiltinPlugin:
             register(name, _Lazy(place, extra="batch"))
 
 
-def plugin_host(*, discover: bool = True, on_broken: Callable[[str, str], None] | None = None) -> PluginHost:
-    """Return a host with the built-in plugin and, by default, every installed plugin."""
+def plugin_host(
+    *,
+    discover: bool = True,
+    on_broken: Callable[[str, str], None] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> PluginHost:
+    """Return a host with the built-in plugin and, by default, every installed plugin.
+
+    If ``environ`` is given, the plugin files that it names in ``WORKFLOW_COMPOSER_PLUGINS`` are loaded too. Raises
+    `PluginError` if one of them cannot be loaded.
+    """
     host = PluginHost(on_broken=on_broken)
     if discover:
         host.discover()
+    for path in filter(None, (environ or {}).get(FILES_VARIABLE, "").split(os.pathsep)):
+        host.add_file(path)
     return host

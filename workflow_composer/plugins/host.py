@@ -9,7 +9,6 @@ two plugins is an error that names both.
 from __future__ import annotations
 
 import importlib
-import itertools
 import os
 import re
 import threading
@@ -69,10 +68,30 @@ class Listener:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A plugin of a generation. ``plugin`` is None if it is blocked or broken.
+
+    ``key`` says which code it is: of an installed plugin the entry point, of a plugin file its path. Others are objects that
+    somebody has added.
+    """
+
+    info: PluginInfo
+    plugin: Any = None
+    key: str = ""
+    edition: Edition | None = None
+    file: Path | None = None
+
+    @property
+    def installed(self) -> bool:
+        """Whether it comes from an entry point."""
+        return bool(self.key) and self.file is None
+
+
+@dataclass(frozen=True, slots=True)
 class PluginRegistry:
     """A generation: everything that plugins provide, by kind and name, and who listens to which hook.
 
-    ``hooks`` has the implemented hooks only. ``report`` is called with a plugin's name and the reason when its hook fails.
+    ``hooks`` has the implemented hooks only; ``parts`` has the plugins. ``report`` is called with a plugin's name and the reason when its hook fails.
     """
 
     routers: Mapping[str, Provided] = field(default_factory=dict)
@@ -81,7 +100,7 @@ class PluginRegistry:
     commands: Mapping[str, Provided] = field(default_factory=dict)
     hooks: Mapping[str, tuple[Listener, ...]] = field(default_factory=dict)
     plugins: tuple[PluginInfo, ...] = ()
-    generation: int = 0
+    parts: Mapping[str, Part] = field(default_factory=dict)
     report: Callable[[str, str], None] | None = None
 
     def before_route(self, request: LLMRequest, strategy: str) -> LLMRequest:
@@ -110,26 +129,6 @@ class PluginRegistry:
                     self.report(listener.plugin, f"{hook} failed: {type(error).__name__}: {error}")
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A plugin of a generation. ``plugin`` is None if it is blocked or broken.
-
-    ``key`` says which code it is: of an installed plugin the entry point, of a plugin file its path. Others are objects that
-    somebody has added.
-    """
-
-    info: PluginInfo
-    plugin: Any = None
-    key: str = ""
-    edition: Edition | None = None
-    file: Path | None = None
-
-    @property
-    def installed(self) -> bool:
-        """Whether it comes from an entry point."""
-        return bool(self.key) and self.file is None
-
-
 class Change(Protocol):
     """What follows from a new generation, built and checked but not in use."""
 
@@ -152,10 +151,15 @@ class Follower(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A generation that is not in use yet; see `PluginHost.prepare_reload`."""
+    """A generation that is not in use yet, and what follows from it everywhere; see `PluginHost.publish`."""
 
     registry: PluginRegistry
-    parts: Mapping[str, Part]
+    changes: tuple[Change, ...]
+
+    def discard(self) -> None:
+        """Give it up."""
+        for change in self.changes:
+            change.discard()
 
 
 class PluginHost:
@@ -169,12 +173,9 @@ class PluginHost:
 
         self._lock = threading.RLock()
         self._on_broken = on_broken
-        self._parts: Mapping[str, Part] = {}
         self._followers: weakref.WeakSet[Any] = weakref.WeakSet()
-        self.registry = PluginRegistry()
+        self.registry = self._registry({BUILTIN: Part(PluginInfo(BUILTIN, "loaded"), BuiltinPlugin())})
         """The current generation, a consistent snapshot."""
-        builtin = {BUILTIN: Part(PluginInfo(BUILTIN, "loaded"), BuiltinPlugin())}
-        self._set(builtin, self._registry(builtin))
 
     # ------------------------------------------------------------------------------------------------ queries
 
@@ -231,8 +232,7 @@ class PluginHost:
         """
         with self._lock:
             part = part_of_file(Path(path))
-            if part.info.name in self._parts:
-                raise PluginError(f"a plugin named {part.info.name!r} already exists", hint=f"rename {path}")
+            _refuse_again(part, path, self._parts)
             self._change({**self._parts, part.info.name: part})
         return part.info.name
 
@@ -259,10 +259,10 @@ class PluginHost:
     def prepare_reload(
         self, entry_points: Iterable[metadata.EntryPoint] | None = None, blocked: str | None = None
     ) -> Prepared:
-        """Look for new, changed and removed plugins; return the generation with them, which `adopt` publishes.
+        """Look for new, changed and removed plugins, and build what follows; nothing changes until `publish`.
 
         Plugins whose code is the same stay the same objects, with what they remember; so do plugins that were added by
-        ``add``. Raises `PluginError` if a plugin fails to load; one that has failed before stays broken.
+        ``add``. Raises `WorkflowComposerError` if a plugin is unfit; one that has failed to load before stays broken.
         """
         with self._lock:
             parts = {name: _reread(part) for name, part in self._parts.items() if not part.installed}
@@ -270,7 +270,7 @@ class PluginHost:
                 _refuse_twice(entry, parts)
                 part = _blocked(entry, blocked)
                 parts[entry.name] = part or self._renewed(entry, parts)
-            return Prepared(self._registry(parts), parts)
+            return self.prepare(self._registry(parts))
 
     def _renewed(self, entry: metadata.EntryPoint, parts: Mapping[str, Part]) -> Part:
         before = self._parts.get(entry.name)
@@ -287,31 +287,41 @@ class PluginHost:
             raise PluginError(reason, hint="mend or uninstall it, and reload again; what was loaded before stays") from error
         return part
 
-    def adopt(self, prepared: Prepared) -> None:
-        """Publish a prepared generation; the followers have been told by whoever prepared it."""
-        with self._lock:
-            self._set(prepared.parts, prepared.registry)
-
-    def current(self) -> Prepared:
-        """Return the generation in use, to return to it later by `adopt`."""
-        with self._lock:
-            return Prepared(replace(self.registry, generation=_next_generation()), self._parts)
-
-    def with_files(self, files: Iterable[Path]) -> PluginRegistry:
-        """Return the current generation with the plugins in these files. Raises `PluginError`."""
-        with self._lock:
-            parts = dict(self._parts)
-            for path in files:
-                part = part_of_file(path)
-                if part.info.name in parts and parts[part.info.name].file != part.file:
-                    raise PluginError(f"a plugin named {part.info.name!r} already exists", hint=f"rename {path}")
-                parts[part.info.name] = part
-            return self._registry(parts) if len(parts) > len(self._parts) else self.registry
+    def with_files(
+        self, registry: PluginRegistry, files: Iterable[Path], before: Mapping[str, Part] = MappingProxyType({})
+    ) -> PluginRegistry:
+        """Return a generation with the plugins in these files too; of ``before``, what is the same. Raises `PluginError`."""
+        parts = dict(registry.parts)
+        for path in files:
+            part = part_of_file(path, before.get(path.stem))
+            _refuse_again(part, path, parts)
+            parts[part.info.name] = part
+        return self._registry(parts) if len(parts) > len(registry.parts) else registry
 
     def add_follower(self, follower: Follower) -> None:
         """Tell this object of every new generation, as long as it lives."""
         with self._lock:
             self._followers.add(follower)
+
+    def prepare(self, registry: PluginRegistry) -> Prepared:
+        """Build what follows from a generation for everyone who uses the host. Raises `WorkflowComposerError`."""
+        changes: list[Change] = []
+        try:
+            changes.extend(follower.follow_plugins(registry) for follower in list(self._followers))
+        except BaseException:
+            Prepared(registry, tuple(changes)).discard()
+            raise
+        return Prepared(registry, tuple(changes))
+
+    def publish(self, prepared: Prepared) -> None:
+        """Use a prepared generation everywhere."""
+        with self._lock:
+            self.registry = prepared.registry
+            for part in self._parts.values():
+                if part.edition is not None:
+                    part.edition.show()
+            for change in prepared.changes:
+                change.publish()
 
     def _change(self, parts: Mapping[str, Part]) -> None:
         """Publish these plugins everywhere, or nowhere."""
@@ -319,22 +329,11 @@ class PluginHost:
             registry = self._registry(parts)
         except pluggy.PluginValidationError as error:
             raise PluginError(f"plugin {error.plugin!r} is invalid: {error}") from error
-        changes: list[Change] = []
-        try:
-            changes.extend(follower.follow_plugins(registry) for follower in list(self._followers))
-        except BaseException:
-            for change in changes:
-                change.discard()
-            raise
-        self._set(parts, registry)
-        for change in changes:
-            change.publish()
+        self.publish(self.prepare(registry))
 
-    def _set(self, parts: Mapping[str, Part], registry: PluginRegistry) -> None:
-        self._parts, self.registry = parts, registry
-        for part in parts.values():
-            if part.edition is not None:
-                part.edition.show()
+    @property
+    def _parts(self) -> Mapping[str, Part]:
+        return self.registry.parts
 
     def _names(self) -> list[str]:
         return sorted(name for name in self._parts if name != BUILTIN)
@@ -353,16 +352,9 @@ class PluginHost:
             **kinds,
             hooks=MappingProxyType({name: found for name, found in hooks.items() if found}),
             plugins=_infos(parts, kinds),
-            generation=_next_generation(),
+            parts=MappingProxyType(dict(parts)),
             report=self._on_broken,
         )
-
-
-_generations = itertools.count(1)
-
-
-def _next_generation() -> int:
-    return next(_generations)
 
 
 def shown(value: object) -> str:
@@ -392,6 +384,11 @@ def _refuse_twice(entry: metadata.EntryPoint, parts: Mapping[str, Part]) -> None
         )
 
 
+def _refuse_again(part: Part, path: str | Path, parts: Mapping[str, Part]) -> None:
+    if part.info.name in parts and parts[part.info.name].key != part.key:
+        raise PluginError(f"a plugin named {part.info.name!r} already exists", hint=f"rename {path}")
+
+
 def _blocked(entry: metadata.EntryPoint, blocked: str | None) -> Part | None:
     listed = os.environ.get(BLOCK_VARIABLE, "") if blocked is None else blocked
     names = {part.strip() for part in listed.split(",")}
@@ -419,7 +416,7 @@ def part_of_file(path: Path, before: Part | None = None) -> Part:
     edition = Edition.of_file(path)
     if before is not None and before.edition is not None and before.edition.digest == edition.digest:
         return before
-    name, edition = path.resolve().stem, edition.shared()
+    name, edition = path.stem, edition.shared()
     try:
         plugin = edition.run(edition.root)
     except Exception as error:

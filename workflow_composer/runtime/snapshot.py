@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from itertools import repeat
 from typing import Any
 
 from pydantic import ValidationError
@@ -36,6 +37,7 @@ from workflow_composer.execution.member_run import CallObserver, RetryPolicy
 from workflow_composer.plan import Candidate, Plan, Tier
 from workflow_composer.plugins.host import PluginRegistry, Provided
 from workflow_composer.routers.base import KindRouter, Router, RouterContext
+from workflow_composer.runtime.router_checks import Asked, asked
 from workflow_composer.types import LLMRequest, LLMResponse, ResourceStatus, Timeouts
 
 _MOST_PLANS = 1024
@@ -55,12 +57,15 @@ class Snapshot:
         executor: PlanExecutor,
         resources: ResourceStatus,
         contexts: Contexts,
+        plugins: PluginRegistry,
     ) -> None:
         self.config = config
+        self.plugins = self.offered = plugins
         self.egress = egress
         self.endpoints = endpoints
         self.executor = executor
         self.routers: tuple[Router, ...] = ()
+        self.asked: tuple[Router | Asked, ...] = ()
         self.plans_by_kind = False
         self.listeners: Mapping[str, Router] = {}
         self.resources = resources
@@ -110,7 +115,7 @@ class Snapshot:
         return plan.tiers[0].members[0].candidates[0]
 
     def _first_plan(self, request: LLMRequest, resources: ResourceStatus) -> Plan:
-        for router in self.routers:
+        for router in self.asked:
             plan = router.plan(request, resources)
             if plan is not None:
                 return plan
@@ -152,6 +157,13 @@ class Snapshot:
         error = RoutingError(message, hint=near or f"tasks: {', '.join(known) or 'none'}")
         error.public = f"no model is set for the task {task!r}" + (f"; {near}" if near else "")
         return error
+
+    def try_plugins(self) -> None:
+        """Ask the routers of plugins for plans of sample requests. Raises `PluginError`."""
+        tasks = sorted(self.config.task_routing) or ["general"]
+        for router in self.asked:
+            if isinstance(router, Asked):
+                router.try_plans(tasks, self.resources)
 
     # ---------------------------------------------------------------------------------------------------- life and end
 
@@ -243,7 +255,7 @@ def build(
         local_only=not config.allow_cloud,
         embedding=lambda: snapshot.embedding(),  # noqa: PLW0108  # made below
     )
-    snapshot = Snapshot(config, egress, endpoints, executor, resources, contexts_of(config, environ))
+    snapshot = Snapshot(config, egress, endpoints, executor, resources, contexts_of(config, environ), registry)
     context = RouterContext(
         config,
         snapshot.candidates,
@@ -252,6 +264,8 @@ def build(
         report,
     )
     snapshot.routers = tuple(_router(config, registry, index, context) for index in range(len(config.routers)))
+    origins = (registry.routers[spec.name].plugin for spec in config.routers)
+    snapshot.asked = tuple(map(asked, snapshot.routers, origins, repeat(endpoints)))
     # Requirements of requests matter only if models list their capabilities.
     listed = any(spec.capabilities for spec in config.models.values())
     snapshot.plans_by_kind = not listed and all(type(router).plan is KindRouter.plan for router in snapshot.routers)
