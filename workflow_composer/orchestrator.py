@@ -32,11 +32,12 @@ from workflow_composer.execution.streaming import StreamRun
 from workflow_composer.metrics.sink import MetricsSink, default_sink
 from workflow_composer.plan import Plan
 from workflow_composer.plugins.builtin import plugin_host
-from workflow_composer.plugins.host import Part, PluginHost, PluginInfo, PluginRegistry
+from workflow_composer.plugins.host import Part, PluginHost, PluginInfo, PluginRegistry, Prepared
+from workflow_composer.plugins.sources import PluginSource
 from workflow_composer.routers.base import Router
 from workflow_composer.runtime.decision_log import LogStream, Narrator, PluginObserver, debug_wanted, metric_of
-from workflow_composer.runtime.resources import STRATEGY_VARIABLE, ResourceDetector, detect_strategy, unprobed
 from workflow_composer.runtime.plugin_change import PluginChange
+from workflow_composer.runtime.resources import STRATEGY_VARIABLE, ResourceDetector, detect_strategy, unprobed
 from workflow_composer.runtime.snapshot import Snapshot, build
 from workflow_composer.runtime.streams import ResponseStream, SyncResponseStream, UnderWay, response_of
 from workflow_composer.support.loop_thread import LoopThread
@@ -285,24 +286,34 @@ class ModelOrchestrator:
         """
         await self.apublish(self.prepare_strategy(strategy))
 
-    def prepare_strategy(self, strategy: str | Path | StrategyConfig) -> Snapshot:
+    def prepare_strategy(
+        self, strategy: str | Path | StrategyConfig, *, plugins: Iterable[PluginSource] | None = None
+    ) -> Snapshot:
         """Build and check another profile; nothing changes until `apublish`. Raises `ConfigError`.
 
-        Call ``retire`` on a snapshot that is not published.
+        ``plugins`` replace those that were found before; None: they stay. Call ``retire`` on a snapshot that is not
+        published.
         """
+        if plugins is not None and (offered := self.plugins.generation(plugins)) is not self.plugins.registry:
+            new = self._build(self._load(strategy), offered)
+            new.with_plugins = True
+            return self._tried(new)
         return self._build(self._load(strategy), self.plugins.registry)
 
     async def apublish(self, new: Snapshot) -> None:
         """Activate a prepared profile with one assignment. Raises `WorkflowComposerError` if the orchestrator is closed."""
-        with self._publishing:
+        with self.plugins.changing, self._publishing:
             old, closed = self._active, self._closed
             if not closed:
+                if new.with_plugins:
+                    self.plugins.publish(Prepared(new.offered, ()))
                 self._active, self._chosen_by = self._newest(new, new.config), "switch"
         if closed:
             await new.retire()
             raise WorkflowComposerError("the orchestrator is closed")
         await old.retire()
-        new.plugins.notify("on_strategy_switch", old=old.config.to_dict(), new=new.config.to_dict())
+        if new.config != old.config or not new.with_plugins:
+            new.plugins.notify("on_strategy_switch", old=old.config.to_dict(), new=new.config.to_dict())
 
     # ------------------------------------------------------------------------------------------------------- plugins
 
@@ -312,7 +323,7 @@ class ModelOrchestrator:
         Routers, backends, batch policies and hooks change together; requests in progress finish with the plugins with which
         they began. Raises `WorkflowComposerError` if a plugin is unfit: everything then stays as it was.
         """
-        self.plugins.publish(self.plugins.prepare_reload())
+        self.plugins.publish(self.plugins.prepare(self.plugins.generation(self.plugins.reread())))
         return self.plugins.plugins
 
     async def areload_plugins(self) -> tuple[PluginInfo, ...]:
@@ -321,15 +332,17 @@ class ModelOrchestrator:
 
     def follow_plugins(self, registry: PluginRegistry) -> PluginChange:
         """Build the active profile with other plugins, and ask their routers for a plan; nothing changes yet."""
-        base = self._active
-        new = self._build(base.config, registry)
-        change = PluginChange(new, lambda: self._adopt(new), self._retire)
+        new = self._tried(self._build(self._active.config, registry))
+        return PluginChange(new, lambda: self._adopt(new), self._retire)
+
+    def _tried(self, new: Snapshot) -> Snapshot:
+        """Return a snapshot whose plugins' routers have been asked for plans. Raises `PluginError` if one is unfit."""
         try:
             new.try_plugins()
         except BaseException:
-            change.discard()
+            self._retire(new)
             raise
-        return change
+        return new
 
     def _adopt(self, new: Snapshot) -> None:
         with self._publishing:
@@ -469,6 +482,7 @@ class ModelOrchestrator:
     def forked(self) -> None:
         """Start afresh in a forked child: the next request builds a snapshot of the same profile."""
         self._publishing = threading.Lock()
+        self.plugins.changing = threading.RLock()
         if self._active.forked():
             self._parents = self._active
             _left_behind.append(self._active)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
 from workflow_composer.errors import ConfigError
 from workflow_composer.plugins.hookspecs import RegisterBackend, RouterFactory, StrategyFactory, hookimpl
 from workflow_composer.plugins.host import PluginHost
+from workflow_composer.plugins.sources import FILES_VARIABLE, PluginSource, in_files
 
 ROUTERS = {
     "t4_model": "workflow_composer.routers.t4_model:T4ModelRouter",
@@ -19,9 +19,6 @@ ROUTERS = {
     "cascading_provider": "workflow_composer.routers.cascading_provider:CascadingProviderRouter",
     "adaptive": "workflow_composer.routers.adaptive:AdaptiveRouter",
 }
-FILES_VARIABLE = "WORKFLOW_COMPOSER_PLUGINS"
-"""Environment variable with paths of plugin files, separated as in ``PATH``; ``--plugin`` adds to it."""
-
 _ROUTER_EXTRAS = {"adaptive": "calibration"}
 BACKENDS = {
     "vllm": "workflow_composer.backends.replicas.backend:vllm_backend",
@@ -96,15 +93,18 @@ def plugin_host(
     discover: bool = True,
     on_broken: Callable[[str, str], None] | None = None,
     environ: Mapping[str, str] | None = None,
+    sources: Iterable[PluginSource] | None = None,
 ) -> PluginHost:
-    """Return a host with the built-in plugin and, by default, every installed plugin.
+    """Return a host with the built-in plugin and, by default, every installed plugin; or with ``sources`` and no others.
 
     If ``environ`` is given, the plugin files that it names in ``WORKFLOW_COMPOSER_PLUGINS`` are loaded too. Raises
     `PluginError` if one of them cannot be loaded.
     """
     host = PluginHost(on_broken=on_broken)
+    if sources is not None:
+        host.take(sources)
+        return host
     if discover:
         host.discover()
-    for path in filter(None, (environ or {}).get(FILES_VARIABLE, "").split(os.pathsep)):
-        host.add_file(path)
+    host.take(in_files((environ or {}).get(FILES_VARIABLE, "")))
     return host

@@ -24,7 +24,7 @@ from workflow_composer.errors import PluginError
 _MARK = "__workflow_composer_edition__"
 """The name under which a module knows its edition."""
 
-_MOST_BYTES = 64 * 1024 * 1024
+_MOST_BYTES = 32 * 1024 * 1024
 """Most bytes of sources that one plugin may have."""
 
 
@@ -51,6 +51,10 @@ class Edition:
             text = sources[name].text
             digest.update(f"{name} {len(text)}\n".encode() + text)
         self.digest = digest.hexdigest()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the sources; what has been loaded from them stays here."""
+        return Edition, (self.root, dict(self._sources))
 
     @classmethod
     def of_module(cls, module: str) -> Edition | None:

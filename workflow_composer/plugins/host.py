@@ -8,8 +8,6 @@ two plugins is an error that names both.
 
 from __future__ import annotations
 
-import importlib
-import os
 import re
 import threading
 import weakref
@@ -25,10 +23,8 @@ import pluggy
 from workflow_composer.errors import PluginError, WorkflowComposerError
 from workflow_composer.plugins import hookspecs
 from workflow_composer.plugins.editions import Edition
+from workflow_composer.plugins.sources import BLOCK_VARIABLE, PluginSource, in_file, installed
 from workflow_composer.types import LLMRequest
-
-BLOCK_VARIABLE = "WORKFLOW_COMPOSER_BLOCK_PLUGINS"
-"""Names of plugins not to load, separated by commas; ``*`` blocks all installed plugins."""
 
 BUILTIN = "workflow_composer"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
@@ -69,29 +65,23 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A plugin of a generation. ``plugin`` is None if it is blocked or broken.
+    """A plugin of a generation. ``plugin`` is None if it is blocked or broken; ``source`` if somebody has added it.
 
-    ``key`` says which code it is: of an installed plugin the entry point, of a plugin file its path. Others are objects that
-    somebody has added.
+    ``edition`` holds the modules that run.
     """
 
     info: PluginInfo
     plugin: Any = None
-    key: str = ""
+    source: PluginSource | None = None
     edition: Edition | None = None
-    file: Path | None = None
-
-    @property
-    def installed(self) -> bool:
-        """Whether it comes from an entry point."""
-        return bool(self.key) and self.file is None
 
 
 @dataclass(frozen=True, slots=True)
 class PluginRegistry:
     """A generation: everything that plugins provide, by kind and name, and who listens to which hook.
 
-    ``hooks`` has the implemented hooks only; ``parts`` has the plugins. ``report`` is called with a plugin's name and the reason when its hook fails.
+    ``hooks`` has the implemented hooks only; ``parts`` has the plugins. ``report`` is called with a plugin's name and the
+    reason when its hook fails.
     """
 
     routers: Mapping[str, Provided] = field(default_factory=dict)
@@ -171,7 +161,8 @@ class PluginHost:
     def __init__(self, *, on_broken: Callable[[str, str], None] | None = None) -> None:
         from workflow_composer.plugins.builtin import BuiltinPlugin
 
-        self._lock = threading.RLock()
+        self.changing = threading.RLock()
+        """Held while the generation changes."""
         self._on_broken = on_broken
         self._followers: weakref.WeakSet[Any] = weakref.WeakSet()
         self.registry = self._registry({BUILTIN: Part(PluginInfo(BUILTIN, "loaded"), BuiltinPlugin())})
@@ -192,35 +183,41 @@ class PluginHost:
     # ------------------------------------------------------------------------------------------------ changes
 
     def discover(self, entry_points: Iterable[metadata.EntryPoint] | None = None, blocked: str | None = None) -> None:
-        """Load the installed plugins. One that fails to load is recorded as broken and skipped.
+        """Load the installed plugins; see `installed`. One that fails to load is recorded as broken and skipped.
 
-        ``blocked`` overrides the variable ``WORKFLOW_COMPOSER_BLOCK_PLUGINS``. Raises `PluginError` for duplicate names.
+        Raises `PluginError` for duplicate names.
         """
-        with self._lock:
+        self.take(installed(entry_points, blocked))
+
+    def take(self, sources: Iterable[PluginSource]) -> None:
+        """Add these plugins. An installed one that fails to load is broken and skipped; raises `PluginError` for others."""
+        with self.changing:
             parts = dict(self._parts)
-            for entry in _entries(entry_points):
-                _refuse_twice(entry, parts)
-                part = self._fit(entry, blocked, parts)
-                parts[entry.name] = part
+            for source in sources:
+                _refuse_again(source, parts)
+                try:
+                    part = self._made(source, parts)
+                except PluginError:
+                    raise
+                except Exception as error:
+                    if source.file is not None:
+                        raise PluginError(f"the plugin file {source.file} failed to load: {_said(error)}") from error
+                    part = Part(_info(source, "broken", _said(error)), source=source)
+                parts[source.name] = part
             self._change(parts)
 
-    def _fit(self, entry: metadata.EntryPoint, blocked: str | None, parts: Mapping[str, Part]) -> Part:
-        """Load a plugin beside these; broken if it cannot be loaded or registered."""
-        part = _blocked(entry, blocked)
-        if part is not None:
-            return part
-        try:
-            part = _loaded(entry)
-            self._registry({**parts, entry.name: part})
-        except PluginError:
-            raise
-        except Exception as error:  # noqa: BLE001  # no plugin's error may prevent the start
-            return replace(_described(entry, "broken", f"{type(error).__name__}: {error}"), edition=None)
+    def _made(self, source: PluginSource, parts: Mapping[str, Part]) -> Part:
+        """Load a plugin beside these. Raises what it raises."""
+        if source.blocked:
+            return Part(_info(source, "blocked", f"blocked by {BLOCK_VARIABLE}"), source=source)
+        plugin, edition = source.load()
+        part = Part(_info(source, "loaded"), plugin, source, edition)
+        self._registry({**parts, source.name: part})
         return part
 
     def add(self, plugin: object, *, name: str) -> None:
         """Add a plugin explicitly. Raises `PluginError` if it is invalid or provides a name already in use."""
-        with self._lock:
+        with self.changing:
             if name in self._parts:
                 raise PluginError(f"a plugin named {name!r} already exists", hint="remove it first, or replace it")
             self._change({**self._parts, name: Part(PluginInfo(name, "loaded"), plugin)})
@@ -230,11 +227,9 @@ class PluginHost:
 
         Raises `PluginError` if it cannot be read, fails to load, or provides a name already in use.
         """
-        with self._lock:
-            part = part_of_file(Path(path))
-            _refuse_again(part, path, self._parts)
-            self._change({**self._parts, part.info.name: part})
-        return part.info.name
+        source = in_file(path)
+        self.take((source,))
+        return source.name
 
     def replace(self, name: str, plugin: object) -> None:
         """Put another plugin in the place of one, at once for routers, backends, policies and hooks.
@@ -242,50 +237,50 @@ class PluginHost:
         Requests in progress finish with the old one. Raises `WorkflowComposerError` if the new one is unfit, and the old one
         stays.
         """
-        with self._lock:
+        with self.changing:
             if name not in self._parts or name == BUILTIN:
                 raise PluginError(f"no plugin is named {name!r}", hint=f"plugins: {', '.join(self._names()) or 'none'}")
             self._change({**self._parts, name: Part(PluginInfo(name, "loaded"), plugin)})
 
     def remove(self, name: str) -> None:
         """Remove a plugin and everything it provides. Raises `PluginError` for an unknown name."""
-        with self._lock:
+        with self.changing:
             if name not in self._parts or name == BUILTIN:
                 raise PluginError(f"no plugin is named {name!r}", hint=f"plugins: {', '.join(self._names()) or 'none'}")
             self._change({other: part for other, part in self._parts.items() if other != name})
 
     # ------------------------------------------------------------------------------------------------ generations
 
-    def prepare_reload(
-        self, entry_points: Iterable[metadata.EntryPoint] | None = None, blocked: str | None = None
-    ) -> Prepared:
-        """Look for new, changed and removed plugins, and build what follows; nothing changes until `publish`.
+    def reread(self) -> tuple[PluginSource, ...]:
+        """Return the plugins that are installed now, and those of the files that were added, as they are now."""
+        files = [part.source.file for part in self._parts.values() if part.source is not None and part.source.file]
+        return (*installed(), *map(in_file, files))
 
-        Plugins whose code is the same stay the same objects, with what they remember; so do plugins that were added by
-        ``add``. Raises `WorkflowComposerError` if a plugin is unfit; one that has failed to load before stays broken.
+    def generation(self, sources: Iterable[PluginSource]) -> PluginRegistry:
+        """Return the generation with these plugins instead of those that were found before; nothing changes yet.
+
+        Plugins whose code is the same stay the same objects, with what they remember; so do those that were added by
+        ``add``. Raises `PluginError` if a plugin fails to load; one that has failed before stays broken.
         """
-        with self._lock:
-            parts = {name: _reread(part) for name, part in self._parts.items() if not part.installed}
-            for entry in _entries(entry_points):
-                _refuse_twice(entry, parts)
-                part = _blocked(entry, blocked)
-                parts[entry.name] = part or self._renewed(entry, parts)
-            return self.prepare(self._registry(parts))
+        with self.changing:
+            parts = {name: part for name, part in self._parts.items() if part.source is None}
+            for source in sources:
+                _refuse_again(source, parts)
+                parts[source.name] = self._renewed(source, self._parts.get(source.name), parts)
+            return self.registry if _same(parts, self._parts) else self._registry(parts)
 
-    def _renewed(self, entry: metadata.EntryPoint, parts: Mapping[str, Part]) -> Part:
-        before = self._parts.get(entry.name)
+    def _renewed(self, source: PluginSource, before: Part | None, parts: Mapping[str, Part]) -> Part:
+        if before is not None and before.source is not None and before.source.key == source.key and before.plugin:
+            return before
         try:
-            part = _loaded(entry, before)
-            if part is not before:
-                self._registry({**parts, entry.name: part})
+            return self._made(source, parts)
         except Exception as error:
-            said = f"{type(error).__name__}: {error}"
+            said = error.message if isinstance(error, PluginError) else _said(error)
             if before is not None and before.info.status == "broken":
-                return _described(entry, "broken", said)
-            version = f" {entry.dist.version}" if entry.dist else ""
-            reason = f"plugin {entry.name!r}{version} failed to load: {said}"
-            raise PluginError(reason, hint="mend or uninstall it, and reload again; what was loaded before stays") from error
-        return part
+                return Part(_info(source, "broken", said), source=source)
+            name = f"{source.name!r} {source.version}".rstrip()
+            hint = "mend or uninstall it, and reload again; what was loaded before stays"
+            raise PluginError(f"plugin {name} failed to load: {said}", hint=hint) from error
 
     def with_files(
         self, registry: PluginRegistry, files: Iterable[Path], before: Mapping[str, Part] = MappingProxyType({})
@@ -293,14 +288,16 @@ class PluginHost:
         """Return a generation with the plugins in these files too; of ``before``, what is the same. Raises `PluginError`."""
         parts = dict(registry.parts)
         for path in files:
-            part = part_of_file(path, before.get(path.stem))
-            _refuse_again(part, path, parts)
-            parts[part.info.name] = part
+            known = parts.get(path.stem)
+            if known is None or known.source is None or known.source.file != path:
+                source = in_file(path)
+                _refuse_again(source, parts)
+                parts[source.name] = self._renewed(source, before.get(source.name), parts)
         return self._registry(parts) if len(parts) > len(registry.parts) else registry
 
     def add_follower(self, follower: Follower) -> None:
         """Tell this object of every new generation, as long as it lives."""
-        with self._lock:
+        with self.changing:
             self._followers.add(follower)
 
     def prepare(self, registry: PluginRegistry) -> Prepared:
@@ -315,7 +312,7 @@ class PluginHost:
 
     def publish(self, prepared: Prepared) -> None:
         """Use a prepared generation everywhere."""
-        with self._lock:
+        with self.changing:
             self.registry = prepared.registry
             for part in self._parts.values():
                 if part.edition is not None:
@@ -363,71 +360,25 @@ def shown(value: object) -> str:
     return f"{type(value).__name__} {text if len(text) <= 80 else text[:77] + '...'}"
 
 
-def _entries(found: Iterable[metadata.EntryPoint] | None) -> list[metadata.EntryPoint]:
-    if found is None:
-        importlib.invalidate_caches()
-        found = metadata.entry_points(group=hookspecs.ENTRY_POINT_GROUP)
-    return sorted(found, key=lambda entry: entry.name)
+def _same(one: Mapping[str, Part], other: Mapping[str, Part]) -> bool:
+    return one.keys() == other.keys() and all(one[name] is other[name] for name in one)
 
 
-def _described(entry: metadata.EntryPoint, status: Literal["loaded", "blocked", "broken"], detail: str = "") -> Part:
-    distribution, version = (entry.dist.name, entry.dist.version) if entry.dist else ("", "")
-    return Part(PluginInfo(entry.name, status, distribution, version, detail), key=entry.value)
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
-def _refuse_twice(entry: metadata.EntryPoint, parts: Mapping[str, Part]) -> None:
-    if entry.name in parts:
-        first = parts[entry.name].info.distribution or "the package"
-        second = entry.dist.name if entry.dist else entry.value
-        raise PluginError(
-            f"two plugins are named {entry.name!r}: one from {first}, one from {second}", hint="uninstall one of them"
-        )
+def _info(source: PluginSource, status: Literal["loaded", "blocked", "broken"], detail: str = "") -> PluginInfo:
+    return PluginInfo(source.name, status, source.distribution, source.version, detail)
 
 
-def _refuse_again(part: Part, path: str | Path, parts: Mapping[str, Part]) -> None:
-    if part.info.name in parts and parts[part.info.name].key != part.key:
-        raise PluginError(f"a plugin named {part.info.name!r} already exists", hint=f"rename {path}")
-
-
-def _blocked(entry: metadata.EntryPoint, blocked: str | None) -> Part | None:
-    listed = os.environ.get(BLOCK_VARIABLE, "") if blocked is None else blocked
-    names = {part.strip() for part in listed.split(",")}
-    return _described(entry, "blocked", f"blocked by {BLOCK_VARIABLE}") if names & {entry.name, "*"} else None
-
-
-def _loaded(entry: metadata.EntryPoint, before: Part | None = None) -> Part:
-    """Load an entry point, unless ``before`` is the same code. Raises what the plugin raises."""
-    edition = Edition.of_module(entry.module) if isinstance(entry, metadata.EntryPoint) else None
-    part = _described(entry, "loaded")
-    if edition is None or edition.root == BUILTIN:
-        return replace(part, plugin=entry.load())
-    known = before.edition if before is not None and before.key == part.key else None
-    if before is not None and known is not None and known.digest == edition.digest:
-        return replace(before, info=part.info)
-    edition = edition.shared()
-    plugin: Any = edition.run(entry.module)
-    for name in filter(None, (entry.attr or "").split(".")):
-        plugin = getattr(plugin, name)
-    return replace(part, plugin=plugin, edition=edition)
-
-
-def part_of_file(path: Path, before: Part | None = None) -> Part:
-    """Load the plugin in a file, unless ``before`` is the same code. Raises `PluginError`."""
-    edition = Edition.of_file(path)
-    if before is not None and before.edition is not None and before.edition.digest == edition.digest:
-        return before
-    name, edition = path.stem, edition.shared()
-    try:
-        plugin = edition.run(edition.root)
-    except Exception as error:
-        raise PluginError(f"the plugin file {path} failed to load: {type(error).__name__}: {error}") from error
-    if not any(hasattr(value, "workflow_composer_impl") for value in vars(plugin).values()):
-        raise PluginError(f"the plugin file {path} has no function marked with @hookimpl", hint="see docs/plugins.md")
-    return Part(PluginInfo(name, "loaded"), plugin, str(path.resolve()), edition, path)
-
-
-def _reread(part: Part) -> Part:
-    return part if part.file is None else part_of_file(part.file, part)
+def _refuse_again(source: PluginSource, parts: Mapping[str, Part]) -> None:
+    if (known := parts.get(source.name)) is None:
+        return
+    first = known.info.distribution or (known.source.value if known.source is not None else "the package")
+    second = source.distribution or source.value
+    hint = f"rename {source.file.name}" if source.file is not None else "uninstall one of them"
+    raise PluginError(f"two plugins are named {source.name!r}: one from {first}, one from {second}", hint=hint)
 
 
 def _listeners(manager: pluggy.PluginManager, hook: str) -> tuple[Listener, ...]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-from typing import Any
+from collections.abc import Container, Iterable, Iterator
 
 from workflow_composer.errors import PluginError, WorkflowComposerError
 from workflow_composer.plan import Candidate, Member, Plan, Tier
@@ -32,7 +31,7 @@ class Asked:
             raise PluginError(f"plan of {self._where} returned {fault}")
         return plan
 
-    def try_plans(self, tasks: Container[str] | Any, resources: ResourceStatus) -> None:
+    def try_plans(self, tasks: Iterable[str], resources: ResourceStatus) -> None:
         """Ask for the plan of a sample request of each task. Raises `PluginError` as `plan`; a refusal is no fault."""
         for task in tasks:
             try:
@@ -48,18 +47,22 @@ class Asked:
             return f"{shown(plan)}, not a Plan"
         if not isinstance(plan.tiers, tuple) or not plan.tiers:
             return f"a plan whose tiers are {shown(plan.tiers)}, not a tuple with at least one Tier"
-        for tier in plan.tiers:
-            if not isinstance(tier, Tier):
-                return f"a plan with the tier {shown(tier)}, not a Tier"
-            for member in tier.members:
-                if not isinstance(member, Member):
-                    return f"a plan with the member {shown(member)}, not a Member"
-                for candidate in member.candidates:
-                    if not isinstance(candidate, Candidate):
-                        return f"a plan with the candidate {shown(candidate)}, not a Candidate"
-                    if candidate.name not in self._known:
-                        return f"a plan with the candidate {candidate.name!r}, which is no model of the profile"
+        for part, kind in _parts(plan):
+            if not isinstance(part, kind):
+                return f"a plan with {shown(part)} in the place of a {kind.__name__}"
+            if isinstance(part, Candidate) and part.name not in self._known:
+                return f"a plan with the candidate {part.name!r}, which is no model of the profile"
         return ""
+
+
+def _parts(plan: Plan) -> Iterator[tuple[object, type]]:
+    """Yield the parts of a plan, each with the type that it should have; of a wrong one, nothing more."""
+    for tier in plan.tiers:
+        yield tier, Tier
+        for member in tier.members:
+            yield member, Member
+            for candidate in member.candidates:
+                yield candidate, Candidate
 
 
 def asked(router: Router, plugin: str, known: Container[str]) -> Router | Asked:

@@ -47,7 +47,11 @@ Execute = Callable[["Snapshot", Plan, LLMRequest], Awaitable[LLMResponse]]
 
 
 class Snapshot:
-    """The profile, endpoints, executor and routers of one strategy. Use it between `acquire` and `release`."""
+    """The profile, endpoints, executor and routers of one strategy. Use it between `acquire` and `release`.
+
+    ``plugins`` is the generation of plugins that it uses; ``offered`` is the host's, without the profile's own files.
+    ``with_plugins``: to publish it is to publish that generation.
+    """
 
     def __init__(
         self,
@@ -61,6 +65,7 @@ class Snapshot:
     ) -> None:
         self.config = config
         self.plugins = self.offered = plugins
+        self.with_plugins = False
         self.egress = egress
         self.endpoints = endpoints
         self.executor = executor

@@ -48,6 +48,10 @@ class ServiceLog:
         """Log an event that needs an operator's attention."""
         self._log.warning(event, **fields)
 
+    def refusal(self, event: str, **fields: Any) -> None:
+        """Log what an operator wanted and did not get."""
+        self._log.error(event, **fields)
+
 
 class _StandardError:
     """The output of structlog."""

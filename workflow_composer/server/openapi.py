@@ -6,7 +6,7 @@ import functools
 from importlib.metadata import version
 from typing import Any
 
-from workflow_composer.server.admin.switching import ROLLBACK, SWITCH
+from workflow_composer.server.admin.switching import RELOAD, ROLLBACK, SWITCH
 from workflow_composer.server.api import chat, completions, embeddings, messages, responses
 from workflow_composer.server.api.catalogue import FEEDBACK
 from workflow_composer.server.api.forms import LONGEST_NAME, Form
@@ -106,6 +106,8 @@ def _paths() -> Schema:
         },
         "/admin/strategy/versions": {"get": _admin("List all versions", None)},
         "/admin/strategy/rollback": {"post": _admin("Roll back to a version", ROLLBACK)},
+        "/admin/plugins/reload": {"post": _admin("Load new and changed plugins", RELOAD)},
+        "/admin/plugins/rollback": {"post": _admin("Return to the plugins before the last change", RELOAD)},
     }
 
 

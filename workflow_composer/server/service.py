@@ -23,15 +23,18 @@ from workflow_composer.errors import ConfigError
 from workflow_composer.metrics.live import LiveMetrics, SharedMetrics
 from workflow_composer.metrics.sink import service_sink
 from workflow_composer.orchestrator import ModelOrchestrator
+from workflow_composer.plugins.builtin import plugin_host
 from workflow_composer.runtime.destinations import tell_where
 from workflow_composer.server.admin.dashboard import Dashboard
 from workflow_composer.server.admin.health import Observing
 from workflow_composer.server.admin.strategy_switcher import (
     Local,
+    Plugins,
     Strategies,
     SwitchAudit,
     Switchboard,
     available,
+    found_plugins,
     reload,
     watch,
 )
@@ -105,20 +108,25 @@ async def _alone(settings: ServerSettings, listening: socket.socket, environ: Ma
 
     def switchboard(orchestrator: ModelOrchestrator) -> Switchboard:
         local = Local(orchestrator, collector=collector(environ))
-        return Strategies(orchestrator.config, lambda: (local,), audit, environ=environ)
+        plugins = found_plugins(environ, orchestrator.config)
+        return Strategies(orchestrator.config, lambda: (local,), audit, environ=environ, plugins=plugins)
 
     worker = Worker(settings, environ, log, audit, settings.strategy, switchboard)
     async with worker:
         strategies = worker.strategies
         assert isinstance(strategies, Strategies)  # as made above
         told = asyncio.get_running_loop()
-        told.add_signal_handler(signal.SIGHUP, lambda: worker.begin(reload(strategies, "SIGHUP", log.event)))
+        told.add_signal_handler(signal.SIGHUP, lambda: worker.begin(reload(strategies, "SIGHUP", log)))
         if settings.watch:
-            worker.begin(watch(strategies, log.event))
+            worker.begin(watch(strategies, log))
         announce(settings, listening, worker.orchestrator.strategy)
         if not settings.json:
             tell_where(worker.orchestrator.config, environ)
         await worker.work(listening)
+
+
+def _plugin_failure(log: ServiceLog) -> Callable[[str, str], None]:
+    return lambda plugin, reason: log.warning("plugin failed", plugin=plugin, reason=reason)
 
 
 @dataclass(slots=True)
@@ -148,6 +156,7 @@ class Worker:
         switchboard: Callable[[ModelOrchestrator], Switchboard],
         *,
         number: int | None = None,
+        plugins: Plugins | None = None,
     ) -> None:
         self._settings = settings
         self._is_first = not number
@@ -157,7 +166,8 @@ class Worker:
         self._collector = collector(environ)
         self._tracing = None if self._collector is None else Tracing(environ)
         sinks = (accounts, live, *(() if self._tracing is None else (self._tracing,)))
-        self.orchestrator = ModelOrchestrator(strategy, metrics=sinks, environ=environ)
+        host = None if plugins is None else plugin_host(sources=plugins, on_broken=_plugin_failure(log))
+        self.orchestrator = ModelOrchestrator(strategy, plugins=host, metrics=sinks, environ=environ)
         self._lines = service_sink(environ, log.warning, self.orchestrator.config.logs)
         self.orchestrator.add_metrics(self._lines)
         live.tasks = lambda: self.orchestrator.config.task_routing

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from workflow_composer.config.strategy import StrategyConfig, profiles, search_path
 from workflow_composer.errors import ChannelClosed, ConfigError, ProfileNotFound, WorkflowComposerError
+from workflow_composer.plugins.sources import FILES_VARIABLE, PluginSource, changes, digest, in_file, in_files, installed
 from workflow_composer.runtime.snapshot import Snapshot
 from workflow_composer.server.workers.egress_check import prove_egress
 from workflow_composer.storage.appending import append_lines
@@ -37,17 +38,29 @@ EVERY = 0.5
 Stamp = tuple[int, int, int] | None
 
 
-async def reload(strategies: Strategies, who: str, report: Callable[[str], None]) -> None:
-    """Reload the profile; report an invalid one and keep the active one."""
+class Reports(Protocol):
+    """Where reloads are reported: the service's log."""
+
+    def event(self, event: str) -> None:
+        """Report a success."""
+        ...
+
+    def refusal(self, event: str) -> None:
+        """Report a refusal."""
+        ...
+
+
+async def reload(strategies: Strategies, who: str, log: Reports, *, plugins: bool = True) -> None:
+    """Reload the profile and, by default, the plugins; report what is unfit and keep what is active."""
     try:
-        version = await strategies.reload(who=who)
+        version = await strategies.reload(who=who, plugins=plugins)
     except WorkflowComposerError as error:
-        report(f"{who}: reload failed, the active profile is unchanged: {error.message}")
+        log.refusal(f"{who}: reload failed, nothing has changed: {error.message}")
     else:
-        report(f"{who}: nothing has changed" if version is None else f"{who}: version {version.number} is active")
+        log.event(f"{who}: nothing has changed" if version is None else f"{who}: version {version.number} is active")
 
 
-async def watch(strategies: Strategies, report: Callable[[str], None], *, every: float = EVERY) -> None:
+async def watch(strategies: Strategies, log: Reports, *, every: float = EVERY) -> None:
     """Watch the profile's file until cancelled."""
     source = (await strategies.versions())[-1].source
     seen: dict[str, Stamp] = {source: _stamp(Path(source))}  # so that the first check sees earlier saves
@@ -61,7 +74,7 @@ async def watch(strategies: Strategies, report: Callable[[str], None], *, every:
         elif stamp is not None and stamp != seen[source]:
             if stamp == moving:
                 seen[source] = stamp
-                await reload(strategies, source, report)
+                await reload(strategies, source, log, plugins=False)
             moving = stamp
 
 
@@ -108,6 +121,7 @@ class SwitchAudit:
 
 
 T = TypeVar("T")
+Plugins = tuple[PluginSource, ...]
 
 PREPARE_SECONDS = 10.0
 MOST_VERSIONS = 100
@@ -115,7 +129,7 @@ MOST_VERSIONS = 100
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """An active or earlier strategy. ``digest`` is the digest of the profile's contents."""
+    """An active or earlier strategy and its plugins, each with the digest of its contents."""
 
     number: int
     strategy: str
@@ -124,13 +138,14 @@ class Version:
     at: str
     who: str
     why: str = ""
+    plugins: str = ""
 
 
 class Participant(Protocol):
     """A worker, as a participant in switches."""
 
-    async def prepare(self, config: StrategyConfig) -> None:
-        """Build and check the new strategy. Raises `ConfigError`."""
+    async def prepare(self, config: StrategyConfig, plugins: Plugins) -> None:
+        """Build and check the new strategy with these plugins. Raises `ConfigError`, `PluginError`."""
         ...
 
     async def commit(self) -> None:
@@ -151,11 +166,11 @@ class Local:
         self._prepared: Snapshot | None = None
         self._taking_turns = asyncio.Lock()  # a slow, abandoned preparation must not finish after a later one
 
-    async def prepare(self, config: StrategyConfig) -> None:
+    async def prepare(self, config: StrategyConfig, plugins: Plugins) -> None:
         """Build the snapshot and run the egress check."""
         async with self._taking_turns:
             await self._forget()
-            prepared = self._orchestrator.prepare_strategy(config)
+            prepared = self._orchestrator.prepare_strategy(config, plugins=plugins)
             try:
                 await prove_egress(prepared, collector=self._collector)
             except BaseException:
@@ -200,6 +215,15 @@ class Switchboard(Protocol):
         """Return all versions, the active one last."""
         ...
 
+    async def reload_plugins(
+        self, *, who: str, why: str = "", dry_run: bool = False, back: bool = False
+    ) -> Mapping[str, Any]:
+        """Load new and changed plugins in all workers, or in none; with ``back``, those before the last such change.
+
+        Return ``plugins`` (name, ``from``, ``to``) and the ``version``, None if nothing has changed or with ``dry_run``.
+        """
+        ...
+
 
 class Strategies:
     """The switchboard of the process that controls all workers.
@@ -214,8 +238,10 @@ class Strategies:
         audit: SwitchAudit,
         *,
         environ: Mapping[str, str] | None = None,
+        plugins: Plugins = (),
     ) -> None:
         self._environ = os.environ if environ is None else environ
+        self._plugins: dict[int, Plugins] = {}
         self._participants = participants
         self._audit = audit
         self._configs: dict[int, StrategyConfig] = {}
@@ -224,12 +250,17 @@ class Strategies:
         # The folder of the operator's profile; None for a profile made in Python, which has no sibling profiles.
         self._folder = _folder_of(config)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._add(config, "start", "")
+        self._add(config, plugins, "start", "")
 
     @property
     def active(self) -> StrategyConfig:
         """Return the active profile."""
         return self._configs[self._versions[-1].number]
+
+    @property
+    def plugins(self) -> Plugins:
+        """Return the plugins in use, those of the profile's own files too."""
+        return self._plugins[self._versions[-1].number]
 
     async def preview(self, source: str) -> Mapping[str, Any]:
         """See `Switchboard`."""
@@ -237,18 +268,22 @@ class Strategies:
 
     async def switch(self, source: str, *, who: str, why: str = "") -> Version:
         """See `Switchboard`."""
-        return await self._whole(self._switch(lambda: self._load(source), source, who=who, why=why, what="switch"))
 
-    async def reload(self, *, who: str) -> Version | None:
-        """Reload the active profile's file; None if it is unchanged."""
+        def load() -> tuple[StrategyConfig, Plugins]:
+            config = self._load(source)
+            return config, self._with_files_of(config)
+
+        return await self._whole(self._switch(load, source, who=who, why=why, what="switch"))
+
+    async def reload(self, *, who: str, plugins: bool = True) -> Version | None:
+        """Reload the active profile's file and, by default, the plugins; None if all are unchanged."""
 
         async def work() -> Version | None:
-            source = self.active.source
+            def load() -> tuple[StrategyConfig, Plugins]:
+                config = self.active.reread(environ=self._environ)
+                return config, found_plugins(self._environ, config) if plugins else self._with_files_of(config)
 
-            def load() -> StrategyConfig:
-                return self.active.reread(environ=self._environ)
-
-            return await self._go(load, source, who=who, why="", what="reload", unless=self._versions[-1].digest)
+            return await self._go(load, self.active.source, who=who, what="reload", unless_same=True)
 
         return await self._whole(work())
 
@@ -282,30 +317,80 @@ class Strategies:
         if number not in self._configs:
             known = ", ".join(str(version.number) for version in self._versions)
             raise ConfigError(f"unknown version {number}", hint=f"available versions: {known}")
-        config = self._configs[number]
-        why = f"rollback to {number}"
-        return await self._switch(lambda: config, f"version {number}", who=who, why=why, what="rollback")
+        known = self._configs[number], self._plugins[number]
+        return await self._switch(lambda: known, f"version {number}", who=who, why=f"rollback to {number}", what="rollback")
 
-    async def _switch(self, load: Callable[[], StrategyConfig], source: str, *, who: str, why: str, what: str) -> Version:
-        version = await self._go(load, source, who=who, why=why, what=what, unless="")
-        assert version is not None  # no digest is empty
+    async def reload_plugins(
+        self, *, who: str, why: str = "", dry_run: bool = False, back: bool = False
+    ) -> Mapping[str, Any]:
+        """See `Switchboard`."""
+
+        async def work() -> Mapping[str, Any]:
+            config, before = self.active, self.plugins
+            plugins = self._earlier() if back else found_plugins(self._environ, config)
+            told = {"plugins": changes(before, plugins)}
+            if dry_run:
+                if told["plugins"]:
+                    await self._everywhere(config, plugins, commit=False)
+                return {**told, "version": None, "dry_run": True}
+            what = "plugins rollback" if back else "plugins reload"
+            version = await self._go(
+                lambda: (config, plugins),
+                config.source,
+                who=who,
+                why=why,
+                what=what,
+                unless_same=True,
+                plugins=told["plugins"],
+            )
+            return {**told, "version": None if version is None else plain(version)}
+
+        return await self._whole(work())
+
+    def _earlier(self) -> Plugins:
+        """Return the plugins before the last change of plugins. Raises `ConfigError`."""
+        now = self._versions[-1].plugins
+        for version in reversed(self._versions):
+            if version.plugins != now:
+                return self._plugins[version.number]
+        raise ConfigError("no earlier plugins to roll back to")
+
+    def _with_files_of(self, config: StrategyConfig) -> Plugins:
+        """Return the installed plugins in use, and the files of a profile as they are now."""
+        listed = {Path(place) for place in self.active.plugins}
+        kept = tuple(source for source in self.plugins if source.file is None or source.file not in listed)
+        return (*kept, *(in_file(place) for place in config.plugins))
+
+    async def _switch(
+        self, load: Callable[[], tuple[StrategyConfig, Plugins]], source: str, *, who: str, why: str, what: str
+    ) -> Version:
+        version = await self._go(load, source, who=who, why=why, what=what)
+        assert version is not None  # it is made even if nothing has changed
         return version
 
     async def _go(
-        self, load: Callable[[], StrategyConfig], source: str, *, who: str, why: str, what: str, unless: str
+        self,
+        load: Callable[[], tuple[StrategyConfig, Plugins]],
+        source: str,
+        *,
+        who: str,
+        what: str,
+        why: str = "",
+        unless_same: bool = False,
+        **told: object,
     ) -> Version | None:
-        """Switch, unless the profile has this digest; record refusals too."""
+        """Switch; record refusals too."""
         before = self._versions[-1]
         try:
-            config = load()
-            if digest_of(config) == unless:
+            config, plugins = load()
+            if unless_same and (digest_of(config), digest(plugins)) == (before.digest, before.plugins):
                 return None
-            await self._everywhere(config)
+            await self._everywhere(config, plugins)
         except WorkflowComposerError as error:
             said = f"refused: {error.message}"
-            self._audit.write(what, who=who, source=source, before=before.strategy, outcome=said, why=why)
+            self._audit.write(what, who=who, source=source, before=before.strategy, outcome=said, why=why, **told)
             raise
-        version = self._add(config, who, why)
+        version = self._add(config, plugins, who, why)
         self._audit.write(
             what,
             who=who,
@@ -316,39 +401,41 @@ class Strategies:
             digest=version.digest,
             outcome="done",
             why=why,
+            **(told or {"plugins": changes(self._plugins[before.number], plugins)}),
         )
         return version
 
-    async def join(self, participant: Participant, digest: str, enter: Callable[[], None]) -> None:
-        """Add a started worker as a participant under the active strategy; no switch can interleave.
-
-        ``digest`` is the digest of the profile with which it started.
-        """
+    async def join(self, participant: Participant, version: int, enter: Callable[[], None]) -> None:
+        """Add a worker that started with a version as a participant under the active one; no switch can interleave."""
         async with self._switching:
-            if digest != self._versions[-1].digest:
-                await participant.prepare(self.active)
+            if version != self._versions[-1].number:
+                await participant.prepare(self.active, self.plugins)
                 await participant.commit()
             enter()
 
-    async def _everywhere(self, config: StrategyConfig) -> None:
+    async def _everywhere(self, config: StrategyConfig, plugins: Plugins, *, commit: bool = True) -> None:
         try:
-            await self._together(config)
+            await self._together(config, plugins, commit)
         except ChannelClosed:  # a worker has died; the others switch without it
-            await self._together(config)
+            await self._together(config, plugins, commit)
 
-    async def _together(self, config: StrategyConfig) -> None:
+    async def _together(self, config: StrategyConfig, plugins: Plugins, commit: bool) -> None:
         participants = self._participants()
         if not participants:
             raise ConfigError("no worker is ready", hint="retry in a moment")
         try:
             async with asyncio.timeout(PREPARE_SECONDS):
-                found = await asyncio.gather(*(one.prepare(config) for one in participants), return_exceptions=True)
+                preparing = (one.prepare(config, plugins) for one in participants)
+                found = await asyncio.gather(*preparing, return_exceptions=True)
         except TimeoutError:
             found = [ConfigError(f"a worker did not prepare the strategy within {PREPARE_SECONDS:g} s")]
         faults = [one for one in found if isinstance(one, BaseException)]
-        if faults:
+        if faults or not commit:
             await asyncio.gather(*(one.discard() for one in participants), return_exceptions=True)
+        if faults:
             raise faults[0] if isinstance(faults[0], WorkflowComposerError) else ConfigError(f"a worker failed: {faults[0]}")
+        if not commit:
+            return
         # A worker that dies now, or fails to publish, is restarted with the strategy active then.
         await asyncio.gather(*(one.commit() for one in participants), return_exceptions=True)
 
@@ -369,14 +456,17 @@ class Strategies:
             )
         return StrategyConfig.load_found(place, environ=self._environ)
 
-    def _add(self, config: StrategyConfig, who: str, why: str) -> Version:
+    def _add(self, config: StrategyConfig, plugins: Plugins, who: str, why: str) -> Version:
         number = self._versions[-1].number + 1 if self._versions else 1
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        version = Version(number, config.profile_name, config.source, digest_of(config), at, who, why)
+        code = digest(plugins)
+        version = Version(number, config.profile_name, config.source, digest_of(config), at, who, why, code)
         self._versions.append(version)
-        self._configs[number] = config
+        self._configs[number], self._plugins[number] = config, plugins
         if len(self._versions) > MOST_VERSIONS:
-            self._configs.pop(self._versions.pop(0).number, None)
+            oldest = self._versions.pop(0).number
+            self._configs.pop(oldest, None)
+            self._plugins.pop(oldest, None)
         return version
 
 
@@ -399,6 +489,14 @@ def digest_of(config: StrategyConfig) -> str:
     """Return a digest of a profile's contents."""
     text = json.dumps(config.to_dict(), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def found_plugins(environ: Mapping[str, str], config: StrategyConfig) -> Plugins:
+    """Return the plugins that are there now: installed, in the files of the command line, and in the profile's own.
+
+    Raises `PluginError`.
+    """
+    return (*installed(), *in_files(environ.get(FILES_VARIABLE, "")), *map(in_file, config.plugins))
 
 
 def difference(old: StrategyConfig, new: StrategyConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The admin API for strategy switches: ``/admin/strategy`` and its subpaths.
+"""The admin API for switches of strategies and plugins: ``/admin/strategy``, ``/admin/plugins`` and their subpaths.
 
 It requires the admin token, or a key with the right ``admin``.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
-from workflow_composer.errors import ConfigError
+from workflow_composer.errors import ConfigError, PluginError
 from workflow_composer.server.admin.strategy_switcher import Switchboard, plain
 from workflow_composer.server.api import field_checks
 from workflow_composer.server.api.forms import Field, Form
@@ -33,6 +33,14 @@ ROLLBACK = Form(
     closed="is not a field of this API",
     example={"version": 3},
 )
+RELOAD = Form(
+    {
+        "why": Field(field_checks.text, note="For the audit log"),
+        "dry_run": Field(field_checks.flag, note="Load and check the plugins in every worker, but do not use them"),
+    },
+    closed="is not a field of this API",
+    example={"why": "my-router 2.0", "dry_run": True},
+)
 
 
 class Admin:
@@ -49,6 +57,8 @@ class Admin:
             ("PUT", "/admin/strategy"): self.switch,
             ("GET", "/admin/strategy/versions"): self.versions,
             ("POST", "/admin/strategy/rollback"): self.rollback,
+            ("POST", "/admin/plugins/reload"): self.reload_plugins,
+            ("POST", "/admin/plugins/rollback"): self.roll_back_plugins,
         }
 
     async def show(self, exchange: Exchange) -> Reply:
@@ -68,7 +78,7 @@ class Admin:
             return Reply(200, encode(await self._preview(source)))
         try:
             return Reply(200, encode(plain(await self._strategies.switch(source, who=who, why=why))))
-        except ConfigError as error:
+        except (ConfigError, PluginError) as error:
             raise _refusal(error) from None
 
     async def versions(self, exchange: Exchange) -> Reply:
@@ -83,15 +93,34 @@ class Admin:
         _, own, _, _ = ROLLBACK.read(exchange.body or b"{}")
         try:
             return Reply(200, encode(plain(await self._strategies.rollback(own.get("version"), who=who))))
-        except ConfigError as error:
+        except (ConfigError, PluginError) as error:
             raise _refusal(error) from None
+
+    async def reload_plugins(self, exchange: Exchange) -> Reply:
+        """Load new and changed plugins in all workers or in none; with ``dry_run``, only check that this would succeed."""
+        return await self._plugins(exchange, back=False)
+
+    async def roll_back_plugins(self, exchange: Exchange) -> Reply:
+        """Return to the plugins before the last change, whatever is installed now."""
+        return await self._plugins(exchange, back=True)
+
+    async def _plugins(self, exchange: Exchange, *, back: bool) -> Reply:
+        who = self._callers.operator(exchange)
+        _, own, _, _ = RELOAD.read(exchange.body or b"{}")
+        try:
+            found = await self._strategies.reload_plugins(
+                who=who, why=own.get("why", ""), dry_run=bool(own.get("dry_run")), back=back
+            )
+        except (ConfigError, PluginError) as error:
+            raise HttpFailure(400, str(error), code="plugins_refused") from None
+        return Reply(200, encode(found))
 
     async def _preview(self, source: str) -> Mapping[str, Any]:
         try:
             return {"dry_run": True, **await self._strategies.preview(source)}
-        except ConfigError as error:
+        except (ConfigError, PluginError) as error:
             raise _refusal(error) from None
 
 
-def _refusal(error: ConfigError) -> HttpFailure:
+def _refusal(error: ConfigError | PluginError) -> HttpFailure:
     return HttpFailure(400, str(error), code="strategy_refused", param="strategy")

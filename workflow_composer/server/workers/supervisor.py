@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import time
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -25,7 +26,15 @@ from workflow_composer.errors import ChannelClosed, ConfigError
 from workflow_composer.metrics.live import forget
 from workflow_composer.orchestrator import ModelOrchestrator
 from workflow_composer.runtime.destinations import tell_where
-from workflow_composer.server.admin.strategy_switcher import Strategies, SwitchAudit, plain, reload, watch
+from workflow_composer.server.admin.strategy_switcher import (
+    Plugins,
+    Strategies,
+    SwitchAudit,
+    found_plugins,
+    plain,
+    reload,
+    watch,
+)
 from workflow_composer.server.auth.keys import read_keys
 from workflow_composer.server.logs import ServiceLog, writing
 from workflow_composer.server.settings import ServerSettings
@@ -63,9 +72,9 @@ class WorkerProcess:
         self.ready = asyncio.Event()
         self.began = time.monotonic()
 
-    async def prepare(self, config: StrategyConfig) -> None:
+    async def prepare(self, config: StrategyConfig, plugins: Plugins) -> None:
         """Make the worker build another strategy. Raises `ConfigError`."""
-        await self.channel.ask("prepare", config=_packed(config))
+        await self.channel.ask("prepare", config=_packed((config, plugins)))
 
     async def commit(self) -> None:
         """Make the worker publish it. Stop a worker that fails to, because it would keep serving the old strategy."""
@@ -102,13 +111,14 @@ class WorkerSupervisor:
         settings.state_directory.mkdir(parents=True, exist_ok=True)
         forget(settings.state_directory)
         config = await self._checked()
-        self._strategies = Strategies(config, self._ready, self._audit, environ=self._environ)
+        plugins = found_plugins(self._environ, config)
+        self._strategies = Strategies(config, self._ready, self._audit, environ=self._environ, plugins=plugins)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         tasks = [loop.create_task(self._keep(number)) for number in range(settings.workers)]
         loop.add_signal_handler(
-            signal.SIGHUP, lambda: tasks.append(loop.create_task(reload(self._strategies, "SIGHUP", self._log.event)))
+            signal.SIGHUP, lambda: tasks.append(loop.create_task(reload(self._strategies, "SIGHUP", self._log)))
         )
         try:
             if await self._all_ready():
@@ -116,7 +126,7 @@ class WorkerSupervisor:
                 if not settings.json:
                     tell_where(self._strategies.active, self._environ)
             if settings.watch:
-                tasks.append(loop.create_task(watch(self._strategies, self._log.event)))
+                tasks.append(loop.create_task(watch(self._strategies, self._log)))
             await self._stop.wait()
         finally:
             await self._end(tasks)
@@ -213,13 +223,14 @@ class WorkerSupervisor:
         async def settings(data: Mapping[str, Any]) -> Mapping[str, Any]:
             return {
                 "settings": self._settings.to_dict(),
-                "config": _packed(strategies.active),
+                "config": _packed((strategies.active, strategies.plugins)),
+                "version": (await strategies.versions())[-1].number,
                 "token": self._settings.admin_token,
             }
 
         async def ready(data: Mapping[str, Any]) -> Mapping[str, Any]:
             worker = self._workers[number]
-            await strategies.join(worker, data["digest"], worker.ready.set)
+            await strategies.join(worker, data["version"], worker.ready.set)
             return {}
 
         async def preview(data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -234,7 +245,11 @@ class WorkerSupervisor:
         async def versions(data: Mapping[str, Any]) -> Mapping[str, Any]:
             return {"versions": [plain(version) for version in await strategies.versions()]}
 
-        handlers = (settings, ready, preview, switch, rollback, versions)
+        async def reload_plugins(data: Mapping[str, Any]) -> Mapping[str, Any]:
+            wanted = {name: data[name] for name in ("who", "why", "dry_run", "back")}
+            return await strategies.reload_plugins(**wanted)
+
+        handlers = (settings, ready, preview, switch, rollback, versions, reload_plugins)
         return {handler.__name__: handler for handler in handlers}
 
     async def _end(self, tasks: list[asyncio.Task[Any]]) -> None:
@@ -257,6 +272,6 @@ class WorkerSupervisor:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _packed(config: StrategyConfig) -> str:
-    """Return a pickled profile for a worker; only the service's processes can write to the channel."""
-    return base64.b64encode(pickle.dumps(config)).decode("ascii")
+def _packed(wanted: tuple[StrategyConfig, Plugins]) -> str:
+    """Return a pickled profile with its plugins for a worker; only the service's processes can write to the channel."""
+    return base64.b64encode(zlib.compress(pickle.dumps(wanted), 1)).decode("ascii")

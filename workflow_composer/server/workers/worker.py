@@ -7,6 +7,7 @@ import os
 import pickle
 import socket
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.orchestrator import ModelOrchestrator
-from workflow_composer.server.admin.strategy_switcher import Local, SwitchAudit, Version, digest_of
+from workflow_composer.server.admin.strategy_switcher import Local, Plugins, SwitchAudit, Version
 from workflow_composer.server.logs import ServiceLog, writing
 from workflow_composer.server.service import Worker, run
 from workflow_composer.server.settings import ServerSettings
@@ -45,6 +46,15 @@ class Remote:
         """See `Switchboard`."""
         return _version(await self._channel.ask("rollback", version=number, who=who, limit=_SWITCH_SECONDS))
 
+    async def reload_plugins(
+        self, *, who: str, why: str = "", dry_run: bool = False, back: bool = False
+    ) -> Mapping[str, Any]:
+        """See `Switchboard`."""
+        asked = {"who": who, "why": why, "dry_run": dry_run, "back": back}
+        found = dict(await self._channel.ask("reload_plugins", limit=_SWITCH_SECONDS, **asked))
+        found.pop("id", None)
+        return found
+
     async def versions(self) -> Sequence[Version]:
         """See `Switchboard`."""
         found = await self._channel.ask("versions")
@@ -67,7 +77,7 @@ async def _work(number: int, listening: socket.socket, control: socket.socket, l
 
     async def prepare(data: Mapping[str, Any]) -> Mapping[str, Any]:
         assert local is not None  # called only after the worker is ready
-        await local.prepare(_unpacked(data["config"]))
+        await local.prepare(*_unpacked(data["config"]))
         return {}
 
     async def commit(data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -92,8 +102,8 @@ async def _work(number: int, listening: socket.socket, control: socket.socket, l
     def switchboard(orchestrator: ModelOrchestrator) -> Remote:
         return Remote(channel)
 
-    config = _unpacked(told["config"])
-    worker = Worker(settings, os.environ, log, audit, config, switchboard, number=number)
+    config, plugins = _unpacked(told["config"])
+    worker = Worker(settings, os.environ, log, audit, config, switchboard, number=number, plugins=plugins)
     async with worker:
         local = Local(worker.orchestrator, collector=collector(os.environ))
 
@@ -102,15 +112,16 @@ async def _work(number: int, listening: socket.socket, control: socket.socket, l
             worker.stop()
 
         worker.begin(orphaned())
-        await channel.ask("ready", digest=digest_of(config), limit=_SWITCH_SECONDS)
+        await channel.ask("ready", version=told["version"], limit=_SWITCH_SECONDS)
         await worker.work(listening)
     channel.close()
 
 
-def _unpacked(text: str) -> StrategyConfig:
-    config = pickle.loads(base64.b64decode(text))  # noqa: S301  # from the supervisor, over an inherited socket
+def _unpacked(text: str) -> tuple[StrategyConfig, Plugins]:
+    # From the supervisor, over an inherited socket.
+    config, plugins = pickle.loads(zlib.decompress(base64.b64decode(text)))  # noqa: S301
     assert isinstance(config, StrategyConfig)
-    return config
+    return config, plugins
 
 
 def main() -> None:
