@@ -1,0 +1,57 @@
+"""The registry of running servers, and SLURM's controller."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from workflow_composer.backends.replicas.registry import RegistryView, ServerRegistry, registry_directory
+from workflow_composer.config.own_machines import own_users
+from workflow_composer.config.profile_models import registered_role
+from workflow_composer.runtime.doctor.clocks import REMEDY, TOLERATED, apart, span
+from workflow_composer.runtime.doctor.finding import Finding, Subject
+from workflow_composer.runtime.resources import NO_SLURM, slurm_controller
+
+
+def check_registry(subject: Subject) -> Iterator[Finding]:
+    """Report a registry that hides servers: closed, open to strangers, or with entries that nobody renews. Reads files."""
+    config = subject.config
+    roles = {found for role in config.vllm_endpoints for one in config.servers_of(role) if (found := registered_role(one))}
+    if not roles:
+        return
+    directory, users = registry_directory(subject.environ, config.registry), own_users(config.local_users)
+    view, registry, where = RegistryView(directory, users=users), ServerRegistry(directory, users), str(directory)
+    view.read()
+    now = subject.now()
+    for entry in registry.all():
+        if entry.role not in roles:
+            continue
+        name, age = f"{entry.server} on {entry.node or entry.host}", now - entry.updated
+        if age < -TOLERATED:
+            problem = f"the entry of {name} is of the future: that node's clock is {apart(-age)} this machine's"
+            yield Finding("warning", "clock", where, problem, REMEDY)
+        elif not entry.alive(now):
+            ended = entry.expires is not None and now >= entry.expires
+            why = f"its job ended {span(now - (entry.expires or now))} ago" if ended else f"not renewed for {span(age)}"
+            problem = f"the entry of {name} is stale ({why}), and is ignored"
+            how = f"see `fleet status`; start the server again, or remove {directory / entry.file_name}"
+            yield Finding("warning", "registry-stale", where, problem, how)
+    if fault := view.known.fault:
+        yield Finding("warning", "registry", where, fault, _remedy(fault, where))
+
+
+def _remedy(fault: str, where: str) -> str:
+    if "any user may write" in fault:
+        return f"chmod o-w {where}"
+    if fault.startswith("no folder"):
+        return "start a server (`fleet up`, `fleet submit`), or name the fleet's registry in the profile"
+    return "see `fleet status`; check the folder's rights, and local_users of the profile"
+
+
+async def check_slurm(subject: Subject) -> list[Finding]:
+    """Report a controller that does not answer, if SLURM's commands are installed."""
+    fault = await slurm_controller(subject.environ)
+    if not fault or fault == NO_SLURM:
+        return []
+    problem, _, hint = fault.removesuffix(")").partition(" (")
+    how = hint or "check it with `scontrol ping`"
+    return [Finding("warning", "slurm-silent", "SLURM", problem, f"{how}; servers on this machine need no SLURM (`fleet up`)")]
