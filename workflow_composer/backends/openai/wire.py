@@ -222,19 +222,20 @@ def model_ids(data: Any) -> tuple[str, ...]:
     if not isinstance(rows, list):
         raise Malformed("it has no list of models")
     named = sorted((row for row in rows if isinstance(row, dict)), key=lambda row: bool(row.get("parent")))
-    return tuple(name for row in named if (name := _shown(row.get("id"))))
+    return tuple(name for row in named if (name := shown_name(row.get("id"))))
 
 
 def name_in(data: Mapping[str, Any]) -> str | None:
     """Return the model's name in a response; None if it is no text that can be shown, in tables and on terminals."""
-    return _shown(data.get("model"))
+    return shown_name(data.get("model"))
 
 
 _LONGEST_NAME = 512
 """Characters; some servers name a model by the path of its folder."""
 
 
-def _shown(name: Any) -> str | None:
+def shown_name(name: Any) -> str | None:
+    """Return a model's name if it is a text that can be shown, in tables and on terminals."""
     return name if isinstance(name, str) and len(name) <= _LONGEST_NAME and name.isprintable() else None
 
 

@@ -58,7 +58,7 @@ async def probe(
     except EgressDenied as error:
         detail = str(error)
     except Exception as error:  # noqa: BLE001 - a broken server must not hide the others
-        detail = _reason(error, limit)
+        detail = reason_of(error, limit)
     latency = (time.perf_counter() - started) * 1000
     url, told = shown_url(observer.api), f"serves {_listed(models)}" + (f", not {', '.join(lacking)}" if lacking else "")
     if detail or not models or (wanted and len(lacking) == len(wanted)):
@@ -73,17 +73,22 @@ def _listed(models: Sequence[str]) -> str:
 
 
 def _fault(found: Listing) -> str:
-    status = found.status
+    return "" if found.status == 200 and found.models is not None else status_fault(found.status)
+
+
+def status_fault(status: int) -> str:
+    """Describe an answer to `/models` with this status that is no list of models."""
     if status in (401, 403):
         return f"status {status}: the server requires a key; name its variable in the model's api_key_env"
     if 300 <= status < 400:
         return f"status {status}: redirects are not followed"
     if status != 200:
         return f"status {status} instead of a list of models"
-    return "" if found.models is not None else "the response has no list of models; is it an OpenAI-compatible server?"
+    return "the response has no list of models; is it an OpenAI-compatible server?"
 
 
-def _reason(error: Exception, limit: float) -> str:
+def reason_of(error: Exception, limit: float) -> str:
+    """Describe why a server did not answer within ``limit`` seconds."""
     if isinstance(error, TimeoutError):
         return f"no answer within {limit:g} s"
     if is_unknown_name(error):
