@@ -45,7 +45,8 @@ class _Target:
 class ResourceDetector:
     """Detects the resources that a profile, or a list of servers, can use.
 
-    Instead of a profile it takes the URLs of one's own servers, which name their status, or a mapping of names to URLs.
+    Instead of a profile it takes the URLs of one's own servers, which name their status, or a mapping of names to URLs; the
+    cloud models are then those of the built-in catalogue.
 
     ``limit`` bounds the probe of one server in seconds. All servers are probed concurrently, so a hundred dead servers take
     no longer than one. Local servers are reached through the profile's `EgressPolicy`; cloud servers are never contacted.
@@ -59,6 +60,7 @@ class ResourceDetector:
         egress: EgressPolicy | None = None,
         limit: float = PROBE_SECONDS,
     ) -> None:
+        self._profiled = isinstance(config, StrategyConfig)
         self._config = config if isinstance(config, StrategyConfig) else _profile_of(config)
         self._environ = os.environ if environ is None else environ
         self._egress = egress
@@ -86,9 +88,11 @@ class ResourceDetector:
             endpoints[role] = answers[0] if one else finder.summary(role, answers)
         endpoints |= {target.name: status for target, status in found if target.name not in finders}
         fault = NO_SLURM if controller is None else await controller
+        known = unprobed(self._config, self._environ)
         return replace(
-            unprobed(self._config, self._environ),
+            known,
             endpoints=endpoints,
+            cloud_apis=known.cloud_apis if self._profiled else catalogued_keys(self._environ),
             probed_at=time.time(),
             slurm_available=not fault,
             slurm_detail="" if fault == NO_SLURM else fault,
@@ -150,6 +154,13 @@ def cloud_apis(config: StrategyConfig, environ: Mapping[str, str]) -> dict[str, 
     """Map each cloud model to whether its key is set; empty if the profile forbids the cloud."""
     models = {name: spec for name, spec in config.models.items() if not spec.local} if config.allow_cloud else {}
     return {name: not spec.api_key_env or bool(environ.get(spec.api_key_env)) for name, spec in models.items()}
+
+
+def catalogued_keys(environ: Mapping[str, str]) -> dict[str, bool]:
+    """Map each model of the built-in catalogue to whether its key is set."""
+    from workflow_composer.backends.catalogue import CATALOGUE
+
+    return {name: bool(environ.get(model.api_key_env)) for name, model in CATALOGUE.items()}
 
 
 NO_SLURM = "its commands are not installed"

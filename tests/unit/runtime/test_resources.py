@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.stub_server import MODEL, Reply, StubServer, silent_sockets
+from workflow_composer.backends.catalogue import CATALOGUE
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import ProfileError
 from workflow_composer.runtime.resources import ResourceDetector, embedded_available, unprobed
@@ -235,6 +236,15 @@ def test_a_list_of_addresses_is_looked_at_without_an_event_loop(server):
     assert ResourceDetector({"coder": server.url}).detect().vllm_endpoints == {"coder": True}
     assert ResourceDetector(server.url).detect().vllm_endpoints == {server.url: True}
     assert ResourceDetector(profile({"general": server.url})).detect().vllm_endpoints == {"general": True}
+
+
+def test_without_a_profile_the_keys_are_those_of_the_catalogue(server):
+    """Nobody is asked whether they are right."""
+    name, model = next(iter(CATALOGUE.items()))
+    found = ResourceDetector([server.url], environ={model.api_key_env: ENVIRON["KEY_A"]}).detect().cloud_apis
+    assert set(found) == set(CATALOGUE)
+    assert found[name]
+    assert not all(found.values())
 
 
 async def test_the_synchronous_look_works_where_an_event_loop_runs(server):

@@ -307,6 +307,8 @@ def _listing(body: bytes) -> Listing:
     """Return the listed models; none are known if the response is not a list of models with ids."""
     try:
         data: Any = json.loads(body)
+        if isinstance(data, dict) and data.get("data", ()) is None:  # ollama without models
+            return Listing(200, ())
         found = model_ids(data)
     except (ValueError, Malformed, RecursionError):
         return Listing(200, None)

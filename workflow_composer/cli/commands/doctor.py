@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog=examples("doctor", "-s t4_hybrid doctor --cloud", "-s my_profile.yaml doctor --json"))
-@click.option("--cloud", is_flag=True, help="Ask cloud servers for their models, with the key; sends no prompt. Default: no.")
+@click.option(
+    "--cloud", is_flag=True, help="Ask cloud servers for their models, with the key; sends no prompt. Default: no."
+)
 @strategy_option
 @common_options
 @click.pass_obj
@@ -76,5 +78,3 @@ def _print(config: StrategyConfig | None, found: Sequence[Finding], errors: int,
     click.echo(("\n" if found else "") + (f"{errors} errors, {warnings} warnings" if found else "nothing is wrong"))
     if config is not None and config.allow_cloud and not cloud and any(not spec.local for spec in config.models.values()):
         click.echo("cloud servers were not asked; --cloud asks them whether they take the keys")
-
-

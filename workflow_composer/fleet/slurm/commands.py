@@ -65,6 +65,7 @@ _REMEDIES = {
     "gres": "check slurm.gpu_type in the fleet file; `sinfo -o '%P %G'` lists GPUs",
     "memory": "check slurm.memory in the fleet file; `sinfo -o '%P %m'` lists nodes' memory",
     "contact": "the SLURM controller does not respond; check it with `scontrol ping`",
+    "configuration source": "this machine has no slurm.conf; set $SLURM_CONF to the cluster's",
     "configuration file": "this machine's slurm.conf is missing or invalid; set $SLURM_CONF to the right one",
 }
 

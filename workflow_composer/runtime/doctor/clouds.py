@@ -20,8 +20,8 @@ from workflow_composer.backends.openai.server import OpenAIServer
 from workflow_composer.backends.replicas.observer import Listing, ServerObserver
 from workflow_composer.config.strategy import ModelSpec
 from workflow_composer.errors import WorkflowComposerError, nearest
-from workflow_composer.runtime.doctor.clocks import of_server
-from workflow_composer.runtime.doctor.finding import Finding, Subject, named, place_of
+from workflow_composer.runtime.doctor.clocks import REMEDY, of_server
+from workflow_composer.runtime.doctor.finding import Finding, Level, Subject, named, place_of
 
 LIMIT = 10.0
 """Seconds for the question to a cloud server."""
@@ -30,7 +30,8 @@ OLD_PRICES = 180
 _SOON = 60
 """Days before a model's retirement from which it is reported."""
 _PLACEHOLDER = re.compile(
-    r"(?i)(?:your|my|the)[-_ ]?.*key|.*(?:key|token)[-_ ]?here|<.*>|\$\{?\w+\}?|x{3,}|\.{3,}|sk-(?:\.{2,}|x+)|change[-_]?me|test|todo|empty|none|null"
+    r"(?i)(?:your|my|the)[-_ ]?.*key|.*(?:key|token)[-_ ]?here|<.*>|\$\{?\w+\}?|x{3,}|\.{3,}|sk-(?:\.{2,}|x+)"
+    r"|change[-_]?me|test|todo|empty|none|null"
 )
 _OWNERS = {
     "sk-ant-": "anthropic.com",
@@ -52,17 +53,31 @@ def check_clouds(subject: Subject) -> Iterator[Finding]:
     for spec in specs:
         yield from _of_key(subject, spec)
         yield from _of_proxy(subject, spec)
-    known = {spec.name: entry for spec in specs if (entry := find(spec.model or spec.name)) is not None}
+    known = {spec.name: entry for spec in specs if (entry := _entry_of(spec)) is not None}
+    today = _today(subject)
     for spec in specs:
-        yield from _of_price(subject, spec, known.get(spec.name))
-        if (entry := known.get(spec.name)) is not None:
+        entry = known.get(spec.name)
+        if entry is None or not entry.is_retired(today):
+            yield from _of_price(subject, spec, entry)
+        if entry is not None:
             yield from _of_catalogue(subject, spec, entry)
-    yield from _of_age(subject, list(known.values()))
+    newest = max((entry.priced_on for entry in CATALOGUE.values()), default=today)
+    if newest > today:
+        problem = f"this machine's date is {today}, but the catalogue of cloud models is of {newest}"
+        yield Finding("error", "clock", "this machine", problem, REMEDY)
+    yield from _of_age(subject, [entry for entry in known.values() if not entry.is_retired(today)])
 
 
 def _cloud_models(subject: Subject) -> list[ModelSpec]:
     specs = subject.config.backend_specs().values()
     return [spec for spec in specs if spec.backend == "openai"] if subject.config.allow_cloud else []
+
+
+def _entry_of(spec: ModelSpec) -> CloudModel | None:
+    """Return the catalogue's entry of a model, if it is the same provider's: others have other prices and dates."""
+    host = urlsplit(spec.base_url or "").hostname
+    entries = (find(name) for name in (spec.model, spec.name) if name)
+    return next((entry for entry in entries if entry and urlsplit(entry.base_url).hostname == host), None)
 
 
 def _today(subject: Subject) -> date:
@@ -82,32 +97,32 @@ def _of_key(subject: Subject, spec: ModelSpec) -> Iterator[Finding]:
     key = subject.environ.get(variable, "")
     if not key.strip():
         # A fallback without a key is skipped; a task's own model without one is not there.
-        level = "error" if subject.tasks_of(spec.name) else "warning"
+        level: Level = "error" if subject.tasks_of(spec.name) else "warning"
         problem = f"{variable} is not set, so {spec.name} cannot be asked"
-        yield Finding(level, "key-missing", where, problem, f"export {variable}=... (the provider's page of keys)", (spec.name,))
+        yield Finding(
+            level, "key-missing", where, problem, f"export {variable}=... (the provider's page of keys)", (spec.name,)
+        )
     elif fault := _fault_of(key, spec):
-        yield Finding("error", "key-malformed", where, f"{variable} {fault}", f"copy the key into {variable} again", (spec.name,))
+        yield Finding(
+            "error", "key-malformed", where, f"{variable} {fault}", f"copy the key into {variable} again", (spec.name,)
+        )
 
 
 def _fault_of(key: str, spec: ModelSpec) -> str:
     """Say why a key cannot be right; empty if it may be."""
     bare = key.strip()
-    if not bare.isascii() or not bare.isprintable():
-        return "contains characters that no key has"
-    if bare[0] in "\"'" or bare[-1] in "\"'":
-        return "is in quotation marks, which are sent with it"
-    if " " in bare:
-        return "contains a space"
-    if bare.lower().startswith("bearer"):
-        return "begins with 'Bearer', which is added to it"
-    if _PLACEHOLDER.fullmatch(bare):
-        return "is a placeholder"
+    faults = {
+        "contains characters that no key has": not bare.isascii() or not bare.isprintable(),
+        "is in quotation marks, which are sent with it": bare[0] in "\"'" or bare[-1] in "\"'",
+        "begins with 'Bearer', which is added to it": bare.lower().startswith("bearer"),
+        "is a placeholder": _PLACEHOLDER.fullmatch(bare) is not None,
+        "contains a space": " " in bare,
+    }
     host = urlsplit(spec.base_url or "").hostname or ""
-    known = set(_OWNERS.values())
     owner = next((domain for start, domain in _OWNERS.items() if bare.startswith(start)), None)
-    if owner is not None and not host.endswith(owner) and any(host.endswith(domain) for domain in known):
-        return f"is a key of {owner}, but is sent to {host}"
-    return ""
+    if owner is not None and not host.endswith(owner) and host.endswith(tuple(_OWNERS.values())):
+        faults[f"is a key of {owner}, but is sent to {host}"] = True
+    return next((fault for fault, there in faults.items() if there), "")
 
 
 def _of_proxy(subject: Subject, spec: ModelSpec) -> Iterator[Finding]:
@@ -164,13 +179,10 @@ def _of_catalogue(subject: Subject, spec: ModelSpec, entry: CloudModel) -> Itera
     config, today = subject.config, _today(subject)
     if entry.retired_on is not None and (entry.retired_on - today).days <= _SOON:
         gone = entry.retired_on <= today
-        others = [
-            other.name
-            for other in CATALOGUE.values()
-            if other.api_key_env == entry.api_key_env and other.retired_on is None and other.name != entry.name
-        ]
         problem = f"{spec.name} ({entry.model}) {'was' if gone else 'will be'} retired on {entry.retired_on}"
-        how = f"use another model of the provider: {named(others)}" if others else "use another model (`models list`)"
+        heir = entry.in_service(today)
+        how = f"write model: {heir.model} (its successor; see its price in `models list`)"
+        how = how if heir.name != entry.name else "use another model (`models list`)"
         where = place_of(config, spec, "model")
         yield Finding("error" if gone else "warning", "model-retired", where, problem, how, (spec.name,) if gone else ())
     if spec.context_length is not None and entry.context_length is not None and spec.context_length > entry.context_length:

@@ -12,7 +12,7 @@ from workflow_composer.plan import Plan
 from workflow_composer.plugins.builtin import plugin_host
 from workflow_composer.plugins.host import PluginHost
 from workflow_composer.runtime.doctor.clouds import ask_clouds, check_clouds
-from workflow_composer.runtime.doctor.finding import Finding, Subject, without_model
+from workflow_composer.runtime.doctor.finding import Finding, Subject, without_model, without_price
 from workflow_composer.runtime.doctor.fleet import check_registry, check_slurm
 from workflow_composer.runtime.doctor.machine import check_machine
 from workflow_composer.runtime.doctor.servers import check_servers
@@ -53,7 +53,7 @@ async def examine(
     parts = await asyncio.gather(*waits)
     found = list(dict.fromkeys(finding for part in parts for finding in part))
     if config is not None:
-        found += without_model(Subject(config, environ), found)
+        found += [*without_price(Subject(config, environ)), *without_model(Subject(config, environ), found)]
     return sorted(found, key=lambda finding: finding.level != "error")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,6 +12,8 @@ from workflow_composer.config.strategy import ModelSpec, StrategyConfig
 from workflow_composer.errors import MarkerError, RoutingError
 from workflow_composer.markers import is_routing_string, parse_route
 from workflow_composer.types import ANY_TASK
+
+Level = Literal["error", "warning"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class Finding:
     ``models`` the models of the profile that cannot answer because of it.
     """
 
-    level: Literal["error", "warning"]
+    level: Level
     kind: str
     where: str
     problem: str
@@ -45,7 +47,9 @@ class Subject:
 
     def embeds(self, name: str) -> bool:
         """Whether the profile wants vectors of this model."""
-        return "embeddings" in self.tasks_of(name) or tuple(self.config.backend_specs()[name].capabilities) == ("embeddings",)
+        return "embeddings" in self.tasks_of(name) or tuple(self.config.backend_specs()[name].capabilities) == (
+            "embeddings",
+        )
 
     def chats(self, name: str) -> bool:
         """Whether the profile wants answers of this model: it says nothing else of it."""
@@ -71,7 +75,7 @@ class Subject:
         return tuple(candidate.name for tier in tiers for member in tier.members for candidate in member.candidates)
 
 
-def named(names: tuple[str, ...] | list[str], most: int = 6) -> str:
+def named(names: Sequence[str], most: int = 6) -> str:
     """Return names in one line, the first few of many."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
@@ -83,23 +87,32 @@ def place_of(config: StrategyConfig, spec: ModelSpec, *keys: str) -> str:
     return config.where("vllm_endpoints", spec.endpoint or spec.name)
 
 
-def without_model(subject: Subject, found: list[Finding]) -> Iterator[Finding]:
-    """Report each task that no model can answer because of what was found."""
-    failing = {name for finding in found if finding.level == "error" for name in finding.models}
-    lacking = {name for finding in found for name in finding.models} | failing
+def without_price(subject: Subject) -> Iterator[Finding]:
+    """Report tiers with a budget whose model has no price, so that the budget limits nothing."""
     config = subject.config
+    for name, tier in config.tiers.items():
+        for spec in config.resolve(name) if tier.budget is not None else ():
+            if not spec.priced:
+                problem = f"tier {name} has a budget, but its model {spec.name} has no price: the budget limits nothing"
+                remedy = f"add input_price and output_price, or gpu_hour_price, to models.{spec.name}; 0 if it is free"
+                yield Finding("warning", "price-missing", config.where("tiers", name, "budget"), problem, remedy)
+
+
+def without_model(subject: Subject, found: Sequence[Finding]) -> Iterator[Finding]:
+    """Report the tasks that no model can answer because of what was found, those with the same models together."""
+    config, lacking = subject.config, {name for finding in found for name in finding.models}
     spare = [spec.name for target in config.fallback for spec in config.resolve(target)]
+    if not set(spare) <= lacking:
+        return
+    lost: dict[tuple[str, ...], list[str]] = {}
     for task, target in config.task_routing.items():
         tiers = list(subject.parts(target))
-        models = list(dict.fromkeys(name for tier in tiers for name in tier))
-        if tiers and all(set(tier) <= lacking for tier in tiers) and set(spare) <= lacking:
-            whose = "any task that is not listed" if task == ANY_TASK else f"the task {task!r}"
-            others = [name for name in spare if name not in models]
-            tried = named(models) + (f"; nor can the fallback {named(others)}" if others else "")
-            yield Finding(
-                "error",
-                "task-without-model",
-                config.where("task_routing", task),
-                f"no model can answer {whose}: {tried} cannot",
-                "do what is said of these models, or route the task to another model",
-            )
+        if tiers and all(set(tier) <= lacking for tier in tiers):
+            lost.setdefault(tuple(dict.fromkeys([name for tier in tiers for name in tier] + spare)), []).append(task)
+    for models, tasks in lost.items():
+        listed = named([task for task in tasks if task != ANY_TASK], 12)
+        whose = [f"the task{'s' * (', ' in listed)} {listed}"] if listed else []
+        whose += ["any task that is not listed"] if ANY_TASK in tasks else []
+        problem = f"no model can answer {' and '.join(whose)}: {named(models)} cannot"
+        remedy = "do what is said of these models, or route to another model"
+        yield Finding("error", "task-without-model", config.where("task_routing", tasks[0]), problem, remedy)

@@ -35,15 +35,14 @@ def check_registry(subject: Subject) -> Iterator[Finding]:
             problem = f"the entry of {name} is stale ({why}), and is ignored"
             how = f"see `fleet status`; start the server again, or remove {directory / entry.file_name}"
             yield Finding("warning", "registry-stale", where, problem, how)
-    if fault := view.known.fault:
+    fault = view.known.fault
+    if fault and not fault.startswith("no folder"):  # which is said of each role that lacks a server
         yield Finding("warning", "registry", where, fault, _remedy(fault, where))
 
 
 def _remedy(fault: str, where: str) -> str:
     if "any user may write" in fault:
         return f"chmod o-w {where}"
-    if fault.startswith("no folder"):
-        return "start a server (`fleet up`, `fleet submit`), or name the fleet's registry in the profile"
     return "see `fleet status`; check the folder's rights, and local_users of the profile"
 
 
@@ -54,4 +53,6 @@ async def check_slurm(subject: Subject) -> list[Finding]:
         return []
     problem, _, hint = fault.removesuffix(")").partition(" (")
     how = hint or "check it with `scontrol ping`"
-    return [Finding("warning", "slurm-silent", "SLURM", problem, f"{how}; servers on this machine need no SLURM (`fleet up`)")]
+    return [
+        Finding("warning", "slurm-silent", "SLURM", problem, f"{how}; servers on this machine need no SLURM (`fleet up`)")
+    ]

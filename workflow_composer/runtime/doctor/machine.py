@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import re
@@ -19,7 +20,7 @@ from workflow_composer.config.own_machines import own_users, user_name
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.metrics.sink import metrics_file
 from workflow_composer.runtime.doctor.clocks import REMEDY, TOLERATED, apart
-from workflow_composer.runtime.doctor.finding import Finding
+from workflow_composer.runtime.doctor.finding import Finding, Level
 from workflow_composer.storage.locks import FileLock
 
 DISTRIBUTION = "workflow-composer"
@@ -68,7 +69,8 @@ def check_folder(folder: Path) -> Iterator[Finding]:
         yield Finding("error", kind, str(folder), what, how or f"check its owner and rights: ls -ld {place}")
         return
     finally:
-        probe.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
     if abs(ahead := written - (before + time.time()) / 2) > TOLERATED:
         problem = f"the clock of the file server of {place} is {apart(ahead)} this machine's"
         yield Finding("warning", "clock", str(folder), problem, REMEDY)
@@ -171,7 +173,7 @@ def _of_library(name: str, bounds: str, extra: str, needed: set[str]) -> Iterato
             yield Finding("error", "library-missing", where, f"{name} is not installed, but needed", install)
         return
     if not within(version, bounds):
-        level = "error" if wanted else "warning"
+        level: Level = "error" if wanted else "warning"
         yield Finding(level, "library-version", where, f"{name} is {version}, but {bounds} is needed", install)
 
 

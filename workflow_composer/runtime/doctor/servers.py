@@ -158,7 +158,7 @@ def _judged(subject: Subject, met: Met) -> Iterator[Finding]:
         kind, problem, remedy = trouble
         yield Finding("error", kind, where, f"{shown}: {problem}", remedy, names)
         return
-    if met.health != 200:
+    if met.health >= 500:
         problem = f"{shown}: its health check answers with status {met.health}: the engine may be starting, or has failed"
         yield Finding("error", "unhealthy", where, problem, "see the server's log; restart it if it does not recover", names)
     assert met.listing is not None  # without an error there is one
@@ -177,22 +177,30 @@ def _of_error(subject: Subject, met: Met) -> tuple[str, str, str]:
     error = met.error
     if isinstance(error, EgressDenied):
         return "other-user" if "local_users" in error.hint else "address-refused", error.message, error.hint
+    if isinstance(error, Late):
+        what = "it takes connections, but does not answer" if error.connected else "no connection"
+        how = "see its log, and restart it; a model that is loading answers later" if error.connected else _UNREACHED
+        how += "; write http:// if it has no TLS" if met.place.url.startswith("https:") else ""
+        return "server-silent", f"{what} within {LIMIT:g} s", how
+    if isinstance(error, OSError):
+        return _of_connection(subject, met, error)
+    what = f"the response is not HTTP: {error}" if isinstance(error, Broken) else str(error)
+    return "not-an-api", what, "check the port; write https:// if the server uses TLS"
+
+
+def _of_connection(subject: Subject, met: Met, error: OSError) -> tuple[str, str, str]:
     if isinstance(error, socket.gaierror):
         host = urlsplit(met.place.url).hostname
-        return "unknown-host", f"the name {host} has no address", f"correct the name (`getent hosts {host}`), or give an address"
-    if isinstance(error, Late):
-        if error.connected:
-            how = "restart it, if its log shows no progress; a model that is loading answers later"
-            return "server-silent", f"it takes connections, but does not answer within {LIMIT:g} s", how
-        return "server-silent", f"no connection within {LIMIT:g} s", "check that the host is up, and its firewall and route"
+        how = f"correct the name (`getent hosts {host}`), or give an address"
+        return "unknown-host", f"the name {host} has no address", how
     if isinstance(error, ssl.SSLError):
         how = "write http:// if the server has no TLS; else give it a certificate that this machine trusts (SSL_CERT_FILE)"
         return "tls", f"no TLS connection: {getattr(error, 'verify_message', '') or error.reason or error}", how
-    if isinstance(error, OSError):
-        reason = "connection refused" if isinstance(error, ConnectionRefusedError) else str(error)
-        return "server-down", f"{reason}: no server is running there", _start(subject, met.place)
-    what = f"the response is not HTTP: {error}" if isinstance(error, Broken) else str(error)
-    return "not-an-api", what, "check the port; write https:// if the server uses TLS"
+    reason = "connection refused" if isinstance(error, ConnectionRefusedError) else str(error)
+    return "server-down", f"{reason}: no server is running there", _start(subject, met.place)
+
+
+_UNREACHED = "check that the host is up, and the firewall and the route to it"
 
 
 def _start(subject: Subject, place: Place) -> str:
@@ -215,18 +223,23 @@ def _of_listing(subject: Subject, met: Met) -> tuple[str, str, str] | None:
         return _of_key(subject, place, listing.status)
     if met.instead:
         return "wrong-path", "the API is not at this address", f"write {met.instead}"
-    if listing.status == 200 and listing.models == ():
-        return "no-model", "it serves no model", "load one: `ollama pull NAME`, or in LM Studio, or restart the server with one"
-    if 300 <= listing.status < 400:
-        return "redirect", f"status {listing.status}: redirects are not followed", "write the address to which it redirects"
-    if listing.status == 503:
+    if listing.models is not None:
+        how = "load one: `ollama pull NAME`, or in LM Studio, or restart the server with one"
+        return None if listing.models else ("no-model", "it serves no model", how)
+    return _of_status(listing.status)
+
+
+def _of_status(status: int) -> tuple[str, str, str]:
+    """Return kind, problem and remedy of an answer that is no list of models."""
+    if 300 <= status < 400:
+        return "redirect", f"status {status}: redirects are not followed", "write the address to which it redirects"
+    if status == 503:
         return "server-loading", "status 503: it is loading, or overloaded", "wait a minute, and see its log"
-    if listing.status >= 500:
-        return "server-failed", f"status {listing.status}", "see the server's log"
-    if listing.models is None:
-        what = "no list of models" if listing.status == 200 else f"status {listing.status} instead of a list of models"
-        return "not-an-api", f"{what}: this is no OpenAI-compatible server", "correct address and port, up to and including /v1"
-    return None
+    if status >= 500:
+        return "server-failed", f"status {status}", "see the server's log"
+    what = "no list of models" if status == 200 else f"status {status} instead of a list of models"
+    how = "correct address and port, up to and including /v1"
+    return "not-an-api", f"{what}: this is no OpenAI-compatible server", how
 
 
 def _of_key(subject: Subject, place: Place, status: int) -> tuple[str, str, str]:
@@ -260,7 +273,8 @@ def _of_model(subject: Subject, met: Met, listing: Listing, spec: ModelSpec) -> 
         yield Finding("warning", "model-not-named", place_of(config, spec), problem, f"add model: {best}")
     if answering is not None:
         yield from _of_use(subject, shown, spec, answering, served)
-        yield from _of_length(subject, shown, spec, answering)
+        ollama = met.found is not None and met.found.kind == "ollama"
+        yield from _of_length(subject, shown, spec, answering, usual=_OLLAMA_CONTEXT if ollama else None)
 
 
 def _not_served(shown: str, wanted: str, listing: Listing, served: Sequence[ServedModel]) -> tuple[str, str]:
@@ -298,9 +312,20 @@ def _of_use(
         yield Finding("error", "chat-as-embedding", place_of(config, spec, "model"), problem, how, (spec.name,))
 
 
-def _of_length(subject: Subject, shown: str, spec: ModelSpec, answering: ServedModel) -> Iterator[Finding]:
+_OLLAMA_CONTEXT = 4096
+"""Tokens that ollama gives a model unless it is told otherwise; it cuts longer prompts without a word."""
+
+
+def _of_length(
+    subject: Subject, shown: str, spec: ModelSpec, answering: ServedModel, *, usual: int | None
+) -> Iterator[Finding]:
+    """Compare context lengths; ``usual`` is the server's if it does not tell that of the model."""
     said, real = spec.context_length, answering.context_length
+    where = place_of(subject.config, spec, "context_length")
     if said is not None and real is not None and said > real:
-        where = place_of(subject.config, spec, "context_length")
         problem = f"the profile says {said} tokens of context, but {shown} takes {real}: longer prompts fail or are cut off"
-        yield Finding("error", "context-too-long", where, problem, f"write context_length: {real}, or restart the server with more")
+        how = f"write context_length: {real}, or restart the server with more"
+        yield Finding("error", "context-too-long", where, problem, how)
+    elif said is not None and real is None and usual is not None and said > usual:
+        problem = f"the profile says {said} tokens of context; {shown} cuts prompts at {usual} unless it was set to more"
+        yield Finding("warning", "context-unknown", where, problem, f"start it with OLLAMA_CONTEXT_LENGTH={said}")
