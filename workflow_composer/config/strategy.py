@@ -93,6 +93,11 @@ class StrategyConfig(ProfilePart):
     debug_routing: bool = Field(
         default=False, description="Explain every routing decision in the log, and write prompts to the metrics file."
     )
+    logs: Name | None = Field(
+        default=None,
+        description="Folder of the metrics file and of the batch decision log, such as `logs`, relative to the working "
+        "directory. Default: the user's state folder, `~/.local/state/workflow-composer`.",
+    )
     vllm_endpoints: RoleToServers = frozen_mapping(
         "Role -> URL of your own model server, up to and including `/v1`; or `registry:ROLE` for the servers that a fleet "
         "registered; or a list of these, among which calls are balanced."

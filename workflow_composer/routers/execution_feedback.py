@@ -109,7 +109,7 @@ class AuditSettings(RouterSettings):
         "answers, too, and final answers are compared), `python:MODULE:FUNCTION` (request and response to true, false or "
         "None)",
     )
-    file: str | None = Field(None, min_length=1, description="file of the audits; default: logs/audits.jsonl")
+    file: str | None = Field(None, min_length=1, description="file of the audits; default: audits.jsonl in the state folder")
     level: float = Field(0.05, gt=0, lt=1, description="maximum probability of ever raising a false alarm")
 
 

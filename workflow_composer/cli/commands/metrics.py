@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     "--file",
     "path",
     type=click.Path(path_type=Path),
-    help="Metrics file. Default: $WORKFLOW_COMPOSER_METRICS, else logs/routing_metrics.jsonl.",
+    help="Metrics file. Default: $WORKFLOW_COMPOSER_METRICS, else in the profile's `logs`, else in your state folder.",
 )
 @click.option(
     "--html",
@@ -44,11 +44,10 @@ def metrics(state: State, since: str | None, path: Path | None, page: Path | Non
     overhead; tokens; cost by model and strategy, "unknown" where the profile has no price. Damaged lines are counted and
     skipped.
     """
-    from workflow_composer.metrics.sink import DEFAULT_FILE, metrics_file
     from workflow_composer.metrics.summary import parse_duration, summarize
 
     period = None if since is None else parse_duration(since)
-    path = path or metrics_file(state.environ) or DEFAULT_FILE
+    path = path or state.metrics_file()
     if page is not None:
         _write_page(page, path, period, since)
         return

@@ -13,7 +13,7 @@ from workflow_composer.plugins.builtin import plugin_host
 from workflow_composer.plugins.host import PluginHost
 from workflow_composer.runtime.doctor.clouds import ask_clouds, check_clouds
 from workflow_composer.runtime.doctor.finding import Finding, Subject, without_model, without_price
-from workflow_composer.runtime.doctor.fleet import check_registry, check_slurm
+from workflow_composer.runtime.doctor.fleet import check_registry, check_slurm, with_registry_key
 from workflow_composer.runtime.doctor.machine import check_machine
 from workflow_composer.runtime.doctor.servers import check_servers
 from workflow_composer.runtime.resources import unprobed
@@ -43,6 +43,7 @@ async def examine(
     Own servers are asked what they serve, for a few seconds; cloud servers only with ``cloud``, for their models, with the
     key and without a prompt. Never raises for what is wrong.
     """
+    environ, unusable = with_registry_key(environ)
     waits: list[Awaitable[Iterable[Finding]]] = [in_own_thread(lambda: list(check_machine(environ, config)), "machine")]
     if config is not None:
         subject = Subject(config, environ)
@@ -51,7 +52,7 @@ async def examine(
         if cloud and config.allow_cloud:
             waits.append(ask_clouds(subject))
     parts = await asyncio.gather(*waits)
-    found = list(dict.fromkeys(finding for part in parts for finding in part))
+    found = list(dict.fromkeys(finding for part in (unusable, *parts) for finding in part))
     if config is not None:
         found += [*without_price(Subject(config, environ)), *without_model(Subject(config, environ), found)]
     return sorted(found, key=lambda finding: finding.level != "error")

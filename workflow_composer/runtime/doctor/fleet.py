@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from workflow_composer.backends.replicas.registry import RegistryView, ServerRegistry, registry_directory
+from workflow_composer.backends.replicas.registry import (
+    KEY_VARIABLE,
+    RegistryView,
+    ServerRegistry,
+    SigningKey,
+    registry_directory,
+)
 from workflow_composer.config.own_machines import own_users
 from workflow_composer.config.profile_models import registered_role
+from workflow_composer.errors import ConfigError
 from workflow_composer.runtime.doctor.clocks import REMEDY, TOLERATED, apart, span
 from workflow_composer.runtime.doctor.finding import Finding, Subject
 from workflow_composer.runtime.resources import NO_SLURM, slurm_controller
+
+
+def with_registry_key(environ: Mapping[str, str]) -> tuple[Mapping[str, str], list[Finding]]:
+    """Return the environment, without the registry's key if it cannot be used, and what is wrong with it."""
+    try:
+        SigningKey.read(environ)
+    except ConfigError as error:
+        found = Finding("error", "registry-key", KEY_VARIABLE, error.message, error.hint)
+        return {name: value for name, value in environ.items() if name != KEY_VARIABLE}, [found]
+    return environ, []
 
 
 def check_registry(subject: Subject) -> Iterator[Finding]:
@@ -19,7 +36,8 @@ def check_registry(subject: Subject) -> Iterator[Finding]:
     if not roles:
         return
     directory, users = registry_directory(subject.environ, config.registry), own_users(config.local_users)
-    view, registry, where = RegistryView(directory, users=users), ServerRegistry(directory, users), str(directory)
+    key, where = SigningKey.read(subject.environ), str(directory)
+    view, registry = RegistryView(directory, users=users, key=key), ServerRegistry(directory, users, key)
     view.read()
     now = subject.now()
     for entry in registry.all():
@@ -41,6 +59,8 @@ def check_registry(subject: Subject) -> Iterator[Finding]:
 
 
 def _remedy(fault: str, where: str) -> str:
+    if "not signed" in fault:
+        return f"start those servers with ${KEY_VARIABLE}, too, or remove their files"
     if "any user may write" in fault:
         return f"chmod o-w {where}"
     return "see `fleet status`; check the folder's rights, and local_users of the profile"

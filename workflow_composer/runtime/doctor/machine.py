@@ -22,6 +22,7 @@ from workflow_composer.metrics.sink import metrics_file
 from workflow_composer.runtime.doctor.clocks import REMEDY, TOLERATED, apart
 from workflow_composer.runtime.doctor.finding import Finding, Level
 from workflow_composer.storage.locks import FileLock
+from workflow_composer.support.places import state_folder
 
 DISTRIBUTION = "workflow-composer"
 LITTLE_SPACE = 200 * 2**20
@@ -32,7 +33,7 @@ FEW_FILES = 1024
 
 def check_machine(environ: Mapping[str, str], config: StrategyConfig | None) -> Iterator[Finding]:
     """Report what is wrong with this machine, whatever the profile says. Blocks; writes a file of a few bytes."""
-    for folder in _folders(environ):
+    for folder in _folders(environ, None if config is None else config.logs):
         yield from check_folder(folder)
     if config is not None and config.source:
         yield from check_rights(Path(config.source))
@@ -44,13 +45,10 @@ def check_machine(environ: Mapping[str, str], config: StrategyConfig | None) -> 
 # --------------------------------------------------------------------------------------------------------------- folders
 
 
-def _folders(environ: Mapping[str, str]) -> list[Path]:
+def _folders(environ: Mapping[str, str], logs: str | None) -> list[Path]:
     """Return the folders that are written to: the state's, and that of the metrics."""
-    home = environ.get("XDG_STATE_HOME") or Path(environ.get("HOME") or Path.home()) / ".local" / "state"
-    found = [Path(home) / "workflow-composer"]
-    if (file := metrics_file(environ)) is not None:
-        found.append(file.absolute().parent)
-    return list(dict.fromkeys(found))
+    file = metrics_file(environ, logs)
+    return list(dict.fromkeys([state_folder(environ), *([file.absolute().parent] if file is not None else [])]))
 
 
 def check_folder(folder: Path) -> Iterator[Finding]:

@@ -511,6 +511,21 @@ def test_a_registry_that_anybody_may_write_to(doctor, server):
     assert doctor(**profile)["registry"]["remedy"] == f"chmod o-w {folder}"
 
 
+def test_a_registry_whose_key_is_open_or_lost(doctor, server):
+    """Nothing else is hidden by it."""
+    key, folder = doctor.folder / "key", doctor.folder / "registry"
+    profile = {"endpoints": {"coder": "registry:coder"}, "registry": str(folder)}
+    doctor.environ["WORKFLOW_COMPOSER_REGISTRY_KEY"] = str(key)
+    assert "openssl rand" in doctor(**profile)["registry-key"]["remedy"]
+    key.write_text("k" * 32)
+    key.chmod(0o644)
+    assert f"chmod 600 {key}" in doctor(**profile)["registry-key"]["remedy"]
+    key.chmod(0o600)
+    write(folder, entry(port=server.port, model="stub-model", node=""))
+    assert "WORKFLOW_COMPOSER_REGISTRY_KEY" in doctor(**profile)["registry"]["remedy"]
+    assert "role-without-server" in doctor(**profile)
+
+
 def test_a_slurm_whose_controller_is_silent(doctor, server):
     """Its commands alone run no job."""
     for name, text in {"sbatch": "", "scontrol": "echo Slurmctld\\(primary\\) at head is DOWN"}.items():
