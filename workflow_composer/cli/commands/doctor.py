@@ -20,18 +20,24 @@ if TYPE_CHECKING:
     from workflow_composer.runtime.doctor.finding import Finding
 
 
-@click.command(epilog=examples("doctor", "-s t4_hybrid doctor --cloud", "-s my_profile.yaml doctor --json"))
+@click.command(
+    epilog=examples(
+        "doctor", "-s t4_hybrid doctor --cloud", "-s my_profile.yaml doctor --ask", "-s my_profile.yaml doctor --json"
+    )
+)
 @click.option(
     "--cloud", is_flag=True, help="Ask cloud servers for their models, with the key; sends no prompt. Default: no."
 )
+@click.option("--ask", is_flag=True, help="Also ask each of your own models what 2 + 2 is. Default: no prompt is sent.")
 @strategy_option
 @common_options
 @click.pass_obj
-def doctor(state: State, cloud: bool) -> int:
+def doctor(state: State, cloud: bool, ask: bool) -> int:
     """Check a profile against reality: its servers, models, keys, prices, and this machine; each finding has its remedy.
 
-    Asks your own servers what they serve, all at once, for a few seconds; no prompt is sent. Cloud servers are not contacted
-    without --cloud. Also checks the registry, SLURM's controller, clocks, locks, rights, space and versions of libraries.
+    Asks your own servers what they serve, all at once, for a few seconds; no prompt is sent without --ask, and never to the
+    cloud. Cloud servers are not contacted without --cloud. Also checks the registry, SLURM's controller, clocks, locks,
+    rights, space and versions of libraries.
 
     Exit codes: 0 nothing keeps the profile from working (warnings may be printed); 1 errors were found; 2 the profile does
     not load; 3 no profile was named, and none was found.
@@ -40,6 +46,8 @@ def doctor(state: State, cloud: bool) -> int:
     if sys.stderr.isatty() and not state.json:
         click.echo("asking servers, and looking at this machine ...", err=True)
     found = [*trouble, *_examined(state, config, cloud=cloud)]
+    if ask and config is not None and not any(finding.kind == "profile" for finding in found):
+        found += _answers(state, config, {name for finding in found for name in finding.models})
     errors = sum(finding.level == "error" for finding in found)
     if state.json:
         profile = None if config is None else {"strategy": config.profile_name, "source": config.source}
@@ -66,6 +74,20 @@ def _examined(state: State, config: StrategyConfig | None, *, cloud: bool) -> li
     from workflow_composer.runtime.doctor.examination import examine
 
     return asyncio.run(examine(config, state.environ, cloud=cloud))
+
+
+def _answers(state: State, config: StrategyConfig, failing: set[str]) -> list[Finding]:
+    """Ask each model of one's own machines a question whose answer is known, and report those that do not answer it."""
+    from workflow_composer.metrics.sink import NullSink
+    from workflow_composer.runtime.doctor.answers import questions
+
+    found: list[Finding] = []
+    with state.orchestrator(NullSink()) as orchestrator:
+        for name, question in questions(config, failing):
+            if sys.stderr.isatty() and not state.json:
+                click.echo(f"asking {name} ...", err=True)
+            found += question(orchestrator)
+    return found
 
 
 def _print(config: StrategyConfig | None, found: Sequence[Finding], errors: int, *, cloud: bool) -> None:

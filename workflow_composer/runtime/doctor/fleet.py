@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from workflow_composer.backends.replicas.registry import (
     KEY_VARIABLE,
@@ -13,9 +13,9 @@ from workflow_composer.backends.replicas.registry import (
 )
 from workflow_composer.config.own_machines import own_users
 from workflow_composer.config.profile_models import registered_role
-from workflow_composer.errors import ConfigError
+from workflow_composer.errors import ConfigError, WorkflowComposerError, nearest
 from workflow_composer.runtime.doctor.clocks import REMEDY, TOLERATED, apart, span
-from workflow_composer.runtime.doctor.finding import Finding, Subject
+from workflow_composer.runtime.doctor.finding import Finding, Subject, named
 from workflow_composer.runtime.resources import NO_SLURM, slurm_controller
 
 
@@ -56,6 +56,21 @@ def check_registry(subject: Subject) -> Iterator[Finding]:
     fault = view.known.fault
     if fault and not fault.startswith("no folder"):  # which is said of each role that lacks a server
         yield Finding("warning", "registry", where, fault, _remedy(fault, where))
+
+
+def of_fleet_file(places: Iterable[str], environ: Mapping[str, str]) -> str:
+    """Return what to do if no role of the fleet file has the name of these places; empty if one has."""
+    from workflow_composer.fleet.file import load_fleet
+
+    wanted = [role for place in places if (role := registered_role(place)) is not None]
+    try:
+        known = list(load_fleet(None, environ).settings.roles)
+    except WorkflowComposerError as error:
+        return f"correct the fleet file first: {error.message.splitlines()[0]}"
+    if any(role in known for role in wanted):
+        return ""
+    near = nearest(wanted[0], known) or f"it has {named(known)}"
+    return f"the fleet file has no role {wanted[0]!r}; {near} (docs/fleet.md)"
 
 
 def _remedy(fault: str, where: str) -> str:

@@ -35,6 +35,8 @@ def check_machine(environ: Mapping[str, str], config: StrategyConfig | None) -> 
     """Report what is wrong with this machine, whatever the profile says. Blocks; writes a file of a few bytes."""
     for folder in _folders(environ, None if config is None else config.logs):
         yield from check_folder(folder)
+    if (file := metrics_file(environ, None if config is None else config.logs)) is not None:
+        yield from check_private(file)
     if config is not None and config.source:
         yield from check_rights(Path(config.source))
     yield from check_proxies(environ)
@@ -84,6 +86,17 @@ def _touched(path: Path) -> float:
     """Let the file system set the file's time, and return it in seconds since 1970."""
     os.utime(path)
     return path.stat().st_mtime
+
+
+def check_private(metrics: Path) -> Iterator[Finding]:
+    """Report a metrics file that others may read: it can hold prompts (`debug_routing`), and who asked when."""
+    try:
+        mode = metrics.stat().st_mode
+    except OSError:
+        return
+    if mode & (stat.S_IROTH | stat.S_IWOTH):
+        problem = "any user may read the metrics, which hold prompts if debug_routing is on"
+        yield Finding("warning", "rights", str(metrics), problem, f"chmod o-rwx {metrics}")
 
 
 def check_rights(profile: Path) -> Iterator[Finding]:

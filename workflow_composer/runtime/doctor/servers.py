@@ -20,6 +20,7 @@ from workflow_composer.config.strategy import ModelSpec
 from workflow_composer.errors import EgressDenied, nearest
 from workflow_composer.runtime.doctor.clocks import of_server
 from workflow_composer.runtime.doctor.finding import Finding, Subject, named, place_of
+from workflow_composer.runtime.doctor.fleet import of_fleet_file
 from workflow_composer.runtime.servers_found import ServedModel, ServerFound, inspect_server
 
 LIMIT = 3.0
@@ -91,7 +92,8 @@ async def _places(subject: Subject) -> tuple[list[Place], list[Finding]]:
         if not known:
             names = tuple(spec.name for spec in behind)
             where = config.where("vllm_endpoints", role)
-            found.append(Finding("error", "role-without-server", where, finder.nobody(()), finder.hint, names))
+            how = of_fleet_file(config.servers_of(role), subject.environ) or finder.hint
+            found.append(Finding("error", "role-without-server", where, finder.nobody(()), how, names))
     for spec in specs:
         if spec.backend == "vllm" and spec.endpoint is None and spec.base_url:
             url = api_url(spec.base_url)

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
@@ -316,6 +317,33 @@ def test_a_context_that_ollama_does_not_tell(doctor):
         assert doctor(models=own(server.url, model="a", context_length=32768)) == {}
 
 
+@pytest.mark.parametrize(
+    ("model", "kind", "level"),
+    [("a=thinking", "no-answer", "error"), ("a=wrong", "wrong-answer", "warning"), ("a", None, None)],
+)
+def test_a_model_that_is_listed_and_does_not_answer(doctor, model, kind, level):
+    """Only `--ask` finds it, by a question of which the answer is known."""
+    with LlamaCpp(model) as server:
+        assert doctor(models=own(server.url)) == {}
+        assert not [request for request in server.requests if request.method == "POST"]
+        found = doctor("--ask", models=own(server.url))
+    assert list(found) == ([] if kind is None else [kind])
+    assert kind is None or (found[kind]["level"], bool(found[kind]["remedy"])) == (level, True)
+
+
+def test_the_question_goes_to_ones_own_machines_only(doctor):
+    """A cloud model costs money, and may not be meant; models that fail anyway are not asked."""
+    doctor.environ["THE_KEY"] = KEY
+    with Ollama("e:latest=embedding", "c:latest") as server, StubServer(models=["big"]) as cloud:
+        models = far(cloud) | {"gone": {"backend": "vllm", "base_url": server.url, "model": "gone"}}
+        models |= {"vectors": {"backend": "vllm", "base_url": server.url, "model": "e"}}
+        profile = {"models": models, "routes": {"*": "m", "embeddings": "vectors"}, "allow_cloud": True}
+        found = doctor("--ask", "--cloud", **profile)
+        assert set(found) == {"model-not-served", "no-answer"}  # the stand-in has no path for embeddings
+        assert found["no-answer"]["models"] == ["vectors"]
+        assert not [request for request in cloud.requests if request.method == "POST"]
+
+
 # ---------------------------------------------------------------------------------------------------------------- clouds
 
 
@@ -484,6 +512,16 @@ def test_a_role_of_which_no_server_is_registered(doctor):
     assert found["task-without-model"]["level"] == "error"
 
 
+@pytest.mark.parametrize(("text", "remedy"), [(None, "did you mean 'coder'?"), ("roles: {}", "correct the fleet file")])
+def test_a_role_that_no_fleet_has(doctor, text, remedy):
+    """`fleet up` would not know it."""
+    if text is not None:
+        Path("config").mkdir()
+        Path("config/fleet.yaml").write_text(text)
+    found = doctor(endpoints={"code": "registry:coders"}, registry=str(doctor.folder / "registry"))
+    assert remedy in found["role-without-server"]["remedy"]
+
+
 @pytest.mark.parametrize(
     ("fields", "kind", "problem", "remedy"),
     [
@@ -584,6 +622,17 @@ def test_a_profile_that_anybody_may_change(doctor, server, mode, level):
     found = doctor.run("-s", str(path))
     assert found.get("rights", {}).get("level") == level
     assert level is None or found["rights"]["remedy"] == f"chmod o-w {path}"
+
+
+def test_metrics_that_anybody_may_read(doctor, server):
+    """They may hold prompts."""
+    file = doctor.folder / "metrics.jsonl"
+    file.write_text("")
+    doctor.environ["WORKFLOW_COMPOSER_METRICS"] = str(file)
+    file.chmod(0o644)
+    assert doctor(models=own(server.url))["rights"]["remedy"] == f"chmod o-rwx {file}"
+    file.chmod(0o600)
+    assert doctor(models=own(server.url)) == {}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
