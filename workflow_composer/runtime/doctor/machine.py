@@ -11,11 +11,10 @@ import shutil
 import stat
 import sys
 import time
-import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
+from workflow_composer.backends.http.proxied import is_bypassed
 from workflow_composer.config.own_machines import own_users, user_name
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.metrics.sink import metrics_file
@@ -123,8 +122,7 @@ def check_rights(profile: Path) -> Iterator[Finding]:
 def check_proxies(environ: Mapping[str, str]) -> Iterator[Finding]:
     """Report a proxy that other clients of one's own servers would use. This package never does."""
     variable = next((name for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY") if environ.get(name)), None)
-    bypass: Any = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]  # older than typeshed, and not in it
-    if variable and not bypass("localhost:8000", {"no": environ.get("no_proxy") or environ.get("NO_PROXY") or ""}):
+    if variable and not is_bypassed("localhost:8000", environ):
         problem = f"{variable} is set, and NO_PROXY does not exclude localhost: curl and other clients miss your own servers"
         how = "export NO_PROXY=localhost,127.0.0.1,::1 (this program uses no proxy for your own servers)"
         yield Finding("warning", "proxy", variable, problem, how)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -13,7 +12,7 @@ from urllib.parse import urlsplit
 
 from workflow_composer.backends.http.client import Client
 from workflow_composer.backends.http.connection import Answer, Bounds, Broken, Sink
-from workflow_composer.backends.http.egress import EgressPolicy
+from workflow_composer.backends.http.egress import EgressPolicy, is_unknown_name
 from workflow_composer.backends.replicas.discovery import Finder
 from workflow_composer.backends.replicas.observer import Late, Listing, ServerObserver, api_url, shown_url
 from workflow_composer.config.strategy import ModelSpec
@@ -29,7 +28,7 @@ _CONTAINER = (Path("/.dockerenv"), Path("/run/.containerenv"))
 
 
 @dataclass(slots=True)
-class Place:
+class ServerPlace:
     """A server and the models of the profile behind it; ``registered``: it is known from the registry, with its model."""
 
     url: str
@@ -42,7 +41,7 @@ class Place:
 class Met:
     """What came of a server: its list of models, or why there is none. ``ahead``: seconds of its clock before ours."""
 
-    place: Place
+    place: ServerPlace
     listing: Listing | None = None
     error: Exception | None = None
     date: str = ""
@@ -76,18 +75,18 @@ async def check_servers(subject: Subject) -> list[Finding]:
     return found
 
 
-async def _places(subject: Subject) -> tuple[list[Place], list[Finding]]:
+async def _places(subject: Subject) -> tuple[list[ServerPlace], list[Finding]]:
     """Return every server once, with the models behind it, and report roles for which none is known."""
     config, found = subject.config, []
     specs = config.backend_specs().values()
-    places: dict[tuple[str, str | None], Place] = {}
+    places: dict[tuple[str, str | None], ServerPlace] = {}
     for role in config.vllm_endpoints:
         behind = [spec for spec in specs if spec.endpoint == role]
         finder = Finder(config, role, subject.environ)
         known = await finder.places() or ()
         for one in known:
             key = behind[0].api_key_env if behind else None
-            place = places.setdefault((one.url, key), Place(one.url, [], one.model, one.registered))
+            place = places.setdefault((one.url, key), ServerPlace(one.url, [], one.model, one.registered))
             place.specs += behind
         if not known:
             names = tuple(spec.name for spec in behind)
@@ -97,11 +96,11 @@ async def _places(subject: Subject) -> tuple[list[Place], list[Finding]]:
     for spec in specs:
         if spec.backend == "vllm" and spec.endpoint is None and spec.base_url:
             url = api_url(spec.base_url)
-            places.setdefault((url, spec.api_key_env), Place(url, [])).specs.append(spec)
+            places.setdefault((url, spec.api_key_env), ServerPlace(url, [])).specs.append(spec)
     return list(places.values()), found
 
 
-async def _meet(subject: Subject, client: Client, place: Place) -> Met:
+async def _meet(subject: Subject, client: Client, place: ServerPlace) -> Met:
     met, key = Met(place), _key(subject, place)
     bearer = {"Authorization": f"Bearer {key}"} if key else {}
 
@@ -127,7 +126,7 @@ async def _meet(subject: Subject, client: Client, place: Place) -> Met:
     return met
 
 
-def _key(subject: Subject, place: Place) -> str | None:
+def _key(subject: Subject, place: ServerPlace) -> str | None:
     variable = next((spec.api_key_env for spec in place.specs if spec.api_key_env), None)
     return subject.environ.get(variable, "").strip() or None if variable else None
 
@@ -191,7 +190,7 @@ def _of_error(subject: Subject, met: Met) -> tuple[str, str, str]:
 
 
 def _of_connection(subject: Subject, met: Met, error: OSError) -> tuple[str, str, str]:
-    if isinstance(error, socket.gaierror):
+    if is_unknown_name(error):
         host = urlsplit(met.place.url).hostname
         how = f"correct the name (`getent hosts {host}`), or give an address"
         return "unknown-host", f"the name {host} has no address", how
@@ -205,7 +204,7 @@ def _of_connection(subject: Subject, met: Met, error: OSError) -> tuple[str, str
 _UNREACHED = "check that the host is up, and the firewall and the route to it"
 
 
-def _start(subject: Subject, place: Place) -> str:
+def _start(subject: Subject, place: ServerPlace) -> str:
     """Say how a server at this address is usually started."""
     parts = urlsplit(place.url)
     role = next((spec.endpoint for spec in place.specs if spec.endpoint), None)
@@ -244,7 +243,7 @@ def _of_status(status: int) -> tuple[str, str, str]:
     return "not-an-api", f"{what}: this is no OpenAI-compatible server", how
 
 
-def _of_key(subject: Subject, place: Place, status: int) -> tuple[str, str, str]:
+def _of_key(subject: Subject, place: ServerPlace, status: int) -> tuple[str, str, str]:
     variable = next((spec.api_key_env for spec in place.specs if spec.api_key_env), None)
     if variable is None:
         name = place.specs[0].name if place.specs else "NAME"
