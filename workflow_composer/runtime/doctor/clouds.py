@@ -98,7 +98,7 @@ def _of_key(subject: Subject, spec: ModelSpec) -> Iterator[Finding]:
     if not key.strip():
         # A fallback without a key is skipped; a task's own model without one is not there.
         level: Level = "error" if subject.tasks_of(spec.name) else "warning"
-        problem = f"{variable} is not set, so {spec.name} cannot be asked"
+        problem = f"{variable} is not set, so {spec.name} is not available"
         yield Finding(
             level, "key-missing", where, problem, f"export {variable}=... (the provider's page of keys)", (spec.name,)
         )

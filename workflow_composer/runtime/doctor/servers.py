@@ -240,7 +240,7 @@ def _of_status(status: int) -> tuple[str, str, str]:
         return "server-failed", f"status {status}", "see the server's log"
     what = "no list of models" if status == 200 else f"status {status} instead of a list of models"
     how = "correct address and port, up to and including /v1"
-    return "not-an-api", f"{what}: this is no OpenAI-compatible server", how
+    return "not-an-api", f"{what}: another kind of server, or another path", how
 
 
 def _of_key(subject: Subject, place: ServerPlace, status: int) -> tuple[str, str, str]:
@@ -314,7 +314,7 @@ def _of_use(
 
 
 _OLLAMA_CONTEXT = 4096
-"""Tokens that ollama gives a model unless it is told otherwise; it cuts longer prompts without a word."""
+"""Tokens that ollama gives a model unless it is told otherwise; it silently cuts longer prompts."""
 
 
 def _of_length(
