@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @common_options
 @click.pass_obj
 def doctor(state: State, cloud: bool, ask: bool) -> int:
-    """Check a profile against reality: its servers, models, keys, prices, and this machine; each finding has its remedy.
+    """Check a profile against reality: servers, models, keys, prices, this machine; each finding has its remedy.
 
     Asks your own servers what they serve, all at once, for a few seconds; no prompt is sent without --ask, and never to the
     cloud. Cloud servers are not contacted without --cloud. Also checks the registry, SLURM's controller, clocks, locks,
