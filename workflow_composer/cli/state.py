@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -62,6 +63,20 @@ class State:
 
         named = self.strategy or self.environ.get(STRATEGY_VARIABLE, "").strip()
         return StrategyConfig.load(named, environ=self.environ) if named else None
+
+    def log_file(self, name: str) -> Path:
+        """Return where a log is: in the named profile's folder ``logs``, else in the user's state folder."""
+        from workflow_composer.support.places import log_file
+
+        profile = self.profile()
+        return log_file(self.environ, name, None if profile is None else profile.logs)
+
+    def metrics_file(self) -> Path:
+        """Return the metrics file, of earlier requests if metrics are off now."""
+        from workflow_composer.metrics.sink import METRICS_FILE, METRICS_VARIABLE, metrics_file
+
+        named = self.environ.get(METRICS_VARIABLE, "").strip()
+        return (metrics_file(self.environ) if named else None) or self.log_file(METRICS_FILE)
 
     @contextmanager
     def orchestrator(self, metrics: MetricsSink | None = None) -> Iterator[ModelOrchestrator]:

@@ -153,11 +153,12 @@ class Worker:
         self._log = log
         live = LiveMetrics()
         accounts = _accounts(settings, log)
-        self._lines = service_sink(environ, log.warning)
         self._collector = collector(environ)
         self._tracing = None if self._collector is None else Tracing(environ)
-        sinks = (accounts, self._lines, live, *(() if self._tracing is None else (self._tracing,)))
+        sinks = (accounts, live, *(() if self._tracing is None else (self._tracing,)))
         self.orchestrator = ModelOrchestrator(strategy, metrics=sinks, environ=environ)
+        self._lines = service_sink(environ, log.warning, self.orchestrator.config.logs)
+        self.orchestrator.add_metrics(self._lines)
         live.tasks = lambda: self.orchestrator.config.task_routing
         self.strategies = switchboard(self.orchestrator)
         self._accounts = accounts

@@ -111,7 +111,7 @@ def _answer(
     concurrency: int | None,
     budget: RunBudget,
 ) -> None:
-    state.log = log = DecisionLog()
+    state.log = log = DecisionLog(state.log_file)
     orchestrator, tally = state.open(state, None), run.tally
     if target is not None:
         try:
