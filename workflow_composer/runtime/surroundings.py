@@ -20,10 +20,10 @@ from workflow_composer.backends.http.client import Client
 from workflow_composer.backends.http.egress import EgressPolicy, endpoint_of, literal_address
 from workflow_composer.backends.http.listeners import owners
 from workflow_composer.backends.replicas.observer import api_url, shown_url
-from workflow_composer.backends.replicas.registry import Entry, ServerRegistry, registry_directory
+from workflow_composer.backends.replicas.registry import Entry, ServerRegistry, SigningKey, registry_directory
 from workflow_composer.config.own_machines import is_near, own_users, user_id, user_name
 from workflow_composer.config.profile_models import REGISTRY
-from workflow_composer.errors import EgressDenied
+from workflow_composer.errors import ConfigError, EgressDenied
 from workflow_composer.fleet.launch.hardware import find_gpus
 from workflow_composer.runtime.resources import embedded_available, slurm_available
 from workflow_composer.runtime.servers_found import ServedModel, ServerFound, inspect_server
@@ -190,7 +190,7 @@ def _rank(offer: Offer) -> tuple[bool, bool, bool]:
 def _spots(environ: Mapping[str, str], wanted: Wanted, found: _Gathered) -> Iterator[_Spot]:
     """Yield the addresses to look at, each once; note the servers of strangers."""
     seen: set[tuple[str, int]] = set()
-    for entry in _registered(environ, wanted):
+    for entry in _registered(environ, wanted, found):
         seen |= {("localhost", entry.port)} if entry.node == os.uname().nodename else set()
         yield _Spot(entry.url, "registered", entry=entry)
     named = [("named", url if "://" in url else f"http://{url}") for url in wanted.servers]
@@ -278,11 +278,15 @@ def _is_own(url: str) -> bool:
     return host == "localhost" if address is None else is_near(address)
 
 
-def _registered(environ: Mapping[str, str], wanted: Wanted) -> list[Entry]:
-    """Return the servers that the registry lists as ready, one for each role."""
-    registry = ServerRegistry(registry_directory(environ), own_users(wanted.users))
+def _registered(environ: Mapping[str, str], wanted: Wanted, found: _Gathered) -> list[Entry]:
+    """Return the servers that the registry lists as ready, one for each role; note why its key is unusable."""
+    folder = registry_directory(environ)
     try:
+        registry = ServerRegistry(folder, own_users(wanted.users), SigningKey.read(environ))
         ready = [entry for entry in registry.entries() if entry.state == "ready"]
+    except ConfigError as error:
+        found.left_out.append(LeftOut(f"registry {folder}", error.message, error.hint))
+        return []
     except OSError:
         return []
     return list({entry.role: entry for entry in ready}.values())

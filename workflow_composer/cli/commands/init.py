@@ -7,7 +7,6 @@ import datetime
 import ipaddress
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from workflow_composer.cli.state import State
 from workflow_composer.errors import AllCandidatesFailed, ConfigError, InputError, NoStrategy, WorkflowComposerError, nearest
 
 if TYPE_CHECKING:
+    from workflow_composer.config.strategy import StrategyConfig
     from workflow_composer.runtime.first_profile import FirstProfile
     from workflow_composer.runtime.surroundings import Offer, Surroundings
     from workflow_composer.types import LLMResponse
@@ -196,9 +196,20 @@ def _strategy_of(target: Path) -> str:
     return shlex.quote(text if "/" in text else f"./{text}")
 
 
+def _validated(plan: FirstProfile) -> StrategyConfig:
+    """Read the profile as it will be written. Raises `ProfileError` if it is invalid."""
+    import yaml
+
+    from workflow_composer.config.strategy import StrategyConfig
+
+    return StrategyConfig(**yaml.safe_load(plan.text("", datetime.date.today())))
+
+
 def _write(plan: FirstProfile, target: Path, call: str) -> None:
+    """Validate the profile and write it. Raises `ProfileError`, OSError."""
     from workflow_composer.storage.replacing import replace_file
 
+    _validated(plan)
     target.parent.mkdir(parents=True, exist_ok=True)
     replace_file(target, plan.text(f'{call} generate "your question"', datetime.date.today()))
 
@@ -346,15 +357,10 @@ def _asked(state: State, plans: Sequence[FirstProfile], chosen: _Options) -> lis
 
 def _answer(state: State, plan: FirstProfile, timeout: float) -> _Answer:
     """Validate the profile and ask its model, without a fallback. Raises `ProfileError` if it is invalid."""
-    from workflow_composer.config.strategy import StrategyConfig
     from workflow_composer.orchestrator import ModelOrchestrator
 
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"{plan.name}.yaml"
-        file.write_text(plan.text("", datetime.date.today()), encoding="utf-8")
-        config = StrategyConfig.from_yaml(file, environ=state.environ)
     started = time.monotonic()
-    with ModelOrchestrator(config, environ=state.environ) as orchestrator:
+    with ModelOrchestrator(_validated(plan), environ=state.environ) as orchestrator:
         try:
             response = orchestrator.generate(QUESTION, model=plan.offer.model, max_tokens=_LONGEST, timeout=timeout)
         except AllCandidatesFailed as error:
