@@ -25,7 +25,7 @@ from workflow_composer.config.own_machines import is_near, own_users, user_id, u
 from workflow_composer.config.profile_models import REGISTRY
 from workflow_composer.errors import ConfigError, EgressDenied
 from workflow_composer.fleet.launch.hardware import find_gpus
-from workflow_composer.runtime.resources import embedded_available, slurm_available
+from workflow_composer.runtime.resources import embedded_available, slurm_controller
 from workflow_composer.runtime.servers_found import ServedModel, ServerFound, inspect_server
 
 if TYPE_CHECKING:
@@ -162,7 +162,9 @@ async def look_around(environ: Mapping[str, str], wanted: Wanted | None = None) 
     found = _Gathered()
     spots = list(_spots(environ, wanted, found))
     hardware = asyncio.to_thread(find_gpus, environ)
-    (gpus, _), servers = await asyncio.gather(hardware, _inspected(spots, environ, wanted))
+    (gpus, _), servers, no_slurm = await asyncio.gather(
+        hardware, _inspected(spots, environ, wanted), slurm_controller(environ)
+    )
     for spot, server in zip(spots, servers, strict=True):
         _take(found, spot, server, wanted)
     clouds = [*_clouds(environ)]
@@ -173,7 +175,7 @@ async def look_around(environ: Mapping[str, str], wanted: Wanted | None = None) 
         left_out=tuple(found.left_out),
         keys=tuple(dict.fromkeys(model.api_key_env for model in CATALOGUE.values() if environ.get(model.api_key_env))),
         gpus=tuple(gpu.name for gpu in gpus),
-        slurm=slurm_available(environ),
+        slurm=not no_slurm,
         engine=embedded_available(),
     )
 
