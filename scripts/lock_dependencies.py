@@ -5,10 +5,10 @@
     python scripts/lock_dependencies.py --sizes    # print the table of download sizes; write nothing
 
 For each entry of `LOCKS` it writes ``requirements/NAME.txt``: every package with its version and the SHA-256 of its files,
-for every system and every Python that the package supports, to be installed with ``pip install --require-hashes -r``; and
-``requirements/NAME.cdx.json``: the bill of materials (CycloneDX, with licences and who needs whom) of an installation from
-that file on Linux. `uv` resolves and `cyclonedx-bom` describes; both are installed into a temporary environment, at the
-versions below.
+for every system and every Python that the package supports, to be installed with ``pip install --require-hashes -r``. Except
+for those of `APART`, it also writes ``requirements/NAME.cdx.json``: the bill of materials (CycloneDX, with licences and who
+needs whom) of an installation from that file on Linux. `uv` resolves and `cyclonedx-bom` describes; both are installed into
+a temporary environment, at the versions below.
 """
 
 from __future__ import annotations
@@ -34,8 +34,21 @@ TOOLS = ("uv==0.13.8", "cyclonedx-bom==7.5.0")
 OLDEST = "3.11"
 """The oldest Python of pyproject.toml; the lock files hold for it and every later one."""
 PLATFORM = "x86_64-manylinux_2_28"
-LOCKS: Mapping[str, tuple[str, ...]] = {"serve-embedded": ("serve", "embedded"), "serve": ("serve",)}
-"""File -> extras. Later files take over the versions of the first."""
+LOCKS: Mapping[str, tuple[str, ...]] = {
+    "serve-embedded": ("serve", "embedded"),
+    "serve": ("serve",),
+    "serve-otel": ("serve", "otel"),
+    "batch": ("batch", "calibration"),
+    "moe": ("moe",),
+    "vllm": ("vllm",),
+}
+"""File -> extras. Later files take over the versions of the first, except those of `APART`."""
+APART = frozenset({"moe", "vllm"})
+"""Files of environments of their own, with several gigabytes for GPUs. They have no bill of materials, for which this script
+would have to install them.
+"""
+LICENCES: Mapping[str, str] = {"antlr4-python3-runtime": "BSD-3-Clause", "protobuf": "BSD-3-Clause"}
+"""What the repositories of packages say whose own data does not name a licence."""
 UNMEASURED = frozenset({"dev", "ray"})
 """Extras without a row in the table of sizes: one for developers, one without packages."""
 
@@ -63,7 +76,7 @@ def compile_lock(tools: Tools, name: str, *, keep: bool) -> Path:
     target, first = FOLDER / f"{name}.txt", FOLDER / f"{next(iter(LOCKS))}.txt"
     if not keep:
         target.unlink(missing_ok=True)  # uv prefers the versions of an existing file
-    bound = () if target == first else ("--constraint", first)
+    bound = () if target == first or name in APART else ("--constraint", first)
     wanted = [word for extra in LOCKS[name] for word in ("--extra", extra)]
     options = ("--universal", "--generate-hashes", "--no-config", "--no-annotate", "--python-version", OLDEST)
     tools.run("uv", "pip", "compile", *options, *wanted, *bound, PROJECT, "--output-file", target)
@@ -79,6 +92,9 @@ def describe(tools: Tools, name: str, lock: Path, folder: Path) -> None:
     project = ("--pyproject", PROJECT, "--output-reproducible", "--spec-version", "1.6", "--output-file", target)
     tools.run("cyclonedx-py", "environment", *project, python)
     bill = json.loads(target.read_text(encoding="utf-8"))
+    for component in bill["components"]:
+        if not component.get("licenses") and component["name"] in LICENCES:
+            component["licenses"] = [{"license": {"acknowledgement": "concluded", "id": LICENCES[component["name"]]}}]
     target.write_text(json.dumps(_without_links(bill), indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -156,7 +172,9 @@ def main() -> None:
             return
         FOLDER.mkdir(exist_ok=True)
         for name in LOCKS:
-            describe(tools, name, compile_lock(tools, name, keep=chosen.keep), folder)
+            lock = compile_lock(tools, name, keep=chosen.keep)
+            if name not in APART:
+                describe(tools, name, lock, folder)
 
 
 if __name__ == "__main__":

@@ -575,7 +575,7 @@ class ModelOrchestrator:
             except Exception as trouble:  # noqa: BLE001  # a sink's error must not fail the request
                 self._narrator.broken_sink(trouble)
         if debug:
-            self._narrator.decision(metric, plan, trace.attempts)
+            self._narrator.decision(metric, None if plan is None else plan.reason)
 
 
 _orchestrators: weakref.WeakSet[ModelOrchestrator] = weakref.WeakSet()

@@ -30,12 +30,12 @@ by the fleet file. On a login node, all options of `workflow-composer fleet subm
 
 Environment:
   WORKFLOW_COMPOSER_PYTHON  Python with workflow_composer installed; default: .venv/bin/python of the working directory
-                            or of this script's checkout, else the first python3 with it
+                            or of this script's checkout, else the first python3 (3.11 or later) with it
 TEXT
 }
 
 has_package() {
-    [[ -n "$1" ]] && command -v "$1" >/dev/null && "$1" -c 'import workflow_composer' 2>/dev/null
+    [[ -n "$1" ]] && command -v "$1" >/dev/null && "$1" -P -c 'import workflow_composer' 2>/dev/null
 }
 
 # sbatch runs a copy of this script from its spool folder, so its own path may not lead to the project.
@@ -70,6 +70,6 @@ export WORKFLOW_COMPOSER_PYTHON=$python
 
 # exec, so that SLURM's signal to the batch shell reaches the server's supervisor.
 if [[ -n "${SLURM_JOB_ID:-}" && "${SLURM_PROCID:-}" == 0 ]]; then
-    exec "$python" -m workflow_composer fleet job "$@"
+    exec "$python" -P -m workflow_composer fleet job "$@" # without the working directory on Python's path
 fi
-exec "$python" -m workflow_composer fleet submit "$@"
+exec "$python" -P -m workflow_composer fleet submit "$@"

@@ -24,7 +24,7 @@ TEXT
 }
 
 has_package() {
-    [[ -n "$1" ]] && command -v "$1" >/dev/null && "$1" -c 'import workflow_composer.fleet.file' 2>/dev/null
+    [[ -n "$1" ]] && command -v "$1" >/dev/null && "$1" -P -c 'import workflow_composer.fleet.file' 2>/dev/null
 }
 
 find_python() {
@@ -54,4 +54,4 @@ esac
 
 python=$(find_python)
 # exec, so that a signal to this script reaches the server's supervisor.
-exec "$python" -m workflow_composer fleet serve "$@"
+exec "$python" -P -m workflow_composer fleet serve "$@"

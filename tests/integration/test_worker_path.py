@@ -1,4 +1,4 @@
-"""Workers do not import what lies in the working directory, except the functions that the named profile names."""
+"""Nothing imports what lies in the working directory, except the functions that the named profile names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.integration.fleet_commands import Fleet
 from tests.paths import ROOT
+from tests.unit.fleet.conftest import free_port
+from tests.unit.fleet.fake_vllm import install
 
 PROFILE = """
 profile_name: p
@@ -45,5 +48,38 @@ def test_a_file_named_like_a_library_stays_unread_and_a_named_function_is_found(
         process.wait(60)
         process.stdout.close()
     assert list(tmp_path.glob("mark-*"))
-    if workers == "2":  # one alone is the program itself, whose path its caller chooses
+    assert not list(tmp_path.glob("intruder-*"))
+
+
+def test_the_supervisor_of_a_server_and_vllm_import_nothing_from_where_it_was_started(tmp_path):
+    """Nor does the command that starts it. The folder has files named like libraries that they use."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    for name in ("yaml", "pydantic", "httptools", "click", "argparse"):
+        (tmp_path / f"{name}.py").write_text(INTRUDER)
+    packages = f"{ROOT}:{install(tmp_path / 'packages')}"
+    settings = {
+        "python": sys.executable,
+        "roles": {"small": {"model": "./model", "port": free_port(), "drain_seconds": 0.1}},
+    }
+    fleet = Fleet(tmp_path, settings, {"PYTHONPATH": packages})
+    try:
+        fleet.up()
         assert not list(tmp_path.glob("intruder-*"))
+        (entry,) = (tmp_path / "registry").iterdir()
+        assert json.loads(entry.read_text())["server"] == "small"
+    finally:
+        fleet.run("down")
+        fleet.forget()
+
+
+def test_the_job_script_imports_nothing_from_where_it_was_submitted(tmp_path):
+    """Not even to look for a Python that has the package; this one is found by its path and refuses to run out of a job."""
+    (tmp_path / "workflow_composer.py").write_text(INTRUDER)
+    (tmp_path / "yaml.py").write_text(INTRUDER)
+    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "WORKFLOW_COMPOSER_PYTHON": sys.executable}
+    command = ["bash", str(ROOT / "scripts" / "llm" / "slurm_vllm_job.sh"), "coder", "--dry-run"]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False, timeout=120)
+    assert "no Python with workflow_composer found" not in done.stderr
+    assert not list(tmp_path.glob("intruder-*"))
+    assert "--job-name=wc-coder" in done.stdout + done.stderr

@@ -20,6 +20,7 @@ from workflow_composer.answers.finding.marks import Mark, answer_field, boxed, f
 from workflow_composer.answers.finding.phrases import Phrase, announced, is_value, last_line
 from workflow_composer.answers.finding.undressing import choice, says_something, undressed, without_talk
 from workflow_composer.errors import ConfigError
+from workflow_composer.support.own_program import FUNCTION_PATH
 
 
 class Extracted(NamedTuple):
@@ -178,8 +179,6 @@ def _named(name: str, way: _Way, text: str) -> Extracted | None:
     return None if found is None else Extracted(found.answer.strip(), name, found.complete)
 
 
-FUNCTION_PATH: list[str] = []
-"""Folders in which the modules of functions are looked up after Python's path, and nothing else is."""
 _extending = threading.Lock()
 
 

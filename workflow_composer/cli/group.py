@@ -29,7 +29,7 @@ COMMANDS = {
     "strategies": "List, show and validate strategy profiles.",
     "contexts": "List, show and copy context templates.",
     "plugins": "List plugins and what they provide.",
-    "metrics": "Summarize the metrics of past requests.",
+    "metrics": "Summarize the metrics of past requests, or explain one of them.",
     "record": "Record every tier's answers to data sets, graded and with log-probabilities.",
     "calibrate": "Find thresholds that keep the error of accepted answers below a limit.",
     "certificate": "Show a certificate, or verify it by recomputing it from its data.",

@@ -8,7 +8,6 @@ is returned as not accepted; if there is no answer at all, one error lists every
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
@@ -63,13 +62,13 @@ class PlanExecutor:
         self._embedding = embedding or _no_embedding
         self._models = Models(endpoints, retry or RetryPolicy(), timeouts or Timeouts(), observer, local_only)
 
-    def run(self, plan: Plan, request: LLMRequest, trace: Trace) -> Coroutine[Any, Any, Outcome]:
-        """Run ``plan`` and return its outcome.
+    def run(self, plan: Plan, request: LLMRequest, trace: Trace, *, paid: bool = False) -> Coroutine[Any, Any, Outcome]:
+        """Run ``plan`` and return its outcome. ``paid``: its cost is reserved already.
 
         Raises `AllCandidatesFailed` (or `DeadlineExceeded`) if no tier answered, `TooManyCalls` at the request's limit. A
         `ModelError` that no other candidate can fix (an invalid request, a wrong key) is raised unchanged.
         """
-        if (purse := request.purse) is not None and not purse.take(*self._most(plan, request)):
+        if not paid and (purse := request.purse) is not None and not purse.take(*self._most(plan, request)):
             return self._once_paid(plan, request, trace)
         if request.form is not None:
             plan = formed(plan, request)
@@ -91,7 +90,7 @@ class PlanExecutor:
 
     async def _once_paid(self, plan: Plan, request: LLMRequest, trace: Trace) -> Outcome:
         paid = await self.paid(plan, request, trace)
-        return await self.run(plan, paid, trace)
+        return await self.run(plan, paid, trace, paid=True)
 
     async def paid(self, plan: Plan, request: LLMRequest, trace: Trace) -> LLMRequest:
         """Reserve the plan's cost in the request's purse; return the request with the money that there is as its budget.
@@ -100,15 +99,15 @@ class PlanExecutor:
         reservation already does not wait, because others may wait for its end. Raises `BudgetExceeded`.
         """
         purse: Reservation | None = request.purse
-        if purse is None or purse.take(*self._most(plan, request)):
+        if purse is None or purse.take(*self._most(plan, request)) or purse.holds:
             return request
-        if purse.holds:
-            return changed(request, purse=None)
         until = min(trace.ends, time.perf_counter() + self._models.timeouts.total)
         left = await purse.wait(lambda: self._most(plan, request), until=until)
-        if left is None:
-            return changed(request, purse=None)
-        return changed(request, purse=None, budget=left if request.budget is None else min(left, request.budget))
+        return (
+            request
+            if left is None
+            else changed(request, budget=left if request.budget is None else min(left, request.budget))
+        )
 
     async def _ascend(self, plan: Plan, request: LLMRequest, trace: Trace) -> Outcome:
         refuse_too_many(plan, request)
@@ -193,7 +192,8 @@ class PlanExecutor:
         """Return how samples of this tier vote on this request. Raises `RoutingError` without a model for embeddings."""
         assert tier.voting is not None  # the caller has checked
         by = request.vote_by or tier.voting.by
-        return vote_kind(tier.voting, request, tier.form, self._embedder(request, trace) if by == "embedding" else None)
+        embed = self._embedder(request, trace) if by == "embedding" else None
+        return vote_kind(tier.voting, request, tier.form, embed, ends=trace.ends)
 
     def _embedder(self, request: LLMRequest, trace: Trace) -> Embed:
         candidate = self._embedding()
@@ -271,7 +271,8 @@ class PlanExecutor:
     def _most(self, plan: Plan, request: LLMRequest) -> tuple[float, float]:
         """Return the most dollars and tokens that the plan will probably use; infinite where nothing bounds them.
 
-        It assumes that each member's first candidate works, and that every tier is asked.
+        It assumes that each member's first candidate works, and that every tier is asked: whatever else is called raises
+        the reservation before (`Reservation.cover`).
         """
         dollars = tokens = 0.0
         for tier in plan.tiers:
@@ -281,14 +282,9 @@ class PlanExecutor:
                 endpoint = self._models.endpoints[member.candidates[0].name]
                 shown = request if member.form is None else shown_to(member, tier, request)
                 samples = request.n if tier.is_plain else member.samples
-                prompt, answer, seconds = endpoint.forecast.most(shown, samples, member.samples if apart else 1)
-                price = endpoint.price
-                tokens += prompt + answer
-                dollars += prompt * price.input_per_million / 1e6
-                if price.output_per_million:
-                    dollars += answer * price.output_per_million / 1e6
-                if price.gpu_hour:
-                    dollars += math.inf if seconds is None else answer * seconds * price.gpu_hour / 3600.0
+                some, more = endpoint.forecast.most(shown, endpoint.price, samples, member.samples if apart else 1)
+                dollars += some
+                tokens += more
         limit = plan.budget if request.budget is None else request.budget
         return dollars if limit is None or dollars < limit else limit, tokens
 

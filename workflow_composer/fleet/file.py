@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from workflow_composer.backends.replicas.registry import ROLE, ServerRegistry, registry_directory
+from workflow_composer.backends.replicas.registry import ROLE, ServerRegistry, SigningKey, registry_directory
 from workflow_composer.config.findings import add_faults
 from workflow_composer.config.named_code import code_allowed, refuse
 from workflow_composer.config.normalize import filled_in, url_fault, without_secrets
@@ -96,13 +96,13 @@ def server_name(role: str, number: int) -> str:
 def load_fleet(path: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Fleet:
     """Read the fleet file at ``path``, or the first one that `search_path` finds.
 
-    Raises `ProfileError` with every fault, `FleetError` if there is no file.
+    Raises `ProfileError` with every fault, `FleetError` if there is no file, `ConfigError` for the registry's key.
     """
     environ = os.environ if environ is None else environ
     place = Path(path).expanduser() if path is not None else next(p for p in search_path(environ) if p.is_file())
     found = path is None and place == WORKING and not place.samefile(shipped())
     settings = read_settings(place, environ, found=found)
-    registry = ServerRegistry(registry_directory(environ, settings.registry))
+    registry = ServerRegistry(registry_directory(environ, settings.registry), key=SigningKey.read(environ))
     states = StateStore(state_directory(environ, settings.state))
     return Fleet(settings, place.absolute(), registry, states, environ)
 

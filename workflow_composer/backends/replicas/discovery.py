@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from workflow_composer.backends.http.egress import canonical_host, endpoint_of
 from workflow_composer.backends.replicas.observer import api_url, shown_url
-from workflow_composer.backends.replicas.registry import Entry, Picture, RegistryView, registry_directory, view_of
+from workflow_composer.backends.replicas.registry import (
+    Entry,
+    Picture,
+    RegistryView,
+    SigningKey,
+    registry_directory,
+    view_of,
+)
 from workflow_composer.backends.replicas.replica import ReplicaPlace
 from workflow_composer.config.own_machines import own_users
 from workflow_composer.config.profile_models import registered_role
@@ -28,7 +35,8 @@ class Finder:
         self._fixed = tuple(ReplicaPlace(api_url(place)) for place in self.listed if registered_role(place) is None)
         self._view: RegistryView | None = None
         if self._roles:
-            self._view = view_of(registry_directory(environ, config.registry), own_users(config.local_users))
+            folder = registry_directory(environ, config.registry)
+            self._view = view_of(folder, own_users(config.local_users), SigningKey.read(environ))
         self._seen: Picture | None = None
 
     @property

@@ -3,7 +3,7 @@
 The process that runs a server publishes its entry, renews it as a heartbeat, and withdraws it at the end; clients read it.
 Files are replaced atomically, so that readers never see a partial one. An entry not renewed for `LIFETIME` seconds is
 ignored: the server's node may have crashed, and another user's server may listen on that port now. So is one whose file
-belongs to a user whose servers are not one's own.
+belongs to a user whose servers are not one's own; or, if a key is named, one that was not signed with it.
 
 Backends read the registry; the fleet publishes to it.
 
@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import hmac
 import json
 import os
 import re
@@ -25,10 +27,10 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from workflow_composer.config.own_machines import own_users, user_name
-from workflow_composer.errors import WorkflowComposerError
+from workflow_composer.errors import ConfigError, WorkflowComposerError
 from workflow_composer.storage.replacing import replace_file
 from workflow_composer.storage.saved import read_saved
 from workflow_composer.support.places import state_folder
@@ -69,7 +71,8 @@ NOTHING = Picture()
 class RegistryView:
     """A process's view of the registry, shared by all roles, threads and loops.
 
-    ``node``: this machine's name. ``users``: the numbers of the users whose entries are believed.
+    ``node``: this machine's name. ``users``: the numbers of the users whose entries are believed. ``key``: believe
+    what is signed with it instead.
     """
 
     def __init__(
@@ -79,9 +82,11 @@ class RegistryView:
         clock: Callable[[], float] = time.monotonic,
         node: str | None = None,
         users: frozenset[int] | None = None,
+        key: SigningKey | None = None,
     ) -> None:
         self.directory = directory
-        self._registry = ServerRegistry(directory, users)
+        self._registry = ServerRegistry(directory, users, key)
+        self._signed = key is not None
         self._clock = clock
         self._node = _short(node or os.uname().nodename)
         self._lock = threading.Lock()
@@ -114,7 +119,7 @@ class RegistryView:
     def read(self) -> None:
         """Read now, in this thread."""
         try:
-            if self.directory.stat().st_mode & stat.S_IWOTH:
+            if self.directory.stat().st_mode & stat.S_IWOTH and not self._signed:
                 self._picture = Picture((), self._clock(), f"{self.directory} is ignored, because any user may write to it")
                 return
             found = tuple(entry for entry in self._registry.entries() if self._reachable(entry))
@@ -156,20 +161,22 @@ def _short(host: str) -> str:
     return host.partition(".")[0].lower()
 
 
-_views: weakref.WeakValueDictionary[tuple[Path, frozenset[int]], RegistryView] = weakref.WeakValueDictionary()
+_views: weakref.WeakValueDictionary[tuple[Any, ...], RegistryView] = weakref.WeakValueDictionary()
 _making = threading.Lock()
 
 
-def view_of(directory: Path, users: frozenset[int] | None = None) -> RegistryView:
+def view_of(directory: Path, users: frozenset[int] | None = None, key: SigningKey | None = None) -> RegistryView:
     """Return the shared view of a folder, so that four roles do not read it four times a second.
 
-    ``users``: the numbers of the users whose entries are believed; None: this user and root.
+    ``users``: the numbers of the users whose entries are believed; None: this user and root. ``key``: believe what is signed
+    with it instead.
     """
     users = own_users() if users is None else users
+    belief = (directory, users, key)
     with _making:
-        view = _views.get((directory, users))
+        view = _views.get(belief)
         if view is None:
-            view = _views[directory, users] = RegistryView(directory, users=users)
+            view = _views[belief] = RegistryView(directory, users=users, key=key)
         return view
 
 
@@ -185,6 +192,10 @@ State = Literal["starting", "ready", "draining"]
 
 REGISTRY_VARIABLE = "WORKFLOW_COMPOSER_REGISTRY"
 """Environment variable that sets the registry's folder."""
+KEY_VARIABLE = "WORKFLOW_COMPOSER_REGISTRY_KEY"
+"""Environment variable that names the file of the key with which entries are signed."""
+SHORTEST_KEY = 32
+"""Bytes that a key has at least."""
 
 FORM = 1
 """Version of the file format."""
@@ -206,6 +217,57 @@ class _Formed:
     """The format version of a file."""
 
     form: int
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class SigningKey:
+    """A secret that the publishers and the readers of a registry share; `read` reads it from its file."""
+
+    secret: bytes
+
+    def sign(self, content: Mapping[str, Any]) -> str:
+        """Return the signature of all fields of an entry: HMAC-SHA256, hexadecimal."""
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hmac.new(self.secret, b"workflow-composer registry entry\n" + text.encode(), hashlib.sha256).hexdigest()
+
+    def verified(self, text: bytes) -> bytes:
+        """Return the content of a file if its signature is right. Raises ValueError.
+
+        It is written anew from what was verified, because two parsers may read one text in two ways.
+        """
+        try:
+            content = json.loads(text)
+            signature = content.pop("signature")
+            right = hmac.compare_digest(self.sign(content).encode(), signature.encode("utf-8", "replace"))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            right = False
+        if not right:
+            raise ValueError("no valid signature")
+        return json.dumps(content).encode()
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str]) -> Self | None:
+        """Return the key in the file that the environment names; None if it names none.
+
+        Raises `ConfigError` unless the file is this user's or root's, unreadable for others, and long enough.
+        """
+        if not (named := environ.get(KEY_VARIABLE, "").strip()):
+            return None
+        place = f"the key of the registry (${KEY_VARIABLE}: {named})"
+        try:
+            descriptor = os.open(Path(named).expanduser(), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:
+                found, secret = os.fstat(descriptor), file.read(LARGEST).strip()
+        except OSError as error:
+            make = f"make one: (umask 077; openssl rand -hex 32 > {named})"
+            raise ConfigError(f"{place} cannot be read: {error.strerror}", hint=make) from None
+        if not stat.S_ISREG(found.st_mode) or found.st_uid not in own_users() or found.st_mode & 0o077:
+            hint = f"it must be your own file, which no other user can read or write: chmod 600 {named}"
+            raise ConfigError(f"{place} is open to others", hint=hint)
+        if len(secret) < SHORTEST_KEY:
+            hint = f"make another: (umask 077; openssl rand -hex 32 > {named})"
+            raise ConfigError(f"{place} has fewer than {SHORTEST_KEY} bytes", hint=hint)
+        return cls(secret)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,26 +329,35 @@ class Entry:
         if not right:
             raise ValueError("a field has an invalid value")
 
-    def text(self) -> str:
-        """Return the content of its file."""
-        return json.dumps({"form": FORM, **asdict(self)}, indent=1) + "\n"
+    def text(self, key: SigningKey | None = None) -> str:
+        """Return the content of its file, signed if there is a key."""
+        content = {"form": FORM, **asdict(self)}
+        if key is not None:
+            content["signature"] = key.sign(content)
+        return json.dumps(content, indent=1) + "\n"
 
 
 class ServerRegistry:
     """Publishes, renews, withdraws and reads entries in a folder. Blocking; the files are small and few.
 
     Prompts go where an entry says. It is believed only if its file belongs to one of ``users`` (numbers; None: this user and
-    root): whoever else can write to the folder, or has made it, cannot redirect them.
+    root): whoever else can write to the folder, or has made it, cannot redirect them. With a ``key``, owners say nothing:
+    what is published is signed with it, and only what is signed with it is believed.
     """
 
-    def __init__(self, directory: Path, users: frozenset[int] | None = None) -> None:
+    def __init__(self, directory: Path, users: frozenset[int] | None = None, key: SigningKey | None = None) -> None:
         self.directory = directory
         self._users = own_users() if users is None else users
+        self._key = key
         self._strangers: set[int] = set()
+        self._unsigned = 0
 
     @property
     def strangers(self) -> str:
         """Say whose entries the last reading has passed over; empty if there were none."""
+        if self._unsigned:
+            count = "1 entry is" if self._unsigned == 1 else f"{self._unsigned} entries are"
+            return f"{count} ignored, not signed with the key that ${KEY_VARIABLE} names (start those servers with it)"
         if not self._strangers:
             return ""
         names = ", ".join(sorted(user_name(number) for number in self._strangers))
@@ -301,7 +372,7 @@ class ServerRegistry:
         try:
             # Others may read and connect; only the owner may decide where prompts go.
             self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-            replace_file(self.directory / entry.file_name, entry.text(), mode=0o644, follow=False)
+            replace_file(self.directory / entry.file_name, entry.text(self._key), mode=0o644, follow=False)
         except OSError as error:
             raise WorkflowComposerError(
                 f"cannot write to the registry {self.directory}: {error.strerror or error}",
@@ -322,24 +393,47 @@ class ServerRegistry:
 
     def all(self) -> Iterator[Entry]:
         """Yield every well-formed entry, including those not renewed in time."""
-        self._strangers = set()
+        self._strangers, self._unsigned = set(), 0
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             for path in sorted(self.directory.iterdir()):
                 if path.suffix == ".json" and not path.name.startswith("."):
                     with contextlib.suppress(OSError, ValueError):
-                        yield Entry.read(self._believed(path))
+                        yield self._signed(path) if self._key is not None else Entry.read(self._believed(path))
+
+    def _signed(self, path: Path) -> Entry:
+        """Read a file that the key has signed. Raises OSError, ValueError."""
+        assert self._key is not None
+        text = _content(path)
+        try:
+            entry = Entry.read(self._key.verified(text))
+            if path.name == entry.file_name:  # else a copy
+                return entry
+        except ValueError:
+            self._unsigned += 1
+            raise
+        raise ValueError("the entry of another file")
 
     def _believed(self, path: Path) -> bytes:
         """Read a file that one of the users owns and nobody else can write. Raises OSError, ValueError."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if found.st_uid not in self._users:
-                self._strangers.add(found.st_uid)
-                raise ValueError("the file of another user")
-            if not stat.S_ISREG(found.st_mode) or found.st_mode & _OTHERS_WRITE or found.st_size > LARGEST:
-                raise ValueError("not a regular file that only its owner can write, or too large")
-            return file.read(LARGEST)
+        return _content(path, self._check_owner)
+
+    def _check_owner(self, found: os.stat_result) -> None:
+        if found.st_uid not in self._users:
+            self._strangers.add(found.st_uid)
+            raise ValueError("the file of another user")
+        if found.st_mode & _OTHERS_WRITE:
+            raise ValueError("others can write the file")
+
+
+def _content(path: Path, check: Callable[[os.stat_result], None] = lambda found: None) -> bytes:
+    """Read a small regular file, after ``check`` of its status, which may raise ValueError. Raises OSError, ValueError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        check(found)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
+            raise ValueError("not a regular file, or too large")
+        return file.read(LARGEST)
 
 
 def registry_directory(environ: Mapping[str, str], named: str | os.PathLike[str] | None = None) -> Path:

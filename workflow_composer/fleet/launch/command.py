@@ -17,6 +17,8 @@ from workflow_composer.fleet.settings import RoleSpec, faults
 MODULE = "vllm.entrypoints.openai.api_server"
 """Started as a module: the CPU build's ``vllm`` command looks for the metadata of another distribution and fails."""
 API_KEY = "VLLM_API_KEY"
+SAFE_PATH = "PYTHONSAFEPATH"
+"""As ``python -P``, which Pythons before 3.11 refuse."""
 _CACHE_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 _BINDING = "VLLM_CPU_OMP_THREADS_BIND"
 
@@ -43,10 +45,10 @@ class Command:
     secret: str = ""
 
     def environment(self, environ: Mapping[str, str]) -> dict[str, str]:
-        """The complete environment of the process."""
+        """The complete environment of the process, whose Python imports nothing from the working directory."""
         kept = {name: value for name, value in environ.items() if name not in self.without}
         key = {API_KEY: environ[self.secret]} if self.secret else {}
-        return {**kept, **self.environ, **key}
+        return {SAFE_PATH: "1", **kept, **self.environ, **key}
 
     @property
     def shown(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from workflow_composer.fleet.launch.supervisor import STOPPING, ListenPlace
 from workflow_composer.fleet.launch.supervisor_lock import Holder, Holding
 from workflow_composer.fleet.settings import RoleSpec
 from workflow_composer.fleet.state import ServerState
+from workflow_composer.support.own_program import own_command
 
 BARE_PORT = 8000
 """Port of a model that is not a role of the fleet file: vLLM's default."""
@@ -159,17 +159,9 @@ class _Child:
 
 def _spawn(fleet: Fleet, named: str, server: str, options: Sequence[str], port: int | None) -> _Child:
     """Start the supervisor in the background; its standard error goes to the server's log."""
-    command = [
-        sys.executable,
-        "-m",
-        "workflow_composer",
-        "fleet",
-        "serve",
-        named,
-        "--keep-wanted",
-        "--fleet",
-        str(fleet.path),
-    ]
+    command = own_command(
+        "workflow_composer.cli.main", ["fleet", "serve", named, "--keep-wanted", "--fleet", str(fleet.path)]
+    )
     command += ["--port", str(port)] if port else []
     command += ["--", *options] if options else []
     log = log_path(fleet.logs, server)

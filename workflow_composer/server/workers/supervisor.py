@@ -15,11 +15,9 @@ import pickle
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from workflow_composer.config.strategy import StrategyConfig
@@ -35,20 +33,10 @@ from workflow_composer.server.tracing import collector
 from workflow_composer.server.workers.control import WorkerChannel
 from workflow_composer.server.workers.egress_check import prove_egress
 from workflow_composer.server.workers.listeners import announce, close
+from workflow_composer.support.own_program import own_command, sees_functions_here
 
 MOST_FAILURES = 5
 """Consecutive workers that exit before they serve, after which the supervisor stops."""
-_PACKAGE = Path(__file__).parents[2]
-_START = """
-import importlib.util, pathlib, sys
-package = pathlib.Path(sys.argv.pop(1))
-found = importlib.util.find_spec(package.name)
-if found is None or found.origin != str(package / "__init__.py"):
-    sys.path.insert(0, str(package.parent))
-from workflow_composer.server.workers.worker import main
-main(sys.argv[1:])
-"""
-"""Program of a worker: the package that the supervisor runs, wherever it lies, without the working directory on the path."""
 _LONGEST_PAUSE = 5.0
 ASK_EVERY = 1.0
 """Seconds between two questions whether a worker is alive, and for which its answer is awaited."""
@@ -203,14 +191,15 @@ class WorkerSupervisor:
     async def _start(self, number: int) -> WorkerProcess:
         ours, theirs = socket.socketpair()
         environ = {**os.environ, **self._environ}
-        # Without the working directory on Python's path: a file there must not take the place of a library.
-        command = [sys.executable, "-P", "-c", _START, str(_PACKAGE)]
         descriptors = (self._listening[number].fileno(), theirs.fileno())
-        sees_here = any(place in ("", str(Path.cwd())) for place in sys.path)
-        arguments = [str(number), *map(str, descriptors), str(int(sees_here))]
+        arguments = [*map(str, (number, *descriptors)), str(int(sees_functions_here()))]
         # In its own process group: Ctrl-C reaches only the supervisor, which then drains the workers.
         process = subprocess.Popen(  # noqa: ASYNC220, S603  # returns at once; it is this program
-            [*command, *arguments], pass_fds=descriptors, env=environ, start_new_session=True, stdin=subprocess.DEVNULL
+            own_command("workflow_composer.server.workers.worker", arguments),
+            pass_fds=descriptors,
+            env=environ,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
         )
         theirs.close()
         worker = WorkerProcess(number, process, WorkerChannel(self._answers(number)))

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workflow_composer.answers.extraction import FUNCTION_PATH
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.orchestrator import ModelOrchestrator
@@ -21,6 +20,7 @@ from workflow_composer.server.service import Worker, run
 from workflow_composer.server.settings import ServerSettings
 from workflow_composer.server.tracing import collector
 from workflow_composer.server.workers.control import WorkerChannel
+from workflow_composer.support.own_program import FUNCTION_PATH
 
 _SWITCH_SECONDS = 30.0
 
@@ -113,11 +113,11 @@ def _unpacked(text: str) -> StrategyConfig:
     return config
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Serve on the inherited sockets: arguments are the worker's number, two descriptors, and whether the supervisor's
-    path has the working directory, in which then only functions that a profile names are looked up.
+def main() -> None:
+    """Serve on the inherited sockets: arguments are the worker's number, two descriptors, and whether functions that a
+    profile names are looked up in the working directory.
     """
-    number, listening, control, sees_here = map(int, arguments)
+    number, listening, control, sees_here = map(int, sys.argv[1:])
     if sees_here:
         FUNCTION_PATH.append(str(Path.cwd()))
     with socket.socket(fileno=listening) as sock, socket.socket(fileno=control) as channel:

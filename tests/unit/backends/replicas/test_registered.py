@@ -13,15 +13,20 @@ import pytest
 from workflow_composer.backends.replicas import registry
 from workflow_composer.backends.replicas.discovery import Finder
 from workflow_composer.backends.replicas.registry import (
+    KEY_VARIABLE,
     LARGEST,
     LIFETIME,
     REGISTRY_VARIABLE,
+    SHORTEST_KEY,
     Entry,
     RegistryView,
     ServerRegistry,
+    SigningKey,
     view_of,
 )
 from workflow_composer.config.strategy import StrategyConfig
+from workflow_composer.errors import ConfigError
+from workflow_composer.fleet.file import load_fleet
 
 
 class Clock:
@@ -194,6 +199,94 @@ async def test_another_users_entry_gets_no_prompts_until_the_profile_names_the_u
     found = finder()
     assert found.places_now() == ()
     assert "local_users" in found.nobody(())
+
+
+def a_key(path, content=b"k" * SHORTEST_KEY, mode=0o600):
+    """A key's file, as the environment names it."""
+    path.write_bytes(content)
+    path.chmod(mode)
+    return {KEY_VARIABLE: str(path)}
+
+
+async def test_with_a_key_the_signature_says_who_is_believed_and_not_the_owner(tmp_path):
+    """For folders whose files all seem to belong to one user, or to which everybody may write."""
+    key = SigningKey.read(a_key(tmp_path / "key", b"ours" * 16 + b"\n"))
+    other = SigningKey.read(a_key(tmp_path / "other", b"theirs" * 16))
+    folder = tmp_path / "registry"
+    signed = ServerRegistry(folder, key=key).publish(entry("signed", port=1))
+    ServerRegistry(folder).publish(entry("unsigned", port=2))
+    ServerRegistry(folder, key=other).publish(entry("another", port=3))
+    folder.chmod(0o777)
+    nobody = frozenset({os.geteuid() + 1})
+    view = RegistryView(folder, clock=Clock(), node="here", users=nobody, key=key)
+    found = await view.picture()
+    assert names(found) == {"signed"}
+    assert found.entries[0] == signed
+    assert "2 entries are ignored, not signed" in found.fault
+    assert names(await RegistryView(folder, clock=Clock(), node="here", users=nobody, key=other).picture()) == {"another"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("port", 9), ("host", "10.0.0.9"), ("updated", 2e9), ("model", "x"), ("new", 1)]
+)
+async def test_a_signature_holds_for_every_field(tmp_path, field, value):
+    key = SigningKey(b"k" * SHORTEST_KEY)
+    path = tmp_path / ServerRegistry(tmp_path, key=key).publish(entry()).file_name
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    assert list(ServerRegistry(tmp_path, key=key).all()) == []
+
+
+def test_a_signed_entry_counts_once_in_its_own_file_and_as_it_was_signed(tmp_path):
+    """Not copied to another name, and not with a field before that another parser would read."""
+    key = SigningKey(b"k" * SHORTEST_KEY)
+    registry = ServerRegistry(tmp_path, key=key)
+    path = tmp_path / registry.publish(entry(port=1)).file_name
+    (tmp_path / "coder@127.0.0.1-2.json").write_bytes(path.read_bytes())
+    assert [found.port for found in registry.all()] == [1]
+    for doubled in ('"port": 1,\n "port": 1', '"port": 7,\n "port": 1'):
+        path.write_text(path.read_text().replace('"port": 1', doubled))
+        assert [found.port for found in registry.all()] == [1]  # the last, which is the one that was verified
+    for wrong in ("null", "[]", '{"signature": 1}', '{"signature": "\\ud800"}', "[" * 10_000, "{", '"x"'):
+        path.write_text(wrong)
+        assert list(registry.all()) == []
+
+
+def test_a_version_without_signatures_reads_a_signed_entry(tmp_path):
+    """As it reads every file of a newer one: by the owner of its file."""
+    published = ServerRegistry(tmp_path, key=SigningKey(b"k" * SHORTEST_KEY)).publish(entry())
+    assert list(ServerRegistry(tmp_path).all()) == [published]
+
+
+def test_a_profile_and_a_fleet_use_the_key_that_the_environment_names(tmp_path):
+    environ = a_key(tmp_path / "key")
+    fleet_file = tmp_path / "fleet.yaml"
+    fleet_file.write_text(json.dumps({"registry": "registry", "roles": {"coder": {"model": "m", "port": 8002}}}))
+    load_fleet(fleet_file, environ).registry.publish(entry(port=1))
+    folder = tmp_path / "registry"
+    ServerRegistry(folder).publish(entry("unsigned", port=2))
+    config = StrategyConfig(profile_name="p", vllm_endpoints={"coder": "registry:coder"}, registry=str(folder))
+    assert [place.url for place in Finder(config, "coder", environ).places_now()] == ["http://127.0.0.1:1/v1"]
+    assert len(Finder(config, "coder", {}).places_now()) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "said"),
+    [
+        (b"k" * 64, 0o640, "chmod 600"),
+        (b"k" * 64, 0o602, "chmod 600"),
+        (b"short\n", 0o600, "fewer than 32"),
+        (None, 0, "openssl"),
+    ],
+)
+def test_a_key_that_is_none_is_an_error_with_its_remedy(tmp_path, content, mode, said):
+    place = tmp_path / "key"
+    environ = {KEY_VARIABLE: str(place)} if content is None else a_key(place, content, mode)
+    with pytest.raises(ConfigError) as caught:
+        SigningKey.read(environ)
+    assert said in caught.value.message + caught.value.hint
+    assert str(place) in caught.value.message
+    assert content is None or content.decode() not in caught.value.message + caught.value.hint
+    assert SigningKey.read({}) is None
 
 
 async def test_what_is_no_entry_is_passed_over(view, tmp_path_factory):
