@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workflow_composer.config.strategy import StrategyConfig
-    from workflow_composer.fields import RequestFields
     from workflow_composer.orchestrator import ModelOrchestrator
     from workflow_composer.plan import Member, Plan, Tier
     from workflow_composer.plugins.hookspecs import hookimpl
+    from workflow_composer.support.typed_fields import RequestFields
     from workflow_composer.types import LLMRequest, LLMResponse
 
 __all__ = [
@@ -32,7 +32,7 @@ _HOMES = {
     "Member": "plan",
     "ModelOrchestrator": "orchestrator",
     "Plan": "plan",
-    "RequestFields": "fields",
+    "RequestFields": "support.typed_fields",
     "StrategyConfig": "config.strategy",
     "Tier": "plan",
     "hookimpl": "plugins.hookspecs",

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from workflow_composer.batch.run.run_batch import BatchRun, RowResult
     from workflow_composer.batch.run.tally import Tally
-    from workflow_composer.fields import (
+    from workflow_composer.support.typed_fields import (
         BatchFields,
         EmbeddingFields,
         EmbedFields,

@@ -14,15 +14,14 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Unpack
 
-from workflow_composer.relay import Relay, RelaySource
 from workflow_composer.support.fast_dataclass import quick
-from workflow_composer.usage import MOST_TOKENS, NO_USAGE, Delivered, Sending, Usage
+from workflow_composer.usage import MOST_TOKENS, NO_USAGE, Delivered, Relay, RelaySource, Sending, Usage
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
     from workflow_composer.answers.form import OutputForm
-    from workflow_composer.fields import OwnFields
+    from workflow_composer.support.typed_fields import OwnFields
 
     V_co = TypeVar("V_co", default=Any, covariant=True)
 else:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.paths import ROOT
 from workflow_composer import LLMRequest, ModelOrchestrator
-from workflow_composer.fields import (
+from workflow_composer.support.typed_fields import (
     BatchFields,
     EmbeddingFields,
     EmbedFields,
@@ -109,17 +109,10 @@ def test_pyright_rejects_misspelt_and_mistyped_fields(tmp_path):
 def test_the_typed_fields_are_those_of_a_request():
     """Each once; a new field of `LLMRequest` belongs here, too."""
     own = {field.name for field in fields(LLMRequest) if field.init} - {"messages"}
-    assert set(get_type_hints(OwnFields, localns=forms())) == own
+    assert set(get_type_hints(OwnFields)) == own
     assert set(RequestFields.__annotations__) == own | {"system"}
     assert set(RowFields.__annotations__) == (own | {"system"}) - {"budget"}
     assert set(EmbeddingFields.__annotations__) <= own
-
-
-def forms():
-    """What is imported for type checkers only."""
-    from workflow_composer.answers.form import OutputForm
-
-    return {"OutputForm": OutputForm}
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ class BatchRun:
         return map(RowResult.of, answers_in(self.journal))
 
 
-class Journal(Protocol):
+class Keeping(Protocol):
     """Where a run's answers are kept."""
 
     path: Path
@@ -150,7 +150,7 @@ class Journal(Protocol):
         ...
 
 
-class Kept:
+class KeptInMemory:
     """A journal in memory."""
 
     path = Path()
@@ -223,7 +223,7 @@ async def run_many(
     if not rows:
         return []
     run = _Rows(generate, rows, config, environ, (RunBudget.of(budget), concurrency, retries), fields)
-    kept = Kept()
+    kept = KeptInMemory()
     show = Shown(sys.stderr) if progress is True else progress or (lambda tally: None)
     if journal is None:
         await run.answer(lambda tally: nullcontext(kept), show)
@@ -271,7 +271,7 @@ class _Rows:
         self._answers = LineAnswers(heard(generate, self._limiter), fields)
 
     async def answer(
-        self, opened: Callable[[Tally], AbstractContextManager[Journal]], progress: Callable[[Tally], None]
+        self, opened: Callable[[Tally], AbstractContextManager[Keeping]], progress: Callable[[Tally], None]
     ) -> Tally:
         """Answer the rows that the journal does not have."""
         rows = self._rows
@@ -335,7 +335,7 @@ def _opened(path: Path, tally: Tally) -> AnswerFile:
     return AnswerFile.open(path, source=None, each=tally.add_earlier, other=_OTHER)
 
 
-def _compare(rows: PythonRows, file: Journal) -> None:
+def _compare(rows: PythonRows, file: Keeping) -> None:
     """Compare the answers in the journal with the rows, before any call is paid for."""
     if file.rows:
         for row in rows:
@@ -343,7 +343,7 @@ def _compare(rows: PythonRows, file: Journal) -> None:
         _refuse_more(file, rows.seen)
 
 
-def _refuse_more(file: Journal, rows: int) -> None:
+def _refuse_more(file: Keeping, rows: int) -> None:
     if file.rows > rows:
         raise InputError(
             f"{file.path} answers {file.rows} rows, but {rows} rows were given: it is the journal of other rows",

@@ -7,12 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict, TypeVar
-
-from workflow_composer.relay import Relay
-
-if TYPE_CHECKING:
-    from workflow_composer.answers.form import OutputForm
+from typing import Any, Literal, Required, TypedDict, TypeVar
 
 V = TypeVar("V")
 
@@ -36,7 +31,7 @@ class PlainFields(TypedDict, total=False):
     tools: Sequence[Mapping[str, Any]] | None
     tool_choice: str | Mapping[str, Any] | None
     response_format: Mapping[str, Any] | None
-    form: OutputForm | Mapping[str, Any] | Sequence[Any] | str | None
+    form: Any
     form_retries: int
     vote_by: Literal["answer", "embedding"] | None
     n: int
@@ -46,7 +41,7 @@ class PlainFields(TypedDict, total=False):
     most_calls: int | None
     context: str | Sequence[str] | None
     metadata: Mapping[str, Any]
-    relay: Relay | None
+    relay: Any
     purse: Any
     request_id: str
 
