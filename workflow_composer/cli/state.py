@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from workflow_composer.orchestrator import ModelOrchestrator
     from workflow_composer.runtime.decision_log import LogStream
 
+STRATEGY_VARIABLE = "BIOPIPELINES_STRATEGY"
+"""`resources.STRATEGY_VARIABLE`, repeated to avoid the imports of that module."""
+
 OpenOrchestrator = Callable[["State", "MetricsSink | None"], "ModelOrchestrator"]
 
 
@@ -53,16 +56,19 @@ class State:
             self.told_where = True
             tell_where(config, self.environ)
 
+    @property
+    def named(self) -> str:
+        """The profile that the command line or the environment names; empty for none."""
+        return self.strategy or self.environ.get(STRATEGY_VARIABLE, "").strip()
+
     def profile(self) -> StrategyConfig | None:
         """Load the named profile without building its routers, which may need files that do not exist yet.
 
         Return None if no profile is named. Raises `ConfigError`.
         """
         from workflow_composer.config.strategy import StrategyConfig
-        from workflow_composer.runtime.resources import STRATEGY_VARIABLE
 
-        named = self.strategy or self.environ.get(STRATEGY_VARIABLE, "").strip()
-        return StrategyConfig.load(named, environ=self.environ) if named else None
+        return StrategyConfig.load(self.named, environ=self.environ) if self.named else None
 
     def log_file(self, name: str) -> Path:
         """Return where a log is: in the named profile's folder ``logs``, else in the user's state folder."""
