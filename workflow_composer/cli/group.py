@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from workflow_composer.plugins.host import PluginHost
 
 COMMANDS = {
+    "init": "Look for models on this machine, write a profile for one of them, and ask it a question.",
     "generate": "Answer a prompt, or every row of a file.",
     "ask": "Ask a prompt for every row of a table, and write the table with the answers.",
     "execute": "Run data sets through cascades and batch policies, and compare them.",
@@ -25,6 +26,7 @@ COMMANDS = {
     "serve": "Serve OpenAI's API over the strategy, with a dashboard.",
     "keys": "Create, change, list and revoke the service's API keys, and show who used what.",
     "status": "Show the strategy, the reachable servers, and the routers.",
+    "doctor": "Check a profile against reality: servers, models, keys, prices, this machine; each finding has its remedy.",
     "fleet": "Start, stop and monitor your own vLLM servers, on this machine or on SLURM.",
     "strategies": "List, show and validate strategy profiles.",
     "models": "List the cloud models that a profile may name, with prices, and the models of a profile.",

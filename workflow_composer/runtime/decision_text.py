@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from workflow_composer.config.redaction import scrub
@@ -12,6 +13,8 @@ from workflow_composer.types import Attempt, TierResult
 _LONGEST = 400
 """Characters of one error's text: a server may send pages of it."""
 _MOST_CAUSES = 3
+_MOST_ATTEMPTS = 10
+"""Attempts at the beginning and at the end that are listed."""
 
 
 def told(plan: Plan | None, trace: Trace, error: BaseException | None = None) -> dict[str, Any]:
@@ -22,12 +25,12 @@ def told(plan: Plan | None, trace: Trace, error: BaseException | None = None) ->
     found: dict[str, Any] = {
         "plan": None if plan is None else describe(plan),
         "left_out": [] if plan is None else list(plan.left_out),
-        "attempts": [_attempt(one) for one in trace.attempts],
+        "attempts": _attempts(trace.attempts),
     }
     if plan is not None and plan.notes:
         found["notes"] = list(plan.notes)
-    if plan is not None and trace.tiers:
-        found["tiers"] = _tiers(plan, trace.tiers)
+    if plan is not None and (trace.tiers or trace.skipped):
+        found["tiers"] = _tiers(plan, trace.tiers, trace.skipped)
     if error is not None:
         found["error"] = cause_of(error)
     return found
@@ -55,20 +58,30 @@ def _clean(text: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 
+def _attempts(made: list[Attempt]) -> list[str]:
+    """Return the attempts; of a vote with many, the first and the last ones."""
+    left_out = len(made) - 2 * _MOST_ATTEMPTS
+    if left_out <= 0:
+        return [_attempt(one) for one in made]
+    first, last = made[:_MOST_ATTEMPTS], made[-_MOST_ATTEMPTS:]
+    return [*map(_attempt, first), f"{left_out} more", *map(_attempt, last)]
+
+
 def _attempt(one: Attempt) -> str:
     result = "ok" if one.error_type is None else one.error_type
     told = f"{one.name}: {result} in {one.latency_ms:.0f} ms"
     return f"{told}: {_clean(one.error)}" if one.error else told
 
 
-def _tiers(plan: Plan, results: list[TierResult]) -> list[str]:
-    """Return the verdict on each tier up to the last one that ran; those between without a result were skipped."""
+def _tiers(plan: Plan, results: list[TierResult], skipped: Mapping[int, str]) -> list[str]:
+    """Return the verdict on each tier up to the last one that was reached, and why those without a result were skipped."""
     by_number = {result.tier: result for result in results}
     texts = []
-    for number in range(max(by_number) + 1):
+    for number in range(max({*by_number, *skipped}) + 1):
         result = by_number.get(number)
         if result is None:
-            texts.append(f"{plan.tiers[number].title}: skipped")
+            why = skipped.get(number, "")
+            texts.append(f"{plan.tiers[number].title}: skipped{': ' * bool(why)}{_clean(why)}")
             continue
         verdict = result.verdict
         sure = "" if verdict.confidence is None else f" with confidence {verdict.confidence:.3g}"

@@ -317,8 +317,8 @@ class Strategies:
         if number not in self._configs:
             known = ", ".join(str(version.number) for version in self._versions)
             raise ConfigError(f"unknown version {number}", hint=f"available versions: {known}")
-        known = self._configs[number], self._plugins[number]
-        return await self._switch(lambda: known, f"version {number}", who=who, why=f"rollback to {number}", what="rollback")
+        then = self._configs[number], self._plugins[number]
+        return await self._switch(lambda: then, f"version {number}", who=who, why=f"rollback to {number}", what="rollback")
 
     async def reload_plugins(
         self, *, who: str, why: str = "", dry_run: bool = False, back: bool = False
