@@ -16,7 +16,7 @@ asked first, not the order of discovery. The other hooks are notified of events 
 >>> host = PluginHost()
 >>> host.add(Counter(), name="counter")
 >>> [plugin.name for plugin in host.plugins]
-['counter']
+['workflow_composer', 'counter']
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ async def test_a_switch_and_a_reload_keep_the_rule(place, tmp_path):
         (folder / f"{name}.yaml").write_text(text)
 
     class Participant:
-        async def prepare(self, config):
+        async def prepare(self, config, plugins):
             pass
 
         async def commit(self):

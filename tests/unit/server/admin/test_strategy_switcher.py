@@ -45,7 +45,7 @@ class Worker:
         self.active = None
         self.prepared = None
 
-    async def prepare(self, config):
+    async def prepare(self, config, plugins):
         if self.fails:
             raise self.fails
         self.prepared = config
@@ -69,6 +69,13 @@ def switchboard(folder, *workers):
     """Strategies that begin with profile one."""
     config = StrategyConfig.load(folder / "one.yaml", environ={})
     return Strategies(config, lambda: workers, SwitchAudit(folder / "audit.jsonl"), environ={})
+
+
+class Told:
+    """A log that keeps what it is told."""
+
+    def __init__(self, kept):
+        self.event = self.refusal = kept.append
 
 
 def audited(folder):
@@ -103,7 +110,7 @@ async def test_a_worker_that_is_never_ready_is_not_waited_for_for_ever(folder, m
     monkeypatch.setattr("workflow_composer.server.admin.strategy_switcher.PREPARE_SECONDS", 0.05)
 
     class Stuck(Worker):
-        async def prepare(self, config):
+        async def prepare(self, config, plugins):
             await asyncio.Event().wait()
 
     with pytest.raises(ConfigError, match="did not prepare"):
@@ -206,7 +213,7 @@ async def test_reading_the_file_again_switches_only_where_it_has_changed(folder)
     assert (await strategies.reload(who="SIGHUP")).number == 2
     (folder / "one.yaml").write_text("profile_name: [")
     told = []
-    await reload(strategies, "SIGHUP", told.append)
+    await reload(strategies, "SIGHUP", Told(told))
     assert "reload failed" in told[0]
     assert dict(strategies.active.task_routing) == {"*": "c"}
 
@@ -215,7 +222,7 @@ async def test_reading_the_file_again_switches_only_where_it_has_changed(folder)
 async def test_a_saved_file_is_switched_to_once_it_is_whole(folder, early):
     """Also where it was saved before the first look."""
     strategies, told = switchboard(folder, Worker()), []
-    watching = asyncio.create_task(watch(strategies, told.append, every=0.01))
+    watching = asyncio.create_task(watch(strategies, Told(told), every=0.01))
     await asyncio.sleep(0 if early else 0.05)
     path = folder / "one.yaml"
     with path.open("w") as file:  # half of it, and then the rest
@@ -321,10 +328,10 @@ async def test_a_preparation_that_was_given_up_does_not_end_behind_a_later_one(f
     one, two = (StrategyConfig.load(folder / f"{name}.yaml", environ={}) for name in ("one", "two"))
     async with ModelOrchestrator(one, metrics=MemorySink(), environ={}) as orchestrator:
         local = Local(orchestrator)
-        late = asyncio.create_task(local.prepare(one))
+        late = asyncio.create_task(local.prepare(one, ()))
         while not first:
             await asyncio.sleep(0)
-        given_up, later = asyncio.create_task(local.discard()), asyncio.create_task(local.prepare(two))
+        given_up, later = asyncio.create_task(local.discard()), asyncio.create_task(local.prepare(two, ()))
         await asyncio.sleep(0.01)
         slow.set()
         await asyncio.gather(late, given_up, later)
@@ -344,7 +351,7 @@ async def test_a_strategy_whose_egress_rule_does_not_hold_is_not_prepared(folder
     async with ModelOrchestrator(config, metrics=MemorySink(), environ={}) as orchestrator:
         local = Local(orchestrator)
         with pytest.raises(EgressProofFailed):
-            await local.prepare(config)
+            await local.prepare(config, ())
         with pytest.raises(ConfigError, match="no prepared strategy to publish"):
             await local.commit()
 
@@ -353,11 +360,11 @@ async def test_switches_asked_for_at_once_come_one_after_the_other(folder):
     class Slow(Worker):
         going = 0
 
-        async def prepare(self, config):
+        async def prepare(self, config, plugins):
             Slow.going += 1
             assert Slow.going == 1
             await asyncio.sleep(0.001)
-            await super().prepare(config)
+            await super().prepare(config, plugins)
 
         async def commit(self):
             await super().commit()
