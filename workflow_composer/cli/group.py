@@ -27,6 +27,7 @@ COMMANDS = {
     "status": "Show the strategy, the reachable servers, and the routers.",
     "fleet": "Start, stop and monitor your own vLLM servers, on this machine or on SLURM.",
     "strategies": "List, show and validate strategy profiles.",
+    "models": "List the cloud models that a profile may name, with prices, and the models of a profile.",
     "contexts": "List, show and copy context templates.",
     "plugins": "List plugins and what they provide.",
     "metrics": "Summarize the metrics of past requests, or explain one of them.",

@@ -10,7 +10,7 @@ from pydantic import Field
 from workflow_composer.answers import reader
 from workflow_composer.answers.form import AnswerForm, Comparison, OutputForm
 from workflow_composer.answers.output_form import output_form
-from workflow_composer.config.checks import CASCADE_TARGET
+from workflow_composer.config.cloud_names import CASCADE_TARGET
 from workflow_composer.config.profile_models import as_written
 from workflow_composer.errors import ConfigError, LocalModelUnavailable, ProfileError, RoutingError
 from workflow_composer.execution.voting.stopping import stopping_rule

@@ -230,6 +230,8 @@ def build(
     report: Callable[[str], None] = lambda text: None,
 ) -> Snapshot:
     """Build a snapshot from a profile, without I/O. Raises `ConfigError` if the profile names something unknown."""
+    for note in config.notes:
+        report(note)
     egress = EgressPolicy.of(config)
     endpoints = _endpoints(config, registry, BackendContext(config, egress, environ, report))
     executor = PlanExecutor(

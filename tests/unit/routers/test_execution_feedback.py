@@ -102,7 +102,7 @@ class TestPlans:
     def test_a_name_that_stands_for_no_model_is_no_tier(self):
         local = {name: {"backend": "fake"} for name in "sml"}
         with pytest.raises(ConfigError, match="'cloud' has no model"):
-            orchestrating(profile({"tiers": ["cloud"]}, models=local))
+            orchestrating(profile({"tiers": ["cloud"]}, models=local, allow_cloud=False))
 
     def test_a_profile_without_tiers_is_refused(self):
         with pytest.raises(ConfigError, match="needs tiers"), orchestrating(profile(tiers={})):
