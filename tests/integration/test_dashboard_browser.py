@@ -23,7 +23,7 @@ from tests.paths import ROOT
 from tests.unit.metrics.examples import metric
 from workflow_composer.fleet.held import FILE_NAME as HELD
 from workflow_composer.fleet.held import HeldLog, HeldSpan
-from workflow_composer.fleet.state import STATE_VARIABLE
+from workflow_composer.fleet.places import STATE_VARIABLE
 from workflow_composer.server.auth.callers import marked
 from workflow_composer.server.auth.keys import VERSION, Key, change_keys
 

@@ -58,11 +58,14 @@ class State:
 
         Return None if no profile is named. Raises `ConfigError`.
         """
-        from workflow_composer.config.strategy import StrategyConfig
-        from workflow_composer.runtime.resources import STRATEGY_VARIABLE
+        from workflow_composer.support.places import STRATEGY_VARIABLE
 
         named = self.strategy or self.environ.get(STRATEGY_VARIABLE, "").strip()
-        return StrategyConfig.load(named, environ=self.environ) if named else None
+        if not named:
+            return None
+        from workflow_composer.config.strategy import StrategyConfig
+
+        return StrategyConfig.load(named, environ=self.environ)
 
     def log_file(self, name: str) -> Path:
         """Return where a log is: in the named profile's folder ``logs``, else in the user's state folder."""

@@ -8,19 +8,22 @@ that their profile states (``gpu_hours_per_day``). A reservation is a figure of 
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from workflow_composer.config.profile_models import registered_role
+from workflow_composer.errors import WorkflowComposerError
+from workflow_composer.fleet.places import own_files, usual_state
 from workflow_composer.storage.appending import append_lines
 from workflow_composer.storage.lines import encoded, lines
 from workflow_composer.storage.locks import WAIT, locked
 from workflow_composer.storage.replacing import replace_file
-from workflow_composer.storage.saved import read_saved
 
 if TYPE_CHECKING:
     from workflow_composer.config.strategy import StrategyConfig
@@ -30,6 +33,7 @@ EVERY = 300.0
 """Seconds between two lines of a server."""
 _LONG = 4 * 2**20
 """Bytes beyond which the lines of one run of a server are joined."""
+_NAMES_STATE = re.compile(rb"""\bstate["']?\s*:""")
 HOUR, DAY = 3600.0, 86_400.0
 
 
@@ -85,16 +89,32 @@ class HeldLog:
         known: dict[tuple[str, str, float], HeldSpan] = {}
         with contextlib.suppress(OSError):
             for line in lines(self.path):
-                with contextlib.suppress(ValueError):
-                    span = read_saved(HeldSpan, line)
-                    place = (span.server, span.node, span.began)
-                    if place not in known or known[place].until < span.until:
-                        known[place] = span
+                span = _span(line)
+                if span is None:
+                    continue
+                place = (span.server, span.node, span.began)
+                if place not in known or known[place].until < span.until:
+                    known[place] = span
         return list(known.values())
 
 
+_NAMES = tuple(each.name for each in fields(HeldSpan))
+
+
+def _span(line: bytes) -> HeldSpan | None:
+    """Read a line; None if it is none of this file. Fields of later versions are passed over."""
+    try:
+        data = json.loads(line)
+        span = HeldSpan(**{name: data[name] for name in _NAMES if name in data})
+    except (ValueError, TypeError, RecursionError):
+        return None
+    numbers = (span.began, span.until, 0.0 if span.price is None else span.price, span.gpus)
+    right = all(isinstance(each, (int, float)) and math.isfinite(each) for each in numbers)
+    return span if right and all(isinstance(each, str) for each in (span.server, span.role, span.node)) else None
+
+
 class HeldTime:
-    """One run of a server, as its supervisor reports it; what cannot be written is passed over."""
+    """One run of a server, as its supervisor reports it. A line that cannot be written is left out."""
 
     def __init__(self, log: HeldLog, span: HeldSpan, *, clock: Callable[[], float] = time.time) -> None:
         self._log = log
@@ -104,7 +124,7 @@ class HeldTime:
         self.beat()
 
     def beat(self, *, ended: bool = False) -> None:
-        """Write a line if it is time for one, or if the server has ended."""
+        """Write a line if the last one is old, or if the server has ended."""
         now = self._clock()
         if ended or not 0.0 <= now - self._written < EVERY:
             self._written = now
@@ -173,30 +193,44 @@ class Reservations:
         self._environ = environ
         self._log: HeldLog | None = None
 
-    def of(self, config: StrategyConfig | None, since: float, until: float) -> ReservedCost | None:
+    def of(
+        self,
+        config: StrategyConfig | None,
+        since: float,
+        until: float,
+        *,
+        used: Callable[[], StrategyConfig | None] = lambda: None,
+    ) -> ReservedCost | None:
         """Return the reservation of a period; None if neither the fleet nor the profile knows of a server in it.
 
-        Reads files. Prices are those of the fleet file, else of the profile's model at the same role.
+        Reads files. Prices are those of the fleet file, else of the profile's model at the same role. ``used`` returns the
+        profile for prices that are still missing, if none is given.
         """
         if self._log is None:
             self._log = HeldLog(_directory(self._environ) / FILE_NAME)
-        prices = {} if config is None else _prices(config)
-        roles = _of_fleet(self._log.spans(), prices, since, until)
+        spans = [span for span in self._log.spans() if span.seconds(since, until)]
+        if config is None and any(span.price is None for span in spans):
+            config = used()
+        roles = _of_fleet(spans, {} if config is None else _prices(config), since, until)
         if config is not None:
             roles += _of_profile(config, {role.name for role in roles}, since, until)
         return ReservedCost(since, until, tuple(roles)) if roles else None
 
 
 def _directory(environ: Mapping[str, str]) -> Path:
-    """Return the folder of the fleet's state, also if the fleet file cannot be read."""
-    from workflow_composer.errors import WorkflowComposerError
+    """Return the folder of the fleet's state, also if the fleet file cannot be read.
+
+    A file that names no folder is not parsed: whoever reads metrics need not wait for what validates a fleet.
+    """
+    with contextlib.suppress(OSError):
+        if not any(_NAMES_STATE.search(path.read_bytes()) for path in own_files(environ) if path.is_file()):
+            return usual_state(environ)
     from workflow_composer.fleet.file import load_fleet
-    from workflow_composer.fleet.state import state_directory
 
     try:
         return load_fleet(None, environ).states.directory
     except (WorkflowComposerError, OSError):
-        return state_directory(environ)
+        return usual_state(environ)
 
 
 def _of_fleet(spans: Iterable[HeldSpan], prices: Mapping[str, float], since: float, until: float) -> list[ReservedRole]:
@@ -216,7 +250,7 @@ def _of_fleet(spans: Iterable[HeldSpan], prices: Mapping[str, float], since: flo
 
 
 def _of_profile(config: StrategyConfig, known: set[str], since: float, until: float) -> list[ReservedRole]:
-    """Return the servers whose hours the profile states; models at one address share one server, at the highest price."""
+    """Return the servers whose hours the profile states; models with one address share one server, at the highest price."""
     days = max(0.0, until - since) / DAY
     found: dict[str, ReservedRole] = {}
     for name, spec in config.models.items():
@@ -239,6 +273,8 @@ def _prices(config: StrategyConfig) -> dict[str, float]:
 
 def _role(config: StrategyConfig, endpoint: str | None) -> str | None:
     """Return the role of the fleet that serves an endpoint of a profile: that of the registry, else of the same name."""
+    from workflow_composer.config.profile_models import registered_role
+
     place = None if endpoint is None else config.vllm_endpoints.get(endpoint)
     return (registered_role(place) if isinstance(place, str) else None) or endpoint
 

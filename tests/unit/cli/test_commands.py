@@ -10,10 +10,10 @@ import yaml
 
 from tests.unit.metrics.examples import metric
 from workflow_composer.fleet.held import FILE_NAME, HeldLog, HeldSpan
-from workflow_composer.fleet.state import STATE_VARIABLE
-from workflow_composer.runtime.resources import STRATEGY_VARIABLE
+from workflow_composer.fleet.places import STATE_VARIABLE
 from workflow_composer.server.auth.callers import marked
 from workflow_composer.server.auth.keys import read_keys
+from workflow_composer.support.places import STRATEGY_VARIABLE
 
 STRANGE = """\
 profile_name: strange

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
 
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.fleet.held import DAY, EVERY, FILE_NAME, HOUR, HeldLog, HeldSpan, HeldTime, Reservations
-from workflow_composer.fleet.state import STATE_VARIABLE
+from workflow_composer.fleet.places import STATE_VARIABLE
 
 BEGAN = 1_790_000_000.0
 
@@ -140,3 +141,21 @@ def test_the_hours_of_a_clock_that_goes_back_are_not_negative(log, reserved):
     now[0] = BEGAN - 1000.0
     held.beat(ended=True)
     assert [one.until for one in log.spans()] == [BEGAN + 100.0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "state: {place}\nroles: {{a: {{model: m, port: 8001}}}}\n",
+        '{{"state": "{place}", "roles": {{"a": {{"model": "m", "port": 1}}}}}}',
+    ],
+)
+def test_the_record_lies_where_the_fleet_file_says(tmp_path, text):
+    place = tmp_path / "elsewhere"
+    file = tmp_path / "workflow-composer" / "fleet.yaml"
+    file.parent.mkdir()
+    file.write_text(text.format(place=place, roles='{"a": {"model": "m", "port": 8001}}'))
+    HeldLog(place / FILE_NAME).add(span(price=1.0))
+    found = Reservations({"XDG_CONFIG_HOME": str(tmp_path), "HOME": str(tmp_path)})
+    with contextlib.chdir(tmp_path):
+        assert found.of(None, BEGAN, BEGAN + DAY).cost == 1.0

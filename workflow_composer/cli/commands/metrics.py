@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import timedelta
 
+    from workflow_composer.config.strategy import StrategyConfig
     from workflow_composer.fleet.held import ReservedCost
     from workflow_composer.metrics.selecting import RequestFilter
     from workflow_composer.metrics.summary import Percentiles, RequestSums, Summary
@@ -187,21 +189,22 @@ def _reserved(state: State, period: timedelta | None, first: float | None, used:
 
     Prices, and hours that no fleet knows, are those of the profile that is named, else of that with the name ``used``.
     """
-    from workflow_composer.config.strategy import StrategyConfig
-    from workflow_composer.errors import ConfigError
-    from workflow_composer.fleet.held import Reservations
-
     now = time.time()
     since = first if period is None else now - period.total_seconds()
     if since is None:
         return None
-    profile = None
-    try:
-        profile = state.profile() or (StrategyConfig.load(used, environ=state.environ) if used else None)
-    except ConfigError:
-        if state.strategy:
-            raise  # else old metrics do without it
-    return Reservations(state.environ).of(profile, since, now)
+    from workflow_composer.errors import ConfigError
+    from workflow_composer.fleet.held import Reservations
+
+    def load(name: str | None = None) -> StrategyConfig | None:
+        try:
+            return (replace(state, strategy=name) if name else state).profile()
+        except ConfigError:
+            if state.strategy:
+                raise
+            return None  # what has been measured can be read without its profile
+
+    return Reservations(state.environ).of(load(), since, now, used=lambda: load(used) if used else None)
 
 
 def _write_page(
