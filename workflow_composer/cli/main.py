@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ def main() -> NoReturn:
     if code in (INTERRUPTED, TERMINATED):
         leave_now(code)
     _flush_or_forget()
+    gc.freeze()  # nothing is collected any more: at the end of a short command, that would be a fifth of its processor time
     sys.exit(code)
 
 

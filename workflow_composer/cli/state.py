@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workflow_composer.support.places import STRATEGY_VARIABLE
+
 if TYPE_CHECKING:
     from workflow_composer.config.strategy import StrategyConfig
     from workflow_composer.metrics.sink import MetricsSink
     from workflow_composer.orchestrator import ModelOrchestrator
     from workflow_composer.runtime.decision_log import LogStream
+
 
 OpenOrchestrator = Callable[["State", "MetricsSink | None"], "ModelOrchestrator"]
 
@@ -53,15 +56,17 @@ class State:
             self.told_where = True
             tell_where(config, self.environ)
 
+    @property
+    def named(self) -> str:
+        """The profile that the command line or the environment names; empty for none."""
+        return self.strategy or self.environ.get(STRATEGY_VARIABLE, "").strip()
+
     def profile(self) -> StrategyConfig | None:
         """Load the named profile without building its routers, which may need files that do not exist yet.
 
         Return None if no profile is named. Raises `ConfigError`.
         """
-        from workflow_composer.support.places import STRATEGY_VARIABLE
-
-        named = self.strategy or self.environ.get(STRATEGY_VARIABLE, "").strip()
-        if not named:
+        if not (named := self.named):
             return None
         from workflow_composer.config.strategy import StrategyConfig
 

@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from workflow_composer.answers.reasoning import says_nothing
 from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
 from workflow_composer.errors import (
     AllCandidatesFailed,
@@ -24,17 +23,17 @@ from workflow_composer.errors import (
     TooManyCalls,
     Unsupported,
 )
-from workflow_composer.execution.call import Endpoint, Outcome, Trace
+from workflow_composer.execution.call import CUT_OFF, Endpoint, Outcome, Trace
 from workflow_composer.execution.escalation import Ascent
 from workflow_composer.execution.forming import Forming, formed, instructed
 from workflow_composer.execution.member_run import Abandoned, CallObserver, MemberRun, Models, RetryPolicy, shown_to
 from workflow_composer.execution.reservation import Reservation
-from workflow_composer.execution.voting.ballot import CUT_OFF
-from workflow_composer.execution.voting.vote_kinds import Embed, VoteKind, vote_kind
-from workflow_composer.execution.voting.vote_sampling import Poll
 from workflow_composer.plan import ALWAYS, Candidate, Plan, Tier
 from workflow_composer.support.fast_dataclass import changed
 from workflow_composer.types import Embeddings, LLMRequest, Sample, Timeouts, Verdict
+
+if TYPE_CHECKING:
+    from workflow_composer.execution.voting.vote_kinds import Embed, VoteKind
 
 EMPTY = "the answer is empty"
 WITHHELD = "the server withheld the answer (content_filter)"
@@ -129,6 +128,9 @@ class PlanExecutor:
         received by then. With ``watch``, the tier's watch may abandon the answer while it is generated.
         """
         if tier.voting is not None and (tier.form is None or tier.samples > 1 or tier.voting.measure == "score"):
+            # Imported with the first vote: reading and comparing answers is a third of all that a single answer would load.
+            from workflow_composer.execution.voting.vote_sampling import Poll
+
             kind = self.vote_kind(tier, request, trace)
             asked = request if tier.form is None else instructed(request, tier.form)
             return await Poll(self._models, index, tier, asked, trace, kind, last=last).run()
@@ -190,6 +192,8 @@ class PlanExecutor:
 
     def vote_kind(self, tier: Tier, request: LLMRequest, trace: Trace) -> VoteKind:
         """Return how samples of this tier vote on this request. Raises `RoutingError` without a model for embeddings."""
+        from workflow_composer.execution.voting.vote_kinds import vote_kind
+
         assert tier.voting is not None  # the caller has checked
         by = request.vote_by or tier.voting.by
         embed = self._embedder(request, trace) if by == "embedding" else None
@@ -336,9 +340,15 @@ def judged(tier: Tier, samples: Sequence[Sample], request: LLMRequest) -> Verdic
         text = sample.text
         # Nearly every answer starts with a letter or digit and ends with one or a full stop: it says something.
         plain = text[:1].isalnum() and (text[-1:].isalnum() or text[-1] == ".")
-        if not plain and says_nothing(text):
+        if not plain and _says_nothing(text):
             why = EMPTY
     return replace(verdict, accepted=False, reason=why, unreadable=1) if why else verdict
+
+
+def _says_nothing(text: str) -> bool:
+    from workflow_composer.answers.reasoning import says_nothing
+
+    return says_nothing(text)
 
 
 def _longest(request: LLMRequest, candidate: Candidate) -> int:

@@ -33,11 +33,10 @@ from workflow_composer.execution.breaker import CircuitBreaker
 from workflow_composer.execution.call import Endpoint
 from workflow_composer.execution.executor import PlanExecutor
 from workflow_composer.execution.member_run import CallObserver, RetryPolicy
-from workflow_composer.metrics.escalation import Kept
 from workflow_composer.plan import Candidate, Plan, Tier
 from workflow_composer.plugins.host import PluginRegistry, Provided
 from workflow_composer.routers.base import KindRouter, Router, RouterContext
-from workflow_composer.types import LLMRequest, LLMResponse, ResourceStatus, Timeouts
+from workflow_composer.types import EndpointStatus, LLMRequest, LLMResponse, ResourceStatus, Timeouts
 
 _MOST_PLANS = 1024
 """Maximum number of cached plans; callers may name any number of models."""
@@ -126,6 +125,8 @@ class Snapshot:
         if response is None:
             return None
         last, number = len(plan.tiers) - 1, response.decision.tier
+        from workflow_composer.metrics.escalation import Kept
+
         kept = Kept.of(response, next(tier for tier in response.tiers if tier.tier == number))
         if number == last:
             return kept.cost
@@ -137,6 +138,14 @@ class Snapshot:
                 return None
             dollars += endpoint.price.cost(kept.one, seconds)
         return dollars
+
+    async def cloud_health(self, limit: float) -> dict[str, EndpointStatus]:
+        """Ask every cloud model's server whether it takes the key, within ``limit`` seconds; sends no prompt."""
+        clouds = {name: one.backend for name, one in self.endpoints.items() if not one.backend.local}
+        if not self.config.allow_cloud:
+            return {}
+        answers = await asyncio.gather(*(backend.health(timeout=limit) for backend in clouds.values()))
+        return dict(zip(clouds, answers, strict=True))
 
     def _no_plan(self, request: LLMRequest) -> RoutingError:
         where = f"strategy {self.config.profile_name!r}"

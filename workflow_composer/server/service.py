@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import workflow_composer.execution.voting.vote_sampling  # noqa: F401  # now, not within the first request that votes
 from workflow_composer.backends.pricing import Price
 from workflow_composer.calibration.monitoring.audits import AuditLog, audits_file
 from workflow_composer.config.strategy import StrategyConfig
