@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workflow_composer.support.places import STRATEGY_VARIABLE
-
 if TYPE_CHECKING:
     from workflow_composer.config.strategy import StrategyConfig
     from workflow_composer.metrics.sink import MetricsSink
@@ -59,6 +57,8 @@ class State:
     @property
     def named(self) -> str:
         """The profile that the command line or the environment names; empty for none."""
+        from workflow_composer.support.places import STRATEGY_VARIABLE
+
         return self.strategy or self.environ.get(STRATEGY_VARIABLE, "").strip()
 
     def profile(self) -> StrategyConfig | None:
