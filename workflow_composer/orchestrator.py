@@ -13,11 +13,8 @@ after its last request. No request sees a mix of both.
 
 from __future__ import annotations
 
-import asyncio
 import os
-import threading
 import time
-import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -26,27 +23,21 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from workflow_composer.config.strategy import StrategyConfig
-from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.execution.call import Outcome, Trace
 from workflow_composer.execution.streaming import StreamRun
 from workflow_composer.metrics.sink import MetricsSink, default_sink
 from workflow_composer.plan import Plan
 from workflow_composer.plugins.builtin import plugin_host
-from workflow_composer.plugins.host import Part, PluginHost, PluginInfo, PluginRegistry, Prepared
+from workflow_composer.plugins.host import PluginHost, PluginRegistry
 from workflow_composer.plugins.sources import PluginSource
 from workflow_composer.routers.base import Router
+from workflow_composer.runtime.active_strategy import ActiveStrategy
 from workflow_composer.runtime.decision_log import LogStream, Narrator, PluginObserver, debug_wanted, metric_of
-from workflow_composer.runtime.plugin_change import PluginChange
-from workflow_composer.runtime.resources import (
-    CLOUD_SECONDS,
-    STRATEGY_VARIABLE,
-    ResourceDetector,
-    detect_strategy,
-    unprobed,
-)
+from workflow_composer.runtime.resources import CLOUD_SECONDS, ResourceDetector, detect_strategy, unprobed
 from workflow_composer.runtime.snapshot import Snapshot, build
 from workflow_composer.runtime.streams import ResponseStream, SyncResponseStream, UnderWay, response_of
 from workflow_composer.support.loop_thread import LoopThread
+from workflow_composer.support.places import STRATEGY_VARIABLE
 from workflow_composer.types import Chunk, Embeddings, LLMRequest, LLMResponse, Message, OrchestratorStatus
 
 if TYPE_CHECKING:
@@ -74,7 +65,7 @@ _CLOSING = 10.0
 __all__ = ["ModelOrchestrator", "OrchestratorStatus", "Prompt"]
 
 
-class ModelOrchestrator:
+class ModelOrchestrator(ActiveStrategy):
     """Sends each request to the cheapest model that is good enough, under the active strategy.
 
     Args:
@@ -111,17 +102,12 @@ class ModelOrchestrator:
         self._narrator = Narrator(log)
         self._debug = debug_wanted(self._environ)
         self._thread = LoopThread()
-        self._publishing = threading.Lock()
-        self._retiring: set[asyncio.Task[None]] = set()
-        self._closed = False
-        self._parents: Snapshot | None = None
+        super().__init__()
         self.plugins = plugins or plugin_host(on_broken=self._narrator.broken_plugin, environ=self._environ)
         config, self._chosen_by = self._choose(strategy)
         sinks = default_sink(self._environ, config.logs) if metrics is None else metrics
         self._sinks = tuple(sinks) if isinstance(sinks, Sequence) else (sinks,)
-        self._active = self._build(config, self.plugins.registry)
-        self.plugins.add_follower(self)
-        _orchestrators.add(self)
+        self._begin(self._build(config, self.plugins.registry))
 
     def __repr__(self) -> str:
         state = ", closed" if self._closed else ""
@@ -351,75 +337,6 @@ class ModelOrchestrator:
             return self._tried(new)
         return self._build(self._load(strategy), self.plugins.registry)
 
-    async def apublish(self, new: Snapshot) -> None:
-        """Activate a prepared profile with one assignment. Raises `WorkflowComposerError` if the orchestrator is closed."""
-        with self.plugins.changing, self._publishing:
-            old, closed = self._active, self._closed
-            if not closed:
-                if new.with_plugins:
-                    self.plugins.publish(Prepared(new.offered, ()))
-                self._active, self._chosen_by = self._newest(new, new.config), "switch"
-        if closed:
-            await new.retire()
-            raise WorkflowComposerError("the orchestrator is closed")
-        await old.retire()
-        if new.config != old.config or not new.with_plugins:
-            new.plugins.notify("on_strategy_switch", old=old.config.to_dict(), new=new.config.to_dict())
-
-    # ------------------------------------------------------------------------------------------------------- plugins
-
-    def reload_plugins(self) -> tuple[PluginInfo, ...]:
-        """Load new and changed plugins, drop those that are gone, and return all of them.
-
-        Routers, backends, batch policies and hooks change together; requests in progress finish with the plugins with which
-        they began. Raises `WorkflowComposerError` if a plugin is unfit: everything then stays as it was.
-        """
-        self.plugins.publish(self.plugins.prepare(self.plugins.generation(self.plugins.reread())))
-        return self.plugins.plugins
-
-    async def areload_plugins(self) -> tuple[PluginInfo, ...]:
-        """Asynchronous `reload_plugins`; plugins are imported on the calling loop."""
-        return self.reload_plugins()
-
-    def follow_plugins(self, registry: PluginRegistry) -> PluginChange:
-        """Build the active profile with other plugins, and ask their routers for a plan; nothing changes yet."""
-        new = self._tried(self._build(self._active.config, registry))
-        return PluginChange(new, lambda: self._adopt(new), self._retire)
-
-    def _tried(self, new: Snapshot) -> Snapshot:
-        """Return a snapshot whose plugins' routers have been asked for plans. Raises `PluginError` if one is unfit."""
-        try:
-            new.try_plugins()
-        except BaseException:
-            self._retire(new)
-            raise
-        return new
-
-    def _adopt(self, new: Snapshot) -> None:
-        with self._publishing:
-            old, closed = self._active, self._closed
-            if not closed:
-                self._active = self._newest(new, old.config)
-        self._retire(new if closed else old)
-
-    def _newest(self, new: Snapshot, config: StrategyConfig) -> Snapshot:
-        """Return ``new`` or, if plugins and profile have changed at the same time, a snapshot that has both."""
-        if new.offered is self.plugins.registry and new.config is config:
-            return new
-        self._retire(new)
-        return self._build(config, self.plugins.registry)
-
-    def _retire(self, snapshot: Snapshot) -> None:
-        """Let a snapshot end with its last request: on the caller's event loop, else on the orchestrator's own."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            self._thread.run(snapshot.retire())
-        else:
-            task = loop.create_task(snapshot.retire())
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
-
     async def astatus(self, *, probe: bool = True, probe_cloud: bool = False) -> OrchestratorStatus:
         """Return what is active and, with ``probe``, what is reachable (within about two seconds; failures do not raise).
 
@@ -528,33 +445,6 @@ class ModelOrchestrator:
 
     # --------------------------------------------------------------------------------------------------------- parts
 
-    def _acquire(self) -> Snapshot:
-        """Return the active snapshot, acquired; retry if it closed between reading and acquiring."""
-        while (active := (read := self._active).acquire()) is None:
-            if read is self._active and not self._revived(read):
-                raise WorkflowComposerError("the orchestrator is closed")
-        return active
-
-    def _refuse(self) -> None:
-        with self._publishing:
-            self._closed, self._parents = True, None
-            self._active.refuse()
-
-    def _revived(self, read: Snapshot) -> bool:
-        """Replace the snapshot that a forked child has from its parent; return whether another one is active now."""
-        with self._publishing:
-            if read is self._parents:
-                self._active, self._parents = self._build(read.config, self.plugins.registry), None
-            return read is not self._active
-
-    def forked(self) -> None:
-        """Start afresh in a forked child: the next request builds a snapshot of the same profile."""
-        self._publishing = threading.Lock()
-        self.plugins.changing = threading.RLock()
-        if self._active.forked():
-            self._parents = self._active
-            _left_behind.append(self._active)
-
     @staticmethod
     def _formed(fields: Mapping[str, Any], schema: Schema[Any] | None) -> Mapping[str, Any]:
         if schema is None and "form" not in fields:
@@ -610,10 +500,6 @@ class ModelOrchestrator:
         snapshot.offered = offered
         return snapshot
 
-    def _files_now(self) -> Mapping[str, Part]:
-        active: Snapshot | None = getattr(self, "_active", None)  # none yet while the first one is built
-        return {} if active is None else active.plugins.parts
-
     def _finish(
         self, active: Snapshot, request: LLMRequest, plan: Plan, outcome: Outcome, trace: Trace, started: float
     ) -> LLMResponse:
@@ -664,16 +550,3 @@ class ModelOrchestrator:
                 self._narrator.broken_sink(trouble)
         if debug:
             self._narrator.decision(metric, None if plan is None else plan.reason)
-
-
-_orchestrators: weakref.WeakSet[ModelOrchestrator] = weakref.WeakSet()
-_left_behind: list[Snapshot] = []
-"""The parent's snapshots in a forked child: closing their connections would be noticed by nobody but warned about."""
-
-
-def _after_fork() -> None:
-    for orchestrator in _orchestrators:
-        orchestrator.forked()
-
-
-os.register_at_fork(after_in_child=_after_fork)
