@@ -69,7 +69,7 @@ def _scripted():
     """A plugin host with a backend that returns one ready answer, so that no time is spent on making one up."""
     from workflow_composer import hookimpl
     from workflow_composer.backends.fake import FakeBackend
-    from workflow_composer.plugins.builtin import plugin_host
+    from workflow_composer.plugins.host import plugin_host
     from workflow_composer.types import Completion, Sample, Usage
 
     class Scripted:

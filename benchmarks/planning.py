@@ -81,7 +81,7 @@ def _plan(name: str, probe_path: Path, source: Path | None, rows: int, rounds: i
     from workflow_composer.batch.planning.plan_table import plan
     from workflow_composer.batch.planning.policies import PlanningContext, PlanningTier, Questions, make_policy
     from workflow_composer.batch.planning.probe import Probe
-    from workflow_composer.plugins.builtin import plugin_host
+    from workflow_composer.plugins.host import plugin_host
 
     pa.set_cpu_count(1)
     tiers = (PlanningTier("small", 0.02, 0.02), PlanningTier("medium", 0.1, 0.1), PlanningTier("large", 0.4, 0.4))

@@ -27,8 +27,7 @@ from workflow_composer.execution.call import Outcome, Trace
 from workflow_composer.execution.streaming import StreamRun
 from workflow_composer.metrics.sink import MetricsSink, default_sink
 from workflow_composer.plan import Plan
-from workflow_composer.plugins.builtin import plugin_host
-from workflow_composer.plugins.host import PluginHost, PluginRegistry
+from workflow_composer.plugins.host import PluginHost, PluginRegistry, plugin_host
 from workflow_composer.plugins.sources import PluginSource
 from workflow_composer.routers.base import Router
 from workflow_composer.runtime.active_strategy import ActiveStrategy

@@ -24,7 +24,7 @@ from workflow_composer.cli.main import run
 from workflow_composer.cli.state import State
 from workflow_composer.errors import CallTimeout, InputError
 from workflow_composer.metrics.sink import NullSink
-from workflow_composer.plugins.builtin import plugin_host
+from workflow_composer.plugins.host import plugin_host
 
 CALLS = "calls.log"
 ROUTE = "mv_cascade_small_k3_t0.7_large_k1_t0.0"

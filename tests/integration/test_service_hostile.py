@@ -21,7 +21,7 @@ from tests.integration.service import Service, write_profile
 from tests.integration.stub_server import Reply, Request, StubServer
 from workflow_composer import ModelOrchestrator, StrategyConfig
 from workflow_composer.metrics.sink import MemorySink
-from workflow_composer.plugins.builtin import plugin_host
+from workflow_composer.plugins.host import plugin_host
 from workflow_composer.server.auth.keys import Key, change_keys
 
 REFUSALS = {502, 503, 504}

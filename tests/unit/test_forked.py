@@ -14,7 +14,7 @@ from workflow_composer import ModelOrchestrator, StrategyConfig
 from workflow_composer.backends.embedded import engine
 from workflow_composer.errors import StreamInterrupted, WorkflowComposerError
 from workflow_composer.metrics.sink import JsonlSink, MemorySink
-from workflow_composer.plugins.builtin import plugin_host
+from workflow_composer.plugins.host import plugin_host
 from workflow_composer.support.loop_thread import LoopThread
 
 LONGEST = 60

@@ -9,7 +9,7 @@ from tests.integration.stub_server import Reply, StubServer
 from workflow_composer import ModelOrchestrator, StrategyConfig, hookimpl
 from workflow_composer.errors import AllCandidatesFailed, WorkflowComposerError
 from workflow_composer.metrics.sink import MemorySink
-from workflow_composer.plugins.builtin import plugin_host
+from workflow_composer.plugins.host import plugin_host
 
 
 def profile(url, name="notebook"):

@@ -24,7 +24,7 @@ from workflow_composer.errors import (
 )
 from workflow_composer.metrics.sink import MemorySink
 from workflow_composer.plan import Plan, Tier
-from workflow_composer.plugins.builtin import plugin_host
+from workflow_composer.plugins.host import plugin_host
 from workflow_composer.routers.base import Router
 
 

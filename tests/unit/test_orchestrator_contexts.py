@@ -12,7 +12,7 @@ from workflow_composer.calibration.certify.certificate import digest_of, uncover
 from workflow_composer.contexts.library import Library
 from workflow_composer.errors import ContextError, ProfileError
 from workflow_composer.metrics.sink import MemorySink
-from workflow_composer.plugins.builtin import plugin_host
+from workflow_composer.plugins.host import plugin_host
 
 
 class Plugin:

@@ -17,7 +17,7 @@ from workflow_composer.answers.output_form import output_form
 from workflow_composer.backends.fake import FakeBackend
 from workflow_composer.errors import CallTimeout, InputError, ServerUnreachable
 from workflow_composer.metrics.sink import MemorySink
-from workflow_composer.plugins.builtin import plugin_host
+from workflow_composer.plugins.host import plugin_host
 from workflow_composer.types import texts
 
 

@@ -115,7 +115,7 @@ def _plugin_commands(context: click.Context) -> Mapping[str, click.Command]:
 
 
 def _discover() -> PluginHost:
-    from workflow_composer.plugins.builtin import plugin_host
+    from workflow_composer.plugins.host import plugin_host
 
     return plugin_host()
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -83,7 +85,7 @@ def profile_option(default: str) -> Callable[[F], F]:
     """Return the same option, and ``--allow-code``, for a command with another default."""
 
     def add(function: F) -> F:
-        return _strategy_option(default)(allow_code_option(function))
+        return _strategy_option(default)(allow_code_option(_plugin_option(function)))
 
     return add
 
@@ -101,6 +103,23 @@ def _allow_code(context: click.Context, parameter: click.Parameter, value: bool)
 
         state = context.ensure_object(State)
         state.environ = {**state.environ, ALLOW_CODE_VARIABLE: "1"}
+    return value
+
+
+def _plugin_option(function: F) -> F:
+    text = "Load the plugin in this Python file, or in this folder that is a package. May be repeated."
+    kind = click.Path(exists=True)
+    more: dict[str, Any] = {"multiple": True, "expose_value": False, "callback": _plugin}
+    return click.option("--plugin", metavar="FILE", type=kind, help=text, **more)(function)
+
+
+def _plugin(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    if value:
+        from workflow_composer.plugins.sources import FILES_VARIABLE
+
+        state = context.ensure_object(State)
+        named = [*filter(None, [state.environ.get(FILES_VARIABLE)]), *(str(Path(place).absolute()) for place in value)]
+        state.environ = {**state.environ, FILES_VARIABLE: os.pathsep.join(named)}
     return value
 
 

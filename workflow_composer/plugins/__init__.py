@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workflow_composer.plugins.builtin import plugin_host
     from workflow_composer.plugins.hookspecs import hookimpl
-    from workflow_composer.plugins.host import PluginHost
+    from workflow_composer.plugins.host import PluginHost, plugin_host
 
 __all__ = ["PluginHost", "hookimpl", "plugin_host"]
 
-_HOMES = {"PluginHost": "host", "hookimpl": "hookspecs", "plugin_host": "builtin"}
+_HOMES = {"PluginHost": "host", "hookimpl": "hookspecs", "plugin_host": "host"}
 
 
 def __getattr__(name: str) -> Any:

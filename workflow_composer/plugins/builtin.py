@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 from workflow_composer.errors import ConfigError
 from workflow_composer.plugins.hookspecs import RegisterBackend, RouterFactory, StrategyFactory, hookimpl
-from workflow_composer.plugins.host import PluginHost
-from workflow_composer.plugins.sources import FILES_VARIABLE, PluginSource, in_files
 
 ROUTERS = {
     "t4_model": "workflow_composer.routers.t4_model:T4ModelRouter",
@@ -86,25 +84,3 @@ class BuiltinPlugin:
         """Register the policies of `workflow_composer.batch.planning.policies`."""
         for name, place in BATCH_STRATEGIES.items():
             register(name, _Lazy(place, extra="batch"))
-
-
-def plugin_host(
-    *,
-    discover: bool = True,
-    on_broken: Callable[[str, str], None] | None = None,
-    environ: Mapping[str, str] | None = None,
-    sources: Iterable[PluginSource] | None = None,
-) -> PluginHost:
-    """Return a host with the built-in plugin and, by default, every installed plugin; or with ``sources`` and no others.
-
-    If ``environ`` is given, the plugin files that it names in ``WORKFLOW_COMPOSER_PLUGINS`` are loaded too. Raises
-    `PluginError` if one of them cannot be loaded.
-    """
-    host = PluginHost(on_broken=on_broken)
-    if sources is not None:
-        host.take(sources)
-        return host
-    if discover:
-        host.discover()
-    host.take(in_files((environ or {}).get(FILES_VARIABLE, "")))
-    return host

@@ -164,7 +164,7 @@ class Edition:
         self,
         name: str,
         globals: Mapping[str, Any] | None = None,  # noqa: A002  # the names that an import statement passes
-        locals: Mapping[str, Any] | None = None,  # noqa: A002
+        locals: Mapping[str, Any] | None = None,  # noqa: A002  # likewise
         fromlist: Sequence[str] | None = (),
         level: int = 0,
     ) -> ModuleType:

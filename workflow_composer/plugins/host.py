@@ -22,8 +22,9 @@ import pluggy
 
 from workflow_composer.errors import PluginError, WorkflowComposerError
 from workflow_composer.plugins import hookspecs
+from workflow_composer.plugins.builtin import BuiltinPlugin
 from workflow_composer.plugins.editions import Edition
-from workflow_composer.plugins.sources import BLOCK_VARIABLE, PluginSource, in_file, installed
+from workflow_composer.plugins.sources import BLOCK_VARIABLE, FILES_VARIABLE, PluginSource, in_file, in_files, installed
 from workflow_composer.types import LLMRequest
 
 BUILTIN = "workflow_composer"
@@ -140,7 +141,7 @@ class Follower(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class NextGeneration:
     """A generation that is not in use yet, and what follows from it everywhere; see `PluginHost.publish`."""
 
     registry: PluginRegistry
@@ -159,8 +160,6 @@ class PluginHost:
     """
 
     def __init__(self, *, on_broken: Callable[[str, str], None] | None = None) -> None:
-        from workflow_composer.plugins.builtin import BuiltinPlugin
-
         self.changing = threading.RLock()
         """Held while the generation changes."""
         self._on_broken = on_broken
@@ -300,17 +299,17 @@ class PluginHost:
         with self.changing:
             self._followers.add(follower)
 
-    def prepare(self, registry: PluginRegistry) -> Prepared:
+    def prepare(self, registry: PluginRegistry) -> NextGeneration:
         """Build what follows from a generation for everyone who uses the host. Raises `WorkflowComposerError`."""
         changes: list[Change] = []
         try:
             changes.extend(follower.follow_plugins(registry) for follower in list(self._followers))
         except BaseException:
-            Prepared(registry, tuple(changes)).discard()
+            NextGeneration(registry, tuple(changes)).discard()
             raise
-        return Prepared(registry, tuple(changes))
+        return NextGeneration(registry, tuple(changes))
 
-    def publish(self, prepared: Prepared) -> None:
+    def publish(self, prepared: NextGeneration) -> None:
         """Use a prepared generation everywhere."""
         with self.changing:
             self.registry = prepared.registry
@@ -352,6 +351,28 @@ class PluginHost:
             parts=MappingProxyType(dict(parts)),
             report=self._on_broken,
         )
+
+
+def plugin_host(
+    *,
+    discover: bool = True,
+    on_broken: Callable[[str, str], None] | None = None,
+    environ: Mapping[str, str] | None = None,
+    sources: Iterable[PluginSource] | None = None,
+) -> PluginHost:
+    """Return a host with the built-in plugin and, by default, every installed plugin; or with ``sources`` and no others.
+
+    If ``environ`` is given, the plugin files that it names in ``WORKFLOW_COMPOSER_PLUGINS`` are loaded too. Raises
+    `PluginError` if one of them cannot be loaded.
+    """
+    host = PluginHost(on_broken=on_broken)
+    if sources is not None:
+        host.take(sources)
+        return host
+    if discover:
+        host.discover()
+    host.take(in_files((environ or {}).get(FILES_VARIABLE, "")))
+    return host
 
 
 def shown(value: object) -> str:

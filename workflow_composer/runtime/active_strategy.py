@@ -9,17 +9,18 @@ import asyncio
 import os
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import WorkflowComposerError
-from workflow_composer.plugins.host import Part, PluginHost, PluginInfo, PluginRegistry, Prepared
+from workflow_composer.plugins.host import NextGeneration, Part, PluginHost, PluginInfo, PluginRegistry
 from workflow_composer.runtime.snapshot import Snapshot
 from workflow_composer.support.loop_thread import LoopThread
 
 
-class ActiveStrategy:
+class ActiveStrategy(ABC):
     """The active snapshot and its replacement."""
 
     plugins: PluginHost
@@ -33,8 +34,9 @@ class ActiveStrategy:
         self._closed = False
         self._parents: Snapshot | None = None
 
+    @abstractmethod
     def _build(self, config: StrategyConfig, offered: PluginRegistry) -> Snapshot:
-        raise NotImplementedError
+        """Build a snapshot of a profile with the plugins of the host, and those of the profile's own files."""
 
     def _begin(self, first: Snapshot) -> None:
         """Publish the first snapshot."""
@@ -48,7 +50,7 @@ class ActiveStrategy:
             old, closed = self._active, self._closed
             if not closed:
                 if new.with_plugins:
-                    self.plugins.publish(Prepared(new.offered, ()))
+                    self.plugins.publish(NextGeneration(new.offered, ()))
                 self._active, self._chosen_by = self._newest(new, new.config), "switch"
         if closed:
             await new.retire()

@@ -11,7 +11,7 @@ from workflow_composer.routers.base import Router
 from workflow_composer.types import LLMRequest, ResourceStatus
 
 
-class Asked:
+class CheckedRouter:
     """A router as the snapshot asks it. ``plugin`` is the plugin that provides it."""
 
     def __init__(self, router: Router, plugin: str, known: Container[str]) -> None:
@@ -65,6 +65,6 @@ def _parts(plan: Plan) -> Iterator[tuple[object, type]]:
                 yield candidate, Candidate
 
 
-def asked(router: Router, plugin: str, known: Container[str]) -> Router | Asked:
+def asked(router: Router, plugin: str, known: Container[str]) -> Router | CheckedRouter:
     """Return what the snapshot asks: the package's own routers directly, those of plugins through the checks."""
-    return router if plugin == BUILTIN else Asked(router, plugin, known)
+    return router if plugin == BUILTIN else CheckedRouter(router, plugin, known)

@@ -25,6 +25,7 @@ from workflow_composer.errors import (
     ConfigError,
     ContextError,
     ModelNotAllowed,
+    PluginError,
     ProfileError,
     RoutingError,
     WorkflowComposerError,
@@ -35,9 +36,9 @@ from workflow_composer.execution.call import Endpoint
 from workflow_composer.execution.executor import PlanExecutor
 from workflow_composer.execution.member_run import CallObserver, RetryPolicy
 from workflow_composer.plan import Candidate, Plan, Tier
-from workflow_composer.plugins.host import PluginRegistry, Provided
+from workflow_composer.plugins.host import BUILTIN, PluginRegistry, Provided, shown
 from workflow_composer.routers.base import KindRouter, Router, RouterContext
-from workflow_composer.runtime.router_checks import Asked, asked
+from workflow_composer.runtime.router_checks import CheckedRouter, asked
 from workflow_composer.types import EndpointStatus, LLMRequest, LLMResponse, ResourceStatus, Timeouts
 
 _MOST_PLANS = 1024
@@ -70,7 +71,7 @@ class Snapshot:
         self.endpoints = endpoints
         self.executor = executor
         self.routers: tuple[Router, ...] = ()
-        self.asked: tuple[Router | Asked, ...] = ()
+        self.asked: tuple[Router | CheckedRouter, ...] = ()
         self.plans_by_kind = False
         self.listeners: Mapping[str, Router] = {}
         self.resources = resources
@@ -175,7 +176,7 @@ class Snapshot:
         """Ask the routers of plugins for plans of sample requests. Raises `PluginError`."""
         tasks = sorted(self.config.task_routing) or ["general"]
         for router in self.asked:
-            if isinstance(router, Asked):
+            if isinstance(router, CheckedRouter):
                 router.try_plans(tasks, self.resources)
 
     # ---------------------------------------------------------------------------------------------------- life and end
@@ -379,8 +380,15 @@ def _made(
                 for fault in error.errors(include_url=False, include_input=False)
             ]
         ) from None
+    except WorkflowComposerError:
+        raise
+    except Exception as error:
+        if provided.plugin == BUILTIN:
+            raise
+        where = f"router {name!r} of plugin {provided.plugin!r}"
+        raise PluginError(f"{where} cannot be made: {type(error).__name__}: {error}") from error
     if not isinstance(router, Router):
-        raise ConfigError(f"router {name!r} of plugin {provided.plugin!r} is a {type(router).__name__}, not a Router")
+        raise ConfigError(f"router {name!r} of plugin {provided.plugin!r} is {shown(router)}, not a Router")
     return router
 
 

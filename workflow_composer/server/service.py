@@ -23,7 +23,7 @@ from workflow_composer.errors import ConfigError
 from workflow_composer.metrics.live import LiveMetrics, SharedMetrics
 from workflow_composer.metrics.sink import service_sink
 from workflow_composer.orchestrator import ModelOrchestrator
-from workflow_composer.plugins.builtin import plugin_host
+from workflow_composer.plugins.host import plugin_host
 from workflow_composer.runtime.destinations import tell_where
 from workflow_composer.server.admin.dashboard import Dashboard
 from workflow_composer.server.admin.health import Observing

@@ -17,7 +17,7 @@ from workflow_composer.backends.fake import FakeBackend
 from workflow_composer.cli.main import run
 from workflow_composer.cli.state import State
 from workflow_composer.metrics.sink import MemorySink
-from workflow_composer.plugins.builtin import plugin_host
+from workflow_composer.plugins.host import plugin_host
 
 
 @dataclass(frozen=True)

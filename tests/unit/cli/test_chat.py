@@ -10,7 +10,7 @@ from workflow_composer.cli.chat import COMMANDS, Chat
 from workflow_composer.cli.line_editor import history_file
 from workflow_composer.errors import ServerUnreachable
 from workflow_composer.metrics.sink import NullSink
-from workflow_composer.plugins.builtin import plugin_host
+from workflow_composer.plugins.host import plugin_host
 
 
 class Scripted:

@@ -7,8 +7,8 @@ import pytest
 
 from workflow_composer.cli.group import COMMANDS, ENTRY_POINTS, cli, commands_of
 from workflow_composer.errors import PluginError
-from workflow_composer.plugins.builtin import plugin_host
 from workflow_composer.plugins.hookspecs import ENTRY_POINT_GROUP, hookimpl
+from workflow_composer.plugins.host import plugin_host
 
 
 def all_commands(group, path=()):

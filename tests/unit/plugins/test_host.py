@@ -12,9 +12,9 @@ from workflow_composer.batch.planning.plan_table import plan
 from workflow_composer.batch.planning.policies import PlanningContext, PlanningTier
 from workflow_composer.errors import BadRequest, PluginError
 from workflow_composer.plugins import hookspecs
-from workflow_composer.plugins.builtin import BACKENDS, BATCH_STRATEGIES, ROUTERS, plugin_host
+from workflow_composer.plugins.builtin import BACKENDS, BATCH_STRATEGIES, ROUTERS
 from workflow_composer.plugins.hookspecs import hookimpl
-from workflow_composer.plugins.host import BUILTIN, PluginHost
+from workflow_composer.plugins.host import BUILTIN, PluginHost, plugin_host
 from workflow_composer.types import LLMRequest
 
 ASK = LLMRequest.of("hello")

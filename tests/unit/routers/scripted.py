@@ -13,7 +13,7 @@ from workflow_composer.backends.fake import FakeBackend
 from workflow_composer.calibration.certify.certificate import Certificate
 from workflow_composer.calibration.monitoring.audits import AuditLog
 from workflow_composer.metrics.sink import MemorySink
-from workflow_composer.plugins.builtin import plugin_host
+from workflow_composer.plugins.host import plugin_host
 from workflow_composer.routers.execution_feedback import ExecutionFeedbackRouter
 
 TIERS = {

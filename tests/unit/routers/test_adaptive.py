@@ -11,7 +11,7 @@ import pytest
 from workflow_composer import LLMRequest, ModelOrchestrator, Plan, StrategyConfig, Tier, hookimpl
 from workflow_composer.errors import ConfigError, RoutingError
 from workflow_composer.metrics.sink import MemorySink
-from workflow_composer.plugins.builtin import plugin_host
+from workflow_composer.plugins.host import plugin_host
 from workflow_composer.routers.adaptive import ShapeTable, shape_of
 from workflow_composer.routers.base import Router, RouterSettings
 

@@ -17,7 +17,7 @@ from tests.integration.stub_server import Reply
 from workflow_composer import ModelOrchestrator, StrategyConfig
 from workflow_composer.execution.call import Trace
 from workflow_composer.metrics.sink import MemorySink
-from workflow_composer.plugins.builtin import plugin_host
+from workflow_composer.plugins.host import plugin_host
 from workflow_composer.runtime.decision_text import told
 from workflow_composer.types import Attempt
 

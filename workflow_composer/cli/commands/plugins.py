@@ -1,31 +1,44 @@
-"""``plugins``: list plugins, what they provide, and their errors."""
+"""``plugins``: list plugins and what they provide, and reload those of a running service."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import click
 
 from workflow_composer.cli.options import common_options, examples
 from workflow_composer.cli.output import print_json, print_table
 from workflow_composer.cli.state import State
+from workflow_composer.errors import ConfigError
+
+_PATIENCE = 60.0
+"""Seconds for a service to load plugins in all of its workers."""
 
 
-@click.command(epilog=examples("plugins", "plugins --json"))
+@click.group(
+    invoke_without_command=True,
+    epilog=examples("plugins", "plugins --json", "plugins reload --url http://localhost:8080 --dry-run"),
+)
 @common_options
-@click.pass_obj
-def plugins(state: State) -> None:
+@click.pass_context
+def plugins(context: click.Context) -> None:
     """List plugins and what they provide.
 
     A plugin that cannot be loaded is listed with the reason; everything else still works. To block plugins, list their names
     in WORKFLOW_COMPOSER_BLOCK_PLUGINS, separated by commas (*: all installed plugins).
     """
+    if context.invoked_subcommand is None:
+        _show(context.ensure_object(State))
+
+
+def _show(state: State) -> None:
     from dataclasses import asdict
 
     from workflow_composer import __version__
     from workflow_composer.cli.group import commands_of
-    from workflow_composer.plugins.builtin import plugin_host
-    from workflow_composer.plugins.host import BUILTIN
+    from workflow_composer.plugins.host import BUILTIN, plugin_host
 
-    host = plugin_host()
+    host = plugin_host(environ=state.environ)
     commands_of(host)  # raises if a command's name clashes with a built-in one
     if state.json:
         print_json({"plugins": [asdict(info) for info in host.plugins]})
@@ -40,3 +53,70 @@ def plugins(state: State) -> None:
         for info in host.plugins
     ]
     print_table(("plugin", "version", "status", "provides"), rows)
+
+
+@plugins.command(
+    "reload",
+    epilog=examples("plugins reload --url http://localhost:8080 --dry-run", "plugins reload --url URL --rollback"),
+)
+@click.option("--url", required=True, metavar="URL", help="The running service.")
+@click.option("--dry-run", is_flag=True, help="Load and check the plugins in every worker, but do not use them.")
+@click.option("--rollback", is_flag=True, help="Return to the plugins before the last change, whatever is installed now.")
+@click.option("--why", default="", metavar="TEXT", help="For the service's audit log.")
+@common_options
+@click.pass_obj
+def reload_plugins(state: State, url: str, dry_run: bool, rollback: bool, why: str) -> None:
+    """Load new and changed plugins into a running service: in all of its workers, or in none.
+
+    Requests in progress finish with the plugins with which they began. The token is that of the service, from
+    $WORKFLOW_COMPOSER_ADMIN_TOKEN.
+    """
+    from workflow_composer.server.settings import ADMIN_VARIABLE
+
+    token = state.environ.get(ADMIN_VARIABLE, "").strip()
+    if not token:
+        raise ConfigError(f"${ADMIN_VARIABLE} is not set", hint="set it to the token with which the service was started")
+    wanted = {"dry_run": dry_run, "why": why}
+    found = _post(f"{url.rstrip('/')}/admin/plugins/{'rollback' if rollback else 'reload'}", token, wanted)
+    if state.json:
+        print_json(found)
+        return
+    for change in found["plugins"]:
+        click.echo(f"{change['name']}: {change['from'] or 'not there'} -> {change['to'] or 'gone'}")
+    if not found["plugins"]:
+        click.echo("nothing has changed")
+    elif dry_run:
+        click.echo("a reload would succeed; nothing has changed yet")
+    else:
+        click.echo(f"version {found['version']['number']} is active in all workers")
+
+
+def _post(url: str, token: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Post to the admin API. Raises `ConfigError` if the service refuses or cannot be reached."""
+    import json
+    import urllib.error
+    import urllib.request
+
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"{url!r} is no URL of a service", hint="such as http://localhost:8080")
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310  # the scheme is checked
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the token goes to nobody else
+    try:
+        with direct.open(request, timeout=_PATIENCE) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+    except urllib.error.HTTPError as error:
+        raise ConfigError(f"the service refuses ({error.code}): {_reason(error.read())}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise ConfigError(f"cannot reach the service at {url}: {reason}", hint="is it running there?") from None
+
+
+def _reason(body: bytes) -> str:
+    import json
+
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return body[:200].decode("utf-8", "replace") or "no reason given"

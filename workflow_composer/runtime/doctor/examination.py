@@ -9,8 +9,7 @@ from dataclasses import replace
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import ConfigError, PluginError, ProfileError, WorkflowComposerError
 from workflow_composer.plan import Plan
-from workflow_composer.plugins.builtin import plugin_host
-from workflow_composer.plugins.host import PluginHost
+from workflow_composer.plugins.host import PluginHost, plugin_host
 from workflow_composer.runtime.doctor.clouds import ask_clouds, check_clouds
 from workflow_composer.runtime.doctor.finding import Finding, Subject, without_model, without_price
 from workflow_composer.runtime.doctor.fleet import check_registry, check_slurm, with_registry_key

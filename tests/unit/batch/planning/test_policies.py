@@ -27,7 +27,8 @@ from workflow_composer.batch.planning.policies import (
 )
 from workflow_composer.errors import ConfigError, InputError
 from workflow_composer.markers import parse_route
-from workflow_composer.plugins.builtin import BATCH_STRATEGIES, plugin_host
+from workflow_composer.plugins.builtin import BATCH_STRATEGIES
+from workflow_composer.plugins.host import plugin_host
 
 SMALL, MEDIUM, LARGE = (PlanningTier(name) for name in ("small", "medium", "large"))
 GREEDY = PlanningTier("huge", greedy_only=True)
@@ -277,7 +278,7 @@ class TestFinding:
         code = """
 import sys
 sys.modules["pyarrow"] = None
-from workflow_composer.plugins.builtin import plugin_host
+from workflow_composer.plugins.host import plugin_host
 plugin_host(discover=False).registry.batch_strategies["plain"].value()
 """
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -18,7 +18,7 @@ from workflow_composer.batch.run.limiter import Limiter
 from workflow_composer.batch.run.runner import heard
 from workflow_composer.errors import BadRequest, InputError, RateLimited
 from workflow_composer.metrics.sink import NullSink
-from workflow_composer.plugins.builtin import plugin_host
+from workflow_composer.plugins.host import plugin_host
 
 ANSWERS = {"a": ["#### 1", "#### 2", "I do not know."], "b": ["#### 4", "#### 4.0", "#### 5"], "c": ["..."]}
 

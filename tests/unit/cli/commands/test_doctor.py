@@ -25,7 +25,7 @@ from workflow_composer.backends.replicas.registry import Entry, ServerRegistry
 from workflow_composer.config.own_machines import user_name
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import NoStrategy
-from workflow_composer.plugins.builtin import plugin_host
+from workflow_composer.plugins.host import plugin_host
 from workflow_composer.runtime import resources
 from workflow_composer.runtime.doctor import clouds, machine, servers
 from workflow_composer.runtime.doctor.examination import examine
