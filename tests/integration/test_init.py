@@ -84,6 +84,8 @@ def test_without_questions_models_are_tried_until_one_is_right(tmp_path):
     assert not config.allow_cloud
     assert config.resolve("local")[0].model == "llama3.1:8b"
     assert config.route_of("embeddings") == "nomic-embed-text:latest"
+    done = machine.runs("generate", "What is 4 + 5?")
+    assert (done.returncode, done.stdout) == (0, "9\n"), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -222,3 +224,26 @@ def test_without_a_terminal_several_models_are_an_error_that_names_them(tmp_path
     assert StrategyConfig.from_yaml(tmp_path / "config/strategies/mine.yaml").resolve("local")[0].model == "b:latest"
     done = machine.runs("init", "--yes", "--model", "c")
     assert (done.returncode, "a:latest" in done.stderr) == (2, True)
+
+
+def test_a_model_that_only_thinks_gets_a_clear_word_wherever_it_is_asked(tmp_path):
+    """A profile may be written without a question; its empty answer is explained."""
+    machine = Machine(tmp_path, Stand("ollama", 11434, "qwq:32b=thinking"))
+    done = machine.runs("init", "--yes", "--no-ask")
+    assert done.returncode == 0, done.stderr
+    done = machine.runs("-s", "local", "generate", "What is 1 + 1?")
+    assert done.stdout.strip() == ""
+    assert "only thought" in done.stderr
+    said, _ = whole(machine.types("-s", "local", "generate", "What is 1 + 1?"))
+    assert "only thought" in said
+
+
+def test_the_doctor_finds_no_fault_in_the_profile(tmp_path):
+    """The third command on the screen."""
+    machine = Machine(tmp_path, Stand("ollama", 11434, *MANY))
+    said, code = whole(machine.types("init", "--yes"))
+    assert code == 0, said
+    line = re.search(r"\n +(python.* doctor -s local) ", said)[1]
+    said, code = whole(machine.types_line(line))
+    assert code == 0, said
+    assert "0 errors" in said
