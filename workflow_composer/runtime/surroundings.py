@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from workflow_composer.backends.catalogue import CATALOGUE
+from workflow_composer.backends.catalogue import CATALOGUE, find
 from workflow_composer.backends.http.client import Client
 from workflow_composer.backends.http.egress import EgressPolicy, endpoint_of, literal_address
 from workflow_composer.backends.http.listeners import owners
@@ -350,12 +350,24 @@ def _take(found: _Gathered, spot: _Spot, server: ServerFound, with_key: bool) ->
         if "${" in model.name:
             continue  # a profile would read the name of a variable in it
         offer = Offer(model.name, where, server.kind, model, user=spot.user, key_env=key_env)
-        if model.embedding:
+        if why := _leaves(model, server, spot):
+            found.left_out.append(LeftOut(model.name, why))
+        elif model.embedding:
             found.embeddings.append(offer)
         elif model.chats is False:
             found.left_out.append(LeftOut(model.name, "no model that chats"))
         else:
             found.offers.append(offer)
+
+
+def _leaves(model: ServedModel, server: ServerFound, spot: _Spot) -> str:
+    """Say why prompts to a model would leave one's own machines although its server is here; empty if nothing says so."""
+    if model.remote:
+        return f"{shown_kind(server.kind)} sends its prompts on to a cloud, which a profile cannot prevent"
+    known = find(model.name.rpartition("/")[2]) if server.kind == "openai-compatible" and spot.why == "usual" else None
+    if known is not None:
+        return f"{spot.url} seems to send its prompts on to {known.host}; if you want that, name the server with --server"
+    return ""
 
 
 def _key_of(spot: _Spot, environ: Mapping[str, str]) -> str | None:
