@@ -25,7 +25,7 @@ MANY = (
     "phi3:mini=wrong",
     "llama3.1:8b",
 )
-"""One that embeds first, one that runs in a cloud, one that only thinks, one whose answer is wrong, and one that is right."""
+"""One that embeds first, one that runs in a cloud, one that only thinks, one that is wrong, and one that is right."""
 KEYS = {"OPENAI_API_KEY": "sk-not-a-key", "ANTHROPIC_API_KEY": "not-a-key"}
 
 
