@@ -2,10 +2,11 @@
 
     python benchmarks/single_answer.py [--rounds 15] [--strategy FILE] [--json]
 
-Each row is a process of its own: ``generate`` with one prompt, and two controls: Python that does nothing, and Python that
-imports the libraries without which no profile can be read (click, PyYAML, pydantic, asyncio). The stub on the loopback
-answers at once, from this process. CPU seconds of the rows' processes (user and system) are counted, not wall time. Rounds of
-all rows alternate, so that a busy machine slows them alike; the table gives median, spread, and the ratio to the libraries' row.
+Each row is a process of its own: ``generate`` with one prompt, and two controls: Python that does nothing, and Python
+that imports the libraries without which no profile can be read (click, PyYAML, pydantic, asyncio). The stub on the
+loopback answers at once, from this process. CPU seconds of the rows' processes (user and system) are counted, not
+wall time. Rounds of all rows alternate, so that a busy machine slows them alike; the table gives median, spread, and
+the ratio to the libraries' row.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -25,6 +26,16 @@ def test_the_workflow_runs_what_everybody_runs_on_every_supported_python():
     assert job["strategy"]["matrix"]["python"] == classifiers
     (checkout,) = [step for step in job["steps"] if step.get("uses", "").startswith("actions/checkout@")]
     assert checkout["with"]["fetch-depth"] == 0  # `.ci/suites.py` needs the commit before
+
+
+@pytest.mark.parametrize(("marker", "selected"), [("integration", "all"), ("not integration", "none")])
+def test_every_test_of_the_folder_has_the_marker(marker, selected):
+    """A file that is new has it, too: the folder gives it."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "-m", marker, "-n", "0"]
+    files = ["tests/integration/test_report_browser.py", "tests/unit/test_markers.py"]
+    done = subprocess.run([*command, *files], cwd=ROOT, capture_output=True, text=True, check=False)
+    found = {line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line}
+    assert found == ({files[0]} if selected == "all" else {files[1]})
 
 
 @pytest.mark.parametrize("installs", [True, False])

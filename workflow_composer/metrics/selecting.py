@@ -15,6 +15,9 @@ from workflow_composer.storage.lines import lines
 ANY_ERROR = "any"
 """Instead of an error's type: every failed request."""
 
+LAST = "last"
+"""Instead of a request's ID: the last one of the file."""
+
 Owns = Callable[[str], bool]
 """Whether a request with this ID is a key's own."""
 
@@ -53,8 +56,8 @@ class RequestFilter:
 def found_request(path: Path, request_id: str) -> list[Mapping[str, Any]]:
     """Return the metric lines of a request, in their order: usually one.
 
-    ``request_id`` may be its beginning, and may have what a form of the API puts before it (``chatcmpl-``). Raises
-    `InputError` if the file has no such request, or several that begin so.
+    ``request_id`` may be its beginning, and may have what a form of the API puts before it (``chatcmpl-``); `LAST` is the
+    file's last request. Raises `InputError` if the file has no such request, or several that begin so.
     """
     wanted = request_id.strip()
     for form in _FORMS:
@@ -63,6 +66,8 @@ def found_request(path: Path, request_id: str) -> list[Mapping[str, Any]]:
         raise InputError("the request ID is empty", hint="it is in the header x-workflow-composer-request-id")
     if not path.exists():
         raise InputError(f"no metrics file at {path}", hint="send a request first, or name another file with --file")
+    if wanted == LAST:
+        return _last(path)
     needle = json.dumps(wanted)[1:-1].encode()
     found: dict[str, list[Mapping[str, Any]]] = {}
     for line in lines(path):
@@ -78,6 +83,16 @@ def found_request(path: Path, request_id: str) -> list[Mapping[str, Any]]:
         raise InputError(f"no request {wanted!r} in {path}", hint=_where_else(path))
     named = ", ".join(list(found)[:_MOST_NAMED]) + ", ..." * (len(found) > _MOST_NAMED)
     raise InputError(f"{len(found)} requests begin with {wanted!r}", hint=f"write more of one: {named}")
+
+
+def _last(path: Path) -> list[Mapping[str, Any]]:
+    last = None
+    for line in lines(path):
+        last = line if line.strip() else last
+    found = None if last is None else read_line(last)
+    if found is None:
+        raise InputError(f"the last line of {path} is no request", hint="name the request by its ID")
+    return [found]
 
 
 def _where_else(path: Path) -> str:

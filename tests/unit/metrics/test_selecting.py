@@ -72,6 +72,15 @@ def test_what_is_not_there_or_not_one_is_an_error_with_a_way_on(path, asked, tol
     assert told in raised.value.hint
 
 
+def test_the_last_request_needs_no_id(path, tmp_path):
+    path.write_bytes(path.read_bytes().replace(b'{"half', b""))
+    assert [one["request_id"] for one in found_request(path, "last")] == ["req-bb1"]
+    for damaged in (b"", b"{"):
+        (tmp_path / "other.jsonl").write_bytes(damaged)
+        with pytest.raises(InputError, match="the last line"):
+            found_request(tmp_path / "other.jsonl", "last")
+
+
 def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(InputError, match="no metrics file"):
         found_request(tmp_path / "none.jsonl", "req-1")

@@ -43,7 +43,7 @@ def keys_option(function: F) -> F:
         "metrics --task code_generation --error any --since 24h",
         "metrics --key ann --html report.html",
         "metrics --file logs/routing_metrics.jsonl --json",
-        "metrics explain req-6b1f0c5ad2e94c3f8f0a1b2c",
+        "metrics explain last",
     ),
 )
 @click.option("--since", metavar="TIME", help="Only the last 30m, 24h, 7d, 2w, ... Default: everything.")
@@ -108,7 +108,7 @@ def metrics(
 
 
 @metrics.command(
-    epilog=examples("metrics explain req-6b1f0c5ad2e94c3f8f0a1b2c", "metrics explain chatcmpl-req-6b1f0c5a --json")
+    epilog=examples("metrics explain last", "metrics explain req-6b1f0c5a", "metrics explain chatcmpl-req-6b1f0c5a --json")
 )
 @click.argument("request_id")
 @keys_option
@@ -118,9 +118,10 @@ def metrics(
 def explain(context: click.Context, request_id: str, path: Path | None, keys_file: Path | None) -> None:
     """Explain a past request: what was decided, what was left out and why, what was called, and what came of it.
 
-    REQUEST_ID is in the header x-workflow-composer-request-id of every answer, in `response.request_id`, and in the log; its
-    beginning suffices, and the `id` of an answer, such as chatcmpl-..., is understood. Plan, attempts and their errors are
-    kept if debugging was on: debug_routing in the profile, or BIOPIPELINES_DEBUG_ROUTING=1. The prompt is not shown.
+    REQUEST_ID is in the header x-workflow-composer-request-id of every answer, in `response.request_id`, and in the log. Its
+    beginning suffices, the `id` of an answer, such as chatcmpl-..., is understood, and `last` is the last request. Plan,
+    attempts and their errors are kept if debugging was on: debug_routing in the profile, or BIOPIPELINES_DEBUG_ROUTING=1.
+    The prompt is not shown.
     """
     from workflow_composer.metrics.selecting import explained, found_request
 

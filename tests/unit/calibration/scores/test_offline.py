@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from tests.paths import ROOT
 from workflow_composer.calibration import FeedbackRules, cascade_of
 from workflow_composer.calibration.scores.signals import VOCABULARY, binary_entropy, token_entropy
 from workflow_composer.calibration.scores.token_forms import read_logprobs
@@ -182,6 +184,19 @@ def test_answers_to_other_questions_are_refused():
         cascade_of([], [])
     with pytest.raises(InputError, match="cheap answer 2: token 1"):
         cascade_of([{"logprobs": SURE}, {"logprobs": [0.9]}], [{}, {}])
+
+
+def test_the_page_shows_what_happens(capsys):
+    """Both blocks, one after the other."""
+    page = (
+        (ROOT / "docs" / "execution-feedback.md").read_text(encoding="utf-8").split("## As a library")[1].split("\n## ")[0]
+    )
+    names = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", page, re.S | re.M):
+        exec(block, names)
+    assert names["signal"].should_escalate
+    assert (names["kept"].escalated, names["kept"].accuracy) == (1, 1.0)
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 # ------------------------------------------------------------------------------------------------------------ the entropy
