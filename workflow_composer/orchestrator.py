@@ -34,16 +34,11 @@ from workflow_composer.plugins.builtin import plugin_host
 from workflow_composer.plugins.host import PluginHost
 from workflow_composer.routers.base import Router
 from workflow_composer.runtime.decision_log import LogStream, Narrator, PluginObserver, debug_wanted, metric_of
-from workflow_composer.runtime.resources import (
-    CLOUD_SECONDS,
-    STRATEGY_VARIABLE,
-    ResourceDetector,
-    detect_strategy,
-    unprobed,
-)
+from workflow_composer.runtime.resources import CLOUD_SECONDS, ResourceDetector, detect_strategy, unprobed
 from workflow_composer.runtime.snapshot import Snapshot, build
 from workflow_composer.runtime.streams import ResponseStream, SyncResponseStream, UnderWay, response_of
 from workflow_composer.support.loop_thread import LoopThread
+from workflow_composer.support.places import STRATEGY_VARIABLE
 from workflow_composer.types import Chunk, Embeddings, LLMRequest, LLMResponse, Message, OrchestratorStatus
 
 if TYPE_CHECKING:
