@@ -152,7 +152,8 @@ class ModelSpec(ProfilePart):
     name: Name = Field(description="The catalogue's key; not written again.")
     backend: Name = Field(
         description="How to reach it: `vllm` (your own server), `openai` (any OpenAI-compatible cloud API), "
-        "`embedded` (in this process), `replay` (recorded answers), `fake` (tests), or a plugin's backend."
+        "`embedded` (in this process), `replay` (recorded answers), `fake` (tests), or a plugin's backend. Left out: the "
+        "model is one of the built-in catalogue ([models.md](models.md)), and the entry says what differs."
     )
     model: Name | None = Field(
         default=None,
@@ -187,6 +188,13 @@ class ModelSpec(ProfilePart):
     )
     gpu_hour_price: Dollars | None = Field(
         default=None, description="Dollars per hour of the GPU that serves it, shared among the calls in flight."
+    )
+    gpu_hours_per_day: float | None = Field(
+        default=None,
+        ge=0,
+        le=24,
+        description="Hours per day for which that GPU is held, idle included; for the reservation that `metrics` shows. "
+        "Servers that a fleet runs are known without it.",
     )
     aliases: Names = Field(
         default=(),
