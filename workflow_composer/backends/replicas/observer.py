@@ -293,7 +293,7 @@ class _Line:
         pass
 
 
-def _ids(body: bytes) -> tuple[str, ...] | None:
+def _ids(body: bytes | bytearray) -> tuple[str, ...] | None:
     """Return the ids of the listed models; None if the response is not a list of models with ids."""
     try:
         data: Any = json.loads(body)
@@ -303,7 +303,7 @@ def _ids(body: bytes) -> tuple[str, ...] | None:
     return found if len(found) == len(data["data"]) else None
 
 
-def _holds(body: bytes, looks_right: Any) -> bool:
+def _holds(body: bytes | bytearray, looks_right: Any) -> bool:
     try:
         return bool(looks_right(json.loads(body)))
     except (ValueError, LookupError, TypeError, RecursionError):
