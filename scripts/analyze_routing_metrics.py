@@ -12,4 +12,4 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from workflow_composer.cli.main import run
 
 if __name__ == "__main__":
-    sys.exit(run(["metrics", *sys.argv[1:]], name=Path(__file__).name))
+    sys.exit(run(sys.argv[1:], name=Path(__file__).name, command=("metrics",)))

@@ -72,6 +72,7 @@ def pytest_sessionfinish() -> None:
 def _no_process_is_left(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The first fixture to be set up, and the last to be torn down."""
     run.folder = os.environ["PYTEST_RUN_FOLDER"] = f"{tmp_path_factory.getbasetemp()}/"
+    os.environ["XDG_STATE_HOME"] = f"{run.folder}state"  # the metrics and registries of the person who runs it stay theirs
     yield
     if request.session.exitstatus == pytest.ExitCode.INTERRUPTED:
         kill_what_is_left()

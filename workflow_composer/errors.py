@@ -12,6 +12,7 @@
     │   └── InfeasibleTarget         no decision rule can meet the target
     ├── PluginError                  a plugin is broken or conflicts with another
     ├── InputError                   input data is invalid or unreadable
+    │   ├── InvalidProbability       a value should be a probability, or the logarithm of one
     │   └── MarkerError              a routing string is malformed; gives the faulty part
     ├── RoutingError                 no router returned a plan for a request
     │   ├── ModelNotAllowed          the request would reach a model that its caller may not use
@@ -138,6 +139,10 @@ class InputError(WorkflowComposerError):
 
     fault: Fault = "caller"
     exit_code = 2
+
+
+class InvalidProbability(InputError, ValueError):
+    """A value that should be a probability or a log-probability is none; the message says which."""
 
 
 class MarkerError(InputError):

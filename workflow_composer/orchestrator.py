@@ -59,7 +59,8 @@ class ModelOrchestrator:
         strategy: a profile's name, path or `StrategyConfig`. None: the environment's ``BIOPIPELINES_STRATEGY``, else
             detection (healthy local servers, else the embedded engine; never the cloud), which may take two seconds.
         plugins: a `PluginHost`; None: the built-in plugin and every installed plugin.
-        metrics: destination, or several, of the metric line of each request; None: ``logs/routing_metrics.jsonl``.
+        metrics: destination, or several, of the metric line of each request; None: the file ``routing_metrics.jsonl`` in
+            the profile's folder ``logs``, or by default in the user's state folder.
         environ: environment variables; None: the process's own.
         log: destination of decisions (with debugging on) and of reports about broken plugins; None: standard error.
 
@@ -87,14 +88,14 @@ class ModelOrchestrator:
         self._environ = os.environ if environ is None else environ
         self._narrator = Narrator(log)
         self._debug = debug_wanted(self._environ)
-        sinks = default_sink(self._environ) if metrics is None else metrics
-        self._sinks = tuple(sinks) if isinstance(sinks, Sequence) else (sinks,)
         self._thread = LoopThread()
         self._publishing = threading.Lock()
         self._closed = False
         self._parents: Snapshot | None = None
         self.plugins = plugins or plugin_host(on_broken=self._narrator.broken_plugin)
         config, self._chosen_by = self._choose(strategy)
+        sinks = default_sink(self._environ, config.logs) if metrics is None else metrics
+        self._sinks = tuple(sinks) if isinstance(sinks, Sequence) else (sinks,)
         self._active = self._build(config)
         _orchestrators.add(self)
 
@@ -116,6 +117,10 @@ class ModelOrchestrator:
     def breakers(self) -> dict[str, str]:
         """The state of each model's circuit breaker: closed, open or half-open."""
         return {name: endpoint.breaker.state for name, endpoint in self._active.endpoints.items()}
+
+    def add_metrics(self, sink: MetricsSink) -> None:
+        """Write the metric line of each later request to one more destination."""
+        self._sinks = (*self._sinks, sink)
 
     # ----------------------------------------------------------------------------------------------------- requests
 
@@ -503,7 +508,7 @@ class ModelOrchestrator:
             except Exception as trouble:  # noqa: BLE001  # a sink's error must not fail the request
                 self._narrator.broken_sink(trouble)
         if debug:
-            self._narrator.decision(metric, plan, trace.attempts)
+            self._narrator.decision(metric, None if plan is None else plan.reason)
 
 
 _orchestrators: weakref.WeakSet[ModelOrchestrator] = weakref.WeakSet()

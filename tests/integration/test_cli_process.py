@@ -19,6 +19,7 @@ import pytest
 
 from tests.integration.stub_server import Reply, StubServer
 from tests.paths import ROOT
+from workflow_composer.metrics.sink import METRICS_FILE
 
 PATIENCE = 60.0
 FOREIGN = ("WORKFLOW_COMPOSER", "BIOPIPELINES", "PYTHONUNBUFFERED")
@@ -86,8 +87,9 @@ def asked(server: StubServer) -> list[str]:
 
 
 @pytest.fixture
-def commands(tmp_path: Path) -> Iterator[Commands]:
-    """Commands in an empty folder; none outlives its test."""
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Commands]:
+    """Commands in an empty folder, with a state of their own; none outlives its test."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     with StubServer() as server:
         made = Commands(tmp_path, server)
         yield made
@@ -118,7 +120,9 @@ def test_a_batch_that_is_stopped_keeps_its_answers_and_goes_on_later(commands, n
     assert done.returncode == 0, done.stderr
     assert sorted(row["index"] for row in commands.output()) == list(range(20))
     assert set(asked(commands.server)[before:]) == {f"row {i}" for i in range(20) if i not in answered}
-    metrics = [json.loads(line) for line in (commands.folder / "logs" / "routing_metrics.jsonl").read_bytes().splitlines()]
+    written = commands.folder / "state" / "workflow-composer" / METRICS_FILE
+    metrics = [json.loads(line) for line in written.read_bytes().splitlines()]
+    assert not (commands.folder / "logs").exists()
     assert sum(metric["success"] for metric in metrics) == 20
 
 

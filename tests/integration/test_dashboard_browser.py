@@ -8,6 +8,7 @@ import sys
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ import pytest
 from tests.integration.browser import CHROMIUM, Page, browsing
 from tests.integration.service import ADMIN, Service
 from tests.paths import ROOT
+from tests.unit.metrics.examples import metric
+from workflow_composer.server.auth.callers import marked
+from workflow_composer.server.auth.keys import VERSION, Key
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 CASCADE = "mv_cascade_small_k2_t0.7_large_k1_t0.0"
@@ -170,3 +174,77 @@ async def test_a_file_of_metrics_becomes_the_same_page(tmp_path):
         assert f"the caller named {CASCADE}" in await page.value(text_of("recent"))
         assert await page.value("document.getElementById('switching').hidden")
         await is_clean(page, report.as_uri())
+
+
+async def choose(page: Page, **wanted: str) -> str:
+    """Choose in the filters as a person does; the decisions that are left."""
+    for name, value in wanted.items():
+        select = f"document.getElementById('by-{name}')"
+        await page.value(f"{select}.value = {json.dumps(value)}, {select}.dispatchEvent(new Event('change'))")
+        assert await page.value(f"{select}.value") == value
+    return await page.value(text_of("recent"))
+
+
+async def test_decisions_of_a_file_are_filtered_by_task_model_key_time_and_error(tmp_path):
+    """Each alone, together, and back."""
+    ann, _ = Key.new("ann")
+    (tmp_path / "keys.json").write_text(json.dumps({"version": VERSION, "keys": [asdict(ann)]}))
+    told = {"plan": "small", "left_out": [], "attempts": ["small: CallTimeout in 9 ms: node 12 is silent"]}
+    lines = [
+        *(metric(request_id=f"req-old-{n}", reason="old", timestamp="2026-02-01T09:00:00+00:00") for n in range(150)),
+        metric(request_id=marked(ann, "req-1"), reason="first", timestamp="2026-03-01T09:00:00+00:00"),
+        metric(request_id="req-2", reason="second", task_type="math", candidate="large"),
+        metric(request_id="req-3", reason="third", success=False, error="CallTimeout", decision=told),
+    ]
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b"".join(line.to_json() for line in lines))
+    report = tmp_path / "report.html"
+    options = ("--file", str(file), "--keys", str(tmp_path / "keys.json"), "--html", str(report))
+    made = await asyncio.create_subprocess_exec(sys.executable, "-m", "workflow_composer", "metrics", *options, cwd=ROOT)
+    assert await made.wait() == 0
+    async with browsing(tmp_path / "browser") as page:
+        await page.open(report.as_uri())
+        await page.until(f"{text_of('state')} === 'from a file'")
+        assert await page.value(text_of("shown")) == "25 of 153"
+        for wanted, kept in (
+            ({"task": "math"}, {"second"}),
+            ({"model": "large"}, {"second"}),
+            ({"key": "ann"}, {"first"}),
+            ({"error": "CallTimeout"}, {"third"}),
+            ({"error": "failed, whatever the error"}, {"third"}),
+            ({"time": "day"}, {"first", "second", "third"}),
+            ({"time": "hour"}, {"second", "third"}),
+            ({"time": "hour", "task": "code"}, {"third"}),
+            ({"time": "hour", "key": "ann"}, set()),
+        ):
+            text = await choose(page, **wanted)
+            assert {word for word in ("first", "second", "third", "old") if word in text} == kept, wanted
+            assert await page.value(text_of("shown")) == f"{len(kept)} of 153"
+            await choose(page, **dict.fromkeys(wanted, ""))
+        assert "node 12 is silent" in await page.value("document.getElementById('recent').textContent")
+        await page.size(390)
+        assert await page.value("document.documentElement.scrollWidth") <= 390
+        await is_clean(page, report.as_uri())
+
+
+async def test_an_operator_filters_the_service_s_decisions_by_key(tmp_path):
+    """What is chosen stays chosen while decisions arrive."""
+    made = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "workflow_composer", "keys", "new", "ann", "--file", str(tmp_path / "keys.json"),
+        cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    key = (await made.communicate())[0].decode().strip()
+    async with serving(tmp_path, "--keys", str(tmp_path / "keys.json")) as url, browsing(tmp_path / "browser") as page:
+        await page.open(f"{url}/dashboard")
+        await page.until(f"{text_of('state')} === 'locked'")
+        await page.value(f"document.getElementById('key').value = {json.dumps(ADMIN)}")
+        await page.value("document.getElementById('entry').requestSubmit()")
+        assert await asyncio.to_thread(ask, url, "small", "Ann has 3 apples and buys 9. How many?", key) == 200
+        assert await asyncio.to_thread(ask, url, "nonsense", "x", key) == 404
+        await page.until(f"{text_of('shown')} === '2 of 2'")
+        assert "(ann)" in await choose(page, key="ann", error="RoutingError")
+        assert await page.value(text_of("shown")) == "1 of 2"
+        assert await asyncio.to_thread(ask, url, "nonsense", "x", key) == 404
+        await page.until(f"{text_of('shown')} === '2 of 3'")
+        assert "small" not in await page.value(text_of("recent"))
+        await is_clean(page, url, besides="status of 401")

@@ -88,6 +88,7 @@ def test_every_command_does_what_the_readme_says(tmp_path):
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("WORKFLOW_COMPOSER", "BIOPIPELINES", "VIRTUAL_ENV"))}
     environ["PATH"] = f"{copy}/.venv/bin:{Path(sys.executable).parent}:{environ['PATH']}"
     environ |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "COLUMNS": "110", "NO_COLOR": "1"}
+    environ["XDG_STATE_HOME"] = str(tmp_path / "state")
     found = steps()
     assert len(found) >= 8
     for block in re.findall(r"^```python\n(.*?)^```$", README, re.S | re.M):

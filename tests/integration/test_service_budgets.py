@@ -10,26 +10,36 @@ import pytest
 
 from tests.integration.service import Service, write_profile
 from tests.integration.stub_server import Reply, Request, StubServer
-from tests.integration.test_service_neighbours import FORMS
+from tests.integration.test_service_neighbours import FORMS, TEXT
 from workflow_composer.server.auth.history import read_rows
 from workflow_composer.server.auth.keys import Key, change_keys
 
 PRICES = {"input_price": 1000.0, "output_price": 1000.0}
 """A dollar for a thousand tokens."""
+FREE = {"input_price": 0.0, "output_price": 0.0}
 
 
 class Counted:
-    """Answers after ``delay`` seconds, for a dollar per thousand tokens; counts calls and how many there were at a time."""
+    """Answers after ``delay`` seconds, for a dollar per thousand tokens; counts calls and how many there were at a time.
 
-    def __init__(self, delay: float = 0.2, tokens: int = 500) -> None:
+    It bills ``prompt`` tokens (default: as many as of the answer) and ``tokens`` of the answer, whatever was asked for.
+    """
+
+    def __init__(self, delay: float = 0.2, tokens: int = 500, prompt: int | None = None) -> None:
         self.began: list[float] = []
         self.most = 0
         self._delay = delay
-        self._usage = {"prompt_tokens": tokens, "completion_tokens": tokens, "total_tokens": 2 * tokens}
+        prompt = tokens if prompt is None else prompt
+        self._usage = {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
 
     @property
     def calls(self) -> int:
         return len(self.began)
+
+    @property
+    def billed(self) -> float:
+        """Dollars of all calls."""
+        return self.calls * self._usage["total_tokens"] / 1000
 
     def __call__(self, request: Request) -> Reply:
         now = time.monotonic()
@@ -38,6 +48,13 @@ class Counted:
         if request.path.endswith("/embeddings"):
             data = [{"object": "embedding", "index": 0, "embedding": [0.5]}]
             return self._reply({"object": "list", "data": data})
+        if request.json.get("stream"):
+            choice = {"index": 0, "text": "19", "delta": {"content": "19"}, "finish_reason": None, "logprobs": None}
+            said = [{"choices": [choice]}, {"choices": [choice | {"text": "", "delta": {}, "finish_reason": "stop"}]}]
+            events = [*said, {"choices": [], "usage": self._usage}]
+            return Reply(
+                events=tuple(json.dumps({"id": "c", "model": "m", **one}).encode() for one in events), delay=self._delay
+            )
         message = {"message": {"role": "assistant", "content": "19"}, "text": "19"}
         return self._reply({"id": "c", "choices": [{"index": 0, "finish_reason": "stop", "logprobs": None, **message}]})
 
@@ -47,15 +64,26 @@ class Counted:
 
 @pytest.fixture
 def priced(tmp_path):
-    """Starts a server and a service with two workers over it and a key; returns both and a function that asks."""
+    """Starts a server and a service with two workers over it and a key; returns the service and a function that asks.
+
+    With ``before``, the server is the fallback of another one, the model ``first``, which answers so. ``more`` goes into
+    the profile.
+    """
     started = []
 
-    def start(server, prices=PRICES, **limits):
-        stub = StubServer(models=["m"]).__enter__()
-        stub.answer = server
-        started.append(stub)
-        models = {"p-0": {"backend": "vllm", "base_url": stub.url, "model": "m", **prices}}
-        path = write_profile(tmp_path, "p", stub.url, models=models)
+    def start(server, prices=PRICES, before=None, before_prices=FREE, more=None, **limits):
+        stubs = []
+        for answer in (server,) if before is None else (server, before):
+            stub = StubServer(models=["m"]).__enter__()
+            stub.answer = answer
+            started.append(stub)
+            stubs.append(stub)
+        models = {"p-0": {"backend": "vllm", "base_url": stubs[0].url, "model": "m", **prices}}
+        routes = dict(more or {})
+        if before is not None:
+            models["first"] = {"backend": "vllm", "base_url": stubs[1].url, "model": "m", **before_prices}
+            routes = {"task_routing": {"*": "first"}, "fallback": ["p-0"], **routes}
+        path = write_profile(tmp_path, "p", stubs[0].url, models=models, **routes)
         key, secret = Key.new("ann", team="genomics", **limits)
         change_keys(tmp_path / "keys.json", lambda known: known.update({key.id: key}))
         service = Service(path, "--workers", "2", "--keys", str(tmp_path / "keys.json"))
@@ -93,6 +121,59 @@ def test_64_requests_of_a_dollar_on_a_budget_of_one(priced, form, bounded):
     assert 1 <= server.calls <= 2
     assert found.count(200) == server.calls
     assert set(found) <= {200, 402, 429}
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "embedding"])
+def test_64_streams_of_a_dollar_on_a_budget_of_one(priced, form):
+    """A stream reserves before its first byte and settles after its last one."""
+    server = Counted()
+    _, ask = priced(server, budget=1.0, period="total")
+    found = at_once(ask, form, 64, stream=True, **({} if form == "responses" else {"max_tokens": 500}))
+    assert 1 <= server.calls <= 2
+    assert found.count(200) == server.calls
+    assert set(found) <= {200, 402, 429}
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "embedding"])
+def test_a_fallback_that_costs_a_dollar_is_reserved_before_it_is_called(priced, form):
+    """Whole answers and streams, whose first candidate is free and down: two dollars and a half pay for two of sixteen."""
+    server = Counted(tokens=985, prompt=len(TEXT))
+    _, ask = priced(server, before=lambda request: Reply.error(500), budget=2.5, period="total")
+    limit = "max_output_tokens" if form == "responses" else "max_tokens"
+    with ThreadPoolExecutor(16) as pool:
+        asked = [pool.submit(ask, form, model="auto", stream=bool(number % 2), **{limit: 985}) for number in range(16)]
+    found = [each.result() for each in asked]
+    assert (server.calls, found.count(200)) == (2, 2)
+    assert set(found) <= {200, 402, 429}
+
+
+def test_a_later_tier_that_costs_a_dollar_is_reserved_before_it_is_called(priced):
+    """The first tier bills five times what it may have, so that what was reserved for both does not pay for the second."""
+    first, last = Counted(delay=0.05, tokens=5 * 985, prompt=0), Counted(tokens=985, prompt=len(TEXT))
+    tiers = {"low": {"model": "first", "samples": 1, "accept": ["yes", "no"], "retries": 0}, "high": {"model": "p-0"}}
+    more = {"tiers": tiers, "routers": ["cascade", "cascading_provider"], "task_routing": {"*": "cascade"}}
+    cheap = {"input_price": 100.0, "output_price": 100.0}
+    _, ask = priced(last, before=first, before_prices=cheap, more=more, budget=2.5, period="total")
+    found = at_once(ask, "chat", 12, model="auto", max_tokens=985)
+    assert last.calls == 1
+    assert found.count(200) == first.calls >= 2
+    assert 0.1 * first.billed + last.billed <= 2.5 + 0.5
+
+
+@pytest.mark.parametrize("form", ["chat", "messages"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_server_that_bills_beyond_max_tokens_costs_no_more_than_the_calls_under_way(priced, form, stream):
+    """It bills forty cents where four were asked for: the calls of each worker that had begun are paid, and no others."""
+    server = Counted(tokens=400, prompt=0)
+    _, ask = priced(server, budget=1.0, period="total")
+    assert ask(form, stream=stream, max_tokens=4) == 200
+    before = server.calls
+    found = at_once(ask, form, 32, stream=stream, max_tokens=4)
+    assert server.billed <= 1.0 + 0.4 * server.most
+    assert found.count(200) + before == server.calls
+    began = server.calls
+    at_once(ask, form, 8, stream=stream, max_tokens=4)
+    assert server.calls == began
 
 
 def test_what_was_reserved_and_not_spent_lets_the_next_go_on(priced):

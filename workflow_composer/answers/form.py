@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,20 +39,28 @@ ANY_FORM = AnswerForm()
 class Patience:
     """The CPU time in seconds that the comparisons of one question may take together, and what they have taken.
 
+    ``ends`` is when the question itself must end (`time.perf_counter`): a comparison under way then is given up.
+
     For answers that strangers may have chosen: they cannot keep those of others waiting. What is not compared in time counts
     as different.
     """
 
-    __slots__ = ("seconds", "used")
+    __slots__ = ("ends", "seconds", "used")
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, ends: float = math.inf) -> None:
         self.seconds = seconds
+        self.ends = ends
         self.used = 0.0
 
     @classmethod
-    def of(cls, form: AnswerForm) -> Self:
+    def of(cls, form: AnswerForm, ends: float = math.inf) -> Self:
         """Return the time for one vote: that of a few comparisons at their limit."""
-        return cls(_AT_THE_LIMIT * form.limit)
+        return cls(_AT_THE_LIMIT * form.limit, ends)
+
+    @property
+    def left(self) -> float:
+        """Seconds until the question must end."""
+        return self.ends - time.perf_counter()
 
 
 _AT_THE_LIMIT = 5

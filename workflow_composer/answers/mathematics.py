@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import json
+import math
 import os
 import select
 import subprocess
@@ -352,19 +353,35 @@ class Algebra:
 
     async def _in_turn(self, a: str, b: str | None, patience: Patience) -> tuple[Any, bool]:
         """Return the answer within the question's time, and whether another question would get the same."""
-        if patience.used < SLICE:
-            worker = shared()
-            worker.keeps_spare = True
-            found, seconds = await _answered(worker, a, b, min(SLICE, self._limit))
-            patience.used += seconds
-            if found is not None or self._limit <= SLICE:
-                return found, True
-        limit = min(self._limit, patience.seconds - patience.used)
-        if limit <= 0.0:
+        try:
+            if patience.used < SLICE:
+                worker = shared()
+                worker.keeps_spare = True
+                limit = min(SLICE, self._limit)
+                found = await self._taken(worker, a, b, limit, patience)
+                if found is not None or self._limit <= SLICE:
+                    return found, True
+            limit = min(self._limit, patience.seconds - patience.used)
+            if limit <= 0.0:
+                return None, False
+            found = await self._taken(shared("slow"), a, b, limit, patience)
+        except TimeoutError:  # the question's own time is up, which says nothing of the formulas
             return None, False
-        found, seconds = await _answered(shared("slow"), a, b, limit)
-        patience.used += seconds
         return found, found is not None or limit >= self._limit
+
+    async def _taken(self, worker: MathWorker, a: str, b: str | None, limit: float, patience: Patience) -> Any:
+        """Return the worker's answer and count its time. Raises `TimeoutError` at the end of the question's own time.
+
+        A comparison that waits for its turn is then withdrawn, and one under way ends soon: its limit is no longer either.
+        """
+        if (left := patience.left) <= 0.0:
+            raise TimeoutError
+        async with asyncio.timeout(None if math.isinf(left) else left):
+            found, seconds = await _answered(worker, a, b, min(limit, left))
+        patience.used += seconds
+        if found is None and left < limit:
+            raise TimeoutError
+        return found
 
 
 async def _answered(worker: MathWorker, a: str, b: str | None, limit: float) -> tuple[Any, float]:

@@ -196,6 +196,7 @@ class Forecast:
         self._seen: deque[tuple[int, int, int, int, float]] = deque()
         self._sums = _NOTHING
         self._longest: deque[float] = deque(maxlen=_MEMORY)
+        self._beyond = 0
         self._streams: deque[tuple[int, int, int]] = deque(maxlen=_MEMORY)
 
     def learn(self, request: LLMRequest, usage: Usage, samples: int, gpu_seconds: float) -> None:
@@ -216,20 +217,33 @@ class Forecast:
             )
             if answer:
                 self._longest.append(answer / samples)
+                if request.max_tokens is not None and answer > request.max_tokens * samples:
+                    self._beyond = _MEMORY  # the server does not keep to the limit, or counts more than it limits
+                elif self._beyond:
+                    self._beyond -= 1
 
-    def most(self, request: LLMRequest, samples: int = 1, calls: int = 1) -> tuple[float, float, float | None]:
-        """Return the most tokens of prompts and of ``samples`` answers to expect, and the GPU seconds per answer's token.
+    def most(self, request: LLMRequest, price: Price, samples: int = 1, calls: int = 1) -> tuple[float, float]:
+        """Return the most dollars and tokens to expect of the prompts of ``calls`` calls and of ``samples`` answers.
 
-        An answer is expected to be as long as the longest of the last ones, or as ``max_tokens`` if that is less; without
-        both it is infinite. The seconds are None if no answer has been seen.
+        An answer is expected to be as long as the longest of the last ones, or as ``max_tokens`` if that is less and the
+        server keeps to it; without both, and at a price by GPU time if no answer has been seen, it is infinite.
         """
         characters, prompts, answered, _, gpu = self._sums
         limit = 0 if request.kind == "embeddings" else request.max_tokens
         answer = max(self._longest, default=math.inf)
-        if limit is not None and limit < answer:
+        if limit is not None and limit < answer and not (self._beyond and limit):
             answer = limit
         per_character = prompts / characters if characters else 1.0  # few languages have more tokens than characters
-        return request.query_length * per_character * calls, answer * samples, max(gpu, 0.0) / answered if answered else None
+        prompt, answer = request.query_length * per_character * calls, answer * samples
+        dollars, each = prompt * price.input_per_million, price.output_per_million
+        if price.reasoning_per_million is not None and price.reasoning_per_million > each:
+            each = price.reasoning_per_million
+        if each and answer:
+            dollars += answer * each
+        dollars /= 1e6
+        if price.gpu_hour:
+            dollars += answer * max(gpu, 0.0) / answered * price.gpu_hour / 3600.0 if answered else math.inf
+        return dollars, prompt + answer
 
     def gpu_seconds(self, tokens: int) -> float | None:
         """Return the expected GPU seconds of an answer of ``tokens`` tokens; None if no answer has been seen."""
@@ -240,7 +254,7 @@ class Forecast:
         """Return the expected usage of ``samples`` answers; each call pays for the prompt. ``max_tokens`` is a limit."""
         characters, prompts, answered, drawn, gpu = self._sums
         answer = answered / drawn if drawn else UNSEEN_ANSWER
-        if request.max_tokens is not None and (not drawn or request.max_tokens < answer):
+        if request.max_tokens is not None and (not drawn or request.max_tokens < answer) and not self._beyond:
             answer = request.max_tokens
         per_character = prompts / characters if characters else 1.0 / CHARACTERS_PER_TOKEN
         usage = Usage(round(request.query_length * per_character) * calls, round(answer * samples))

@@ -9,13 +9,17 @@ if TYPE_CHECKING:
     from workflow_composer.calibration.certify.calibrate import calibrate
     from workflow_composer.calibration.certify.certificate import Certificate
     from workflow_composer.calibration.certify.pairs import from_pairs, from_records
+    from workflow_composer.calibration.scores.offline import cascade_of
+    from workflow_composer.calibration.scores.signals import FeedbackRules
 
-__all__ = ["Certificate", "assess", "calibrate", "from_pairs", "from_records"]
+__all__ = ["Certificate", "FeedbackRules", "assess", "calibrate", "cascade_of", "from_pairs", "from_records"]
 
 _HOMES = {
     "Certificate": "certify.certificate",
+    "FeedbackRules": "scores.signals",
     "assess": "certify.assessment",
     "calibrate": "certify.calibrate",
+    "cascade_of": "scores.offline",
     "from_pairs": "certify.pairs",
     "from_records": "certify.pairs",
 }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 import click
 
-from workflow_composer.cli.options import debug_option, examples, json_option, strategy_option
+from workflow_composer.cli.options import debug_option, examples, json_option, piped_prompt, strategy_option
 from workflow_composer.cli.state import State
 from workflow_composer.errors import PluginError
 
@@ -27,9 +27,10 @@ COMMANDS = {
     "status": "Show the strategy, the reachable servers, and the routers.",
     "fleet": "Start, stop and monitor your own vLLM servers, on this machine or on SLURM.",
     "strategies": "List, show and validate strategy profiles.",
+    "models": "List the cloud models that a profile may name, with prices, and the models of a profile.",
     "contexts": "List, show and copy context templates.",
     "plugins": "List plugins and what they provide.",
-    "metrics": "Summarize the metrics of past requests.",
+    "metrics": "Summarize the metrics of past requests, or explain one of them.",
     "record": "Record every tier's answers to data sets, graded and with log-probabilities.",
     "calibrate": "Find thresholds that keep the error of accepted answers below a limit.",
     "certificate": "Show a certificate, or verify it by recomputing it from its data.",
@@ -64,13 +65,15 @@ class LazyGroup(click.Group):
         return _plugin_commands(ctx).get(cmd_name)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command, or fail with the most similar names."""
+        """Return the command, or fail with the most similar names, or with what to type to ask a question."""
         name = args[0]
         if not ctx.resilient_parsing and not name.startswith("-") and self.get_command(ctx, name) is None:
             from workflow_composer.errors import nearest
 
             known = self.list_commands(ctx)
-            near = nearest(name, known) or f"known commands: {', '.join(known)}"
+            near = "" if _is_question(args) else nearest(name, known)
+            if not near:
+                ctx.fail(f"no such command: {name!r}; to ask it, type: {_asking(ctx, args)}")
             ctx.fail(f"no such command: {name!r}; {near}")
         return super().resolve_command(ctx, args)
 
@@ -81,6 +84,20 @@ class LazyGroup(click.Group):
         if plugins := _plugin_commands(ctx):
             with formatter.section("Commands of plugins"):
                 formatter.write_dl([(name, plugins[name].get_short_help_str(80)) for name in sorted(plugins)])
+
+
+def _is_question(words: Sequence[str]) -> bool:
+    """Whether what stands in the place of a command and its arguments reads as a question."""
+    return " " in words[0].strip() or words[-1].endswith("?") or not words[0].isascii()
+
+
+def _asking(context: click.Context, words: Sequence[str]) -> str:
+    """Return the command line that asks these words, for a shell to read."""
+    import shlex
+
+    strategy = context.ensure_object(State).strategy
+    profile = ["-s", shlex.quote(strategy)] if strategy else []
+    return " ".join([context.command_path, *profile, "generate", shlex.quote(" ".join(words))])
 
 
 def _plugin_commands(context: click.Context) -> Mapping[str, click.Command]:
@@ -120,6 +137,7 @@ def commands_of(host: PluginHost) -> dict[str, click.Command]:
     cls=LazyGroup,
     invoke_without_command=True,
     epilog=examples(
+        "-s development",
         '-s development generate "What is 30 + 12?"',
         "generate --input questions.jsonl --output answers.jsonl",
         'route --task code_generation "Write a parser"',
@@ -135,14 +153,33 @@ def commands_of(host: PluginHost) -> dict[str, click.Command]:
 def cli(context: click.Context) -> None:
     """Send each request to the cheapest model that is good enough, and only to the servers that the profile allows.
 
-    Without a command: print a short status and the next commands to try.
+    Without a command: on a terminal, --strategy NAME opens a prompt (/help lists what it can do; Ctrl-D ends), and without
+    a strategy a short status is printed, with the next commands to try. Standard input that is no terminal is answered as
+    one prompt: `workflow-composer -s NAME < question.txt`.
 
     Exit codes: 0 done; 1 some rows failed, or a file could not be written; 2 wrong usage, profile or input; 3 no route;
     4 forbidden by the profile; 5 no model answered; 6 the run budget is used up; 7 more than 5 % of a run's graded answers
     could not be read; 70 a bug in this program; 130 Ctrl-C; 143 SIGTERM.
     """
-    context.ensure_object(State)
+    state = context.ensure_object(State)
     if context.invoked_subcommand is None:
-        from workflow_composer.cli.commands.status import show_short
+        _without_command(state)
 
-        show_short(context.ensure_object(State))
+
+def _without_command(state: State) -> None:
+    import sys
+
+    if sys.stdin is not None and not sys.stdin.closed and not sys.stdin.isatty():
+        if (prompt := piped_prompt()) is not None:
+            from workflow_composer.cli.answering import answer_prompt
+
+            answer_prompt(state, prompt, {})
+            return
+    elif state.named and not state.json and sys.stdin is not None and sys.stdout.isatty():
+        from workflow_composer.cli.chat import chat
+
+        chat(state)
+        return
+    from workflow_composer.cli.commands.status import show_short
+
+    show_short(state)

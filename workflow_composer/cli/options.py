@@ -33,14 +33,24 @@ def read_prompt(argument: str | None) -> str:
         raise click.UsageError("give a prompt as an argument: standard input is closed")
     if argument is None and sys.stdin.isatty():
         raise click.UsageError("give a prompt as an argument or on standard input")
+    return _checked(_read_input(), "standard input")
+
+
+def piped_prompt() -> str | None:
+    """Return the prompt on a standard input that is no terminal; None if there is none. Raises `InputError` if not UTF-8."""
+    text = _read_input()
+    return text if text.strip() else None
+
+
+def _read_input() -> str:
     try:
-        text = sys.stdin.buffer.read().decode("utf-8-sig")
+        text: str = sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"standard input is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}",
             hint="convert it first, for example with iconv -f LATIN1 -t UTF-8",
         ) from None
-    return _checked(text.rstrip("\r\n"), "standard input")
+    return text.rstrip("\r\n")
 
 
 def _checked(text: str, what: str) -> str:

@@ -85,23 +85,27 @@ def raise_if_over(budget: RunBudget, tally: Tally) -> None:
 # The decision log of a batch: a file, because thousands of lines would hide the progress.
 
 
-DECISIONS = Path("logs") / "routing_decisions.log"
+DECISIONS = "routing_decisions.log"
 
 
 class DecisionLog:
-    """A text file that is created with its first line, which is announced once on standard error."""
+    """A text file that is created with its first line, which is announced once on standard error.
 
-    def __init__(self, path: Path = DECISIONS) -> None:
-        self._path = path
+    ``locate`` returns the path for the file's name.
+    """
+
+    def __init__(self, locate: Callable[[str], Path]) -> None:
+        self._locate = locate
         self._file: TextIO | None = None
 
     def write(self, text: str, /) -> None:
         """Append the text; drop it if the file cannot be written, because a log must not stop the run."""
         with suppress(OSError):
             if self._file is None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = os.fdopen(open_for_appending(self._path), "a", encoding="utf-8", buffering=1)
-                click.echo(f"decisions are logged in {self._path}", err=True)
+                path = self._locate(DECISIONS)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = os.fdopen(open_for_appending(path), "a", encoding="utf-8", buffering=1)
+                click.echo(f"decisions are logged in {path}", err=True)
             self._file.write(text)
 
     def flush(self) -> None:

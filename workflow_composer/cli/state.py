@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from workflow_composer.metrics.sink import MetricsSink
     from workflow_composer.orchestrator import ModelOrchestrator
     from workflow_composer.runtime.decision_log import LogStream
+
+STRATEGY_VARIABLE = "BIOPIPELINES_STRATEGY"
+"""`resources.STRATEGY_VARIABLE`, repeated to avoid the imports of that module."""
 
 OpenOrchestrator = Callable[["State", "MetricsSink | None"], "ModelOrchestrator"]
 
@@ -52,16 +56,33 @@ class State:
             self.told_where = True
             tell_where(config, self.environ)
 
+    @property
+    def named(self) -> str:
+        """The profile that the command line or the environment names; empty for none."""
+        return self.strategy or self.environ.get(STRATEGY_VARIABLE, "").strip()
+
     def profile(self) -> StrategyConfig | None:
         """Load the named profile without building its routers, which may need files that do not exist yet.
 
         Return None if no profile is named. Raises `ConfigError`.
         """
         from workflow_composer.config.strategy import StrategyConfig
-        from workflow_composer.runtime.resources import STRATEGY_VARIABLE
 
-        named = self.strategy or self.environ.get(STRATEGY_VARIABLE, "").strip()
-        return StrategyConfig.load(named, environ=self.environ) if named else None
+        return StrategyConfig.load(self.named, environ=self.environ) if self.named else None
+
+    def log_file(self, name: str) -> Path:
+        """Return where a log is: in the named profile's folder ``logs``, else in the user's state folder."""
+        from workflow_composer.support.places import log_file
+
+        profile = self.profile()
+        return log_file(self.environ, name, None if profile is None else profile.logs)
+
+    def metrics_file(self) -> Path:
+        """Return the metrics file, of earlier requests if metrics are off now."""
+        from workflow_composer.metrics.sink import METRICS_FILE, METRICS_VARIABLE, metrics_file
+
+        named = self.environ.get(METRICS_VARIABLE, "").strip()
+        return (metrics_file(self.environ) if named else None) or self.log_file(METRICS_FILE)
 
     @contextmanager
     def orchestrator(self, metrics: MetricsSink | None = None) -> Iterator[ModelOrchestrator]:

@@ -11,6 +11,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 from urllib.parse import urlsplit
 
+from workflow_composer.config.cloud_names import CASCADE_TARGET, CLOUD, in_catalogue
 from workflow_composer.config.normalize import FALLBACK_KEYS
 from workflow_composer.config.own_machines import is_metadata, user_id
 from workflow_composer.config.profile_models import LOCAL_BACKENDS
@@ -19,13 +20,10 @@ from workflow_composer.errors import MarkerError, nearest
 from workflow_composer.markers import can_name_tier, is_routing_string, parse_route
 from workflow_composer.types import ANY_TASK
 
-CLOUD = "cloud"
-"""Target: the cloud models of ``fallback``, or those of the catalogue if ``fallback`` has none."""
-
-CASCADE_TARGET = "cascade"
-"""Target: all tiers of the profile as one cascade."""
+__all__ = ["CASCADE_TARGET", "CLOUD", "Checks"]
 
 CLOUD_BACKEND = "openai"
+EMBEDDINGS = "embeddings"
 
 _NEEDS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "vllm": (("endpoint", "base_url"), "endpoint: a role of vllm_endpoints, or base_url"),
@@ -55,6 +53,7 @@ class Checks:
         # A name stays valid even if its value was dropped because of a fault.
         self.names = {section: self._names(section) for section in ("vllm_endpoints", "models", "tiers")}
         self.targets = list(dict.fromkeys(name for names in self.names.values() for name in names))
+        self._forbids_cloud = tree.get("allow_cloud") is False
 
     def run(self) -> None:
         """Run every check and report the violations."""
@@ -68,7 +67,7 @@ class Checks:
         self.router_names()
         networks = self.networks()
         self.users()
-        if self.tree.get("allow_cloud") is False:
+        if self._forbids_cloud:
             self.no_cloud()
             self.no_public_servers(networks)
 
@@ -171,6 +170,8 @@ class Checks:
                 yield ("fallback", key), target
 
     def _unknown(self, path: KeyPath, name: str, valid: list[str], *, kind: str = "model, role or tier") -> None:
+        if self._forbids_cloud and in_catalogue(name):
+            return  # it is a cloud model, and `no_cloud` reports it
         self.problems.add(
             path, f"{shown(name, path)}, which is not a {kind} of this profile", one_of(valid), hint=nearest(name, valid)
         )
@@ -285,9 +286,10 @@ class Checks:
         line = self.problems.source.line(("allow_cloud",))
         why = f"needs the cloud, but allow_cloud is false{f' (line {line})' if line else ''}"
         local = [name for name in self.targets if not self._is_cloud(name)]
+        instead = self._instead(local)
         for task, target in _mapping(self.tree, "task_routing").items():
             if self._is_cloud(target):
-                self.problems.add(("task_routing", task), f"{target!r} {why}", one_of(local))
+                self.problems.add(("task_routing", task), f"{target!r} {why}", one_of(local), hint=instead)
         for path, target in self._fallback_items():
             if self._is_cloud(target):
                 self.problems.add(path, f"{target!r} {why}", one_of(local))
@@ -299,6 +301,13 @@ class Checks:
                 self.problems.add(
                     ("models", name, "backend"), f"{name!r} {why}", "remove it, or set backend: vllm for your own server"
                 )
+
+    def _instead(self, local: list[str]) -> str:
+        """Return what to write in place of a route to the cloud: where most other tasks go."""
+        routing = _mapping(self.tree, "task_routing")
+        own = [routing[ANY_TASK]] if ANY_TASK in routing else [to for task, to in routing.items() if task != EMBEDDINGS]
+        best = max((to for to in own if to in local), key=own.count, default=None)
+        return "remove this line" if best is None else f"write {best}, or remove this line"
 
     def no_public_servers(self, networks: list[IPv4Network | IPv6Network]) -> None:
         """With ``allow_cloud: false``, no server has a public address outside ``local_networks``."""
@@ -336,7 +345,9 @@ class Checks:
             return False
         if through_tier and target in self.tiers:
             return self._is_cloud(self.tiers[target].get("model"), through_tier=False)
-        return target == CLOUD or self.models.get(target, {}).get("backend") == CLOUD_BACKEND
+        if target in self.targets:
+            return self.models.get(target, {}).get("backend") == CLOUD_BACKEND
+        return target == CLOUD or in_catalogue(target)
 
 
 def _mapping(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:

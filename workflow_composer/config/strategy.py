@@ -18,7 +18,8 @@ from typing import Any, Self
 
 from pydantic import Field, PrivateAttr, ValidationError
 
-from workflow_composer.config.checks import CLOUD, Checks
+from workflow_composer.config.checks import Checks
+from workflow_composer.config.cloud_names import CLOUD, FilledIn, in_catalogue
 from workflow_composer.config.findings import add_faults
 from workflow_composer.config.named_code import check_code
 from workflow_composer.config.normalize import NormalForm, as_tree, without_secrets
@@ -61,10 +62,10 @@ __all__ = [
     "search_path",
 ]
 
-PRESETS = ("t4_hybrid", "t4_local_only", "cloud_only", "development")
+PRESETS = ("t4_hybrid", "t4_local_only", "cloud_only", "development", "math_cascade", "t4_feedback")
 """The profiles shipped with the package."""
 
-LOCAL_PRESETS = ("t4_local_only", "development")
+LOCAL_PRESETS = ("t4_local_only", "development", "math_cascade")
 """Those that promise to keep data on one's own machines."""
 
 WORKING = Path("config/strategies")
@@ -92,6 +93,11 @@ class StrategyConfig(ProfilePart):
     )
     debug_routing: bool = Field(
         default=False, description="Explain every routing decision in the log, and write prompts to the metrics file."
+    )
+    logs: Name | None = Field(
+        default=None,
+        description="Folder of the metrics file and of the batch decision log, such as `logs`, relative to the working "
+        "directory. Default: the user's state folder, `~/.local/state/workflow-composer`.",
     )
     vllm_endpoints: RoleToServers = frozen_mapping(
         "Role -> URL of your own model server, up to and including `/v1`; or `registry:ROLE` for the servers that a fleet "
@@ -138,12 +144,14 @@ class StrategyConfig(ProfilePart):
     )
 
     _source: SourceText = PrivateAttr()
+    _notes: tuple[str, ...] = PrivateAttr(default=())
     _specs: Mapping[str, ModelSpec] = PrivateAttr()
 
     def __init__(self, /, *, _read: tuple[SourceText, Problems, Mapping[str, str]] | None = None, **data: Any) -> None:
         _, problems, environ = _read or _in_python()
         source = check_code(data, problems, environ)  # first: nothing that names code is read any further
-        tree = without_secrets(as_tree(data), problems)
+        filled = FilledIn(without_secrets(as_tree(data), problems), source)
+        tree = filled.tree
         normal = NormalForm(problems, environ).of(tree)
         try:
             super().__init__(**normal)
@@ -152,6 +160,7 @@ class StrategyConfig(ProfilePart):
         Checks(tree, normal, problems).run()
         problems.raise_if_any()
         self._source = source
+        self._notes = tuple(filled.notes)
         self._specs = _callable_specs(self)
         self.__dict__["models"] = frozen({name: self._specs[name] for name in self.models})
 
@@ -232,6 +241,11 @@ class StrategyConfig(ProfilePart):
         return self._source.label
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What was not taken as written: retired cloud models, and the successors that answer in their place."""
+        return self._notes
+
+    @property
     def directory(self) -> Path:
         """The folder to which its paths are relative."""
         return self._source.directory
@@ -278,6 +292,8 @@ class StrategyConfig(ProfilePart):
                 return (spec,)
         valid = [*self.vllm_endpoints, *self.models, *self.tiers, CLOUD]
         hint = nearest(target, valid) or f"allowed: {', '.join(dict.fromkeys(valid))}"
+        if in_catalogue(target):
+            hint = f"to use this cloud model, name it in the profile, for instance as `models: {{{target}: {{}}}}`"
         error = RoutingError(f"profile {self.profile_name!r} has no role, model or tier {target!r}", hint=hint)
         error.public = f"there is no model {target!r}{nearest(target, valid, prefix='; ')}"
         raise error

@@ -11,6 +11,9 @@ from typing import Literal
 from workflow_composer.errors import CircuitOpen
 from workflow_composer.execution.fault import counts
 
+_LONGEST = 300
+"""Characters of the last failure that are kept."""
+
 State = Literal["closed", "open", "half-open"]
 
 
@@ -28,6 +31,7 @@ class CircuitBreaker:
     ) -> None:
         self.name = name
         self.failed = 0
+        self._last = ""
         self._limit = failures
         self._cooldown = cooldown
         self._clock = clock
@@ -58,7 +62,8 @@ class CircuitBreaker:
                 self._probe_ends = now + self._cooldown
                 return True
         when = f"next try in {wait:.0f} s" if wait > 0 else "a probe is in progress"
-        raise CircuitOpen(f"{self.name} failed {self.failed} times in a row, so its circuit breaker is open; {when}")
+        what = f"{self.name} failed {self.failed} times in a row, so its circuit breaker is open; {when}"
+        raise CircuitOpen(f"{what}; the last failure: {self._last}")
 
     def succeed(self) -> None:
         """Record a successful call and close the breaker."""
@@ -78,6 +83,7 @@ class CircuitBreaker:
             return
         with self._lock:
             self.failed += 1
+            self._last = f"{type(error).__name__}: {error}"[:_LONGEST]
             if probe or (self._opened_at is None and self.failed >= self._limit):
                 self._opened_at = self._clock()
             if probe:

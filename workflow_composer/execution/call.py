@@ -36,6 +36,7 @@ from workflow_composer.usage import MOST_TOKENS, NO_USAGE, Delivered, WorkClock
 
 REST = "end of the stream"
 """What a stream awaits after its first token."""
+CUT_OFF = "the answer was cut off by its length"
 SCARCE = "raise this process's limits (ulimit -n), or lower the number of concurrent requests"
 
 

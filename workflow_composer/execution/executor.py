@@ -8,14 +8,12 @@ is returned as not accepted; if there is no answer at all, one error lists every
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from workflow_composer.answers.reasoning import says_nothing
 from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
 from workflow_composer.errors import (
     AllCandidatesFailed,
@@ -25,17 +23,17 @@ from workflow_composer.errors import (
     TooManyCalls,
     Unsupported,
 )
-from workflow_composer.execution.call import Endpoint, Outcome, Trace
+from workflow_composer.execution.call import CUT_OFF, Endpoint, Outcome, Trace
 from workflow_composer.execution.escalation import Ascent
 from workflow_composer.execution.forming import Forming, formed, instructed
 from workflow_composer.execution.member_run import Abandoned, CallObserver, MemberRun, Models, RetryPolicy, shown_to
 from workflow_composer.execution.reservation import Reservation
-from workflow_composer.execution.voting.ballot import CUT_OFF
-from workflow_composer.execution.voting.vote_kinds import Embed, VoteKind, vote_kind
-from workflow_composer.execution.voting.vote_sampling import Poll
 from workflow_composer.plan import ALWAYS, Candidate, Plan, Tier
 from workflow_composer.support.fast_dataclass import changed
 from workflow_composer.types import Embeddings, LLMRequest, Sample, Timeouts, Verdict
+
+if TYPE_CHECKING:
+    from workflow_composer.execution.voting.vote_kinds import Embed, VoteKind
 
 EMPTY = "the answer is empty"
 WITHHELD = "the server withheld the answer (content_filter)"
@@ -63,13 +61,13 @@ class PlanExecutor:
         self._embedding = embedding or _no_embedding
         self._models = Models(endpoints, retry or RetryPolicy(), timeouts or Timeouts(), observer, local_only)
 
-    def run(self, plan: Plan, request: LLMRequest, trace: Trace) -> Coroutine[Any, Any, Outcome]:
-        """Run ``plan`` and return its outcome.
+    def run(self, plan: Plan, request: LLMRequest, trace: Trace, *, paid: bool = False) -> Coroutine[Any, Any, Outcome]:
+        """Run ``plan`` and return its outcome. ``paid``: its cost is reserved already.
 
         Raises `AllCandidatesFailed` (or `DeadlineExceeded`) if no tier answered, `TooManyCalls` at the request's limit. A
         `ModelError` that no other candidate can fix (an invalid request, a wrong key) is raised unchanged.
         """
-        if (purse := request.purse) is not None and not purse.take(*self._most(plan, request)):
+        if not paid and (purse := request.purse) is not None and not purse.take(*self._most(plan, request)):
             return self._once_paid(plan, request, trace)
         if request.form is not None:
             plan = formed(plan, request)
@@ -91,7 +89,7 @@ class PlanExecutor:
 
     async def _once_paid(self, plan: Plan, request: LLMRequest, trace: Trace) -> Outcome:
         paid = await self.paid(plan, request, trace)
-        return await self.run(plan, paid, trace)
+        return await self.run(plan, paid, trace, paid=True)
 
     async def paid(self, plan: Plan, request: LLMRequest, trace: Trace) -> LLMRequest:
         """Reserve the plan's cost in the request's purse; return the request with the money that there is as its budget.
@@ -100,15 +98,15 @@ class PlanExecutor:
         reservation already does not wait, because others may wait for its end. Raises `BudgetExceeded`.
         """
         purse: Reservation | None = request.purse
-        if purse is None or purse.take(*self._most(plan, request)):
+        if purse is None or purse.take(*self._most(plan, request)) or purse.holds:
             return request
-        if purse.holds:
-            return changed(request, purse=None)
         until = min(trace.ends, time.perf_counter() + self._models.timeouts.total)
         left = await purse.wait(lambda: self._most(plan, request), until=until)
-        if left is None:
-            return changed(request, purse=None)
-        return changed(request, purse=None, budget=left if request.budget is None else min(left, request.budget))
+        return (
+            request
+            if left is None
+            else changed(request, budget=left if request.budget is None else min(left, request.budget))
+        )
 
     async def _ascend(self, plan: Plan, request: LLMRequest, trace: Trace) -> Outcome:
         refuse_too_many(plan, request)
@@ -130,6 +128,9 @@ class PlanExecutor:
         received by then. With ``watch``, the tier's watch may abandon the answer while it is generated.
         """
         if tier.voting is not None and (tier.form is None or tier.samples > 1 or tier.voting.measure == "score"):
+            # Imported with the first vote: reading and comparing answers is a third of all that a single answer would load.
+            from workflow_composer.execution.voting.vote_sampling import Poll
+
             kind = self.vote_kind(tier, request, trace)
             asked = request if tier.form is None else instructed(request, tier.form)
             return await Poll(self._models, index, tier, asked, trace, kind, last=last).run()
@@ -191,9 +192,12 @@ class PlanExecutor:
 
     def vote_kind(self, tier: Tier, request: LLMRequest, trace: Trace) -> VoteKind:
         """Return how samples of this tier vote on this request. Raises `RoutingError` without a model for embeddings."""
+        from workflow_composer.execution.voting.vote_kinds import vote_kind
+
         assert tier.voting is not None  # the caller has checked
         by = request.vote_by or tier.voting.by
-        return vote_kind(tier.voting, request, tier.form, self._embedder(request, trace) if by == "embedding" else None)
+        embed = self._embedder(request, trace) if by == "embedding" else None
+        return vote_kind(tier.voting, request, tier.form, embed, ends=trace.ends)
 
     def _embedder(self, request: LLMRequest, trace: Trace) -> Embed:
         candidate = self._embedding()
@@ -271,7 +275,8 @@ class PlanExecutor:
     def _most(self, plan: Plan, request: LLMRequest) -> tuple[float, float]:
         """Return the most dollars and tokens that the plan will probably use; infinite where nothing bounds them.
 
-        It assumes that each member's first candidate works, and that every tier is asked.
+        It assumes that each member's first candidate works, and that every tier is asked: whatever else is called raises
+        the reservation before (`Reservation.cover`).
         """
         dollars = tokens = 0.0
         for tier in plan.tiers:
@@ -281,14 +286,9 @@ class PlanExecutor:
                 endpoint = self._models.endpoints[member.candidates[0].name]
                 shown = request if member.form is None else shown_to(member, tier, request)
                 samples = request.n if tier.is_plain else member.samples
-                prompt, answer, seconds = endpoint.forecast.most(shown, samples, member.samples if apart else 1)
-                price = endpoint.price
-                tokens += prompt + answer
-                dollars += prompt * price.input_per_million / 1e6
-                if price.output_per_million:
-                    dollars += answer * price.output_per_million / 1e6
-                if price.gpu_hour:
-                    dollars += math.inf if seconds is None else answer * seconds * price.gpu_hour / 3600.0
+                some, more = endpoint.forecast.most(shown, endpoint.price, samples, member.samples if apart else 1)
+                dollars += some
+                tokens += more
         limit = plan.budget if request.budget is None else request.budget
         return dollars if limit is None or dollars < limit else limit, tokens
 
@@ -340,9 +340,15 @@ def judged(tier: Tier, samples: Sequence[Sample], request: LLMRequest) -> Verdic
         text = sample.text
         # Nearly every answer starts with a letter or digit and ends with one or a full stop: it says something.
         plain = text[:1].isalnum() and (text[-1:].isalnum() or text[-1] == ".")
-        if not plain and says_nothing(text):
+        if not plain and _says_nothing(text):
             why = EMPTY
     return replace(verdict, accepted=False, reason=why, unreadable=1) if why else verdict
+
+
+def _says_nothing(text: str) -> bool:
+    from workflow_composer.answers.reasoning import says_nothing
+
+    return says_nothing(text)
 
 
 def _longest(request: LLMRequest, candidate: Candidate) -> int:

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
 from workflow_composer.errors import (
     AllCandidatesFailed,
+    BudgetExceeded,
+    BudgetReserved,
     ContextOverflow,
     DeadlineExceeded,
     LocalModelUnavailable,
@@ -21,9 +23,10 @@ from workflow_composer.errors import (
     Unsupported,
 )
 from workflow_composer.execution.call import REST, Call, Endpoint, Trace
+from workflow_composer.execution.reservation import Reservation
 from workflow_composer.plan import Candidate, Member, Plan, Tier, Watch
 from workflow_composer.support.fast_dataclass import changed
-from workflow_composer.types import Attempt, Chunk, Completion, Embeddings, LLMRequest, ModelCall, Timeouts, Verdict
+from workflow_composer.types import Attempt, Chunk, Completion, Embeddings, Fault, LLMRequest, ModelCall, Timeouts, Verdict
 from workflow_composer.usage import Sending
 
 
@@ -104,6 +107,12 @@ class Abandoned(Exception):  # no error: the call was ended on purpose
         self.verdict = replace(verdict, reason=reason)
 
 
+class Unpaid(ModelError):
+    """The budget does not pay for a call to this candidate; a cheaper one may follow."""
+
+    fault: Fault = "caller"
+
+
 class MemberRun:
     """The loop over one member's candidates::
 
@@ -113,6 +122,9 @@ class MemberRun:
             except ModelError as error:
                 await run.failed(error)
         raise run.exhausted()
+
+    A call that was not foreseen when the request began (a retry, another candidate, a later tier), or that may cost more
+    than was foreseen, begins only once the request's reservation covers it (`Reservation.cover`); else it is `Unpaid`.
 
     After a failed call, `failed` decides whether `next` selects the same candidate again (after a pause), the following one,
     or none. ``asked`` is the call: ``samples`` answers, numbered from ``first``. ``position`` is the position of the current
@@ -141,6 +153,7 @@ class MemberRun:
         self._trace = trace
         self._tried = 0
         self._too_short = -1
+        self.unpaid: BudgetExceeded | None = None
         self._first_attempt = len(trace.attempts)
         temperature = request.temperature if member.temperature is None else member.temperature
         if tier.is_plain:
@@ -164,13 +177,20 @@ class MemberRun:
 
     async def complete(self) -> Completion:
         """Make one call for complete answers. Raises `ModelError`."""
-        with Call(self.endpoint, self.asked, self._trace, self._index, self.position) as call:
-            done = await self.endpoint.backend.complete(call.asked)
-            call.usage, call.cost, call.failovers = done.usage, done.cost, done.failovers
-            call.model, call.samples = done.model, done.samples
-            if not done.samples:
-                raise ServerFailed("the response has no choices")
-            return done
+        purse = self._request.purse
+        if purse is not None and (self._trace.attempts or not self._tier.is_plain):
+            await self._cover(purse, self.asked.request)
+        try:
+            with Call(self.endpoint, self.asked, self._trace, self._index, self.position) as call:
+                done = await self.endpoint.backend.complete(call.asked)
+                call.usage, call.cost, call.failovers = done.usage, done.cost, done.failovers
+                call.model, call.samples = done.model, done.samples
+                if not done.samples:
+                    raise ServerFailed("the response has no choices")
+                return done
+        finally:
+            if purse is not None and purse.calls:
+                purse.over(self)
 
     async def listen(self, heard: StreamAccumulator, watch: Watch | None = None) -> AsyncGenerator[Chunk, None]:
         """Make one streaming call and collect its chunks in ``heard``.
@@ -179,37 +199,69 @@ class MemberRun:
         """
         asked, patience = self.asked, self.asked.timeouts.first_token
         place = (self._index, self.position)
-        with Call(self.endpoint, asked, self._trace, *place, awaited="first token", patience=patience) as call:
-            if asked.samples > 1:
-                reason = f"{self.candidate.name} streams one answer only, but n is {asked.samples}"
-                raise Unsupported(reason, hint="omit n or stream")
-            call.delivery = heard.delivery
-            async with aclosing(self.endpoint.backend.stream(call.asked)) as pieces:
-                while (piece := await anext(pieces, None)) is not None:
-                    call.pause()
-                    heard.add(piece)
-                    call.model = heard.model
-                    call.failovers = piece.failovers or call.failovers
-                    going_on = piece.finish_reason is None  # abandoning a finished answer would save nothing
-                    if watch is not None and going_on and piece.logprobs and (verdict := watch.hear(piece.logprobs)):
-                        raise Abandoned(verdict, heard.tokens)
-                    yield piece
-                    if heard.pieces:
-                        call.resume(REST)
-                    else:
-                        call.resume("first token", patience)
-            if heard.finish_reason is None:
-                raise ServerFailed("the stream ended without a finish reason")
+        purse = self._request.purse
+        if purse is not None and (self._trace.attempts or not self._tier.is_plain):
+            await self._cover(purse, asked.request)
+        try:
+            with Call(self.endpoint, asked, self._trace, *place, awaited="first token", patience=patience) as call:
+                if asked.samples > 1:
+                    reason = f"{self.candidate.name} streams one answer only, but n is {asked.samples}"
+                    raise Unsupported(reason, hint="omit n or stream")
+                call.delivery = heard.delivery
+                async with aclosing(self.endpoint.backend.stream(call.asked)) as pieces:
+                    while (piece := await anext(pieces, None)) is not None:
+                        call.pause()
+                        heard.add(piece)
+                        call.model = heard.model
+                        call.failovers = piece.failovers or call.failovers
+                        going_on = piece.finish_reason is None  # abandoning a finished answer would save nothing
+                        if watch is not None and going_on and piece.logprobs and (verdict := watch.hear(piece.logprobs)):
+                            raise Abandoned(verdict, heard.tokens)
+                        yield piece
+                        if heard.pieces:
+                            call.resume(REST)
+                        else:
+                            call.resume("first token", patience)
+                if heard.finish_reason is None:
+                    raise ServerFailed("the stream ended without a finish reason")
+        finally:
+            if purse is not None and purse.calls:
+                purse.over(self)
 
     async def embed(self, texts: Sequence[str], dimensions: int | None) -> Embeddings:
         """Make one call for embeddings. Raises `ModelError`."""
-        with Call(self.endpoint, self.asked, self._trace, self._index, self.position, awaited="embeddings") as call:
-            wanted: dict[str, Any] = {} if dimensions is None else {"dimensions": dimensions}
-            if getattr(self.endpoint.backend, "tells_sending", False):
-                wanted["sending"] = call.asked.sending
-            found = await self.endpoint.backend.embed(texts, timeout=call.seconds, **wanted)
-            call.usage, call.failovers, call.model = found.usage, found.failovers, found.model
-            return found
+        purse = self._request.purse
+        if purse is not None and self._trace.attempts:
+            await self._cover(purse, LLMRequest.of("\n".join(texts), kind="embeddings"))
+        try:
+            with Call(self.endpoint, self.asked, self._trace, self._index, self.position, awaited="embeddings") as call:
+                wanted: dict[str, Any] = {} if dimensions is None else {"dimensions": dimensions}
+                if getattr(self.endpoint.backend, "tells_sending", False):
+                    wanted["sending"] = call.asked.sending
+                found = await self.endpoint.backend.embed(texts, timeout=call.seconds, **wanted)
+                call.usage, call.failovers, call.model = found.usage, found.failovers, found.model
+                return found
+        finally:
+            if purse is not None and purse.calls:
+                purse.over(self)
+
+    async def _cover(self, purse: Reservation, shown: LLMRequest) -> None:
+        """Wait until the reservation pays for a call with this request. Raises `Unpaid`."""
+        trace, samples, price, forecast = self._trace, self.asked.samples, self.endpoint.price, self.endpoint.forecast
+        until = min(trace.ends, time.perf_counter() + self._models.timeouts.total)
+
+        def expected() -> float:
+            found = forecast.expect(shown, samples)
+            return price.cost(found.usage, found.gpu_seconds)
+
+        try:
+            await purse.cover(
+                self, lambda: forecast.most(shown, price, samples), expected, lambda: used_by(trace), until=until
+            )
+        except BudgetExceeded as error:
+            told = f"{self.candidate.name} is not called: {error.summary}"
+            self.unpaid = type(error)(told, attempts=trace.attempts, hint=error.hint)
+            raise Unpaid(told) from None
 
     # -------------------------------------------------------------------------------------------- after a failed call
 
@@ -245,7 +297,7 @@ class MemberRun:
             raise error
         self.position, self._tried = following, 0
         observer = self._models.observer
-        if observer is not None and following < len(candidates) and not trace.over:
+        if observer is not None and following < len(candidates) and not trace.over and trace.attempts:
             observer.on_fallback(self._request, trace.attempts[-1], candidates[following])
 
     def _following(self) -> int:
@@ -265,8 +317,16 @@ class MemberRun:
             self._trace.go_on(time.perf_counter())
 
     def exhausted(self) -> AllCandidatesFailed:
-        """Return the error for a tier in which no candidate answered."""
+        """Return the error for a tier in which no candidate answered: money, if that was what a candidate lacked."""
+        if self.unpaid is not None and (not self._trace.over or isinstance(self.unpaid, BudgetReserved)):
+            return self.unpaid
         return self._models.exhausted(self._trace, self._first_attempt)
+
+
+def used_by(trace: Trace) -> tuple[float, int]:
+    """Return the dollars and tokens that a request has used so far."""
+    usage, cost = trace.total
+    return cost, usage.total_tokens
 
 
 def shown_to(member: Member, tier: Tier, request: LLMRequest) -> LLMRequest:

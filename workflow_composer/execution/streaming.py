@@ -18,7 +18,6 @@ from workflow_composer.errors import AllCandidatesFailed, ModelError, StreamInte
 from workflow_composer.execution.call import Outcome, Trace
 from workflow_composer.execution.executor import PlanExecutor, judged, refuse_several, refuse_too_many
 from workflow_composer.execution.forming import formed
-from workflow_composer.execution.voting.ballot import Ballot
 from workflow_composer.plan import Plan, Tier
 from workflow_composer.types import Chunk, LLMRequest, Sample, Verdict
 
@@ -112,6 +111,8 @@ class StreamRun:
         """Return the verdict on a tier's only sample."""
         if tier.voting is None:
             return judged(tier, (sample,), self._request)
+        from workflow_composer.execution.voting.ballot import Ballot
+
         ballot = Ballot(
             tier.voting, tier.members, last=True, kind=self._executor.vote_kind(tier, self._request, self._trace)
         )

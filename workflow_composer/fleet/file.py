@@ -75,6 +75,11 @@ class Fleet:
                 found[name] = None
         return tuple(found)
 
+    def to_start(self, names: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """Return the servers to start: those named, or all that need not be. Raises `FleetError`."""
+        usual = tuple(name for name, role in self.settings.roles.items() if not role.on_request)
+        return self.servers(names or usual) if names or usual else ()
+
     @property
     def logs(self) -> Path:
         """The folder with the servers' logs."""

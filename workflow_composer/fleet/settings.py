@@ -93,6 +93,9 @@ class RoleSpec(ProfilePart):
     replicas: int = Field(
         default=1, ge=1, le=64, description="Number of servers to run; each further one gets the next port."
     )
+    on_request: bool = Field(
+        default=False, description="Start it only if `fleet up` or `fleet submit` names it, not with all others."
+    )
     task: Literal["generate", "pooling"] = Field(default="generate", description="`pooling`: an embedding model.")
     device: Literal["auto", "cuda", "cpu"] = Field(
         default="auto", description="`auto`: the device that the installed vLLM is built for."

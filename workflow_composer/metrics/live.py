@@ -112,11 +112,15 @@ class Series:
 class LiveMetrics:
     """A metrics sink that counts. Only one event loop may write; `snapshot` may be called at any time, from any thread.
 
-    ``tasks`` returns the tasks that have series of their own; without it, all have.
+    ``tasks`` returns the tasks that have series of their own; without it, all have. ``recent``: decisions to keep.
     """
 
     def __init__(
-        self, *, clock: Callable[[], float] = time.time, tasks: Callable[[], Collection[str]] | None = None
+        self,
+        *,
+        clock: Callable[[], float] = time.time,
+        tasks: Callable[[], Collection[str]] | None = None,
+        recent: int = RECENT,
     ) -> None:
         self._clock = clock
         self.tasks = tasks
@@ -124,7 +128,7 @@ class LiveMetrics:
         self._series: dict[tuple[str, str, str, str, int], Series] = {}
         self._kinds: dict[str, int] = {}
         self._faults: dict[str, int] = {}
-        self._recent: deque[tuple[RoutingMetric, float]] = deque(maxlen=RECENT)
+        self._recent: deque[tuple[RoutingMetric, float]] = deque(maxlen=recent)
         self._history: dict[int, deque[list[float]]] = {span: deque(maxlen=count) for span, count in SPANS}
 
     def write(self, metric: RoutingMetric) -> None:

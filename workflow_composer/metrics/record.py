@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from json import dumps
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any
 
@@ -11,7 +12,7 @@ from typing import Any
 _LINE = (
     '{"timestamp":%s,"request_id":%s,"strategy":%s,"router":%s,"task_type":%s,"query_length":%d,"model_used":%s,'
     '"candidate":%s,"tier":%d,"fallback_depth":%d,"escalated":%s,"latency_ms":%.3f,"overhead_ms":%.3f,"prompt_tokens":%d,'
-    '"completion_tokens":%d,"cost":%r,"success":%s,"error":%s,"attempts":%d%s%s%s%s%s%s%s%s}\n'
+    '"completion_tokens":%d,"cost":%r,"success":%s,"error":%s,"attempts":%d%s%s%s%s%s%s%s%s%s}\n'
 )
 
 
@@ -26,9 +27,10 @@ class RoutingMetric:
     debugging is on; secrets are removed from it. ``alarm`` says why a certificate was suspended when the request was
     routed. ``context`` lists the templates prepended to the request, each as ``name@version#digest``, separated by spaces.
     ``strongest_cost`` is the cost of the plan's last tier alone, None for a plan with one tier. ``reason`` says why the
-    plan was chosen; ``decision`` (only with debugging on, and not in the line of JSON) gives all details. ``cost_known`` is
-    False if the profile has no price for a model that was called, so that ``cost`` is only what is known; ``estimated``: a
-    server reported no tokens, or a call was broken off. The line of JSON has these two only if they are not the rule.
+    plan was chosen; ``decision`` (only with debugging on) gives all details: plan, what was left out, attempts, error.
+    ``cost_known`` is False if the profile has no price for a model that was called, so that ``cost`` is only what is known;
+    ``estimated``: a server reported no tokens, or a call was broken off. The line of JSON has these two only if they are
+    not the rule.
     """
 
     timestamp: str
@@ -92,5 +94,6 @@ class RoutingMetric:
                 "" if self.cost_known else ',"cost_known":false',
                 ',"estimated":true' if self.estimated else "",
                 "" if self.fault is None else f',"fault":{_quoted(self.fault)}',
+                "" if self.decision is None else f',"decision":{dumps(self.decision)}',
             )
         ).encode("ascii")

@@ -13,14 +13,16 @@ from typing import Protocol
 from workflow_composer.metrics.record import RoutingMetric
 from workflow_composer.storage.appending import LineFile
 from workflow_composer.support.line_writer import LineWriter
+from workflow_composer.support.places import log_file
 
 METRICS_VARIABLE = "WORKFLOW_COMPOSER_METRICS"
-"""The metrics file instead of ``logs/routing_metrics.jsonl``; ``off`` disables metrics."""
+"""Environment variable: the metrics file instead of the default one; ``off`` disables metrics."""
 
 TOGETHER = 0.02
 """Seconds for which a service buffers lines before it writes them together."""
 
-DEFAULT_FILE = Path("logs/routing_metrics.jsonl")
+METRICS_FILE = "routing_metrics.jsonl"
+"""The metrics file's name in its default folder."""
 
 _PATIENCE, _LONG_PATIENCE = 0.05, 2.0
 """Seconds to wait for another process that appends: while requests are served, and at the end."""
@@ -205,23 +207,28 @@ class NullSink:
         """Do nothing: there is nothing to release."""
 
 
-def metrics_file(environ: Mapping[str, str]) -> Path | None:
-    """Return the metrics file that the environment sets, relative to the working directory; None if metrics are off."""
+def metrics_file(environ: Mapping[str, str], logs: str | None = None) -> Path | None:
+    """Return the metrics file: the environment's, else that in the folder ``logs`` (a profile's), else the user's.
+
+    Relative paths are relative to the working directory. None if metrics are off.
+    """
     named = environ.get(METRICS_VARIABLE, "").strip()
     if named.lower() == "off":
         return None
-    return Path(named).expanduser() if named else DEFAULT_FILE
+    return Path(named).expanduser() if named else log_file(environ, METRICS_FILE, logs)
 
 
-def default_sink(environ: Mapping[str, str]) -> NullSink | JsonlSink:
-    """Return the sink that the environment sets."""
-    path = metrics_file(environ)
+def default_sink(environ: Mapping[str, str], logs: str | None = None) -> NullSink | JsonlSink:
+    """Return the sink of `metrics_file`."""
+    path = metrics_file(environ, logs)
     return NullSink() if path is None else JsonlSink(path)
 
 
-def service_sink(environ: Mapping[str, str], on_trouble: Callable[[str], None]) -> NullSink | ThreadedSink:
+def service_sink(
+    environ: Mapping[str, str], on_trouble: Callable[[str], None], logs: str | None = None
+) -> NullSink | ThreadedSink:
     """Like `default_sink`, for a service: buffers lines and relies on periodic calls of `flush`."""
-    path = metrics_file(environ)
+    path = metrics_file(environ, logs)
     return NullSink() if path is None else ThreadedSink(path, on_trouble=on_trouble)
 
 

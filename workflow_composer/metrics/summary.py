@@ -47,10 +47,11 @@ def read_metrics(path: Path) -> Iterator[Mapping[str, Any] | None]:
         raise InputError(f"no metrics file at {path}", hint="send a request first, or name another file with --file")
     for line in lines(path):
         if line.strip():
-            yield _metric(line)
+            yield read_line(line)
 
 
-def _metric(line: bytes) -> Mapping[str, Any] | None:
+def read_line(line: bytes) -> Mapping[str, Any] | None:
+    """Return the metric of a line; None if it is damaged."""
     try:
         found = json.loads(line)
         return found if isinstance(found, dict) and _well_formed(found) else None
@@ -224,11 +225,21 @@ def _by_cost(groups: Mapping[str, RequestSums]) -> list[tuple[str, RequestSums]]
     return sorted(groups.items(), key=lambda item: (-item[1].cost, -item[1].requests))
 
 
-def summarize(path: Path, *, since: timedelta | None = None, now: datetime | None = None) -> Summary:
-    """Summarize a metrics file, starting ``since`` before ``now`` (None: all of it). Raises `InputError`."""
+def summarize(
+    path: Path,
+    *,
+    since: timedelta | None = None,
+    now: datetime | None = None,
+    only: Callable[[Mapping[str, Any]], bool] = lambda metric: True,
+) -> Summary:
+    """Summarize the requests in a metrics file for which ``only`` is true, starting ``since`` before ``now`` (None: all).
+
+    Raises `InputError`.
+    """
     summary = Summary()
     for metric, at in metrics_since(path, since, now, damaged=summary.damage):
-        summary.add(metric, at)
+        if only(metric):
+            summary.add(metric, at)
     return summary
 
 

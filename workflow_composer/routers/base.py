@@ -103,7 +103,8 @@ class Router(ABC):
             if not candidate.local and not self.context.config.allow_cloud:
                 left_out[candidate.name] = f"{candidate.name}: the profile forbids the cloud"
             elif not candidate.local and resources.cloud_apis.get(candidate.name) is False:
-                left_out[candidate.name] = f"{candidate.name}: its key is not set"
+                variable = self.context.config.models[candidate.name].api_key_env
+                left_out[candidate.name] = f"{candidate.name}: its key is not set ({variable})"
             elif candidate.capabilities and (lacking := request.needs.difference(candidate.capabilities)):
                 left_out[candidate.name] = f"{candidate.name}: it does not support {', '.join(sorted(lacking))}"
             else:

@@ -7,13 +7,10 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from workflow_composer.answers import reader
 from workflow_composer.answers.form import AnswerForm, Comparison, OutputForm
-from workflow_composer.answers.output_form import output_form
-from workflow_composer.config.checks import CASCADE_TARGET
+from workflow_composer.config.cloud_names import CASCADE_TARGET
 from workflow_composer.config.profile_models import as_written
 from workflow_composer.errors import ConfigError, LocalModelUnavailable, ProfileError, RoutingError
-from workflow_composer.execution.voting.stopping import stopping_rule
 from workflow_composer.markers import DEFAULT_TIERS, KnownTier, is_routing_string, parse_route
 from workflow_composer.plan import Candidate, Drawing, Grouping, Measure, Plan, Stopping, Voting
 from workflow_composer.routers.base import KindRouter, RouterContext, RouterSettings, described
@@ -58,8 +55,15 @@ class CascadeSettings(RouterSettings):
     def voting(self) -> Voting:
         """Return the settings as a `Voting` for the plan's tiers. Raises `ConfigError` for an invalid rule or extractor."""
         form = AnswerForm(self.extract, self.compare, self.compare_seconds)
-        stopping_rule(self.stopping, self.level)
-        reader(form)
+        # What is checked here is imported only if it is set: most profiles leave the defaults, and most requests never vote.
+        if self.stopping != "decided" or self.level is not None:
+            from workflow_composer.execution.voting.stopping import stopping_rule
+
+            stopping_rule(self.stopping, self.level)
+        if self.extract != ("auto",) or self.compare == "math":
+            from workflow_composer.answers import reader
+
+            reader(form)
         by, similarity = self.vote_by, self.similarity
         return Voting(self.measure, self.target, self.stopping, self.level, 0, self.draw, form, by, similarity)
 
@@ -88,6 +92,8 @@ class CascadeRouter(KindRouter):
         config, found = self.context.config, {}
         for name, spec in config.tiers.items():
             if spec.accept is not None:
+                from workflow_composer.answers.output_form import output_form
+
                 try:
                     found[name] = output_form(as_written(spec.accept), folder=config.directory)
                 except ConfigError as error:

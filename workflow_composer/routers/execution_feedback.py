@@ -28,12 +28,13 @@ from workflow_composer.calibration.scores.acceptance import RuleAcceptance, Scor
 from workflow_composer.calibration.scores.signals import (
     DEFAULT_RULES,
     VOCABULARY,
+    FeedbackRules,
     FeedbackSignal,
-    SignalRules,
     analyze,
     binary_entropy,
-    entropy_bounds,
+    probability_of,
     signal_of,
+    token_entropy,
 )
 from workflow_composer.config.strategy import ModelSpec
 from workflow_composer.errors import ConfigError, InputError, LocalModelUnavailable, RoutingError
@@ -109,7 +110,7 @@ class AuditSettings(RouterSettings):
         "answers, too, and final answers are compared), `python:MODULE:FUNCTION` (request and response to true, false or "
         "None)",
     )
-    file: str | None = Field(None, min_length=1, description="file of the audits; default: logs/audits.jsonl")
+    file: str | None = Field(None, min_length=1, description="file of the audits; default: audits.jsonl in the state folder")
     level: float = Field(0.05, gt=0, lt=1, description="maximum probability of ever raising a false alarm")
 
 
@@ -174,9 +175,9 @@ class ExecutionFeedbackSettings(RouterSettings):
         return self
 
     @property
-    def rules(self) -> SignalRules:
+    def rules(self) -> FeedbackRules:
         """The rules that decide without a certificate."""
-        return SignalRules(
+        return FeedbackRules(
             self.safety_threshold, self.entropy, self.binary_entropy, self.min_logprob, self.low_confidence_ratio
         )
 
@@ -205,7 +206,7 @@ class CascadeResult:
     confidence: float | None
 
     @classmethod
-    def of(cls, response: LLMResponse, ladder: Sequence[str], rules: SignalRules = DEFAULT_RULES) -> CascadeResult:
+    def of(cls, response: LLMResponse, ladder: Sequence[str], rules: FeedbackRules = DEFAULT_RULES) -> CascadeResult:
         """Return the result of a response; ``ladder`` names the tiers, cheapest first; ``rules`` determine the signal."""
         tiers = response.tiers
         first, final = (
@@ -415,14 +416,16 @@ class ExecutionFeedbackRouter(KindRouter):
 
     @staticmethod
     def compute_entropy(probabilities: Sequence[float], *, vocabulary: int = VOCABULARY) -> float:
-        """Return the entropy (nats) of a token's distribution; the upper bound if the probabilities do not add up to 1."""
-        rest = max(0.0, 1.0 - math.fsum(probabilities))
-        return entropy_bounds(probabilities, rest, min(probabilities), vocabulary)[1]
+        """Return the entropy (nats) of a token's distribution; the upper bound if the probabilities do not add up to 1.
+
+        An empty list has the largest entropy. Raises `InvalidProbability`, a `ValueError`, for what is no probability.
+        """
+        return token_entropy(probabilities, vocabulary)
 
     @staticmethod
     def compute_binary_entropy(probability: float) -> float:
-        """Return the entropy (bits) of "this token or another"."""
-        return binary_entropy(probability)
+        """Return the entropy (bits) of "this token or another". Raises `InvalidProbability` for what is no probability."""
+        return binary_entropy(probability_of(probability))
 
     # -------------------------------------------------------------------------------------------------------- parts
 

@@ -14,8 +14,9 @@ from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.execution.call import Trace
 from workflow_composer.execution.fault import fault_of
 from workflow_composer.metrics.record import RoutingMetric
-from workflow_composer.plan import Candidate, Member, Plan
+from workflow_composer.plan import Candidate, Plan
 from workflow_composer.plugins.host import PluginHost
+from workflow_composer.runtime.decision_text import told
 from workflow_composer.types import Attempt, LLMRequest, LLMResponse, Verdict, texts
 
 DEBUG_VARIABLE = "BIOPIPELINES_DEBUG_ROUTING"
@@ -64,21 +65,26 @@ class Narrator:
         """Log a warning."""
         self._log().warning(text)
 
-    def decision(self, metric: RoutingMetric, plan: Plan | None, attempts: list[Attempt]) -> None:
-        """Log the whole decision about one request."""
-        self._log().info(
-            "routed",
-            request_id=metric.request_id,
-            strategy=metric.strategy,
-            task=metric.task_type,
-            plan=None if plan is None else describe(plan),
-            reason=None if plan is None else plan.reason,
-            left_out=None if plan is None else "; ".join(plan.left_out) or None,
-            attempts="; ".join(f"{a.name}: {a.error_type or 'ok'} in {a.latency_ms:.0f} ms" for a in attempts),
-            success=metric.success,
-            cost=f"{metric.cost:.3g}{' (estimated)' * metric.estimated}" if metric.cost_known or metric.cost else "unknown",
-            overhead_ms=f"{metric.overhead_ms:.3f}",
-        )
+    def decision(self, metric: RoutingMetric, reason: str | None) -> None:
+        """Log the whole decision about one request on one line, whether it was answered or not."""
+        told = metric.decision or {}
+        cost = f"{metric.cost:.3g}{' (estimated)' * metric.estimated}" if metric.cost_known or metric.cost else "unknown"
+        fields = {
+            "request_id": metric.request_id,
+            "strategy": metric.strategy,
+            "task": metric.task_type,
+            "router": metric.router or None,
+            "plan": told.get("plan"),
+            "reason": reason,
+            **{name: "; ".join(told.get(name, ())) or None for name in ("left_out", "notes", "attempts", "tiers")},
+            "success": metric.success,
+            "error": told.get("error"),
+            "fault": metric.fault,
+            "model": metric.model_used or None,
+            "cost": cost,
+            "overhead_ms": f"{metric.overhead_ms:.3f}",
+        }
+        self._log().info("routed", **{name: value for name, value in fields.items() if value is not None})
 
     def _log(self) -> Any:
         import structlog
@@ -109,16 +115,6 @@ class PluginObserver:
     def on_escalation(self, request: LLMRequest, plan: Plan, tier: int, verdict: Verdict) -> None:
         """Notify plugins that the next tier starts."""
         self._plugins.notify("on_escalation", request=request, plan=plan, tier=tier, verdict=verdict)
-
-
-def describe(plan: Plan) -> str:
-    """A plan on one line: tiers joined by ``=>`` (escalation), members by ``+``, candidates by ``->`` (fallback)."""
-    return " => ".join(" + ".join(map(_described, tier.members)) for tier in plan.tiers)
-
-
-def _described(member: Member) -> str:
-    names = " -> ".join(candidate.name for candidate in member.candidates)
-    return names + (f" x{member.samples}" if member.samples > 1 else "")
 
 
 def metric_of(
@@ -175,19 +171,11 @@ def metric_of(
         " ".join(request.context) if request.context else None,  # context
         strongest_cost,
         plan.reason if plan is not None else "",
-        told(plan, trace) if debug else None,  # decision
+        told(plan, trace, error) if debug else None,  # decision
         cost_known,
         estimated,
         None if error is None else fault_of(error),
     )
-
-
-def told(plan: Plan | None, trace: Trace) -> dict[str, Any]:
-    """Return a full decision as plain data: the plan, what it left out, and the result of every call."""
-    calls = [f"{call.name}: {call.error_type or 'ok'} in {call.latency_ms:.0f} ms" for call in trace.attempts]
-    if plan is None:
-        return {"plan": None, "left_out": [], "attempts": calls}
-    return {"plan": describe(plan), "left_out": list(plan.left_out), "attempts": calls}
 
 
 @functools.lru_cache(maxsize=1)

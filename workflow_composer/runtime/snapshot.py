@@ -33,7 +33,6 @@ from workflow_composer.execution.breaker import CircuitBreaker
 from workflow_composer.execution.call import Endpoint
 from workflow_composer.execution.executor import PlanExecutor
 from workflow_composer.execution.member_run import CallObserver, RetryPolicy
-from workflow_composer.metrics.escalation import Kept
 from workflow_composer.plan import Candidate, Plan, Tier
 from workflow_composer.plugins.host import PluginRegistry, Provided
 from workflow_composer.routers.base import KindRouter, Router, RouterContext
@@ -126,6 +125,8 @@ class Snapshot:
         if response is None:
             return None
         last, number = len(plan.tiers) - 1, response.decision.tier
+        from workflow_composer.metrics.escalation import Kept
+
         kept = Kept.of(response, next(tier for tier in response.tiers if tier.tier == number))
         if number == last:
             return kept.cost
@@ -230,6 +231,8 @@ def build(
     report: Callable[[str], None] = lambda text: None,
 ) -> Snapshot:
     """Build a snapshot from a profile, without I/O. Raises `ConfigError` if the profile names something unknown."""
+    for note in config.notes:
+        report(note)
     egress = EgressPolicy.of(config)
     endpoints = _endpoints(config, registry, BackendContext(config, egress, environ, report))
     executor = PlanExecutor(

@@ -105,6 +105,12 @@ class SyncResponseStream:
         """The whole answer; set after the last chunk."""
         return self._stream.response
 
+    @property
+    def plan(self) -> Plan | None:
+        """The plan that it follows; None until a router has one."""
+        under_way = self._stream.under_way
+        return None if under_way is None else under_way.plan
+
     def __iter__(self) -> Self:
         return self
 

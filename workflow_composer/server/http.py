@@ -440,7 +440,7 @@ class ServerConnection(asyncio.Protocol):
             self._loop.call_exception_handler({"message": "a request was not answered", "exception": error})
             self.abort()
 
-    async def _write_in_pieces(self, head_: bytes, body: bytes) -> None:
+    async def _write_in_pieces(self, head_: bytes, body: bytes | bytearray) -> None:
         """Write a large response as fast as the client reads, and let others take their turns."""
         self.transport.write(head_)
         whole = memoryview(body)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import workflow_composer.execution.voting.vote_sampling  # noqa: F401  # now, not within the first request that votes
 from workflow_composer.backends.pricing import Price
 from workflow_composer.calibration.monitoring.audits import AuditLog, audits_file
 from workflow_composer.config.strategy import StrategyConfig
@@ -153,11 +154,12 @@ class Worker:
         self._log = log
         live = LiveMetrics()
         accounts = _accounts(settings, log)
-        self._lines = service_sink(environ, log.warning)
         self._collector = collector(environ)
         self._tracing = None if self._collector is None else Tracing(environ)
-        sinks = (accounts, self._lines, live, *(() if self._tracing is None else (self._tracing,)))
+        sinks = (accounts, live, *(() if self._tracing is None else (self._tracing,)))
         self.orchestrator = ModelOrchestrator(strategy, metrics=sinks, environ=environ)
+        self._lines = service_sink(environ, log.warning, self.orchestrator.config.logs)
+        self.orchestrator.add_metrics(self._lines)
         live.tasks = lambda: self.orchestrator.config.task_routing
         self.strategies = switchboard(self.orchestrator)
         self._accounts = accounts

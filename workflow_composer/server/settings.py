@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from workflow_composer.support.places import state_folder
+
 STATE_VARIABLE = "WORKFLOW_COMPOSER_SERVE_STATE"
 """Environment variable that sets the state directory: spent budgets, audit log, metrics shared between workers."""
 
@@ -77,5 +79,4 @@ def state_directory(environ: Mapping[str, str]) -> Path:
     """Return the state directory from the environment, else the user's default."""
     if place := environ.get(STATE_VARIABLE, "").strip():
         return Path(place).expanduser().absolute()
-    home = environ.get("XDG_STATE_HOME") or Path(environ.get("HOME") or Path.home()) / ".local" / "state"
-    return Path(home) / "workflow-composer" / "serve"
+    return state_folder(environ) / "serve"

@@ -17,7 +17,7 @@ import pytest
 
 from workflow_composer.answers import AnswerForm, Question, Reader, mathematics
 from workflow_composer.answers.form import Patience
-from workflow_composer.answers.mathematics import SLICE, Algebra, MathWorker, shared
+from workflow_composer.answers.mathematics import SLICE, Algebra, Compared, MathWorker, shared
 from workflow_composer.errors import ConfigError, OutOfResources
 from workflow_composer.execution.voting.vote_kinds import AnswerVotes
 
@@ -348,6 +348,43 @@ async def test_a_vote_of_slow_formulas_keeps_no_other_vote_waiting(compared):
     groups = await hostile
     assert len(set(groups)) == 12
     assert sum(limit for _, a, limit in compared if "^" in a) <= Patience.of(AnswerForm(limit=1.0)).seconds + SLICE
+
+
+class Never:
+    """A worker that answers nothing; it keeps what it was asked, and with which limit."""
+
+    def __init__(self):
+        self.asked = []
+
+    def submit(self, a, b, limit):
+        self.asked.append((a, limit, Compared()))
+        return self.asked[-1][2]
+
+    def value(self, formula, limit):
+        return self.submit(formula, None, limit)
+
+
+async def test_comparisons_end_with_the_requests_own_time(monkeypatch):
+    """One that waits is withdrawn, no other begins, and nothing of it is remembered."""
+    worker, algebra = Never(), Algebra(60.0)
+    monkeypatch.setattr(mathematics, "shared", lambda lane="usual": worker)
+    patience = Patience(300.0, time.perf_counter() + 0.5)
+    assert not await algebra.same("2x", "x+x", patience)
+    assert not await algebra.same("3x", "x+x", patience)
+    ((a, limit, answer),) = worker.asked
+    assert (a, answer.cancelled()) == ("2x", True)
+    assert limit <= 0.5
+    monkeypatch.undo()
+    assert await algebra.same("2x", "x+x", Patience(300.0))
+
+
+async def test_a_vote_ends_with_the_requests_own_time(monkeypatch):
+    """What is not compared counts as different."""
+    worker = Never()
+    monkeypatch.setattr(mathematics, "shared", lambda lane="usual": worker)
+    votes = AnswerVotes(Reader(AnswerForm()), time.perf_counter() + 0.5)
+    assert await votes.groups(["$2x$", "$x+x$", "$3x$", "$2x$"]) == [0, 1, 2, 0]
+    assert len(worker.asked) == 1
 
 
 @on_linux

@@ -4,7 +4,7 @@ import math
 import re
 
 from tests.paths import ROOT
-from workflow_composer.calibration.monitoring.audits import AUDITS_VARIABLE, DEFAULT_FILE
+from workflow_composer.calibration.monitoring.audits import AUDITS_FILE, AUDITS_VARIABLE
 from workflow_composer.calibration.monitoring.error_monitor import RiskMonitor
 from workflow_composer.cli.commands.feedback import feedback
 
@@ -16,7 +16,7 @@ def test_every_option_in_the_text_exists():
     options = {name for parameter in feedback.params for name in parameter.opts}
     in_commands = re.findall(r"feedback (--[a-z]+)|`(--[a-z]+)`|(--json)", DOCS)
     assert {name for found in in_commands for name in found if name} <= options
-    assert str(DEFAULT_FILE) in DOCS
+    assert AUDITS_FILE in DOCS
     assert f"${AUDITS_VARIABLE}" in DOCS
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hypothesis import strategies as st
 
 from workflow_composer.calibration.scores.scores import FEATURES, Calibrator, ScoreModel
-from workflow_composer.calibration.scores.signals import FLOOR, SignalRules
+from workflow_composer.calibration.scores.signals import FLOOR, FeedbackRules
 from workflow_composer.types import Sample, TokenLogprob
 
 CHOSEN_ONLY = ("mean_logprob", "min_logprob", "sequence_logprob", "log_length", "binary_entropy", "low_confidence_ratio")
@@ -56,10 +56,10 @@ def cuts(draw: st.DrawFn, tokens: Sequence[TokenLogprob]) -> list[list[TokenLogp
     return [list(tokens[i:j]) for i, j in zip([0, *places], [*places, len(tokens)], strict=True)]
 
 
-def rules() -> st.SearchStrategy[SignalRules]:
+def rules() -> st.SearchStrategy[FeedbackRules]:
     """Rules of every strictness."""
     return st.builds(
-        SignalRules,
+        FeedbackRules,
         safety_threshold=st.floats(0.0, 1.0),
         entropy=st.floats(0.01, 15.0),
         binary_entropy=st.floats(0.01, 1.0),

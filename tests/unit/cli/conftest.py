@@ -104,6 +104,7 @@ class CommandLine:
 def command(tmp_path, capsys, monkeypatch):
     """A command line in an empty folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("workflow_composer.support.places.Path.home", lambda: tmp_path / "home")
 
     def stdin(data: bytes | None) -> None:
         monkeypatch.setattr(sys, "stdin", None if data is None else io.TextIOWrapper(io.BytesIO(data)))

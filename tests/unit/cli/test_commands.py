@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from tests.unit.metrics.examples import metric
+from workflow_composer.server.auth.callers import marked
+from workflow_composer.server.auth.keys import read_keys
 
 STRANGE = """\
 profile_name: strange
@@ -145,7 +147,7 @@ class TestRoute:
         command.profile = {"models": {"small": {"backend": "scripted"}, "gpt": cloud}, "fallback": ["gpt"]}
 
         assert "left out:  gpt: its key is not set" in command("route", "hello").out
-        assert command("route", "hello", "--json").json["left_out"] == ["gpt: its key is not set"]
+        assert command("route", "hello", "--json").json["left_out"] == ["gpt: its key is not set (TEST_KEY)"]
 
     def test_a_model_that_is_not_there_is_an_error(self, command):
         """With the nearest one."""
@@ -290,6 +292,41 @@ class TestMetrics:
 
         assert "requests:    0" in command("metrics", "--file", path, "--since", "24h").out
         assert command("metrics", "--file", path, "--since", "a while").code == 2
+
+    def test_requests_are_chosen_by_task_model_error_and_key(self, command):
+        """For the summary and for the page."""
+        made = command("keys", "new", "ann")
+        assert made.code == 0
+        ann = next(iter(read_keys(command.folder / "keys.json").values()))
+        lines = [
+            metric(request_id=marked(ann, "req-1"), task_type="code"),
+            metric(request_id="req-2", task_type="math", success=False, error="CallTimeout"),
+        ]
+        path = command.write("m.jsonl", b"".join(line.to_json() for line in lines))
+        chosen = (("--task", "math"), ("--error", "any"), ("--key", "ann"), ("--key", ann.id), ("--model", "small"))
+        counts = [command("metrics", "--file", path, "--json", *options).json["requests"] for options in chosen]
+        assert counts == [1, 1, 1, 1, 2]
+        done = command("metrics", "--file", path, "--key", "anne")
+        assert (done.code, "did you mean 'ann'" in done.err) == (2, True)
+        assert command("metrics", "--file", path, "--key", "ann", "--html", "page.html").code == 0
+        page = (command.folder / "page.html").read_text()
+        assert "req-2" not in page
+        assert '"key": "ann"' in page
+
+    def test_a_request_is_explained(self, command):
+        """For people and for programs; the file may be named before or after."""
+        told = {"plan": "small -> large", "left_out": [], "attempts": ["small: ServerFailed in 1 ms: no GPU"]}
+        path = command.write("m.jsonl", metric(request_id="req-7a", prompt="private", decision=told).to_json())
+        for arguments in (("metrics", "explain", "req-7a", "--file", path), ("metrics", "--file", path, "explain", "req-7")):
+            done = command(*arguments)
+            assert done.code == 0
+            assert any(line.split() == ["plan:", "small", "->", "large"] for line in done.out.splitlines())
+            assert "no GPU" in done.out
+            assert "private" not in done.out
+        (found,) = command("metrics", "explain", "req-7a", "--file", path, "--json").json["requests"]
+        assert (found["decision"], found["key"], "prompt" in found) == (told, None, False)
+        assert command("metrics", "explain", "req-8", "--file", path).code == 2
+        assert command("metrics", "--task", "code", "explain", "req-7a", "--file", path).code == 2
 
     def test_the_file_is_the_one_that_requests_write(self, command):
         """Named by the environment, else under the working directory."""

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from workflow_composer.calibration.monitoring.audits import DEFAULT_FILE, AuditLog
+from workflow_composer.calibration.monitoring.audits import AuditLog, audits_file
 from workflow_composer.cli.main import run
 from workflow_composer.cli.state import State
 from workflow_composer.runtime.decision_log import DEBUG_VARIABLE
@@ -44,7 +44,7 @@ def told(place):
 @pytest.mark.parametrize(
     ("arguments", "written"),
     [
-        (["generate", MARK], "logs/routing_metrics.jsonl"),
+        (["generate", MARK], "state/workflow-composer/routing_metrics.jsonl"),
         (["generate", "--input", "rows.jsonl", "--output", "out.jsonl"], "out.jsonl"),
         (["ask", "rows.jsonl", "--prompt", "Say {{ question }}", "-o", "out.csv", "--column", "said"], "out.csv"),
         (["ask", "rows.jsonl", "--prompt", "Say {{ question }}", "-o", "out.parquet", "--column", "said"], "out.parquet"),
@@ -55,7 +55,10 @@ def told(place):
 )
 def test_what_a_command_writes_is_its_owners(place, arguments, written):
     """With debugging, the metrics and the decisions have the prompts, too."""
-    code = run([*arguments[:1], "-s", "./p.yaml", *arguments[1:]], State(environ={DEBUG_VARIABLE: "1"}))
+    code = run(
+        [*arguments[:1], "-s", "./p.yaml", *arguments[1:]],
+        State(environ={DEBUG_VARIABLE: "1", "XDG_STATE_HOME": str(place / "state")}),
+    )
     assert code == 0
     found = told(place)
     assert [path for path in found if path.startswith(written)]
@@ -64,7 +67,7 @@ def test_what_a_command_writes_is_its_owners(place, arguments, written):
 
 def test_the_grades_of_an_audit_are_its_owners(place):
     """In the default file."""
-    log = AuditLog(place / DEFAULT_FILE)
+    log = AuditLog(audits_file({"XDG_STATE_HOME": str(place)}))
     log.sampled("req-0", certificate="0123abcd", alpha=0.1, tier="small", group="maths", score=0.9)
     log.grade("req-0", correct=False, by="ann")
-    assert told(place) == {str(DEFAULT_FILE): 0}
+    assert told(place) == {"workflow-composer/audits.jsonl": 0}

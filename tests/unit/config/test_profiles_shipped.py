@@ -1,9 +1,12 @@
-"""The four profiles of the package: they load without any key, and say what they promise."""
+"""The profiles of the package: they load without any key, and say what they promise."""
 
 import pytest
 
 from tests.paths import PROFILES, ROOT
+from workflow_composer.config.catalogue import find
 from workflow_composer.config.strategy import PRESETS, StrategyConfig, profiles
+from workflow_composer.fleet.file import load_fleet
+from workflow_composer.fleet.file import shipped as fleet_file
 
 TASKS = {
     "intent_parsing",
@@ -36,9 +39,10 @@ def test_a_shipped_profile_loads_and_routes_every_task(name):
     config = shipped(name)
     assert config.profile_name == name
     assert config.description
-    assert set(config.task_routing) == TASKS
+    assert set(config.task_routing) in (TASKS, {"math_statistics", "embeddings", "*"})
     for task in TASKS:
-        assert config.resolve(config.route_of(task)), task
+        route = config.route_of(task)
+        assert config.tiers if route == "cascade" else config.resolve(route), task
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -47,18 +51,22 @@ def test_a_shipped_profile_explains_itself(name):
     lines = (PROFILES / f"{name}.yaml").read_text().splitlines()
     assert lines[0].startswith("# ")
     assert f"python -m workflow_composer -s {name} " in "\n".join(lines)
+    assert not shipped(name).notes
     assert sum(line.lstrip().startswith("#") for line in lines) >= 9
     assert max(map(len, lines)) <= 125
 
 
 def test_t4_hybrid_is_four_local_servers_with_the_cloud_behind_them():
-    """Roles on ports 8001 to 8004; deepseek-v3, then claude-3.5-sonnet take over."""
+    """Roles on ports 8001 to 8004; two models of the catalogue take over."""
     config = shipped("t4_hybrid")
     ports = {role: config.servers_of(role)[0].split(":")[-1] for role in config.vllm_endpoints}
     assert ports == {"generalist": "8001/v1", "coder": "8002/v1", "math": "8003/v1", "embeddings": "8004/v1"}
     assert config.allow_cloud
-    assert config.fallback == ("deepseek-v3", "claude-3.5-sonnet")
-    assert [spec.name for spec in config.resolve(config.route_of("orchestration"))] == ["deepseek-v3", "claude-3.5-sonnet"]
+    assert config.fallback == ("deepseek-flash", "claude-sonnet-5-5")
+    assert [spec.name for spec in config.resolve(config.route_of("orchestration"))] == [
+        "deepseek-flash",
+        "claude-sonnet-5-5",
+    ]
     assert config.resolve("coder")[0].name == "Qwen/Qwen2.5-Coder-7B-Instruct-AWQ"
     assert [router.name for router in config.routers] == ["cascade", "cascading_provider"]
 
@@ -80,7 +88,7 @@ def test_local_servers_are_asked_what_they_serve(name):
         assert (spec.backend, spec.model, spec.gpu_hour_price) == ("vllm", None, 0.35)
 
 
-@pytest.mark.parametrize("name", ["t4_local_only", "development"])
+@pytest.mark.parametrize("name", ["t4_local_only", "development", "math_cascade"])
 def test_profiles_that_promise_it_never_reach_the_cloud(name):
     """Everything that can be called is local, and the cloud forbidden."""
     config = shipped(name)
@@ -113,8 +121,41 @@ def test_development_is_three_embedded_models_in_three_tiers():
     }
     assert [(s.input_price, s.output_price) for s in specs.values()] == [(0.02, 0.02), (0.10, 0.10), (0.40, 0.40)]
     assert list(config.tiers) == ["small", "medium", "large"]
-    assert config.debug_routing
     assert (config.route_of("intent_parsing"), config.route_of("*")) == ("small", "large")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_no_shipped_profile_writes_prompts_down(name):
+    """Debugging puts prompts into the log and the metrics; who wants that turns it on."""
+    assert not shipped(name).debug_routing
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_no_shipped_profile_names_a_retired_model(name):
+    """A fallback that the provider no longer answers is none."""
+    for spec in shipped(name).models.values():
+        known = find(spec.name)
+        assert known is None or known.retired_on is None, spec.name
+
+
+def test_math_cascade_has_the_sizes_of_the_fleet():
+    """Each of its roles is one of the shipped fleet file, on the same port and with the same model."""
+    config, fleet = shipped("math_cascade"), load_fleet(fleet_file(), {}).settings.roles
+    assert list(config.tiers) == ["1.5B", "7B", "72B"]
+    for name, model in config.models.items():
+        role = fleet[model.endpoint]
+        assert (role.model, config.servers_of(role.name)[0]) == (name, f"http://localhost:{role.port}/v1")
+    assert fleet["math-1.5b"].on_request
+    assert fleet["math-72b"].on_request
+
+
+def test_t4_feedback_starts_at_home_and_has_a_floor_for_each_task():
+    """Local first, then two clouds; only what is routed to the cloud starts there."""
+    config = shipped("t4_feedback")
+    assert [config.resolve(tier)[0].local for tier in config.tiers] == [True, False, False]
+    floors = config.routers[0].settings["task_floors"]
+    assert set(floors) == TASKS - {"embeddings"}
+    assert {task for task, floor in floors.items() if floor != "7B"} == {"orchestration"}
 
 
 def test_the_table_of_keys_is_up_to_date():

@@ -86,10 +86,10 @@ def test_model_keys_are_read(lab):
 
 def test_defaults_hold_where_a_key_is_absent():
     """The shortest profile has the documented defaults."""
-    config = made()
+    config = made(models={"m": {"backend": "fake"}})
     assert config.allow_cloud
     assert not config.debug_routing
-    assert (config.vllm_endpoints, config.task_routing, config.models, config.tiers) == ({}, {}, {}, {})
+    assert (config.vllm_endpoints, config.task_routing, list(config.models), config.tiers) == ({}, {}, ["m"], {})
     assert (config.fallback, config.local_networks, config.description) == ((), (), "")
     assert [router.name for router in config.routers] == ["cascading_provider"]
     assert (config.timeouts.connect, config.timeouts.first_token, config.timeouts.total) == (2.0, 60.0, 300.0)
@@ -144,7 +144,7 @@ def test_only_backends_known_to_stay_at_home_are_local(backend, local):
 def test_route_of_falls_back_to_the_wildcard(lab):
     """A listed task has its route, any other the wildcard's."""
     assert (lab.route_of("code"), lab.route_of("unheard of"), lab.route_of("*")) == ("coder", "zeta", "zeta")
-    assert made().route_of("code") is None
+    assert made(models={"m": {"backend": "fake"}}).route_of("code") is None
 
 
 @pytest.mark.parametrize(

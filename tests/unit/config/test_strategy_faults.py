@@ -85,7 +85,6 @@ ONE_FAULT = {
     "huge number": ("retries: {attempts: 99999999999999999999999}", "3: retries.attempts: found '9+', which YAML reads as a number"),
     # ----------------------------------------------------------------------------------------------------- where names lead
     "unknown route": ("task_routing: {code: codr}", "3: task_routing.code: found 'codr', .*allowed: coder, cloud; did you mean 'coder'"),
-    "route to an absent cloud": ("task_routing: {code: cloud}", "3: task_routing.code: 'cloud' matches no model"),
     "unknown fallback": ("fallback: [codr]", r"3: fallback\[0\]: found 'codr', .*did you mean 'coder'"),
     "unknown primary": ("fallback:\n  primary: codr", "4: fallback.primary: found 'codr', .*did you mean 'coder'"),
     "secondary alone": ("fallback: {secondary: coder}", "3: fallback: secondary is set without primary"),

@@ -4,7 +4,7 @@ import pytest
 
 from tests.unit.calibration.tokens import sure
 from workflow_composer.calibration.scores.acceptance import RuleAcceptance
-from workflow_composer.calibration.scores.signals import SignalRules
+from workflow_composer.calibration.scores.signals import FeedbackRules
 from workflow_composer.errors import AllCandidatesFailed, ServerUnreachable
 from workflow_composer.execution.streaming import StreamRun
 from workflow_composer.plan import Plan, Tier
@@ -12,7 +12,7 @@ from workflow_composer.types import LLMRequest
 
 ASK = LLMRequest.of("What is 2 + 2?")
 DOUBTFUL = sure(-0.1, -0.1, -8.0, *[-0.1] * 7, text="bad ")
-ACCEPT = RuleAcceptance(SignalRules())
+ACCEPT = RuleAcceptance(FeedbackRules())
 
 
 def plan(b, **options):

@@ -6,6 +6,8 @@ import asyncio
 
 import pytest
 
+from workflow_composer.answers import mathematics
+from workflow_composer.answers.mathematics import Compared
 from workflow_composer.backends.fake import Delay
 from workflow_composer.backends.pricing import Price
 from workflow_composer.errors import (
@@ -255,3 +257,25 @@ class TestStreams:
         assert "".join(chunk.text for chunk in chunks) == "#### 9"
         assert (run.outcome.tier, run.outcome.verdict.votes) == (1, (("9", 1),))
         assert [tier.name for tier in b.trace.tiers] == ["small", "large"]
+
+
+async def test_a_vote_whose_comparisons_last_too_long_ends_with_the_request(bench, fake, monkeypatch):
+    """Formulas that nobody can compare count as different once the request's own time is up."""
+    pytest.importorskip("math_verify")
+    asked = []
+
+    class Never:
+        keeps_spare = False
+
+        def submit(self, *_):
+            asked.append(Compared())
+            return asked[-1]
+
+        value = submit
+
+    monkeypatch.setattr(mathematics, "shared", lambda lane="usual": Never())
+    b = bench(fake("small", says("$2x$", "$x+x$", "$3x$")))
+    b.trace = Trace(0.5)
+    outcome = await asyncio.wait_for(b.executor.run(cascade(b, ("small", 3)), ASK, b.trace), 60)
+    assert outcome.verdict.votes == (("2x", 1), ("x+x", 1), ("3x", 1))
+    assert len(asked) == 1

@@ -13,7 +13,7 @@ from tests.unit.execution.conftest import Bench
 from workflow_composer.backends.fake import FakeBackend, Interrupted
 from workflow_composer.backends.pricing import Price
 from workflow_composer.calibration.scores.acceptance import RuleAcceptance
-from workflow_composer.calibration.scores.signals import SignalRules
+from workflow_composer.calibration.scores.signals import FeedbackRules
 from workflow_composer.errors import ServerFailed, ServerUnreachable, StreamInterrupted, Unsupported
 from workflow_composer.execution.executor import LONGEST_ANSWER
 from workflow_composer.execution.streaming import StreamRun
@@ -24,7 +24,7 @@ ASK = LLMRequest.of("What is 2 + 2?")
 CONFIDENT = sure(*[-0.01] * 10, text="good ")
 DOUBTFUL = sure(-0.1, -0.1, -8.0, *[-0.1] * 7, text="bad ")
 """Hopeless from its third token on."""
-ACCEPT = RuleAcceptance(SignalRules())
+ACCEPT = RuleAcceptance(FeedbackRules())
 
 
 def watching(b, *names, accept=ACCEPT, everywhere=True, **options):
@@ -172,7 +172,7 @@ class TestWithoutLogprobs:
     async def test_who_cannot_give_what_only_the_tier_wants_is_asked_without(self, bench, everywhere):
         b = bench(self.refusing("4", name="small"), self.refusing("5", name="large"))
         outcome = await b.executor.run(
-            two_tiers(b, accept=RuleAcceptance(SignalRules(), True), everywhere=everywhere), ASK, b.trace
+            two_tiers(b, accept=RuleAcceptance(FeedbackRules(), True), everywhere=everywhere), ASK, b.trace
         )
         assert (outcome.samples[0].text, outcome.verdict.confidence, outcome.verdict.accepted) == ("4", None, True)
         assert [call.request.logprobs for call in b.backends["small"].calls] == [True, False]

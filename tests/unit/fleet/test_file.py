@@ -136,7 +136,7 @@ def test_the_webhook_is_filled_in_and_never_shown(write):
 # ----------------------------------------------------------------------------------------------------------------- finding
 
 
-def test_the_shipped_file_is_valid_and_has_the_four_roles():
+def test_the_shipped_file_is_valid_and_has_the_four_roles_and_two_on_request():
     fleet = load_fleet(shipped(), {})
 
     assert {name: role.port for name, role in fleet.settings.roles.items()} == {
@@ -144,7 +144,19 @@ def test_the_shipped_file_is_valid_and_has_the_four_roles():
         "coder": 8002,
         "math": 8003,
         "embeddings": 8004,
+        "math-1.5b": 8005,
+        "math-72b": 8006,
     }
+    assert fleet.to_start() == ("generalist", "coder", "math", "embeddings")
+    assert fleet.to_start(("math-72b", "math")) == ("math-72b", "math")
+    assert len(fleet.servers()) == 6
+
+
+def test_a_fleet_of_roles_on_request_starts_nothing_unasked(write):
+    fleet = load_fleet(write("roles: {x: {model: m, port: 1, on_request: true, replicas: 2}}\n"), {})
+
+    assert fleet.to_start() == ()
+    assert fleet.to_start(("x",)) == ("x", "x-2")
 
 
 def test_the_working_directorys_file_comes_before_the_users_and_that_before_the_shipped_one(tmp_path, monkeypatch):

@@ -29,12 +29,19 @@ def test_a_line_holds_every_field_under_its_own_name():
         fault="server",
     )
 
-    assert json.loads(written.to_json()) == {k: v for k, v in asdict(written).items() if k != "decision"}
+    assert json.loads(written.to_json()) == asdict(written)
 
 
 def test_what_is_known_of_the_cost_is_the_rule_and_needs_no_field():
     """Lines that were written before read the same."""
     assert not {"cost_known", "estimated", "fault"} & set(json.loads(metric().to_json()))
+
+
+def test_the_whole_decision_is_absent_unless_debugging_is_on():
+    """Its texts may hold anything that a server has said."""
+    assert "decision" not in json.loads(metric().to_json())
+    told = {"plan": "a -> b", "attempts": ['a: ServerFailed in 3 ms: said "no"\n\ud800']}
+    assert json.loads(metric(decision=told).to_json())["decision"] == told
 
 
 def test_the_prompt_is_absent_unless_given():

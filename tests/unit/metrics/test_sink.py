@@ -199,10 +199,17 @@ def test_trouble_goes_to_the_log_by_default(tmp_path, caplog):
     assert "cannot write metrics" in caplog.text
 
 
-def test_the_environment_chooses_the_file():
-    """A file, the default under the working directory, or none."""
+def test_the_environment_chooses_the_file(tmp_path, monkeypatch):
+    """A file, the user's, that of a profile, or none; what an earlier version began goes on."""
+    monkeypatch.chdir(tmp_path)
     assert str(default_sink({"WORKFLOW_COMPOSER_METRICS": "elsewhere.jsonl"}).path) == "elsewhere.jsonl"
-    assert str(default_sink({}).path) == "logs/routing_metrics.jsonl"
+    assert default_sink({"HOME": "/ann"}).path == Path("/ann/.local/state/workflow-composer/routing_metrics.jsonl")
+    assert default_sink({"XDG_STATE_HOME": "/state"}).path == Path("/state/workflow-composer/routing_metrics.jsonl")
+    assert default_sink({"HOME": "/ann"}, "kept").path == Path("kept/routing_metrics.jsonl")
+    (tmp_path / "logs").mkdir()
+    assert default_sink({"HOME": "/h"}).path == Path("/h/.local/state/workflow-composer/routing_metrics.jsonl")
+    (tmp_path / "logs" / "routing_metrics.jsonl").touch()
+    assert default_sink({"HOME": "/ann"}).path == Path("logs/routing_metrics.jsonl")
     assert isinstance(default_sink({"WORKFLOW_COMPOSER_METRICS": "Off"}), NullSink)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.unit.calibration.tokens import spread, sure
 from tests.unit.routers.scripted import names, orchestrating, profile
 from workflow_composer.backends.fake import Interrupted
-from workflow_composer.calibration.scores.signals import SignalRules
+from workflow_composer.calibration.scores.signals import FeedbackRules
 from workflow_composer.errors import (
     AllCandidatesFailed,
     ConfigError,
@@ -102,7 +102,7 @@ class TestPlans:
     def test_a_name_that_stands_for_no_model_is_no_tier(self):
         local = {name: {"backend": "fake"} for name in "sml"}
         with pytest.raises(ConfigError, match="'cloud' has no model"):
-            orchestrating(profile({"tiers": ["cloud"]}, models=local))
+            orchestrating(profile({"tiers": ["cloud"]}, models=local, allow_cloud=False))
 
     def test_a_profile_without_tiers_is_refused(self):
         with pytest.raises(ConfigError, match="needs tiers"), orchestrating(profile(tiers={})):
@@ -162,7 +162,7 @@ class TestRules:
 
     def test_the_defaults_are_those_of_the_rules(self):
         with orchestrating(profile()) as o:
-            assert o.router._settings.rules == SignalRules(0.30, 2.5, 0.85, -5.0, 0.15)
+            assert o.router._settings.rules == FeedbackRules(0.30, 2.5, 0.85, -5.0, 0.15)
 
     def test_escalation_goes_one_tier_at_a_time_and_ends_at_the_last_however_doubtful(self):
         with orchestrating(profile(), s=[DOUBTFUL], m=[DOUBTFUL], l=[DOUBTFUL]) as o:

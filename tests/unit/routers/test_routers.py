@@ -78,7 +78,7 @@ class TestProvider:
         """The plan says why."""
         made = plan(ProviderRouter(context()), "chat", keys={"first": False, "second": True})
         assert names(made) == [["second"]]
-        assert made.left_out == ("first: its key is not set",)
+        assert made.left_out == ("first: its key is not set (KEY)",)
 
     def test_without_any_key_the_error_says_what_to_set(self):
         """There is nothing to ask."""

@@ -7,7 +7,6 @@ cloud. The environment gives the proxy's address. This module is imported only i
 from __future__ import annotations
 
 import asyncio
-import urllib.request
 import zlib
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -42,8 +41,12 @@ def proxy_for(origin: Origin, policy: EgressPolicy, environ: Mapping[str, str]) 
         return None
     scheme = "https" if origin.tls else "http"
     found = _variable(environ, f"{scheme}_proxy") or _variable(environ, "all_proxy")
+    if not found:
+        return None
+    import urllib.request  # with the first proxy: it loads http.client and email
+
     bypass: Any = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]  # older than typeshed, and not in it
-    if not found or bypass(f"{origin.host}:{origin.port}", {"no": _variable(environ, "no_proxy")}):
+    if bypass(f"{origin.host}:{origin.port}", {"no": _variable(environ, "no_proxy")}):
         return None
     return found if "://" in found else f"http://{found}"
 

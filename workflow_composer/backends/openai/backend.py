@@ -16,7 +16,6 @@ from workflow_composer.backends.base import BackendContext
 from workflow_composer.backends.http.client import Limit, Stream
 from workflow_composer.backends.http.connection import BOUNDS, bounds_of
 from workflow_composer.backends.http.events import DONE, EventReader, payloads
-from workflow_composer.backends.http.proxied import ProxiedStream
 from workflow_composer.backends.openai import wire
 from workflow_composer.backends.openai.server import OpenAIServer, Secrets
 from workflow_composer.backends.replicas.observer import Readings, ServerObserver, probe
@@ -43,6 +42,7 @@ from workflow_composer.types import (
 from workflow_composer.usage import NO_USAGE, Sending
 
 if TYPE_CHECKING:
+    from workflow_composer.backends.http.proxied import ProxiedStream
     from workflow_composer.config.strategy import ModelSpec
 
 T = TypeVar("T")

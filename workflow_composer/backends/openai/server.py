@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from workflow_composer.backends.base import BackendContext
 from workflow_composer.backends.http.client import Client, Origin, Stream, head
 from workflow_composer.backends.http.connection import BOUNDS, Answer, Bounds, Broken, Request, Sink
-from workflow_composer.backends.http.proxied import ProxiedClient, ProxiedStream, proxy_for
 from workflow_composer.backends.openai import errors, wire
 from workflow_composer.backends.openai.errors import Server
 from workflow_composer.backends.replicas.observer import api_url, shown_url
@@ -26,6 +25,7 @@ from workflow_composer.types import Completion, LLMRequest
 from workflow_composer.usage import Sending
 
 if TYPE_CHECKING:
+    from workflow_composer.backends.http.proxied import ProxiedClient, ProxiedStream
     from workflow_composer.config.strategy import ModelSpec
 
 T = TypeVar("T")
@@ -34,6 +34,7 @@ _KEEPALIVE_LOCAL = (
     4.0  # seconds; uvicorn, vLLM's HTTP server, closes idle connections after 5, and a request sent then is lost
 )
 _KEEPALIVE_CLOUD = 30.0
+_PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
 _WORKED = frozenset({408, 500, 504})
 """Statuses of errors in spite of which the server may have worked on the request, which some providers charge for."""
 _ACCEPTED = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
@@ -55,7 +56,7 @@ class OpenAIServer:
         self._user = self.url.partition("://")[2].partition("/")[0].rpartition("@")[0]
         name = f"[{self.host}]:{self.origin.port}" if ":" in self.host else f"{self.host}:{self.origin.port}"
         self.label = Server(name, shown_url(self.url), spec.api_key_env)
-        self._proxy = proxy_for(self.origin, context.egress, context.environ)
+        self._proxy = _proxy_for(self.origin, context)
         self._served: str | None = None
         self._lines: PerLoop[_Connections] = PerLoop(self._new_lines, _Connections.close)
         self._heads: dict[str, bytes] = {}
@@ -293,6 +294,8 @@ class OpenAIServer:
         keepalive = _KEEPALIVE_LOCAL if self._spec.local else _KEEPALIVE_CLOUD
         proxied = None
         if self._proxy is not None:
+            from workflow_composer.backends.http.proxied import ProxiedClient
+
             proxied = ProxiedClient(self._context.egress, self.origin, self._base, self._proxy)
         return _Connections(Client(self._context.egress, keepalive=keepalive), proxied)
 
@@ -304,6 +307,15 @@ def _in_pieces(head: bytes, content: Sequence[bytes]) -> tuple[bytes, ...]:
 
 async def _joined(content: Request) -> bytes:
     return content if isinstance(content, bytes) else await large_json.apart(b"".join, content)
+
+
+def _proxy_for(origin: Origin, context: BackendContext) -> str | None:
+    """Return the proxy for a server, if the environment names any; only then is its module imported."""
+    if not any(name.lower() in _PROXIES and value for name, value in context.environ.items()):
+        return None
+    from workflow_composer.backends.http.proxied import proxy_for
+
+    return proxy_for(origin, context.egress, context.environ)
 
 
 class _Connections:

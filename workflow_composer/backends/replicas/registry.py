@@ -33,6 +33,7 @@ from workflow_composer.config.own_machines import own_users, user_name
 from workflow_composer.errors import ConfigError, WorkflowComposerError
 from workflow_composer.storage.replacing import replace_file
 from workflow_composer.storage.saved import read_saved
+from workflow_composer.support.places import state_folder
 
 # -------------------------------------------------------------------------------------------------------------- registered
 #
@@ -447,5 +448,4 @@ def shared_directory(environ: Mapping[str, str], variable: str, named: str | os.
     """
     if place := environ.get(variable, "").strip() or named:
         return Path(place).expanduser().absolute()
-    home = environ.get("XDG_STATE_HOME") or Path(environ.get("HOME") or Path.home()) / ".local" / "state"
-    return Path(home) / "workflow-composer" / name
+    return state_folder(environ) / name

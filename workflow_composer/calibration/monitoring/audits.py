@@ -41,6 +41,7 @@ from workflow_composer.storage.appending import append_to, open_for_appending
 from workflow_composer.storage.lines import encoded
 from workflow_composer.storage.locks import locked
 from workflow_composer.support.loop_thread import stands_still
+from workflow_composer.support.places import log_file
 from workflow_composer.types import LLMRequest, LLMResponse
 
 # ---------------------------------------------------------------------------------------------------------------- auditing
@@ -167,16 +168,17 @@ def _goes_on(loop: asyncio.AbstractEventLoop) -> bool:
 
 
 AUDITS_VARIABLE = "WORKFLOW_COMPOSER_AUDITS"
-"""Environment variable: path of the audit log; default ``logs/audits.jsonl``."""
+"""Environment variable: path of the audit log."""
 
-DEFAULT_FILE = Path("logs/audits.jsonl")
+AUDITS_FILE = "audits.jsonl"
+"""The audit log's name in the state folder."""
 LEVEL = 0.05
 
 
 def audits_file(environ: Mapping[str, str]) -> Path:
-    """The path of the audit log, from the environment or the default, relative to the working directory."""
+    """The path of the audit log: the environment's, relative to the working directory, or the user's."""
     named = environ.get(AUDITS_VARIABLE, "").strip()
-    return Path(named).expanduser() if named else DEFAULT_FILE
+    return Path(named).expanduser() if named else log_file(environ, AUDITS_FILE)
 
 
 @dataclass(frozen=True, slots=True)

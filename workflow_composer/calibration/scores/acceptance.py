@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from workflow_composer.calibration.scores.scores import ScoreModel
-from workflow_composer.calibration.scores.signals import FLOOR, VOCABULARY, FeedbackSignal, SignalRules, analyze, signal_of
+from workflow_composer.calibration.scores.signals import FLOOR, VOCABULARY, FeedbackRules, FeedbackSignal, analyze, signal_of
 from workflow_composer.types import Sample, TokenLogprob, Verdict
 
 # ------------------------------------------------------------------------------------------------------------------ prefix
@@ -132,7 +132,7 @@ class RuleAcceptance:
     ``final``: accept every answer, since this is the last tier.
     """
 
-    rules: SignalRules
+    rules: FeedbackRules
     accept_unknown: bool = False
     final: bool = False
 
@@ -157,7 +157,7 @@ class RuleAcceptance:
 class RuleWatch:
     """See `RuleAcceptance.watch`."""
 
-    def __init__(self, rules: SignalRules, longest: int) -> None:
+    def __init__(self, rules: FeedbackRules, longest: int) -> None:
         self._rules = rules
         self._prefix = Prefix(longest)
 

@@ -20,8 +20,8 @@ from workflow_composer.calibration.scores.signals import (
     LOW_CONFIDENCE,
     QUANTILES,
     VOCABULARY,
+    FeedbackRules,
     FeedbackSignal,
-    SignalRules,
 )
 from workflow_composer.errors import InputError
 
@@ -77,7 +77,7 @@ class SignalTable:
         logprobs: Any,
         offsets: Any,
         top: Any = None,
-        rules: SignalRules = DEFAULT_RULES,
+        rules: FeedbackRules = DEFAULT_RULES,
         *,
         vocabulary: int = VOCABULARY,
     ) -> SignalTable:
@@ -108,7 +108,7 @@ class SignalTable:
 
     @classmethod
     def of_answers(
-        cls, answers: Sequence[Answer | None], rules: SignalRules = DEFAULT_RULES, *, vocabulary: int = VOCABULARY
+        cls, answers: Sequence[Answer | None], rules: FeedbackRules = DEFAULT_RULES, *, vocabulary: int = VOCABULARY
     ) -> SignalTable:
         """Analyze a sequence of answers; None: unknown."""
         lengths = [0 if answer is None else len(answer[0]) for answer in answers]
@@ -288,8 +288,8 @@ def _binary_entropy(chosen: Floats, likely: Floats) -> Floats:
     return bits
 
 
-def _doubtful(columns: Mapping[str, Floats], rules: SignalRules) -> NDArray[np.bool_]:
-    """Return which answers `SignalRules.reasons` finds doubtful; unknown answers are doubtful."""
+def _doubtful(columns: Mapping[str, Floats], rules: FeedbackRules) -> NDArray[np.bool_]:
+    """Return which answers `FeedbackRules.reasons` finds doubtful; unknown answers are doubtful."""
     mean = columns["mean_logprob"]
     spread = np.where(np.isnan(columns["entropy"]), -mean, columns["entropy"])
     doubtful: NDArray[np.bool_] = (

@@ -15,8 +15,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
+from workflow_composer.calibration.scores.token_forms import read_alternatives, read_logprobs
+from workflow_composer.errors import InvalidProbability
 from workflow_composer.support.fast_dataclass import quick
 from workflow_composer.types import Sample
 
@@ -94,7 +96,7 @@ UNKNOWN = FeedbackSignal("unknown")
 
 
 @dataclass(frozen=True, slots=True)
-class SignalRules:
+class FeedbackRules:
     """Manual limits; an answer beyond any of them is doubtful.
 
     ``safety_threshold``: minimum `FeedbackSignal.confidence`. ``entropy``: maximum mean entropy in nats (if only surprisals
@@ -123,8 +125,27 @@ class SignalRules:
         _above(found, "share of low-confidence tokens", signal.low_confidence_ratio, self.low_confidence_ratio)
         return found
 
+    def analyze(self, logprobs: Any, top: Sequence[Sequence[float]] | None = None) -> FeedbackSignal:
+        """Return the signal of an answer that is there already, and whether it is doubtful under these rules.
 
-DEFAULT_RULES = SignalRules()
+        ``logprobs``: log-probabilities (nats) of the chosen tokens, as numbers, or in the form in which OpenAI, vLLM or this
+        package returns them (`token_forms.read_logprobs`). ``top``: for each token those of the likeliest alternatives, if
+        ``logprobs`` does not have them. Without tokens the signal is unknown, which is doubtful. Raises
+        `InvalidProbability`, a `ValueError`, if they are no log-probabilities.
+
+        >>> FeedbackRules().analyze([-0.1, -0.2]).should_escalate, FeedbackRules().analyze([-6.0]).should_escalate
+        (False, True)
+        """
+        found = read_logprobs(logprobs)
+        if found is None:
+            return UNKNOWN
+        values, tops = found
+        if top is not None:
+            tops = read_alternatives(top, len(values))
+        return analyze(values, tops, self)
+
+
+DEFAULT_RULES = FeedbackRules()
 
 
 def _below(found: list[str], name: str, value: float | None, limit: float) -> None:
@@ -140,7 +161,7 @@ def _above(found: list[str], name: str, value: float | None, limit: float, unit:
 # ------------------------------------------------------------------------------------------------------------- analysis
 
 
-def signal_of(sample: Sample, rules: SignalRules = DEFAULT_RULES) -> FeedbackSignal:
+def signal_of(sample: Sample, rules: FeedbackRules = DEFAULT_RULES) -> FeedbackSignal:
     """The signal of one sample."""
     tokens = sample.logprobs
     if not tokens:
@@ -152,7 +173,7 @@ def signal_of(sample: Sample, rules: SignalRules = DEFAULT_RULES) -> FeedbackSig
 def analyze(
     logprobs: Sequence[float],
     top: Sequence[Sequence[float]] | None = None,
-    rules: SignalRules = DEFAULT_RULES,
+    rules: FeedbackRules = DEFAULT_RULES,
     *,
     vocabulary: int = VOCABULARY,
 ) -> FeedbackSignal:
@@ -267,6 +288,40 @@ def entropy_bounds(
     if left > 0.0:
         low -= left * math.log(left)
     return min(low, high), high
+
+
+def token_entropy(probabilities: Sequence[float], vocabulary: int = VOCABULARY) -> float:
+    """Return the entropy (nats) of a token's distribution, of which these probabilities are known.
+
+    If they do not add up to 1, it is the upper bound: the rest is spread over the vocabulary. Of an empty list nothing is
+    known, so it has the largest entropy that there is, log(vocabulary). Raises `InvalidProbability`, a `ValueError`, for a
+    number outside 0 to 1, and for probabilities that add up to more than 1.
+
+    >>> round(token_entropy([0.5, 0.5]), 3), round(token_entropy([]), 3), token_entropy([1.0])
+    (0.693, 12.477, 0.0)
+    """
+    known = [probability_of(value, number) for number, value in enumerate(probabilities, start=1)]
+    total = math.fsum(known)
+    if total > 1.0 + _SUM_ROUNDING:
+        raise InvalidProbability(f"the probabilities add up to {total:.6g}", hint="give those of one token's alternatives")
+    return max(0.0, entropy_bounds(known, max(0.0, 1.0 - total), min(known, default=1.0), vocabulary)[1])
+
+
+def probability_of(value: Any, number: int | None = None) -> float:
+    """Return a probability as a float. Raises `InvalidProbability` if it is none; ``number`` is its place, from 1."""
+    try:
+        found = math.nan if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not 0.0 <= found <= 1.0 + _ROUNDING:
+        where = "" if number is None else f"value {number}: "
+        hint = "of a log-probability, give math.exp(x)" if found < 0.0 else "give numbers between 0 and 1"
+        raise InvalidProbability(f"{where}{value!r} is no probability", hint=hint)
+    return min(found, 1.0)
+
+
+_SUM_ROUNDING = 1e-3
+"""Servers and half-precision numbers round each probability."""
 
 
 def binary_entropy(probability: float) -> float:

@@ -37,7 +37,6 @@ from workflow_composer.cli.output import (
 from workflow_composer.cli.progress import DecisionLog, doubting, progress_for, raise_if_over, tell_spent_before
 from workflow_composer.cli.state import State
 from workflow_composer.errors import InputError
-from workflow_composer.metrics.sink import DEFAULT_FILE, METRICS_VARIABLE
 from workflow_composer.storage.lines import unreadable
 from workflow_composer.storage.replacing import replace_file
 
@@ -174,7 +173,7 @@ class AskSession:
         return self._run.tally.done == self._run.tally.total
 
     def _opened(self) -> ModelOrchestrator:
-        self._state.log = DecisionLog()
+        self._state.log = DecisionLog(self._state.log_file)
         return self._state.open(self._state, None)
 
     # ---------------------------------------------------------------------------------------------------- asking
@@ -268,8 +267,7 @@ class AskSession:
             characters=run.characters * left // (tally.total or 1),
             most_tokens=run.fields.get("max_tokens"),
         )
-        named = self._state.environ.get(METRICS_VARIABLE, "").strip()
-        pace = seconds_per_token(Path(named) if named else DEFAULT_FILE, plan.tiers[0].members[0].candidates[0].name)
+        pace = seconds_per_token(self._state.metrics_file(), plan.tiers[0].members[0].candidates[0].name)
         at_once = min(self._concurrency or _AT_ONCE, left)
         time = "told after the first answers"
         if pace is not None:

@@ -96,7 +96,7 @@ class Execution:
         else:
             with state.open(state, None) as chosen:
                 config, self._plugins = chosen.config, chosen.plugins
-        state.log = state.log or click.get_current_context().with_resource(DecisionLog())
+        state.log = state.log or click.get_current_context().with_resource(DecisionLog(state.log_file))
         return self._voting(config)
 
     def _voting(self, config: StrategyConfig, **votes: Any) -> ModelOrchestrator:

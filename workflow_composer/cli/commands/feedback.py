@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     "--file",
     "path",
     type=click.Path(path_type=Path),
-    help="Audit file. Default: $WORKFLOW_COMPOSER_AUDITS, else logs/audits.jsonl.",
+    help="Audit file. Default: $WORKFLOW_COMPOSER_AUDITS, else audits.jsonl in your state folder.",
 )
 @common_options
 @click.pass_obj

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from workflow_composer.batch.run.answer_file import logprobs_of
-from workflow_composer.batch.run.file_run import FileRun, Printed
-from workflow_composer.batch.run.runner import RunBudget
-from workflow_composer.cli.interrupt import run_stoppable
 from workflow_composer.cli.options import (
     column_options,
     columns_of,
@@ -29,237 +22,7 @@ from workflow_composer.cli.options import (
     strategy_option,
     vote_by_option,
 )
-from workflow_composer.cli.output import (
-    ENDING,
-    code_of,
-    cost_text,
-    known_cost,
-    percent,
-    print_json,
-    printable,
-    tell_no_price,
-    tell_unread,
-)
-from workflow_composer.cli.progress import (
-    DecisionLog,
-    Warned,
-    doubting,
-    part_of_budget,
-    progress_for,
-    raise_if_over,
-    shard_of,
-    tell_spent_before,
-    tell_unlimited,
-)
 from workflow_composer.cli.state import State
-
-if TYPE_CHECKING:
-    from workflow_composer.batch.datasets.columns import Columns
-    from workflow_composer.batch.run.answer_file import AnswerFile
-    from workflow_composer.orchestrator import ModelOrchestrator
-    from workflow_composer.types import LLMResponse
-
-
-# ---------------------------------------------------------------------------------------------------------------- file run
-#
-# ``generate --input``: answering the rows of a file, and the printed summary.
-
-
-def answer_file(
-    state: State,
-    source: Path,
-    target: Path | None,
-    fields: Mapping[str, Any],
-    *,
-    concurrency: int | None,
-    limit: int | None,
-    budget: RunBudget,
-    columns: Columns | None = None,
-    keep: tuple[str, ...] = (),
-    shard: str | None = None,
-    no_texts: bool = False,
-) -> int:
-    """Answer the rows of ``source``; return the exit code. Raises `InputError` for invalid rows, before any is sent."""
-    part = shard_of(shard, state.environ)
-    run = FileRun(
-        source, fields, limit=limit, environ=state.environ, columns=columns, keep=keep, shard=part, keep_texts=not no_texts
-    )
-    if not state.json:
-        click.echo(f"{source}: {run.rows.table.describe()}", err=True)
-    if target is None:
-        _answer(state, run, Printed(sys.stdout.buffer, "standard output"), None, concurrency, budget)
-    else:
-        budget = part_of_budget(budget, part)
-        with run.opened(target) as file:
-            tell_spent_before(budget, run.tally.cost)
-            if not run.is_done:
-                _answer(state, run, file, target, concurrency, budget)
-            if not run.tally.stopped_by:
-                asyncio.run(run.finish(file))
-        target = run.target_of(target)
-    _sum_up(state, run, target)
-    tell_unlimited(budget, run.tally)
-    raise_if_over(budget, run.tally)
-    return code_of([run.tally])
-
-
-def _answer(
-    state: State,
-    run: FileRun,
-    file: AnswerFile | Printed,
-    target: Path | None,
-    concurrency: int | None,
-    budget: RunBudget,
-) -> None:
-    state.log = log = DecisionLog()
-    orchestrator, tally = state.open(state, None), run.tally
-    if target is not None:
-        try:
-            run.bind(orchestrator.config, target)
-        except BaseException:
-            orchestrator.close()
-            raise
-    contexts = None
-    if run.rows.have_contexts or orchestrator.config.task_contexts:
-        from workflow_composer.runtime.snapshot import contexts_of
-
-        contexts = contexts_of(orchestrator.config, state.environ)
-
-    warned = Warned(orchestrator.agenerate)
-
-    async def work(stop: asyncio.Event) -> None:
-        async with orchestrator:
-            await run.answer(
-                warned,
-                file,
-                contexts=contexts,
-                concurrency=concurrency,
-                budget=budget,
-                progress=progress,
-                stop=stop,
-                go_on=doubting(progress, ENDING),
-            )
-
-    def told() -> str:
-        how = "use --output to be able to resume" if isinstance(file, Printed) else "run the same command again to resume"
-        spent = cost_text(tally.cost_now, tally.unpriced_now)
-        return f"{tally.done} of {tally.total} rows done, cost {spent}; {how}"
-
-    with log, progress_for(tally) as progress:
-        run_stoppable(work, told)
-    warned.tell()
-
-
-def _sum_up(state: State, run: FileRun, target: Path | None) -> None:
-    tally = run.tally
-    if state.json:
-        summary = {
-            "rows": tally.total,
-            "columns": run.rows.table.describe(),
-            "sha256": run.rows.sha256,
-            "answered": tally.answered,
-            "earlier": tally.earlier,
-            "errors": tally.errors,
-            "graded": tally.graded,
-            "accuracy": tally.accuracy,
-            "unreadable": tally.unreadable,
-            "cut_off": tally.cut_off,
-            "cost": known_cost(tally.cost_now, tally.unpriced_now),
-            "cost_unknown_rows": tally.unpriced_now,
-            "seconds": round(tally.seconds, 3),
-        }
-        print_json(summary, err=target is None)
-        return
-    parts = [f"{tally.total} rows"]
-    if tally.earlier:
-        parts.append(f"{tally.earlier} answered earlier")
-    parts.append(f"{tally.errors} errors")
-    if tally.accuracy is not None:
-        parts.append(f"accuracy {percent(tally.accuracy)} of {tally.graded}")
-    parts += [f"cost {cost_text(tally.cost_now, tally.unpriced_now)}", f"{tally.seconds:.1f} s"]
-    click.echo(", ".join(parts), err=True)
-    tell_no_price(tally.cost_now, tally.unpriced_now)
-    tell_unread(tally.unreadable, tally.graded, cut_off=tally.cut_off, remedy=ENDING)
-    if tally.errors and target is not None:
-        click.echo("hint: run the same command again to retry the failed rows", err=True)
-
-
-# ------------------------------------------------------------------------------------------------------------------ single
-#
-# Answering one prompt.
-
-
-def answer_prompt(state: State, argument: str | None, fields: Mapping[str, Any]) -> None:
-    """Print the answer: streamed on a terminal, at the end otherwise, or as JSON."""
-    prompt = read_prompt(argument)
-    with state.orchestrator() as orchestrator:
-        if state.json:
-            print_json(to_dict(orchestrator.generate(prompt, **fields)))
-        elif sys.stdout.isatty() and not fields.get("logprobs"):
-            _stream(orchestrator, prompt, fields)
-        else:
-            _print_whole(orchestrator.generate(prompt, **fields), fields)
-
-
-def _print_whole(response: LLMResponse, fields: Mapping[str, Any]) -> None:
-    click.echo(printable(response.text) if sys.stdout.isatty() else response.text)
-    if fields.get("logprobs"):
-        for token, logprob in logprobs_of(response) or ():
-            click.echo(f"{logprob:10.4f}  {token!r}")
-    _print_foot(response)
-
-
-def _stream(orchestrator: ModelOrchestrator, prompt: str, fields: Mapping[str, Any]) -> None:
-    ended = True
-    try:
-        with orchestrator.stream(prompt, **fields) as stream:
-            for chunk in stream:
-                if text := printable(chunk.text):
-                    click.echo(text, nl=False)
-                    ended = text.endswith("\n")
-    finally:
-        if not ended:
-            click.echo()
-    if stream.response is not None:
-        _print_foot(stream.response)
-
-
-def _print_foot(response: LLMResponse) -> None:
-    """Print what the caller should know about the answer; and candidate, tokens, cost and time, on a terminal only."""
-    if response.warning:
-        click.echo(f"warning: {printable(response.warning)}", err=True)
-    if sys.stderr.isatty():
-        seconds, tokens = response.latency_ms / 1000.0, response.usage.total_tokens
-        cost = cost_text(response.cost, not response.cost_known).partition(" (")[0]
-        foot = f"[{response.decision.candidate}, {tokens} tokens, {cost}, {seconds:.1f} s]"
-        click.echo(click.style(foot, dim=True), err=True)
-
-
-def to_dict(response: LLMResponse) -> dict[str, Any]:
-    """Return the response as plain data; times in milliseconds, cost in dollars."""
-    from dataclasses import asdict
-
-    found: dict[str, Any] = {
-        "text": response.text,
-        "model": response.model,
-        "decision": {**asdict(response.decision), "escalated": response.decision.escalated},
-        "finish_reason": response.samples[0].finish_reason if response.samples else None,
-        "tool_calls": [dict(call) for call in response.tool_calls],
-        "confidence": response.confidence,
-        "accepted": response.accepted,
-        "warning": response.warning,
-        "usage": asdict(response.usage),
-        "cost": known_cost(response.cost, not response.cost_known),
-        "cost_known": response.cost_known,
-        "latency_ms": response.latency_ms,
-        "overhead_ms": response.overhead_ms,
-        "attempts": [asdict(attempt) for attempt in response.attempts],
-        "request_id": response.request_id,
-    }
-    if (logprobs := logprobs_of(response)) is not None:
-        found["logprobs"] = logprobs
-    return found
-
 
 _OF_FILE = ("concurrency", "limit", "run_budget", "shard", "no_texts", "keep")
 """Options that concern the rows of a file."""
@@ -355,20 +118,25 @@ def generate(
     higher --run-budget to resume; 7 more than 5 % of the graded answers could not be read.
     """
     state = context.ensure_object(State)
-    columns = columns_of(options)
+    columns = {name: options.pop(name) for name in [*options] if name.endswith("_column")}
     of_file = {name: options.pop(name) for name in _OF_FILE}
     given = {name: value for name, value in options.items() if value is not None}
     if contexts:
         given["context"] = contexts
     if source is None:
-        named = target is not None or any(columns.given)
+        named = target is not None or any(value is not None for value in columns.values())
         if named or any(of_file[name] is not None for name in ("limit", "run_budget", "shard")):
             raise click.UsageError("--output, --limit, --shard, --run-budget and the columns need --input")
-        answer_prompt(state, prompt, given)
+        from workflow_composer.cli.answering import answer_prompt
+
+        answer_prompt(state, read_prompt(prompt), given)
         return
     if prompt is not None:
         raise click.UsageError("give a prompt or --input, not both")
     if of_file["shard"] is not None and target is None:
         raise click.UsageError("--shard needs --output: each shard has a file of its own beside it")
+    from workflow_composer.batch.run.runner import RunBudget
+    from workflow_composer.cli.commands.generate_run import answer_file
+
     limits = RunBudget(given.pop("budget", None), of_file.pop("run_budget"))
-    context.exit(answer_file(state, source, target, given, budget=limits, columns=columns, **of_file))
+    context.exit(answer_file(state, source, target, given, budget=limits, columns=columns_of(columns), **of_file))

@@ -1,33 +1,62 @@
-"""``metrics``: summarize past requests."""
+"""``metrics``: summarize past requests, or explain one of them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from workflow_composer.cli.options import common_options, examples
-from workflow_composer.cli.output import cost_text, percent, print_json, print_table
+from workflow_composer.cli.output import cost_text, percent, print_json, print_table, printable
 from workflow_composer.cli.state import State
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import timedelta
 
+    from workflow_composer.metrics.selecting import RequestFilter
     from workflow_composer.metrics.summary import Percentiles, RequestSums, Summary
+    from workflow_composer.server.auth.keys import Key
+
+F = TypeVar("F", bound="Callable[..., Any]")
+DEFAULT_KEYS = Path("keys.json")
+"""Where `keys` keeps them by default."""
 
 
-@click.command(
-    epilog=examples("metrics --since 24h", "metrics --file logs/routing_metrics.jsonl --json", "metrics --html report.html")
+def file_option(function: F) -> F:
+    """``--file``, the metrics file."""
+    text = "Metrics file. Default: $WORKFLOW_COMPOSER_METRICS, else in the profile's `logs`, else in your state folder."
+    return click.option("--file", "path", type=click.Path(path_type=Path), help=text)(function)
+
+
+def keys_option(function: F) -> F:
+    """``--keys``, the keys file."""
+    text = "Keys file, to tell whose requests they are. Default: keys.json, if it is there."
+    return click.option("--keys", "keys_file", type=click.Path(path_type=Path), help=text)(function)
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog=examples(
+        "metrics --since 24h",
+        "metrics --task code_generation --error any --since 24h",
+        "metrics --key ann --html report.html",
+        "metrics --file logs/routing_metrics.jsonl --json",
+        "metrics explain last",
+    ),
 )
 @click.option("--since", metavar="TIME", help="Only the last 30m, 24h, 7d, 2w, ... Default: everything.")
+@click.option("--task", metavar="TASK", help="Only requests of this task.")
+@click.option("--model", metavar="MODEL", help="Only requests that this model answered, or failed last.")
+@click.option("--key", metavar="NAME|ID", help="Only requests made with this API key.")
 @click.option(
-    "--file",
-    "path",
-    type=click.Path(path_type=Path),
-    help="Metrics file. Default: $WORKFLOW_COMPOSER_METRICS, else logs/routing_metrics.jsonl.",
+    "--error",
+    metavar="TYPE",
+    help="Only failed requests with this error, such as CallTimeout; or by fault: caller, server, ours; or `any`.",
 )
+@keys_option
+@file_option
 @click.option(
     "--html",
     "page",
@@ -35,37 +64,127 @@ if TYPE_CHECKING:
     help="Write a dashboard page of the metrics to this file.",
 )
 @common_options
-@click.pass_obj
-def metrics(state: State, since: str | None, path: Path | None, page: Path | None) -> None:
-    """Summarize the metrics of past requests.
+@click.pass_context
+def metrics(
+    context: click.Context,
+    /,
+    since: str | None,
+    path: Path | None,
+    page: Path | None,
+    keys_file: Path | None,
+    **wanted: str | None,
+) -> None:
+    """Summarize the metrics of past requests, or explain one of them.
 
     Shows the rates of fallback (a call failed and another model answered), escalation (an answer was not accepted and a
     stronger model was called) and errors; exact latency percentiles of answered requests by task; the orchestrator's
     overhead; tokens; cost by model and strategy, "unknown" where the profile has no price. Damaged lines are counted and
-    skipped.
+    skipped. --task, --model, --key and --error choose requests, for the page as well.
     """
-    from workflow_composer.metrics.sink import DEFAULT_FILE, metrics_file
+    state = context.ensure_object(State)
+    if context.invoked_subcommand is not None:
+        if page is not None or since or any(wanted.values()):
+            raise click.UsageError(
+                f"`{context.invoked_subcommand}` takes no --since, --html, --task, --model, --key or --error"
+            )
+        return
+    from workflow_composer.metrics.selecting import RequestFilter
     from workflow_composer.metrics.summary import parse_duration, summarize
 
+    key, keys = wanted.pop("key"), None if keys_file is None else _keys(keys_file)
     period = None if since is None else parse_duration(since)
-    path = path or metrics_file(state.environ) or DEFAULT_FILE
+    owns = None if key is None else _owns(key, keys or _keys(DEFAULT_KEYS))
+    only = RequestFilter(wanted["task"], wanted["model"], wanted["error"], owns)
+    path = path or state.metrics_file()
     if page is not None:
-        _write_page(page, path, period, since)
+        told = [f"{name} {value}" for name, value in (*wanted.items(), ("key", key)) if value]
+        _write_page(page, path, period, only, ", ".join(["all time" if since is None else f"the last {since}", *told]), keys)
         return
-    found = summarize(path, since=period)
+    found = summarize(path, since=period, only=only)
     if state.json:
         print_json(found.to_dict())
     else:
         _print(found)
 
 
-def _write_page(page: Path, path: Path, period: timedelta | None, since: str | None) -> None:
+@metrics.command(
+    epilog=examples("metrics explain last", "metrics explain req-6b1f0c5a", "metrics explain chatcmpl-req-6b1f0c5a --json")
+)
+@click.argument("request_id")
+@keys_option
+@file_option
+@common_options
+@click.pass_context
+def explain(context: click.Context, request_id: str, path: Path | None, keys_file: Path | None) -> None:
+    """Explain a past request: what was decided, what was left out and why, what was called, and what came of it.
+
+    REQUEST_ID is in the header x-workflow-composer-request-id of every answer, in `response.request_id`, and in the log. Its
+    beginning suffices, the `id` of an answer, such as chatcmpl-..., is understood, and `last` is the last request. Plan,
+    attempts and their errors are kept if debugging was on: debug_routing in the profile, or BIOPIPELINES_DEBUG_ROUTING=1.
+    The prompt is not shown.
+    """
+    from workflow_composer.metrics.selecting import explained, found_request
+
+    state = context.ensure_object(State)
+    before = {} if context.parent is None else context.parent.params  # `metrics --file FILE explain ID`
+    path, keys_file = path or before.get("path"), keys_file or before.get("keys_file")
+    found = found_request(path or state.metrics_file(), request_id)
+    names = _owner_names(found, None if keys_file is None else _keys(keys_file))
+    if state.json:
+        shown = [{**one, "key": name} for one, name in zip(found, names, strict=True)]
+        print_json({"requests": [{field: value for field, value in one.items() if field != "prompt"} for one in shown]})
+        return
+    for number, (metric, name) in enumerate(zip(found, names, strict=True)):
+        if number:
+            click.echo()
+        rows = explained(metric)
+        if name:
+            rows.insert(1, ("key", name))
+        width = max(len(title) for title, _ in rows) + 2
+        for title, text in rows:
+            click.echo(f"{title + ':':<{width}} {printable(text)}")
+
+
+def _keys(path: Path) -> Sequence[Key]:
+    from workflow_composer.server.auth.keys import read_keys
+
+    return tuple(read_keys(path).values())
+
+
+def _owns(name: str, keys: Sequence[Key]) -> Callable[[str], bool]:
+    """Return whether a request is that of the keys with this name or ID. Raises `InputError` if there is none."""
+    from workflow_composer.errors import InputError, nearest
+    from workflow_composer.server.auth.callers import is_own
+
+    own = [key for key in keys if name in (key.id, key.name)]
+    if not own:
+        known = sorted({key.name for key in keys})
+        raise InputError(f"no key {name!r}", hint=nearest(name, known) or f"keys: {', '.join(known) or 'none'}")
+    return lambda request_id: any(is_own(key, request_id) for key in own)
+
+
+def _owner_names(found: Sequence[Mapping[str, Any]], keys: Sequence[Key] | None) -> list[str | None]:
+    """Return the names of the keys with which requests were made; None if unknown."""
+    if keys is None:
+        if not DEFAULT_KEYS.is_file():
+            return [None] * len(found)
+        keys = _keys(DEFAULT_KEYS)
+    from workflow_composer.server.auth.callers import is_own
+
+    identities = [str(one.get("request_id", "")) for one in found]
+    return [next((key.name for key in keys if is_own(key, identity)), None) for identity in identities]
+
+
+def _write_page(
+    page: Path, path: Path, period: timedelta | None, only: RequestFilter, told: str, keys: Sequence[Key] | None
+) -> None:
     from workflow_composer.errors import InputError
     from workflow_composer.metrics import page as pages
     from workflow_composer.metrics.figures import figures, snapshot_of_file
 
-    told = "all time" if since is None else f"the last {since}"
-    found = figures(snapshot_of_file(path, since=period))
+    found = figures(snapshot_of_file(path, since=period, only=only))
+    names = _owner_names(found["recent"], keys)
+    found["recent"] = [{**one, "key": name} for one, name in zip(found["recent"], names, strict=True)]
     text = pages.page({"live": False, "title": path.name, "period": told, "figures": found})
     try:
         page.write_text(text, encoding="utf-8")

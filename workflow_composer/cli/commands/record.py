@@ -57,7 +57,7 @@ class RecordRun:
     def run(self) -> int:
         """Record the missing answers; return the exit code."""
         options = self._options
-        self._state.log = log = DecisionLog()
+        self._state.log = log = DecisionLog(self._state.log_file)
         budget = RunBudget(options["budget"], options["run_budget"])
         with RecordingFile.open(self._output) as file:
             tell_spent_before(budget, file.spent)

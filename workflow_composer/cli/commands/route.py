@@ -15,6 +15,7 @@ from workflow_composer.cli.state import State
 if TYPE_CHECKING:
     from workflow_composer.config.strategy import StrategyConfig
     from workflow_composer.plan import Candidate, Member, Plan, Tier
+    from workflow_composer.types import LLMRequest
 
 
 @click.command(
@@ -40,15 +41,19 @@ def route(state: State, prompt: str | None, task: str, model: str | None, contex
         strategy = orchestrator.strategy
         request, plan = orchestrator.prepare(text, task_type=task, model=model, context=contexts or None)
         servers = servers_of(plan, orchestrator.config, state.environ)
-    context = request.context or ()
     if state.json:
-        known = {"strategy": strategy, "context": context, "query_length": request.query_length}
+        known = {"strategy": strategy, "context": request.context or (), "query_length": request.query_length}
         print_json({**known, **to_dict(plan), "servers": servers})
         return
+    print_plan(strategy, request, plan, servers)
+
+
+def print_plan(strategy: str, request: LLMRequest, plan: Plan, servers: Mapping[str, list[str]]) -> None:
+    """Print a request's plan in words; ``servers`` are those that may get it now, by role."""
     click.echo(f"strategy:  {strategy}")
     click.echo(f"router:    {plan.router}")
     click.echo(f"reason:    {plan.reason}")
-    for pin in context:
+    for pin in request.context or ():
         click.echo(f"context:   {pin}")
     for number, tier in enumerate(plan.tiers, 1):
         click.echo(f"tier {number}:    {_describe(tier)}")

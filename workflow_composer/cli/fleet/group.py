@@ -25,7 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def fleet_option(function: F) -> F:
     """``--fleet FILE``, as the parameter ``fleet_file``, and ``--allow-code``."""
-    text = "The fleet file. Default: see `fleet --help`."
+    text = "The fleet file. Default: `config/fleet.yaml` of the working directory, else the user's, else the shipped one."
     return click.option("--fleet", "fleet_file", metavar="FILE", help=text)(allow_code_option(function))
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @common_options
 @click.pass_obj
 def submit(state: State, roles: tuple[str, ...], fleet_file: str | None, dry_run: bool, wait: bool) -> None:
-    """Start servers as SLURM jobs: all of the fleet file, or those of the given roles.
+    """Start servers as SLURM jobs: those of the given roles, or all but the roles with `on_request`.
 
     A server that already has a job keeps it. Before its time limit, a job queues its successor; after a failure it is
     requeued, at most slurm.max_requeues times in a row. Stop jobs with `fleet down`.
@@ -39,7 +39,7 @@ def submit(state: State, roles: tuple[str, ...], fleet_file: str | None, dry_run
     from workflow_composer.fleet.slurm.submit import submit as submit_server
 
     fleet = open_fleet(state, fleet_file)
-    servers = fleet.servers(roles)
+    servers = fleet.to_start(roles)
     if dry_run:
         _show_commands(state, {server: command_for(fleet, server) for server in servers})
         return

@@ -29,13 +29,13 @@ _TICK = 0.2
 @common_options
 @click.pass_obj
 def up(state: State, roles: tuple[str, ...], dry_run: bool, fleet_file: str | None) -> int:
-    """Start servers on this machine, all of the fleet file or those of the given roles, and wait until they are ready.
+    """Start servers on this machine, those of the given roles or all but `on_request`, and wait until they are ready.
 
     They keep running when this command ends; after Ctrl-C they continue to start. A server that is already running is kept
     as it is. Exit code 1: a server did not start; its line says why.
     """
     fleet = open_fleet(state, fleet_file)
-    servers = fleet.servers(roles)
+    servers = fleet.to_start(roles)
     if dry_run:
         return _dry_run(state, fleet, servers)
     from workflow_composer.cli.progress import Waiting

@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from workflow_composer.answers import reader
+from workflow_composer.execution.call import CUT_OFF
 from workflow_composer.execution.voting.confidence import confidence, leader, totals
 from workflow_composer.execution.voting.stopping import UNREADABLE, StoppingRule, decided_by_weight, stopping_rule
 from workflow_composer.execution.voting.vote_kinds import BY_EMBEDDING, AnswerVotes, FormVotes, VoteKind
@@ -23,7 +24,6 @@ from workflow_composer.types import Sample, Verdict
 AMBIGUOUS_SHARE = 2 / 3
 """Minimum share of the two leading answers for which more votes could settle a vote; below it, the vote is scattered."""
 
-CUT_OFF = "the answer was cut off by its length"
 
 _ROUNDING = 1e-9
 

@@ -56,8 +56,9 @@ class VoteKind(ABC):
 class AnswerVotes(VoteKind):
     """Final answers, extracted and compared as the reader does; a JSON object or list of a text is compared by value."""
 
-    def __init__(self, answers: Reader) -> None:
+    def __init__(self, answers: Reader, ends: float = math.inf) -> None:
         self._reader = answers
+        self._ends = ends
         self._takes_json = answers.form.extract[-1] == "auto"
         self._exact: set[str] = set()
         self._known: dict[tuple[str, str | None], str | None] = {}
@@ -84,9 +85,9 @@ class AnswerVotes(VoteKind):
         return found.answer
 
     async def groups(self, votes: Sequence[str]) -> list[int]:
-        """Group JSON by value and other answers as the reader compares them, within the vote's time for comparisons."""
+        """Group JSON by value and other answers as the reader compares them, within the time of the vote and the request."""
         if self._patience is None:
-            self._patience = Patience.of(self._reader.form)
+            self._patience = Patience.of(self._reader.form, self._ends)
         question = Question(self._reader, patience=self._patience)
         if not self._exact:
             return await question.groups(votes)
@@ -228,8 +229,18 @@ class EmbeddingVotes(VoteKind):
 _ROUNDING = 1e-6
 
 
-def vote_kind(voting: Voting, request: LLMRequest, form: OutputForm | None = None, embed: Embed | None = None) -> VoteKind:
-    """Return how the samples of this request vote. ``embed`` is needed if free texts are grouped by meaning."""
+def vote_kind(
+    voting: Voting,
+    request: LLMRequest,
+    form: OutputForm | None = None,
+    embed: Embed | None = None,
+    *,
+    ends: float = math.inf,
+) -> VoteKind:
+    """Return how the samples of this request vote. ``embed`` is needed if free texts are grouped by meaning.
+
+    ``ends`` is when the request's time is up (`time.perf_counter`): no comparison of its answers takes longer.
+    """
     kind: VoteKind
     if form is not None and not form.is_text:
         kind = FormVotes(form)
@@ -238,7 +249,7 @@ def vote_kind(voting: Voting, request: LLMRequest, form: OutputForm | None = Non
     elif form is not None:
         kind = FormVotes(form)
     else:
-        kind = _declared(request) or AnswerVotes(reader(voting.form))
+        kind = _declared(request) or AnswerVotes(reader(voting.form), ends)
     return ToolVotes(request.tools, kind) if request.tools else kind
 
 

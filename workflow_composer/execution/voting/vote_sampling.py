@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from workflow_composer.errors import ModelError
+from workflow_composer.errors import BudgetExceeded, ModelError
 from workflow_composer.execution.call import Outcome, Trace
 from workflow_composer.execution.member_run import MemberRun, Models
 from workflow_composer.execution.voting.ballot import Ballot
@@ -86,7 +86,7 @@ class Poll:
         self._under_way: dict[asyncio.Task[Completion], _Draw] = {}
         self._asked: Counter[str] = Counter()  # samples are numbered per model, which several members may share
         self._note = ""
-        self._failure: ModelError | None = None
+        self._failure: ModelError | BudgetExceeded | None = None
         self._first_attempt = len(trace.attempts)
 
     async def run(self) -> Outcome:
@@ -158,15 +158,17 @@ class Poll:
     async def _replace(self, seat: _Seat, error: BaseException) -> None:
         """Let the next candidate draw all of the member's samples; if none is left, keep those drawn.
 
-        Raises ``error`` if no candidate can fix it and the member is the only one.
+        Raises ``error`` if no candidate can fix it and the member is the only one, unless there are samples and only the
+        money for more is missing.
         """
         alone = len(self._seats) == 1
-        if not isinstance(error, GivenUp) and (alone or not isinstance(error, ModelError)):
+        can_go_on = not alone or (isinstance(error, BudgetExceeded) and self._ballot.samples)
+        if not isinstance(error, GivenUp) and not (can_go_on and isinstance(error, (ModelError, BudgetExceeded))):
             raise error
         await self._cancel([task for task, draw in self._under_way.items() if draw.seat is seat])
         if not isinstance(error, GivenUp) or error.position >= len(seat.member.candidates) or self._trace.over:
             self._note = "drawing further samples failed" + ("" if alone else f" for {seat.candidate.name}")
-            if isinstance(error, ModelError):
+            if isinstance(error, (ModelError, BudgetExceeded)):
                 self._failure = error
                 self._note += f" ({type(error).__name__})"
             self._ballot.lose(seat.number)
@@ -194,6 +196,8 @@ class Poll:
                 return await run.complete()
             except ModelError as error:
                 await run.failed(error)
+        if run.unpaid is not None:
+            raise run.exhausted()
         raise GivenUp(run.position, self._trace.attempts[-1] if self._trace.attempts else None)
 
     async def _cancel(self, tasks: Iterable[asyncio.Task[Completion]]) -> None:

@@ -120,8 +120,53 @@ function tiers(all) {
   fill("errors", kinds.length ? table([["error", "name"], ["requests", "number"]], kinds.map(([kind, n]) => [kind, count(n)])) : quiet("None."));
 }
 
+// Which decisions to show: what was chosen stays chosen while new ones arrive.
+const FAILED = "failed, whatever the error";
+const FIELDS = {
+  task: (r) => r.task_type,
+  model: (r) => r.candidate || "(no answer)",
+  key: (r) => r.key || "(no key)",
+  error: (r) => (r.success ? "none" : r.error),
+};
+const AGES = { minute: 60, "5 minutes": 300, hour: 3600, day: 86400, week: 604800 };
+const wanted = { task: "", model: "", key: "", error: "", time: "" };
+
+function filters(all) {
+  const choose = (name, options, label) => {
+    let select = $("by-" + name);
+    if (!select) {
+      select = make("select", { id: "by-" + name, "aria-label": name, onchange: () => { wanted[name] = select.value; recent(all_last); } });
+      $("filters").append(select);
+    }
+    if (wanted[name] && !options.includes(wanted[name])) options.push(wanted[name]);
+    const texts = JSON.stringify(options);
+    if (select.dataset.options === texts) return;
+    select.dataset.options = texts;
+    select.replaceChildren(make("option", { value: "" }, `${name}: all`), ...options.map((o) => make("option", { value: o }, label(o))));
+    select.value = wanted[name];
+  };
+  for (const [name, of] of Object.entries(FIELDS)) {
+    const found = [...new Set(all.recent.map(of))].sort();
+    if (name === "error" && all.recent.some((r) => !r.success)) found.unshift(FAILED);
+    choose(name, found, (o) => `${name}: ${o}`);
+  }
+  choose("time", Object.keys(AGES), (o) => `the last ${o}`);
+  $("by-key").hidden = !wanted.key && !all.recent.some((r) => r.key);
+}
+
+const fits = (r, until) =>
+  Object.entries(FIELDS).every(([name, of]) => !wanted[name] || of(r) === wanted[name] || (wanted[name] === FAILED && !r.success)) &&
+  (!wanted.time || until - Date.parse(r.timestamp) / 1000 <= AGES[wanted.time]);
+
+let all_last = null;
 function recent(all) {
+  all_last = all;
   if (!all.recent.length) return fill("recent", quiet("No requests yet."));
+  filters(all);
+  const chosenOnes = all.recent.filter((r) => fits(r, all.until));
+  const most = Object.values(wanted).some(Boolean) ? 100 : 25;
+  $("shown").textContent = `${Math.min(most, chosenOnes.length)} of ${all.recent.length}`;
+  if (!chosenOnes.length) return fill("recent", quiet("None of the last decisions."));
   const open = new Set([...document.querySelectorAll("#recent details[open]")].map((node) => node.dataset.id));
   const why = (r) => {
     const text = r.success ? r.reason || "" : `${r.error}${r.reason ? "; " + r.reason : ""}`;
@@ -131,8 +176,8 @@ function recent(all) {
     return d;
   };
   fill("recent", table([["time", ""], ["task", "name"], ["model", "name"], ["tier", "number"], ["latency", "number"], ["cost", "number"], ["why", "why"]],
-    all.recent.slice(-25).reverse().map((r) => [
-      new Date(r.timestamp).toLocaleTimeString(), r.task_type, make("span", { class: r.success ? "" : "ill" }, r.candidate || "–"),
+    chosenOnes.slice(-most).reverse().map((r) => [
+      (all.live ? new Date(r.timestamp).toLocaleTimeString() : new Date(r.timestamp).toLocaleString()), r.key ? `${r.task_type} (${r.key})` : r.task_type, make("span", { class: r.success ? "" : "ill" }, r.candidate || "–"),
       (r.tier + 1) + (r.fallback_depth ? ` (+${r.fallback_depth})` : ""), millis(r.latency_ms), money({ cost: r.cost, unpriced: r.cost_known === false }), why(r)])));
 }
 

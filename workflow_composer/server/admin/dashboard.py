@@ -79,10 +79,18 @@ class Dashboard:
             "profiles": self._profiles() if switchable else [],
             "servers": self._servers(found),
             "certificates": self._certificates(),
-            "figures": figures(self._metrics.all()),
+            "figures": await self._figures(),
             "usage": await self._usage(None),
         }
         return Reply(200, encode(body), headers=_HEADERS)
+
+    async def _figures(self) -> dict[str, Any]:
+        """Return the figures of all workers; the last decisions say whose key asked."""
+        found = figures(self._metrics.all())
+        if not self._callers.keyless:
+            names = await asyncio.to_thread(self._callers.owners, [one["request_id"] for one in found["recent"]])
+            found["recent"] = [{**one, "key": names.get(one["request_id"])} for one in found["recent"]]
+        return found
 
     async def _usage(self, key: Key | None) -> list[dict[str, Any]]:
         """Return what a key, or every key, has used in the last days, by user; the most expensive first."""

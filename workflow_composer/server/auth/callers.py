@@ -71,6 +71,7 @@ class Callers:
         self._proxies = proxies
         self._told = told
         self._refused: dict[str, list[float]] = {}
+        self._owned: dict[str, str] = {}
 
     @property
     def keyless(self) -> bool:
@@ -93,6 +94,20 @@ class Callers:
             raise self._wrong(exchange)
         key = self._keys.identify(token)
         return Caller(f"key {key.id}", key, ADMIN in key.rights)
+
+    def owners(self, request_ids: Sequence[str]) -> dict[str, str]:
+        """Return the names of the keys that made these requests, by request ID; without those of nobody's key.
+
+        Compares every new ID with every key: for a thread.
+        """
+        keys = () if self._keys is None else tuple(self._keys.keys)
+        found = {one: self._owned[one] for one in request_ids if one in self._owned}
+        for request_id in request_ids:
+            name = None if request_id in found else next((key.name for key in keys if is_own(key, request_id)), None)
+            if name is not None:
+                found[request_id] = name
+        self._owned = found
+        return found
 
     def known(self, exchange: Exchange) -> Caller | None:
         """Return who asks, or None for a stranger, who may still learn whether the service is up."""

@@ -11,7 +11,7 @@ import hmac
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -216,6 +216,11 @@ class KeyRing:
     def any_budget(self) -> bool:
         """Whether a key has a budget in dollars."""
         return any(key.limits for key in self._keys.values())
+
+    @property
+    def keys(self) -> Collection[Key]:
+        """All keys of the file, as last read; revoked and expired ones, too."""
+        return self._keys.values()
 
     def identify(self, presented: str | None) -> Key:
         """Return the record of a key. Raises `HttpFailure` 401 if it is missing, invalid, revoked or expired."""

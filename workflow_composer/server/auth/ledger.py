@@ -154,6 +154,17 @@ class KeyBudget(Budget):
         if not 0.0 <= now - ledger.written_at < TOGETHER:
             ledger.write(now)
 
+    def charged(self, cost: float, tokens: int) -> None:
+        """Charge the key for a part of a request, which is counted at its end."""
+        self.at = self.ledger.clock()
+        self.cost += cost
+        self.tokens += tokens
+
+    @property
+    def uncharged(self) -> bool:
+        """Whether there are charges that are not yet written."""
+        return bool(self.requests or self.cost or self.tokens)
+
     @property
     def promised(self) -> tuple[float, float]:
         """The dollars and tokens that this worker's reservations hold."""
@@ -335,7 +346,7 @@ class Ledger:
         except TimeoutError:  # the file was cut: the record has another place now
             account = self._read(key, self._place(key.id))
         budget = self._budgets.get(key.id)
-        if budget is not None and budget.requests:
+        if budget is not None and budget.uncharged:
             self._add(account, budget)
         self._turn_over(account, now)
         return account
@@ -357,7 +368,7 @@ class Ledger:
             self._look()
         failing = False
         for budget in list(self._budgets.values()):
-            if not budget.requests and budget.leased == budget.granted in (_NOTHING, budget.promised):
+            if not budget.uncharged and budget.leased == budget.granted in (_NOTHING, budget.promised):
                 continue
             try:
                 self._write_one(budget, now, wait)
@@ -383,7 +394,7 @@ class Ledger:
     def _written(self, budget: KeyBudget, place: int, now: float) -> Account:
         """Write a key's charges, under its lock; return the account as it is now."""
         account = self._read(budget.key, place)
-        if budget.requests:
+        if budget.uncharged:
             promised = budget.promised
             self._add(account, budget)
             self._write(budget.key.id, place, account)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.paths import ROOT
 from workflow_composer.calibration.monitoring import audits
-from workflow_composer.calibration.monitoring.audits import DEFAULT_FILE, AuditLog, audits_file
+from workflow_composer.calibration.monitoring.audits import AuditLog, audits_file
 from workflow_composer.errors import InputError, WorkflowComposerError
 from workflow_composer.storage import appending
 from workflow_composer.storage.locks import locked
@@ -443,7 +443,11 @@ def test_a_lock_that_somebody_keeps_is_told_with_what_to_do(path, monkeypatch):
         draw(AuditLog(path), "r1")
 
 
-def test_the_environment_chooses_the_file():
-    """Or the default under the working directory."""
-    assert audits_file({}) == DEFAULT_FILE
+def test_the_environment_chooses_the_file(tmp_path, monkeypatch):
+    """Or the user's; what an earlier version began in the working directory goes on, with its alarms."""
+    monkeypatch.chdir(tmp_path)
+    assert str(audits_file({"XDG_STATE_HOME": "/state"})) == "/state/workflow-composer/audits.jsonl"
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "audits.jsonl").touch()
+    assert str(audits_file({"XDG_STATE_HOME": "/state"})) == "logs/audits.jsonl"
     assert str(audits_file({"WORKFLOW_COMPOSER_AUDITS": " elsewhere.jsonl "})) == "elsewhere.jsonl"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.unit.calibration.tokens import answers, cuts, rules, scores, spread, sure
 from workflow_composer.calibration.scores.acceptance import RuleAcceptance, ScoreAcceptance, Suspended
 from workflow_composer.calibration.scores.scores import Calibrator, ScoreModel
-from workflow_composer.calibration.scores.signals import SignalRules
+from workflow_composer.calibration.scores.signals import FeedbackRules
 from workflow_composer.types import Sample, TokenLogprob
 
 LAX = {
@@ -43,32 +43,32 @@ class TestRules:
         ],
     )
     def test_each_rule_acts_alone_and_names_value_and_limit(self, rule, sample, said):
-        verdict = RuleAcceptance(SignalRules(**(LAX | rule)))((sample,))
+        verdict = RuleAcceptance(FeedbackRules(**(LAX | rule)))((sample,))
         assert (verdict.accepted, verdict.reason) == (False, said)
-        assert RuleAcceptance(SignalRules(**LAX))((sample,)).accepted
+        assert RuleAcceptance(FeedbackRules(**LAX))((sample,)).accepted
 
     @pytest.mark.parametrize(
         "sample",
         [sure(*[-0.01] * 30, -5.0), sure(*[-0.1] * 17, *[-0.8] * 3), spread(*[[0.95, 0.04]] * 9)],
     )
     def test_an_answer_at_a_limit_is_not_beyond_it(self, sample):
-        limits = SignalRules(**(LAX | {"min_logprob": -5.0, "low_confidence_ratio": 0.15, "entropy": 2.5}))
+        limits = FeedbackRules(**(LAX | {"min_logprob": -5.0, "low_confidence_ratio": 0.15, "entropy": 2.5}))
         assert RuleAcceptance(limits)((sample,)).accepted
 
     def test_the_confidence_is_the_probability_per_token(self):
-        assert RuleAcceptance(SignalRules())((sure(-0.1, -0.3),)).confidence == pytest.approx(math.exp(-0.2))
+        assert RuleAcceptance(FeedbackRules())((sure(-0.1, -0.3),)).confidence == pytest.approx(math.exp(-0.2))
 
     @pytest.mark.parametrize("sample", [Sample("x"), Sample("x", logprobs=()), sure(-0.1, math.nan)])
     def test_unknown_is_never_confident(self, sample):
         """It is accepted only where the policy says so, and its confidence stays unknown even then."""
-        doubtful = RuleAcceptance(SignalRules())((sample,))
+        doubtful = RuleAcceptance(FeedbackRules())((sample,))
         assert (doubtful.accepted, doubtful.confidence) == (False, None)
         assert "unknown" in doubtful.reason
-        accepted = RuleAcceptance(SignalRules(), accept_unknown=True)((sample,))
+        accepted = RuleAcceptance(FeedbackRules(), accept_unknown=True)((sample,))
         assert (accepted.accepted, accepted.confidence) == (True, None)
 
     def test_the_last_tier_is_accepted_however_doubtful_and_says_so(self):
-        verdict = RuleAcceptance(SignalRules(), final=True)((sure(-9.0),))
+        verdict = RuleAcceptance(FeedbackRules(), final=True)((sure(-9.0),))
         assert verdict.accepted
         assert "lowest log-probability -9 < -5" in verdict.reason
         assert verdict.reason.endswith("accepted by the last tier")
@@ -90,7 +90,7 @@ class TestRules:
         """But for what rounding leaves open."""
         sample = Sample("x", logprobs=tuple(tokens))
         if heard(RuleAcceptance(limits).watch(len(tokens)), [tokens]) is None:
-            laxer = SignalRules(
+            laxer = FeedbackRules(
                 limits.safety_threshold * (1 - 1e-6),
                 limits.entropy * (1 + 1e-6),
                 limits.binary_entropy * (1 + 1e-6),
@@ -100,7 +100,7 @@ class TestRules:
             assert RuleAcceptance(laxer)((sample,)).accepted
 
     def test_a_hopeless_token_is_enough_to_give_up(self):
-        watch = RuleAcceptance(SignalRules()).watch(1000)
+        watch = RuleAcceptance(FeedbackRules()).watch(1000)
         assert watch.hear(sure(-0.1).logprobs) is None
         verdict = watch.hear(sure(-7.0).logprobs)
         assert verdict.reason == "lowest log-probability -7 < -5"
@@ -176,8 +176,8 @@ def test_what_no_certificate_covers_is_returned_and_not_accepted():
 @pytest.mark.parametrize(
     ("accept", "words"),
     [
-        (RuleAcceptance(SignalRules()), "no rule flags the answer as doubtful"),
-        (RuleAcceptance(SignalRules(), final=True), "always (last tier)"),
+        (RuleAcceptance(FeedbackRules()), "no rule flags the answer as doubtful"),
+        (RuleAcceptance(FeedbackRules(), final=True), "always (last tier)"),
         (ScoreAcceptance(None, 0.5), "score >= 0.5"),
         (ScoreAcceptance(None, None), "accepts nothing"),
         (Suspended("alarm"), "accepts nothing: alarm"),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workflow_composer.calibration.scores.signal_table import COLUMNS, SignalTable
-from workflow_composer.calibration.scores.signals import SignalRules, analyze
+from workflow_composer.calibration.scores.signals import FeedbackRules, analyze
 from workflow_composer.errors import InputError
 
 logprobs = st.one_of(st.floats(-20, 0), st.sampled_from([0.0, -1e-7, 1e-7, -0.6931471805599453, -120.0, -math.inf]))
@@ -68,7 +68,7 @@ def test_a_batch_says_what_each_answer_says(batch, vocabulary):
 @given(
     st.lists(answers(), min_size=1, max_size=4),
     st.builds(
-        SignalRules,
+        FeedbackRules,
         safety_threshold=st.floats(0, 1),
         entropy=st.floats(0, 4),
         binary_entropy=st.floats(0, 1),

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from workflow_composer.calibration.scores.signals import (
     FLOOR,
     UNKNOWN,
+    FeedbackRules,
     FeedbackSignal,
-    SignalRules,
     analyze,
     binary_entropy,
     entropy_bounds,
@@ -132,7 +132,7 @@ def test_what_is_no_log_probability_makes_the_answer_unknown_which_is_not_confid
     assert signal.should_escalate
     assert signal.confidence is None
     assert "unknown" in signal.escalation_reason
-    assert SignalRules(safety_threshold=0.0).reasons(signal) == [signal.escalation_reason]
+    assert FeedbackRules(safety_threshold=0.0).reasons(signal) == [signal.escalation_reason]
 
 
 def test_impossible_tokens_are_limited():
@@ -164,7 +164,7 @@ CALM = FeedbackSignal(
 
 
 def test_a_calm_answer_is_not_doubtful():
-    assert SignalRules().reasons(CALM) == []
+    assert FeedbackRules().reasons(CALM) == []
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_calm_answer_is_not_doubtful():
     ],
 )
 def test_each_rule_acts_and_spells_out_value_and_limit(change, words):
-    reasons = SignalRules().reasons(replace(CALM, **change))
+    reasons = FeedbackRules().reasons(replace(CALM, **change))
     assert words in reasons
 
 
@@ -194,7 +194,7 @@ def test_each_rule_acts_and_spells_out_value_and_limit(change, words):
     ],
 )
 def test_a_value_at_its_limit_is_not_doubtful_yet(rule, field, limit):
-    lenient = SignalRules(0.0, math.inf, math.inf, -math.inf, math.inf)
+    lenient = FeedbackRules(0.0, math.inf, math.inf, -math.inf, math.inf)
     bound = math.exp(limit) if rule == "safety_threshold" else limit
     assert replace(lenient, **{rule: bound}).reasons(replace(CALM, **{field: limit})) == []
 
@@ -202,5 +202,5 @@ def test_a_value_at_its_limit_is_not_doubtful_yet(rule, field, limit):
 def test_all_reasons_stand_in_the_signal():
     signal = analyze([-6.0, -6.0])
     assert signal.should_escalate
-    assert signal.escalation_reason.count(";") == len(SignalRules().reasons(signal)) - 1 == 3
+    assert signal.escalation_reason.count(";") == len(FeedbackRules().reasons(signal)) - 1 == 3
     assert not judged(signal, []).should_escalate

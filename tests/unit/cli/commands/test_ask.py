@@ -299,9 +299,9 @@ class TestBeforeTheStart:
         lines = [{"candidate": "small", "success": True, "latency_ms": 120_000.0, "completion_tokens": 10}]
         lines += [{"candidate": "remote", "success": True, "latency_ms": 1.0, "completion_tokens": 10}]
         lines += [{"candidate": "small", "success": False, "latency_ms": 9e9, "completion_tokens": 1}]
-        (command.folder / "logs").mkdir()
+        command.environ["WORKFLOW_COMPOSER_METRICS"] = "before.jsonl"
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        (command.folder / "logs" / "routing_metrics.jsonl").write_text('{"cut": \n[]\n' + text)
+        (command.folder / "before.jsonl").write_text('{"cut": \n[]\n' + text)
         assert "time: about 96 s by earlier requests, 3 rows at a time" in command("ask", table, *LABELS).err
 
     def test_a_model_without_a_price_is_named(self, command, table):

@@ -6,13 +6,13 @@ import sys
 import pytest
 
 from tests.paths import ROOT
-from workflow_composer.calibration.monitoring.audits import DEFAULT_FILE, AuditLog
+from workflow_composer.calibration.monitoring.audits import AuditLog, audits_file
 
 
 @pytest.fixture
 def log(tmp_path):
     """The default file of the folder that commands run in, with six answers drawn."""
-    log = AuditLog(tmp_path / DEFAULT_FILE)
+    log = AuditLog(audits_file({"HOME": str(tmp_path / "home")}))
     for at in range(6):
         log.sampled(f"req-{at}", certificate="0123abcd", alpha=0.1, tier="small", group="maths", score=0.9)
     return log
@@ -91,8 +91,9 @@ def test_what_waits_is_listed_in_the_order_in_which_it_was_drawn(command, log):
 
 def test_without_any_audit_there_is_an_answer_and_no_file(command, tmp_path):
     """Looking makes nothing."""
-    assert command("feedback", "--status").out == "no audits in logs/audits.jsonl yet\n"
-    assert command("feedback", "--pending").out == "no pending answers in logs/audits.jsonl\n"
+    file = tmp_path / "home" / ".local" / "state" / "workflow-composer" / "audits.jsonl"
+    assert command("feedback", "--status").out == f"no audits in {file} yet\n"
+    assert command("feedback", "--pending").out == f"no pending answers in {file}\n"
     assert command("feedback", "--id", "req-0", "--wrong").code == 2
     assert list(tmp_path.iterdir()) == []
 

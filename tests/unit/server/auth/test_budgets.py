@@ -12,7 +12,7 @@ from calendar import timegm
 
 import pytest
 
-from workflow_composer.errors import BudgetReserved
+from workflow_composer.errors import BudgetExceeded, BudgetReserved
 from workflow_composer.execution.reservation import Reservation
 from workflow_composer.server.auth.keys import Key
 from workflow_composer.server.auth.ledger import TOGETHER, Ledger
@@ -64,6 +64,35 @@ async def test_what_one_worker_has_reserved_another_cannot(workers):
     held.settle(0.25)
     one.write(NOW + 1.0)
     assert Reservation(two.admit(key, NOW)).take(0.5)
+
+
+async def test_a_request_that_goes_on_is_charged_what_it_has_used_and_holds_no_more_while_it_waits(workers, clock):
+    """Two requests in two workers, each of which needs more than the other leaves: one gets it, and none waits for ever."""
+    one, two = workers
+    key = key_of(budget=1.0)
+    mine, other = Reservation(one.admit(key, NOW)), Reservation(two.admit(key, NOW))
+    assert mine.take(0.4)
+    one.write(NOW + 1.0)
+    assert other.take(0.4)
+    two.write(NOW + 1.0)
+    ended = []
+
+    async def goes_on(reservation):
+        used = 0.25
+        try:
+            await reservation.cover(object(), lambda: (0.5, 0.0), lambda: 0.5, lambda: (used, 10))
+            used += 0.5
+        finally:
+            ended.append(used)
+            reservation.settle(used, 20)
+
+    done = await asyncio.wait_for(asyncio.gather(goes_on(mine), goes_on(other), return_exceptions=True), 60)
+    assert sorted(ended) == [0.25, 0.75]
+    assert sum(isinstance(end, BudgetExceeded) for end in done) == 1
+    for ledger in workers:
+        ledger.write(clock())
+    account = one.account(key, NOW)
+    assert (account.spent, account.requests, account.tokens) == (pytest.approx(1.0), 2, 40)
 
 
 async def test_a_request_waits_for_those_of_other_workers_and_gets_what_they_leave(workers):
