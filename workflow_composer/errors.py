@@ -45,6 +45,9 @@
         └── BudgetExceeded           the request's budget is too small for any tier
             └── BudgetReserved       requests under way have reserved the rest of the budget
 
+An unknown profile is a ``ValueError`` as well; no route, no strategy that can run and no candidate that answered are a
+``RuntimeError``.
+
 Two flags of a `ModelError` say how to react: ``retryable`` (the same candidate may succeed in a moment) and ``fallback``
 (another candidate may succeed now). Each backend maps the errors of its client library to these classes in one place.
 Exceptions that never leave their layer are defined in that layer (`HttpFailure`, for example).
@@ -96,7 +99,7 @@ class ConfigError(WorkflowComposerError):
     exit_code = 2
 
 
-class ProfileNotFound(ConfigError):
+class ProfileNotFound(ConfigError, ValueError):
     """No profile of that name or path."""
 
 
@@ -162,7 +165,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 120 else f"{text[:80]}...{text[-20:]}"
 
 
-class RoutingError(WorkflowComposerError):
+class RoutingError(WorkflowComposerError, RuntimeError):
     """No router returned a plan for a request."""
 
     fault: Fault = "caller"
@@ -177,7 +180,7 @@ class ModelNotAllowed(RoutingError):
         self.public = f"this API key may not use the model {name}, which the request would reach"
 
 
-class NoStrategy(RoutingError, RuntimeError):
+class NoStrategy(RoutingError):
     """No strategy was named, and no strategy that keeps data local can run here."""
 
 
@@ -347,7 +350,7 @@ class StreamInterrupted(WorkflowComposerError):
         self.attempts = tuple(attempts)
 
 
-class AllCandidatesFailed(WorkflowComposerError):
+class AllCandidatesFailed(WorkflowComposerError, RuntimeError):
     """Every attempt failed. ``attempts`` lists them in order, each with its cause and its cost.
 
     ``summary`` is the message without the causes.

@@ -34,7 +34,13 @@ from workflow_composer.plugins.builtin import plugin_host
 from workflow_composer.plugins.host import PluginHost
 from workflow_composer.routers.base import Router
 from workflow_composer.runtime.decision_log import LogStream, Narrator, PluginObserver, debug_wanted, metric_of
-from workflow_composer.runtime.resources import STRATEGY_VARIABLE, ResourceDetector, detect_strategy, unprobed
+from workflow_composer.runtime.resources import (
+    CLOUD_SECONDS,
+    STRATEGY_VARIABLE,
+    ResourceDetector,
+    detect_strategy,
+    unprobed,
+)
 from workflow_composer.runtime.snapshot import Snapshot, build
 from workflow_composer.runtime.streams import ResponseStream, SyncResponseStream, UnderWay, response_of
 from workflow_composer.support.loop_thread import LoopThread
@@ -300,16 +306,19 @@ class ModelOrchestrator:
         await old.retire()
         self.plugins.notify("on_strategy_switch", old=old.config.to_dict(), new=new.config.to_dict())
 
-    async def astatus(self, *, probe: bool = True) -> OrchestratorStatus:
+    async def astatus(self, *, probe: bool = True, probe_cloud: bool = False) -> OrchestratorStatus:
         """Return what is active and, with ``probe``, what is reachable (within about two seconds; failures do not raise).
 
-        Routers use the result of the probe from then on.
+        ``probe_cloud`` asks the cloud servers for their models, with the key and without a prompt; a profile without the
+        cloud has none. Routers use the result of the probe from then on.
         """
         active = self._active.acquire() or self._acquire()
         try:
             if probe:
                 detector = ResourceDetector(active.config, environ=self._environ, egress=active.egress)
-                active.resources = await detector.detect()
+                active.resources = await detector.adetect()
+            if probe_cloud:
+                active.resources = replace(active.resources, clouds=await active.cloud_health(CLOUD_SECONDS))
             return OrchestratorStatus(
                 strategy=active.config.profile_name,
                 source=str(active.config.source or ""),
@@ -357,9 +366,9 @@ class ModelOrchestrator:
         """Synchronous `aswitch_strategy`."""
         self._thread.run(self.aswitch_strategy(strategy))
 
-    def status(self, *, probe: bool = True) -> OrchestratorStatus:
+    def status(self, *, probe: bool = True, probe_cloud: bool = False) -> OrchestratorStatus:
         """Synchronous `astatus`."""
-        return self._thread.run(self.astatus(probe=probe))
+        return self._thread.run(self.astatus(probe=probe, probe_cloud=probe_cloud))
 
     def close(self) -> None:
         """Synchronous `aclose`; also ends the orchestrator's thread.

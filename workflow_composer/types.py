@@ -566,13 +566,19 @@ _NO_ENDPOINTS: Mapping[str, EndpointStatus] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class ResourceStatus:
-    """Available resources. ``probed_at`` is None if nothing was probed yet and the endpoints are unknown."""
+    """Available resources. ``probed_at`` is None if nothing was probed yet and the endpoints are unknown.
+
+    ``cloud_apis``: whether each cloud model's key is set. ``clouds``: what the cloud servers answered, if they were asked.
+    ``slurm_detail`` says why SLURM is not available although its commands are installed.
+    """
 
     endpoints: Mapping[str, EndpointStatus] = field(default_factory=lambda: _NO_ENDPOINTS)
     cloud_apis: Mapping[str, bool] = field(default_factory=lambda: _NONE)
     slurm_available: bool = False
     embedded_available: bool = False
     probed_at: float | None = None
+    clouds: Mapping[str, EndpointStatus] = field(default_factory=lambda: _NO_ENDPOINTS)
+    slurm_detail: str = ""
 
     @property
     def vllm_endpoints(self) -> Mapping[str, bool]:

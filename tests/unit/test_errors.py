@@ -7,8 +7,11 @@ import inspect
 import pkgutil
 import re
 
+import pytest
+
 import workflow_composer
 from workflow_composer import errors
+from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import WorkflowComposerError
 
 LINE = re.compile(r"^    ((?:[│ ]   )*)[├└]── (\w+)", re.MULTILINE)
@@ -45,3 +48,12 @@ def test_no_exception_of_the_package_s_own_is_defined_elsewhere():
         waiting += kind.__subclasses__()
     elsewhere = {f"{kind.__module__}.{kind.__name__}" for kind in seen if kind.__module__.startswith("workflow_composer")}
     assert {name for name in elsewhere if not name.startswith("workflow_composer.errors.")} == set()
+
+
+def test_what_callers_catch_without_knowing_the_package_is_caught():
+    """An unknown profile is a wrong value; that nothing can answer is a condition of the running program."""
+    with pytest.raises(ValueError, match="no profile named 'nowhere'"):
+        StrategyConfig.load("nowhere")
+    for kind in (errors.RoutingError, errors.NoStrategy, errors.AllCandidatesFailed, errors.LocalModelUnavailable):
+        assert issubclass(kind, RuntimeError)
+    assert not issubclass(errors.ProfileError, ValueError)

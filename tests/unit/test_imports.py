@@ -71,7 +71,7 @@ def test_help_loads_the_commands_table_only(at_start):
 
 
 COMMANDS = ["generate", "record", "calibrate", "certificate", "feedback", "route", "status", "strategies", "plugins"]
-COMMANDS += ["metrics", "contexts", "fleet", "var", "ask", "models"]
+COMMANDS += ["metrics", "contexts", "fleet", "var", "ask", "models", "doctor"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

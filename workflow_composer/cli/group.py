@@ -25,6 +25,7 @@ COMMANDS = {
     "serve": "Serve OpenAI's API over the strategy, with a dashboard.",
     "keys": "Create, change, list and revoke the service's API keys, and show who used what.",
     "status": "Show the strategy, the reachable servers, and the routers.",
+    "doctor": "Check a profile against reality: servers, models, keys, prices, this machine; each finding has its remedy.",
     "fleet": "Start, stop and monitor your own vLLM servers, on this machine or on SLURM.",
     "strategies": "List, show and validate strategy profiles.",
     "models": "List the cloud models that a profile may name, with prices, and the models of a profile.",

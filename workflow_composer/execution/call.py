@@ -10,9 +10,9 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from workflow_composer.backends.base import Backend
@@ -90,13 +90,17 @@ class Outcome:
         return bool(self.verdict.votes) or not self.verdict.unreadable
 
 
+_NONE_SKIPPED: Mapping[int, str] = MappingProxyType({})
+
+
 class Trace:
     """The record of one request so far. The caller keeps it, so that it survives a run that fails.
 
     The request must end within ``timeout`` seconds (None: no limit), that is, when the clock (`time.perf_counter`) reaches
     ``ends``. ``waited`` is the time in seconds spent in model calls and in pauses between them, which is all time that is
     not the orchestrator's overhead. ``calls_left`` is the number of samples that its calls may still
-    ask for. ``tiers`` holds the finished tiers of a plan with several tiers or with a vote.
+    ask for. ``tiers`` holds the finished tiers of a plan with several tiers or with a vote; ``skipped`` says of each tier
+    that was not run, by its number, why.
     """
 
     __slots__ = (
@@ -109,6 +113,7 @@ class Trace:
         "blamed",
         "calls_left",
         "ends",
+        "skipped",
         "tiers",
         "waited",
     )
@@ -126,6 +131,7 @@ class Trace:
         self.ends = math.inf if timeout is None else clock() + timeout
         self.attempts: list[Attempt] = []
         self.tiers: list[TierResult] = []
+        self.skipped: Mapping[int, str] = _NONE_SKIPPED
         self.waited = 0.0
         self._waiting = 0
         self._since = 0.0
@@ -169,6 +175,15 @@ class Trace:
         if not self._waiting:
             self.waited += now - self._since
 
+    def skip_tier(self, index: int, why: str) -> None:
+        """Record that a tier is not run."""
+        self.skipped = {**self.skipped, index: why}
+
+    @property
+    def tried(self) -> list[Attempt]:
+        """The attempts of the current tier."""
+        return self.attempts[self._first :]
+
     def begin_tier(self) -> None:
         """Start a new tier: later attempts belong to it."""
         self._began = time.perf_counter()
@@ -181,7 +196,7 @@ class Trace:
 
     def close_tier(self, tier: Tier, verdict: Verdict, outcome: Outcome | None, index: int) -> None:
         """Record the result of a tier; ``outcome`` is None if no candidate answered."""
-        usage, cost = total_of(self.attempts[self._first :])
+        usage, cost = total_of(self.tried)
         milliseconds = (time.perf_counter() - self._began) * 1000.0
         candidate, model, samples = "", "", NO_SAMPLES
         if outcome is not None:

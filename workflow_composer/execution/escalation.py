@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol
 
-from workflow_composer.errors import AllCandidatesFailed, BudgetExceeded
+from workflow_composer.errors import AllCandidatesFailed, BudgetExceeded, CircuitOpen
 from workflow_composer.execution.call import Outcome, Trace
 from workflow_composer.execution.member_run import CallObserver
 from workflow_composer.plan import Plan, Tier
 from workflow_composer.types import LLMRequest, Verdict
+
+_SUSPENDED = "calls to all of its models are suspended"
 
 
 class Estimate(Protocol):
@@ -53,9 +55,11 @@ class Ascent:
         """
         for index, tier in enumerate(self._plan.tiers):
             if self._passed_over(index):
+                self._trace.skip_tier(index, "the answer before it was too doubtful for it")
                 continue
             if self._too_expensive(tier):
-                self._gap = self._unpaid
+                self._gap = f"tier {tier.title} was skipped: {self._unpaid}"
+                self._trace.skip_tier(index, self._unpaid)
                 continue
             if self._left is not None and self._observer is not None:
                 self._observer.on_escalation(self._request, self._plan, *self._left)
@@ -91,11 +95,13 @@ class Ascent:
 
     def failed(self, index: int, error: AllCandidatesFailed) -> None:
         """Record that no candidate of the tier answered. ``error`` is raised if the request ends without an answer."""
-        self._gap = error.summary
+        skipped = self._not_run(error)
+        self._gap = f"tier {self._plan.tiers[index].title} was skipped: {skipped}" if skipped else error.summary
         over = self._trace.over
         if over or self.is_last(index):
             self._failure = error
-        self._close(index, Verdict(accepted=False, reason="every candidate failed"), None)
+        reason = f"skipped: {skipped}" if skipped else "every candidate failed"
+        self._close(index, Verdict(accepted=False, reason=reason), None)
         self._accepted = over
 
     def outcome(self) -> Outcome:
@@ -103,8 +109,20 @@ class Ascent:
         if self._best is None and self._failure is not None:
             raise self._failure
         if self._best is None:
-            raise BudgetExceeded(self._unpaid, attempts=self._trace.attempts, hint="raise the budget, or limit max_tokens")
+            which = "every tier" if len(self._trace.skipped) == len(self._plan.tiers) else "the rest"
+            hint = "raise the budget, or limit max_tokens"
+            raise BudgetExceeded(f"{which} was skipped: {self._unpaid}", attempts=self._trace.attempts, hint=hint)
+        if self._unpaid and not self._best.verdict.accepted:
+            verdict = self._best.verdict
+            self._best.verdict = replace(verdict, reason=f"{verdict.reason}; a tier was skipped: {self._unpaid}")
         return self._best
+
+    def _not_run(self, error: AllCandidatesFailed) -> str:
+        """Return why no call of this tier was made; empty if one was made and failed."""
+        tried = self._trace.tried
+        if tried:
+            return _SUSPENDED if all(attempt.error_type == CircuitOpen.__name__ for attempt in tried) else ""
+        return error.summary if isinstance(error, BudgetExceeded) else ""
 
     def _close(self, index: int, verdict: Verdict, outcome: Outcome | None) -> None:
         self._trace.close_tier(self._plan.tiers[index], verdict, outcome, index)

@@ -21,7 +21,7 @@ from workflow_composer.config.normalize import filled_in, url_fault, without_sec
 from workflow_composer.config.profile_models import Expanded
 from workflow_composer.config.yaml_source import KeyPath, Problems, read_profile, shown
 from workflow_composer.errors import FleetError, ProfileNotFound, nearest
-from workflow_composer.fleet.settings import FleetSettings, RoleSpec, faults
+from workflow_composer.fleet.settings import FleetSettings, RoleSpec, faults, short_names
 from workflow_composer.fleet.state import StateStore, state_directory
 
 VLLM_PYTHON = "WORKFLOW_COMPOSER_VLLM_PYTHON"
@@ -193,7 +193,8 @@ class _Normal:
             self.problems.add((*path, "name"), "unknown key", f"remove it; the role is named {name!r} by its key")
         if isinstance(model := data.get("model"), str):
             data["model"] = self.model(model, (*path, "model"))
-            data.setdefault("served_name", model)
+            if "served_name" not in data:
+                data = {"aliases": short_names(model), **data, "served_name": model}
         return {**data, "name": name}
 
     def model(self, text: str, path: KeyPath) -> str:

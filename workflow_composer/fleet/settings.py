@@ -81,6 +81,16 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Role = Annotated[str, Field(pattern=f"^{ROLE.pattern}$")]
 
 
+def short_names(model: str) -> tuple[str, ...]:
+    """Return the ids under which a model is served besides its own: the part behind the last ``/``.
+
+    >>> short_names("Qwen/Qwen2.5-7B-Instruct-AWQ"), short_names("bge-m3")
+    (('Qwen2.5-7B-Instruct-AWQ',), ())
+    """
+    short = model.rstrip("/").rpartition("/")[2]
+    return (short,) if short.strip(".~") and short != model else ()
+
+
 class RoleSpec(ProfilePart):
     """One role: a model and how its servers are started."""
 
@@ -88,6 +98,11 @@ class RoleSpec(ProfilePart):
     model: Name = Field(description="Model to serve: a model id, or a folder (with a `/`), relative to the fleet file.")
     served_name: Name | None = Field(
         default=None, description="The model id that requests use. Default: `model` as written."
+    )
+    aliases: Names = Field(
+        default=(),
+        description="Further model ids that requests may use. Default: without `served_name`, the part of `model` behind "
+        "its last `/`.",
     )
     port: Port = Field(description="Port of the first server; a SLURM job uses the next free port if it is in use.")
     replicas: int = Field(

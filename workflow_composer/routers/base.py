@@ -147,6 +147,11 @@ class KindRouter(Router):
         return self._plans[key]
 
 
+def gives_no_logprobs(candidate: Candidate) -> bool:
+    """Whether the profile says that the model answers without log-probabilities."""
+    return "chat" in candidate.capabilities and "logprobs" not in candidate.capabilities
+
+
 def described(request: LLMRequest, target: str) -> str:
     """Return why this target was chosen, for a plan's reason."""
     return f"the caller named {target}" if request.model else f"task {request.task_type} is routed to {target}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Annotated, ClassVar
 
@@ -12,9 +13,14 @@ from workflow_composer.config.cloud_names import CASCADE_TARGET
 from workflow_composer.config.profile_models import as_written
 from workflow_composer.errors import ConfigError, LocalModelUnavailable, ProfileError, RoutingError
 from workflow_composer.markers import DEFAULT_TIERS, KnownTier, is_routing_string, parse_route
-from workflow_composer.plan import Candidate, Drawing, Grouping, Measure, Plan, Stopping, Voting
-from workflow_composer.routers.base import KindRouter, RouterContext, RouterSettings, described
+from workflow_composer.plan import Candidate, Drawing, Grouping, Measure, Plan, Stopping, Tier, Voting
+from workflow_composer.routers.base import KindRouter, RouterContext, RouterSettings, described, gives_no_logprobs
 from workflow_composer.types import LLMRequest, ResourceStatus
+
+_WITHOUT_SCORES = frozenset({"vllm", "openai", "embedded"})
+"""Backends whose answers never have a score."""
+
+_ROUNDING = 1e-9
 
 Extractors = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 
@@ -86,6 +92,46 @@ class CascadeRouter(KindRouter):
             hint = "add a model with embeddings, and the task to task_routing: {embeddings: NAME}"
             raise ConfigError("vote_by: embedding needs a model for the task 'embeddings'", hint=hint)
         self._forms = self._accepted_forms()
+        self._check_targets()
+
+    def _check_targets(self) -> None:
+        """Raise `ProfileError` for a tier whose models cannot give the measure, or whose votes cannot reach its target."""
+        config = self.context.config
+        routes = [route for route in config.task_routing.values() if is_routing_string(route)]
+        if config.tiers:
+            routes.append(self._whole())
+        problems: dict[str, None] = {}
+        for route in routes:
+            for tier in parse_route(route, self._declared, voting=self._voting, draws=self._settings.draws).tiers:
+                own = tier.title in config.tiers and config.tiers[tier.title].target is not None
+                if blind := self._unmeasured(tier):
+                    problems[f"{self._where('measure')}: {blind}"] = None
+                elif missed := unreachable(tier):
+                    where = config.where("tiers", tier.title, "target") if own else self._where("target")
+                    problems[f"{where}: {missed}"] = None
+        if problems:
+            raise ProfileError(list(problems))
+
+    def _where(self, key: str) -> str:
+        """Return the place of one of this router's keys; of the router, if the profile does not set the key."""
+        config = self.context.config
+        names = [(spec.name, dict(spec.settings).get("router")) for spec in config.routers]
+        index = next((at for at, name in enumerate(names) if self.name in name), 0)
+        return config.where("routers", index, self.name, key)
+
+    def _declared(self, name: str) -> KnownTier:
+        """Return a tier with all models that the profile has for it, usable now or not."""
+        return self._tier(name, self.context.candidates(self._model_of(name)))
+
+    def _unmeasured(self, tier: Tier) -> str:
+        """Return why none of a tier's models can give the measure; empty if one can, or if that is not known."""
+        measure = self._voting.measure
+        specs = [self.context.config.backend_specs()[candidate.name] for candidate in tier.candidates]
+        if measure == "score" and all(spec.backend in _WITHOUT_SCORES for spec in specs):
+            return f"tier {tier.title!r}: no model of it gives its answers a score; use share, entropy or posterior"
+        if measure == "logprob" and all(gives_no_logprobs(candidate) for candidate in tier.candidates):
+            return f"tier {tier.title!r}: no model of it returns log-probabilities; use share, entropy or posterior"
+        return ""
 
     def _accepted_forms(self) -> dict[str, OutputForm]:
         """Return the forms that tiers accept. Raises `ProfileError` with the place of an invalid one."""
@@ -117,8 +163,8 @@ class CascadeRouter(KindRouter):
             return self._known(name, request, resources, left_out)
 
         plan = parse_route(route, lookup, voting=self._voting, draws=self._settings.draws)
-        reason = described(request, route)
-        return Plan(plan.tiers, self.name, reason, tuple(left_out), plan.notes, self._settings.budget)
+        reason, notes = described(request, route), (*plan.notes, *filter(None, map(unreachable, plan.tiers)))
+        return Plan(plan.tiers, self.name, reason, tuple(left_out), notes, self._settings.budget)
 
     def _whole(self) -> str:
         """Return the profile's tiers as a routing string, each with its number of samples; the last one has one sample."""
@@ -130,12 +176,17 @@ class CascadeRouter(KindRouter):
         return "_".join(["mv_cascade", *steps, f"{names[-1]}_k1"])
 
     def _known(self, name: str, request: LLMRequest, resources: ResourceStatus, left_out: list[str]) -> KnownTier:
+        found = self.context.candidates(self._model_of(name))
+        return self._tier(name, self._usable(name, found, request, resources, left_out))
+
+    def _model_of(self, name: str) -> str:
+        """Return the target that a tier's name means: itself, unless it is only a default's."""
+        return name if name in self.context.config.tiers or name not in DEFAULT_TIERS else DEFAULT_TIERS[name].model
+
+    def _tier(self, name: str, candidates: tuple[Candidate, ...]) -> KnownTier:
         spec = self.context.config.tiers.get(name)
-        default = DEFAULT_TIERS.get(name)
-        model = default.model if spec is None and default is not None else name
-        candidates = self._usable(name, self.context.candidates(model), request, resources, left_out)
         if spec is None:
-            return KnownTier(candidates, default is not None and default.greedy_only)
+            return KnownTier(candidates, name in DEFAULT_TIERS and DEFAULT_TIERS[name].greedy_only)
         known = KnownTier(candidates, spec.greedy_only, spec.temperature, spec.target, spec.deadline, spec.budget)
         return replace(known, form=self._forms.get(name), retries=spec.retries)
 
@@ -149,7 +200,7 @@ class CascadeRouter(KindRouter):
     ) -> tuple[Candidate, ...]:
         kept, reasons = self.usable(found, request, resources)
         if self._voting.measure == "logprob":
-            kept = [candidate for candidate in kept if not candidate.capabilities or "logprobs" in candidate.capabilities]
+            kept = [candidate for candidate in kept if not gives_no_logprobs(candidate)]
         left_out += reasons
         if kept:
             return tuple(kept)
@@ -157,3 +208,25 @@ class CascadeRouter(KindRouter):
         if not self.context.config.allow_cloud:
             raise LocalModelUnavailable(what, hint="use tiers with local models")
         raise RoutingError(what, hint="set the API key of its model, or use other tiers")
+
+
+def unreachable(tier: Tier) -> str:
+    """Return why a tier's votes cannot reach its target, with the largest value that they can; empty if they can.
+
+    All votes for one answer, and all further draws of an entropy cascade, are not enough.
+    """
+    voting = tier.voting
+    if voting is None or (voting.measure != "posterior" and voting.target <= 1.0):
+        return ""  # votes for one answer reach 1
+    from workflow_composer.execution.voting.confidence import fewest, highest
+
+    votes = tier.samples + voting.explore
+    most, target = highest(voting.measure, votes), voting.target
+    if most is None or most >= target - _ROUNDING:
+        return ""
+    enough, shown = fewest(voting.measure, target), math.floor(most * 1000) / 1000
+    instead = f"at least {enough} votes, or " if enough is not None else ""
+    return (
+        f"tier {tier.title!r}: {votes} votes reach a {voting.measure} of {shown:g} at most, so never the target {target:g}; "
+        f"take {instead}a target of at most {shown:g}"
+    )

@@ -40,7 +40,7 @@ from workflow_composer.config.strategy import ModelSpec
 from workflow_composer.errors import ConfigError, InputError, LocalModelUnavailable, RoutingError
 from workflow_composer.metrics.escalation import EscalationStats, EscalationTally
 from workflow_composer.plan import Candidate, Plan, Tier, Voting
-from workflow_composer.routers.base import KindRouter, RouterContext, RouterSettings
+from workflow_composer.routers.base import KindRouter, RouterContext, RouterSettings, gives_no_logprobs
 from workflow_composer.types import ANY_TASK, LLMRequest, LLMResponse, ResourceStatus, TierResult
 
 # ------------------------------------------------------------------------------------------------------------------ judges
@@ -249,6 +249,7 @@ class ExecutionFeedbackRouter(KindRouter):
         self.tier_costs = dict(zip(self._names, (price.output_per_million for price in prices), strict=True))
         self.task_floors = {task: self._position(floor) for task, floor in self._settings.task_floors.items()}
         self.certificate = self._load()
+        self._check_signal()
         self._tally = EscalationTally(self._names[-1], prices[-1].cost)
         self._auditor = None if self.certificate is None else self._make_auditor(self.certificate)
 
@@ -448,6 +449,19 @@ class ExecutionFeedbackRouter(KindRouter):
                 raise ConfigError(f"{config.where('routers')}: tiers: {name!r} {fault}")
             found[name] = models[0]
         return found
+
+    def _check_signal(self) -> None:
+        """Raise `ConfigError` if no answer before the last tier can ever be judged, so that all would be escalated."""
+        *before, _ = self._names
+        if not before or self._settings.unknown != "escalate":
+            return
+        if all(gives_no_logprobs(one) for name in before for one in self.context.candidates(name)):
+            config = self.context.config
+            raise ConfigError(
+                f"{config.where('routers')}: router {TARGET}: no model of the tiers {', '.join(before)} returns "
+                "log-probabilities, so every request would go to the last tier",
+                hint="set unknown: vote (the agreement of samples decides), or list logprobs in the models' capabilities",
+            )
 
     def _position(self, floor: str | int) -> int:
         """Return the position of a tier given by name or by number from 1."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from workflow_composer.config.redaction import scrub
@@ -26,8 +27,8 @@ def told(plan: Plan | None, trace: Trace, error: BaseException | None = None) ->
     }
     if plan is not None and plan.notes:
         found["notes"] = list(plan.notes)
-    if plan is not None and trace.tiers:
-        found["tiers"] = _tiers(plan, trace.tiers)
+    if plan is not None and (trace.tiers or trace.skipped):
+        found["tiers"] = _tiers(plan, trace.tiers, trace.skipped)
     if error is not None:
         found["error"] = cause_of(error)
     return found
@@ -61,14 +62,15 @@ def _attempt(one: Attempt) -> str:
     return f"{told}: {_clean(one.error)}" if one.error else told
 
 
-def _tiers(plan: Plan, results: list[TierResult]) -> list[str]:
-    """Return the verdict on each tier up to the last one that ran; those between without a result were skipped."""
+def _tiers(plan: Plan, results: list[TierResult], skipped: Mapping[int, str]) -> list[str]:
+    """Return the verdict on each tier up to the last one that was reached, and why those without a result were skipped."""
     by_number = {result.tier: result for result in results}
     texts = []
-    for number in range(max(by_number) + 1):
+    for number in range(max({*by_number, *skipped}) + 1):
         result = by_number.get(number)
         if result is None:
-            texts.append(f"{plan.tiers[number].title}: skipped")
+            why = skipped.get(number, "")
+            texts.append(f"{plan.tiers[number].title}: skipped{': ' * bool(why)}{_clean(why)}")
             continue
         verdict = result.verdict
         sure = "" if verdict.confidence is None else f" with confidence {verdict.confidence:.3g}"

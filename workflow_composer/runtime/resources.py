@@ -18,29 +18,35 @@ from workflow_composer.backends.replicas.discovery import Finder
 from workflow_composer.backends.replicas.observer import ServerObserver, api_url, probe
 from workflow_composer.backends.replicas.replica import ReplicaPlace
 from workflow_composer.config.strategy import StrategyConfig, candidates, search_path
-from workflow_composer.errors import ConfigError, NoStrategy
+from workflow_composer.errors import ConfigError, FleetError, NoStrategy
+from workflow_composer.support.loop_thread import LoopThread, in_own_thread
 from workflow_composer.types import EndpointStatus, ResourceStatus
 
 if TYPE_CHECKING:
-    from workflow_composer.config.strategy import ModelSpec, StrategyConfig
+    from workflow_composer.config.strategy import ModelSpec
 
 
 PROBE_SECONDS = 2.0
+CLOUD_SECONDS = 10.0
+"""Limit in seconds of the question to a cloud server whether it takes the key."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """One server to probe; ``registered``: the registry lists it with its model."""
+    """One server to probe for models; ``registered``: the registry lists it with its model."""
 
     name: str
     url: str
     key: str | None
-    model: str | None = None
+    models: tuple[str, ...] = ()
     registered: bool = False
 
 
 class ResourceDetector:
-    """Detects the resources that a profile can use.
+    """Detects the resources that a profile, or a list of servers, can use.
+
+    Instead of a profile it takes the URLs of one's own servers, which name their status, or a mapping of names to URLs; the
+    cloud models are then those of the built-in catalogue.
 
     ``limit`` bounds the probe of one server in seconds. All servers are probed concurrently, so a hundred dead servers take
     no longer than one. Local servers are reached through the profile's `EgressPolicy`; cloud servers are never contacted.
@@ -48,19 +54,29 @@ class ResourceDetector:
 
     def __init__(
         self,
-        config: StrategyConfig,
+        config: StrategyConfig | str | Iterable[str] | Mapping[str, str | Sequence[str]],
         *,
         environ: Mapping[str, str] | None = None,
         egress: EgressPolicy | None = None,
         limit: float = PROBE_SECONDS,
     ) -> None:
-        self._config = config
+        self._profiled = isinstance(config, StrategyConfig)
+        self._config = config if isinstance(config, StrategyConfig) else _profile_of(config)
         self._environ = os.environ if environ is None else environ
         self._egress = egress
         self._limit = limit
 
-    async def detect(self) -> ResourceStatus:
-        """Probe now. Never raises; ``detail`` describes a server's problem."""
+    def detect(self) -> ResourceStatus:
+        """Synchronous `adetect`, which works in a running event loop, too, such as a notebook's."""
+        thread = LoopThread()
+        try:
+            return thread.run(self.adetect())
+        finally:
+            thread.stop()
+
+    async def adetect(self, *, slurm: bool = True) -> ResourceStatus:
+        """Probe now. Never raises; ``detail`` describes a server's problem. ``slurm``: ask its controller, too."""
+        controller = asyncio.ensure_future(slurm_controller(self._environ, self._limit)) if slurm else None
         finders = {role: Finder(self._config, role, self._environ) for role in self._config.vllm_endpoints}
         places = dict(zip(finders, await asyncio.gather(*(finder.places() for finder in finders.values())), strict=True))
         targets = [target for role in finders for target in self._targets(role, places[role] or ())]
@@ -71,7 +87,16 @@ class ResourceDetector:
             one = len(finder.listed) == 1 and not finder.registered
             endpoints[role] = answers[0] if one else finder.summary(role, answers)
         endpoints |= {target.name: status for target, status in found if target.name not in finders}
-        return replace(unprobed(self._config, self._environ), endpoints=endpoints, probed_at=time.time())
+        fault = NO_SLURM if controller is None else await controller
+        known = unprobed(self._config, self._environ)
+        return replace(
+            known,
+            endpoints=endpoints,
+            cloud_apis=known.cloud_apis if self._profiled else catalogued_keys(self._environ),
+            probed_at=time.time(),
+            slurm_available=not fault,
+            slurm_detail="" if fault == NO_SLURM else fault,
+        )
 
     async def _probe(self, targets: list[_Target]) -> list[tuple[_Target, EndpointStatus]]:
         if not targets:
@@ -80,35 +105,47 @@ class ResourceDetector:
         for target in targets:
             if target.registered:
                 egress = egress.admitting(target.url)
-        questions = list(dict.fromkeys((target.url, target.key, target.model) for target in targets))
+        questions = list(dict.fromkeys((target.url, target.key, target.models) for target in targets))
         async with Client(egress) as client:
             found = await asyncio.gather(
                 *(
-                    probe(ServerObserver.over(client, url, key), "", limit=self._limit, model=model)
-                    for url, key, model in questions
+                    probe(ServerObserver.over(client, url, key), "", limit=self._limit, models=models)
+                    for url, key, models in questions
                 )
             )
         answers = dict(zip(questions, found, strict=True))
-        return [(target, replace(answers[target.url, target.key, target.model], name=target.name)) for target in targets]
+        return [(target, replace(answers[target.url, target.key, target.models], name=target.name)) for target in targets]
 
     def _targets(self, role: str, places: Iterable[ReplicaPlace]) -> list[_Target]:
-        keys = {spec.endpoint: self._key(spec) for spec in self._config.models.values() if spec.endpoint}
-        return [_Target(role, place.url, keys.get(role), place.model, place.registered) for place in places]
+        behind = [spec for spec in self._config.models.values() if spec.endpoint == role]
+        keys = [self._key(spec) for spec in behind]
+        named = tuple(spec.model for spec in behind if spec.model is not None)
+        return [
+            _Target(
+                role,
+                place.url,
+                keys[-1] if keys else None,
+                (place.model,) if place.model is not None else named,
+                place.registered,
+            )
+            for place in places
+        ]
 
     def _models(self) -> list[_Target]:
         """Return the models with their own server."""
         own = {name: s for name, s in self._config.models.items() if s.backend == "vllm" and s.endpoint is None}
-        return [_Target(name, api_url(s.base_url), self._key(s)) for name, s in own.items() if s.base_url]
+        found = [(name, s, (s.model,) if s.model is not None else ()) for name, s in own.items()]
+        return [_Target(name, api_url(s.base_url), self._key(s), models) for name, s, models in found if s.base_url]
 
     def _key(self, spec: ModelSpec) -> str | None:
         return self._environ.get(spec.api_key_env) if spec.api_key_env else None
 
 
 def unprobed(config: StrategyConfig, environ: Mapping[str, str]) -> ResourceStatus:
-    """Return the status without probing servers; the endpoints are unknown."""
+    """Return the status without probing anything: the endpoints are unknown, and SLURM is what it was found to be last."""
     return ResourceStatus(
         cloud_apis=cloud_apis(config, environ),
-        slurm_available=slurm_available(environ),
+        slurm_available=_controllers.get(_slurm_of(environ), (NO_SLURM, 0.0))[0] == "",
         embedded_available=embedded_available(),
     )
 
@@ -119,10 +156,61 @@ def cloud_apis(config: StrategyConfig, environ: Mapping[str, str]) -> dict[str, 
     return {name: not spec.api_key_env or bool(environ.get(spec.api_key_env)) for name, spec in models.items()}
 
 
-def slurm_available(environ: Mapping[str, str]) -> bool:
+def catalogued_keys(environ: Mapping[str, str]) -> dict[str, bool]:
+    """Map each model of the built-in catalogue to whether its key is set."""
+    from workflow_composer.backends.catalogue import CATALOGUE
+
+    return {name: bool(environ.get(model.api_key_env)) for name, model in CATALOGUE.items()}
+
+
+NO_SLURM = "its commands are not installed"
+_SLURM_FRESH = 60.0
+"""Seconds for which an answer of SLURM's controller is kept."""
+_controllers: dict[tuple[str, str], tuple[str, float]] = {}
+"""(PATH, configuration) -> why SLURM is not available, empty if it is, and when that was found (monotonic seconds)."""
+
+
+def slurm_installed(environ: Mapping[str, str]) -> bool:
     """Whether SLURM's commands are on the PATH."""
     path = environ.get("PATH", os.defpath)
     return any(shutil.which(command, path=path) for command in ("sbatch", "sinfo"))
+
+
+async def slurm_controller(environ: Mapping[str, str], limit: float = PROBE_SECONDS) -> str:
+    """Return why SLURM is not available, empty if its controller answers within ``limit`` seconds; kept for a minute."""
+    if not slurm_installed(environ):
+        return NO_SLURM
+    kept, at = _controllers.get(known := _slurm_of(environ), ("", float("-inf")))
+    if time.monotonic() - at < _SLURM_FRESH:
+        return kept
+
+    def ask() -> str:
+        from workflow_composer.fleet.slurm.commands import Slurm
+
+        try:
+            Slurm(environ, limit=limit).ping()
+        except FleetError as error:
+            return f"{error.message} ({error.hint})" if error.hint else error.message
+        return ""
+
+    try:
+        found = await asyncio.wait_for(in_own_thread(ask, "slurm"), 2 * limit)
+    except TimeoutError:  # its child processes keep the pipes open
+        found = f"its controller does not answer within {limit:g} s (check it with `scontrol ping`)"
+    _controllers[known] = found, time.monotonic()
+    return found
+
+
+def _slurm_of(environ: Mapping[str, str]) -> tuple[str, str]:
+    return environ.get("PATH", os.defpath), environ.get("SLURM_CONF", "")
+
+
+def _profile_of(servers: str | Iterable[str] | Mapping[str, str | Sequence[str]]) -> StrategyConfig:
+    """Return a profile of nothing but these servers. Raises `ProfileError` for what is no address of one's own machines."""
+    if isinstance(servers, str):
+        servers = (servers,)
+    named = dict(servers) if isinstance(servers, Mapping) else {url: url for url in servers}
+    return StrategyConfig(profile_name="detection", allow_cloud=False, vllm_endpoints=named)
 
 
 def embedded_available() -> bool:
@@ -158,7 +246,7 @@ async def detect_strategy(
     look = _Look(environ, search_path(environ) if search is None else search, report)
     servers = look.first(_SERVERS, own=True)
     if servers is not None:
-        status = await ResourceDetector(servers, environ=environ).detect()
+        status = await ResourceDetector(servers, environ=environ).adetect(slurm=False)
         if any(status.vllm_endpoints.values()):
             return servers
     engine = embedded()

@@ -36,7 +36,7 @@ from workflow_composer.execution.member_run import CallObserver, RetryPolicy
 from workflow_composer.plan import Candidate, Plan, Tier
 from workflow_composer.plugins.host import PluginRegistry, Provided
 from workflow_composer.routers.base import KindRouter, Router, RouterContext
-from workflow_composer.types import LLMRequest, LLMResponse, ResourceStatus, Timeouts
+from workflow_composer.types import EndpointStatus, LLMRequest, LLMResponse, ResourceStatus, Timeouts
 
 _MOST_PLANS = 1024
 """Maximum number of cached plans; callers may name any number of models."""
@@ -138,6 +138,14 @@ class Snapshot:
                 return None
             dollars += endpoint.price.cost(kept.one, seconds)
         return dollars
+
+    async def cloud_health(self, limit: float) -> dict[str, EndpointStatus]:
+        """Ask every cloud model's server whether it takes the key, within ``limit`` seconds; sends no prompt."""
+        clouds = {name: one.backend for name, one in self.endpoints.items() if not one.backend.local}
+        if not self.config.allow_cloud:
+            return {}
+        answers = await asyncio.gather(*(backend.health(timeout=limit) for backend in clouds.values()))
+        return dict(zip(clouds, answers, strict=True))
 
     def _no_plan(self, request: LLMRequest) -> RoutingError:
         where = f"strategy {self.config.profile_name!r}"

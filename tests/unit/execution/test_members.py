@@ -25,7 +25,7 @@ from workflow_composer.execution.member_run import RetryPolicy
 from workflow_composer.execution.voting.ballot import Ballot
 from workflow_composer.execution.voting.confidence import confidence
 from workflow_composer.plan import Candidate, Member, Plan, PromptForm, Tier, Voting
-from workflow_composer.runtime.decision_log import describe
+from workflow_composer.runtime.decision_text import describe
 from workflow_composer.types import LLMRequest, Sample
 
 ASK = LLMRequest.of("What is 2 + 2?")

@@ -15,7 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 MODE = os.environ.get("FAKE_VLLM", "")
 parser = argparse.ArgumentParser(allow_abbrev=False)
-for name in "model served-model-name host port dtype runner quantization max-model-len max-num-seqs seed".split():
+parser.add_argument("--served-model-name", nargs="+")
+for name in "model host port dtype runner quantization max-model-len max-num-seqs seed".split():
     parser.add_argument("--" + name)
 parser.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction)
 parser.add_argument("--enforce-eager", action="store_true")
@@ -30,7 +31,9 @@ class Handler(BaseHTTPRequestHandler):
         texts = {
             "/health": "",
             "/metrics": METRICS.format(running),
-            "/v1/models": json.dumps({"data": [{"id": "another" if MODE == "other" else options.served_model_name}]}),
+            "/v1/models": json.dumps(
+                {"data": [{"id": name} for name in (["another"] if MODE == "other" else options.served_model_name)]}
+            ),
         }
         if self.path == "/v1/models" and os.environ.get("VLLM_API_KEY"):
             if self.headers.get("Authorization") != "Bearer " + os.environ["VLLM_API_KEY"]:

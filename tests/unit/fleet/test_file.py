@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.paths import ROOT
 from workflow_composer.errors import FleetError, ProfileError
 from workflow_composer.fleet.file import load_fleet, search_path, shipped
 
@@ -93,7 +94,29 @@ def test_a_models_id_stays_an_id_unless_there_is_such_a_folder(write, tmp_path):
 
 
 def test_served_name_is_the_id_that_requests_name(write):
-    assert load_fleet(write(GOOD + "    served_name: sums\n"), {}).role("math").served == "sums"
+    role = load_fleet(write(GOOD + "    served_name: sums\n"), {}).role("math")
+    assert (role.served, role.aliases) == ("sums", ())
+
+
+@pytest.mark.parametrize(
+    ("written", "aliases"),
+    [
+        ("model: Qwen/Qwen2.5-7B-Instruct-AWQ", ("Qwen2.5-7B-Instruct-AWQ",)),
+        ("model: bge-m3", ()),
+        ("model: a/b\n    aliases: [c, d]", ("c", "d")),
+        ("model: a/b\n    aliases: []", ()),
+        ("model: a/b\n    served_name: c\n    aliases: [b]", ("b",)),
+    ],
+)
+def test_a_model_is_served_under_its_short_name_as_well(write, written, aliases):
+    """So that a request without the organisation's name is answered."""
+    text = f"roles:\n  one:\n    {written}\n    port: 8001\n"
+    assert load_fleet(write(text), {}).role("one").aliases == aliases
+
+
+def test_the_shipped_fleet_serves_each_model_under_its_short_name():
+    roles = load_fleet(ROOT / "config" / "fleet.yaml", {}).settings.roles.values()
+    assert [role.aliases for role in roles] == [(role.model.rpartition("/")[2],) for role in roles]
 
 
 def test_registry_state_and_python_are_relative_to_the_file(write, tmp_path):

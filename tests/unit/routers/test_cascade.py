@@ -127,8 +127,10 @@ def test_a_tier_without_anything_left_to_ask_is_an_error_that_says_why():
 
 def test_weighted_votes_need_a_model_that_gives_log_probabilities():
     models = {**MODELS, "s": {"backend": "fake", "capabilities": ["chat"]}}
-    with pytest.raises(RoutingError, match="log-probabilities"):
+    with pytest.raises(ProfileError, match=r"routers\[0\]\.cascade\.measure: tier 'small': .* log-probabilities"):
         plan(profile({"measure": "logprob"}, models=models), ROUTE)
+    with pytest.raises(RoutingError, match="log-probabilities"):  # no tier of the profile, so nothing is known at load
+        plan(profile({"measure": "logprob"}, models=models, tiers={}), "mv_s_k4")
 
 
 @pytest.mark.parametrize(

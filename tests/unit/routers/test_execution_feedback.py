@@ -227,6 +227,16 @@ class TestUnknown:
         assert plan.left_out == ("small: does not return log-probabilities, so its answers would be escalated",)
         assert names(response) == ["medium"]
 
+    def test_where_no_answer_can_ever_be_judged_the_profile_does_not_load(self):
+        """Every request would go to the last tier; with votes it is judged."""
+        blind = {"s": ["chat"], "m": ["chat"]}
+        with pytest.raises(ConfigError, match="no model of the tiers small, medium returns log-probabilities") as caught:
+            orchestrating(profile(capabilities=blind))
+        assert "unknown: vote" in caught.value.hint
+        for unknown in ("vote", "accept"):
+            with orchestrating(profile({"unknown": unknown}, capabilities=blind)):
+                pass
+
     def test_a_model_that_is_known_to_give_none_is_asked_by_the_other_policies(self):
         with orchestrating(profile({"unknown": "accept"}, capabilities={"s": ["chat"]}), s=["4"]) as o:
             assert (o.generate("x").confidence, o.calls("s")[0].request.logprobs) == (None, False)

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.integration.stub_server import MODEL, Reply, StubServer, silent_sockets
+from workflow_composer.backends.catalogue import CATALOGUE
 from workflow_composer.config.strategy import StrategyConfig
+from workflow_composer.errors import ProfileError
 from workflow_composer.runtime.resources import ResourceDetector, embedded_available, unprobed
 
 CLOUD_MODELS = {
@@ -28,7 +30,7 @@ def profile(endpoints=None, *, allow_cloud=False, **more) -> StrategyConfig:
 
 async def detect(config, environ=None, **options):
     """One look."""
-    return await ResourceDetector(config, environ=environ or {}, **options).detect()
+    return await ResourceDetector(config, environ=environ or {}, **options).adetect()
 
 
 async def test_a_living_server_is_reported_with_what_it_serves(server):
@@ -167,15 +169,132 @@ async def test_without_the_cloud_nothing_outside_is_reported(server, monkeypatch
         assert proxy.connections == 0
 
 
-@pytest.mark.parametrize("command", ["sbatch", "sinfo"])
-async def test_slurm_is_there_where_its_commands_are(tmp_path: Path, command):
-    """On the search path of the given environment."""
-    config = profile()
-    assert not (await detect(config, {"PATH": str(tmp_path)})).slurm_available
-    program = tmp_path / command
-    program.write_text("#!/bin/sh\n")
-    program.chmod(0o755)
-    assert (await detect(config, {"PATH": str(tmp_path)})).slurm_available
+def programs(folder: Path, **scripts: str) -> dict[str, str]:
+    """Write shell scripts into the folder, and return an environment whose PATH is only that."""
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    return {"PATH": str(folder)}
+
+
+UP = "echo Slurmctld\\(primary\\) at head1 is UP; echo Slurmctld\\(backup\\) at head2 is DOWN"
+DOWN = "echo Slurmctld\\(primary\\) at head1 is DOWN"
+
+
+@pytest.mark.parametrize(
+    ("scripts", "detail"),
+    [
+        ({}, ""),
+        ({"sbatch": "", "scontrol": UP}, None),
+        ({"sinfo": "echo debug"}, None),
+        ({"sbatch": "", "scontrol": DOWN}, "is DOWN"),
+        ({"sbatch": "", "scontrol": f"{DOWN}; exit 1"}, "scontrol ping"),
+        ({"sbatch": "", "scontrol": "exec /bin/sleep 60"}, "did not finish within 1 s"),
+        ({"sbatch": "", "scontrol": "/bin/sleep 60; true"}, "did not finish within 1 s"),
+        (
+            {"sinfo": "echo 'slurm_load_partitions: Unable to contact slurm controller (connect failure)' >&2; exit 1"},
+            "contact",
+        ),
+        (
+            {"sbatch": "", "scontrol": "echo 'scontrol: fatal: could not establish a configuration source' >&2; exit 1"},
+            "source",
+        ),
+        ({"sbatch": ""}, "sinfo not found"),
+    ],
+)
+async def test_slurm_is_there_if_its_controller_answers(tmp_path: Path, scripts, detail):
+    """By `scontrol ping` on the search path of the given environment, else by `sinfo`; why not is said."""
+    environ = programs(tmp_path, **scripts)
+    found = await detect(profile(), environ, limit=1.0)
+    assert found.slurm_available == (detail is None)
+    assert (detail or "") in found.slurm_detail
+    assert bool(found.slurm_detail) == bool(detail)
+    assert unprobed(profile(), environ).slurm_available == found.slurm_available
+
+
+async def test_slurms_controller_is_asked_once_a_minute_and_never_without_a_probe(tmp_path: Path):
+    """A service that is asked for its state every second starts no process each time."""
+    asked = tmp_path / "asked"
+    environ = programs(tmp_path, sbatch="", scontrol=f"echo asked >> {asked}\n{UP}")
+    assert not unprobed(profile(), environ).slurm_available
+    assert not (await ResourceDetector(profile(), environ=environ).adetect(slurm=False)).slurm_available
+    assert not asked.exists()
+    for _ in range(3):
+        assert (await detect(profile(), environ)).slurm_available
+    assert asked.read_text().split() == ["asked"]
+
+
+def test_a_list_of_addresses_is_looked_at_without_an_event_loop(server):
+    """By their addresses; what does not answer is there, too."""
+    gone = refusing_sockets(1)[0]
+    nobody = f"http://localhost:{gone.getsockname()[1]}"
+    bare = server.url.removesuffix("/v1")
+    found = ResourceDetector([bare, nobody]).detect()
+    gone.close()
+    assert found.vllm_endpoints == {bare: True, nobody: False}
+    assert found.endpoints[bare].models == (MODEL,)
+    assert ResourceDetector({"coder": server.url}).detect().vllm_endpoints == {"coder": True}
+    assert ResourceDetector(server.url).detect().vllm_endpoints == {server.url: True}
+    assert ResourceDetector(profile({"general": server.url})).detect().vllm_endpoints == {"general": True}
+
+
+def test_without_a_profile_the_keys_are_those_of_the_catalogue(server):
+    """Nobody is asked whether they are right."""
+    name, model = next(iter(CATALOGUE.items()))
+    found = ResourceDetector([server.url], environ={model.api_key_env: ENVIRON["KEY_A"]}).detect().cloud_apis
+    assert set(found) == set(CATALOGUE)
+    assert found[name]
+    assert not all(found.values())
+
+
+async def test_the_synchronous_look_works_where_an_event_loop_runs(server):
+    """As in a notebook's cell."""
+    assert ResourceDetector([server.url]).detect().vllm_endpoints == {server.url: True}
+
+
+@pytest.mark.parametrize("wrong", ["http://8.8.8.8:8001", "localhost:8001", "ftp://localhost"])
+def test_only_ones_own_servers_are_looked_at(wrong):
+    """A list of addresses is no permission to leave one's own machines."""
+    with pytest.raises(ProfileError, match=r"vllm_endpoints"):
+        ResourceDetector([wrong])
+
+
+def models(**fields):
+    return {"m": {"backend": "vllm", "endpoint": "general", **fields}}
+
+
+@pytest.mark.parametrize(
+    ("served", "owner", "wanted", "healthy"),
+    [
+        (["a", "b"], "vllm", "b", True),
+        (["a"], "vllm", "b", False),
+        (["llama3.2:latest"], "library", "llama3.2", True),
+        (["llama3.2:1b"], "library", "llama3.2", False),
+        (["model.gguf"], "llamacpp", "b", True),
+        (["a.gguf", "c.gguf"], "llamacpp", "b", False),
+    ],
+)
+async def test_a_server_without_the_profiles_model_is_reported(server, served, owner, wanted, healthy):
+    """With what it serves; ollama knows names without a tag, and llama.cpp's only model answers to any name."""
+    server.listing = Reply.of({"data": [{"id": name, "owned_by": owner} for name in served]})
+    for config in (
+        profile({"general": server.url}, models=models(model=wanted)),
+        profile(models={"general": {"backend": "vllm", "base_url": server.url, "model": wanted}}),
+    ):
+        found = (await detect(config)).endpoints["general"]
+        assert (found.healthy, found.models) == (healthy, tuple(served))
+        assert (f", not {wanted}" in found.detail) != healthy
+
+
+async def test_one_of_two_models_of_a_role_that_is_missing_is_named(server):
+    """The other one still answers."""
+    server.models[:] = ["a"]
+    config = profile(
+        {"general": server.url}, models={n: {"backend": "vllm", "endpoint": "general", "model": n} for n in "ab"}
+    )
+    found = (await detect(config)).endpoints["general"]
+    assert found.healthy
+    assert "serves a, not b" in found.detail
 
 
 async def test_the_embedded_engine_is_looked_for_without_loading_it():

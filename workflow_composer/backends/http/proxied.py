@@ -41,14 +41,17 @@ def proxy_for(origin: Origin, policy: EgressPolicy, environ: Mapping[str, str]) 
         return None
     scheme = "https" if origin.tls else "http"
     found = _variable(environ, f"{scheme}_proxy") or _variable(environ, "all_proxy")
-    if not found:
+    if not found or is_bypassed(f"{origin.host}:{origin.port}", environ):
         return None
+    return found if "://" in found else f"http://{found}"
+
+
+def is_bypassed(place: str, environ: Mapping[str, str]) -> bool:
+    """Whether ``NO_PROXY`` excludes a host and port from the use of proxies."""
     import urllib.request  # with the first proxy: it loads http.client and email
 
     bypass: Any = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]  # older than typeshed, and not in it
-    if bypass(f"{origin.host}:{origin.port}", {"no": _variable(environ, "no_proxy")}):
-        return None
-    return found if "://" in found else f"http://{found}"
+    return bool(bypass(place, {"no": _variable(environ, "no_proxy")}))
 
 
 def _variable(environ: Mapping[str, str], name: str) -> str:

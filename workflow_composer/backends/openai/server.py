@@ -155,6 +155,8 @@ class OpenAIServer:
         """Send a small query to the server, below its API or elsewhere. Raises as `Client.ask`."""
         lines = self._lines.get(asyncio.get_running_loop()) or await self._lines.here()
         headers = self._headers() if url.startswith(self.url) else {}  # only the API gets the key
+        if headers and self.host == "api.anthropic.com":  # its list of models is no part of its OpenAI-compatible API
+            headers |= {"x-api-key": self.key(), "anthropic-version": "2023-06-01"}
         if lines.proxied is not None:
             method, path = "GET" if content is None else "POST", url.removeprefix(self.url)
             return await lines.proxied.ask(method, path, headers, content, connect=connect, bounds=bounds)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -39,33 +39,35 @@ def shown_url(url: str) -> str:
     return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}"
 
 
-async def probe(observer: ServerObserver, name: str, *, limit: float, model: str | None = None) -> EndpointStatus:
+async def probe(
+    observer: ServerObserver, name: str, *, limit: float, model: str | None = None, models: Sequence[str] = ()
+) -> EndpointStatus:
     """Ask a server for its models, within ``limit`` seconds. Never raises.
 
-    ``model`` is the expected id; a server without it is unhealthy.
+    ``model``, or ``models`` if there are several, are the expected ids; a server without any of them is unhealthy.
     """
     started = time.perf_counter()
-    models: tuple[str, ...] = ()
+    wanted = models if model is None else (model, *models)
+    lacking: tuple[str, ...] = ()
+    models = ()
     try:
         found = await observer.models(limit)
         detail = _fault(found)
         models = found.models or ()
+        lacking = tuple(one for one in wanted if not found.serves(one))
     except EgressDenied as error:
         detail = str(error)
     except Exception as error:  # noqa: BLE001 - a broken server must not hide the others
         detail = reason_of(error, limit)
     latency = (time.perf_counter() - started) * 1000
-    served = _listed(models)
-    if not detail and (not models or model not in (None, *models)):
-        detail = f"serves {served}" + (f", not {model}" if model else "")
-    url = shown_url(observer.api)
-    if detail:
-        return EndpointStatus(name, url, healthy=False, models=models, detail=detail)
-    detail = f"serves {served}; answered in {latency:.0f} ms"
-    return EndpointStatus(name, url, healthy=True, models=models, latency_ms=latency, detail=detail)
+    url, told = shown_url(observer.api), f"serves {_listed(models)}" + (f", not {', '.join(lacking)}" if lacking else "")
+    if detail or not models or (wanted and len(lacking) == len(wanted)):
+        return EndpointStatus(name, url, healthy=False, models=tuple(models), detail=detail or told)
+    detail = f"{told}; answered in {latency:.0f} ms"
+    return EndpointStatus(name, url, healthy=True, models=tuple(models), latency_ms=latency, detail=detail)
 
 
-def _listed(models: tuple[str, ...]) -> str:
+def _listed(models: Sequence[str]) -> str:
     more = f" and {len(models) - 5} more" if len(models) > 5 else ""
     return (", ".join(models[:5]) or "no model") + more
 
@@ -201,10 +203,18 @@ class Late(TimeoutError):
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The models that a server lists. ``models``: their ids; None if the response is not a list of models."""
+    """The models that a server lists. ``models``: their ids; None if the response is not a list of models.
+
+    ``any_name``: it answers whatever model is asked for, as llama.cpp's server does with its only model.
+    """
 
     status: int
     models: tuple[str, ...] | None
+    any_name: bool = False
+
+    def serves(self, model: str) -> bool:
+        """Whether a request for this model is answered; ollama takes a name without a tag for ``:latest``."""
+        return self.any_name or (self.models is not None and (model in self.models or f"{model}:latest" in self.models))
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +256,7 @@ class ServerObserver:
     async def models(self, limit: float) -> Listing:
         """Return the models it serves, base models before adapters."""
         answer = await self._answer(f"{self.api}/models", limit)
-        return Listing(answer.status, _ids(answer.body) if answer.status == 200 else None)
+        return _listing(answer.body) if answer.status == 200 else Listing(answer.status, None)
 
     async def readings(self, limit: float) -> Readings:
         """Return the readings of its metrics, empty if it has none."""
@@ -293,14 +303,22 @@ class _Line:
         pass
 
 
-def _ids(body: bytes | bytearray) -> tuple[str, ...] | None:
-    """Return the ids of the listed models; None if the response is not a list of models with ids."""
+def _listing(body: bytes | bytearray) -> Listing:
+    """Return the listed models; none are known if the response is not a list of models with ids."""
     try:
         data: Any = json.loads(body)
+        if isinstance(data, dict) and data.get("data", ()) is None:  # ollama without models
+            return Listing(200, ())
         found = model_ids(data)
     except (ValueError, Malformed, RecursionError):
-        return None
-    return found if len(found) == len(data["data"]) else None
+        return Listing(200, None)
+    rows = data["data"]
+    any_name = len(rows) == 1 and rows[0].get("owned_by") == _ANY_NAME
+    return Listing(200, found, any_name) if len(found) == len(rows) else Listing(200, None)
+
+
+_ANY_NAME = "llamacpp"
+"""``owned_by`` in the lists of llama.cpp's server (tools/server in its repository)."""
 
 
 def _holds(body: bytes | bytearray, looks_right: Any) -> bool:

@@ -21,26 +21,30 @@ _CHOSEN_BY = {
 }
 
 
-@click.command(epilog=examples("status", "-s t4_hybrid status --json"))
+@click.command(epilog=examples("status", "-s t4_hybrid status --probe-cloud", "-s t4_hybrid status --json"))
 @click.option("--probe/--no-probe", default=True, show_default=True, help="Probe the servers.")
+@click.option(
+    "--probe-cloud", is_flag=True, help="Ask cloud servers for their models, with the key; sends no prompt. Default: no."
+)
 @strategy_option
 @common_options
 @click.pass_obj
-def status(state: State, probe: bool) -> None:
+def status(state: State, probe: bool, probe_cloud: bool) -> None:
     """Show the strategy, the reachable servers, and the routers.
 
-    Probes all servers at once, for at most two seconds. Cloud servers are not contacted; only the presence of their API keys
-    is checked.
+    Probes all servers at once, for at most two seconds. Cloud servers are not contacted without --probe-cloud; only the
+    presence of their API keys is checked. `doctor` says what is wrong, and what to do about it.
     """
     with state.orchestrator() as orchestrator:
-        found = orchestrator.status(probe=probe)
+        found = orchestrator.status(probe=probe, probe_cloud=probe_cloud)
     if state.json:
         print_json(to_dict(found))
         return
     _print_head(found)
     click.echo(f"models:    {', '.join(found.models)}")
     resources = found.resources
-    click.echo(f"slurm:     {'available' if resources.slurm_available else 'not available'}")
+    reason = f": {resources.slurm_detail}" if resources.slurm_detail else ""
+    click.echo(f"slurm:     {'available' if resources.slurm_available else 'not available' + reason}")
     click.echo(f"embedded:  {'available' if resources.embedded_available else 'not installed'}")
     if resources.probed_at is None:
         click.echo("servers:   not probed")
@@ -50,8 +54,8 @@ def status(state: State, probe: bool) -> None:
         print_table(("server", "url", "state", "latency", "detail"), rows)
     if resources.cloud_apis:
         click.echo()
-        keys = [(name, "key set" if ready else "no key") for name, ready in resources.cloud_apis.items()]
-        print_table(("cloud model", "state"), keys)
+        keys = [(name, *_cloud(ready, resources.clouds.get(name))) for name, ready in resources.cloud_apis.items()]
+        print_table(("cloud model", "state", "detail")[: 3 if resources.clouds else 2], keys)
     for broken in found.broken_plugins:
         click.echo(f"broken plugin: {broken}", err=True)
 
@@ -65,7 +69,7 @@ def show_short(state: State) -> None:
         return
     _print_head(found)
     for name, endpoint in found.resources.endpoints.items():
-        click.echo(f"server:    {name} {_health(endpoint.healthy)} ({endpoint.url})")
+        click.echo(f"server:    {name} {_health(endpoint)} ({endpoint.url})")
     if found.in_process:
         engine = "" if found.resources.embedded_available else " (the embedded engine is not installed)"
         click.echo(f"here:      {', '.join(found.in_process)}{engine}")
@@ -100,7 +104,9 @@ def to_dict(found: OrchestratorStatus) -> dict[str, Any]:
         "in_process": list(found.in_process),
         "endpoints": {name: asdict(endpoint) for name, endpoint in resources.endpoints.items()},
         "cloud_apis": dict(resources.cloud_apis),
+        "clouds": {name: asdict(endpoint) for name, endpoint in resources.clouds.items()},
         "slurm_available": resources.slurm_available,
+        "slurm_detail": resources.slurm_detail,
         "embedded_available": resources.embedded_available,
         "probed": resources.probed_at is not None,
         "broken_plugins": list(found.broken_plugins),
@@ -117,9 +123,18 @@ def _print_head(found: OrchestratorStatus) -> None:
 def _rows(endpoint: EndpointStatus, indent: str = "") -> list[tuple[str, str, str, str, str]]:
     """Return a server's row; for a role with several replicas, its row and one for each replica."""
     latency = "" if endpoint.latency_ms is None or endpoint.replicas else f"{endpoint.latency_ms:.0f} ms"
-    row = (indent + endpoint.name, endpoint.url, _health(endpoint.healthy), latency, endpoint.detail)
+    row = (indent + endpoint.name, endpoint.url, _health(endpoint), latency, endpoint.detail)
     return [row, *(each for replica in endpoint.replicas for each in _rows(replica, "  "))]
 
 
-def _health(healthy: bool) -> str:
-    return "up" if healthy else "down"
+def _health(endpoint: EndpointStatus) -> str:
+    if endpoint.healthy:
+        return "up"
+    return "other model" if endpoint.models else "down"
+
+
+def _cloud(ready: bool, found: EndpointStatus | None) -> tuple[str, ...]:
+    """Return state and, if it was asked, detail of a cloud model."""
+    if found is None:
+        return ("key set" if ready else "no key",)
+    return ("key taken" if found.healthy else "refused or unreachable" if ready else "no key"), found.detail

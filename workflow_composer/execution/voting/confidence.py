@@ -32,6 +32,9 @@ from workflow_composer.execution.voting.stopping import UNREADABLE
 
 Weights = Sequence[float | None]
 
+_MOST_FOR_A_POSTERIOR = 40
+"""Votes for one answer from which the posterior, 1 - 2**-(votes + 1), is 1 as far as numbers show."""
+
 
 def confidence(measure: str, votes: Sequence[int], weights: Weights | None = None) -> float | None:
     """Return the confidence in the leader by this measure, between 0 and 1, or None if it is unknown.
@@ -57,6 +60,28 @@ def confidence(measure: str, votes: Sequence[int], weights: Weights | None = Non
     if measure == "entropy" and weights is not None:
         return _entropy_of_weight(votes, weights)
     return _MEASURES[measure](votes, Counter(readable))
+
+
+def highest(measure: str, votes: int) -> float | None:
+    """Return the largest confidence that this many votes can reach, which is that of votes for one answer.
+
+    None if nothing bounds it: a score is the model's own, and a single vote has no confidence.
+
+    >>> highest("share", 4), highest("posterior", 2), highest("score", 4)
+    (1.0, 0.875, None)
+    """
+    if measure == "score" or votes < 2:
+        return None
+    return round(confidence(measure, [0] * votes) or 0.0, 9) if measure == "posterior" else 1.0
+
+
+def fewest(measure: str, target: float) -> int | None:
+    """Return the smallest number of votes that can reach this target; None if no number can.
+
+    >>> fewest("share", 0.75), fewest("posterior", 0.95), fewest("share", 1.5)
+    (2, 4, None)
+    """
+    return next((votes for votes in range(2, _MOST_FOR_A_POSTERIOR) if (highest(measure, votes) or 0.0) >= target), None)
 
 
 def leader(votes: Sequence[int], weights: Weights | None = None) -> int | None:

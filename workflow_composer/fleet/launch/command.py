@@ -101,6 +101,7 @@ def vllm_command(
     _refuse(options)
     notes: list[str] = []
     argv = [build.python, "-m", MODULE, "--model", role.model, "--served-model-name", role.served]
+    argv += [alias for alias in role.aliases if alias != role.served]
     argv += ["--host", listen, "--port", str(port)]
     if role.task == "pooling":
         argv += ["--runner", "pooling"]

@@ -16,7 +16,7 @@ from workflow_composer.fleet.launch.exit_reasons import last_line
 from workflow_composer.fleet.launch.process import log_path
 from workflow_composer.fleet.launch.supervisor import STOPPING, ListenPlace
 from workflow_composer.fleet.launch.supervisor_lock import Holder, Holding
-from workflow_composer.fleet.settings import RoleSpec
+from workflow_composer.fleet.settings import RoleSpec, short_names
 from workflow_composer.fleet.state import ServerState
 from workflow_composer.support.own_program import own_command
 
@@ -63,7 +63,7 @@ def bare_role(model: str) -> RoleSpec:
     else:
         served = model
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", model.rstrip("/").rpartition("/")[2]).lstrip("-._")[:64]
-    return RoleSpec(name=name or "model", model=model, served_name=served, port=BARE_PORT)
+    return RoleSpec(name=name or "model", model=model, served_name=served, aliases=short_names(served), port=BARE_PORT)
 
 
 def holder(fleet: Fleet, server: str) -> Holder | None:

@@ -65,6 +65,7 @@ _REMEDIES = {
     "gres": "check slurm.gpu_type in the fleet file; `sinfo -o '%P %G'` lists GPUs",
     "memory": "check slurm.memory in the fleet file; `sinfo -o '%P %m'` lists nodes' memory",
     "contact": "the SLURM controller does not respond; check it with `scontrol ping`",
+    "configuration source": "this machine has no slurm.conf; set $SLURM_CONF to the cluster's",
     "configuration file": "this machine's slurm.conf is missing or invalid; set $SLURM_CONF to the right one",
 }
 
@@ -176,6 +177,19 @@ class Slurm:
         """The network address that SLURM uses for a node."""
         found = re.search(r"\bNodeAddr=(\S+)", self._run(["scontrol", "--oneliner", "show", "node", node]))
         return found[1] if found else node
+
+    def ping(self) -> None:
+        """Ask the controller, or its backup, for a sign of life."""
+        try:
+            said = self._run(["scontrol", "ping"])
+        except FleetError as error:
+            if "not found" not in error.message:
+                raise error if error.hint else FleetError(error.message, hint=_REMEDIES["contact"]) from None
+            self._run(["sinfo", "--noheader", "--format=%P"])
+            return
+        if not re.search(r"\bUP\b", said):  # with exit code 0, too, in versions of SLURM
+            down = " ".join(said.split())[:200] or "scontrol ping prints nothing"
+            raise FleetError(f"the SLURM controller does not respond: {down}", hint=_REMEDIES["contact"])
 
     def _run(self, command: Sequence[str]) -> str:
         try:

@@ -58,6 +58,13 @@ def test_the_shipped_coder_on_a_t4_is_this_command():
     assert found.notes == ()
 
 
+def test_every_name_of_a_model_is_served_and_the_first_one_is_its_own():
+    """VLLM answers under the first of the names, and takes requests for each."""
+    argv = command(T4, model="Qwen/Qwen2.5-7B", aliases=("Qwen2.5-7B", "Qwen/Qwen2.5-7B", "seven")).argv
+    start = argv.index("--served-model-name")
+    assert argv[start + 1 : argv.index("--host")] == ("Qwen/Qwen2.5-7B", "Qwen2.5-7B", "seven")
+
+
 def test_a_model_of_vectors_runs_as_one():
     assert value(command(T4, task="pooling"), "--runner") == "pooling"
     assert value(command(T4), "--runner") is None

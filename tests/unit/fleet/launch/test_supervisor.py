@@ -293,7 +293,7 @@ def test_the_key_reaches_vllm_and_not_its_command_line(folder):
         assert "api_server" in shown
         assert "s3cret" not in shown
         assert running.supervisor._api.models() is None
-        assert running.supervisor._api.models(api_key="s3cret-of-ours") == ["./model"]
+        assert running.supervisor._api.models(api_key="s3cret-of-ours") == ["./model", "model"]
     assert "s3cret" not in (folder.path / "logs" / "small.log").read_text()
 
 
