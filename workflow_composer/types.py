@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from workflow_composer.support.fast_dataclass import quick
+from workflow_composer.support.json_size import characters
 from workflow_composer.usage import MOST_TOKENS, NO_USAGE, Delivered, Sending, Usage
 
 if TYPE_CHECKING:
@@ -85,8 +86,8 @@ class LLMRequest:
 
     With ``relay`` the caller gets the raw bytes of the answer if possible. Every other field that is not None reaches the
     model unchanged or raises `Unsupported`; ``extra`` holds fields that only some servers support, and is passed through
-    unchanged. ``query_length`` is the number of characters of text in all messages, ``bulk`` of all that is in them (images,
-    for example). ``allowed``: the only models it calls.
+    unchanged. ``query_length`` is the number of characters of text in all messages, ``bulk`` with images and the like.
+    ``allowed``: the only models it calls.
     """
 
     messages: tuple[Message, ...]
@@ -128,7 +129,7 @@ class LLMRequest:
                 length += len(content)
             else:
                 length += (found := sum(map(len, texts(message))))
-                more += _characters(content) - found
+                more += characters(content) - found
         object.__setattr__(self, "query_length", length)  # the class is frozen
         object.__setattr__(self, "bulk", length + more)
 
@@ -174,15 +175,6 @@ def texts(message: Message) -> tuple[str, ...]:
     if not isinstance(content, (list, tuple)):
         return ()
     return tuple(part["text"] for part in content if isinstance(part, Mapping) and isinstance(part.get("text"), str))
-
-
-def _characters(value: Any) -> int:
-    """Return the number of characters of all texts in a value of JSON."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(map(_characters, value.values()))
-    return sum(map(_characters, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def _shows_images(message: Message) -> bool:
