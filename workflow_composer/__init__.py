@@ -9,18 +9,30 @@ if TYPE_CHECKING:
     from workflow_composer.orchestrator import ModelOrchestrator
     from workflow_composer.plan import Member, Plan, Tier
     from workflow_composer.plugins.hookspecs import hookimpl
+    from workflow_composer.support.typed_fields import RequestFields
     from workflow_composer.types import LLMRequest, LLMResponse
 
-__all__ = ["LLMRequest", "LLMResponse", "Member", "ModelOrchestrator", "Plan", "StrategyConfig", "Tier", "hookimpl"]
+__all__ = [
+    "LLMRequest",
+    "LLMResponse",
+    "Member",
+    "ModelOrchestrator",
+    "Plan",
+    "RequestFields",
+    "StrategyConfig",
+    "Tier",
+    "hookimpl",
+]
 __version__ = "0.1.0"
 
 # Names are imported on first use (PEP 562), so that `import workflow_composer` is fast.
 _HOMES = {
     "LLMRequest": "types",
     "LLMResponse": "types",
-    "Member": "types",
+    "Member": "plan",
     "ModelOrchestrator": "orchestrator",
     "Plan": "plan",
+    "RequestFields": "support.typed_fields",
     "StrategyConfig": "config.strategy",
     "Tier": "plan",
     "hookimpl": "plugins.hookspecs",

@@ -22,7 +22,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import WorkflowComposerError
@@ -34,21 +34,29 @@ from workflow_composer.plugins.builtin import plugin_host
 from workflow_composer.plugins.host import PluginHost
 from workflow_composer.routers.base import Router
 from workflow_composer.runtime.decision_log import LogStream, Narrator, PluginObserver, debug_wanted, metric_of
-from workflow_composer.runtime.resources import (
-    CLOUD_SECONDS,
-    STRATEGY_VARIABLE,
-    ResourceDetector,
-    detect_strategy,
-    unprobed,
-)
+from workflow_composer.runtime.resources import CLOUD_SECONDS, ResourceDetector, detect_strategy, unprobed
 from workflow_composer.runtime.snapshot import Snapshot, build
 from workflow_composer.runtime.streams import ResponseStream, SyncResponseStream, UnderWay, response_of
 from workflow_composer.support.loop_thread import LoopThread
+from workflow_composer.support.places import STRATEGY_VARIABLE
 from workflow_composer.types import Chunk, Embeddings, LLMRequest, LLMResponse, Message, OrchestratorStatus
 
 if TYPE_CHECKING:
-    from workflow_composer.batch.run.run_batch import BatchRun
+    from typing_extensions import TypeVar
+
+    from workflow_composer.batch.run.run_batch import BatchRun, RowResult
     from workflow_composer.batch.run.tally import Tally
+    from workflow_composer.support.typed_fields import (
+        BatchFields,
+        EmbeddingFields,
+        EmbedFields,
+        ManyFields,
+        RequestFields,
+        RowFields,
+        Schema,
+    )
+
+    V = TypeVar("V", default=Any)
 
 Prompt = str | Sequence[Message] | LLMRequest
 
@@ -105,6 +113,10 @@ class ModelOrchestrator:
         self._active = self._build(config)
         _orchestrators.add(self)
 
+    def __repr__(self) -> str:
+        state = ", closed" if self._closed else ""
+        return f"<ModelOrchestrator: strategy {self.strategy}, models {', '.join(self._active.endpoints)}{state}>"
+
     @property
     def strategy(self) -> str:
         """The active profile's name."""
@@ -130,18 +142,20 @@ class ModelOrchestrator:
 
     # ----------------------------------------------------------------------------------------------------- requests
 
-    async def agenerate(self, prompt: Prompt, **fields: Any) -> LLMResponse:
+    async def agenerate(
+        self, prompt: Prompt, *, schema: Schema[V] | None = None, **fields: Unpack[RequestFields]
+    ) -> LLMResponse[V]:
         """Answer a prompt, messages or `LLMRequest`; ``fields`` are those of `LLMRequest`, and ``system``.
 
-        With ``form`` (as `output_form` takes it) or ``schema`` (a JSON Schema or a pydantic type), the response's ``value``
-        is the answer as data.
+        ``schema`` is what the answer must be: a pydantic model or another type, a JSON Schema, or a form (`output_form`).
+        The response's ``value`` is then the answer as data, of a pydantic model an instance; None if it has another form.
 
         Raises `RoutingError` if no router has a plan, `AllCandidatesFailed` (with every attempt) if no model answered, and
         unchanged any `ModelError` for which no other model is tried.
         """
         active = self._active.acquire() or self._acquire()
         try:
-            request = self._request(active, prompt, fields)
+            request = self._request(active, prompt, fields, schema)
             started, trace, plan = time.perf_counter(), Trace(request.timeout, request.most_calls), None
             try:
                 plan = active.plan(request)
@@ -163,21 +177,23 @@ class ModelOrchestrator:
             raise
         return self._finish(active, request, plan, outcome, trace, started)
 
-    def astream(self, prompt: Prompt, **fields: Any) -> ResponseStream:
+    def astream(
+        self, prompt: Prompt, *, schema: Schema[Any] | None = None, **fields: Unpack[RequestFields]
+    ) -> ResponseStream:
         """Stream an answer: ``async for chunk in (stream := orchestrator.astream(...)): ...``.
 
         ``stream.response`` is the `LLMResponse` after the last chunk. To stop early, ``await stream.aclose()`` or use
         ``async with``; that stops the work at the server. Before the first chunk, raises as `agenerate`; after it,
         `StreamInterrupted`.
         """
-        return ResponseStream(lambda stream: self._chunks(stream, prompt, fields))
+        return ResponseStream(lambda stream: self._chunks(stream, prompt, fields, schema))
 
     async def _chunks(
-        self, stream: ResponseStream, prompt: Prompt, fields: Mapping[str, Any]
+        self, stream: ResponseStream, prompt: Prompt, fields: Mapping[str, Any], schema: Schema[Any] | None
     ) -> AsyncGenerator[Chunk, None]:
         active = self._active.acquire() or self._acquire()
         try:
-            request = self._request(active, prompt, fields)
+            request = self._request(active, prompt, fields, schema)
             started = time.perf_counter()
             trace = Trace(request.timeout, request.most_calls)
             plan: Plan | None = None
@@ -199,10 +215,15 @@ class ModelOrchestrator:
             await active.release()
 
     async def aembed(
-        self, texts: Sequence[str], *, task_type: str = "embeddings", dimensions: int | None = None, **fields: Any
+        self,
+        texts: Sequence[str],
+        *,
+        task_type: str = "embeddings",
+        dimensions: int | None = None,
+        **fields: Unpack[EmbeddingFields],
     ) -> Embeddings:
         """Return one vector per text from the first model of the plan, without fallback: vectors of two models cannot
-        be compared. ``fields``: ``model``, ``timeout``, ``request_id``. Raises as `agenerate`.
+        be compared. Raises as `agenerate`.
         """
         active = self._active.acquire() or self._acquire()
         try:
@@ -230,11 +251,12 @@ class ModelOrchestrator:
         rows: Iterable[str | Mapping[str, Any] | LLMRequest],
         *,
         journal: str | Path,
+        schema: Schema[Any] | None = None,
         budget: Mapping[str, float] | None = None,
         concurrency: int | None = None,
         retries: int = 1,
         progress: Callable[[Tally], None] | None = None,
-        **fields: Any,
+        **fields: Unpack[RowFields],
     ) -> BatchRun:
         """Answer many rows and write each answer to the ``journal``; a later run with the same journal resumes there.
 
@@ -251,10 +273,6 @@ class ModelOrchestrator:
         """
         from workflow_composer.batch.run.run_batch import run_rows
 
-        if "form" in fields or "schema" in fields:
-            from workflow_composer.answers.output_form import with_form
-
-            fields = with_form(fields)
         return await run_rows(
             self.agenerate,
             rows,
@@ -265,17 +283,39 @@ class ModelOrchestrator:
             concurrency=concurrency,
             retries=retries,
             progress=progress,
-            fields=fields,
+            fields=self._formed(fields, schema),
         )
 
-    def plan(self, prompt: Prompt, **fields: Any) -> Plan:
-        """Return the plan for a request; sends nothing."""
-        return self.prepare(prompt, **fields)[1]
+    async def agenerate_many(
+        self,
+        prompts: Iterable[Prompt | Mapping[str, Any]],
+        *,
+        schema: Schema[V] | None = None,
+        **options: Unpack[ManyFields],
+    ) -> list[RowResult[V]]:
+        """Answer many prompts at once; return one result per prompt, in their order.
 
-    def prepare(self, prompt: Prompt, **fields: Any) -> tuple[LLMRequest, Plan]:
+        A prompt that failed has an ``error`` in its result, and so has one that the run budget no longer covered. With a
+        ``journal`` (a path), each answer is written there, and a later call with the same journal asks only for what is
+        missing; without one no file is written. ``progress``: True shows it on standard error, a function is called after
+        each answer. ``budget``, ``concurrency``, ``retries``, the other ``options`` and what is raised are as in
+        `arun_batch`; ``schema`` and a result's ``value`` as in `agenerate`.
+        """
+        from workflow_composer.batch.run.run_batch import run_many
+
+        fields = self._formed(options, schema)
+        return await run_many(self.agenerate, prompts, config=self.config, environ=self._environ, **fields)
+
+    def plan(self, prompt: Prompt, *, schema: Schema[Any] | None = None, **fields: Unpack[RequestFields]) -> Plan:
+        """Return the plan for a request; sends nothing."""
+        return self.prepare(prompt, schema=schema, **fields)[1]
+
+    def prepare(
+        self, prompt: Prompt, *, schema: Schema[Any] | None = None, **fields: Unpack[RequestFields]
+    ) -> tuple[LLMRequest, Plan]:
         """Return a request with its context, as routers and models would see it, and its plan; sends nothing."""
         active = self._active
-        request = self._request(active, prompt, fields)
+        request = self._request(active, prompt, fields, schema)
         return request, active.plan(request)
 
     # ----------------------------------------------------------------------------------------------------- strategies
@@ -343,19 +383,33 @@ class ModelOrchestrator:
 
     # ---------------------------------------------------------------------------------------- the synchronous facade
 
-    def generate(self, prompt: Prompt, **fields: Any) -> LLMResponse:
+    def generate(
+        self, prompt: Prompt, *, schema: Schema[V] | None = None, **fields: Unpack[RequestFields]
+    ) -> LLMResponse[V]:
         """Synchronous `agenerate`."""
-        return self._thread.run(self.agenerate(prompt, **fields))
+        return self._thread.run(self.agenerate(prompt, schema=schema, **fields))
 
-    def stream(self, prompt: Prompt, **fields: Any) -> SyncResponseStream:
+    def generate_many(
+        self,
+        prompts: Iterable[Prompt | Mapping[str, Any]],
+        *,
+        schema: Schema[V] | None = None,
+        **options: Unpack[ManyFields],
+    ) -> list[RowResult[V]]:
+        """Synchronous `agenerate_many`; a function for ``progress`` is called on the orchestrator's own thread."""
+        return self._thread.run(self.agenerate_many(prompts, schema=schema, **options), patience=_CLOSING)
+
+    def stream(
+        self, prompt: Prompt, *, schema: Schema[Any] | None = None, **fields: Unpack[RequestFields]
+    ) -> SyncResponseStream:
         """Synchronous `astream`: ``for chunk in (stream := orchestrator.stream(...)): ...``."""
-        return SyncResponseStream(self._thread, self.astream(prompt, **fields))
+        return SyncResponseStream(self._thread, self.astream(prompt, schema=schema, **fields))
 
-    def embed(self, texts: Sequence[str], **fields: Any) -> Embeddings:
+    def embed(self, texts: Sequence[str], **options: Unpack[EmbedFields]) -> Embeddings:
         """Synchronous `aembed`."""
-        return self._thread.run(self.aembed(texts, **fields))
+        return self._thread.run(self.aembed(texts, **options))
 
-    def run_batch(self, rows: Iterable[str | Mapping[str, Any] | LLMRequest], **options: Any) -> BatchRun:
+    def run_batch(self, rows: Iterable[str | Mapping[str, Any] | LLMRequest], **options: Unpack[BatchFields]) -> BatchRun:
         """Synchronous `arun_batch`; ``progress`` is called on the orchestrator's own thread.
 
         Ctrl-C cancels running calls and closes the journal, so that the same call resumes there.
@@ -426,11 +480,19 @@ class ModelOrchestrator:
             self._parents = self._active
             _left_behind.append(self._active)
 
-    def _request(self, active: Snapshot, prompt: Prompt, fields: Mapping[str, Any]) -> LLMRequest:
-        if "form" in fields or "schema" in fields:
-            from workflow_composer.answers.output_form import with_form
+    @staticmethod
+    def _formed(fields: Mapping[str, Any], schema: Schema[Any] | None) -> Mapping[str, Any]:
+        if schema is None and "form" not in fields:
+            return fields
+        from workflow_composer.answers.output_form import with_form
 
-            fields = with_form(fields)
+        return with_form({**fields, "schema": schema})
+
+    def _request(
+        self, active: Snapshot, prompt: Prompt, fields: Mapping[str, Any], schema: Schema[Any] | None = None
+    ) -> LLMRequest:
+        if schema is not None or "form" in fields:
+            fields = self._formed(fields, schema)
         if isinstance(prompt, LLMRequest):
             request = replace(prompt, **fields) if fields else prompt
         else:

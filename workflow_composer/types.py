@@ -9,17 +9,26 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Literal, Unpack
 
 from workflow_composer.support.fast_dataclass import quick
 from workflow_composer.support.json_size import characters
-from workflow_composer.usage import MOST_TOKENS, NO_USAGE, Delivered, Sending, Usage
+from workflow_composer.usage import MOST_TOKENS, NO_USAGE, Delivered, Relay, RelaySource, Sending, Usage
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
     from workflow_composer.answers.form import OutputForm
+    from workflow_composer.support.typed_fields import OwnFields
+
+    V_co = TypeVar("V_co", default=Any, covariant=True)
+else:
+    from typing import TypeVar
+
+    V_co = TypeVar("V_co", covariant=True)
 
 __all__ = [
     "ANY_TASK",
@@ -133,8 +142,16 @@ class LLMRequest:
         object.__setattr__(self, "query_length", length)  # the class is frozen
         object.__setattr__(self, "bulk", length + more)
 
+    def __repr__(self) -> str:
+        said = [f"{one.name}={getattr(self, one.name)!r}" for one in fields(self) if one.repr and not self._is_default(one)]
+        return f"LLMRequest({', '.join(said)})"
+
+    def _is_default(self, one: Field[Any]) -> bool:
+        value = getattr(self, one.name)
+        return one.name == "request_id" or value == (EMPTY if one.default_factory is not MISSING else one.default)
+
     @classmethod
-    def of(cls, prompt: str | Sequence[Message], *, system: str | None = None, **fields: Any) -> LLMRequest:
+    def of(cls, prompt: str | Sequence[Message], *, system: str | None = None, **own: Unpack[OwnFields]) -> LLMRequest:
         """Make a request from a question or a list of messages; ``system`` is prepended.
 
         Raises TypeError if ``prompt`` is neither.
@@ -145,7 +162,7 @@ class LLMRequest:
         messages = tuple(asked)
         if system is not None:
             messages = ({"role": "system", "content": system}, *messages)
-        return cls(messages=messages, **fields)
+        return cls(messages=messages, **own)  # type: ignore[arg-type]  # lists are as good as tuples
 
     @property
     def needs(self) -> frozenset[str]:
@@ -165,6 +182,11 @@ def _no_prompt(prompt: object) -> TypeError:
     found = f"{'a list with ' * isinstance(prompt, Sequence)}{type(wrong).__name__}"
     example = '[{"role": "user", "content": "What is 2 + 2?"}]'
     return TypeError(f"a prompt must be a string or a list of messages such as {example}, not {found}")
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """Return a text of at most ``most`` characters, for people; the end is left out."""
+    return text if len(text) <= most else text[: most - 1] + "\u2026"
 
 
 def texts(message: Message) -> tuple[str, ...]:
@@ -370,7 +392,7 @@ class RoutingDecision:
 
 @quick
 @dataclass(frozen=True, slots=True)
-class LLMResponse:
+class LLMResponse(Generic[V_co]):
     """The answer, and how it was reached. ``cost`` (dollars) includes failed attempts and rejected tiers.
 
     ``confidence`` is None if unknown. ``accepted`` is False if the answer was returned although its tier's rule did not
@@ -391,8 +413,14 @@ class LLMResponse:
     confidence: float | None = None
     accepted: bool = True
     climbed: tuple[TierResult, ...] = ()
-    value: Any = None
+    value: V_co | None = None
     warning: str = ""
+
+    def __repr__(self) -> str:
+        rest = "".join(f", {name}={getattr(self, name)!r}" for name in ("value", "warning") if getattr(self, name))
+        doubt = "" if self.accepted else ", accepted=False"
+        cost = self.cost if self.cost_known else None
+        return f"LLMResponse({shortened(self.text)!r}, model={self.model!r}, cost={cost}{doubt}{rest})"
 
     @property
     def tiers(self) -> tuple[TierResult, ...]:
@@ -486,50 +514,6 @@ class Sample:
     def too_long(self) -> bool:
         """Whether a limit on its length ended it, so that a larger one may help."""
         return self.finish_reason in _TOO_LONG
-
-
-# ------------------------------------------------------------------------------------------------------------------- relay
-#
-# Relay: passes a model server's response bytes unchanged to a caller that uses the same API.
-#
-# Most requests of a service are answered by one model whose answer is returned unchanged. Decoding and re-encoding it would
-# be most of the service's work, and could lose fields that only the server and the client know. The caller therefore
-# attaches a `Relay` to its request: a backend that can pass on the raw bytes does so; any other backend ignores it and
-# returns the answer as usual.
-
-
-class RelaySource(Protocol):
-    """The source of a relayed stream."""
-
-    def pause(self) -> None:
-        """Stop reading from the server, because the client reads too slowly."""
-        ...
-
-    def resume(self) -> None:
-        """Resume reading."""
-        ...
-
-
-@dataclass(slots=True, eq=False)
-class Relay:
-    """Receives the bytes of one answer.
-
-    A whole answer is stored in ``body``. With ``write`` the answer is streamed: ``write`` gets complete server-sent events
-    as they arrive, and ``begun`` is True once some were delivered, so that no other model may take over. ``usage``: the
-    client requested the usage at the end of the stream; otherwise that event is dropped. ``keep``: the service also needs
-    the answer's text; otherwise a stream's text is not collected. ``source`` is set while a stream runs, and ``delivery``
-    says what has arrived of it. ``heard`` is when its last event came (`time.perf_counter`); infinite while its client takes
-    no more.
-    """
-
-    write: Callable[[bytes], None] | None = None
-    usage: bool = False
-    keep: bool = False
-    body: bytes | bytearray | None = None
-    begun: bool = False
-    source: RelaySource | None = None
-    heard: float = 0.0
-    delivery: Delivered | None = None
 
 
 # --------------------------------------------------------------------------------------------------------- resource status

@@ -16,12 +16,15 @@ Each has the forms of the real server's answers and errors, taken from:
   ``entrypoints/launchers/api_server/routers.py`` (which paths there are) of vllm-project/vllm 0.32;
   ``test_init_vllm.py`` has the real server
 
-As a program it serves one of them: ``python -m tests.integration.local_servers KIND PORT MODEL...``, where a model is its
-name, followed by ``=embedding``, ``=thinking`` (it thinks and never answers) or ``=wrong`` (it answers something else).
+As a program it serves one of them: ``python -m tests.integration.local_servers KIND PORT USER MODEL...``, as the user with
+that number (0: as it was started); ``KIND:key=K`` asks for a key, ``KIND:loading`` answers 503, ``KIND:old`` is an old
+version. A model is its name, followed by ``=embedding``, ``=thinking`` (it thinks and never answers) or ``=wrong`` (it
+answers something else).
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -60,6 +63,8 @@ class LocalServer(StubServer):
 
     owner = "organization"
     unknown_path = 404
+    old = False
+    """An old version: ollama without capabilities, vLLM with all paths whatever its model."""
 
     def __init__(self, *models: Model | str, port: int = 0, key: str | None = None) -> None:
         self.served = [model if isinstance(model, Model) else Model.of(model) for model in models]
@@ -164,7 +169,6 @@ class Ollama(LocalServer):
 
     owner = "library"
     version = "0.12.3"
-    tells_capabilities = True
 
     def pages(self) -> dict[str, Any]:
         found = super().pages()
@@ -201,7 +205,7 @@ class Ollama(LocalServer):
                 "parameters": 'stop                           "<|eot_id|>"',
                 "details": self._details(model),
                 "model_info": {"general.architecture": architecture, f"{architecture}.context_length": 131072},
-                **({"capabilities": can} if self.tells_capabilities else {}),
+                **({} if self.old else {"capabilities": can}),
             }
         )
 
@@ -306,10 +310,9 @@ class SGLang(LocalServer):
 
 
 class VLLM(LocalServer):
-    """VLLM: all names are of one model. ``old``: before it had only the paths that its model needs."""
+    """VLLM: all names are of one model."""
 
     owner = "vllm"
-    old = False
 
     def row(self, model: Model) -> dict[str, Any]:
         return super().row(model) | {"root": "/models/m", "parent": None, "max_model_len": model.context, "permission": []}
@@ -329,8 +332,15 @@ KINDS = {"ollama": Ollama, "llama.cpp": LlamaCpp, "lm-studio": LMStudio, "sglang
 
 def main(arguments: Sequence[str]) -> None:
     """Serve until the process is ended; print a line once it listens."""
-    kind, port, *models = arguments
-    with KINDS[kind](*models, port=int(port)) as server:
+    asked, port, user, *models = arguments
+    kind, _, how = asked.partition(":")
+    with LocalServer() as server:  # its modules are read before: the user may not be allowed to
+        server.close()
+    if int(user):
+        os.setuid(int(user))
+    with KINDS[kind](*models, port=int(port), key=how.partition("key=")[2] or None) as server:
+        server.ready = how != "loading"
+        server.old = how == "old"
         print(server.port, flush=True)
         threading.Event().wait()
 

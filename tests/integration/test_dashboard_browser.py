@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
 import json
+import os
 import sys
+import time
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,8 +21,11 @@ from tests.integration.browser import CHROMIUM, Page, browsing
 from tests.integration.service import ADMIN, Service
 from tests.paths import ROOT
 from tests.unit.metrics.examples import metric
+from workflow_composer.fleet.held import FILE_NAME as HELD
+from workflow_composer.fleet.held import HeldLog, HeldSpan
+from workflow_composer.fleet.places import STATE_VARIABLE
 from workflow_composer.server.auth.callers import marked
-from workflow_composer.server.auth.keys import VERSION, Key
+from workflow_composer.server.auth.keys import VERSION, Key, change_keys
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 CASCADE = "mv_cascade_small_k2_t0.7_large_k1_t0.0"
@@ -146,6 +153,61 @@ async def test_without_a_key_it_shows_nothing_where_the_service_wants_one(tmp_pa
         await page.until("document.getElementById('chart').offsetParent !== null")
         await page.until(f"{text_of('recent')}.includes('math_statistics')")
         await is_clean(page, url, besides="status of 401")
+
+
+async def test_who_used_what_and_what_own_gpus_cost_is_shown_to_whom_it_concerns(tmp_path):
+    """An operator sees every key and user and the reservation of own GPUs; a key sees what its own users have used."""
+    keys = {}
+    for name in ("ann", "ben"):
+        key, secret = Key.new(name, team="genomics", rights=())
+        change_keys(tmp_path / "keys.json", lambda known, key=key: known.update({key.id: key}))
+        keys[name] = (key, secret)
+    now = time.time()
+    span = HeldSpan(server="coder", role="coder", price=3600.0, began=now - 60.0, until=now + 3600.0)
+    HeldLog(tmp_path / "fleet" / HELD).add(span)
+    environ = {STATE_VARIABLE: str(tmp_path / "fleet")}
+    options = ("--keys", str(tmp_path / "keys.json"))
+    with Service("development", *options, folder=tmp_path, environ=environ) as service:
+        for name, user in (("ann", "a@lab.org"), ("ann", "a@lab.org"), ("ann", "<img src=x>"), ("ben", "b@lab.org")):
+            headers = {"authorization": f"Bearer {keys[name][1]}", "x-openwebui-user-email": user}
+            body = {"model": "auto", "messages": [{"role": "user", "content": "Ann has 3 apples and buys 9. How many?"}]}
+            path = "/v1/chat/completions"
+            assert (await asyncio.to_thread(service.request, "POST", path, body, headers))[0] == 200
+        async with browsing(tmp_path / "browser") as page:
+            await page.open(f"{service.url}/dashboard")
+            await page.until(f"{text_of('state')} === 'locked'")
+            for given in (keys["ben"][1], ADMIN):
+                await page.value(f"document.getElementById('key').value = {json.dumps(given)}")
+                await page.value("document.getElementById('entry').requestSubmit()")
+                seen = "a@lab.org" if given == ADMIN else "b@lab.org"
+                await page.until(f"{text_of('usage')}.includes('{seen}')")
+                cells = (
+                    "[...document.querySelectorAll('#usage tbody tr')].map((row) => row.innerText.split('\\t').slice(0, 4))"
+                )
+                rows = sorted(await page.value(cells))
+                if given == ADMIN:
+                    break
+                assert rows == [["ben", "b@lab.org", "genomics", "1"]]
+                assert "Own GPUs" not in await page.value(text_of("tiles"))
+            assert rows == [
+                ["ann", "<img src=x>", "genomics", "1"],
+                ["ann", "a@lab.org", "genomics", "2"],
+                ["ben", "b@lab.org", "genomics", "1"],
+            ]
+            await page.until(f"{text_of('tiles')}.includes('Own GPUs\\n$')")
+            assert "held, idle included: coder" in await page.value(text_of("tiles"))
+            assert await page.value("document.querySelectorAll('img').length") == 0
+            await is_clean(page, service.url, besides="status of 401")
+    command = ("-m", "workflow_composer", "keys", "usage", "--by", "user")
+    state = {**os.environ, "WORKFLOW_COMPOSER_SERVE_STATE": str(tmp_path / "state")}
+    for form in ("--csv", "--json"):
+        made = await asyncio.create_subprocess_exec(
+            sys.executable, *command, form, cwd=ROOT, env=state, stdout=asyncio.subprocess.PIPE
+        )
+        told = (await made.communicate())[0].decode()
+        found = json.loads(told) if form == "--json" else list(csv.DictReader(io.StringIO(told)))
+        used = {row["user"]: int(row["requests"]) for row in found}
+        assert used == {"a@lab.org": 2, "b@lab.org": 1, "<img src=x>": 1}
 
 
 async def test_it_says_when_it_is_not_up_to_date(tmp_path):

@@ -11,6 +11,8 @@ import sys
 
 import pytest
 
+from tests.unit.metrics.examples import metric
+
 LIST = "; import json, sys; print('\\n' + json.dumps(sorted(sys.modules)))"
 RUN = "from workflow_composer.cli.main import run; run({arguments!r})"
 
@@ -86,7 +88,7 @@ def test_help_of_a_command_loads_that_command_only(at_start, name):
 def test_metrics_need_no_orchestrator(at_start, tmp_path):
     """They can be read where nothing else is set up."""
     path = tmp_path / "m.jsonl"
-    path.touch()
+    path.write_bytes(metric().to_json())
     found = loaded_by(RUN.format(arguments=["metrics", "--file", str(path)])) - at_start
 
     assert "orchestrator" not in ours(found)

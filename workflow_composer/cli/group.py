@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from workflow_composer.plugins.host import PluginHost
 
 COMMANDS = {
+    "init": "Look for models on this machine, write a profile for one of them, and ask it a question.",
     "generate": "Answer a prompt, or every row of a file.",
     "ask": "Ask a prompt for every row of a table, and write the table with the answers.",
     "execute": "Run data sets through cascades and batch policies, and compare them.",

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from workflow_composer.orchestrator import ModelOrchestrator
     from workflow_composer.runtime.decision_log import LogStream
 
-STRATEGY_VARIABLE = "BIOPIPELINES_STRATEGY"
-"""`resources.STRATEGY_VARIABLE`, repeated to avoid the imports of that module."""
 
 OpenOrchestrator = Callable[["State", "MetricsSink | None"], "ModelOrchestrator"]
 
@@ -59,6 +57,8 @@ class State:
     @property
     def named(self) -> str:
         """The profile that the command line or the environment names; empty for none."""
+        from workflow_composer.support.places import STRATEGY_VARIABLE
+
         return self.strategy or self.environ.get(STRATEGY_VARIABLE, "").strip()
 
     def profile(self) -> StrategyConfig | None:
@@ -66,9 +66,11 @@ class State:
 
         Return None if no profile is named. Raises `ConfigError`.
         """
+        if not (named := self.named):
+            return None
         from workflow_composer.config.strategy import StrategyConfig
 
-        return StrategyConfig.load(self.named, environ=self.environ) if self.named else None
+        return StrategyConfig.load(named, environ=self.environ)
 
     def log_file(self, name: str) -> Path:
         """Return where a log is: in the named profile's folder ``logs``, else in the user's state folder."""

@@ -33,7 +33,7 @@ _NEEDS: Mapping[str, tuple[tuple[str, ...], str]] = {
 }
 _HAS_NOT: Mapping[str, tuple[str, ...]] = {
     "vllm": ("path",),
-    "openai": ("endpoint", "path", "gpu_hour_price"),
+    "openai": ("endpoint", "path", "gpu_hour_price", "gpu_hours_per_day"),
     "embedded": ("endpoint", "base_url", "api_key_env", "api_key"),
     "replay": ("endpoint", "base_url", "api_key_env", "api_key"),
 }

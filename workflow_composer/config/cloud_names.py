@@ -51,7 +51,8 @@ class FilledIn:
 
     def _embedded(self) -> None:
         """A profile that names no model runs on the embedded fleet, which needs no key, no server and no network."""
-        self.tree["models"] = {name: {"backend": "embedded", "path": name} for name in EMBEDDED_FLEET}
+        able = ("chat", "logprobs")
+        self.tree["models"] = {n: {"backend": "embedded", "path": n, "capabilities": able} for n in EMBEDDED_FLEET}
         self.tree["tiers"] = {name: {"model": name, "cost": cost} for name, cost in EMBEDDED_FLEET.items()}
         self.tree["task_routing"] = {"*": list(EMBEDDED_FLEET)[-1]}
         self.tree.setdefault("routers", (CASCADE_TARGET, "provider"))

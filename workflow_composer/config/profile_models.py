@@ -188,6 +188,13 @@ class ModelSpec(ProfilePart):
     gpu_hour_price: Dollars | None = Field(
         default=None, description="Dollars per hour of the GPU that serves it, shared among the calls in flight."
     )
+    gpu_hours_per_day: float | None = Field(
+        default=None,
+        ge=0,
+        le=24,
+        description="Hours per day for which that GPU is held, idle included; for the reservation that `metrics` shows. "
+        "Servers that a fleet runs are known without it.",
+    )
     aliases: Names = Field(
         default=(),
         description="Further names by which the server reports this model, such as the model behind a deployment. If the "

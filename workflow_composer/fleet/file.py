@@ -21,15 +21,13 @@ from workflow_composer.config.normalize import filled_in, url_fault, without_sec
 from workflow_composer.config.profile_models import Expanded
 from workflow_composer.config.yaml_source import KeyPath, Problems, read_profile, shown
 from workflow_composer.errors import FleetError, ProfileNotFound, nearest
+from workflow_composer.fleet.places import FILE, WORKING, own_files
 from workflow_composer.fleet.settings import FleetSettings, RoleSpec, faults, short_names
 from workflow_composer.fleet.state import StateStore, state_directory
 
 VLLM_PYTHON = "WORKFLOW_COMPOSER_VLLM_PYTHON"
 """Environment variable: the Python with vLLM, if the fleet file sets none."""
 
-FILE = "fleet.yaml"
-WORKING = Path("config") / FILE
-"""The fleet file in the working directory."""
 _WEBHOOK: KeyPath = ("monitor", "alerts", "webhook")
 _FOLDERS = ("registry", "state", "python")
 
@@ -114,8 +112,7 @@ def load_fleet(path: str | os.PathLike[str] | None = None, environ: Mapping[str,
 
 def search_path(environ: Mapping[str, str]) -> tuple[Path, ...]:
     """Candidate paths of the fleet file: in the working directory, of the user, and the shipped one, which always exists."""
-    home = environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")  # noqa: PTH111  # no error without a home
-    return (WORKING, Path(home) / "workflow-composer" / FILE, shipped())
+    return (*own_files(environ), shipped())
 
 
 def shipped(package: Path = Path(__file__).parent) -> Path:

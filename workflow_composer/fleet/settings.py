@@ -116,6 +116,12 @@ class RoleSpec(ProfilePart):
         default="auto", description="`auto`: the device that the installed vLLM is built for."
     )
     gpus: int = Field(default=1, ge=1, le=64, description="GPUs per server (tensor parallel).")
+    gpu_hour_price: float | None = Field(
+        default=None,
+        ge=0,
+        description="Dollars per hour of one server, all its GPUs together, busy or idle; for the reservation that "
+        "`metrics` shows. Default: that of the profile's model.",
+    )
     memory_gb: float | None = Field(
         default=None,
         gt=0,

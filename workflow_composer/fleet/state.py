@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from workflow_composer.backends.replicas.registry import ROLE, shared_directory
 from workflow_composer.errors import WorkflowComposerError
+from workflow_composer.fleet.places import STATE, STATE_VARIABLE
 from workflow_composer.storage.locks import WAIT, FileLock
 from workflow_composer.storage.replacing import replace_file
 from workflow_composer.storage.saved import read_saved, saved
@@ -23,13 +24,10 @@ from workflow_composer.storage.saved import read_saved, saved
 How = Literal["process", "slurm"]
 Status = Literal["starting", "ready", "draining", "stopped", "failed"]
 
-STATE_VARIABLE = "WORKFLOW_COMPOSER_FLEET_STATE"
-"""Environment variable: folder of the fleet's state."""
-
 
 def state_directory(environ: Mapping[str, str], named: str | os.PathLike[str] | None = None) -> Path:
     """The folder of the fleet's state: from the environment, else from the fleet file, else the user's default."""
-    return shared_directory(environ, STATE_VARIABLE, named, "fleet")
+    return shared_directory(environ, STATE_VARIABLE, named, STATE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,8 @@ from workflow_composer.types import Attempt, TierResult
 _LONGEST = 400
 """Characters of one error's text: a server may send pages of it."""
 _MOST_CAUSES = 3
+_MOST_ATTEMPTS = 10
+"""Attempts at the beginning and at the end that are listed."""
 
 
 def told(plan: Plan | None, trace: Trace, error: BaseException | None = None) -> dict[str, Any]:
@@ -23,7 +25,7 @@ def told(plan: Plan | None, trace: Trace, error: BaseException | None = None) ->
     found: dict[str, Any] = {
         "plan": None if plan is None else describe(plan),
         "left_out": [] if plan is None else list(plan.left_out),
-        "attempts": [_attempt(one) for one in trace.attempts],
+        "attempts": _attempts(trace.attempts),
     }
     if plan is not None and plan.notes:
         found["notes"] = list(plan.notes)
@@ -54,6 +56,15 @@ def cause_of(error: BaseException) -> str:
 def _clean(text: str) -> str:
     line = " ".join(scrub(text[: 2 * _LONGEST]).split())
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+
+
+def _attempts(made: list[Attempt]) -> list[str]:
+    """Return the attempts; of a vote with many, the first and the last ones."""
+    left_out = len(made) - 2 * _MOST_ATTEMPTS
+    if left_out <= 0:
+        return [_attempt(one) for one in made]
+    first, last = made[:_MOST_ATTEMPTS], made[-_MOST_ATTEMPTS:]
+    return [*map(_attempt, first), f"{left_out} more", *map(_attempt, last)]
 
 
 def _attempt(one: Attempt) -> str:

@@ -20,6 +20,7 @@ from workflow_composer.backends.replicas.replica import ReplicaPlace
 from workflow_composer.config.strategy import StrategyConfig, candidates, search_path
 from workflow_composer.errors import ConfigError, FleetError, NoStrategy
 from workflow_composer.support.loop_thread import LoopThread, in_own_thread
+from workflow_composer.support.places import STRATEGY_VARIABLE
 from workflow_composer.types import EndpointStatus, ResourceStatus
 
 if TYPE_CHECKING:
@@ -222,8 +223,6 @@ def embedded_available() -> bool:
 #
 # Choice of a default strategy that keeps data on local machines and can run with the available resources.
 
-
-STRATEGY_VARIABLE = "BIOPIPELINES_STRATEGY"
 
 _SERVERS, _EMBEDDED, _CLOUD = "t4_local_only", "development", "cloud_only"
 

@@ -325,6 +325,7 @@ def app_of(
         parts.audits,
         parts.callers,
         lambda: available(parts.orchestrator.config, environ),
+        environ,
     )
     catalogue = Catalogue(parts.orchestrator, parts.accounts, parts.admission, parts.audits, parts.callers)
     for group in (catalogue, parts.observing, admin, dashboard):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+STRATEGY_VARIABLE = "BIOPIPELINES_STRATEGY"
+"""Environment variable that names the profile."""
 _OURS = "workflow-composer"
 _BEFORE = Path("logs")
 """The folder, in the working directory, of earlier versions' logs."""

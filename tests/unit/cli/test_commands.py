@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import yaml
 
 from tests.unit.metrics.examples import metric
+from workflow_composer.fleet.held import FILE_NAME, HeldLog, HeldSpan
+from workflow_composer.fleet.places import STATE_VARIABLE
 from workflow_composer.server.auth.callers import marked
 from workflow_composer.server.auth.keys import read_keys
+from workflow_composer.support.places import STRATEGY_VARIABLE
 
 STRANGE = """\
 profile_name: strange
@@ -327,6 +331,31 @@ class TestMetrics:
         assert (found["decision"], found["key"], "prompt" in found) == (told, None, False)
         assert command("metrics", "explain", "req-8", "--file", path).code == 2
         assert command("metrics", "--task", "code", "explain", "req-7a", "--file", path).code == 2
+
+    def test_own_gpus_are_shown_as_a_reservation_apart_from_what_requests_cost(self, command):
+        """By the fleet's record, and by what the profile states; for people, for programs and on the page."""
+        now = datetime.now(UTC)
+        path = command.write("m.jsonl", metric(timestamp=(now - timedelta(hours=20)).isoformat(), cost=0.25).to_json())
+        command.environ = {STATE_VARIABLE: str(command.folder / "state")}
+        before = command("metrics", "--file", path, "--json").json
+        assert (before["reservation"], before["cost"]) == (None, 0.25)
+        assert "reserved" not in command("metrics", "--file", path).out
+        began = now.timestamp() - 5 * 3600
+        span = HeldSpan(server="coder", role="coder", price=0.5, began=began, until=began + 4 * 3600)
+        HeldLog(command.folder / "state" / FILE_NAME).add(span)
+        own = {"own": {"backend": "fake", "gpu_hour_price": 2.0, "gpu_hours_per_day": 12.0}}
+        profile = {"profile_name": "mine", "allow_cloud": False, "models": own, "task_routing": {"*": "own"}}
+        command.environ |= {STRATEGY_VARIABLE: str(command.write("mine.yaml", profile))}
+        found = command("metrics", "--file", path, "--since", "10h", "--json").json
+        held = {role["name"]: (role["source"], role["hours"], role["cost"]) for role in found["reservation"]["servers"]}
+        assert held == {"coder": ("fleet", 4.0, 2.0), "own": ("profile", 5.0, 10.0)}
+        assert (found["reservation"]["cost"], found["cost"]) == (12.0, 0.0)
+        whole = command("metrics", "--file", path, "--json").json
+        assert whole["reservation"]["hours"] == pytest.approx(4.0 + 10.0, rel=0.01)  # from the first request to now
+        assert whole["cost"] == 0.25
+        assert "reserved:    $2.00 for coder, held 4.0 h" in command("metrics", "--file", path).out
+        assert command("metrics", "--file", path, "--html", "page.html").code == 0
+        assert '"source": "profile"' in (command.folder / "page.html").read_text()
 
     def test_the_file_is_the_one_that_requests_write(self, command):
         """Named by the environment, else under the working directory."""

@@ -15,8 +15,11 @@ import pytest
 
 from tests.integration.stub_server import Reply
 from workflow_composer import ModelOrchestrator, StrategyConfig
+from workflow_composer.execution.call import Trace
 from workflow_composer.metrics.sink import MemorySink
 from workflow_composer.plugins.builtin import plugin_host
+from workflow_composer.runtime.decision_text import told
+from workflow_composer.types import Attempt
 
 
 class Situation:
@@ -155,8 +158,8 @@ async def test_the_line_alone_names_the_cause(situation, fault):
     assert "success=false" in line
     assert f"fault={metric.fault}" in line
     assert [cause for cause in causes if cause not in line] == []
-    told = json.loads(metric.to_json())["decision"]
-    assert [cause for cause in causes if cause not in json.dumps(told, ensure_ascii=False)] == []
+    kept = json.loads(metric.to_json())["decision"]
+    assert [cause for cause in causes if cause not in json.dumps(kept, ensure_ascii=False)] == []
 
 
 async def test_an_answer_that_needed_a_fallback_says_why(situation):
@@ -167,9 +170,9 @@ async def test_an_answer_that_needed_a_fallback_says_why(situation):
     situation.server.script(Reply.error(500, "worker 12 died"))
     line, metric, error = await situation.line()
     assert error is None
-    told = metric.decision
-    assert (told["plan"], told["left_out"]) == ("here -> spare", ["far: its key is not set (PLANTED_KEY)"])
-    assert [text.split(" in ")[0] for text in told["attempts"]] == ["here: ServerFailed", "spare: ok"]
+    kept = metric.decision
+    assert (kept["plan"], kept["left_out"]) == ("here -> spare", ["far: its key is not set (PLANTED_KEY)"])
+    assert [text.split(" in ")[0] for text in kept["attempts"]] == ["here: ServerFailed", "spare: ok"]
     assert [part for part in ("PLANTED_KEY", "worker 12 died", "spare: ok", "success=true") if part not in line] == []
 
 
@@ -220,6 +223,16 @@ async def test_texts_of_servers_are_cut_and_hold_no_key(situation):
     assert secret not in line
     assert secret.encode() not in metric.to_json()
     assert len(line) < 2500
+
+
+def test_of_a_vote_with_many_calls_the_first_and_the_last_are_listed():
+    """A line stays one that can be read."""
+    trace = Trace()
+    trace.attempts = [Attempt(0, 0, f"m{number}", local=True, latency_ms=1.0) for number in range(64)]
+    listed = told(None, trace)["attempts"]
+    assert [text.split(":")[0] for text in listed[9:12]] == ["m9", "44 more", "m54"]
+    trace.attempts = trace.attempts[:20]
+    assert len(told(None, trace)["attempts"]) == 20
 
 
 async def test_a_request_that_is_cancelled_has_its_line(situation):

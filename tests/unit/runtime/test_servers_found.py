@@ -35,7 +35,7 @@ async def test_ollama_says_what_each_model_can_do():
 async def test_an_old_ollama_says_the_architecture():
     """Without capabilities."""
     with Ollama("all=embedding", "llama2:7b") as server:
-        server.tells_capabilities = False
+        server.old = True
         embeds, chats = (await inspect(server.url)).models
     assert (embeds.embedding, embeds.chats) == (True, False)
     assert (chats.embedding, chats.chats) == (None, None)

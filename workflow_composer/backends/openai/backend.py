@@ -76,6 +76,7 @@ class OpenAICompatibleBackend:
         self._several = self._server.host not in _ONE_AT_A_TIME
         self._ignored = _IGNORED.get(self._server.host, ())
         self._words: frozenset[str] = frozenset()
+        self._report, self._told = context.report, False
         self.relays: bool = self._several and self._server.direct
         self.tells_sending = True
 
@@ -98,12 +99,12 @@ class OpenAICompatibleBackend:
         secrets, path, connect = Secrets(call.request), wire.PATHS[call.request.kind], call.timeouts.connect
         sending, bulk = call.sending, call.request.bulk
         with self._limit_by(clock):
-            wire.reword(body, self._words)
+            wire.reword(body, self._words, call.request)
             try:
                 stream = await self._server.open(path, body, secrets, connect=connect, sending=sending, bulk=bulk)
             except BadRequest as error:
                 again = partial(self._server.open, path, body, secrets, connect=connect, sending=sending, bulk=bulk)
-                stream = await self._in_other_words(error, body, again)
+                stream = await self._in_other_words(error, body, call.request, again)
         finished, size = False, 0
         try:
             async with aclosing(self._events(stream, clock, secrets)) as events:
@@ -176,13 +177,13 @@ class OpenAICompatibleBackend:
         body = wire.chat_body(call, samples=call.samples, draw=call.first_sample)
         body["stream"] = True
         body["stream_options"] = {**body.get("stream_options", {}), "include_usage": True}
-        wire.reword(body, self._words)
+        wire.reword(body, self._words, call.request)
         try:
             return await relayed(self._server, path, call, body)
         except BadRequest as error:
             if relay.begun:
                 raise
-            return await self._in_other_words(error, body, lambda: relayed(self._server, path, call, body))
+            return await self._in_other_words(error, body, call.request, lambda: relayed(self._server, path, call, body))
 
     # ------------------------------------------------------------------------------------------------- several samples
 
@@ -226,7 +227,7 @@ class OpenAICompatibleBackend:
         path, secrets = wire.PATHS[request.kind], Secrets(request)
         body = wire.chat_body(call, samples=samples, draw=call.first_sample + draw)
         if self._words:
-            wire.reword(body, self._words)
+            wire.reword(body, self._words, call.request)
         bounds = BOUNDS
         if request.logprobs or request.top_logprobs is not None:
             bounds = bounds_of(samples, **_LOGPROBS)
@@ -236,7 +237,7 @@ class OpenAICompatibleBackend:
             answer = await server.send(path, body, secrets, connect=connect, bounds=bounds, sending=sending, bulk=bulk)
         except BadRequest as error:
             again = partial(server.send, path, body, secrets, connect=connect, bounds=bounds, sending=sending, bulk=bulk)
-            answer = await self._in_other_words(error, body, again)
+            answer = await self._in_other_words(error, body, request, again)
         content = answer.body
         if len(content) > LARGE:
             found, content = await apart(self._read, content, secrets, body["model"])
@@ -260,23 +261,28 @@ class OpenAICompatibleBackend:
 
     # ------------------------------------------------------------------------------------------ adapting to the server
 
-    async def _in_other_words(self, refusal: BadRequest, body: dict[str, Any], send: Callable[[], Awaitable[T]]) -> T:
+    async def _in_other_words(
+        self, refusal: BadRequest, body: dict[str, Any], request: LLMRequest, send: Callable[[], Awaitable[T]]
+    ) -> T:
         """Send ``body`` again with the fields that the server's error asks for; re-raise the error if it asks for none.
 
         The change is kept for later calls only if it helped this one and the error named the field apart from its text,
         which may repeat anything that a client wrote.
         """
         words = learned = self._words
-        while (lesson := wire.lesson_of(refusal.message, refusal.params, body)) is not None:
+        while (lesson := wire.lesson_of(refusal.message, refusal.params, body, request)) is not None:
             words |= {lesson.change}
             learned |= {lesson.change} if lesson.certain else frozenset()
-            wire.reword(body, words)
+            wire.reword(body, words, request)
             try:
                 answer = await send()
             except BadRequest as error:
                 refusal = error
             else:
                 self._words |= learned
+                if wire.NO_TEMPERATURE in words and not self._told:
+                    self._told = True
+                    self._report(f"{self.name}: the server takes no temperature, so the plan's is not sent")
                 return answer
         raise refusal
 

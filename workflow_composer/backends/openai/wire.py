@@ -69,7 +69,8 @@ def chat_body(call: ModelCall, *, samples: int = 1, draw: int = 0) -> dict[str, 
     return body
 
 
-NEW_LIMIT, NO_STREAM_USAGE = "max_completion_tokens", "stream_options"
+NEW_LIMIT, NO_STREAM_USAGE, NO_TEMPERATURE = "max_completion_tokens", "stream_options", "temperature"
+_NOT_AT_ALL = re.compile(r"deprecat|unsupported|not (?:be )?(?:support|permit|allow)|only the default", re.IGNORECASE)
 _STREAM_USAGE = {"include_usage": True}
 
 
@@ -80,9 +81,9 @@ class Lesson(NamedTuple):
     certain: bool
 
 
-def lesson_of(refusal: str, params: Collection[str], body: Mapping[str, Any]) -> Lesson | None:
+def lesson_of(refusal: str, params: Collection[str], body: Mapping[str, Any], request: LLMRequest) -> Lesson | None:
     """Return the change that a server's error asks for: `NEW_LIMIT` (OpenAI's reasoning models), `NO_STREAM_USAGE` (servers
-    older than that field), or None. Covers only fields that this package adds itself.
+    older than that field), `NO_TEMPERATURE` (newer models), or None. Covers only fields that this package adds itself.
 
     ``refusal`` is the error's text, which may quote the client; ``params`` are the fields that it names apart from it. A
     limit may also be refused for its value, so that text must name the other field, too.
@@ -93,15 +94,20 @@ def lesson_of(refusal: str, params: Collection[str], body: Mapping[str, Any]) ->
     named = any(param.partition(".")[0] == NO_STREAM_USAGE for param in params)
     if (named or NO_STREAM_USAGE in said) and body.get("stream_options") == _STREAM_USAGE:
         return Lesson(NO_STREAM_USAGE, certain=named)
+    planned = body.get("temperature") not in (None, request.temperature)
+    if planned and NO_TEMPERATURE in {*said, *params} and _NOT_AT_ALL.search(refusal):
+        return Lesson(NO_TEMPERATURE, certain=NO_TEMPERATURE in params)
     return None
 
 
-def reword(body: dict[str, Any], lessons: Collection[str]) -> None:
+def reword(body: dict[str, Any], lessons: Collection[str], request: LLMRequest) -> None:
     """Change the body as earlier errors of the server require."""
     if NEW_LIMIT in lessons and "max_tokens" in body:
         body["max_completion_tokens"] = body.pop("max_tokens")
     if NO_STREAM_USAGE in lessons:
         body.pop("stream_options", None)
+    if NO_TEMPERATURE in lessons and body.get("temperature") != request.temperature:
+        body.pop("temperature", None)
 
 
 def encode(body: Any) -> bytes:

@@ -23,7 +23,7 @@ _SHOWN = 24
 
 _NOT_MEANT = frozenset(
     {"name", "endpoint", "base_url", "api_key_env", "input_price", "output_price", "gpu_hour_price", "context_length",
-     "capabilities", "path", "cached_input_price", "reasoning_price", "aliases"}
+     "capabilities", "path", "cached_input_price", "reasoning_price", "aliases", "gpu_hours_per_day"}
 )  # fmt: skip
 """Keys of a model that say where it is, what it costs and what it can do, not what it answers."""
 

@@ -21,9 +21,10 @@ def read_logprobs(answer: Any) -> Tokens | None:
     """Return the log-probabilities (nats) of an answer's tokens; None if it has none.
 
     ``answer``: numbers; tokens with ``logprob`` and ``top`` or ``top_logprobs``; an object or mapping with ``logprobs``,
-    such as a `Sample`, a line of a recording or a choice; a response with ``choices``, ``outputs`` or ``samples``, of which
-    the first counts; or vLLM's list of mappings from token to log-probability, the chosen token first. A mapping without any
-    of these has none. Raises `InvalidProbability` for anything else, and for numbers that are no log-probabilities.
+    such as a `Sample`, a line of a recording or a choice; a response with ``choices``, ``output``, ``outputs`` or
+    ``samples``, of which the first counts; llama.cpp's ``completion_probabilities``; or vLLM's list of mappings from token
+    to log-probability, the chosen token first. A mapping without any of these has none. Raises `InvalidProbability` for
+    anything else, and for numbers that are no log-probabilities.
 
     >>> read_logprobs([-0.1, -0.2]), read_logprobs({"content": [{"token": "4", "logprob": -0.1, "top_logprobs": []}]})
     (([-0.1, -0.2], None), ([-0.1], None))
@@ -35,7 +36,7 @@ def read_logprobs(answer: Any) -> Tokens | None:
         return None
     if not is_list(found):
         found = field_of(found, "content", ABSENT)
-    if found is None:
+    if found is None or (isinstance(found, str) and isinstance(answer, Mapping)):
         return None
     if not is_list(found):
         raise InvalidProbability(f"no log-probabilities in {type(answer).__name__}", hint=_FORMS)
@@ -44,13 +45,26 @@ def read_logprobs(answer: Any) -> Tokens | None:
     return ([value for value, _ in read], tops if all(tops) else None) if read else None
 
 
+_ANSWERS = ("choices", "outputs", "samples", "output")
+"""Where responses have their answers: OpenAI's, vLLM's, this package's, and those of OpenAI's Responses."""
+_TOKENS = ("logprobs", "completion_probabilities")
+"""Where answers have their log-probabilities; the latter is llama.cpp's own."""
+
+
 def _tokens_in(answer: Any) -> Any:
-    """Return what an answer, or the first one of a response, has as ``logprobs``; anything else as it is."""
+    """Return what an answer, or the first one of a response, has as log-probabilities; anything else as it is."""
     found = answer
-    for name in ("choices", "outputs", "samples"):
-        if (inner := field_of(found, name)) is not None:
-            found = inner[0] if len(inner) else None
-    return found if is_list(found) else field_of(found, "logprobs", found)
+    for name in _ANSWERS:
+        inner = field_of(found, name)
+        if is_list(inner):
+            found = next((one for one in inner if field_of(one, "type", "message") == "message"), None)
+    if found is not answer and is_list(parts := field_of(found, "content")) and len(parts):
+        found = parts[0]
+    if not is_list(found):
+        for name in _TOKENS:
+            if (inner := field_of(found, name, ABSENT)) is not ABSENT:
+                return inner
+    return found
 
 
 ABSENT: Any = object()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import timedelta
 
+    from workflow_composer.config.strategy import StrategyConfig
+    from workflow_composer.fleet.held import ReservedCost
     from workflow_composer.metrics.selecting import RequestFilter
     from workflow_composer.metrics.summary import Percentiles, RequestSums, Summary
     from workflow_composer.server.auth.keys import Key
@@ -78,8 +83,10 @@ def metrics(
 
     Shows the rates of fallback (a call failed and another model answered), escalation (an answer was not accepted and a
     stronger model was called) and errors; exact latency percentiles of answered requests by task; the orchestrator's
-    overhead; tokens; cost by model and strategy, "unknown" where the profile has no price. Damaged lines are counted and
-    skipped. --task, --model, --key and --error choose requests, for the page as well.
+    overhead; tokens; cost by model and strategy, "unknown" where the profile has no price; and, apart from these costs, what
+    own GPUs cost that were held for the period, busy or idle (by the fleet's record, or `gpu_hours_per_day` of the profile
+    that -s names). Damaged lines are counted and skipped. --task, --model, --key and --error choose requests, for the page
+    as well.
     """
     state = context.ensure_object(State)
     if context.invoked_subcommand is not None:
@@ -97,14 +104,17 @@ def metrics(
     only = RequestFilter(wanted["task"], wanted["model"], wanted["error"], owns)
     path = path or state.metrics_file()
     if page is not None:
-        told = [f"{name} {value}" for name, value in (*wanted.items(), ("key", key)) if value]
-        _write_page(page, path, period, only, ", ".join(["all time" if since is None else f"the last {since}", *told]), keys)
+        chosen = [f"{name} {value}" for name, value in (*wanted.items(), ("key", key)) if value]
+        told = ", ".join(["all time" if since is None else f"the last {since}", *chosen])
+        _write_page(page, path, period, only, told, keys, partial(_reserved, state, period))
         return
     found = summarize(path, since=period, only=only)
+    used = max(found.by_strategy, key=lambda name: found.by_strategy[name].requests, default="")
+    reserved = _reserved(state, period, None if found.first is None else found.first.timestamp(), used)
     if state.json:
-        print_json(found.to_dict())
+        print_json({**found.to_dict(), "reservation": None if reserved is None else reserved.to_dict()})
     else:
-        _print(found)
+        _print(found, reserved)
 
 
 @metrics.command(
@@ -175,8 +185,37 @@ def _owner_names(found: Sequence[Mapping[str, Any]], keys: Sequence[Key] | None)
     return [next((key.name for key in keys if is_own(key, identity)), None) for identity in identities]
 
 
+def _reserved(state: State, period: timedelta | None, first: float | None, used: str) -> ReservedCost | None:
+    """Return the reservation of the period, or from the first request to now.
+
+    Prices, and hours that no fleet knows, are those of the profile that is named, else of that with the name ``used``.
+    """
+    now = time.time()
+    since = first if period is None else now - period.total_seconds()
+    if since is None:
+        return None
+    from workflow_composer.errors import ConfigError
+    from workflow_composer.fleet.held import Reservations
+
+    def load(name: str | None = None) -> StrategyConfig | None:
+        try:
+            return (replace(state, strategy=name) if name else state).profile()
+        except ConfigError:
+            if state.strategy:
+                raise
+            return None  # what has been measured can be read without its profile
+
+    return Reservations(state.environ).of(load(), since, now, used=lambda: load(used) if used else None)
+
+
 def _write_page(
-    page: Path, path: Path, period: timedelta | None, only: RequestFilter, told: str, keys: Sequence[Key] | None
+    page: Path,
+    path: Path,
+    period: timedelta | None,
+    only: RequestFilter,
+    told: str,
+    keys: Sequence[Key] | None,
+    reserved_since: Callable[[float | None, str], ReservedCost | None],
 ) -> None:
     from workflow_composer.errors import InputError
     from workflow_composer.metrics import page as pages
@@ -185,7 +224,9 @@ def _write_page(
     found = figures(snapshot_of_file(path, since=period, only=only))
     names = _owner_names(found["recent"], keys)
     found["recent"] = [{**one, "key": name} for one, name in zip(found["recent"], names, strict=True)]
-    text = pages.page({"live": False, "title": path.name, "period": told, "figures": found})
+    reserved = reserved_since(found["since"] or None, found["recent"][-1]["strategy"] if found["recent"] else "")
+    held = None if reserved is None else reserved.to_dict()
+    text = pages.page({"live": False, "title": path.name, "period": told, "figures": found, "reservation": held})
     try:
         page.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -193,7 +234,7 @@ def _write_page(
     click.echo(f"wrote {page}: {found['total']['requests']} requests", err=True)
 
 
-def _print(found: Summary) -> None:
+def _print(found: Summary, reserved: ReservedCost | None) -> None:
     total = found.total
     period = f", {found.first:%Y-%m-%d %H:%M} to {found.last:%Y-%m-%d %H:%M} UTC" if found.first and found.last else ""
     click.echo(f"requests:    {total.requests}{period}")
@@ -203,6 +244,11 @@ def _print(found: Summary) -> None:
     click.echo(f"tokens:      {total.prompt_tokens} prompt, {total.completion_tokens} completion")
     estimated = f"; {total.estimated} requests estimated" if total.estimated else ""
     click.echo(f"cost:        {cost_text(total.cost, total.unpriced, 'request')}{estimated}")
+    if reserved is not None:
+        for role in reserved.roles:
+            many = f", {role.servers} servers" if role.servers > 1 else ""
+            cost = cost_text(role.cost or 0.0, role.cost is None)
+            click.echo(f"reserved:    {cost} for {role.name}, held {role.hours:.1f} h, idle included ({role.source}{many})")
     if found.damaged_lines:
         click.echo(f"damaged:     {found.damaged_lines} lines skipped")
     data = found.latency()

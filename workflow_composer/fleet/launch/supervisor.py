@@ -20,6 +20,8 @@ from typing import Any, Literal
 from workflow_composer.backends.replicas.registry import BEAT, Entry, State
 from workflow_composer.errors import FleetError, WorkflowComposerError
 from workflow_composer.fleet.file import Fleet
+from workflow_composer.fleet.held import FILE_NAME as HELD
+from workflow_composer.fleet.held import HeldLog, HeldTime, held_by
 from workflow_composer.fleet.launch.exit_reasons import last_line, reason
 from workflow_composer.fleet.launch.preflight import reachable
 from workflow_composer.fleet.launch.preparation import Prepared, prepare
@@ -93,6 +95,7 @@ class ServerSupervisor:
         self._asked: list[Literal["stopped", "expiring"]] = []
         self._api = Api(reachable(place.listen), place.port)
         self._entry: Entry | None = None
+        self._held: HeldTime | None = None
         self._beaten = 0.0
         self._failed_beats = 0
 
@@ -159,6 +162,14 @@ class ServerSupervisor:
         for note in prepared.command.notes:
             self._tell(log, note)
         log.say(f"starting {self.server}: {prepared.command.shown}")
+        held = HeldLog(self.fleet.states.directory / HELD)
+        self._held = held_by(held, self.server, self.role.name, self.role.gpus, self.role.gpu_hour_price)
+        try:
+            return self._holding(prepared, log)
+        finally:
+            self._held.beat(ended=True)
+
+    def _holding(self, prepared: Prepared, log: ServerLog) -> Ended:
         try:
             process = ServerProcess(prepared.command.argv, prepared.command.environment(self.fleet.environ), log)
         except FleetError as error:
@@ -281,6 +292,8 @@ class ServerSupervisor:
         self._remember(state)
 
     def _beat(self) -> None:
+        if self._held is not None:
+            self._held.beat()
         if self._entry is not None and time.monotonic() - self._beaten >= BEAT:
             self._beaten = time.monotonic()
             try:

@@ -36,6 +36,11 @@ const bar = (part, whole) => {
 
 const tile = (name, value, note) => make("div", { class: "tile" }, make("span", { class: "name" }, name), make("b", {}, value), make("span", {}, note || " "));
 
+// What own GPUs cost while they are held, busy or idle: no part of any request's cost.
+const hours = (x) => x.toFixed(x < 10 ? 1 : 0) + " h";
+const reserved = (held) => held && tile("Own GPUs", held.cost === null ? "unknown" : (held.unpriced ? "at least " : "") + dollars(held.cost),
+  `${hours(held.hours)} held, idle included: ${held.servers.map((s) => `${s.name} ${hours(s.hours)}`).join(", ")}`);
+
 function tiles(all) {
   const t = all.total;
   const minutes = Math.max((all.until - all.since) / 60, 1);
@@ -50,6 +55,7 @@ function tiles(all) {
     tile("Latency", millis(all.latency.p50), `p95 ${millis(all.latency.p95)}, p99 ${millis(all.latency.p99)}`),
     tile("Overhead", millis(all.overhead.p50), `p95 ${millis(all.overhead.p95)}, p99 ${millis(all.overhead.p99)}`),
     tile("Cost", money(t), against),
+    reserved(all.reservation),
     tile("Escalations", share(t.escalations, t.requests), "answered by a higher tier"),
     tile("Fallbacks", share(t.fallbacks, t.requests), "answered by another candidate"),
     tile("Tokens", count(t.prompt_tokens + t.completion_tokens), `${count(t.prompt_tokens)} in, ${count(t.completion_tokens)} out`));
@@ -246,6 +252,7 @@ function show(data) {
   if (data.account) { own(data.account); $("live").hidden = $("switching").hidden = true; return; }
   const all = data.figures;
   all.live = data.live;
+  all.reservation = data.reservation || null;
   tiles(all); chart(all); models(all); tiers(all); recent(all);
   $("live").hidden = $("switching").hidden = !data.live;
   if (!data.live) { $("updated").textContent = data.period; return; }

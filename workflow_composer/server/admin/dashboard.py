@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from workflow_composer.calibration.monitoring.audits import AuditLog
+from workflow_composer.fleet.held import Reservations
 from workflow_composer.metrics.figures import figures
 from workflow_composer.metrics.live import SharedMetrics
 from workflow_composer.metrics.page import page, policy
@@ -43,6 +44,7 @@ class Dashboard:
         audits: AuditLog,
         callers: Callers,
         profiles: Callable[[], list[str]],
+        environ: Mapping[str, str],
     ) -> None:
         self._orchestrator = orchestrator
         self._accounts = accounts
@@ -51,6 +53,7 @@ class Dashboard:
         self._audits = audits
         self._callers = callers
         self._profiles = profiles
+        self._reservations = Reservations(environ)
 
     def routes(self) -> Mapping[tuple[str, str], Handler]:
         """Return the handlers by method and path."""
@@ -69,6 +72,7 @@ class Dashboard:
             own = self._own(caller.key, found) | {"usage": await self._usage(caller.key)}
             return Reply(200, encode(own), headers=_HEADERS)
         switchable = self._callers.switching
+        shown = await self._figures()
         body = {
             "live": True,
             "title": found.strategy,
@@ -79,8 +83,9 @@ class Dashboard:
             "profiles": self._profiles() if switchable else [],
             "servers": self._servers(found),
             "certificates": self._certificates(),
-            "figures": await self._figures(),
+            "figures": shown,
             "usage": await self._usage(None),
+            "reservation": await self._reserved(shown["since"], shown["until"]),
         }
         return Reply(200, encode(body), headers=_HEADERS)
 
@@ -91,6 +96,11 @@ class Dashboard:
             names = await asyncio.to_thread(self._callers.owners, [one["request_id"] for one in found["recent"]])
             found["recent"] = [{**one, "key": names.get(one["request_id"])} for one in found["recent"]]
         return found
+
+    async def _reserved(self, since: float, until: float) -> dict[str, Any] | None:
+        """Return what own GPUs have cost since the service started, busy or idle."""
+        found = await asyncio.to_thread(self._reservations.of, self._orchestrator.config, since, until)
+        return None if found is None else found.to_dict()
 
     async def _usage(self, key: Key | None) -> list[dict[str, Any]]:
         """Return what a key, or every key, has used in the last days, by user; the most expensive first."""

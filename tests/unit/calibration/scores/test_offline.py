@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from openai.types.chat import ChatCompletion
 
 from tests.paths import ROOT
 from workflow_composer.calibration import FeedbackRules, cascade_of
@@ -35,11 +35,6 @@ class Logprob:
     decoded_token: str | None = None
 
 
-def objects(value):
-    """JSON as the attributes of objects, as the `openai` client gives it."""
-    return json.loads(json.dumps(value), object_hook=lambda found: SimpleNamespace(**found))
-
-
 COMPLETION = {
     "tokens": ["4", "2"],
     "token_logprobs": VALUES,
@@ -57,7 +52,25 @@ WITH_ALTERNATIVES = {
     "chat logprobs": {"content": CONTENT},
     "chat choice": {"logprobs": {"content": CONTENT}, "finish_reason": "stop"},
     "chat response": {"choices": [{"logprobs": {"content": CONTENT}}]},
-    "client's response": objects({"choices": [{"logprobs": {"content": CONTENT}}]}),
+    "client's response": ChatCompletion.model_validate(
+        {
+            **{"id": "c", "created": 1, "model": "m", "object": "chat.completion"},
+            "choices": [
+                {
+                    **{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "42"}},
+                    "logprobs": {"content": CONTENT, "refusal": None},
+                }
+            ],
+        }
+    ),
+    "response of Responses": {
+        "output": [
+            {"type": "reasoning", "summary": []},
+            {"type": "message", "content": [{"type": "output_text", "text": "42", "logprobs": CONTENT}]},
+        ]
+    },
+    "llama.cpp's own": {"content": "42", "completion_probabilities": [{"id": 7, **one} for one in CONTENT]},
+    "ollama's own": {"response": "42", "logprobs": CONTENT},
     "completion": {"choices": [{"text": "42", "logprobs": COMPLETION}]},
     "client's completion": {"choices": [SimpleNamespace(text="42", logprobs=SimpleNamespace(**COMPLETION))]},
     "vllm": VLLM,
@@ -94,7 +107,18 @@ def test_the_first_token_of_an_echoed_prompt_has_no_value():
 
 @pytest.mark.parametrize(
     "answer",
-    [None, [], {}, {"text": "42"}, {"logprobs": None}, {"content": None}, {"choices": []}, Sample("42"), np.array([])],
+    [
+        None,
+        [],
+        {},
+        {"text": "42"},
+        {"logprobs": None},
+        {"content": None},
+        {"role": "assistant", "content": "42"},
+        {"choices": []},
+        Sample("42"),
+        np.array([]),
+    ],
 )
 def test_without_log_probabilities_nothing_is_known_which_is_doubtful(answer):
     signal = FeedbackRules().analyze(answer)

@@ -14,6 +14,7 @@ import pytest
 
 from tests.unit.fleet.conftest import alive, until
 from workflow_composer.errors import FleetError
+from workflow_composer.fleet.held import FILE_NAME, HeldLog
 from workflow_composer.fleet.launch.supervisor import NOTICE, Ended, ListenPlace, ServerSupervisor
 from workflow_composer.fleet.launch.supervisor_lock import Holding
 
@@ -117,6 +118,20 @@ def test_nothing_is_left_of_a_server_that_is_stopped(folder):
     assert len(folder.processes) == 2
     assert not [pid for pid in folder.processes if alive(pid)]
     assert Holding(running.fleet.states.directory, "small").holder() is None
+
+
+def test_the_time_for_which_a_server_holds_its_gpus_is_on_record(folder):
+    """From its start to its end, with the fleet file's price."""
+    before = time.time()
+    with Running(folder, {"gpu_hour_price": 0.5, "gpus": 1}) as running:
+        ready = running.until("ready")
+        log = HeldLog(running.fleet.states.directory / FILE_NAME)
+        (under_way,) = log.spans()
+        running.supervisor.ask("stopped")
+        running.wait()
+    (span,) = log.spans()
+    assert (span.server, span.role, span.gpus, span.price) == ("small", "small", 1, 0.5)
+    assert before <= ready.started <= under_way.began == span.began <= under_way.until < span.until <= time.time()
 
 
 def test_a_server_that_is_to_go_on_stays_wanted_when_a_signal_stops_it(folder):
