@@ -71,12 +71,12 @@ def test_what_is_encoded_in_pieces_is_what_is_encoded_at_once(value, piece):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(large_json, "PIECE", piece)
         body = {"messages": [value, {"content": value}]}
-        assert json.loads(b"".join(wire.encode_in_pieces(body))) == json.loads(wire.encode(body))
+        assert json.loads(b"".join(large_json.pieces(body, wire.encode))) == json.loads(wire.encode(body))
 
 
 def test_large_values_are_encoded_in_pieces_of_limited_size():
     body = {"messages": [{"content": "é" * 1_000_000}] + [{"content": "short"}] * 50_000}
-    found = wire.encode_in_pieces(body)
+    found = large_json.pieces(body, wire.encode)
     assert json.loads(b"".join(found)) == body
     assert max(map(len, found)) <= 3 * large_json.PIECE
 
@@ -84,7 +84,7 @@ def test_large_values_are_encoded_in_pieces_of_limited_size():
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])
 def test_what_json_cannot_say_is_refused_in_pieces_too(value):
     with pytest.raises((ValueError, TypeError)):
-        wire.encode_in_pieces({"a": [value]})
+        large_json.pieces({"a": [value]}, wire.encode)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,9 @@ class OpenAIServer:
         while True:
             body["model"] = model = self._spec.model or self._served or await self._model()
             try:
-                content = wire.encode(body) if bulk <= LARGE else await large_json.apart(wire.encode_in_pieces, body)
+                content = (
+                    wire.encode(body) if bulk <= LARGE else await large_json.apart(large_json.pieces, body, wire.encode)
+                )
             except (TypeError, ValueError, RecursionError) as error:
                 raise self._unwritable(error) from None
             lines = self._lines.get(asyncio.get_running_loop()) or await self._lines.here()
@@ -237,7 +239,7 @@ class OpenAIServer:
         self, path: str, body: Mapping[str, Any], connect: float, sending: Sending | None, bulk: int
     ) -> Stream | ProxiedStream:
         try:
-            content = wire.encode(body) if bulk <= LARGE else await large_json.apart(wire.encode_in_pieces, body)
+            content = wire.encode(body) if bulk <= LARGE else await large_json.apart(large_json.pieces, body, wire.encode)
         except (TypeError, ValueError, RecursionError) as error:
             raise self._unwritable(error) from None
         lines = self._lines.get(asyncio.get_running_loop()) or await self._lines.here()

@@ -11,7 +11,6 @@ from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
-from workflow_composer.support import large_json
 from workflow_composer.types import (
     Chunk,
     Completion,
@@ -123,11 +122,6 @@ def encode(body: Any) -> bytes:
         return text.encode()
     except UnicodeEncodeError:  # a lone surrogate: JSON can escape it, UTF-8 cannot encode it
         return json.dumps(body, default=_plain, allow_nan=False, separators=(",", ":")).encode()
-
-
-def encode_in_pieces(body: Mapping[str, Any]) -> tuple[bytes, ...]:
-    """Encode a large body, in a thread, which lets others run between any two pieces. Raises as `encode`."""
-    return large_json.pieces(body, encode)
 
 
 def completion_of(data: Any, *, model: str) -> Completion:
