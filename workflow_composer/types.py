@@ -15,7 +15,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Unpack
 
 from workflow_composer.support.fast_dataclass import quick
-from workflow_composer.support.json_size import characters
 from workflow_composer.usage import MOST_TOKENS, NO_USAGE, Delivered, Relay, RelaySource, Sending, Usage
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ class LLMRequest:
                 length += len(content)
             else:
                 length += (found := sum(map(len, texts(message))))
-                more += characters(content) - found
+                more += _characters(content) - found
         object.__setattr__(self, "query_length", length)  # the class is frozen
         object.__setattr__(self, "bulk", length + more)
 
@@ -197,6 +196,15 @@ def texts(message: Message) -> tuple[str, ...]:
     if not isinstance(content, (list, tuple)):
         return ()
     return tuple(part["text"] for part in content if isinstance(part, Mapping) and isinstance(part.get("text"), str))
+
+
+def _characters(value: Any) -> int:
+    """Return the number of characters of all texts in a value of JSON."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_characters, value.values()))
+    return sum(map(_characters, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def _shows_images(message: Message) -> bool:
