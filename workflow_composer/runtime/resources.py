@@ -19,6 +19,7 @@ from workflow_composer.backends.replicas.observer import ServerObserver, api_url
 from workflow_composer.backends.replicas.replica import ReplicaPlace
 from workflow_composer.config.strategy import StrategyConfig, candidates, search_path
 from workflow_composer.errors import ConfigError, FleetError, NoStrategy
+from workflow_composer.support.installing import install_command
 from workflow_composer.support.loop_thread import LoopThread, in_own_thread
 from workflow_composer.support.places import STRATEGY_VARIABLE
 from workflow_composer.types import EndpointStatus, ResourceStatus
@@ -298,7 +299,7 @@ def _nothing(
     there = [key for key in keys if environ.get(key)]
     verb, them = ("is", "it") if len(there) == 1 else ("are", "them")
     found = f"; {', '.join(there)} {verb} set; `-s {_CLOUD}` uses {them}, but must be named" if there else ""
-    hint = "start a server, " + ("" if engine else "pip install 'workflow-composer[embedded]', ")
+    hint = "start a server, " + ("" if engine else f"install the embedded engine ({install_command('embedded')}), ")
     hint += f"or name a strategy with --strategy or {STRATEGY_VARIABLE}"
     if there:
         hint = f"-s {_CLOUD} sends every prompt to the cloud; or {hint}"
