@@ -126,7 +126,7 @@ def explained(metric: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("alarm", metric.get("alarm") or ""),
         *(("left out", text) for text in decision.get("left_out", ())),
         *(("note", text) for text in decision.get("notes", ())),
-        *((f"attempt {number}", text) for number, text in enumerate(decision.get("attempts", ()), start=1)),
+        *(("attempt", text) for text in decision.get("attempts", ())),
         *(("tier", text) for text in decision.get("tiers", ())),
         ("result", _result(metric)),
         ("error", decision.get("error") or ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Any
 
 from workflow_composer.config.redaction import scrub
@@ -59,18 +60,20 @@ def _clean(text: str) -> str:
 
 
 def _attempts(made: list[Attempt]) -> list[str]:
-    """Return the attempts; of a vote with many, the first and the last ones."""
-    left_out = len(made) - 2 * _MOST_ATTEMPTS
-    if left_out <= 0:
-        return [_attempt(one) for one in made]
-    first, last = made[:_MOST_ATTEMPTS], made[-_MOST_ATTEMPTS:]
-    return [*map(_attempt, first), f"{left_out} more", *map(_attempt, last)]
+    """Return the attempts, those that ended alike together; of a great many, the first and the last ones."""
+    told = [_attempt(list(alike)) for _, alike in groupby(made, key=lambda one: (one.name, one.error_type, one.error))]
+    left_out = len(told) - 2 * _MOST_ATTEMPTS
+    return told if left_out <= 0 else [*told[:_MOST_ATTEMPTS], f"{left_out} more", *told[-_MOST_ATTEMPTS:]]
 
 
-def _attempt(one: Attempt) -> str:
+def _attempt(alike: list[Attempt]) -> str:
+    """Return one attempt, or several in a row at one model that ended alike."""
+    one = alike[0]
+    fastest, slowest = min(each.latency_ms for each in alike), max(each.latency_ms for each in alike)
     result = "ok" if one.error_type is None else one.error_type
-    told = f"{one.name}: {result} in {one.latency_ms:.0f} ms"
-    return f"{told}: {_clean(one.error)}" if one.error else told
+    times = "" if len(alike) == 1 else f" to {slowest:.0f} ms, {len(alike)} times"
+    text = f"{one.name}: {result} in {fastest:.0f}{times or ' ms'}"
+    return f"{text}: {_clean(one.error)}" if one.error else text
 
 
 def _tiers(plan: Plan, results: list[TierResult], skipped: Mapping[int, str]) -> list[str]:

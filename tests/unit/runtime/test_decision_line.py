@@ -235,6 +235,18 @@ def test_of_a_vote_with_many_calls_the_first_and_the_last_are_listed():
     assert len(told(None, trace)["attempts"]) == 20
 
 
+async def test_retries_that_failed_alike_are_told_once(situation):
+    """With how often, and between which times."""
+    situation.fields["retries"] = {"attempts": 3, "base_delay": 0.001}
+    situation.server.script(*(Reply.error(500, "no GPU on node 9") for _ in range(3)))
+    line, metric, error = await situation.line()
+    assert error is not None
+    (attempts,) = metric.decision["attempts"]
+    assert attempts.startswith("here: ServerFailed in ")
+    assert ", 3 times: " in attempts
+    assert line.count("no GPU on node 9") == 1
+
+
 async def test_a_request_that_is_cancelled_has_its_line(situation):
     situation.server.script(Reply(hang=True))
     asking = asyncio.ensure_future(situation.line())
