@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
 import click
@@ -93,24 +94,31 @@ def reload_plugins(state: State, url: str, dry_run: bool, rollback: bool, why: s
 
 def _post(url: str, token: str, body: dict[str, Any]) -> dict[str, Any]:
     """Post to the admin API. Raises `ConfigError` if the service refuses or cannot be reached."""
+    import asyncio
     import json
-    import urllib.error
-    import urllib.request
 
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"{url!r} is no URL of a service", hint="such as http://localhost:8080")
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers)  # noqa: S310  # the scheme is checked
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the token goes to nobody else
+    from workflow_composer.backends.http.client import Client
+    from workflow_composer.backends.http.connection import Broken
+    from workflow_composer.backends.http.egress import EgressPolicy, endpoint_of
+    from workflow_composer.errors import EgressDenied
+
+    async def post() -> tuple[int, bytes]:
+        policy = EgressPolicy(allow_cloud=True, local=frozenset(), cloud=frozenset({endpoint_of(url)}))
+        headers = {"Authorization": f"Bearer {token}"}
+        async with asyncio.timeout(_PATIENCE), Client(policy) as client:
+            answer = await client.ask(url, json.dumps(body).encode(), headers=headers)
+            return answer.status, bytes(answer.body)
+
     try:
-        with direct.open(request, timeout=_PATIENCE) as answer:
-            found: dict[str, Any] = json.load(answer)
-            return found
-    except urllib.error.HTTPError as error:
-        raise ConfigError(f"the service refuses ({error.code}): {_reason(error.read())}") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise ConfigError(f"cannot reach the service at {url}: {reason}", hint="is it running there?") from None
+        status, text = asyncio.run(post())
+    except EgressDenied as error:
+        raise ConfigError(f"{url!r} is no URL of a service: {error.message}", hint="such as http://localhost:8080") from None
+    except (OSError, Broken) as error:
+        raise ConfigError(f"cannot reach the service at {url}: {error}", hint="is it running there?") from None
+    if status != HTTPStatus.OK:
+        raise ConfigError(f"the service refuses ({status}): {_reason(text)}")
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def _reason(body: bytes) -> str:

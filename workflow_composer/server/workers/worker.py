@@ -118,8 +118,7 @@ async def _work(number: int, listening: socket.socket, control: socket.socket, l
 
 
 def _unpacked(text: str) -> tuple[StrategyConfig, Plugins]:
-    # From the supervisor, over an inherited socket.
-    config, plugins = pickle.loads(zlib.decompress(base64.b64decode(text)))  # noqa: S301
+    config, plugins = pickle.loads(zlib.decompress(base64.b64decode(text)))  # noqa: S301  # from the supervisor
     assert isinstance(config, StrategyConfig)
     return config, plugins
 
