@@ -2,14 +2,16 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 
 import pytest
 
-from tests.integration.service import ADMIN, Service
+from tests.integration.service import ADMIN, PATIENCE, Service
 from tests.integration.stub_server import StubServer
 
 CODE = """
@@ -208,3 +210,68 @@ def test_new_versions_take_over_under_load_and_no_answer_is_mixed(tmp_path, work
     assert [line["outcome"].split(":")[0] for line in audit if line["what"].startswith("plugins")] == (
         ["done"] * 2 + ["refused"] * 4 + ["done"]
     )
+
+
+def until(condition):
+    """Wait for it, for as long as a slow machine may need."""
+    ends = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+
+
+ROUTER = """
+from workflow_composer import Plan, Tier, hookimpl
+from workflow_composer.routers import Router
+
+class Mine(Router):
+    name = "mine"
+    def plan(self, request, resources):
+        return Plan((Tier.of(self.context.candidates("small")),), self.name, {})
+
+@hookimpl
+def register_routers(register):
+    register("mine", Mine)
+"""
+
+
+def test_a_file_is_edited_reloaded_broken_mended_and_rolled_back_from_the_command_line(tmp_path):
+    """As a person does it; what is refused is an error in the log, and changes nothing."""
+    file, environ = tmp_path / "mine.py", {**os.environ, "WORKFLOW_COMPOSER_ADMIN_TOKEN": ADMIN}
+    file.write_text(ROUTER.format("'one'"))
+    with StubServer(models=["small"]) as stub:
+        path = profile(tmp_path, stub.url)
+        path.write_text(json.dumps({**json.loads(path.read_text()), "routers": ["mine"], "plugins": ["./mine.py"]}))
+        with Service(path, "--workers", "2", "--no-watch") as service:
+
+            def reload(*options):
+                command = [sys.executable, "-m", "workflow_composer", "plugins", "reload", "--url", service.url, *options]
+                return subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+
+            def reasons():
+                body = {"model": "auto", "messages": [{"role": "user", "content": "hello"}]}
+                before = lines()
+                for _ in range(8):  # several connections, so that both workers answer
+                    assert service.request("POST", "/v1/chat/completions", body)[0] == 200
+                until(lambda: len(lines()) == len(before) + 8)
+                return {json.loads(line)["reason"] for line in lines()[-8:]}
+
+            def lines():
+                return service.metrics.read_text().splitlines() if service.metrics.exists() else []
+
+            assert (reload().returncode, reasons()) == (0, {"one"})
+            file.write_text(ROUTER.format("'two'"))
+            assert (reload("--dry-run").returncode, reasons()) == (0, {"one"})
+            assert (reload().returncode, reasons()) == (0, {"two"})
+            file.write_text(ROUTER.format("nowhere"))
+            refused = reload()
+            assert (refused.returncode, reasons()) == (2, {"two"})
+            assert "nowhere" in refused.stderr
+            service.process.send_signal(signal.SIGHUP)
+            until(lambda: "reload failed" in service.log)
+            assert [json.loads(line)["level"] for line in service.log.splitlines() if "reload failed" in line] == ["error"]
+            assert (reload("--rollback").returncode, reasons()) == (0, {"one"})
+            stopped = subprocess.run(["pgrep", "-P", str(service.process.pid)], capture_output=True, text=True, check=True)
+            os.kill(int(stopped.stdout.split()[0]), signal.SIGKILL)
+            until(lambda: "is being restarted" in service.log)
+            assert reasons() == {"one"}  # a worker that starts now runs what the others run, not what is in the file
