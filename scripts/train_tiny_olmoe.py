@@ -1,6 +1,6 @@
 """Train a tiny OLMoE (4 layers, 16 experts, 4 of them per token) for the measurements of docs/var-models.md.
 
-    pip install 'workflow-composer[moe]'
+    pip install '.[moe]'
     python scripts/train_tiny_olmoe.py --output logs/tiny-olmoe
 
 About four minutes on one CPU core that is idle otherwise. Four tokens in five come from the arithmetic word problems of

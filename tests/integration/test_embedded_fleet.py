@@ -25,7 +25,7 @@ ROW = re.compile(r"\| (\w+) \| ([\d,]+) \| ([\d.]+)% \| ([\d.]+)% \| ([\d.]+)% \
 pytestmark = [
     pytest.mark.embedded,
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("mistralrs") is None, reason="pip install 'workflow-composer[embedded]'"),
+    pytest.mark.skipif(importlib.util.find_spec("mistralrs") is None, reason="pip install '.[embedded]'"),
 ]
 
 

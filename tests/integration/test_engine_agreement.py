@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.embedded,
     pytest.mark.slow,
     pytest.mark.skipif(vllm_python() is None, reason=f"set {VARIABLE} to a Python that has vLLM"),
-    pytest.mark.skipif(importlib.util.find_spec("mistralrs") is None, reason="pip install 'workflow-composer[embedded]'"),
+    pytest.mark.skipif(importlib.util.find_spec("mistralrs") is None, reason="pip install '.[embedded]'"),
 ]
 
 

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="pip install 'workflow-composer[moe]'")
-pytest.importorskip("transformers", reason="pip install 'workflow-composer[moe]'")
+torch = pytest.importorskip("torch", reason="pip install '.[moe]'")
+pytest.importorskip("transformers", reason="pip install '.[moe]'")
 
 from tests.paths import ROOT  # noqa: E402  # needs torch
 from workflow_composer.moe.models.recording import RouteRecorder, effect, predict, rows_of  # noqa: E402  # needs torch

@@ -33,7 +33,7 @@ def test_every_example_gives_what_it_says(name):
     """Modules without an example are imported, at least."""
     module = imported(name)
     if module is None:
-        pytest.skip("pip install 'workflow-composer[moe]'")
+        pytest.skip("pip install '.[moe]'")
     result = doctest.testmod(module, optionflags=doctest.IGNORE_EXCEPTION_DETAIL)
     assert result.failed == 0
 

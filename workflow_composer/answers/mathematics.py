@@ -35,12 +35,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple
 
 from workflow_composer.errors import ConfigError, OutOfResources
+from workflow_composer.support.installing import install_command
 from workflow_composer.support.scarcity import lacking
 
 if TYPE_CHECKING:
     from workflow_composer.answers.form import Patience
 
-MISSING = "pip install 'workflow-composer[batch]'"
 _PROGRAM = Path(__file__).with_name("math_worker.py")
 _START_LIMIT = 120.0
 _PATIENCE = 8.0
@@ -202,7 +202,7 @@ class MathWorker:
         if "error" in hello:
             with self._lock:
                 self._stop()
-            raise ConfigError(f"cannot use math-verify: {hello['error']}", hint=MISSING)
+            raise ConfigError(f"cannot use math-verify: {hello['error']}", hint=install_command("batch"))
         return process
 
     def _prepare(self) -> None:

@@ -53,9 +53,9 @@ class Reader:
         if form.compare not in {"auto", "number", "text", "math"}:
             raise ConfigError(f"unknown comparison method {form.compare!r}", hint="available: auto, number, text, math")
         if form.compare == "math" and not self._mathematics:
-            from workflow_composer.answers.mathematics import MISSING
+            from workflow_composer.support.installing import install_command
 
-            raise ConfigError("comparing answers with 'math' requires math-verify", hint=MISSING)
+            raise ConfigError("comparing answers with 'math' requires math-verify", hint=install_command("batch"))
         if not 0 < form.limit <= LONGEST_LIMIT:
             raise ConfigError(
                 f"the limit of a comparison must be above 0 and at most {LONGEST_LIMIT} seconds, not {form.limit!r}"

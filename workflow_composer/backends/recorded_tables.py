@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from workflow_composer.errors import ConfigError, InputError
 from workflow_composer.storage.lines import LONGEST, opened
+from workflow_composer.support.installing import install_command
 
 Row = tuple[str, Mapping[str, Any]]
 """Where a row stands, and its values by column."""
@@ -118,7 +119,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         import pyarrow as pa
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        hint = "pip install 'workflow-composer[batch]'"
+        hint = install_command("batch")
         raise ConfigError("Parquet files need pyarrow, which is not installed", hint=hint) from None
     try:
         with ParquetFile(path) as file:

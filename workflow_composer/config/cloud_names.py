@@ -6,14 +6,14 @@ name of the profile's own always comes first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from workflow_composer.config.profile_models import LOCAL_BACKENDS
 from workflow_composer.config.yaml_source import KeyPath, SourceText
-from workflow_composer.errors import MarkerError
+from workflow_composer.errors import MarkerError, nearest
 from workflow_composer.markers import DEFAULT_TIERS, is_routing_string, parse_route
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ class FilledIn:
 
     def _embedded(self) -> None:
         """A profile that names no model runs on the embedded fleet, which needs no key, no server and no network."""
-        self.tree["models"] = {name: {"backend": "embedded", "path": name} for name in EMBEDDED_FLEET}
+        able = ("chat", "logprobs")
+        self.tree["models"] = {n: {"backend": "embedded", "path": n, "capabilities": able} for n in EMBEDDED_FLEET}
         self.tree["tiers"] = {name: {"model": name, "cost": cost} for name, cost in EMBEDDED_FLEET.items()}
         self.tree["task_routing"] = {"*": list(EMBEDDED_FLEET)[-1]}
         self.tree.setdefault("routers", (CASCADE_TARGET, "provider"))
@@ -59,7 +60,9 @@ class FilledIn:
     # ------------------------------------------------------------------------------------------------------ entries
 
     def _entry(self, name: object, written: Any) -> Any:
-        """Complete an entry that says of a model of the catalogue only what differs."""
+        """Complete an entry that says of a model of the catalogue only what differs, or nothing."""
+        if written is None and isinstance(name, str) and (found := self._found(name, None)) is not None:
+            return self._in_service(name, found).keys()
         if not isinstance(written, Mapping) or not isinstance(name, str):
             return written
         backend, url = written.get("backend"), written.get("base_url")
@@ -153,6 +156,13 @@ def in_catalogue(name: object) -> bool:
     from workflow_composer.config.catalogue import find
 
     return isinstance(name, str) and find(name) is not None
+
+
+def nearest_name(name: str, valid: Sequence[str]) -> str:
+    """Return "did you mean ..." for a name that is none of these and none of the catalogue; empty if nothing is near."""
+    from workflow_composer.config.catalogue import names
+
+    return nearest(name, valid) or nearest(name, names())
 
 
 def _listed_tiers(routers: Any) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from workflow_composer.errors import ConfigError
 from workflow_composer.plugins.hookspecs import RegisterBackend, RouterFactory, StrategyFactory, hookimpl
 from workflow_composer.plugins.host import BUILTIN, PluginHost
+from workflow_composer.support.installing import install_command
 
 ROUTERS = {
     "t4_model": "workflow_composer.routers.t4_model:T4ModelRouter",
@@ -50,8 +51,7 @@ class _Lazy:
         except ModuleNotFoundError as error:
             if not self._extra:
                 raise
-            hint = f"pip install 'workflow-composer[{self._extra}]'"
-            raise ConfigError(f"{error.name} is not installed", hint=hint) from error
+            raise ConfigError(f"{error.name} is not installed", hint=install_command(self._extra)) from error
         for name in path.split("."):
             found = getattr(found, name)
         return found

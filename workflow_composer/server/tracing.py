@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from workflow_composer.backends.http.egress import EgressPolicy, literal_address
 from workflow_composer.errors import ConfigError
 from workflow_composer.server.exchange import Exchange, Reply
+from workflow_composer.support.installing import install_command
 from workflow_composer.types import ANY_TASK
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Tracing:
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ModuleNotFoundError as error:
-            hint = f"pip install 'workflow-composer[serve,otel]', or unset {TRACES_VARIABLE} and {COLLECTOR_VARIABLE}"
+            hint = f"{install_command('serve', 'otel')}; or unset {TRACES_VARIABLE} and {COLLECTOR_VARIABLE}"
             raise ConfigError(f"the environment enables traces, but {error.name} is not installed", hint=hint) from error
         self._trace, self._context, self._extract = trace, context, propagate.extract
         session = requests.Session()

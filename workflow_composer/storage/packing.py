@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from workflow_composer.errors import ConfigError, InputError
+from workflow_composer.support.installing import install_command
 
 _STREAMS: dict[bytes, Callable[[Any], Any]] = {
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
@@ -124,7 +125,7 @@ class _Zstandard(io.RawIOBase):
         except ImportError:
             raise ConfigError(
                 "a file compressed with Zstandard needs pyarrow, which is not installed",
-                hint="pip install 'workflow-composer[batch]', or decompress the file first: zstd -d",
+                hint=f"{install_command('batch')}; or decompress the file first: zstd -d",
             ) from None
         self._stream = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
 

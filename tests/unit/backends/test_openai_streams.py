@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 from contextlib import aclosing, suppress
+from dataclasses import replace
 
 import pytest
 
@@ -105,6 +106,39 @@ async def test_a_model_that_names_its_limit_otherwise_gets_it_so(server, local):
     await collect(local, call(max_tokens=8))
     limits = [(request.json.get("max_tokens"), request.json.get("max_completion_tokens")) for request in posts(server)]
     assert limits == [(9, None), (None, 9), (None, 8)]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "named"),
+    [
+        ("Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) is supported.", True),
+        ("`temperature` is deprecated for this model.", False),
+        ("temperature: Extra inputs are not permitted", False),
+    ],
+)
+async def test_a_model_that_takes_no_temperature_gets_none_that_the_plan_chose(server, local, refusal, named):
+    """A cascade's one answer is greedy by default; what the request itself asks for is refused as the server refuses it."""
+
+    def answer(request):
+        if "temperature" not in request.json:
+            return Reply.stream("4") if request.json.get("stream") else Reply.chat("4")
+        return Reply.error(400, refusal, param="temperature" if named else None)
+
+    server.answer = answer
+    planned = replace(call(), temperature=0.0)
+    assert (await local.complete(planned)).samples[0].text == "4"
+    assert [chunk.text for chunk in await collect(local, planned)][:1] == ["4"]
+    assert ["temperature" in request.json for request in posts(server)] == [True, False, *[[True, False], [False]][named]]
+    with pytest.raises(BadRequest, match="temperature"):
+        await local.complete(replace(call(temperature=0.5), temperature=0.5))
+
+
+async def test_a_temperature_that_is_refused_for_its_value_stays(server, local):
+    """It is not the field that the server refuses."""
+    server.answer = lambda request: Reply.error(400, "temperature: must be at most 1", param="temperature")
+    with pytest.raises(BadRequest):
+        await local.complete(replace(call(), temperature=1.5))
+    assert len(posts(server)) == 1
 
 
 async def test_events_are_read_however_the_bytes_arrive(server, local):

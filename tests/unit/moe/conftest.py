@@ -2,8 +2,8 @@
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="pip install 'workflow-composer[moe]'")
-pytest.importorskip("transformers", reason="pip install 'workflow-composer[moe]'")
+torch = pytest.importorskip("torch", reason="pip install '.[moe]'")
+pytest.importorskip("transformers", reason="pip install '.[moe]'")
 
 ARCHITECTURES = ("olmoe", "qwen2_moe", "mixtral")
 VOCABULARY = 60

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_composer.backends.embedded import engine as embedded_engine
-from workflow_composer.backends.embedded.engine import INSTALL, Checkpoint, Engine, Piece
+from workflow_composer.backends.embedded.engine import Checkpoint, Engine, Piece
 from workflow_composer.backends.http.client import Limit
 from workflow_composer.errors import BadRequest, CallTimeout, ModelError, ServerFailed, ServerUnreachable, Unsupported
+from workflow_composer.support.installing import install_command
 from workflow_composer.types import Chunk, Completion, Embeddings, EndpointStatus, LLMRequest, Message, ModelCall, Usage
 
 if TYPE_CHECKING:
@@ -262,7 +263,8 @@ class EmbeddedBackend:
         if self._closed:
             return EndpointStatus(self.name, url, healthy=False, detail="closed")
         if importlib.util.find_spec("mistralrs") is None:
-            return EndpointStatus(self.name, url, healthy=False, detail=f"mistral.rs is not installed: {INSTALL}")
+            detail = f"mistral.rs is not installed: {install_command('embedded')}"
+            return EndpointStatus(self.name, url, healthy=False, detail=detail)
         try:
             await asyncio.to_thread(Checkpoint.read, self.directory)
         except ModelError as error:

@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from workflow_composer.errors import BadRequest, ContextOverflow, ModelNotFound, ServerFailed, ServerUnreachable, Unsupported
+from workflow_composer.support.installing import install_command
 from workflow_composer.types import Sample, TokenLogprob, Usage
 
 MAX_SEQUENCES = 64
-INSTALL = "pip install 'workflow-composer[embedded]'"
 
 _EMBEDDING_ARCHITECTURES = {"Gemma3TextModel": "EmbeddingGemma", "Qwen3ForCausalLM": "Qwen3Embedding"}
 _TOO_LONG = "sequence length is greater than"
@@ -231,7 +231,7 @@ def _runner(checkpoint: Checkpoint) -> Any:
     try:
         import mistralrs
     except ImportError:
-        raise Unsupported("the embedded engine (mistral.rs) is not installed", hint=INSTALL) from None
+        raise Unsupported("the embedded engine (mistral.rs) is not installed", hint=install_command("embedded")) from None
     _began = "here"
     which: Any
     if checkpoint.embedding:

@@ -27,6 +27,7 @@ from workflow_composer.errors import (
     ServerUnreachable,
     Unsupported,
 )
+from workflow_composer.support import large_json
 from workflow_composer.support.large_json import LARGE, apart
 from workflow_composer.types import (
     Chunk,
@@ -56,7 +57,7 @@ _TEXT, _LOGPROBS = {"size": 2**20, "values": 100_000}, {"size": 32 * 2**20, "val
 _VECTOR = {"size": 512 * 2**10, "values": 20_000}
 """What a response may have more for each answer, for each with its log-probabilities, and for each vector."""
 
-_TOGETHER = 32
+_TOGETHER = 8
 """Events that arrived together and are decoded before the event loop serves others."""
 
 _DRAIN = 0.2
@@ -75,6 +76,7 @@ class OpenAICompatibleBackend:
         self._several = self._server.host not in _ONE_AT_A_TIME
         self._ignored = _IGNORED.get(self._server.host, ())
         self._words: frozenset[str] = frozenset()
+        self._report, self._told = context.report, False
         self.relays: bool = self._several and self._server.direct
         self.tells_sending = True
 
@@ -95,14 +97,14 @@ class OpenAICompatibleBackend:
             "stream_options": {"include_usage": True},
         }
         secrets, path, connect = Secrets(call.request), wire.PATHS[call.request.kind], call.timeouts.connect
-        sending = call.sending
+        sending, bulk = call.sending, call.request.bulk
         with self._limit_by(clock):
-            wire.reword(body, self._words)
+            wire.reword(body, self._words, call.request)
             try:
-                stream = await self._server.open(path, body, secrets, connect=connect, sending=sending)
+                stream = await self._server.open(path, body, secrets, connect=connect, sending=sending, bulk=bulk)
             except BadRequest as error:
-                again = partial(self._server.open, path, body, secrets, connect=connect, sending=sending)
-                stream = await self._in_other_words(error, body, again)
+                again = partial(self._server.open, path, body, secrets, connect=connect, sending=sending, bulk=bulk)
+                stream = await self._in_other_words(error, body, call.request, again)
         finished, size = False, 0
         try:
             async with aclosing(self._events(stream, clock, secrets)) as events:
@@ -132,8 +134,10 @@ class OpenAICompatibleBackend:
         if dimensions is not None:
             body["dimensions"] = dimensions
         with self._limit(timeout, "the vectors"):
-            bounds = bounds_of(len(texts), **_VECTOR)
-            answer = await self._server.send("/embeddings", body, texts, connect=timeout, bounds=bounds, sending=sending)
+            bounds, bulk = bounds_of(len(texts), **_VECTOR), sum(map(len, texts))
+            answer = await self._server.send(
+                "/embeddings", body, texts, connect=timeout, bounds=bounds, sending=sending, bulk=bulk
+            )
 
         def read() -> Embeddings:
             data = self._server.read_json(answer.body, texts)
@@ -173,13 +177,13 @@ class OpenAICompatibleBackend:
         body = wire.chat_body(call, samples=call.samples, draw=call.first_sample)
         body["stream"] = True
         body["stream_options"] = {**body.get("stream_options", {}), "include_usage": True}
-        wire.reword(body, self._words)
+        wire.reword(body, self._words, call.request)
         try:
             return await relayed(self._server, path, call, body)
         except BadRequest as error:
             if relay.begun:
                 raise
-            return await self._in_other_words(error, body, lambda: relayed(self._server, path, call, body))
+            return await self._in_other_words(error, body, call.request, lambda: relayed(self._server, path, call, body))
 
     # ------------------------------------------------------------------------------------------------- several samples
 
@@ -219,20 +223,21 @@ class OpenAICompatibleBackend:
     async def _draw(self, call: ModelCall, *, samples: int = 1, draw: int = 0) -> Completion:
         """Make one call; a relayed response's bytes go to the relay."""
         server, request, connect, sending = self._server, call.request, call.timeouts.connect, call.sending
+        bulk = request.bulk
         path, secrets = wire.PATHS[request.kind], Secrets(request)
         body = wire.chat_body(call, samples=samples, draw=call.first_sample + draw)
         if self._words:
-            wire.reword(body, self._words)
+            wire.reword(body, self._words, call.request)
         bounds = BOUNDS
         if request.logprobs or request.top_logprobs is not None:
             bounds = bounds_of(samples, **_LOGPROBS)
         elif samples > 1:
             bounds = bounds_of(samples, **_TEXT)
         try:
-            answer = await server.send(path, body, secrets, connect=connect, bounds=bounds, sending=sending)
+            answer = await server.send(path, body, secrets, connect=connect, bounds=bounds, sending=sending, bulk=bulk)
         except BadRequest as error:
-            again = partial(server.send, path, body, secrets, connect=connect, bounds=bounds, sending=sending)
-            answer = await self._in_other_words(error, body, again)
+            again = partial(server.send, path, body, secrets, connect=connect, bounds=bounds, sending=sending, bulk=bulk)
+            answer = await self._in_other_words(error, body, request, again)
         content = answer.body
         if len(content) > LARGE:
             found, content = await apart(self._read, content, secrets, body["model"])
@@ -247,7 +252,7 @@ class OpenAICompatibleBackend:
             request.relay.body = content
         return found
 
-    def _read(self, content: bytes, secrets: Secrets, model: str) -> tuple[Completion, bytes]:
+    def _read(self, content: bytes | bytearray, secrets: Secrets, model: str) -> tuple[Completion, bytes | bytearray]:
         """Decode a large response, in a thread; return it and its bytes as strict JSON."""
         done = wire.quick_completion(content, model=model)
         if done is not None:
@@ -256,23 +261,28 @@ class OpenAICompatibleBackend:
 
     # ------------------------------------------------------------------------------------------ adapting to the server
 
-    async def _in_other_words(self, refusal: BadRequest, body: dict[str, Any], send: Callable[[], Awaitable[T]]) -> T:
+    async def _in_other_words(
+        self, refusal: BadRequest, body: dict[str, Any], request: LLMRequest, send: Callable[[], Awaitable[T]]
+    ) -> T:
         """Send ``body`` again with the fields that the server's error asks for; re-raise the error if it asks for none.
 
         The change is kept for later calls only if it helped this one and the error named the field apart from its text,
         which may repeat anything that a client wrote.
         """
         words = learned = self._words
-        while (lesson := wire.lesson_of(refusal.message, refusal.params, body)) is not None:
+        while (lesson := wire.lesson_of(refusal.message, refusal.params, body, request)) is not None:
             words |= {lesson.change}
             learned |= {lesson.change} if lesson.certain else frozenset()
-            wire.reword(body, words)
+            wire.reword(body, words, request)
             try:
                 answer = await send()
             except BadRequest as error:
                 refusal = error
             else:
                 self._words |= learned
+                if wire.NO_TEMPERATURE in words and not self._told:
+                    self._told = True
+                    self._report(f"{self.name}: the server takes no temperature, so the plan's is not sent")
                 return answer
         raise refusal
 
@@ -292,7 +302,10 @@ class OpenAICompatibleBackend:
                 if event.startswith(DONE):
                     await _drain(stream)
                     return
-                data = self._server.understood(json.loads, event)
+                if len(event) <= LARGE:
+                    data = self._server.understood(json.loads, event)
+                else:
+                    data = await apart(self._server.understood, large_json.decode, event)
                 self._server.raise_reported(data, secrets)
                 yield data
             if not part:

@@ -68,7 +68,8 @@ def chat_body(call: ModelCall, *, samples: int = 1, draw: int = 0) -> dict[str, 
     return body
 
 
-NEW_LIMIT, NO_STREAM_USAGE = "max_completion_tokens", "stream_options"
+NEW_LIMIT, NO_STREAM_USAGE, NO_TEMPERATURE = "max_completion_tokens", "stream_options", "temperature"
+_NOT_AT_ALL = re.compile(r"deprecat|unsupported|not (?:be )?(?:support|permit|allow)|only the default", re.IGNORECASE)
 _STREAM_USAGE = {"include_usage": True}
 
 
@@ -79,9 +80,9 @@ class Lesson(NamedTuple):
     certain: bool
 
 
-def lesson_of(refusal: str, params: Collection[str], body: Mapping[str, Any]) -> Lesson | None:
+def lesson_of(refusal: str, params: Collection[str], body: Mapping[str, Any], request: LLMRequest) -> Lesson | None:
     """Return the change that a server's error asks for: `NEW_LIMIT` (OpenAI's reasoning models), `NO_STREAM_USAGE` (servers
-    older than that field), or None. Covers only fields that this package adds itself.
+    older than that field), `NO_TEMPERATURE` (newer models), or None. Covers only fields that this package adds itself.
 
     ``refusal`` is the error's text, which may quote the client; ``params`` are the fields that it names apart from it. A
     limit may also be refused for its value, so that text must name the other field, too.
@@ -92,18 +93,23 @@ def lesson_of(refusal: str, params: Collection[str], body: Mapping[str, Any]) ->
     named = any(param.partition(".")[0] == NO_STREAM_USAGE for param in params)
     if (named or NO_STREAM_USAGE in said) and body.get("stream_options") == _STREAM_USAGE:
         return Lesson(NO_STREAM_USAGE, certain=named)
+    planned = body.get("temperature") not in (None, request.temperature)
+    if planned and NO_TEMPERATURE in {*said, *params} and _NOT_AT_ALL.search(refusal):
+        return Lesson(NO_TEMPERATURE, certain=NO_TEMPERATURE in params)
     return None
 
 
-def reword(body: dict[str, Any], lessons: Collection[str]) -> None:
+def reword(body: dict[str, Any], lessons: Collection[str], request: LLMRequest) -> None:
     """Change the body as earlier errors of the server require."""
     if NEW_LIMIT in lessons and "max_tokens" in body:
         body["max_completion_tokens"] = body.pop("max_tokens")
     if NO_STREAM_USAGE in lessons:
         body.pop("stream_options", None)
+    if NO_TEMPERATURE in lessons and body.get("temperature") != request.temperature:
+        body.pop("temperature", None)
 
 
-def encode(body: Mapping[str, Any]) -> bytes:
+def encode(body: Any) -> bytes:
     """Encode as JSON in UTF-8. Raises ValueError or TypeError if that is impossible."""
     try:
         quick = _quick(body)
@@ -313,7 +319,7 @@ def _count(claim: Any) -> int | None:
     return claim if type(claim) is int and 0 <= claim <= MOST_TOKENS else None
 
 
-def strict(body: bytes) -> bytes:
+def strict(body: bytes | bytearray) -> bytes | bytearray:
     """Return JSON that every client can read: NaN and infinity, which Python writes but JSON does not know, become null."""
     try:
         msgspec.json.decode(body)
@@ -520,7 +526,7 @@ class _Whole(msgspec.Struct):
 _read = msgspec.json.Decoder(_Whole).decode
 
 
-def quick_completion(body: bytes, *, model: str) -> Completion | None:
+def quick_completion(body: bytes | bytearray, *, model: str) -> Completion | None:
     """Return the completion in a response's bytes; None if it is not a plain one and needs `completion_of`."""
     try:
         found = _read(body)
@@ -576,7 +582,7 @@ class _Vectors(msgspec.Struct):
 _read_vectors, _read_vector = msgspec.json.Decoder(_Vectors).decode, msgspec.json.Decoder(_Vector).decode
 
 
-def quick_embeddings(body: bytes, *, count: int, model: str) -> Embeddings | None:
+def quick_embeddings(body: bytes | bytearray, *, count: int, model: str) -> Embeddings | None:
     """Return the embeddings in a large response's bytes; None if it is not a plain one and needs `embeddings_of`.
 
     In a thread it lets others run after each vector.

@@ -21,6 +21,7 @@ from workflow_composer.batch.datasets.values import (
     text_of,
 )
 from workflow_composer.errors import ConfigError
+from workflow_composer.support.installing import install_command
 from workflow_composer.types import EMPTY, Message
 
 if TYPE_CHECKING:
@@ -173,6 +174,6 @@ def arrow_library() -> Any:
     except ImportError:
         raise ConfigError(
             "Parquet data sets, plans and result files need pyarrow, which is not installed",
-            hint="pip install 'workflow-composer[batch]'",
+            hint=install_command("batch"),
         ) from None
     return pa

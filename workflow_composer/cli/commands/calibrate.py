@@ -34,6 +34,7 @@ from workflow_composer.cli.options import (
 from workflow_composer.cli.output import dollars, percent, print_json, print_table
 from workflow_composer.cli.state import State
 from workflow_composer.errors import ConfigError, InputError, ModelError
+from workflow_composer.support.installing import install_command
 from workflow_composer.types import ANY_TASK
 
 if TYPE_CHECKING:
@@ -315,7 +316,7 @@ def libraries() -> Iterator[None]:
         if (error.name or "").partition(".")[0] not in ("numpy", "scipy", "sklearn", "matplotlib"):
             raise
         raise ConfigError(
-            f"calibration needs {error.name}, which is not installed", hint="pip install 'workflow-composer[calibration]'"
+            f"calibration needs {error.name}, which is not installed", hint=install_command("calibration")
         ) from None
 
 

@@ -9,6 +9,7 @@ import click
 from workflow_composer.cli.options import common_options, examples, strategy_option
 from workflow_composer.cli.state import State
 from workflow_composer.errors import ConfigError
+from workflow_composer.support.installing import install_command
 
 _SIZES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
@@ -99,7 +100,7 @@ def serve(
     try:
         from workflow_composer.server.service import serve as run
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{error.name} is not installed", hint="pip install 'workflow-composer[serve]'") from error
+        raise ConfigError(f"{error.name} is not installed", hint=install_command("serve")) from error
     from workflow_composer.server.gate import read_origins, read_proxies
     from workflow_composer.server.settings import ADMIN_VARIABLE, METRICS_VARIABLE, ServerSettings, state_directory
 

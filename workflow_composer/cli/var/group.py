@@ -10,6 +10,7 @@ import click
 
 from workflow_composer.cli.options import common_options, examples
 from workflow_composer.errors import ConfigError
+from workflow_composer.support.installing import install_command
 
 COMMANDS = {
     "demo": ("demo", "Demonstrate the three paths on synthetic text and check the constraints."),
@@ -32,9 +33,7 @@ def libraries(extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _LIBRARIES:
             raise
-        raise ConfigError(
-            f"this needs {error.name}, which is not installed", hint=f"pip install 'workflow-composer[{extra}]'"
-        ) from None
+        raise ConfigError(f"this needs {error.name}, which is not installed", hint=install_command(extra)) from None
 
 
 class _Group(click.Group):

@@ -30,7 +30,7 @@ from workflow_composer.types import LLMRequest, ModelCall, Timeouts
 # Importing the engine to look for it would be too early: the backend silences it first.
 pytestmark = [
     pytest.mark.embedded,
-    pytest.mark.skipif(importlib.util.find_spec("mistralrs") is None, reason="pip install 'workflow-composer[embedded]'"),
+    pytest.mark.skipif(importlib.util.find_spec("mistralrs") is None, reason="pip install '.[embedded]'"),
 ]
 
 ENDLESS = {"ignore_eos": True}
@@ -449,7 +449,7 @@ async def test_without_mistralrs_the_error_says_what_to_install(chat_model, monk
     """The extra is named in the error and in the health report."""
     monkeypatch.setitem(sys.modules, "mistralrs", None)
     backend = backend_of(chat_model)
-    with pytest.raises(Unsupported, match=r"pip install 'workflow-composer\[embedded\]'"):
+    with pytest.raises(Unsupported, match=r"pip install .*\[embedded\]'"):
         await backend.complete(call())
     status = await backend.health(timeout=1)
     assert not status.healthy

@@ -74,7 +74,7 @@ def test_a_file_that_is_no_recording_is_one_line(var, tmp_path):
 
 
 def test_record_needs_a_model(var, tmp_path):
-    pytest.importorskip("transformers", reason="pip install 'workflow-composer[moe]'")
+    pytest.importorskip("transformers", reason="pip install '.[moe]'")
     (tmp_path / "text").write_text("hello")
     code, _, err = var("record", tmp_path, tmp_path / "text", "-o", tmp_path / "routes.jsonl")
     assert code == 2
@@ -83,7 +83,7 @@ def test_record_needs_a_model(var, tmp_path):
 
 def test_record_writes_routes_that_replay_reads(var, tmp_path):
     """With a tiny model of random weights and a tokenizer of single letters."""
-    pytest.importorskip("transformers", reason="pip install 'workflow-composer[moe]'")
+    pytest.importorskip("transformers", reason="pip install '.[moe]'")
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="pip install 'workflow-composer[moe]'")
+torch = pytest.importorskip("torch", reason="pip install '.[moe]'")
 
 from tests.unit.moe.conftest import VOCABULARY, tiny_model  # noqa: E402  # needs torch
 from workflow_composer.errors import ConfigError  # noqa: E402  # needs torch
