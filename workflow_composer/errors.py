@@ -34,6 +34,7 @@
     │   ├── CallTimeout              the time to connect, to the first token or in total ran out
     │   ├── OutOfResources           this process lacks descriptors, memory, ports or threads
     │   ├── Unsupported              the backend does not support a field of the request
+    │   ├── Unpaid                   the budget does not pay for a call to this candidate
     │   └── CircuitOpen              the endpoint failed repeatedly, and calls to it are suspended
     ├── TooManyCalls                 the request needs more calls than it may make
     ├── RunBudgetReached             a run of rows has used up its budget; it can be gone on with
@@ -312,6 +313,12 @@ class Unsupported(ModelError):
 
     fault: Fault = "caller"
     field: str | None = None
+
+
+class Unpaid(ModelError):
+    """The budget does not pay for a call to this candidate; a cheaper one may follow."""
+
+    fault: Fault = "caller"
 
 
 class CircuitOpen(ModelError):
