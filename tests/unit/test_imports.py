@@ -6,11 +6,13 @@ Times depend on the machine; what they come from, the modules, does not. A child
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
+from tests.integration.stub_server import StubServer
 from tests.unit.metrics.examples import metric
 
 LIST = "; import json, sys; print('\\n' + json.dumps(sorted(sys.modules)))"
@@ -120,3 +122,40 @@ def test_the_orchestrator_loads_no_engine(at_start):
         "transformers",
         "vllm",
     }
+
+
+CALLS = {"cli", "orchestrator", "runtime", "plugins", "routers", "execution", "backends", "metrics", "config", "contexts"}
+CALLS |= {"markers", "plan", "types", "usage", "answers", "storage", "support", "errors"}
+"""The parts that a single call passes through."""
+
+
+def test_a_single_answer_loads_nothing_that_only_files_votes_and_services_need(tmp_path):
+    """Nearly all of its processor time is that of imports: the package's own for a call, and what reads a profile."""
+    with StubServer() as server:
+        profile = {
+            "profile_name": "single",
+            "allow_cloud": False,
+            "vllm_endpoints": {"small": server.url},
+            "task_routing": {"*": "small"},
+            "routers": ["cascade", "t4_model"],
+            "tiers": {"small": {"model": "small"}},
+        }
+        (tmp_path / "single.yaml").write_text(json.dumps(profile))
+        code = RUN.format(arguments=["-s", str(tmp_path / "single.yaml"), "generate", "hello"]) + LIST
+        environ = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**environ, "XDG_STATE_HOME": str(tmp_path)},
+        )
+    answer, modules = done.stdout.splitlines()[0], set(json.loads(done.stdout.splitlines()[-1]))
+    own = ours(modules)
+
+    assert answer == "an answer"
+    assert {name.partition(".")[0] for name in own} <= CALLS
+    unneeded = ("answers.", "execution.voting.", "backends.http.proxied", "metrics.summary", "cli.progress", "cli.chat")
+    assert {name for name in own if name.startswith(unneeded)} <= {"answers.form"}
+    assert foreign(modules) & HEAVY <= {"httptools", "msgspec", "pluggy", "pydantic", "yaml"}
+    assert not {"http.client", "urllib.request", "statistics", "readline"} & modules

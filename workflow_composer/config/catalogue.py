@@ -43,6 +43,7 @@ class CloudModel:
     capabilities: tuple[str, ...] = ()
     successor: str | None = None
     cloud: bool = False
+    provider: str = ""
 
     @property
     def host(self) -> str:
@@ -79,9 +80,7 @@ class CloudModel:
 def _read(path: Path = FILE) -> Iterator[CloudModel]:
     data = tomllib.loads(path.read_text(encoding="utf-8"))
     for name, entry in data["models"].items():
-        merged: dict[str, Any] = {"model": name, "aliases": (), "retired_on": None} | data["providers"][
-            entry.pop("provider")
-        ]
+        merged: dict[str, Any] = {"model": name, "aliases": (), "retired_on": None} | data["providers"][entry["provider"]]
         merged |= entry
         values: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in merged.items()}
         yield CloudModel(name, **values)
@@ -90,6 +89,7 @@ def _read(path: Path = FILE) -> Iterator[CloudModel]:
 CATALOGUE: Mapping[str, CloudModel] = MappingProxyType({model.name: model for model in _read()})
 """Name -> model, in the order of the file."""
 
+_PROVIDERS = frozenset(model.provider for model in CATALOGUE.values())
 _BY_NAME = {
     **{model.model: model for model in CATALOGUE.values()},
     **{alias: model for model in CATALOGUE.values() for alias in model.aliases},
@@ -100,10 +100,16 @@ _BY_NAME = {
 def find(name: str) -> CloudModel | None:
     """Return the model of this name, alias or provider's id; None if the catalogue has none.
 
+    Capitals do not matter, and the provider may stand before the name.
+
     >>> find("claude").name, find("deepseek-chat").name, find("unheard-of")
     ('claude-sonnet-5-5', 'deepseek-v3', None)
+    >>> find("openai/GPT-4o").name
+    'gpt-4o'
     """
-    return _BY_NAME.get(name)
+    bare = name.lower()
+    provider, _, rest = bare.partition("/")
+    return _BY_NAME.get(rest if rest and provider in _PROVIDERS else bare)
 
 
 def clouds() -> tuple[CloudModel, ...]:

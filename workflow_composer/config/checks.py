@@ -11,7 +11,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 from urllib.parse import urlsplit
 
-from workflow_composer.config.cloud_names import CASCADE_TARGET, CLOUD, in_catalogue
+from workflow_composer.config.cloud_names import CASCADE_TARGET, CLOUD, in_catalogue, nearest_name
 from workflow_composer.config.normalize import FALLBACK_KEYS
 from workflow_composer.config.own_machines import is_metadata, user_id
 from workflow_composer.config.profile_models import LOCAL_BACKENDS
@@ -172,9 +172,9 @@ class Checks:
     def _unknown(self, path: KeyPath, name: str, valid: list[str], *, kind: str = "model, role or tier") -> None:
         if self._forbids_cloud and in_catalogue(name):
             return  # it is a cloud model, and `no_cloud` reports it
-        self.problems.add(
-            path, f"{shown(name, path)}, which is not a {kind} of this profile", one_of(valid), hint=nearest(name, valid)
-        )
+        local_only = self._forbids_cloud or kind.startswith("role in")
+        near = nearest(name, valid) if local_only else nearest_name(name, valid)
+        self.problems.add(path, f"{shown(name, path)}, which is not a {kind} of this profile", one_of(valid), hint=near)
 
     def router_names(self) -> None:
         """At least one router, each listed once."""

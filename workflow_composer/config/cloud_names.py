@@ -6,14 +6,14 @@ name of the profile's own always comes first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from workflow_composer.config.profile_models import LOCAL_BACKENDS
 from workflow_composer.config.yaml_source import KeyPath, SourceText
-from workflow_composer.errors import MarkerError
+from workflow_composer.errors import MarkerError, nearest
 from workflow_composer.markers import DEFAULT_TIERS, is_routing_string, parse_route
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ class FilledIn:
     # ------------------------------------------------------------------------------------------------------ entries
 
     def _entry(self, name: object, written: Any) -> Any:
-        """Complete an entry that says of a model of the catalogue only what differs."""
+        """Complete an entry that says of a model of the catalogue only what differs, or nothing."""
+        if written is None and isinstance(name, str) and (found := self._found(name, None)) is not None:
+            return self._in_service(name, found).keys()
         if not isinstance(written, Mapping) or not isinstance(name, str):
             return written
         backend, url = written.get("backend"), written.get("base_url")
@@ -154,6 +156,13 @@ def in_catalogue(name: object) -> bool:
     from workflow_composer.config.catalogue import find
 
     return isinstance(name, str) and find(name) is not None
+
+
+def nearest_name(name: str, valid: Sequence[str]) -> str:
+    """Return "did you mean ..." for a name that is none of these and none of the catalogue; empty if nothing is near."""
+    from workflow_composer.config.catalogue import names
+
+    return nearest(name, valid) or nearest(name, names())
 
 
 def _listed_tiers(routers: Any) -> Iterator[str]:

@@ -152,7 +152,8 @@ class ModelSpec(ProfilePart):
     name: Name = Field(description="The catalogue's key; not written again.")
     backend: Name = Field(
         description="How to reach it: `vllm` (your own server), `openai` (any OpenAI-compatible cloud API), "
-        "`embedded` (in this process), `replay` (recorded answers), `fake` (tests), or a plugin's backend."
+        "`embedded` (in this process), `replay` (recorded answers), `fake` (tests), or a plugin's backend. Left out: the "
+        "model is one of the built-in catalogue ([models.md](models.md)), and the entry says what differs."
     )
     model: Name | None = Field(
         default=None,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow_composer.errors import InputError
-from workflow_composer.storage.lines import lines
+from workflow_composer.storage.lines import lines, lines_after
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _TEXTS = ("timestamp", "strategy", "task_type", "model_used", "candidate")
@@ -239,6 +239,36 @@ def summarize(
     summary = Summary()
     for metric, at in metrics_since(path, since, now, damaged=summary.damage):
         if only(metric):
+            summary.add(metric, at)
+    return summary
+
+
+_DISORDER = timedelta(minutes=10)
+"""How much earlier a metric may be than one that stands before it: programs write to one file, and clocks are set."""
+
+
+def summarize_today(path: Path, *, now: datetime | None = None) -> Summary:
+    """Summarize the requests since midnight, local time, without reading the days before. Raises `InputError`.
+
+    A file that does not exist has no requests.
+    """
+    moment = now or datetime.now().astimezone()
+    start = moment.replace(hour=0, minute=0, second=0, microsecond=0)
+    summary = Summary()
+    if not path.exists():
+        return summary
+
+    def is_before(line: bytes) -> bool | None:
+        found = read_line(line)
+        at = None if found is None else _time(found["timestamp"])
+        return None if at is None else at < start - _DISORDER
+
+    for line in lines_after(path, is_before):
+        metric = read_line(line)
+        at = None if metric is None else _time(metric["timestamp"])
+        if metric is None or at is None:
+            summary.damage()
+        elif at >= start:
             summary.add(metric, at)
     return summary
 

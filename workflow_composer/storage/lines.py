@@ -24,6 +24,7 @@ LONGEST = 64 << 20
 """Maximum length of a line in bytes; a longer one is not a row of a data set, and memory must stay bounded."""
 
 _BLOCK = 1 << 24
+_NEAR = 1 << 16
 _UTF8_MARK = codecs.BOM_UTF8
 _UTF16_MARKS = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 _UNMARKED = {(False, True, False, True): "utf-16-le", (True, False, True, False): "utf-16-be"}
@@ -121,6 +122,29 @@ def lines(path: Path) -> Iterator[bytes]:
             if len(line) > LONGEST:
                 raise InputError(f"{path}:{number}: the line is longer than {LONGEST >> 20} MiB", hint=f"write {_FORM}")
             yield line
+
+
+def lines_after(path: Path, is_before: Callable[[bytes], bool | None]) -> Iterator[bytes]:
+    """Yield the lines of an ordered file from the last one before a point on; reads a few of the earlier ones only.
+
+    ``is_before`` says whether a line lies before that point; None: the line does not say. Raises `InputError`.
+    """
+    try:
+        with seekable(path) as file:
+            first, end = 0, file.seek(0, io.SEEK_END)
+            while end - first > _NEAR:
+                middle = (first + end) // 2
+                file.seek(middle)
+                file.readline(LONGEST)  # the rest of a line
+                at, before = file.tell(), None
+                while at < end and (before := is_before(file.readline(LONGEST))) is None:
+                    at = file.tell()
+                first, end = (at, end) if before else (first, middle)
+            file.seek(first)
+            while line := file.readline(LONGEST):
+                yield line
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
 def blocks(path: Path) -> Iterator[bytes]:

@@ -72,6 +72,31 @@ def test_an_alias_keeps_the_name_that_is_written():
     assert (spec.name, spec.model) == ("claude", "claude-sonnet-5-5")
 
 
+@pytest.mark.parametrize("name", ["GPT-4o", "openai/gpt-4o", "OpenAI/gpt-4o"])
+def test_capitals_and_the_provider_before_a_name_do_not_matter(name):
+    """The profile's word stays its name."""
+    assert made(fallback=[name]).resolve(name)[0].model == "gpt-4o"
+
+
+def test_a_misspelt_name_is_told_the_nearest_of_the_catalogue():
+    """Where the cloud is forbidden, only one's own names are suggested."""
+    with pytest.raises(ProfileError, match=r"did you mean 'claude-3\.5-sonnet'"):
+        made(fallback=["claude-3.5-sonet"])
+    with pytest.raises(ProfileError, match=r"'claude-3\.5-sonet', which is not a model, role or tier") as caught:
+        made(fallback=["claude-3.5-sonet"], allow_cloud=False)
+    assert "did you mean" not in caught.value.problems[0]
+
+
+def test_an_entry_may_be_empty(tmp_path):
+    """As YAML reads a key with nothing behind it; of any other model that is an error."""
+    path = tmp_path / "p.yaml"
+    path.write_text("profile_name: p\nmodels:\n  gpt-4o:\n  claude:\n")
+    assert [spec.model for spec in StrategyConfig.load(path).models.values()] == ["gpt-4o", "claude-sonnet-5-5"]
+    path.write_text("profile_name: p\nmodels:\n  unheard-of:\n")
+    with pytest.raises(ProfileError, match=r"models\.unheard-of"):
+        StrategyConfig.load(path)
+
+
 def test_a_name_of_the_profile_comes_first():
     """A role, a tier or a model of one's own may have any name."""
     config = StrategyConfig(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import doctest
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.unit.metrics.examples import NOON, metric
 from workflow_composer.errors import InputError
 from workflow_composer.metrics import summary as module
-from workflow_composer.metrics.summary import Percentiles, parse_duration, summarize
+from workflow_composer.metrics.summary import Percentiles, parse_duration, summarize, summarize_today
 
 
 @pytest.fixture
@@ -204,3 +204,20 @@ def test_percentiles_by_nearest_rank(values):
         assert value in values
         assert sum(v <= value for v in values) * 100 >= percent * len(values)
         assert sum(v < value for v in values) * 100 < percent * len(values)
+
+
+def test_today_begins_at_midnight_of_the_own_clock(file_of):
+    """Lines of yesterday, damaged ones, and those that were written out of order by minutes."""
+    east = timezone(timedelta(hours=9))
+    now = datetime(2026, 3, 2, 15, 0, tzinfo=east)
+
+    def when(*hours_and_minutes):
+        return datetime(2026, 3, *hours_and_minutes, tzinfo=east).astimezone(UTC).isoformat(timespec="milliseconds")
+
+    days = [metric(timestamp=when(1, hour, 0), cost=8.0) for hour in range(24)]
+    late = [metric(timestamp=when(2, 0, 1), cost=0.5), metric(timestamp=when(1, 23, 59), cost=8.0)]
+    path = file_of(*days, *late, b"half a li\n", metric(timestamp=when(2, 14, 0), cost=0.25, success=False))
+    found = summarize_today(path, now=now)
+
+    assert (found.total.requests, found.total.errors, found.total.cost, found.damaged_lines) == (2, 1, 0.75, 1)
+    assert summarize_today(path.with_name("none"), now=now).total.requests == 0

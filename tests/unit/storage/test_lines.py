@@ -7,7 +7,9 @@ import gzip
 import io
 import json
 import lzma
+import tempfile
 import zipfile
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workflow_composer.errors import InputError
-from workflow_composer.storage.lines import LONGEST, blocks, encoded, lines, objects, parsed
+from workflow_composer.storage.lines import LONGEST, blocks, encoded, lines, lines_after, objects, parsed
 
 
 def zipped(data):
@@ -112,3 +114,37 @@ def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(tmp_path):
     for read in (lines, blocks):
         with pytest.raises(InputError, match="longer than 64 MiB"):
             list(read(tmp_path / "f"))
+
+
+@given(st.lists(st.integers(0, 99_999), max_size=400), st.integers(-1, 100_001), st.sets(st.integers(0, 400), max_size=40))
+def test_the_end_of_an_ordered_file_begins_where_it_should(numbers, point, damaged):
+    """No line from the point on is missing, whatever lies between; lines that say nothing are in their places."""
+    written = [b"?\n" if index in damaged else b"%d %s\n" % (n, b"x" * 999) for index, n in enumerate(sorted(numbers))]
+
+    def is_before(line):
+        return None if line.startswith(b"?") else int(line.split()[0]) < point
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ordered"
+        path.write_bytes(b"".join(written))
+        found = list(lines_after(path, is_before))
+
+    assert found == written[len(written) - len(found) :]
+    wanted = [line for line in written if is_before(line) is False]
+    assert [line for line in found if is_before(line) is False] == wanted
+
+
+def test_the_end_of_a_long_file_is_found_by_reading_little_of_it(tmp_path):
+    """The lines looked at before the first one that is wanted: some for each halving, and one block."""
+    path = tmp_path / "long"
+    path.write_bytes(b"".join(b"%07d %s\n" % (n, b"x" * 500) for n in range(60_000)))
+    looked_at = []
+
+    def is_before(line):
+        looked_at.append(line)
+        return int(line.split()[0]) < 59_990
+
+    found = list(lines_after(path, is_before))
+    assert found[-1].startswith(b"0059999 ")
+    assert len(looked_at) < 40
+    assert 10 <= len(found) < 400

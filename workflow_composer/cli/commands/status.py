@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from workflow_composer.cli.options import common_options, examples, strategy_option
-from workflow_composer.cli.output import print_json, print_table
+from workflow_composer.cli.output import cost_text, print_json, print_table
 from workflow_composer.cli.state import State
+from workflow_composer.errors import WorkflowComposerError
 
 if TYPE_CHECKING:
     from workflow_composer.orchestrator import OrchestratorStatus
     from workflow_composer.types import EndpointStatus
 
+_MOST_MODELS = 3
+"""Most models that the day's line names."""
 _CHOSEN_BY = {
     "argument": "chosen by --strategy",
     "environment": "chosen by the environment (BIOPIPELINES_STRATEGY)",
@@ -38,9 +41,10 @@ def status(state: State, probe: bool, probe_cloud: bool) -> None:
     with state.orchestrator() as orchestrator:
         found = orchestrator.status(probe=probe, probe_cloud=probe_cloud)
     if state.json:
-        print_json(to_dict(found))
+        print_json(to_dict(found) | {"today": _today(state)})
         return
     _print_head(found)
+    _print_today(state)
     click.echo(f"models:    {', '.join(found.models)}")
     resources = found.resources
     reason = f": {resources.slurm_detail}" if resources.slurm_detail else ""
@@ -65,9 +69,10 @@ def show_short(state: State) -> None:
     with state.orchestrator() as orchestrator:
         found = orchestrator.status()
     if state.json:
-        print_json(to_dict(found))
+        print_json(to_dict(found) | {"today": _today(state)})
         return
     _print_head(found)
+    _print_today(state)
     for name, endpoint in found.resources.endpoints.items():
         click.echo(f"server:    {name} {_health(endpoint)} ({endpoint.url})")
     if found.in_process:
@@ -78,6 +83,8 @@ def show_short(state: State) -> None:
         click.echo(f"cloud:     {', '.join(ready) or 'no key is set'}")
     call = click.get_current_context().command_path + (f" -s {state.strategy}" if state.strategy else "")
     click.echo("\nNext:")
+    if not state.strategy and found.source:
+        click.echo(f"  {call} {f'-s {found.strategy}':<58}talk to it, at a prompt")
     for line, meaning in (
         ('generate "your question"', "ask"),
         ('route "your question"', "see where it would go, and why"),
@@ -118,6 +125,34 @@ def _print_head(found: OrchestratorStatus) -> None:
     click.echo(f"strategy:  {found.strategy}{source}, {_CHOSEN_BY.get(found.chosen_by, found.chosen_by)}")
     click.echo(f"data:      {'may go to the cloud' if found.allow_cloud else 'stays on your own machines'}")
     click.echo(f"routers:   {', then '.join(found.routers)}")
+
+
+def _today(state: State) -> dict[str, Any]:
+    """Return the requests since midnight, local time, as plain data; with an ``error`` if their file cannot be read."""
+    from workflow_composer.metrics.summary import summarize_today
+
+    try:
+        found = summarize_today(state.metrics_file())
+    except WorkflowComposerError as error:
+        return {"error": error.message}
+    whole = found.to_dict()
+    kept = ("requests", "prompt_tokens", "completion_tokens", "cost", "unpriced", "estimated", "errors")
+    models = {name: tally.requests for name, tally in sorted(found.by_model.items(), key=lambda item: -item[1].requests)}
+    return {name: whole[name] for name in kept} | {"failed": found.total.errors, "by_model": models}
+
+
+def _print_today(state: State) -> None:
+    """Print the day's requests on one line."""
+    today = _today(state)
+    if not today.get("requests"):
+        click.echo(f"today:     {today.get('error', 'no requests')}")
+        return
+    count, failed = today["requests"], today["failed"]
+    cost = cost_text(today["cost"] or 0.0, today["unpriced"], "request")
+    models = list(today["by_model"].items())
+    shares = ", ".join(f"{name} {number}" for name, number in models[:_MOST_MODELS])
+    parts = [f"{count} request{'s' * (count != 1)}", f"{failed} failed", f"cost {cost}"]
+    click.echo(f"today:     {', '.join(parts)}; {shares}{', ...' * (len(models) > _MOST_MODELS)}")
 
 
 def _rows(endpoint: EndpointStatus, indent: str = "") -> list[tuple[str, str, str, str, str]]:
