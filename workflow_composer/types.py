@@ -94,7 +94,8 @@ class LLMRequest:
 
     With ``relay`` the caller gets the raw bytes of the answer if possible. Every other field that is not None reaches the
     model unchanged or raises `Unsupported`; ``extra`` holds fields that only some servers support, and is passed through
-    unchanged. ``query_length`` is the number of characters of text in all messages. ``allowed``: the only models it calls.
+    unchanged. ``query_length`` is the number of characters of text in all messages, ``bulk`` with images and the like.
+    ``allowed``: the only models it calls.
     """
 
     messages: tuple[Message, ...]
@@ -126,13 +127,19 @@ class LLMRequest:
     purse: Any = field(default=None, compare=False, repr=False)
     request_id: str = field(default_factory=new_request_id)
     query_length: int = field(init=False, compare=False, repr=False)
+    bulk: int = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        length = 0
+        length = more = 0
         for message in self.messages:
             content = message.get("content")
-            length += len(content) if isinstance(content, str) else sum(map(len, texts(message)))
+            if isinstance(content, str):
+                length += len(content)
+            else:
+                length += (found := sum(map(len, texts(message))))
+                more += _characters(content) - found
         object.__setattr__(self, "query_length", length)  # the class is frozen
+        object.__setattr__(self, "bulk", length + more)
 
     def __repr__(self) -> str:
         said = [f"{one.name}={getattr(self, one.name)!r}" for one in fields(self) if one.repr and not self._is_default(one)]
@@ -189,6 +196,15 @@ def texts(message: Message) -> tuple[str, ...]:
     if not isinstance(content, (list, tuple)):
         return ()
     return tuple(part["text"] for part in content if isinstance(part, Mapping) and isinstance(part.get("text"), str))
+
+
+def _characters(value: Any) -> int:
+    """Return the number of characters of all texts in a value of JSON."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_characters, value.values()))
+    return sum(map(_characters, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def _shows_images(message: Message) -> bool:

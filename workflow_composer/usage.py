@@ -175,7 +175,7 @@ class Relay:
     write: Callable[[bytes], None] | None = None
     usage: bool = False
     keep: bool = False
-    body: bytes | None = None
+    body: bytes | bytearray | None = None
     begun: bool = False
     source: RelaySource | None = None
     heard: float = 0.0

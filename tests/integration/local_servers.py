@@ -5,7 +5,8 @@ Each has the forms of the real server's answers and errors, taken from:
 - ollama: ``openai/openai.go`` (``ToListCompletion``, ``ToChatCompletion``, ``NewError``: the type of an error follows its
   status), ``server/routes.go`` and ``docs/api.md`` of ollama/ollama (``/api/version``, ``/api/ps``, ``/api/show`` with its
   ``capabilities``); the list of a server without models is ``null``, as Go writes a nil slice; an embedding model's error is
-  quoted in tinyhumansai/openhuman#3359, content that stays empty while a model thinks in ollama/ollama#15288
+  quoted in tinyhumansai/openhuman#3359, content that stays empty while a model thinks in ollama/ollama#15288;
+  ``remote_host`` and the tags of models of ollama's cloud: ollama/ollama#17818, simonw/llm#1283
 - llama.cpp: ``tools/server/server-context.cpp`` (``get_res_models``, ``get_res_props``), ``server-common.cpp``
   (``format_error_response``), ``server-http.cpp`` ("Loading model") and ``server-models.cpp`` (the router's list) of
   ggml-org/llama.cpp
@@ -18,8 +19,8 @@ Each has the forms of the real server's answers and errors, taken from:
 
 As a program it serves one of them: ``python -m tests.integration.local_servers KIND PORT USER MODEL...``, as the user with
 that number (0: as it was started); ``KIND:key=K`` asks for a key, ``KIND:loading`` answers 503, ``KIND:old`` is an old
-version. A model is its name, followed by ``=embedding``, ``=thinking`` (it thinks and never answers) or ``=wrong`` (it
-answers something else).
+version. A model is its name, followed by ``=embedding``, ``=thinking`` (it thinks and never answers), ``=wrong`` (it
+answers something else) or ``=cloud`` (ollama sends its prompts on).
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class LocalServer(StubServer):
         if model.kind == "embedding":
             return self.no_chat(model)
         prompt = asked["messages"][-1]["content"]
-        said = {"chat": sum_of(prompt), "wrong": "I like turtles."}.get(model.kind, "")
+        said = {"chat": sum_of(prompt), "cloud": sum_of(prompt), "wrong": "I like turtles."}.get(model.kind, "")
         thought = "The user asks for a sum. Let me think. " * 3 if model.kind == "thinking" else ""
         finish = "length" if model.kind == "thinking" else "stop"
         return _streamed(model, said, thought, finish) if asked.get("stream") else _whole(model, said, thought, finish)
@@ -206,6 +207,7 @@ class Ollama(LocalServer):
                 "details": self._details(model),
                 "model_info": {"general.architecture": architecture, f"{architecture}.context_length": 131072},
                 **({} if self.old else {"capabilities": can}),
+                **({"remote_model": "m", "remote_host": "https://ollama.com:443"} if model.kind == "cloud" else {}),
             }
         )
 

@@ -52,8 +52,11 @@ class Service:
     ``strategy`` is a profile's path or name; None: the service finds one. ``folder``, for all that is written, is that of
     the profile unless it is named.
     ``options`` are the command's; ``environ`` is added to an environment that names nothing else of the service's.
-    ``stderr`` is a descriptor for what it says, instead of its log's file.
+    ``stderr`` is a descriptor for what it says, instead of its log's file. ``program`` is the module that runs, and its own
+    arguments.
     """
+
+    program: tuple[str, ...] = ("workflow_composer",)
 
     def __init__(
         self,
@@ -75,7 +78,7 @@ class Service:
         command = [
             sys.executable,
             "-m",
-            "workflow_composer",
+            *self.program,
             *(() if strategy is None else ("-s", str(strategy))),
             "serve",
             "--port",

@@ -18,8 +18,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning"),
 ]
 
-MANY = ("nomic-embed-text:latest=embedding", "qwq:32b=thinking", "phi3:mini=wrong", "llama3.1:8b")
-"""An embedding model first, then one that only thinks, one whose answer is wrong, and one that is right."""
+MANY = (
+    "nomic-embed-text:latest=embedding",
+    "gpt-oss:120b-cloud=cloud",
+    "qwq:32b=thinking",
+    "phi3:mini=wrong",
+    "llama3.1:8b",
+)
+"""One that embeds first, one that runs in a cloud, one that only thinks, one that is wrong, and one that is right."""
 KEYS = {"OPENAI_API_KEY": "sk-not-a-key", "ANTHROPIC_API_KEY": "not-a-key"}
 
 
@@ -79,11 +85,14 @@ def test_without_questions_models_are_tried_until_one_is_right(tmp_path):
     assert code == 0, said
     assert "llama3.1:8b answers" in said
     assert "nomic-embed-text:latest (embeddings)" in said
+    assert "gpt-oss:120b-cloud: ollama sends its prompts on to a cloud" in said
     assert "\n42\n" in asks_on(machine, said)
     config = StrategyConfig.from_yaml(machine.profile)
     assert not config.allow_cloud
     assert config.resolve("local")[0].model == "llama3.1:8b"
     assert config.route_of("embeddings") == "nomic-embed-text:latest"
+    done = machine.runs("generate", "What is 4 + 5?")
+    assert (done.returncode, done.stdout) == (0, "9\n"), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -222,3 +231,43 @@ def test_without_a_terminal_several_models_are_an_error_that_names_them(tmp_path
     assert StrategyConfig.from_yaml(tmp_path / "config/strategies/mine.yaml").resolve("local")[0].model == "b:latest"
     done = machine.runs("init", "--yes", "--model", "c")
     assert (done.returncode, "a:latest" in done.stderr) == (2, True)
+
+
+def test_a_model_that_only_thinks_gets_a_clear_word_wherever_it_is_asked(tmp_path):
+    """A profile may be written without a question; its empty answer is explained."""
+    machine = Machine(tmp_path, Stand("ollama", 11434, "qwq:32b=thinking"))
+    done = machine.runs("init", "--yes", "--no-ask")
+    assert done.returncode == 0, done.stderr
+    done = machine.runs("-s", "local", "generate", "What is 1 + 1?")
+    assert done.stdout.strip() == ""
+    assert "only thought" in done.stderr
+    said, _ = whole(machine.types("-s", "local", "generate", "What is 1 + 1?"))
+    assert "only thought" in said
+
+
+def test_the_doctor_finds_no_fault_in_the_profile(tmp_path):
+    """The third command on the screen."""
+    machine = Machine(tmp_path, Stand("ollama", 11434, *MANY))
+    said, code = whole(machine.types("init", "--yes"))
+    assert code == 0, said
+    line = re.search(r"\n +(python.* doctor -s local) ", said)[1]
+    said, code = whole(machine.types_line(line))
+    assert code == 0, said
+    assert "0 errors" in said
+
+
+def test_keys_alone_use_no_cloud_but_say_how(tmp_path):
+    """With --cloud the profile has the model, its price and the name of the key; nothing is sent with --no-ask."""
+    machine = Machine(tmp_path, keys=KEYS)
+    done = machine.runs("init", "--yes")
+    assert done.returncode == 3
+    assert "OPENAI_API_KEY" in done.stderr
+    assert "--cloud" in done.stderr
+    done = machine.runs("init", "--yes", "--cloud", "--no-ask", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["allow_cloud"] is True
+    config = StrategyConfig.from_yaml(machine.profile)
+    (spec,) = config.resolve(config.route_of("x"))
+    assert spec.api_key_env in KEYS
+    assert spec.input_price > 0
+    assert "sk-not-a-key" not in machine.profile.read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -28,10 +29,9 @@ FORMS = {
 MOST = 150 * 2**20
 
 
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory) -> Iterator[Service]:
-    """The service over a server of all kinds, and others to fall back on."""
-    folder = tmp_path_factory.mktemp("hostile")
+@contextlib.contextmanager
+def over_hostile(folder: Path, kind_of_service: type[Service] = Service) -> Iterator[Service]:
+    """The service over a server of all kinds, each of which is a model."""
     place = folder / "port"
     server = subprocess.Popen([sys.executable, hostile_server.__file__, str(place)], cwd=ROOT)
     try:
@@ -52,11 +52,17 @@ def hostile(tmp_path_factory) -> Iterator[Service]:
             "circuit_breaker": {"failures": 1000},
         }
         (folder / "hostile.yaml").write_text(json.dumps(profile))
-        with Service(folder / "hostile.yaml") as service:
+        with kind_of_service(folder / "hostile.yaml") as service:
             yield service
     finally:
         server.kill()
         server.wait()
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory) -> Iterator[Service]:
+    with over_hostile(tmp_path_factory.mktemp("hostile")) as service:
+        yield service
 
 
 def peak(service: Service, *, reset: bool = False) -> int:

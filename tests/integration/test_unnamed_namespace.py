@@ -59,6 +59,15 @@ def test_own_servers_answer_and_nothing_leaves(report, action):
     assert found["outcome"].startswith("200" if action == "serve" else "0 ")
 
 
+@pytest.mark.parametrize(("machine", "code"), [("keys", "3"), ("servers", "0")])
+def test_init_without_questions_sends_nothing_either(report, machine, code):
+    """It takes the registered server, and never a cloud."""
+    found = report[f"{machine}: init"]
+    assert found["packets"] == []
+    assert found["outcome"].startswith(f"{code} "), found["outcome"]
+    assert "OPENAI_API_KEY" in found["outcome"]
+
+
 @pytest.mark.skipif(not embedded_available(), reason="the embedded engine is not installed")
 @pytest.mark.parametrize("action", ["status", "route", "generate", "serve"])
 def test_the_embedded_engine_looks_nothing_up(report, action):

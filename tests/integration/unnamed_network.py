@@ -121,13 +121,14 @@ class Machine:
         return f"{status} {headers.get('x-workflow-composer-strategy')}"
 
     def actions(self, strategy: str | None = None) -> dict[str, Callable[[], str]]:
-        """What a person does: look, look where a prompt would go, ask, and serve."""
+        """What a person does: look, look where a prompt would go, ask, serve, and have a profile written."""
         named = ("-s", strategy) if strategy else ()
         return {
             "status": lambda: self.command(*named, "status"),
             "route": lambda: self.command(*named, "route", "secret"),
             "generate": lambda: self.command(*named, "generate", "--timeout", "4", "secret"),
             "serve": lambda: self.serve(strategy),
+            "init": lambda: self.command("init", "--yes", "--output", "found.yaml", "--force"),
         }
 
 

@@ -42,8 +42,20 @@ def answer_prompt(state: State, prompt: str, fields: Mapping[str, Any]) -> None:
             with Awaited(sys.stderr):
                 response = orchestrator.generate(prompt, **fields)
             _print_whole(response, fields)
-        if response is not None and response.warning:
-            click.echo(f"warning: {printable(response.warning)}", err=True)
+        if response is not None and (warning := response.warning or silence_of(response)):
+            click.echo(f"warning: {printable(warning)}", err=True)
+
+
+def silence_of(response: LLMResponse) -> str:
+    """Say why an answer is empty; empty if it is not."""
+    if response.text.strip() or response.tool_calls:
+        return ""
+    sample = response.samples[0] if response.samples else None
+    if sample is None or not sample.reasoning.strip():
+        return "the answer is empty"
+    if sample.finish_reason == "length":
+        return "the model only thought, up to the limit of its tokens, and gave no answer; raise --max-tokens"
+    return "the model only thought, and gave no answer; another may answer"
 
 
 def _print_whole(response: LLMResponse, fields: Mapping[str, Any]) -> None:

@@ -225,7 +225,7 @@ def embedded_available() -> bool:
 # Choice of a default strategy that keeps data on local machines and can run with the available resources.
 
 
-_SERVERS, _EMBEDDED, _CLOUD = "t4_local_only", "development", "cloud_only"
+_OWN, _SERVERS, _EMBEDDED, _CLOUD = "local", "t4_local_only", "development", "cloud_only"
 
 
 async def detect_strategy(
@@ -237,13 +237,16 @@ async def detect_strategy(
 ) -> StrategyConfig:
     """Choose a profile that can run here and has ``allow_cloud: false``: only an explicitly named profile may use the cloud.
 
-    Returns ``t4_local_only`` if one of its servers answers, else ``development`` if the embedded engine is installed.
-    Otherwise raises `NoStrategy` with what to set, even if a cloud key is set: ``cloud_only`` must be named explicitly.
+    Returns ``local``, which `init` writes, if there is one; else ``t4_local_only`` if one of its servers answers, else
+    ``development`` if the embedded engine is installed. Otherwise raises `NoStrategy` with what to set, even if a cloud key
+    is set: ``cloud_only`` must be named explicitly.
 
     ``search`` replaces the folders of `search_path`. A file that does not load, or that may use the cloud, is skipped for
     the next one of its name, and reported once through ``report``.
     """
     look = _Look(environ, search_path(environ) if search is None else search, report)
+    if (written := look.first(_OWN, own=True)) is not None:
+        return written  # whoever has written it wants it, and its error says what to do if its server is down
     servers = look.first(_SERVERS, own=True)
     if servers is not None:
         status = await ResourceDetector(servers, environ=environ).adetect(slurm=False)
@@ -299,7 +302,8 @@ def _nothing(
     there = [key for key in keys if environ.get(key)]
     verb, them = ("is", "it") if len(there) == 1 else ("are", "them")
     found = f"; {', '.join(there)} {verb} set; `-s {_CLOUD}` uses {them}, but must be named" if there else ""
-    hint = "start a server, " + ("" if engine else f"install the embedded engine ({install_command('embedded')}), ")
+    hint = "start a server (`init` looks for it), "
+    hint += "" if engine else f"install the embedded engine ({install_command('embedded')}), "
     hint += f"or name a strategy with --strategy or {STRATEGY_VARIABLE}"
     if there:
         hint = f"-s {_CLOUD} sends every prompt to the cloud; or {hint}"

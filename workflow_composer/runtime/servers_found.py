@@ -41,6 +41,8 @@ _NO_TEXT = re.compile(
     r"|prompt-guard|shieldgemma|nemotron-parse|dall-e|text-moderation",
     re.IGNORECASE,
 )
+_OF_OLLAMAS_CLOUD = re.compile(r":(?:[^/:]*-)?cloud$")
+"""Tags of models that ollama does not run itself but in its makers' cloud; newer versions say so (``remote_host``)."""
 _BERTS = frozenset({"bert", "nomic-bert", "nomic-bert-moe", "xlm-roberta", "jina-bert-v2", "roberta", "modernbert"})
 """Architectures, as ollama names them, of models that only embed."""
 
@@ -52,7 +54,8 @@ class ServedModel:
     ``embedding``: whether it makes vectors and does not chat; None: the server does not say, and neither does the name.
     ``context_length``: the tokens of prompt and answer together that the server takes now; None: unknown (of ollama, while
     the model is not loaded and its Modelfile has no ``num_ctx``). ``thinks``: whether it may think before it answers.
-    ``loaded``: whether it is in memory. ``chats`` is False if it is known to be made for something else than chatting.
+    ``loaded``: whether it is in memory. ``remote``: the server sends its prompts on to a cloud. ``chats`` is False if it is
+    known to be made for something else than chatting.
     """
 
     name: str
@@ -62,6 +65,7 @@ class ServedModel:
     thinks: bool | None = None
     loaded: bool | None = None
     chats: bool | None = None
+    remote: bool = False
 
     def named(self, name: str) -> bool:
         """Whether this is one of its names."""
@@ -249,7 +253,7 @@ async def _of_ollama(asking: _Asking, rows: list[Mapping[str, Any]]) -> tuple[Se
         return _of_modelfile(row, shown, loaded.get(row["id"]))
 
     described = await asyncio.gather(*(one(row) for row in rows[:_DESCRIBED]))
-    return (*described, *map(_by_name, rows[_DESCRIBED:]))
+    return (*described, *(_of_modelfile(row, {}, loaded.get(row["id"])) for row in rows[_DESCRIBED:]))
 
 
 def _of_modelfile(row: Mapping[str, Any], shown: Mapping[str, Any], running: Mapping[str, Any] | None) -> ServedModel:
@@ -269,6 +273,7 @@ def _of_modelfile(row: Mapping[str, Any], shown: Mapping[str, Any], running: Map
         model = replace(model, chats=False if bert else model.chats, embedding=bert or model.embedding)
     return replace(
         model,
+        remote=bool(shown.get("remote_host")) or bool(_OF_OLLAMAS_CLOUD.search(model.name)),
         aliases=(short,) if (short := model.name.removesuffix(":latest")) != model.name else (),
         context_length=length or (int(fixed[1]) or None if fixed else None),
         loaded=running is not None,

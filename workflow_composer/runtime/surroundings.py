@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from workflow_composer.backends.catalogue import CATALOGUE
+from workflow_composer.backends.catalogue import CATALOGUE, find
 from workflow_composer.backends.http.client import Client
 from workflow_composer.backends.http.egress import EgressPolicy, endpoint_of, literal_address
 from workflow_composer.backends.http.listeners import owners
@@ -48,6 +48,9 @@ USUAL_PORTS = {
     23333: "LMDeploy",
 }
 """Port -> the server that listens there unless it is told otherwise."""
+
+_USUAL_KEYS = {"vLLM": "VLLM_API_KEY", "llama.cpp": "LLAMA_API_KEY", "LM Studio": "LM_API_TOKEN"}
+"""The variable from which each kind of server reads the key that it requires, where there is one."""
 
 LOOK_SECONDS = 10.0
 """Most seconds for all that one server is asked."""
@@ -144,6 +147,7 @@ class _Spot:
     why: Literal["named", "usual", "registered"]
     user: str = ""
     entry: Entry | None = None
+    key_env: str | None = None
 
 
 @dataclass(slots=True)
@@ -166,7 +170,7 @@ async def look_around(environ: Mapping[str, str], wanted: Wanted | None = None) 
         hardware, _inspected(spots, environ, wanted), slurm_controller(environ)
     )
     for spot, server in zip(spots, servers, strict=True):
-        _take(found, spot, server, wanted)
+        _take(found, spot, server, _key_of(spot, environ) is not None)
     clouds = [*_clouds(environ)]
     return Surroundings(
         offers=(*sorted(found.offers, key=_rank), *clouds),
@@ -224,7 +228,11 @@ def _unless_a_strangers(url: str, why: str, place: tuple[str, int], wanted: Want
         return
     known = {user for name in wanted.users if (user := user_id(name)) is not None}
     named = min(strangers | (users & known) - own_users(), default=None)
-    yield _Spot(api_url(url), "named" if why == "named" else "usual", user="" if named is None else _spelled(named))
+    who = "" if named is None else _spelled(named)
+    if why == "named":
+        yield _Spot(api_url(url), "named", who, key_env=wanted.key_env)
+    else:
+        yield _Spot(api_url(url), "usual", who, key_env=_USUAL_KEYS.get(USUAL_PORTS.get(place[1], "")))
 
 
 def _spelled(user: int) -> str:
@@ -305,13 +313,11 @@ async def _inspected(spots: Sequence[_Spot], environ: Mapping[str, str], wanted:
         networks=tuple(ipaddress.ip_network(network) for network in wanted.networks),
         users=own_users([*wanted.users, *(spot.user for spot in spots if spot.user)]),
     )
-    key = environ.get(wanted.key_env, "").strip() if wanted.key_env else ""
 
     async def one(client: Client, spot: _Spot) -> ServerFound:
-        own_key = key if spot.why == "named" and key.isascii() and key.isprintable() else ""
         try:
             async with asyncio.timeout(LOOK_SECONDS):
-                return await inspect_server(spot.url, client=client, api_key=own_key or None)
+                return await inspect_server(spot.url, client=client, api_key=_key_of(spot, environ))
         except TimeoutError:
             return ServerFound(spot.url, "openai-compatible", error=f"no answer within {LOOK_SECONDS:g} s")
 
@@ -319,8 +325,11 @@ async def _inspected(spots: Sequence[_Spot], environ: Mapping[str, str], wanted:
         return list(await asyncio.gather(*(one(client, spot) for spot in spots)))
 
 
-def _take(found: _Gathered, spot: _Spot, server: ServerFound, wanted: Wanted) -> None:
-    """Note a server's models, or why it cannot answer. Nothing listens at most of the usual ports: that is no news."""
+def _take(found: _Gathered, spot: _Spot, server: ServerFound, with_key: bool) -> None:
+    """Note a server's models, or why it cannot answer. Nothing listens at most of the usual ports: that is no news.
+
+    ``with_key``: it was asked with a key.
+    """
     place = urlsplit(spot.url).netloc.rpartition("@")[2]
     if server.error is not None:
         if spot.why != "usual" or not _is_no_news(server.error):
@@ -336,17 +345,34 @@ def _take(found: _Gathered, spot: _Spot, server: ServerFound, wanted: Wanted) ->
     if not server.models:
         found.left_out.append(LeftOut(place, f"{shown_kind(server.kind)} has no model", _load(server.kind)))
     where = f"{REGISTRY}{spot.entry.role}" if spot.entry is not None else server.base_url
-    key_env = wanted.key_env if spot.why == "named" else None
+    key_env = spot.key_env if with_key or spot.why == "named" else None
     for model in server.models:
         if "${" in model.name:
             continue  # a profile would read the name of a variable in it
         offer = Offer(model.name, where, server.kind, model, user=spot.user, key_env=key_env)
-        if model.embedding:
+        if why := _leaves(model, server, spot):
+            found.left_out.append(LeftOut(model.name, why))
+        elif model.embedding:
             found.embeddings.append(offer)
         elif model.chats is False:
             found.left_out.append(LeftOut(model.name, "no model that chats"))
         else:
             found.offers.append(offer)
+
+
+def _leaves(model: ServedModel, server: ServerFound, spot: _Spot) -> str:
+    """Say why prompts to a model would leave one's own machines although its server is here; empty if nothing says so."""
+    if model.remote:
+        return f"{shown_kind(server.kind)} sends its prompts on to a cloud, which a profile cannot prevent"
+    known = find(model.name.rpartition("/")[2]) if server.kind == "openai-compatible" and spot.why == "usual" else None
+    if known is not None:
+        return f"{spot.url} seems to send its prompts on to {known.host}; if you want that, name the server with --server"
+    return ""
+
+
+def _key_of(spot: _Spot, environ: Mapping[str, str]) -> str | None:
+    key = environ.get(spot.key_env, "").strip() if spot.key_env else ""
+    return key if key.isascii() and key.isprintable() and key else None
 
 
 _NO_NEWS = (

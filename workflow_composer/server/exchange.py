@@ -24,7 +24,7 @@ class Reply:
     """A complete response."""
 
     status: int = 200
-    body: bytes = b""
+    body: bytes | bytearray = b""
     content_type: str = JSON
     headers: Fields = ()
 
@@ -42,7 +42,7 @@ class Exchange(ABC):
     method: str
     path: str
     headers: Mapping[str, str] = field(kw_only=True)
-    body: bytes = field(default=b"", kw_only=True)
+    body: bytes | bytearray = field(default=b"", kw_only=True)
     query: str = field(default="", kw_only=True)
     client: str = field(default="", kw_only=True)
     request_id: str = field(default="", kw_only=True)

@@ -139,6 +139,7 @@ class _Coming:
     """The received part of the next request. ``unread``: bytes since its start, or since its last piece of body.
 
     ``admitted``: it may send its body. ``counted``: bytes of the body that are counted among the unfinished ones.
+    ``exchange`` is what its headers say, once they are complete and acceptable.
     """
 
     begun: bool = False
@@ -150,6 +151,7 @@ class _Coming:
     declined: bool = False
     in_body: bool = False
     admitted: bool = False
+    exchange: HttpExchange | None = None
     counted: int = 0
     body: bytes | bytearray = b""
     size: int = 0
@@ -230,25 +232,9 @@ class ServerConnection(asyncio.Protocol):
         """Refuse the request if its headers suffice for that (a missing key, an unknown path)."""
         coming = self._coming
         coming.admitted = True
-        if self.server.admit is None or self._refused is not None or coming.declined:
+        if self.server.admit is None or self._refused is not None or coming.exchange is None:
             return
-        try:
-            path, query = path_and_query(coming.target)
-        except BadTarget as error:
-            self._refuse(400, str(error))
-            return
-        asked = HttpExchange(
-            self._parser.get_method().decode("latin-1"),
-            path,
-            headers=coming.headers,
-            query=query,
-            client=self._client,
-            started=self._started,
-            connection=self,
-            keep_alive=False,
-            chunks=False,
-        )
-        if (reply := self.server.admit(asked)) is not None:
+        if (reply := self.server.admit(coming.exchange)) is not None:
             self._refuse_with(reply)
 
     # ------------------------------------------------------------------------------------------------- unfinished bodies
@@ -366,10 +352,27 @@ class ServerConnection(asyncio.Protocol):
             self._refuse(413, f"the request body is longer than {self._limits.body} bytes")
         elif "expect" in headers and headers["expect"].lower() != "100-continue":
             self._refuse(417, "unsupported Expect header; only 100-continue is accepted")
-        elif "expect" in headers and self._current is None and version == "1.1" and self._refused is None:
-            self._admit()
-            if self._refused is None:
-                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        elif self._refused is None:
+            try:
+                path, query = path_and_query(coming.target)
+            except BadTarget as error:
+                self._refuse(400, str(error))
+                return
+            coming.exchange = HttpExchange(
+                self._parser.get_method().decode("latin-1"),
+                path,
+                headers=headers,
+                query=query,
+                client=self._client,
+                started=self._started,
+                connection=self,
+                keep_alive=False,
+                chunks=version == "1.1",
+            )
+            if "expect" in headers and self._current is None and version == "1.1":
+                self._admit()
+                if self._refused is None:
+                    self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         """Collect a piece of the body."""
@@ -388,26 +391,11 @@ class ServerConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Answer the complete request, now or after those before it."""
-        coming, parser = self._coming, self._parser
-        if self._refused is not None or coming.declined:
+        coming, exchange = self._coming, self._coming.exchange
+        if self._refused is not None or exchange is None:  # refused, or an offered upgrade that is declined
             return
-        try:
-            path, query = path_and_query(coming.target)
-        except BadTarget as error:
-            self._refuse(400, str(error))
-            return
-        exchange = HttpExchange(
-            parser.get_method().decode("latin-1"),
-            path,
-            headers=coming.headers,
-            body=bytes(coming.body),
-            query=query,
-            client=self._client,
-            started=self._started,
-            connection=self,
-            keep_alive=parser.should_keep_alive(),
-            chunks=coming.version == "1.1",
-        )
+        exchange.body = coming.body if coming.size > _LARGE else bytes(coming.body)
+        exchange.keep_alive = self._parser.should_keep_alive()
         if coming.counted:
             self.server.bodies.remove(self, time.monotonic())
         self._coming = _Coming()
@@ -435,7 +423,10 @@ class ServerConnection(asyncio.Protocol):
                     ends = exchange.ends = not exchange.keep_alive or self.closing or self.server.draining
                     body = reply.body
                     head_ = head(reply.status, reply.content_type, reply.headers, length=len(body), close=ends)
-                    self.transport.write(head_ if exchange.method == "HEAD" else head_ + body)
+                    if len(body) > _LARGE and exchange.method != "HEAD":
+                        await self._write_in_pieces(head_, body)
+                    else:
+                        self.transport.write(head_ if exchange.method == "HEAD" else head_ + body)
                     if self.writable is not None:  # unread responses must not pile up
                         await self.writable.wait()
                 if self.transport.is_closing():
@@ -448,6 +439,19 @@ class ServerConnection(asyncio.Protocol):
         except Exception as error:  # noqa: BLE001  # a bug must not leave the client waiting
             self._loop.call_exception_handler({"message": "a request was not answered", "exception": error})
             self.abort()
+
+    async def _write_in_pieces(self, head_: bytes, body: bytes | bytearray) -> None:
+        """Write a large response as fast as the client reads, and let others take their turns."""
+        self.transport.write(head_)
+        whole = memoryview(body)
+        for start in range(0, len(body), _LARGE):
+            if self.transport.is_closing():
+                return
+            self.transport.write(whole[start : start + _LARGE])
+            if self.writable is not None:
+                await self.writable.wait()
+            else:
+                await asyncio.sleep(0)
 
     def _next(self, exchange: HttpExchange) -> HttpExchange | None:
         """After a complete response, close the connection or return the next request."""

@@ -116,6 +116,9 @@ async def _alone(settings: ServerSettings, listening: socket.socket, environ: Ma
         if settings.watch:
             worker.begin(watch(strategies, log.event))
         announce(settings, listening, worker.orchestrator.strategy)
+        log.event(
+            "unwatched", hint="one worker: nothing replaces it if it hangs; with --workers 2 or more, its supervisor does"
+        )
         if not settings.json:
             tell_where(worker.orchestrator.config, environ)
         await worker.work(listening)

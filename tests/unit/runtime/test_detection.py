@@ -155,3 +155,23 @@ def test_the_orchestrator_says_what_was_passed_over_and_stays_on_its_own_machine
             found = orchestrator.status(probe=False)
     assert (found.strategy, found.chosen_by, found.allow_cloud) == ("t4_local_only", "detection", False)
     assert (tmp_path / "log").read_text().count("in the choice of a strategy") == 1
+
+
+LOCAL = """
+profile_name: local
+allow_cloud: {cloud}
+vllm_endpoints: {{local: "http://127.0.0.1:9/v1"}}
+task_routing: {{"*": local}}
+"""
+
+
+async def test_the_profile_that_init_has_written_is_used_first(machine):
+    """Whether its server answers or not; but only if it keeps data local."""
+    path = machine.own / "local.yaml"
+    path.write_text(LOCAL.format(cloud="false"))
+    with StubServer() as stub:
+        machine.serve(stub)
+        assert (await machine.detect()).profile_name == "local"
+        path.write_text(LOCAL.format(cloud="true"))
+        assert (await machine.detect()).profile_name == "t4_local_only"
+    assert any("may use the cloud" in line for line in machine.said)

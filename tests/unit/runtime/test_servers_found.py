@@ -32,6 +32,16 @@ async def test_ollama_says_what_each_model_can_do():
     assert embeds.named("nomic-embed-text")
 
 
+async def test_models_of_ollamas_cloud_are_known(monkeypatch):
+    """By what ollama says of them, or by their tags."""
+    models = ("a=cloud", "gpt-oss:120b-cloud", "glm-5:cloud", "cloud:7b", "cloudy:latest", "x/mycloud")
+    with Ollama(*models) as server:
+        found = await inspect(server.url)
+        assert [model.name for model in found.models if model.remote] == ["a", "gpt-oss:120b-cloud", "glm-5:cloud"]
+        monkeypatch.setattr(servers_found, "_DESCRIBED", 1)
+        assert [model.remote for model in (await inspect(server.url)).models] == [True, True, True, False, False, False]
+
+
 async def test_an_old_ollama_says_the_architecture():
     """Without capabilities."""
     with Ollama("all=embedding", "llama2:7b") as server:

@@ -125,3 +125,24 @@ async def test_the_look_ends_although_a_server_goes_on(tmp_path, monkeypatch):
         server.thaw()
     assert time.monotonic() - started < 60
     assert "no answer within 0.2 s" in found.left_out[0].why
+
+
+async def test_the_key_of_a_kind_of_server_goes_to_its_ports_only(tmp_path, monkeypatch):
+    """And its variable comes into the offer."""
+    with LocalServer("m", key="k") as server, LocalServer("other") as other:
+        monkeypatch.setattr(surroundings, "USUAL_PORTS", {server.port: "vLLM", other.port: "Jan"})
+        found = await look_around(environ(tmp_path, VLLM_API_KEY="k"))
+        assert {offer.model: offer.key_env for offer in found.offers} == {"m": "VLLM_API_KEY", "other": None}
+        assert not any("authorization" in request.headers for request in other.requests)
+        assert (await look_around(environ(tmp_path))).left_out[0].why.endswith("requires a key")
+
+
+async def test_a_server_that_sends_prompts_on_to_a_cloud_is_no_own_one(tmp_path, monkeypatch):
+    """Ollama says so; a proxy lists the clouds' models. A proxy that a person names is the person's choice."""
+    with Ollama("gpt-oss:120b-cloud", "b") as ollama, LocalServer("openai/gpt-4o", "mine") as proxy:
+        monkeypatch.setattr(surroundings, "USUAL_PORTS", {ollama.port: "ollama", proxy.port: "x"})
+        found = await look_around(environ(tmp_path))
+        assert {offer.model for offer in found.offers} == {"b", "mine"}
+        assert [one.what for one in found.left_out] == ["gpt-oss:120b-cloud", "openai/gpt-4o"]
+        named = await look_around(environ(tmp_path), Wanted([proxy.url], usual=False))
+        assert {offer.model for offer in named.offers} == {"openai/gpt-4o", "mine"}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from json.decoder import scanstring
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workflow_composer.backends.openai import wire
 from workflow_composer.support import large_json
 
 VALUES = st.recursive(
@@ -23,6 +25,66 @@ VALUES = st.recursive(
 def test_what_is_json_is_decoded_as_everywhere(value):
     text = json.dumps(value).encode()
     assert large_json.decode(text) == json.loads(text)
+
+
+_PARTS = st.lists(st.sampled_from(["a", "é", "😀", "\\", '"', "\n", "\ud83d", "\ude00", "\\u", "12ab", "D83D", "\x01"])).map(
+    "".join
+)
+
+
+@given(_PARTS, st.sampled_from(range(8, 40)), st.booleans())
+def test_a_string_is_the_same_wherever_its_pieces_are_cut(text, piece, ascii_only):
+    """Between the halves of an escape, of a pair of surrogates, behind backslashes, at a quote."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(large_json, "PIECE", piece)
+        data = json.dumps({"a": [text, 1]}, ensure_ascii=ascii_only).encode("utf-8", "replace")
+        assert large_json.decode(data) == json.loads(data)
+        for damaged in (data[:-6], data.replace(b"\\u", b"\\x"), data.replace(b"a", b"\x01")):
+            try:
+                expected = json.loads(damaged)
+            except ValueError:
+                with pytest.raises(ValueError):  # noqa: PT011  # any of its kinds
+                    large_json.decode(damaged)
+            else:
+                assert large_json.decode(damaged) == expected
+
+
+def test_a_long_string_is_read_in_pieces(monkeypatch):
+    """C holds the interpreter's lock while it reads one."""
+    sizes = []
+    monkeypatch.setattr(large_json, "scanstring", lambda text, start, strict: _noted(sizes, text, start, strict))
+    for text in ("x" * 2_000_000, 'x\n"' * 500_000, "\\" * 1_000_000, "\ud83d" * 300_000):
+        data = json.dumps({"a": text}).encode()
+        assert large_json.decode(data) == {"a": text}
+    assert max(sizes) <= large_json.PIECE + 1
+    assert len(sizes) > 100
+
+
+def _noted(sizes, text, start, strict):
+    found, end = scanstring(text, start, strict)
+    sizes.append(end - start)
+    return found, end
+
+
+@given(VALUES, st.sampled_from([1, 3, 50]))
+def test_what_is_encoded_in_pieces_is_what_is_encoded_at_once(value, piece):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(large_json, "PIECE", piece)
+        body = {"messages": [value, {"content": value}]}
+        assert json.loads(b"".join(large_json.pieces(body, wire.encode))) == json.loads(wire.encode(body))
+
+
+def test_large_values_are_encoded_in_pieces_of_limited_size():
+    body = {"messages": [{"content": "é" * 1_000_000}] + [{"content": "short"}] * 50_000}
+    found = large_json.pieces(body, wire.encode)
+    assert json.loads(b"".join(found)) == body
+    assert max(map(len, found)) <= 3 * large_json.PIECE
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), object()])
+def test_what_json_cannot_say_is_refused_in_pieces_too(value):
+    with pytest.raises((ValueError, TypeError)):
+        large_json.pieces({"a": [value]}, wire.encode)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from workflow_composer.backends.http.connection import BOUNDS, STEP, Answer, Bounds, Broken, Connection, Sink
+from workflow_composer.backends.http.connection import BOUNDS, STEP, Answer, Bounds, Broken, Connection, Request, Sink
 from workflow_composer.backends.http.egress import EgressPolicy, Resolve, admitted_addresses, check_owner, endpoint_of
 from workflow_composer.errors import EgressDenied
 from workflow_composer.usage import Sending
@@ -128,7 +128,7 @@ class Client:
     async def send(
         self,
         origin: Origin,
-        data: bytes,
+        data: Request,
         *,
         connect: float,
         sink: Sink | None = None,
@@ -169,7 +169,7 @@ class Client:
             told.sent -= 1  # the server has not read the request
             connection, reused = None, False
 
-    async def stream(self, origin: Origin, data: bytes, *, connect: float, sending: Sending | None = None) -> Stream:
+    async def stream(self, origin: Origin, data: Request, *, connect: float, sending: Sending | None = None) -> Stream:
         """Send a request and wait for the headers of its response. Raises as `send`."""
         inbox = _Inbox()
         asked = asyncio.ensure_future(self.send(origin, data, connect=connect, sink=inbox, sending=sending))

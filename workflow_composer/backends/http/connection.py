@@ -41,7 +41,9 @@ def bounds_of(answers: int, *, size: int, values: int) -> Bounds:
 
 
 STEP = 64 * 2**10
-"""Bytes that are parsed or decompressed before the event loop serves others."""
+"""Bytes of a response that are parsed or decompressed before the event loop serves others."""
+PIECE = 4 * 2**10
+"""The same of headers and of events, each of which takes work of its own."""
 LARGE = 2**20
 """Bytes after which the JSON values of a response are counted."""
 ERROR = 256 * 2**10
@@ -51,6 +53,10 @@ ERROR = 256 * 2**10
 def values_in(data: bytes | bytearray) -> int:
     """Return an upper bound of the number of JSON values."""
     return data.count(b",") + data.count(b"[") + data.count(b"{") + 1
+
+
+Request = bytes | tuple[bytes, ...]
+"""A complete request, or its pieces."""
 
 
 class Broken(Exception):  # named for what happened
@@ -80,7 +86,7 @@ class Answer:
 
     status: int
     headers: dict[str, str]
-    body: bytes
+    body: bytes | bytearray
 
 
 class Sink(Protocol):
@@ -117,12 +123,14 @@ class Connection(asyncio.Protocol):
         self._backlog: deque[memoryview] = deque()
         self._working = self._scheduled = self._held = False
         self._lost: tuple[Exception | None] | None = None
+        self._unsent: deque[bytes] = deque()
+        self._full = False
         self.transport: Any = None
         self.usable = True
         self.idle_since = 0.0
 
-    def ask(self, data: bytes, sink: Sink | None = None, bounds: Bounds = BOUNDS) -> asyncio.Future[Answer]:
-        """Send a complete request. The future fails with `Broken`."""
+    def ask(self, data: Request, sink: Sink | None = None, bounds: Bounds = BOUNDS) -> asyncio.Future[Answer]:
+        """Send a complete request, one in pieces as fast as the server reads. The future fails with `Broken`."""
         self._waiter = waiter = self._loop.create_future()
         self._bounds = bounds
         self._sink, self._body, self._headers = sink, b"", {}
@@ -130,8 +138,24 @@ class Connection(asyncio.Protocol):
         self._most = bounds.whole if bounds.whole < bounds.decoded else bounds.decoded
         self._headed = self._streams = self._complete = False
         self._inflating = None
-        self.transport.write(data)
+        if isinstance(data, bytes):
+            self.transport.write(data)
+        else:
+            self._unsent.extend(data)
+            self._send()
         return waiter
+
+    def _send(self) -> None:
+        """Send pieces until the server or others have to catch up."""
+        if self._waiter is None or self._aborted:
+            self._unsent.clear()
+        size = 0
+        while self._unsent and not self._full:
+            if size > STEP:
+                self._loop.call_soon(self._send)
+                return
+            size += len(self._unsent[0])
+            self.transport.write(self._unsent.popleft())
 
     @property
     def begun(self) -> bool:
@@ -158,6 +182,7 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Close immediately, which tells the server to stop."""
         self.usable, self._aborted = False, True
+        self._unsent.clear()
         if self.transport is not None:
             self.transport.abort()
 
@@ -167,18 +192,19 @@ class Connection(asyncio.Protocol):
         """Keep the transport."""
         self.transport = transport
 
-    def data_received(self, data: bytes) -> None:
-        """Parse received data."""
-        if self._waiter is None:  # data on an idle connection: out of sync
-            self.abort()
-            return
-        self._received += len(data)
-        if self._received > self._bounds.answer:
-            self._fail(TooLong(f"the response is longer than {self._bounds.answer} bytes"))
-            return
-        if len(data) > STEP or self._inflating is not None or self._working:
-            self._take_in_steps(data)
-            return
+    def data_received(self, data: bytes | memoryview, *, in_step: bool = False) -> None:
+        """Parse received data, much of it in steps, which come back here: a function apart costs every response a call."""
+        if not in_step:
+            if self._waiter is None:  # data on an idle connection: out of sync
+                self.abort()
+                return
+            self._received += len(data)
+            if self._received > self._bounds.answer:
+                self._fail(TooLong(f"the response is longer than {self._bounds.answer} bytes"))
+                return
+            if len(data) > PIECE or self._inflating is not None or self._working:
+                self._take_in_steps(data)
+                return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -187,8 +213,18 @@ class Connection(asyncio.Protocol):
         self._parsed += len(data)
         if self._named > self._bounds.head or (self._parsed > self._bounds.head and not self._headed):
             self._fail(TooLong(f"the response headers are longer than {self._bounds.head} bytes"))
-        elif self._inflating is not None:
-            self._take_in_steps(b"")  # type: ignore[unreachable]  # the parser's callbacks set it
+        elif self._inflating is not None and not in_step:
+            self._take_in_steps(b"")
+
+    def pause_writing(self) -> None:
+        """Stop sending pieces: the server reads too slowly."""
+        self._full = True
+
+    def resume_writing(self) -> None:
+        """Send the next pieces."""
+        self._full = False
+        if self._unsent:
+            self._loop.call_soon(self._send)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Complete a response without a length; fail any other unfinished one."""
@@ -209,7 +245,7 @@ class Connection(asyncio.Protocol):
 
     # ---------------------------------------------------------------------------------------------------- work in steps
 
-    def _take_in_steps(self, data: bytes) -> None:
+    def _take_in_steps(self, data: bytes | memoryview) -> None:
         """Process much data, or compressed data, in steps; reading pauses meanwhile."""
         if data:
             self._backlog.append(memoryview(data))
@@ -256,18 +292,11 @@ class Connection(asyncio.Protocol):
             return
         if not self._backlog:
             return
-        data = self._backlog.popleft()
-        if len(data) > STEP:
-            self._backlog.appendleft(data[STEP:])
-            data = data[:STEP]
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(Broken(f"the response is not valid HTTP ({type(error).__name__})"))
-            return
-        self._parsed += len(data)
-        if self._named > self._bounds.head or (self._parsed > self._bounds.head and not self._headed):
-            self._fail(TooLong(f"the response headers are longer than {self._bounds.head} bytes"))
+        data, most = self._backlog.popleft(), STEP if self._headed and not self._streams else PIECE
+        if len(data) > most:
+            self._backlog.appendleft(data[most:])
+            data = data[:most]
+        self.data_received(data, in_step=True)
 
     # --------------------------------------------------------------------------------------------- the parser's callbacks
 
@@ -347,7 +376,7 @@ class Connection(asyncio.Protocol):
             if self._parser.get_status_code() < 200:
                 self._headers = {}
                 return
-            self.usable = self.usable and self._parser.should_keep_alive()
+            self.usable = self.usable and self._parser.should_keep_alive() and not self._unsent
             if self._inflating is not None:
                 self._complete = True
                 return
@@ -358,7 +387,7 @@ class Connection(asyncio.Protocol):
         waiter, self._waiter, self._sink = self._waiter, None, None
         body, self._body = self._body, b""
         if waiter is not None and not waiter.done():
-            waiter.set_result(Answer(self._parser.get_status_code(), self._headers, bytes(body)))
+            waiter.set_result(Answer(self._parser.get_status_code(), self._headers, body))
 
     def _fail(self, error: Broken) -> None:
         waiter, self._waiter, self._sink, self._streams = self._waiter, None, None, False

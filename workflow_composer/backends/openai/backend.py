@@ -27,6 +27,7 @@ from workflow_composer.errors import (
     ServerUnreachable,
     Unsupported,
 )
+from workflow_composer.support import large_json
 from workflow_composer.support.large_json import LARGE, apart
 from workflow_composer.types import (
     Chunk,
@@ -56,7 +57,7 @@ _TEXT, _LOGPROBS = {"size": 2**20, "values": 100_000}, {"size": 32 * 2**20, "val
 _VECTOR = {"size": 512 * 2**10, "values": 20_000}
 """What a response may have more for each answer, for each with its log-probabilities, and for each vector."""
 
-_TOGETHER = 32
+_TOGETHER = 8
 """Events that arrived together and are decoded before the event loop serves others."""
 
 _DRAIN = 0.2
@@ -96,13 +97,13 @@ class OpenAICompatibleBackend:
             "stream_options": {"include_usage": True},
         }
         secrets, path, connect = Secrets(call.request), wire.PATHS[call.request.kind], call.timeouts.connect
-        sending = call.sending
+        sending, bulk = call.sending, call.request.bulk
         with self._limit_by(clock):
             wire.reword(body, self._words, call.request)
             try:
-                stream = await self._server.open(path, body, secrets, connect=connect, sending=sending)
+                stream = await self._server.open(path, body, secrets, connect=connect, sending=sending, bulk=bulk)
             except BadRequest as error:
-                again = partial(self._server.open, path, body, secrets, connect=connect, sending=sending)
+                again = partial(self._server.open, path, body, secrets, connect=connect, sending=sending, bulk=bulk)
                 stream = await self._in_other_words(error, body, call.request, again)
         finished, size = False, 0
         try:
@@ -133,8 +134,10 @@ class OpenAICompatibleBackend:
         if dimensions is not None:
             body["dimensions"] = dimensions
         with self._limit(timeout, "the vectors"):
-            bounds = bounds_of(len(texts), **_VECTOR)
-            answer = await self._server.send("/embeddings", body, texts, connect=timeout, bounds=bounds, sending=sending)
+            bounds, bulk = bounds_of(len(texts), **_VECTOR), sum(map(len, texts))
+            answer = await self._server.send(
+                "/embeddings", body, texts, connect=timeout, bounds=bounds, sending=sending, bulk=bulk
+            )
 
         def read() -> Embeddings:
             data = self._server.read_json(answer.body, texts)
@@ -220,6 +223,7 @@ class OpenAICompatibleBackend:
     async def _draw(self, call: ModelCall, *, samples: int = 1, draw: int = 0) -> Completion:
         """Make one call; a relayed response's bytes go to the relay."""
         server, request, connect, sending = self._server, call.request, call.timeouts.connect, call.sending
+        bulk = request.bulk
         path, secrets = wire.PATHS[request.kind], Secrets(request)
         body = wire.chat_body(call, samples=samples, draw=call.first_sample + draw)
         if self._words:
@@ -230,9 +234,9 @@ class OpenAICompatibleBackend:
         elif samples > 1:
             bounds = bounds_of(samples, **_TEXT)
         try:
-            answer = await server.send(path, body, secrets, connect=connect, bounds=bounds, sending=sending)
+            answer = await server.send(path, body, secrets, connect=connect, bounds=bounds, sending=sending, bulk=bulk)
         except BadRequest as error:
-            again = partial(server.send, path, body, secrets, connect=connect, bounds=bounds, sending=sending)
+            again = partial(server.send, path, body, secrets, connect=connect, bounds=bounds, sending=sending, bulk=bulk)
             answer = await self._in_other_words(error, body, request, again)
         content = answer.body
         if len(content) > LARGE:
@@ -248,7 +252,7 @@ class OpenAICompatibleBackend:
             request.relay.body = content
         return found
 
-    def _read(self, content: bytes, secrets: Secrets, model: str) -> tuple[Completion, bytes]:
+    def _read(self, content: bytes | bytearray, secrets: Secrets, model: str) -> tuple[Completion, bytes | bytearray]:
         """Decode a large response, in a thread; return it and its bytes as strict JSON."""
         done = wire.quick_completion(content, model=model)
         if done is not None:
@@ -298,7 +302,10 @@ class OpenAICompatibleBackend:
                 if event.startswith(DONE):
                     await _drain(stream)
                     return
-                data = self._server.understood(json.loads, event)
+                if len(event) <= LARGE:
+                    data = self._server.understood(json.loads, event)
+                else:
+                    data = await apart(self._server.understood, large_json.decode, event)
                 self._server.raise_reported(data, secrets)
                 yield data
             if not part:

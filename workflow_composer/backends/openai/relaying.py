@@ -20,7 +20,7 @@ from workflow_composer.backends.http.events import DONE, EventReader, payloads
 from workflow_composer.backends.openai import errors, wire
 from workflow_composer.backends.openai.server import Secrets
 from workflow_composer.backends.openai.stream_accumulator import StreamAccumulator
-from workflow_composer.errors import CallTimeout, ModelError, ServerFailed, ServerUnreachable
+from workflow_composer.errors import AnswerTooLong, CallTimeout, ModelError, ServerFailed, ServerUnreachable
 from workflow_composer.types import Completion, ModelCall, Relay, Sample
 from workflow_composer.usage import NO_USAGE, Delivered
 
@@ -47,10 +47,12 @@ async def relayed(server: OpenAIServer, path: str, call: ModelCall, body: dict[s
     streams = True
     try:
         with limit:
-            answer = await server.send(path, body, secrets, connect=connect, sink=pump, sending=call.sending)
-    except ModelError:
+            answer = await server.send(
+                path, body, secrets, connect=connect, sink=pump, sending=call.sending, bulk=call.request.bulk
+            )
+    except ModelError as error:
         _raise_reported(server, pump, secrets)
-        if not pump.whole:
+        if isinstance(error, AnswerTooLong) or not pump.whole:  # what is held back of a too long event is none
             raise
     else:
         streams = "event-stream" in answer.headers.get("content-type", "")

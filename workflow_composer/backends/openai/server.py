@@ -6,14 +6,14 @@ import asyncio
 import base64
 import json
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from workflow_composer.backends.base import BackendContext
 from workflow_composer.backends.http.client import Client, Origin, Stream, head
-from workflow_composer.backends.http.connection import BOUNDS, Answer, Bounds, Broken, Sink
+from workflow_composer.backends.http.connection import BOUNDS, Answer, Bounds, Broken, Request, Sink
 from workflow_composer.backends.openai import errors, wire
 from workflow_composer.backends.openai.errors import Server
 from workflow_composer.backends.replicas.observer import api_url, shown_url
@@ -73,30 +73,39 @@ class OpenAIServer:
         sink: Sink | None = None,
         bounds: Bounds = BOUNDS,
         sending: Sending | None = None,
+        bulk: int = 0,
     ) -> Answer:
         """Post ``body`` with the model's id; return a response with status 2xx. Raises `ModelError`, `EgressDenied`.
 
-        ``sending`` learns when the server works for the call; a request that it refuses is not counted.
+        ``sending`` learns when the server works for the call; a request that it refuses is not counted. ``bulk`` is about
+        the number of characters of the body; a large one is encoded in a thread and sent in pieces.
         """
         again = True
         while True:
             body["model"] = model = self._spec.model or self._served or await self._model()
             try:
-                content = wire.encode(body)
-            except (TypeError, ValueError) as error:
+                content = (
+                    wire.encode(body) if bulk <= LARGE else await large_json.apart(large_json.pieces, body, wire.encode)
+                )
+            except (TypeError, ValueError, RecursionError) as error:
                 raise self._unwritable(error) from None
             lines = self._lines.get(asyncio.get_running_loop()) or await self._lines.here()
             try:
                 if lines.proxied is None:
                     start = self._heads.get(path) or self._head(path)
-                    data = b"%b%d\r\n\r\n%b" % (start, len(content), content)
+                    data: Request
+                    if isinstance(content, bytes):
+                        data = b"%b%d\r\n\r\n%b" % (start, len(content), content)
+                    else:
+                        data = _in_pieces(start, content)
                     answer = await lines.direct.send(
                         self.origin, data, connect=connect, sink=sink, bounds=bounds, sending=sending
                     )
                 else:
                     headers = self._headers()
+                    whole = await _joined(content)
                     answer = await lines.proxied.ask(
-                        "POST", path, headers, content, connect=connect, bounds=bounds, sending=sending
+                        "POST", path, headers, whole, connect=connect, bounds=bounds, sending=sending
                     )
             except (OSError, Broken) as error:
                 raise errors.from_connection(error, self.label) from None
@@ -117,12 +126,13 @@ class OpenAIServer:
         *,
         connect: float,
         sending: Sending | None = None,
+        bulk: int = 0,
     ) -> Stream | ProxiedStream:
         """Like `send`, but return an open event stream after its headers; the caller closes it."""
         again = True
         while True:
             body["model"] = model = self._spec.model or self._served or await self._model()
-            stream = await self._opened(path, body, connect, sending)
+            stream = await self._opened(path, body, connect, sending, bulk)
             if stream.whole is None:
                 return stream
             await stream.close()
@@ -185,13 +195,13 @@ class OpenAIServer:
 
     # ------------------------------------------------------------------------------------------------ answers and errors
 
-    def read_json(self, content: bytes, secrets: Iterable[str]) -> Any:
+    def read_json(self, content: bytes | bytearray, secrets: Iterable[str]) -> Any:
         """Decode a response's JSON. Raises `ServerFailed` for invalid JSON, and errors reported with status 200."""
         data = self.understood(json.loads if len(content) <= LARGE else large_json.decode, content)
         self.raise_reported(data, secrets)
         return data
 
-    def completion(self, content: bytes, secrets: Iterable[str], *, model: str) -> Completion:
+    def completion(self, content: bytes | bytearray, secrets: Iterable[str], *, model: str) -> Completion:
         """Decode the completion of a whole response. Raises as `read_json`."""
         data = self.read_json(content, secrets)
         return self.understood(lambda data: wire.completion_of(data, model=model), data)
@@ -226,18 +236,24 @@ class OpenAIServer:
     # ------------------------------------------------------------------------------------------------------ the HTTP call
 
     async def _opened(
-        self, path: str, body: Mapping[str, Any], connect: float, sending: Sending | None
+        self, path: str, body: Mapping[str, Any], connect: float, sending: Sending | None, bulk: int
     ) -> Stream | ProxiedStream:
         try:
-            content = wire.encode(body)
-        except (TypeError, ValueError) as error:
+            content = wire.encode(body) if bulk <= LARGE else await large_json.apart(large_json.pieces, body, wire.encode)
+        except (TypeError, ValueError, RecursionError) as error:
             raise self._unwritable(error) from None
         lines = self._lines.get(asyncio.get_running_loop()) or await self._lines.here()
         with self.errors():
             if lines.proxied is None:
-                data = b"%b%d\r\n\r\n%b" % (self._heads.get(path) or self._head(path), len(content), content)
+                start = self._heads.get(path) or self._head(path)
+                data: Request
+                if isinstance(content, bytes):
+                    data = b"%b%d\r\n\r\n%b" % (start, len(content), content)
+                else:
+                    data = _in_pieces(start, content)
                 return await lines.direct.stream(self.origin, data, connect=connect, sending=sending)
-            return await lines.proxied.open("POST", path, self._headers(), content, connect=connect, sending=sending)
+            whole = await _joined(content)
+            return await lines.proxied.open("POST", path, self._headers(), whole, connect=connect, sending=sending)
 
     def _head(self, path: str) -> bytes:
         """Return a request's headers up to the body's length; cached unless they contain a key, which may change."""
@@ -286,6 +302,15 @@ class OpenAIServer:
 
             proxied = ProxiedClient(self._context.egress, self.origin, self._base, self._proxy)
         return _Connections(Client(self._context.egress, keepalive=keepalive), proxied)
+
+
+def _in_pieces(head: bytes, content: Sequence[bytes]) -> tuple[bytes, ...]:
+    """Return a request whose body is in pieces; its headers lack the body's length only."""
+    return (b"%b%d\r\n\r\n" % (head, sum(map(len, content))), *content)
+
+
+async def _joined(content: Request) -> bytes:
+    return content if isinstance(content, bytes) else await large_json.apart(b"".join, content)
 
 
 def _proxy_for(origin: Origin, context: BackendContext) -> str | None:

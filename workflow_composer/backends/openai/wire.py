@@ -109,7 +109,7 @@ def reword(body: dict[str, Any], lessons: Collection[str], request: LLMRequest) 
         body.pop("temperature", None)
 
 
-def encode(body: Mapping[str, Any]) -> bytes:
+def encode(body: Any) -> bytes:
     """Encode as JSON in UTF-8. Raises ValueError or TypeError if that is impossible."""
     try:
         quick = _quick(body)
@@ -319,7 +319,7 @@ def _count(claim: Any) -> int | None:
     return claim if type(claim) is int and 0 <= claim <= MOST_TOKENS else None
 
 
-def strict(body: bytes) -> bytes:
+def strict(body: bytes | bytearray) -> bytes | bytearray:
     """Return JSON that every client can read: NaN and infinity, which Python writes but JSON does not know, become null."""
     try:
         msgspec.json.decode(body)
@@ -526,7 +526,7 @@ class _Whole(msgspec.Struct):
 _read = msgspec.json.Decoder(_Whole).decode
 
 
-def quick_completion(body: bytes, *, model: str) -> Completion | None:
+def quick_completion(body: bytes | bytearray, *, model: str) -> Completion | None:
     """Return the completion in a response's bytes; None if it is not a plain one and needs `completion_of`."""
     try:
         found = _read(body)
@@ -582,7 +582,7 @@ class _Vectors(msgspec.Struct):
 _read_vectors, _read_vector = msgspec.json.Decoder(_Vectors).decode, msgspec.json.Decoder(_Vector).decode
 
 
-def quick_embeddings(body: bytes, *, count: int, model: str) -> Embeddings | None:
+def quick_embeddings(body: bytes | bytearray, *, count: int, model: str) -> Embeddings | None:
     """Return the embeddings in a large response's bytes; None if it is not a plain one and needs `embeddings_of`.
 
     In a thread it lets others run after each vector.

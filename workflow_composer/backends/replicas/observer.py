@@ -303,7 +303,7 @@ class _Line:
         pass
 
 
-def _listing(body: bytes) -> Listing:
+def _listing(body: bytes | bytearray) -> Listing:
     """Return the listed models; none are known if the response is not a list of models with ids."""
     try:
         data: Any = json.loads(body)
@@ -321,7 +321,7 @@ _ANY_NAME = "llamacpp"
 """``owned_by`` in the lists of llama.cpp's server (tools/server in its repository)."""
 
 
-def _holds(body: bytes, looks_right: Any) -> bool:
+def _holds(body: bytes | bytearray, looks_right: Any) -> bool:
     try:
         return bool(looks_right(json.loads(body)))
     except (ValueError, LookupError, TypeError, RecursionError):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from workflow_composer.cli.answering import silence_of
 from workflow_composer.cli.options import common_options, examples
 from workflow_composer.cli.output import dollars, print_json, printable
 from workflow_composer.cli.state import State
@@ -35,6 +36,10 @@ _TRIES = 3
 """With --yes, so many models are asked until one answers."""
 _PLACE = Path("config/strategies")
 """Where a profile is found by its name."""
+
+
+_Following = Sequence[tuple[str, str]]
+"""Commands to type next, and what each is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +156,8 @@ def init(
     offers = _candidates(found, chosen)
     picked = _picked(offers, chosen)
     fallback = _fallback(found, picked[0], chosen)
-    call = f"{_program(context)} -s {_strategy_of(chosen.target)}"
+    program, strategy = context.find_root().command_path, f"-s {_strategy_of(chosen.target)}"
+    call = f"{program} {strategy}"
     plans = [_profile(found, offer, fallback, chosen, networks) for offer in picked]
     answers = _asked(state, plans, chosen) if chosen.ask else [_Answer(picked[0])]
     taken = _taken(answers, chosen)
@@ -159,7 +165,12 @@ def init(
     if chosen.ask:
         plan = replace(plan, context_length=_length_now(state, plan, Wanted(servers, key_env, users, networks, usual=False)))
     _write(plan, chosen.target, call)
-    _report(state, plan, taken, answers, chosen, call)
+    following = (
+        (f'{call} generate "your question"', "ask"),
+        (call, "ask on, at a prompt"),
+        (f"{program} doctor {strategy}", "check its server, model, prices and keys"),
+    )
+    _report(state, plan, taken, answers, chosen, following)
 
 
 # ------------------------------------------------------------------------------------------------------------------ file
@@ -372,16 +383,9 @@ def _answer(state: State, plan: FirstProfile, timeout: float) -> _Answer:
 
 
 def _read(offer: Offer, response: LLMResponse, seconds: float) -> _Answer:
-    text = response.text.strip()
-    if text:
-        return _Answer(offer, text, seconds=seconds)
-    sample = response.samples[0] if response.samples else None
-    if sample is not None and sample.reasoning.strip():
-        cut = f" within {_LONGEST} tokens" if sample.finish_reason == "length" else ""
-        return _Answer(
-            offer, fault=f"it only thought, and gave no answer{cut}", remedy="choose a model that answers (--model)"
-        )
-    return _Answer(offer, fault="its answer is empty", remedy="choose another model (--model)")
+    if silence := silence_of(response):
+        return _Answer(offer, fault=silence, remedy="--model names another")
+    return _Answer(offer, response.text.strip(), seconds=seconds)
 
 
 def _taken(answers: Sequence[_Answer], chosen: _Options) -> _Answer:
@@ -443,19 +447,10 @@ def _with_note(name: str, embedding: bool | None, thinks: bool | None) -> str:
     return name + (" (embeddings)" if embedding else " (thinks)" if thinks else "")
 
 
-def _program(context: click.Context) -> str:
-    return context.find_root().command_path
-
-
 def _report(
-    state: State, plan: FirstProfile, taken: _Answer, answers: Sequence[_Answer], chosen: _Options, call: str
+    state: State, plan: FirstProfile, taken: _Answer, answers: Sequence[_Answer], chosen: _Options, following: _Following
 ) -> None:
     """Print the answer, the file and the next three commands."""
-    following = (
-        (f'{call} generate "your question"', "ask"),
-        (f"{call} status", "see the server and the model"),
-        (f"{call} serve", "offer OpenAI's API to other programs"),
-    )
     if state.json:
         print_json(_as_data(plan, taken, answers, chosen, [command for command, _ in following]))
         return

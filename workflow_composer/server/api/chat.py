@@ -38,7 +38,7 @@ class ChatDialect:
 
     name = "chat"
 
-    def read(self, body: bytes, headers: Mapping[str, str]) -> Asked:
+    def read(self, body: bytes | bytearray, headers: Mapping[str, str]) -> Asked:
         """Parse a request body. Raises `HttpFailure`."""
         fields, own, extra, warnings = FORM.read(body)
         if (limit := own.get("max_completion_tokens")) is not None:

@@ -29,7 +29,7 @@ class CompletionsDialect:
 
     name = "completions"
 
-    def read(self, body: bytes, headers: Mapping[str, str]) -> Asked:
+    def read(self, body: bytes | bytearray, headers: Mapping[str, str]) -> Asked:
         """Parse a request body. Raises `HttpFailure`."""
         fields, own, extra, warnings = FORM.read(body)
         include_usage = "stream_options" in own and usage_at_end(own)

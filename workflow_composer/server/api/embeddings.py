@@ -30,7 +30,7 @@ class AskedEmbeddings:
     labels: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_embeddings(body: bytes, headers: Mapping[str, str]) -> AskedEmbeddings:
+def read_embeddings(body: bytes | bytearray, headers: Mapping[str, str]) -> AskedEmbeddings:
     """Parse a request body. Raises `HttpFailure`."""
     _, own, _, warnings = FORM.read(body)
     told = own.get("metadata", EMPTY).get("task_type")

@@ -70,7 +70,7 @@ def left_out(reason: str) -> Field:
     return Field(field_checks.anything, left_out=reason, note=f"Ignored: {reason}")
 
 
-def _undecodable(body: bytes, error: Exception) -> HttpFailure:
+def _undecodable(body: bytes | bytearray, error: Exception) -> HttpFailure:
     if isinstance(error, UnicodeDecodeError):
         return HttpFailure(400, "the request body is not UTF-8")
     if isinstance(error, RecursionError):
@@ -105,7 +105,7 @@ class Form:
         self._code = code
         self._more = {**(beside or {}), "examples": [example]}
 
-    def read(self, body: bytes) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
+    def read(self, body: bytes | bytearray) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], list[str]]:
         """Parse a body; return attributes of the request, other fields by name, unknown fields, and warnings.
 
         Raises `HttpFailure`. A hot path of every request: one lookup and one call per field.

@@ -54,7 +54,7 @@ class Dialect(Protocol):
 
     name: str
 
-    def read(self, body: bytes, headers: Mapping[str, str]) -> Asked:
+    def read(self, body: bytes | bytearray, headers: Mapping[str, str]) -> Asked:
         """Parse a request body. Raises `HttpFailure`."""
         ...
 

@@ -258,7 +258,7 @@ class MessagesDialect:
 
     name = "messages"
 
-    def read(self, body: bytes, headers: Mapping[str, str]) -> Asked:
+    def read(self, body: bytes | bytearray, headers: Mapping[str, str]) -> Asked:
         """Parse a request body. Raises `HttpFailure`."""
         fields, own, extra, warnings = FORM.read(body)
         (system, notes), (messages, more) = own.get("system", ([], {})), own["messages"]

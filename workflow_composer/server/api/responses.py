@@ -186,7 +186,7 @@ class ResponsesDialect:
 
     name = "responses"
 
-    def read(self, body: bytes, headers: Mapping[str, str]) -> Asked:
+    def read(self, body: bytes | bytearray, headers: Mapping[str, str]) -> Asked:
         """Parse a request body. Raises `HttpFailure`."""
         fields, own, extra, warnings = FORM.read(body)
         messages = own["input"]

@@ -53,6 +53,96 @@ async def test_a_connection_that_is_in_step_can_be_used_again(sent):
         assert connection.usable
 
 
+class Taker(asyncio.Protocol):
+    """A server that reads when it is told to, and answers when it has read so much."""
+
+    def __init__(self, size, *, answers=OK):
+        self.size, self.answers, self.got, self.stops = size, answers, bytearray(), False
+        self.connected = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport):
+        self.transport = transport
+        transport.pause_reading()
+        self.connected.set_result(None)
+
+    def data_received(self, data):
+        before = len(self.got)
+        self.got += data
+        if before < self.size <= len(self.got):
+            self.transport.write(self.answers)
+            if self.stops:
+                self.transport.pause_reading()
+
+
+@contextlib.asynccontextmanager
+async def taken_by(taker) -> AsyncIterator[Connection]:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: taker, "127.0.0.1", 0)
+    _, connection = await loop.create_connection(lambda: Connection(loop), *server.sockets[0].getsockname())
+    try:
+        async with asyncio.timeout(60):
+            await taker.connected
+            connection.taker = taker
+            yield connection
+    finally:
+        connection.abort()
+        taker.transport.abort()
+        server.close()
+        await server.wait_closed()
+        await asyncio.sleep(0)
+
+
+async def test_a_large_request_is_sent_in_steps_and_as_fast_as_the_server_reads():
+    """No more of it is handed to the transport than that holds anyway."""
+    async with taken_by(Taker(500 * STEP)) as connection:
+        handed = []
+        write = connection.transport.write
+        connection.transport = Watched(connection.transport, lambda data: (handed.append(len(data)), write(data)))
+        asked = connection.ask((b"x" * STEP,) * 500)
+        assert sum(handed) <= 2 * STEP  # in the first step
+        while not connection._full:
+            await asyncio.sleep(0)
+        assert connection.transport.get_write_buffer_size() <= 3 * STEP
+        assert sum(handed) < 500 * STEP
+        connection.taker.transport.resume_reading()
+        assert (await asked).body == b"ok"
+        assert sum(handed) == 500 * STEP
+
+
+class Watched:
+    """A transport whose writes are seen."""
+
+    def __init__(self, transport, write):
+        self._transport, self.write = transport, write
+
+    def __getattr__(self, name):
+        return getattr(self._transport, name)
+
+
+async def test_pieces_arrive_in_their_order_and_the_connection_is_used_again():
+    pieces = tuple(b"%06d" % number * 10_000 for number in range(100))
+    async with taken_by(Taker(100 * 60_000)) as connection:
+        taker = connection.taker
+        asked = connection.ask(pieces)
+        taker.transport.resume_reading()
+        assert (await asked).body == b"ok"
+        assert bytes(taker.got) == b"".join(pieces)
+        assert connection.usable
+        taker.got.clear()
+        taker.size = len(ASK)
+        assert (await connection.ask(ASK)).body == b"ok"
+
+
+async def test_an_answer_to_a_request_that_is_not_sent_yet_ends_it():
+    """As of a server that refuses what is too large. What is left unsent would be taken for the next request."""
+    async with taken_by(Taker(1)) as connection:
+        asked = connection.ask((b"x" * STEP,) * 2000)
+        connection.taker.transport.resume_reading()
+        connection.taker.stops = True
+        assert (await asked).body == b"ok"
+        assert not connection.usable
+
+
 @pytest.mark.parametrize("behind", [b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhalf of", OK, b"nonsense"])
 async def test_a_connection_with_something_behind_the_answer_is_not_used_again(behind):
     """What follows would be taken for the answer to the next request, which may be another client's."""
