@@ -269,7 +269,11 @@ class ServerFailed(ModelError):
 
 
 class AnswerTooLong(ServerFailed):
-    """The response exceeds the size limit; a retry would not help."""
+    """The response exceeds a limit; a retry would not help.
+
+    It is the server's fault if no honest answer is like that (its headers, an event, what a stream unpacks to), and ours if
+    a long answer meets our limit of answers.
+    """
 
     retryable = False
 
