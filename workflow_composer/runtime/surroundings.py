@@ -12,7 +12,6 @@ import ipaddress
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
@@ -52,13 +51,6 @@ USUAL_PORTS = {
 
 _USUAL_KEYS = {"vLLM": "VLLM_API_KEY", "llama.cpp": "LLAMA_API_KEY", "LM Studio": "LM_API_TOKEN"}
 """The variable from which each kind of server reads the key that it requires, where there is one."""
-
-_SLURM_CONF = (
-    "/etc/slurm/slurm.conf",
-    "/etc/slurm-llnl/slurm.conf",
-    "/usr/local/etc/slurm.conf",
-    "/run/slurm/conf/slurm.conf",
-)
 
 LOOK_SECONDS = 10.0
 """Most seconds for all that one server is asked."""
@@ -174,7 +166,9 @@ async def look_around(environ: Mapping[str, str], wanted: Wanted | None = None) 
     found = _Gathered()
     spots = list(_spots(environ, wanted, found))
     hardware = asyncio.to_thread(find_gpus, environ)
-    (gpus, _), servers, slurm = await asyncio.gather(hardware, _inspected(spots, environ, wanted), _slurm(environ))
+    (gpus, _), servers, no_slurm = await asyncio.gather(
+        hardware, _inspected(spots, environ, wanted), slurm_controller(environ)
+    )
     for spot, server in zip(spots, servers, strict=True):
         _take(found, spot, server, _key_of(spot, environ) is not None)
     clouds = [*_clouds(environ)]
@@ -185,19 +179,9 @@ async def look_around(environ: Mapping[str, str], wanted: Wanted | None = None) 
         left_out=tuple(found.left_out),
         keys=tuple(dict.fromkeys(model.api_key_env for model in CATALOGUE.values() if environ.get(model.api_key_env))),
         gpus=tuple(gpu.name for gpu in gpus),
-        slurm=slurm,
+        slurm=not no_slurm,
         engine=embedded_available(),
     )
-
-
-async def _slurm(environ: Mapping[str, str]) -> bool:
-    """Whether SLURM's controller answers. Without a configuration its commands would ask the name server for one."""
-    return _has_slurm_conf(environ) and not await slurm_controller(environ)
-
-
-def _has_slurm_conf(environ: Mapping[str, str]) -> bool:
-    places = (environ.get("SLURM_CONF", "").strip(), *_SLURM_CONF)
-    return any(place and Path(place).is_file() for place in places)
 
 
 def _rank(offer: Offer) -> tuple[bool, bool, bool]:
