@@ -34,6 +34,7 @@
     │   ├── CallTimeout              the time to connect, to the first token or in total ran out
     │   ├── OutOfResources           this process lacks descriptors, memory, ports or threads
     │   ├── Unsupported              the backend does not support a field of the request
+    │   ├── Unpaid                   the budget does not pay for a call to this candidate
     │   └── CircuitOpen              the endpoint failed repeatedly, and calls to it are suspended
     ├── TooManyCalls                 the request needs more calls than it may make
     ├── RunBudgetReached             a run of rows has used up its budget; it can be gone on with
@@ -268,7 +269,11 @@ class ServerFailed(ModelError):
 
 
 class AnswerTooLong(ServerFailed):
-    """The response exceeds the size limit; a retry would not help."""
+    """The response exceeds a limit; a retry would not help.
+
+    It is the server's fault if no honest answer is like that (its headers, an event, what a stream unpacks to), and ours if
+    a long answer meets our limit of answers.
+    """
 
     retryable = False
 
@@ -308,6 +313,12 @@ class Unsupported(ModelError):
 
     fault: Fault = "caller"
     field: str | None = None
+
+
+class Unpaid(ModelError):
+    """The budget does not pay for a call to this candidate; a cheaper one may follow."""
+
+    fault: Fault = "caller"
 
 
 class CircuitOpen(ModelError):

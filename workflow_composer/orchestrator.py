@@ -74,7 +74,8 @@ class ModelOrchestrator(ActiveStrategy):
         metrics: destination, or several, of the metric line of each request; None: the file ``routing_metrics.jsonl`` in
             the profile's folder ``logs``, or by default in the user's state folder.
         environ: environment variables; None: the process's own.
-        log: destination of decisions (with debugging on) and of reports about broken plugins; None: standard error.
+        log: destination of decisions (with debugging on) and of reports about broken plugins; None: structlog's or
+            `logging`'s logger ``workflow_composer``, whichever the program has configured, else standard error.
 
     Raises `ConfigError` for an invalid profile, `NoStrategy` if none is named and none can be detected.
 

@@ -264,6 +264,10 @@ class Plan:
     gapless: bool = False
     alarm: str = ""
 
+    def __repr__(self) -> str:
+        names = " => ".join(tier.title for tier in self.tiers)
+        return f"<Plan {str(self) or names!r} by {self.router or 'no router'}: {self.reason}>"
+
     def __str__(self) -> str:
         if not all(tier.has_route for tier in self.tiers):
             return self.router

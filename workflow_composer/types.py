@@ -513,6 +513,11 @@ class Sample:
     score: float | None = None
     reasoning: str = ""
 
+    def __repr__(self) -> str:
+        said = [f"{one.name}={getattr(self, one.name)!r}" for one in fields(self)[1:] if getattr(self, one.name)]
+        said = [f"logprobs=<{len(self.logprobs or ())} tokens>" if one.startswith("logprobs=") else one for one in said]
+        return f"Sample({', '.join([repr(shortened(self.text)), *said])})"
+
     @property
     def cut_off(self) -> bool:
         """Whether a limit on its length or a filter ended it, and not the model."""

@@ -54,9 +54,9 @@ class Model:
 
     @classmethod
     def of(cls, text: str) -> Model:
-        """Read ``NAME`` or ``NAME=KIND``."""
+        """Read ``NAME`` or ``NAME=KIND``; ``NAME=short`` has a context of 512 tokens."""
         name, _, kind = text.partition("=")
-        return cls(name, kind or "chat")
+        return cls(name, context=512) if kind == "short" else cls(name, kind or "chat")
 
 
 class LocalServer(StubServer):
@@ -130,6 +130,9 @@ class LocalServer(StubServer):
             return self.no_model(asked["model"])
         if model.kind == "embedding":
             return self.no_chat(model)
+        if asked.get("max_tokens", 0) > model.context and self.owner in ("vllm", "sglang"):
+            wrong = f"max_tokens={asked['max_tokens']} cannot be greater than max_model_len={model.context}."
+            return self.refusal(400, f"{wrong} Please request fewer output tokens.")
         prompt = asked["messages"][-1]["content"]
         said = {"chat": sum_of(prompt), "cloud": sum_of(prompt), "wrong": "I like turtles."}.get(model.kind, "")
         thought = "The user asks for a sum. Let me think. " * 3 if model.kind == "thinking" else ""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -152,13 +153,9 @@ def main(setting: str, arguments: Sequence[str]) -> int:
             stack.callback(process.kill)
             assert process.stdout is not None
             assert process.stdout.readline(), "the server did not start"
-        # Ctrl-C on the terminal is for the command alone, which has to end by itself.
         with subprocess.Popen([sys.executable, *arguments]) as command:
-            while True:
-                try:
-                    return command.wait()
-                except KeyboardInterrupt:
-                    continue
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C on the terminal is for the command, which ends by itself
+            return command.wait()
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ class Place:
         role = {
             "model": str(CHECKPOINT),
             "served_name": "small",
+            "aliases": ["little"],
             "port": self.port,
             "memory_gb": 1.5,
             "max_model_len": 512,
@@ -108,6 +109,7 @@ class Life:
     entries: list[dict[str, object]] = field(default_factory=list)
     health: str = ""
     completion: str = ""
+    by_its_alias: str = ""
     second_start: list[str] = field(default_factory=list)
     other_on_the_port: list[str] = field(default_factory=list)
     processes: set[int] = field(default_factory=set)
@@ -136,6 +138,10 @@ def life(place) -> Life:
                 f"curl -s localhost:{place.port}/v1/completions -H 'Content-Type: application/json' "
                 """-d '{"model": "small", "prompt": "Ann has 3 apples", "max_tokens": 5}'"""
             )
+            seen.by_its_alias = curl(
+                f"curl -s localhost:{place.port}/v1/completions -H 'Content-Type: application/json' "
+                """-d '{"model": "little", "prompt": "Ann has 3 apples", "max_tokens": 5}'"""
+            )
             seen.second_start = place.fails("small")
             seen.other_on_the_port = place.fails(str(CHECKPOINT.parent / "medium"), "--port", str(place.port))
             seen.processes = processes_of(script.pid)
@@ -163,6 +169,12 @@ def test_state_and_registry_say_where_it_is(life, place):
 def test_the_checks_that_a_user_types_work(life):
     assert life.health == "200"
     assert json.loads(life.completion)["choices"][0]["text"]
+
+
+def test_a_model_answers_to_its_alias_and_under_its_own_name(life):
+    found = json.loads(life.by_its_alias)
+    assert found["choices"][0]["text"]
+    assert found["model"] == "small"
 
 
 def test_a_second_start_says_that_it_runs(life):

@@ -44,7 +44,7 @@ def asks_on(machine, screen_text, question="What is 17 + 25?"):
         Stand("ollama:old", 11434, "all-minilm=embedding", "llama2:7b"),
         Stand("llama.cpp", 8080, "/models/qwen2.5-7b-instruct-q4_k_m.gguf"),
         Stand("lm-studio", 1234, "text-embedding-nomic-embed-text-v1.5=embedding", "qwen3-8b"),
-        Stand("sglang", 30000, "default"),
+        Stand("sglang", 30000, "default=short"),
         Stand("vllm", 8003, "Qwen/Qwen2.5-7B-Instruct-AWQ", "qwen"),
     ],
     ids=lambda stand: f"{stand.arguments[0]} {stand.arguments[1]}",

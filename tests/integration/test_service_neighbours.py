@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from subprocess import run
 
 import pytest
@@ -235,3 +236,27 @@ def test_the_calls_of_a_request_end_at_its_limit(tmp_path):
             assert (status, json.loads(said)["error"]["code"]) == (400, "too_many_calls")
             assert len([request for request in stub.requests if request.method == "POST"]) == 7
             assert service.ask("hello")[0] == 200
+
+
+def test_a_thousand_made_up_tasks_leave_the_metrics_short(tmp_path):
+    """The tasks of the profile have series of their own, and all others share one."""
+    with echoing() as stub, serving(tmp_path, stub, task_routing={"*": "p-0", "sums": "p-0"}) as service:
+
+        def ask(number: int) -> int:
+            headers = {"Content-Type": "application/json", "x-workflow-composer-task": f"made-up-{number}"}
+            return service.request("POST", "/v1/chat/completions", chat("q", model="auto"), headers)[0]
+
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(ask, range(1000))) == {200}
+        sums = {"Content-Type": "application/json", "x-workflow-composer-task": "sums"}
+        assert service.request("POST", "/v1/chat/completions", chat("q", model="auto"), sums)[0] == 200
+        page = service.request("GET", "/metrics")[2]
+    assert len(page) < 500_000
+    assert b"made-up" not in page
+    found = {
+        name: float(line.rpartition(b" ")[2])
+        for line in page.splitlines()
+        for name in ("other", "sums")
+        if line.startswith(b"workflow_composer_requests_total{") and f'task="{name}"'.encode() in line
+    }
+    assert found == {"other": 1000, "sums": 1}

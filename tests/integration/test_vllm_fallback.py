@@ -1,14 +1,14 @@
 """The shipped `t4_hybrid` profile against a real vLLM server that dies in mid-request and comes back."""
 
 import asyncio
-import re
 import time
 
 import pytest
 
+from tests.integration.shipped_profile import t4_hybrid
 from tests.integration.stub_server import StubServer
 from tests.integration.vllm_server import VARIABLE, VLLMServer, vllm_python
-from tests.paths import CHECKPOINTS, PROFILES
+from tests.paths import CHECKPOINTS
 from workflow_composer import ModelOrchestrator
 from workflow_composer.metrics.sink import MemorySink
 
@@ -41,11 +41,8 @@ def cloud():
 @pytest.fixture
 def profile(tmp_path, cloud):
     """`t4_hybrid` as it is shipped, its two cloud addresses pointed to the stand-in."""
-    text = (PROFILES / "t4_hybrid.yaml").read_text()
-    text, changed = re.subn(r"https://api\.(deepseek|anthropic)\.com\S*", cloud.url, text)
-    assert changed >= 2
     path = tmp_path / "t4_hybrid.yaml"
-    path.write_text(text)
+    path.write_text(t4_hybrid(cloud.url))
     return path
 
 
@@ -96,7 +93,7 @@ async def test_a_task_goes_to_its_server_falls_back_when_it_is_killed_and_return
         await asyncio.to_thread(server.kill)
         second = await asked
         assert not second.decision.local
-        assert (second.decision.candidate, second.decision.fallback_depth, second.decision.tier) == ("deepseek-v3", 1, 0)
+        assert (second.decision.candidate, second.decision.fallback_depth, second.decision.tier) == ("deepseek-flash", 1, 0)
         assert {a.error_type for a in second.attempts if a.local} == {"ServerUnreachable"}
 
         await asyncio.to_thread(server.start)

@@ -20,7 +20,7 @@ from workflow_composer.cli.state import State
 from workflow_composer.errors import WorkflowComposerError, nearest
 
 if TYPE_CHECKING:
-    from workflow_composer.config.strategy import ModelSpec
+    from workflow_composer.config.strategy import ModelSpec, StrategyConfig
     from workflow_composer.orchestrator import ModelOrchestrator
     from workflow_composer.plan import Plan
     from workflow_composer.types import Attempt, EndpointStatus, LLMResponse, Message, OrchestratorStatus
@@ -69,6 +69,7 @@ class Chat:
     def run(self, lines: LineEditor) -> None:
         """Read and answer until the end of the input."""
         click.echo("/help lists the commands; Ctrl-C stops an answer, Ctrl-D ends.")
+        self._tell_single()
         while not self._over:
             try:
                 self.hear(lines.read(f"{self.orchestrator.strategy}> "))
@@ -115,7 +116,7 @@ class Chat:
 
     def _ask(self, text: str) -> None:
         text.encode()  # a lone surrogate: half a character, which no server could read
-        asked = [*self.messages, {"role": "user", "content": text}]
+        asked = [*self._said(), {"role": "user", "content": text}]
         heard: list[str] = []
         plan = None
         try:
@@ -136,8 +137,16 @@ class Chat:
             if said := "".join(heard):
                 self.messages = [*asked, {"role": "assistant", "content": said}]
 
+    def _said(self) -> list[Message]:
+        """Return what is sent with the next question of what was said before."""
+        return [] if _reads_single_questions(self.orchestrator.config) else self.messages
+
     def _fields(self) -> dict[str, Any]:
         return {} if self.model is None else {"model": self.model}
+
+    def _tell_single(self) -> None:
+        if _reads_single_questions(self.orchestrator.config):
+            click.echo("Each question stands alone: the models that come with the package were trained on single questions.")
 
     def _print_foot(self, response: LLMResponse) -> None:
         if not response.text.strip():
@@ -186,6 +195,7 @@ class Chat:
         if self.messages and kept_local and config.allow_cloud:
             self.messages = []
             click.echo("a new conversation begins, because the last one was to stay on your own machines")
+        self._tell_single()
 
     def why(self, _: str) -> None:
         """Show how the last answer came about, or why there is none."""
@@ -212,7 +222,7 @@ class Chat:
         if not text and not self.messages:
             click.echo("give a question: /route QUESTION")
             return
-        prompt = [*self.messages, {"role": "user", "content": text}] if text else self.messages
+        prompt = [*self._said(), {"role": "user", "content": text}] if text else self.messages
         request, plan = self.orchestrator.prepare(prompt, **self._fields())
         servers = servers_of(plan, self.orchestrator.config, self._environ)
         print_plan(self.orchestrator.strategy, request, plan, servers)
@@ -255,6 +265,14 @@ COMMANDS: Mapping[str, SlashCommand] = {
 
 
 # ------------------------------------------------------------------------------------------------------------- in words
+
+
+def _reads_single_questions(config: StrategyConfig) -> bool:
+    """Whether all models are checkpoints of the package, which take earlier questions for a part of the last one."""
+    specs = config.backend_specs().values()
+    return bool(specs) and all(
+        spec.backend == "embedded" and "/" not in (spec.path or spec.model or spec.name) for spec in specs
+    )
 
 
 def _print_columns(rows: Iterable[Sequence[str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ def open_orchestrator(state: State, metrics: MetricsSink | None) -> ModelOrchest
     """Return the orchestrator of the named, or else detected, strategy. Raises `ConfigError`, `NoStrategy`."""
     from workflow_composer.orchestrator import ModelOrchestrator
 
-    orchestrator = ModelOrchestrator(state.strategy, metrics=metrics, environ=state.environ, log=state.log)
+    orchestrator = ModelOrchestrator(state.strategy, metrics=metrics, environ=state.environ, log=state.log or sys.stderr)
     state.tell_where(orchestrator.config)
     return orchestrator
 

@@ -28,6 +28,8 @@ CASCADE_TARGET = "cascade"
 EMBEDDED_FLEET = {"small": 0.02, "medium": 0.10, "large": 0.40}
 """The checkpoints shipped with the package, by the invented costs of their tiers (dollars per million tokens)."""
 
+_THE_MODELS = ("backend", "model", "context_length", "capabilities")
+"""What the catalogue says of a model wherever it is served."""
 _OTHERWISE = frozenset({CLOUD, CASCADE_TARGET, *DEFAULT_TIERS})
 _MODELS = ("models", "vllm_endpoints", "fallback", "task_routing", "tiers")
 
@@ -78,7 +80,7 @@ class FilledIn:
         elif _host(url) == found.host:
             given = found.keys()
         else:  # another provider or a proxy: its key and its prices are its own
-            given = {key: value for key, value in found.keys().items() if key in ("backend", "model", "context_length")}
+            given = {key: value for key, value in found.keys().items() if key in _THE_MODELS}
         for mine, theirs in (("api_key", "api_key_env"), ("input_price", "cached_input_price")):
             if mine in written:
                 given.pop(theirs, None)

@@ -153,6 +153,10 @@ class StrategyConfig(ProfilePart):
     _notes: tuple[str, ...] = PrivateAttr(default=())
     _specs: Mapping[str, ModelSpec] = PrivateAttr()
 
+    def __repr__(self) -> str:
+        where = "may use the cloud" if self.allow_cloud else "stays on your own machines"
+        return f"<StrategyConfig {self.profile_name}: models {', '.join(self.models) or 'of its endpoints'}; {where}>"
+
     def __init__(self, /, *, _read: tuple[SourceText, Problems, Mapping[str, str]] | None = None, **data: Any) -> None:
         _, problems, environ = _read or _in_python()
         source = check_code(data, problems, environ)  # first: nothing that names code is read any further

@@ -128,7 +128,7 @@ class PlanExecutor:
         received by then. With ``watch``, the tier's watch may abandon the answer while it is generated.
         """
         if tier.voting is not None and (tier.form is None or tier.samples > 1 or tier.voting.measure == "score"):
-            # Imported with the first vote: reading and comparing answers is a third of all that a single answer would load.
+            # Imported with the first vote: reading and comparing answers is much of what a single answer would load.
             from workflow_composer.execution.voting.vote_sampling import Poll
 
             kind = self.vote_kind(tier, request, trace)

@@ -20,13 +20,14 @@ from workflow_composer.errors import (
     LocalModelUnavailable,
     ModelError,
     ServerFailed,
+    Unpaid,
     Unsupported,
 )
 from workflow_composer.execution.call import REST, Call, Endpoint, Trace
 from workflow_composer.execution.reservation import Reservation
 from workflow_composer.plan import Candidate, Member, Plan, Tier, Watch
 from workflow_composer.support.fast_dataclass import changed
-from workflow_composer.types import Attempt, Chunk, Completion, Embeddings, Fault, LLMRequest, ModelCall, Timeouts, Verdict
+from workflow_composer.types import Attempt, Chunk, Completion, Embeddings, LLMRequest, ModelCall, Timeouts, Verdict
 from workflow_composer.usage import Sending
 
 
@@ -105,12 +106,6 @@ class Abandoned(Exception):  # no error: the call was ended on purpose
         reason = f"abandoned after {tokens} tokens: {verdict.reason}"
         super().__init__(reason)
         self.verdict = replace(verdict, reason=reason)
-
-
-class Unpaid(ModelError):
-    """The budget does not pay for a call to this candidate; a cheaper one may follow."""
-
-    fault: Fault = "caller"
 
 
 class MemberRun:

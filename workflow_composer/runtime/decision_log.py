@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 import time
 from collections.abc import Mapping
@@ -20,6 +21,9 @@ from workflow_composer.runtime.decision_text import told
 from workflow_composer.types import Attempt, LLMRequest, LLMResponse, Verdict, texts
 
 DEBUG_VARIABLE = "BIOPIPELINES_DEBUG_ROUTING"
+
+LOGGER = "workflow_composer"
+"""The name of the logger, of structlog and of `logging`."""
 
 
 def debug_wanted(environ: Mapping[str, str]) -> bool:
@@ -43,8 +47,30 @@ class LogStream(Protocol):
         ...
 
 
+class StandardLog:
+    """Writes events with their fields by `logging`: as one line, and as the record's attribute ``fields``."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+
+    def info(self, event: str, **fields: Any) -> None:
+        """Log an event."""
+        self._write(logging.INFO, event, fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        """Log a warning."""
+        self._write(logging.WARNING, event, fields)
+
+    def _write(self, level: int, event: str, fields: Mapping[str, Any]) -> None:
+        if self._logger.isEnabledFor(level):
+            from structlog.processors import LogfmtRenderer
+
+            told = LogfmtRenderer(bool_as_flag=False)(None, "", dict(fields))
+            self._logger.log(level, "%s", f"{event} {told}".rstrip(), extra={"fields": dict(fields)}, stacklevel=4)
+
+
 class Narrator:
-    """Writes events to ``stream``, else to structlog if the program has configured it, else to stderr."""
+    """Writes events to ``stream``, else to structlog or to `logging` if the program has configured it, else to stderr."""
 
     def __init__(self, stream: LogStream | None = None) -> None:
         self._stream = stream
@@ -89,8 +115,11 @@ class Narrator:
     def _log(self) -> Any:
         import structlog
 
-        if structlog.is_configured() and self._stream is None:
-            return structlog.get_logger("workflow_composer")
+        if self._stream is None:
+            if structlog.is_configured():
+                return structlog.get_logger(LOGGER)
+            if (logger := logging.getLogger(LOGGER)).hasHandlers():
+                return StandardLog(logger)
         stream = self._stream or sys.stderr
         processors: list[Any] = [
             structlog.processors.add_log_level,

@@ -166,6 +166,12 @@ def catalogued_keys(environ: Mapping[str, str]) -> dict[str, bool]:
 
 
 NO_SLURM = "its commands are not installed"
+_SLURM_CONFS = (
+    "/etc/slurm/slurm.conf",
+    "/etc/slurm-llnl/slurm.conf",
+    "/usr/local/etc/slurm.conf",
+    "/run/slurm/conf/slurm.conf",
+)
 _SLURM_FRESH = 60.0
 """Seconds for which an answer of SLURM's controller is kept."""
 _controllers: dict[tuple[str, str], tuple[str, float]] = {}
@@ -190,7 +196,7 @@ async def slurm_controller(environ: Mapping[str, str], limit: float = PROBE_SECO
         from workflow_composer.fleet.slurm.commands import Slurm
 
         try:
-            Slurm(environ, limit=limit).ping()
+            Slurm(_with_slurm_conf(environ), limit=limit).ping()
         except FleetError as error:
             return f"{error.message} ({error.hint})" if error.hint else error.message
         return ""
@@ -201,6 +207,12 @@ async def slurm_controller(environ: Mapping[str, str], limit: float = PROBE_SECO
         found = f"its controller does not answer within {limit:g} s (check it with `scontrol ping`)"
     _controllers[known] = found, time.monotonic()
     return found
+
+
+def _with_slurm_conf(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Name an empty configuration where there is none: SLURM's commands would ask the name server for one."""
+    places = (environ.get("SLURM_CONF", ""), *_SLURM_CONFS)
+    return environ if any(place and Path(place).is_file() for place in places) else {**environ, "SLURM_CONF": os.devnull}
 
 
 def _slurm_of(environ: Mapping[str, str]) -> tuple[str, str]:

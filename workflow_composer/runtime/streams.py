@@ -62,6 +62,9 @@ class ResponseStream:
         self._under_way: UnderWay | None = None
         self._chunks = start(self)
 
+    def __repr__(self) -> str:
+        return f"<ResponseStream {'under way' if self.response is None else self.response!r}>"
+
     def follow(self, under_way: UnderWay) -> None:
         """Set the run that produces the chunks."""
         self._under_way = under_way
@@ -99,6 +102,9 @@ class SyncResponseStream:
         self._reading: asyncio.Task[Any] | None = None
         self._process = os.getpid()
         self._closed = False
+
+    def __repr__(self) -> str:
+        return repr(self._stream).replace("<Response", "<SyncResponse", 1)
 
     @property
     def response(self) -> LLMResponse | None:

@@ -20,9 +20,9 @@ from typing import Any
 
 import httptools
 
-from workflow_composer.server.bodies import UnfinishedBodies
 from workflow_composer.server.exchange import EVENTS, JSON, Exchange, Fields, Reply
 from workflow_composer.server.requests import BadTarget, HttpLimits, head_without_upgrade, path_and_query
+from workflow_composer.support.unfinished import UnfinishedBodies
 
 Serve = Callable[[Exchange], Awaitable[Reply | None]]
 """Answers an exchange; raises only CancelledError."""

@@ -95,7 +95,9 @@ class CommandLine:
         }
         config = StrategyConfig(**(fields | self.profile))
         self.orchestrators.append(
-            ModelOrchestrator(config, plugins=host, metrics=metrics or self.metrics, environ=self.environ)
+            ModelOrchestrator(
+                config, plugins=host, metrics=metrics or self.metrics, environ=self.environ, log=state.log or sys.stderr
+            )
         )
         return self.orchestrators[-1]
 

@@ -158,3 +158,18 @@ def test_where_the_history_stands(tmp_path):
     assert history_file({"HOME": str(tmp_path)}) == tmp_path / ".local" / "state" / "workflow-composer" / "history"
     assert history_file({"WORKFLOW_COMPOSER_HISTORY": "off", "HOME": "/"}) is None
     assert history_file({"WORKFLOW_COMPOSER_HISTORY": str(tmp_path / "h")}) == tmp_path / "h"
+
+
+def test_the_models_of_the_package_get_each_question_alone(talk, capsys):
+    """They take an earlier one for a part of it; nothing is left out for others."""
+    models = {"small": {"backend": "embedded", "path": "small"}}
+    chat = talk(models=models, allow_cloud=False)
+    chat.messages = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "first"}]
+    chat.hear("/route two")
+    chat.run(type("Lines", (), {"read": staticmethod(lambda prompt: (_ for _ in ()).throw(EOFError))}))
+
+    assert chat._said() == []
+    assert "Each question stands alone" in capsys.readouterr().out
+    chat = talk("an answer")
+    chat.messages = [{"role": "user", "content": "one"}]
+    assert chat._said() == chat.messages

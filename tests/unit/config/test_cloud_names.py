@@ -155,6 +155,7 @@ def test_another_host_gets_neither_the_providers_key_nor_its_prices():
     """A proxy has its own; a region of the same host has the provider's."""
     proxy = made(models={"gpt-4o": {"base_url": "https://proxy.example/v1"}}).models["gpt-4o"]
     assert (proxy.backend, proxy.model, proxy.context_length) == ("openai", "gpt-4o", 128_000)
+    assert "tools" in proxy.capabilities
     assert (proxy.api_key_env, proxy.input_price, proxy.output_price) == (None, None, None)
     same = made(models={"gpt-4o": {"base_url": "https://api.openai.com/v2"}}).models["gpt-4o"]
     assert (same.base_url, same.api_key_env, same.input_price) == ("https://api.openai.com/v2", "OPENAI_API_KEY", 2.5)

@@ -50,6 +50,13 @@ async def answered(b, plan, request, form):
         request.purse.settle(cost, usage.total_tokens)
 
 
+async def held_back(budget, request):
+    """Wait until a request waits for money; it must not end before."""
+    while not budget.waiting:
+        assert not request.done(), request
+        await asyncio.sleep(0.001)
+
+
 def asked(budget, **fields):
     """A request that pays from a budget."""
     fields = {"max_tokens": 1, **fields}
@@ -84,8 +91,7 @@ class TestFallbacks:
         other = await budget.reserve(0.5)
         b = bench(fake("a", ServerFailed("down")), fake("b", "4"), prices=ONE)
         waiting = asyncio.create_task(answered(b, Plan((Tier.of(b.candidates()),)), asked(budget), form))
-        while not budget.waiting:
-            await asyncio.sleep(0.001)
+        await held_back(budget, waiting)
         assert b.backends["b"].calls == []
         other.settle(0.0)
         assert await asyncio.wait_for(waiting, 60) == "4"
@@ -267,8 +273,7 @@ async def test_tokens_are_covered_as_dollars_are(bench, fake):
     assert other.take(0.0, 20)
     request = asked(budget, max_tokens=None)
     waiting = asyncio.create_task(answered(b, Plan((Tier.of(b.candidates()),)), request, "whole"))
-    while not budget.waiting:
-        await asyncio.sleep(0.001)
+    await held_back(budget, waiting)
     assert b.backends["b"].calls == []
     other.settle(0.0, 0)
     assert await asyncio.wait_for(waiting, 60) == "4"
@@ -292,8 +297,7 @@ async def test_a_cancelled_wait_leaves_nothing_reserved(bench, fake):
     other = await budget.reserve(0.5)
     b = bench(fake("a", RateLimited("busy")), fake("b", "4"), prices=ONE)
     waiting = asyncio.create_task(answered(b, Plan((Tier.of(b.candidates()),)), asked(budget), "whole"))
-    while not budget.waiting:
-        await asyncio.sleep(0.001)
+    await held_back(budget, waiting)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from workflow_composer.server import bodies
 from workflow_composer.server.exchange import Exchange, Reply
 from workflow_composer.server.http import HttpLimits, HttpServer
+from workflow_composer.support import unfinished as bodies
 from workflow_composer.types import Relay
 
 LIMITS = HttpLimits(head=4096, fields=20, target=1024, body=10_000, head_seconds=0.6, body_seconds=0.6, idle_seconds=0.8)

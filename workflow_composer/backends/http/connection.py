@@ -11,10 +11,14 @@ import asyncio
 import time
 import zlib
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary, finalize
 
 import httptools
+
+from workflow_composer.support.unfinished import PATIENCE, UnfinishedBodies
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +49,24 @@ STEP = 64 * 2**10
 PIECE = 4 * 2**10
 """The same of headers and of events, each of which takes work of its own."""
 LARGE = 2**20
-"""Bytes after which the JSON values of a response are counted."""
+"""Bytes after which a response is large: its JSON values are counted, and it waits if others take the room."""
+TOGETHER = 64 * 2**20
+"""Bytes of large answers that an event loop receives or decodes at once; beyond it, all but the first wait."""
+PACE = 64 * 2**10
+"""Bytes per second at which a large answer must arrive while others wait."""
 ERROR = 256 * 2**10
 """Bytes of an error response that are kept."""
+
+
+_rooms: WeakKeyDictionary[asyncio.AbstractEventLoop, UnfinishedBodies] = WeakKeyDictionary()
+
+
+def room_of(loop: asyncio.AbstractEventLoop) -> UnfinishedBodies:
+    """Return the large answers of a loop."""
+    found = _rooms.get(loop)
+    if found is None:
+        found = _rooms[loop] = UnfinishedBodies(TOGETHER, PACE)
+    return found
 
 
 def values_in(data: bytes | bytearray) -> int:
@@ -77,10 +96,17 @@ class Undecodable(Broken):
 
 
 class TooLong(Broken):
-    """The response exceeds the limits; a retry would not help."""
+    """The response exceeds the limits; a retry would not help.
+
+    ``ours``: an honest server may have sent it, so that the limit is at fault and not the server.
+    """
+
+    def __init__(self, reason: str, *, ours: bool = False) -> None:
+        super().__init__(reason)
+        self.ours = ours
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Answer:
     """A server's response, with header names in lower case. ``body`` is empty if a sink received it."""
 
@@ -125,6 +151,7 @@ class Connection(asyncio.Protocol):
         self._lost: tuple[Exception | None] | None = None
         self._unsent: deque[bytes] = deque()
         self._full = False
+        self._share: Share | None = None
         self.transport: Any = None
         self.usable = True
         self.idle_since = 0.0
@@ -183,6 +210,9 @@ class Connection(asyncio.Protocol):
         """Close immediately, which tells the server to stop."""
         self.usable, self._aborted = False, True
         self._unsent.clear()
+        if self._share is not None:
+            self._share.end()
+            self._share = None
         if self.transport is not None:
             self.transport.abort()
 
@@ -329,7 +359,7 @@ class Connection(asyncio.Protocol):
             self._streams = True
             self._sink.begin()
         elif len(length := self._headers.get("content-length", "")) < 20 and length.isdecimal() and int(length) > self._most:
-            self._fail(TooLong(f"the response is longer than {self._most} bytes"))
+            self._fail(TooLong(f"the response is longer than {self._most} bytes", ours=True))
 
     def on_body(self, body: bytes) -> None:
         """Pass a piece to the sink, or keep it."""
@@ -355,7 +385,7 @@ class Connection(asyncio.Protocol):
                 self._fail(error)
             return
         if self._decoded > self._most:
-            self._fail(TooLong(f"the response is longer than {self._most} bytes"))
+            self._fail(TooLong(f"the response is longer than {self._most} bytes", ours=True))
             return
         if self._decoded > ERROR and self._parser.get_status_code() >= 400:
             return  # the start of an error says what it is
@@ -366,9 +396,12 @@ class Connection(asyncio.Protocol):
                 self._body = bytearray(self._body)
             self._body += piece
         if self._decoded > LARGE:
+            if self._share is None:
+                self._share = Share(self, room_of(self._loop))
+            self._share.grow(len(piece))
             self._values += values_in(piece if self._values else self._body)
             if self._values > self._bounds.values:
-                self._fail(TooLong(f"the response has more than {self._bounds.values} values"))
+                self._fail(TooLong(f"the response has more than {self._bounds.values} values", ours=True))
 
     def on_message_complete(self) -> None:
         """Deliver the response, unless it was an interim one (1xx); a compressed one once it is decompressed."""
@@ -387,13 +420,65 @@ class Connection(asyncio.Protocol):
         waiter, self._waiter, self._sink = self._waiter, None, None
         body, self._body = self._body, b""
         if waiter is not None and not waiter.done():
-            waiter.set_result(Answer(self._parser.get_status_code(), self._headers, body))
+            answer = Answer(self._parser.get_status_code(), self._headers, body)
+            if self._share is not None:
+                finalize(answer, self._share.end).atexit = False  # once it is decoded
+                self._share = None
+                if self._held:
+                    self.resume()
+            waiter.set_result(answer)
+
+    def give_up(self, share: Share) -> None:
+        """End a response that stands still while others wait, if it is still coming."""
+        if self._share is share:
+            self._fail(Broken("the response arrives too slowly, while others wait"))
 
     def _fail(self, error: Broken) -> None:
         waiter, self._waiter, self._sink, self._streams = self._waiter, None, None, False
         self.abort()
         if waiter is not None and not waiter.done():
             waiter.set_exception(error)
+
+
+class Share:
+    """A large answer among those of its event loop; reading pauses while the others take the room."""
+
+    def __init__(self, connection: Connection, room: UnfinishedBodies) -> None:
+        self._connection = connection
+        self._room = room
+        self._loop = asyncio.get_running_loop()
+
+    def grow(self, size: int) -> None:
+        """Count received bytes."""
+        self._room.add(self, size, self._loop.time())
+        if self._room.waits(self):
+            self._loop.call_later(PATIENCE, self._look)
+
+    def end(self) -> None:
+        """Leave, in any thread: nobody holds the answer any more."""
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._leave)
+
+    def hold(self) -> None:
+        """See `Receiving`."""
+        self._connection.pause()
+
+    def go_on(self) -> None:
+        """See `Receiving`."""
+        self._connection.resume()
+
+    def cut_off(self) -> None:
+        """See `Receiving`."""
+        self._connection.give_up(self)
+
+    def _look(self) -> None:
+        """While it waits, those that stand still end."""
+        if self._room.waits(self):
+            self._room.cut_off_the_slow(self._loop.time())
+            self._loop.call_later(PATIENCE, self._look)
+
+    def _leave(self) -> None:
+        self._room.remove(self, self._loop.time())
 
 
 def inflating_for(coding: str) -> Inflating | None:

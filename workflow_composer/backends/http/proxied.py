@@ -184,9 +184,9 @@ class ProxiedStream:
         while part := await self.read():
             body += part
             if len(body) > most:
-                raise TooLong(f"the response is longer than {most} bytes")
+                raise TooLong(f"the response is longer than {most} bytes", ours=True)
         if len(body) > LARGE and values_in(body) > self._bounds.values:
-            raise TooLong(f"the response has more than {self._bounds.values} values")
+            raise TooLong(f"the response has more than {self._bounds.values} values", ours=True)
         return Answer(self._response.status_code, _headers(self._response), bytes(body))
 
     async def close(self) -> None:

@@ -114,9 +114,11 @@ class OpenAICompatibleBackend:
                     if chunk is not None:
                         size += len(chunk.text) + len(chunk.reasoning) + sum(len(str(one)) for one in chunk.tool_calls)
                         if size > BOUNDS.whole:
-                            raise AnswerTooLong(
+                            too_long = AnswerTooLong(
                                 f"{self._server.label.name}: an answer of more than {BOUNDS.whole} characters"
                             )
+                            too_long.fault = "ours"  # as of a whole answer
+                            raise too_long
                         finished = finished or chunk.finish_reason is not None
                         yield chunk
         finally:

@@ -73,7 +73,9 @@ class Server:
 def from_connection(error: Exception, server: Server) -> ModelError:
     """Return the error for an exception of the client: `Broken`, `TooLong`, TimeoutError (connect), OSError."""
     if isinstance(error, TooLong):
-        return AnswerTooLong(f"{server.name}: {error}", hint="limit max_tokens, or check that this is a model server")
+        too_long = AnswerTooLong(f"{server.name}: {error}", hint="limit max_tokens, or check that this is a model server")
+        too_long.fault = "ours" if error.ours else "server"
+        return too_long
     if isinstance(error, Undecodable):
         return ServerFailed(f"{server.name}: {error}", hint="see the server's log")
     if what := lacking(error):

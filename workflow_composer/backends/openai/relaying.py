@@ -173,7 +173,7 @@ class _Pump:
                 self._kept.append(data)
                 self._kept_size += len(data)
                 if self._kept_size > _MOST_KEPT:
-                    raise TooLong(f"the stream is longer than {_MOST_KEPT} bytes")
+                    raise TooLong(f"the stream is longer than {_MOST_KEPT} bytes", ours=True)
             self._write(data)
 
     def _count(self, data: bytes) -> None:

@@ -370,10 +370,12 @@ def _answer(state: State, plan: FirstProfile, timeout: float) -> _Answer:
     """Validate the profile and ask its model, without a fallback. Raises `ProfileError` if it is invalid."""
     from workflow_composer.orchestrator import ModelOrchestrator
 
+    # A server refuses more tokens than its context has.
+    longest = min(_LONGEST, plan.context_length // 2) if plan.context_length else _LONGEST
     started = time.monotonic()
     with ModelOrchestrator(_validated(plan), environ=state.environ) as orchestrator:
         try:
-            response = orchestrator.generate(QUESTION, model=plan.offer.model, max_tokens=_LONGEST, timeout=timeout)
+            response = orchestrator.generate(QUESTION, model=plan.offer.model, max_tokens=longest, timeout=timeout)
         except AllCandidatesFailed as error:
             said = error.attempts[-1].error if error.attempts else error.message
             return _Answer(plan.offer, fault=" ".join((said or error.message).split()), remedy=error.hint)

@@ -22,6 +22,7 @@ from workflow_composer.config.strategy import ModelSpec
 from workflow_composer.errors import WorkflowComposerError, nearest
 from workflow_composer.runtime.doctor.clocks import REMEDY, of_server
 from workflow_composer.runtime.doctor.finding import Finding, Level, Subject, named, place_of
+from workflow_composer.support.installing import install_library
 
 LIMIT = 10.0
 """Seconds for the question to a cloud server."""
@@ -135,7 +136,7 @@ def _of_proxy(subject: Subject, spec: ModelSpec) -> Iterator[Finding]:
     if parts.scheme.startswith("socks"):
         if importlib.util.find_spec("socksio") is None:
             what = f"{spec.name} would be reached through a SOCKS proxy, for which a library is missing"
-            how = "install it: pip install socksio; or set HTTPS_PROXY to an HTTP proxy"
+            how = f"{install_library('socksio')}; or set HTTPS_PROXY to an HTTP proxy"
             yield Finding("error", "proxy", _proxy_variable(subject), what, how, (spec.name,))
     elif parts.scheme not in ("http", "https") or not parts.hostname:
         what = f"the proxy for {spec.name} is no address"

@@ -9,7 +9,6 @@ import re
 import resource
 import shutil
 import stat
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from workflow_composer.metrics.sink import metrics_file
 from workflow_composer.runtime.doctor.clocks import REMEDY, TOLERATED, apart
 from workflow_composer.runtime.doctor.finding import Finding, Level
 from workflow_composer.storage.locks import FileLock
+from workflow_composer.support.installing import install_library
 from workflow_composer.support.places import state_folder
 
 DISTRIBUTION = "workflow-composer"
@@ -173,7 +173,7 @@ def check_versions(needed: Iterable[str], requirements: Iterable[str] | None = N
 
 def _of_library(name: str, bounds: str, extra: str, needed: set[str]) -> Iterator[Finding]:
     wanted = not extra or extra in needed
-    install = f"{sys.executable} -m pip install '{name}{bounds}'"
+    install = install_library(f"{name}{bounds}")
     where = f"the extra {extra}" if extra else "the package"
     try:
         version = importlib.metadata.version(name)

@@ -70,7 +70,7 @@ async def check_servers(subject: Subject) -> list[Finding]:
     }
     for _, trouble in judged:
         for finding in trouble:
-            spared = finding.level == "error" and set(finding.models) <= working
+            spared = bool(finding.models) and finding.level == "error" and set(finding.models) <= working
             found.append(replace(finding, level="warning", models=()) if spared else finding)
     return found
 

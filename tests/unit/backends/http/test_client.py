@@ -13,7 +13,7 @@ from tests.integration.stub_backends import backend_of, call, collect, local_bac
 from tests.integration.stub_server import Reply, StubServer
 from workflow_composer.backends.http import client as module
 from workflow_composer.backends.http.client import Client, Origin, head, path_of
-from workflow_composer.backends.http.connection import Broken
+from workflow_composer.backends.http.connection import BOUNDS, Broken
 from workflow_composer.backends.http.egress import EgressPolicy, endpoint_of
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import AnswerTooLong, ServerFailed, ServerUnreachable
@@ -229,6 +229,11 @@ async def test_an_answer_that_is_too_long_is_not_tried_again(server, local):
         await local.complete(call())
     assert not caught.value.retryable
     assert caught.value.fallback
+    assert caught.value.fault == "server"
+    server.script(Reply(body=b" " * (BOUNDS.whole + 1)))
+    with pytest.raises(AnswerTooLong) as caught:
+        await local.complete(call())
+    assert caught.value.fault == "ours"
 
 
 # ---------------------------------------------------------------------------------------------------- streams, cancelling

@@ -53,6 +53,92 @@ async def test_a_connection_that_is_in_step_can_be_used_again(sent):
         assert connection.usable
 
 
+@contextlib.asynccontextmanager
+async def sending(bodies) -> AsyncIterator[list[Connection]]:
+    """Connections to a server that sends the next body to each, at once, with a length of 300,000 bytes."""
+    waiting, accepted = list(bodies), []
+
+    class Server(asyncio.Protocol):
+        def connection_made(self, transport):
+            self.transport = transport
+            accepted.append(transport)
+
+        def data_received(self, data):
+            self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + waiting.pop(0))
+
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Server, "127.0.0.1", 0)
+    place = server.sockets[0].getsockname()
+    found = [(await loop.create_connection(lambda: Connection(loop), *place))[1] for _ in bodies]
+    try:
+        async with asyncio.timeout(60):
+            yield found
+    finally:
+        for transport in (*found, *accepted):
+            transport.abort()
+        server.close()
+        await server.wait_closed()
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def small_room(monkeypatch):
+    """Answers of more than 10 kB are large, and all together may have 500 kB."""
+    monkeypatch.setattr(connection_module, "LARGE", 10_000)
+    monkeypatch.setattr(connection_module, "TOGETHER", 500_000)
+    return 500_000
+
+
+async def test_large_answers_are_bounded_together_and_all_arrive(small_room):
+    """Also while they wait to be decoded: each has its room until nobody holds it any more."""
+    body, most = b"x" * 300_000, 0
+    async with sending([body] * 12) as connections:
+        room = connection_module.room_of(asyncio.get_running_loop())
+        asked = {connection.ask(ASK) for connection in connections}
+        served = 0
+        while asked:
+            done, asked = await asyncio.wait(asked, timeout=0.01)
+            most = max(most, room.held)
+            for one in done:
+                assert bytes(one.result().body) == body
+                served += 1
+            del done
+            one = None
+        assert served == 12
+        assert all(connection.usable for connection in connections)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert room.held == 0
+    assert most <= small_room + 12 * (STEP + 10_000)  # what each has before it is large, and a step
+
+
+async def test_a_large_answer_that_stands_still_does_not_keep_others_from_theirs(small_room, monkeypatch):
+    """They wait for its room; it ends, because it is slow while others wait."""
+    monkeypatch.setattr(connection_module, "PATIENCE", 0.05)
+    monkeypatch.setattr("workflow_composer.support.unfinished.PATIENCE", 0.05)
+    monkeypatch.setattr(connection_module, "PACE", 10**9)
+    async with sending([b"x" * 299_000] * 2 + [b"x" * 300_000] * 3) as connections:
+        stuck = [connection.ask(ASK) for connection in connections[:2]]
+        room = connection_module.room_of(asyncio.get_running_loop())
+        while room.held < small_room:
+            await asyncio.sleep(0.01)
+        for connection in connections[2:]:
+            assert len((await connection.ask(ASK)).body) == 300_000
+        for one in stuck:
+            with pytest.raises(Broken, match="too slowly"):
+                await one
+
+
+async def test_a_connection_is_used_again_after_an_answer_that_waited_for_room(small_room):
+    async with sending([b"x" * 300_000] * 4) as connections:
+
+        async def size(connection):
+            return len((await connection.ask(ASK)).body)
+
+        assert await asyncio.gather(*map(size, connections[:3])) == [300_000] * 3
+        assert len((await connections[0].ask(ASK)).body) == 300_000
+
+
 class Taker(asyncio.Protocol):
     """A server that reads when it is told to, and answers when it has read so much."""
 

@@ -11,8 +11,10 @@ import pytest
 
 from tests.integration.stub_backends import KEY, PROMPT, call, local_backend
 from tests.integration.stub_server import Reply
-from workflow_composer.backends.openai.errors import MESSAGE_LENGTH, redact, retry_after
+from workflow_composer.backends.http.connection import TooLong
+from workflow_composer.backends.openai.errors import MESSAGE_LENGTH, Server, from_connection, redact, retry_after
 from workflow_composer.errors import (
+    AnswerTooLong,
     AuthenticationFailed,
     BadRequest,
     ContextOverflow,
@@ -22,6 +24,7 @@ from workflow_composer.errors import (
     ServerFailed,
     ServerUnreachable,
 )
+from workflow_composer.execution.fault import counts
 
 VLLM_OLD = (
     "This model's maximum context length is 16384 tokens. However, you requested 122946 tokens (112946 in the messages, "
@@ -202,3 +205,11 @@ def test_a_quoted_body_is_cut_whatever_its_escapes():
     """Text that is quoted with escapes is not recognized as the request's; the quotation is."""
     said = r"field required, 'loc': ('body', 'n'), 'input': {'messages': [{'content': 'M\u00fcller h\u00e4lt'}]}"
     assert redact(said, ["M\u00fcller h\u00e4lt"]) == "field required, 'loc': ('body', 'n'), [request]"
+
+
+@pytest.mark.parametrize(("ours", "fault"), [(True, "ours"), (False, "server")])
+def test_an_answer_that_meets_our_limit_is_not_its_server_s_fault(ours, fault):
+    """A long answer may be honest; headers of a megabyte are not."""
+    found = from_connection(TooLong("the response is too long", ours=ours), Server("h:1", "http://h:1/v1"))
+    assert isinstance(found, AnswerTooLong)
+    assert (found.fault, counts(found), found.retryable) == (fault, not ours, False)

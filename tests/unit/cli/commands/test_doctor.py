@@ -302,8 +302,8 @@ def test_an_embedding_model_that_is_to_chat(doctor, make):
 def test_a_context_longer_than_the_servers(doctor, server):
     """Longer prompts would fail, or be cut."""
     with server:
-        found = doctor(models=own(server.url, context_length=32768))
-        assert "write context_length: 4096" in found["context-too-long"]["remedy"]
+        found = doctor(models=own(server.url, context_length=32768))["context-too-long"]
+        assert (found["level"], "write context_length: 4096" in found["remedy"]) == ("error", True)
         assert doctor(models=own(server.url, context_length=4096)) == {}
 
 

@@ -17,6 +17,7 @@ from workflow_composer.execution.reservation import Reservation
 from workflow_composer.server.auth.keys import Key
 from workflow_composer.server.auth.ledger import TOGETHER, Ledger
 from workflow_composer.server.failures import HttpFailure
+from workflow_composer.storage.locks import RangeLocks
 
 NOW = float(timegm((2026, 5, 31, 23, 0, 0)))
 DAY = 86_400.0
@@ -419,3 +420,70 @@ def test_a_disk_without_room_for_reservations_refuses_and_recovers(tmp_path, wor
     one.write(NOW + 1.0)
     assert one.left(key, NOW) == 0.75
     assert Reservation(budget).take(0.75)
+
+
+class Work:
+    """Counts the steps of requests in this thread (calls of Python functions), and what they do with files."""
+
+    def __init__(self, monkeypatch):
+        self.steps = self.locks = self.reads = self.writes = 0
+        for name in ("pread", "pwrite"):
+            monkeypatch.setattr(os, name, self._counted(getattr(os, name), "reads" if name == "pread" else "writes"))
+        monkeypatch.setattr(RangeLocks, "hold", self._counted(RangeLocks.hold, "locks"))
+
+    def _counted(self, function, what):
+        def counted(*arguments, **named):
+            setattr(self, what, getattr(self, what) + 1)
+            return function(*arguments, **named)
+
+        return counted
+
+    def _seen(self, frame, event, _):
+        self.steps += event == "call"
+
+    def of(self, requests):
+        """What these requests take."""
+        self.steps = self.locks = self.reads = self.writes = 0
+        sys.setprofile(self._seen)
+        try:
+            requests()
+        finally:
+            sys.setprofile(None)
+        return self.steps, self.locks, self.reads, self.writes
+
+
+async def test_a_budget_costs_a_request_few_steps_and_no_access_to_a_file(workers, clock, monkeypatch):
+    """64 requests at a time of a cent on $100, two thousand per second: what a key without a budget takes, and few steps of
+    its own. The ledger is read and locked when charges are written together, and when a part is set aside.
+    """
+    ledger, _ = workers
+    work = Work(monkeypatch)
+
+    def requests(key, rounds=40):
+        def run():
+            for _ in range(rounds):
+                under_way = []
+                for _ in range(64):
+                    budget = ledger.admit(key, clock.now)
+                    under_way.append(reservation := Reservation(budget))
+                    if budget.is_limited:
+                        assert reservation.take(0.01)
+                for reservation in under_way:
+                    clock.now += 0.0005
+                    reservation.settle(0.01, 20)
+
+        return run
+
+    with_one, without = key_of(budget=100.0), key_of()
+    for key in (with_one, without):
+        requests(key, 2)()  # its place in the ledger is found once
+    number = 40 * 64
+    steps, locks, reads, writes = work.of(requests(with_one))
+    steps_without, locks_without, reads_without, writes_without = work.of(requests(without))
+    assert steps - steps_without <= 4 * number
+    seconds = number * 0.0005
+    together = seconds / TOGETHER
+    assert locks - locks_without <= 2 * together + 1
+    assert reads - reads_without <= 6 * together + 3
+    assert writes - writes_without <= 4 * together + 3
+    assert max(locks, reads, writes) < 0.1 * number

@@ -1,4 +1,6 @@
-"""The bytes of request bodies that are not complete yet, over all connections of a worker, and who waits for room.
+"""Bodies that are not complete yet, over all connections of an event loop: how many bytes, and who waits for room.
+
+The service bounds the bodies of its clients' requests so, and the client the large answers of model servers.
 
 Beyond the limit, reading from a connection pauses, except from the one that began first, so that some body is always
 completed. While others wait, bodies that hardly grow are refused: whoever announces much and sends little stops nobody.

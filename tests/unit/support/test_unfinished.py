@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workflow_composer.server.bodies import PATIENCE, PIECE, UnfinishedBodies
+from workflow_composer.support.unfinished import PATIENCE, PIECE, UnfinishedBodies
 
 
 class Client:
