@@ -34,7 +34,7 @@ _PARTS = st.lists(st.sampled_from(["a", "é", "😀", "\\", '"', "\n", "\ud83d",
 
 @given(_PARTS, st.sampled_from(range(13, 40)), st.booleans())
 def test_a_string_is_the_same_wherever_its_pieces_are_cut(text, piece, ascii_only):
-    """Between the halves of an escape, of a pair of surrogates, behind backslashes, at a quote. A pair has twelve characters."""
+    """Between the halves of an escape, of a pair of surrogates, behind backslashes, at a quote; a pair has twelve."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(large_json, "PIECE", piece)
         data = json.dumps({"a": [text, 1]}, ensure_ascii=ascii_only).encode("utf-8", "replace")
