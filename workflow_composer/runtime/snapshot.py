@@ -38,6 +38,7 @@ from workflow_composer.execution.member_run import CallObserver, RetryPolicy
 from workflow_composer.plan import Candidate, Plan, Tier
 from workflow_composer.plugins.host import BUILTIN, PluginRegistry, Provided, shown
 from workflow_composer.routers.base import KindRouter, Router, RouterContext
+from workflow_composer.runtime.backend_checks import checked
 from workflow_composer.runtime.router_checks import CheckedRouter, asked
 from workflow_composer.types import EndpointStatus, LLMRequest, LLMResponse, ResourceStatus, Timeouts
 
@@ -305,7 +306,7 @@ def _endpoints(config: StrategyConfig, registry: PluginRegistry, context: Backen
     for name, spec in config.backend_specs().items():
         provided = _provided(registry.backends, spec.backend, config, ("models", name, "backend"), "backend")
         try:
-            backend = provided.value(spec, context)
+            backend = checked(provided.value(spec, context), spec.backend, provided.plugin)
         except WorkflowComposerError:
             raise
         except Exception as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,13 +13,16 @@ from workflow_composer.cli.output import print_json, print_table
 from workflow_composer.cli.state import State
 from workflow_composer.errors import ConfigError
 
+if TYPE_CHECKING:
+    from workflow_composer.plugins.scaffold import Kind
+
 _PATIENCE = 60.0
 """Seconds for a service to load plugins in all of its workers."""
 
 
 @click.group(
     invoke_without_command=True,
-    epilog=examples("plugins", "plugins --json", "plugins reload --url http://localhost:8080 --dry-run"),
+    epilog=examples("plugins", "plugins new my-router", "plugins reload --url http://localhost:8080 --dry-run"),
 )
 @common_options
 @click.pass_context
@@ -54,6 +58,29 @@ def _show(state: State) -> None:
         for info in host.plugins
     ]
     print_table(("plugin", "version", "status", "provides"), rows)
+
+
+@plugins.command(epilog=examples("plugins new my-router --router", "plugins new my-engine --backend"))
+@click.argument("name")
+@click.option("--router", "kind", flag_value="router", default="router", help="A router (the default).")
+@click.option("--backend", "kind", flag_value="backend", help="A backend, for a server of your own.")
+@click.option("--policy", "kind", flag_value="policy", help="A batch policy.")
+@click.option("--command", "kind", flag_value="command", help="A command.")
+@common_options
+@click.pass_obj
+def new(state: State, name: str, kind: Kind) -> None:
+    """Write a new plugin into the folder NAME: a package with a test that passes."""
+    from workflow_composer.plugins.scaffold import write_files
+
+    written = write_files(name, kind, Path())
+    if state.json:
+        print_json({"files": [str(path) for path in written]})
+        return
+    for path in written:
+        click.echo(str(path))
+    module = name.replace("-", "_")
+    file = "" if kind == "command" else f"  or, without installing it: --plugin {name}/{module}"
+    click.echo(f"\nNext:\n  (cd {name} && python -m pytest)\n  pip install --no-deps ./{name}{file}")
 
 
 @plugins.command(
