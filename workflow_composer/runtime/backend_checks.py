@@ -41,6 +41,8 @@ class CheckedBackend:
         """Yield the pieces of one answer. Raises `ServerFailed` if the backend yields anything else."""
         pieces = self._backend.stream(call)
         if not hasattr(pieces, "__anext__"):
+            if hasattr(pieces, "close"):  # a coroutine, which nobody will await
+                pieces.close()
             raise self._returned("stream", pieces, "an asynchronous generator")
         try:
             while (piece := await self._own("stream", anext(pieces, None))) is not None:
@@ -64,9 +66,9 @@ class CheckedBackend:
             status = await self._backend.health(timeout=timeout)
         except Exception as error:  # noqa: BLE001  # a probe must not fail for one backend
             return EndpointStatus(self.name, "", False, (), None, f"health of {self._where} failed: {error}")
-        return (
-            status if isinstance(status, EndpointStatus) else EndpointStatus(self.name, "", False, (), None, shown(status))
-        )
+        if not isinstance(status, EndpointStatus):
+            return EndpointStatus(self.name, "", False, (), None, f"health of {self._where} returned {shown(status)}")
+        return status
 
     async def close(self) -> None:
         """Release what the backend holds; a plugin that fails to must not keep the others from it."""

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workflow_composer.backends.fake import Delay, FakeBackend, Interrupted
     from workflow_composer.testing.backends import check_backend
-    from workflow_composer.testing.conformance import NotConforming
-    from workflow_composer.testing.policies import check_policy
+    from workflow_composer.testing.conformance import NotConforming, check_policy
     from workflow_composer.testing.recorded_server import RecordedServer
     from workflow_composer.testing.routers import check_router
     from workflow_composer.testing.with_plugin import ask, orchestrator_with, profile_of
@@ -35,7 +34,7 @@ _HOMES = {
     "RecordedServer": "recorded_server",
     "ask": "with_plugin",
     "check_backend": "backends",
-    "check_policy": "policies",
+    "check_policy": "conformance",
     "check_router": "routers",
     "orchestrator_with": "with_plugin",
     "profile_of": "with_plugin",

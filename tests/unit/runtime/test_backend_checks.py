@@ -59,9 +59,10 @@ def test_a_wrong_answer_is_a_failure_of_that_model(method, found):
     """The next candidate answers; without one the error names plugin, backend and value."""
     with orchestrator_with(plugin(complete=method), **profile()) as orchestrator:
         assert orchestrator.generate("hello").decision.candidate == "small"
-    with orchestrator_with(plugin(complete=method), **profile(fallback=False)) as orchestrator:
-        with pytest.raises(AllCandidatesFailed, match=f"complete of backend 'odd' of plugin 'under_test' .*{found}"):
-            orchestrator.generate("hello")
+    said = f"complete of backend 'odd' of plugin 'under_test' .*{found}"
+    alone = orchestrator_with(plugin(complete=method), **profile(fallback=False))
+    with alone as orchestrator, pytest.raises(AllCandidatesFailed, match=said):
+        orchestrator.generate("hello")
 
 
 @pytest.mark.parametrize("method", [lambda self, call: _chunks("42"), lambda self, call: _failing(KeyError("x"))])
@@ -88,6 +89,6 @@ def test_what_is_no_backend_is_refused_when_it_is_made():
         def register_backends(self, register):
             register("odd", lambda spec, context: object())
 
-    with pytest.raises(PluginError, match="'odd' of plugin 'under_test' is object .*has no name, local, complete"):
-        with orchestrator_with(Plugin(), **profile()):
-            pass
+    said = r"'odd' of plugin 'under_test' is object .*has no name, local, complete"
+    with pytest.raises(PluginError, match=said), orchestrator_with(Plugin(), **profile()):
+        pass
