@@ -75,7 +75,7 @@ def _scripted():
     class Scripted:
         @hookimpl
         def register_backends(self, register):
-            answer = Completion((Sample("4", "stop"),), Usage(9, 1), "stub")
+            answer = Completion(samples=(Sample("4", "stop"),), usage=Usage(9, 1), model="stub")
             register("scripted", lambda spec, context: FakeBackend(answer, name=spec.name, record=False))
 
     host = plugin_host(discover=False)

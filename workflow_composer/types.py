@@ -248,7 +248,7 @@ class ModelCall:
 
 
 @quick
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """A backend's result: ``samples`` answers by ``model`` (the name that the server reports).
 
@@ -283,7 +283,7 @@ class Chunk:
         return bool(self.text or self.tool_calls or self.finish_reason or self.reasoning)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Embeddings:
     """One vector per input text, in order. ``cost`` in dollars, as in `LLMResponse`."""
 
@@ -537,7 +537,7 @@ class Sample:
 _NONE: Mapping[str, bool] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointStatus:
     """Result of a probe of one local server, or of all ``replicas`` of a role. ``detail`` always explains it in words."""
 

@@ -165,13 +165,23 @@ class FakeBackend:
         self.embedded.extend(texts)
         tokens = sum(map(_count, texts))
         return Embeddings(
-            tuple(tuple(self._vector(text))[:dimensions] for text in texts), self.model, Usage(tokens), self.name
+            vectors=tuple(tuple(self._vector(text))[:dimensions] for text in texts),
+            model=self.model,
+            usage=Usage(tokens),
+            candidate=self.name,
         )
 
     async def health(self, *, timeout: float) -> EndpointStatus:
         """Return the value of ``healthy``."""
         detail = "scripted" if self.healthy else "scripted to be down"
-        return EndpointStatus(self.name, f"fake://{self.name}", self.healthy, (self.model,), 0.0, detail)
+        return EndpointStatus(
+            name=self.name,
+            url=f"fake://{self.name}",
+            healthy=self.healthy,
+            models=(self.model,),
+            latency_ms=0.0,
+            detail=detail,
+        )
 
     async def close(self) -> None:
         """Set ``closed``."""
@@ -206,7 +216,9 @@ class FakeBackend:
         numbers = range(call.first_sample, call.first_sample + call.samples)
         samples = tuple(self._sample(given[i % len(given)], call.request) for i in numbers)
         prompt = sum(_count(text) for message in call.request.messages for text in texts(message))
-        return Completion(samples, Usage(prompt, sum(_count(sample.text) for sample in samples)), self.model)
+        return Completion(
+            samples=samples, usage=Usage(prompt, sum(_count(sample.text) for sample in samples)), model=self.model
+        )
 
     def _sample(self, given: str | Sample, request: LLMRequest) -> Sample:
         sample = Sample(given, "stop") if isinstance(given, str) else given

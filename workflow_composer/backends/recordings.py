@@ -340,10 +340,12 @@ class ReplayBackend:
         """Return whether the file exists. Counts answers only if it is already open."""
         url = f"replay:{self._path.name}"
         if not await asyncio.to_thread(self._path.is_file):
-            return EndpointStatus(self.name, url, healthy=False, detail=f"no file {self._path}")
+            return EndpointStatus(name=self.name, url=url, healthy=False, detail=f"no file {self._path}")
         count = None if self._recording is None else self._recording.models.get(self._model, 0)
         detail = "loads on first use" if count is None else f"{count} recorded answers"
-        return EndpointStatus(self.name, url, count != 0, (self._model,), 0.0, detail)
+        return EndpointStatus(
+            name=self.name, url=url, healthy=count != 0, models=(self._model,), latency_ms=0.0, detail=detail
+        )
 
     async def close(self) -> None:
         """Close the recording."""
@@ -372,7 +374,9 @@ class ReplayBackend:
         samples = tuple(_stopped(self._sample(answer, wanted), request.stop) for answer in answers)
         usage = Usage(answers[0].prompt_tokens, sum(answer.tokens for answer in answers))
         costs = [answer.cost for answer in answers if answer.cost is not None]
-        return Completion(samples, usage, self._model, sum(costs) if len(costs) == len(answers) else None)
+        return Completion(
+            samples=samples, usage=usage, model=self._model, cost=sum(costs) if len(costs) == len(answers) else None
+        )
 
     def _sample(self, answer: Recorded, alternatives: int | None) -> Sample:
         if alternatives is None:

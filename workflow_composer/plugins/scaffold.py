@@ -153,7 +153,7 @@ class {cls}:
     async def complete(self, call: ModelCall) -> Completion:
         """Ask for one answer after the other."""
         samples = tuple([Sample(await self._ask(call), "stop") for _ in range(call.samples)])
-        return Completion(samples, Usage(estimated=True), self.name)
+        return Completion(samples=samples, usage=Usage(estimated=True), model=self.name)
 
     async def stream(self, call: ModelCall) -> AsyncGenerator[Chunk, None]:
         """The server cannot stream: its answer is one piece."""
@@ -168,8 +168,8 @@ class {cls}:
         try:
             await self._client.ask(self._url, b'{{"text": ""}}', connect=timeout)
         except Exception as error:
-            return EndpointStatus(self.name, self._url, False, (), None, str(error))
-        return EndpointStatus(self.name, self._url, True, (self.name,), None, "")
+            return EndpointStatus(name=self.name, url=self._url, healthy=False, detail=str(error))
+        return EndpointStatus(name=self.name, url=self._url, healthy=True, models=(self.name,))
 
     async def close(self) -> None:
         """Close its connections."""

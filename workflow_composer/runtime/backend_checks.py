@@ -63,11 +63,25 @@ class CheckedBackend:
     async def health(self, *, timeout: float) -> EndpointStatus:
         """Return whether the model could answer now. Never raises."""
         try:
-            status = await self._backend.health(timeout=timeout)
+            status: Any = await self._backend.health(timeout=timeout)
         except Exception as error:  # noqa: BLE001  # a probe must not fail for one backend
-            return EndpointStatus(self.name, "", False, (), None, f"health of {self._where} failed: {error}")
+            return EndpointStatus(
+                name=self.name,
+                url="",
+                healthy=False,
+                models=(),
+                latency_ms=None,
+                detail=f"health of {self._where} failed: {error}",
+            )
         if not isinstance(status, EndpointStatus):
-            return EndpointStatus(self.name, "", False, (), None, f"health of {self._where} returned {shown(status)}")
+            return EndpointStatus(
+                name=self.name,
+                url="",
+                healthy=False,
+                models=(),
+                latency_ms=None,
+                detail=f"health of {self._where} returned {shown(status)}",
+            )
         return status
 
     async def close(self) -> None:

@@ -56,7 +56,7 @@ async def test_a_list_gives_each_sample_its_own_text():
 
 async def test_a_completion_is_returned_as_it_is():
     """Whoever needs exact token counts scripts a whole completion."""
-    completion = Completion((Sample("x"),), Usage(7, 9), "m")
+    completion = Completion(samples=(Sample("x"),), usage=Usage(7, 9), model="m")
     assert await FakeBackend(completion).complete(call()) is completion
 
 

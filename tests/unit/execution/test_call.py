@@ -193,7 +193,7 @@ async def test_gpu_time_is_charged_for_calls_that_end_and_for_those_that_fail(be
 async def test_servers_that_failed_before_the_answer_are_attempts_of_their_own(bench, fake):
     """They stand before the call that they were part of, under its candidate's name."""
     failed = Attempt(0, 0, "http://10.0.0.1:8000", True, 12.0, error="down", error_type="ServerUnreachable")
-    done = Completion((Sample("4", "stop"),), Usage(3, 1), "m", failovers=(failed,))
+    done = Completion(samples=(Sample("4", "stop"),), usage=Usage(3, 1), model="m", failovers=(failed,))
     b = bench(fake("a", ServerFailed("500"), done))
     await b.executor.run(Plan((Tier.of(b.candidates("a")),)), ASK, b.trace)
     recorded = [(attempt.name, attempt.error_type) for attempt in b.trace.attempts]

@@ -24,7 +24,7 @@ CENT = Price(0.0, 1e4)
 
 def billed(tokens, text="4", wait=0.0):
     """An answer for which a server counts so many tokens."""
-    done = Completion((Sample(text, "stop"),), Usage(1, tokens), "m")
+    done = Completion(samples=(Sample(text, "stop"),), usage=Usage(1, tokens), model="m")
     return Delay(wait, done) if wait else done
 
 
@@ -151,7 +151,7 @@ class TestFallbacks:
     async def test_a_retry_of_a_call_that_was_billed_is_reserved_anew(self, bench, fake):
         """A server may count tokens and send no answer."""
         budget = Budget(1.5)
-        b = bench(fake("b", Completion((), Usage(1, 1), "b"), "4"), prices=ONE)
+        b = bench(fake("b", Completion(samples=(), usage=Usage(1, 1), model="b"), "4"), prices=ONE)
         with pytest.raises(BudgetExceeded):
             await answered(b, Plan((Tier.of(b.candidates()),)), asked(budget), "whole")
         assert (len(b.backends["b"].calls), budget.spent) == (1, 1.0)

@@ -114,7 +114,7 @@ class TestFallback:
 
     async def test_an_answer_without_choices_is_a_failed_call(self, bench, fake):
         """An empty list of samples is not an answer."""
-        b = bench(fake("a", Completion((), Usage(), "m")), fake("b", "4"))
+        b = bench(fake("a", Completion(samples=(), usage=Usage(), model="m")), fake("b", "4"))
         assert (await b.executor.run(one_tier(b), ASK, b.trace)).candidate.name == "b"
 
 
@@ -216,7 +216,7 @@ class TestEscalation:
 class TestCost:
     async def test_failed_and_rejected_calls_are_paid_for(self, bench, fake):
         """The cost of a run is the sum over every attempt that used tokens."""
-        answer = Completion((Sample("5"),), Usage(100, 10), "m")
+        answer = Completion(samples=(Sample("5"),), usage=Usage(100, 10), model="m")
         b = bench(fake("small", answer), fake("large", answer), prices={"small": Price(1, 1), "large": Price(10, 10)})
         plan = Plan(tuple(Tier.of(b.candidates(name), accept=accept_only("4")) for name in ("small", "large")))
         await b.executor.run(plan, ASK, b.trace)
@@ -289,7 +289,10 @@ class TestBreaker:
 @pytest.mark.parametrize("cost", [-1.0, float("nan"), float("inf")])
 async def test_what_a_backend_claims_to_have_used_is_unknown_where_it_cannot_be(bench, fake, tokens, cost):
     """A plugin's figures are checked as a server's are: later requests are priced and forecast as if none had come."""
-    b = bench(fake("a", Completion((Sample("4"),), Usage(5, tokens), "m", cost)), prices={"a": Price(1.0, 1.0)})
+    b = bench(
+        fake("a", Completion(samples=(Sample("4"),), usage=Usage(5, tokens), model="m", cost=cost)),
+        prices={"a": Price(1.0, 1.0)},
+    )
     await b.executor.run(one_tier(b), ASK, b.trace)
     prompt = len("What is 2 + 2?") / 4
     assert b.trace.usage == Usage(round(prompt), 1, estimated=True)

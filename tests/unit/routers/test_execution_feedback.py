@@ -32,7 +32,7 @@ DOUBTFUL = sure(-0.1, -8.0, *[-0.1] * 8, text="well ")
 
 def silent(text="silent"):
     """A server that gives no log-probabilities though it was asked."""
-    return lambda call: Completion((Sample(text, "stop"),) * call.samples, Usage(1, call.samples), "s")
+    return lambda call: Completion(samples=(Sample(text, "stop"),) * call.samples, usage=Usage(1, call.samples), model="s")
 
 
 SILENT = silent()

@@ -51,7 +51,7 @@ async def _chunks(*chunks):
     ("method", "found"),
     [
         (lambda self, call: _value("42"), "str '42', not a Completion"),
-        (lambda self, call: _value(Completion(("42",), Usage(1, 1), "m")), "str '42', not a Sample"),
+        (lambda self, call: _value(Completion(samples=("42",), usage=Usage(1, 1), model="m")), "str '42', not a Sample"),
         (lambda self, call: _failing(KeyError("x")), "KeyError: 'x'"),
     ],
 )

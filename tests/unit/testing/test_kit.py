@@ -124,8 +124,18 @@ class Odd(FakeBackend):
     ("methods", "found"),
     [
         ({"complete": lambda self, call: _value("42")}, "not a Completion"),
-        ({"complete": lambda self, call: _value(Completion((Sample("42"),), Usage(1, 1), "m"))}, "1 samples, not 3"),
-        ({"complete": lambda self, call: _value(Completion(("42",) * call.samples, Usage(1, 1), "m"))}, "not a Sample"),
+        (
+            {"complete": lambda self, call: _value(Completion(samples=(Sample("42"),), usage=Usage(1, 1), model="m"))},
+            "1 samples, not 3",
+        ),
+        (
+            {
+                "complete": lambda self, call: _value(
+                    Completion(samples=("42",) * call.samples, usage=Usage(1, 1), model="m")
+                )
+            },
+            "not a Sample",
+        ),
         ({"complete": lambda self, call: _failing(KeyError("x"))}, "KeyError"),
         ({"stream": lambda self, call: _chunks(Chunk("42"))}, "0 finish reasons"),
         ({"stream": lambda self, call: _chunks("42")}, "not a Chunk"),

@@ -211,7 +211,7 @@ class EmbeddedBackend:
         if errors:
             raise errors[0]
         usage = Usage(drawn[0][1].prompt_tokens, sum(usage.completion_tokens for _, usage in drawn))
-        return Completion(tuple(sample for sample, _ in drawn), usage, self._model)
+        return Completion(samples=tuple(sample for sample, _ in drawn), usage=usage, model=self._model)
 
     async def stream(self, call: ModelCall) -> AsyncGenerator[Chunk, None]:
         """Yield one answer token by token. A slow reader blocks the reading thread, not the engine."""
@@ -252,26 +252,26 @@ class EmbeddedBackend:
                 hint="route embeddings to a Qwen3-Embedding or EmbeddingGemma checkpoint, or to a server",
             )
         if not texts:
-            return Embeddings((), self._model)
+            return Embeddings(vectors=(), model=self._model)
         job = self._submit(loop, engine, lambda: engine.embed(texts))
         vectors, tokens = await self._in_time(job, deadline, timeout, "total")
-        return Embeddings(tuple(map(tuple, vectors)), self._model, Usage(tokens))
+        return Embeddings(vectors=tuple(map(tuple, vectors)), model=self._model, usage=Usage(tokens))
 
     async def health(self, *, timeout: float) -> EndpointStatus:
         """Return whether the checkpoint exists and the engine is installed; loads nothing."""
         url = f"embedded:{self.directory.name}"
         if self._closed:
-            return EndpointStatus(self.name, url, healthy=False, detail="closed")
+            return EndpointStatus(name=self.name, url=url, healthy=False, detail="closed")
         if importlib.util.find_spec("mistralrs") is None:
             detail = f"mistral.rs is not installed: {install_command('embedded')}"
-            return EndpointStatus(self.name, url, healthy=False, detail=detail)
+            return EndpointStatus(name=self.name, url=url, healthy=False, detail=detail)
         try:
             await asyncio.to_thread(Checkpoint.read, self.directory)
         except ModelError as error:
-            return EndpointStatus(self.name, url, healthy=False, detail=str(error))
+            return EndpointStatus(name=self.name, url=url, healthy=False, detail=str(error))
         loaded = self._engine is not None and self._engine.loaded
         detail = "loaded" if loaded else "loads on first use"
-        return EndpointStatus(self.name, url, healthy=True, models=(self._model,), latency_ms=0.0, detail=detail)
+        return EndpointStatus(name=self.name, url=url, healthy=True, models=(self._model,), latency_ms=0.0, detail=detail)
 
     async def close(self) -> None:
         """Stop all generation; end threads and free memory if no other backend uses the checkpoint."""

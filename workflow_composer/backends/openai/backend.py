@@ -131,7 +131,7 @@ class OpenAICompatibleBackend:
     ) -> Embeddings:
         """Return one vector per text."""
         if not texts:
-            return Embeddings((), self._model or self.name)
+            return Embeddings(vectors=(), model=self._model or self.name)
         body: dict[str, Any] = {"input": list(texts), "encoding_format": "float"}
         if dimensions is not None:
             body["dimensions"] = dimensions
@@ -158,7 +158,7 @@ class OpenAICompatibleBackend:
         try:
             self._server.key()
         except AuthenticationFailed as error:
-            return EndpointStatus(self.name, label.url, healthy=False, detail=str(error))
+            return EndpointStatus(name=self.name, url=label.url, healthy=False, detail=str(error))
         # The lists of cloud APIs omit aliases and fine-tuned models that can still be called.
         expected = self._model if self.local else None
         return await probe(self._observer, self.name, limit=timeout, model=expected)
@@ -208,19 +208,19 @@ class OpenAICompatibleBackend:
             return found
         missing = call.samples - len(first.samples)
         if missing <= 0:
-            return Completion(first.samples[: call.samples], first.usage, first.model)
+            return Completion(samples=first.samples[: call.samples], usage=first.usage, model=first.model)
         self._several = False
         if call.sending is not None:
             call.sending.ended = [first.usage]
         rest = await self._draw_singly(call, missing, start=len(first.samples))
-        return Completion(first.samples + rest.samples, first.usage + rest.usage, first.model)
+        return Completion(samples=first.samples + rest.samples, usage=first.usage + rest.usage, model=first.model)
 
     async def _draw_singly(self, call: ModelCall, count: int, *, start: int = 0) -> Completion:
         if call.sending is not None and call.sending.ended is None:
             call.sending.ended = []
         parts = await _together([self._draw(call, draw=start + number) for number in range(count)])
         usage = sum((part.usage for part in parts), NO_USAGE)
-        return Completion(tuple(part.samples[0] for part in parts), usage, parts[0].model)
+        return Completion(samples=tuple(part.samples[0] for part in parts), usage=usage, model=parts[0].model)
 
     async def _draw(self, call: ModelCall, *, samples: int = 1, draw: int = 0) -> Completion:
         """Make one call; a relayed response's bytes go to the relay."""

@@ -67,7 +67,9 @@ async def relayed(server: OpenAIServer, path: str, call: ModelCall, body: dict[s
     if not pump.works:
         raise ServerFailed(f"{label.name}: the stream ended without an answer")
     pump.end()
-    return Completion((pump.sample(),), pump.delivery.usage or NO_USAGE, pump.model or str(body["model"]))
+    return Completion(
+        samples=(pump.sample(),), usage=pump.delivery.usage or NO_USAGE, model=pump.model or str(body["model"])
+    )
 
 
 def _overhead(data: bytes) -> int:

@@ -132,7 +132,7 @@ def completion_of(data: Any, *, model: str) -> Completion:
     if len(choices) > 1:
         choices = sorted(choices, key=lambda choice: choice.get("index") or 0)
     samples = tuple(sample_of(choice) for choice in choices)
-    return Completion(samples, usage_of(usage_within(data)), name_in(data) or model)
+    return Completion(samples=samples, usage=usage_of(usage_within(data)), model=name_in(data) or model)
 
 
 def chunk_of(data: Any) -> Chunk | None:
@@ -210,7 +210,7 @@ def embeddings_of(data: Any, *, count: int, model: str) -> Embeddings:
         raise Malformed(f"expected {count} vectors")
     rows = sorted(rows, key=lambda row: row.get("index") or 0)
     vectors = tuple(tuple(map(_component, row["embedding"])) for row in rows)
-    return Embeddings(vectors, name_in(data) or model, usage_of(data.get("usage")))
+    return Embeddings(vectors=vectors, model=name_in(data) or model, usage=usage_of(data.get("usage")))
 
 
 _LARGEST = sys.float_info.max
@@ -563,7 +563,7 @@ def quick_completion(body: bytes | bytearray, *, model: str) -> Completion | Non
         usage = usage_of(msgspec.to_builtins(counts))
     else:
         usage = Usage(counts.prompt_tokens, counts.completion_tokens)
-    return Completion(tuple(samples), usage, found.model or model)
+    return Completion(samples=tuple(samples), usage=usage, model=found.model or model)
 
 
 class _Vector(msgspec.Struct):
@@ -595,4 +595,4 @@ def quick_embeddings(body: bytes | bytearray, *, count: int, model: str) -> Embe
     except (msgspec.DecodeError, ValueError):
         return None
     rows.sort(key=lambda row: row[0])
-    return Embeddings(tuple(vector for _, vector in rows), found.model or model, usage_of(found.usage))
+    return Embeddings(vectors=tuple(vector for _, vector in rows), model=found.model or model, usage=usage_of(found.usage))

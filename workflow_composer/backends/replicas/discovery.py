@@ -101,8 +101,8 @@ class Finder:
         resting = [f"{entry.server} is {entry.state}" for entry in self.entries if entry.state != "ready"]
         words = [f"{len(up)} of {len(replicas)} up" if replicas else self.nobody(())] + (resting if replicas else [])
         return EndpointStatus(
-            name,
-            ", ".join(place if registered_role(place) else shown_url(place) for place in self.listed),
+            name=name,
+            url=", ".join(place if registered_role(place) else shown_url(place) for place in self.listed),
             healthy=bool(up),
             models=tuple(dict.fromkeys(model for replica in up for model in replica.models)),
             latency_ms=min((r.latency_ms for r in up if r.latency_ms is not None), default=None),

@@ -62,9 +62,9 @@ async def probe(
     latency = (time.perf_counter() - started) * 1000
     url, told = shown_url(observer.api), f"serves {_listed(models)}" + (f", not {', '.join(lacking)}" if lacking else "")
     if detail or not models or (wanted and len(lacking) == len(wanted)):
-        return EndpointStatus(name, url, healthy=False, models=tuple(models), detail=detail or told)
+        return EndpointStatus(name=name, url=url, healthy=False, models=tuple(models), detail=detail or told)
     detail = f"{told}; answered in {latency:.0f} ms"
-    return EndpointStatus(name, url, healthy=True, models=tuple(models), latency_ms=latency, detail=detail)
+    return EndpointStatus(name=name, url=url, healthy=True, models=tuple(models), latency_ms=latency, detail=detail)
 
 
 def _listed(models: Sequence[str]) -> str:

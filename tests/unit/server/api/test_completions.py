@@ -125,7 +125,7 @@ def test_what_says_nothing_to_an_embedding_model_is_warned_of():
 
 
 def test_vectors_are_numbers_or_little_endian_floats():
-    found = Embeddings(((1.0, 0.5),), "embedder", Usage(3))
+    found = Embeddings(vectors=((1.0, 0.5),), model="embedder", usage=Usage(3))
     whole = json.loads(written_embeddings(read_embeddings(sent({"input": "a"}), {}), found))
     assert whole["data"] == [{"object": "embedding", "index": 0, "embedding": [1.0, 0.5]}]
     assert whole["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
