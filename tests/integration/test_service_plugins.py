@@ -275,3 +275,59 @@ def test_a_file_is_edited_reloaded_broken_mended_and_rolled_back_from_the_comman
             os.kill(int(stopped.stdout.split()[0]), signal.SIGKILL)
             until(lambda: "is being restarted" in service.log)
             assert reasons() == {"one"}  # a worker that starts now runs what the others run, not what is in the file
+
+
+def test_a_stranger_writes_installs_and_reloads_a_router_and_sees_it_decide(tmp_path):
+    """Into a service that has never heard of it: `plugins new`, edit, its test, pip, reload, switch, edit, reload."""
+    site = Site(tmp_path)
+    environ = {**os.environ, **site.environ, "WORKFLOW_COMPOSER_ADMIN_TOKEN": ADMIN}
+
+    def run(*command, cwd=tmp_path):
+        done = subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def ours(*arguments):
+        return run(sys.executable, "-m", "workflow_composer", *arguments)
+
+    def edit(old, new):
+        code = tmp_path / "by-length" / "by_length" / "__init__.py"
+        code.write_text(code.read_text().replace(old, new))
+
+    def install():
+        options = ("-q", "--no-index", "--no-deps", "--no-build-isolation", "--upgrade", "--target", str(site.folder))
+        run(sys.executable, "-m", "pip", "install", *options, "./by-length")
+
+    ours("plugins", "new", "by-length", "--router")
+    edit("Field(200, ge=1", "Field(5, ge=1")
+    run(sys.executable, "-m", "pytest", "-q", cwd=tmp_path / "by-length")
+    with StubServer(models=["s", "l"]) as stub:
+        server = {"backend": "vllm", "base_url": stub.url}
+        keys = {
+            "allow_cloud": False,
+            "models": {"small": {**server, "model": "s"}, "large": {**server, "model": "l"}},
+            "task_routing": {"*": "small"},
+        }
+        for name, routers in (("before", ["provider"]), ("after", ["by_length", "provider"])):
+            (tmp_path / f"{name}.yaml").write_text(json.dumps({"profile_name": name, "routers": routers, **keys}))
+        with Service(tmp_path / "before.yaml", "--workers", "2", environ=site.environ) as service:
+
+            def model(question):
+                body = {"model": "auto", "messages": [{"role": "user", "content": question}]}
+                _, headers, _ = service.request("POST", "/v1/chat/completions", body)
+                return headers["x-workflow-composer-model"]
+
+            switch = {"Authorization": f"Bearer {ADMIN}"}
+            assert service.request("PUT", "/admin/strategy", {"strategy": "after"}, headers=switch)[0] == 400
+            install()
+            assert "by-length" in ours("plugins", "reload", "--url", service.url)
+            assert service.request("PUT", "/admin/strategy", {"strategy": "after"}, headers=switch)[0] == 200
+            assert {model("short") for _ in range(4)} == {"small"} == {model("12345") for _ in range(4)}
+            assert {model("a longer question") for _ in range(4)} == {"large"}
+            edit("Field(5, ge=1", "Field(50, ge=1")
+            install()
+            ours("plugins", "reload", "--url", service.url)
+            assert {model("a longer question") for _ in range(4)} == {"small"}
+    environ["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")  # where it is not installed: the same from its folder
+    options = ("--json", "-s", "after.yaml", "--plugin", "by-length/by_length")
+    assert json.loads(ours(*options, "route", "12345"))["router"] == "by_length"

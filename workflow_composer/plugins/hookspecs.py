@@ -63,7 +63,7 @@ def register_routers(register: Callable[[str, RouterFactory], None]) -> None:
     >>> class ShortOnes(Router):
     ...     '''Sends short questions to the model named in its settings; has no plan for long ones.'''
     ...     def plan(self, request, resources):
-    ...         if request.query_length > 200:
+    ...         if request.model is not None or request.query_length > 200:  # somebody has named a model, or it is long
     ...             return None
     ...         return Plan((Tier.of(self.context.candidates("small")),), "short_ones", "the question is short")
     >>> class Plugin:
