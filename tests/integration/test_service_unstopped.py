@@ -113,6 +113,7 @@ def test_a_worker_whose_loop_is_blocked_is_replaced(tmp_path, how):
 
 def test_one_worker_alone_says_that_nothing_replaces_it(tmp_path):
     with echoing() as stub, serving(tmp_path, stub) as service:
+        until(lambda: "unwatched" in service.log, "it says so")
         assert [line for line in map(json.loads, service.log.splitlines()) if "--workers" in line.get("hint", "")]
     with echoing() as stub, serving(tmp_path, stub, options=("--workers", "2")) as service:
         assert not [line for line in map(json.loads, service.log.splitlines()) if "--workers" in line.get("hint", "")]

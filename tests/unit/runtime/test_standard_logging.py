@@ -17,6 +17,17 @@ from workflow_composer.metrics.sink import MemorySink
 PROFILE = {"profile_name": "p", "models": {"a": {"backend": "fake"}}, "task_routing": {"*": "a"}, "debug_routing": True}
 
 
+@pytest.fixture(autouse=True)
+def _unconfigured():
+    """A service that ran in this process before has configured structlog."""
+    before = structlog.get_config() if structlog.is_configured() else None
+    structlog.reset_defaults()
+    yield
+    structlog.reset_defaults()
+    if before is not None:
+        structlog.configure(**before)
+
+
 def asked(log=None):
     """One request with debugging on, its prompt a secret."""
     config = StrategyConfig(**PROFILE)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.unit.server.examples import sent
 from tests.unit.server.schemas import ANNOTATIONS, ANY, MANY, fits, samples, values, variants
-from workflow_composer.server.admin.switching import ROLLBACK, SWITCH
+from workflow_composer.server.admin.switching import RELOAD, ROLLBACK, SWITCH
 from workflow_composer.server.api import chat, completions, embeddings, field_checks, messages, responses, schemas
 from workflow_composer.server.api.catalogue import FEEDBACK
 from workflow_composer.server.api.chat import ChatDialect
@@ -33,6 +33,8 @@ PATHS = {
     "/v1/feedback": (FEEDBACK, FEEDBACK.read),
     "/admin/strategy": (SWITCH, SWITCH.read),
     "/admin/strategy/rollback": (ROLLBACK, ROLLBACK.read),
+    "/admin/plugins/reload": (RELOAD, RELOAD.read),
+    "/admin/plugins/rollback": (RELOAD, RELOAD.read),
 }
 BESIDE = {"stream": ("stream_options",), "model": ("metadata.task_type",)}
 """Options of streams without a stream, and ``task:`` without a name, are refused as what they are."""
