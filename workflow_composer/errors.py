@@ -15,6 +15,7 @@
     │   ├── InvalidProbability       a value should be a probability, or the logarithm of one
     │   └── MarkerError              a routing string is malformed; gives the faulty part
     ├── RoutingError                 no router returned a plan for a request
+    │   ├── CapabilityMissing        every model lacks what the request needs
     │   ├── ModelNotAllowed          the request would reach a model that its caller may not use
     │   └── NoStrategy               no strategy was named, and no local one can run
     ├── FleetError                   a server of the fleet cannot be started, found or stopped
@@ -171,6 +172,10 @@ class RoutingError(WorkflowComposerError, RuntimeError):
 
     fault: Fault = "caller"
     exit_code = 3
+
+
+class CapabilityMissing(RoutingError):
+    """Every model that could be asked lacks what the request needs, such as tools."""
 
 
 class ModelNotAllowed(RoutingError):

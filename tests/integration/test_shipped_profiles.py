@@ -13,7 +13,7 @@ from tests.integration.stub_server import Reply, Request, StubServer
 from tests.paths import PROFILES
 from workflow_composer import ModelOrchestrator
 from workflow_composer.config.strategy import PRESETS, StrategyConfig
-from workflow_composer.errors import LocalModelUnavailable
+from workflow_composer.errors import CapabilityMissing
 from workflow_composer.metrics.sink import MemorySink
 
 ENGINE = importlib.util.find_spec("mistralrs") is not None
@@ -118,7 +118,7 @@ def test_each_task_of_development_is_answered_in_this_process():
     with ModelOrchestrator("development", metrics=metrics, environ={}) as orchestrator:
         for task in orchestrator.config.task_routing:
             assert orchestrator.generate("What is 30 + 12?", task_type=task, max_tokens=8).text, task
-        with pytest.raises(LocalModelUnavailable, match="large: it does not support embeddings"):
+        with pytest.raises(CapabilityMissing, match="large: it does not support embeddings"):
             orchestrator.embed(["a"])
     assert metrics.metrics
     assert all(record.prompt is None for record in metrics.metrics)

@@ -7,13 +7,19 @@ runs the first plan.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from workflow_composer.errors import ConfigError, LocalModelUnavailable, RoutingError
+from workflow_composer.errors import (
+    CapabilityMissing,
+    ConfigError,
+    LocalModelUnavailable,
+    RoutingError,
+    WorkflowComposerError,
+)
 from workflow_composer.plan import Candidate, Plan, Tier
 from workflow_composer.types import LLMRequest, LLMResponse, ResourceStatus
 
@@ -23,6 +29,10 @@ if TYPE_CHECKING:
 
 _MOST_PLANS = 1024
 """Limit of cached plans: callers choose task types, so their number is unbounded."""
+
+
+_LACKS = ": it does not support "
+"""Between a candidate's name and what a request needs that it lacks."""
 
 
 class RouterSettings(BaseModel):
@@ -106,19 +116,32 @@ class Router(ABC):
                 variable = self.context.config.models[candidate.name].api_key_env
                 left_out[candidate.name] = f"{candidate.name}: its key is not set ({variable})"
             elif candidate.capabilities and (lacking := request.needs.difference(candidate.capabilities)):
-                left_out[candidate.name] = f"{candidate.name}: it does not support {', '.join(sorted(lacking))}"
+                left_out[candidate.name] = f"{candidate.name}{_LACKS}{', '.join(sorted(lacking))}"
             else:
                 kept.setdefault(candidate.name, candidate)
         return list(kept.values()), list(left_out.values())
 
     def single_tier(self, kept: list[Candidate], left_out: list[str], reason: str) -> Plan:
-        """Return a plan of one tier. Raises `RoutingError` or `LocalModelUnavailable` if no candidate is left."""
+        """Return a plan of one tier. Raises as `nothing_left` if no candidate is left."""
         if kept:
             return Plan((Tier.of(kept),), self.name, reason, tuple(left_out))
         what = f"{reason}; no model can be used ({'; '.join(left_out) or 'none is configured'})"
+        local, far = "route the task to a local model", "set the API key of a cloud model, or route the task elsewhere"
+        raise self.nothing_left(what, left_out, local=local, far=far)
+
+    def nothing_left(self, what: str, left_out: Sequence[str], *, local: str, far: str) -> WorkflowComposerError:
+        """Return the error for a request that no model can serve; ``local`` and ``far`` are hints.
+
+        `CapabilityMissing` if all candidates lack what the request needs, else `LocalModelUnavailable` where the cloud is
+        forbidden, else `RoutingError`.
+        """
+        if left_out and all(_LACKS in reason for reason in left_out):
+            error = CapabilityMissing(what, hint="leave it out of the request, or name a model that supports it")
+            error.public = f"no model can be used for this request ({'; '.join(left_out)})"
+            return error
         if not self.context.config.allow_cloud:
-            raise LocalModelUnavailable(what, hint="route the task to a local model")
-        raise RoutingError(what, hint="set the API key of a cloud model, or route the task elsewhere")
+            return LocalModelUnavailable(what, hint=local)
+        return RoutingError(what, hint=far)
 
 
 class KindRouter(Router):

@@ -11,7 +11,7 @@ from pydantic import Field
 from workflow_composer.answers.form import AnswerForm, Comparison, OutputForm
 from workflow_composer.config.cloud_names import CASCADE_TARGET
 from workflow_composer.config.profile_models import as_written
-from workflow_composer.errors import ConfigError, LocalModelUnavailable, ProfileError, RoutingError
+from workflow_composer.errors import ConfigError, ProfileError, RoutingError
 from workflow_composer.markers import DEFAULT_TIERS, KnownTier, is_routing_string, parse_route
 from workflow_composer.plan import Candidate, Drawing, Grouping, Measure, Plan, Stopping, Tier, Voting
 from workflow_composer.routers.base import KindRouter, RouterContext, RouterSettings, described, gives_no_logprobs
@@ -205,9 +205,8 @@ class CascadeRouter(KindRouter):
         if kept:
             return tuple(kept)
         what = f"tier {name!r} has no usable model ({'; '.join(reasons) or 'its model does not return log-probabilities'})"
-        if not self.context.config.allow_cloud:
-            raise LocalModelUnavailable(what, hint="use tiers with local models")
-        raise RoutingError(what, hint="set the API key of its model, or use other tiers")
+        local, far = "use tiers with local models", "set the API key of its model, or use other tiers"
+        raise self.nothing_left(what, reasons, local=local, far=far)
 
 
 def unreachable(tier: Tier) -> str:

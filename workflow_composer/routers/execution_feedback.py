@@ -37,7 +37,7 @@ from workflow_composer.calibration.scores.signals import (
     token_entropy,
 )
 from workflow_composer.config.strategy import ModelSpec
-from workflow_composer.errors import ConfigError, InputError, LocalModelUnavailable, RoutingError
+from workflow_composer.errors import ConfigError, InputError, RoutingError, WorkflowComposerError
 from workflow_composer.metrics.escalation import EscalationStats, EscalationTally
 from workflow_composer.plan import Candidate, Plan, Tier, Voting
 from workflow_composer.routers.base import KindRouter, RouterContext, RouterSettings, gives_no_logprobs
@@ -284,7 +284,7 @@ class ExecutionFeedbackRouter(KindRouter):
             elif why:
                 left_out.append(f"{self._names[index]}: {why}")
         if not tiers:
-            raise self._nothing_left(left_out)
+            raise self._no_tier(left_out)
         reason = f"task {request.task_type}: from tier {tiers[0].name} up, by {'certificate' if group else 'rules'}"
         return Plan(tuple(tiers), self.name, reason, tuple(left_out), gapless=group is not None)
 
@@ -343,7 +343,7 @@ class ExecutionFeedbackRouter(KindRouter):
         """Return a plan of the strongest tier only, whose answer is not accepted, because no certificate covers it."""
         kept, left_out = self._candidates(len(self._names) - 1, request, resources)
         if not kept:
-            raise self._nothing_left(left_out)
+            raise self._no_tier(left_out)
         certified = self._last_temperature
         temperature = certified if request.temperature in (None, certified) else None
         tier = Tier.of(kept, self._names[-1], temperature=temperature, accept=Suspended(why))
@@ -364,11 +364,10 @@ class ExecutionFeedbackRouter(KindRouter):
             found += tuple(one for target in self.context.config.fallback for one in self.context.candidates(target))
         return self.usable(found, request, resources)
 
-    def _nothing_left(self, left_out: Sequence[str]) -> RoutingError | LocalModelUnavailable:
+    def _no_tier(self, left_out: Sequence[str]) -> WorkflowComposerError:
         what = f"no tier has a usable model ({'; '.join(left_out)})"
-        if not self.context.config.allow_cloud:
-            return LocalModelUnavailable(what, hint="use tiers with local models")
-        return RoutingError(what, hint="set the API key of a tier's model, or use other tiers")
+        local, far = "use tiers with local models", "set the API key of a tier's model, or use other tiers"
+        return self.nothing_left(what, left_out, local=local, far=far)
 
     # ------------------------------------------------------------------------------------------------------ answers
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from workflow_composer import ModelOrchestrator, StrategyConfig
-from workflow_composer.errors import ConfigError, LocalModelUnavailable, MarkerError, ProfileError, RoutingError
+from workflow_composer.errors import CapabilityMissing, ConfigError, MarkerError, ProfileError, RoutingError
 from workflow_composer.metrics.sink import NullSink
 from workflow_composer.plan import Voting
 
@@ -121,7 +121,7 @@ def test_a_tier_without_anything_left_to_ask_is_an_error_that_says_why():
     lacking = {**MODELS, "s": {"backend": "fake", "capabilities": ["embeddings"]}}
     with pytest.raises(RoutingError, match="it does not support chat"):
         plan(profile(models=lacking), ROUTE)
-    with pytest.raises(LocalModelUnavailable, match="it does not support chat"):
+    with pytest.raises(CapabilityMissing, match="it does not support chat"):
         plan(profile(models=lacking, allow_cloud=False), ROUTE)
 
 

@@ -15,8 +15,8 @@ from workflow_composer.backends.fake import Interrupted
 from workflow_composer.calibration.scores.signals import FeedbackRules
 from workflow_composer.errors import (
     AllCandidatesFailed,
+    CapabilityMissing,
     ConfigError,
-    LocalModelUnavailable,
     ProfileError,
     RoutingError,
     ServerUnreachable,
@@ -130,7 +130,7 @@ class TestPlans:
             o.plan("x")
         with (
             orchestrating(profile(models=lacking, allow_cloud=False)) as o,
-            pytest.raises(LocalModelUnavailable, match="does not support chat"),
+            pytest.raises(CapabilityMissing, match="does not support chat"),
         ):
             o.plan("x")
 
