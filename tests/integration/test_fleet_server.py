@@ -182,7 +182,7 @@ def test_a_second_start_says_that_it_runs(life):
 
 
 def test_a_taken_port_says_what_answers_there(life, place):
-    assert f"port {place.port} is in use: a server there serves small (process " in life.other_on_the_port[0]
+    assert f"port {place.port} is in use: a server there serves small, little (process " in life.other_on_the_port[0]
 
 
 def test_sigterm_leaves_no_process_and_no_entry(life):

@@ -35,6 +35,15 @@ _LACKS = ": it does not support "
 """Between a candidate's name and what a request needs that it lacks."""
 
 
+_FIELDS = {"json": "response_format (json)", "vision": "images (vision)"}
+"""Capability -> the field of a request that needs it, where the two are called differently."""
+
+
+def _in_fields(reason: str) -> str:
+    name, lacks, needs = reason.partition(_LACKS)
+    return name + lacks + ", ".join(_FIELDS.get(need, need) for need in needs.split(", "))
+
+
 class RouterSettings(BaseModel):
     """Base class of a router's settings in a profile: validated and frozen. A router without settings uses it directly."""
 
@@ -137,7 +146,7 @@ class Router(ABC):
         """
         if left_out and all(_LACKS in reason for reason in left_out):
             error = CapabilityMissing(what, hint="leave it out of the request, or name a model that supports it")
-            error.public = f"no model can be used for this request ({'; '.join(left_out)})"
+            error.public = f"no model can be used for this request ({'; '.join(map(_in_fields, left_out))})"
             return error
         if not self.context.config.allow_cloud:
             return LocalModelUnavailable(what, hint=local)
