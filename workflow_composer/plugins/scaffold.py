@@ -33,11 +33,11 @@ dependencies = ["workflow-composer"]
 _README = """\
 # {name}
 
-A {kind} for workflow_composer.
+A {kind} for workflow_composer. Its test passes as it stands; install it into the environment of workflow_composer:
 
 ```console
-python -m pytest                # its test passes
-pip install --no-deps .         # into the environment of workflow_composer
+python -m pytest
+pip install --no-deps .
 python -m workflow_composer plugins
 ```
 
