@@ -269,7 +269,12 @@ class PluginHost:
             return self.registry if _same(parts, self._parts) else self._registry(parts)
 
     def _renewed(self, source: PluginSource, before: Part | None, parts: Mapping[str, Part]) -> Part:
-        if before is not None and before.source is not None and before.source.key == source.key and before.plugin:
+        if (
+            before is not None
+            and before.source is not None
+            and before.source.key == source.key
+            and before.plugin is not None
+        ):
             return before
         try:
             return self._made(source, parts)

@@ -67,7 +67,8 @@ class ActiveStrategy(ABC):
         Routers, backends, batch policies and hooks change together; requests in progress finish with the plugins with which
         they began. Raises `WorkflowComposerError` if a plugin is unfit: everything then stays as it was.
         """
-        self.plugins.publish(self.plugins.prepare(self.plugins.generation(self.plugins.reread())))
+        with self.plugins.changing:
+            self.plugins.publish(self.plugins.prepare(self.plugins.generation(self.plugins.reread())))
         return self.plugins.plugins
 
     async def areload_plugins(self) -> tuple[PluginInfo, ...]:
@@ -107,7 +108,7 @@ class ActiveStrategy(ABC):
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            self._thread.run(snapshot.retire())
+            self._thread.start(snapshot.retire())
         else:
             task = loop.create_task(snapshot.retire())
             self._retiring.add(task)

@@ -90,6 +90,10 @@ class LoopThread:
             raise
         return self._wait_for(_Job(lambda: coroutine, coroutine.close), patience)
 
+    def start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Run the coroutine without waiting: the caller may hold a lock for which code on this thread's loop waits."""
+        self._schedule(_Job(lambda: coroutine, coroutine.close))
+
     def call(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Like `run`, but creates the coroutine only when it starts, so that an early interrupt leaves none un-awaited."""
         self.refuse_own_loop()

@@ -240,3 +240,27 @@ def test_reloads_leave_nothing_behind(folder):
         gc.collect()
         assert (len(sys.modules), threading.active_count()) == (modules, threads)
         assert [router() for router in old[:-1]] == [None] * 50
+
+
+def test_a_switch_and_a_change_of_plugins_at_once_wait_for_each_other_but_not_for_ever():
+    """From two threads, both through the synchronous methods."""
+    host = plugin_host(discover=False)
+    host.add(marking("0"), name="mine")
+    with orchestrator(CONFIG, plugins=host) as o:
+        o.generate("hello")
+
+        def replace():
+            for turn in range(20):
+                o.plugins.replace("mine", marking(str(turn)))
+
+        def switch():
+            for turn in range(20):
+                o.switch_strategy(CONFIG.replaced(profile_name=f"p{turn}"))
+
+        threads = [threading.Thread(target=work, daemon=True) for work in (replace, switch)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert [thread.is_alive() for thread in threads] == [False, False]
+        assert (o.generate("hello").text, o.strategy) == ("19", "p19")
