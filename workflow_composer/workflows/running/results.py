@@ -1,0 +1,73 @@
+"""What became of a step, and what names stand for in the expressions of a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from workflow_composer.types import EMPTY
+
+State = Literal["done", "skipped", "failed", "waiting", "withheld", "not_run"]
+FailureKind = Literal["invalid", "refused", "cut_off", "timeout", "server", "too_long", "program", "budget", "value"]
+
+
+class ValueFault(Exception):
+    """A value does not allow what an expression does with it; the step fails for its row, kind ``value``."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message, self.hint = message, hint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What became of a step of a row, or of an item of it.
+
+    ``value`` is JSON data, None unless the step is done. ``reason`` says in words why it is not; it never holds what a
+    private value says. ``attempts`` counts calls and runs of programs, ``cost`` is in dollars, ``model`` the one that
+    answered. ``origin``: asked now, kept from an earlier run, shared with an equal question, a default, or a person's.
+    ``items`` are the results of a step over a list.
+    """
+
+    state: State
+    value: Any = None
+    reason: str = ""
+    kind: FailureKind | None = None
+    attempts: int = 0
+    cost: float = 0.0
+    model: str = ""
+    seconds: float = 0.0
+    origin: Literal["asked", "kept", "shared", "default", "person"] = "asked"
+    items: tuple[StepResult, ...] = ()
+
+    def fact(self, name: str) -> Any:
+        """Return ``_state``, ``_attempts``, ``_error``, ``_model`` or ``_cost``."""
+        return {
+            "_state": self.state,
+            "_attempts": self.attempts,
+            "_error": self.reason or None,
+            "_model": self.model or None,
+            "_cost": self.cost,
+        }[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Names and what they stand for: inputs, items of loops, and results of steps. `inner` adds names for an item."""
+
+    plain: Mapping[str, Any]
+    results: Mapping[str, StepResult] = field(default_factory=lambda: EMPTY)
+
+    def value(self, name: str) -> Any:
+        """Return the value of a name; None for a step that has none."""
+        found = self.results.get(name)
+        return self.plain.get(name) if found is None else found.value
+
+    def fact(self, name: str, fact: str) -> Any:
+        """Return a fact of a step."""
+        return self.results[name].fact(fact)
+
+    def inner(self, plain: Mapping[str, Any], results: Mapping[str, StepResult] = EMPTY) -> Scope:
+        """Return these names and more; new ones hide old ones."""
+        return Scope({**self.plain, **plain}, {**self.results, **results})
