@@ -38,7 +38,7 @@ class ServerState:
     ``detail`` says in one line why it failed or stopped. ``options`` are additional vLLM options, ``fleet_file`` defines its
     role; a restart needs both. ``restarts``: times of the monitor's restarts; ``failures``: failures of its SLURM job in a
     row. ``fleet`` is the fleet's id, ``cluster`` the SLURM cluster of ``job_id``; both are empty in states of earlier
-    versions.
+    versions. ``lasting``: it failed by a fault that a restart does not cure.
     """
 
     server: str
@@ -59,6 +59,7 @@ class ServerState:
     failures: int = 0
     fleet: str = ""
     cluster: str = ""
+    lasting: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
