@@ -278,6 +278,7 @@ class ServerJob:
                     replace(queued(self.fleet, self.server, self.job_id, cluster=cluster), failures=failures)
                 )
             self.fleet.states.update(self.server, status="starting", detail="", started=time.time(), fleet=self.fleet.id)
+            self._attempt(self._cancel_older)
         if job is not None and job.mark != mark:
             # Submitted by hand or by an earlier version; other commands find the job by its comment.
             self._attempt(lambda: self.slurm.mark(self.job_id, mark))
@@ -294,6 +295,13 @@ class ServerJob:
         jobs = [job for job in queue.of(self.server) if not job.is_called(self.job_id)] if queue else []
         later = jobs if by_hand else [job for job in jobs_after(self.job_id, jobs) if job.is_called(state.job_id)]
         return later[0].id if later else ""
+
+    def _cancel_older(self) -> None:
+        """Remove older jobs of the server from the queue: SLURM has requeued them, and this one has taken over."""
+        jobs = queue_of(self.fleet, self.slurm).of(self.server)
+        later = jobs_after(self.job_id, jobs)
+        older = [job for job in jobs if job not in later and not job.is_called(self.job_id)]
+        self.slurm.cancel([job for job in older if job.pending])
 
     def _cluster(self) -> str:
         return self.environ.get("SLURM_CLUSTER_NAME", "") or self._attempt(lambda: self.slurm.cluster) or ""
