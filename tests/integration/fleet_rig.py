@@ -126,7 +126,7 @@ def make(cluster: SlurmCluster, folder: Path, fake: Path, role: str, *, replicas
 
 def copy_of(fleet: SlurmFleet, folder: Path, **changes: object) -> SlurmFleet:
     """The same fleet file in another folder."""
-    folder.mkdir(parents=True)
+    shutil.copytree(fleet.folder / "model", folder / "model")
     made = SlurmFleet(fleet.cluster, folder, {})
     made.environ = dict(fleet.environ)
     made.settings = {**yaml.safe_load(fleet.file.read_text()), **changes}

@@ -17,7 +17,6 @@ import pytest
 from tests.integration.commanded_vllm import command, make_commanded_vllm
 from tests.integration.fleet_rig import Nodes, copy_of, make
 from tests.integration.slurm_cluster import why_not
-from tests.paths import ROOT
 
 pytestmark = [
     pytest.mark.slurm,
@@ -243,8 +242,7 @@ def test_a_job_that_could_not_be_launched_says_so(cluster, fleets):
     fleet.write()
     line = [sys.executable, "-m", "workflow_composer", "fleet", "submit", "coder", "--json", "--fleet", str(fleet.file)]
     done = subprocess.run(
-        line, cwd=work, env=fleet.environ | {"PYTHONPATH": f"{ROOT}:{fleet.environ['PYTHONPATH']}"},
-        capture_output=True, text=True, check=True,
+        line, cwd=work, env=fleet.environ, capture_output=True, text=True, check=True,
     )  # fmt: skip
     job_id = json.loads(done.stdout)[0]["job"]["id"]
     work.rename(fleet.folder / "moved")
