@@ -289,7 +289,9 @@ def _elsewhere(
     problem = f"{shown} does not run {answering.name} itself: it sends its prompts on to a cloud"
     how = f"write model: {own[0]}" if len(own) == 1 else f"write one of these as model: {named(own)}"
     where = place_of(config, spec, "model")
-    return Finding(level, "model-elsewhere", where, problem, how if own else "load a model that it runs itself", (spec.name,))
+    return Finding(
+        level, "model-elsewhere", where, problem, how if own else "load a model that it runs itself", (spec.name,)
+    )
 
 
 def _not_served(shown: str, wanted: str, listing: Listing, served: Sequence[ServedModel]) -> tuple[str, str]:
