@@ -44,7 +44,7 @@ class Purse(Protocol):
     def begin(self) -> Reservation | None:
         """Return the ``purse`` of one request, which the caller settles with what the request has cost; None: no limit.
 
-        Reserving from it raises `BudgetExceeded` where the row's money is used up, and `RunBudgetReached` where the run's is.
+        It raises `BudgetExceeded` where the money of the row is used up, and `RunBudgetReached` where that of the run is.
         """
         ...
 
@@ -101,7 +101,7 @@ class World:
     row's (of a step of the run: the run's). ``gate`` returns a
     context in which one call, or one run of a program, is made: it bounds how many are under way, whichever row or item they
     belong to. ``run_results`` are the results of those steps of the run that have ended; a row's steps that read others are
-    not begun. ``folder`` is where the workflow's programs are. ``stopped`` is the sign to start nothing new. ``room`` returns
+    not begun. ``folder`` is where the workflow's programs are. ``stopped`` is the sign to start nothing new; ``room`` tells
     how many tokens a step's prompt may have (None: unknown). ``now`` is the time of day in seconds.
     """
 
