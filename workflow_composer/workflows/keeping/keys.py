@@ -73,8 +73,8 @@ def question_of(
     """Return the question that a step really asks, once.
 
     ``row`` is the row's id ("" for a step of the run). ``place`` is the step's path with its items, such as
-    ``teams[0].m[1]``, behind ``OUTER/`` for a step of a nested workflow, before ``#2`` for a second try of `until` and ``~3``
-    for a third vote.
+    ``teams[0].m[1]``, behind ``OUTER/`` for a step of a nested workflow, before ``#2`` for a second try of `until`, and
+    ``~3`` for a third vote.
     ``asked`` is what the names in the step have become, as JSON data, without a default for anything: ``messages`` of a
     prompt; ``given`` and ``files`` (name: text) of a command; ``given`` of a function; ``prompt`` for a person; and, if the
     step has an ``accept``, ``checked``: what its readings read, without the answer itself. ``meaning`` is what

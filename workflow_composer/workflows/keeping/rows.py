@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, time
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any
 
 from workflow_composer.batch.asking.table_output import plain
 from workflow_composer.storage.lines import WrittenNumber, kind
@@ -33,14 +33,6 @@ class RunRow:
     id: str
     inputs: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     fault: str = ""
-
-
-class _Rows(Protocol):
-    """A `batch.datasets.table.TableRow`."""
-
-    number: int
-    where: str
-    values: Mapping[str, Any]
 
 
 class RowSource:
