@@ -89,7 +89,7 @@ class LLMRequest:
 
     ``form`` is what the answer must be: the executor tells the model (`OutputForm.instructions`) and reads the answer as
     `LLMResponse.value`; an answer of another form goes back to the tier's model with what is wrong, at most ``form_retries``
-    times, before the next tier is asked. ``check`` judges an answer that has the form; what it says goes back likewise, and a
+    times, before the next tier is asked. ``check`` judges an answer that has the form; what it says goes back as well, a
     sample of a vote that it refuses is no vote. ``vote_by`` says how the votes of this request are grouped (None: as in the
     profile). ``purse`` (a `Reservation`) is part of a budget that other requests share; the executor reserves the cost.
 

@@ -7,22 +7,22 @@ is no verdict: it raises, and nothing is accepted or released.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from workflow_composer.answers.output_form import output_form
 from workflow_composer.errors import ProgramFault
 from workflow_composer.execution.forming import MOST_BYTES, tail_of
-from workflow_composer.types import EMPTY, LLMResponse
+from workflow_composer.types import EMPTY, LLMRequest, LLMResponse
 from workflow_composer.workflows.definition.model import AnswerCheck, CommandBody, PromptBody, PythonBody
 from workflow_composer.workflows.programs.command import run_command
 from workflow_composer.workflows.programs.function import call_function
 from workflow_composer.workflows.programs.outcome import ProgramOutcome
 from workflow_composer.workflows.running.results import Scope
 
-Ask = Callable[..., Awaitable[LLMResponse]]
-"""`ModelOrchestrator.agenerate`, or a replacement with the same signature."""
+Ask = Callable[[LLMRequest], Awaitable[LLMResponse]]
+"""Answers a request: `ModelOrchestrator.agenerate`, or what stands before it."""
 
 _VERDICT = output_form(["yes", "no"])
 
@@ -31,9 +31,9 @@ class StepCheck:
     """The check of one answer of a step, for `LLMRequest.check`: call it with a value, and it says what is wrong with it.
 
     ``names`` are those of the row; the step's own name means the value that is checked. ``private`` as in `run_command`.
-    ``ask`` asks the judge, with ``fields`` of the request beside its model (purse, time limit, privacy). ``runs`` counts the
-    checks, ``calls`` the judge's calls and ``cost`` their dollars. Raises `ProgramFault` if the check cannot run, and what
-    ``ask`` raises.
+    ``ask`` asks the judge; it adds whose money that is, and that the request is private. ``runs`` counts the checks,
+    ``calls`` the judge's calls and ``cost`` their dollars. Raises `ProgramFault` if the check cannot run, and what ``ask``
+    raises.
     """
 
     def __init__(
@@ -45,7 +45,6 @@ class StepCheck:
         folder: Path,
         private: bool,
         ask: Ask,
-        fields: Mapping[str, Any] = EMPTY,
     ) -> None:
         self._check = check
         self._step = step
@@ -53,7 +52,6 @@ class StepCheck:
         self._folder = folder
         self._private = private
         self._ask = ask
-        self._fields = fields
         self.runs = 0
         self.calls = 0
         self.cost = 0.0
@@ -117,9 +115,8 @@ class StepCheck:
             shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             prompt = f"{prompt}\n\n{shown}"
         system = None if body.system is None else body.system.evaluate(names)
-        response = await self._ask(
-            prompt, system=system, model=self._check.model, schema=_VERDICT, temperature=0.0, **self._fields
-        )
+        request = LLMRequest.of(prompt, system=system, model=self._check.model, form=_VERDICT, temperature=0.0)
+        response = await self._ask(request)
         self.calls += len(response.attempts)
         self.cost += response.cost
         if response.value not in ("yes", "no"):
