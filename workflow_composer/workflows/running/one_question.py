@@ -68,12 +68,14 @@ class _Question:
     """What a step asks: ``asked`` makes its key, `answer` asks. Made of values alone; making it raises `ValueFault`."""
 
     asked: dict[str, Any]
+    spent: float
+    """The dollars of all requests so far."""
 
     def __init__(self, step: Step, names: Scope, spot: Spot) -> None:
         self.step, self.names, self.spot = step, names, spot
         self.form: OutputForm | None = step.form
         self._purse: Reservation | None = None
-        self._spent, self._tokens = 0.0, 0
+        self.spent, self._tokens = 0.0, 0
         self.acceptance = None if step.accept is None else self.checked_by(step.accept)
 
     @property
@@ -116,17 +118,17 @@ class _Question:
             response = await self.spot.world.ask(sent)
         except Exception as error:
             attempts = getattr(error, "attempts", ())
-            self._spent += sum(one.cost for one in attempts)
+            self.spent += sum(one.cost for one in attempts)
             self._tokens += sum(one.usage.total_tokens for one in attempts)
             raise
-        self._spent += response.cost
+        self.spent += response.cost
         self._tokens += response.usage.total_tokens
         return response
 
     def settle(self) -> None:
         """Give back what was reserved and not spent."""
         if self._purse is not None:
-            self._purse.settle(self._spent, self._tokens)
+            self._purse.settle(self.spent, self._tokens)
             self._purse = None
 
     async def answer(self) -> KeptAnswer:
@@ -185,7 +187,7 @@ class _PromptQuestion(_Question):
         failure = of_reply(response, self.form, private=self.step.labels.private)
         facts = facts_of(response)
         if self.acceptance is not None and self.acceptance.calls:
-            facts |= {"cost": facts["cost"] + self.acceptance.cost, "judged": self.acceptance.calls}
+            facts |= {"cost": self.spent, "judged": self.acceptance.calls}
         if failure is not None:
             raise StepFailure(kind=failure.kind, reason=failure.reason, facts={**failure.facts, **facts})
         return KeptAnswer(value=self.form.plain(self.form.read(response.text).value), facts=facts)
@@ -279,8 +281,9 @@ async def _asked_now(made: _Question, question: StepQuestion) -> StepResult:
     except _Stopped as stop:
         return StepResult(state="not_run", kind="stopped", reason=stop.why)
     except StepFailure as failure:
-        if failure.kind != "budget" or failure.facts.get("cost"):
-            keeper.failed(question, failure.kind, {"reason": failure.reason, **failure.facts})
+        if failure.kind != "budget" or made.spent:
+            facts = {**failure.facts, "cost": made.spent} if made.spent else failure.facts
+            keeper.failed(question, failure.kind, {"reason": failure.reason, **facts})
         return _failed(failure)
     keeper.keep(question, answer)
     return _done(answer)
