@@ -16,7 +16,7 @@ from workflow_composer.workflows.running.failing import of_value
 from workflow_composer.workflows.running.one_question import Spot, ask, released
 from workflow_composer.workflows.running.prompt_room import parts_of, probable_tokens
 from workflow_composer.workflows.running.results import RowOutcome, Scope, StepResult, ValueFault
-from workflow_composer.workflows.running.steps import each, holds, run_step, together, tolerated
+from workflow_composer.workflows.running.steps import each, run_step, together, tolerated
 from workflow_composer.workflows.running.world import World
 
 _ROWS, _PARTS = "rows", "parts"
@@ -37,11 +37,11 @@ async def run_over_rows(step: Step, rows: AsyncIterable[RowOutcome], world: Worl
         return await run_step(step, names, spot)
     if step.when is not None:
         try:
-            if not holds(step.when, names):
+            if not step.when.holds(names):
                 return StepResult(state="skipped", reason=f"not when: {step.when.text}")
         except ValueFault as fault:
             return tolerated(step, _wrong(fault), spot)
-    taken = _Taken(reduce, _fields(step))
+    taken = _Taken(reduce)
     number = 0
     async for row in rows:
         number += 1
@@ -91,10 +91,10 @@ class _Group:
 
 
 class _Taken:
-    """Groups of rows, and how many were left out why. ``wanted`` are the names that are kept of a row; None: all."""
+    """Groups of rows, and how many were left out why."""
 
-    def __init__(self, reduce: Reduce, wanted: frozenset[str] | None) -> None:
-        self._reduce, self._wanted = reduce, wanted
+    def __init__(self, reduce: Reduce) -> None:
+        self._reduce = reduce
         self.groups: dict[str, _Group] = {}
         self._left_out: dict[str, list[int]] = {}
 
@@ -109,8 +109,7 @@ class _Taken:
             self._left_out.setdefault(why, []).append(number)
             return
         group = self.groups.setdefault(canonical(key), _Group(key))
-        whole = {**row.scope.plain, **{name: result.value for name, result in row.steps.items()}}
-        group.rows.append({name: whole[name] for name in whole if self._wanted is None or name in self._wanted})
+        group.rows.append({name: row.scope.value(name) for name in self._reduce.rows})
         group.numbers.append(number)
 
     def _forbidden(self, row: RowOutcome) -> str:
@@ -123,26 +122,11 @@ class _Taken:
                 return f"{name} is {found.state.replace('_', ' ')}"
         if keep is None:
             return f"the row is {row.state}" if row.state in ("failed", "waiting", "stopped") else ""
-        return "" if holds(keep, row.scope) else f"not `{keep.text}`"
+        return "" if keep.holds(row.scope) else f"not `{keep.text}`"
 
     def notes(self) -> tuple[str, ...]:
         """Return in words how many rows were left out, and why."""
         return tuple(f"{len(numbers):,} rows left out: {why}" for why, numbers in self._left_out.items())
-
-
-def _fields(step: Step) -> frozenset[str] | None:
-    """Return the names of a row that the step's readings use; None: perhaps all."""
-    readings: list[Reading] = [*step.given.values(), *step.files.values()]
-    if isinstance(step.body, PromptBody):
-        readings += [one for one in (step.body.prompt, step.body.system) if one is not None]
-    found: set[str] = set()
-    for reading in readings:
-        if _ROWS in reading.reads:
-            used = getattr(reading, "of_rows", None)
-            if used is None:
-                return None
-            found |= used
-    return frozenset(found)
 
 
 # ------------------------------------------------------------------------------------------------------------- folding

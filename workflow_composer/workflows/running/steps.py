@@ -109,18 +109,9 @@ def _unmet(needed: frozenset[str], names: Scope) -> StepResult | None:
     return StepResult(state="waiting", reason=f"waits for {missing[0][0]}") if missing else None
 
 
-def holds(reading: Reading, names: Scope) -> bool:
-    """Return whether a condition is true. Raises `ValueFault` if it is neither true nor false."""
-    found = reading.evaluate(names)
-    if found is True or found is False:
-        return bool(found)
-    hint = "ask whether it `is given`" if found is None else "compare it with something"
-    raise ValueFault(f"`{reading.text}` is {kind(found)} where true or false is needed", hint)
-
-
 def _forbidden(when: Reading, names: Scope) -> StepResult | None:
     try:
-        if holds(when, names):
+        if when.holds(names):
             return None
     except ValueFault as fault:
         return _wrong(fault)
@@ -249,7 +240,7 @@ async def _repeated(step: Step, names: Scope, spot: Spot, place: str) -> StepRes
             return result
         scope = names.inner({}, {step.name: result})
         try:
-            if holds(until.condition, scope):
+            if until.condition.holds(scope):
                 return result
         except ValueFault as fault:
             return _wrong(fault).having_used(tries)
