@@ -91,7 +91,7 @@ async def _run(job: ProgramJob, limits: ProgramLimits, folder: Path, private: bo
             process = await _started(job, limits, folder, private, place, tell)
         finally:
             os.close(tell)
-        output, errors = _Written(KEPT_OUTPUT), _Written(KEPT_ERRORS)
+        output, errors = _Tail(KEPT_OUTPUT), _Tail(KEPT_ERRORS)
         try:
             too_much = await _attended(process, job.given, output, errors, limits.seconds)
         finally:
@@ -151,7 +151,7 @@ def _environment(folder: Path, place: Path) -> dict[str, str]:
     }
 
 
-class _Written:
+class _Tail:
     """The end of what a program writes."""
 
     def __init__(self, most: int) -> None:
@@ -170,7 +170,7 @@ class _Written:
         return bytes(self._kept[-self._most :]).decode("utf-8", "replace")
 
 
-async def _attended(process: Process, given: bytes, output: _Written, errors: _Written, seconds: float) -> bool:
+async def _attended(process: Process, given: bytes, output: _Tail, errors: _Tail, seconds: float) -> bool:
     """Feed the program and read what it writes until it ends; return whether it wrote too much.
 
     The launcher ends the program at its time limit; this is for a launcher that does not get a processor.
@@ -180,7 +180,7 @@ async def _attended(process: Process, given: bytes, output: _Written, errors: _W
     assert process.stderr is not None
     too_much = asyncio.Event()
 
-    async def read(stream: asyncio.StreamReader, into: _Written) -> None:
+    async def read(stream: asyncio.StreamReader, into: _Tail) -> None:
         while data := await stream.read(_PIECE):
             into.add(data)
             if output.count + errors.count > MOST_OUTPUT and not too_much.is_set():
