@@ -205,6 +205,7 @@ LIFETIME = 45.0
 """Seconds for which an entry stays valid after its last renewal."""
 LARGEST = 16_384
 """Maximum size of a registry file in bytes; real ones have about 400."""
+_LONGEST_PATH = 4096
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 ROLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -276,6 +277,8 @@ class Entry:
 
     ``server`` names it within its fleet (a role, or ``role-2`` for the second replica). ``model`` is the id that requests
     must use. ``expires`` is the end of its SLURM job. ``draining`` servers finish their calls and accept no new ones.
+    ``fleet`` is the id of its fleet, ``fleet_file`` the path of that fleet's file, ``cluster`` the SLURM cluster of
+    ``job_id``; earlier versions published none of the three.
     """
 
     server: str
@@ -290,6 +293,9 @@ class Entry:
     started: float
     expires: float | None = None
     updated: float
+    fleet: str = ""
+    cluster: str = ""
+    fleet_file: str = ""
 
     @property
     def url(self) -> str:
@@ -317,9 +323,10 @@ class Entry:
 
     def _check(self) -> None:
         """Check what the fields' types do not. Raises ValueError."""
-        texts = (self.server, self.role, self.host, self.model, self.node, self.job_id)
+        texts = (self.server, self.role, self.host, self.model, self.node, self.job_id, self.fleet, self.cluster)
         right = (
             all(len(text) < 1000 and text.isprintable() for text in texts)
+            and len(self.fleet_file) < _LONGEST_PATH
             and ROLE.fullmatch(self.role)
             and ROLE.fullmatch(self.server)
             and _HOST.fullmatch(self.host)

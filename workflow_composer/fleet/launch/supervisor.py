@@ -48,13 +48,17 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenPlace:
-    """Where a server runs: vLLM binds ``listen``, clients connect to ``host``; the job ends at Unix time ``expires``."""
+    """Where a server runs: vLLM binds ``listen``, clients connect to ``host``; the job ends at Unix time ``expires``.
+
+    ``cluster`` is the SLURM cluster of the job.
+    """
 
     port: int
     listen: str = "127.0.0.1"
     host: str = "127.0.0.1"
     job_id: str = ""
     expires: float | None = None
+    cluster: str = ""
 
     @property
     def how(self) -> How:
@@ -98,6 +102,7 @@ class ServerSupervisor:
         self._held: HeldTime | None = None
         self._beaten = 0.0
         self._failed_beats = 0
+        self._fleet_id = ""
 
     # --------------------------------------------------------------------------------------------------------- from outside
 
@@ -118,6 +123,7 @@ class ServerSupervisor:
                 hint=f"see `fleet status`, or stop it with `fleet down {self.server}`",
             )
         try:
+            self._fleet_id = self.fleet.id
             with self._signals():
                 return self._whole_life()
         finally:
@@ -280,6 +286,9 @@ class ServerSupervisor:
             started=started,
             expires=self.place.expires,
             updated=now,
+            fleet=self._fleet_id,
+            cluster=self.place.cluster,
+            fleet_file=str(self.fleet.path),
         )
         self._entry = self.fleet.registry.publish(entry)
         self._beaten = time.monotonic()
@@ -323,6 +332,8 @@ class ServerSupervisor:
             port=self.place.port,
             log=str(log),
             fleet_file=str(self.fleet.path),
+            fleet=self._fleet_id,
+            cluster=self.place.cluster,
             options=self.options,
             **more,
         )
