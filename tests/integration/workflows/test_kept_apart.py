@@ -42,7 +42,7 @@ class Graph:
     def _step(self, name: str) -> None:
         chance = self.chance
         known = list(self.forms)
-        read = chance.sample(known, chance.randint(1, min(2, len(known))))
+        read = chance.sample(known, 2 if chance.random() < 0.3 else 1)
         form = chance.choice([CHOICES, LIST, TEXT, TEXT])
         lists = [other for other in known if self.forms[other] == LIST]
         choices = [other for other in known if self.forms[other] == CHOICES]
@@ -63,7 +63,7 @@ class Graph:
             form = TEXT
         if choices and chance.random() < 0.5:
             other = chance.choice(choices)
-            keys.append(chance.choice([f'when: {other} == "yes"', f"when: {other} is done"]))
+            keys.append(f'when: {other} == "yes"')
             control |= self.private(other)
         is_remote = not data and chance.random() < 0.7
         self.must_be_refused |= is_remote and control
@@ -111,8 +111,11 @@ ONE = tuple(f"patient {number} has HIV" for number in range(6))
 OTHER = ("", "flu", "a cough " * 400, "yes", "no", "{{ id }}")
 
 
+SEEDS = [seed for seed in range(100) if "model: remote" in Graph(seed).text][:12]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_the_cloud_learns_nothing(desk, seed):
     for model in desk.models:
         model.says("", answer)
@@ -131,6 +134,7 @@ def test_the_cloud_learns_nothing(desk, seed):
 
 
 def test_the_generator_makes_both_kinds():
-    graphs = [Graph(seed) for seed in range(10)]
+    """Some that must be refused, and some that may run, with private conditions or counts beside the cloud's steps."""
+    graphs = [Graph(seed) for seed in SEEDS]
     assert {graph.must_be_refused for graph in graphs} == {True, False}
-    assert any("model: remote" in graph.text for graph in graphs if not graph.must_be_refused)
+    assert any(any(graph.control.values()) for graph in graphs if not graph.must_be_refused)

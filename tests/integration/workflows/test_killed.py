@@ -35,7 +35,7 @@ FLOW = """
       inner:
         workflow: inner.yaml
         with: {t: t, count: count}
-    output: {n: "{{ n }}", each: "{{ each }}", odd: "{{ odd | default('') }}", count: "{{ count }}", inner: "{{ inner.end }}"}
+    output: {n: "{{ n }}", each: "{{ each }}", odd: "{{ odd | default('') }}", count: "{{ count }}", end: "{{ inner.end }}"}
 """
 INNER = """
     workflow: inner
