@@ -85,7 +85,7 @@ def test_g37_a_text_that_does_not_fit_is_named_and_not_cut(desk):
 
 WRITE = """
     workflow: write_function
-    inputs: {t: text}
+    inputs: {t: text, tests: text}
     steps:
       code:
         model: mv_cascade_small_k1_t0.0_large_k1_t0.0
@@ -93,7 +93,7 @@ WRITE = """
         answer: code
         accept:
           command: [python, test_it.py]
-          files: {solution.py: "{{ code }}"}
+          files: {solution.py: "{{ code }}", test_it.py: "{{ tests }}"}
           limits: {time: 5s, memory: 512M}
         retries: 3
       explain: {prompt: "explain {{ code }}"}
@@ -114,9 +114,8 @@ def fenced(code):
 
 
 def write(desk, test=TEST):
-    desk.table([{"t": "f"}])
+    desk.table([{"t": "f", "tests": test}])
     desk.file(WRITE)
-    desk.file(test, "test_it.py")
 
 
 FIRST, SECOND, RIGHT = "def f():\n    return 1", "def f(:\n    return 2", "def f():\n    return 2"
@@ -177,9 +176,9 @@ def left_over(name):
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_g38_a_hostile_test_program_is_ended_and_counts_as_not_passed(desk, kind):
     name = f"hostile_{kind}_{os.getpid()}.py"
-    write(desk)
-    desk.file(HOSTILE[kind], name)
+    write(desk, HOSTILE[kind])
     desk.edit("test_it.py]", f"{name}]")
+    desk.edit("test_it.py:", f"{name}:")
     desk.edit("time: 5s", "time: 2s")
     desk.edit("retries: 3", "retries: 0")
     desk.edit("model: mv_cascade_small_k1_t0.0_large_k1_t0.0", "model: small")
