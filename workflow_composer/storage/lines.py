@@ -225,9 +225,13 @@ class Spool:
         self._offsets[number] = self._end + 1
         self._end += len(line)
 
+    def has(self, number: int) -> bool:
+        """Whether a number has a value."""
+        return number < len(self._offsets) and self._offsets[number] > 0
+
     def get(self, number: int) -> Any:
         """Return the value of a number; None if it has none. Raises OSError."""
-        if number >= len(self._offsets) or not self._offsets[number]:
+        if not self.has(number):
             return None
         self._file.seek(self._offsets[number] - 1)
         return json.loads(self._file.readline())

@@ -16,7 +16,8 @@ _RAISE = "run the same command again with a higher --run-budget: nothing is aske
 
 
 class Account(Budget):
-    """A limit in dollars (infinite: none) within an outer account. ``spent`` is what was spent from it.
+    """A limit in dollars (infinite: none) within an outer account. ``spent`` is what was spent from it, ``is_reached`` says
+    whether it could not pay for a call of the run.
 
     What is reserved or spent here is reserved and spent in the outer accounts, too; ``room`` is the least of all.
     """
@@ -25,7 +26,7 @@ class Account(Budget):
         self.outer = outer
         self.own_room, self.own_held, self.own_spent = limit - spent, 0, spent
         self._waiting = self._begun = 0
-        self.limit = limit
+        self.limit, self.is_reached = limit, False
         self.token_room = math.inf
         root = self.root
         self.changed = asyncio.Event() if root is self else root.changed
@@ -118,6 +119,7 @@ class Account(Budget):
 def budget_reached(account: Account) -> RunBudgetReached:
     """Return the error of a run that has used up its budget."""
     root = account.root
+    root.is_reached = True
     return RunBudgetReached(
         f"the run's budget of ${root.limit:.4g} does not pay for more: ${root.spent:.4g} spent", hint=_RAISE
     )
