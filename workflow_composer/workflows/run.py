@@ -282,9 +282,7 @@ class WorkflowRun:
         work = _RowWork(self, this, replace(self.world, run_results=dict(self._run_results)))
         first = not self.counts
         tally = self.tally if first else Tally(len(self.source))
-        await run_jobs(
-            self._jobs(), work, work, tally=tally, limiter=_RowPace(self.gate), progress=progress, stop=kill
-        )
+        await run_jobs(self._jobs(), work, work, tally=tally, limiter=_RowPace(self.gate), progress=progress, stop=kill)
         self._merge(this.counts)
 
     def _jobs(self) -> Iterator[RunRow]:
@@ -420,7 +418,6 @@ def _anew(workflow: Workflow, options: RunOptions) -> frozenset[str]:
 def _served(counts: RunCounts) -> dict[str, dict[str, int]]:
     found: dict[str, Counter[str]] = {}
     for one in counts.values():
-        for model, number in (one.models + one.kept_models).items():
-            name, _, served = model.partition("\0")
-            found.setdefault(name, Counter())[served or name] += number
+        for (name, served), number in (one.models + one.kept_models).items():
+            found.setdefault(name, Counter())[served] += number
     return {name: dict(models) for name, models in found.items()}

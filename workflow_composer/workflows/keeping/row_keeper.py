@@ -56,8 +56,8 @@ class StepCounts:
     cost: float = 0.0
     kept_cost: float = 0.0
     seconds: float = 0.0
-    models: Counter[str] = field(default_factory=Counter)
-    kept_models: Counter[str] = field(default_factory=Counter)
+    models: Counter[tuple[str, str]] = field(default_factory=Counter)
+    kept_models: Counter[tuple[str, str]] = field(default_factory=Counter)
     why: Counter[str] = field(default_factory=Counter)
 
     def add_asked(self, other: StepCounts) -> None:
@@ -82,6 +82,8 @@ class Lineage:
         facts = dict(self.facts)
         attempts = int(facts.pop("calls", 0) or 0) + int(facts.pop("runs", 0) or 0)
         told = {name: facts.pop(name, usual) for name, usual in (("model", ""), ("cost", 0.0), ("seconds", 0.0))}
+        if "candidate" in facts:  # the profile's name of the model, and the one that its server reported
+            told = {"model": facts.pop("candidate"), "served": told.pop("model"), **told}
         return {"origin": self.origin, "attempts": attempts, **told, "digest": self.digest, **_briefly(facts)}
 
 
@@ -147,8 +149,7 @@ class RowKeeper:
         counts.kept += 1
         self.lineage[question.place] = Lineage(question.digest, "kept", found.answer.facts)
         counts.kept_cost += float(found.fields.get("cost") or 0.0)
-        if model := found.answer.facts.get("model"):
-            counts.kept_models[str(model)] += 1
+        counts.kept_models.update(_served_by(found.answer.facts))
         return found.answer
 
     def _of_others(self, question: StepQuestion, counts: StepCounts) -> KeptAnswer | None:
@@ -233,8 +234,13 @@ class RowKeeper:
         counts.cost += cost
         self.cost += cost
         counts.seconds += float(facts.get("seconds") or 0.0)
-        if model := facts.get("model"):
-            counts.models[str(model)] += 1
+        counts.models.update(_served_by(facts))
+
+
+def _served_by(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the profile's name of the model that answered, with the name that its server reported."""
+    model = str(facts.get("model") or "")
+    return [(str(facts.get("candidate") or model), model)] if model else []
 
 
 _NAMED = {

@@ -106,5 +106,3 @@ def _table_of(reading: Reading, run: Scope) -> list[Mapping[str, Any]]:
         return []
     values = value if isinstance(value, list) else [] if value is None else [value]
     return [one if isinstance(one, dict) else {"value": one} for one in values]
-
-
