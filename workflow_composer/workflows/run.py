@@ -68,8 +68,9 @@ class Models(Protocol):
         """Answers a request."""
         ...
 
-    def plan(self, prompt: Any, **fields: Any) -> Plan:
-        """Return the plan for a request."""
+    @property
+    def plan(self) -> Callable[..., Plan]:
+        """Returns the plan for a request."""
         ...
 
 
@@ -104,8 +105,8 @@ class _RowPace(Limiter):
     """As many rows at a time as calls may be under way."""
 
     def __init__(self, gate: CallGate) -> None:
-        super().__init__()
         self._gate = gate
+        super().__init__()
 
     @property
     def limit(self) -> int:
@@ -144,8 +145,11 @@ class WorkflowRun:
     ) -> None:
         self.options = options = options or RunOptions()
         options.check(workflow)
-        limits = {"run_budget": options.run_budget, "row_budget": options.row_budget}
-        self.workflow = replace(workflow, **{name: value for name, value in limits.items() if value is not None})
+        self.workflow = replace(
+            workflow,
+            run_budget=workflow.run_budget if options.run_budget is None else options.run_budget,
+            row_budget=workflow.row_budget if options.row_budget is None else options.row_budget,
+        )
         self.table, self.output, self.models = table, output, models
         self.written = WrittenTables(self.workflow, output, table)
         self.source = RowSource(self.workflow, table.rows)

@@ -15,6 +15,7 @@ from workflow_composer.storage.lines import encoded, objects
 from workflow_composer.workflows.definition.model import Step
 from workflow_composer.workflows.keeping.answers import KeptAnswer, StepQuestion
 from workflow_composer.workflows.keeping.journal import JournalEntry, WorkflowJournal
+from workflow_composer.workflows.keeping.keys import path_of
 
 ASKED = "asked"
 """Kind of the journal's entries that hold an open question."""
@@ -80,6 +81,21 @@ class WaitingQuestion:
         """Return the question in an entry of the journal."""
         fields = entry.fields
         return cls(number, fields["row"], entry.place, entry.digest, fields["text"], fields.get("form"))
+
+    @property
+    def step(self) -> str:
+        """The step's path."""
+        return path_of(self.place)
+
+    @property
+    def allowed(self) -> str:
+        """What may be answered, in words."""
+        return "any text" if self.form is None else repr(output_form(self.form))
+
+    def data(self, *, with_text: bool) -> dict[str, Any]:
+        """Return it as JSON data; its text may be private."""
+        found = {"row": self.number, "step": self.step, "place": self.place, "answer": self.form, "digest": self.digest}
+        return found | ({"question": self.text} if with_text else {"characters": len(self.text)})
 
     def value(self, text: str) -> Any:
         """Read an answer. Raises `InputError` if it is not of the form that is asked for."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,23 +11,12 @@ from workflow_composer.answers.form import EMPTY_REPLY
 from workflow_composer.types import EMPTY
 from workflow_composer.workflows.keeping.answers import KeptAnswer, KeptFailure, StepQuestion
 from workflow_composer.workflows.keeping.journal import ANSWER, FAILED, SHARED, JournalEntry, WorkflowJournal
-from workflow_composer.workflows.keeping.keys import WRITTEN
+from workflow_composer.workflows.keeping.keys import WRITTEN, path_of
 from workflow_composer.workflows.keeping.people import PeopleAnswers
 from workflow_composer.workflows.running.results import FailureKind
 
 CONTENT_FAULTS: frozenset[FailureKind] = frozenset({"invalid", "refused", "cut_off"})
 """Failures that asking the same question would probably only repeat."""
-
-_ITEMS = re.compile(r"\[\d+\]|[#~]\d+|\.(?:rows|parts)\d+(?=\[)")
-
-
-def path_of(place: str) -> str:
-    """Return the path of a step from a place.
-
-    >>> path_of("teams[0].m[12]"), path_of("outer[3]/inner#2~1"), path_of("overview[2].parts1[0]")
-    ('teams.m', 'outer.inner', 'overview')
-    """
-    return _ITEMS.sub("", place).replace("/", ".")
 
 
 @dataclass(frozen=True, slots=True)
