@@ -48,14 +48,14 @@ async def run_over_rows(step: Step, rows: AsyncIterable[RowOutcome], world: Worl
         taken.take(number, row)
     over = _Over(step, reduce, names, spot)
     if reduce.group_by is None:
-        group = next(iter(taken.groups.values()), _Group(None))
+        group = next(iter(taken.groups.values()), _RowGroup(None))
         result = await over.reduced(group, step.name, step.name)
     else:
         result = await _by_group(step, list(taken.groups.values()), over, spot)
     return replace(result, notes=(*taken.notes(), *over.notes))
 
 
-async def _by_group(step: Step, groups: Sequence[_Group], over: _Over, spot: Spot) -> StepResult:
+async def _by_group(step: Step, groups: Sequence[_RowGroup], over: _Over, spot: Spot) -> StepResult:
     async def one(at: int) -> StepResult:
         found = await over.reduced(groups[at], f"{step.name}[{at}]", f"group {_shown(groups[at].key)}")
         return tolerated(step, found, spot)
@@ -82,7 +82,7 @@ def _shown(key: Any) -> str:
 
 
 @dataclass(slots=True)
-class _Group:
+class _RowGroup:
     """The rows of one key, as objects of their inputs and their steps' values, with their numbers from 1."""
 
     key: Any
@@ -95,7 +95,7 @@ class _Taken:
 
     def __init__(self, reduce: Reduce) -> None:
         self._reduce = reduce
-        self.groups: dict[str, _Group] = {}
+        self.groups: dict[str, _RowGroup] = {}
         self._left_out: dict[str, list[int]] = {}
 
     def take(self, number: int, row: RowOutcome) -> None:
@@ -108,7 +108,7 @@ class _Taken:
         if why:
             self._left_out.setdefault(why, []).append(number)
             return
-        group = self.groups.setdefault(canonical(key), _Group(key))
+        group = self.groups.setdefault(canonical(key), _RowGroup(key))
         group.rows.append({name: row.scope.value(name) for name in self._reduce.rows})
         group.numbers.append(number)
 
@@ -143,7 +143,7 @@ class _Over:
         self._room = spot.world.room(step) if isinstance(step.body, PromptBody) else None
         self.notes: list[str] = []
 
-    async def reduced(self, group: _Group, place: str, told: str) -> StepResult:
+    async def reduced(self, group: _RowGroup, place: str, told: str) -> StepResult:
         """Return the value of one group."""
         names = self._names.inner({"group": group.key})
         try:
@@ -210,7 +210,7 @@ class _Over:
         said = step.form.instructions() if step.form is not None else ""
         return probable_tokens("\n".join([*texts, said]))
 
-    def _fitting(self, group: _Group, names: Scope, told: str) -> list[dict[str, Any]]:
+    def _fitting(self, group: _RowGroup, names: Scope, told: str) -> list[dict[str, Any]]:
         """Return the rows of a group, without those that do not fit even alone, which the notes name."""
         if self._room is None or self._tokens(self._step, names.inner({_ROWS: group.rows})) <= self._room:
             return group.rows

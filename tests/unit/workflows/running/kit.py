@@ -4,14 +4,13 @@ import asyncio
 import textwrap
 from collections import Counter
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from workflow_composer import ModelOrchestrator, StrategyConfig, hookimpl
 from workflow_composer.backends.fake import FakeBackend
 from workflow_composer.metrics.sink import MemorySink
 from workflow_composer.plugins.host import plugin_host
-from workflow_composer.types import EMPTY
 from workflow_composer.workflows.definition.loading import load_workflow
 from workflow_composer.workflows.keeping.answers import KeptAnswer
 from workflow_composer.workflows.keeping.keys import question_of
@@ -139,7 +138,10 @@ class Bench:
 
         usual = {"people": self.people, "purse": FreePurse(), "gate": gate, "room": lambda step: self.room}
         return World(
-            ask=self.orchestrator.agenerate, question=question, keeper=self.keeper, **{**usual, "folder": self.folder, **fields}
+            ask=self.orchestrator.agenerate,
+            question=question,
+            keeper=self.keeper,
+            **{**usual, "folder": self.folder, **fields},
         )
 
     async def run(self, flow, *rows, world=None, **inputs):
@@ -155,15 +157,17 @@ class Bench:
         outcomes = await self.run(flow, *rows)
         for name in flow.order:
             if flow.steps[name].level == "run":
-
-                async def each():
-                    for outcome in outcomes:
-                        yield outcome
-
-                results[name] = await run_over_rows(flow.steps[name], each(), self.world(run_results=dict(results)))
+                world = self.world(run_results=dict(results))
+                results[name] = await run_over_rows(flow.steps[name], one_by_one(outcomes), world)
                 self.keeper.again()
                 outcomes = await self.run(flow, *rows, world=self.world(run_results=dict(results)))
         return outcomes, results
+
+
+async def one_by_one(outcomes):
+    """Yield outcomes as a run does."""
+    for outcome in outcomes:
+        yield outcome
 
 
 def values(outcome):
@@ -174,6 +178,3 @@ def values(outcome):
 def states(outcome):
     """Return the state of every step."""
     return {name: result.state for name, result in outcome.steps.items()}
-
-
-__all__ = ["EMPTY", "Bench", "Row", "replace", "states", "values"]

@@ -160,7 +160,12 @@ async def test_items_that_fail_may_be_null(bench):
 
 @pytest.mark.parametrize(
     ("items", "said"),
-    [("BRCA1", "a list is needed"), ({"a": 1}, "a list is needed"), (None, "a list is needed"), (["a"] * 12, "12 items, and at most 10")],
+    [
+        ("BRCA1", "a list is needed"),
+        ({"a": 1}, "a list is needed"),
+        (None, "a list is needed"),
+        (["a"] * 12, "12 items, and at most 10"),
+    ],
 )
 async def test_what_is_no_list_or_too_long_fails(bench, items, said):
     made = bench(lambda model, prompt: prompt)
@@ -260,7 +265,8 @@ async def test_a_step_is_repeated_until_its_condition_holds(bench):
 
 async def test_a_workflow_within_a_workflow(bench, tmp_path):
     (tmp_path / "inner.yaml").write_text(
-        'workflow: inner\ninputs: {t: text}\nsteps: {x: {prompt: "x {{ t }}"}, y: {prompt: "y {{ x }}"}}\noutput: {y: "{{ y }}"}\n'
+        "workflow: inner\ninputs: {t: text}\n"
+        'steps: {x: {prompt: "x {{ t }}"}, y: {prompt: "y {{ x }}"}}\noutput: {y: "{{ y }}"}\n'
     )
     made = bench(lambda model, prompt: prompt)
     flow = made.flow(
@@ -342,7 +348,7 @@ async def test_a_person_is_waited_for(bench):
 @pytest.mark.parametrize(("then", "state", "output"), [("no", "done", "C no"), ("fail", "failed", None)])
 async def test_waiting_for_a_person_may_have_an_end(bench, then, state, output):
     made = bench(lambda model, prompt: prompt)
-    flow = made.flow(HUMAN % f', waits: {{at_most: 7d, then: {then}}}')
+    flow = made.flow(HUMAN % f", waits: {{at_most: 7d, then: {then}}}")
     outcome = await made.run(flow, world=made.world(now=lambda: 1000.0 + 6 * 86400))
     assert outcome.state == "waiting"
     outcome = await made.run(flow, world=made.world(now=lambda: 1000.0 + 8 * 86400))
