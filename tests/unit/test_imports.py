@@ -82,7 +82,9 @@ COMMANDS += ["metrics", "contexts", "fleet", "var", "ask", "models", "doctor", "
 def test_help_of_a_command_loads_that_command_only(at_start, name):
     """And nothing heavy."""
     found = loaded_by(RUN.format(arguments=[name, "--help"])) - at_start
-    homes = {name: f"cli.{name}.group" if name in {"fleet", "var", "workflow"} else f"cli.commands.{name}" for name in COMMANDS}
+    homes = {
+        name: f"cli.{name}.group" if name in {"fleet", "var", "workflow"} else f"cli.commands.{name}" for name in COMMANDS
+    }
     assert {command for command in COMMANDS if homes[command] in ours(found)} == {name}
     assert not foreign(found) & HEAVY
 

@@ -26,7 +26,7 @@ from workflow_composer.workflows.definition.model import PromptBody, Step, Workf
 from workflow_composer.workflows.keeping.gate import Asker, CallGate
 from workflow_composer.workflows.keeping.journal import JournalEntry, WorkflowJournal, journal_beside
 from workflow_composer.workflows.keeping.keys import StepMeanings, question_of
-from workflow_composer.workflows.keeping.money import Account, RunPurse
+from workflow_composer.workflows.keeping.money import MoneyAccount, RunPurse
 from workflow_composer.workflows.keeping.outcomes import OutcomeSpool, RowDone
 from workflow_composer.workflows.keeping.people import OpenQuestions, PeopleAnswers, answers_beside
 from workflow_composer.workflows.keeping.row_keeper import AskingRules, RowKeeper, RunCounts
@@ -55,7 +55,7 @@ _NOT_AMONG = "not asked: its row is not among --rows"
 _NOT_ONLY = "not asked: --only names another step"
 
 
-class Models(Protocol):
+class ModelSource(Protocol):
     """Who answers: a `ModelOrchestrator`."""
 
     @property
@@ -138,7 +138,7 @@ class WorkflowRun:
         workflow: Workflow,
         table: Table,
         output: Path,
-        models: Models,
+        models: ModelSource,
         options: RunOptions | None = None,
         *,
         now: Callable[[], float] = time.time,
@@ -155,7 +155,7 @@ class WorkflowRun:
         self.source = RowSource(self.workflow, table.rows)
         self.journal = WorkflowJournal.open(journal_beside(output))
         self.stopped = StopSign()
-        self.account = Account(math.inf if self.workflow.run_budget is None else self.workflow.run_budget)
+        self.account = MoneyAccount(math.inf if self.workflow.run_budget is None else self.workflow.run_budget)
         self.account.charged(self.journal.counts.spent, 0)
         self.account.room -= self.journal.counts.spent
         self.gate = CallGate(options.concurrency, stop=self.stopped.is_set)

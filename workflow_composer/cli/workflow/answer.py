@@ -41,10 +41,10 @@ def answer_command(
     """
     from workflow_composer.cli.output import print_json, print_table
     from workflow_composer.errors import InputError
-    from workflow_composer.workflows.keeping.kept_run import KeptRun
+    from workflow_composer.workflows.keeping.earlier_run import EarlierRun
     from workflow_composer.workflows.keeping.people import write_answer
 
-    kept = KeptRun.of(run)
+    kept = EarlierRun.of(run)
     waiting = [one for one in kept.waiting() if row in (None, one.number) and step in (None, one.place, one.step)]
     if value is not None:
         if row is None:

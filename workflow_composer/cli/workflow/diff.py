@@ -23,9 +23,9 @@ def diff_command(state: State, /, first: Path, second: Path) -> int:
     Exit codes: 0 the same; 1 something differs; 2 no such run.
     """
     from workflow_composer.cli.output import print_json, print_table
-    from workflow_composer.workflows.keeping.kept_run import KeptRun, differing
+    from workflow_composer.workflows.keeping.earlier_run import EarlierRun, differing
 
-    found = differing(KeptRun.of(first), KeptRun.of(second))
+    found = differing(EarlierRun.of(first), EarlierRun.of(second))
     if state.json:
         print_json(found)
     else:

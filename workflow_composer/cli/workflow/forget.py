@@ -25,9 +25,9 @@ def forget_command(state: State, /, run: Path, yes: bool) -> int:
     """
     from workflow_composer.cli.output import print_json
     from workflow_composer.errors import InputError
-    from workflow_composer.workflows.keeping.kept_run import KeptRun
+    from workflow_composer.workflows.keeping.earlier_run import EarlierRun
 
-    kept = KeptRun.of(run)
+    kept = EarlierRun.of(run)
     if not yes:
         if not (sys.stdin is not None and sys.stdin.isatty()):
             raise InputError(f"{kept.journal} holds answers that are lost then", hint="confirm with --yes")

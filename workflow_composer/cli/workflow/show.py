@@ -25,9 +25,9 @@ def show_command(state: State, /, run: Path, row: int | None) -> int:
     Exit codes: 0 done; 2 no such run.
     """
     from workflow_composer.cli.output import dollars, print_json, print_table
-    from workflow_composer.workflows.keeping.kept_run import KeptRun
+    from workflow_composer.workflows.keeping.earlier_run import EarlierRun
 
-    kept = KeptRun.of(run)
+    kept = EarlierRun.of(run)
     rows = [one for one in kept.lineage() if row in (None, one["row"])]
     summary = kept.summary()
     if state.json:

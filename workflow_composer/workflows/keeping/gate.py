@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from workflow_composer.batch.run.limiter import OVERLOAD, Limiter
 from workflow_composer.errors import AllCandidatesFailed, BudgetExceeded, RateLimited, WorkflowComposerError
 from workflow_composer.types import LLMRequest, LLMResponse
-from workflow_composer.workflows.keeping.money import Account, CallReservation, budget_reached
+from workflow_composer.workflows.keeping.money import CallReservation, MoneyAccount, budget_reached
 
 _FIRST_PROBE = 64
 """Answers after which one call more than a server once refused is tried."""
@@ -182,6 +182,6 @@ def _was_refused(error: AllCandidatesFailed) -> bool:
 def _of_run(request: LLMRequest) -> WorkflowComposerError | None:
     """Return the error if it is the run's budget, not the row's, that does not pay for a request."""
     account: Any = getattr(request.purse, "budget", None)
-    if isinstance(account, Account) and account.narrowest.outer is None:
+    if isinstance(account, MoneyAccount) and account.narrowest.outer is None:
         return budget_reached(account)
     return None

@@ -15,14 +15,14 @@ from workflow_composer.execution.reservation import ROUNDING, Budget, Estimate, 
 _RAISE = "run the same command again with a higher --run-budget: nothing is asked twice"
 
 
-class Account(Budget):
+class MoneyAccount(Budget):
     """A limit in dollars (infinite: none) within an outer account. ``spent`` is what was spent from it, ``is_reached`` says
     whether it could not pay for a call of the run.
 
     What is reserved or spent here is reserved and spent in the outer accounts, too; ``room`` is the least of all.
     """
 
-    def __init__(self, limit: float = math.inf, *, spent: float = 0.0, outer: Account | None = None) -> None:
+    def __init__(self, limit: float = math.inf, *, spent: float = 0.0, outer: MoneyAccount | None = None) -> None:
         self.outer = outer
         self.own_room, self.own_held, self.own_spent = limit - spent, 0, spent
         self._waiting = self._begun = 0
@@ -35,12 +35,12 @@ class Account(Budget):
         self.turn_of_begun = asyncio.Lock() if bounded or outer is None else outer.turn_of_begun
 
     @property
-    def root(self) -> Account:
+    def root(self) -> MoneyAccount:
         """The account of the whole run."""
         return self if self.outer is None else self.outer.root
 
     @property
-    def narrowest(self) -> Account:
+    def narrowest(self) -> MoneyAccount:
         """The account, of this one and those around it, that has the least room."""
         if self.outer is None:
             return self
@@ -116,7 +116,7 @@ class Account(Budget):
         return BudgetExceeded(told, hint="raise the row's budget")
 
 
-def budget_reached(account: Account) -> RunBudgetReached:
+def budget_reached(account: MoneyAccount) -> RunBudgetReached:
     """Return the error of a run that has used up its budget."""
     root = account.root
     root.is_reached = True
@@ -132,7 +132,7 @@ class CallReservation(Reservation):
 
     __slots__ = ("unseen",)
 
-    def __init__(self, account: Account) -> None:
+    def __init__(self, account: MoneyAccount) -> None:
         super().__init__(account)
         self.unseen = False
         if account.spent:  # what the row has spent would be lost without this call
@@ -147,12 +147,12 @@ class CallReservation(Reservation):
 class RunPurse:
     """The `Purse` of a run, a row or a nested workflow."""
 
-    def __init__(self, account: Account) -> None:
+    def __init__(self, account: MoneyAccount) -> None:
         self.account = account
 
     def part(self, limit: float | None) -> RunPurse:
         """Return a purse of its own limit in dollars (None: no further one), whose spending counts in this one, too."""
-        return RunPurse(Account(math.inf if limit is None else limit, outer=self.account))
+        return RunPurse(MoneyAccount(math.inf if limit is None else limit, outer=self.account))
 
     def begin(self) -> CallReservation | None:
         """Return the purse of one request, to be settled with what it has cost; None: no budget limits it.

@@ -30,13 +30,13 @@ _OTHER = "another run"
 
 
 @dataclass(frozen=True, slots=True)
-class KeptRun:
+class EarlierRun:
     """A run by the path of its output; the journal's own path is understood, too."""
 
     journal: Path
 
     @classmethod
-    def of(cls, output: Path) -> KeptRun:
+    def of(cls, output: Path) -> EarlierRun:
         """Find a run. Raises `InputError` if there is none."""
         journal = output if output.name.endswith(JOURNAL) else journal_beside(output)
         if not journal.exists():
@@ -103,7 +103,7 @@ class KeptRun:
         return removed
 
 
-def differing(first: KeptRun, second: KeptRun) -> dict[str, Any]:
+def differing(first: EarlierRun, second: EarlierRun) -> dict[str, Any]:
     """Return, by step, how many rows of two runs are the same, and how many have another question, model or state."""
     before = {row["id"]: row["steps"] for row in first.lineage()}
     counts: dict[str, Counter[str]] = {}
