@@ -61,7 +61,7 @@ _LOOPBACK = ("127.", "localhost", "::1")
 class Picture:
     """One read: the entries valid then, and its time (monotonic seconds).
 
-    ``stale``: entries that are not valid, with the reason. ``keys``: the servers' keys, by the names of their files.
+    ``stale``: entries that are not used, with the reason. ``keys``: the servers' keys, by the names of their files.
     """
 
     entries: tuple[Entry, ...] = ()
@@ -128,7 +128,7 @@ class RegistryView:
             if self.directory.stat().st_mode & stat.S_IWOTH and not self._signed:
                 self._picture = Picture((), self._clock(), f"{self.directory} is ignored, because any user may write to it")
                 return
-            there = [entry for entry in self._registry.entries() if self._reachable(entry)]
+            there = self._registry.entries()
         except (FileNotFoundError, NotADirectoryError):
             self._picture = Picture((), self._clock(), f"no folder {self.directory}")
         except OSError as error:  # the last read stays valid
@@ -139,8 +139,9 @@ class RegistryView:
 
     def _of(self, there: list[Entry]) -> Picture:
         keys = {entry.file_name: self._registry.key_of(entry) for entry in there if entry.key}
-        stale = tuple((entry, why) for entry, why in self._registry.stale if self._reachable(entry))
-        return Picture(tuple(there), self._clock(), self._registry.strangers, stale, keys)
+        near = tuple(entry for entry in there if self._reachable(entry))
+        far = [(entry, f"it listens on {entry.host} there, not for other machines") for entry in there if entry not in near]
+        return Picture(near, self._clock(), self._registry.strangers, (*self._registry.stale, *far), keys)
 
     def _reachable(self, entry: Entry) -> bool:
         """Whether the server is reachable: it does not listen only on another machine's loopback address."""
