@@ -20,7 +20,7 @@ from workflow_composer.usage import MOST_TOKENS, NO_USAGE, Delivered, Relay, Rel
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
-    from workflow_composer.answers.form import OutputForm
+    from workflow_composer.answers.form import Check, OutputForm
     from workflow_composer.support.typed_fields import OwnFields
 
     V_co = TypeVar("V_co", default=Any, covariant=True)
@@ -89,7 +89,8 @@ class LLMRequest:
 
     ``form`` is what the answer must be: the executor tells the model (`OutputForm.instructions`) and reads the answer as
     `LLMResponse.value`; an answer of another form goes back to the tier's model with what is wrong, at most ``form_retries``
-    times, before the next tier is asked. ``vote_by`` says how the votes of this request are grouped (None: as in the
+    times, before the next tier is asked. ``check`` judges an answer that has the form; what it says goes back as well, a
+    sample of a vote that it refuses is no vote. ``vote_by`` says how the votes of this request are grouped (None: as in the
     profile). ``purse`` (a `Reservation`) is part of a budget that other requests share; the executor reserves the cost.
 
     With ``relay`` the caller gets the raw bytes of the answer if possible. Every other field that is not None reaches the
@@ -114,6 +115,7 @@ class LLMRequest:
     response_format: Mapping[str, Any] | None = None
     form: OutputForm | None = None
     form_retries: int = 2
+    check: Check | None = field(default=None, compare=False, repr=False)
     vote_by: Literal["answer", "embedding"] | None = None
     n: int = 1
     extra: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
@@ -307,10 +309,9 @@ class Verdict:
 
     ``choice`` is the position of the sample that is the answer. Where there was a vote, ``votes`` are the answers and how
     many samples gave each, the leader first; ``unreadable`` samples voted for nothing, or are no answer (cut off by their
-    length, or empty). ``straight_up``: the answer is so
-    doubtful that the last tier is asked next, and none between. With a form, ``value`` is the answer as read by it,
-    ``mended`` says what was mended without a call, and ``asked_again`` counts the calls after replies that were refused.
-    ``warning`` is for the caller.
+    length, or empty). ``straight_up``: the answer is so doubtful that the last tier is asked next, and none between. With a
+    form, ``value`` is the answer as read by it, ``mended`` says what was mended without a call, ``asked_again`` counts the
+    calls after replies that were refused, and ``refused`` says why each was. ``warning`` is for the caller.
     """
 
     accepted: bool
@@ -324,6 +325,7 @@ class Verdict:
     mended: tuple[str, ...] = ()
     asked_again: int = 0
     warning: str = ""
+    refused: tuple[str, ...] = ()
 
 
 Fault = Literal["caller", "server", "ours"]  # `workflow_composer.execution.fault` says what each means

@@ -300,7 +300,7 @@ class StrategyConfig(ProfilePart):
         for spec in self._specs.values():
             if name in self.vllm_endpoints and spec.endpoint == name:
                 return (spec,)
-        valid = [*self.vllm_endpoints, *self.models, *self.tiers, CLOUD]
+        valid = [*self.vllm_endpoints, *self.models, *self.tiers, *([CLOUD] if self.allow_cloud else [])]
         hint = nearest(target, valid) or f"allowed: {', '.join(dict.fromkeys(valid))}"
         if in_catalogue(target):
             hint = f"to use this cloud model, name it in the profile, for instance as `models: {{{target}: {{}}}}`"

@@ -181,7 +181,7 @@ class PlanExecutor:
                 if refused is None or trace.over:
                     raise
                 return refused
-            verdict = forming.verdict(outcome, trace.attempts[-1].usage)
+            verdict = await forming.verdict(outcome, trace.attempts[-1].usage)
             if verdict is not None:
                 outcome.verdict = verdict
                 return outcome

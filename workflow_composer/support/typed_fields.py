@@ -33,6 +33,7 @@ class PlainFields(TypedDict, total=False):
     response_format: Mapping[str, Any] | None
     form: Any
     form_retries: int
+    check: Any
     vote_by: Literal["answer", "embedding"] | None
     n: int
     extra: Mapping[str, Any]

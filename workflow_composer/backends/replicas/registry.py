@@ -217,6 +217,7 @@ LIFETIME = 45.0
 """Seconds for which an entry stays valid after its last renewal."""
 LARGEST = 16_384
 """Maximum size of a registry file in bytes; real ones have about 400."""
+_LONGEST_PATH = 4096
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 ROLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -293,6 +294,8 @@ class Entry:
 
     ``server`` names it within its fleet (a role, or ``role-2`` for the second replica). ``model`` is the id that requests
     must use. ``expires`` is the end of its SLURM job. ``draining`` servers finish their calls and accept no new ones.
+    ``fleet`` is the id of its fleet, ``fleet_file`` the path of that fleet's file, ``cluster`` the SLURM cluster of
+    ``job_id``; earlier versions published none of the three.
     ``max_model_len`` is the length in tokens of its context (None: unknown), ``engine`` what serves it, with its version.
     ``key`` says where the API key is that the fleet has made for it: in the ``file`` beside the entry, which its owner alone
     can read, or ``derived`` from the registry's key; empty: the server has none, or clients are told it in another way.
@@ -310,6 +313,9 @@ class Entry:
     started: float
     expires: float | None = None
     updated: float
+    fleet: str = ""
+    cluster: str = ""
+    fleet_file: str = ""
     max_model_len: int | None = None
     engine: str = ""
     key: Literal["", "file", "derived"] = ""
@@ -354,9 +360,20 @@ class Entry:
 
     def _check(self) -> None:
         """Check what the fields' types do not. Raises ValueError."""
-        texts = (self.server, self.role, self.host, self.model, self.node, self.job_id, self.engine)
+        texts = (
+            self.server,
+            self.role,
+            self.host,
+            self.model,
+            self.node,
+            self.job_id,
+            self.fleet,
+            self.cluster,
+            self.engine,
+        )
         right = (
             all(len(text) < 1000 and text.isprintable() for text in texts)
+            and len(self.fleet_file) < _LONGEST_PATH
             and ROLE.fullmatch(self.role)
             and ROLE.fullmatch(self.server)
             and _HOST.fullmatch(self.host)

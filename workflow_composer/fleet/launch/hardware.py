@@ -110,7 +110,7 @@ def _of_rocm(environ: Mapping[str, str], kfd: Path = Path("/sys/class/kfd/kfd/to
     for variable in ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
         if named := [part.strip() for part in environ.get(variable, "").split(",") if part.strip() not in ("", "-1")]:
             return unknown_gpus(named, kind="AMD GPU")
-    found = []
+    found: list[str] = []
     for properties in sorted(kfd.glob("*/properties")):
         with contextlib.suppress(OSError):  # other users' GPUs in a container
             words = dict(line.split(" ", 1) for line in properties.read_text().splitlines() if " " in line)

@@ -22,7 +22,7 @@ _TOKEN = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Proven:
     """What a server answered. ``why``: why it does not serve yet; ``never``: it will not. ``length``: of its context."""
 
     ready: bool = False
@@ -36,10 +36,10 @@ class Readiness:
 
     def __init__(self, host: str, port: int, role: RoleSpec, key: str) -> None:
         self._place = (host, port, role, key)
-        self._found = Found()
+        self._found = Proven()
         self._asking: threading.Thread | None = None
 
-    def poll(self) -> Found:
+    def poll(self) -> Proven:
         """Return the last answer; ask anew where that says the server is not ready."""
         if self._asking is None or not self._asking.is_alive():
             if self._found.ready or self._found.never:
@@ -52,13 +52,13 @@ class Readiness:
         self._found = answer_to(_look(*self._place))
 
 
-async def _look(host: str, port: int, role: RoleSpec, key: str) -> Found:
+async def _look(host: str, port: int, role: RoleSpec, key: str) -> Proven:
     what = "vector" if role.task == "pooling" else "token"
     step = "healthy"
     try:
         async with observing(host, port, key or None) as server:
             if (status := await server.health(_GLANCE)) != 200:
-                return Found(why=f"not healthy (status {status})")
+                return Proven(why=f"not healthy (status {status})")
             step = "list of models"
             listing = await server.models(_LIST)
             if fault := _fault(listing, port, role):
@@ -66,26 +66,26 @@ async def _look(host: str, port: int, role: RoleSpec, key: str) -> Found:
             step = what
             return await _proof(server, role, what, listing.length(role.served))
     except Late:
-        return Found(why="not healthy" if step == "healthy" else f"no {step} in time")
+        return Proven(why="not healthy" if step == "healthy" else f"no {step} in time")
     except (OSError, Broken, EgressDenied, ValueError):  # ValueError: the key is not valid in a header
-        return Found(why="not healthy" if step == "healthy" else f"no {step}: the connection broke")
+        return Proven(why="not healthy" if step == "healthy" else f"no {step}: the connection broke")
 
 
-def _fault(listing: Listing, port: int, role: RoleSpec) -> Found | None:
+def _fault(listing: Listing, port: int, role: RoleSpec) -> Proven | None:
     if listing.status in (401, 403):
-        return Found(why=f"port {port} requires another API key (status {listing.status})", never=True)
+        return Proven(why=f"port {port} requires another API key (status {listing.status})", never=True)
     if not listing.models:
-        return Found(why=f"/v1/models lists no model (status {listing.status})")
+        return Proven(why=f"/v1/models lists no model (status {listing.status})")
     if not listing.serves(role.served):
-        return Found(why=f"port {port} serves {', '.join(listing.models)[:300]}, not {role.served}", never=True)
+        return Proven(why=f"port {port} serves {', '.join(listing.models)[:300]}, not {role.served}", never=True)
     return None
 
 
-async def _proof(server: ServerObserver, role: RoleSpec, what: str, length: int | None) -> Found:
+async def _proof(server: ServerObserver, role: RoleSpec, what: str, length: int | None) -> Proven:
     given = await (server.one_vector if role.task == "pooling" else server.one_token)(role.served, _TOKEN)
     if given.status != 200:
-        return Found(why=f"no {what}: status {given.status}")
-    return Found(ready=True, why="", length=length) if given.whole else Found(why=f"no {what} in the response")
+        return Proven(why=f"no {what}: status {given.status}")
+    return Proven(ready=True, why="", length=length) if given.whole else Proven(why=f"no {what} in the response")
 
 
 def refuse_another_model(fleet: Fleet, server: str, role: RoleSpec) -> None:
@@ -95,9 +95,11 @@ def refuse_another_model(fleet: Fleet, server: str, role: RoleSpec) -> None:
     predecessor, which hands over to this one, may have another model.
     """
     for entry in fleet.registry.entries(role.name):
-        if entry.model != role.served and entry.server != server and entry.state != "draining":
+        mine = entry.server == server and entry.fleet in ("", fleet.known_id)
+        if entry.model != role.served and not mine and entry.state != "draining":
+            there = f"{entry.host}:{entry.port}" + (f" ({entry.fleet_file})" if entry.fleet_file else "")
             raise FleetError(
-                f"role {role.name!r} already serves {entry.model} by {entry.server} at {entry.host}:{entry.port},"
+                f"role {role.name!r} already serves {entry.model} by {entry.server} at {there},"
                 f" so {server} cannot serve {role.served} under the same role",
                 hint=f"stop it first (`fleet down {entry.server}`), or give one of the two another role or registry",
             )

@@ -50,13 +50,17 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenPlace:
-    """Where a server runs: vLLM binds ``listen``, clients connect to ``host``; the job ends at Unix time ``expires``."""
+    """Where a server runs: vLLM binds ``listen``, clients connect to ``host``; the job ends at Unix time ``expires``.
+
+    ``cluster`` is the SLURM cluster of the job.
+    """
 
     port: int
     listen: str = "127.0.0.1"
     host: str = "127.0.0.1"
     job_id: str = ""
     expires: float | None = None
+    cluster: str = ""
 
     @property
     def how(self) -> How:
@@ -102,6 +106,7 @@ class ServerSupervisor:
         self._held: HeldTime | None = None
         self._beaten = 0.0
         self._failed_beats = 0
+        self._fleet_id = ""
 
     # --------------------------------------------------------------------------------------------------------- from outside
 
@@ -122,6 +127,7 @@ class ServerSupervisor:
                 hint=f"see `fleet status`, or stop it with `fleet down {self.server}`",
             )
         try:
+            self._fleet_id = self.fleet.id
             with self._signals():
                 return self._whole_life()
         finally:
@@ -290,6 +296,9 @@ class ServerSupervisor:
             started=now,
             expires=self.place.expires,
             updated=now,
+            fleet=self._fleet_id,
+            cluster=self.place.cluster,
+            fleet_file=str(self.fleet.path),
             max_model_len=self.role.max_model_len,
             engine=self._engine,
         )
@@ -343,6 +352,8 @@ class ServerSupervisor:
             port=self.place.port,
             log=str(log),
             fleet_file=str(self.fleet.path),
+            fleet=self._fleet_id,
+            cluster=self.place.cluster,
             options=self.options,
             model=self.role.served,
             task=self.role.task,

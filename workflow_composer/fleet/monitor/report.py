@@ -147,7 +147,7 @@ def _with_past(line: StatusLine, records: list[CheckRecord], now: float, reach: 
 def _state(known: Known, check: Check | None, look: Look, now: float) -> tuple[State, str]:
     state = known.state
     if state is None and known.entry is None:
-        return "not started", ""
+        return "not started", _of_others(known, now)
     if state is not None and not state.wanted and (check is None or check.verdict == "down"):
         return "stopped", state.detail
     if look.waiting:
@@ -157,6 +157,13 @@ def _state(known: Known, check: Check | None, look: Look, now: float) -> tuple[S
     if check is None or check.verdict == "down":
         return _silent(state, check, look)
     return _answering(known, check, look, now)
+
+
+def _of_others(known: Known, now: float) -> str:
+    other = known.foreign
+    if other is None or not other.alive(now):
+        return ""
+    return f"another fleet ({other.fleet_file or other.fleet}) runs a server of this name at {other.host}:{other.port}"
 
 
 def _answering(known: Known, check: Check, look: Look, now: float) -> tuple[State, str]:

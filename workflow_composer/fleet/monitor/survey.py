@@ -70,13 +70,17 @@ async def _refuses(host: str, port: int) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """One server. ``spec``: its role in this fleet file. ``entry``: its newest registry entry, which may be stale."""
+    """One server. ``spec``: its role in this fleet file. ``entry``: its newest registry entry, which may be stale.
+
+    ``foreign``: the entry of another fleet's server of this name.
+    """
 
     server: str
     role: str
     spec: RoleSpec | None = None
     state: ServerState | None = None
     entry: Entry | None = None
+    foreign: Entry | None = None
 
     @property
     def model(self) -> str:
@@ -158,17 +162,19 @@ class Known:
 def known_servers(fleet: Fleet, names: tuple[str, ...] = ()) -> list[Known]:
     """Return every server in the fleet file, the state or the registry; or only those with these names or roles."""
     states = {state.server: state for state in fleet.states.all()}
-    entries: dict[str, Entry] = {}
+    entries, foreign, mine = dict[str, Entry](), dict[str, Entry](), fleet.known_id
+    own = {*fleet.servers(), *states}
     for entry in fleet.registry.all():
-        if entry.server not in entries or _newer(entry, entries[entry.server]):
-            entries[entry.server] = entry
+        found_in = foreign if entry.server in own and entry.fleet not in ("", mine) else entries
+        if entry.server not in found_in or _newer(entry, found_in[entry.server]):
+            found_in[entry.server] = entry
     found = []
     for server in dict.fromkeys((*fleet.servers(), *states, *sorted(entries))):
         state, last = states.get(server), entries.get(server)
         role = state.role if state else last.role if last else fleet.find(server)[0].name
         if not names or server in names or role in names:
             spec = fleet.settings.roles.get(role) if of_file(state, fleet) else None
-            found.append(Known(server=server, role=role, spec=spec, state=state, entry=last))
+            found.append(Known(server=server, role=role, spec=spec, state=state, entry=last, foreign=foreign.get(server)))
     return found
 
 
