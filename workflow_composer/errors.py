@@ -6,6 +6,7 @@
     ├── ConfigError                  a profile or setting is invalid
     │   ├── ProfileNotFound          no profile of that name
     │   ├── ProfileError             gives file, line, key, the value found and the values allowed
+    │   │   └── WorkflowFileError    the same for the file of a workflow
     │   ├── CertificateMismatch      a certificate was made for another configuration
     │   ├── ContextError             a context template is missing, faulty, or not the pinned one
     │   ├── EgressProofFailed        the profile forbids the cloud, but data could be sent there
@@ -112,6 +113,10 @@ class ProfileError(ConfigError):
     def __init__(self, problems: Sequence[str], *, hint: str = "") -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(self.problems), hint=hint)
+
+
+class WorkflowFileError(ProfileError):
+    """A workflow's file, or what it names, is invalid; nothing was called. ``problems`` as in `ProfileError`."""
 
 
 class CertificateMismatch(ConfigError):

@@ -47,6 +47,10 @@ class Reading(Protocol):
         """Return the value; a template's is text. Raises `ValueFault`."""
         ...
 
+    def holds(self, names: Names) -> bool:
+        """Return whether a condition holds. Raises `ValueFault` if it is not true or false."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ProgramLimits:
@@ -126,11 +130,16 @@ class ForEach:
 
 @dataclass(frozen=True, slots=True)
 class Reduce:
-    """A step over all rows, or over each group of them. ``fold`` joins partial results (``parts``)."""
+    """A step over all rows, or over each group of them. ``fold`` joins partial results (``parts``).
+
+    ``rows`` are the inputs and steps that an element of the name ``rows`` has, an object of their values; ``group`` is the
+    group's key.
+    """
 
     group_by: Reading | None = None
     keep: Reading | None = None
     fold: Reading | None = None
+    rows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
