@@ -37,8 +37,9 @@ class ServerState:
     ``wanted``: it should run, so the monitor restarts it. ``pid`` is its supervisor on ``node``, ``job_id`` its SLURM job.
     ``detail`` says in one line why it failed or stopped. ``options`` are additional vLLM options, ``fleet_file`` defines its
     role; a restart needs both. ``restarts``: times of the monitor's restarts; ``failures``: failures of its SLURM job in a
-    row. ``fleet`` is the fleet's id, ``cluster`` the SLURM cluster of ``job_id``; both are empty in states of earlier
-    versions. ``lasting``: it failed by a fault that a restart does not cure.
+    row. ``fleet`` is the fleet's id, ``cluster`` the SLURM cluster of ``job_id``; ``model``, ``task`` and ``api_key_env``
+    are those with which it was started: the fleet file may have been edited. All are empty in states of earlier versions.
+    ``lasting``: it failed by a fault that a restart does not cure.
     """
 
     server: str
@@ -60,18 +61,23 @@ class ServerState:
     fleet: str = ""
     cluster: str = ""
     lasting: bool = False
+    model: str = ""
+    task: str = ""
+    api_key_env: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
     """What runs a server. ``alive``: None where that cannot be seen from here.
 
-    ``waiting`` says why it is left alone for now (its job is in the queue), ``foreign`` why it cannot be started again.
+    ``waiting`` says why it is left alone for now (its job is in the queue), ``foreign`` why it cannot be started again,
+    ``ended`` how its job has ended, if the job could not say so itself.
     """
 
     alive: bool | None = None
     waiting: str = ""
     foreign: str = ""
+    ended: str = ""
 
 
 class StateStore:

@@ -47,8 +47,8 @@ class JobMark:
     def text(self) -> str:
         """The job's comment.
 
-        >>> JobMark("ab12", "coder-2", "/home/me/my fleet.yaml").text
-        'workflow-composer fleet=ab12 server=coder-2 file=/home/me/my%20fleet.yaml'
+        >>> JobMark("ab12", "coder-2", "/fleets/my fleet.yaml").text
+        'workflow-composer fleet=ab12 server=coder-2 file=/fleets/my%20fleet.yaml'
         """
         return f"workflow-composer fleet={self.fleet} server={self.server} file={quote(self.file)}"
 

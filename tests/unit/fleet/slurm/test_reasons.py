@@ -107,7 +107,7 @@ def test_a_held_job_says_so_without_a_reason(state):
     assert SlurmJob(id="1", name="wc-a", state=state).words().startswith("is held")
 
 
-COMMENT = "workflow-composer fleet=ab12 server=coder file=/home/me/my%20fleet.yaml"
+COMMENT = "workflow-composer fleet=ab12 server=coder file=/fleets/my%20fleet.yaml"
 # Lines as `squeue --format='%i|%A|%T|%e|%S|%N|%r|%k|%j'` prints them, by version.
 LINES = {
     "20.11": f"17|17|PENDING|N/A|N/A||Priority|{COMMENT}|wc-coder",
@@ -124,7 +124,7 @@ def test_recorded_lines_are_read(line):
     job = read_job(line)
     assert job is not None
     assert job.id == line.partition("|")[0]
-    assert (job.mark.fleet, job.mark.server, job.mark.file) == ("ab12", "coder", "/home/me/my fleet.yaml")
+    assert (job.mark.fleet, job.mark.server, job.mark.file) == ("ab12", "coder", "/fleets/my fleet.yaml")
     assert job.server == "coder"
     assert job.order >= (17,)
 
