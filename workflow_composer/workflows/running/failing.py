@@ -128,9 +128,9 @@ def of_reply(response: LLMResponse, form: OutputForm, *, private: bool) -> StepF
 
 
 def in_a_line(text: str) -> str:
-    """Return the first line and the last one that say something; of a program's output the last is what it failed with.
+    r"""Return the first line and the last one that say something; of a program's output the last is what it failed with.
 
-    >>> in_a_line("it did not pass: exit code 1\\nTraceback\\n  File x\\nValueError: expected 2, got 1\\n")
+    >>> in_a_line("it did not pass: exit code 1\nTraceback\n  File x\nValueError: expected 2, got 1\n")
     'it did not pass: exit code 1: ValueError: expected 2, got 1'
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
