@@ -69,10 +69,11 @@ class Labelling:
         data = _join(way for key, way in read if key[0] not in ("when", "for_each", "group_by", "keep"))
         if step.reduce is not None:
             control = _join([control, *(inner[name].state for name in step.reduce.rows if name in inner)])
+        around = {name: (*way, step.name) for name, way in control.items()}
         if isinstance(step.body, NestedBody):
-            step, data = self._nested(step, step.body, inner, _join([control]))
+            step, data = self._nested(step, step.body, inner, around)
         if loop is not None and loop.steps:
-            within = self._labelled(loop.steps, loop.order, inner, control)
+            within = self._labelled(loop.steps, loop.order, inner, around)
             step = replace(step, for_each=replace(loop, steps=within))
             data = _join([data, *(inner[name].value for name in within)])
         return self._with_labels(step, data, control)

@@ -117,7 +117,8 @@ def _left(name: str, step: Step) -> str:
         bits = step.labels.bits
         one = math.isclose(bits, 1)
         per = "a row" if step.for_each is None else "for each item of a row"
-        return f"at most {_number(bits)} {'bit' if one else 'bits'} of {inputs} {per} {'leaves' if one else 'leave'} through {name}"
+        what = "bit" if one else "bits"
+        return f"at most {_number(bits)} {what} of {inputs} {per} {'leaves' if one else 'leave'} through {name}"
     why = {"check": "where its check passes", "human": "where a person agrees", "declared": f"by declaration: {release.why}"}
     return f"what {name} makes of {inputs} leaves {why.get(release.how, '')}"
 

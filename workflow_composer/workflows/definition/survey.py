@@ -54,7 +54,7 @@ class Survey:
     """Walks over a tree once. ``known``: None to collect names only.
 
     ``reads`` and ``needs`` are names in order of appearance, ``values`` those of which more than the state is asked,
-    ``of_rows`` the fields of rows that are used (None: all of them, since a row is used as a whole), ``faults`` what is wrong.
+    ``of_rows`` the fields of rows that are used (None: all, since a row is used as a whole), ``faults`` what is wrong.
     """
 
     def __init__(self, tree: nodes.Node, known: KnownNames | None = None) -> None:
