@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from workflow_composer.types import EMPTY
 
 State = Literal["done", "skipped", "failed", "waiting", "withheld", "not_run"]
 FailureKind = Literal[
-    "invalid", "empty", "refused", "cut_off", "timeout", "server", "too_long", "program", "budget", "value"
+    "invalid", "empty", "refused", "cut_off", "timeout", "server", "too_long", "program", "budget", "value", "stopped"
 ]
-"""Why a step failed; ``empty``, ``timeout`` and ``server`` are asked again by a later run."""
+"""Why a step failed; ``empty``, ``timeout``, ``server`` and ``budget`` are asked again by a later run. ``stopped`` is no
+failure: the run ended before the step could begin, or was told to leave it out.
+"""
+Origin = Literal["asked", "kept", "shared", "default", "person"]
 RowState = Literal["done", "partial", "failed", "waiting", "stopped"]
 
 
@@ -44,11 +47,21 @@ class StepResult:
     cost: float = 0.0
     model: str = ""
     seconds: float = 0.0
-    origin: Literal["asked", "kept", "shared", "default", "person"] = "asked"
+    origin: Origin = "asked"
     items: tuple[StepResult, ...] = ()
     inner: Mapping[str, StepResult] = field(default_factory=lambda: EMPTY)
     notes: tuple[str, ...] = ()
     counts: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
+
+    def having_used(self, parts: Iterable[StepResult]) -> StepResult:
+        """Return it with the calls, the money and the time of these parts together."""
+        parts = tuple(parts)
+        return replace(
+            self,
+            attempts=sum(one.attempts for one in parts),
+            cost=sum(one.cost for one in parts),
+            seconds=sum(one.seconds for one in parts),
+        )
 
     def fact(self, name: str) -> Any:
         """Return ``_state``, ``_attempts``, ``_error``, ``_model`` or ``_cost``."""
@@ -59,6 +72,9 @@ class StepResult:
             "_model": self.model or None,
             "_cost": self.cost,
         }[name]
+
+
+_NOT_YET = StepResult(state="not_run")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +90,9 @@ class Scope:
         return self.plain.get(name) if found is None else found.value
 
     def fact(self, name: str, fact: str) -> Any:
-        """Return a fact of a step."""
-        return self.results[name].fact(fact)
+        """Return a fact of a step; of one that has not been tried yet, that it was not run."""
+        found = self.results.get(name)
+        return (_NOT_YET if found is None else found).fact(fact)
 
     def inner(self, plain: Mapping[str, Any], results: Mapping[str, StepResult] = EMPTY) -> Scope:
         """Return these names and more; new ones hide old ones."""

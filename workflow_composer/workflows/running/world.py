@@ -96,9 +96,9 @@ def no_room_known(step: Step) -> int | None:
 class World:
     """What the steps of a run share.
 
-    ``ask`` answers a request (`ModelOrchestrator.agenerate`, or what stands before it: a limit per server, counters).
+    ``ask`` answers an `LLMRequest` (`ModelOrchestrator.agenerate`, or what stands before it: a limit per server, counters).
     ``question`` makes the key of what is asked; ``keeper`` has the answers, ``people`` the open questions. ``purse`` is the
-    row's (of a step of the run: the run's). ``gate`` returns a
+    run's. ``gate`` returns a
     context in which one call, or one run of a program, is made: it bounds how many are under way, whichever row or item they
     belong to. ``run_results`` are the results of those steps of the run that have ended; a row's steps that read others are
     not begun. ``folder`` is where the workflow's programs are. ``stopped`` is the sign to start nothing new; ``room`` tells
