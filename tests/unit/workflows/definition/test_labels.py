@@ -138,9 +138,9 @@ INNER = "workflow: inner\ninputs: {x: text}\nsteps: {far: {model: remote, prompt
 def test_labels_pass_through_a_nested_workflow_for_each_caller(load):
     files = {"inner.yaml": INNER}
     assert load("a: {workflow: inner.yaml, with: {x: id}}", files=files)
-    with pytest.raises(WorkflowFileError, match="note -> a -> far|note -> far"):
+    with pytest.raises(WorkflowFileError, match=r"note -> a -> far|note -> far"):
         load("a: {workflow: inner.yaml, with: {x: note}}", files=files)
-    with pytest.raises(WorkflowFileError, match="note -> far|note -> a -> far"):
+    with pytest.raises(WorkflowFileError, match=r"note -> far|note -> a -> far"):
         load("a: {workflow: inner.yaml, with: {x: id}, when: \"note == 'x'\"}", files=files)
-    with pytest.raises(WorkflowFileError, match="note -> .*far"):
+    with pytest.raises(WorkflowFileError, match=r"note -> .*far"):
         load(OWN % "", "a: {workflow: inner.yaml, with: {x: s}}", files=files)
