@@ -507,7 +507,7 @@ class ModelOrchestrator(ActiveStrategy):
         self._note(active, request, trace, started, plan=plan, response=response)
         if (router := active.listeners.get(plan.router)) is not None:
             self._tell(router, request, response)
-        if "after_answer" in active.plugins.hooks:
+        if "after_answer" in active.plugins.hooks and not request.private:
             active.plugins.notify("after_answer", request=request, response=response)
         return response
 

@@ -132,18 +132,20 @@ class Narrator:
 
 
 class PluginObserver:
-    """Forwards the executor's events to plugins."""
+    """Forwards the executor's events to plugins, but for those of private requests."""
 
     def __init__(self, plugins: PluginRegistry) -> None:
         self._plugins = plugins
 
     def on_fallback(self, request: LLMRequest, failed: Attempt, candidate: Candidate) -> None:
         """Notify plugins that another candidate is tried."""
-        self._plugins.notify("on_fallback", request=request, failed=failed, candidate=candidate)
+        if not request.private:
+            self._plugins.notify("on_fallback", request=request, failed=failed, candidate=candidate)
 
     def on_escalation(self, request: LLMRequest, plan: Plan, tier: int, verdict: Verdict) -> None:
         """Notify plugins that the next tier starts."""
-        self._plugins.notify("on_escalation", request=request, plan=plan, tier=tier, verdict=verdict)
+        if not request.private:
+            self._plugins.notify("on_escalation", request=request, plan=plan, tier=tier, verdict=verdict)
 
 
 def metric_of(
@@ -159,7 +161,11 @@ def metric_of(
     model: str = "",
     strongest_cost: float | None = None,
 ) -> RoutingMetric:
-    """Return the metric of a request, answered or not. With debugging on, it has the prompt's text without keys."""
+    """Return the metric of a request, answered or not.
+
+    With debugging on, it has the prompt's text without keys, and what became of each call; but not of a private request.
+    """
+    debug = debug and not request.private
     if response is not None:
         decision, usage, cost = response.decision, response.usage, response.cost
         candidate, tier, depth, model = decision.candidate, decision.tier, decision.fallback_depth, decision.model
