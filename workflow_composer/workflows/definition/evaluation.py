@@ -107,7 +107,8 @@ class Evaluator:
         if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
             return self._slice(node, node.arg, bound)
         key = node.attr if isinstance(node, nodes.Getattr) else self.value(node.arg, bound)
-        if key in FACTS and isinstance(node.node, nodes.Name) and node.node.name not in bound:
+        is_written = isinstance(node, nodes.Getattr) or isinstance(node.arg, nodes.Const)
+        if is_written and key in FACTS and isinstance(node.node, nodes.Name) and node.node.name not in bound:
             return self.names.fact(node.node.name, key)
         holder = self.of(node.node, bound)
         if isinstance(holder, Absent):

@@ -163,7 +163,7 @@ def _kind(value: Any) -> str:
 def as_plain(value: Any, *, as_written: bool = False) -> Any:
     """Return data as YAML 1.2 reads it: numbers, true, false and null where they are not quoted; ``no`` is a word.
 
-    ``as_written``: a number that would print otherwise, such as ``1.10``, is a word, too.
+    ``as_written``: a number that would print otherwise, such as ``1.10``, is a word, too, and so is null: a choice.
     """
     if isinstance(value, Mapping):
         return {key: as_plain(part, as_written=as_written) for key, part in value.items()}
@@ -176,6 +176,8 @@ def as_plain(value: Any, *, as_written: bool = False) -> Any:
 
 def _scalar(value: Word, as_written: bool) -> Any:
     known = {"true": True, "false": False, "null": None, "~": None, "": None}
+    if value and as_written and known.get(value.lower(), ...) is None:
+        return str(value)
     if value.lower() in known:
         return known[value.lower()]
     if not _NUMBER.fullmatch(value):

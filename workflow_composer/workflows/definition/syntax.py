@@ -158,7 +158,8 @@ def _fault(error: jinja2.TemplateSyntaxError, text: str, line: int) -> SyntaxFau
         if "end of comment" in message:
             hint = "{# begins a comment; write {{ '{#' }} for these characters"
         elif "{{" in text or "{%" in text:
-            hint = hint or "close it with }} or %}; write {{ '{{' }} for these characters themselves"
+            mark, end = ("{%", "%}") if "statement block" in message or "{{" not in text else ("{{", "}}")
+            hint = hint or f"close {mark} with {end}; write {{{{ '{mark}' }}}} for these characters themselves"
     return SyntaxFault(message, line + max(error.lineno, 1) - 1, hint or "see the page on workflows for the syntax")
 
 
