@@ -1,4 +1,4 @@
-"""A private request reaches the profile's own machines only, whatever routes, falls back, votes or listens; and leaves no text."""
+"""A private request reaches the profile's own machines only, whatever routes or falls back, and leaves no text behind."""
 
 from __future__ import annotations
 
