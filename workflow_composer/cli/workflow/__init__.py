@@ -1,0 +1,1 @@
+"""``workflow``: several steps over the rows of a table."""
