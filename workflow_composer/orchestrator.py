@@ -529,8 +529,8 @@ class ModelOrchestrator(ActiveStrategy):
         error: BaseException | None = None,
         model: str = "",
     ) -> None:
-        """Write the request's metric and, with debugging on, the whole decision."""
-        debug = self._debug or active.config.debug_routing
+        """Write the request's metric and, with debugging on, the whole decision; but nothing that quotes a private one."""
+        debug = (self._debug or active.config.debug_routing) and not request.private
         metric = metric_of(
             active.config,
             request,

@@ -96,9 +96,7 @@ class LLMRequest:
     With ``relay`` the caller gets the raw bytes of the answer if possible. Every other field that is not None reaches the
     model unchanged or raises `Unsupported`; ``extra`` holds fields that only some servers support, and is passed through
     unchanged. ``query_length`` is the number of characters of text in all messages, ``bulk`` with images and the like.
-    ``allowed``: the only models it calls. ``private``: it reaches only models on the profile's own machines, under the rules
-    of ``allow_cloud: false`` whatever the profile says, without a proxy; its texts are in no log, and what a server says of
-    it in no error.
+    ``allowed``: the only models it calls. ``private``: as under ``allow_cloud: false``, and its texts are in no log or error.
     """
 
     messages: tuple[Message, ...]

@@ -161,11 +161,7 @@ def metric_of(
     model: str = "",
     strongest_cost: float | None = None,
 ) -> RoutingMetric:
-    """Return the metric of a request, answered or not.
-
-    With debugging on, it has the prompt's text without keys, and what became of each call; but not of a private request.
-    """
-    debug = debug and not request.private
+    """Return the metric of a request, answered or not. With debugging on, it has the prompt's text without keys."""
     if response is not None:
         decision, usage, cost = response.decision, response.usage, response.cost
         candidate, tier, depth, model = decision.candidate, decision.tier, decision.fallback_depth, decision.model

@@ -1,4 +1,4 @@
-"""A workflow as a picture: lines for a terminal, Mermaid, and SVG. Steps stand in columns, after everything that they read."""
+"""A workflow as a picture: lines for a terminal, Mermaid, and SVG. Each step stands in a column after all that it reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from workflow_composer.workflows.definition.model import CommandBody, HumanBody, NestedBody, PromptBody, PythonBody, Step, Workflow
+from workflow_composer.workflows.definition.model import (
+    CommandBody,
+    HumanBody,
+    NestedBody,
+    PromptBody,
+    PythonBody,
+    Step,
+    Workflow,
+)
 from workflow_composer.workflows.definition.routes import models_for
 
 if TYPE_CHECKING:

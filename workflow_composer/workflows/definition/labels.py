@@ -66,7 +66,7 @@ class Labelling:
         read = [(key, _reading(one, inner)) for key, one in (*readings_of(step), *about_rows(step))]
         control = _join([control, *(way for key, way in read if key[0] in (*_CONTROL, "group_by", "keep"))])
         control = _join([control, *(inner[name].state for name in step.needs if name in inner)])
-        data = _join(way for key, way in read if key[0] not in ("when", "for_each", "group_by", "keep"))
+        data: Ways = _join(way for key, way in read if key[0] not in ("when", "for_each", "group_by", "keep"))
         if step.reduce is not None:
             control = _join([control, *(inner[name].state for name in step.reduce.rows if name in inner)])
         around = {name: (*way, step.name) for name, way in control.items()}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from workflow_composer.workflows.definition.model import NestedBody, PromptBody,
 from workflow_composer.workflows.definition.ordering import StepCycle, levels_and_rows, with_names
 from workflow_composer.workflows.definition.privacy import PrivacyChecks, privacy_notes
 from workflow_composer.workflows.definition.routes import targets_of
-from workflow_composer.workflows.definition.source import Word, read_source
+from workflow_composer.workflows.definition.source import Word, as_plain, read_source
 from workflow_composer.workflows.definition.steps import RESERVED, StepReader
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class _FileLoader:
             output=output,
             tables=tables,
             **self._settings(tree, inputs, steps, columns),
-            digest=_digest(self.path),
+            digest=_digest(tree, steps),
         )
         for where, step in made.every_step():
             self._routes(step, ("steps", *where.replace(".", ".steps.").split(".")))
@@ -252,5 +253,14 @@ class _FileLoader:
         return made
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _digest(tree: Mapping[str, Any], steps: Mapping[str, Step]) -> str:
+    """Return the digest of what the file says, without its comments and its layout, and of the workflows that it names."""
+    inner = sorted(step.body.workflow.digest for step in _all(steps) if isinstance(step.body, NestedBody))
+    said = json.dumps([as_plain(tree), inner], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _all(steps: Mapping[str, Step]) -> Iterator[Step]:
+    for step in steps.values():
+        yield step
+        yield from _all(step.for_each.steps if step.for_each is not None else {})

@@ -33,10 +33,13 @@ class PrivacyChecks:
 
     def __init__(self, config: StrategyConfig, faults: FileFaults) -> None:
         self.config, self.faults = config, faults
+        self.workflow = ""
         self.own = [name for name, spec in config.backend_specs().items() if spec.local]
 
     def run(self, workflow: Workflow, prefix: KeyPath = (), inside: str = "") -> None:
         """Report every step that private inputs could leave by."""
+        if not inside:
+            self.workflow = workflow.name
         for name, step in workflow.steps.items():
             self._step(step, prefix or ("steps", name), inside + name)
 
@@ -56,8 +59,17 @@ class PrivacyChecks:
         for key, check in (("accept", step.accept), ("release", step.release.check if step.release else None)):
             if check is not None:
                 self._check(step, check, (*path, key), told)
-        if isinstance(step.body, (CommandBody, PythonBody)) and not step.trusted and step.limits.network:
-            self._refuse(step, (*path, "limits"), "its program may use the network", "write network: none")
+        if step.trusted:
+            self._trusted(step, (*path, "trusted"), told)
+        elif isinstance(step.body, (CommandBody, PythonBody)) and step.limits.network:
+            self._refuse(step, (*path, "limits"), f"the program of {told} may use the network", "write network: none")
+
+    def _trusted(self, step: Step, path: KeyPath, told: str) -> None:
+        """A program is trusted with private data by whoever answers for the profile."""
+        named = f"{self.workflow}.{told}"
+        if named not in self.config.trusted_programs:
+            hint = f"add trusted_programs: [{named}] to it, or remove trusted"
+            self.faults.add(path, f"the profile does not trust the programs of {told} with private inputs", hint)
 
     def _question(self, step: Step, model: str | None, path: KeyPath, told: str) -> None:
         models = models_for(self.config, model, step.task)
@@ -71,7 +83,7 @@ class PrivacyChecks:
         if isinstance(check.body, PromptBody):
             self._question(step, check.model, path, f"the judge of {told}")
         elif check.limits.network and not step.trusted:
-            self._refuse(step, path, "its check may use the network", "write network: none")
+            self._refuse(step, path, f"the check of {told} may use the network", "write network: none")
 
     def _refuse(self, step: Step, path: KeyPath, what: str, remedy: str) -> None:
         labels = step.labels

@@ -11,7 +11,11 @@ MODELS = {
     "remote": {"backend": "openai", "base_url": "https://api.example.com/v1", "api_key_env": "KEY"},
 }
 CONFIG = StrategyConfig(
-    profile_name="mine", models=MODELS, task_routing={"*": "small", "far": "remote"}, fallback=["remote"]
+    profile_name="mine",
+    trusted_programs=["w.known"],
+    models=MODELS,
+    task_routing={"*": "small", "far": "remote"},
+    fallback=["remote"],
 )
 OWN = "s: {model: small, prompt: '{{ note }}'%s}"
 FAR = "r: {model: remote, prompt: '{{ id }}'%s}"
@@ -67,6 +71,7 @@ REFUSED = {
         [OWN % ", answer: [text]", "o: {for_each: x in s, steps: {r: {model: remote, prompt: '{{ id }}'}}}"],
         "note -> s -> o -> r",
     ),
+    "trusted only by the file": (["c: {command: [cat], with: {x: note}, trusted: true}"], "trusted_programs: [w.c]"),
     "program with a network": (["c: {command: [cat], with: {x: note}, limits: {network: any}}"], "note -> c"),
     "row by its name": (["r: {model: remote, prompt: '{{ row[\"note\"] }}'}"], "note -> r"),
 }
@@ -95,6 +100,7 @@ ALLOWED = {
         ]
     ),
     "a person": ([OWN % "", "p: {human: 'right? {{ s }}'}"]),
+    "a program that the profile trusts": (["known: {command: [cat], with: {x: note}, trusted: true}"]),
     "a program without a network": (["c: {command: [cat], with: {x: note}}"]),
 }
 
