@@ -94,9 +94,9 @@ class LLMRequest:
     profile). ``purse`` (a `Reservation`) is part of a budget that other requests share; the executor reserves the cost.
 
     With ``relay`` the caller gets the raw bytes of the answer if possible. Every other field that is not None reaches the
-    model unchanged or raises `Unsupported`; ``extra`` holds fields that only some servers support, and is passed through
-    unchanged. ``query_length`` is the number of characters of text in all messages, ``bulk`` with images and the like.
-    ``allowed``: the only models it calls. ``private``: as under ``allow_cloud: false``, and its texts are in no log or error.
+    model unchanged or raises `Unsupported`; ``extra`` holds fields that only some servers support. ``query_length`` is the
+    number of characters of text in all messages, ``bulk`` with images and the like. ``allowed``: the only models it calls.
+    ``private``: as under ``allow_cloud: false``, and its texts are in no log or error.
     """
 
     messages: tuple[Message, ...]

@@ -6,7 +6,7 @@ import pytest
 
 from workflow_composer.answers.output_form import output_form
 from workflow_composer.backends.pricing import Price
-from workflow_composer.errors import ServerUnreachable, Unsupported
+from workflow_composer.errors import BadRequest, ServerUnreachable, Unsupported
 from workflow_composer.execution.forming import MOST_BYTES
 from workflow_composer.execution.streaming import StreamRun
 from workflow_composer.plan import Plan, Tier, Voting
@@ -93,6 +93,32 @@ async def test_a_reply_that_is_cut_off_gets_a_larger_limit_once_and_that_is_no_r
     outcome = await again.executor.run(plan(again, "one", "two"), ask(max_tokens=300), again.trace)
     assert (outcome.tier, len(again.backends["one"].calls)) == (1, 2)
     assert again.backends["two"].calls[0].request.max_tokens == 300
+
+
+@pytest.mark.parametrize(
+    ("reply", "is_whole"),
+    [
+        ('{"items": ["a"]}', True),
+        ('```json\n{"items": ["a"]}\n``', True),
+        ('{"items": ["a"]}\n\nThis is bec', True),
+        ('{"items": ["a"', False),
+        ('{"items": ["a"]', False),
+        ('["a"] and ["b', False),
+    ],
+)
+async def test_an_object_that_ends_before_the_reply_is_cut_off_is_whole(bench, fake, reply, is_whole):
+    b = bench(fake("one", Sample(reply, "length"), '{"items": ["more"]}'))
+    request = LLMRequest.of("Which?", form=output_form({"items": ["text"]}))
+    outcome = await b.executor.run(plan(b, "one"), request, b.trace)
+    assert (outcome.verdict.value, len(b.backends["one"].calls)) == ({"items": ["a" if is_whole else "more"]}, 2 - is_whole)
+    assert (outcome.verdict.accepted, outcome.verdict.unreadable) == (True, 0)
+
+
+async def test_a_server_that_refuses_the_larger_limit_leaves_the_reply_that_was_cut_off(bench, fake):
+    b = bench(fake("one", cut("ca"), BadRequest("max_tokens is too large")))
+    outcome = await b.executor.run(plan(b, "one"), ask(), b.trace)
+    assert (outcome.answer.text, outcome.verdict.accepted) == ("ca", False)
+    assert "cut off by its length" in outcome.verdict.warning
 
 
 async def test_a_withheld_answer_is_not_asked_for_again(bench, fake):

@@ -1,1 +1,1 @@
-"""``workflow``: several steps over the rows of a table."""
+"""The commands of ``workflow``."""
