@@ -95,8 +95,7 @@ class LLMRequest:
 
     With ``relay`` the caller gets the answer's raw bytes if possible. Other fields that are not None reach the model or
     raise `Unsupported`; ``extra`` holds fields that only some servers support. ``query_length`` is the number of characters
-    of text in all messages, ``bulk`` with images and the like. ``allowed``: the only models it calls. ``private``: as under
-    ``allow_cloud: false``, and its texts are in no log or error.
+    of text in all messages, ``bulk`` with images too. ``allowed``: the only models it calls. ``private``: as with no cloud.
     """
 
     messages: tuple[Message, ...]
