@@ -55,14 +55,14 @@ class PrivacyChecks:
 
     def _private(self, step: Step, path: KeyPath, told: str) -> None:
         if isinstance(step.body, PromptBody):
-            self._question(step, step.model, (*path, "model") if step.model else path, told)
-        for key, check in (("accept", step.accept), ("release", step.release.check if step.release else None)):
+            self._question(step, step.model, path, told)
+        for check in (step.accept, step.release.check if step.release else None):
             if check is not None:
-                self._check(step, check, (*path, key), told)
+                self._check(step, check, path, told)
         if step.trusted:
             self._trusted(step, (*path, "trusted"), told)
         elif isinstance(step.body, (CommandBody, PythonBody)) and step.limits.network:
-            self._refuse(step, (*path, "limits"), f"the program of {told} may use the network", "write network: none")
+            self._refuse(step, path, f"the program of {told} may use the network", "write network: none")
 
     def _trusted(self, step: Step, path: KeyPath, told: str) -> None:
         """A program is trusted with private data by whoever answers for the profile."""
