@@ -154,7 +154,7 @@ def _whole(asked: Any, kept_in: bool, mapped: Any, say: int, tell: int) -> None:
     _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
     with suppress(NotPossible):
         shared = "/dev/shm"  # noqa: S108  # the sandbox's own, empty at its start
-    _mount("tmpfs", shared, "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={asked['memory']},mode=1777")
+        _mount("tmpfs", shared, "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={asked['memory']},mode=1777")
     program = os.fork()
     if program == 0:
         if kept_in:
