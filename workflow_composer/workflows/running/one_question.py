@@ -113,7 +113,12 @@ class _Question:
         limits = [limit for limit in (self.step.timeout, self.spot.left()) if limit is not None and limit < math.inf]
         if self._purse is None:
             self._purse = self.spot.purse.begin()
-        sent = replace(request, timeout=max(0.0, min(limits)) if limits else None, purse=self._purse)
+        sent = replace(
+            request,
+            timeout=max(0.0, min(limits)) if limits else None,
+            purse=self._purse,
+            private=request.private or self.step.labels.private,
+        )
         try:
             response = await self.spot.world.ask(sent)
         except Exception as error:
