@@ -33,7 +33,8 @@ class Cabled(Nodes):
 
     def inside(self, node: str) -> list[str]:
         """In the node's namespace."""
-        return ["ip", "netns", "exec", space(node)]
+        # Not `ip netns exec`, which mounts another /sys, without the control groups that slurmd needs.
+        return ["nsenter", f"--net=/run/netns/{space(node)}"]
 
 
 def space(node: str) -> str:

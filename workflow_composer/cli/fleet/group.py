@@ -40,6 +40,7 @@ COMMANDS = {
     "up": ("up", "Start servers on this machine and wait until they answer."),
     "down": ("down", "Stop servers after active requests have finished."),
     "submit": ("submit", "Start servers as SLURM jobs."),
+    "fetch": ("fetch", "Download models where there is network access."),
     "status": ("status", "Show addresses and states of servers."),
     "logs": ("logs", "Show a server's log."),
     "monitor": ("monitor", "Check every server, restart failed ones, send alerts."),

@@ -50,7 +50,10 @@ def monitor(state: State, watch: bool, fleet_file: str | None) -> int:
     Servers that were stopped on purpose are left alone. Events go to standard error and to logs/fleet/monitor.log, the list
     of servers that are down or overloaded to standard output.
     """
+    from workflow_composer.fleet.rebuild import rebuild
+
     fleet = open_fleet(state, fleet_file)
+    rebuild(fleet)
     made = build(fleet)
     if not watch:
         found = made.round()

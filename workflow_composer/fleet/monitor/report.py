@@ -179,7 +179,7 @@ def _answering(known: Known, check: Check, look: Look, now: float) -> tuple[Stat
 def _silent(state: ServerState | None, check: Check | None, look: Look) -> tuple[State, str]:
     """State and reason of a server that should respond and does not."""
     if state is not None and state.status == "starting" and look.alive is not False:
-        return "starting", ""
+        return "starting", look.foreign
     if state is not None and state.status == "failed" and state.detail:
         return "down", state.detail
     why = look.foreign or look.ended or "its address is unknown"

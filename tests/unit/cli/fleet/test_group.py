@@ -120,6 +120,35 @@ def test_a_server_whose_supervisor_was_killed_is_started_anew(fleet, folder):  #
     assert folder.processes != pids
 
 
+def test_a_deleted_state_folder_loses_no_server(fleet, folder):  # noqa: F811
+    """It is found by its registry entry: not started twice, and ended."""
+    fleet("up", "small")
+    pids = folder.processes
+    shutil.rmtree(folder.path / "state")
+
+    again = fleet("up", "small")
+
+    assert (again.code, "already running" in again.out) == (0, True)
+    assert folder.processes == pids
+    shutil.rmtree(folder.path / "state")
+    assert fleet("down").out.split()[-2:] == ["small", "stopped"]
+    until(lambda: not [pid for pid in pids if alive(pid)], "the end of vLLM")
+
+
+def test_fleets_that_share_a_state_folder_leave_each_other_s_servers_alone(fleet, folder):  # noqa: F811
+    """The same name in another file: neither taken for one's own nor ended."""
+    fleet("up", "small")
+    other = folder.path / "other.yaml"
+    shutil.copy(folder.path / "fleet.yaml", other)
+
+    up, down = fleet("up", "small", "--fleet", str(other)), fleet("down", "small", "--fleet", str(other))
+
+    assert up.code == 1
+    assert str(folder.path / "fleet.yaml") in up.out
+    assert (down.code, "left alone" in down.out) == (0, True)
+    assert health(folder.port) == 200
+
+
 def test_down_of_what_does_not_run_says_so(fleet):
     assert fleet("down").out == "no servers to stop\n"
     assert fleet("down", "small", "--json").json == [{"server": "small", "status": "stopped", "detail": "not running"}]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflow_composer.fleet.launch.exit_reasons import last_line, reason
+from workflow_composer.fleet.launch.exit_reasons import is_lasting, last_line, reason
 
 SYMPTOM = "(APIServer pid=9) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
 ENGINE = "(EngineCore pid=12) ERROR 11-25 22:50:33 [core.py:1100] "
@@ -80,3 +80,21 @@ def test_a_reason_is_one_line_that_commands_no_terminal(tail, code):
     assert found.isprintable()
     assert 0 < len(found) < 500
     assert last_line(tail).isprintable() or last_line(tail) == ""
+
+
+@pytest.mark.parametrize(
+    ("tail", "lasting"),
+    [
+        ("api_server.py: error: unrecognized arguments: --disable-log-requests", True),
+        ("huggingface_hub.errors.GatedRepoError: 403 Client Error. Access is restricted", True),
+        ("OSError: acme/none is not a local folder and is not a valid model identifier", True),
+        ("ModuleNotFoundError: No module named 'flash_attn'", True),
+        ("OSError: We couldn't connect to 'https://huggingface.co' to load the files", False),
+        ("OSError: Can't load the model for 'a/b'\nConnection reset by peer", False),
+        ("torch.cuda.OutOfMemoryError: CUDA out of memory", False),
+        ("RuntimeError: NCCL error", False),
+        ("", False),
+    ],
+)
+def test_only_what_a_person_must_change_lasts(tail, lasting):
+    assert is_lasting(tail, 1) is lasting

@@ -8,7 +8,7 @@ import pytest
 
 from workflow_composer.errors import FleetError
 from workflow_composer.fleet.file import load_fleet
-from workflow_composer.fleet.slurm.commands import SlurmJob, for_slurm
+from workflow_composer.fleet.slurm.commands import Slurm, SlurmJob, for_slurm
 from workflow_composer.fleet.slurm.queue import foreign_words, queue_of, refuse_elsewhere
 from workflow_composer.fleet.slurm.sbatch import JobMark, exported
 from workflow_composer.fleet.slurm.submit import command_for, jobs_after
@@ -135,3 +135,18 @@ def test_a_job_must_have_the_time_to_start(fleet, slurm, refused):
             command_for(made, "coder")
     else:
         assert command_for(made, "coder")[0] == "sbatch"
+
+
+def test_a_job_whose_gpu_is_taken_is_requeued_on_another_node(tmp_path):
+    """Nodes that were excluded before stay excluded."""
+    script = f"""#!/bin/sh
+echo "$*" >> {tmp_path}/called
+case "$*" in *"show job"*) echo "JobId=7 ExcNodeList=n1 Partition=x" ;; esac
+"""
+    (tmp_path / "scontrol").write_text(script)
+    (tmp_path / "scontrol").chmod(0o755)
+    Slurm({"PATH": f"{tmp_path}:/usr/bin:/bin"}).requeue("7", 30, without="n2")
+    called = (tmp_path / "called").read_text().splitlines()
+    assert called[0] == "requeue 7"
+    assert called[-1] == "update JobId=7 ExcNodeList=n1,n2"
+    assert "StartTime=now+30" in called[1]
