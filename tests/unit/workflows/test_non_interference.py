@@ -76,7 +76,7 @@ class Generated:
                 self.lists.append(f"s{at}")
             elif answer:
                 self.choices.append(f"s{at}")
-        reads = "".join("{{ r.%s | default('-') }}" % name for name in self.some(self.names))
+        reads = "".join(f"{{{{ r.{name} | default('-') }}}}" for name in self.some(self.names))
         self.steps["over"] = {"model": "remote", "reduce": "rows", "prompt": "{% for r in rows %}" + reads + "{% endfor %}"}
         if self.dice.random() < 0.5:
             self.steps["over"]["group_by"] = self.dice.choice(self.names)
@@ -85,7 +85,7 @@ class Generated:
         return [name for name in names if self.dice.random() < 0.4]
 
     def step(self):
-        said = " ".join("{{ %s | default('-') | tojson }}" % name for name in self.some(self.names))
+        said = " ".join(f"{{{{ {name} | default('-') | tojson }}}}" for name in self.some(self.names))
         made = {"model": self.dice.choice(["remote", "remote", "small"]), "prompt": f"say {said}"}
         if self.dice.random() < 0.5:
             made["answer"] = self.dice.choice([["yes", "no"], ["text"]])
@@ -116,7 +116,7 @@ class Generated:
                 "workflow": "w",
                 "inputs": {"note": "private", "id": "text"},
                 "steps": self.steps,
-                "output": {name: "{{ %s | default(null) }}" % name for name in self.names},
+                "output": {name: f"{{{{ {name} | default(null) }}}}" for name in self.names},
             }
             path.write_text(json.dumps(flow))
             try:
