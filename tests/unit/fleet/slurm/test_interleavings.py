@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -29,7 +30,7 @@ from workflow_composer.fleet.slurm.job import ServerJob
 from workflow_composer.fleet.slurm.submit import Cancelling, submit
 
 ROLES = "roles:\n  coder: {model: m, port: 8002, replicas: 2, start_seconds: 20}\n"
-SERVERS = st.sampled_from(("coder", "coder-2"))
+SERVERS = st.sampled_from(("coder", "coder", "coder", "coder-2"))
 FLEETS = st.sampled_from(("one", "two", "beside"))
 NUMBERS = st.integers(0, 5)
 
@@ -280,10 +281,61 @@ class Interleavings(RuleBasedStateMachine):
 
 TestInterleavings = Interleavings.TestCase
 TestInterleavings.settings = settings(
-    max_examples=60,
+    max_examples=40,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,
     phases=(Phase.explicit, Phase.generate),  # each step writes files: shrinking would take minutes
     suppress_health_check=[HealthCheck.too_slow],
 )
+
+
+@pytest.fixture
+def machine():
+    """A machine that a test moves by hand."""
+    made = Interleavings()
+    made.begin(requeues=True)
+    yield made
+    made.teardown()
+
+
+def handing_over(machine: Interleavings) -> tuple[Job, Job]:
+    """A job whose node crashes when its successor is in the queue."""
+    machine.submit("one", "coder")
+    machine.start(0)
+    machine.become_ready(0)
+    machine.near_the_end(0)
+    old, new = machine.scheduler.live()
+    return old, new
+
+
+def test_a_requeued_job_that_serves_again_gives_way_to_its_successor(machine):
+    """It came back before the successor had started."""
+    old, new = handing_over(machine)
+    machine.crash(0)
+    machine.start(0)
+    machine.become_ready(0)
+    assert (old.serves, new.state) == (True, "PENDING")
+    machine.start(0)
+    machine.become_ready(1)
+    machine.promises()
+    assert (old.state, new.serves) == ("COMPLETED", True)
+
+
+def test_a_requeued_job_finds_that_its_successor_has_taken_over(machine):
+    """It ends at once instead of serving a second time."""
+    old, new = handing_over(machine)
+    machine.start(0)
+    machine.crash(0)
+    machine.start(0)
+    assert (old.state, new.state) == ("COMPLETED", "RUNNING")
+    machine.become_ready(0)
+    machine.promises()
+    assert new.serves
+
+
+def test_a_job_that_starts_removes_the_requeued_one_before_it_from_the_queue(machine):
+    old, new = handing_over(machine)
+    machine.crash(0)
+    machine.start(1)
+    assert (old.state, new.state) == ("CANCELLED", "RUNNING")
