@@ -23,7 +23,7 @@ from workflow_composer.batch.run.tally import Tally
 from workflow_composer.errors import InputError, WorkflowComposerError
 from workflow_composer.types import ANY_TASK
 from workflow_composer.workflows.definition.model import PromptBody, Step, Workflow
-from workflow_composer.workflows.keeping.gate import Asker, CallGate
+from workflow_composer.workflows.keeping.gate import Asker, CallGate, OneAtATime
 from workflow_composer.workflows.keeping.journal import JournalEntry, WorkflowJournal, journal_beside
 from workflow_composer.workflows.keeping.keys import StepMeanings, question_of, top_of
 from workflow_composer.workflows.keeping.money import MoneyAccount, RunPurse
@@ -177,6 +177,7 @@ class WorkflowRun:
             people=OpenQuestions(self.journal, now),
             purse=RunPurse(self.account),
             gate=self.gate,
+            once=OneAtATime(),
             folder=workflow.folder,
             stopped=self.stopped,
             room=self._room,
