@@ -6,6 +6,7 @@ state is asked, or the place is reached only where the name has a value (``a is 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -53,14 +54,15 @@ class _Point(NamedTuple):
 class Survey:
     """Walks over a tree once. ``known``: None to collect names only.
 
-    ``reads`` and ``needs`` are names in order of appearance, ``of_rows`` the fields of rows that are used (None: all of
-    them, since a row is used as a whole), ``faults`` what is wrong.
+    ``reads`` and ``needs`` are names in order of appearance, ``values`` those of which more than the state is asked,
+    ``of_rows`` the fields of rows that are used (None: all, since a row is used as a whole), ``faults`` what is wrong.
     """
 
     def __init__(self, tree: nodes.Node, known: KnownNames | None = None) -> None:
         self.known = known
         self.reads: dict[str, None] = {}
         self.needs: dict[str, None] = {}
+        self.values: dict[str, None] = {}
         self.of_rows: dict[str, None] | None = {}
         self.faults: list[NameFault] = []
         self.shape = UNKNOWN
@@ -142,7 +144,7 @@ class Survey:
         name = node.name
         if name in place.bound:
             return place.bound[name]
-        self.reads[name] = None
+        self.reads[name] = self.values[name] = None
         if not place.lenient and name not in place.safe:
             self.needs[name] = None
         if self.known is None:
@@ -153,7 +155,7 @@ class Survey:
             self._fault(node, f"{name!r} cannot be used here: {self.known.hidden[name]}")
         else:
             listed = ", ".join(map(repr, list(self.known.shapes)[:12])) or "none"
-            near = nearest(name, self.known.shapes)
+            near = _in_a_name(name, self.known.shapes) or nearest(name, self.known.shapes)
             self._fault(node, f"there is no input or step {name!r}", "; ".join(filter(None, (f"there are: {listed}", near))))
         return UNKNOWN
 
@@ -166,7 +168,7 @@ class Survey:
             self._whole(node.arg, place._replace(lenient=False))
             key = node.arg.value if isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str) else None
         if key in FACTS and isinstance(node.node, nodes.Name) and node.node.name not in place.bound:
-            self._fact(node.node)
+            self._fact(node.node, of_value=key != "_state")
             return NUMBER if key in ("_attempts", "_cost") else TEXT
         holder = self._of(node.node, place)
         if key is None:
@@ -200,9 +202,14 @@ class Survey:
             return UNKNOWN
         return holder.item
 
-    def _fact(self, node: nodes.Name) -> None:
-        """A fact of a step reads the step, and does not need its value."""
+    def _fact(self, node: nodes.Name, *, of_value: bool = False) -> None:
+        """A fact of a step reads the step, and does not need its value.
+
+        ``of_value``: it tells more of the value than whether there is one.
+        """
         self.reads[node.name] = None
+        if of_value:
+            self.values[node.name] = None
         if self.known is None or node.name in self.known.steps:
             return
         if node.name in self.known.shapes:
@@ -274,6 +281,12 @@ class Survey:
             listed = "allowed: " + ", ".join(map(repr, shape.choices[:12]))
             hint = "; ".join(filter(None, (listed, nearest(other.value, map(str, shape.choices)))))
             self._fault(other, f"{written(node)} is never {other.value!r}", hint)
+
+
+def _in_a_name(name: str, known: Collection[str]) -> str:
+    """Return how a column is named of whose name this is a part, as of ``pub-date``; empty if there is none."""
+    found = next((one for one in known if not one.isidentifier() and name in re.split(r"\W+", one)), None)
+    return "" if found is None else f'write row["{found}"]'
 
 
 def _first(shape: Shape) -> Shape:
