@@ -168,7 +168,7 @@ class SampleTable:
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
+class RowsExpected:
     """What is expected of many rows: the mean of the tried ones for each, and what so few of them leave open.
 
     ``least`` and ``most`` are two standard errors of the mean away (None: a single row says nothing of the spread).
@@ -179,7 +179,7 @@ class Expected:
     most: float | None
 
     @classmethod
-    def of(cls, values: list[float], rows: int) -> Expected:
+    def of(cls, values: list[float], rows: int) -> RowsExpected:
         """Return what is expected of ``rows`` rows, by the values of some."""
         mean = fmean(values) * rows if values else 0.0
         if len(values) <= 1:
@@ -196,7 +196,7 @@ class Expected:
 MEASURES = ("calls", "tokens", "dollars", "seconds")
 
 
-def expected(entries: Iterable[list[JournalEntry]], rows: int) -> dict[str, dict[str, Expected]]:
+def expected(entries: Iterable[list[JournalEntry]], rows: int) -> dict[str, dict[str, RowsExpected]]:
     """Return for each step, and for ``(all)``, what is expected of ``rows`` rows by the journal's entries of some.
 
     ``seconds`` sum those of all calls, as if one were made after the other.
@@ -216,7 +216,8 @@ def expected(entries: Iterable[list[JournalEntry]], rows: int) -> dict[str, dict
     paths = dict.fromkeys(path for steps in found for path in steps if path != "(all)")
     return {
         path: {
-            name: Expected.of([steps[path][name] if path in steps else 0.0 for steps in found], rows) for name in MEASURES
+            name: RowsExpected.of([steps[path][name] if path in steps else 0.0 for steps in found], rows)
+            for name in MEASURES
         }
         for path in (*paths, *(["(all)"] if found else []))
     }

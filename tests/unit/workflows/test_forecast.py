@@ -12,7 +12,7 @@ from workflow_composer.cli.workflow.try_out import private_columns
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.orchestrator import ModelOrchestrator
 from workflow_composer.workflows.definition.loading import load_workflow
-from workflow_composer.workflows.forecast import Expected, PriceList, SampleTable, expected
+from workflow_composer.workflows.forecast import PriceList, RowsExpected, SampleTable, expected
 from workflow_composer.workflows.keeping.journal import JournalEntry
 
 PROFILE = """
@@ -82,10 +82,10 @@ def test_model_steps_are_priced_before_they_are_asked(prices):
 
 def test_what_few_rows_leave_open():
     """Two standard errors of the mean, times the rows; never below nothing."""
-    assert Expected.of([1, 1, 1, 1], 100) == Expected(100, 100, 100)
-    assert Expected.of([3], 100) == Expected(300, None, None)
-    assert Expected.of([], 100) == Expected(0, None, None)
-    found = Expected.of([0, 2], 100)
+    assert RowsExpected.of([1, 1, 1, 1], 100) == RowsExpected(100, 100, 100)
+    assert RowsExpected.of([3], 100) == RowsExpected(300, None, None)
+    assert RowsExpected.of([], 100) == RowsExpected(0, None, None)
+    found = RowsExpected.of([0, 2], 100)
     assert (found.mean, found.least, found.most) == (100, 0, pytest.approx(300))
 
 
@@ -107,7 +107,7 @@ def test_items_votes_rounds_and_nested_steps_count_for_their_step():
         "(all)": 40,
     }
     assert found["a"]["dollars"].mean == pytest.approx(2.0)
-    assert found["a"]["tokens"] == Expected(70, 70, 70)
+    assert found["a"]["tokens"] == RowsExpected(70, 70, 70)
     assert expected([], 10) == {}
 
 

@@ -19,7 +19,7 @@ from workflow_composer.types import shortened
 if TYPE_CHECKING:
     from workflow_composer.batch.datasets.table import Table
     from workflow_composer.workflows.definition.model import Workflow
-    from workflow_composer.workflows.forecast import Expected
+    from workflow_composer.workflows.forecast import RowsExpected
     from workflow_composer.workflows.run import WorkflowRun
 
 _WIDEST = 60
@@ -97,7 +97,7 @@ def _cell(value: Any) -> str:
     return shortened(" ".join(text.split()), _WIDEST)
 
 
-def _spread(one: Expected, name: str) -> str:
+def _spread(one: RowsExpected, name: str) -> str:
     def told(value: float) -> str:
         return dollars(value) if name == "dollars" else f"{value:,.0f}"
 
