@@ -132,8 +132,8 @@ class ServerJob:
             raise FleetError("not running in a SLURM job", hint=f"submit one with `fleet submit {server}`")
         if (step := slurm_step()).rpartition(".")[2].isdecimal():
             raise FleetError(
-                f"{server}: srun runs this as step {step}, which neither SLURM's signals before the time limit nor `fleet down`"
-                " reach, and of which several tasks would be several servers",
+                f"{server}: srun runs this as step {step}, which neither SLURM's signals before the time limit nor"
+                " `fleet down` reach, and of which several tasks would be several servers",
                 hint=f"start the script by sbatch, without srun, or use `fleet submit {server}`",
             )
 
