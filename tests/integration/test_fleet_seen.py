@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -216,6 +217,18 @@ def test_an_entry_that_was_deleted_returns_and_no_monitor_restarts_its_server(ma
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert fleet.vllm("a") == pid
     assert fleet.ask() == "#### 42"
+
+
+def test_a_server_whose_state_was_deleted_is_found_and_ended(made):
+    """By its entry in the registry."""
+    fleet = made()
+    fleet.up()
+    shutil.rmtree(fleet.folder / "state")
+    assert fleet.status()["a"]["state"] == "ready"
+    done = fleet.run("down")
+    assert done.returncode == 0, done.stdout + done.stderr
+    until(lambda: fleet.processes() == [], "it has ended")
+    assert fleet.entry() is None
 
 
 # ---------------------------------------------------------------------------------------------------------------- watched
