@@ -113,6 +113,20 @@ def test_a_type_beside_the_file_is_a_form(load, tmp_path):
         load(text + 'output: {g: "{{ a.gen }}"}\n')
 
 
+def test_single_braces_are_noted(load):
+    text = 'workflow: w\ninputs: {id: text}\nsteps: {a: {prompt: "{id} {\\"id\\": 1} {x} {{ id }}"}}\noutput: {a: a}\n'
+    assert [note for note in load(text).notes if "as it is written" in note] == [
+        "line 3: {id} stands as it is written; {{ id }} is its value"
+    ]
+
+
+def test_without_a_cloud_every_model_is_ones_own(tmp_path):
+    config = StrategyConfig(profile_name="mine", models={"small": {"backend": "scripted"}}, allow_cloud=False)
+    path = tmp_path / "flow.yaml"
+    path.write_text("workflow: w\ninputs: {n: private}\nsteps: {a: {model: small, prompt: '{{ n }}'}}\noutput: {a: a}\n")
+    assert load_workflow(path, config=config).steps["a"].labels.private
+
+
 def test_after_a_fault_in_a_form_nothing_is_said_of_its_fields(load):
     with pytest.raises(WorkflowFileError) as caught:
         load("workflow: w\nsteps: {a: {prompt: hi, answer: {x: txt}}}\noutput: {g: a.x}\n")
