@@ -136,7 +136,8 @@ def test_a_job_that_serves_hands_over_and_is_not_cancelled(fleet):
 
 def test_a_job_that_serves_drains_where_its_successor_still_waits(fleet):
     """Perhaps for its GPU."""
-    slurm = ScriptedSlurm([job("7", "RUNNING"), job("8", "PENDING", "Resources")])
+    successor = replace(job("8", "PENDING", "Resources"), mark=JobMark(fleet.id, "coder", str(fleet.path)))
+    slurm = ScriptedSlurm([job("7", "RUNNING"), successor])
     SlurmRunner(fleet, slurm).restart(STATE, serves=True)
     assert (slurm.handed_over, slurm.cancelled, slurm.now) == ([], ["7"], [False])
     assert slurm.submitted == []
