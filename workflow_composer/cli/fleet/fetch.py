@@ -23,7 +23,7 @@ def fetch(state: State, roles: tuple[str, ...], fleet_file: str | None) -> None:
     Run it on a login node with the same `HF_HOME` as the jobs. Exit code 1: a model cannot be downloaded; its line says why.
     """
     from workflow_composer.cli.progress import Waiting
-    from workflow_composer.fleet.launch.fetching import fetch as fetch_model
+    from workflow_composer.fleet.launch.preparation import fetch as fetch_model
 
     fleet = open_fleet(state, fleet_file)
     chosen = [fleet.role(name) for name in roles or tuple(fleet.settings.roles)]

@@ -163,6 +163,8 @@ class _PromptQuestion(_Question):
         self.body = body
         self.prompt = body.prompt.evaluate(names)
         self.system = None if body.system is None else body.system.evaluate(names)
+        if not self.prompt.strip():
+            raise ValueFault("the prompt is empty")
         messages = [{"role": "user", "content": self.prompt}]
         if self.system is not None:
             messages.insert(0, {"role": "system", "content": self.system})
@@ -271,8 +273,15 @@ async def ask(step: Step, names: Scope, spot: Spot, place: str) -> StepResult:
         made = _KINDS[type(step.body)](step, names, spot)
     except ValueFault as fault:
         return _failed(of_value(fault))
-    keeper = spot.world.keeper
     question = spot.world.question(step, row=spot.row, place=place, asked=made.asked)
+    if not question.share:
+        return await _found_or_asked(made, question)
+    async with spot.world.once(question.digest):
+        return await _found_or_asked(made, question)
+
+
+async def _found_or_asked(made: _Question, question: StepQuestion) -> StepResult:
+    keeper = made.spot.world.keeper
     if (kept := keeper.find(question)) is not None:
         return _done(kept, kept=True)
     if (refusal := keeper.refused(question)) is not None:
@@ -311,8 +320,9 @@ async def _answered(made: _Question) -> KeptAnswer:
     except ValueFault as fault:
         raise of_value(fault) from None
     except TimeoutError:
-        told = "the row's" if spot.left() <= 0 or step.timeout is None else f"its {step.timeout:g} s"
-        raise StepFailure(kind="timeout", reason=f"the time limit passed ({told})") from None
+        of_more = spot.left() <= 0 or step.timeout is None
+        told = "the time limit of the row, or of what the step belongs to, passed" if of_more else ""
+        raise StepFailure(kind="timeout", reason=told or f"its time limit of {step.timeout:g} s passed") from None
     except RunBudgetReached as error:
         stopped.stop(error.message)
         raise _Stopped(stopped.why) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from workflow_composer.errors import FleetError
-from workflow_composer.fleet.launch.fetching import fetch
+from workflow_composer.fleet.launch.preparation import fetch
 
 LIBRARY = """
 import os
