@@ -24,7 +24,7 @@ def bench(tmp_path):
     def make(reply, **profile):
         folder = tmp_path / str(len(made))
         folder.mkdir()
-        made.append(Bench(folder, reply, profile))
+        made.append(Bench(folder, reply, {"circuit_breaker": {"failures": 1000}, **profile}))
         return made[-1]
 
     yield make
