@@ -144,12 +144,6 @@ class WorkflowJournal:
         found = [entry for offset in offsets[-4:] if (entry := self._read(offset)).digest == digest]
         return found[-1] if found else None
 
-    def every_entry(self) -> Iterator[JournalEntry]:
-        """Yield all entries in the order of writing."""
-        with self.path.open("rb") as file:
-            for offset, _, line in readable_lines(file):
-                yield JournalEntry(offset, json.loads(line))
-
     def sync(self) -> None:
         """Flush all entries to disk; slow, but safe to call from another thread."""
         if self._file.is_open:
@@ -230,6 +224,13 @@ def readable_lines(
         else:
             bad(number, line)
         offset += len(line)
+
+
+def journal_entries(path: Path) -> Iterator[JournalEntry]:
+    """Yield all readable entries of a journal in the order of writing, also while a run writes to it."""
+    with path.open("rb") as file:
+        for offset, _, line in readable_lines(file):
+            yield JournalEntry(offset, json.loads(line))
 
 
 def check_header(line: bytes, path: Path) -> None:

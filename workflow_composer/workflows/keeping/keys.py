@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,18 @@ def question_of(
     return StepQuestion(
         row=row, place=place, digest=digest_of_data([FORMAT, kind_of(step), whole]), parts=parts, share=step.share
     )
+
+
+_ITEMS = re.compile(r"\[\d+\]|[#~]\d+|\.(?:rows|parts)\d+(?=\[)")
+
+
+def path_of(place: str) -> str:
+    """Return the path of a step from a place.
+
+    >>> path_of("teams[0].m[12]"), path_of("outer[3]/inner#2~1"), path_of("overview[2].parts1[0]")
+    ('teams.m', 'outer.inner', 'overview')
+    """
+    return _ITEMS.sub("", place).replace("/", ".")
 
 
 def kind_of(step: Step) -> str:

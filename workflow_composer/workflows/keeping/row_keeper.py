@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,22 +11,12 @@ from workflow_composer.answers.form import EMPTY_REPLY
 from workflow_composer.types import EMPTY
 from workflow_composer.workflows.keeping.answers import KeptAnswer, KeptFailure, StepQuestion
 from workflow_composer.workflows.keeping.journal import ANSWER, FAILED, SHARED, JournalEntry, WorkflowJournal
-from workflow_composer.workflows.keeping.keys import WRITTEN
+from workflow_composer.workflows.keeping.keys import WRITTEN, path_of
+from workflow_composer.workflows.keeping.people import PeopleAnswers
 from workflow_composer.workflows.running.results import FailureKind
 
 CONTENT_FAULTS: frozenset[FailureKind] = frozenset({"invalid", "refused", "cut_off"})
 """Failures that asking the same question would probably only repeat."""
-
-_ITEMS = re.compile(r"\[\d+\]|[#~]\d+")
-
-
-def path_of(place: str) -> str:
-    """Return the path of a step from a place.
-
-    >>> path_of("teams[0].m[12]"), path_of("outer[3]/inner#2~1")
-    ('teams.m', 'outer/inner')
-    """
-    return _ITEMS.sub("", place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +44,43 @@ class StepCounts:
     cost: float = 0.0
     kept_cost: float = 0.0
     seconds: float = 0.0
-    models: Counter[str] = field(default_factory=Counter)
-    kept_models: Counter[str] = field(default_factory=Counter)
+    models: Counter[tuple[str, str]] = field(default_factory=Counter)
+    kept_models: Counter[tuple[str, str]] = field(default_factory=Counter)
     why: Counter[str] = field(default_factory=Counter)
+
+    def add_asked(self, other: StepCounts) -> None:
+        """Add what another pass over the same rows has asked; it found the same kept answers again."""
+        for name in ("asked", "failed", "calls", "cost", "seconds"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.models += other.models
+        self.why += other.why
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where one answer comes from: its question's digest, and the facts that were kept with it."""
+
+    digest: str
+    origin: str
+    facts: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The same as JSON data: origin, model, attempts, cost (dollars), seconds, digest, and what else is known."""
+        facts = dict(self.facts)
+        attempts = int(facts.pop("calls", 0) or 0) + int(facts.pop("runs", 0) or 0)
+        told = {name: facts.pop(name, usual) for name, usual in (("model", ""), ("cost", 0.0), ("seconds", 0.0))}
+        if "candidate" in facts:  # the profile's name of the model, and the one that its server reported
+            told = {"model": facts.pop("candidate"), "served": told.pop("model"), **told}
+        return {"origin": self.origin, "attempts": attempts, **told, "digest": self.digest, **_briefly(facts)}
+
+
+_NOT_SHOWN = frozenset({"reply", "replies", "refused"})
+"""Facts that may hold what a model wrote."""
+
+
+def _briefly(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if name not in _NOT_SHOWN}
 
 
 class RunCounts(dict[str, StepCounts]):
@@ -72,9 +95,19 @@ class RowKeeper:
     """The `Keeper` of one row's computation; the entries of the row are in memory until it ends."""
 
     def __init__(
-        self, journal: WorkflowJournal, row: str, rules: AskingRules, counts: RunCounts, *, known: bool = False
+        self,
+        journal: WorkflowJournal,
+        row: str,
+        rules: AskingRules,
+        counts: RunCounts,
+        *,
+        known: bool = False,
+        people: PeopleAnswers | None = None,
     ) -> None:
         self._journal, self._rules, self._counts, self._known = journal, rules, counts, known
+        self._people = people
+        self.cost = 0.0
+        self.lineage: dict[str, Lineage] = {}
         self._answers: dict[str, list[JournalEntry]] = {}
         self._failures: dict[tuple[str, str], JournalEntry] = {}
         self._latest: dict[str, JournalEntry] = {}
@@ -97,18 +130,27 @@ class RowKeeper:
         found = self._kept(question)
         counts = self._counts.at(question.place)
         if found is None:
-            return self._shared(question, counts) if question.share else None
+            return self._of_others(question, counts)
+        if found.offset >= self._journal.began:  # of an earlier pass of this run
+            self.lineage[question.place] = Lineage(question.digest, "asked", found.answer.facts)
+            return found.answer
         counts.kept += 1
+        self.lineage[question.place] = Lineage(question.digest, "kept", found.answer.facts)
         counts.kept_cost += float(found.fields.get("cost") or 0.0)
-        if model := found.answer.facts.get("model"):
-            counts.kept_models[str(model)] += 1
+        counts.kept_models.update(_served_by(found.answer.facts))
         return found.answer
 
-    def _shared(self, question: StepQuestion, counts: StepCounts) -> KeptAnswer | None:
-        entry = self._journal.shared(question.digest)
+    def _of_others(self, question: StepQuestion, counts: StepCounts) -> KeptAnswer | None:
+        """Return a person's answer, or one that another row shares."""
+        found = None if self._people is None else self._people.of(question.row, question.digest)
+        if found is not None:
+            self.lineage[question.place] = Lineage(question.digest, "person", found.facts)
+            return found
+        entry = self._journal.shared(question.digest) if question.share else None
         if entry is None or self._rules.redo(path_of(question.place), entry):
             return None
         counts.shared += 1
+        self.lineage[question.place] = Lineage(question.digest, "shared", entry.answer.facts)
         return KeptAnswer(value=entry.answer.value, facts=entry.answer.facts, shared=True)
 
     def _kept(self, question: StepQuestion) -> JournalEntry | None:
@@ -133,7 +175,7 @@ class RowKeeper:
         failure = self._failures.get((question.digest, question.place))
         if failure is not None and not self._rules.redo(path, failure) and not self._is_tried_again(failure):
             facts: Mapping[str, Any] = failure.fields.get("facts") or EMPTY
-            self._counts.at(question.place).kept += 1
+            self.lineage[question.place] = Lineage(question.digest, "kept", facts)
             return KeptFailure(kind=failure.fields["fault"], reason=failure.fields["reason"], facts=facts)
         if told := self._why(question, failure):
             self._counts.at(question.place).why[told] += 1
@@ -162,6 +204,7 @@ class RowKeeper:
         kind = SHARED if question.share else ANSWER
         self._journal.append(kind, question, cost=cost, value=answer.value, facts=dict(answer.facts))
         self._count(question, answer.facts, cost)
+        self.lineage[question.place] = Lineage(question.digest, "asked", answer.facts)
 
     def failed(self, question: StepQuestion, kind: FailureKind, facts: Mapping[str, Any]) -> None:
         """Write a failure."""
@@ -170,15 +213,22 @@ class RowKeeper:
         self._journal.append(FAILED, question, cost=cost, fault=kind, reason=str(facts.get("reason", "")), facts=rest)
         self._count(question, facts, cost)
         self._counts.at(question.place).failed += 1
+        self.lineage[question.place] = Lineage(question.digest, "asked", rest)
 
     def _count(self, question: StepQuestion, facts: Mapping[str, Any], cost: float) -> None:
         counts = self._counts.at(question.place)
         counts.asked += 1
         counts.calls += int(facts.get("calls") or 0)
         counts.cost += cost
+        self.cost += cost
         counts.seconds += float(facts.get("seconds") or 0.0)
-        if model := facts.get("model"):
-            counts.models[str(model)] += 1
+        counts.models.update(_served_by(facts))
+
+
+def _served_by(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the profile's name of the model that answered, with the name that its server reported."""
+    model = str(facts.get("model") or "")
+    return [(str(facts.get("candidate") or model), model)] if model else []
 
 
 _NAMED = {

@@ -64,10 +64,13 @@ def _argument(argument: str, folder: Path, files: Mapping[str, str]) -> str:
 def file_of(argument: str, folder: Path, files: Mapping[str, str]) -> Path | None:
     """Return the file of the workflow's folder that an argument names, perhaps as ``--option=FILE``; None: none."""
     name = argument.partition("=")[2] if argument.startswith("-") and "=" in argument else argument
-    if not name or name in files or "\0" in name or len(name) > _LONGEST_NAME:
+    if not name.strip("./") or name in files:
         return None
     path = folder.absolute() / name
-    return path if path.exists() and name not in (".", "..", "/") else None
+    try:
+        return path if path.exists() else None
+    except (OSError, ValueError):
+        return None  # a text that is too long for a name, or has a null character
 
 
 def _program(program: str, folder: Path, files: Mapping[str, str]) -> str:
@@ -85,6 +88,3 @@ def _program(program: str, folder: Path, files: Mapping[str, str]) -> str:
             started=False,
         )
     return str(here)
-
-
-_LONGEST_NAME = 1024

@@ -29,12 +29,11 @@ class ProgramOutcome:
         """Whether it ended by itself, with exit code 0."""
         return self.exit_code == 0 and self.ended_by is None
 
-    def end(self, limits: str = "") -> str:
-        """Say how it ended, and nothing of what it wrote: fit for reports on private data. ``limits`` in words."""
+    def end(self) -> str:
+        """Say how it ended, and nothing of what it wrote: fit for reports on private data."""
         if self.ended_by is not None:
             what = {"time": "it ran too long", "memory": "it used too much memory", "output": "it wrote too much"}
-            told = what.get(self.ended_by, "it started too many processes")
-            return f"the program was ended: {told}{f' (limit {limits})' if limits else ''}"
+            return f"the program was ended: {what.get(self.ended_by, 'it started too many processes')}"
         if self.exit_code < 0:
             return f"the program was ended by signal {-self.exit_code}"
         return f"the program ended with exit code {self.exit_code}"
