@@ -76,7 +76,7 @@ class Forming:
     async def verdict(self, outcome: Outcome, usage: Usage) -> Verdict | None:
         """Judge a reply by the form, then by the request's check; ``usage`` is that of its call."""
         sample, before = outcome.answer, outcome.verdict
-        if sample.too_long and not self._longer:
+        if sample.too_long and not self._longer and not self._is_whole(sample):
             self.refusal = self._given_up(before, "it was cut off by its length")
             self._longer, self._again = True, self._again + 1
             self.request = changed(self.request, max_tokens=_larger(self.request, usage))
@@ -88,7 +88,8 @@ class Forming:
         found = await self._read(sample, is_rejected)
         problem = found.problem
         if problem is None:
-            return replace(before, value=found.value, mended=found.mended, asked_again=self._again, refused=self._refused)
+            read = replace(before, unreadable=0) if sample.too_long else before
+            return replace(read, value=found.value, mended=found.mended, asked_again=self._again, refused=self._refused)
         self._last, self._problem = sample.text, problem
         self.refusal = self._given_up(before, problem)
         if sample.cut_off or self._left <= 0 or is_rejected:
@@ -97,8 +98,18 @@ class Forming:
         self.request = self._corrected(sample, problem)
         return None
 
+    def _is_whole(self, sample: Sample) -> bool:
+        """Whether a reply that reached its limit is one JSON value with its end, and nothing around it."""
+        if not sample.too_long or not sample.text.lstrip().startswith(("{", "[", "```")) or self._form.is_text:
+            return False
+        from workflow_composer.answers.json_text import TALK, WRITING
+        from workflow_composer.answers.schema import LISTED
+
+        found = self._form.read(sample.text)
+        return found.problem is None and not {TALK, WRITING, LISTED} & set(found.mended)
+
     async def _read(self, sample: Sample, is_rejected: bool) -> Formed:
-        if sample.cut_off:
+        if sample.cut_off and not self._is_whole(sample):
             return Formed(problem=TOO_LONG if sample.too_long else WITHHELD)
         found = self._form.read(sample.text)
         if found.problem is not None or self._check is None or is_rejected:
