@@ -96,6 +96,10 @@ class OutputForm(ABC):
     @abstractmethod
     def _read(self, text: str) -> Formed: ...
 
+    def read_whole(self, text: str) -> Formed | None:
+        """Read a reply that was cut off by its length, if what it lost is no part of the answer; None: it may be."""
+        return None
+
     @abstractmethod
     def instructions(self) -> str:
         """Return what to tell the model; empty if nothing needs to be said."""

@@ -73,45 +73,42 @@ class Forming:
         self._again = 0
         self._longer = False
 
+    @property
+    def asks_for_more(self) -> bool:
+        """Whether a larger limit has been asked for, after a reply that was cut off."""
+        return self._longer
+
     async def verdict(self, outcome: Outcome, usage: Usage) -> Verdict | None:
         """Judge a reply by the form, then by the request's check; ``usage`` is that of its call."""
         sample, before = outcome.answer, outcome.verdict
-        if sample.too_long and not self._longer and not self._is_whole(sample):
+        whole = self._form.read_whole(sample.text) if sample.too_long else None
+        if sample.too_long and not self._longer and whole is None:
             self.refusal = self._given_up(before, "it was cut off by its length")
             self._longer, self._again = True, self._again + 1
             self.request = changed(self.request, max_tokens=_larger(self.request, usage))
             return None
-        if sample.text == self._last and not sample.cut_off:
+        if sample.text == self._last and (whole is not None or not sample.cut_off):
             return self._given_up(before, f"{self._problem}; the same reply came again")
         # An answer rejected by its score is not asked for again: another form does not raise the score.
         is_rejected = not before.accepted and before.confidence is not None
-        found = await self._read(sample, is_rejected)
+        found = await self._read(sample, is_rejected, whole)
         problem = found.problem
         if problem is None:
-            read = replace(before, unreadable=0) if sample.too_long else before
-            return replace(read, value=found.value, mended=found.mended, asked_again=self._again, refused=self._refused)
+            if whole is not None:
+                before = replace(before, accepted=True, reason="", unreadable=0)
+            return replace(before, value=found.value, mended=found.mended, asked_again=self._again, refused=self._refused)
         self._last, self._problem = sample.text, problem
         self.refusal = self._given_up(before, problem)
-        if sample.cut_off or self._left <= 0 or is_rejected:
+        if (sample.cut_off and whole is None) or self._left <= 0 or is_rejected:
             return self.refusal
         self._left, self._again = self._left - 1, self._again + 1
         self.request = self._corrected(sample, problem)
         return None
 
-    def _is_whole(self, sample: Sample) -> bool:
-        """Whether a reply that reached its limit is one JSON value with its end, and nothing around it."""
-        if not sample.too_long or not sample.text.lstrip().startswith(("{", "[", "```")) or self._form.is_text:
-            return False
-        from workflow_composer.answers.json_text import TALK, WRITING
-        from workflow_composer.answers.schema import LISTED
-
-        found = self._form.read(sample.text)
-        return found.problem is None and not {TALK, WRITING, LISTED} & set(found.mended)
-
-    async def _read(self, sample: Sample, is_rejected: bool) -> Formed:
-        if sample.cut_off and not self._is_whole(sample):
+    async def _read(self, sample: Sample, is_rejected: bool, whole: Formed | None) -> Formed:
+        if sample.cut_off and whole is None:
             return Formed(problem=TOO_LONG if sample.too_long else WITHHELD)
-        found = self._form.read(sample.text)
+        found = whole or self._form.read(sample.text)
         if found.problem is not None or self._check is None or is_rejected:
             return found
         problem = await self._check(self._form.plain(found.value))

@@ -125,14 +125,16 @@ def lines(path: Path) -> Iterator[bytes]:
             yield line
 
 
-def lines_after(path: Path, is_before: Callable[[bytes], bool | None]) -> Iterator[bytes]:
+def lines_after(path: Path, is_before: Callable[[bytes], bool | None], *, most: int | None = None) -> Iterator[bytes]:
     """Yield the lines of an ordered file from the last one before a point on; reads a few of the earlier ones only.
 
-    ``is_before`` says whether a line lies before that point; None: the line does not say. Raises `InputError`.
+    ``is_before`` says whether a line lies before that point; None: the line does not say. ``most``: the bytes of the end
+    beyond which nothing is yielded. Raises `InputError`.
     """
     try:
         with seekable(path) as file:
             first, end = 0, file.seek(0, io.SEEK_END)
+            size = end
             while end - first > _NEAR:
                 middle = (first + end) // 2
                 file.seek(middle)
@@ -142,6 +144,9 @@ def lines_after(path: Path, is_before: Callable[[bytes], bool | None]) -> Iterat
                     at = file.tell()
                 first, end = (at, end) if before else (first, middle)
             file.seek(first)
+            if most is not None and size - first > most:
+                file.seek(size - most)
+                file.readline(LONGEST)
             while line := file.readline(LONGEST):
                 yield line
     except OSError as error:

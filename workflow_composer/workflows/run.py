@@ -33,6 +33,7 @@ from workflow_composer.workflows.keeping.row_keeper import AskingRules, RowKeepe
 from workflow_composer.workflows.keeping.rows import RowSource, RunRow
 from workflow_composer.workflows.keeping.run_report import RunReport, StepSummaries
 from workflow_composer.workflows.keeping.written import WrittenTables
+from workflow_composer.workflows.programs.digests import WorkflowSources
 from workflow_composer.workflows.running.over_rows import run_over_rows
 from workflow_composer.workflows.running.prompt_room import room_in
 from workflow_composer.workflows.running.results import RowOutcome, Scope, StepResult
@@ -165,7 +166,9 @@ class WorkflowRun:
         self._known = self.journal.counts.answers > 0
         self._spool = OutcomeSpool()
         self._run_results: dict[str, StepResult] = {}
-        self._meanings = StepMeanings(models.config)
+        sources = WorkflowSources(workflow)
+        self.workflow = replace(self.workflow, notes=(*workflow.notes, *(f"not seen: {one}" for one in sources.unseen)))
+        self._meanings = StepMeanings(models.config, programs=sources)
         self._rooms: dict[int, tuple[Step, int | None]] = {}
         self._began = time.monotonic()
         self.world = World(

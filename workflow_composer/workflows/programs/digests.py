@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from workflow_composer.types import EMPTY
-from workflow_composer.workflows.definition.model import CommandBody, PythonBody
+from workflow_composer.workflows.definition.model import CommandBody, NestedBody, PythonBody, Workflow
 from workflow_composer.workflows.programs.command import PYTHONS, file_of
 
 _DIGITS = 16
@@ -24,11 +24,37 @@ _MOST_FILES = 2000
 _PIECE = 1 << 20
 
 
-class ProgramSources:
-    """Returns names and digests (hex) of what a program or function consists of, relative to the workflow's ``folder``.
+class WorkflowSources:
+    """Returns names and digests (hex) of what a program or function of a workflow, or of one within it, consists of.
 
-    ``unseen`` says, once for each, of which programs a change is not noticed.
+    They are read once, here. ``unseen`` says, once for each, of which programs a change is not noticed.
     """
+
+    def __init__(self, workflow: Workflow) -> None:
+        folders: dict[Path, ProgramSources] = {}
+        self._known: dict[int, Mapping[str, str]] = {}
+        for folder, body in _programs(workflow):
+            sources = folders.setdefault(folder, ProgramSources(folder))
+            self._known[id(body)] = sources(body)
+        self.unseen = list(dict.fromkeys(what for sources in folders.values() for what in sources.unseen))
+
+    def __call__(self, body: CommandBody | PythonBody) -> Mapping[str, str]:
+        """Return the digests of a body of the workflow."""
+        return self._known[id(body)]
+
+
+def _programs(workflow: Workflow) -> Iterator[tuple[Path, CommandBody | PythonBody]]:
+    for _, step in workflow.every_step():
+        checks = (step.accept, None if step.release is None else step.release.check)
+        for body in (step.body, *(check.body for check in checks if check is not None)):
+            if isinstance(body, NestedBody):
+                yield from _programs(body.workflow)
+            elif isinstance(body, (CommandBody, PythonBody)):
+                yield workflow.folder, body
+
+
+class ProgramSources:
+    """Returns names and digests (hex) of what a program or function consists of, relative to a workflow's ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()

@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import site
 import sys
 import tempfile
@@ -94,6 +95,9 @@ async def _run(job: ProgramJob, limits: ProgramLimits, folder: Path, private: bo
         output, errors = _Tail(KEPT_OUTPUT), _Tail(KEPT_ERRORS)
         try:
             too_much = await _attended(process, job.given, output, errors, limits.seconds)
+        except BaseException:
+            _signal(process, signal.SIGTERM)
+            raise
         finally:
             await _ended(process)
         report = _report(told)
@@ -185,7 +189,7 @@ async def _attended(process: Process, given: bytes, output: _Tail, errors: _Tail
             into.add(data)
             if output.count + errors.count > MOST_OUTPUT and not too_much.is_set():
                 too_much.set()
-                _signal(process)
+                _signal(process, signal.SIGTERM)
 
     try:
         async with asyncio.timeout(seconds + _PATIENCE), asyncio.TaskGroup() as group:
@@ -193,7 +197,7 @@ async def _attended(process: Process, given: bytes, output: _Tail, errors: _Tail
             group.create_task(read(process.stderr, errors))
             group.create_task(_feed(process.stdin, given))
     except TimeoutError:
-        _signal(process)
+        _signal(process, signal.SIGTERM)
     return too_much.is_set()
 
 
@@ -205,23 +209,22 @@ async def _feed(stream: asyncio.StreamWriter, given: bytes) -> None:
 
 
 async def _ended(process: Process) -> None:
-    """Let the launcher end the program, if it is still there, and wait for both."""
-    if process.returncode is None:
-        _signal(process)
+    """Wait for the launcher, which ends the program first; it has been told to, or has closed its output."""
     try:
         async with asyncio.timeout(_PATIENCE):
             await process.wait()
     except BaseException as error:
-        with suppress(ProcessLookupError):
-            process.kill()
+        _signal(process, signal.SIGKILL)
         if not isinstance(error, TimeoutError):
             raise
         await process.wait()
 
 
-def _signal(process: Process) -> None:
-    with suppress(ProcessLookupError):
-        process.terminate()
+def _signal(process: Process, number: int) -> None:
+    """Send a signal. `Process.terminate` would also collect the process, which asyncio's own watcher waits for."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
 
 
 def _report(told: int) -> dict[str, Any]:

@@ -71,6 +71,12 @@ async def test_a_program_reads_and_writes(folder, way):
     assert (outcome.ended_by, outcome.passed, outcome.shortened) == (None, True, False)
 
 
+async def test_nothing_is_said_of_how_it_was_waited_for(folder, caplog):
+    for _ in range(5):
+        await run(python("print(1)"), folder)
+    assert caplog.records == []
+
+
 async def test_a_text_is_read_as_it_is(folder):
     outcome = await run(python("import sys; print(len(sys.stdin.buffer.read()))"), folder, given='a "note"\n')
     assert outcome.output == "9\n"
