@@ -153,7 +153,7 @@ class WorkflowRun:
         )
         self.table, self.output, self.models = table, output, models
         self.written = WrittenTables(self.workflow, output, table)
-        self.source = RowSource(self.workflow, table.rows)
+        self.source = RowSource(self.workflow, table.rows, typed=table.is_typed)
         self.journal = WorkflowJournal.open(journal_beside(output))
         self.stopped = StopSign()
         self.account = MoneyAccount(math.inf if self.workflow.run_budget is None else self.workflow.run_budget)

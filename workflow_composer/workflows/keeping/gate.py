@@ -153,7 +153,7 @@ class Asker:
         loop = asyncio.get_running_loop()
         began, pause, what = loop.time(), _FIRST_PAUSE, (request.model, request.task_type)
         if isinstance(request.purse, CallReservation):
-            request.purse.unseen = what not in self._seen
+            request.purse.is_unseen = lambda: what not in self._seen
         while True:
             try:
                 response = await self._generate(request)

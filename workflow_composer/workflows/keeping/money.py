@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 
 from workflow_composer.errors import BudgetExceeded, RunBudgetReached
 from workflow_composer.execution.reservation import ROUNDING, Budget, Estimate, Reservation
@@ -126,22 +127,22 @@ def budget_reached(account: MoneyAccount) -> RunBudgetReached:
 
 
 class CallReservation(Reservation):
-    """A call's part of an account. ``unseen``: nothing is known of what such a call costs; it may then take what is left,
-    whatever it is estimated at, and others wait until it has ended.
+    """A call's part of an account. ``is_unseen`` says whether nothing is known of what such a call costs; it may then take
+    what is left, whatever it is estimated at, and others wait until it has ended.
     """
 
-    __slots__ = ("unseen",)
+    __slots__ = ("is_unseen",)
 
     def __init__(self, account: MoneyAccount) -> None:
         super().__init__(account)
-        self.unseen = False
+        self.is_unseen: Callable[[], bool] = lambda: False
         if account.spent:  # what the row has spent would be lost without this call
             self.turn, self.ended = asyncio.Lock(), asyncio.Event()
 
     async def wait(self, estimate: Estimate, *, until: float = math.inf) -> float | None:
         """Wait for room and take it, as `Reservation.wait` does."""
         left = await super().wait(estimate, until=until)
-        return None if self.unseen else left
+        return None if self.is_unseen() else left
 
 
 class RunPurse:

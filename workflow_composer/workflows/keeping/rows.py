@@ -42,8 +42,8 @@ class RowSource:
     occurrence; rows may be inserted, removed and shuffled, and other columns may change.
     """
 
-    def __init__(self, workflow: Workflow, rows: Callable[[], Iterator[Any]]) -> None:
-        self._workflow, self._table_rows = workflow, rows
+    def __init__(self, workflow: Workflow, rows: Callable[[], Iterator[Any]], *, typed: bool = False) -> None:
+        self._workflow, self._table_rows, self._typed = workflow, rows, typed
         self._read = [workflow.key] if workflow.key is not None else sorted(inputs_read(workflow))
         self._digests = array("Q")
         for row in rows():
@@ -76,7 +76,7 @@ class RowSource:
         found: dict[str, Any] = {}
         faults: list[str] = []
         for name, wanted in self._workflow.inputs.items():
-            found[name], fault = input_value(row.values.get(name), wanted)
+            found[name], fault = input_value(row.values.get(name), wanted, typed=self._typed)
             if fault:
                 faults.append(f"{name}: {fault}")
         return found, "; ".join(faults)
@@ -111,11 +111,15 @@ def _reads(step: Step) -> frozenset[str]:
     return step.reads | step.needs
 
 
-def input_value(value: Any, wanted: InputType) -> tuple[Any, str]:
+def input_value(value: Any, wanted: InputType, *, typed: bool = False) -> tuple[Any, str]:
     """Return a cell as an input of this type, and what is wrong with it, without its value.
+
+    ``typed``: cells have types of their own, so that a text is JSON only if it is written as an object or a list.
 
     >>> input_value("00731", "text"), input_value(" 12 ", "number"), input_value('{"a": 1}', "json")
     (('00731', ''), (12, ''), ({'a': 1}, ''))
+    >>> input_value("1", "json"), input_value("1", "json", typed=True), input_value("[1]", "json", typed=True)
+    ((1, ''), ('1', ''), ([1], ''))
     >>> input_value("twelve", "number")
     (None, 'a number is needed, found a text')
     """
@@ -124,7 +128,7 @@ def input_value(value: Any, wanted: InputType) -> tuple[Any, str]:
     if wanted == "number":
         return _number(value)
     if wanted == "json":
-        return _json(value)
+        return _json(value, typed=typed)
     return _text(value), ""
 
 
@@ -160,8 +164,8 @@ def _parsed_number(text: str) -> Any:
     return text
 
 
-def _json(value: Any) -> tuple[Any, str]:
-    if not isinstance(value, str):
+def _json(value: Any, *, typed: bool) -> tuple[Any, str]:
+    if not isinstance(value, str) or (typed and value.lstrip()[:1] not in ("{", "[")):
         return plain(value), ""
     if not value.strip():
         return None, ""

@@ -72,7 +72,7 @@ def of_error(error: Exception, *, private: bool) -> StepFailure:
         reason = _PLAINLY[kind] + "".join(f" ({told})" for told in _safe(error))
     else:
         reason = str(error) if isinstance(error, WorkflowComposerError) else f"{type(error).__name__}: {error}"
-        reason = reason if len(reason) <= _LONGEST else f"{reason[: _LONGEST - 1]}…"
+        reason = in_a_line(reason)
     return StepFailure(kind=kind, reason=reason, facts=facts)
 
 
@@ -122,9 +122,20 @@ def of_reply(response: LLMResponse, form: OutputForm, *, private: bool) -> StepF
     if problem is None and _is_readable(response) and not (sample.cut_off and form.is_text):
         return None
     kind, reason = _refused(response, problem or "no answer of the vote can be used")
-    if private and kind == "invalid":
-        reason = f"{_PLAINLY[kind]} ({len(response.text):,} characters)"
-    return StepFailure(kind=kind, reason=reason, facts={**facts_of(response), "reply": response.text[-_LONGEST_REPLY:]})
+    facts = {**facts_of(response), "reply": response.text[-_LONGEST_REPLY:], "said": reason}
+    reason = f"{_PLAINLY[kind]} ({len(response.text):,} characters)" if private and kind == "invalid" else in_a_line(reason)
+    return StepFailure(kind=kind, reason=reason, facts=facts)
+
+
+def in_a_line(text: str) -> str:
+    r"""Return the first line and the last one that say something; of a program's output the last is what it failed with.
+
+    >>> in_a_line("it did not pass: exit code 1\nTraceback\n  File x\nValueError: expected 2, got 1\n")
+    'it did not pass: exit code 1: ValueError: expected 2, got 1'
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = ": ".join(dict.fromkeys((lines[0].rstrip(":"), lines[-1]))) if lines else ""
+    return told if len(told) <= _LONGEST else f"{told[: _LONGEST - 1]}…"
 
 
 def _refused(response: LLMResponse, problem: str) -> tuple[FailureKind, str]:

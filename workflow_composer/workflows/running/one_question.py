@@ -23,7 +23,7 @@ from workflow_composer.workflows.keeping.answers import KeptAnswer, StepQuestion
 from workflow_composer.workflows.programs.accepting import StepCheck
 from workflow_composer.workflows.programs.command import run_command
 from workflow_composer.workflows.programs.function import call_function
-from workflow_composer.workflows.running.failing import StepFailure, facts_of, of_error, of_reply, of_value
+from workflow_composer.workflows.running.failing import StepFailure, facts_of, in_a_line, of_error, of_reply, of_value
 from workflow_composer.workflows.running.prompt_room import too_long_for
 from workflow_composer.workflows.running.results import Origin, Scope, StepResult, ValueFault
 from workflow_composer.workflows.running.world import Purse, StopSign, World
@@ -137,12 +137,12 @@ class _Question:
 
     async def accepted(self, value: Any, facts: dict[str, Any]) -> KeptAnswer:
         """Return an answer that is no model's, once it has its form and has passed its check."""
+        private = self.step.labels.private
         if self.form is not None:
-            value = of_form(self.form, value)
+            value = of_form(self.form, value, private=private)
         if self.acceptance is not None and (problem := await self.acceptance(value)) is not None:
-            raise StepFailure(
-                kind="invalid", reason="the check refused it" if self.step.labels.private else f"it did not pass: {problem}"
-            )
+            reason = "the check refused it" if private else in_a_line(f"it did not pass: {problem}")
+            raise StepFailure(kind="invalid", reason=reason, facts={**facts, "said": problem})
         return KeptAnswer(value=value, facts=facts)
 
 
@@ -426,7 +426,7 @@ def _json_or_text(output: str) -> Any:
         return output
 
 
-def of_form(form: OutputForm, value: Any) -> Any:
+def of_form(form: OutputForm, value: Any, *, private: bool = False) -> Any:
     """Return a program's value as the form reads it. Raises `StepFailure` if it does not have the form."""
     if form.is_text:
         if isinstance(value, str):
@@ -434,5 +434,6 @@ def of_form(form: OutputForm, value: Any) -> Any:
         raise StepFailure(kind="invalid", reason=f"a text is needed, found {kind(value)}")
     formed = form.read(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     if formed.problem is not None:
-        raise StepFailure(kind="invalid", reason=f"its value does not have the wanted form: {formed.problem}")
+        told = "" if private else f": {formed.problem}"
+        raise StepFailure(kind="invalid", reason=f"its value does not have the wanted form{told}")
     return form.plain(formed.value)

@@ -62,9 +62,7 @@ async def _by_group(step: Step, groups: Sequence[_RowGroup], over: _Over, spot: 
 
     items = await each(len(groups), one)
     result = together(items, what="group")
-    if result.state != "done":
-        return result
-    value = [
+    value = [  # also where a group has failed, for the table of the groups; nothing else reads a step that is not done
         {"group": group.key, "rows": len(group.rows), "value": item.value} for group, item in zip(groups, items, strict=True)
     ]
     return replace(result, value=value)
@@ -147,9 +145,12 @@ class _Over:
         """Return the value of one group."""
         names = self._names.inner({"group": group.key})
         try:
-            parts = self._divided(self._step, _ROWS, self._fitting(group, names, told), names)
+            fitting = self._fitting(group, names, told)
+            parts = self._divided(self._step, _ROWS, fitting, names)
         except ValueFault as fault:
             return _wrong(fault)
+        if group.rows and not fitting:
+            return StepResult(state="failed", kind="too_long", reason=f"{told}: no row of it fits into a prompt")
         if len(parts) == 1:
             result = await ask(self._step, names.inner({_ROWS: list(parts[0])}), self._spot, place)
         elif self._fold is None:

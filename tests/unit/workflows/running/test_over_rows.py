@@ -115,3 +115,15 @@ async def test_keep_decides_alone(bench, keep, left):
     _, results = await made.over(flow, *({"g": "A", "t": str(at)} for at in range(2)))
     assert results["each"].value == "join [0]"
     assert results["each"].notes == (f"1 rows left out: {left}",)
+
+
+async def test_a_group_of_which_no_row_fits_fails_and_the_others_stand(bench):
+    made = bench(echo)
+    flow = made.flow(GROUPS)
+    outcomes = await made.run(flow, {"g": "A", "t": "short"}, {"g": "B", "t": "word " * 200})
+    made.room = 50
+    found = await run_over_rows(flow.steps["each"], one_by_one(outcomes), made.world())
+    assert (found.state, found.kind) == ("failed", "too_long")
+    assert "group B" in found.reason
+    assert [one["value"] for one in found.value] == ["join [short]", None]
+    assert [one for one in made.prompts if "join" in one] == ["join [short]"]
