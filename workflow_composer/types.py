@@ -93,10 +93,9 @@ class LLMRequest:
     sample of a vote that it refuses is no vote. ``vote_by`` says how the votes of this request are grouped (None: as in the
     profile). ``purse`` (a `Reservation`) is part of a budget that other requests share; the executor reserves the cost.
 
-    With ``relay`` the caller gets the raw bytes of the answer if possible. Every other field that is not None reaches the
-    model unchanged or raises `Unsupported`; ``extra`` holds fields that only some servers support, and is passed through
-    unchanged. ``query_length`` is the number of characters of text in all messages, ``bulk`` with images and the like.
-    ``allowed``: the only models it calls.
+    With ``relay`` the caller gets the answer's raw bytes if possible. Other fields that are not None reach the model or
+    raise `Unsupported`; ``extra`` holds fields that only some servers support. ``query_length`` is the number of characters
+    of text in all messages, ``bulk`` with images too. ``allowed``: the only models it calls. ``private``: as with no cloud.
     """
 
     messages: tuple[Message, ...]
@@ -122,6 +121,7 @@ class LLMRequest:
     timeout: float | None = None
     budget: float | None = None
     allowed: frozenset[str] | None = None
+    private: bool = False
     most_calls: int | None = None
     context: tuple[str, ...] | None = None
     metadata: Mapping[str, Any] = field(default_factory=lambda: EMPTY)

@@ -92,6 +92,11 @@ class StrategyConfig(ProfilePart):
         description="Whether a request may leave the profile's own machines. With `false`, a route to the cloud is an error "
         "when the profile loads, and connections to other hosts are refused.",
     )
+    trusted_programs: Names = Field(
+        default=(),
+        description="Steps of workflows, as `WORKFLOW.STEP`, whose programs may use the network although they read private "
+        "inputs; the step says `trusted: true`, too.",
+    )
     debug_routing: bool = Field(
         default=False, description="Explain every routing decision in the log, and write prompts to the metrics file."
     )

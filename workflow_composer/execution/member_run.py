@@ -233,6 +233,8 @@ class MemberRun:
                 wanted: dict[str, Any] = {} if dimensions is None else {"dimensions": dimensions}
                 if getattr(self.endpoint.backend, "tells_sending", False):
                     wanted["sending"] = call.asked.sending
+                if call.asked.request.private and getattr(self.endpoint.backend, "keeps_private", False):
+                    wanted["private"] = True
                 found = await self.endpoint.backend.embed(texts, timeout=call.seconds, **wanted)
                 call.usage, call.failovers, call.model = found.usage, found.failovers, found.model
                 return found

@@ -39,6 +39,7 @@ class PlainFields(TypedDict, total=False):
     extra: Mapping[str, Any]
     timeout: float | None
     allowed: frozenset[str] | None
+    private: bool
     most_calls: int | None
     context: str | Sequence[str] | None
     metadata: Mapping[str, Any]
@@ -72,6 +73,7 @@ class EmbeddingFields(TypedDict, total=False):
     timeout: float | None
     budget: float | None
     allowed: frozenset[str] | None
+    private: bool
     most_calls: int | None
     extra: Mapping[str, Any]
     metadata: Mapping[str, Any]

@@ -78,7 +78,7 @@ class OpenAICompatibleBackend:
         self._words: frozenset[str] = frozenset()
         self._report, self._told = context.report, False
         self.relays: bool = self._several and self._server.direct
-        self.tells_sending = True
+        self.tells_sending = self.keeps_private = True
 
     def complete(self, call: ModelCall) -> Coroutine[Any, Any, Completion]:
         """Return ``call.samples`` answers. The caller must bound the time of a relayed one, as the executor does."""
@@ -97,13 +97,17 @@ class OpenAICompatibleBackend:
             "stream_options": {"include_usage": True},
         }
         secrets, path, connect = Secrets(call.request), wire.PATHS[call.request.kind], call.timeouts.connect
-        sending, bulk = call.sending, call.request.bulk
+        sending, bulk, private = call.sending, call.request.bulk, call.request.private
         with self._limit_by(clock):
             wire.reword(body, self._words, call.request)
             try:
-                stream = await self._server.open(path, body, secrets, connect=connect, sending=sending, bulk=bulk)
+                stream = await self._server.open(
+                    path, body, secrets, connect=connect, sending=sending, bulk=bulk, private=private
+                )
             except BadRequest as error:
-                again = partial(self._server.open, path, body, secrets, connect=connect, sending=sending, bulk=bulk)
+                again = partial(
+                    self._server.open, path, body, secrets, connect=connect, sending=sending, bulk=bulk, private=private
+                )
                 stream = await self._in_other_words(error, body, call.request, again)
         finished, size = False, 0
         try:
@@ -127,7 +131,13 @@ class OpenAICompatibleBackend:
             raise ServerUnreachable(f"{self._server.label.name}: the stream ended before the answer was complete")
 
     async def embed(
-        self, texts: Sequence[str], *, timeout: float, dimensions: int | None = None, sending: Sending | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        timeout: float,
+        dimensions: int | None = None,
+        sending: Sending | None = None,
+        private: bool = False,
     ) -> Embeddings:
         """Return one vector per text."""
         if not texts:
@@ -138,7 +148,7 @@ class OpenAICompatibleBackend:
         with self._limit(timeout, "the vectors"):
             bounds, bulk = bounds_of(len(texts), **_VECTOR), sum(map(len, texts))
             answer = await self._server.send(
-                "/embeddings", body, texts, connect=timeout, bounds=bounds, sending=sending, bulk=bulk
+                "/embeddings", body, texts, connect=timeout, bounds=bounds, sending=sending, bulk=bulk, private=private
             )
 
         def read() -> Embeddings:
@@ -225,7 +235,7 @@ class OpenAICompatibleBackend:
     async def _draw(self, call: ModelCall, *, samples: int = 1, draw: int = 0) -> Completion:
         """Make one call; a relayed response's bytes go to the relay."""
         server, request, connect, sending = self._server, call.request, call.timeouts.connect, call.sending
-        bulk = request.bulk
+        bulk, private = request.bulk, request.private
         path, secrets = wire.PATHS[request.kind], Secrets(request)
         body = wire.chat_body(call, samples=samples, draw=call.first_sample + draw)
         if self._words:
@@ -236,9 +246,13 @@ class OpenAICompatibleBackend:
         elif samples > 1:
             bounds = bounds_of(samples, **_TEXT)
         try:
-            answer = await server.send(path, body, secrets, connect=connect, bounds=bounds, sending=sending, bulk=bulk)
+            answer = await server.send(
+                path, body, secrets, connect=connect, bounds=bounds, sending=sending, bulk=bulk, private=private
+            )
         except BadRequest as error:
-            again = partial(server.send, path, body, secrets, connect=connect, bounds=bounds, sending=sending, bulk=bulk)
+            again = partial(
+                server.send, path, body, secrets, connect=connect, bounds=bounds, sending=sending, bulk=bulk, private=private
+            )
             answer = await self._in_other_words(error, body, request, again)
         content = answer.body
         if len(content) > LARGE:

@@ -48,7 +48,14 @@ async def relayed(server: OpenAIServer, path: str, call: ModelCall, body: dict[s
     try:
         with limit:
             answer = await server.send(
-                path, body, secrets, connect=connect, sink=pump, sending=call.sending, bulk=call.request.bulk
+                path,
+                body,
+                secrets,
+                connect=connect,
+                sink=pump,
+                sending=call.sending,
+                bulk=call.request.bulk,
+                private=call.request.private,
             )
     except ModelError as error:
         _raise_reported(server, pump, secrets)

@@ -81,7 +81,7 @@ class ReplicatedBackend:
         self.name: str = spec.name
         self.local: bool = spec.local
         self.relays = True
-        self.tells_sending = True
+        self.tells_sending = self.keeps_private = True
         self._spec = spec
         self._context = context
         self._role = spec.endpoint or spec.name
@@ -98,7 +98,13 @@ class ReplicatedBackend:
         return await self._answered(key, tour, lambda backend, left: backend.complete(_within(call, left)))
 
     async def embed(
-        self, texts: Sequence[str], *, timeout: float, dimensions: int | None = None, sending: Sending | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        timeout: float,
+        dimensions: int | None = None,
+        sending: Sending | None = None,
+        private: bool = False,
     ) -> Embeddings:
         """Return one vector per text."""
         tour = self._tour(
@@ -107,7 +113,9 @@ class ReplicatedBackend:
         return await self._answered(
             None,
             tour,
-            lambda backend, left: backend.embed(texts, timeout=left.total, dimensions=dimensions, sending=sending),
+            lambda backend, left: backend.embed(
+                texts, timeout=left.total, dimensions=dimensions, sending=sending, private=private
+            ),
         )
 
     async def stream(self, call: ModelCall) -> AsyncGenerator[Chunk, None]:

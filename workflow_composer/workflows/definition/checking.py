@@ -32,7 +32,7 @@ def value_shape(step: Step) -> Shape:
             return Shape(made.schema, made.root, "fan")
         return list_of(answer_shape(step))
     if step.reduce is not None and step.reduce.group_by is not None:
-        return UNKNOWN
+        return list_of(object_of({"group": UNKNOWN, "rows": NUMBER, "value": answer_shape(step)}))
     return answer_shape(step)
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workflow_composer.config.yaml_source import KeyPath
 from workflow_composer.errors import MarkerError, ProfileError, ProfileNotFound, RoutingError, WorkflowFileError, nearest
-from workflow_composer.markers import is_routing_string, parse_route
 from workflow_composer.workflows.definition.checking import NameChecks, programs_without_form
+from workflow_composer.workflows.definition.labels import labelled
 from workflow_composer.workflows.definition.model import NestedBody, PromptBody, Step, Workflow
 from workflow_composer.workflows.definition.ordering import StepCycle, levels_and_rows, with_names
-from workflow_composer.workflows.definition.source import Word, read_source
+from workflow_composer.workflows.definition.privacy import PrivacyChecks, privacy_notes
+from workflow_composer.workflows.definition.routes import targets_of
+from workflow_composer.workflows.definition.source import Word, as_plain, read_source
 from workflow_composer.workflows.definition.steps import RESERVED, StepReader
 
 if TYPE_CHECKING:
@@ -36,7 +40,12 @@ def load_workflow(
 
     Raises `WorkflowFileError` with all faults, and `ProfileNotFound` if there is no such file.
     """
-    return _FileLoader(config, ()).load(Path(path), columns)
+    loader = _FileLoader(config, ())
+    made = labelled(loader.load(Path(path), columns))
+    PrivacyChecks(config, loader.faults).run(made)
+    if problems := loader.faults.lines():
+        raise WorkflowFileError(problems)
+    return replace(made, notes=(*made.notes, *privacy_notes(made)))
 
 
 class _FileLoader:
@@ -91,12 +100,12 @@ class _FileLoader:
             output=output,
             tables=tables,
             **self._settings(tree, inputs, steps, columns),
-            digest=_digest(self.path),
+            digest=_digest(tree, steps),
         )
         for where, step in made.every_step():
             self._routes(step, ("steps", *where.replace(".", ".steps.").split(".")))
         notes = programs_without_form(list(made.every_step()))
-        return made if not notes else _with_notes(made, notes)
+        return replace(made, notes=tuple(notes))
 
     # ---------------------------------------------------------------------------------------------------------- inputs
 
@@ -176,9 +185,7 @@ class _FileLoader:
 
     def _model(self, target: str, path: KeyPath) -> None:
         try:
-            if target == "cascade":
-                return
-            names = [tier.name for tier in parse_route(target).tiers] if is_routing_string(target) else [target]
+            names = targets_of(self.config, target)
         except MarkerError as error:
             self.faults.add(path, str(error), "example: mv_cascade_small_k4_t0.7_large_k1_t0.0")
             return
@@ -186,8 +193,7 @@ class _FileLoader:
             try:
                 self.config.resolve(name)
             except RoutingError as error:
-                if name == target or not is_routing_string(target):
-                    self.faults.add(path, error.message, error.hint)
+                self.faults.add(path, error.message, error.hint)
 
     def _task(self, step: Step, path: KeyPath) -> None:
         routed = self.config.task_routing
@@ -247,11 +253,14 @@ class _FileLoader:
         return made
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _digest(tree: Mapping[str, Any], steps: Mapping[str, Step]) -> str:
+    """Return the digest of what the file says, without its comments and its layout, and of the workflows that it names."""
+    inner = sorted(step.body.workflow.digest for step in _all(steps) if isinstance(step.body, NestedBody))
+    said = json.dumps([as_plain(tree), inner], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _with_notes(made: Workflow, notes: Sequence[str]) -> Workflow:
-    from dataclasses import replace
-
-    return replace(made, notes=tuple(notes))
+def _all(steps: Mapping[str, Step]) -> Iterator[Step]:
+    for step in steps.values():
+        yield step
+        yield from _all(step.for_each.steps if step.for_each is not None else {})

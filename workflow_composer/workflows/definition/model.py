@@ -180,13 +180,15 @@ class Waits:
 class Labels:
     """What a step reads of private inputs, as data and as control, and what its own value still carries after a release.
 
-    Each is the set of private inputs; empty: public. ``path`` names the way of the first one, for messages.
+    Each is the set of private inputs; empty: public. ``path`` names the way of the first one, for messages; ``bits`` is how
+    much of them one answer of a released step tells at most, None where that is not known.
     """
 
     data: frozenset[str] = frozenset()
     control: frozenset[str] = frozenset()
     out: frozenset[str] = frozenset()
     path: tuple[str, ...] = ()
+    bits: float | None = None
 
     @property
     def private(self) -> bool:

@@ -27,6 +27,8 @@ class _Read:
         found = Survey(tree)
         self.reads = frozenset(found.reads)
         self.needs = frozenset(found.needs)
+        self.values = frozenset(found.values)
+        """The names of which more is asked than their state."""
         self.of_rows = None if found.of_rows is None else frozenset(found.of_rows)
         """The fields of ``rows`` that it uses; None: all of them."""
 

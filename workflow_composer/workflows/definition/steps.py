@@ -396,6 +396,9 @@ class StepReader:
             return None if how is None else Release(how=how)  # type: ignore[arg-type]  # one of the two
         found = self.faults.mapping(value, here, "choices, human, {check: …} or {declared: why}")
         self.faults.only(found, here, ("check", "declared"))
+        if len(found) != 1:
+            self.faults.add(here, "a release needs one reason", "write choices, human, {check: …} or {declared: why}")
+            return None
         if "check" in found:
             check = self._accept(found["check"], (*here, "check"))
             return None if check is None else Release(how="check", check=check)

@@ -53,14 +53,15 @@ class _Point(NamedTuple):
 class Survey:
     """Walks over a tree once. ``known``: None to collect names only.
 
-    ``reads`` and ``needs`` are names in order of appearance, ``of_rows`` the fields of rows that are used (None: all of
-    them, since a row is used as a whole), ``faults`` what is wrong.
+    ``reads`` and ``needs`` are names in order of appearance, ``values`` those of which more than the state is asked,
+    ``of_rows`` the fields of rows that are used (None: all, since a row is used as a whole), ``faults`` what is wrong.
     """
 
     def __init__(self, tree: nodes.Node, known: KnownNames | None = None) -> None:
         self.known = known
         self.reads: dict[str, None] = {}
         self.needs: dict[str, None] = {}
+        self.values: dict[str, None] = {}
         self.of_rows: dict[str, None] | None = {}
         self.faults: list[NameFault] = []
         self.shape = UNKNOWN
@@ -142,7 +143,7 @@ class Survey:
         name = node.name
         if name in place.bound:
             return place.bound[name]
-        self.reads[name] = None
+        self.reads[name] = self.values[name] = None
         if not place.lenient and name not in place.safe:
             self.needs[name] = None
         if self.known is None:
@@ -166,7 +167,7 @@ class Survey:
             self._whole(node.arg, place._replace(lenient=False))
             key = node.arg.value if isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str) else None
         if key in FACTS and isinstance(node.node, nodes.Name) and node.node.name not in place.bound:
-            self._fact(node.node)
+            self._fact(node.node, of_value=key != "_state")
             return NUMBER if key in ("_attempts", "_cost") else TEXT
         holder = self._of(node.node, place)
         if key is None:
@@ -200,9 +201,14 @@ class Survey:
             return UNKNOWN
         return holder.item
 
-    def _fact(self, node: nodes.Name) -> None:
-        """A fact of a step reads the step, and does not need its value."""
+    def _fact(self, node: nodes.Name, *, of_value: bool = False) -> None:
+        """A fact of a step reads the step, and does not need its value.
+
+        ``of_value``: it tells more of the value than whether there is one.
+        """
         self.reads[node.name] = None
+        if of_value:
+            self.values[node.name] = None
         if self.known is None or node.name in self.known.steps:
             return
         if node.name in self.known.shapes:

@@ -153,7 +153,8 @@ def _whole(asked: Any, kept_in: bool, mapped: Any, say: int, tell: int) -> None:
     _mount(None, "/", None, _MS_RECURSIVE | _MS_PRIVATE)
     _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
     with suppress(NotPossible):
-        _mount("tmpfs", "/dev/shm", "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={asked['memory']},mode=1777")  # noqa: S108
+        shared = "/dev/shm"  # noqa: S108  # the sandbox's own, empty at its start
+        _mount("tmpfs", shared, "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={asked['memory']},mode=1777")
     program = os.fork()
     if program == 0:
         if kept_in:

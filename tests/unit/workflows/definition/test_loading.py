@@ -5,6 +5,7 @@ import pytest
 from workflow_composer.config.strategy import StrategyConfig
 from workflow_composer.errors import WorkflowFileError
 from workflow_composer.workflows.definition.loading import load_workflow
+from workflow_composer.workflows.running.results import Scope, StepResult
 
 MODELS = {name: {"backend": "embedded", "path": "small"} for name in ("small", "large")}
 
@@ -60,6 +61,41 @@ def test_a_misspelt_name_is_found_in_a_branch_that_is_not_taken(load):
     text = SIMPLE.replace('prompt: "{{ all }}"', 'when: "false", prompt: "{{ bodyy }}"')
     with pytest.raises(WorkflowFileError, match=r"flow.yaml:11: steps.last.prompt: .*'bodyy'.*did you mean 'body'"):
         load(text)
+
+
+def test_the_digest_is_that_of_what_is_said(load):
+    made = load(SIMPLE)
+    assert load(SIMPLE.replace("steps:", "# a comment\nsteps:  ")).digest == made.digest
+    assert load(SIMPLE.replace("{{ all }}", "{{ all }}!")).digest != made.digest
+
+
+TEAMS = """\
+workflow: teams
+inputs: {teams: json}
+steps:
+  each:
+    for_each: team in teams
+    steps:
+      member: {for_each: one in team.m, prompt: "{{ team.n }}-{{ one }}"}
+  groups: {reduce: rows, group_by: len(teams), prompt: "{{ group }}: {{ rows | length }}"}
+output: {said: "{{ each.member }}", first: "{{ each[0].member | first }}"}
+tables: {groups: groups}
+"""
+
+
+def test_a_field_of_a_list_of_inner_steps_is_that_of_each_item(load):
+    made = load(TEAMS)
+    value = [{"member": ["A-x", "A-y"]}, {"member": []}, None]
+    scope = Scope({"teams": []}, {"each": StepResult(state="done", value=value)})
+    assert made.output["said"].evaluate(scope) == [["A-x", "A-y"], [], None]
+    assert made.output["first"].evaluate(scope) == "A-x"
+    assert made.steps["groups"].reduce.rows == ()
+    assert made.steps["each"].for_each.order == ("member",)
+
+
+def test_a_field_that_groups_do_not_have(load):
+    with pytest.raises(WorkflowFileError, match="has no field 'vale'"):
+        load(TEAMS.replace("{groups: groups}", "{groups: 'groups[0].vale'}"))
 
 
 def test_a_column_that_the_table_lacks(load):
