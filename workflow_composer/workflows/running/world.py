@@ -9,7 +9,6 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from weakref import WeakValueDictionary
 
 from workflow_composer.types import EMPTY
 from workflow_composer.workflows.keeping.answers import Keeper, StepQuestion
@@ -117,12 +116,3 @@ class World:
     stopped: StopSign = field(default_factory=StopSign)
     room: Callable[[Step], int | None] = no_room_known
     now: Callable[[], float] = time.time
-    turns: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
-    """One question at a time of those that share their answers, by digest."""
-
-    def turn(self, question: StepQuestion) -> asyncio.Lock:
-        """Return what equal questions that share an answer hold while one of them is asked."""
-        found = self.turns.get(question.digest)
-        if found is None:
-            found = self.turns[question.digest] = asyncio.Lock()
-        return found
