@@ -230,7 +230,9 @@ def test_g36_nothing_private_in_what_stays_behind(desk):
     desk.small.says("two " + note, {"age": note}, {"age": "Ann"}, {"age": "still " + note})
     desk.table(rows("one " + note, "two " + note, "three " + note))
     desk.small.says("three", {"age": 60})
-    desk.file(HEAD + '  s: {prompt: "age of {{ note }}", answer: {age: number}}\n' + "output: {id: '{{ id }}', s: '{{ s }}'}\n")
+    desk.file(
+        HEAD + '  s: {prompt: "age of {{ note }}", answer: {age: number}}\n' + "output: {id: '{{ id }}', s: '{{ s }}'}\n"
+    )
     ran = desk.run().ended(SOME_FAILED)
     assert ran.states[2] == "done"
     assert [secret for secret in SECRETS if secret in ran.said or secret in ran.output.read_text()] == []
