@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from workflow_composer.backends.base import Backend, BackendContext
+from workflow_composer.backends.base import Backend, BackendContext, Passed
 from workflow_composer.backends.http.connection import Broken
 from workflow_composer.backends.openai.backend import OpenAICompatibleBackend
 from workflow_composer.backends.replicas.discovery import Finder
@@ -32,6 +32,7 @@ from workflow_composer.types import (
     Completion,
     Embeddings,
     EndpointStatus,
+    LLMRequest,
     ModelCall,
     Relay,
     Timeouts,
@@ -61,7 +62,7 @@ ANSWER_WITHIN = 1.0
 """Time limit of such a query in seconds."""
 
 
-A = TypeVar("A", Completion, Embeddings)
+A = TypeVar("A", Completion, Embeddings, Passed)
 
 
 class ReplicatedBackend:
@@ -93,7 +94,13 @@ class ReplicatedBackend:
         return await self._answered(key, tour, lambda backend, left: backend.complete(_within(call, left)))
 
     async def embed(
-        self, texts: Sequence[str], *, timeout: float, dimensions: int | None = None, sending: Sending | None = None
+        self,
+        texts: Sequence[str | Sequence[int]],
+        *,
+        timeout: float,
+        dimensions: int | None = None,
+        sending: Sending | None = None,
+        request: LLMRequest | None = None,
     ) -> Embeddings:
         """Return one vector per text."""
         tour = self._tour(
@@ -102,7 +109,20 @@ class ReplicatedBackend:
         return await self._answered(
             None,
             tour,
-            lambda backend, left: backend.embed(texts, timeout=left.total, dimensions=dimensions, sending=sending),
+            lambda backend, left: backend.embed(
+                texts, timeout=left.total, dimensions=dimensions, sending=sending, request=request
+            ),
+        )
+
+    async def passed(
+        self, path: str, body: Mapping[str, Any], request: LLMRequest, *, timeout: float, sending: Sending | None = None
+    ) -> Passed:
+        """Send a request of a server's own API to one of the servers; return what it answers."""
+        tour = self._tour(Timeouts(total=timeout), asyncio.current_task(), None, sending)
+        return await self._answered(
+            None,
+            tour,
+            lambda backend, left: backend.passed(path, body, request, timeout=left.total, sending=sending),
         )
 
     async def stream(self, call: ModelCall) -> AsyncGenerator[Chunk, None]:
