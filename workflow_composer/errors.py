@@ -6,6 +6,7 @@
     ├── ConfigError                  a profile or setting is invalid
     │   ├── ProfileNotFound          no profile of that name
     │   ├── ProfileError             gives file, line, key, the value found and the values allowed
+    │   │   └── WorkflowFileError    the same for the file of a workflow
     │   ├── CertificateMismatch      a certificate was made for another configuration
     │   ├── ContextError             a context template is missing, faulty, or not the pinned one
     │   ├── EgressProofFailed        the profile forbids the cloud, but data could be sent there
@@ -39,6 +40,7 @@
     │   └── CircuitOpen              the endpoint failed repeatedly, and calls to it are suspended
     ├── TooManyCalls                 the request needs more calls than it may make
     ├── RunBudgetReached             a run of rows has used up its budget; it can be gone on with
+    ├── ProgramFault                 a program or function of a workflow could not be run, or gave no value
     ├── AnswersUnreadable            a person ended a run of rows whose answers cannot be read
     ├── StreamInterrupted            a stream broke after its first token
     └── AllCandidatesFailed          every attempt failed; lists each with its cause
@@ -111,6 +113,10 @@ class ProfileError(ConfigError):
     def __init__(self, problems: Sequence[str], *, hint: str = "") -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(self.problems), hint=hint)
+
+
+class WorkflowFileError(ProfileError):
+    """A workflow's file, or what it names, is invalid; nothing was called. ``problems`` as in `ProfileError`."""
 
 
 class CertificateMismatch(ConfigError):
@@ -355,6 +361,20 @@ class RunBudgetReached(WorkflowComposerError):
     """A run of rows has used up its budget. What was answered is kept; with a higher budget the run goes on."""
 
     exit_code = 6
+
+
+class ProgramFault(WorkflowComposerError):
+    """A program or function could not be run, or gave no value.
+
+    ``message`` is fit for every report: it has nothing of what the program read or wrote. ``said`` is what it wrote, or its
+    exception, for those who may see the data. ``started``: False if the cause lies in the step itself (no such file or
+    function, no way to keep it off the network), so that another input would not help.
+    """
+
+    def __init__(self, message: str, *, said: str = "", hint: str = "", started: bool = True) -> None:
+        super().__init__(message, hint=hint)
+        self.said = said
+        self.started = started
 
 
 class AnswersUnreadable(WorkflowComposerError):

@@ -539,7 +539,7 @@ class ModelOrchestrator(ActiveStrategy):
         self._note(active, request, trace, started, plan=plan, response=response)
         if (router := active.listeners.get(plan.router)) is not None:
             self._tell(router, request, response)
-        if "after_answer" in active.plugins.hooks:
+        if "after_answer" in active.plugins.hooks and not request.private:
             active.plugins.notify("after_answer", request=request, response=response)
         return response
 
@@ -561,8 +561,8 @@ class ModelOrchestrator(ActiveStrategy):
         error: BaseException | None = None,
         model: str = "",
     ) -> None:
-        """Write the request's metric and, with debugging on, the whole decision."""
-        debug = self._debug or active.config.debug_routing
+        """Write the request's metric and, with debugging on, the whole decision; but nothing that quotes a private one."""
+        debug = (self._debug or active.config.debug_routing) and not request.private
         metric = metric_of(
             active.config,
             request,

@@ -20,7 +20,7 @@ from workflow_composer.usage import MOST_TOKENS, NO_USAGE, Delivered, Relay, Rel
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
-    from workflow_composer.answers.form import OutputForm
+    from workflow_composer.answers.form import Check, OutputForm
     from workflow_composer.support.typed_fields import OwnFields
 
     V_co = TypeVar("V_co", default=Any, covariant=True)
@@ -89,14 +89,14 @@ class LLMRequest:
 
     ``form`` is what the answer must be: the executor tells the model (`OutputForm.instructions`) and reads the answer as
     `LLMResponse.value`; an answer of another form goes back to the tier's model with what is wrong, at most ``form_retries``
-    times, before the next tier is asked. ``vote_by`` says how the votes of this request are grouped (None: as in the
+    times, before the next tier is asked. ``check`` judges an answer that has the form; what it says goes back as well, a
+    sample of a vote that it refuses is no vote. ``vote_by`` says how the votes of this request are grouped (None: as in the
     profile). ``purse`` (a `Reservation`) is part of a budget that other requests share; the executor reserves the cost.
 
-    With ``relay`` the caller gets the raw bytes of the answer if possible. Every other field that is not None reaches the
-    model unchanged or raises `Unsupported`; ``extra`` holds fields that only some servers support, and is passed through
-    unchanged. ``query_length`` is the number of characters of text in all messages, ``bulk`` with images and the like.
-    ``allowed``: the only models it calls. ``headers`` go to the model's server with its calls, as they are. ``adapts``: some
-    messages are of a kind that not every server knows (developers' messages, earlier reasoning).
+    With ``relay`` the caller gets the answer's raw bytes if possible. Other fields that are not None reach the model or
+    raise `Unsupported`; ``extra`` holds fields that only some servers support. ``query_length`` is the number of characters
+    of text in all messages, ``bulk`` with images too. ``allowed``: the only models it calls. ``private``: as with no cloud.
+    ``headers`` go to the server. ``adapts``: some messages (developers', reasoning) are of a kind not every server knows.
     """
 
     messages: tuple[Message, ...]
@@ -115,12 +115,14 @@ class LLMRequest:
     response_format: Mapping[str, Any] | None = None
     form: OutputForm | None = None
     form_retries: int = 2
+    check: Check | None = field(default=None, compare=False, repr=False)
     vote_by: Literal["answer", "embedding"] | None = None
     n: int = 1
     extra: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     timeout: float | None = None
     budget: float | None = None
     allowed: frozenset[str] | None = None
+    private: bool = False
     most_calls: int | None = None
     context: tuple[str, ...] | None = None
     metadata: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
@@ -317,10 +319,9 @@ class Verdict:
 
     ``choice`` is the position of the sample that is the answer. Where there was a vote, ``votes`` are the answers and how
     many samples gave each, the leader first; ``unreadable`` samples voted for nothing, or are no answer (cut off by their
-    length, or empty). ``straight_up``: the answer is so
-    doubtful that the last tier is asked next, and none between. With a form, ``value`` is the answer as read by it,
-    ``mended`` says what was mended without a call, and ``asked_again`` counts the calls after replies that were refused.
-    ``warning`` is for the caller.
+    length, or empty). ``straight_up``: the answer is so doubtful that the last tier is asked next, and none between. With a
+    form, ``value`` is the answer as read by it, ``mended`` says what was mended without a call, ``asked_again`` counts the
+    calls after replies that were refused, and ``refused`` says why each was. ``warning`` is for the caller.
     """
 
     accepted: bool
@@ -334,6 +335,7 @@ class Verdict:
     mended: tuple[str, ...] = ()
     asked_again: int = 0
     warning: str = ""
+    refused: tuple[str, ...] = ()
 
 
 Fault = Literal["caller", "server", "ours"]  # `workflow_composer.execution.fault` says what each means

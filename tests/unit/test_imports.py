@@ -75,14 +75,16 @@ def test_help_loads_the_commands_table_only(at_start):
 
 
 COMMANDS = ["generate", "record", "calibrate", "certificate", "feedback", "route", "status", "strategies", "plugins"]
-COMMANDS += ["metrics", "contexts", "fleet", "var", "ask", "models", "doctor"]
+COMMANDS += ["metrics", "contexts", "fleet", "var", "ask", "models", "doctor", "workflow"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command_loads_that_command_only(at_start, name):
     """And nothing heavy."""
     found = loaded_by(RUN.format(arguments=[name, "--help"])) - at_start
-    homes = {name: f"cli.{name}.group" if name in {"fleet", "var"} else f"cli.commands.{name}" for name in COMMANDS}
+    homes = {
+        name: f"cli.{name}.group" if name in {"fleet", "var", "workflow"} else f"cli.commands.{name}" for name in COMMANDS
+    }
     assert {command for command in COMMANDS if homes[command] in ours(found)} == {name}
     assert not foreign(found) & HEAVY
 

@@ -6,12 +6,16 @@ import json
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self
 
 from workflow_composer.support.fast_dataclass import quick
 
+Check = Callable[[Any], Awaitable["str | None"]]
+"""Judges an answer that has the wanted form, as JSON data: returns what is wrong with it, None if nothing is. It raises a
+`WorkflowComposerError` if it cannot judge, which ends the request.
+"""
 Comparison = Literal["auto", "number", "text", "math"]
 
 
@@ -91,6 +95,10 @@ class OutputForm(ABC):
 
     @abstractmethod
     def _read(self, text: str) -> Formed: ...
+
+    def read_whole(self, text: str) -> Formed | None:
+        """Read a reply that was cut off by its length, if what it lost is no part of the answer; None: it may be."""
+        return None
 
     @abstractmethod
     def instructions(self) -> str:

@@ -16,6 +16,7 @@ from workflow_composer.answers.choices import CASE, Choices, number_in
 from workflow_composer.answers.extraction import function_at
 from workflow_composer.answers.form import EMPTY_REPLY, Formed, OutputForm
 from workflow_composer.answers.json_text import FENCES, TALK, JsonValue, blocks, canonical, json_values, plain
+from workflow_composer.answers.reasoning import without_reasoning
 from workflow_composer.answers.schema import DROP, LISTED, NONE_WORDS, JsonSchema
 from workflow_composer.errors import ConfigError
 
@@ -29,6 +30,7 @@ GRAMMAR = (
 _OR_NONE = re.compile(r"\A(.*\S)\s+or\s+none\s*\Z", re.IGNORECASE | re.DOTALL)
 _BULLET = re.compile(r"^[ \t]*(?:[-*\u2022\u2013]|\d{1,4}[.)])[ \t]+(\S.*?)[ \t]*$", re.MULTILINE)
 _TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
+_FENCE = re.compile(r"\A(?:```|~~~)[^\n]*\n\s*")
 _DEEPEST = 32
 
 
@@ -165,6 +167,16 @@ class JsonForm(OutputForm):
             return Formed(problem="the reply has no JSON that can be read")
         nearest = max(tried, key=lambda one: len(str(one.value)))
         return Formed(problem=f"the JSON does not fit: {self._schema.problem(nearest.value)}")
+
+    def read_whole(self, text: str) -> Formed | None:
+        """Read an object or a list that the reply begins with and ends, whatever follows it."""
+        said = _FENCE.sub("", without_reasoning(text).strip())
+        try:
+            value, end = json.JSONDecoder().raw_decode(said)
+        except (ValueError, RecursionError):
+            return None
+        found = self.read(said[:end]) if isinstance(value, (dict, list)) else None
+        return None if found is None or found.problem is not None or LISTED in found.mended else found
 
     def _mended(self, found: JsonValue) -> tuple[Any, tuple[str, ...]]:
         value, notes = self._schema.mended(found.value)

@@ -19,6 +19,7 @@ COMMANDS = {
     "init": "Look for models on this machine, write a profile for one of them, and ask it a question.",
     "generate": "Answer a prompt, or every row of a file.",
     "ask": "Ask a prompt for every row of a table, and write the table with the answers.",
+    "workflow": "Run several steps as one over the rows of a table: models, programs, functions and people.",
     "execute": "Run data sets through cascades and batch policies, and compare them.",
     "regrade": "Read, compare and vote over the kept answers of a run again, without a call.",
     "merge": "Join the shards of a run (--shard) into one, in the order of the input.",
@@ -48,7 +49,7 @@ _FOUND = f"{__name__}.plugin_commands"
 
 
 def _home(command: str) -> str:
-    folder = f"{command}.group" if command in {"fleet", "var"} else f"commands.{command}"
+    folder = f"{command}.group" if command in {"fleet", "var", "workflow"} else f"commands.{command}"
     return f"workflow_composer.cli.{folder}"
 
 

@@ -73,3 +73,33 @@ def run_stoppable(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]], to
     if asked:
         sys.stderr.write(f"{told()}\n")
         raise Stopped if asked[0] == signal.SIGTERM else KeyboardInterrupt
+
+
+def run_finishing(work: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> int:
+    """Run a coroutine that ends in its own time after the first Ctrl-C or SIGTERM, which set the event that it is given.
+
+    A second signal ends the process at once. Returns the exit code of the first signal; 0 without one.
+    """
+    import asyncio
+
+    codes: list[int] = []
+
+    async def whole() -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def ask(number: signal.Signals) -> None:
+            codes.append(TERMINATED if number == signal.SIGTERM else INTERRUPTED)
+            if len(codes) > 1:
+                leave_now(codes[0])
+            stop.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, ask, number)
+        try:
+            await work(stop)
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    asyncio.run(whole())
+    return codes[0] if codes else 0

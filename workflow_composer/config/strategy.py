@@ -92,6 +92,11 @@ class StrategyConfig(ProfilePart):
         description="Whether a request may leave the profile's own machines. With `false`, a route to the cloud is an error "
         "when the profile loads, and connections to other hosts are refused.",
     )
+    trusted_programs: Names = Field(
+        default=(),
+        description="Steps of workflows, as `WORKFLOW.STEP`, whose programs may use the network although they read private "
+        "inputs; the step says `trusted: true`, too.",
+    )
     debug_routing: bool = Field(
         default=False, description="Explain every routing decision in the log, and write prompts to the metrics file."
     )
@@ -305,7 +310,7 @@ class StrategyConfig(ProfilePart):
         for spec in self._specs.values():
             if name in self.vllm_endpoints and spec.endpoint == name:
                 return (spec,)
-        valid = [*self.vllm_endpoints, *self.models, *self.tiers, CLOUD]
+        valid = [*self.vllm_endpoints, *self.models, *self.tiers, *([CLOUD] if self.allow_cloud else [])]
         hint = nearest(target, valid) or f"allowed: {', '.join(dict.fromkeys(valid))}"
         if in_catalogue(target):
             hint = f"to use this cloud model, name it in the profile, for instance as `models: {{{target}: {{}}}}`"

@@ -89,6 +89,10 @@ class Problems:
         """Add a fault of the file as a whole."""
         self._found.append((0, f"{self.source.label}: {scrub(found)}"))
 
+    def take(self, other: Problems) -> None:
+        """Add the faults of another collection."""
+        self._found += other._found
+
     def lines(self) -> tuple[str, ...]:
         """Return every fault once, in the order of the file."""
         ordered = sorted(self._found, key=lambda item: item[0])
@@ -141,7 +145,9 @@ def one_of(names: Any, limit: int = 12) -> str:
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def read_profile(path: Path, **named: Any) -> tuple[dict[str, Any], SourceText, Problems]:
+def read_profile(
+    path: Path, *, values: type[Values] | None = None, **named: Any
+) -> tuple[dict[str, Any], SourceText, Problems]:
     """Read the file; ``named`` sets `SourceText.kind`, `SourceText.example` and `SourceText.found`.
 
     Raises `ProfileNotFound`, or `ProfileError` if it is not a readable YAML mapping.
@@ -150,7 +156,7 @@ def read_profile(path: Path, **named: Any) -> tuple[dict[str, Any], SourceText, 
     problems = Problems(source)
     text = _text(path, problems)
     problems.raise_if_any()
-    tree = parse(text, source, problems)
+    tree = parse(text, source, problems, values)
     if not isinstance(tree, dict):
         if not problems.lines():
             what = "is empty" if tree is None else f"{shown(tree)} at the top".replace("found", "has", 1)
@@ -198,8 +204,8 @@ def decode(data: bytes, problems: Problems) -> str:
         return ""
 
 
-def parse(text: str, source: SourceText, problems: Problems) -> Any:
-    """Parse YAML text into plain values; fills ``source`` and ``problems``."""
+def parse(text: str, source: SourceText, problems: Problems, values: type[Values] | None = None) -> Any:
+    """Parse YAML text into plain values; fills ``source`` and ``problems``. ``values`` converts the nodes."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -215,7 +221,7 @@ def parse(text: str, source: SourceText, problems: Problems) -> Any:
     except (RecursionError, ValueError, OverflowError):  # the scanner's own int() and chr() of malformed escapes
         problems.of_file("invalid YAML: malformed escape, or nesting too deep")
         return None
-    return None if node is None else _Values(source, problems).of(node, ())
+    return None if node is None else (values or Values)(source, problems).of(node, ())
 
 
 class _Loader(yaml.SafeLoader):
@@ -248,7 +254,7 @@ class _Invalid:
 _INVALID = _Invalid()
 
 
-class _Values:
+class Values:
     """Converts nodes to values. A faulty value is dropped with its key, so that it is reported once."""
 
     def __init__(self, source: SourceText, problems: Problems) -> None:
@@ -264,10 +270,11 @@ class _Values:
         if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
             return self._list(node, path)
         if isinstance(node, yaml.ScalarNode):
-            return self._scalar(node, path)
-        return self._fault(path, f"the YAML tag {node.tag} is not allowed")
+            return self.scalar(node, path)
+        return self.fault(path, f"the YAML tag {node.tag} is not allowed")
 
-    def _fault(self, path: KeyPath, found: str, allowed: str = "") -> _Invalid:
+    def fault(self, path: KeyPath, found: str, allowed: str = "") -> Any:
+        """Report a fault, and return what stands for its value."""
         self.problems.add(path, found, allowed)
         self.source.faulty.add(path)
         return _INVALID
@@ -315,18 +322,19 @@ class _Values:
             return _INVALID
         return tuple(items)
 
-    def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
+    def scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
+        """Return the value of a scalar."""
         text, tag = str(node.value), node.tag.removeprefix(_TAG)
         if tag == "!alias":
-            return self._fault(path, "YAML aliases are not allowed", "repeat the value instead")
+            return self.fault(path, "YAML aliases are not allowed", "repeat the value instead")
         if tag == "timestamp":
-            return self._fault(path, f"{shown(text, path)}, which YAML reads as a date", "put it in quotes")
+            return self.fault(path, f"{shown(text, path)}, which YAML reads as a date", "put it in quotes")
         if node.tag in _TEXT_TAGS and not (node.style is None and _DECIMAL.fullmatch(text)):
             return text
         if node.tag in _TEXT_TAGS or tag in {"int", "float"}:  # 1e-3 is text in YAML 1.1, but everyone means the number
             return self._number(text, path)
         if tag not in {"bool", "null"}:
-            return self._fault(path, f"the YAML tag {node.tag} is not allowed")
+            return self.fault(path, f"the YAML tag {node.tag} is not allowed")
         self.source.written[path] = text
         return None if tag == "null" else text.lower() in {"yes", "true", "on"}
 
@@ -335,7 +343,7 @@ class _Values:
         if text.lower().lstrip("+-") in {".inf", ".nan"}:
             return float(text.replace(".", ""))
         if not _DECIMAL.fullmatch(text):
-            return self._fault(
+            return self.fault(
                 path,
                 f"{shown(text, path)}, which YAML reads as a number",
                 "put text in quotes; write numbers as 1500 or 0.25",

@@ -20,6 +20,7 @@ from workflow_composer.backends.pricing import Forecast, GpuMeter, ModelNames, P
 from workflow_composer.errors import (
     CallTimeout,
     CircuitOpen,
+    EgressDenied,
     ModelError,
     OutOfResources,
     ServerFailed,
@@ -304,6 +305,8 @@ class Call:
         endpoint = self._endpoint
         if self._trace.calls_left < self.asked.samples:
             raise self._trace.out_of_calls()
+        if self.asked.request.private and not endpoint.candidate.local:
+            raise not_own(endpoint.candidate.name)
         self._started = now = time.perf_counter()
         self._ends = now + self.seconds
         try:
@@ -375,6 +378,9 @@ class Call:
                 endpoint.forecast.learn(self.asked.request, usage, self.asked.samples, gpu_seconds)
         else:
             self._blame(failure)
+            if self.asked.request.private:
+                self.failovers = tuple(replace(one, error=one.error_type) for one in self.failovers)
+                without_words(failure)
         if self.failovers:
             self._record_failovers()
         self._record(now - self._started, gpu_seconds, failure)
@@ -509,6 +515,23 @@ class Call:
                 usage.estimated or self._estimated,
             )
         )
+
+
+def not_own(name: str) -> EgressDenied:
+    """Return the error for a private request that would reach a model elsewhere."""
+    error = EgressDenied(f"{name} is not on your own machines, and the request is private", hint="name a model of your own")
+    error.public = "the request is private, and the model is not on the service's own machines"
+    return error
+
+
+def without_words(failure: BaseException) -> None:
+    """Take out of an error what a server said, which may repeat the request: its kind, status and length remain."""
+    failure.__cause__ = failure.__context__ = None
+    if not isinstance(failure, ModelError):
+        return
+    status = "" if failure.status is None else f", status {failure.status}"
+    told = f"{type(failure).__name__}{status} ({len(failure.message):,} characters, not shown: the request is private)"
+    failure.message, failure.hint, failure.args = told, "", (told,)
 
 
 NO_COUNT = "reports no valid count of its tokens; they are estimated (`usage`, or `stream_options` of a stream, is missing)"

@@ -185,7 +185,11 @@ class PlanExecutor:
                 if refused is None or trace.over:
                     raise
                 return refused
-            verdict = forming.verdict(outcome, trace.attempts[-1].usage)
+            except ModelError:  # such as a limit above the model's own
+                if refused is None or not forming.asks_for_more:
+                    raise
+                return refused
+            verdict = await forming.verdict(outcome, trace.attempts[-1].usage)
             if verdict is not None:
                 outcome.verdict = verdict
                 return outcome

@@ -16,10 +16,11 @@ from workflow_composer.support.fast_dataclass import changed
 from workflow_composer.types import LLMRequest, Message, Sample, Usage, Verdict
 
 MOST_BYTES = 4096
-"""Of a refused reply and what is wrong with it, at most so many bytes are sent back."""
+"""Of a refused reply and what is wrong with it, at most so many bytes are sent back; of each, where a check refused it."""
 LARGER = 4
 """Factor of the token limit after an answer that was cut off."""
 LEAST_LARGER = 1024
+UNCHECKED = "it did not pass its check: "
 TOO_LONG, WITHHELD = "it was cut off by its length, also with a larger limit", "the server withheld it"
 
 
@@ -61,53 +62,84 @@ class Forming:
     def __init__(self, tier: Tier, request: LLMRequest) -> None:
         assert tier.form is not None  # the caller has checked
         self._form = tier.form
+        self._check = request.check
         self._left = tier.retries
         self._asked = instructed(request, tier.form)
         self.request = self._asked
         self.refusal = Verdict(accepted=False)
-        self._refused: str | None = None
+        self._last: str | None = None
+        self._problem = ""
+        self._refused: tuple[str, ...] = ()
         self._again = 0
         self._longer = False
 
-    def verdict(self, outcome: Outcome, usage: Usage) -> Verdict | None:
-        """Judge a reply; ``usage`` is that of its call."""
+    @property
+    def asks_for_more(self) -> bool:
+        """Whether a larger limit has been asked for, after a reply that was cut off."""
+        return self._longer
+
+    async def verdict(self, outcome: Outcome, usage: Usage) -> Verdict | None:
+        """Judge a reply by the form, then by the request's check; ``usage`` is that of its call."""
         sample, before = outcome.answer, outcome.verdict
-        if sample.too_long and not self._longer:
+        whole = self._form.read_whole(sample.text) if sample.too_long else None
+        if sample.too_long and not self._longer and whole is None:
             self.refusal = self._given_up(before, "it was cut off by its length")
             self._longer, self._again = True, self._again + 1
             self.request = changed(self.request, max_tokens=_larger(self.request, usage))
             return None
-        found = Formed(problem=TOO_LONG if sample.too_long else WITHHELD) if sample.cut_off else self._form.read(sample.text)
-        problem = found.problem
-        if problem is None:
-            return replace(before, value=found.value, mended=found.mended, asked_again=self._again)
+        if sample.text == self._last and (whole is not None or not sample.cut_off):
+            return self._given_up(before, f"{self._problem}; the same reply came again")
         # An answer rejected by its score is not asked for again: another form does not raise the score.
         is_rejected = not before.accepted and before.confidence is not None
-        if sample.cut_off or self._left <= 0 or is_rejected:
-            return self._given_up(before, problem)
-        if sample.text == self._refused:
-            return self._given_up(before, f"{problem}; the same reply came again")
+        found = await self._read(sample, is_rejected, whole)
+        problem = found.problem
+        if problem is None:
+            if whole is not None:
+                before = replace(before, accepted=True, reason="", unreadable=0)
+            return replace(before, value=found.value, mended=found.mended, asked_again=self._again, refused=self._refused)
+        self._last, self._problem = sample.text, problem
         self.refusal = self._given_up(before, problem)
-        self._left, self._again, self._refused = self._left - 1, self._again + 1, sample.text
+        if (sample.cut_off and whole is None) or self._left <= 0 or is_rejected:
+            return self.refusal
+        self._left, self._again = self._left - 1, self._again + 1
         self.request = self._corrected(sample, problem)
         return None
 
+    async def _read(self, sample: Sample, is_rejected: bool, whole: Formed | None) -> Formed:
+        if sample.cut_off and whole is None:
+            return Formed(problem=TOO_LONG if sample.too_long else WITHHELD)
+        found = whole or self._form.read(sample.text)
+        if found.problem is not None or self._check is None or is_rejected:
+            return found
+        problem = await self._check(self._form.plain(found.value))
+        return found if problem is None else Formed(problem=f"{UNCHECKED}{problem}")
+
     def _corrected(self, sample: Sample, problem: str) -> LLMRequest:
         """Return the question with the refused reply and what is wrong with it, and nothing of earlier tries."""
-        problem = _tail(problem, MOST_BYTES // 4)
-        reply = _tail(sample.text, MOST_BYTES - len(problem.encode()))
+        is_checked = problem.startswith(UNCHECKED)
+        problem = tail_of(problem, MOST_BYTES if is_checked else MOST_BYTES // 4)
+        # The output of a test may need all the room there is, and is worth little without the whole of what it tested.
+        reply = tail_of(sample.text, MOST_BYTES if is_checked else MOST_BYTES - len(problem.encode()))
         said = f"This answer cannot be used: {problem}. Answer the question again in the form that was asked for."
         own = ({"role": "assistant", "content": reply or "(empty)"}, {"role": "user", "content": said})
         return changed(self.request, messages=(*self._asked.messages, *own))
 
     def _given_up(self, before: Verdict, problem: str) -> Verdict:
-        reason = f"the answer does not have the wanted form: {problem}"
+        self._refused = (*self._refused, problem)
+        reason = problem if problem.startswith(UNCHECKED) else f"the answer does not have the wanted form: {problem}"
         return replace(
-            before, accepted=False, confidence=None, reason=reason, unreadable=1, asked_again=self._again, warning=reason
+            before,
+            accepted=False,
+            confidence=None,
+            reason=reason,
+            unreadable=1,
+            asked_again=self._again,
+            warning=reason,
+            refused=self._refused,
         )
 
 
-def _tail(text: str, most: int) -> str:
+def tail_of(text: str, most: int) -> str:
     """Return the end of a text, of at most so many bytes."""
     data = text.encode("utf-8", "replace")
     return text if len(data) <= most else data[-most:].decode("utf-8", "ignore")

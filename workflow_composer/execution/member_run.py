@@ -256,6 +256,8 @@ class MemberRun:
                         wanted["request"] = self._request
                 else:
                     _refuse_tokens(self.candidate, texts, self._request)
+                if call.asked.request.private and getattr(self.endpoint.backend, "keeps_private", False):
+                    wanted["private"] = True
                 found = await self.endpoint.backend.embed(cast("Sequence[str]", texts), timeout=call.seconds, **wanted)
                 call.usage, call.failovers, call.model = found.usage, found.failovers, found.model
                 return found

@@ -21,6 +21,7 @@ from workflow_composer.config.normalize import filled_in, url_fault, without_sec
 from workflow_composer.config.profile_models import Expanded
 from workflow_composer.config.yaml_source import KeyPath, Problems, read_profile, shown
 from workflow_composer.errors import FleetError, ProfileNotFound, nearest
+from workflow_composer.fleet.identity import fleet_id, known_id, same_file
 from workflow_composer.fleet.places import FILE, WORKING, own_files
 from workflow_composer.fleet.settings import FleetSettings, RoleSpec, faults, short_names
 from workflow_composer.fleet.state import StateStore, state_directory
@@ -41,6 +42,25 @@ class Fleet:
     registry: ServerRegistry
     states: StateStore
     environ: Mapping[str, str]
+
+    @property
+    def id(self) -> str:
+        """The fleet's id, made now if it has none. Raises `WorkflowComposerError` if it cannot be recorded."""
+        return fleet_id(self.states.directory, self.path, self._traces)
+
+    @property
+    def known_id(self) -> str:
+        """The fleet's id if it has one, else that of a registry entry of its file, else empty; nothing is written."""
+        return known_id(self.states.directory, self.path) or next(self._entries(), "")
+
+    def _entries(self) -> Iterator[str]:
+        for entry in self.registry.all():
+            if entry.fleet and same_file(entry.fleet_file, self.path):
+                yield entry.fleet
+
+    def _traces(self) -> Iterator[str]:
+        """Yield the ids under which servers of this file run."""
+        yield from self._entries()
 
     def role(self, name: str) -> RoleSpec:
         """Return the role of that name. Raises `FleetError`, which suggests the nearest name."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
+SETTLING = 15.0
+"""Seconds in which a supervisor that has drained stops its server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,19 @@ def find(pid: int) -> NodeProcess | None:
     return None if words[0] in "ZX" else NodeProcess(pid, int(words[19]))
 
 
+def same_host(one: str, other: str) -> bool:
+    """Whether two names are of one host: a short one and a full one, in any case.
+
+    >>> same_host("gpu3", "GPU3.cluster.example.org"), same_host("gpu3", "gpu30"), same_host("10.0.0.1", "10.0.0.2")
+    (True, False, False)
+    """
+    one, other = one.lower(), other.lower()
+    if one == other or one.replace(".", "").isdecimal() or other.replace(".", "").isdecimal():
+        return one == other
+    full = "." in one and "." in other
+    return not full and one.partition(".")[0] == other.partition(".")[0]
+
+
 def command_line(pid: int) -> list[str]:
     """A process's arguments; empty if it is gone."""
     with contextlib.suppress(OSError):
@@ -97,6 +112,12 @@ def descendants(pid: int) -> list[NodeProcess]:
         found += born
         waiting += [process.pid for process in born]
     return found
+
+
+def drain_supervisor(process: NodeProcess, seconds: float) -> None:
+    """Ask a supervisor to drain and exit, as `fleet down` does; wait for that, at most ``seconds`` and `SETTLING` more."""
+    process.signal(signal.SIGTERM)
+    process.wait(seconds + SETTLING)
 
 
 def stop_supervisor(process: NodeProcess, patience: float = 15.0) -> None:

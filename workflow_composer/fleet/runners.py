@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from workflow_composer.errors import FleetError
-from workflow_composer.fleet.processes import command_line, stop_supervisor, supervisor
+from workflow_composer.fleet.processes import command_line, drain_supervisor, same_host, stop_supervisor, supervisor
 from workflow_composer.fleet.slurm.commands import Slurm, SlurmJob
 from workflow_composer.fleet.slurm.submit import submit
 from workflow_composer.fleet.state import Look, ServerState
@@ -63,17 +63,28 @@ class SlurmRunner:
                 self._asked = time.monotonic()
             return self._jobs
 
-    def restart(self, state: ServerState) -> None:
-        """Cancel the server's running job, wait for its end and queue another one, unless one is already queued."""
+    def restart(self, state: ServerState, *, serves: bool = False) -> None:
+        """Replace the server's running job by another one, unless one is already queued.
+
+        A job that ``serves`` hands over first: it queues its successor and drains when that is ready. If the successor still
+        waits at the next restart, perhaps for this job's GPU, it drains at once. Other jobs are cancelled.
+        """
         now = self._fleet.states.get(state.server)
         if now is None or not now.wanted:
             raise FleetError("it was stopped on purpose in the meantime")
-        for job in self._slurm.jobs([state.server]):
-            if job.state == "RUNNING":
-                self._slurm.cancel([job], now=True)  # its supervisor takes this for a stop on purpose
-                self._await_end(job)
-        submit(self._fleet, state.server, self._slurm)
+        jobs = [job for job in self._slurm.jobs([state.server]) if not job.over]
+        running = [job for job in jobs if job.state == "RUNNING"]
         self._asked = float("-inf")
+        if serves and running:
+            if len(jobs) > len(running):
+                self._slurm.cancel(running)
+            else:
+                self._slurm.hand_over(running)
+            return
+        for job in running:
+            self._slurm.cancel([job], now=True)  # its supervisor takes this for a stop on purpose
+            self._await_end(job)
+        submit(self._fleet, state.server, self._slurm)
 
     def _await_end(self, job: SlurmJob) -> None:
         ends = time.monotonic() + ENDING
@@ -95,8 +106,10 @@ class Runner(Protocol):
         """Check whether the server's runner is alive."""
         ...
 
-    def restart(self, state: ServerState) -> None:
+    def restart(self, state: ServerState, *, serves: bool = False) -> None:
         """Stop what is left of the server and start it again; do not wait until it is ready.
+
+        ``serves``: it still answers, so that its requests get the time to finish.
 
         Raises `WorkflowComposerError` with the reason if it cannot be started.
         """
@@ -113,18 +126,21 @@ class ProcessRunner:
 
     def look(self, state: ServerState) -> Look:
         """Check whether the supervisor recorded in the state is alive."""
-        if state.node not in ("", self._node):
+        alive = supervisor(state.pid, state.server, state.started) is not None
+        if not alive and state.node and not same_host(state.node, self._node):
             foreign = f"it runs on node {state.node}; only a monitor on that node can restart it"
             return Look(foreign=foreign)
-        return Look(alive=supervisor(state.pid, state.server, state.started) is not None)
+        return Look(alive=alive)  # on a host that was renamed, too
 
-    def restart(self, state: ServerState) -> None:
+    def restart(self, state: ServerState, *, serves: bool = False) -> None:
         """Kill the supervisor and its vLLM, then start another one, unless the server was stopped in the meantime."""
         from workflow_composer.fleet.launch.local import Starting
 
         server = state.server
         if process := supervisor(state.pid, server, state.started):
             resigns = "--keep-wanted" not in command_line(process.pid)
+            if serves:
+                drain_supervisor(process, self._drain_seconds(state))
             stop_supervisor(process)
             if resigns:  # a supervisor started by hand takes the signal for a stop on purpose
                 self._fleet.states.update(server, wanted=True)
@@ -136,6 +152,10 @@ class ProcessRunner:
         starting = self._started[server] = Starting(self._fleet, server, options=state.options, port=state.port or None)
         while not self._under_way(starting, begun) and starting.seconds < PREFLIGHT:
             time.sleep(_TICK)
+
+    def _drain_seconds(self, state: ServerState) -> float:
+        spec = self._fleet.settings.roles.get(state.role)
+        return spec.drain_seconds if spec else 0.0
 
     def _under_way(self, starting: Starting, begun: float) -> bool:
         """Whether vLLM has been started. Raises `FleetError` if it cannot be, such as for a port in use."""

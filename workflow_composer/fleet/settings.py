@@ -112,8 +112,10 @@ class RoleSpec(ProfilePart):
         default=False, description="Start it only if `fleet up` or `fleet submit` names it, not with all others."
     )
     task: Literal["generate", "pooling"] = Field(default="generate", description="`pooling`: an embedding model.")
-    device: Literal["auto", "cuda", "cpu"] = Field(
-        default="auto", description="`auto`: the device that the installed vLLM is built for."
+    device: Literal["auto", "cuda", "rocm", "cpu"] = Field(
+        default="auto",
+        description="`auto`: the device that the installed vLLM is built for. `cuda` and `rocm` are believed where no "
+        "nvidia-smi shows the GPUs.",
     )
     gpus: int = Field(default=1, ge=1, le=64, description="GPUs per server (tensor parallel).")
     gpu_hour_price: float | None = Field(
@@ -140,7 +142,11 @@ class RoleSpec(ProfilePart):
     )
     api_key_env: EnvName | None = Field(
         default=None,
-        description="Environment variable with the API key that requests must send. None: no key is required.",
+        description="Environment variable with the API key that requests must send. None: a server that listens beyond "
+        "this machine gets a random key, which your clients find in the registry.",
+    )
+    keyless: bool = Field(
+        default=False, description="Whether a server without `api_key_env` answers everybody who can reach its port."
     )
     arguments: Names = Field(default=(), description="Additional vLLM command-line options.")
     environment: NameToName = frozen_mapping("Environment variables for the server.")

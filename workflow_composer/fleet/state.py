@@ -37,7 +37,8 @@ class ServerState:
     ``wanted``: it should run, so the monitor restarts it. ``pid`` is its supervisor on ``node``, ``job_id`` its SLURM job.
     ``detail`` says in one line why it failed or stopped. ``options`` are additional vLLM options, ``fleet_file`` defines its
     role; a restart needs both. ``restarts``: times of the monitor's restarts; ``failures``: failures of its SLURM job in a
-    row.
+    row. ``fleet`` is the fleet's id, ``cluster`` the SLURM cluster of ``job_id``; ``model``, ``task`` and ``api_key_env``
+    are those with which it was started: the fleet file may have been edited. All are empty in states of earlier versions.
     """
 
     server: str
@@ -56,6 +57,11 @@ class ServerState:
     started: float = 0.0
     restarts: tuple[float, ...] = ()
     failures: int = 0
+    fleet: str = ""
+    cluster: str = ""
+    model: str = ""
+    task: str = ""
+    api_key_env: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

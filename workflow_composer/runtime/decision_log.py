@@ -132,18 +132,20 @@ class Narrator:
 
 
 class PluginObserver:
-    """Forwards the executor's events to plugins."""
+    """Forwards the executor's events to plugins, but for those of private requests."""
 
     def __init__(self, plugins: PluginRegistry) -> None:
         self._plugins = plugins
 
     def on_fallback(self, request: LLMRequest, failed: Attempt, candidate: Candidate) -> None:
         """Notify plugins that another candidate is tried."""
-        self._plugins.notify("on_fallback", request=request, failed=failed, candidate=candidate)
+        if not request.private:
+            self._plugins.notify("on_fallback", request=request, failed=failed, candidate=candidate)
 
     def on_escalation(self, request: LLMRequest, plan: Plan, tier: int, verdict: Verdict) -> None:
         """Notify plugins that the next tier starts."""
-        self._plugins.notify("on_escalation", request=request, plan=plan, tier=tier, verdict=verdict)
+        if not request.private:
+            self._plugins.notify("on_escalation", request=request, plan=plan, tier=tier, verdict=verdict)
 
 
 def metric_of(

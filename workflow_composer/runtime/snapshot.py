@@ -32,7 +32,7 @@ from workflow_composer.errors import (
     nearest,
 )
 from workflow_composer.execution.breaker import CircuitBreaker
-from workflow_composer.execution.call import Endpoint
+from workflow_composer.execution.call import Endpoint, not_own
 from workflow_composer.execution.executor import PlanExecutor
 from workflow_composer.execution.member_run import CallObserver, RetryPolicy
 from workflow_composer.markers import is_routing_string
@@ -118,7 +118,9 @@ class Snapshot:
             plan = self._first_plan(request, resources)
             if self.plans_by_kind:
                 plans[kind] = plan
-        return plan if request.allowed is None else within(plan, request.allowed)
+        if request.allowed is not None:
+            plan = within(plan, request.allowed)
+        return own_only(plan) if request.private else plan
 
     def embedding(self) -> Candidate:
         """Return the model of the profile's embedding role. Raises `RoutingError` if there is none."""
@@ -241,17 +243,29 @@ class Snapshot:
 
 def within(plan: Plan, allowed: frozenset[str]) -> Plan:
     """Return the plan without the candidates that are not allowed. Raises `ModelNotAllowed` if a member has no other."""
-    return replace(plan, tiers=tuple(_tier_within(tier, allowed) for tier in plan.tiers))
+    return _kept(plan, lambda candidate: candidate.name in allowed, ModelNotAllowed)
 
 
-def _tier_within(tier: Tier, allowed: frozenset[str]) -> Tier:
+def own_only(plan: Plan) -> Plan:
+    """Return the plan without the candidates that are not on one's own machines.
+
+    Raises `EgressDenied` if a member has no other.
+    """
+    return _kept(plan, lambda candidate: candidate.local, not_own)
+
+
+def _kept(plan: Plan, keep: Callable[[Candidate], bool], refusal: Callable[[str], Exception]) -> Plan:
+    return replace(plan, tiers=tuple(_tier_kept(tier, keep, refusal) for tier in plan.tiers))
+
+
+def _tier_kept(tier: Tier, keep: Callable[[Candidate], bool], refusal: Callable[[str], Exception]) -> Tier:
     members = []
     for member in tier.members:
-        kept = tuple(candidate for candidate in member.candidates if candidate.name in allowed)
+        kept = tuple(candidate for candidate in member.candidates if keep(candidate))
         if not kept:
-            raise ModelNotAllowed(member.candidates[0].name)
+            raise refusal(member.candidates[0].name)
         members.append(member if len(kept) == len(member.candidates) else replace(member, candidates=kept))
-    unknown = None if tier.when_unknown is None else _tier_within(tier.when_unknown, allowed)
+    unknown = None if tier.when_unknown is None else _tier_kept(tier.when_unknown, keep, refusal)
     return replace(tier, members=tuple(members), when_unknown=unknown)
 
 

@@ -12,6 +12,7 @@ import io
 import json
 import shutil
 import tempfile
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,14 +125,16 @@ def lines(path: Path) -> Iterator[bytes]:
             yield line
 
 
-def lines_after(path: Path, is_before: Callable[[bytes], bool | None]) -> Iterator[bytes]:
+def lines_after(path: Path, is_before: Callable[[bytes], bool | None], *, most: int | None = None) -> Iterator[bytes]:
     """Yield the lines of an ordered file from the last one before a point on; reads a few of the earlier ones only.
 
-    ``is_before`` says whether a line lies before that point; None: the line does not say. Raises `InputError`.
+    ``is_before`` says whether a line lies before that point; None: the line does not say. ``most``: the bytes of the end
+    beyond which nothing is yielded. Raises `InputError`.
     """
     try:
         with seekable(path) as file:
             first, end = 0, file.seek(0, io.SEEK_END)
+            size = end
             while end - first > _NEAR:
                 middle = (first + end) // 2
                 file.seek(middle)
@@ -141,6 +144,9 @@ def lines_after(path: Path, is_before: Callable[[bytes], bool | None]) -> Iterat
                     at = file.tell()
                 first, end = (at, end) if before else (first, middle)
             file.seek(first)
+            if most is not None and size - first > most:
+                file.seek(size - most)
+                file.readline(LONGEST)
             while line := file.readline(LONGEST):
                 yield line
     except OSError as error:
@@ -195,6 +201,49 @@ def spooled(values: Iterable[Any]) -> BinaryIO:
         raise
     file.seek(0)
     return cast(BinaryIO, file)
+
+
+class Spool:
+    """JSON values by their numbers, in a temporary file that is deleted on close; eight bytes of memory a value.
+
+    A later value of the same number counts. A context manager.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `close`
+        self._offsets = array("Q")
+        self._end = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def put(self, number: int, value: Any) -> None:
+        """Keep a value. Raises OSError."""
+        line = encoded(value)
+        self._file.seek(self._end)
+        self._file.write(line)
+        if number >= len(self._offsets):
+            self._offsets.extend([0] * (number + 1 - len(self._offsets)))
+        self._offsets[number] = self._end + 1
+        self._end += len(line)
+
+    def has(self, number: int) -> bool:
+        """Whether a number has a value."""
+        return number < len(self._offsets) and self._offsets[number] > 0
+
+    def get(self, number: int) -> Any:
+        """Return the value of a number; None if it has none. Raises OSError."""
+        if not self.has(number):
+            return None
+        self._file.seek(self._offsets[number] - 1)
+        return json.loads(self._file.readline())
+
+    def close(self) -> None:
+        """Delete the file."""
+        self._file.close()
 
 
 def objects(path: Path, *, form: str = _FORM) -> Iterator[tuple[int, Mapping[str, Any]]]:

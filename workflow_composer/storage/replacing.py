@@ -49,6 +49,28 @@ def replace_file(path: Path, content: str | bytes, *, mode: int | None = None, f
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def overwrite_file(path: Path, content: str) -> None:
+    """Overwrite a small file of text in its own blocks, which a full disk and an exhausted quota allow. Raises OSError.
+
+    Shorter text is filled up with spaces before its line end. Not atomic: a reader may see parts of both contents.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        data = content.encode()
+        missing = os.fstat(descriptor).st_size - len(data)
+        data = data.removesuffix(b"\n") + b" " * missing + b"\n" if missing > 0 else data
+        if os.pwrite(descriptor, data, 0) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a disk is full or a quota is used up."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def set_aside(path: Path, name: str) -> None:
     """Rename a file within its folder, replacing any file of that name. Raises OSError."""
     path.replace(path.with_name(name))

@@ -33,11 +33,13 @@ class PlainFields(TypedDict, total=False):
     response_format: Mapping[str, Any] | None
     form: Any
     form_retries: int
+    check: Any
     vote_by: Literal["answer", "embedding"] | None
     n: int
     extra: Mapping[str, Any]
     timeout: float | None
     allowed: frozenset[str] | None
+    private: bool
     most_calls: int | None
     context: str | Sequence[str] | None
     metadata: Mapping[str, Any]
@@ -72,6 +74,7 @@ class EmbeddingFields(TypedDict, total=False):
     timeout: float | None
     budget: float | None
     allowed: frozenset[str] | None
+    private: bool
     most_calls: int | None
     extra: Mapping[str, Any]
     headers: Mapping[str, str] | None

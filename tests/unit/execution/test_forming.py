@@ -6,7 +6,7 @@ import pytest
 
 from workflow_composer.answers.output_form import output_form
 from workflow_composer.backends.pricing import Price
-from workflow_composer.errors import ServerUnreachable, Unsupported
+from workflow_composer.errors import BadRequest, ServerUnreachable, Unsupported
 from workflow_composer.execution.forming import MOST_BYTES
 from workflow_composer.execution.streaming import StreamRun
 from workflow_composer.plan import Plan, Tier, Voting
@@ -93,6 +93,32 @@ async def test_a_reply_that_is_cut_off_gets_a_larger_limit_once_and_that_is_no_r
     outcome = await again.executor.run(plan(again, "one", "two"), ask(max_tokens=300), again.trace)
     assert (outcome.tier, len(again.backends["one"].calls)) == (1, 2)
     assert again.backends["two"].calls[0].request.max_tokens == 300
+
+
+@pytest.mark.parametrize(
+    ("reply", "is_whole"),
+    [
+        ('{"items": ["a"]}', True),
+        ('```json\n{"items": ["a"]}\n``', True),
+        ('{"items": ["a"]}\n\nThis is bec', True),
+        ('{"items": ["a"', False),
+        ('{"items": ["a"]', False),
+        ('["a"] and ["b', False),
+    ],
+)
+async def test_an_object_that_ends_before_the_reply_is_cut_off_is_whole(bench, fake, reply, is_whole):
+    b = bench(fake("one", Sample(reply, "length"), '{"items": ["more"]}'))
+    request = LLMRequest.of("Which?", form=output_form({"items": ["text"]}))
+    outcome = await b.executor.run(plan(b, "one"), request, b.trace)
+    assert (outcome.verdict.value, len(b.backends["one"].calls)) == ({"items": ["a" if is_whole else "more"]}, 2 - is_whole)
+    assert (outcome.verdict.accepted, outcome.verdict.unreadable) == (True, 0)
+
+
+async def test_a_server_that_refuses_the_larger_limit_leaves_the_reply_that_was_cut_off(bench, fake):
+    b = bench(fake("one", cut("ca"), BadRequest("max_tokens is too large")))
+    outcome = await b.executor.run(plan(b, "one"), ask(), b.trace)
+    assert (outcome.answer.text, outcome.verdict.accepted) == ("ca", False)
+    assert "cut off by its length" in outcome.verdict.warning
 
 
 async def test_a_withheld_answer_is_not_asked_for_again(bench, fake):
@@ -204,3 +230,91 @@ async def test_thirty_violations_are_mended_or_escalated_and_every_call_is_count
         assert len(values) == 1
         spent[name] = (attempts, again, tiers)
     assert spent == {"mended": (10, 0, {0}), "asked again": (20, 10, {0}), "escalated": (40, 20, {1})}
+
+
+# ---------------------------------------------------------------------------------------------------------------- checks
+
+
+def checking(*answers):
+    """A check that says what it is told to say, in turn; and the values that it was asked about."""
+    left, seen = list(answers), []
+
+    async def check(value):
+        seen.append(value)
+        return left.pop(0)
+
+    return check, seen
+
+
+CODE = output_form("code")
+LONG = "```python\ndef f(x):\n    return x + {0}  # what the caller of this function has asked for, in plain words\n```"
+
+
+def code(**fields):
+    return LLMRequest.of("Write f.", form=CODE, **fields)
+
+
+async def test_what_a_check_says_goes_back_and_the_next_tier_gets_the_question_only(bench, fake):
+    check, seen = checking("expected 2, got 1", "a syntax error", None)
+    b = bench(fake("one", "a = 1", "a = (", "unasked"), fake("two", "a = 2"))
+    outcome = await b.executor.run(plan(b, "one", "two"), code(check=check, form_retries=1), b.trace)
+    assert (outcome.tier, outcome.verdict.value, seen) == (1, "a = 2", ["a = 1", "a = (", "a = 2"])
+    first, second = [call.request.messages for call in b.backends["one"].calls]
+    assert second[0] == first[0]
+    assert second[1]["content"] == "a = 1"
+    assert "expected 2, got 1" in second[2]["content"]
+    assert b.backends["two"].calls[0].request.messages == first
+    told = b.trace.tiers[0].verdict
+    assert (told.accepted, told.asked_again, len(told.refused)) == (False, 1, 2)
+    assert "a syntax error" in told.reason
+    assert "wanted form" not in told.reason
+
+
+async def test_what_the_form_refuses_is_not_checked(bench, fake):
+    check, seen = checking(None)
+    b = bench(fake("one", "hm", "case"))
+    outcome = await b.executor.run(plan(b, "one"), ask(check=check), b.trace)
+    assert (outcome.verdict.value, seen, outcome.verdict.asked_again) == ("case", ["case"], 1)
+
+
+async def test_a_reply_that_was_just_refused_is_not_checked_again(bench, fake):
+    check, seen = checking("wrong")
+    b = bench(fake("one", "a = 1", "a = 1", "a = 1"))
+    outcome = await b.executor.run(plan(b, "one"), code(check=check, form_retries=5), b.trace)
+    assert (outcome.verdict.accepted, outcome.verdict.value, len(b.backends["one"].calls), seen) == (
+        False,
+        None,
+        2,
+        ["a = 1"],
+    )
+    assert "the same reply came again" in outcome.verdict.reason
+
+
+async def test_a_long_output_of_a_check_is_shortened_to_its_end(bench, fake):
+    check, _ = checking("x" * 50_000 + "the end", None)
+    b = bench(fake("one", "y" * 50_000, "a = 1"))
+    await b.executor.run(plan(b, "one"), code(check=check), b.trace)
+    _, second = [call.request.messages for call in b.backends["one"].calls]
+    assert len(second[1]["content"]) <= MOST_BYTES
+    assert len(second[2]["content"]) <= MOST_BYTES + 200
+    assert "xthe end" in second[2]["content"]
+
+
+async def test_a_check_that_cannot_judge_ends_the_request(bench, fake):
+    async def check(value):
+        raise Unsupported("no such program")
+
+    b = bench(fake("one", "a = 1"), fake("two", "a = 1"))
+    with pytest.raises(Unsupported, match="no such program"):
+        await b.executor.run(plan(b, "one", "two"), code(check=check), b.trace)
+    assert not b.backends["two"].calls
+
+
+async def test_a_vote_counts_only_what_passes_the_check(bench, fake):
+    """A refused sample is replaced, as one without the form is; long texts that pass are one vote."""
+    check, seen = checking(None, "wrong", None, None)
+    b = bench(fake("one", *(LONG.format(at) for at in range(4))))
+    tier = Tier.of(b.candidates("one"), "one", samples=3, voting=Voting(target=0.9))
+    outcome = await b.executor.run(Plan((tier,)), code(check=check, form_retries=1), b.trace)
+    assert (outcome.verdict.accepted, outcome.verdict.confidence, len(seen)) == (True, 1.0, 4)
+    assert outcome.verdict.value == CODE.read(LONG.format(0)).value

@@ -150,7 +150,7 @@ REMEMBERED = Remembered(
 def test_an_entry_is_read_and_written_as_before(tmp_path):
     """Nodes of one cluster may have different versions."""
     assert Entry.read(ENTRY_TEXT.encode()) == ENTRY
-    assert ENTRY.text() == ENTRY_TEXT
+    assert json.loads(ENTRY_TEXT).items() <= json.loads(ENTRY.text()).items(), "what earlier versions read is written on"
     assert Entry.read(ENTRY_TEXT.replace('"form"', '"of a later version": [1], "form"').encode()) == ENTRY
 
 
@@ -161,7 +161,7 @@ def test_a_state_is_read_and_written_as_before(tmp_path):
     (tmp_path / "math.json").write_text('{"server": "math", "role": "math", "started": 5, "of a later version": null}')
     assert states.all() == [STATE, ServerState(server="math", role="math", started=5.0)]
     states.put(STATE)
-    assert (tmp_path / "coder.json").read_text() == STATE_TEXT
+    assert json.loads(STATE_TEXT).items() <= json.loads((tmp_path / "coder.json").read_text()).items()
 
 
 def test_what_a_monitor_remembers_is_read_and_written_as_before(tmp_path):

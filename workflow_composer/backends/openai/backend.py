@@ -95,10 +95,10 @@ class OpenAICompatibleBackend:
         self._several = self._server.host not in _ONE_AT_A_TIME
         self._ignored = _IGNORED.get(self._server.host, ())
         self._words: frozenset[str] = frozenset()
-        self._lacks: Mapping[str, tuple[float, str]] = {}
+        self._lacks: Mapping[str, float] = {}
         self._report, self._told = context.report, False
         self.relays: bool = self._several and self._server.direct
-        self.tells_sending = True
+        self.tells_sending = self.keeps_private = True
 
     def complete(self, call: ModelCall) -> Coroutine[Any, Any, Completion]:
         """Return ``call.samples`` answers. The caller must bound the time of a relayed one, as the executor does."""
@@ -157,7 +157,10 @@ class OpenAICompatibleBackend:
     async def _opened(self, call: ModelCall, body: dict[str, Any], secrets: Secrets) -> Stream | ProxiedStream:
         path, sending, bulk = wire.PATHS[call.request.kind], call.sending, call.request.bulk
         connect, more = call.timeouts.connect, headers_of(call)
-        begin = partial(self._server.open, path, body, secrets, connect=connect, sending=sending, bulk=bulk, more=more)
+        private = call.request.private
+        begin = partial(
+            self._server.open, path, body, secrets, connect=connect, sending=sending, bulk=bulk, more=more, private=private
+        )
         adapting.reword(body, self._words, call.request)
         try:
             return await begin()
@@ -172,6 +175,7 @@ class OpenAICompatibleBackend:
         dimensions: int | None = None,
         sending: Sending | None = None,
         request: LLMRequest | None = None,
+        private: bool = False,
     ) -> Embeddings:
         """Return one vector per text or list of tokens; ``request`` has further fields of the body, and headers."""
         if not texts:
@@ -188,7 +192,15 @@ class OpenAICompatibleBackend:
         with self._limit(timeout, "the vectors"):
             bounds, bulk = bounds_of(len(texts), **_VECTOR), sum(map(len, texts))
             answer = await self._server.send(
-                "/embeddings", body, secrets, connect=timeout, bounds=bounds, sending=sending, bulk=bulk, more=more
+                "/embeddings",
+                body,
+                secrets,
+                connect=timeout,
+                bounds=bounds,
+                sending=sending,
+                bulk=bulk,
+                more=more,
+                private=private,
             )
 
         def read() -> Embeddings:
@@ -206,7 +218,7 @@ class OpenAICompatibleBackend:
         self, path: str, body: Mapping[str, Any], request: LLMRequest, *, timeout: float, sending: Sending | None = None
     ) -> Passed:
         """Send a request of the server's own API to it as it is, but for the model's name; return what it answers."""
-        if path.startswith("//") and not self._server.direct:
+        if path.startswith("//") and not (self._server.direct or request.private):
             raise Unsupported(f"{self.name}: {path[1:]} is not sent through a proxy", hint="name a model without one")
         with self._limit(timeout, "the answer"):
             answer = await self._server.send(
@@ -218,6 +230,7 @@ class OpenAICompatibleBackend:
                 sending=sending,
                 bulk=request.bulk,
                 more=request.headers,
+                private=request.private,
             )
         kind, usage = answer.headers.get("content-type", "application/json"), NO_USAGE
         if "json" in kind and len(answer.body) <= LARGE:
@@ -301,7 +314,7 @@ class OpenAICompatibleBackend:
     async def _draw(self, call: ModelCall, *, samples: int = 1, draw: int = 0) -> Completion:
         """Make one call; a relayed response's bytes go to the relay."""
         server, request, connect, sending = self._server, call.request, call.timeouts.connect, call.sending
-        bulk = request.bulk
+        bulk, private = request.bulk, request.private
         path, secrets = wire.PATHS[request.kind], Secrets(request)
         body = wire.chat_body(call, samples=samples, draw=call.first_sample + draw)
         if request.adapts:
@@ -316,11 +329,20 @@ class OpenAICompatibleBackend:
         more = None if request.headers is None else headers_of(call, draw)
         try:
             answer = await server.send(
-                path, body, secrets, connect=connect, bounds=bounds, sending=sending, bulk=bulk, more=more
+                path, body, secrets, connect=connect, bounds=bounds, sending=sending, bulk=bulk, more=more, private=private
             )
         except _REFUSED as error:
             again = partial(
-                server.send, path, body, secrets, connect=connect, bounds=bounds, sending=sending, bulk=bulk, more=more
+                server.send,
+                path,
+                body,
+                secrets,
+                connect=connect,
+                bounds=bounds,
+                sending=sending,
+                bulk=bulk,
+                more=more,
+                private=private,
             )
             answer = await self._in_other_words(error, body, request, again)
         content = answer.body
@@ -381,14 +403,15 @@ class OpenAICompatibleBackend:
                     self._report(f"{self.name}: the server takes no temperature, so the plan's is not sent")
                 return answer
         if isinstance(refusal, Unsupported) and refusal.certain and refusal.field is not None:
-            self._lacks = {**self._lacks, refusal.field: (time.monotonic(), refusal.message)}
+            self._lacks = {**self._lacks, refusal.field: time.monotonic()}
         raise refusal
 
     def _refuse_lacking(self, request: LLMRequest) -> None:
         """Raise `Unsupported` for a field that the model's server has said not long ago that it does not support."""
-        for field, (at, message) in self._lacks.items():
+        for field, at in self._lacks.items():
             if time.monotonic() - at < _REMEMBERED and adapting.asks_for(request, field):
-                error = Unsupported(f"{message} (said before)", hint="leave it out, or use another model", status=400)
+                said = f"{self.name} does not support what {field} asks for; its server has said so not long ago"
+                error = Unsupported(said, hint="leave it out, or use another model", status=400)
                 error.field = field
                 raise error
 

@@ -56,6 +56,7 @@ async def relayed(server: OpenAIServer, path: str, call: ModelCall, body: dict[s
                 sending=call.sending,
                 bulk=call.request.bulk,
                 more=headers_of(call),
+                private=call.request.private,
             )
     except ModelError as error:
         _raise_reported(server, pump, secrets)

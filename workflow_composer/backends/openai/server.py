@@ -9,7 +9,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from workflow_composer.backends.base import BackendContext
@@ -26,6 +26,7 @@ from workflow_composer.types import Completion, LLMRequest
 from workflow_composer.usage import Sending
 
 if TYPE_CHECKING:
+    from workflow_composer.backends.http.egress import EgressPolicy
     from workflow_composer.backends.http.proxied import ProxiedClient, ProxiedStream
     from workflow_composer.config.strategy import ModelSpec
 
@@ -79,15 +80,17 @@ class OpenAIServer:
         sending: Sending | None = None,
         bulk: int = 0,
         more: Mapping[str, str] | None = None,
+        private: bool = False,
     ) -> Answer:
         """Post ``body`` with the model's id; return a response with status 2xx. Raises `ModelError`, `EgressDenied`.
 
         ``sending`` learns when the server works for the call; a request that it refuses is not counted. ``bulk`` is about
         the number of characters of the body; a large one is encoded in a thread and sent in pieces. ``more`` are headers.
+        ``private``: only to the profile's own machines, and by no proxy.
         """
         again = True
         while True:
-            body["model"] = model = self._spec.model or self._served or await self._model()
+            body["model"] = model = self._spec.model or self._served or await self._model(private)
             try:
                 content = (
                     wire.encode(body) if bulk <= LARGE else await large_json.apart(large_json.pieces, body, wire.encode)
@@ -96,7 +99,7 @@ class OpenAIServer:
                 raise self._unwritable(error) from None
             lines = self._lines.get(asyncio.get_running_loop()) or await self._lines.here()
             try:
-                if lines.proxied is None:
+                if lines.proxied is None or private:
                     start = self._heads.get(path) or self._head(path)
                     if more:
                         start = _with_headers(start, more)
@@ -105,9 +108,8 @@ class OpenAIServer:
                         data = b"%b%d\r\n\r\n%b" % (start, len(content), content)
                     else:
                         data = _in_pieces(start, content)
-                    answer = await lines.direct.send(
-                        self.origin, data, connect=connect, sink=sink, bounds=bounds, sending=sending
-                    )
+                    client = lines.own() if private else lines.direct
+                    answer = await client.send(self.origin, data, connect=connect, sink=sink, bounds=bounds, sending=sending)
                 else:
                     headers = {**(more or {}), **self._headers()}
                     whole = await _joined(content)
@@ -121,7 +123,7 @@ class OpenAIServer:
             refusal = self._refusal(answer, secrets)
             if sending is not None and answer.status not in _WORKED:
                 sending.sent -= 1
-            if not (again and isinstance(refusal, ModelNotFound) and await self._serves_another_than(model)):
+            if not (again and isinstance(refusal, ModelNotFound) and await self._serves_another_than(model, private)):
                 raise refusal
             again = False
 
@@ -135,14 +137,15 @@ class OpenAIServer:
         sending: Sending | None = None,
         bulk: int = 0,
         more: Mapping[str, str] | None = None,
+        private: bool = False,
     ) -> Stream | ProxiedStream:
         """Like `send`, but return an open event stream after its headers; the caller closes it. Its ``whole`` is set if the
         server does not stream and has answered at once.
         """
         again = True
         while True:
-            body["model"] = model = self._spec.model or self._served or await self._model()
-            stream = await self._opened(path, body, connect, sending, bulk, more)
+            body["model"] = model = self._spec.model or self._served or await self._model(private)
+            stream = await self._opened(path, body, connect, sending, bulk, more, private)
             if stream.whole is None:
                 return stream
             await stream.close()
@@ -151,7 +154,7 @@ class OpenAIServer:
             refusal = self._refusal(stream.whole, secrets)
             if sending is not None and stream.whole.status not in _WORKED:
                 sending.sent -= 1
-            if not (again and isinstance(refusal, ModelNotFound) and await self._serves_another_than(model)):
+            if not (again and isinstance(refusal, ModelNotFound) and await self._serves_another_than(model, private)):
                 raise refusal
             again = False
 
@@ -163,12 +166,15 @@ class OpenAIServer:
         connect: float,
         sink: Sink | None = None,
         bounds: Bounds = BOUNDS,
+        private: bool = False,
     ) -> Answer:
         """Send a small query to the server, below its API or elsewhere. Raises as `Client.ask`."""
         lines = self._lines.get(asyncio.get_running_loop()) or await self._lines.here()
         headers = self._headers() if url.startswith(self.url) else {}  # only the API gets the key
         if headers and self.host == "api.anthropic.com":  # its list of models is no part of its OpenAI-compatible API
             headers |= {"x-api-key": self.key(), "anthropic-version": "2023-06-01"}
+        if private:
+            return await lines.own().ask(url, content, headers=headers, connect=connect, sink=sink, bounds=bounds)
         if lines.proxied is not None:
             method, path = "GET" if content is None else "POST", url.removeprefix(self.url)
             return await lines.proxied.ask(method, path, headers, content, connect=connect, bounds=bounds)
@@ -257,6 +263,7 @@ class OpenAIServer:
         sending: Sending | None,
         bulk: int,
         more: Mapping[str, str] | None,
+        private: bool,
     ) -> Stream | ProxiedStream:
         try:
             content = wire.encode(body) if bulk <= LARGE else await large_json.apart(large_json.pieces, body, wire.encode)
@@ -264,7 +271,7 @@ class OpenAIServer:
             raise self._unwritable(error) from None
         lines = self._lines.get(asyncio.get_running_loop()) or await self._lines.here()
         with self.errors():
-            if lines.proxied is None:
+            if lines.proxied is None or private:
                 start = self._heads.get(path) or self._head(path)
                 if more:
                     start = _with_headers(start, more)
@@ -273,7 +280,8 @@ class OpenAIServer:
                     data = b"%b%d\r\n\r\n%b" % (start, len(content), content)
                 else:
                     data = _in_pieces(start, content)
-                return await lines.direct.stream(self.origin, data, connect=connect, sending=sending)
+                client = lines.own() if private else lines.direct
+                return await client.stream(self.origin, data, connect=connect, sending=sending)
             whole = await _joined(content)
             return await lines.proxied.open(
                 "POST", path, {**(more or {}), **self._headers()}, whole, connect=connect, sending=sending
@@ -299,23 +307,24 @@ class OpenAIServer:
         """Return the error for a body that cannot be encoded as JSON."""
         return BadRequest(f"{self.label.name}: cannot encode the request as JSON: {type(error).__name__}")
 
-    async def _model(self) -> str:
+    async def _model(self, private: bool = False) -> str:
         async with (await self._lines.here()).asking:
             if self._served is None:
-                self._served = await self._ask_for_model()
+                self._served = await self._ask_for_model(private)
         return self._served
 
-    async def _serves_another_than(self, model: str) -> bool:
+    async def _serves_another_than(self, model: str, private: bool) -> bool:
         """Whether a server that no longer knows the model was restarted with another one."""
         if self._spec.model is not None:
             return False
         if self._served == model:
             self._served = None
-        return (self._served or await self._model()) != model
+        return (self._served or await self._model(private)) != model
 
-    async def _ask_for_model(self) -> str:
+    async def _ask_for_model(self, private: bool) -> str:
         with self.errors():
-            answer = await self.ask(f"{self.url}/models", connect=self._context.config.timeouts.connect)
+            connect = self._context.config.timeouts.connect
+            answer = await self.ask(f"{self.url}/models", connect=connect, private=private)
         if not 200 <= answer.status < 300:
             raise self._refusal(answer, ())
         models = self.understood(wire.model_ids, self.read_json(answer.body, ()))
@@ -330,7 +339,7 @@ class OpenAIServer:
             from workflow_composer.backends.http.proxied import ProxiedClient
 
             proxied = ProxiedClient(self._context.egress, self.origin, self._base, self._proxy)
-        return _Connections(Client(self._context.egress, keepalive=keepalive), proxied)
+        return _Connections(self._context.egress, keepalive, proxied)
 
 
 def _with_headers(start: bytes, more: Mapping[str, str]) -> bytes:
@@ -359,15 +368,27 @@ def _proxy_for(origin: Origin, context: BackendContext) -> str | None:
 
 
 class _Connections:
-    """The connections of one event loop."""
+    """The connections of one event loop; those of private requests are made as if the profile forbade the cloud."""
 
-    def __init__(self, direct: Client, proxied: ProxiedClient | None) -> None:
-        self.direct = direct
+    def __init__(self, policy: EgressPolicy, keepalive: float, proxied: ProxiedClient | None) -> None:
+        self.direct = Client(policy, keepalive=keepalive)
         self.proxied = proxied
         self.asking = asyncio.Lock()
+        self._policy, self._keepalive = policy, keepalive
+        self._own: Client | None = None
+
+    def own(self) -> Client:
+        """Return the client for private requests."""
+        if not self._policy.allow_cloud:
+            return self.direct
+        if self._own is None:
+            self._own = Client(replace(self._policy, allow_cloud=False), keepalive=self._keepalive)
+        return self._own
 
     async def close(self) -> None:
         await self.direct.close()
+        if self._own is not None:
+            await self._own.close()
         if self.proxied is not None:
             await self.proxied.close()
 

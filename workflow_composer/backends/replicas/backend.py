@@ -18,6 +18,7 @@ from workflow_composer.backends.replicas.replica_set import ReplicaSet, prefix_k
 from workflow_composer.errors import (
     AuthenticationFailed,
     CallTimeout,
+    ContextOverflow,
     EgressDenied,
     ModelError,
     RateLimited,
@@ -62,6 +63,10 @@ ANSWER_WITHIN = 1.0
 """Time limit of such a query in seconds."""
 
 
+MADE_KEY = "WORKFLOW_COMPOSER_SERVER_KEY"
+"""The name under which a server's client finds the key that the fleet has made for it; no process has such a variable."""
+
+
 A = TypeVar("A", Completion, Embeddings, Passed)
 
 
@@ -77,7 +82,7 @@ class ReplicatedBackend:
         self.name: str = spec.name
         self.local: bool = spec.local
         self.relays = True
-        self.tells_sending = True
+        self.tells_sending = self.keeps_private = True
         self._spec = spec
         self._context = context
         self._role = spec.endpoint or spec.name
@@ -101,6 +106,7 @@ class ReplicatedBackend:
         dimensions: int | None = None,
         sending: Sending | None = None,
         request: LLMRequest | None = None,
+        private: bool = False,
     ) -> Embeddings:
         """Return one vector per text."""
         tour = self._tour(
@@ -110,7 +116,7 @@ class ReplicatedBackend:
             None,
             tour,
             lambda backend, left: backend.embed(
-                texts, timeout=left.total, dimensions=dimensions, sending=sending, request=request
+                texts, timeout=left.total, dimensions=dimensions, sending=sending, request=request, private=private
             ),
         )
 
@@ -192,25 +198,32 @@ class ReplicatedBackend:
         self, timeouts: Timeouts, request: object, relay: Relay | None = None, sending: Sending | None = None
     ) -> _Tour:
         by_request = timeouts.total < self._context.config.timeouts.total
-        return _Tour(timeouts, request, relay, sending, by_request=by_request)
+        return _Tour(timeouts, request, relay, sending, by_request=by_request, servers=self._set)
 
     def _nobody(self, tour: _Tour) -> ModelError | EgressDenied:
         """Return the error if no server is left to try."""
         if tour.last is not None:
             return tour.last
-        return ServerUnreachable(self._finder.nobody(self._set.refused), hint=self._finder.hint)
+        hint = "; ".join([*self._set.remedies, self._finder.hint])
+        return ServerUnreachable(self._finder.nobody(self._set.refused), hint=hint)
 
     # -------------------------------------------------------------------------------------------------------- servers
 
     def _make(self, place: ReplicaPlace) -> Replica:
         """Make a replica whose egress policy admits its server and what the profile names."""
         egress = self._context.egress
+        if place.refused is not None:
+            raise EgressDenied(place.refused[0], hint=place.refused[1])
         if place.registered:
             egress = egress.admitting(place.url)
         egress.check(place.url)
         spec = self._spec.model_copy(update={"base_url": place.url, "model": self._spec.model or place.model})
+        environ = self._context.environ
+        if place.key:  # the fleet has made it; nothing else is sent to this server
+            spec = spec.model_copy(update={"api_key_env": MADE_KEY})
+            environ = {**environ, MADE_KEY: place.key}
         breaker = self._context.config.circuit_breaker
-        backend = OpenAICompatibleBackend(spec, replace(self._context, egress=egress))
+        backend = OpenAICompatibleBackend(spec, replace(self._context, egress=egress, environ=environ))
         return Replica(place, backend, failures=breaker.failures, longest_pause=breaker.cooldown)
 
     async def _look_around(self) -> None:
@@ -259,7 +272,10 @@ class _Tour:
         sending: Sending | None = None,
         *,
         by_request: bool,
+        servers: ReplicaSet,
     ) -> None:
+        self._servers = servers
+        self._longer = False
         self._sending = sending
         self.request = request
         self.relay = relay
@@ -312,7 +328,7 @@ class _Tour:
         """Record the failure of the current server; raise the error if no other should be tried."""
         if error is self.last or not self._server:
             raise self._told(error)
-        elsewhere = isinstance(error, EgressDenied) or another_may_answer(error)
+        elsewhere = isinstance(error, EgressDenied) or another_may_answer(error) or self._too_long(error)
         # If two servers fail to answer, the request itself may be the problem.
         self._answers += isinstance(error, (ServerFailed, RateLimited))
         if not elsewhere or self._answers > 1 or time.monotonic() >= self._ends:
@@ -322,6 +338,14 @@ class _Tour:
         failed = Attempt(0, 0, self._server, True, latency, error=str(error), error_type=type(error).__name__)
         self.failovers.append(replace(failed, fault=error.fault, estimated=self._had_it()))
         self._server = ""
+
+    def _too_long(self, error: ModelError) -> bool:
+        """Whether to try a server with a longer context, once: the others are then out of question."""
+        if self._longer or self._replica is None or not isinstance(error, ContextOverflow):
+            return False
+        self._longer = True
+        self.tried |= self._servers.no_longer_than(self._replica.place)
+        return True
 
     def _had_it(self) -> bool:
         """Whether the server that failed had the request; its work is counted with its attempt, not with the call."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from workflow_composer.backends.http.egress import canonical_host, endpoint_of
@@ -63,7 +64,18 @@ class Finder:
 
     def _look_at(self, picture: Picture) -> tuple[ReplicaPlace, ...]:
         self._seen = picture
-        return (*self._unregistered(picture), *(place_of(entry) for entry in self.entries if entry.state == "ready"))
+        return (*self._unregistered(picture), *self._registered(picture))
+
+    def _registered(self, picture: Picture) -> Iterable[ReplicaPlace]:
+        """Yield the places of the ready servers, oldest first: the model of the oldest is the role's.
+
+        A certificate and the numbers of a role are about one model, so that a server of another one gets no calls.
+        """
+        ready = [entry for entry in self.entries if entry.state == "ready"]
+        for entry in ready:
+            place = place_of(entry, picture.keys.get(entry.file_name, ""))
+            first = next(other for other in ready if other.role == entry.role)
+            yield place if entry.model == first.model else replace(place, refused=_another_model(entry, first))
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -77,11 +89,18 @@ class Finder:
         known |= {("localhost", entry.port) for entry in picture.entries if self._view.here(entry)}
         return (place for place in self._fixed if _endpoint(place.url) not in known)
 
+    @property
+    def _stale(self) -> list[tuple[Entry, str]]:
+        """The role's entries that are not valid, the newest three."""
+        found = [one for one in self._seen.stale if one[0].role in self._roles] if self._seen else []
+        return sorted(found, key=lambda one: -one[0].updated)[:3]
+
     # ---------------------------------------------------------------------------------------------------------- messages
 
     def nobody(self, refused: Sequence[str]) -> str:
         """Explain why no server is available."""
         reasons = list(refused)
+        reasons += [f"{entry.server} on {entry.node or entry.host}: {why}" for entry, why in self._stale]
         if states := [f"{entry.server} on {entry.node or entry.host} is {entry.state}" for entry in self.entries]:
             reasons += [state for state in states if not state.endswith(" ready")]
         if self._seen is not None and self._seen.fault:
@@ -111,9 +130,17 @@ class Finder:
         )
 
 
-def place_of(entry: Entry) -> ReplicaPlace:
-    """Return the place of a registered server."""
-    return ReplicaPlace(entry.url, entry.model, registered=True)
+def place_of(entry: Entry, key: str = "") -> ReplicaPlace:
+    """Return the place of a registered server, which requires ``key`` if that is not empty."""
+    return ReplicaPlace(entry.url, entry.model, registered=True, length=entry.max_model_len, key=key)
+
+
+def _another_model(entry: Entry, first: Entry) -> tuple[str, str]:
+    return (
+        f"{entry.server} at {entry.host}:{entry.port} serves {entry.model}, but the role's {first.server} at"
+        f" {first.host}:{first.port} serves {first.model}",
+        "one role is one model: stop one of them with `fleet down`, or give it a role of its own",
+    )
 
 
 def _endpoint(url: str) -> tuple[str, int]:

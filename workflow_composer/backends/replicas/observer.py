@@ -205,12 +205,19 @@ class Late(TimeoutError):
 class Listing:
     """The models that a server lists. ``models``: their ids; None if the response is not a list of models.
 
-    ``any_name``: it answers whatever model is asked for, as llama.cpp's server does with its only model.
+    ``any_name``: it answers whatever model is asked for, as llama.cpp's server does with its only model. ``lengths``: the
+    tokens of the models' contexts, where the server says them, as vLLM does.
     """
 
     status: int
     models: tuple[str, ...] | None
     any_name: bool = False
+    lengths: tuple[int | None, ...] = ()
+
+    def length(self, model: str) -> int | None:
+        """The tokens of a model's context; None: unknown."""
+        named = dict(zip(self.models or (), self.lengths, strict=False))
+        return named.get(model)
 
     def serves(self, model: str) -> bool:
         """Whether a request for this model is answered; ollama takes a name without a tag for ``:latest``."""
@@ -314,7 +321,9 @@ def _listing(body: bytes | bytearray) -> Listing:
         return Listing(200, None)
     rows = data["data"]
     any_name = len(rows) == 1 and rows[0].get("owned_by") == _ANY_NAME
-    return Listing(200, found, any_name) if len(found) == len(rows) else Listing(200, None)
+    lengths = tuple(row.get("max_model_len") if type(row.get("max_model_len")) is int else None for row in rows)
+    lengths = lengths if any(lengths) else ()
+    return Listing(200, found, any_name, lengths) if len(found) == len(rows) else Listing(200, None)
 
 
 _ANY_NAME = "llamacpp"

@@ -19,19 +19,20 @@ import hmac
 import json
 import os
 import re
+import secrets
 import stat
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from workflow_composer.config.own_machines import own_users, user_name
 from workflow_composer.errors import ConfigError, WorkflowComposerError
-from workflow_composer.storage.replacing import replace_file
+from workflow_composer.storage.replacing import is_full, overwrite_file, replace_file
 from workflow_composer.storage.saved import read_saved
 from workflow_composer.support.places import state_folder
 
@@ -58,11 +59,16 @@ _LOOPBACK = ("127.", "localhost", "::1")
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One read: the entries valid then, and its time (monotonic seconds)."""
+    """One read: the entries valid then, and its time (monotonic seconds).
+
+    ``stale``: entries that are not used, with the reason. ``keys``: the servers' keys, by the names of their files.
+    """
 
     entries: tuple[Entry, ...] = ()
     at: float = float("-inf")
     fault: str = ""
+    stale: tuple[tuple[Entry, str], ...] = ()
+    keys: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 NOTHING = Picture()
@@ -122,14 +128,20 @@ class RegistryView:
             if self.directory.stat().st_mode & stat.S_IWOTH and not self._signed:
                 self._picture = Picture((), self._clock(), f"{self.directory} is ignored, because any user may write to it")
                 return
-            found = tuple(entry for entry in self._registry.entries() if self._reachable(entry))
+            there = self._registry.entries()
         except (FileNotFoundError, NotADirectoryError):
             self._picture = Picture((), self._clock(), f"no folder {self.directory}")
         except OSError as error:  # the last read stays valid
             known = self._picture
             self._picture = Picture(known.entries, known.at, f"{self.directory}: {error.strerror or type(error).__name__}")
         else:
-            self._picture = Picture(found, self._clock(), self._registry.strangers)
+            self._picture = self._of(there)
+
+    def _of(self, there: list[Entry]) -> Picture:
+        keys = {entry.file_name: self._registry.key_of(entry) for entry in there if entry.key}
+        near = tuple(entry for entry in there if self._reachable(entry))
+        far = [(entry, f"it listens on {entry.host} there, not for other machines") for entry in there if entry not in near]
+        return Picture(near, self._clock(), self._registry.strangers, (*self._registry.stale, *far), keys)
 
     def _reachable(self, entry: Entry) -> bool:
         """Whether the server is reachable: it does not listen only on another machine's loopback address."""
@@ -205,6 +217,7 @@ LIFETIME = 45.0
 """Seconds for which an entry stays valid after its last renewal."""
 LARGEST = 16_384
 """Maximum size of a registry file in bytes; real ones have about 400."""
+_LONGEST_PATH = 4096
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 ROLE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -229,6 +242,11 @@ class SigningKey:
         """Return the signature of all fields of an entry: HMAC-SHA256, hexadecimal."""
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hmac.new(self.secret, b"workflow-composer registry entry\n" + text.encode(), hashlib.sha256).hexdigest()
+
+    def derived(self, entry: Entry) -> str:
+        """Return the API key of a server whose clients have this secret, too."""
+        text = json.dumps([entry.server, entry.host, entry.port, entry.started])
+        return hmac.new(self.secret, b"workflow-composer server key\n" + text.encode(), hashlib.sha256).hexdigest()
 
     def verified(self, text: bytes) -> bytes:
         """Return the content of a file if its signature is right. Raises ValueError.
@@ -276,6 +294,11 @@ class Entry:
 
     ``server`` names it within its fleet (a role, or ``role-2`` for the second replica). ``model`` is the id that requests
     must use. ``expires`` is the end of its SLURM job. ``draining`` servers finish their calls and accept no new ones.
+    ``fleet`` is the id of its fleet, ``fleet_file`` the path of that fleet's file, ``cluster`` the SLURM cluster of
+    ``job_id``; earlier versions published none of the three.
+    ``max_model_len`` is the length in tokens of its context (None: unknown), ``engine`` what serves it, with its version.
+    ``key`` says where the API key is that the fleet has made for it: in the ``file`` beside the entry, which its owner alone
+    can read, or ``derived`` from the registry's key; empty: the server has none, or clients are told it in another way.
     """
 
     server: str
@@ -290,6 +313,12 @@ class Entry:
     started: float
     expires: float | None = None
     updated: float
+    fleet: str = ""
+    cluster: str = ""
+    fleet_file: str = ""
+    max_model_len: int | None = None
+    engine: str = ""
+    key: Literal["", "file", "derived"] = ""
 
     @property
     def url(self) -> str:
@@ -306,6 +335,20 @@ class Entry:
         """Whether the entry is still valid."""
         return abs(now - self.updated) < LIFETIME and (self.expires is None or now < self.expires)
 
+    def stale(self, now: float) -> str:
+        """Return why the entry is not valid, in one line; empty if it is."""
+        age, there = now - self.updated, self.node or self.host
+        if age <= -LIFETIME:
+            return f"its entry is from {-age:.0f} s in the future: the clocks of {there} and of this machine differ"
+        if self.expires is not None and now >= self.expires:
+            return f"its job has ended by its time limit, {now - self.expires:.0f} s ago by this machine's clock"
+        if age >= LIFETIME:
+            return (
+                f"its entry was renewed {age:.0f} s ago and counts for {LIFETIME:.0f} s: its supervisor has ended or cannot"
+                f" write to the registry, or the clocks of {there} and of this machine differ"
+            )
+        return ""
+
     @classmethod
     def read(cls, text: bytes) -> Self:
         """Parse a file's entry. Raises ValueError if it is invalid; other users may be able to write to the folder."""
@@ -317,9 +360,20 @@ class Entry:
 
     def _check(self) -> None:
         """Check what the fields' types do not. Raises ValueError."""
-        texts = (self.server, self.role, self.host, self.model, self.node, self.job_id)
+        texts = (
+            self.server,
+            self.role,
+            self.host,
+            self.model,
+            self.node,
+            self.job_id,
+            self.fleet,
+            self.cluster,
+            self.engine,
+        )
         right = (
             all(len(text) < 1000 and text.isprintable() for text in texts)
+            and len(self.fleet_file) < _LONGEST_PATH
             and ROLE.fullmatch(self.role)
             and ROLE.fullmatch(self.server)
             and _HOST.fullmatch(self.host)
@@ -349,6 +403,7 @@ class ServerRegistry:
         self.directory = directory
         self._users = own_users() if users is None else users
         self._key = key
+        self.stale: list[tuple[Entry, str]] = []
         self._strangers: set[int] = set()
         self._unsigned = 0
 
@@ -363,16 +418,18 @@ class ServerRegistry:
         names = ", ".join(sorted(user_name(number) for number in self._strangers))
         return f"entries of {names} are ignored (add a user whose servers are yours to local_users of the profile)"
 
-    def publish(self, entry: Entry) -> Entry:
-        """Write or renew the entry; return it with its new ``updated``.
+    def publish(self, entry: Entry, key: str = "") -> Entry:
+        """Write or renew the entry; return it with its new ``updated``. ``key`` is a key to publish for its owner alone.
 
-        Raises `WorkflowComposerError` if the folder is not writable.
+        An entry is renewed even on a full disk. Raises `WorkflowComposerError` if the folder is not writable.
         """
         entry = replace(entry, updated=time.time())
         try:
             # Others may read and connect; only the owner may decide where prompts go.
             self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-            replace_file(self.directory / entry.file_name, entry.text(self._key), mode=0o644, follow=False)
+            if key and entry.key == "file":
+                replace_file(self._key_file(entry), key, mode=0o600, follow=False)
+            self._write(entry)
         except OSError as error:
             raise WorkflowComposerError(
                 f"cannot write to the registry {self.directory}: {error.strerror or error}",
@@ -380,15 +437,49 @@ class ServerRegistry:
             ) from error
         return entry
 
+    def _write(self, entry: Entry) -> None:
+        path, text = self.directory / entry.file_name, entry.text(self._key)
+        try:
+            replace_file(path, text, mode=0o644, follow=False)
+        except OSError as error:
+            if not is_full(error) or not path.is_file():
+                raise
+            overwrite_file(path, text)
+
     def withdraw(self, entry: Entry) -> None:
-        """Remove the entry, if it still exists."""
-        with contextlib.suppress(OSError):
-            (self.directory / entry.file_name).unlink(missing_ok=True)
+        """Remove the entry, if it still exists, and its key."""
+        for path in (self.directory / entry.file_name, self._key_file(entry)):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def _key_file(self, entry: Entry) -> Path:
+        return self.directory / f".{entry.file_name.removesuffix('.json')}.key"
+
+    def new_key(self, entry: Entry) -> tuple[Entry, str]:
+        """Return a key for a server, and its entry, which says where clients find it."""
+        if self._key is not None:
+            return replace(entry, key="derived"), self._key.derived(entry)
+        return replace(entry, key="file"), secrets.token_urlsafe(32)
+
+    def key_of(self, entry: Entry) -> str:
+        """Return the key that the fleet has made for a server; empty if there is none, or if it is another user's."""
+        if entry.key == "derived" and self._key is not None:
+            return self._key.derived(entry)
+        if entry.key == "file":
+            with contextlib.suppress(OSError, ValueError):
+                found = _content(self._key_file(entry), self._check_owner).decode("ascii")
+                return found if found.isprintable() else ""
+        return ""
 
     def entries(self, role: str | None = None, *, now: float | None = None) -> list[Entry]:
-        """Return the valid entries of one role or of all, oldest first. Invalid files are skipped."""
+        """Return the valid entries of one role or of all, oldest first; keep the others in `stale`, with the reasons.
+
+        Invalid files are skipped.
+        """
         now = time.time() if now is None else now
-        found = [entry for entry in self.all() if entry.alive(now) and role in (None, entry.role)]
+        there = [entry for entry in self.all() if role in (None, entry.role)]
+        self.stale = [(entry, entry.stale(now)) for entry in there if not entry.alive(now)]
+        found = [entry for entry in there if entry.alive(now)]
         return sorted(found, key=lambda entry: (entry.started, entry.file_name))
 
     def all(self) -> Iterator[Entry]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -40,11 +40,18 @@ class Standing(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReplicaPlace:
-    """A server's address and its model; ``registered``: it comes from the registry, not from the profile."""
+    """A server's address and its model; ``registered``: it comes from the registry, not from the profile.
+
+    ``length``: the tokens of its context; None: unknown. ``key``: the key that the fleet has made for it. ``refused`` says
+    why it gets no calls, with the remedy.
+    """
 
     url: str
     model: str | None = None
     registered: bool = False
+    length: int | None = None
+    key: str = field(default="", repr=False)
+    refused: tuple[str, str] | None = None
 
 
 class Replica:

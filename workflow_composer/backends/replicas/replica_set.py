@@ -124,7 +124,7 @@ class ReplicaSet:
         self._lock = threading.Lock()
         self._there: dict[ReplicaPlace, Replica] = {}
         self._gone: dict[ReplicaPlace, tuple[Replica, float]] = {}
-        self._refused: dict[ReplicaPlace, str] = {}
+        self._refused: dict[ReplicaPlace, EgressDenied] = {}
 
     def adopt(self, places: Collection[ReplicaPlace]) -> None:
         """Set the current servers. Servers that stay, or that return within `GONE` seconds, keep their state."""
@@ -132,7 +132,7 @@ class ReplicaSet:
             now = self._clock()
             for place in [place for place in self._there if place not in places]:
                 self._gone[place] = (self._there.pop(place), now)
-            self._refused = {place: why for place, why in self._refused.items() if place in places}
+            self._refused = {place: error for place, error in self._refused.items() if place in places}
             for place in places:
                 if place in self._refused or place in self._there:
                     continue
@@ -148,7 +148,7 @@ class ReplicaSet:
             self._refuse(place, error)
 
     def _refuse(self, place: ReplicaPlace, error: EgressDenied) -> None:
-        self._refused[place] = error.message
+        self._refused[place] = error
         self._report(f"a server of {self._role} is rejected: {error.message}")
 
     @property
@@ -161,7 +161,19 @@ class ReplicaSet:
     def refused(self) -> list[str]:
         """The reasons why servers were rejected."""
         with self._lock:
-            return list(self._refused.values())
+            return [error.message for error in self._refused.values()]
+
+    @property
+    def remedies(self) -> list[str]:
+        """What helps where servers were rejected, each once."""
+        with self._lock:
+            return list(dict.fromkeys(error.hint for error in self._refused.values() if error.hint))
+
+    def no_longer_than(self, place: ReplicaPlace) -> set[ReplicaPlace]:
+        """The places whose context is not known to be longer than that of ``place``."""
+        with self._lock:
+            most = float("inf") if place.length is None else place.length
+            return {other for other in (*self._there, *self._gone) if other.length is None or other.length <= most}
 
     @contextmanager
     def lent(self, key: bytes | None, tried: Collection[ReplicaPlace], request: object = None) -> Iterator[Replica | None]:

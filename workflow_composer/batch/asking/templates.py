@@ -268,7 +268,8 @@ class _Tamed(jinja2.Environment):
                 raise TemplateFault(f"{operator} needs numbers, not {type(value).__name__}", hint)
 
 
-def _environment() -> _Tamed:
+def tamed_environment() -> jinja2.Environment:
+    """Return an environment without globals, whose fields are items of plain data."""
     made = _Tamed(undefined=jinja2.StrictUndefined, autoescape=False, cache_size=0)
     made.globals.clear()
     given = {name: test for name, test in made.tests.items() if name in _TESTS}
@@ -388,10 +389,10 @@ class PromptTemplate:
 
     def __init__(self, text: str, *, name: str = "the template") -> None:
         self.text, self.name = text, name
-        environment = _environment()
+        environment = tamed_environment()
         try:
             tree = environment.parse(text)
-            _check(tree)
+            check_tree(tree)
             self.references = tuple(_references(tree))
             code = environment.compile(_Wrapped().visit(tree))
         except jinja2.TemplateSyntaxError as error:
@@ -452,7 +453,7 @@ class PromptTemplate:
         return InputError(f"{self.name}:{error.lineno}: {message}", hint=hint)
 
 
-class _NotAllowed(jinja2.TemplateSyntaxError):
+class NotAllowed(jinja2.TemplateSyntaxError):
     """A construct that these templates do not have."""
 
     def __init__(self, message: str, line: int, hint: str) -> None:
@@ -469,31 +470,33 @@ def _limited(pieces: Iterable[str]) -> Iterator[str]:
         yield piece
 
 
-def _check(node: nodes.Node, depth: int = 0) -> None:
-    """Raise `jinja2.TemplateSyntaxError` for whatever is not allowed, also in branches that are not taken."""
+def check_tree(
+    node: nodes.Node, depth: int = 0, *, filters: Iterable[str] = FILTERS, tests: Iterable[str] = (*_TESTS, "given")
+) -> None:
+    """Raise `NotAllowed` for whatever a template does not have, also in branches that are not taken."""
     if depth > _DEEPEST:
-        raise _NotAllowed("the template is nested too deeply", node.lineno, "make it simpler")
+        raise NotAllowed("the template is nested too deeply", node.lineno, "make it simpler")
     if isinstance(node, nodes.Call):
         called = written(node.node)
-        hint = f"available filters: {', '.join(FILTERS)}"
+        hint = f"available filters: {', '.join(filters)}"
         if called.endswith((".items", ".keys", ".values")):
             hint = "loop over the object itself: {% for key in meta %}{{ key }}: {{ meta[key] }}{% endfor %}"
-        raise _NotAllowed(f"{called}(…): calls are not allowed", node.lineno, hint)
+        raise NotAllowed(f"{called}(…): calls are not allowed", node.lineno, hint)
     if not isinstance(node, _ALLOWED) or (isinstance(node, nodes.For) and node.recursive):
         word = _REFUSED.get(type(node), type(node).__name__.lower())
-        raise _NotAllowed(f"{word!r} is not allowed in a prompt", node.lineno, "use if, for, and the filters")
-    if isinstance(node, nodes.Filter) and node.name not in FILTERS:
-        _unknown("filter", node.name, FILTERS, node.lineno)
-    if isinstance(node, nodes.Test) and node.name not in (*_TESTS, "given"):
-        _unknown("test", node.name, (*_TESTS, "given"), node.lineno)
+        raise NotAllowed(f"{word!r} is not allowed in a prompt", node.lineno, "use if, for, and the filters")
+    if isinstance(node, nodes.Filter) and node.name not in filters:
+        _unknown("filter", node.name, filters, node.lineno)
+    if isinstance(node, nodes.Test) and node.name not in tests:
+        _unknown("test", node.name, tests, node.lineno)
     for child in node.iter_child_nodes():
-        _check(child, depth + 1)
+        check_tree(child, depth + 1, filters=filters, tests=tests)
 
 
 def _unknown(what: str, name: str, known: Iterable[str], line: int) -> None:
     known = list(known)
     hint = nearest(name, known) or f"available: {', '.join(known)}"
-    raise _NotAllowed(f"no {what} named {name!r}", line, hint)
+    raise NotAllowed(f"no {what} named {name!r}", line, hint)
 
 
 def _references(node: nodes.Node, bound: frozenset[str] = frozenset()) -> Iterator[Reference]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from workflow_composer.batch.datasets.columns import Columns, Found, Search, listed
 from workflow_composer.batch.datasets.content import BODY, RowContent, Taking
+from workflow_composer.batch.datasets.delimited import Delimited
 from workflow_composer.batch.datasets.formats import Format, JsonLines, first_rows, format_of
 from workflow_composer.batch.datasets.locating import Located, locate, near_paths
 from workflow_composer.batch.datasets.request_fields import is_batch_line
@@ -82,6 +83,11 @@ class Table:
         found = self.taking.found
         taken = "OpenAI Batch requests" if self.is_batch else found.describe()
         return "; ".join((taken, *self.notes))
+
+    @property
+    def is_typed(self) -> bool:
+        """Whether cells have types of their own, as in JSON; those of delimited text do not."""
+        return not any(isinstance(form, Delimited) for form in self._formats.values())
 
     def count(self) -> int:
         """Return the number of rows. Raises `InputError` if a file is damaged."""

@@ -97,6 +97,13 @@ def _print(config: StrategyConfig | None, found: Sequence[Finding], errors: int,
         click.echo(printable(f"\n{finding.level}: {finding.problem} [{finding.kind}]"))
         click.echo(printable(f"  where:  {finding.where}\n  remedy: {finding.remedy}"))
     warnings = len(found) - errors
-    click.echo(("\n" if found else "") + (f"{errors} errors, {warnings} warnings" if found else "nothing is wrong"))
+    click.echo(
+        ("\n" if found else "")
+        + (f"{_counted(errors, 'error')}, {_counted(warnings, 'warning')}" if found else "nothing is wrong")
+    )
     if config is not None and config.allow_cloud and not cloud and any(not spec.local for spec in config.models.values()):
         click.echo("cloud servers were not asked; --cloud asks them whether they take the keys")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"

@@ -33,7 +33,8 @@ From cron, every 5 minutes; cron mails the events printed to standard error, eac
   */5 * * * * cd FOLDER && .venv/bin/python scripts/llm/monitor_vllm_health.py > /dev/null
 
 \b
-Exit codes: 0 no wanted server is down, or another monitor is running; 1 a server that should run is down."""
+Exit codes: 0 no wanted server is down, or another monitor is running; 1 a server that should run is down,
+  or the registry, the state or the logs are on a full disk."""
 
 
 @click.command(epilog=_EPILOG)
@@ -121,16 +122,21 @@ def _watch(state: State, made: Monitor, fleet: Fleet) -> int:
 
 def _show(state: State, found: Round, fleet: Fleet) -> None:
     if state.json:
-        print_json({"busy": found.busy, "servers": [to_dict(watched) for watched in found.servers]})
+        servers = [to_dict(watched) for watched in found.servers]
+        print_json({"busy": found.busy, "servers": servers, "disks": list(found.disks)})
     elif found.busy:
         click.echo(f"another monitor is running on {fleet.states.directory}: nothing was done")
-    elif not found.servers and sys.stdout.isatty():
+    elif not found.servers and not found.disks and sys.stdout.isatty():
         click.echo("no server of this fleet has been started yet")
     else:
         for watched in found.servers:
             if watched.seen in ("down", "overloaded"):
                 parts = (f"{watched.server} {watched.seen}", watched.reason, watched.action)
                 click.echo(": ".join(filter(None, parts)))
+            elif watched.note:
+                click.echo(f"{watched.server} {watched.note}")
+        for line in found.disks:
+            click.echo(line)
     sys.stdout.flush()
 
 
@@ -142,5 +148,6 @@ def to_dict(watched: WatchedServer) -> dict[str, Any]:
         "reason": watched.reason,
         "phase": watched.phase,
         "action": watched.action,
+        "note": watched.note,
         "seconds": watched.check.seconds if watched.check else None,
     }

@@ -33,11 +33,14 @@ def status(state: State, servers: tuple[str, ...], probe: bool, fleet_file: str 
     --check for answer_seconds of the fleet file. Queue: running + waiting requests. Tokens/s: since the monitor's last
     check. Uptime: share of the last 24 hours in which the monitor checked.
     """
+    from workflow_composer.fleet.monitor.disks import disk_faults
     from workflow_composer.fleet.monitor.report import report
     from workflow_composer.fleet.runners import node_name, runners
 
     fleet = open_fleet(state, fleet_file)
     found = report(fleet, runners(fleet), node_name(), servers, probe=probe)
+    for fault in disk_faults(fleet):
+        click.echo(f"warning: {fault}", err=True)
     if state.json:
         print_json([line.to_dict() for line in found])
         return

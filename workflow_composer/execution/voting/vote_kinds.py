@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from workflow_composer.answers import Question, Reader, reader
-from workflow_composer.answers.form import OutputForm, Patience
+from workflow_composer.answers.form import Check, OutputForm, Patience
 from workflow_composer.answers.json_text import blocks, canonical, json_values
 from workflow_composer.answers.reasoning import without_reasoning
 from workflow_composer.errors import AllCandidatesFailed, ConfigError, ModelError
@@ -31,6 +31,7 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)|\n+(?=\S)")
 _MOST_WORDS_AFTER = 12
 
 _UNKNOWN = "\0"
+PASSED = "(passes the check)"
 BY_EMBEDDING = "free text cannot be compared as an answer; --vote-by embedding groups it by meaning (see docs/voting.md)"
 
 
@@ -43,6 +44,10 @@ class VoteKind(ABC):
     @abstractmethod
     def read(self, sample: Sample) -> str | None:
         """Return what the sample votes for, as text; None: nothing that can be read."""
+
+    async def judge(self, sample: Sample) -> None:
+        """Do what `read` needs and must wait for; called before the sample is read."""
+        return
 
     @abstractmethod
     async def groups(self, votes: Sequence[str]) -> list[int]:
@@ -101,18 +106,33 @@ class AnswerVotes(VoteKind):
 
 
 class FormVotes(VoteKind):
-    """Values of a form; free text of a form is normalised."""
+    """Values of a form; free text of a form is normalised.
 
-    def __init__(self, form: OutputForm) -> None:
+    What a ``check`` refuses is no vote. Long texts that pass it, such as code, are one vote: on the check they agree.
+    """
+
+    def __init__(self, form: OutputForm, check: Check | None = None) -> None:
         self.form = form
+        self._check = check
+        self._passed: dict[str, bool] = {}
+
+    async def judge(self, sample: Sample) -> None:
+        """Check an answer that has the form; the same text is checked once only."""
+        if self._check is None or sample.cut_off or sample.text in self._passed:
+            return
+        found = self.form.read(sample.text)
+        if found.problem is None:
+            self._passed[sample.text] = await self._check(self.form.plain(found.value)) is None
 
     def read(self, sample: Sample) -> str | None:
         """Return the value as text, the same for all its writings."""
-        if sample.cut_off:
+        if sample.cut_off or not self._passed.get(sample.text, True):
             return None
         found = self.form.read(sample.text)
-        if found.problem is not None or (self.form.is_text and is_free_text(sample)):
+        if found.problem is not None:
             return None
+        if self.form.is_text and is_free_text(sample):
+            return None if self._check is None else PASSED
         if self.form.is_text and isinstance(found.value, str):
             return " ".join(found.value.split())
         return found.value if isinstance(found.value, str) else self.form.key(found.value)
@@ -125,7 +145,7 @@ class FormVotes(VoteKind):
 
     def is_free_text(self, sample: Sample) -> bool:
         """Whether the form is text, and this one long."""
-        return self.form.is_text and is_free_text(sample)
+        return self.form.is_text and self._check is None and is_free_text(sample)
 
 
 class JsonVotes(VoteKind):
@@ -242,12 +262,10 @@ def vote_kind(
     ``ends`` is when the request's time is up (`time.perf_counter`): no comparison of its answers takes longer.
     """
     kind: VoteKind
-    if form is not None and not form.is_text:
-        kind = FormVotes(form)
+    if form is not None and (embed is None or not form.is_text or request.check is not None):
+        kind = FormVotes(form, request.check)
     elif embed is not None:
         kind = EmbeddingVotes(embed, voting.similarity)
-    elif form is not None:
-        kind = FormVotes(form)
     else:
         kind = _declared(request) or AnswerVotes(reader(voting.form), ends)
     return ToolVotes(request.tools, kind) if request.tools else kind

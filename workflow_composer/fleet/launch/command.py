@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from workflow_composer.errors import FleetError
-from workflow_composer.fleet.launch.hardware import GIGA, Build, Gpu, Hardware
+from workflow_composer.fleet.launch.hardware import GIGA, NOT_FOUND, Build, Gpu, Hardware, unknown_gpus
 from workflow_composer.fleet.settings import RoleSpec, faults
 
 MODULE = "vllm.entrypoints.openai.api_server"
@@ -61,16 +61,21 @@ class Command:
 
 
 def device(role: RoleSpec, hardware: Hardware, build: Build) -> str:
-    """Return ``cuda`` or ``cpu``, where the role runs. Raises `FleetError` if it cannot run here."""
-    wanted = role.device
+    """Return ``cuda`` (AMD's GPUs, too) or ``cpu``, where the role runs. Raises `FleetError` if it cannot run here.
+
+    A role that names the device is believed where nothing shows the GPUs.
+    """
+    wanted = "cuda" if role.device == "rocm" else role.device
     if wanted == "auto":
         wanted = "cpu" if build.device == "cpu" else "cuda"
-    if wanted != build.device:
+    if wanted != build.device or (role.device == "rocm" and "rocm" not in build.version):
         other = "GPUs" if build.device == "cuda" else "the CPU"
         raise FleetError(
-            f"role {role.name!r} sets device: {wanted}, but the vLLM of {build.python} is built for {other}",
+            f"role {role.name!r} sets device: {role.device}, but the vLLM of {build.python} is built for {other}",
             hint=f"set device: {build.device}, or set `python` or $WORKFLOW_COMPOSER_VLLM_PYTHON to another vLLM's Python",
         )
+    if believed(role, hardware):
+        return wanted
     if wanted == "cuda" and not hardware.gpus:
         raise FleetError(
             f"no GPU here: {hardware.no_gpu}",
@@ -81,6 +86,12 @@ def device(role: RoleSpec, hardware: Hardware, build: Build) -> str:
             f"role {role.name!r} needs {role.gpus} GPUs, but this node has {len(hardware.gpus)}", hint="lower `gpus`"
         )
     return wanted
+
+
+def believed(role: RoleSpec, hardware: Hardware) -> tuple[Gpu, ...]:
+    """Return GPUs of unknown size for a role that names the device, on a machine without a program that lists them."""
+    named = role.device in ("cuda", "rocm") and not hardware.gpus and hardware.no_gpu == NOT_FOUND
+    return unknown_gpus([""] * role.gpus) if named else ()
 
 
 def vllm_command(
@@ -170,7 +181,10 @@ def _environment(role: RoleSpec, gpus: Sequence[Gpu], *, visible: bool, environ:
     added = {name: value for name, value in added.items() if name not in environ}
     if gpus and not visible:
         # CUDA numbers the fastest GPU first by default; nvidia-smi numbers by PCI bus.
-        added |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(str(gpu.index) for gpu in gpus)}
+        added |= {
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "CUDA_VISIBLE_DEVICES": ",".join(gpu.visible or str(gpu.index) for gpu in gpus),
+        }
     return {**added, **role.environment}
 
 

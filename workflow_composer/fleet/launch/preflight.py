@@ -74,6 +74,11 @@ def reachable(listen: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(listen, listen)  # noqa: S104  # looked up, not bound
 
 
+def is_loopback(listen: str) -> bool:
+    """Whether only this machine reaches a server that listens on this address."""
+    return listen in {"localhost", "::1"} or listen.startswith("127.")
+
+
 def _who(listen: str, port: int) -> str:
     models = Api(reachable(listen), port).models(timeout=2)
     process = _listener(port)
@@ -117,6 +122,8 @@ def needed(role: RoleSpec, gpu: Gpu) -> float:
 def memory_fault(role: RoleSpec, hardware: Hardware, gpus: Sequence[Gpu]) -> str | None:
     """Return which memory is too small, of a GPU or of the machine; None if it is enough."""
     for gpu in gpus:
+        if not gpu.total:
+            continue  # of unknown size
         if gpu.total < (role.memory_gb or 0) * GIGA:
             return (
                 f"role {role.name!r} needs {role.memory_gb:g} GB, but GPU {gpu.index} ({gpu.name}) has only"

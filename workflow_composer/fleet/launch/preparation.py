@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from workflow_composer.errors import FleetError
 from workflow_composer.fleet.file import Fleet
-from workflow_composer.fleet.launch.command import Command, device, vllm_command
+from workflow_composer.fleet.launch.command import Command, believed, device, vllm_command
 from workflow_composer.fleet.launch.gpu_leases import Claims
 from workflow_composer.fleet.launch.hardware import Gpu, Hardware, look, vllm_build
 from workflow_composer.fleet.launch.preflight import faults, needed
@@ -16,17 +16,18 @@ from workflow_composer.fleet.settings import RoleSpec
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A command ready to start. ``release`` frees the GPUs leased for it."""
+    """A command ready to start. ``release`` frees the GPUs leased for it; ``engine`` is vLLM with its version."""
 
     command: Command
     release: Callable[[], None]
+    engine: str = ""
 
 
 def prepare(fleet: Fleet, server: str, role: RoleSpec, port: int, listen: str, options: Sequence[str] = ()) -> Prepared:
     """Choose and check everything. Raises `FleetError` with one line for each fault."""
     environ = {**fleet.environ, **role.environment}
     build = vllm_build(fleet.python, environ)
-    hardware = look(environ)
+    hardware = _hardware(role, environ)
     claims = Claims(fleet.states.directory, hardware.node)
     gpus: tuple[Gpu, ...] = ()
     if device(role, hardware, build) == "cuda":
@@ -41,7 +42,7 @@ def prepare(fleet: Fleet, server: str, role: RoleSpec, port: int, listen: str, o
     except BaseException:
         claims.release(server)
         raise
-    return Prepared(command, lambda: claims.release(server))
+    return Prepared(command, lambda: claims.release(server), f"vllm {build.version}".strip())
 
 
 def _raise_if_any(problems: tuple[str, ...]) -> None:
@@ -56,7 +57,7 @@ def plan(fleet: Fleet, role: RoleSpec, port: int, listen: str, options: Sequence
     """
     environ = {**fleet.environ, **role.environment}
     build = vllm_build(fleet.python, environ)
-    hardware = look(environ)
+    hardware = _hardware(role, environ)
     gpus: tuple[Gpu, ...] = ()
     if device(role, hardware, build) == "cuda":
         gpus = _freest(hardware)[: role.gpus]
@@ -64,6 +65,13 @@ def plan(fleet: Fleet, role: RoleSpec, port: int, listen: str, options: Sequence
         role, build, port=port, listen=listen, environ=environ, gpus=gpus, visible=len(gpus) == len(hardware.gpus),
         options=options,
     )  # fmt: skip
+
+
+def _hardware(role: RoleSpec, environ: Mapping[str, str]) -> Hardware:
+    """This machine's hardware, with GPUs that only the role's ``device`` says."""
+    found = look(environ)
+    assumed = believed(role, found)
+    return replace(found, gpus=assumed, no_gpu="") if assumed else found
 
 
 def _freest(hardware: Hardware) -> tuple[Gpu, ...]:

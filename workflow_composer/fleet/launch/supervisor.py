@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -22,10 +22,12 @@ from workflow_composer.errors import FleetError, WorkflowComposerError
 from workflow_composer.fleet.file import Fleet
 from workflow_composer.fleet.held import FILE_NAME as HELD
 from workflow_composer.fleet.held import HeldLog, HeldTime, held_by
+from workflow_composer.fleet.launch.command import API_KEY
 from workflow_composer.fleet.launch.exit_reasons import last_line, reason
-from workflow_composer.fleet.launch.preflight import reachable
+from workflow_composer.fleet.launch.preflight import is_loopback, reachable
 from workflow_composer.fleet.launch.preparation import Prepared, prepare
 from workflow_composer.fleet.launch.process import ServerLog, ServerProcess, log_path
+from workflow_composer.fleet.launch.readiness import Readiness, refuse_another_model
 from workflow_composer.fleet.launch.supervisor_lock import Holding
 from workflow_composer.fleet.monitor.observers import Api
 from workflow_composer.fleet.settings import RoleSpec
@@ -48,13 +50,17 @@ class Ended:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenPlace:
-    """Where a server runs: vLLM binds ``listen``, clients connect to ``host``; the job ends at Unix time ``expires``."""
+    """Where a server runs: vLLM binds ``listen``, clients connect to ``host``; the job ends at Unix time ``expires``.
+
+    ``cluster`` is the SLURM cluster of the job.
+    """
 
     port: int
     listen: str = "127.0.0.1"
     host: str = "127.0.0.1"
     job_id: str = ""
     expires: float | None = None
+    cluster: str = ""
 
     @property
     def how(self) -> How:
@@ -95,9 +101,12 @@ class ServerSupervisor:
         self._asked: list[Literal["stopped", "expiring"]] = []
         self._api = Api(reachable(place.listen), place.port)
         self._entry: Entry | None = None
+        self._key = ""
+        self._engine = ""
         self._held: HeldTime | None = None
         self._beaten = 0.0
         self._failed_beats = 0
+        self._fleet_id = ""
 
     # --------------------------------------------------------------------------------------------------------- from outside
 
@@ -118,6 +127,7 @@ class ServerSupervisor:
                 hint=f"see `fleet status`, or stop it with `fleet down {self.server}`",
             )
         try:
+            self._fleet_id = self.fleet.id
             with self._signals():
                 return self._whole_life()
         finally:
@@ -146,6 +156,7 @@ class ServerSupervisor:
 
     def _whole_life(self) -> Ended:
         try:
+            refuse_another_model(self.fleet, self.server, self.role)
             prepared = prepare(self.fleet, self.server, self.role, self.place.port, self.place.listen, self.options)
             log = ServerLog(log_path(self.fleet.logs, self.server))
         except WorkflowComposerError as error:
@@ -170,8 +181,13 @@ class ServerSupervisor:
             self._held.beat(ended=True)
 
     def _holding(self, prepared: Prepared, log: ServerLog) -> Ended:
+        self._engine = prepared.engine
+        entry = self._entry = self._first_entry()
+        environ = prepared.command.environment(self.fleet.environ)
+        if entry.key:
+            environ[API_KEY] = self._key
         try:
-            process = ServerProcess(prepared.command.argv, prepared.command.environment(self.fleet.environ), log)
+            process = ServerProcess(prepared.command.argv, environ, log)
         except FleetError as error:
             self._remember_failure(str(error))
             raise
@@ -199,21 +215,23 @@ class ServerSupervisor:
         """Wait until the server is healthy; return None when it is ready, else how it ended."""
         begun = time.monotonic()
         self._publish("starting")
-        while not self._api.healthy():
+        readiness = Readiness(reachable(self.place.listen), self.place.port, self.role, self._known_key())
+        while not (found := readiness.poll()).ready:
             waited = time.monotonic() - begun
             if (code := process.ended()) is not None:
                 return Ended("failed", reason(log.tail, code))
             if self._asked:
                 return Ended(self._asked[0])
+            if found.never:
+                return Ended("failed", found.why)
             if waited > self.role.start_seconds:
-                return Ended(
-                    "failed", f"not healthy within {self.role.start_seconds:g} s; last log line: {last_line(log.tail)}"
-                )
+                late = f"{found.why} within {self.role.start_seconds:g} s; last log line: {last_line(log.tail)}"
+                return Ended("failed", late)
             self._progress(waited, last_line(log.tail))
             self._beat()
             time.sleep(TICK)
-        if (models := self._models()) is not None and self.role.served not in models:
-            return Ended("failed", f"port {self.place.port} serves {', '.join(models)}, not {self.role.served}")
+        if self._entry is not None:
+            self._entry = replace(self._entry, max_model_len=found.length or self.role.max_model_len)
         if (code := process.ended()) is not None:  # the healthy server on this port is another one
             return Ended("failed", reason(log.tail, code))
         self._become("ready")
@@ -249,9 +267,8 @@ class ServerSupervisor:
             self._beat()
             time.sleep(TICK)
 
-    def _models(self) -> list[str] | None:
-        key = self.fleet.environ.get(self.role.api_key_env or "", "")
-        return self._api.models(api_key=key)
+    def _known_key(self) -> str:
+        return self._key or self.fleet.environ.get(self.role.api_key_env or "", "")
 
     def _tell(self, log: ServerLog, line: str) -> None:
         log.say(line)
@@ -264,29 +281,41 @@ class ServerSupervisor:
         host = f"[{self.place.host}]" if ":" in self.place.host else self.place.host
         return f"http://{host}:{self.place.port}/v1"
 
-    def _publish(self, state: State) -> None:
+    def _first_entry(self) -> Entry:
+        """The entry of a server that starts; a server that other machines can reach gets a key of its own."""
         now = time.time()
-        started = self._entry.started if self._entry else now
         entry = Entry(
             server=self.server,
             role=self.role.name,
             host=self.place.host,
             port=self.place.port,
             model=self.role.served,
-            state=state,
             node=os.uname().nodename,
             pid=os.getpid(),
             job_id=self.place.job_id,
-            started=started,
+            started=now,
             expires=self.place.expires,
             updated=now,
+            fleet=self._fleet_id,
+            cluster=self.place.cluster,
+            fleet_file=str(self.fleet.path),
+            max_model_len=self.role.max_model_len,
+            engine=self._engine,
         )
-        self._entry = self.fleet.registry.publish(entry)
+        if self.role.api_key_env is None and not self.role.keyless and not is_loopback(self.place.listen):
+            entry, self._key = self.fleet.registry.new_key(entry)
+        return entry
+
+    def _publish(self, state: State) -> None:
+        assert self._entry is not None, "made before the server is started"
+        entry = replace(self._entry, state=state, expires=self.place.expires)
+        self._entry = self.fleet.registry.publish(entry, "" if self._beaten else self._key)
         self._beaten = time.monotonic()
 
     def _become(self, state: State) -> None:
         """Publish and save another state. A full disk must not stop a working server, so errors are ignored."""
         if self._entry is not None:
+            self._entry = replace(self._entry, state=state)  # if it cannot be published now, the next beat tries again
             with contextlib.suppress(WorkflowComposerError):
                 self._publish(state)
         self._remember(state)
@@ -323,7 +352,12 @@ class ServerSupervisor:
             port=self.place.port,
             log=str(log),
             fleet_file=str(self.fleet.path),
+            fleet=self._fleet_id,
+            cluster=self.place.cluster,
             options=self.options,
+            model=self.role.served,
+            task=self.role.task,
+            api_key_env=self.role.api_key_env or "",
             **more,
         )
 

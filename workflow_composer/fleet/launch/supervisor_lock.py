@@ -10,6 +10,7 @@ from pathlib import Path
 
 from workflow_composer.backends.replicas.registry import ROLE
 from workflow_composer.errors import FleetError
+from workflow_composer.fleet.processes import same_host
 from workflow_composer.storage.locks import FileLock, lock_beside
 from workflow_composer.storage.replacing import replace_file
 from workflow_composer.storage.saved import read_saved
@@ -28,7 +29,7 @@ class Holder:
     @property
     def here(self) -> bool:
         """Whether it runs on this machine."""
-        return self.node == os.uname().nodename
+        return same_host(self.node, os.uname().nodename)
 
 
 class Holding:

@@ -54,7 +54,8 @@ class Check:
     """Result of a check. ``reason`` is one line, empty if the server is up; ``seconds`` is how long the check took.
 
     ``overloaded``: it works, but receives more requests than it can serve; a restart would only lose requests.
-    ``curable``: a restart may help; it cannot if the monitor lacks the server's key.
+    ``curable``: a restart may help; it cannot if the monitor lacks the server's key. ``serves``: it is healthy and does not
+    hang, whatever else is wrong, so that it may have requests in progress.
     """
 
     verdict: Verdict
@@ -62,6 +63,7 @@ class Check:
     readings: Readings = field(default_factory=Readings)
     seconds: float = 0.0
     curable: bool = True
+    serves: bool = False
 
 
 class _Down(Exception):
@@ -78,7 +80,7 @@ async def check(target: CheckTarget, limits: Limits = Limits(), *, probe: bool =
     Takes at most ``limits.seconds``, plus `GRACE` if the server returns no token but serves its metrics.
     """
     begun = time.monotonic()
-    readings, curable = Readings(), True
+    readings, curable, serves = Readings(), True, False
     verdict: Verdict
     try:
         async with observing(target.host, target.port, target.key) as observer:
@@ -86,14 +88,14 @@ async def check(target: CheckTarget, limits: Limits = Limits(), *, probe: bool =
             try:
                 reason = await server.examine(probe=probe)
             finally:
-                readings = server.readings
+                readings, serves = server.readings, server.serves
         verdict = "overloaded" if reason else "up"
     except _Down as down:
         reason, verdict, curable = str(down), "down", not isinstance(down, _Unauthorized)
     except EgressDenied:
         reason, verdict = f"{target.host} is not a valid host name", "down"
     seconds = time.monotonic() - begun
-    return Check(verdict=verdict, reason=reason, readings=readings, seconds=seconds, curable=curable)
+    return Check(verdict=verdict, reason=reason, readings=readings, seconds=seconds, curable=curable, serves=serves)
 
 
 class _Server:
@@ -103,6 +105,7 @@ class _Server:
         self.target = target
         self.limits = limits
         self.readings = Readings()
+        self.serves = False
         self._observer = observer
         self._ends = time.monotonic() + limits.seconds
 
@@ -111,6 +114,7 @@ class _Server:
         status = await self._heard("/health", self._observer.health(self._left))
         if status != 200:
             raise _Down(f"{self.target.place} responds, but /health returns status {status}")
+        self.serves = True
         await self._identify()
         await self._read()
         if probe:
@@ -126,6 +130,7 @@ class _Server:
         try:
             return await self._asked(path, question)
         except Late as late:
+            self.serves = False
             if late.begun:
                 raise _Down(f"{self.target.place} sent no complete response within {self._limit}: it hangs") from None
             if late.connected:
@@ -184,6 +189,7 @@ class _Server:
             return (
                 f"no {self._what} within {self._limit}, but it is processing: {self.readings.waiting or 0} requests waiting"
             )
+        self.serves = False
         raise _Down(f"port {self.target.port} is open, but no {self._what} within {self._limit}: it hangs")
 
     async def _read(self) -> None:

@@ -8,14 +8,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from workflow_composer.backends.replicas.registry import BEAT
 from workflow_composer.errors import WorkflowComposerError
 from workflow_composer.fleet.monitor.alerts import Alert, AlertChannel, AlertFailed
 from workflow_composer.fleet.monitor.checks import Check
+from workflow_composer.fleet.monitor.disks import disk_faults
 from workflow_composer.fleet.monitor.history import CheckRecord, History
 from workflow_composer.fleet.monitor.incident_store import MonitorFiles, Remembered, Unsent
 from workflow_composer.fleet.monitor.incidents import IncidentStep, Phase, RestartRules, Seen, advance
 from workflow_composer.fleet.monitor.observers import answer_to
 from workflow_composer.fleet.monitor.survey import Known, check_all, known_servers, limits, look_all, of_file, withdraw_dead
+from workflow_composer.fleet.processes import same_host
 from workflow_composer.fleet.runners import Runner
 from workflow_composer.fleet.state import Look
 
@@ -91,13 +94,18 @@ FOLDER = "monitor"
 """The monitor's subfolder of the fleet's state."""
 LOOKING = 90.0
 """Time limit for queries to SLURM in seconds; each SLURM command also has its own."""
+DISKS = ".disks"
+"""The name under which the state of the fleet's disks is kept; no server has it."""
 HISTORY = "history.jsonl"
 """The file of checks in that folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchedServer:
-    """Result of a round for one server; ``action`` is one line, empty if nothing had to be done."""
+    """Result of a round for one server; ``action`` is one line, empty if nothing had to be done.
+
+    ``note``: what the fleet file says otherwise than the running server.
+    """
 
     server: str
     seen: Seen
@@ -105,24 +113,30 @@ class WatchedServer:
     phase: Phase = "healthy"
     action: str = ""
     check: Check | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """Result of a round for all servers. ``busy``: another monitor was running, so this one did nothing."""
+    """Result of a round for all servers. ``busy``: another monitor was running, so this one did nothing.
+
+    ``disks``: a line for each folder of the fleet on a full disk.
+    """
 
     servers: tuple[WatchedServer, ...] = ()
     busy: bool = False
+    disks: tuple[str, ...] = ()
 
     @property
     def well(self) -> bool:
-        """Whether no server that should run is down."""
-        return not any(watched.seen == "down" for watched in self.servers)
+        """Whether no server that should run is down, and no disk is full."""
+        return not self.disks and not any(watched.seen == "down" for watched in self.servers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Monitor:
-    """Monitors the servers recorded in the fleet's state. ``say`` logs a line; ``node`` is the monitor's own node.
+    """Monitors the servers recorded in the fleet's state. ``say`` logs a line; ``node`` is the monitor's own node;
+    ``patience``: seconds in which a server that answers may bring its entry into the registry.
 
     Several monitors may run, on one machine or several: they take turns and share their saved state.
     """
@@ -133,6 +147,7 @@ class Monitor:
     say: Callable[[str], None]
     node: str
     clock: Callable[[], float] = field(default=time.time)
+    patience: float = 1.5 * BEAT
 
     def round(self) -> Round:
         """Check every server once. Raises `WorkflowComposerError` if the result cannot be saved."""
@@ -171,10 +186,45 @@ class _Turn:
                 if server not in servers:
                     self._forget(server)
         looks, checks = answer_to(self._see(servers))
+        servers = dict(self._seen_by_clients(servers, checks))
         done = tuple(self._handle(known, looks[name], checks.get(name)) for name, known in servers.items())
+        disks = self._look_at_disks()
         self._record(done)
         withdraw_dead(self.monitor.fleet.registry, self.monitor.node, self.monitor.clock())
-        return Round(servers=done)
+        return Round(servers=done, disks=disks)
+
+    def _seen_by_clients(self, servers: Mapping[str, Known], checks: Mapping[str, Check]) -> Mapping[str, Known]:
+        """Look again where a server answers and has no entry: a supervisor restores one that was deleted."""
+        ends = time.monotonic() + self.monitor.patience
+        while any(
+            known.entry is None and (check := checks.get(name)) and check.verdict != "down"
+            for name, known in servers.items()
+        ):
+            if time.monotonic() > ends:
+                break
+            time.sleep(0.5)
+            servers = {known.server: known for known in known_servers(self.monitor.fleet) if known.server in servers}
+        return servers
+
+    def _look_at_disks(self) -> tuple[str, ...]:
+        """Send one alert while a disk of the fleet is full; return the lines."""
+        faults = tuple(disk_faults(self.monitor.fleet))
+        before, reason = self.files.load(DISKS), "; ".join(faults)
+        now, node = self.monitor.clock(), self.monitor.node
+        step = advance(before.memory, "down" if faults else "up", reason, now, self.rules, ours=False)
+        since = step.memory.since
+        alerts = [
+            Alert(
+                kind=kind, server="disk", role="", model="", where=node, reason=reason, action="", time=now, since=since,
+                monitor=node,
+            )
+            for kind in step.tell
+        ]  # fmt: skip
+        if alerts or before.memory.phase != step.memory.phase or before.unsent:
+            self.delivery.flush(DISKS)
+            self.delivery.remember(DISKS, replace(self.files.load(DISKS), memory=step.memory), alerts)
+            self.delivery.tell(DISKS, alerts)
+        return faults
 
     async def _see(self, servers: Mapping[str, Known]) -> tuple[dict[str, Look], dict[str, Check]]:
         """Look at every server's runner, and check the servers that are not just starting or queued."""
@@ -195,7 +245,7 @@ class _Turn:
             server: target
             for server, known in servers.items()
             if known.state and known.state.wanted and not looks[server].waiting
-            if (target := known.target(environ, now, self.monitor.node))
+            if (target := known.target(environ, now, self.monitor.node, self.monitor.fleet.registry))
         }
         return await check_all(targets, limits(self.settings))
 
@@ -205,7 +255,8 @@ class _Turn:
         assert known.state is not None, "servers without a state are not monitored"
         # `fleet up` resets the restarts in the state: a person has intervened.
         memory = replace(before.memory, restarts=known.state.restarts)
-        hopeless = "" if check is None or check.curable else "a restart would not help"
+        helpless = (check is not None and not check.curable) or self._is_only_hidden(known, check)
+        hopeless = "a restart would not help" if helpless else ""
         foreign = look.foreign or hopeless
         step = advance(memory, seen, reason, self.monitor.clock(), self.rules, ours=not foreign)
         action = step.why_not
@@ -214,17 +265,31 @@ class _Turn:
         alerts = [self._alert(known, kind, reason, step, action) for kind in step.tell]
         self.delivery.remember(known.server, replace(before, memory=step.memory), alerts)
         if step.restart:
-            action = self._restart(known, step)
+            action = self._restart(known, step, serves=check is not None and check.serves)
             alerts = [replace(alert, action=action) for alert in alerts]
         self.delivery.tell(known.server, alerts)
         return WatchedServer(
-            server=known.server, seen=seen, reason=reason, phase=step.memory.phase, action=action, check=check
+            server=known.server,
+            seen=seen,
+            reason=reason,
+            phase=step.memory.phase,
+            action=action,
+            check=check,
+            note=known.edited if seen in ("up", "overloaded") else "",
         )
 
-    def _restart(self, known: Known, step: IncidentStep) -> str:
+    def _is_only_hidden(self, known: Known, check: Check | None) -> bool:
+        """Whether a server answers that clients do not find, for another reason than its own supervisor's death or sleep."""
+        if check is None or check.verdict == "down" or not known.hidden(self.monitor.clock()):
+            return False
+        state = known.state
+        here = state is not None and state.how == "process" and same_host(state.node, self.monitor.node)
+        return not here or any(disk_faults(self.monitor.fleet))
+
+    def _restart(self, known: Known, step: IncidentStep, *, serves: bool) -> str:
         assert known.state is not None, "servers without a state are not monitored"
         try:
-            self.monitor.runners[known.state.how].restart(known.state)
+            self.monitor.runners[known.state.how].restart(known.state, serves=serves)
         except WorkflowComposerError as error:
             action = f"restart failed: {error.message}"
         else:
@@ -236,7 +301,7 @@ class _Turn:
 
     def _alert(self, known: Known, kind: str, reason: str, step: IncidentStep, action: str) -> Alert:
         now = self.monitor.clock()
-        target = known.target({}, now, self.monitor.node)
+        target = known.target({}, now, self.monitor.node, self.monitor.fleet.registry)
         job = f", job {known.state.job_id}" if known.state and known.state.job_id else ""
         return Alert(
             kind=kind,  # type: ignore[arg-type]  # one of the step's kinds
@@ -280,9 +345,8 @@ def judge(known: Known, look: Look, check: Check | None, now: float, last_up: fl
     if waiting := _waiting(known, look, check, now, last_up):
         return "waiting", waiting
     if check and check.verdict != "down":
-        if look.alive is False:
-            return "down", f"it responds, but its supervisor (process {state.pid}) is gone"
-        return check.verdict, check.reason
+        lost = known.lost(look, now)
+        return ("down", lost) if lost else (check.verdict, check.reason)
     if state.status == "failed" and state.detail:
         return "down", state.detail
     return "down", check.reason if check else look.foreign or "its address is unknown"

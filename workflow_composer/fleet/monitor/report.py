@@ -80,12 +80,12 @@ def report(
     """
     now = time.time()
     found = known_servers(fleet, names)
-    targets = {known.server: target for known in found if (target := _target(known, fleet.environ, now, node))}
+    targets = {known.server: target for known in found if (target := _target(known, fleet, now, node))}
     allowed = limits(fleet.settings.monitor)
     allowed = allowed if probe else replace(allowed, seconds=QUICK)
     checks, looks = answer_to(_ask(found, targets, runners, allowed, probe=probe))
     records: dict[str, list[CheckRecord]] = {}
-    for record in history(fleet).records(now - DAY - 2 * fleet.settings.monitor.interval):
+    for record in history(fleet).recent(now - DAY - 2 * fleet.settings.monitor.interval):
         records.setdefault(record.server, []).append(record)
     reach = 2 * fleet.settings.monitor.interval
     lines = []
@@ -95,12 +95,12 @@ def report(
     return lines
 
 
-def _target(known: Known, environ: Mapping[str, str], now: float, node: str) -> CheckTarget | None:
+def _target(known: Known, fleet: Fleet, now: float, node: str) -> CheckTarget | None:
     """The address to check; None if the server was stopped on purpose and is not in the registry."""
     stopped = known.state is None or not known.state.wanted or known.state.status == "stopped"
     if stopped and not (known.entry and known.entry.alive(now)):
         return None
-    return known.target(environ, now, node)
+    return known.target(fleet.environ, now, node, fleet.registry)
 
 
 async def _ask(
@@ -119,7 +119,7 @@ async def _ask(
 
 
 def _line(known: Known, target: CheckTarget | None, check: Check | None, look: Look, now: float) -> StatusLine:
-    state, reason = _state(known, check, look)
+    state, reason = _state(known, check, look, now)
     entry = known.entry if known.entry and known.entry.alive(now) else None
     return StatusLine(
         server=known.server,
@@ -144,10 +144,10 @@ def _with_past(line: StatusLine, records: list[CheckRecord], now: float, reach: 
     return replace(line, uptime=uptime(records, now, reach=reach), tokens_per_second=speed)
 
 
-def _state(known: Known, check: Check | None, look: Look) -> tuple[State, str]:
+def _state(known: Known, check: Check | None, look: Look, now: float) -> tuple[State, str]:
     state = known.state
     if state is None and known.entry is None:
-        return "not started", ""
+        return "not started", _of_others(known, now)
     if state is not None and not state.wanted and (check is None or check.verdict == "down"):
         return "stopped", state.detail
     if look.waiting:
@@ -156,9 +156,24 @@ def _state(known: Known, check: Check | None, look: Look) -> tuple[State, str]:
         return "draining", "finishing its requests; it accepts no new ones"
     if check is None or check.verdict == "down":
         return _silent(state, check, look)
-    orphan = look.alive is False
-    how: State = "down" if orphan else "overloaded" if check.verdict == "overloaded" else "ready"
-    return how, "it responds, but its supervisor is gone" if orphan else check.reason
+    return _answering(known, check, look, now)
+
+
+def _of_others(known: Known, now: float) -> str:
+    other = known.foreign
+    if other is None or not other.alive(now):
+        return ""
+    return f"another fleet ({other.fleet_file or other.fleet}) runs a server of this name at {other.host}:{other.port}"
+
+
+def _answering(known: Known, check: Check, look: Look, now: float) -> tuple[State, str]:
+    """State and reason of a server that responds."""
+    if known.state is not None and known.state.status == "starting" and look.alive is not False:
+        return "starting", "it is healthy, but has not returned a first token yet"
+    if known.state is not None and (lost := known.lost(look, now)):
+        return "down", lost
+    how: State = "overloaded" if check.verdict == "overloaded" else "ready"
+    return how, "; ".join(filter(None, (check.reason, known.edited)))
 
 
 def _silent(state: ServerState | None, check: Check | None, look: Look) -> tuple[State, str]:

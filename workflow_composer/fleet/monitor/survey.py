@@ -11,7 +11,7 @@ from workflow_composer.backends.replicas.registry import LIFETIME, Entry, Server
 from workflow_composer.errors import EgressDenied
 from workflow_composer.fleet.monitor.checks import Check, CheckTarget, Limits, check
 from workflow_composer.fleet.monitor.observers import all_at_once, answer_to, observing
-from workflow_composer.fleet.processes import supervisor
+from workflow_composer.fleet.processes import same_host, supervisor
 from workflow_composer.fleet.state import Look, ServerState
 from workflow_composer.support.loop_thread import in_own_thread
 
@@ -47,7 +47,7 @@ def withdraw_dead(registry: ServerRegistry, node: str, now: float) -> list[Entry
 
 
 def _ended_here(entry: Entry, node: str) -> bool:
-    return entry.node == node and not entry.job_id and supervisor(entry.pid, entry.server, entry.started) is None
+    return same_host(entry.node, node) and not entry.job_id and supervisor(entry.pid, entry.server, entry.started) is None
 
 
 async def _refusing(entries: list[Entry]) -> list[Entry]:
@@ -70,59 +70,111 @@ async def _refuses(host: str, port: int) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """One server. ``spec``: its role in this fleet file. ``entry``: its newest registry entry, which may be stale."""
+    """One server. ``spec``: its role in this fleet file. ``entry``: its newest registry entry, which may be stale.
+
+    ``foreign``: the entry of another fleet's server of this name.
+    """
 
     server: str
     role: str
     spec: RoleSpec | None = None
     state: ServerState | None = None
     entry: Entry | None = None
+    foreign: Entry | None = None
 
     @property
     def model(self) -> str:
-        """The model id that it should serve."""
+        """The model id that it should serve: the one with which it was started, else that of the fleet file."""
+        if self.state and self.state.model:
+            return self.state.model
         return self.spec.served if self.spec else self.entry.model if self.entry else ""
 
-    def target(self, environ: Mapping[str, str], now: float, node: str) -> CheckTarget | None:
-        """The address to check from ``node``; None if it is unknown."""
+    @property
+    def edited(self) -> str:
+        """What the fleet file says otherwise than the running server, with what to do; empty if nothing."""
+        state, spec = self.state, self.spec
+        if state is None or spec is None or not state.model or (state.model, state.task) == (spec.served, spec.task):
+            return ""
+        start = "submit" if state.how == "slurm" else "up"
+        new = spec.served if spec.served != state.model else f"{spec.served} with task: {spec.task}"
+        return (
+            f"serves {state.model}, as it was started; the fleet file now says {new}: for that,"
+            f" `fleet down {self.server}` and `fleet {start} {self.server}`"
+        )
+
+    def target(self, environ: Mapping[str, str], now: float, node: str, registry: ServerRegistry) -> CheckTarget | None:
+        """The address to check from ``node``; None if it is unknown. ``registry`` may have the server's key."""
         place = self._place(now, node)
         if place is None or not self.model:
             return None
-        variable = self.spec.api_key_env if self.spec else None
+        started = self.state is not None and bool(self.state.model)
+        made = registry.key_of(self.entry) if self.entry and self.entry.key else ""
+        variable = self.state.api_key_env if self.state and started else self.spec.api_key_env if self.spec else None
+        task = self.state.task if self.state and started else self.spec.task if self.spec else ""
         return CheckTarget(
             host=place[0],
             port=place[1],
             model=self.model,
-            pooling=self.spec is not None and self.spec.task == "pooling",
-            key=environ.get(variable) or None if variable else None,
-            key_variable=variable,
+            pooling=task == "pooling",
+            key=made or (environ.get(variable) if variable else None) or None,
+            key_variable=variable or None,
         )
+
+    def hidden(self, now: float) -> str:
+        """Why clients that look into the registry do not find a server that answers; empty if they do."""
+        if self.entry is None:
+            return "it answers, but the registry has no entry of it, so that clients do not find it"
+        if stale := self.entry.stale(now):
+            return f"it answers, but clients do not use it: {stale}"
+        if self.entry.state == "starting" and self.state and self.state.status == "ready":
+            return "it answers, but its entry in the registry still says that it is starting"
+        return ""
+
+    def lost(self, look: Look, now: float) -> str:
+        """Why a server that answers is of no use to clients, now or soon; empty if all is well."""
+        if look.alive is False and not self.renewed(now):
+            process = f" (process {self.state.pid})" if self.state and self.state.pid else ""
+            return f"it responds, but its supervisor{process} is gone"
+        return self.hidden(now)
+
+    def renewed(self, now: float) -> bool:
+        """Whether its SLURM job renews its entry, so that the job lives, whatever a list of jobs says."""
+        entry, state = self.entry, self.state
+        return entry is not None and state is not None and bool(state.job_id) and self._of_job(state) and entry.alive(now)
+
+    def _of_job(self, state: ServerState) -> bool:
+        return self.entry is not None and self.entry.job_id == state.job_id
 
     def _place(self, now: float, node: str) -> tuple[str, int] | None:
         if self.entry and self.entry.alive(now):
             return self.entry.host, self.entry.port
         state = self.state
+        if self.entry and state and state.job_id and self.entry.job_id == state.job_id:
+            return self.entry.host, self.entry.port  # its entry is not renewed, but it may answer
         if state and state.how == "process" and state.port:
             same = self.entry is not None and self.entry.port == state.port
             away = self.entry.host if self.entry and same else state.node
-            return ("127.0.0.1" if state.node in ("", node) and not same else away), state.port
+            here = not state.node or same_host(state.node, node)
+            return ("127.0.0.1" if here and not same else away), state.port
         return None
 
 
 def known_servers(fleet: Fleet, names: tuple[str, ...] = ()) -> list[Known]:
     """Return every server in the fleet file, the state or the registry; or only those with these names or roles."""
     states = {state.server: state for state in fleet.states.all()}
-    entries: dict[str, Entry] = {}
+    entries, foreign, mine = dict[str, Entry](), dict[str, Entry](), fleet.known_id
+    own = {*fleet.servers(), *states}
     for entry in fleet.registry.all():
-        if entry.server not in entries or _newer(entry, entries[entry.server]):
-            entries[entry.server] = entry
+        found_in = foreign if entry.server in own and entry.fleet not in ("", mine) else entries
+        if entry.server not in found_in or _newer(entry, found_in[entry.server]):
+            found_in[entry.server] = entry
     found = []
     for server in dict.fromkeys((*fleet.servers(), *states, *sorted(entries))):
         state, last = states.get(server), entries.get(server)
         role = state.role if state else last.role if last else fleet.find(server)[0].name
         if not names or server in names or role in names:
             spec = fleet.settings.roles.get(role) if of_file(state, fleet) else None
-            found.append(Known(server=server, role=role, spec=spec, state=state, entry=last))
+            found.append(Known(server=server, role=role, spec=spec, state=state, entry=last, foreign=foreign.get(server)))
     return found
 
 

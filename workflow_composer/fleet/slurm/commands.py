@@ -173,6 +173,11 @@ class Slurm:
             gently = [] if now or job.pending else ["--batch", "--signal=TERM"]
             self._run(["scancel", *gently, job.id])
 
+    def hand_over(self, jobs: Iterable[SlurmJob]) -> None:
+        """Ask running jobs to queue a successor each, as before their time limit, and to drain when that is ready."""
+        for job in jobs:
+            self._run(["scancel", "--batch", "--signal=USR1", job.id])
+
     def address(self, node: str) -> str:
         """The network address that SLURM uses for a node."""
         found = re.search(r"\bNodeAddr=(\S+)", self._run(["scontrol", "--oneliner", "show", "node", node]))

@@ -82,7 +82,10 @@ def _remedy(fault: str, where: str) -> str:
 
 
 async def check_slurm(subject: Subject) -> list[Finding]:
-    """Report a controller that does not answer, if SLURM's commands are installed."""
+    """Report a controller that does not answer, if SLURM's commands are installed and the profile has servers to start."""
+    config = subject.config
+    if not any(registered_role(place) for role in config.vllm_endpoints for place in config.servers_of(role)):
+        return []
     fault = await slurm_controller(subject.environ)
     if not fault or fault == NO_SLURM:
         return []

@@ -15,10 +15,10 @@ from workflow_composer.backends.http.connection import Answer, Bounds, Broken, S
 from workflow_composer.backends.http.egress import EgressPolicy, is_unknown_name
 from workflow_composer.backends.replicas.discovery import Finder
 from workflow_composer.backends.replicas.observer import Late, Listing, ServerObserver, api_url, shown_url
-from workflow_composer.config.strategy import ModelSpec
+from workflow_composer.config.strategy import ModelSpec, StrategyConfig
 from workflow_composer.errors import EgressDenied, nearest
 from workflow_composer.runtime.doctor.clocks import of_server
-from workflow_composer.runtime.doctor.finding import Finding, Subject, named, place_of
+from workflow_composer.runtime.doctor.finding import Finding, Level, Subject, named, place_of
 from workflow_composer.runtime.doctor.fleet import of_fleet_file
 from workflow_composer.runtime.servers_found import ServedModel, ServerFound, inspect_server
 
@@ -274,8 +274,24 @@ def _of_model(subject: Subject, met: Met, listing: Listing, spec: ModelSpec) -> 
         yield Finding("warning", "model-not-named", place_of(config, spec), problem, f"add model: {best}")
     if answering is not None:
         yield from _of_use(subject, shown, spec, answering, served)
+        if answering.remote:
+            yield _elsewhere(config, shown, spec, answering, served)
         ollama = met.found is not None and met.found.kind == "ollama"
         yield from _of_length(subject, shown, spec, answering, usual=_OLLAMA_CONTEXT if ollama else None)
+
+
+def _elsewhere(
+    config: StrategyConfig, shown: str, spec: ModelSpec, answering: ServedModel, served: Iterable[ServedModel]
+) -> Finding:
+    """Report a model that its server does not run itself: an error where prompts must stay on one's own machines."""
+    own = [model.name for model in served if not model.remote and not model.embedding]
+    level: Level = "warning" if config.allow_cloud else "error"
+    problem = f"{shown} does not run {answering.name} itself: it sends its prompts on to a cloud"
+    how = f"write model: {own[0]}" if len(own) == 1 else f"write one of these as model: {named(own)}"
+    where = place_of(config, spec, "model")
+    return Finding(
+        level, "model-elsewhere", where, problem, how if own else "load a model that it runs itself", (spec.name,)
+    )
 
 
 def _not_served(shown: str, wanted: str, listing: Listing, served: Sequence[ServedModel]) -> tuple[str, str]:

@@ -288,6 +288,14 @@ def test_several_models_of_which_none_is_named(doctor):
         assert doctor(models=own(server.url)) == {}
 
 
+def test_a_model_whose_server_sends_prompts_on_to_a_cloud(doctor):
+    """Its address is local, and its prompts are not."""
+    with Ollama("gpt-oss:120b-cloud", "qwen3:8b") as server:
+        found = doctor(models=own(server.url, model="gpt-oss:120b-cloud"))["model-elsewhere"]
+        assert (found["level"], found["remedy"]) == ("error", "write model: qwen3:8b")
+        assert "model-elsewhere" not in doctor(models=own(server.url, model="qwen3:8b"))
+
+
 @pytest.mark.parametrize("make", [Ollama, LMStudio])
 def test_an_embedding_model_that_is_to_chat(doctor, make):
     """The chat models of the server are proposed."""
@@ -569,8 +577,9 @@ def test_a_slurm_whose_controller_is_silent(doctor, server):
     for name, text in {"sbatch": "", "scontrol": "echo Slurmctld\\(primary\\) at head is DOWN"}.items():
         (doctor.programs / name).write_text(f"#!/bin/sh\n{text}\n")
         (doctor.programs / name).chmod(0o755)
-    found = doctor(models=own(server.url))["slurm-silent"]
+    found = doctor(endpoints={"coder": "registry:coder"}, registry=str(doctor.folder / "registry"))["slurm-silent"]
     assert (found["level"], "scontrol ping" in found["remedy"]) == ("warning", True)
+    assert "slurm-silent" not in doctor(models=own(server.url)), "a profile whose servers run elsewhere needs no SLURM"
 
 
 # ----------------------------------------------------------------------------------------------------------- the machine

@@ -218,7 +218,7 @@ def test_the_device_is_what_vllm_is_built_for():
     ("keys", "gpus", "build", "fault"),
     [
         ({}, (), CUDA, "no GPU here: nvidia-smi not found"),
-        ({"device": "cuda"}, (), CUDA, "no GPU here: nvidia-smi not found"),
+        ({"device": "rocm"}, (T4,), CUDA, "sets device: rocm, but the vLLM of python3 is built for GPUs"),
         ({"device": "cuda"}, (T4,), CPU, "sets device: cuda, but the vLLM of python3 is built for the CPU"),
         ({"device": "cpu"}, (T4,), CUDA, "sets device: cpu, but the vLLM of python3 is built for GPUs"),
         ({"gpus": 2}, (T4,), CUDA, "needs 2 GPUs, but this node has 1"),

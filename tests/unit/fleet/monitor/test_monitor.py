@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -31,13 +31,15 @@ class NotedRunner:
 
     looks: dict[str, Look] = field(default_factory=dict)
     restarted: list[str] = field(default_factory=list)
+    served: list[bool] = field(default_factory=list)
     fails: str = ""
 
     def look(self, state):
         return self.looks.get(state.server, Look(alive=True))
 
-    def restart(self, state):
+    def restart(self, state, *, serves=False):
         self.restarted.append(state.server)
+        self.served.append(serves)
         if self.fails:
             raise FleetError(self.fails)
 
@@ -72,6 +74,18 @@ class World:
             server="coder", role="coder", status="ready", node=NODE, pid=1, port=port, started=self.now - 5000
         )
         self.fleet.states.put(self.state)
+        self.entry = Entry(
+            server="coder", role="coder", host="127.0.0.1", port=port, model="small", state="ready", node=NODE, pid=1,
+            started=self.now - 5000, updated=self.now,
+        )  # fmt: skip
+        self.beats = True
+
+    def beat(self):
+        """What the supervisor does every ten seconds, by this clock."""
+        self.fleet.registry.directory.mkdir(exist_ok=True)
+        path = self.fleet.registry.directory / self.entry.file_name
+        path.write_text(replace(self.entry, updated=self.now).text())
+        path.chmod(0o644)
 
     def monitor(self):
         return Monitor(
@@ -81,11 +95,14 @@ class World:
             say=self.said.append,
             node=NODE,
             clock=lambda: self.now,
+            patience=0.0,
         )
 
     def round(self, after=300.0):
         """A round of a monitor that has just been started, so that it knows only what is on disk."""
         self.now += after
+        if self.beats:
+            self.beat()
         return self.monitor().round()
 
     @property
@@ -267,7 +284,7 @@ def test_a_monitor_that_is_killed_in_mid_round_tells_nothing_twice(world, stub, 
     """Killed before its alert went out, the next one sends it; killed while it went out, nobody sends it again."""
     stub.models = ["other"]
 
-    def die_before(_):
+    def die_before(*_, **__):
         raise Killed
 
     def die_after(alert):
@@ -384,8 +401,9 @@ def test_the_registry_says_where_a_job_runs(world, stub):
     with serving(StubVLLM(models=["small"])) as elsewhere:
         now = world.now + 300
         entry = Entry(
-            server="coder", role="coder", host="127.0.0.1", port=elsewhere.port, model="small", started=now, updated=now
-        )
+            server="coder", role="coder", host="127.0.0.1", port=elsewhere.port, model="small", state="ready",
+            job_id="7", started=now, updated=now,
+        )  # fmt: skip
         world.fleet.registry.publish(entry)
         world.fleet.states.update("coder", how="slurm", job_id="7", node="gpu3", port=0)
         world.now = time.time() - 300

@@ -1,0 +1,99 @@
+"""``workflow check``: everything about a workflow that can be known before anything is called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from workflow_composer.cli.options import common_options, examples
+from workflow_composer.cli.state import State
+
+if TYPE_CHECKING:
+    from workflow_composer.config.strategy import StrategyConfig
+    from workflow_composer.workflows.definition.model import Workflow
+
+
+@click.command(
+    "check", epilog=examples("workflow check triage.yaml", "workflow check triage.yaml --input notes.csv", "--json")
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--input", "table", metavar="TABLE", help="The table whose columns must have the workflow's inputs.")
+@common_options
+@click.pass_obj
+def check_command(state: State, /, file: Path, table: str | None) -> int:
+    """Check a workflow's file against the profile, and a table's columns; nothing is called.
+
+    Prints every step in the order in which it may run, with what it reads and where its requests may go, then what leaves of
+    private inputs and what is not promised. Faults have their line and the remedy, all at once.
+
+    Exit codes: 0 the workflow may run; 2 something is wrong.
+    """
+    from workflow_composer.cli.output import print_json
+    from workflow_composer.workflows.definition.drawing import as_lines
+
+    config = profile_of(state)
+    made = loaded_for(file, table, config)
+    if state.json:
+        print_json(_as_data(made, config))
+        return 0
+    click.echo(f"{file}: {made.name} may run; inputs: {', '.join(f'{n} ({k})' for n, k in made.inputs.items()) or 'none'}")
+    for line in as_lines(made, config):
+        click.echo(f"  {line}")
+    for note in made.notes:
+        click.echo(f"note: {note}")
+    return 0
+
+
+def profile_of(state: State) -> StrategyConfig:
+    """Return the named profile, else the one that a request would use."""
+    found = state.profile()
+    if found is not None:
+        return found
+    with state.orchestrator() as orchestrator:
+        return orchestrator.config
+
+
+def loaded_for(file: Path, table: str | None, config: StrategyConfig) -> Workflow:
+    """Load a workflow and check it against a profile, and against a table if there is one."""
+    from workflow_composer.workflows.definition.loading import load_workflow
+
+    columns = None
+    if table is not None:
+        from workflow_composer.batch.datasets.table import read_table
+
+        columns = list(read_table(table, asks=False).names)
+    return load_workflow(file, config=config, columns=columns)
+
+
+def _as_data(made: Workflow, config: StrategyConfig) -> dict[str, Any]:
+    return {
+        "workflow": made.name,
+        "inputs": dict(made.inputs),
+        "order": list(made.order),
+        "steps": dict(_steps(made, config)),
+        "output": list(made.output),
+        "tables": list(made.tables),
+        "notes": list(made.notes),
+    }
+
+
+def _steps(made: Workflow, config: StrategyConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    from workflow_composer.workflows.definition.drawing import described
+
+    for path, step in made.every_step():
+        yield (
+            path,
+            {
+                "does": described(step, config),
+                "line": step.line,
+                "level": step.level,
+                "reads": sorted(step.reads),
+                "needs": sorted(step.needs),
+                "private": sorted(step.labels.data | step.labels.control),
+                "leaves": None if step.release is None else step.release.how,
+                "bits": step.labels.bits,
+            },
+        )

@@ -1,0 +1,190 @@
+"""One ``workflow run``: the checks, the run, and the report on standard error or as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from workflow_composer.batch.datasets.table import Table, read_table
+from workflow_composer.cli.interrupt import run_finishing
+from workflow_composer.cli.output import SOME_FAILED, dollars, print_json
+from workflow_composer.cli.progress import DecisionLog, progress_for
+from workflow_composer.cli.state import State
+from workflow_composer.errors import InputError, RunBudgetReached, WorkflowFileError
+from workflow_composer.workflows.definition.loading import load_workflow
+from workflow_composer.workflows.run import CANCELLED, RunOptions, WorkflowRun
+
+if TYPE_CHECKING:
+    from workflow_composer.config.strategy import StrategyConfig
+    from workflow_composer.orchestrator import ModelOrchestrator
+    from workflow_composer.workflows.definition.model import Workflow
+    from workflow_composer.workflows.keeping.run_report import RunReport
+
+WAITING = 8
+"""Exit code of a run in which persons must answer."""
+
+_MOST_REASONS = 5
+
+
+def loaded(file: Path, table: Table | None, config: StrategyConfig, environ: Mapping[str, str]) -> Workflow:
+    """Load a workflow and check it against a profile and a table. Rows of JSON lines may have more columns than the first.
+
+    Raises `WorkflowFileError`.
+    """
+    try:
+        columns = None if table is None else list(table.names)
+        return load_workflow(file, config=config, columns=columns, environ=environ)
+    except WorkflowFileError:
+        if table is None:
+            raise
+        every = dict.fromkeys(name for row in table.rows() for name in row.values)
+        if every.keys() <= set(table.names):
+            raise
+        return load_workflow(file, config=config, columns=[*dict.fromkeys([*table.names, *every])], environ=environ)
+
+
+def numbers_of(text: str, most: int) -> frozenset[int]:
+    """Return the numbers, from 0, of rows that are written as ``1,5-9``. Raises `InputError`.
+
+    >>> sorted(numbers_of("1,3-4", 10))
+    [0, 2, 3]
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if match is None:
+            raise InputError(f"--rows: {part.strip()!r} is neither a row nor a range of rows", hint="write 1,5-9")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not 1 <= first <= last:
+            raise InputError(f"--rows: {part.strip()!r} is no range of rows", hint="rows are counted from 1")
+        if first > most:
+            raise InputError(f"--rows: there is no row {first}", hint=f"the table has {most} rows")
+        found.update(range(first - 1, min(last, most)))
+    return frozenset(found)
+
+
+class RunSession:
+    """A run from the command line."""
+
+    def __init__(self, state: State, options: Mapping[str, Any]) -> None:
+        self._state, self._options = state, options
+        self._target: Path = options["target"]
+
+    def run(self) -> int:
+        """Run and report; return the exit code."""
+        state, options = self._state, self._options
+        table = read_table(options["source"], data_dir=Path(options["data_dir"]), asks=False)
+        state.log = DecisionLog(state.log_file)
+        orchestrator = state.open(state, None)
+        try:
+            workflow = loaded(options["file"], table, orchestrator.config, state.environ)
+        except BaseException:
+            orchestrator.close()
+            raise
+        wanted = options["rows"]
+        given = {name: options[name] for name in ("concurrency", "run_budget", "row_budget", "start", "only", "redo")}
+        chosen = None if wanted is None else numbers_of(wanted, table.count())
+        run_options = RunOptions(rows=chosen, retry=frozenset(options["retry"]), **given)
+        with WorkflowRun(workflow, table, self._target, orchestrator, run_options) as run:
+            self._tell_before(run)
+            code, report = self._done(run, orchestrator)
+        if state.json:
+            print_json(report.data)
+        self._tell(run, report)
+        return code or code_of(report)
+
+    def _done(self, run: WorkflowRun, orchestrator: ModelOrchestrator) -> tuple[int, RunReport]:
+        found: list[RunReport] = []
+
+        async def work(stop: asyncio.Event) -> None:
+            async with orchestrator:
+                found.append(await run.run(cancel=stop, progress=progress))
+
+        log = self._state.log
+        assert isinstance(log, DecisionLog)
+        with log, progress_for(run.tally) as progress:
+            code = run_finishing(work)
+        return code, found[0]
+
+    # --------------------------------------------------------------------------------------------------------- telling
+
+    def _tell_before(self, run: WorkflowRun) -> None:
+        counts = run.journal.counts
+        click.echo(f"{run.table.name}: {len(run.source)} rows; journal: {run.journal.path}", err=True)
+        for note in run.workflow.notes:
+            click.echo(f"note: {note}", err=True)
+        if counts.unreadable:
+            entries = "entry" if counts.unreadable == 1 else "entries"
+            told = f"{counts.unreadable} {entries} of {run.journal.path} cannot be read; what they kept is asked again"
+            click.echo(f"warning: {told}", err=True)
+        if counts.answers:
+            spent = f", {dollars(counts.spent)} spent" if counts.spent else ""
+            click.echo(f"{counts.answers} answers of earlier runs are kept{spent}", err=True)
+
+    def _tell(self, run: WorkflowRun, report: RunReport) -> None:
+        data = report.data
+        for path, step in data["steps"].items():
+            self._tell_step(path, step)
+        states = [f"{data[name]} {name}" for name in ("done", "partial", "failed", "waiting", "stopped") if data[name]]
+        parts = [f"{report.rows} rows", *states, f"{report.calls} calls", f"{report.kept} kept"]
+        if report.shared:
+            parts.append(f"{report.shared} shared")
+        parts += [f"cost {dollars(report.cost_now)}", f"{report.seconds:.1f} s"]
+        click.echo(f"{report.state}: {', '.join(parts)}: {report.output}", err=True)
+        for name, path in report.tables.items():
+            click.echo(f"table {name}: {path}", err=True)
+        for name, models in report.served.items():
+            if len(models) > 1:
+                told = " and ".join(f"{model} ({number})" for model, number in models.items())
+                click.echo(f"warning: {name} was answered by several models: {told}", err=True)
+        self._tell_next(run, report)
+
+    @staticmethod
+    def _tell_step(path: str, step: Mapping[str, Any]) -> None:
+        told = [f"{step[state]} {state.replace('_', ' ')}" for state in _STATES if step[state]]
+        told += [f"{step['calls']} calls"] if step["calls"] else []
+        told += [f"{step['kept']} kept"] if step["kept"] else []
+        told += [f"{step['shared']} shared"] if step["shared"] else []
+        told += [dollars(step["cost"])] if step["cost"] else []
+        click.echo(f"  {path}: {', '.join(told) or 'nothing to do'}", err=True)
+        for why, number in _most(step["asked_again"]):
+            click.echo(f"    asked again {number} times: {why}", err=True)
+        for why, number in _most(step["reasons"]):
+            click.echo(f"    {number} times: {why}", err=True)
+        for note in step["notes"][:_MOST_REASONS]:
+            click.echo(f"    {note}", err=True)
+
+    def _tell_next(self, run: WorkflowRun, report: RunReport) -> None:
+        if report.state == "waiting":
+            number = report.by_state["waiting"]
+            questions = "answer is" if number == 1 else "answers are"
+            click.echo(f"{number} {questions} needed: workflow answer {self._target}", err=True)
+        elif report.state == CANCELLED:
+            click.echo("everything that was answered is kept; run the same command again to go on", err=True)
+        elif report.state == "stopped: budget":
+            limit, spent = run.account.limit, run.account.spent
+            told = f"stopped at the budget of {dollars(limit)}: {dollars(spent)} spent"
+            click.echo(f"{told}; a higher --run-budget goes on, and repeats nothing", err=True)
+        elif report.state == "failed":
+            click.echo("hint: _errors says why; run the same command again to try once more what servers failed", err=True)
+
+
+_STATES = ("done", "skipped", "failed", "waiting", "withheld", "not_run")
+
+
+def _most(counts: Mapping[str, int]) -> Sequence[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda pair: -pair[1])[:_MOST_REASONS]
+
+
+def code_of(report: RunReport) -> int:
+    """Return the exit code of a run that has ended by itself."""
+    if report.state == "waiting":
+        return WAITING
+    if report.state == "stopped: budget":
+        return RunBudgetReached.exit_code
+    return 0 if report.state == "done" else SOME_FAILED

@@ -1,0 +1,1 @@
+"""A workflow as it is written: read, checked, and put in order."""

@@ -1,0 +1,1 @@
+"""What a run keeps: answers by what was really asked, money, and the report."""

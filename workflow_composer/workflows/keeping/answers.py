@@ -1,0 +1,73 @@
+"""A question that a run asks and the answer that it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from workflow_composer.types import EMPTY
+from workflow_composer.workflows.running.results import FailureKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepQuestion:
+    """What is really asked, once, for a row.
+
+    ``row`` is the row's id ("" for a step of the run), ``place`` says where it is asked (``verdict[2]``, ``teams[0].m[1]``;
+    votes and the tries of ``until`` have a place of their own), ``digest`` (hex) is that of everything that the answer
+    depends on, ``parts`` the digests of which it is made (``prompt``, ``model``, ``form``, ``temperature``, ...), by which a
+    report says why something is asked again.
+    """
+
+    row: str
+    place: str
+    digest: str
+    parts: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    share: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptAnswer:
+    """An answer that is valid: ``value`` is JSON data, ``facts`` more about it (calls, cost in dollars, model, seconds)."""
+
+    value: Any
+    facts: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptFailure:
+    """Why a question is not asked (again) in this run: an earlier failure that asking would only repeat, or its place.
+
+    ``state`` is what the step's is then: failed with ``kind`` and ``reason``, or not_run with ``reason`` (the question lies
+    outside of what the run was told to ask). ``facts`` as in `KeptAnswer`.
+    """
+
+    state: Literal["failed", "not_run"] = "failed"
+    kind: FailureKind | None = None
+    reason: str = ""
+    facts: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
+
+
+class Keeper(Protocol):
+    """Answers of this run and of earlier ones. `find` and then, if there is none, `refused` come before every call."""
+
+    def find(self, question: StepQuestion) -> KeptAnswer | None:
+        """Return the answer to the same question of the same row, each at most once per run; None: it must be asked."""
+        ...
+
+    def refused(self, question: StepQuestion) -> KeptFailure | None:
+        """Return why a question without an answer must not be asked now; None: it is to be asked."""
+        ...
+
+    def keep(self, question: StepQuestion, answer: KeptAnswer) -> None:
+        """Write an answer before it is used."""
+        ...
+
+    def failed(self, question: StepQuestion, kind: FailureKind, facts: Mapping[str, Any]) -> None:
+        """Write a failure: it is counted and reported, and never used as an answer.
+
+        ``facts`` have ``reason`` (words without private values) beside what `KeptAnswer` has.
+        """
+        ...

@@ -1,0 +1,266 @@
+"""Finds the answers of one row in a journal, each at most once, and says why something must be asked (again)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from workflow_composer.answers.form import EMPTY_REPLY
+from workflow_composer.types import EMPTY
+from workflow_composer.workflows.keeping.answers import KeptAnswer, KeptFailure, StepQuestion
+from workflow_composer.workflows.keeping.journal import ANSWER, FAILED, SHARED, JournalEntry, WorkflowJournal
+from workflow_composer.workflows.keeping.keys import WRITTEN, path_of
+from workflow_composer.workflows.keeping.people import PeopleAnswers
+from workflow_composer.workflows.running.results import FailureKind
+
+CONTENT_FAULTS: frozenset[FailureKind] = frozenset({"invalid", "refused", "cut_off"})
+"""Failures that asking the same question would probably only repeat."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskingRules:
+    """What a run asks. ``redo`` says whether kept answers at a path are asked anew, ``left_out`` why a path is not asked
+    (empty: it is), ``retry`` names the kinds of failures that are tried again beside those that always are. ``paths`` are
+    those of the workflow's steps.
+    """
+
+    redo: Callable[[str, JournalEntry], bool] = lambda path, entry: False
+    left_out: Callable[[str], str] = lambda path: ""
+    retry: frozenset[str] = frozenset()
+    paths: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class StepCounts:
+    """What was asked and kept at one path in this run. ``cost`` in dollars; ``why`` something was asked again."""
+
+    asked: int = 0
+    kept: int = 0
+    shared: int = 0
+    failed: int = 0
+    calls: int = 0
+    cost: float = 0.0
+    kept_cost: float = 0.0
+    seconds: float = 0.0
+    models: Counter[tuple[str, str]] = field(default_factory=Counter)
+    kept_models: Counter[tuple[str, str]] = field(default_factory=Counter)
+    why: Counter[str] = field(default_factory=Counter)
+
+    def add_asked(self, other: StepCounts) -> None:
+        """Add what another pass over the same rows has asked; it found the same kept answers again."""
+        for name in ("asked", "failed", "calls", "cost", "seconds"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.models += other.models
+        self.why += other.why
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where one answer comes from: its question's digest, and the facts that were kept with it."""
+
+    digest: str
+    origin: str
+    facts: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The same as JSON data: origin, model, attempts, cost (dollars), seconds, digest, and what else is known."""
+        facts = dict(self.facts)
+        attempts = int(facts.pop("calls", 0) or 0) + int(facts.pop("runs", 0) or 0)
+        told = {name: facts.pop(name, usual) for name, usual in (("model", ""), ("cost", 0.0), ("seconds", 0.0))}
+        if "candidate" in facts:  # the profile's name of the model, and the one that its server reported
+            told = {"model": facts.pop("candidate"), "served": told.pop("model"), **told}
+        return {"origin": self.origin, "attempts": attempts, **told, "digest": self.digest, **_briefly(facts)}
+
+
+_NOT_SHOWN = frozenset({"reply", "replies", "refused"})
+"""Facts that may hold what a model wrote."""
+
+
+def _briefly(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if name not in _NOT_SHOWN}
+
+
+class RunCounts(dict[str, StepCounts]):
+    """`StepCounts` by path."""
+
+    def at(self, place: str) -> StepCounts:
+        """Return those of a place's path."""
+        return self.setdefault(path_of(place), StepCounts())
+
+
+class RowKeeper:
+    """The `Keeper` of one row's computation; the entries of the row are in memory until it ends."""
+
+    def __init__(
+        self,
+        journal: WorkflowJournal,
+        row: str,
+        rules: AskingRules,
+        counts: RunCounts,
+        *,
+        known: bool = False,
+        people: PeopleAnswers | None = None,
+    ) -> None:
+        self._journal, self._rules, self._counts, self._known = journal, rules, counts, known
+        self._people = people
+        self.cost = 0.0
+        self.lineage: dict[str, Lineage] = {}
+        self._answers: dict[str, list[JournalEntry]] = {}
+        self._failures: dict[tuple[str, str], JournalEntry] = {}
+        self._latest: dict[str, JournalEntry] = {}
+        for entry in journal.entries(row):
+            self._take(entry)
+
+    def _take(self, entry: JournalEntry) -> None:
+        kind = entry.fields["kind"]
+        if kind in (ANSWER, SHARED):
+            same = self._answers.setdefault(entry.digest, [])
+            same[:] = [other for other in same if other.place != entry.place]  # asked anew
+            same.append(entry)
+            self._failures.pop((entry.digest, entry.place), None)
+        elif kind == FAILED:
+            self._failures[entry.digest, entry.place] = entry
+        self._latest[entry.place] = entry
+
+    def find(self, question: StepQuestion) -> KeptAnswer | None:
+        """Return the answer to the same question, of the same place if there is one, else one that nobody has taken."""
+        found = self._kept(question)
+        counts = self._counts.at(question.place)
+        if found is None:
+            return self._of_others(question, counts)
+        if found.offset >= self._journal.began:  # of an earlier pass of this run
+            self.lineage[question.place] = Lineage(question.digest, "asked", found.answer.facts)
+            return found.answer
+        counts.kept += 1
+        self.lineage[question.place] = Lineage(question.digest, "kept", found.answer.facts)
+        counts.kept_cost += float(found.fields.get("cost") or 0.0)
+        counts.kept_models.update(_served_by(found.answer.facts))
+        return found.answer
+
+    def _of_others(self, question: StepQuestion, counts: StepCounts) -> KeptAnswer | None:
+        """Return a person's answer, or one that another row shares."""
+        found = None if self._people is None else self._people.of(question.row, question.digest)
+        if found is not None:
+            self.lineage[question.place] = Lineage(question.digest, "person", found.facts)
+            return found
+        entry = self._journal.shared(question.digest) if question.share else None
+        if entry is None or self._rules.redo(path_of(question.place), entry):
+            return None
+        counts.shared += 1
+        self.lineage[question.place] = Lineage(question.digest, "shared", entry.answer.facts)
+        return KeptAnswer(value=entry.answer.value, facts=entry.answer.facts, shared=True)
+
+    def _kept(self, question: StepQuestion) -> JournalEntry | None:
+        path = path_of(question.place)
+        same = self._answers.get(question.digest)
+        if not same:
+            return None
+        usable = [entry for entry in same if not self._rules.redo(path, entry)]
+        if not usable:
+            return None
+        here = [entry for entry in usable if entry.place == question.place]
+        moved = [entry for entry in usable if path_of(entry.place) not in self._rules.paths]
+        chosen = (here or moved or usable)[0]
+        same.remove(chosen)
+        return chosen
+
+    def refused(self, question: StepQuestion) -> KeptFailure | None:
+        """Return why a question must not be asked now; count why it is asked if it is asked again."""
+        path = path_of(question.place)
+        if told := self._rules.left_out(path):
+            return KeptFailure(state="not_run", reason=told)
+        failure = self._failures.get((question.digest, question.place))
+        if failure is not None and not self._rules.redo(path, failure) and not self._is_tried_again(failure):
+            facts: Mapping[str, Any] = failure.fields.get("facts") or EMPTY
+            self.lineage[question.place] = Lineage(question.digest, "kept", facts)
+            return KeptFailure(kind=failure.fields["fault"], reason=failure.fields["reason"], facts=facts)
+        if told := self._why(question, failure):
+            self._counts.at(question.place).why[told] += 1
+        return None
+
+    def _is_tried_again(self, failure: JournalEntry) -> bool:
+        if failure.offset >= self._journal.began:
+            return False
+        fault = failure.fields["fault"]
+        return fault not in CONTENT_FAULTS or fault in self._rules.retry or EMPTY_REPLY in failure.fields["reason"]
+
+    def _why(self, question: StepQuestion, failure: JournalEntry | None) -> str:
+        """Return why a question is asked although the journal knows the row; empty if it never was."""
+        if failure is not None:
+            return f"it failed before ({failure.fields['fault']})"
+        before = self._latest.get(question.place)
+        if before is None:
+            return "the row is new or its inputs changed" if self._known and not self._latest else ""
+        if before.digest == question.digest:
+            return "asked for" if before.fields["kind"] != FAILED else "it failed before"
+        return changed_parts(before.fields.get("parts") or EMPTY, question.parts)
+
+    def keep(self, question: StepQuestion, answer: KeptAnswer) -> None:
+        """Write an answer before it is used."""
+        cost = float(answer.facts.get("cost") or 0.0)
+        kind = SHARED if question.share else ANSWER
+        self._journal.append(kind, question, cost=cost, value=answer.value, facts=dict(answer.facts))
+        self._count(question, answer.facts, cost)
+        self.lineage[question.place] = Lineage(question.digest, "asked", answer.facts)
+
+    def failed(self, question: StepQuestion, kind: FailureKind, facts: Mapping[str, Any]) -> None:
+        """Write a failure."""
+        cost = float(facts.get("cost") or 0.0)
+        rest = {name: value for name, value in facts.items() if name != "reason"}
+        self._journal.append(FAILED, question, cost=cost, fault=kind, reason=str(facts.get("reason", "")), facts=rest)
+        self._count(question, facts, cost)
+        self._counts.at(question.place).failed += 1
+        self.lineage[question.place] = Lineage(question.digest, "asked", rest)
+
+    def _count(self, question: StepQuestion, facts: Mapping[str, Any], cost: float) -> None:
+        counts = self._counts.at(question.place)
+        counts.asked += 1
+        counts.calls += int(facts.get("calls") or 0)
+        counts.cost += cost
+        self.cost += cost
+        counts.seconds += float(facts.get("seconds") or 0.0)
+        counts.models.update(_served_by(facts))
+
+
+def _served_by(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the profile's name of the model that answered, with the name that its server reported."""
+    model = str(facts.get("model") or "")
+    return [(str(facts.get("candidate") or model), model)] if model else []
+
+
+_NAMED = {
+    "messages": "what its prompt reads changed",
+    "given": "what it is given changed",
+    "files": "its files changed",
+    "checked": "what its check reads changed",
+    WRITTEN: "its prompt changed",
+    "form": "its answer's form changed",
+    "model": "its model changed",
+    "target": "its model changed",
+    "votes": "its votes changed",
+    "temperature": "its temperature changed",
+    "tokens": "its token limit changed",
+    "tools": "its tools changed",
+    "context": "its context changed",
+    "accept": "its check changed",
+    "program": "its program changed",
+    "argv": "its command changed",
+}
+
+
+def changed_parts(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Return in words what is different in a question.
+
+    >>> changed_parts({"messages": "a", "written": "x"}, {"messages": "b", "written": "y"})
+    'its prompt changed'
+    """
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if WRITTEN in names and "messages" in names:
+        names.remove("messages")  # changed with it
+    elif WRITTEN in names:
+        names.remove(WRITTEN)  # the same messages, written differently
+    told = dict.fromkeys(_NAMED.get(name, f"its {name} changed") for name in names)
+    return ", ".join(told) or "it changed"

@@ -1,0 +1,1 @@
+"""People's programs and functions, within limits of time, memory, processes and network."""

@@ -1,0 +1,70 @@
+"""Functions of the user's, each call in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from workflow_composer.errors import ProgramFault
+from workflow_composer.support.own_program import FUNCTION_PATH
+from workflow_composer.types import EMPTY
+from workflow_composer.workflows.definition.model import ProgramLimits, PythonBody
+from workflow_composer.workflows.programs.outcome import ProgramOutcome
+from workflow_composer.workflows.programs.sandbox import ProgramJob, run
+
+_PROGRAM = Path(__file__).with_name("function_worker.py")
+
+
+async def call_function(
+    body: PythonBody,
+    *,
+    given: Mapping[str, Any] = EMPTY,
+    args: Sequence[Any] = (),
+    limits: ProgramLimits,
+    folder: Path,
+    private: bool,
+) -> Any:
+    """Call ``module:name`` with ``given`` by keyword (JSON data) and return its value, JSON data.
+
+    The module is looked for in the workflow's ``folder`` first. A coroutine is awaited. Limits, ``private`` and cancelling
+    are as in `run_command`. Raises `ProgramFault` if there is no such function, if it raises, if a limit ends it, or if its
+    value is not JSON data.
+    """
+    asked = {"target": body.target, "path": _path(folder), "given": dict(given), "args": list(args)}
+    job = ProgramJob(argv=[sys.executable, str(_PROGRAM)], given=json.dumps(asked).encode() + b"\n")
+    outcome = await run(job, limits, folder, private)
+    told = _told(outcome)
+    if told is None:
+        what = outcome.end() if not outcome.passed else "the function's process ended without an answer"
+        raise ProgramFault(f"{body.target}: {what.replace('the program', 'the function')}", said=outcome.errors)
+    if "error" not in told:
+        return told["value"]
+    if told.get("missing"):
+        raise ProgramFault(
+            f"{body.target}: there is no such function here ({told['error']})",
+            said=told["said"],
+            hint="python: names MODULE:FUNCTION, of a module beside the workflow or an installed one",
+            started=False,
+        )
+    message = told.get("problem") or f"the function raised {told['error']}"
+    raise ProgramFault(f"{body.target}: {message}", said=told["said"] + outcome.errors)
+
+
+def _path(folder: Path) -> list[str]:
+    """Return where modules are looked for: beside the workflow, then as in this process, whose working directory is last."""
+    here = str(folder.absolute())
+    others = (str(Path(one).absolute()) for one in (*sys.path, *FUNCTION_PATH))
+    return [here, *(one for one in others if one != here)]
+
+
+def _told(outcome: ProgramOutcome) -> dict[str, Any] | None:
+    if not outcome.passed or outcome.shortened:
+        return None
+    try:
+        found = json.loads(outcome.output)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

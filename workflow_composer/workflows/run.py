@@ -1,0 +1,430 @@
+"""A whole run of a workflow: the rows of a table through its steps, and the steps over all rows, into a table.
+
+Rows are computed from the journal and, where it has no answer, by asking; an answer is in the journal before it is used, so
+that a run that is ended anyhow goes on where it stopped. A step over all rows waits until every row has come as far as it
+can without it; then the rows that read it are computed anew, from the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from workflow_composer.batch.run.limiter import Limiter
+from workflow_composer.batch.run.runner import run as run_jobs
+from workflow_composer.batch.run.tally import Tally
+from workflow_composer.errors import InputError, WorkflowComposerError
+from workflow_composer.types import ANY_TASK
+from workflow_composer.workflows.definition.model import PromptBody, Step, Workflow
+from workflow_composer.workflows.keeping.gate import Asker, CallGate
+from workflow_composer.workflows.keeping.journal import JournalEntry, WorkflowJournal, journal_beside
+from workflow_composer.workflows.keeping.keys import StepMeanings, question_of
+from workflow_composer.workflows.keeping.money import MoneyAccount, RunPurse
+from workflow_composer.workflows.keeping.outcomes import OutcomeSpool, RowDone
+from workflow_composer.workflows.keeping.people import OpenQuestions, PeopleAnswers, answers_beside
+from workflow_composer.workflows.keeping.row_keeper import AskingRules, RowKeeper, RunCounts
+from workflow_composer.workflows.keeping.rows import RowSource, RunRow
+from workflow_composer.workflows.keeping.run_report import RunReport, StepSummaries
+from workflow_composer.workflows.keeping.written import WrittenTables
+from workflow_composer.workflows.programs.digests import WorkflowSources
+from workflow_composer.workflows.running.over_rows import run_over_rows
+from workflow_composer.workflows.running.prompt_room import room_in
+from workflow_composer.workflows.running.results import RowOutcome, Scope, StepResult
+from workflow_composer.workflows.running.row import run_row
+from workflow_composer.workflows.running.steps import read_by
+from workflow_composer.workflows.running.world import StopSign, World
+
+if TYPE_CHECKING:
+    from workflow_composer.batch.datasets.table import Table
+    from workflow_composer.batch.run.runner import Generate
+    from workflow_composer.config.strategy import StrategyConfig
+    from workflow_composer.plan import Plan
+    from workflow_composer.workflows.keeping.answers import StepQuestion
+
+CANCELLED = "cancelled"
+_GRACE = 3.0
+"""Seconds for which calls under way may end after the first Ctrl-C."""
+
+_NOT_AMONG = "not asked: its row is not among --rows"
+_NOT_ONLY = "not asked: --only names another step"
+
+
+class ModelSource(Protocol):
+    """Who answers: a `ModelOrchestrator`."""
+
+    @property
+    def config(self) -> StrategyConfig:
+        """The active profile."""
+        ...
+
+    @property
+    def agenerate(self) -> Generate:
+        """Answers a request."""
+        ...
+
+    @property
+    def plan(self) -> Callable[..., Plan]:
+        """Returns the plan for a request."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What a run is told beside its workflow. Money in dollars; ``rows`` are numbers from 0; steps are named by their names.
+
+    ``start`` does a step and all that follow anew, ``redo`` one step; ``only`` asks nothing but one step; ``retry`` names
+    kinds of failures that are tried again beside those that always are.
+    """
+
+    concurrency: int | None = None
+    run_budget: float | None = None
+    row_budget: float | None = None
+    rows: frozenset[int] | None = None
+    start: str | None = None
+    only: str | None = None
+    redo: str | None = None
+    retry: frozenset[str] = frozenset()
+
+    def check(self, workflow: Workflow) -> None:
+        """Raise `InputError` if a step that is named does not exist."""
+        from workflow_composer.errors import nearest
+
+        for option, name in (("--from", self.start), ("--only", self.only), ("--redo", self.redo)):
+            if name is not None and name not in workflow.steps:
+                hint = nearest(name, workflow.steps) or f"steps: {', '.join(workflow.steps)}"
+                raise InputError(f"{option}: the workflow has no step {name!r}", hint=hint)
+
+
+class _RowPace(Limiter):
+    """As many rows at a time as calls may be under way."""
+
+    def __init__(self, gate: CallGate) -> None:
+        self._gate = gate
+        super().__init__()
+
+    @property
+    def limit(self) -> int:
+        """Rows that may be in flight."""
+        return max(1, self._gate.limit)
+
+    @property
+    def room(self) -> bool:
+        """Whether another row may begin."""
+        return self.in_flight < self.limit
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One way over the rows."""
+
+    rules: Callable[[int], AskingRules]
+    counts: RunCounts = field(default_factory=RunCounts)
+
+
+class WorkflowRun:
+    """A run of a workflow over a table. Use as a context manager: it holds the journal's lock. Raises `InputError`.
+
+    ``progress`` is called with a `Tally` after each row, ``tell`` with lines for people before anything is asked.
+    """
+
+    def __init__(
+        self,
+        workflow: Workflow,
+        table: Table,
+        output: Path,
+        models: ModelSource,
+        options: RunOptions | None = None,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.options = options = options or RunOptions()
+        options.check(workflow)
+        self.workflow = replace(
+            workflow,
+            run_budget=workflow.run_budget if options.run_budget is None else options.run_budget,
+            row_budget=workflow.row_budget if options.row_budget is None else options.row_budget,
+        )
+        self.table, self.output, self.models = table, output, models
+        self.written = WrittenTables(self.workflow, output, table)
+        self.source = RowSource(self.workflow, table.rows, typed=table.is_typed)
+        self.journal = WorkflowJournal.open(journal_beside(output))
+        self.stopped = StopSign()
+        self.account = MoneyAccount(math.inf if self.workflow.run_budget is None else self.workflow.run_budget)
+        self.account.charged(self.journal.counts.spent, 0)
+        self.account.room -= self.journal.counts.spent
+        self.gate = CallGate(options.concurrency, stop=self.stopped.is_set)
+        self.people = PeopleAnswers(answers_beside(self.journal.path))
+        self.counts = RunCounts()
+        self.tally = Tally(len(self.source))
+        self._known = self.journal.counts.answers > 0
+        self._spool = OutcomeSpool()
+        self._run_results: dict[str, StepResult] = {}
+        sources = WorkflowSources(workflow)
+        self.workflow = replace(self.workflow, notes=(*workflow.notes, *(f"not seen: {one}" for one in sources.unseen)))
+        self._meanings = StepMeanings(models.config, programs=sources)
+        self._rooms: dict[int, tuple[Step, int | None]] = {}
+        self._began = time.monotonic()
+        self.world = World(
+            ask=Asker(models.agenerate, self.gate, self.stopped),
+            question=self._question,
+            keeper=self._keeper("", AskingRules(), RunCounts()),
+            people=OpenQuestions(self.journal, now),
+            purse=RunPurse(self.account),
+            gate=self.gate,
+            folder=workflow.folder,
+            stopped=self.stopped,
+            room=self._room,
+            now=now,
+        )
+
+    def __enter__(self) -> WorkflowRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._spool.close()
+        self.journal.close()
+
+    # ------------------------------------------------------------------------------------------------------------ asking
+
+    def _question(self, step: Step, *, row: str, place: str, asked: Mapping[str, Any]) -> StepQuestion:
+        return question_of(step, row=row, place=place, asked=asked, meaning=self._meanings.of(step))
+
+    def _room(self, step: Step) -> int | None:
+        known = self._rooms.get(id(step))
+        if known is None:
+            room = None
+            if isinstance(step.body, PromptBody):
+                with suppress(WorkflowComposerError):
+                    fields = {"task_type": step.task or ANY_TASK, "model": step.model}
+                    plan = self.models.plan("?", **{name: value for name, value in fields.items() if value is not None})
+                    room = room_in(plan, step.tokens)
+            known = self._rooms[id(step)] = (step, room)
+        return known[1]
+
+    def _keeper(self, row: str, rules: AskingRules, counts: RunCounts) -> RowKeeper:
+        return RowKeeper(self.journal, row, rules, counts, known=self._known, people=self.people)
+
+    def _rules(self) -> Callable[[int], AskingRules]:
+        """Return the rules of a row by its number."""
+        options, began = self.options, self.journal.began
+        anew = _anew(self.workflow, options)
+        paths = frozenset(path for path, _ in self.workflow.every_step())
+
+        def redo(path: str, entry: JournalEntry) -> bool:
+            return entry.offset < began and path.partition(".")[0] in anew
+
+        def left_out(path: str) -> str:
+            return _NOT_ONLY if options.only is not None and path.partition(".")[0] != options.only else ""
+
+        chosen = AskingRules(redo=redo, left_out=left_out, retry=options.retry, paths=paths)
+        others = AskingRules(left_out=lambda path: _NOT_AMONG, paths=paths)
+        wanted = options.rows
+        return lambda number: chosen if wanted is None or number in wanted else others
+
+    # --------------------------------------------------------------------------------------------------------------- run
+
+    async def run(
+        self, *, cancel: asyncio.Event | None = None, progress: Callable[[Tally], None] = lambda tally: None
+    ) -> RunReport:
+        """Run to the end, to the budget, or until ``cancel`` is set; write the tables; return the report."""
+        kill = asyncio.Event()
+        watchers = [asyncio.create_task(self._watch(cancel, kill))] if cancel is not None else []
+        if self.workflow.run_deadline is not None:
+            watchers.append(asyncio.create_task(self._end_after(self.workflow.run_deadline)))
+        try:
+            await self._all_steps(kill, progress)
+        finally:
+            for watcher in watchers:
+                watcher.cancel()
+            await asyncio.to_thread(self.journal.sync)
+        return await self._finish()
+
+    async def _watch(self, cancel: asyncio.Event, kill: asyncio.Event) -> None:
+        """After ``cancel``, let no call start, and end those under way a little later."""
+        await cancel.wait()
+        self.stopped.stop(CANCELLED)
+        self.gate.open()
+        await asyncio.sleep(_GRACE)
+        kill.set()
+
+    async def _end_after(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        self.stopped.stop(f"the run's deadline of {seconds:g} s has passed")
+        self.gate.open()
+
+    async def _all_steps(self, kill: asyncio.Event, progress: Callable[[Tally], None]) -> None:
+        steps, rules = self.workflow.steps, self._rules()
+        await self._over_rows(_Pass(rules), kill, progress)
+        fresh: set[str] = set()
+        for name in self.workflow.order:
+            if steps[name].level != "run" or kill.is_set():
+                continue
+            if self._rows_read(fresh):
+                await self._over_rows(_Pass(rules), kill)
+                fresh = set()
+            self._run_results[name] = await self._over_all(steps[name], rules)
+            fresh.add(name)
+        if fresh and not kill.is_set() and (self._rows_read(fresh) or self._output_reads(fresh)):
+            await self._over_rows(_Pass(rules), kill)
+
+    def _rows_read(self, names: set[str]) -> bool:
+        """Whether a step of the rows reads one of these steps of the run."""
+        return any(step.level == "row" and read_by(step) & names for step in self.workflow.steps.values())
+
+    def _output_reads(self, names: set[str]) -> bool:
+        return any(reading.reads & names for reading in self.workflow.output.values())
+
+    async def _over_rows(
+        self, this: _Pass, kill: asyncio.Event, progress: Callable[[Tally], None] = lambda tally: None
+    ) -> None:
+        """Compute every row as far as it goes now."""
+        self._spool.run_results = dict(self._run_results)
+        work = _RowWork(self, this, replace(self.world, run_results=dict(self._run_results)))
+        first = not self.counts
+        tally = self.tally if first else Tally(len(self.source))
+        await run_jobs(self._jobs(), work, work, tally=tally, limiter=_RowPace(self.gate), progress=progress, stop=kill)
+        self._merge(this.counts)
+
+    def _jobs(self) -> Iterator[RunRow]:
+        for row in self.source:
+            if self.stopped.is_set():
+                return
+            yield row
+
+    def _merge(self, found: RunCounts) -> None:
+        """Add what a pass has asked; what it found in the journal counts once."""
+        for path, counts in found.items():
+            known = self.counts.get(path)
+            if known is None:
+                self.counts[path] = counts
+            else:
+                known.add_asked(counts)
+
+    async def _over_all(self, step: Step, rules: Callable[[int], AskingRules]) -> StepResult:
+        counts = RunCounts()
+        whole = replace(rules(-1), left_out=lambda path: "") if self.options.only is None else rules(-1)
+        keeper = self._keeper("", whole, counts)
+        world = replace(self.world, keeper=keeper, run_results=dict(self._run_results))
+        result = await run_over_rows(step, self.outcomes(), world)
+        self._merge(counts)
+        return result
+
+    async def outcomes(self) -> AsyncIterator[RowOutcome]:
+        """Yield the rows' outcomes, in order."""
+        for number in range(len(self.source)):
+            found = self._spool.outcome(number)
+            if found is not None:
+                yield found
+            if not number % 256:
+                await asyncio.sleep(0)
+
+    # ------------------------------------------------------------------------------------------------------------ the end
+
+    async def _finish(self) -> RunReport:
+        why = self.stopped.why if self.stopped.is_set() else ""
+        if why != CANCELLED:
+            await self._fill_up()
+        steps, states = StepSummaries(), Counter[Any]()
+        for number in range(len(self.source)):
+            outcome = self._spool.outcome(number)
+            if outcome is not None:
+                states[outcome.state] += 1
+                steps.add_row(outcome.steps)
+        steps.add_row(self._run_results)
+        tables: Mapping[str, str] = {}
+        if why != CANCELLED:
+            tables = await asyncio.to_thread(
+                self.written.write, self._spool, len(self.source), Scope({}, self._run_results), self.journal.path
+            )
+        spent = sum(one.cost for one in self.counts.values())
+        return RunReport(
+            state=self._state(why, states),
+            rows=len(self.source),
+            by_state=states,
+            steps=steps,
+            counts=self.counts,
+            cost=self.journal.counts.spent + spent,
+            cost_now=spent,
+            seconds=time.monotonic() - self._began,
+            journal=str(self.journal.path),
+            output=str(self.output),
+            unreadable=self.journal.counts.unreadable,
+            tables=tables,
+            served=_served(self.counts),
+        )
+
+    async def _fill_up(self) -> None:
+        """Compute the rows that were not begun, from the journal alone: nothing is asked once the run is stopped."""
+        missing = set(self._spool.missing(len(self.source)))
+        if not missing:
+            return
+        self.stopped.stop("the run has ended")
+        rules = self._rules()
+        work = _RowWork(self, _Pass(rules), replace(self.world, run_results=dict(self._run_results)))
+        for row in self.source.rows(missing.__contains__):
+            work.append(await work(row, None))
+
+    def _state(self, why: str, states: Mapping[Any, int]) -> str:
+        if why == CANCELLED:
+            return CANCELLED
+        if self.account.is_reached:
+            return "stopped: budget"
+        if "deadline" in why:
+            return "stopped: deadline"
+        left_out = self.options.only is not None or self.options.rows is not None
+        failed = states["failed"] or states["partial"] or (states["stopped"] and not left_out)
+        run_failed = any(result.state in ("failed", "withheld") for result in self._run_results.values())
+        if states["waiting"] or any(result.state == "waiting" for result in self._run_results.values()):
+            return "waiting"
+        return "failed" if failed or run_failed else "done"
+
+
+class _RowWork:
+    """Computes rows, and keeps what became of them: the answers and the journal of the one runner of rows."""
+
+    def __init__(self, run: WorkflowRun, this: _Pass, world: World) -> None:
+        self._run, self._pass, self._world = run, this, world
+
+    async def __call__(self, row: RunRow, budget: float | None) -> RowDone:
+        """Compute a row."""
+        run = self._run
+        keeper = run._keeper(row.id, self._pass.rules(row.number), self._pass.counts)
+        outcome = await run_row(run.workflow, row, replace(self._world, keeper=keeper))
+        return RowDone(row.number, outcome, keeper.lineage, keeper.cost)
+
+    def failed(self, row: RunRow, error: BaseException, seconds: float) -> RowDone:
+        """Raise: failures of steps are outcomes; this is the journal's, or a bug's."""
+        raise error
+
+    def append(self, record: RowDone) -> None:
+        """Keep an outcome."""
+        self._run._spool.put(record)
+
+    def sync(self) -> None:
+        """Flush the journal of answers to disk."""
+        self._run.journal.sync()
+
+
+def _anew(workflow: Workflow, options: RunOptions) -> frozenset[str]:
+    """Return the steps whose kept answers are not used."""
+    found = {name for name in (options.redo, options.start) if name is not None}
+    if options.start is not None:
+        for name in workflow.order:
+            if read_by(workflow.steps[name]) & found:
+                found.add(name)
+    return frozenset(found)
+
+
+def _served(counts: RunCounts) -> dict[str, dict[str, int]]:
+    found: dict[str, Counter[str]] = {}
+    for one in counts.values():
+        for (name, served), number in (one.models + one.kept_models).items():
+            found.setdefault(name, Counter())[served] += number
+    return {name: dict(models) for name, models in found.items()}
