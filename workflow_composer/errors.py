@@ -197,11 +197,24 @@ class NoStrategy(RoutingError):
 
 
 class FleetError(WorkflowComposerError):
-    """A server of the fleet cannot be started, found or stopped. ``problems`` has one line per reason."""
+    """A server of the fleet cannot be started, found or stopped. ``problems`` has one line per reason.
 
-    def __init__(self, message: str, *, hint: str = "", problems: Sequence[str] = ()) -> None:
+    ``lasting``: trying again fails again until a person changes something; ``elsewhere``: another node may do.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        problems: Sequence[str] = (),
+        lasting: bool = False,
+        elsewhere: bool = False,
+    ) -> None:
         super().__init__(message, hint=hint)
         self.problems = tuple(problems) or (message,)
+        self.lasting = lasting
+        self.elsewhere = elsewhere
 
 
 class ChannelClosed(WorkflowComposerError):

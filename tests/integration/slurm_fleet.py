@@ -33,6 +33,8 @@ class SlurmFleet:
         self.folder = folder
         self.file = folder / "fleet.yaml"
         self.environ = {**os.environ, **cluster.environ, **environ, "PYTHONUNBUFFERED": "1"}
+        # Jobs run this checkout, whatever is installed.
+        self.environ["PYTHONPATH"] = ":".join(filter(None, (str(ROOT), environ.get("PYTHONPATH", ""))))
         for name in ("WORKFLOW_COMPOSER_REGISTRY", "WORKFLOW_COMPOSER_FLEET_STATE"):
             self.environ.pop(name, None)
         self.settings = {

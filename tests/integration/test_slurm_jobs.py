@@ -114,7 +114,7 @@ def test_requests_under_way_are_finished_before_a_job_ends(fleet):
 def test_where_all_gpus_are_taken_the_old_server_serves_to_the_last(fleet):
     """Its successor waits in the queue meanwhile, and runs when the old job has ended."""
     fleet.settings["slurm"] |= {"time": "1", "drain_before": 10}
-    fleet.role("coder", gpus=2, drain_seconds=1)
+    fleet.role("coder", gpus=2, drain_seconds=1, start_seconds=20)
     old = fleet.submit("coder", "--wait")
     fleet.signal(old, "USR1")
     new = fleet.until(lambda: [job for job in fleet.slurm.jobs(["coder"]) if job.id != old], "a successor is queued")[0]

@@ -10,9 +10,11 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -202,11 +204,23 @@ def _module(name: str) -> ModuleType:
         if not FUNCTION_PATH or error.name != name.partition(".")[0]:
             raise
     with _extending:
-        sys.path.extend(FUNCTION_PATH)
+        more = list(FUNCTION_PATH)
+        sys.path.extend(more)
         try:
             return import_module(name)
         finally:
-            del sys.path[-len(FUNCTION_PATH) :]
+            del sys.path[-len(more) :]
+
+
+@contextmanager
+def modules_beside(folder: Path) -> Iterator[None]:
+    """Let modules of a folder be found, too, by `function_at`."""
+    added = str(folder.absolute())
+    FUNCTION_PATH.insert(0, added)
+    try:
+        yield
+    finally:
+        FUNCTION_PATH.remove(added)
 
 
 def _by_function(function: Callable[[str], Any], name: str, text: str) -> Extracted | None:

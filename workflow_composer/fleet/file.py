@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from workflow_composer.backends.replicas.registry import ROLE, ServerRegistry, SigningKey, registry_directory
+from workflow_composer.backends.replicas.registry import ROLE, Entry, ServerRegistry, SigningKey, registry_directory
 from workflow_composer.config.findings import add_faults
 from workflow_composer.config.named_code import code_allowed, refuse
 from workflow_composer.config.normalize import filled_in, url_fault, without_secrets
@@ -24,11 +26,14 @@ from workflow_composer.errors import FleetError, ProfileNotFound, nearest
 from workflow_composer.fleet.identity import fleet_id, known_id, same_file
 from workflow_composer.fleet.places import FILE, WORKING, own_files
 from workflow_composer.fleet.settings import FleetSettings, RoleSpec, faults, short_names
-from workflow_composer.fleet.state import StateStore, state_directory
+from workflow_composer.fleet.slurm.commands import Slurm
+from workflow_composer.fleet.state import ServerState, StateStore, state_directory
 
 VLLM_PYTHON = "WORKFLOW_COMPOSER_VLLM_PYTHON"
 """Environment variable: the Python with vLLM, if the fleet file sets none."""
 
+_TRACING = 20.0
+"""Time limit in seconds for asking SLURM which jobs of this file there are, once in a fleet's life."""
 _WEBHOOK: KeyPath = ("monitor", "alerts", "webhook")
 _FOLDERS = ("registry", "state", "python")
 
@@ -53,14 +58,25 @@ class Fleet:
         """The fleet's id if it has one, else that of a registry entry of its file, else empty; nothing is written."""
         return known_id(self.states.directory, self.path) or next(self._entries(), "")
 
+    def owns(self, found: ServerState | Entry) -> bool:
+        """Whether a state or a registry entry is of this fleet; one of an earlier version is by its file, if it has one."""
+        if found.fleet and (known := self.known_id):
+            return found.fleet == known
+        return not found.fleet_file or same_file(found.fleet_file, self.path)
+
     def _entries(self) -> Iterator[str]:
         for entry in self.registry.all():
             if entry.fleet and same_file(entry.fleet_file, self.path):
                 yield entry.fleet
 
     def _traces(self) -> Iterator[str]:
-        """Yield the ids under which servers of this file run."""
+        """Yield the ids under which servers of this file run: by the registry, else by the comments of this user's jobs."""
         yield from self._entries()
+        if shutil.which("squeue", path=self.environ.get("PATH")):
+            with contextlib.suppress(FleetError):  # this is rare, and no cluster must be in reach
+                for job in Slurm(self.environ, limit=_TRACING).jobs():
+                    if job.mark and same_file(job.mark.file, self.path):
+                        yield job.mark.fleet
 
     def role(self, name: str) -> RoleSpec:
         """Return the role of that name. Raises `FleetError`, which suggests the nearest name."""
@@ -97,6 +113,11 @@ class Fleet:
         """Return the servers to start: those named, or all that need not be. Raises `FleetError`."""
         usual = tuple(name for name, role in self.settings.roles.items() if not role.on_request)
         return self.servers(names or usual) if names or usual else ()
+
+    @property
+    def slurm(self) -> Slurm:
+        """SLURM's commands, for this fleet."""
+        return Slurm(self.environ, keep=self.settings.slurm.sbatch_variables)
 
     @property
     def logs(self) -> Path:

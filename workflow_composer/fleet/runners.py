@@ -7,9 +7,11 @@ import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from workflow_composer.errors import FleetError
+from workflow_composer.errors import FleetError, WorkflowComposerError
 from workflow_composer.fleet.processes import command_line, drain_supervisor, same_host, stop_supervisor, supervisor
 from workflow_composer.fleet.slurm.commands import Slurm, SlurmJob
+from workflow_composer.fleet.slurm.queue import elsewhere, queue_of
+from workflow_composer.fleet.slurm.reasons import NEVER
 from workflow_composer.fleet.slurm.submit import submit
 from workflow_composer.fleet.state import Look, ServerState
 
@@ -43,23 +45,36 @@ class SlurmRunner:
     def look(self, state: ServerState) -> Look:
         """Check whether a job of the server runs; a job that is queued or completing is left alone."""
         try:
+            if elsewhere(state, self._slurm):
+                return Look(foreign=f"job {state.job_id} is on the cluster {state.cluster}; this is {self._slurm.cluster}")
             jobs = [job for job in self._all() if job.server == state.server]
-        except FleetError as error:
+        except WorkflowComposerError as error:
             return Look(foreign=f"cannot query SLURM: {error.message}")
         if any(job.state == "RUNNING" for job in jobs):
             return Look(alive=True)
         for job in jobs:
             words = f"job {job.id} {job.words()}"
-            if job.pending and job.words().startswith("never starts"):
+            if job.pending and job.words().startswith(NEVER):
                 return Look(alive=False, foreign=words)
             if not job.over or job.state == "COMPLETING":  # a completing job may be requeued
                 return Look(waiting=words)
-        return Look(alive=False)
+        hopeless = "a restart would not help" if state.status == "failed" and state.lasting else ""
+        return Look(alive=False, foreign=hopeless, ended=self._ended(state))
+
+    def _ended(self, state: ServerState) -> str:
+        """How SLURM says that the job has ended; empty if the job said so itself, or SLURM has forgotten it."""
+        if not state.job_id or state.status in ("failed", "stopped"):
+            return ""
+        try:
+            job = self._slurm.job(state.job_id)
+        except FleetError:
+            return ""
+        return f"job {job.id} has ended: {job.words()}" if job else ""
 
     def _all(self) -> list[SlurmJob]:
         with self._guard:
             if time.monotonic() - self._asked > FRESH:
-                self._jobs = self._slurm.jobs()
+                self._jobs = queue_of(self._fleet, self._slurm).mine
                 self._asked = time.monotonic()
             return self._jobs
 
@@ -72,7 +87,7 @@ class SlurmRunner:
         now = self._fleet.states.get(state.server)
         if now is None or not now.wanted:
             raise FleetError("it was stopped on purpose in the meantime")
-        jobs = [job for job in self._slurm.jobs([state.server]) if not job.over]
+        jobs = queue_of(self._fleet, self._slurm).of(state.server)
         running = [job for job in jobs if job.state == "RUNNING"]
         self._asked = float("-inf")
         if serves and running:
@@ -170,4 +185,4 @@ def node_name() -> str:
 
 def runners(fleet: Fleet) -> dict[How, Runner]:
     """Return the runners by kind: local processes, and SLURM jobs."""
-    return {"process": ProcessRunner(fleet, node_name()), "slurm": SlurmRunner(fleet, Slurm(fleet.environ))}
+    return {"process": ProcessRunner(fleet, node_name()), "slurm": SlurmRunner(fleet, fleet.slurm)}

@@ -190,6 +190,11 @@ class SlurmSettings(ProfilePart):
         description="Seconds before a failed job is restarted; doubled after each further failure, up to 30 min.",
     )
     options: Names = Field(default=(), description="Additional sbatch options, such as `--exclude=node7`.")
+    sbatch_variables: Names = Field(
+        default=(),
+        description="Variables of the environment that sbatch may read, such as `SBATCH_ACCOUNT`; all other `SBATCH_*` are "
+        "removed.",
+    )
 
 
 class AlertSettings(ProfilePart):

@@ -39,6 +39,7 @@ class ServerState:
     role; a restart needs both. ``restarts``: times of the monitor's restarts; ``failures``: failures of its SLURM job in a
     row. ``fleet`` is the fleet's id, ``cluster`` the SLURM cluster of ``job_id``; ``model``, ``task`` and ``api_key_env``
     are those with which it was started: the fleet file may have been edited. All are empty in states of earlier versions.
+    ``lasting``: it failed by a fault that a restart does not cure.
     """
 
     server: str
@@ -59,6 +60,7 @@ class ServerState:
     failures: int = 0
     fleet: str = ""
     cluster: str = ""
+    lasting: bool = False
     model: str = ""
     task: str = ""
     api_key_env: str = ""
@@ -68,12 +70,14 @@ class ServerState:
 class Look:
     """What runs a server. ``alive``: None where that cannot be seen from here.
 
-    ``waiting`` says why it is left alone for now (its job is in the queue), ``foreign`` why it cannot be started again.
+    ``waiting`` says why it is left alone for now (its job is in the queue), ``foreign`` why it cannot be started again,
+    ``ended`` how its job has ended, if the job could not say so itself.
     """
 
     alive: bool | None = None
     waiting: str = ""
     foreign: str = ""
+    ended: str = ""
 
 
 class StateStore:

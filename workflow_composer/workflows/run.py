@@ -25,7 +25,7 @@ from workflow_composer.types import ANY_TASK
 from workflow_composer.workflows.definition.model import PromptBody, Step, Workflow
 from workflow_composer.workflows.keeping.gate import Asker, CallGate
 from workflow_composer.workflows.keeping.journal import JournalEntry, WorkflowJournal, journal_beside
-from workflow_composer.workflows.keeping.keys import StepMeanings, question_of
+from workflow_composer.workflows.keeping.keys import StepMeanings, question_of, top_of
 from workflow_composer.workflows.keeping.money import MoneyAccount, RunPurse
 from workflow_composer.workflows.keeping.outcomes import OutcomeSpool, RowDone
 from workflow_composer.workflows.keeping.people import OpenQuestions, PeopleAnswers, answers_beside
@@ -156,9 +156,8 @@ class WorkflowRun:
         self.source = RowSource(self.workflow, table.rows, typed=table.is_typed)
         self.journal = WorkflowJournal.open(journal_beside(output))
         self.stopped = StopSign()
-        self.account = MoneyAccount(math.inf if self.workflow.run_budget is None else self.workflow.run_budget)
-        self.account.charged(self.journal.counts.spent, 0)
-        self.account.room -= self.journal.counts.spent
+        limit = math.inf if self.workflow.run_budget is None else self.workflow.run_budget
+        self.account = MoneyAccount(limit, spent=self.journal.counts.spent)
         self.gate = CallGate(options.concurrency, stop=self.stopped.is_set)
         self.people = PeopleAnswers(answers_beside(self.journal.path))
         self.counts = RunCounts()
@@ -218,10 +217,10 @@ class WorkflowRun:
         paths = frozenset(path for path, _ in self.workflow.every_step())
 
         def redo(path: str, entry: JournalEntry) -> bool:
-            return entry.offset < began and path.partition(".")[0] in anew
+            return entry.offset < began and top_of(path) in anew
 
         def left_out(path: str) -> str:
-            return _NOT_ONLY if options.only is not None and path.partition(".")[0] != options.only else ""
+            return _NOT_ONLY if options.only is not None and top_of(path) != options.only else ""
 
         chosen = AskingRules(redo=redo, left_out=left_out, retry=options.retry, paths=paths)
         others = AskingRules(left_out=lambda path: _NOT_AMONG, paths=paths)
@@ -336,8 +335,8 @@ class WorkflowRun:
             outcome = self._spool.outcome(number)
             if outcome is not None:
                 states[outcome.state] += 1
-                steps.add_row(outcome.steps)
-        steps.add_row(self._run_results)
+                steps.add_row(outcome.steps, self.workflow.steps)
+        steps.add_row(self._run_results, self.workflow.steps)
         tables: Mapping[str, str] = {}
         if why != CANCELLED:
             tables = await asyncio.to_thread(

@@ -76,8 +76,8 @@ def test_a_controller_that_does_not_answer_is_not_waited_for(slurm):
 
 
 def test_the_queue_is_read_whatever_stands_between_its_lines(slurm):
-    text = "Maintenance on Monday\n7|wc-coder|RUNNING|1795647200|1795640000|node3|None\n\n8|other|PENDING|N/A|N/A||Priority"
-    text += "\n9|wc-math|PENDING|N/A|1795640000||Resources\nslurm|broken\n6_1|wc-x|PENDING|N/A|N/A||Priority"
+    text = "Maintenance on Monday\n7|7|RUNNING|1795647200|1795640000|node3|None|(null)|wc-coder\n\n"
+    text += "8|8|PENDING|N/A|N/A||Priority|(null)|other\n9|9|PENDING|N/A|1795640000||Resources||wc-math\nslurm|broken"
     jobs = slurm(squeue=f"printf '%s\\n' '{text}'").jobs()
     assert [(job.id, job.server, job.state, job.ends) for job in jobs] == [
         ("7", "coder", "RUNNING", 1795647200.0),
@@ -100,7 +100,10 @@ def test_another_fault_than_a_forgotten_job_is_an_error(slurm):
     [
         ("Resources", "waits for free resources; expected to start in 10 min"),
         ("QOSMaxGRESPerUser", "waits: your GPU limit is reached; expected to start in 10 min"),
-        ("AssocGrpGRESRunMinutes", "waits: the account's GPU limit is reached; expected to start in 10 min"),
+        (
+            "AssocGrpGRESRunMinutes",
+            "waits: the account's GPU limit is reached by the time reserved for running jobs; expected to start in 10 min",
+        ),
         ("SomethingNew", "waits; SLURM's reason: 'SomethingNew'; expected to start in 10 min"),
     ],
 )
@@ -122,7 +125,7 @@ def test_no_line_breaks_the_reading(text):
 
 def test_times_are_asked_for_in_seconds(slurm):
     """A site's own SLURM_TIME_FORMAT would make them unreadable."""
-    script = 'printf "3|wc-a|RUNNING|$(date -d @0 "+$SLURM_TIME_FORMAT")|N/A|n|None\\n"'
+    script = 'printf "3|3|RUNNING|$(date -d @0 "+$SLURM_TIME_FORMAT")|N/A|n|None||wc-a\\n"'
     assert slurm(squeue=script).jobs()[0].ends == 0.0
 
 

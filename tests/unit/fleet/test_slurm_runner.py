@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -11,6 +11,7 @@ from workflow_composer.errors import FleetError
 from workflow_composer.fleet.file import load_fleet
 from workflow_composer.fleet.runners import SlurmRunner
 from workflow_composer.fleet.slurm.commands import SlurmJob
+from workflow_composer.fleet.slurm.sbatch import JobMark
 from workflow_composer.fleet.state import ServerState
 
 
@@ -23,6 +24,7 @@ class ScriptedSlurm:
     asked: int = 0
     cancelled: list[str] = field(default_factory=list)
     submitted: list[list[str]] = field(default_factory=list)
+    cluster: str = "here"
 
     def jobs(self, servers=None):
         self.asked += 1
@@ -57,6 +59,7 @@ def fleet(tmp_path):
         "state": "s",
         "logs": str(tmp_path / "logs"),
         "roles": {"coder": {"model": "m", "port": 8002}},
+        "python": "/nonexistent/python",
     }
     (tmp_path / "fleet.yaml").write_text(json.dumps(content))
     made = load_fleet(tmp_path / "fleet.yaml", {"HOME": str(tmp_path)})
@@ -113,6 +116,6 @@ def test_a_job_that_hangs_is_cancelled_and_another_is_queued(fleet):
 
 
 def test_a_job_that_is_queued_already_is_not_doubled(fleet):
-    slurm = ScriptedSlurm([job("8", "PENDING")])
+    slurm = ScriptedSlurm([replace(job("8", "PENDING"), mark=JobMark(fleet.id, "coder", str(fleet.path)))])
     SlurmRunner(fleet, slurm).restart(STATE)
     assert (slurm.cancelled, slurm.submitted) == ([], [])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -33,8 +35,10 @@ def down(state: State, roles: tuple[str, ...], fleet_file: str | None) -> int:
     The monitor does not restart them. Exit code 1: a server could not be stopped from here; its line says why.
     """
     from workflow_composer.cli.progress import Waiting
+    from workflow_composer.fleet.rebuild import rebuild
 
     fleet = open_fleet(state, fleet_file)
+    rebuild(fleet)
     with Waiting(sys.stderr) as waiting:
         results = _stop(fleet, chosen(fleet, roles), waiting)
     if state.json:
@@ -48,7 +52,7 @@ def down(state: State, roles: tuple[str, ...], fleet_file: str | None) -> int:
 
 def chosen(fleet: Fleet, roles: tuple[str, ...]) -> tuple[str, ...]:
     """Return the chosen servers, including those whose role is not in the fleet file. Raises `FleetError`."""
-    states = [state for state in fleet.states.all() if state.fleet_file in ("", str(fleet.path))]
+    states = [state for state in fleet.states.all() if fleet.owns(state)]
     if not roles:
         return tuple(state.server for state in states)
     found: dict[str, None] = {}
@@ -72,7 +76,8 @@ def _stop(fleet: Fleet, servers: tuple[str, ...], waiting: Waiting) -> list[dict
     begun = time.monotonic()
     while under_way:
         for server in [server for server, stopping in under_way.items() if stopping.poll()]:
-            detail = "stopped" if under_way.pop(server).found else "not running"
+            ended = under_way.pop(server)
+            detail = "; ".join(["stopped" if ended.found else "not running", *ended.notes])
             results[server] = {"server": server, "status": "stopped", "detail": detail}
         if under_way:
             waiting.show(f"waiting for {', '.join(under_way)}: {time.monotonic() - begun:.0f} s")
@@ -81,11 +86,17 @@ def _stop(fleet: Fleet, servers: tuple[str, ...], waiting: Waiting) -> list[dict
 
 
 def _stopping(fleet: Fleet, server: str) -> Stopping | Cancelling:
+    from workflow_composer.errors import FleetError
     from workflow_composer.fleet.launch.local import Stopping
-    from workflow_composer.fleet.slurm.commands import Slurm
     from workflow_composer.fleet.slurm.submit import Cancelling
 
     state = fleet.states.get(server)
-    if state is not None and state.how == "slurm":
-        return Cancelling(fleet, server, Slurm(fleet.environ))
-    return Stopping(fleet, server)
+    if state is not None and fleet.owns(state):
+        return Cancelling(fleet, server, fleet.slurm) if state.how == "slurm" else Stopping(fleet, server)
+    stopping = Stopping(fleet, server)
+    if not stopping.found and shutil.which("squeue", path=fleet.environ.get("PATH")):
+        with contextlib.suppress(FleetError):  # SLURM is installed here, but no cluster is in reach
+            cancelling = Cancelling(fleet, server, fleet.slurm)
+            cancelling.notes += stopping.notes
+            return cancelling
+    return stopping

@@ -21,11 +21,10 @@ def job(state: State, server: str, fleet_file: str | None) -> int:
 
     Exit codes: 0 stopped, or handed over to a successor; 1 failed.
     """
-    from workflow_composer.fleet.slurm.commands import Slurm
     from workflow_composer.fleet.slurm.job import ServerJob
 
     fleet = open_fleet(state, fleet_file)
-    return ServerJob(fleet, server, environ=state.environ, slurm=Slurm(state.environ), say=_say).run()
+    return ServerJob(fleet, server, environ=state.environ, slurm=fleet.slurm, say=_say).run()
 
 
 def _say(text: str) -> None:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
@@ -15,6 +15,10 @@ from workflow_composer.cli.options import common_options, examples
 from workflow_composer.cli.output import print_json, printable
 from workflow_composer.cli.state import State
 from workflow_composer.errors import FleetError
+
+if TYPE_CHECKING:
+    from workflow_composer.fleet.file import Fleet
+    from workflow_composer.fleet.state import ServerState
 
 _TICK = 0.3
 _BLOCK = 1 << 16
@@ -39,9 +43,10 @@ def logs(state: State, server: str, follow: bool, lines: int, fleet_file: str | 
     try:
         ending = tail(path, lines)
     except OSError as error:
-        raise FleetError(
-            f"{server} has no log at {path}: {error.strerror}", hint=f"start it with `fleet up {server}`"
-        ) from error
+        hint = f"start it with `fleet up {server}`"
+        if known and known.how == "slurm":
+            hint = _job_words(fleet, known) or f"start it with `fleet submit {server}`"
+        raise FleetError(f"{server} has no log at {path}: {error.strerror}", hint=hint) from error
     if state.json:
         print_json({"server": server, "log": str(path), "lines": ending})
         return
@@ -50,6 +55,15 @@ def logs(state: State, server: str, follow: bool, lines: int, fleet_file: str | 
     if follow:
         for line in added(path):
             click.echo(printable(line))
+
+
+def _job_words(fleet: Fleet, state: ServerState) -> str:
+    """What SLURM says of the server's job; empty if nothing."""
+    try:
+        job = fleet.slurm.job(state.job_id)
+    except FleetError as error:
+        return error.message
+    return f"job {job.id}: {job.words()}" if job else ""
 
 
 def tail(path: Path, count: int) -> list[str]:

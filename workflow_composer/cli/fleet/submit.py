@@ -34,7 +34,7 @@ def submit(state: State, roles: tuple[str, ...], fleet_file: str | None, dry_run
     A server that already has a job keeps it. Before its time limit, a job queues its successor; after a failure it is
     requeued, at most slurm.max_requeues times in a row. Stop jobs with `fleet down`.
     """
-    from workflow_composer.fleet.slurm.commands import Slurm
+    from workflow_composer.fleet.rebuild import rebuild
     from workflow_composer.fleet.slurm.submit import command_for
     from workflow_composer.fleet.slurm.submit import submit as submit_server
 
@@ -43,7 +43,8 @@ def submit(state: State, roles: tuple[str, ...], fleet_file: str | None, dry_run
     if dry_run:
         _show_commands(state, {server: command_for(fleet, server) for server in servers})
         return
-    slurm = Slurm(state.environ)
+    rebuild(fleet)
+    slurm = fleet.slurm
     done = []
     for server in servers:
         fleet.states.forgive(server)

@@ -39,7 +39,9 @@ def up(state: State, roles: tuple[str, ...], dry_run: bool, fleet_file: str | No
     if dry_run:
         return _dry_run(state, fleet, servers)
     from workflow_composer.cli.progress import Waiting
+    from workflow_composer.fleet.rebuild import rebuild
 
+    rebuild(fleet)
     with Waiting(sys.stderr) as waiting:
         results = _wait(fleet, servers, waiting)
     failed = [result for result in results if result["status"] != "ready"]

@@ -73,6 +73,7 @@ def device(role: RoleSpec, hardware: Hardware, build: Build) -> str:
         raise FleetError(
             f"role {role.name!r} sets device: {role.device}, but the vLLM of {build.python} is built for {other}",
             hint=f"set device: {build.device}, or set `python` or $WORKFLOW_COMPOSER_VLLM_PYTHON to another vLLM's Python",
+            lasting=True,
         )
     if believed(role, hardware):
         return wanted
@@ -135,13 +136,13 @@ def vllm_command(
     argv += [*role.arguments, *options]
     added = _environment(role, gpus, visible=visible, environ=environ)
     without = () if role.api_key_env or API_KEY not in environ else (API_KEY,)
-    return Command(tuple(argv), added, without, tuple(notes), _key(role, environ))
+    return Command(tuple(argv), added, without, tuple(notes), key_variable(role, environ))
 
 
 def _refuse(options: Sequence[str]) -> None:
     for _, found, instead in faults(options):
         hint = "put --port before the `--`" if "'--port'" in found else instead
-        raise FleetError(f"{found} is not allowed here", hint=hint)
+        raise FleetError(f"{found} is not allowed here", hint=hint, lasting=True)
 
 
 def _dtype(role: RoleSpec, gpus: Sequence[Gpu], notes: list[str]) -> str:
@@ -193,12 +194,15 @@ def cache_space(role: RoleSpec) -> int:
     return max(1, round((role.memory_gb or 8) * GIGA / 4 / (1 << 30)))
 
 
-def _key(role: RoleSpec, environ: Mapping[str, str]) -> str:
+def key_variable(role: RoleSpec, environ: Mapping[str, str]) -> str:
+    """Return the variable that holds the role's API key; empty if it has none. Raises `FleetError` if it is not set."""
     name = role.api_key_env
     if name is None:
         return ""
     if not environ.get(name):
         raise FleetError(
-            f"environment variable {name} is not set", hint=f"role {role.name!r} reads its API key from it (api_key_env)"
+            f"environment variable {name} is not set",
+            hint=f"role {role.name!r} reads its API key from it (api_key_env)",
+            lasting=True,
         )
     return name

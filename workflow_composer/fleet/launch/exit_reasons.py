@@ -10,6 +10,16 @@ _PREFIX = re.compile(r"^(?:\([^)]*pid=\d+\)\s*)?(?:(?:ERROR|CRITICAL|WARNING|INF
 _RAISED = re.compile(r"^(?:[A-Za-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Exit|NotFound|Interrupt)): (.+)$")
 _SYMPTOMS = ("Engine core initialization failed", "See root cause above", "Failed core proc", "cancelled")
 
+_NOT_FOUND = "the model was not found"
+_DENIED = "access to the model is denied"
+_REJECTED = "vLLM rejects an option"
+_INCOMPLETE = "this vLLM installation is incomplete"
+_LASTING = (_NOT_FOUND, _DENIED, _REJECTED, _INCOMPLETE)
+"""What happens again at every start until a person changes something."""
+_UNREACHABLE = re.compile(
+    r"couldn't connect|connection (?:error|refused|reset)|max retries|name resolution|timed? ?out", re.IGNORECASE
+)
+
 _KNOWN: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
     (re.compile("|".join(patterns), re.IGNORECASE), what, remedy)
     for patterns, what, remedy in (
@@ -58,23 +68,27 @@ _KNOWN: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
                 r"Invalid repository ID",
                 r"Cannot find any model weights",
                 r"EntryNotFound",
-                r"couldn't connect to .*huggingface",
                 r"offline mode is enabled",
             ),
-            "the model was not found",
-            "check `model`; the path of a folder starts with ./ or /",
+            _NOT_FOUND,
+            "check `model`; the path of a folder starts with ./ or /. `fleet fetch` downloads a model",
+        ),
+        (
+            (r"couldn't connect to .*huggingface",),
+            "the model hub cannot be reached",
+            "`fleet fetch` downloads the model on a machine with network access",
         ),
         (
             (r"GatedRepo", r"40[13] Client Error"),
-            "access to the model is denied",
+            _DENIED,
             "set HF_TOKEN to a token that may download it",
         ),
         (
             (r"unrecognized arguments", r"error: argument "),
-            "vLLM rejects an option",
+            _REJECTED,
             "check `arguments` and the options after `--`",
         ),
-        ((r"No module named",), "this vLLM installation is incomplete", "reinstall vLLM, or set another Python"),
+        ((r"No module named",), _INCOMPLETE, "reinstall vLLM, or set another Python"),
     )
 )
 
@@ -96,6 +110,12 @@ def reason(tail: str, code: int) -> str:
         return f"terminated by signal {code - 128}"
     last = next((line for line in reversed(lines) if line), "")
     return f"exit code {code}" + (f": {_short(last)}" if last else "")
+
+
+def is_lasting(tail: str, code: int) -> bool:
+    """Whether vLLM would exit again in the same way. A model hub that did not answer may do so at the next start."""
+    known = reason(tail, code).startswith(_LASTING)
+    return known and not (reason(tail, code).startswith(_NOT_FOUND) and _UNREACHABLE.search(tail) is not None)
 
 
 def last_line(tail: str) -> str:

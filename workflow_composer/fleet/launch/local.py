@@ -16,6 +16,8 @@ from workflow_composer.fleet.launch.exit_reasons import last_line
 from workflow_composer.fleet.launch.process import log_path
 from workflow_composer.fleet.launch.supervisor import STOPPING, ListenPlace
 from workflow_composer.fleet.launch.supervisor_lock import Holder, Holding
+from workflow_composer.fleet.ownership import foreign_server, refuse_foreign, whose
+from workflow_composer.fleet.processes import supervisor
 from workflow_composer.fleet.settings import RoleSpec, short_names
 from workflow_composer.fleet.state import ServerState
 from workflow_composer.support.own_program import own_command
@@ -68,7 +70,17 @@ def bare_role(model: str) -> RoleSpec:
 
 def holder(fleet: Fleet, server: str) -> Holder | None:
     """Return the process that supervises a server now; None if there is none."""
-    return Holding(fleet.states.directory, server).holder()
+    return Holding(fleet.states.directory, server).holder() or _by_entry(fleet, server)
+
+
+def _by_entry(fleet: Fleet, server: str) -> Holder | None:
+    """The supervisor that the server's registry entry names: its lock is gone if the state folder was deleted."""
+    here = os.uname().nodename
+    for entry in fleet.registry.entries():
+        mine = entry.server == server and not entry.job_id and entry.fleet and fleet.owns(entry)
+        if mine and (entry.node != here or supervisor(entry.pid, server, entry.started)):
+            return Holder(entry.pid, entry.node)
+    return None
 
 
 # ---------------------------------------------------------------------------------------------------------------- starting
@@ -84,6 +96,7 @@ class Starting:
         self.server = self.target.server
         self._begun = time.monotonic()
         self._child: _Child | None = None
+        refuse_foreign(fleet, self.server)
         self.found = holder(fleet, self.server)
         if self.found is None:
             _refuse_beside_job(fleet, self.server)
@@ -134,7 +147,7 @@ class Starting:
 def _refuse_beside_job(fleet: Fleet, server: str) -> None:
     """Raise `FleetError` if the server already runs as a SLURM job."""
     for entry in fleet.registry.entries():
-        if entry.server == server and entry.job_id:
+        if entry.server == server and entry.job_id and fleet.owns(entry):
             raise FleetError(
                 f"{server} is already running as SLURM job {entry.job_id} on {entry.node or entry.host}",
                 hint=f"use that one, or stop it first: `fleet down {server}`",
@@ -178,7 +191,10 @@ def _spawn(fleet: Fleet, named: str, server: str, options: Sequence[str], port: 
 
 
 class Stopping:
-    """A server that is being stopped; `poll` says whether it has stopped."""
+    """A server that is being stopped; `poll` says whether it has stopped.
+
+    ``notes``: a line if another fleet has a server of that name.
+    """
 
     def __init__(self, fleet: Fleet, server: str, *, wanted: bool = False) -> None:
         """Ask its supervisor to drain and exit. ``wanted``: the monitor should restart it. Raises `FleetError`."""
@@ -186,6 +202,11 @@ class Stopping:
         self.server = server
         self._begun = time.monotonic()
         self._urged = False
+        self.notes: list[str] = []
+        self.holder: Holder | None = None
+        if foreign := foreign_server(fleet, server):
+            self.notes.append(f"{whose(fleet, foreign)}: left alone")
+            return
         self.holder = holder(fleet, server)
         state = fleet.states.update(server, wanted=wanted)
         self._drain = _drain_seconds(fleet, server)

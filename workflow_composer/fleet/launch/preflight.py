@@ -143,6 +143,14 @@ def memory_fault(role: RoleSpec, hardware: Hardware, gpus: Sequence[Gpu]) -> str
     return None
 
 
+def busy_fault(role: RoleSpec, gpus: Sequence[Gpu]) -> str | None:
+    """Return which GPU is large enough but used by another process; None if there is none. Another node may be free."""
+    for gpu in gpus:
+        if gpu.free < needed(role, gpu) <= gpu.total and gpu.total >= (role.memory_gb or 0) * GIGA:
+            return f"GPU {gpu.index} ({gpu.name}) is used by another process"
+    return None
+
+
 def disk_fault(logs: Path) -> str | None:
     """Return why no log can be written to this folder (not writable, or too little space); None if it can."""
     remedy = "set `logs` in the fleet file to another folder"
@@ -186,7 +194,7 @@ def model_fault(role: RoleSpec, environ: Mapping[str, str]) -> str | None:
     ):
         return (
             f"model {role.model} is not on this machine ({cache}), and offline mode (HF_HUB_OFFLINE) forbids downloading it;"
-            " download it with network access, or set `model` to a folder"
+            f" `fleet fetch {role.name}` downloads it where there is network access; or set `model` to a folder"
         )
     return None
 
@@ -194,5 +202,12 @@ def model_fault(role: RoleSpec, environ: Mapping[str, str]) -> str | None:
 def _hub_cache(environ: Mapping[str, str]) -> Path:
     if named := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
         return Path(named)
+    return hub_home(environ) / "hub"
+
+
+def hub_home(environ: Mapping[str, str]) -> Path:
+    """The folder of the Hugging Face libraries: cache of models, tokens."""
+    if named := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(named).parent
     cache = environ.get("XDG_CACHE_HOME") or Path(environ.get("HOME") or "/") / ".cache"
-    return Path(environ.get("HF_HOME") or Path(cache) / "huggingface") / "hub"
+    return Path(environ.get("HF_HOME") or Path(cache) / "huggingface")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from workflow_composer.errors import FleetError
 from workflow_composer.fleet.file import Fleet
-from workflow_composer.fleet.launch.command import Command, believed, device, vllm_command
+from workflow_composer.fleet.launch.command import Command, believed, device, key_variable, vllm_command
 from workflow_composer.fleet.launch.gpu_leases import Claims
 from workflow_composer.fleet.launch.hardware import Gpu, Hardware, look, vllm_build
-from workflow_composer.fleet.launch.preflight import faults, needed
+from workflow_composer.fleet.launch.preflight import busy_fault, faults, hub_home, model_fault, needed
 from workflow_composer.fleet.settings import RoleSpec
 
 
@@ -38,16 +39,41 @@ def prepare(fleet: Fleet, server: str, role: RoleSpec, port: int, listen: str, o
             options=options,
         )  # fmt: skip
         found = faults(role, port=port, listen=listen, hardware=hardware, gpus=gpus, logs=fleet.logs, environ=environ)
-        _raise_if_any(tuple(found))
+        _raise_if_any(
+            tuple(found), lasting=model_fault(role, environ) is not None, elsewhere=busy_fault(role, gpus) is not None
+        )
     except BaseException:
         claims.release(server)
         raise
     return Prepared(command, lambda: claims.release(server), f"vllm {build.version}".strip())
 
 
-def _raise_if_any(problems: tuple[str, ...]) -> None:
+def _raise_if_any(problems: tuple[str, ...], *, lasting: bool, elsewhere: bool) -> None:
     if problems:
-        raise FleetError("; ".join(problems), problems=problems)
+        raise FleetError("; ".join(problems), problems=problems, lasting=lasting, elsewhere=elsewhere)
+
+
+def lasting_faults(fleet: Fleet, role: RoleSpec) -> tuple[str, ...]:
+    """Return what would end a job of this role at every start, as far as this machine can tell for another.
+
+    A Python or a cache of models that is not here may be on the nodes alone; the job itself judges these.
+    """
+    environ = {**fleet.environ, **role.environment}
+    found: list[str] = []
+    for check in (lambda: _engine(fleet, environ), lambda: key_variable(role, environ)):
+        try:
+            check()
+        except FleetError as error:
+            if error.lasting:
+                found.append(f"{error.message}; {error.hint}" if error.hint else error.message)
+    if hub_home(environ).is_dir() and (fault := model_fault(role, environ)):
+        found.append(fault)
+    return tuple(found)
+
+
+def _engine(fleet: Fleet, environ: Mapping[str, str]) -> None:
+    if shutil.which(fleet.python, path=environ.get("PATH")):
+        vllm_build(fleet.python, environ)
 
 
 def plan(fleet: Fleet, role: RoleSpec, port: int, listen: str, options: Sequence[str] = ()) -> Command:

@@ -23,7 +23,7 @@ from workflow_composer.fleet.file import Fleet
 from workflow_composer.fleet.held import FILE_NAME as HELD
 from workflow_composer.fleet.held import HeldLog, HeldTime, held_by
 from workflow_composer.fleet.launch.command import API_KEY
-from workflow_composer.fleet.launch.exit_reasons import last_line, reason
+from workflow_composer.fleet.launch.exit_reasons import is_lasting, last_line, reason
 from workflow_composer.fleet.launch.preflight import is_loopback, reachable
 from workflow_composer.fleet.launch.preparation import Prepared, prepare
 from workflow_composer.fleet.launch.process import ServerLog, ServerProcess, log_path
@@ -42,10 +42,26 @@ STOPPING = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a server ended. ``expiring``: its time limit was reached, and it should be started again elsewhere."""
+    """How a server ended. ``expiring``: its time limit was reached, and it should be started again elsewhere.
+
+    ``lasting``: it would fail again; ``elsewhere``: on this node, not on others.
+    """
 
     reason: Literal["stopped", "failed", "expiring"]
     detail: str = ""
+    lasting: bool = False
+    elsewhere: bool = False
+
+
+def failure(error: WorkflowComposerError) -> Ended:
+    """The end of a server that failed with this error."""
+    known = error if isinstance(error, FleetError) else None
+    return Ended(
+        "failed",
+        str(error) if known is None else error.message,
+        lasting=known is not None and known.lasting,
+        elsewhere=known is not None and known.elsewhere,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +123,7 @@ class ServerSupervisor:
         self._beaten = 0.0
         self._failed_beats = 0
         self._fleet_id = ""
+        self.was_ready = False
 
     # --------------------------------------------------------------------------------------------------------- from outside
 
@@ -160,7 +177,7 @@ class ServerSupervisor:
             prepared = prepare(self.fleet, self.server, self.role, self.place.port, self.place.listen, self.options)
             log = ServerLog(log_path(self.fleet.logs, self.server))
         except WorkflowComposerError as error:
-            self._remember_failure(str(error))
+            self._remember_failure(error)
             raise
         try:
             self._remember_start(log)
@@ -189,7 +206,7 @@ class ServerSupervisor:
         try:
             process = ServerProcess(prepared.command.argv, environ, log)
         except FleetError as error:
-            self._remember_failure(str(error))
+            self._remember_failure(error)
             raise
         try:
             ended = self._with_process(process, log)
@@ -219,7 +236,7 @@ class ServerSupervisor:
         while not (found := readiness.poll()).ready:
             waited = time.monotonic() - begun
             if (code := process.ended()) is not None:
-                return Ended("failed", reason(log.tail, code))
+                return _exited(log, code)
             if self._asked:
                 return Ended(self._asked[0])
             if found.never:
@@ -233,8 +250,9 @@ class ServerSupervisor:
         if self._entry is not None:
             self._entry = replace(self._entry, max_model_len=found.length or self.role.max_model_len)
         if (code := process.ended()) is not None:  # the healthy server on this port is another one
-            return Ended("failed", reason(log.tail, code))
+            return _exited(log, code)
         self._become("ready")
+        self.was_ready = True
         self._tell(
             log, f"{self.server} is ready after {time.monotonic() - begun:.0f} s: {self._url}  model {self.role.served}"
         )
@@ -243,7 +261,7 @@ class ServerSupervisor:
     def _until_asked(self, process: ServerProcess, log: ServerLog) -> Ended:
         while not self._asked:
             if (code := process.ended()) is not None:
-                return Ended("failed", reason(log.tail, code))
+                return _exited(log, code)
             self._beat()
             time.sleep(TICK)
         return Ended(self._asked[0])
@@ -377,18 +395,27 @@ class ServerSupervisor:
         state = self.fleet.states.get(self.server)
         return bool(self.place.job_id) and state is not None and state.job_id != self.place.job_id
 
-    def _remember_failure(self, detail: str) -> None:
+    def _remember_failure(self, error: WorkflowComposerError) -> None:
         """Record in the state a start that failed before any process existed."""
-        line = " ".join(detail.split())
+        line, lasting = " ".join(str(error).split()), failure(error).lasting
         with contextlib.suppress(WorkflowComposerError):
-            if self.fleet.states.update(self.server, status="failed", detail=line, pid=0, wanted=self.wanted) is None:
-                self.fleet.states.put(self._state("failed", log_path(self.fleet.logs, self.server), detail=line))
+            known = self.fleet.states.update(
+                self.server, status="failed", detail=line, pid=0, wanted=self.wanted, lasting=lasting
+            )
+            if known is None:
+                log = log_path(self.fleet.logs, self.server)
+                self.fleet.states.put(self._state("failed", log, detail=line, lasting=lasting))
 
     def _remember_end(self, ended: Ended) -> None:
-        changes: dict[str, object] = {"pid": 0}
+        changes: dict[str, object] = {"pid": 0, "lasting": ended.lasting}
         if ended.reason == "stopped" and self.resigns:
             changes["wanted"] = False
         self._remember("failed" if ended.reason == "failed" else "stopped", ended.detail, **changes)
+
+
+def _exited(log: ServerLog, code: int) -> Ended:
+    """Why vLLM has exited, and whether it would again."""
+    return Ended("failed", reason(log.tail, code), lasting=is_lasting(log.tail, code))
 
 
 _END = {"stopped": "has stopped", "failed": "has failed", "expiring": "has stopped because its time limit was reached"}

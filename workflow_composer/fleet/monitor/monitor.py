@@ -349,7 +349,7 @@ def judge(known: Known, look: Look, check: Check | None, now: float, last_up: fl
         return ("down", lost) if lost else (check.verdict, check.reason)
     if state.status == "failed" and state.detail:
         return "down", state.detail
-    return "down", check.reason if check else look.foreign or "its address is unknown"
+    return "down", check.reason if check else look.foreign or look.ended or "its address is unknown"
 
 
 def _waiting(known: Known, look: Look, check: Check | None, now: float, last_up: float) -> str:

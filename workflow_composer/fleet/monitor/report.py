@@ -182,5 +182,5 @@ def _silent(state: ServerState | None, check: Check | None, look: Look) -> tuple
         return "starting", ""
     if state is not None and state.status == "failed" and state.detail:
         return "down", state.detail
-    why = look.foreign or "its address is unknown"
+    why = look.foreign or look.ended or "its address is unknown"
     return "down", check.reason if check else why

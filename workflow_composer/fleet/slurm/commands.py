@@ -1,12 +1,13 @@
 """SLURM's commands sbatch, squeue, scontrol and scancel: each has a time limit, and errors quote SLURM's message.
 
 Output is requested in a fixed format and checked field by field, so login messages before it are ignored. Times are
-requested as Unix times.
+requested as Unix times. Variables by which a user sets options of these commands, or which an enclosing job has set, are
+removed: they would hide jobs.
 """
 
 from __future__ import annotations
 
-import getpass
+import contextlib
 import os
 import re
 import subprocess
@@ -15,7 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from workflow_composer.errors import FleetError
-from workflow_composer.fleet.slurm.sbatch import job_name, server_of
+from workflow_composer.fleet.slurm.reasons import ENDED, ENDING, WAITING, ended_words, waiting_words
+from workflow_composer.fleet.slurm.sbatch import JobMark, job_name, server_of
 
 LIMIT = 60.0
 """Time limit of a SLURM command in seconds; a busy controller may be slow."""
@@ -25,33 +27,10 @@ SETTLE = 10.0
 by two minutes, in case its node is faulty.
 """
 
-_FORMAT = "%i|%j|%T|%e|%S|%N|%r"
-_ID = re.compile(r"(\d+)(?:;[\w.-]+)?")
-
-ENDING = frozenset({"COMPLETING", "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL"})
-"""States of a job that has ended or is ending."""
-
-REASONS = {
-    "Resources": "waits for free resources",
-    "Priority": "waits behind jobs with a higher priority",
-    "BeginTime": "restarts after a pause",
-    "Dependency": "waits for another job",
-    "JobHeldUser": "is held; release it with `scontrol release`",
-    "JobHeldAdmin": "is held by the administrator",
-    "PartitionDown": "waits: its partition is down",
-    "PartitionInactive": "waits: its partition is inactive",
-    "PartitionTimeLimit": "never starts: slurm.time in the fleet file is longer than the partition allows",
-    "PartitionNodeLimit": "never starts: the partition does not have that many nodes",
-    "PartitionConfig": "never starts: the partition's limits forbid it",
-    "ReqNodeNotAvail": "waits: the required nodes are down or reserved",
-    "AssocGrpGRES": "waits: the account's GPU limit is reached",
-    "QOSMaxGRESPerUser": "waits: your GPU limit is reached",
-    "QOSMaxJobsPerUserLimit": "waits: your limit of running jobs is reached",
-    "AssocMaxJobsLimit": "waits: the account's limit of running jobs is reached",
-    "BadConstraints": "never starts: no node has the requested features",
-    "launch failed requeued held": "is held after a failed launch; release it with `scontrol release`",
-}
-"""SLURM's reason code of a waiting job -> its meaning."""
+_FORMAT = "%i|%A|%T|%e|%S|%N|%r|%k|%j"
+_ID = re.compile(r"([0-9]+)(?:;[\w.-]+)?")
+_JOB = re.compile(r"[0-9]+(?:_(?:[0-9]+|\[[0-9,%:-]+\]?(?:\.\.\.\]?)?))?")
+"""A job, the task of an array, or the tasks that are still waiting."""
 
 # The first match counts: SLURM writes "account/partition" for an invalid account.
 _REMEDIES = {
@@ -72,7 +51,11 @@ _REMEDIES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlurmJob:
-    """A job in SLURM's queue. ``starts`` and ``ends`` are Unix times, None if unknown."""
+    """A job in SLURM's queue. ``starts`` and ``ends`` are Unix times, None if unknown.
+
+    ``id`` is what SLURM's commands take: ``17``, or ``17_3`` for the task of an array, whose ``number`` is that of
+    ``$SLURM_JOB_ID``. ``mark`` says which fleet submitted it for which server; None if its comment is not a fleet's.
+    """
 
     id: str
     name: str
@@ -81,28 +64,41 @@ class SlurmJob:
     node: str = ""
     starts: float | None = None
     ends: float | None = None
+    number: str = ""
+    mark: JobMark | None = None
 
     @property
     def server(self) -> str:
         """The server that the job runs."""
-        return server_of(self.name) or ""
+        return self.mark.server if self.mark else server_of(self.name) or ""
 
     @property
     def pending(self) -> bool:
         """Whether the job waits in the queue."""
-        return self.state == "PENDING"
+        return self.state in WAITING
 
     @property
     def over(self) -> bool:
         """Whether the job has ended or is ending."""
         return self.state in ENDING
 
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Sorts jobs by their time of submission."""
+        return (int(self.number or re.split(r"[^0-9]", self.id)[0]), *map(int, re.findall(r"_([0-9]+)", self.id)))
+
+    def is_called(self, job_id: str) -> bool:
+        """Whether this is the job of that id, in either form."""
+        return job_id in (self.id, self.number) and bool(job_id)
+
     def words(self, now: float | None = None) -> str:
-        """A readable status: why the job waits, or where it runs."""
+        """A readable status: why the job waits, where it runs, or how it ended."""
+        if self.state in ENDED:
+            return ended_words(self.state, self.reason)
         if not self.pending:
             return f"{self.state.lower()} on {self.node}" if self.node else self.state.lower()
-        said = REASONS.get(self.reason) or next((t for r, t in REASONS.items() if self.reason.startswith(r)), "")
-        said = said or f"waits; SLURM's reason: {self.reason!r}"
+        held = "" if self.state == "PENDING" else self.state
+        said = waiting_words(self.reason or held)
         if self.starts and (seconds := self.starts - (time.time() if now is None else now)) > 0:
             said += f"; expected to start in {_span(seconds)}"
         return said
@@ -118,48 +114,87 @@ def _span(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{round(minutes / 60)} h"
 
 
-class Slurm:
-    """SLURM's commands, run with ``environ``. Each method raises `FleetError`: no SLURM, a timeout, or SLURM's error."""
+_FOREIGN = re.compile(r"(?:SLURM|SLURMD|SLURMCTLD|SQUEUE|SBATCH|SALLOC|SRUN|SCANCEL|SCONTROL|SINFO|SACCT|SPRIO)_\w+")
+_NEEDED = re.compile(r"SLURM_(?:CONF|CONF_SERVER|JWT|SACK_\w+)")
 
-    def __init__(self, environ: Mapping[str, str] | None = None, *, limit: float = LIMIT) -> None:
-        self.environ = {**(os.environ if environ is None else environ), "SLURM_TIME_FORMAT": "%s"}
+
+def for_slurm(environ: Mapping[str, str], keep: Iterable[str] = ()) -> dict[str, str]:
+    """Return the environment for SLURM's commands: without their options and without the variables of an enclosing job.
+
+    ``SQUEUE_STATES`` hides jobs, ``SBATCH_WAIT`` makes sbatch wait for their end, and ``SLURM_MEM_PER_CPU`` of an enclosing
+    job contradicts the options of the fleet file. ``keep`` names those to keep.
+    """
+    kept = {n: value for n, value in environ.items() if n in keep or _NEEDED.fullmatch(n) or not _FOREIGN.fullmatch(n)}
+    return {**kept, "SLURM_TIME_FORMAT": "%s"}
+
+
+class Slurm:
+    """SLURM's commands, run with ``environ`` as `for_slurm` leaves it.
+
+    Each method raises `FleetError`: no SLURM, a timeout, or SLURM's error.
+    """
+
+    def __init__(self, environ: Mapping[str, str] | None = None, *, limit: float = LIMIT, keep: Iterable[str] = ()) -> None:
+        self.environ = for_slurm(os.environ if environ is None else environ, tuple(keep))
         self.limit = limit
+        self._cluster = ""
+
+    @property
+    def cluster(self) -> str:
+        """The cluster's name; job ids mean something on their own cluster only."""
+        if not self._cluster:
+            found = re.search(r"^ClusterName\s*=\s*(\S+)", self._run(["scontrol", "show", "config"]), re.MULTILINE)
+            self._cluster = found[1] if found else ""
+        return self._cluster
 
     def submit(self, command: Sequence[str]) -> str:
-        """Run an `sbatch_command`; return the job's id."""
-        for line in self._run(command).splitlines():
+        """Run an `sbatch_command`; return the job's id, the last line that is one: a site may print numbers before it."""
+        for line in reversed(self._run(command).splitlines()):
             if found := _ID.fullmatch(line.strip()):
                 return found[1]
         raise FleetError("sbatch accepted the job but printed no job id", hint="`squeue --me` shows it")
 
     def jobs(self, servers: Iterable[str] | None = None) -> list[SlurmJob]:
-        """The user's queued and running jobs for these servers, or for all, oldest first."""
-        wanted = None if servers is None else {job_name(server) for server in servers}
-        user = f"--user={getpass.getuser()}"
-        return [job for job in self._squeue(user) if job.server and (wanted is None or job.name in wanted)]
+        """This user's queued and running jobs of any fleet for servers of these names, or for all, oldest first."""
+        wanted = None if servers is None else set(servers)
+        found = self._squeue("--me", "--array")
+        return [job for job in found if job.server and (wanted is None or job.server in wanted)]
 
     def job(self, job_id: str) -> SlurmJob | None:
         """Return a job that is queued, running or has ended in the last minutes; None if SLURM does not know the id."""
         try:
-            found = self._squeue(f"--jobs={job_id}", "--states=all")
+            found = self._squeue(f"--jobs={job_id}", "--array", "--states=all")
         except FleetError as error:
             if "invalid job id" in error.message.lower():
                 return None
             raise
-        return next((job for job in found if job.id == job_id), None)
+        return next((job for job in found if job.is_called(job_id)), None)
 
     def _squeue(self, *options: str) -> list[SlurmJob]:
         lines = self._run(["squeue", "--noheader", f"--format={_FORMAT}", *options]).splitlines()
-        return sorted((job for line in lines if (job := read_job(line))), key=lambda job: int(job.id))
+        return sorted((job for line in lines if (job := read_job(line))), key=lambda job: job.order)
 
-    def requeue(self, job_id: str, delay: float = 0.0) -> None:
-        """Requeue a running job, to start after ``delay`` seconds, at least `SETTLE`; SLURM then ends its processes."""
+    def requeue(self, job_id: str, delay: float = 0.0, *, without: str = "") -> None:
+        """Requeue a running job, to start after ``delay`` seconds, at least `SETTLE`; SLURM then ends its processes.
+
+        ``without``: a node on which it must not start again.
+        """
         self._run(["scontrol", "requeue", job_id])
-        self._run(["scontrol", "update", f"JobId={job_id}", f"StartTime=now+{round(max(delay, SETTLE))}"])
+        with contextlib.suppress(FleetError):  # it is in the queue already, only without its pause
+            self._run(["scontrol", "update", f"JobId={job_id}", f"StartTime=now+{round(max(delay, SETTLE))}"])
+        if without:
+            with contextlib.suppress(FleetError):
+                self._exclude(job_id, without)
 
-    def rename(self, job_id: str, name: str) -> None:
-        """Rename a job."""
-        self._run(["scontrol", "update", f"JobId={job_id}", f"JobName={name}"])
+    def _exclude(self, job_id: str, node: str) -> None:
+        shown = self._run(["scontrol", "--oneliner", "show", "job", job_id])
+        found = re.search(r"\bExcNodeList=(\S+)", shown)
+        before = found[1] if found and found[1] != "(null)" else ""
+        self._run(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(filter(None, (before, node)))}"])
+
+    def mark(self, job_id: str, mark: JobMark) -> None:
+        """Name a job after its server, and write into its comment which fleet it belongs to."""
+        self._run(["scontrol", "update", f"JobId={job_id}", f"JobName={job_name(mark.server)}", f"Comment={mark.text}"])
 
     def cancel(self, jobs: Iterable[SlurmJob], *, now: bool = False) -> None:
         """Cancel jobs: remove waiting ones from the queue; ask running ones to finish their requests and exit.
@@ -225,13 +260,21 @@ class Slurm:
 
 def read_job(line: str) -> SlurmJob | None:
     """Parse a line of squeue's output in `_FORMAT`; None if it is something else."""
-    fields = line.strip().split("|", 6)
-    if len(fields) != 7 or not fields[0].isdecimal() or not fields[0].isascii() or not fields[2]:
+    fields = line.strip().split("|", 8)
+    if len(fields) != 9 or not _JOB.fullmatch(fields[0]) or not re.fullmatch(r"[0-9]+", fields[1]) or not fields[2]:
         return None
-    number, name, state, ends, starts, node, reason = fields
-    node = "" if node.startswith("(") else node
-    times = {"starts": _time(starts), "ends": _time(ends)}
-    return SlurmJob(id=number, name=name, state=state, reason="" if reason == "None" else reason, node=node, **times)
+    job_id, number, state, ends, starts, node, reason, comment, name = fields
+    return SlurmJob(
+        id=job_id,
+        number=number,
+        name=name,
+        state=state,
+        reason="" if reason == "None" else reason,
+        node="" if node.startswith("(") else node,
+        starts=_time(starts),
+        ends=_time(ends),
+        mark=JobMark.read(comment),
+    )
 
 
 def _time(text: str) -> float | None:

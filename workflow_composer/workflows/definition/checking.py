@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from workflow_composer.config.yaml_source import KeyPath
@@ -11,6 +12,7 @@ from workflow_composer.workflows.definition.shapes import NUMBER, TEXT, UNKNOWN,
 from workflow_composer.workflows.definition.source import FileFaults
 from workflow_composer.workflows.definition.survey import KnownNames
 
+_BRACED = re.compile(r"(?<!\{)\{([A-Za-z_]\w*)\}(?!\})")
 _OF_INPUTS = {"text": TEXT, "private": TEXT, "number": NUMBER, "json": UNKNOWN}
 
 
@@ -39,7 +41,8 @@ def value_shape(step: Step) -> Shape:
 class NameChecks:
     """Checks the readings of a workflow against what its names stand for. Faults go to ``faults``.
 
-    ``hidden`` maps names that are never there to the reason, such as a column that the inputs do not name.
+    ``notes`` are what is probably not meant, such as ``{name}`` for ``{{ name }}``. ``hidden`` maps names that are never
+    there to the reason, such as a column that the inputs do not name.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class NameChecks:
     ) -> None:
         self.inputs = {name: _OF_INPUTS[kind] for name, kind in inputs.items()}
         self.steps, self.faults, self.hidden = steps, faults, dict(hidden)
+        self.notes: list[str] = []
         self.shapes = {name: value_shape(step) for name, step in steps.items()}
         for name, step in steps.items():
             self._hide_inner(step, name)
@@ -134,6 +138,9 @@ class NameChecks:
         return KnownNames({**around.shapes, loop.item: shape.item, **inner}, {*around.steps, *inner}, hidden)
 
     def _reading(self, reading: Reading, known: KnownNames, path: KeyPath) -> Shape:
+        for name in _BRACED.findall(reading.text) if "{" in reading.text else ():
+            if name in known.shapes:
+                self.notes.append(f"line {reading.line}: {{{name}}} stands as it is written; {{{{ {name} }}}} is its value")
         shape, found = reading.check(known)  # type: ignore[attr-defined]  # as above
         for fault in found:
             self.faults.at(path, fault.line, fault.message, fault.hint)

@@ -17,8 +17,8 @@ from workflow_composer.workflows.definition.model import NestedBody, PromptBody,
 from workflow_composer.workflows.definition.ordering import StepCycle, levels_and_rows, with_names
 from workflow_composer.workflows.definition.privacy import PrivacyChecks, privacy_notes
 from workflow_composer.workflows.definition.routes import targets_of
-from workflow_composer.workflows.definition.source import Word, as_plain, read_source
-from workflow_composer.workflows.definition.steps import RESERVED, StepReader
+from workflow_composer.workflows.definition.source import Word, as_plain, read_source, with_remedies
+from workflow_composer.workflows.definition.steps import StepReader
 
 if TYPE_CHECKING:
     from workflow_composer.config.strategy import StrategyConfig
@@ -58,7 +58,7 @@ class _FileLoader:
         try:
             tree, _, self.faults = read_source(path)
         except ProfileError as error:
-            raise WorkflowFileError(error.problems) from None
+            raise WorkflowFileError(with_remedies(error.problems)) from None
         self.path = path
         made = self._workflow(tree, columns)
         if problems := self.faults.lines():
@@ -104,7 +104,7 @@ class _FileLoader:
         )
         for where, step in made.every_step():
             self._routes(step, ("steps", *where.replace(".", ".steps.").split(".")))
-        notes = programs_without_form(list(made.every_step()))
+        notes = [*programs_without_form(list(made.every_step())), *checks.notes]
         return replace(made, notes=tuple(notes))
 
     # ---------------------------------------------------------------------------------------------------------- inputs
@@ -114,7 +114,7 @@ class _FileLoader:
         made: dict[str, str] = {}
         for name, kind in found.items():
             path = ("inputs", name)
-            if name.startswith("_") or name in RESERVED - {"row", "loop"}:
+            if name in ("rows", "parts"):
                 self.faults.add(path, f"the name {name!r} means something else in expressions", "rename the column")
             made[name] = self.faults.one_of(kind, path, INPUT_TYPES) or "json"
             if columns is not None and name not in columns:

@@ -73,7 +73,7 @@ class PrivacyChecks:
 
     def _question(self, step: Step, model: str | None, path: KeyPath, told: str) -> None:
         models = models_for(self.config, model, step.task)
-        far = [spec.name for spec in models if not spec.local]
+        far = [spec.name for spec in models if not spec.local and self.config.allow_cloud]
         if not far or (model is None and len(far) < len(models)):
             return  # a routed task goes to the models of one's own only
         what = f"{told} may use {', '.join(far)}, which {'is' if len(far) == 1 else 'are'} not on your own machines"

@@ -53,8 +53,28 @@ class _Written(Values):
         return Word.at(str(node.value), node.start_mark.line + 1 + block, node.style is not None)
 
 
+_REMEDIES = (
+    (r"mapping values are not allowed", "put the text in quotes, or write it below its key after |"),
+    (r"a key is a list, a mapping", "put a text that begins with {{ or [ in quotes"),
+    (r"expected <block end>, but found '<scalar>'", "put all of it in quotes, such as '\"a\" in done(b)'"),
+    (r"cannot start any token", "put the text in quotes"),
+    (r"expected ',' or '[}\]]'", "put a text with commas, braces or colons in quotes"),
+)
+
+
+def with_remedies(problems: Sequence[str]) -> tuple[str, ...]:
+    """Return the faults, those of YAML with what is usually meant."""
+    return tuple(
+        problem + next((f"; {remedy}" for sign, remedy in _REMEDIES if re.search(sign, problem)), "") for problem in problems
+    )
+
+
 class FileFaults(Problems):
     """Faults of a workflow's file, each with its line, what was found, what is allowed, and the remedy."""
+
+    def lines(self) -> tuple[str, ...]:
+        """Return every fault once, in the order of the file."""
+        return with_remedies(super().lines())
 
     def at(self, path: KeyPath, line: int, found: str, hint: str = "") -> None:
         """Add a fault of a key, in a line within its value."""

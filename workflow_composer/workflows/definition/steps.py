@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from workflow_composer.answers.extraction import modules_beside
 from workflow_composer.answers.form import OutputForm
 from workflow_composer.answers.output_form import output_form
 from workflow_composer.config.yaml_source import KeyPath
@@ -299,14 +300,16 @@ class StepReader:
 
     # -------------------------------------------------------------------------------------------- answers and trouble
 
-    def _form(self, value: Any, path: KeyPath) -> OutputForm | None:
+    def _form(self, value: Any, path: KeyPath) -> OutputForm:
+        """Read the form of an answer; after a fault, one of which nothing is known."""
         try:
-            return output_form(as_plain(value, as_written=True), folder=self.folder)
+            with modules_beside(self.folder):
+                return output_form(as_plain(value, as_written=True), folder=self.folder)
         except WorkflowComposerError as error:
             self.faults.at(path, self.faults.source.line(path) or 1, error.message, error.hint)
         except (ImportError, AttributeError, OSError, TypeError, ValueError) as error:
             self.faults.at(path, self.faults.source.line(path) or 1, f"the form cannot be made: {error}")
-        return None
+        return output_form({"json_schema": {}})
 
     def _on_error(self, tree: Mapping[str, Any], path: KeyPath, form: OutputForm | None) -> OnError:
         value, here = tree.get("on_error"), (*path, "on_error")

@@ -6,6 +6,7 @@ state is asked, or the place is reached only where the name has a value (``a is 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -154,7 +155,7 @@ class Survey:
             self._fault(node, f"{name!r} cannot be used here: {self.known.hidden[name]}")
         else:
             listed = ", ".join(map(repr, list(self.known.shapes)[:12])) or "none"
-            near = nearest(name, self.known.shapes)
+            near = _in_a_name(name, self.known.shapes) or nearest(name, self.known.shapes)
             self._fault(node, f"there is no input or step {name!r}", "; ".join(filter(None, (f"there are: {listed}", near))))
         return UNKNOWN
 
@@ -280,6 +281,12 @@ class Survey:
             listed = "allowed: " + ", ".join(map(repr, shape.choices[:12]))
             hint = "; ".join(filter(None, (listed, nearest(other.value, map(str, shape.choices)))))
             self._fault(other, f"{written(node)} is never {other.value!r}", hint)
+
+
+def _in_a_name(name: str, known: Collection[str]) -> str:
+    """Return how a column is named of whose name this is a part, as of ``pub-date``; empty if there is none."""
+    found = next((one for one in known if not one.isidentifier() and name in re.split(r"\W+", one)), None)
+    return "" if found is None else f'write row["{found}"]'
 
 
 def _first(shape: Shape) -> Shape:

@@ -152,8 +152,10 @@ def _checked(tree: nodes.Node, columns_of_row: bool) -> nodes.Node:
 def _fault(error: jinja2.TemplateSyntaxError, text: str, line: int) -> SyntaxFault:
     hint = getattr(error, "hint", "")
     message = str(error.message)
-    if not hint:
+    if not hint and "{{" not in text and "{%" not in text:
         hint = next((remedy for sign, remedy in _SIGNS if re.search(sign, text)), "")
+    if not hint and message.startswith("expected token 'end of print statement'"):
+        hint = 'a column whose name is no identifier is written row["Article Title"]'
     if not hint or "{{" in text or "{%" in text or "{#" in text:
         if "end of comment" in message:
             hint = "{# begins a comment; write {{ '{#' }} for these characters"

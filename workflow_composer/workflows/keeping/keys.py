@@ -95,9 +95,18 @@ def path_of(place: str) -> str:
     """Return the path of a step from a place.
 
     >>> path_of("teams[0].m[12]"), path_of("outer[3]/inner#2~1"), path_of("overview[2].parts1[0]")
-    ('teams.m', 'outer.inner', 'overview')
+    ('teams.m', 'outer/inner', 'overview')
     """
-    return _ITEMS.sub("", place).replace("/", ".")
+    return _ITEMS.sub("", place)
+
+
+def top_of(path: str) -> str:
+    """Return the workflow's own step in which a step is.
+
+    >>> top_of("teams.m"), top_of("outer/inner.x"), top_of("a")
+    ('teams', 'outer', 'a')
+    """
+    return re.split("[./]", path, maxsplit=1)[0]
 
 
 def kind_of(step: Step) -> str:

@@ -55,7 +55,8 @@ class MoneyAccount(Budget):
 
     @room.setter
     def room(self, value: float) -> None:
-        self._change_room(value - self.room)
+        if self.room < math.inf:
+            self._change_room(value - self.room)
 
     def _change_room(self, by: float) -> None:
         self.own_room += by

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from workflow_composer.workflows.definition.model import NestedBody, Step
 from workflow_composer.workflows.keeping.row_keeper import RunCounts
 from workflow_composer.workflows.running.results import RowState, StepResult
 
@@ -51,14 +52,17 @@ class StepSummary:
 class StepSummaries(dict[str, StepSummary]):
     """`StepSummary` by path."""
 
-    def add_row(self, steps: Mapping[str, StepResult], prefix: str = "") -> None:
-        """Count the results of a row, and of the steps within its steps."""
-        for name, result in steps.items():
-            path = prefix + name
+    def add_row(self, results: Mapping[str, StepResult], steps: Mapping[str, Step], prefix: str = "") -> None:
+        """Count the results of a row's steps, and of the steps within them: ``LOOP.STEP``, ``NESTED/STEP``."""
+        for name, result in results.items():
+            path, step = prefix + name, steps[name]
             self.setdefault(path, StepSummary()).add(result)
+            body, loop = step.body, step.for_each
+            inner = body.workflow.steps if isinstance(body, NestedBody) else {} if loop is None else loop.steps
+            between = "/" if isinstance(body, NestedBody) else "."
             for item in (result, *result.items):
                 if item.inner:
-                    self.add_row(item.inner, f"{path}.")
+                    self.add_row(item.inner, inner, path + between)
 
 
 @dataclass(slots=True)
@@ -118,7 +122,7 @@ class RunReport:
             found |= {"cost": _money(counts.cost + counts.kept_cost), "seconds": round(counts.seconds, 3)}
             why = counts.why
         else:
-            inner = [one for name, one in self.counts.items() if name.startswith(f"{path}.")]
+            inner = [one for name, one in self.counts.items() if name.startswith((f"{path}.", f"{path}/"))]
             found |= {"calls": sum(one.calls for one in inner), "kept": sum(one.kept for one in inner), "shared": 0}
             found |= {"cost": _money(sum(one.cost + one.kept_cost for one in inner))}
             found["seconds"] = round(sum(one.seconds for one in inner), 3)

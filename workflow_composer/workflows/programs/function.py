@@ -49,8 +49,9 @@ async def call_function(
             hint="python: names MODULE:FUNCTION, of a module beside the workflow or an installed one",
             started=False,
         )
-    message = told.get("problem") or f"the function raised {told['error']}"
-    raise ProgramFault(f"{body.target}: {message}", said=told["said"] + outcome.errors)
+    if "problem" in told:
+        raise ProgramFault(f"{body.target}: the value is not JSON data", said=told["problem"])
+    raise ProgramFault(f"{body.target}: the function raised {told['error']}", said=outcome.errors + told["said"])
 
 
 def _path(folder: Path) -> list[str]:

@@ -242,7 +242,7 @@ def _refuse(report: Mapping[str, Any], job: ProgramJob, private: bool) -> None:
             f"the program cannot be kept off the network here: {report['error']}",
             hint="allow it the network in the step (trusted: true, and in the profile)"
             if private
-            else "allow it the network in the step: limits: {network: true}",
+            else "allow it the network in the step: limits: {network: any}",
             started=False,
         )
     hint = ""

@@ -115,16 +115,17 @@ _OF_ALL: Mapping[str, FailureKind] = {
 # ------------------------------------------------------------------------------------------------------------- replies
 
 
-def of_reply(response: LLMResponse, form: OutputForm, *, private: bool) -> StepFailure | None:
-    """Return why a reply is no answer of this form; None: it is one, and the form reads it."""
+def value_of(response: LLMResponse, form: OutputForm, *, private: bool) -> Any:
+    """Return the answer as JSON data. Raises `StepFailure` if the reply is none of this form."""
     sample = response.samples[0]
-    problem = response.warning or form.read(response.text).problem
+    formed = form.read(response.text)
+    problem = response.warning or formed.problem
     if problem is None and _is_readable(response) and not (sample.cut_off and form.is_text):
-        return None
+        return form.plain(formed.value)
     kind, reason = _refused(response, problem or "no answer of the vote can be used")
     facts = {**facts_of(response), "reply": response.text[-_LONGEST_REPLY:], "said": reason}
     reason = f"{_PLAINLY[kind]} ({len(response.text):,} characters)" if private and kind == "invalid" else in_a_line(reason)
-    return StepFailure(kind=kind, reason=reason, facts=facts)
+    raise StepFailure(kind=kind, reason=reason, facts=facts)
 
 
 def in_a_line(text: str) -> str:

@@ -17,13 +17,14 @@ from workflow_composer.answers.form import OutputForm
 from workflow_composer.answers.output_form import output_form
 from workflow_composer.errors import BudgetExceeded, ProgramFault, RunBudgetReached
 from workflow_composer.storage.lines import kind
+from workflow_composer.support.fast_dataclass import changed
 from workflow_composer.types import ANY_TASK, LLMRequest, LLMResponse
 from workflow_composer.workflows.definition.model import AnswerCheck, CommandBody, HumanBody, PromptBody, PythonBody, Step
 from workflow_composer.workflows.keeping.answers import KeptAnswer, StepQuestion
 from workflow_composer.workflows.programs.accepting import StepCheck
 from workflow_composer.workflows.programs.command import run_command
 from workflow_composer.workflows.programs.function import call_function
-from workflow_composer.workflows.running.failing import StepFailure, facts_of, in_a_line, of_error, of_reply, of_value
+from workflow_composer.workflows.running.failing import StepFailure, facts_of, in_a_line, of_error, of_value, value_of
 from workflow_composer.workflows.running.prompt_room import too_long_for
 from workflow_composer.workflows.running.results import Origin, Scope, StepResult, ValueFault
 from workflow_composer.workflows.running.world import Purse, StopSign, World
@@ -113,7 +114,7 @@ class _Question:
         limits = [limit for limit in (self.step.timeout, self.spot.left()) if limit is not None and limit < math.inf]
         if self._purse is None:
             self._purse = self.spot.purse.begin()
-        sent = replace(
+        sent = changed(
             request,
             timeout=max(0.0, min(limits)) if limits else None,
             purse=self._purse,
@@ -189,13 +190,14 @@ class _PromptQuestion(_Question):
         if (told := too_long_for(said, self.spot.world.room(self.step))) is not None:
             raise StepFailure(kind="too_long", reason=told)
         response = await self.paid(self._request())
-        failure = of_reply(response, self.form, private=self.step.labels.private)
-        facts = facts_of(response)
-        if self.acceptance is not None and self.acceptance.calls:
-            facts |= {"cost": self.spent, "judged": self.acceptance.calls}
-        if failure is not None:
-            raise StepFailure(kind=failure.kind, reason=failure.reason, facts={**failure.facts, **facts})
-        return KeptAnswer(value=self.form.plain(self.form.read(response.text).value), facts=facts)
+        judged = 0 if self.acceptance is None else self.acceptance.calls
+        more = {"cost": self.spent, "judged": judged} if judged else {}
+        try:
+            value = value_of(response, self.form, private=self.step.labels.private)
+        except StepFailure as failure:
+            failure.facts = {**failure.facts, **more}
+            raise
+        return KeptAnswer(value=value, facts={**facts_of(response), **more})
 
 
 class _CommandQuestion(_Question):
@@ -275,7 +277,7 @@ async def ask(step: Step, names: Scope, spot: Spot, place: str) -> StepResult:
         return _done(kept, kept=True)
     if (refusal := keeper.refused(question)) is not None:
         why = "stopped" if refusal.state == "not_run" else refusal.kind
-        return _with_facts(StepResult(state=refusal.state, reason=refusal.reason, kind=why), refusal.facts)
+        return _result(refusal.facts, state=refusal.state, reason=refusal.reason, kind=why)
     return _waiting(made, question) if isinstance(made, _HumanQuestion) else await _asked_now(made, question)
 
 
@@ -380,7 +382,7 @@ async def _released_by_person(step: Step, result: StepResult, spot: Spot, place:
     """Ask a person whether a value may be read by others."""
     shown = result.value if isinstance(result.value, str) else json.dumps(result.value, ensure_ascii=False)
     asking = replace(step, form=_YES_OR_NO, waits=None)
-    question = spot.world.question(asking, row=spot.row, place=f"{place}!release", asked={"release": result.value})
+    question = spot.world.question(step, row=spot.row, place=f"{place}!release", asked={"release": result.value})
     kept = spot.world.keeper.find(question)
     if kept is None:
         spot.world.people.wait(question, asking, f"May this be read by others, also in a cloud? {shown}")
@@ -394,21 +396,19 @@ async def _released_by_person(step: Step, result: StepResult, spot: Spot, place:
 
 
 def _failed(failure: StepFailure) -> StepResult:
-    return _with_facts(StepResult(state="failed", kind=failure.kind, reason=failure.reason), failure.facts)
+    return _result(failure.facts, state="failed", kind=failure.kind, reason=failure.reason)
 
 
 def _done(answer: KeptAnswer, *, kept: bool = False) -> StepResult:
     facts = answer.facts
     origin: Origin = "person" if facts.get("person") else "shared" if answer.shared else "kept" if kept else "asked"
-    return _with_facts(StepResult(state="done", value=answer.value, origin=origin), facts)
+    return _result(facts, state="done", value=answer.value, origin=origin)
 
 
-def _with_facts(result: StepResult, facts: Mapping[str, Any]) -> StepResult:
-    """Return a result with what its answer's facts say of calls, cost, model and time."""
-    if not facts:
-        return result
-    return replace(
-        result,
+def _result(facts: Mapping[str, Any], **fields: Any) -> StepResult:
+    """Return a result with what its facts say of calls, cost, model and time."""
+    return StepResult(
+        **fields,
         attempts=int(facts.get("calls") or 0) + int(facts.get("runs") or 0),
         cost=float(facts.get("cost") or 0.0),
         model=str(facts.get("model") or ""),

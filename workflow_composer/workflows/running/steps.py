@@ -75,6 +75,8 @@ async def _attempted(step: Step, names: Scope, spot: Spot, place: str) -> StepRe
             return unmet
     if (unmet := _unmet(step.needs - {step.name}, names)) is not None:
         return unmet
+    if (person := _awaited(step.reads - {step.name}, names)) is not None:
+        return person
     if step.for_each is not None:
         return await _over_items(step, step.for_each, names, spot, place)
     return await _repeated(step, names, spot, place)
@@ -107,6 +109,15 @@ def _unmet(needed: frozenset[str], names: Scope) -> StepResult | None:
                 stopped = found.kind if found.kind == "stopped" else None
                 return StepResult(state=state, kind=stopped, reason=f"needs {name}, {_MISSING[found.state]}")
     return StepResult(state="waiting", reason=f"waits for {missing[0][0]}") if missing else None
+
+
+def _awaited(read: frozenset[str], names: Scope) -> StepResult | None:
+    """Return that a step waits with one that it reads, because a person's answer is no missing value; None: it does not."""
+    for name in sorted(read):
+        found = names.results.get(name)
+        if found is not None and found.state == "waiting":
+            return StepResult(state="waiting", reason=f"waits for {name}")
+    return None
 
 
 def _forbidden(when: Reading, names: Scope) -> StepResult | None:

@@ -130,7 +130,7 @@ def test_a_server_that_failed_says_why(fleet):
 def test_a_job_in_slurms_queue_is_shown_with_its_reason(fleet):
     """By a squeue that stands for SLURM's."""
     program = fleet.folder / "squeue"
-    program.write_text("#!/bin/sh\necho '12|wc-coder|PENDING|N/A|N/A||Resources'\n")
+    program.write_text("#!/bin/sh\necho '12|12|PENDING|N/A|N/A||Resources||wc-coder'\n")
     program.chmod(0o755)
     fleet.environ["PATH"] = f"{fleet.folder}:/usr/bin:/bin"
     put(fleet, how="slurm", job_id="12", status="starting")

@@ -46,7 +46,7 @@ def test_outside_of_a_job_it_says_how_to_make_one(fleet, slurm):
 def test_a_job_that_was_given_more_time_publishes_its_new_end(fleet, slurm, tmp_path):
     """Otherwise clients would leave it at its old end, although it serves on."""
     later = int(time.time()) + 90_000
-    (tmp_path / "queue").write_text(f"7|wc-coder|RUNNING|{later}|1|node|None\n")
+    (tmp_path / "queue").write_text(f"7|7|RUNNING|{later}|1|node|None||wc-coder\n")
     supervisor = SimpleNamespace(place=ListenPlace(port=1, job_id="7", expires=1000.0))
     job(fleet, slurm, [])._refresh(supervisor)
     assert supervisor.place.expires == later

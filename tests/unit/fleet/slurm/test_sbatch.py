@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from workflow_composer.fleet.settings import RoleSpec, SlurmSettings
-from workflow_composer.fleet.slurm.sbatch import PYTHON_VARIABLE, job_script, sbatch_command, server_of
+from workflow_composer.fleet.slurm.sbatch import PYTHON_VARIABLE, JobMark, job_script, sbatch_command, server_of
 
 ROLE = RoleSpec(name="coder", model="m", port=8002)
 
 
 def command(role=ROLE, server="coder", **settings):
-    where = {"fleet_file": Path("/fleet/my fleet.yaml"), "logs": Path("/logs"), "python": "/py", "script": Path("/job.sh")}
-    return sbatch_command(SlurmSettings(**settings), role, server, **where)
+    where = {"logs": Path("/logs"), "python": "/py", "script": Path("/job.sh"), "environ": {}}
+    return sbatch_command(SlurmSettings(**settings), role, JobMark("ab12", server, "/fleet/my fleet.yaml"), **where)
 
 
 def test_the_defaults_are_a_day_on_t4flex_with_one_gpu():

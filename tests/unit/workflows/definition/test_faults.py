@@ -31,6 +31,10 @@ FAULTS = {
     "duplicate key": (of_steps("b: {prompt: x}", "b: {prompt: y}"), 6, "duplicate key"),
     "alias": (of_steps("b: {prompt: &x hi}", "c: {prompt: *x}"), 6, "aliases"),
     "unknown key": (HEAD + A + TAIL + "stepps: 1\n", 6, "did you mean 'steps'"),
+    "braces without quotes": (of_steps("b: {prompt: {{ id }}}"), 5, "in quotes"),
+    "a colon without quotes": (HEAD + "  a:\n    prompt: Is this: yes or no?\n" + TAIL, 5, "in quotes"),
+    "a quoted word first": (HEAD + '  a:\n    when: "x" in id\n    prompt: hi\n' + TAIL, 5, "all of it in quotes"),
+    "a per cent sign first": (HEAD + "  a:\n    prompt: %x\n" + TAIL, 5, "in quotes"),
     "no steps": ("workflow: w\noutput: {a: 1}\n", 0, "steps"),
     "no output": (HEAD + A, 0, "output"),
     "no name": ("steps:\n  a: {prompt: x}\noutput: {a: a}\n", 0, "workflow"),
@@ -50,6 +54,16 @@ FAULTS = {
     # templates and expressions
     "unclosed braces": (of_steps("b: {prompt: 'x {{ id'}"), 5, "write {{ '{{' }}"),
     "unclosed block": (of_steps("b: {prompt: '{% if id %}x'}"), 5, "endif"),
+    "name with a space": (
+        of_steps("b: {prompt: '{{ Article Title }}'}").replace("n: number", "Article Title: text"),
+        5,
+        'row["Article Title"]',
+    ),
+    "name with a hyphen": (
+        of_steps("b: {prompt: '{{ pub-date }}'}").replace("n: number", "pub-date: text"),
+        5,
+        'row["pub-date"]',
+    ),
     "unknown filter": (of_steps("b: {prompt: '{{ id | uper }}'}"), 5, "did you mean 'upper'"),
     "unknown test": (of_steps("b: {prompt: hi, when: id is giben}"), 5, "did you mean 'given'"),
     "unknown function": (of_steps("b: {prompt: hi, when: lenn(id) > 3}"), 5, "did you mean 'len'"),

@@ -101,3 +101,33 @@ def test_a_field_that_groups_do_not_have(load):
 def test_a_column_that_the_table_lacks(load):
     with pytest.raises(WorkflowFileError, match=r"no column 'body'.*did you mean 'bodies'"):
         load(SIMPLE, ["id", "bodies"])
+
+
+def test_a_type_beside_the_file_is_a_form(load, tmp_path):
+    (tmp_path / "kinds_of_this_test.py").write_text(
+        "from pydantic import BaseModel\n\nclass Case(BaseModel):\n    gene: str\n"
+    )
+    text = 'workflow: w\ninputs: {id: text}\nsteps: {a: {prompt: hi, answer: {python: "kinds_of_this_test:Case"}}}\n'
+    assert load(text + 'output: {g: "{{ a.gene }}"}\n').steps["a"].form.read('{"gene": "TP53"}').value.gene == "TP53"
+    with pytest.raises(WorkflowFileError, match="did you mean 'gene'"):
+        load(text + 'output: {g: "{{ a.gen }}"}\n')
+
+
+def test_single_braces_are_noted(load):
+    text = 'workflow: w\ninputs: {id: text}\nsteps: {a: {prompt: "{id} {\\"id\\": 1} {x} {{ id }}"}}\noutput: {a: a}\n'
+    assert [note for note in load(text).notes if "as it is written" in note] == [
+        "line 3: {id} stands as it is written; {{ id }} is its value"
+    ]
+
+
+def test_without_a_cloud_every_model_is_ones_own(tmp_path):
+    config = StrategyConfig(profile_name="mine", models={"small": {"backend": "scripted"}}, allow_cloud=False)
+    path = tmp_path / "flow.yaml"
+    path.write_text("workflow: w\ninputs: {n: private}\nsteps: {a: {model: small, prompt: '{{ n }}'}}\noutput: {a: a}\n")
+    assert load_workflow(path, config=config).steps["a"].labels.private
+
+
+def test_after_a_fault_in_a_form_nothing_is_said_of_its_fields(load):
+    with pytest.raises(WorkflowFileError) as caught:
+        load("workflow: w\nsteps: {a: {prompt: hi, answer: {x: txt}}}\noutput: {g: a.x}\n")
+    assert len(caught.value.problems) == 1

@@ -131,18 +131,19 @@ async def test_an_exception_is_told_apart_from_what_may_be_shown(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "told", "said"),
     [
-        ("leaves", "raised SystemExit"),
-        ("crashes", "signal 6"),
-        ("no_json", r"the value\['x'\]\[0\] is PosixPath"),
-        ("no_number", r"the value\['x'\] is nan"),
-        ("number_keys", "a key that is int"),
+        ("leaves", "raised SystemExit", "3"),
+        ("crashes", "signal 6", ""),
+        ("no_json", "not JSON data", "the value['x'][0] is PosixPath"),
+        ("no_number", "not JSON data", "the value['x'] is nan"),
+        ("number_keys", "not JSON data", "a key that is int"),
     ],
 )
-async def test_what_gives_no_value_is_named(folder, name, told):
-    with pytest.raises(ProgramFault, match=told):
+async def test_what_gives_no_value_is_named(folder, name, told, said):
+    with pytest.raises(ProgramFault, match=told) as caught:
         await call(folder, f"functions:{name}")
+    assert said in caught.value.said
 
 
 async def test_a_wrong_argument_is_named_by_python(folder):

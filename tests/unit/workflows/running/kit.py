@@ -94,6 +94,8 @@ class Bench:
         models = {name: {"backend": "scripted", "model": name} for name in self.backends}
         settings = {"models": models, "task_routing": {"*": "small"}, "retries": {"attempts": 1}, **self.profile}
         self.config = StrategyConfig(profile_name="bench", **settings)
+        own = {name: {"backend": "vllm", "base_url": "http://127.0.0.1:9"} for name in self.backends}
+        self.as_read = StrategyConfig(profile_name="bench", **{**settings, "models": own})  # a file's models are one's own
         self.orchestrator = ModelOrchestrator(self.config, plugins=host, metrics=MemorySink(), environ={})
         self.limit = asyncio.Semaphore(1000)
         self.room = None
@@ -124,7 +126,7 @@ class Bench:
     def flow(self, text):
         path = self.folder / "flow.yaml"
         path.write_text(textwrap.dedent(text), "utf-8")
-        return load_workflow(path, config=self.config)
+        return load_workflow(path, config=self.as_read)
 
     def world(self, **fields):
         @asynccontextmanager

@@ -1,0 +1,50 @@
+"""The example that needs no GPU, no key and no network, as a stranger runs it."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.paths import ROOT
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(sys.platform != "linux", reason="functions run without a network, which needs Linux"),
+]
+
+pytest.importorskip("mistralrs")
+
+FLOW = ROOT / "examples" / "workflows" / "word_problems.yaml"
+PROBLEMS = ROOT / "examples" / "workflows" / "problems.csv"
+
+
+def run(output):
+    command = [sys.executable, "-m", "workflow_composer", "-s", "development", "workflow", "run", FLOW]
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    found = subprocess.run(
+        [*command, "--input", PROBLEMS, "-o", output, "--json"], env=environ, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    return json.loads(found.stdout)
+
+
+def test_the_word_problems(tmp_path):
+    """Every answer has passed its check, some from the large model; a second run asks for nothing."""
+    output = tmp_path / "solved.csv"
+    first = run(output)
+    assert (first["state"], first["rows"], first["done"]) == ("done", 12, 12)
+    with output.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    models = {row["model"] for row in rows}
+    assert models == {"small", "large"}
+    assert first["calls"] == 12 + sum(row["model"] == "large" for row in rows)
+    for row in rows:
+        assert re.findall(r"\d+", row["explanation"])[-1] == row["answer"]
+    written = output.read_bytes()
+    second = run(output)
+    assert (second["calls"], second["kept"]) == (0, 36)
+    assert output.read_bytes() == written
