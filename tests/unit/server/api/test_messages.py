@@ -117,7 +117,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(body, param):
         ({**HI, "thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking.budget_tokens"),
         ({**HI, "output_config": {"effort": "low"}}, "output_config.effort"),
         ({**HI, "context_management": {"edits": []}}, "context_management"),
-        ({**HI, "client_metadata": {"cwd": "/home/ann"}}, "client_metadata"),
+        ({**HI, "client_metadata": {"session": "x"}}, "client_metadata"),
         (saying({"type": "text", "text": "a"}, {"type": "server_tool_use", "id": "s"}), "blocks of type server_tool_use"),
         (saying({"type": "text", "text": "a", "cache_control": CACHED}), "cache_control"),
         (saying({"type": "tool_result", "tool_use_id": "c", "content": "boom", "is_error": True}), "tool_result.is_error"),
