@@ -22,12 +22,14 @@ FLOW = ROOT / "examples" / "workflows" / "word_problems.yaml"
 PROBLEMS = ROOT / "examples" / "workflows" / "problems.csv"
 
 
-def run(output):
-    command = [sys.executable, "-m", "workflow_composer", "-s", "development", "workflow", "run", FLOW]
+def run(output, *more):
+    return called("run", "-o", output, *more)
+
+
+def called(command, *more):
+    words = [sys.executable, "-m", "workflow_composer", "-s", "development", "workflow", command, FLOW, "--input", PROBLEMS]
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
-    found = subprocess.run(
-        [*command, "--input", PROBLEMS, "-o", output, "--json"], env=environ, capture_output=True, text=True, check=False
-    )
+    found = subprocess.run([*words, *more, "--json"], env=environ, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     return json.loads(found.stdout)
 
@@ -48,3 +50,22 @@ def test_the_word_problems(tmp_path):
     second = run(output)
     assert (second["calls"], second["kept"]) == (0, 36)
     assert output.read_bytes() == written
+
+
+def test_a_dry_run_calls_and_writes_nothing(tmp_path):
+    """The prices are those of the small model alone, and of both."""
+    told = run(tmp_path / "solved.csv", "--dry-run")
+    assert (told["rows"], told["steps"]["solve"]["calls"]) == (12, 12)
+    assert 0 < told["least"] < told["most"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_try_shows_rows_and_forecasts_the_whole_table():
+    """Two rows spread over twelve; what they used, times six."""
+    told = called("try", "--rows", "2")
+    assert (told["tried"], told["of"], [row["_state"] for row in told["rows"]]) == (2, 12, ["done", "done"])
+    solve = told["forecast"]["solve"]
+    assert solve["calls"]["mean"] == 6 * told["run"]["calls"]
+    assert solve["dollars"]["mean"] == pytest.approx(6 * told["run"]["cost"])
+    assert solve["calls"]["least"] <= solve["calls"]["mean"] <= solve["calls"]["most"]
+    assert told["forecast"]["(all)"]["calls"]["mean"] == solve["calls"]["mean"]

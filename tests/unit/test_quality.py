@@ -121,7 +121,12 @@ MECHANISMS = {
     "method.create_server": {"server/service.py"},
     "method.start_server": set(),
     "fcntl": {"storage/locks.py"},
-    "tempfile": {"storage/lines.py", "storage/replacing.py", "workflows/programs/sandbox.py"},
+    "tempfile": {
+        "cli/workflow/try_out.py",
+        "storage/lines.py",
+        "storage/replacing.py",
+        "workflows/programs/sandbox.py",
+    },
     "os.fsync": {"storage/replacing.py"},
     "os.fdatasync": set(),
     "os.replace": set(),

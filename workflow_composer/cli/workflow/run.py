@@ -46,6 +46,7 @@ _MONEY = click.FloatRange(min=0, min_open=True)
     multiple=True,
     help="Also ask again what failed for this reason. Faults of servers are always tried again.",
 )
+@click.option("--dry-run", is_flag=True, help="Call nothing: forecast the calls and the price of each step.")
 @click.option("--yes", is_flag=True, help="Do not ask before answers that exist are asked for again.")
 @strategy_option
 @common_options
@@ -61,6 +62,6 @@ def run_command(state: State, /, **options: Any) -> int:
     Exit codes: 0 done; 1 some rows failed; 2 wrong file, table or usage: nothing was asked; 6 stopped at the budget: run the
     same command with a higher --run-budget to go on; 8 persons must answer: see `workflow answer`; 130 Ctrl-C.
     """
-    from workflow_composer.cli.workflow.running import RunSession
+    from workflow_composer.cli.workflow.running import DryRun, RunSession
 
-    return RunSession(state, options).run()
+    return (DryRun if options["dry_run"] else RunSession)(state, options).run()

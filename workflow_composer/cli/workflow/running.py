@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from workflow_composer.batch.datasets.table import Table, read_table
 from workflow_composer.cli.interrupt import run_finishing
-from workflow_composer.cli.output import SOME_FAILED, dollars, print_json
+from workflow_composer.cli.output import SOME_FAILED, dollars, print_json, print_table
 from workflow_composer.cli.progress import DecisionLog, progress_for
 from workflow_composer.cli.state import State
 from workflow_composer.errors import InputError, RunBudgetReached, WorkflowFileError
+from workflow_composer.storage.lines import objects
 from workflow_composer.workflows.definition.loading import load_workflow
+from workflow_composer.workflows.forecast import PriceList, SampleTable, StepPrice
+from workflow_composer.workflows.keeping.journal import journal_beside
 from workflow_composer.workflows.run import CANCELLED, RunOptions, WorkflowRun
 
 if TYPE_CHECKING:
@@ -78,14 +81,7 @@ class RunSession:
     def run(self) -> int:
         """Run and report; return the exit code."""
         state, options = self._state, self._options
-        table = read_table(options["source"], data_dir=Path(options["data_dir"]), asks=False)
-        state.log = DecisionLog(state.log_file)
-        orchestrator = state.open(state, None)
-        try:
-            workflow = loaded(options["file"], table, orchestrator.config, state.environ)
-        except BaseException:
-            orchestrator.close()
-            raise
+        workflow, table, orchestrator = self._opened()
         wanted = options["rows"]
         given = {name: options[name] for name in ("concurrency", "run_budget", "row_budget", "start", "only", "redo")}
         chosen = None if wanted is None else numbers_of(wanted, table.count())
@@ -97,6 +93,18 @@ class RunSession:
             print_json(report.data)
         self._tell(run, report)
         return code or code_of(report)
+
+    def _opened(self) -> tuple[Workflow, Table, ModelOrchestrator]:
+        """Open the table and the profile, and check the workflow against both."""
+        state, options = self._state, self._options
+        table = read_table(options["source"], data_dir=Path(options["data_dir"]), asks=False)
+        state.log = DecisionLog(state.log_file)
+        orchestrator = state.open(state, None)
+        try:
+            return loaded(options["file"], table, orchestrator.config, state.environ), table, orchestrator
+        except BaseException:
+            orchestrator.close()
+            raise
 
     def _done(self, run: WorkflowRun, orchestrator: ModelOrchestrator) -> tuple[int, RunReport]:
         found: list[RunReport] = []
@@ -188,3 +196,56 @@ def code_of(report: RunReport) -> int:
     if report.state == "stopped: budget":
         return RunBudgetReached.exit_code
     return 0 if report.state == "done" else SOME_FAILED
+
+
+class DryRun(RunSession):
+    """The forecast of a run: nothing is called, and nothing written."""
+
+    def run(self) -> int:
+        """Print the forecast; return the exit code."""
+        workflow, table, orchestrator = self._opened()
+        with orchestrator:
+            found = PriceList(workflow, table, orchestrator.config, orchestrator.plan)
+        unpriced = sorted({name for step in found.steps for name in step.unpriced})
+        kept = journal_beside(self._target).exists()
+        if self._state.json:
+            steps = {step.path: step.data for step in found.steps}
+            total = {"least": found.least, "most": found.most, "unpriced": unpriced}
+            print_json({"state": "dry run", "rows": found.rows, "steps": steps, **total, "journal_exists": kept})
+            return 0
+        click.echo(f"{table.name}: {found.rows} rows; nothing is called", err=True)
+        lines = [[one.path, _calls(one), one.prompt_tokens, dollars(one.least), dollars(one.most)] for one in found.steps]
+        print_table(["step", "calls", "prompt tokens", "at least", "at most"], lines)
+        click.echo(f"all steps: {dollars(found.least)} to {dollars(found.most)}, before answers are asked again")
+        if unpriced:
+            click.echo(f"warning: no price is known of {', '.join(unpriced)}", err=True)
+        if kept:
+            click.echo("answers of earlier runs are kept: what is not asked again is counted here all the same", err=True)
+        return 0
+
+
+def _calls(step: StepPrice) -> str:
+    told = f"{step.calls:,}{' for each item' if step.items else ''}"
+    return f"up to {told}" if step.conditional else told
+
+
+class Trial(RunSession):
+    """A run over a few rows of a table; ``report`` gets the run, the whole table, the rows written, and the run's data."""
+
+    def __init__(self, state: State, options: Mapping[str, Any], report: Callable[..., None]) -> None:
+        super().__init__(state, options)
+        self._report = report
+
+    def run(self) -> int:
+        """Run and report; return the exit code."""
+        options = self._options
+        workflow, table, orchestrator = self._opened()
+        given = {name: options[name] for name in ("concurrency", "run_budget", "row_budget")}
+        sample = cast("Table", SampleTable(table, options["rows"]))
+        with WorkflowRun(workflow, sample, self._target, orchestrator, RunOptions(**given)) as run:
+            code, report = self._done(run, orchestrator)
+            rows = [row for _, row in objects(self._target)] if self._target.exists() else []
+            self._report(run, table, rows, report.data)
+        for path, step in report.data["steps"].items():
+            self._tell_step(path, step)
+        return code or code_of(report)
