@@ -17,7 +17,7 @@ from workflow_composer.workflows.definition.model import NestedBody, PromptBody,
 from workflow_composer.workflows.definition.ordering import StepCycle, levels_and_rows, with_names
 from workflow_composer.workflows.definition.privacy import PrivacyChecks, privacy_notes
 from workflow_composer.workflows.definition.routes import targets_of
-from workflow_composer.workflows.definition.source import Word, as_plain, read_source, with_remedies
+from workflow_composer.workflows.definition.source import FileFaults, Word, as_plain, read_source, with_remedies
 from workflow_composer.workflows.definition.steps import StepReader
 
 if TYPE_CHECKING:
@@ -41,7 +41,22 @@ def load_workflow(
     Raises `WorkflowFileError` with all faults, and `ProfileNotFound` if there is no such file.
     """
     loader = _FileLoader(config, ())
-    made = labelled(loader.load(Path(path), columns))
+    return _finished(loader, loader.load(Path(path), columns), config)
+
+
+def made_workflow(
+    tree: Mapping[str, Any], faults: FileFaults, path: Path, *, config: StrategyConfig, columns: Sequence[str] | None = None
+) -> Workflow:
+    """Return the workflow of a tree as `read_source` returns it; ``path`` is where its files are relative to.
+
+    Raises `WorkflowFileError`.
+    """
+    loader = _FileLoader(config, ())
+    return _finished(loader, loader.made(tree, faults, path, columns), config)
+
+
+def _finished(loader: _FileLoader, made: Workflow, config: StrategyConfig) -> Workflow:
+    made = labelled(made)
     PrivacyChecks(config, loader.faults).run(made)
     if problems := loader.faults.lines():
         raise WorkflowFileError(problems)
@@ -55,11 +70,16 @@ class _FileLoader:
         self.config, self.outer = config, outer
 
     def load(self, path: Path, columns: Sequence[str] | None) -> Workflow:
+        """Read a file. Raises `WorkflowFileError`."""
         try:
-            tree, _, self.faults = read_source(path)
+            tree, _, faults = read_source(path)
         except ProfileError as error:
             raise WorkflowFileError(with_remedies(error.problems)) from None
-        self.path = path
+        return self.made(tree, faults, path, columns)
+
+    def made(self, tree: Mapping[str, Any], faults: FileFaults, path: Path, columns: Sequence[str] | None) -> Workflow:
+        """Return the workflow of a tree. Raises `WorkflowFileError`."""
+        self.faults, self.path = faults, path
         made = self._workflow(tree, columns)
         if problems := self.faults.lines():
             raise WorkflowFileError(problems)
@@ -256,7 +276,7 @@ class _FileLoader:
 def _digest(tree: Mapping[str, Any], steps: Mapping[str, Step]) -> str:
     """Return the digest of what the file says, without its comments and its layout, and of the workflows that it names."""
     inner = sorted(step.body.workflow.digest for step in _all(steps) if isinstance(step.body, NestedBody))
-    said = json.dumps([as_plain(tree), inner], sort_keys=True, ensure_ascii=False)
+    said = json.dumps([as_plain(tree), inner], sort_keys=True, ensure_ascii=False, default=repr)
     return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
 
 
