@@ -17,6 +17,8 @@ allow_cloud: false
 models:
   small: {backend: vllm, base_url: "http://localhost:1/v1", model: s}
   large: {backend: vllm, base_url: "http://localhost:2/v1", model: l}
+tiers: {small: {model: small, cost: 1.0}, large: {model: large, cost: 2.0}}
+routers: [cascade, cascading_provider]
 task_routing: {"*": small}
 """
 FLOW = """

@@ -37,9 +37,9 @@ def test_command(state: State, /, **options: Any) -> int:
     """Run a workflow with scripted answers instead of models, and compare its table with what is expected.
 
     No model is called. Routing, forms, checks, retries, conditions, programs and functions are real. The test is a YAML
-    file: `rows` (a list of rows), `answers` (for each step a text, a list of texts for its calls in turn, or a mapping from a text
-    that the prompt contains to the answer; STEP.judge for the judge of a step) and `expect` (for each row the columns that
-    matter).
+    file: `rows` (a list of rows), `answers` (for each step a text, a list of texts for its calls in turn, or a mapping from
+    a text that the prompt contains to the answer; STEP.judge for the judge of a step) and `expect` (for each row the columns
+    that matter).
 
     Exit codes: 0 as expected; 1 not; 2 wrong file, table or usage.
     """
