@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -90,6 +91,7 @@ class RunSession:
         run_options = RunOptions(rows=chosen, retry=frozenset(options["retry"]), **given)
         with WorkflowRun(workflow, table, self._target, orchestrator, run_options) as run:
             self._tell_before(run)
+            self._tell_changes(run)
             code, report = self._done(run, orchestrator)
         if state.json:
             print_json(report.data)
@@ -135,6 +137,17 @@ class RunSession:
         if counts.answers:
             spent = f", {dollars(counts.spent)} spent" if counts.spent else ""
             click.echo(f"{counts.answers} answers of earlier runs are kept{spent}", err=True)
+
+    def _tell_changes(self, run: WorkflowRun) -> None:
+        """Say what is asked again, and its price; on a terminal, ask whether to go on."""
+        if not run.journal.counts.answers:
+            return
+        lines = asyncio.run(run.changes()).told()
+        for line in lines:
+            click.echo(f"  {line}", err=True)
+        terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+        if lines and terminal and not self._options["yes"] and not click.confirm("Go on?", default=True, err=True):
+            raise click.Abort
 
     def _tell(self, run: WorkflowRun, report: RunReport) -> None:
         data = report.data
