@@ -22,12 +22,14 @@ from workflow_composer.workflows.definition.loading import load_workflow
 from workflow_composer.workflows.forecast import PriceList, SampleTable, StepPrice
 from workflow_composer.workflows.keeping.journal import journal_beside
 from workflow_composer.workflows.run import CANCELLED, RunOptions, WorkflowRun
+from workflow_composer.workflows.scripted import ScriptedModels
 
 if TYPE_CHECKING:
     from workflow_composer.config.strategy import StrategyConfig
     from workflow_composer.orchestrator import ModelOrchestrator
     from workflow_composer.workflows.definition.model import Workflow
     from workflow_composer.workflows.keeping.run_report import RunReport
+    from workflow_composer.workflows.scripted import FlowTest
 
 WAITING = 8
 """Exit code of a run in which persons must answer."""
@@ -262,3 +264,22 @@ class Trial(RunSession):
         for path, step in report.data["steps"].items():
             self._tell_step(path, step)
         return code or code_of(report)
+
+
+class Rehearsal(RunSession):
+    """A run with scripted answers; nothing is sent."""
+
+    def __init__(self, state: State, options: Mapping[str, Any], test: FlowTest) -> None:
+        super().__init__(state, options)
+        self._test = test
+
+    def rehearse(self) -> tuple[list[str], list[Mapping[str, Any]]]:
+        """Run; return what is not as expected, and the rows that were written."""
+        workflow, table, orchestrator = self._opened()
+        with orchestrator:
+            self._test.check(workflow)
+            models = ScriptedModels(orchestrator.config, orchestrator.plan, self._test.answers)
+            with WorkflowRun(workflow, table, self._target, models, RunOptions(concurrency=1)) as run:
+                asyncio.run(run.run())
+        rows = [row for _, row in objects(self._target)] if self._target.exists() else []
+        return self._test.differences(rows), rows

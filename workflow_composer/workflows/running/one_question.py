@@ -183,6 +183,7 @@ class _PromptQuestion(_Question):
             form=self.form,
             form_retries=step.retries,
             check=self.acceptance,
+            metadata={"step": step.name},
         )
 
     async def answer(self) -> KeptAnswer:
